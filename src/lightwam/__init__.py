@@ -1,0 +1,2 @@
+"""lightwam: lightweight World-Action Models."""
+__version__ = "0.1.0"

@@ -1,0 +1,47 @@
+"""The errors a user can cause. Each says what went wrong, where, what was got, what was expected, and what to do next."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class LightwamError(Exception):
+    """Base of every error that a user's input can cause; anything else that escapes lightwam is a bug in lightwam."""
+
+    def __init__(
+        self, what: str, *, where: object = None, got: object = None, expected: object = None, next_step: str = ""
+    ) -> None:
+        self.what, self.where, self.got, self.expected, self.next_step = what, where, got, expected, next_step
+        parts = [what]
+        for label, value in (("where", where), ("got", got), ("expected", expected), ("next", next_step or None)):
+            if value is not None:
+                parts.append(f"  {label}: {value}")
+        super().__init__("\n".join(parts))
+
+
+class ConfigError(LightwamError):
+    """A recipe, option or config file that cannot be used."""
+
+
+class DatasetError(LightwamError):
+    """A dataset that is missing, broken or not of the declared layout."""
+
+
+class CheckpointError(LightwamError):
+    """A run directory or weights file that is missing, broken or of another model."""
+
+
+class SimulatorError(LightwamError):
+    """A simulator that is not installed, unknown, or breaks the `Simulator` protocol."""
+
+
+class WireError(LightwamError):
+    """An observation or a message that does not fit what the policy was trained on."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A next step naming the known words nearest to `word`, or all of them when none is near."""
+    known = sorted(known)
+    near = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(map(repr, near))}?" if near else f"known: {', '.join(known)}"
