@@ -1,0 +1,1 @@
+"""Simulators behind one small protocol; `base` names it, every other module is one adapter."""

@@ -1,0 +1,180 @@
+"""The small `Simulator` protocol, and how an adapter is found by its name.
+
+An adapter is a module with four names: `TASKS` and `CAMERAS` (tuples of str), `make(config, task) -> Simulator`, and,
+where demonstrations are wanted, `make_expert(config, simulator) -> Expert` (its own module for the adapters in here).
+One of your own needs no registration: put its import path ("my_robot.sim") where "metaworld" would stand.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Iterable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Float32
+
+from lightwam.config import SimConfig
+from lightwam.errors import SimulatorError, did_you_mean
+from lightwam.types import Observation
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """What one control step led to."""
+
+    success: bool
+    """the task was solved at some moment of this step"""
+    ended: bool = False
+    """the simulator cannot go on; `reset` is the only next call"""
+
+
+class Simulator(Protocol):
+    """One task of one simulator. Units are the robot's own; pictures are drawn by `observe` and by nothing else.
+
+    `reset(seed)` decides everything: the same seed and the same actions give the same pictures and states, bit for
+    bit, in a new simulator and in a used one, whether or not anybody looked in between.
+    """
+
+    task: str
+    instruction: str
+    """the task as a sentence"""
+    robot: str
+    """LeRobot's robot_type"""
+    cameras: tuple[str, ...]
+    state_names: tuple[str, ...]
+    action_names: tuple[str, ...]
+    fps: float
+    """control steps in a second of simulated time"""
+
+    @property
+    def state_dim(self) -> int:
+        """P."""
+        return len(self.state_names)
+
+    @property
+    def action_dim(self) -> int:
+        """A."""
+        return len(self.action_names)
+
+    def reset(self, seed: int) -> None:
+        """Begins the episode that `seed` names."""
+        ...
+
+    def observe(self) -> Observation:
+        """What is seen now; draws the pictures. Refused (SimulatorError) before the first `reset`."""
+        ...
+
+    def step(self, action: Float32[np.ndarray, " A"]) -> StepOutcome:
+        """One control step with an action in robot units; anything but A finite numbers raises SimulatorError."""
+        ...
+
+    def close(self) -> None:
+        """Frees what the simulator holds; a second call does nothing."""
+        ...
+
+
+class Expert(Protocol):
+    """A scripted controller of one episode: made after `reset`, asked once a step."""
+
+    def action(self) -> Float32[np.ndarray, " A"]:
+        """What the expert does in the simulator's present state."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Adapter:
+    simulator: str
+    expert: str
+    packages: tuple[str, ...] = ()
+    extra: str = ""
+
+
+_ADAPTERS = {
+    "point": _Adapter("lightwam.sim.point", "lightwam.sim.point"),
+    "metaworld": _Adapter(
+        "lightwam.sim.metaworld", "lightwam.sim.experts.metaworld", ("metaworld", "mujoco"), "metaworld"
+    ),
+}
+
+
+def make(config: SimConfig, task: str) -> Simulator:
+    """The simulator that `config.name` names, with `task` in it, not yet reset.
+
+    Raises SimulatorError for an unknown name, task or camera, and for a simulator that is not installed.
+    """
+    module = _module(config.name, expert=False)
+    require_known(task, module.TASKS, f"{config.name} task")
+    for camera in config.cameras:
+        require_known(camera, module.CAMERAS, f"{config.name} camera")
+    if not config.cameras or min(config.height, config.width, config.action_repeat) < 1:
+        raise SimulatorError(
+            "a simulator needs a camera, a picture size and an action_repeat of at least 1",
+            where=f"sim ({config.name})",
+            got=f"{config.cameras} {config.height}x{config.width}, action_repeat {config.action_repeat}",
+        )
+    return module.make(config, task)  # type: ignore[no-any-return]
+
+
+def make_expert(config: SimConfig, simulator: Simulator) -> Expert:
+    """The scripted expert for a simulator made by `make(config, ...)`; one expert an episode."""
+    return _module(config.name, expert=True).make_expert(config, simulator)  # type: ignore[no-any-return]
+
+
+def tasks(name: str) -> tuple[str, ...]:
+    """Every task of the adapter `name`."""
+    return tuple(_module(name, expert=False).TASKS)
+
+
+def cameras(name: str) -> tuple[str, ...]:
+    """Every camera of the adapter `name`."""
+    return tuple(_module(name, expert=False).CAMERAS)
+
+
+def require_known(word: str, known: Iterable[str], kind: str) -> None:
+    """Raises SimulatorError, with the nearest known words, unless `word` is one of `known`."""
+    known = tuple(known)
+    if word not in known:
+        raise SimulatorError(f"unknown {kind}", got=repr(word), next_step=did_you_mean(word, known))
+
+
+def finite_action(action: np.ndarray, dim: int, where: str) -> Float32[np.ndarray, " A"]:
+    """`action` as float32 [dim]; SimulatorError when its shape is another or it holds a NaN or an infinity."""
+    array = np.asarray(action, np.float32)
+    if array.shape != (dim,):
+        raise SimulatorError("an action of the wrong shape", where=where, got=array.shape, expected=(dim,))
+    if not np.isfinite(array).all():
+        raise SimulatorError("an action that is not finite", where=where, got=array.tolist(), expected="finite numbers")
+    return array
+
+
+def not_reset(where: str) -> SimulatorError:
+    """The error of a simulator that is used before `reset`, or after `close`."""
+    return SimulatorError("the simulator is not in an episode", where=where, next_step="call reset(seed) first")
+
+
+def _module(name: str, *, expert: bool) -> ModuleType:
+    adapter = _ADAPTERS.get(name)
+    if adapter is None:
+        if "." not in name:
+            raise SimulatorError(
+                "unknown simulator",
+                got=repr(name),
+                next_step=did_you_mean(name, _ADAPTERS) + "; or the import path of an adapter of yours, with a dot",
+            )
+        adapter = _Adapter(name, name, (name.partition(".")[0],))
+    for package in adapter.packages:
+        if importlib.util.find_spec(package) is None:
+            install = f"pip install 'lightwam[{adapter.extra}]'" if adapter.extra else "install it, or fix sim.name"
+            raise SimulatorError(
+                f"the simulator {name!r} needs a package that is not installed", got=package, next_step=install
+            )
+    module = importlib.import_module(adapter.expert if expert else adapter.simulator)
+    wanted = ("make_expert",) if expert else ("TASKS", "CAMERAS", "make")
+    missing = [word for word in wanted if word not in vars(module)]
+    if missing:
+        raise SimulatorError("an adapter lacks names", where=module.__name__, got=missing, expected=wanted)
+    return module

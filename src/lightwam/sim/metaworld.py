@@ -1,0 +1,209 @@
+"""Meta-World's 50 tasks (metaworld 3.1.1, MuJoCo 3.3): a Sawyer arm at a table, 80 control steps a second.
+
+State: hand x, y, z (metres) and how far the gripper is open (0 to 1). Action: hand motion x, y, z and gripper effort,
+each in [-1, 1] (1 is 1 cm a simulator step). Pictures are drawn without shadows, reflections and multisampling: on a
+CPU that is ten times as fast, and it is part of what a policy is trained on. "corner*" cameras, which Meta-World mounts
+upside down, are turned upright.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes.util
+import os
+import sys
+import weakref
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64, UInt8
+
+from lightwam.config import SimConfig
+from lightwam.errors import SimulatorError
+from lightwam.sim.base import Simulator, StepOutcome, finite_action, not_reset
+from lightwam.types import Observation
+
+CAMERAS = ("topview", "corner", "corner2", "corner3", "corner4", "behindGripper", "gripperPOV")
+STEPS_PER_SECOND = 80.0
+INSTRUCTIONS = {
+    "assembly": "pick up the ring and put it on the peg",
+    "basketball": "put the basketball through the hoop",
+    "bin-picking": "move the block from one bin into the other",
+    "box-close": "put the lid on the box",
+    "button-press": "press the button on the wall side",
+    "button-press-topdown": "press the button from above",
+    "button-press-topdown-wall": "reach over the wall and press the button from above",
+    "button-press-wall": "go around the wall and press the button",
+    "coffee-button": "press the button of the coffee machine",
+    "coffee-pull": "pull the mug away from the coffee machine",
+    "coffee-push": "push the mug under the coffee machine",
+    "dial-turn": "turn the dial",
+    "disassemble": "take the ring off the peg",
+    "door-close": "close the door",
+    "door-lock": "lock the door",
+    "door-open": "open the door",
+    "door-unlock": "unlock the door",
+    "drawer-close": "close the drawer",
+    "drawer-open": "open the drawer",
+    "faucet-close": "turn the faucet off",
+    "faucet-open": "turn the faucet on",
+    "hammer": "pick up the hammer and drive in the nail",
+    "hand-insert": "put the hand into the hole",
+    "handle-press": "press the handle down",
+    "handle-press-side": "press the sideways handle down",
+    "handle-pull": "pull the handle up",
+    "handle-pull-side": "pull the sideways handle up",
+    "lever-pull": "pull the lever up",
+    "peg-insert-side": "insert the peg into the hole from the side",
+    "peg-unplug-side": "pull the peg out of the hole to the side",
+    "pick-out-of-hole": "take the block out of the hole",
+    "pick-place": "pick up the puck and hold it at the goal",
+    "pick-place-wall": "pick up the puck and carry it over the wall to the goal",
+    "plate-slide": "slide the plate forward into the cabinet",
+    "plate-slide-back": "slide the plate back out of the cabinet",
+    "plate-slide-back-side": "slide the plate out of the cabinet to the side",
+    "plate-slide-side": "slide the plate sideways into the cabinet",
+    "push": "push the puck to the goal",
+    "push-back": "pull the block back to the goal",
+    "push-wall": "push the puck around the wall to the goal",
+    "reach": "move the hand to the goal",
+    "reach-wall": "move the hand over the wall to the goal",
+    "shelf-place": "put the block on the shelf",
+    "soccer": "push the ball into the goal net",
+    "stick-pull": "grasp the stick and pull the thermos with it",
+    "stick-push": "grasp the stick and push the thermos with it",
+    "sweep": "sweep the block off the table",
+    "sweep-into": "sweep the block into the hole",
+    "window-close": "close the window",
+    "window-open": "open the window",
+}
+TASKS = tuple(INSTRUCTIONS)
+
+_drawing: weakref.WeakSet[MetaWorldSimulator] = weakref.WeakSet()
+
+
+def make(config: SimConfig, task: str) -> MetaWorldSimulator:
+    """A `MetaWorldSimulator`; the first one of a process costs two seconds of imports."""
+    return MetaWorldSimulator(config, task)
+
+
+class MetaWorldSimulator(Simulator):
+    """One Meta-World task with seeded resets; success counts when any simulator step of a control step succeeds.
+
+    It never ends by itself: Meta-World's limit of 500 steps is lifted, `SimConfig.max_steps` decides.
+    """
+
+    robot = "sawyer"
+    state_names = ("hand_x", "hand_y", "hand_z", "gripper")
+    action_names = ("motion_x", "motion_y", "motion_z", "gripper")
+
+    def __init__(self, config: SimConfig, task: str) -> None:
+        self.task, self.instruction = task, INSTRUCTIONS[task]
+        self.cameras, self.fps = config.cameras, STEPS_PER_SECOND / config.action_repeat
+        self._repeat, self._size = config.action_repeat, (config.height, config.width)
+        _choose_gl()
+        from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+
+        self._env: Any = ALL_V3_ENVIRONMENTS[f"{task}-v3"]()
+        self._env.max_path_length = sys.maxsize
+        self._everything: Float64[np.ndarray, " 39"] | None = None
+        self._renderer: Any = None
+
+    def reset(self, seed: int) -> None:
+        """Places hand, objects and goal as `seed` says.
+
+        Meta-World's own `reset(seed=...)` ignores its seed, hence the private switches: goal visible to the expert,
+        places drawn anew from the seeded generator. The last forward pass brings sites and cameras up to date, which
+        otherwise the first picture would show where they were before.
+        """
+        import mujoco
+
+        env = self._env
+        if env is None:
+            raise not_reset(f"metaworld/{self.task}")
+        env._partially_observable = False
+        env._freeze_rand_vec = False
+        env.seeded_rand_vec = True
+        env._set_task_called = True
+        env.__dict__.pop("sawyer_observation_space", None)
+        env.seed(seed)
+        self._everything, _ = env.reset()
+        mujoco.mj_forward(env.model, env.data)
+
+    def observe(self) -> Observation:
+        """Draws every camera."""
+        state = self.everything[:4].astype(np.float32)
+        return Observation({camera: self._draw(camera) for camera in self.cameras}, state, self.instruction)
+
+    def step(self, action: np.ndarray) -> StepOutcome:
+        """Repeats the action, clipped to [-1, 1], `action_repeat` times."""
+        if self._everything is None:
+            raise not_reset(f"metaworld/{self.task}")
+        clipped = np.clip(finite_action(action, self.action_dim, f"metaworld/{self.task}"), -1, 1)
+        success = False
+        for _ in range(self._repeat):
+            self._everything, _, _, _, info = self._env.step(clipped)
+            success = success or bool(info["success"])
+        return StepOutcome(success)
+
+    def close(self) -> None:
+        """Frees the drawing context; without this, it is done at the process's exit."""
+        if self._renderer is not None:
+            self._renderer.close()
+        self._env, self._everything, self._renderer = None, None, None
+
+    @property
+    def everything(self) -> Float64[np.ndarray, " 39"]:
+        """Meta-World's full observation with objects and goal (the expert reads it; a policy never does)."""
+        if self._everything is None:
+            raise not_reset(f"metaworld/{self.task}")
+        return self._everything
+
+    def _draw(self, camera: str) -> UInt8[np.ndarray, "height width 3"]:
+        if self._renderer is None:
+            self._renderer = _fast_renderer(self._env.model, *self._size)
+            _drawing.add(self)
+        self._renderer.update_scene(self._env.data, camera=camera)
+        picture = self._renderer.render()
+        return np.ascontiguousarray(picture[::-1, ::-1] if camera.startswith("corner") else picture)
+
+
+def _choose_gl() -> None:
+    """Settles how MuJoCo draws, before its first import.
+
+    Without a display, EGL is the way on Linux, OSMesa the second best. One llvmpipe thread a process: more of them
+    fight with the other worker processes and make each picture slower.
+    """
+    os.environ.setdefault("LP_NUM_THREADS", "1")
+    if sys.platform != "linux" or os.environ.get("MUJOCO_GL"):
+        return
+    if ctypes.util.find_library("EGL"):
+        os.environ["MUJOCO_GL"] = "egl"
+    elif ctypes.util.find_library("OSMesa"):
+        os.environ["MUJOCO_GL"] = "osmesa"
+        print("lightwam: no EGL library here, MuJoCo draws with OSMesa (set MUJOCO_GL to choose)", file=sys.stderr)
+    else:
+        raise SimulatorError(
+            "MuJoCo cannot draw: neither EGL nor OSMesa is installed",
+            next_step="apt install libegl1 libgl1 (or libosmesa6), or set MUJOCO_GL yourself",
+        )
+
+
+def _close_drawing() -> None:
+    for simulator in list(_drawing):
+        simulator.close()
+
+
+def _fast_renderer(model: Any, height: int, width: int) -> Any:
+    import mujoco
+
+    # after mujoco's import, so that it runs before mujoco's own exit step, which pulls EGL away from open contexts
+    atexit.unregister(_close_drawing)
+    atexit.register(_close_drawing)
+    model.vis.quality.shadowsize = 0
+    model.vis.quality.offsamples = 0
+    model.vis.global_.offheight, model.vis.global_.offwidth = height, width
+    renderer = mujoco.Renderer(model, height, width)
+    for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
+        renderer.scene.flags[flag] = 0
+    return renderer

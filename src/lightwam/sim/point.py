@@ -1,0 +1,117 @@
+"""A pure numpy simulator: a white point is moved onto the dot of the named colour.
+
+It is here for tests that run in milliseconds, and as the worked example of docs/simulators.md. The world is the square
+[-1, 1] x [-1, 1], y up; an action is a velocity, and a simulator step at full speed covers 0.1.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from lightwam.config import SimConfig
+from lightwam.errors import SimulatorError
+from lightwam.sim.base import Simulator, StepOutcome, finite_action, not_reset
+from lightwam.types import Observation
+
+COLOURS = {"red": (220, 40, 40), "blue": (50, 80, 230), "green": (40, 180, 60), "yellow": (235, 205, 40)}
+TASKS = tuple(COLOURS)
+CAMERAS = ("top", "near")
+
+STEP = 0.1
+DOT_RADIUS, POINT_RADIUS, REACH = 0.2, 0.12, 0.12
+NEAR_SPAN = 0.5
+"""half the width of what the "near" camera, which moves with the point, sees"""
+
+
+class PointSimulator(Simulator):
+    """A point, and a dot of each colour at seeded places that do not overlap."""
+
+    robot = "point"
+    state_names = ("x", "y")
+    action_names = ("velocity_x", "velocity_y")
+
+    def __init__(self, config: SimConfig, task: str) -> None:
+        self.task, self.instruction = task, f"move to the {task} dot"
+        self.cameras, self.fps = config.cameras, 10.0 / config.action_repeat
+        self._repeat = config.action_repeat
+        self._x = (np.arange(config.width) + 0.5) / config.width * 2 - 1
+        self._y = (1 - (np.arange(config.height) + 0.5) / config.height * 2)[:, None]
+        self._at: list[float] | None = None
+        self._dots: dict[str, tuple[float, float]] = {}
+
+    def reset(self, seed: int) -> None:
+        """Places the point and the dots."""
+        rng = np.random.default_rng(seed)
+        places: list[tuple[float, float]] = []
+        while len(places) < len(COLOURS) + 1:
+            x, y = (float(value) for value in rng.uniform(-0.8, 0.8, 2))
+            if all((x - a) ** 2 + (y - b) ** 2 > (2.2 * DOT_RADIUS) ** 2 for a, b in places):
+                places.append((x, y))
+        self._at = list(places[0])
+        self._dots = dict(zip(COLOURS, places[1:], strict=True))
+
+    def observe(self) -> Observation:
+        """Draws every camera."""
+        x, y = self._position()
+        frames = {camera: self._draw(camera) for camera in self.cameras}
+        return Observation(frames, np.array([x, y], np.float32), self.instruction)
+
+    def step(self, action: np.ndarray) -> StepOutcome:
+        """Moves the point; velocities beyond [-1, 1] are clipped."""
+        at = self._position()
+        velocity = finite_action(action, self.action_dim, f"point/{self.task}").tolist()
+        success = False
+        for _ in range(self._repeat):
+            for axis in (0, 1):
+                at[axis] = min(1.0, max(-1.0, at[axis] + STEP * min(1.0, max(-1.0, velocity[axis]))))
+            x, y = self.target
+            success = success or (at[0] - x) ** 2 + (at[1] - y) ** 2 <= REACH**2
+        return StepOutcome(success)
+
+    def close(self) -> None:
+        """Ends the episode."""
+        self._at = None
+
+    @property
+    def target(self) -> tuple[float, float]:
+        """Where the dot of the task's colour is (the expert reads it; a policy sees pictures only)."""
+        return self._dots[self.task]
+
+    def _position(self) -> list[float]:
+        if self._at is None:
+            raise not_reset(f"point/{self.task}")
+        return self._at
+
+    def _draw(self, camera: str) -> UInt8[np.ndarray, "height width 3"]:
+        at = self._position()
+        x, y = (self._x, self._y) if camera == "top" else (at[0] + NEAR_SPAN * self._x, at[1] + NEAR_SPAN * self._y)
+        picture = np.full((self._y.size, self._x.size, 3), 60, np.uint8)
+        for colour, (dot_x, dot_y) in self._dots.items():
+            picture[(x - dot_x) ** 2 + (y - dot_y) ** 2 <= DOT_RADIUS**2] = COLOURS[colour]
+        picture[(x - at[0]) ** 2 + (y - at[1]) ** 2 <= POINT_RADIUS**2] = 255
+        return picture
+
+
+class PointExpert:
+    """Goes straight to the target at full speed, and stays there."""
+
+    def __init__(self, config: SimConfig, simulator: PointSimulator) -> None:
+        self._simulator, self._reach = simulator, STEP * config.action_repeat
+
+    def action(self) -> Float32[np.ndarray, " 2"]:
+        """The velocity that leads to the target."""
+        (x, y), (goal_x, goal_y) = self._simulator._position(), self._simulator.target
+        return np.clip(np.array([goal_x - x, goal_y - y], np.float32) / self._reach, -1, 1)
+
+
+def make(config: SimConfig, task: str) -> PointSimulator:
+    """A `PointSimulator`."""
+    return PointSimulator(config, task)
+
+
+def make_expert(config: SimConfig, simulator: Simulator) -> PointExpert:
+    """The expert of a `PointSimulator`."""
+    if not isinstance(simulator, PointSimulator):
+        raise SimulatorError("the point expert moves the point only", got=type(simulator).__name__)
+    return PointExpert(config, simulator)
