@@ -1,0 +1,72 @@
+"""Flow matching of the future video: noise levels, the mix of data and noise, and the weight of a noise level.
+
+sigma   noise level in [0, 1]; 1 is noise
+time    num_times * sigma, what the network is told
+u       uniform(0, 1), what a noise level is drawn from
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from lightwam.config import FlowConfig
+
+
+def shifted(u: Float[Tensor, " n"], shift: float) -> Float[Tensor, " n"]:
+    """sigma = shift u / (1 + (shift - 1) u): a uniform draw moved towards noise, since frames are big and redundant."""
+    return shift * u / (1 + (shift - 1) * u)
+
+
+def mix(
+    clean: Float[Tensor, "B C T h w"], noise: Float[Tensor, "B C T h w"], sigma: Float[Tensor, " B"]
+) -> Float[Tensor, "B C T h w"]:
+    """(1 - sigma) clean + sigma noise, the first frame left clean: it is the present, which the model is given."""
+    mixed = torch.lerp(clean, noise, sigma.to(clean.dtype).view(-1, 1, 1, 1, 1))
+    return keep_first_frame(mixed, clean)
+
+
+def keep_first_frame(
+    latents: Float[Tensor, "B C T h w"], clean: Float[Tensor, "B C T2 h w"]
+) -> Float[Tensor, "B C T h w"]:
+    """`latents` with the first frame of `clean`."""
+    return torch.cat((clean[:, :, :1], latents[:, :, 1:]), dim=2)
+
+
+def pool(latents: Float[Tensor, "B C T h w"]) -> Float[Tensor, "B C T h2 w2"]:
+    """Latents averaged 2x2 in space, the resolution at which the future is imagined."""
+    frames, height, width = latents.shape[2:]
+    cells = latents.unflatten(3, (height // 2, 2)).unflatten(5, (width // 2, 2))
+    assert height % 2 == 0 and width % 2 == 0 and cells.shape[2] == frames
+    return cells.mean(dim=(4, 6))
+
+
+def time_weight(time: Float[Tensor, " B"], config: FlowConfig) -> Float[Tensor, " B"]:
+    """w(t): a bell around the middle time, 0 at its lowest and 1 on average over the sampler's own times."""
+    low, mean = _bell_range(config)
+    return (_bell(time, config.num_times) - low) / mean
+
+
+def _bell(time: Float[Tensor, " n"], num_times: int) -> Float[Tensor, " n"]:
+    return torch.exp(-2 * ((time - num_times / 2) / num_times) ** 2)
+
+
+@lru_cache(maxsize=8)
+def _bell_range(config: FlowConfig) -> tuple[float, float]:
+    n = config.num_times
+    u = torch.arange(n, 0, -1, dtype=torch.float64, device="cpu") / n
+    bell = _bell(n * shifted(u, config.shift), n)
+    return float(bell.min()), float((bell - bell.min()).mean())
+
+
+def latent_frame_is_pad(frame_is_pad: Bool[Tensor, "B F"], num_latent_frames: int) -> Bool[Tensor, "B later"]:
+    """Whether each later latent frame is padding, that is, all the video frames that it covers are."""
+    return frame_is_pad[:, 1:].unflatten(1, (num_latent_frames - 1, -1)).all(dim=2)
+
+
+def masked_mean(values: Float[Tensor, "B n"], keep: Bool[Tensor, "B n"]) -> Float[Tensor, " B"]:
+    """Mean of a row over what is kept; 0 for a row of which nothing is."""
+    return torch.where(keep, values, 0).sum(dim=1) / keep.sum(dim=1).clamp(min=1)

@@ -1,0 +1,123 @@
+"""The small parts of the transformer: norms, positions, attention, feed-forward."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lightwam.model.lora import LoRA, project
+
+EPS = 1e-6
+"""of every norm in the backbone; the expert's LayerNorms have torch's 1e-5"""
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the whole width (before heads are split), in fp32."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
+        """The same shape and, as it feeds an attention, the same dtype."""
+        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), EPS).to(x.dtype)
+
+
+def norm(
+    x: Float[Tensor, "*batch D"], weight: Tensor | None = None, bias: Tensor | None = None
+) -> Float[Tensor, "*batch D"]:
+    """LayerNorm with the backbone's epsilon."""
+    return F.layer_norm(x, x.shape[-1:], weight, bias, EPS)
+
+
+def gelu(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """GELU in its tanh form, the only one in this model."""
+    return F.gelu(x, approximate="tanh")
+
+
+def sinusoid(position: Float[Tensor, " n"], dim: int) -> Float[Tensor, "n dim"]:
+    """Cosines, then sines, of a position at dim/2 frequencies 10000^(-i / (dim/2)); made in fp64, since times reach 1000."""
+    half = dim // 2
+    frequency = 10000.0 ** (-torch.arange(half, dtype=torch.float64, device=position.device) / half)
+    angle = position.double()[:, None] * frequency
+    return torch.cat((angle.cos(), angle.sin()), dim=1).float()
+
+
+class Rotation(NamedTuple):
+    """RoPE's cosines and sines, for every token and every pair of a head's dims."""
+
+    cos: Float[Tensor, "S 1 pairs"]
+    sin: Float[Tensor, "S 1 pairs"]
+
+
+@lru_cache(maxsize=32)
+def rotation(frames: int, rows: int, columns: int, head_dim: int, device: torch.device) -> Rotation:
+    """3-D RoPE of a grid of tokens: a third of a head's dims turn with the row, a third with the column, the rest with time."""
+    third = head_dim // 3
+    parts = []
+    grid = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in (frames, rows, columns)), indexing="ij")
+    for position, dim in zip(grid, (head_dim - 2 * third, third, third), strict=True):
+        frequency = 10000.0 ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+        parts.append(position.reshape(-1, 1) * frequency)
+    angle = torch.cat(parts, dim=1)[:, None]
+    return Rotation(angle.cos().float().to(device), angle.sin().float().to(device))
+
+
+def rotate(x: Float[Tensor, "B S heads d"], turn: Rotation) -> Float[Tensor, "B S heads d"]:
+    """Every adjacent pair of dims turned by its token's angle."""
+    a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack((a * turn.cos - b * turn.sin, a * turn.sin + b * turn.cos), dim=-1).flatten(-2).to(x.dtype)
+
+
+def attend(
+    q: Float[Tensor, "B S heads d"], k: Float[Tensor, "B L heads d"], v: Float[Tensor, "B L heads d"]
+) -> Float[Tensor, "B S D"]:
+    """Softmax attention without a mask, heads joined again."""
+    mixed = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+    return mixed.transpose(1, 2).flatten(2)
+
+
+class Attention(nn.Module):
+    """Projections of one attention, RMSNorm on queries and keys, LoRA beside every projection when rank > 0."""
+
+    def __init__(self, width: int, num_heads: int, rank: int, alpha: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.to_q, self.to_k, self.to_v = (nn.Linear(width, width) for _ in range(3))
+        self.to_out = nn.ModuleList([nn.Linear(width, width), nn.Identity()])
+        self.norm_q, self.norm_k = RMSNorm(width), RMSNorm(width)
+        for name in ("lora_q", "lora_k", "lora_v", "lora_out"):
+            self.register_module(name, LoRA(width, width, rank, alpha) if rank else None)
+
+    def query(self, x: Float[Tensor, "B S D"]) -> Float[Tensor, "B S heads d"]:
+        """Normed queries, split in heads."""
+        return self.norm_q(project(self.to_q, self.lora_q, x)).unflatten(-1, (self.num_heads, -1))
+
+    def key_value(self, x: Float[Tensor, "B S D"]) -> tuple[Float[Tensor, "B S heads d"], Float[Tensor, "B S heads d"]]:
+        """Normed keys, and values, split in heads."""
+        k, v = self.norm_k(project(self.to_k, self.lora_k, x)), project(self.to_v, self.lora_v, x)
+        return k.unflatten(-1, (self.num_heads, -1)), v.unflatten(-1, (self.num_heads, -1))
+
+    def out(self, x: Float[Tensor, "B S D"]) -> Float[Tensor, "B S D"]:
+        """The output projection."""
+        return project(self.to_out[0], self.lora_out, x)
+
+
+class FeedForward(nn.Module):
+    """Linear, GELU, Linear; LoRA beside both linears when rank > 0."""
+
+    def __init__(self, width: int, hidden: int, rank: int, alpha: float) -> None:
+        super().__init__()
+        self.net = nn.ModuleList([nn.ModuleDict({"proj": nn.Linear(width, hidden)}), nn.Identity(), nn.Linear(hidden, width)])
+        self.register_module("lora_in", LoRA(width, hidden, rank, alpha) if rank else None)
+        self.register_module("lora_out", LoRA(hidden, width, rank, alpha) if rank else None)
+
+    def forward(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
+        """One token at a time."""
+        hidden = gelu(project(self.net[0]["proj"], self.lora_in, x))
+        return project(self.net[2], self.lora_out, hidden)

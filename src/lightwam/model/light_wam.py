@@ -1,0 +1,146 @@
+"""Light-WAM (arXiv 2606.08242): one video transformer that acts from the present and learns from the future.
+
+z        latents of a clip [B C T h w]; z[:, :, :1] is the present, the rest the future
+c        context: text states and one proprioception token [B L+1 E]
+memory   c as the cross-attention of every block reads it; one reading serves both passes
+x        tokens of a tapped block after its residual adapter [B S D]
+a        actions, one chunk [B H A], normalised
+n        noise;  sigma its level in [0, 1];  t = 1000 sigma, what the network is told
+v        velocity n - z, what the video pass predicts
+
+Two passes share the weights:
+  action pass   the present at full resolution, t = 0, up to the last tap; the expert reads a off the taps
+  video pass    the clip averaged 2x2 in space, its future noised to sigma; training and imagination only
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lightwam.config import ModelConfig
+from lightwam.model import flow
+from lightwam.model.dit import DiT, KeyValue
+from lightwam.model.expert import StateFusionActionExpert
+from lightwam.types import Batch, Losses
+
+
+class LightWAM(nn.Module):
+    """act: the present -> a chunk of actions. imagine: the present -> a future. loss: what training lowers."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.dit = DiT(config.backbone)
+        self.expert = StateFusionActionExpert(config)
+        self.proprio_encoder = nn.Linear(config.state_dim, config.backbone.text_dim)
+
+    def act(
+        self, latent: Float[Tensor, "B C 1 h w"], context: Float[Tensor, "B L E"], state: Float[Tensor, "B P"]
+    ) -> Float[Tensor, "B H A"]:
+        """The chunk of normalised actions for what is seen now, in one pass without sampling."""
+        memory = self.dit.read(self.with_proprio(context, state), only_taps=True)
+        return self.expert(self.present(latent, memory))
+
+    def look(
+        self, latent: Float[Tensor, "B C 1 h w"], context: Float[Tensor, "B L E"], state: Float[Tensor, "B P"]
+    ) -> list[Float[Tensor, "B heads Q S"]]:
+        """What the expert's queries look at in that pass: their attention over the tokens, one entry a tap."""
+        memory = self.dit.read(self.with_proprio(context, state), only_taps=True)
+        return self.expert.look(self.present(latent, memory))
+
+    def imagine(
+        self,
+        latent: Float[Tensor, "B C 1 h w"],
+        context: Float[Tensor, "B L E"],
+        state: Float[Tensor, "B P"],
+        noise: Float[Tensor, "B C T h2 w2"],
+        num_steps: int,
+    ) -> Float[Tensor, "B C T h2 w2"]:
+        """A future at the pooled resolution: `num_steps` Euler steps from noise, the present put back after each."""
+        memory = self.dit.read(self.with_proprio(context, state))
+        present = flow.pool(latent)
+        u = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64, device=noise.device)
+        sigma = flow.shifted(u, self.config.flow.shift)
+        z = flow.keep_first_frame(noise, present)
+        for now, then in zip(sigma[:-1], sigma[1:], strict=True):
+            v = self.velocity(z, now.expand(len(z)), memory)
+            z = flow.keep_first_frame(z + (then - now).to(z.dtype) * v, present)
+        return z
+
+    def loss(self, batch: Batch, u: Float[Tensor, " B"], noise: Float[Tensor, "B C T h2 w2"]) -> Losses:
+        """The joint objective: video_loss_weight * video + action_loss_weight * action.
+
+        `u` is uniform in (0, 1), one draw a sample, and becomes its noise level; `noise` is standard normal.
+        """
+        config = self.config
+        memory = self.dit.read(
+            self.with_proprio(batch.context, batch.state), only_taps=config.video_loss_weight == 0
+        )
+        action = self.action_loss(batch, memory)
+        if config.video_loss_weight == 0:
+            return Losses(config.action_loss_weight * action, torch.zeros_like(action), action)
+        video = self.video_loss(batch, memory, u, noise)
+        return Losses(config.video_loss_weight * video + config.action_loss_weight * action, video, action)
+
+    def action_loss(self, batch: Batch, memory: tuple[KeyValue, ...]) -> Float[Tensor, ""]:
+        """Squared error over the steps that are neither padding nor beyond the supervised prefix, a mean a sample."""
+        a = self.expert(self.present(batch.latents[:, :, :1], memory))
+        error = (a.float() - batch.action).square().mean(dim=2)
+        step = torch.arange(error.shape[1], device=error.device)
+        return flow.masked_mean(error, ~batch.action_is_pad & (step < self.config.supervised_prefix)).mean()
+
+    def video_loss(
+        self,
+        batch: Batch,
+        memory: tuple[KeyValue, ...],
+        u: Float[Tensor, " B"],
+        noise: Float[Tensor, "B C T h2 w2"],
+    ) -> Float[Tensor, ""]:
+        """Flow matching of the future at the pooled resolution; padded latent frames do not count."""
+        z = flow.pool(batch.latents)
+        sigma = flow.shifted(u, self.config.flow.shift)
+        v = self.velocity(flow.mix(z, noise, sigma), sigma, memory)
+        error = (v.float() - (noise - z))[:, :, 1:].square().mean(dim=(1, 3, 4))
+        weight = flow.time_weight(self.config.flow.num_times * sigma, self.config.flow)
+        keep = ~flow.latent_frame_is_pad(batch.frame_is_pad, z.shape[2])
+        return (flow.masked_mean(error, keep) * weight.to(error.dtype)).mean()
+
+    def present(
+        self, latent: Float[Tensor, "B C 1 h w"], memory: tuple[KeyValue, ...]
+    ) -> list[Float[Tensor, "B S D"]]:
+        """The action pass up to the last tap: the adapted tokens that the expert reads."""
+        return [tap.adapted for tap in self.dit(latent, None, memory, only_taps=True).taps]
+
+    def velocity(
+        self, z: Float[Tensor, "B C T h w"], sigma: Float[Tensor, " B"], memory: tuple[KeyValue, ...]
+    ) -> Float[Tensor, "B C T h w"]:
+        """The video pass: where noised latents, their first frame clean, move as noise grows."""
+        v = self.dit(z, self.config.flow.num_times * sigma, memory).velocity
+        assert v is not None
+        return v
+
+    def with_proprio(
+        self, context: Float[Tensor, "B L E"], state: Float[Tensor, "B P"]
+    ) -> Float[Tensor, "B L1 E"]:
+        """Text states and, last, the proprioception token."""
+        return torch.cat((context, self.proprio_encoder(state)[:, None].to(context.dtype)), dim=1)
+
+    def parameter_counts(self) -> dict[str, int]:
+        """Parameters by part, which sum to `total`, and how many of them are `trainable`."""
+        parts = dict.fromkeys(("blocks", "lora", "adapters", "head", "embeddings", "expert", "proprio_encoder"), 0)
+        for name, parameter in self.named_parameters():
+            parts[part_of(name)] += parameter.numel()
+        trainable = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        return parts | {"total": sum(parts.values()), "trainable": trainable}
+
+
+def part_of(name: str) -> str:
+    """Which part of the model a parameter belongs to."""
+    if not name.startswith("dit."):
+        return name.split(".")[0]
+    if "lora_" in name:
+        return "lora"
+    parts = {"blocks": "blocks", "adapters": "adapters", "proj_out": "head", "scale_shift_table": "head"}
+    return parts.get(name.split(".")[1], "embeddings")

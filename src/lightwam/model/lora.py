@@ -1,0 +1,35 @@
+"""Low-rank updates of frozen linear layers, kept apart from the weights that they update."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class LoRA(nn.Module):
+    """y = up(down(x)) * alpha / rank, beside a linear layer. `up` starts at zero, so that training starts from the layer."""
+
+    def __init__(self, in_width: int, out_width: int, rank: int, alpha: float) -> None:
+        super().__init__()
+        self.scale = alpha / rank
+        self.down = nn.Linear(in_width, rank, bias=False)
+        self.up = nn.Linear(rank, out_width, bias=False)
+        nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch m"]:
+        """The update of the layer's output, [..., in] -> [..., out]."""
+        return self.up(self.down(x)) * self.scale
+
+    def update(self) -> Float[Tensor, "m n"]:
+        """What merging adds to the layer's weight, [out, in], in fp32: sum and fold there, and round once."""
+        with torch.autocast(self.up.weight.device.type, enabled=False):
+            return self.up.weight.float() @ self.down.weight.float() * self.scale
+
+
+def project(linear: nn.Linear, lora: LoRA | None, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch m"]:
+    """The layer's output with its low-rank update, where it has one."""
+    return linear(x) if lora is None else linear(x) + lora(x)

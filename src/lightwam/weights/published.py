@@ -1,0 +1,159 @@
+"""Published Light-WAM checkpoints (`.pt`), read and written strictly: renaming only, so that both ways are bit-equal."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightwam.config import ModelConfig
+from lightwam.errors import CheckpointError
+from lightwam.model.light_wam import LightWAM
+
+VIDEO, EXPERT, PROPRIO = "mot", "state_fusion_action_expert", "proprio_encoder"
+KEYS = (VIDEO, EXPERT, PROPRIO, "step", "torch_dtype")
+
+PATCH = (("patch_embedding", "patch_embedding"),)
+EMBEDDINGS = (
+    ("text_embedding.0", "condition_embedder.text_embedder.linear_1"),
+    ("text_embedding.2", "condition_embedder.text_embedder.linear_2"),
+    ("time_embedding.0", "condition_embedder.time_embedder.linear_1"),
+    ("time_embedding.2", "condition_embedder.time_embedder.linear_2"),
+    ("time_projection.1", "condition_embedder.time_proj"),
+)
+ATTENTION = (("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("o", "to_out.0"))
+ATTENTION_LORA = (("lora_q", "lora_q"), ("lora_k", "lora_k"), ("lora_v", "lora_v"), ("lora_o", "lora_out"))
+FEED_FORWARD = (("ffn.0", "ffn.net.0.proj"), ("ffn.2", "ffn.net.2"))
+FEED_FORWARD_LORA = (("ffn_lora_in", "ffn.lora_in"), ("ffn_lora_out", "ffn.lora_out"))
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published checkpoint by our names, its tensors in the dtypes that the file holds."""
+
+    state: dict[str, Tensor]
+    step: int
+    torch_dtype: Any
+    """as the file has it"""
+
+
+def read(path: Path | str, config: ModelConfig) -> Published:
+    """The checkpoint at `path`, which must be one of `config`'s model; else CheckpointError lists every tensor that is not."""
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        raise CheckpointError(
+            "the published checkpoint cannot be read", where=path, got=error, expected="a .pt of tensors"
+        ) from error
+    if not isinstance(found, dict) or set(found) != set(KEYS):
+        got = sorted(map(str, found)) if isinstance(found, dict) else type(found).__name__
+        raise CheckpointError("not the published layout", where=path, got=got, expected=sorted(KEYS))
+    state = {}
+    shapes = _shapes(config)
+    refused = []
+    for section, names in published_names(config).items():
+        wanted = {theirs: shapes[ours] for theirs, ours in names.items()}
+        refused += _differences(section, found[section], wanted)
+        state |= {ours: found[section][theirs] for theirs, ours in names.items() if theirs in found[section]}
+    if refused:
+        raise _refusal("the checkpoint is of another model", path, refused)
+    return Published(state, found["step"], found["torch_dtype"])
+
+
+def load(path: Path | str, config: ModelConfig) -> LightWAM:
+    """A model with the checkpoint's weights, in the precision that a fresh model has."""
+    published = read(path, config)
+    model = LightWAM(config)
+    model.load_state_dict(published.state)
+    return model
+
+
+def write(path: Path | str, published: Published, config: ModelConfig) -> None:
+    """The checkpoint as the publication lays it out, its keys in its order. A state that is not `config`'s is refused."""
+    refused = _differences("", published.state, _shapes(config))
+    if refused:
+        raise _refusal("the state is of another model", path, refused)
+    sections = {
+        section: {theirs: published.state[ours] for theirs, ours in names.items()}
+        for section, names in published_names(config).items()
+    }
+    torch.save(sections | {"step": published.step, "torch_dtype": published.torch_dtype}, path)
+
+
+def published_names(config: ModelConfig) -> dict[str, dict[str, str]]:
+    """The publication's name -> ours, by section, in the publication's order."""
+    shapes = _shapes(config)
+    video = {f"mixtures.video.{theirs}": f"dit.{ours}" for theirs, ours in _backbone_names(config)}
+    expert = {
+        name.replace(".", ".", 1) if not name.startswith("layer_poolers.") else _adapted(name): f"expert.{name}"
+        for name in (key.removeprefix("expert.") for key in shapes if key.startswith("expert."))
+    }
+    proprio = {name: f"proprio_encoder.{name}" for name in ("weight", "bias")}
+    return {VIDEO: video, EXPERT: expert, PROPRIO: proprio}
+
+
+def _adapted(name: str) -> str:
+    poolers, index, rest = name.split(".", 2)
+    return f"{poolers}.{index}.adapted.{rest}"
+
+
+def _backbone_names(config: ModelConfig) -> Iterator[tuple[str, str]]:
+    yield from _linears(PATCH + EMBEDDINGS)
+    for i in range(config.backbone.num_blocks):
+        for theirs, ours in _block_names(lora=config.backbone.lora_rank > 0):
+            yield f"blocks.{i}.{theirs}", f"blocks.{i}.{ours}"
+    for i in config.backbone.taps:
+        parts = (("norm", "norm"), ("down_proj", "down"), ("up_proj", "up"))
+        yield from _linears((f"wam_adapters.{i}.{theirs}", f"adapters.{i}.{ours}") for theirs, ours in parts)
+    yield "head.modulation", "scale_shift_table"
+    yield from _linears((("head.head", "proj_out"),))
+
+
+def _block_names(lora: bool) -> Iterator[tuple[str, str]]:
+    yield "modulation", "scale_shift_table"
+    for theirs, ours in (("self_attn", "attn1"), ("cross_attn", "attn2")):
+        yield from _linears((f"{theirs}.{a}", f"{ours}.{b}") for a, b in ATTENTION)
+        yield from ((f"{theirs}.{name}.weight", f"{ours}.{name}.weight") for name in ("norm_q", "norm_k"))
+        if lora:
+            yield from _loras((f"{theirs}.{a}", f"{ours}.{b}") for a, b in ATTENTION_LORA)
+    yield from _linears((("norm3", "norm2"), *FEED_FORWARD))
+    if lora:
+        yield from _loras(FEED_FORWARD_LORA)
+
+
+def _linears(pairs: Any) -> Iterator[tuple[str, str]]:
+    return ((f"{theirs}.{name}", f"{ours}.{name}") for theirs, ours in pairs for name in ("weight", "bias"))
+
+
+def _loras(pairs: Any) -> Iterator[tuple[str, str]]:
+    return (
+        (f"{theirs}.{name}_proj.weight", f"{ours}.{name}.weight") for theirs, ours in pairs for name in ("down", "up")
+    )
+
+
+def _shapes(config: ModelConfig) -> dict[str, torch.Size]:
+    with torch.device("meta"):
+        return {name: tensor.shape for name, tensor in LightWAM(config).state_dict().items()}
+
+
+def _differences(section: str, found: Mapping[str, Any], wanted: Mapping[str, torch.Size]) -> list[str]:
+    missing = [f"missing {section} {name}" for name in wanted if name not in found]
+    extra = [f"unknown {section} {name}" for name in found if name not in wanted]
+    shapes = [
+        f"{section} {name} is {list(found[name].shape)}, not {list(shape)}"
+        for name, shape in wanted.items()
+        if name in found and found[name].shape != shape
+    ]
+    return missing + extra + shapes
+
+
+def _refusal(what: str, path: Path | str, refused: list[str]) -> CheckpointError:
+    return CheckpointError(
+        what, where=path, got="\n    ".join(["", *refused]), expected="every tensor of the config's model, and no other",
+        next_step="give the config that the checkpoint was trained with",
+    )  # fmt: skip
