@@ -1,0 +1,53 @@
+"""Files that are whole or absent, and their fingerprints."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from lightwam.errors import DatasetError
+
+WHOLE_BYTES = 16 * 2**20
+"""files up to this size are hashed whole"""
+SAMPLE_BYTES = 2**16
+NUM_SAMPLES = 64
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that `path` holds either what was there before or all of `data`, whenever we are killed."""
+    draft = path.with_name(path.name + ".draft")
+    with draft.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(draft, path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file of a dataset; DatasetError when it is missing or broken."""
+    if not path.is_file():
+        raise DatasetError("a file of the dataset is missing", where=path)
+    try:
+        data = json.loads(path.read_text())
+    except ValueError as error:
+        raise DatasetError("a file of the dataset is not JSON", where=path, got=error) from error
+    if not isinstance(data, dict):
+        raise DatasetError("a file of the dataset is not a JSON object", where=path, got=type(data).__name__)
+    return data
+
+
+def file_fingerprint(path: Path) -> str:
+    """Size and hash. Of a file above 16 MiB 64 evenly spaced blocks of 64 KiB are hashed (with first and last)."""
+    size = path.stat().st_size
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        if size <= WHOLE_BYTES:
+            digest.update(file.read())
+        else:
+            for sample in range(NUM_SAMPLES):
+                file.seek((size - SAMPLE_BYTES) * sample // (NUM_SAMPLES - 1))
+                digest.update(file.read(SAMPLE_BYTES))
+    return f"{size} bytes, {digest.hexdigest()}"

@@ -1,0 +1,197 @@
+"""Random windows from the cache, in an order that is a function of the seed alone, made ahead in a thread.
+
+An epoch is a permutation of all frames: every (episode, start) begins a window once. The state of the loader is the
+number of batches it gave, so it resumes to exactly the batches that would have followed.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int, Int64, UInt8
+
+from lightwam.codec import Codec
+from lightwam.data.cache import FrameCache
+from lightwam.errors import CheckpointError, ConfigError
+from lightwam.types import Windows
+
+
+class WindowLoader:
+    """`next()` gives batches without end; `state_dict` counts only those that were given.
+
+    `shift_pixels`: each camera's pictures in a window are moved by the same random amount of up to that many canvas
+    pixels each way, the edge repeated. `wait_seconds` is the time that `next` had to wait for the thread.
+    """
+
+    def __init__(
+        self,
+        cache: FrameCache,
+        codec: Codec,
+        horizon: int,
+        batch_size: int,
+        seed: int,
+        shift_pixels: int = 0,
+        depth: int = 3,
+    ) -> None:
+        self.cache, self.codec, self.horizon, self.batch_size, self.seed = cache, codec, horizon, batch_size, seed
+        self.shift_pixels, self.depth, self.stride = shift_pixels, depth, codec.config.video_stride
+        self._check_arguments()
+        self.num_windows = len(cache.frames)
+        self._state, self._action = codec.encode_state(cache.state), codec.encode_action(cache.action)
+        self._rest = codec.encode_action(np.zeros((1, cache.action.shape[1]), np.float32))[0]
+        self._last = np.repeat(cache.episode_start[1:] - 1, np.diff(cache.episode_start))
+        self._task = np.repeat(cache.task_index, np.diff(cache.episode_start))
+        self._epoch, self._order, self._shifts = -1, np.empty(0, np.int64), np.empty(0, np.int64)
+        self._given = 0
+        self.wait_seconds = 0.0
+        self._thread: _Ahead | None = None
+
+    def next(self) -> Windows:
+        """The next batch. Whatever went wrong in the thread is raised here."""
+        if self._thread is None:
+            self._thread = _Ahead(self, self._given)
+        begin = time.perf_counter()
+        windows = self._thread.take()
+        self.wait_seconds += time.perf_counter() - begin
+        self._given += 1
+        return windows
+
+    def window(self, index: int) -> Windows:
+        """The one window that starts at frame `index` of the cache, not shifted: a batch of 1."""
+        return self._gather(np.array([index], np.int64))
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far it is, and what that count is worth: plain JSON values."""
+        return {"batches": self._given, **self._identity()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on behind the batches that `state` counts; CheckpointError when it counts other batches."""
+        expected = {"batches": state.get("batches"), **self._identity()}
+        if state != expected or type(state["batches"]) is not int or state["batches"] < 0:
+            raise CheckpointError("the loader's state belongs to other data or settings", where="loader", got=state,
+                                  expected=expected, next_step="train with the settings and dataset of the run")  # fmt: skip
+        self.close()
+        self._given = state["batches"]
+
+    def close(self) -> None:
+        """Stop the thread; a later `next` starts it again."""
+        if self._thread is not None:
+            self._thread.stop()
+            self._thread = None
+
+    def __enter__(self) -> WindowLoader:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _identity(self) -> dict[str, int]:
+        return {"seed": self.seed, "batch_size": self.batch_size, "horizon": self.horizon, "stride": self.stride,
+                "shift_pixels": self.shift_pixels, "num_windows": self.num_windows}  # fmt: skip
+
+    def _check_arguments(self) -> None:
+        if self.horizon < 1 or self.horizon % self.stride:
+            raise ConfigError("the horizon is no multiple of the video stride", where="horizon", got=self.horizon,
+                              expected=f"a multiple of {self.stride}")  # fmt: skip
+        if self.batch_size < 1 or self.shift_pixels < 0 or self.depth < 1:
+            raise ConfigError("a setting of the loader is out of range", where="WindowLoader",
+                              got=(self.batch_size, self.shift_pixels, self.depth), expected="batch >= 1, shift >= 0")  # fmt: skip
+        got, expected = self.cache.frames.shape[1:3], self.codec.config.canvas
+        if got != expected:
+            raise ConfigError("the cache was made for another canvas", where=self.cache.path, got=got, expected=expected)
+
+    def _batch(self, number: int) -> Windows:
+        """Batch `number` of the endless stream; called with rising numbers from one thread."""
+        positions = np.arange(number * self.batch_size, (number + 1) * self.batch_size)
+        index = np.empty(self.batch_size, np.int64)
+        shifts = np.empty((self.batch_size, len(self.codec.config.places), 2), np.int64)
+        for epoch in np.unique(positions // self.num_windows):
+            self._enter(int(epoch))
+            here = positions // self.num_windows == epoch
+            index[here] = self._order[positions[here] % self.num_windows]
+            shifts[here] = self._shifts[positions[here] % self.num_windows]
+        windows = self._gather(index)
+        if self.shift_pixels:
+            self._shift(windows.frames, shifts)
+        return windows
+
+    def _enter(self, epoch: int) -> None:
+        if epoch == self._epoch:
+            return
+        stream = np.random.default_rng([self.seed, epoch])
+        reach, places = self.shift_pixels, len(self.codec.config.places)
+        self._order = stream.permutation(self.num_windows)
+        self._shifts = stream.integers(-reach, reach, (self.num_windows, places, 2), np.int16, endpoint=True)
+        self._epoch = epoch
+
+    def _gather(self, start: Int64[np.ndarray, " B"]) -> Windows:
+        last = self._last[start][:, None]
+        frame = start[:, None] + np.arange(0, self.horizon + 1, self.stride)
+        step = start[:, None] + np.arange(self.horizon)
+        action = self._action[np.minimum(step, last)]
+        for dim in self.codec.config.delta_action_dims:
+            action[..., dim] = np.where(step > last, self._rest[dim], action[..., dim])
+        picked = np.minimum(frame, last)
+        frames = np.empty((*picked.shape, *self.cache.frames.shape[1:]), np.uint8)
+        np.take(self.cache.frames, picked, axis=0, out=frames, mode="clip")
+        return Windows(frames, self._state[start], action, step > last, frame > last, self._task[start])
+
+    def _shift(self, frames: UInt8[np.ndarray, "B F height width 3"], shifts: Int[np.ndarray, "B places 2"]) -> None:
+        for window, moves in zip(frames, shifts, strict=True):
+            for place, (down, right) in zip(self.codec.config.places, moves.tolist(), strict=True):
+                view = window[:, place.top : place.top + place.height, place.left : place.left + place.width]
+                _move(view, down, right)
+
+
+def _move(clip: UInt8[np.ndarray, "F height width 3"], down: int, right: int) -> None:
+    """Move the picture content in place, repeating the edge rows and columns."""
+    height, width = clip.shape[1:3]
+    down, right = max(-height + 1, min(down, height - 1)), max(-width + 1, min(right, width - 1))
+    if down == 0 and right == 0:
+        return
+    rows, columns = slice(max(down, 0), height + min(down, 0)), slice(max(right, 0), width + min(right, 0))
+    source = clip[:, max(-down, 0) : height - max(down, 0), max(-right, 0) : width - max(right, 0)].copy()
+    clip[:, rows, columns] = source
+    clip[:, rows, : columns.start] = source[:, :, :1]
+    clip[:, rows, columns.stop :] = source[:, :, -1:]
+    clip[:, : rows.start] = clip[:, rows.start : rows.start + 1]
+    clip[:, rows.stop :] = clip[:, rows.stop - 1 : rows.stop]
+
+
+class _Ahead:
+    """A thread that makes batches from `first` on and holds up to `depth` ready."""
+
+    def __init__(self, loader: WindowLoader, first: int) -> None:
+        self._queue: queue.Queue[Windows | BaseException] = queue.Queue(loader.depth)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._work, args=(loader, first), name="windows", daemon=True)
+        self._thread.start()
+
+    def take(self) -> Windows:
+        made = self._queue.get()
+        if isinstance(made, BaseException):
+            self._queue.put(made)  # every later call fails the same way instead of waiting for ever
+            raise made
+        return made
+
+    def stop(self) -> None:
+        self._stopped.set()
+        while self._thread.is_alive():
+            try:
+                self._queue.get_nowait()
+            except queue.Empty:
+                self._thread.join(0.01)
+
+    def _work(self, loader: WindowLoader, first: int) -> None:
+        number = first
+        try:
+            while not self._stopped.is_set():
+                self._queue.put(loader._batch(number))
+                number += 1
+        except BaseException as error:
+            self._queue.put(error)

@@ -1,0 +1,157 @@
+"""Videos of a dataset: encode a clip, join clips without encoding again, read exact frames back.
+
+H.264 in full chroma (yuv444p): with halved chroma a red target of 3 pixels in a 96-pixel picture comes back 31 grey
+levels off and brownish, in full chroma under 2 (docs/data.md). LeRobot's decoders read both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from lightwam.errors import DatasetError
+
+PIXEL_FORMAT = "yuv444p"
+ENCODER_OPTIONS = {"crf": "18", "preset": "ultrafast", "bf": "0"}
+KEYFRAME_EVERY = 10
+
+
+def encode_video(path: Path, clip: UInt8[np.ndarray, "T height width 3"], fps: int) -> None:
+    """Write one clip as an mp4 of its own, one thread (about 2,000 frames/s of 96x96 on a core)."""
+    import av
+
+    with av.open(str(path), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=fps, options=dict(ENCODER_OPTIONS))
+        stream.height, stream.width, stream.pix_fmt = clip.shape[1], clip.shape[2], PIXEL_FORMAT
+        stream.gop_size, stream.codec_context.thread_count = KEYFRAME_EVERY, 1
+        for index, picture in enumerate(clip):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+            frame.pts, frame.time_base = index, Fraction(1, fps)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def join_videos(parts: Sequence[Path], lengths: Sequence[int], fps: int, path: Path) -> None:
+    """Put clips of `lengths` frames one behind the other into one mp4 without encoding again.
+
+    All parts come from `encode_video` at one size and rate, so that they share their decoder setup; that is checked.
+    """
+    import av
+
+    with av.open(str(path), "w", format="mp4") as joined:
+        target: Any = None
+        setup: bytes | None = None
+        frames_before = 0
+        for part, length in zip(parts, lengths, strict=True):
+            with av.open(str(part)) as container:
+                source = container.streams.video[0]
+                if target is None:
+                    target, setup = joined.add_stream_from_template(source), source.codec_context.extradata
+                if source.codec_context.extradata != setup:
+                    raise DatasetError("clips of one dataset were encoded differently", where=part, expected=parts[0])
+                count = _append_packets(joined, target, container.demux(source), frames_before, fps)
+            if count != length:
+                raise DatasetError("a clip has another length than its episode", where=part, got=count, expected=length)
+            frames_before += length
+
+
+def _append_packets(joined: Any, target: Any, packets: Iterator[Any], frames_before: int, fps: int) -> int:
+    count = 0
+    for packet in packets:
+        if packet.dts is None:  # the empty packet that ends a stream
+            continue
+        offset = Fraction(frames_before, fps) / packet.time_base
+        assert offset.denominator == 1, (frames_before, fps, packet.time_base)
+        packet.pts, packet.dts = packet.pts + int(offset), packet.dts + int(offset)
+        packet.stream = target
+        joined.mux(packet)
+        count += 1
+    return count
+
+
+class VideoReader:
+    """Exact frames of one video file. Reading one range behind the other goes on decoding without a seek.
+
+    Not for use by two threads at once. Raises DatasetError when the file is missing, broken or shorter than asked.
+    """
+
+    def __init__(self, path: Path) -> None:
+        import av
+
+        self.path = path
+        if not path.is_file():
+            raise DatasetError("a video is missing", where=path, next_step="copy the dataset again")
+        try:
+            self._container = av.open(str(path))
+        except av.FFmpegError as error:
+            raise self._broken(error) from error
+        if not self._container.streams.video:
+            self._container.close()
+            raise DatasetError("a file holds no video", where=path, expected="one video stream")
+        self._stream = self._container.streams.video[0]
+        self._stream.codec_context.thread_count = 1  # small pictures: threads cost more than they give
+        self.height, self.width = self._stream.height, self._stream.width
+        self._reformatter = av.video.reformatter.VideoReformatter()
+        self._frames: Iterator[Any] = iter(())
+        self._ahead: float | None = None
+        """the time after the last frame given, when decoding can go on from there"""
+
+    def read(self, start: float, count: int, fps: float) -> UInt8[np.ndarray, "T height width 3"]:
+        """`count` frames from `start` seconds on, each checked to lie within half a frame of where it should."""
+        import av
+
+        out = np.empty((count, self.height, self.width, 3), np.uint8)
+        taken = 0
+        try:
+            for frame in self._frames_from(start, 1 / fps):
+                moment = float(frame.pts * frame.time_base)
+                if moment < start - 0.5 / fps:
+                    continue
+                expected = start + taken / fps
+                if abs(moment - expected) > 0.5 / fps:
+                    raise DatasetError("a video skips a frame", where=f"{self.path} frame {taken} from {start:.3f} s",
+                                       got=f"{moment:.4f} s", expected=f"{expected:.4f} s")  # fmt: skip
+                self._copy(frame, out[taken])
+                taken += 1
+                if taken == count:
+                    break
+        except av.FFmpegError as error:
+            raise self._broken(error) from error
+        if taken < count:
+            raise DatasetError("a video is shorter than its episode", where=f"{self.path} from {start:.3f} s",
+                               got=f"{taken} frames", expected=f"{count} frames",
+                               next_step="the video was cut short: copy the dataset again, or leave this episode out")  # fmt: skip
+        self._ahead = start + count / fps
+        return out
+
+    def _frames_from(self, start: float, frame_time: float) -> Iterator[Any]:
+        if self._ahead is None or abs(self._ahead - start) > 0.1 * frame_time:
+            self._container.seek(round(start / float(self._stream.time_base)), stream=self._stream)
+            self._frames = self._container.decode(self._stream)
+        self._ahead = None
+        return self._frames
+
+    def _copy(self, frame: Any, out: UInt8[np.ndarray, "height width 3"]) -> None:
+        plane = self._reformatter.reformat(frame, format="rgb24").planes[0]
+        rows = np.frombuffer(plane, np.uint8).reshape(self.height, plane.line_size)
+        out[:] = rows[:, : self.width * 3].reshape(out.shape)
+
+    def _broken(self, error: Exception) -> DatasetError:
+        return DatasetError("a video cannot be decoded", where=self.path, got=error, expected="a whole mp4",
+                            next_step="it was cut short or overwritten: copy the dataset again")  # fmt: skip
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._container.close()
+
+    def __enter__(self) -> VideoReader:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
