@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Complex64, Float
 from torch import Tensor, nn
 
 from lightwam.config import BackboneConfig
-from lightwam.model.layers import Attention, FeedForward, Rotation, attend, gelu, norm, rotate, rotation, sinusoid
+from lightwam.model.layers import Attention, FeedForward, attend, gelu, norm, rotate, rotation, sinusoid
 
 KeyValue = tuple[Float[Tensor, "B L heads d"], Float[Tensor, "B L heads d"]]
 """the context as one block's cross-attention reads it"""
@@ -86,7 +86,7 @@ class Block(nn.Module):
         x: Float[Tensor, "B T n D"],
         modulation: Float[Tensor, "Bm Tm 6 D"],
         context: KeyValue,
-        turn: Rotation,
+        turn: Complex64[Tensor, "S 1 pairs"],
     ) -> Float[Tensor, "B T n D"]:
         """Tokens by frames, with one modulation a frame (or one for all: Bm = Tm = 1)."""
         shift1, scale1, gate1, shift2, scale2, gate2 = (modulation + self.scale_shift_table).unbind(2)
@@ -96,7 +96,7 @@ class Block(nn.Module):
         x = x + self.attn2.out(attend(self.attn2.query(tokens), *context)).view_as(x)
         return torch.addcmul(x, gate2[:, :, None], self.ffn(modulate(x, shift2, scale2)).to(x.dtype))
 
-    def self_attention(self, x: Float[Tensor, "B T n D"], turn: Rotation) -> Float[Tensor, "B T n D"]:
+    def self_attention(self, x: Float[Tensor, "B T n D"], turn: Complex64[Tensor, "S 1 pairs"]) -> Float[Tensor, "B T n D"]:
         """First-frame-causal: the first frame sees itself only, later frames see all. Two unmasked attentions."""
         tokens, n = x.flatten(1, 2), x.shape[2]
         q = rotate(self.attn1.query(tokens), turn)
