@@ -7,6 +7,8 @@ reading it back is strict both ways: an unknown key, a missing key or a value of
 from __future__ import annotations
 
 import dataclasses
+import math
+import string
 import types
 import typing
 from dataclasses import dataclass, field
@@ -220,7 +222,7 @@ def to_dict(config: Any) -> Any:
 
 
 def from_dict(kind: type[Config], data: Any, where: str = "config") -> Config:
-    """The config of type `kind` from JSON values; unknown, missing or mistyped keys raise ConfigError naming the path."""
+    """The config of type `kind` from JSON values; unknown, missing or mistyped keys raise ConfigError."""
     return typing.cast(Config, _parse(kind, data, where))
 
 
@@ -235,7 +237,8 @@ def _parse(kind: Any, data: Any, where: str) -> Any:
         if isinstance(data, (list, tuple)):
             items = (arguments[0],) * len(data) if arguments[-1] is Ellipsis else arguments
             if len(items) == len(data):
-                return tuple(_parse(item, value, f"{where}[{i}]") for i, (item, value) in enumerate(zip(items, data)))
+                pairs = zip(items, data, strict=True)
+                return tuple(_parse(item, value, f"{where}[{i}]") for i, (item, value) in enumerate(pairs))
     elif origin in (typing.Union, types.UnionType):
         for option in arguments:
             if dataclasses.is_dataclass(option) and isinstance(data, dict) and data.get("kind") == _kind_of(option):
@@ -244,7 +247,8 @@ def _parse(kind: Any, data: Any, where: str) -> Any:
         return float(data)
     elif isinstance(data, kind) and (kind is bool or not isinstance(data, bool)):
         return data
-    raise ConfigError("a config value has the wrong type", where=where, got=repr(data), expected=kind)
+    expected = kind.__name__ if isinstance(kind, type) else kind
+    raise ConfigError("a config value has the wrong type", where=where, got=repr(data), expected=expected)
 
 
 def _kind_of(option: Any) -> Any:
@@ -277,22 +281,53 @@ def check(recipe: Recipe) -> Recipe:
     _check_model(recipe.model)
     _check_windows(recipe)
     _check_pictures(recipe)
-    train = recipe.train
+    _check_train(recipe.train)
+    _check_episodes(recipe)
+    names = [name for _, name, _, _ in string.Formatter().parse(recipe.prompt) if name is not None]
+    _require(names == ["task"], "the prompt must hold {task} once, and no other {...}", "prompt", repr(recipe.prompt),
+             "'{task}', or words around it")  # fmt: skip
+    return recipe
+
+
+def _check_train(train: TrainConfig) -> None:
     for name in ("steps", "batch_size", "log_every", "save_every"):
         value = getattr(train, name)
         _require(value >= 1, "a count must be positive", f"train.{name}", value, ">= 1")
-    _require(train.learning_rate > 0, "the learning rate must be positive", "train.learning_rate", train.learning_rate, "> 0")
-    _require(0 <= train.ema_decay < 1, "not a decay", "train.ema_decay", train.ema_decay, "in [0, 1)")
-    _require("{task}" in recipe.prompt, "the prompt has no room for the task", "prompt", recipe.prompt, "... {task} ...")
-    demos, first, seeds = recipe.collect.demos_per_task, recipe.collect.first_seed, recipe.eval.first_seed
+    for name in ("warmup_steps", "shift_pixels", "seed", "weight_decay", "final_learning_rate"):
+        value = getattr(train, name)
+        _require(0 <= value < math.inf, "a setting must not be negative", f"train.{name}", value, ">= 0")
+    for name in ("learning_rate", "clip_norm"):
+        value = getattr(train, name)
+        _require(0 < value < math.inf, "a setting must be positive", f"train.{name}", value, "> 0")
+    for name, value in (("betas[0]", train.betas[0]), ("betas[1]", train.betas[1]), ("ema_decay", train.ema_decay)):
+        _require(0 <= value < 1, "not a decay", f"train.{name}", value, "in [0, 1)")
+
+
+def _check_episodes(recipe: Recipe) -> None:
+    sim, collect, evaluation = recipe.sim, recipe.collect, recipe.eval
+    for where, section, names in (
+        ("sim", sim, ("height", "width", "max_steps", "action_repeat")),
+        ("collect", collect, ("demos_per_task", "workers")),
+        ("eval", evaluation, ("trials", "workers")),
+    ):
+        for name in names:
+            value = getattr(section, name)
+            _require(value >= 1, "a count must be positive", f"{where}.{name}", value, ">= 1")
     _require(
-        seeds >= first + 100 * max(demos, 1) or seeds + recipe.eval.trials <= first,
-        "evaluation seeds are too near the demonstrations'",
-        "eval.first_seed",
-        seeds,
-        f">= {first + 100 * max(demos, 1)} (collect.first_seed + 100 * demos_per_task)",
+        collect.extra_steps >= 0, "a count must not be negative", "collect.extra_steps", collect.extra_steps, ">= 0"
     )
-    return recipe
+    _require(evaluation.videos_per_task >= 0, "a count must not be negative", "eval.videos_per_task",
+             evaluation.videos_per_task, ">= 0")  # fmt: skip
+    for name, words in (("tasks", sim.tasks), ("cameras", sim.cameras)):
+        _require(0 < len(words) == len(set(words)), "names must be there, and each once", f"sim.{name}", words, "a set")
+    _require(0 <= collect.noise_std < math.inf, "not a deviation", "collect.noise_std", collect.noise_std, ">= 0")
+    _require(0 <= collect.noise_probability <= 1, "not a probability", "collect.noise_probability",
+             collect.noise_probability, "in [0, 1]")  # fmt: skip
+    # an expert may fail, so demonstrations use more seeds than there are demonstrations
+    after = collect.first_seed + 100 * collect.demos_per_task
+    _require(evaluation.first_seed >= after or evaluation.first_seed + evaluation.trials <= collect.first_seed,
+             "evaluation seeds are too near the demonstrations'", "eval.first_seed", evaluation.first_seed,
+             f">= {after} (collect.first_seed + 100 * collect.demos_per_task)")  # fmt: skip
 
 
 def _check_model(model: ModelConfig) -> None:
@@ -303,13 +338,19 @@ def _check_model(model: ModelConfig) -> None:
     _require(head % 2 == 0 and (head // 3) % 2 == 0, "RoPE cannot split this head", "model.backbone.width / num_heads",
              head, "even, with an even third (24, 36, 48, 128, ...)")  # fmt: skip
     taps = backbone.taps
-    _require(len(taps) > 0 and list(taps) == sorted(set(taps)) and 0 <= taps[0] and taps[-1] < backbone.num_blocks,
+    _require(len(taps) > 0 and list(taps) == sorted(set(taps)) and taps[0] >= 0 and taps[-1] < backbone.num_blocks,
              "taps are not block indices in rising order", "model.backbone.taps", taps,
              f"within 0..{backbone.num_blocks - 1}")  # fmt: skip
     _require(backbone.width % expert.num_pool_heads == 0, "pooling heads do not divide the width",
              "model.expert.num_pool_heads", expert.num_pool_heads, f"a divisor of {backbone.width}")  # fmt: skip
     _require(1 <= model.supervised_prefix <= model.horizon, "the supervised prefix is not within the chunk",
              "model.supervised_prefix", model.supervised_prefix, f"1..{model.horizon}")  # fmt: skip
+    for name in ("state_dim", "action_dim", "horizon"):
+        value = getattr(model, name)
+        _require(value >= 1, "a count must be positive", f"model.{name}", value, ">= 1")
+    for name in ("video_loss_weight", "action_loss_weight"):
+        value = getattr(model, name)
+        _require(0 <= value < math.inf, "not a weight", f"model.{name}", value, ">= 0")
     _require(not (backbone.frozen and backbone.lora_rank == 0), "nothing of the backbone would be trained",
              "model.backbone", "frozen with lora_rank 0", "lora_rank > 0, or frozen = False")  # fmt: skip
 
@@ -318,11 +359,14 @@ def _check_windows(recipe: Recipe) -> None:
     model, stride, replan = recipe.model, recipe.codec.video_stride, recipe.eval.replan
     _require(stride >= 1 and model.horizon % (4 * stride) == 0, "the chunk does not hold whole latent frames",
              "model.horizon", model.horizon, f"a multiple of 4 * codec.video_stride = {4 * stride}")  # fmt: skip
-    _require(1 <= replan <= model.supervised_prefix, "the controller would execute steps that training never supervised",
+    _require(1 <= replan <= model.supervised_prefix, "the controller would execute steps training never supervised",
              "eval.replan", replan, f"1..{model.supervised_prefix} (model.supervised_prefix)",
              "lower eval.replan, or raise model.supervised_prefix and train again")  # fmt: skip
     _require(recipe.text.dim == model.backbone.text_dim, "text widths differ", "text.dim", recipe.text.dim,
              f"{model.backbone.text_dim} (model.backbone.text_dim)")  # fmt: skip
+    for dim in recipe.codec.delta_action_dims:
+        _require(0 <= dim < model.action_dim, "no such action dim", "codec.delta_action_dims", dim,
+                 f"0..{model.action_dim - 1}")  # fmt: skip
     channels = recipe.latents.luma_channels + 2 * recipe.latents.chroma_channels
     _require(channels == model.backbone.latent_channels, "latent channels differ", "latents", channels,
              f"{model.backbone.latent_channels} (model.backbone.latent_channels)")  # fmt: skip
@@ -331,9 +375,12 @@ def _check_windows(recipe: Recipe) -> None:
 def _check_pictures(recipe: Recipe) -> None:
     (height, width), patch = recipe.codec.canvas, recipe.model.backbone.patch
     for side, value, grain in (("height", height, 16 * patch[1]), ("width", width, 16 * patch[2])):
-        _require(value > 0 and value % grain == 0, "the canvas does not split into pooled patches", f"codec.canvas {side}",
-                 value, f"a multiple of {grain} pixels (8 a latent, 2 pooled, patch {patch})")  # fmt: skip
+        _require(value > 0 and value % grain == 0, "the canvas does not split into pooled patches",
+                 f"codec.canvas {side}", value, f"a multiple of {grain} pixels (8 a latent, 2 pooled)")  # fmt: skip
+    _require(len(recipe.codec.places) > 0, "no camera on the canvas", "codec.places", "none", recipe.sim.cameras)
     for place in recipe.codec.places:
+        _require(place.height >= 1 and place.width >= 1, "a camera's place is empty", f"codec.places {place.camera}",
+                 f"{place.height}x{place.width}", "at least 1x1 pixels")  # fmt: skip
         inside = 0 <= place.top <= height - place.height and 0 <= place.left <= width - place.width
         _require(inside, "a camera lies outside the canvas", f"codec.places {place.camera}", place, recipe.codec.canvas)
         _require(place.camera in recipe.sim.cameras, "the codec places a camera that the simulator does not give",

@@ -1,4 +1,4 @@
-"""The errors a user can cause. Each says what went wrong, where, what was got, what was expected, and what to do next."""
+"""The errors a user can cause. Each says what is wrong, where, what was got, what was expected and what to do next."""
 
 from __future__ import annotations
 

@@ -1,0 +1,84 @@
+"""The command `lightwam`: finds the subcommand, and turns what goes wrong in it into a message and an exit code.
+
+The top level is written by hand, so that `lightwam --help` and a typing error cost milliseconds: torch, numpy and tyro
+are imported by the subcommands alone.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+
+from lightwam import __version__
+from lightwam.errors import ConfigError, LightwamError, did_you_mean
+
+COMMANDS = {
+    "demo": "collect, train, evaluate and report in one go",
+    "collect": "record demonstrations by scripted experts as a LeRobot v3.0 dataset",
+    "train": "train a policy on a dataset; the same command again goes on where it stopped",
+    "eval": "run a trained policy in closed loop on seeds it never saw",
+    "report": "write a run's report.html",
+    "show": "print a recipe's sizes, parameters and memory",
+    "check": "check a dataset or a simulator",
+    "bench": "measure speed",
+}
+"""name -> summary; each is a module of lightwam.commands with `run(arguments)`"""
+
+USER_ERROR, INTERRUPTED = 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command line (default: the process's own) and returns its exit code.
+
+    0 success; 2 an error of the user's making, told on stderr without a traceback (LIGHTWAM_DEBUG=1 shows it); 130
+    Ctrl-C. Every command may be given again after a Ctrl-C: it goes on from what it had saved.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _dispatch(arguments)
+    except LightwamError as error:
+        if os.environ.get("LIGHTWAM_DEBUG") == "1":
+            raise
+        print(f"lightwam: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print(f"\nlightwam: stopped. To go on: {shlex.join(['lightwam', *arguments])}", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # the reader of stdout (`| head`) left early; without this, Python complains again while it exits
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if arguments[0] == "--version":
+        print(f"lightwam {__version__}")
+        return 0
+    name, *rest = arguments
+    if name not in COMMANDS:
+        raise ConfigError(
+            "unknown command", got=repr(name), next_step=f"{did_you_mean(name, COMMANDS)}; lightwam --help"
+        )
+    importlib.import_module(f"lightwam.commands.{name}").run(rest)
+    return 0
+
+
+def usage() -> str:
+    """What `lightwam --help` prints."""
+    return "\n".join(
+        [
+            f"lightwam {__version__}: lightweight World-Action Models",
+            "",
+            "usage: lightwam COMMAND [...]",
+            "",
+            *(f"  {name:9}{summary}" for name, summary in COMMANDS.items()),
+            "",
+            "lightwam COMMAND --help tells more. First steps: lightwam demo point (a toy), lightwam demo (real tasks).",
+        ]
+    )

@@ -1,0 +1,64 @@
+"""`lightwam check`: a dataset or a simulator, before hours are spent on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from lightwam import config
+from lightwam.commands.options import AnyRecipe, named_recipe, parse, wants_help
+from lightwam.errors import ConfigError, did_you_mean
+
+KINDS = ("sim", "dataset")
+USAGE = """usage: lightwam check sim RECIPE [--task NAME]   every task of the recipe's simulator, or the one named
+       lightwam check dataset PATH              every file, type, shape and number of a LeRobot dataset"""
+
+
+@dataclass(frozen=True)
+class SimOptions:
+    """Check that a simulator keeps the `Simulator` protocol: shapes, reproducible resets, an expert that succeeds."""
+
+    recipe: AnyRecipe
+    task: str | None = None
+    """one task alone; all of the recipe's by default"""
+
+
+@dataclass(frozen=True)
+class DatasetOptions:
+    """Check a LeRobot dataset, v3.0 or v2.1: every file, type, shape and number of it."""
+
+    path: Annotated[Path, tyro.conf.Positional]
+
+
+def run(arguments: Sequence[str]) -> None:
+    """`lightwam check sim RECIPE` or `lightwam check dataset PATH`."""
+    if not arguments or wants_help(arguments):
+        print(USAGE)
+        return
+    kind, *rest = arguments
+    if kind not in KINDS:
+        raise ConfigError("cannot check that", got=repr(kind), next_step=did_you_mean(kind, KINDS))
+    (_check_sim if kind == "sim" else _check_dataset)(rest)
+
+
+def _check_sim(arguments: Sequence[str]) -> None:
+    recipe, rest = named_recipe(arguments, "check sim")
+    options = parse(SimOptions(recipe), rest, f"check sim {recipe.name}")
+    sim = config.check(options.recipe).sim
+    from lightwam.sim.check import check_simulator
+
+    for task in sim.tasks if options.task is None else (options.task,):
+        check_simulator(sim, task)
+        print(f"{sim.name}/{task}: keeps the protocol")
+
+
+def _check_dataset(arguments: Sequence[str]) -> None:
+    options = tyro.cli(DatasetOptions, args=list(arguments), prog="lightwam check dataset")
+    from lightwam.data.lerobot import LeRobotDataset
+
+    LeRobotDataset(options.path)
+    print(f"{options.path}: sound")

@@ -1,0 +1,29 @@
+"""`lightwam collect`: demonstrations by scripted experts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lightwam import config
+from lightwam.commands.options import AnyRecipe, named_recipe, parse
+
+
+@dataclass(frozen=True)
+class CollectOptions:
+    """Record demonstrations by scripted experts as a LeRobot v3.0 dataset; successes only."""
+
+    recipe: AnyRecipe
+    data: Path
+    """the dataset's directory; one that is begun already is gone on with"""
+
+
+def run(arguments: Sequence[str]) -> None:
+    """`lightwam collect RECIPE [--data PATH] [OPTIONS]`."""
+    recipe, rest = named_recipe(arguments, "collect")
+    options = parse(CollectOptions(recipe, Path("data") / recipe.name), rest, f"collect {recipe.name}")
+    config.check(options.recipe)
+    from lightwam.collect import collect
+
+    collect(options.recipe, options.data)

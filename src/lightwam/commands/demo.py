@@ -1,0 +1,29 @@
+"""`lightwam demo`: demonstrations, training, closed loop and report in one go."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lightwam import config
+from lightwam.commands.options import AnyRecipe, named_recipe, parse
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """Collect demonstrations, train on them, evaluate in closed loop on unseen seeds, and write a report."""
+
+    recipe: AnyRecipe
+    run: Path
+    """where everything goes: dataset, checkpoints, episodes, result.json, report.html"""
+
+
+def run(arguments: Sequence[str]) -> None:
+    """`lightwam demo [RECIPE] [OPTIONS]`; the recipe is "demo" unless another is named."""
+    recipe, rest = named_recipe(arguments, "demo", default="demo")
+    options = parse(DemoOptions(recipe, Path("runs") / recipe.name), rest, f"demo {recipe.name}")
+    config.check(options.recipe)
+    from lightwam.demo import demo
+
+    demo(options.recipe, options.run)

@@ -1,0 +1,61 @@
+"""What the subcommands share: a recipe by its name, a run by its directory, and options read by tyro."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import tyro
+
+from lightwam import recipes
+from lightwam.config import Recipe
+from lightwam.errors import ConfigError
+
+Options = TypeVar("Options")
+
+Flat = tyro.conf.arg(name="")
+"""marks the recipe among a command's options: its settings are `--train.steps`, not `--recipe.train.steps`"""
+AnyRecipe = Annotated[Recipe, Flat]
+
+
+def named_recipe(arguments: Sequence[str], command: str, default: str | None = None) -> tuple[Recipe, list[str]]:
+    """The recipe that the first argument names, unchecked as overrides are to come, and the other arguments.
+
+    Without a name the recipe is `default`; without either, ConfigError lists the names.
+    """
+    if arguments and not arguments[0].startswith("-"):
+        return recipes.recipe(arguments[0]), list(arguments[1:])
+    if default is None:
+        if wants_help(arguments):
+            print(f"usage: lightwam {command} RECIPE [OPTIONS]\n\n{listing()}\n")
+            print(f"lightwam {command} RECIPE --help lists every option with its value in that recipe.")
+            raise SystemExit(0)
+        raise ConfigError(f"lightwam {command} needs a recipe", expected=", ".join(recipes.RECIPES),
+                          next_step=f"lightwam {command} {next(iter(recipes.RECIPES))}")  # fmt: skip
+    return recipes.recipe(default), list(arguments)
+
+
+def listing() -> str:
+    """The recipes, a line each."""
+    lines = [f"  {name:10}{(make.__doc__ or '').splitlines()[0]}" for name, make in recipes.RECIPES.items()]
+    return "\n".join(["recipes:", *lines])
+
+
+def wants_help(arguments: Sequence[str]) -> bool:
+    """Whether the first argument asks for help."""
+    return bool(arguments) and arguments[0] in ("-h", "--help")
+
+
+def parse(defaults: Options, arguments: Sequence[str], command: str) -> Options:
+    """`defaults` with the command line's options in it; an unknown option ends the process with suggestions, code 2."""
+    return tyro.cli(type(defaults), default=defaults, args=list(arguments), prog=f"lightwam {command}")
+
+
+def run_directory(arguments: Sequence[str], command: str) -> tuple[Path, list[str]]:
+    """The run directory that the first argument names, and the other arguments."""
+    if wants_help(arguments):
+        return Path("RUN"), list(arguments)
+    if not arguments or arguments[0].startswith("-"):
+        raise ConfigError(f"lightwam {command} needs a run directory", next_step=f"lightwam {command} runs/demo")
+    return Path(arguments[0]), list(arguments[1:])

@@ -1,0 +1,186 @@
+"""Every named experiment, each a function that returns the whole of it; no hyperparameter lives anywhere else.
+
+A command line overrides single values (`lightwam train demo --train.steps 200`); the recipe that ran, overrides
+included, is saved in its run directory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from lightwam.config import (
+    BackboneConfig,
+    CameraPlace,
+    CodecConfig,
+    CollectConfig,
+    DctConfig,
+    EvalConfig,
+    ExpertConfig,
+    FlowConfig,
+    HashedTextConfig,
+    ModelConfig,
+    Recipe,
+    SimConfig,
+    TrainConfig,
+    check,
+)
+from lightwam.errors import ConfigError, did_you_mean
+
+
+def demo() -> Recipe:
+    """Four Meta-World tasks, one policy told apart by the sentence: sized for 2 CPU cores."""
+    latents = DctConfig(luma_channels=10, chroma_channels=3)
+    text = HashedTextConfig(num_tokens=16, dim=64)
+    return Recipe(
+        name="demo",
+        model=ModelConfig(
+            backbone=BackboneConfig(
+                width=144,
+                ffn_width=576,
+                num_heads=6,
+                num_blocks=6,
+                latent_channels=16,
+                text_dim=text.dim,
+                taps=(1, 3, 5),
+                adapter_width=32,
+                lora_rank=0,
+                frozen=False,
+            ),
+            expert=ExpertConfig(num_queries=16, num_pool_heads=6, layer_width=288, trunk_width=384, step_code_dim=64),
+            flow=FlowConfig(),
+            state_dim=4,
+            action_dim=4,
+            horizon=16,
+            supervised_prefix=16,
+        ),
+        codec=CodecConfig(
+            canvas=(96, 96),
+            places=(CameraPlace("corner4", top=0, left=0, height=96, width=96),),
+            video_stride=4,
+            delta_action_dims=(0, 1, 2),
+        ),
+        latents=latents,
+        text=text,
+        sim=SimConfig(
+            name="metaworld",
+            tasks=("reach", "button-press-topdown", "drawer-open", "window-open"),
+            cameras=("corner4",),
+            height=96,
+            width=96,
+            max_steps=200,
+        ),
+        collect=CollectConfig(demos_per_task=40, noise_std=0.3, noise_probability=0.5, extra_steps=8),
+        train=TrainConfig(
+            steps=3000,
+            batch_size=32,
+            learning_rate=1e-3,
+            warmup_steps=100,
+            ema_decay=0.995,
+            log_every=20,
+            save_every=500,
+            shift_pixels=4,
+        ),
+        eval=EvalConfig(trials=20, replan=8),
+    )
+
+
+def mt10() -> Recipe:
+    """Meta-World's MT10: ten tasks, one policy, trained for longer."""
+    base = demo()
+    tasks = (
+        "reach",
+        "push",
+        "pick-place",
+        "door-open",
+        "drawer-open",
+        "drawer-close",
+        "button-press-topdown",
+        "peg-insert-side",
+        "window-open",
+        "window-close",
+    )
+    return replace(
+        base,
+        name="mt10",
+        sim=replace(base.sim, tasks=tasks),
+        collect=replace(base.collect, demos_per_task=100),
+        train=replace(base.train, steps=30_000, save_every=2000),
+    )
+
+
+def point() -> Recipe:
+    """A dot on a plane, drawn by numpy: every part of lightwam at a toy size, for tests and first steps."""
+    latents = DctConfig(luma_channels=4, chroma_channels=2)
+    text = HashedTextConfig(num_tokens=8, dim=32)
+    return Recipe(
+        name="point",
+        model=ModelConfig(
+            backbone=BackboneConfig(
+                width=48,
+                ffn_width=96,
+                num_heads=2,
+                num_blocks=2,
+                latent_channels=8,
+                text_dim=text.dim,
+                time_code_dim=32,
+                taps=(0, 1),
+                adapter_width=8,
+                lora_rank=0,
+                frozen=False,
+            ),
+            expert=ExpertConfig(num_queries=4, num_pool_heads=2, layer_width=48, trunk_width=64, step_code_dim=32),
+            flow=FlowConfig(),
+            state_dim=2,
+            action_dim=2,
+            horizon=8,
+            supervised_prefix=8,
+        ),
+        codec=CodecConfig(
+            canvas=(32, 32),
+            places=(CameraPlace("top", top=0, left=0, height=32, width=32),),
+            video_stride=2,
+            delta_action_dims=(0, 1),
+        ),
+        latents=latents,
+        text=text,
+        sim=SimConfig(name="point", tasks=("red", "blue"), cameras=("top",), height=32, width=32, max_steps=40),
+        collect=CollectConfig(demos_per_task=20, noise_std=0.2, extra_steps=4),
+        train=TrainConfig(
+            steps=300,
+            batch_size=16,
+            learning_rate=2e-3,
+            warmup_steps=20,
+            log_every=10,
+            save_every=100,
+        ),
+        eval=EvalConfig(trials=5, replan=4, videos_per_task=1),
+    )
+
+
+def paper_libero_model() -> ModelConfig:
+    """Every size of the Light-WAM published for LIBERO (arXiv 2606.08242).
+
+    Its evaluation executes 10 of 32 steps, so 10 are supervised here; its own script supervises 8, a pair that
+    `config.check` refuses.
+    """
+    return ModelConfig(
+        backbone=BackboneConfig(),
+        expert=ExpertConfig(),
+        flow=FlowConfig(),
+        state_dim=8,
+        action_dim=7,
+        horizon=32,
+        supervised_prefix=10,
+    )
+
+
+RECIPES: Mapping[str, Callable[[], Recipe]] = {"demo": demo, "mt10": mt10, "point": point}
+"""name on the command line -> the recipe"""
+
+
+def recipe(name: str) -> Recipe:
+    """The checked recipe called `name`; ConfigError with the nearest names when there is none."""
+    if name not in RECIPES:
+        raise ConfigError("unknown recipe", got=repr(name), next_step=did_you_mean(name, RECIPES))
+    return check(RECIPES[name]())
