@@ -83,14 +83,15 @@ _drawing: weakref.WeakSet[MetaWorldSimulator] = weakref.WeakSet()
 
 
 def make(config: SimConfig, task: str) -> MetaWorldSimulator:
-    """A `MetaWorldSimulator`; the first one of a process costs two seconds of imports."""
+    """A `MetaWorldSimulator`."""
     return MetaWorldSimulator(config, task)
 
 
 class MetaWorldSimulator(Simulator):
     """One Meta-World task with seeded resets; success counts when any simulator step of a control step succeeds.
 
-    It never ends by itself: Meta-World's limit of 500 steps is lifted, `SimConfig.max_steps` decides.
+    It never ends by itself: Meta-World's limit of 500 steps is lifted, `SimConfig.max_steps` decides. MuJoCo is loaded
+    by the first `reset`, so that a process that only asks for names and sizes stays small.
     """
 
     robot = "sawyer"
@@ -101,11 +102,7 @@ class MetaWorldSimulator(Simulator):
         self.task, self.instruction = task, INSTRUCTIONS[task]
         self.cameras, self.fps = config.cameras, STEPS_PER_SECOND / config.action_repeat
         self._repeat, self._size = config.action_repeat, (config.height, config.width)
-        _choose_gl()
-        from metaworld.env_dict import ALL_V3_ENVIRONMENTS
-
-        self._env: Any = ALL_V3_ENVIRONMENTS[f"{task}-v3"]()
-        self._env.max_path_length = sys.maxsize
+        self._env: Any = None
         self._everything: Float64[np.ndarray, " 39"] | None = None
         self._renderer: Any = None
 
@@ -116,11 +113,11 @@ class MetaWorldSimulator(Simulator):
         places drawn anew from the seeded generator. The last forward pass brings sites and cameras up to date, which
         otherwise the first picture would show where they were before.
         """
+        if self._env is None:
+            self._env = _load(self.task)
         import mujoco
 
         env = self._env
-        if env is None:
-            raise not_reset(f"metaworld/{self.task}")
         env._partially_observable = False
         env._freeze_rand_vec = False
         env.seeded_rand_vec = True
@@ -166,6 +163,15 @@ class MetaWorldSimulator(Simulator):
         self._renderer.update_scene(self._env.data, camera=camera)
         picture = self._renderer.render()
         return np.ascontiguousarray(picture[::-1, ::-1] if camera.startswith("corner") else picture)
+
+
+def _load(task: str) -> Any:
+    _choose_gl()
+    from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+
+    env = ALL_V3_ENVIRONMENTS[f"{task}-v3"]()
+    env.max_path_length = sys.maxsize
+    return env
 
 
 def _choose_gl() -> None:
