@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from lightwam.config import ModelConfig
 from lightwam.errors import CheckpointError
 from lightwam.model.light_wam import LightWAM
 
-VIDEO, EXPERT, PROPRIO = "mot", "state_fusion_action_expert", "proprio_encoder"
-KEYS = (VIDEO, EXPERT, PROPRIO, "step", "torch_dtype")
+SECTIONS = VIDEO, EXPERT, PROPRIO = "mot", "state_fusion_action_expert", "proprio_encoder"
+KEYS = (*SECTIONS, "step", "torch_dtype")
 
 PATCH = (("patch_embedding", "patch_embedding"),)
 EMBEDDINGS = (
@@ -38,68 +39,76 @@ class Published:
 
     state: dict[str, Tensor]
     step: int
-    torch_dtype: Any
-    """as the file has it"""
+    torch_dtype: str
+    """as the file has it, for example "torch.float32" """
 
 
 def read(path: Path | str, config: ModelConfig) -> Published:
-    """The checkpoint at `path`, which must be one of `config`'s model; else CheckpointError lists every tensor that is not."""
+    """The checkpoint at `path`, its tensors renamed and nothing else.
+
+    CheckpointError when the file is no published checkpoint, or, listing them, when tensors are missing, unknown or of
+    other shapes than `config`'s model has.
+    """
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        raise CheckpointError(
-            "the published checkpoint cannot be read", where=path, got=error, expected="a .pt of tensors"
-        ) from error
-    if not isinstance(found, dict) or set(found) != set(KEYS):
-        got = sorted(map(str, found)) if isinstance(found, dict) else type(found).__name__
-        raise CheckpointError("not the published layout", where=path, got=got, expected=sorted(KEYS))
-    state = {}
-    shapes = _shapes(config)
-    refused = []
+        raise CheckpointError("the published checkpoint cannot be read", where=path, got=error) from error
+    _check_layout(found, path)
+    shapes, state, refused = _shapes(config), {}, []
     for section, names in published_names(config).items():
         wanted = {theirs: shapes[ours] for theirs, ours in names.items()}
-        refused += _differences(section, found[section], wanted)
-        state |= {ours: found[section][theirs] for theirs, ours in names.items() if theirs in found[section]}
+        refused += _differences(found[section], wanted, where=f"{section} ")
+        state |= {ours: found[section].get(theirs) for theirs, ours in names.items()}
     if refused:
         raise _refusal("the checkpoint is of another model", path, refused)
     return Published(state, found["step"], found["torch_dtype"])
 
 
 def load(path: Path | str, config: ModelConfig) -> LightWAM:
-    """A model with the checkpoint's weights, in the precision that a fresh model has."""
-    published = read(path, config)
+    """A model with the checkpoint's weights, in the precision of a fresh model."""
     model = LightWAM(config)
-    model.load_state_dict(published.state)
+    model.load_state_dict(read(path, config).state)
     return model
 
 
+def of_model(model: LightWAM, like: Published) -> Published:
+    """`like` with the weights of `model` in its place, in its dtypes: what `write` takes."""
+    state = model.state_dict()
+    return replace(like, state={name: state[name].to("cpu", tensor.dtype) for name, tensor in like.state.items()})
+
+
 def write(path: Path | str, published: Published, config: ModelConfig) -> None:
-    """The checkpoint as the publication lays it out, its keys in its order. A state that is not `config`'s is refused."""
-    refused = _differences("", published.state, _shapes(config))
+    """The checkpoint as the publication lays it out, keys in its order; it appears whole or not at all.
+
+    CheckpointError when the state is not that of `config`'s model, or the disk refuses it.
+    """
+    refused = _differences(published.state, _shapes(config))
     if refused:
         raise _refusal("the state is of another model", path, refused)
     sections = {
-        section: {theirs: published.state[ours] for theirs, ours in names.items()}
+        section: OrderedDict((theirs, published.state[ours]) for theirs, ours in names.items())
         for section, names in published_names(config).items()
     }
-    torch.save(sections | {"step": published.step, "torch_dtype": published.torch_dtype}, path)
+    part = Path(f"{path}.part")
+    try:
+        torch.save(sections | {"step": published.step, "torch_dtype": published.torch_dtype}, part)
+        part.replace(path)
+    except (OSError, RuntimeError) as error:
+        part.unlink(missing_ok=True)
+        raise CheckpointError("the published checkpoint cannot be written", where=path, got=error) from error
 
 
 def published_names(config: ModelConfig) -> dict[str, dict[str, str]]:
     """The publication's name -> ours, by section, in the publication's order."""
-    shapes = _shapes(config)
     video = {f"mixtures.video.{theirs}": f"dit.{ours}" for theirs, ours in _backbone_names(config)}
-    expert = {
-        name.replace(".", ".", 1) if not name.startswith("layer_poolers.") else _adapted(name): f"expert.{name}"
-        for name in (key.removeprefix("expert.") for key in shapes if key.startswith("expert."))
-    }
+    expert = {_expert_name(ours): ours for ours in _shapes(config) if ours.startswith("expert.")}
     proprio = {name: f"proprio_encoder.{name}" for name in ("weight", "bias")}
     return {VIDEO: video, EXPERT: expert, PROPRIO: proprio}
 
 
-def _adapted(name: str) -> str:
-    poolers, index, rest = name.split(".", 2)
-    return f"{poolers}.{index}.adapted.{rest}"
+def _expert_name(ours: str) -> str:
+    _, part, *rest = ours.split(".")
+    return ".".join((part, rest[0], "adapted", *rest[1:]) if part == "layer_poolers" else (part, *rest))
 
 
 def _backbone_names(config: ModelConfig) -> Iterator[tuple[str, str]]:
@@ -126,11 +135,11 @@ def _block_names(lora: bool) -> Iterator[tuple[str, str]]:
         yield from _loras(FEED_FORWARD_LORA)
 
 
-def _linears(pairs: Any) -> Iterator[tuple[str, str]]:
+def _linears(pairs: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
     return ((f"{theirs}.{name}", f"{ours}.{name}") for theirs, ours in pairs for name in ("weight", "bias"))
 
 
-def _loras(pairs: Any) -> Iterator[tuple[str, str]]:
+def _loras(pairs: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
     return (
         (f"{theirs}.{name}_proj.weight", f"{ours}.{name}.weight") for theirs, ours in pairs for name in ("down", "up")
     )
@@ -141,19 +150,33 @@ def _shapes(config: ModelConfig) -> dict[str, torch.Size]:
         return {name: tensor.shape for name, tensor in LightWAM(config).state_dict().items()}
 
 
-def _differences(section: str, found: Mapping[str, Any], wanted: Mapping[str, torch.Size]) -> list[str]:
-    missing = [f"missing {section} {name}" for name in wanted if name not in found]
-    extra = [f"unknown {section} {name}" for name in found if name not in wanted]
+def _check_layout(found: Any, path: Path | str) -> None:
+    if not isinstance(found, Mapping) or set(found) != set(KEYS):
+        got = sorted(map(str, found)) if isinstance(found, Mapping) else type(found).__name__
+        raise CheckpointError("not the published layout", where=path, got=got, expected=sorted(KEYS))
+    for section in SECTIONS:
+        table = found[section]
+        if not isinstance(table, Mapping) or not all(isinstance(value, Tensor) for value in table.values()):
+            raise CheckpointError("not a table of tensors", where=f"{path} {section}", got=type(table).__name__)
+
+
+def _differences(found: Mapping[str, Tensor], wanted: Mapping[str, torch.Size], where: str = "") -> list[str]:
+    missing = [f"missing: {where}{name}" for name in wanted if name not in found]
+    unknown = [f"unknown: {where}{name}" for name in found if name not in wanted]
     shapes = [
-        f"{section} {name} is {list(found[name].shape)}, not {list(shape)}"
+        f"of another shape: {where}{name} {list(found[name].shape)}, expected {list(shape)}"
         for name, shape in wanted.items()
         if name in found and found[name].shape != shape
     ]
-    return missing + extra + shapes
+    return missing + unknown + shapes
 
 
 def _refusal(what: str, path: Path | str, refused: list[str]) -> CheckpointError:
+    listed = "".join(f"\n    {line}" for line in refused)
     return CheckpointError(
-        what, where=path, got="\n    ".join(["", *refused]), expected="every tensor of the config's model, and no other",
+        what,
+        where=path,
+        got=f"{len(refused)} differences{listed}",
+        expected="every tensor of the config's model, and no other",
         next_step="give the config that the checkpoint was trained with",
-    )  # fmt: skip
+    )
