@@ -1,0 +1,255 @@
+"""cli.py and commands/: what a command line turns into, and what the user reads when it is wrong.
+
+The functions behind the commands are replaced by recorders, so nothing is trained, simulated or even imported.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from lightwam import cli, recipes
+from lightwam.cli import main
+from lightwam.commands import show
+from lightwam.config import EvalConfig
+from lightwam.errors import DatasetError
+
+Calls = list[tuple[Any, ...]]
+
+
+@pytest.fixture
+def record(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Calls]:
+    """record("lightwam.train", "train") puts a recorder in the function's place and returns its list of calls."""
+
+    def replace(module: str, function: str, answer: Any = None) -> Calls:
+        calls: Calls = []
+
+        def recorder(*arguments: Any) -> Any:
+            calls.append(arguments)
+            if isinstance(answer, BaseException):
+                raise answer
+            return answer
+
+        fake = ModuleType(module)
+        setattr(fake, function, recorder)
+        monkeypatch.setitem(sys.modules, module, fake)
+        return calls
+
+    return replace
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["help"]])
+def test_help_names_every_command(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert all(f"  {name} " in out for name in cli.COMMANDS)
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        assert main([name, "--help"]) == 0
+    except SystemExit as exit_:  # tyro's way
+        assert exit_.code == 0
+    assert f"lightwam {name}" in capsys.readouterr().out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.split()[0] == "lightwam"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["trian", "demo"], "did you mean 'train'"),
+        (["train", "dmeo"], "did you mean 'demo'"),
+        (["show", "paper-liber"], "did you mean 'paper-libero'"),
+        (["train"], "needs a recipe"),
+        (["eval"], "needs a run directory"),
+        (["eval", "--eval.trials", "3"], "needs a run directory"),
+        (["check", "simm"], "did you mean 'sim'"),
+        (["bench", "trian", "demo"], "did you mean 'train'"),
+        (["train", "point", "--train.steps", "0"], "train.steps"),
+        (["collect", "point", "--eval.replan", "9"], "eval.replan"),
+    ],
+)
+def test_a_wrong_word_is_explained_without_a_traceback(
+    words: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("lightwam: ")
+    assert says in err
+    assert "Traceback" not in err
+
+
+def test_an_unknown_option_is_refused_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["train", "point", "--train.step", "5"])
+    assert exit_.value.code == 2
+    assert "--train.steps" in capsys.readouterr().err
+
+
+def test_train_passes_recipe_dataset_and_run(record: Callable[..., Calls]) -> None:
+    calls = record("lightwam.train", "train")
+    assert main(["train", "point", "--train.steps", "7", "--run", "runs/x", "--data", "d"]) == 0
+    ((recipe, data, run),) = calls
+    assert (recipe.train.steps, data, run) == (7, Path("d"), Path("runs/x"))
+    assert recipe.model == recipes.point().model
+
+
+def test_places_are_named_after_the_recipe(record: Callable[..., Calls]) -> None:
+    calls = record("lightwam.train", "train")
+    main(["train", "point"])
+    assert calls == [(recipes.point(), Path("data/point"), Path("runs/point"))]
+
+
+def test_tuples_and_switches_can_be_overridden(record: Callable[..., Calls]) -> None:
+    calls = record("lightwam.collect", "collect")
+    words = [
+        "collect",
+        "point",
+        "--sim.tasks",
+        "green",
+        "yellow",
+        "--train.listeners",
+        "tensorboard",
+        "--prompt",
+        "go: {task}",
+    ]
+    assert main(words) == 0
+    ((recipe, root),) = calls
+    assert recipe.sim.tasks == ("green", "yellow")
+    assert recipe.train.listeners == ("tensorboard",)
+    assert recipe.prompt == "go: {task}"
+    assert root == Path("data/point")
+
+
+@pytest.mark.parametrize(("words", "name"), [([], "demo"), (["point"], "point"), (["--run", "runs/demo"], "demo")])
+def test_demo_needs_no_recipe(words: list[str], name: str, record: Callable[..., Calls]) -> None:
+    calls = record("lightwam.demo", "demo")
+    assert main(["demo", *words]) == 0
+    assert calls == [(recipes.RECIPES[name](), Path("runs") / name)]
+
+
+def test_eval_overrides_the_runs_own_settings(record: Callable[..., Calls]) -> None:
+    record("lightwam.checkpoint", "read_recipe", recipes.point())
+    calls = record("lightwam.evaluate", "evaluate")
+    assert main(["eval", "runs/x", "--eval.trials", "9"]) == 0
+    expected = EvalConfig(trials=9, replan=4, videos_per_task=1)
+    assert calls == [(Path("runs/x"), expected)]
+
+
+def test_eval_refuses_to_execute_what_was_never_supervised(
+    record: Callable[..., Calls], capsys: pytest.CaptureFixture[str]
+) -> None:
+    record("lightwam.checkpoint", "read_recipe", recipes.point())
+    calls = record("lightwam.evaluate", "evaluate")
+    assert main(["eval", "runs/x", "--eval.replan", "9"]) == 2
+    assert "never supervised" in capsys.readouterr().err
+    assert calls == []
+
+
+def test_report_says_where_it_is(record: Callable[..., Calls], capsys: pytest.CaptureFixture[str]) -> None:
+    calls = record("lightwam.report", "write_report", Path("runs/x/report.html"))
+    assert main(["report", "runs/x"]) == 0
+    assert calls == [(Path("runs/x"),)]
+    assert capsys.readouterr().out == "runs/x/report.html\n"
+
+
+def test_check_sim_checks_every_task_or_the_one_named(record: Callable[..., Calls]) -> None:
+    calls = record("lightwam.sim.check", "check_simulator")
+    assert main(["check", "sim", "point"]) == 0
+    assert [task for _, task in calls] == ["red", "blue"]
+    calls.clear()
+    assert main(["check", "sim", "point", "--task", "green"]) == 0
+    assert calls == [(recipes.point().sim, "green")]
+
+
+def test_check_dataset_opens_it(record: Callable[..., Calls], capsys: pytest.CaptureFixture[str]) -> None:
+    calls = record("lightwam.data.lerobot", "LeRobotDataset", SimpleNamespace())
+    assert main(["check", "dataset", "data/x"]) == 0
+    assert calls == [(Path("data/x"),)]
+    assert "data/x" in capsys.readouterr().out
+
+
+def test_bench_train_measures_the_recipe(record: Callable[..., Calls]) -> None:
+    calls = record("lightwam.bench", "bench_train")
+    assert main(["bench", "train", "point", "--train.batch-size", "4"]) == 0
+    assert calls[0][0].train.batch_size == 4
+
+
+def test_a_users_error_is_told_and_ends_with_2(
+    record: Callable[..., Calls], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record("lightwam.train", "train", DatasetError("no data", where="data/point"))
+    assert main(["train", "point"]) == 2
+    assert capsys.readouterr().err == "lightwam: no data\n  where: data/point\n"
+    monkeypatch.setenv("LIGHTWAM_DEBUG", "1")
+    with pytest.raises(DatasetError):
+        main(["train", "point"])
+
+
+def test_a_bug_keeps_its_traceback(record: Callable[..., Calls]) -> None:
+    record("lightwam.train", "train", ZeroDivisionError())
+    with pytest.raises(ZeroDivisionError):
+        main(["train", "point"])
+
+
+def test_ctrl_c_says_in_one_line_how_to_go_on(record: Callable[..., Calls], capsys: pytest.CaptureFixture[str]) -> None:
+    record("lightwam.train", "train", KeyboardInterrupt())
+    assert main(["train", "point", "--run", "runs/a b"]) == 130
+    assert capsys.readouterr().err.strip() == "lightwam: stopped. To go on: lightwam train point --run 'runs/a b'"
+
+
+def test_windows_and_tokens_of_a_recipe() -> None:
+    design = show.design_of(recipes.demo())
+    assert show.window(design)["latents"] == [16, 2, 12, 12]
+    assert show.window(design)["pooled_latents"] == [16, 2, 6, 6]
+    assert show.tokens(design) == {"action_pass": 36, "video_pass": 18, "context": 17}
+
+
+def test_windows_and_tokens_of_the_paper() -> None:
+    """686 tokens in both passes together; 9 frames, 3 latent frames; 128 text tokens and proprioception."""
+    tokens = show.tokens(show.paper_libero())
+    assert tokens["action_pass"] + tokens["video_pass"] == 686
+    assert tokens["context"] == 129
+    window = show.window(show.paper_libero())
+    assert (window["frames"], window["latents"][1]) == (9, 3)
+
+
+def test_show_counts_the_papers_parameters(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "paper-libero", "--json"]) == 0
+    parts = json.loads(capsys.readouterr().out)["parameters"]
+    assert round(parts["all"]["trainable"] / 1e6, 2) == 441.03
+    assert round(parts["lora"]["total"] / 1e6, 2) == 87.49
+    dit = sum(parts[name]["total"] for name in ("blocks", "lora", "adapters", "head", "embeddings"))
+    assert round(dit / 1e6, 2) == 1508.86
+
+
+def test_show_reads_overrides_and_fits_memory_to_them(capsys: pytest.CaptureFixture[str]) -> None:
+    memory = []
+    for decay in ("0.0", "0.9"):
+        assert main(["show", "point", "--json", "--train.ema-decay", decay]) == 0
+        memory.append(json.loads(capsys.readouterr().out)["memory_bytes"])
+    assert memory[0]["ema"] == 0
+    assert memory[1]["ema"] == memory[1]["weights"] == memory[1]["gradients"] == memory[1]["optimiser"] // 2
+    assert memory[1]["all"] - memory[0]["all"] == memory[1]["ema"]
+
+
+def test_show_for_the_eye(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "point"]) == 0
+    out = capsys.readouterr().out
+    assert "8 actions, 8 supervised, 5 frames of 32x32 pixels" in out
+    assert "KiB" in out
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (3 << 30, "3.0 GiB")])
+def test_sizes_in_words(count: int, text: str) -> None:
+    assert show.size(count) == text

@@ -1,0 +1,150 @@
+"""config.py: reading is strict both ways, and `check` refuses what does not fit together, by name."""
+
+import json
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+import pytest
+
+from lightwam import recipes
+from lightwam.config import CameraPlace, Recipe, check, from_dict, to_dict
+from lightwam.errors import ConfigError
+
+
+def changed(recipe: Any, path: str, value: Any) -> Any:
+    """The same frozen config with one value, named by its dotted path, changed."""
+    name, _, rest = path.partition(".")
+    return replace(recipe, **{name: changed(getattr(recipe, name), rest, value) if rest else value})
+
+
+@pytest.fixture
+def recipe() -> Recipe:
+    return recipes.point()
+
+
+def test_a_recipe_survives_json(recipe: Recipe) -> None:
+    assert from_dict(Recipe, json.loads(json.dumps(to_dict(recipe)))) == recipe
+
+
+def test_notes_survive_json_too(recipe: Recipe) -> None:
+    assert from_dict(Recipe, to_dict(replace(recipe, notes="why"))).notes == "why"
+
+
+def test_an_unknown_key_is_refused_with_its_path_and_a_suggestion(recipe: Recipe) -> None:
+    data = to_dict(recipe)
+    data["train"]["step"] = 3
+    with pytest.raises(ConfigError, match=r"(?s)unknown config key.*config\.train.*'step'.*did you mean 'steps'"):
+        from_dict(Recipe, data)
+
+
+def test_a_missing_key_is_refused_even_when_it_has_a_default(recipe: Recipe) -> None:
+    data = to_dict(recipe)
+    del data["train"]["seed"]
+    with pytest.raises(ConfigError, match=r"(?s)keys are missing.*config\.train.*expected: \['seed'\]"):
+        from_dict(Recipe, data)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("train.steps", "many"),
+        ("train.steps", True),
+        ("train.steps", 1.5),
+        ("train.steps", None),
+        ("train.learning_rate", "1e-4"),
+        ("train.precision", "float16"),
+        ("model.backbone.frozen", 1),
+        ("model.backbone.taps", 3),
+        ("model.backbone.taps", [0, "1"]),
+        ("model.backbone.patch", [1, 2]),
+        ("latents.kind", "wan"),
+        ("codec.places", [{"camera": "top"}]),
+        ("sim", [1]),
+    ],
+)
+def test_a_value_of_another_type_is_refused_with_its_path(recipe: Recipe, path: str, value: object) -> None:
+    data = to_dict(recipe)
+    *way, last = path.split(".")
+    inner = data
+    for name in way:
+        inner = inner[name]
+    inner[last] = value
+    with pytest.raises(ConfigError, match=path.replace(".", r"\.")):
+        from_dict(Recipe, data)
+
+
+def test_an_integer_may_stand_for_a_float(recipe: Recipe) -> None:
+    data = to_dict(recipe)
+    data["train"]["clip_norm"] = 2
+    read = from_dict(Recipe, data).train.clip_norm
+    assert read == 2.0
+    assert isinstance(read, float)
+
+
+BAD = [
+    ("train.steps", 0, "train.steps"),
+    ("train.batch_size", 0, "train.batch_size"),
+    ("train.learning_rate", 0.0, "train.learning_rate"),
+    ("train.learning_rate", float("nan"), "train.learning_rate"),
+    ("train.clip_norm", 0.0, "train.clip_norm"),
+    ("train.ema_decay", 1.0, "train.ema_decay"),
+    ("train.betas", (0.9, 1.0), r"train.betas\[1\]"),
+    ("train.warmup_steps", -1, "train.warmup_steps"),
+    ("train.shift_pixels", -1, "train.shift_pixels"),
+    ("prompt", "do it", "prompt"),
+    ("prompt", "{task} {colour}", "prompt"),
+    ("prompt", "{task} {task}", "prompt"),
+    ("sim.max_steps", 0, "sim.max_steps"),
+    ("sim.tasks", (), "sim.tasks"),
+    ("sim.tasks", ("red", "red"), "sim.tasks"),
+    ("collect.demos_per_task", 0, "collect.demos_per_task"),
+    ("collect.workers", 0, "collect.workers"),
+    ("collect.noise_std", -0.1, "collect.noise_std"),
+    ("collect.noise_probability", 1.1, "collect.noise_probability"),
+    ("collect.extra_steps", -1, "collect.extra_steps"),
+    ("eval.trials", 0, "eval.trials"),
+    ("eval.replan", 0, "eval.replan"),
+    ("eval.replan", 9, "eval.replan"),
+    ("eval.first_seed", 50, "eval.first_seed"),
+    ("eval.videos_per_task", -1, "eval.videos_per_task"),
+    ("model.supervised_prefix", 9, "model.supervised_prefix"),
+    ("model.supervised_prefix", 0, "model.supervised_prefix"),
+    ("model.horizon", 12, "model.horizon"),
+    ("model.state_dim", 0, "model.state_dim"),
+    ("model.video_loss_weight", -1.0, "model.video_loss_weight"),
+    ("model.backbone.num_heads", 5, "model.backbone.num_heads"),
+    ("model.backbone.num_heads", 3, "RoPE"),
+    ("model.backbone.taps", (), "model.backbone.taps"),
+    ("model.backbone.taps", (1, 0), "model.backbone.taps"),
+    ("model.backbone.taps", (0, 2), "model.backbone.taps"),
+    ("model.backbone.frozen", True, "nothing of the backbone"),
+    ("model.backbone.text_dim", 33, "text.dim"),
+    ("model.backbone.latent_channels", 9, "latents"),
+    ("model.expert.num_pool_heads", 5, "model.expert.num_pool_heads"),
+    ("codec.canvas", (48, 32), "codec.canvas height"),
+    ("codec.canvas", (32, 48), "codec.canvas width"),
+    ("codec.video_stride", 0, "model.horizon"),
+    ("codec.places", (), "codec.places"),
+    ("codec.places", (CameraPlace("side", 0, 0, 32, 32),), "codec.places"),
+    ("codec.places", (CameraPlace("top", 0, 8, 32, 32),), "codec.places top"),
+    ("codec.places", (CameraPlace("top", 0, 0, 0, 32),), "codec.places top"),
+    ("codec.delta_action_dims", (2,), "codec.delta_action_dims"),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "says"), BAD, ids=[f"{path}={value}" for path, value, _ in BAD])
+def test_what_does_not_fit_together_is_refused_by_name(recipe: Recipe, path: str, value: object, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        check(changed(recipe, path, value))
+
+
+def test_a_recipe_that_fits_comes_back_as_it_was(recipe: Recipe) -> None:
+    assert check(recipe) is recipe
+
+
+def test_every_setting_is_frozen(recipe: Recipe) -> None:
+    """A config that can be changed after `check` has not been checked."""
+    sections = [recipe, *(getattr(recipe, field.name) for field in fields(recipe))]
+    for section in filter(is_dataclass, sections):
+        with pytest.raises(AttributeError):
+            setattr(section, fields(section)[0].name, 1)
