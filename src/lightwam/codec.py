@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Float64, Shaped, UInt8
+from jaxtyping import Float, Float32, Float64, UInt8
 from torch import Tensor
 from torch.nn import functional
 
@@ -66,12 +66,12 @@ class Codec:
         raw = pixels.detach().float().add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
         return raw.permute(0, 2, 3, 4, 1).contiguous().cpu().numpy()
 
-    def encode_state(self, state: Shaped[np.ndarray, "*lead P"]) -> Float32[np.ndarray, "*lead P"]:
-        """Robot units -> normalised; WireError when the width is wrong or a value is not finite."""
+    def encode_state(self, state: Any) -> Float32[np.ndarray, "*lead P"]:
+        """Floats [..., P] in robot units -> normalised; WireError when width or dtype is wrong or one is not finite."""
         return _encode(state, self._state_affine, "state")
 
-    def encode_action(self, action: Shaped[np.ndarray, "*lead A"]) -> Float32[np.ndarray, "*lead A"]:
-        """Robot units -> normalised; WireError as for `encode_state`."""
+    def encode_action(self, action: Any) -> Float32[np.ndarray, "*lead A"]:
+        """Floats [..., A] in robot units -> normalised; WireError as for `encode_state`."""
         return _encode(action, self._action_affine, "action")
 
     def decode_action(self, action: Float32[np.ndarray, "*lead A"]) -> Float32[np.ndarray, "*lead A"]:
@@ -142,8 +142,8 @@ def _affine(kind: NormKind, stats: FeatureStats) -> Affine:
     """Offset and scale of `normalised = (value - offset) / scale`.
 
     A constant dimension (range within CONSTANT_SPAN of its magnitude) has offset = its value and scale 1: it becomes 0,
-    another value seen later keeps its distance in robot units, and decode brings both back. A dimension whose q01 and q99
-    coincide though it moves (a gripper that is hardly ever open) is scaled by its min..max under "quantile".
+    another value seen later keeps its distance in robot units, and decode brings both back. A dimension whose q01 and
+    q99 coincide though it moves (a gripper hardly ever open) is scaled by its min..max under "quantile".
     """
     if kind == "identity":
         return np.zeros(stats.dim), np.ones(stats.dim)
@@ -168,7 +168,8 @@ def _encode(values: Any, affine: Affine, name: str) -> Float32[np.ndarray, "*lea
         got = values.dtype if isinstance(values, np.ndarray) else type(values).__name__
         raise WireError(f"the {name} is not an array of floats", where=name, got=got, expected="float32")
     if values.ndim < 1 or values.shape[-1] != len(offset):
-        raise WireError(f"the {name} has the wrong width", where=name, got=values.shape, expected=f"(..., {len(offset)})")
+        expected = f"(..., {len(offset)})"
+        raise WireError(f"the {name} has the wrong width", where=name, got=values.shape, expected=expected)
     if not np.isfinite(values).all():
         bad = sorted(set(np.argwhere(~np.isfinite(values))[:, -1].tolist()))
         raise WireError(f"the {name} is not finite", where=f"{name} dims {bad}", got="NaN or inf", expected="finite")

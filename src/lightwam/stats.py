@@ -1,8 +1,8 @@
 """Statistics of a feature in one streaming pass: range, moments and quantiles, whatever the size of the dataset.
 
 Moments are merged in float64 (Chan's update). Quantiles come from a histogram a dimension on a grid of power-of-two
-bins: bins of the next coarser grid are exact unions of two bins, so the sketch of a dataset does not depend on the order
-or the size of the pieces it was fed, and two sketches merge exactly.
+bins: a bin of the next coarser grid is exactly two bins, so the sketch of a dataset does not depend on the order or the
+size of the pieces it was fed, and two sketches merge exactly.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from jaxtyping import Float64, Int64, Shaped
 from lightwam.errors import ConfigError, did_you_mean
 
 NUM_BINS = 4096
+Row = Float64[np.ndarray, " D"]
 QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
 
 
@@ -28,16 +29,16 @@ class FeatureStats:
     Quantiles are within `2 / (NUM_BINS - 2)` of the dimension's range (0.05 %) of numpy's linear quantiles.
     """
 
-    min: Float64[np.ndarray, " D"]
-    max: Float64[np.ndarray, " D"]
-    mean: Float64[np.ndarray, " D"]
-    std: Float64[np.ndarray, " D"]
+    min: Row
+    max: Row
+    mean: Row
+    std: Row
     """of the population: divided by count"""
-    q01: Float64[np.ndarray, " D"]
-    q10: Float64[np.ndarray, " D"]
-    q50: Float64[np.ndarray, " D"]
-    q90: Float64[np.ndarray, " D"]
-    q99: Float64[np.ndarray, " D"]
+    q01: Row
+    q10: Row
+    q50: Row
+    q90: Row
+    q99: Row
     count: int
     """rows seen"""
 
@@ -61,7 +62,8 @@ class FeatureStats:
             raise ConfigError("statistics are not a table", where=where, got=type(data).__name__, expected=names)
         for key in data:
             if key not in names:
-                raise ConfigError("unknown statistic", where=where, got=repr(key), next_step=did_you_mean(str(key), names))
+                hint = did_you_mean(str(key), names)
+                raise ConfigError("unknown statistic", where=where, got=repr(key), next_step=hint)
         if missing := [name for name in names if name not in data]:
             raise ConfigError("statistics are missing", where=where, got=sorted(data), expected=missing)
         if type(data["count"]) is not int or data["count"] < 1:
@@ -86,53 +88,52 @@ def _numbers(data: Any, where: str) -> Float64[np.ndarray, " D"]:
 class RunningStats:
     """Feed rows with `update`, take `finish`; memory is NUM_BINS counts a dimension, however many rows there are."""
 
-    def __init__(self, dim: int) -> None:
-        self.dim, self.count = dim, 0
-        self._min, self._max = np.full(dim, np.inf), np.full(dim, -np.inf)
-        self._mean, self._squares = np.zeros(dim), np.zeros(dim)
-        self._sketches = [_Sketch() for _ in range(dim)]
+    def __init__(self) -> None:
+        self.count = 0
 
     def update(self, rows: Shaped[np.ndarray, "n D"]) -> None:
         """Add rows; they must be finite (the dataset's door checks that and names the place)."""
         values = np.asarray(rows, np.float64)
-        assert values.ndim == 2 and values.shape[1] == self.dim, (values.shape, self.dim)
+        assert values.ndim == 2, values.shape
         assert np.isfinite(values).all(), "statistics of a value that is not finite"
         if not len(values):
             return
         mean = values.mean(0)
-        self._merge_moments(len(values), mean, np.square(values - mean).sum(0))
-        self._min, self._max = np.minimum(self._min, values.min(0)), np.maximum(self._max, values.max(0))
+        self._add(len(values), values.min(0), values.max(0), mean, np.square(values - mean).sum(0))
         for sketch, column in zip(self._sketches, values.T, strict=True):
             sketch.add(column)
 
     def merge(self, other: RunningStats) -> None:
         """Add all that `other` has seen."""
-        assert self.dim == other.dim, (self.dim, other.dim)
         if not other.count:
             return
-        self._merge_moments(other.count, other._mean, other._squares)
-        self._min, self._max = np.minimum(self._min, other._min), np.maximum(self._max, other._max)
+        self._add(other.count, other._min, other._max, other._mean, other._squares)
         for mine, theirs in zip(self._sketches, other._sketches, strict=True):
             mine.merge(theirs)
 
     def finish(self) -> FeatureStats:
         """The statistics of all rows so far; at least one row must have been seen."""
         assert self.count > 0, "no rows were seen"
-        quantiles = {
-            name: np.array([sketch.quantile(q) for sketch in self._sketches], np.float64) for name, q in QUANTILES.items()
-        }
+        quantiles = {name: np.array([sketch.quantile(q) for sketch in self._sketches]) for name, q in QUANTILES.items()}
         std = np.sqrt(self._squares / self.count)
         return FeatureStats(self._min.copy(), self._max.copy(), self._mean.copy(), std, **quantiles, count=self.count)
 
-    def _merge_moments(self, count: int, mean: Float64[np.ndarray, " D"], squares: Float64[np.ndarray, " D"]) -> None:
-        total, delta = self.count + count, mean - self._mean
-        self._squares = self._squares + squares + np.square(delta) * (self.count * count / total)
-        self._mean = self._mean + delta * (count / total)
-        self.count = total
+    def _add(self, count: int, low: Row, high: Row, mean: Row, squares: Row) -> None:
+        """Range, and Chan's update of the moments."""
+        if not self.count:
+            self._min, self._max, self._mean, self._squares = low, high, mean, squares
+            self._sketches = [_Sketch() for _ in mean]
+        assert len(mean) == len(self._mean), (len(mean), len(self._mean))
+        if self.count:
+            total, delta = self.count + count, mean - self._mean
+            self._min, self._max = np.minimum(self._min, low), np.maximum(self._max, high)
+            self._squares = self._squares + squares + np.square(delta) * (self.count * count / total)
+            self._mean = self._mean + delta * (count / total)
+        self.count += count
 
 
 class _Sketch:
-    """A histogram of at most NUM_BINS bins [i * 2**k, (i + 1) * 2**k); k depends on the smallest and largest value only."""
+    """A histogram of NUM_BINS bins [i * 2**k, (i + 1) * 2**k); k depends on the smallest and largest value only."""
 
     def __init__(self) -> None:
         self.low, self.high, self.exponent, self.first = math.inf, -math.inf, 0, 0
@@ -190,7 +191,7 @@ def _grid(low: float, high: float) -> tuple[int, int]:
 
 def measure(rows: Shaped[np.ndarray, "n D"], chunk: int = 65536) -> FeatureStats:
     """The statistics of an array (a memmap too), `chunk` rows at a time."""
-    running = RunningStats(rows.shape[1])
+    running = RunningStats()
     for start in range(0, len(rows), chunk):
         running.update(rows[start : start + chunk])
     return running.finish()

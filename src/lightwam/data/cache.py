@@ -1,6 +1,6 @@
 """All pictures of a dataset decoded once, on the codec's canvas, in a memory-mapped file that is checked before use.
 
-Random windows from it come at thousands a second; from the videos at tens (facts: docs/data.md).
+Random windows come from it at thousands a second, from the videos at tens (docs/data.md).
 """
 
 from __future__ import annotations
@@ -83,8 +83,13 @@ class FrameCache:
             write_atomically(draft / "cache.json", json.dumps(about, indent=1).encode())
             _replace_folder(draft, path)
         except OSError as error:
-            raise DatasetError("the cache could not be written", where=path, got=error, expected="a writable disk with room",
-                               next_step=f"it needs {_bytes_needed(dataset, codec_config) / 2**20:.0f} MiB") from error  # fmt: skip
+            raise DatasetError(
+                "the cache could not be written",
+                where=path,
+                got=error,
+                expected="a writable disk with room",
+                next_step=f"it needs {_bytes_needed(dataset, codec_config) / 2**20:.0f} MiB",
+            ) from error
         finally:
             shutil.rmtree(draft, ignore_errors=True)
         return cls.open(path)
@@ -101,17 +106,13 @@ class FrameCache:
         if not (path / "cache.json").is_file():
             raise DatasetError("no whole cache here", where=path, expected="cache.json", next_step="build it")
         about = read_json(path / "cache.json")
-        for name, size in about["files"].items():
-            got = (path / name).stat().st_size if (path / name).is_file() else None
-            if got != size:
-                raise DatasetError("the cache is torn", where=path / name, got=got, expected=f"{size} bytes",
-                                   next_step="build it again")  # fmt: skip
-        if differences := _differences(about["fingerprint"], dataset, codec_config):
-            raise DatasetError("the cache was made from something else", where=path, got="; ".join(differences[:5]),
-                               next_step="build it again")  # fmt: skip
-        arrays = {name: np.load(path / f"{name}.npy", mmap_mode="r") for name in ("frames",)}
+        if faults := _faults(path, about, dataset, codec_config):
+            more = f"; {len(faults) - 5} more" if len(faults) > 5 else ""
+            raise DatasetError("the cache is torn, or was made from something else", where=path,
+                               got="; ".join(faults[:5]) + more, next_step="build it again")  # fmt: skip
         small = {name: np.load(path / f"{name}.npy") for name in ("state", "action", "episode_start", "task_index")}
-        return cls(path=path, **arrays, **small, tasks=tuple(about["tasks"]), fps=about["fps"])
+        frames = np.load(path / "frames.npy", mmap_mode="r")
+        return cls(path=path, frames=frames, **small, tasks=tuple(about["tasks"]), fps=about["fps"])
 
     @classmethod
     def fresh(
@@ -119,15 +120,30 @@ class FrameCache:
     ) -> FrameCache:
         """The cache at `path` if it is whole and was made from just this; else it is built."""
         path = Path(path)
-        if (path / "cache.json").is_file() and not _stale(path, dataset, codec_config):
-            return cls.open(path)
+        if (path / "cache.json").is_file():
+            about = read_json(path / "cache.json")
+            if not _faults(path, about, dataset, codec_config):
+                return cls.open(path)
         return cls.build(dataset, codec_config, path, progress)
 
 
-def _stale(path: Path, dataset: LeRobotDataset, codec_config: CodecConfig) -> bool:
-    about = read_json(path / "cache.json")
-    torn = any(not (path / n).is_file() or (path / n).stat().st_size != size for n, size in about["files"].items())
-    return torn or bool(_differences(about["fingerprint"], dataset, codec_config))
+def _faults(
+    path: Path, about: dict[str, Any], dataset: LeRobotDataset | None, codec_config: CodecConfig | None
+) -> list[str]:
+    """Everything that speaks against using the cache, in words."""
+    found = []
+    for name, size in about["files"].items():
+        got = (path / name).stat().st_size if (path / name).is_file() else "no"
+        if got != size:
+            found.append(f"{name} has {got} bytes, not {size}")
+    for part, now in _fingerprint(dataset, codec_config).items():
+        then = about["fingerprint"].get(part)
+        if isinstance(now, dict) and isinstance(then, dict):
+            keys = [key for key in sorted(now.keys() | then.keys()) if now.get(key) != then.get(key)]
+            found += [f"{part} {key}: {then.get(key)} in the cache, {now.get(key)} now" for key in keys]
+        elif now != then:
+            found.append(f"{part}: {then} in the cache, {now} now")
+    return found
 
 
 def _fingerprint(dataset: LeRobotDataset | None, codec_config: CodecConfig | None) -> dict[str, Any]:
@@ -140,34 +156,26 @@ def _fingerprint(dataset: LeRobotDataset | None, codec_config: CodecConfig | Non
     return print_
 
 
-def _differences(stored: dict[str, Any], dataset: LeRobotDataset | None, codec_config: CodecConfig | None) -> list[str]:
-    found = []
-    for part, now in _fingerprint(dataset, codec_config).items():
-        then = stored.get(part)
-        if isinstance(now, dict) and isinstance(then, dict):
-            for key in sorted(now.keys() | then.keys()):
-                if now.get(key) != then.get(key):
-                    found.append(f"{part} {key}: {then.get(key)} in the cache, {now.get(key)} now")
-        elif now != then:
-            found.append(f"{part}: {then} in the cache, {now} now")
-    return found
-
-
 def _decode(dataset: LeRobotDataset, config: CodecConfig, path: Path, progress: Progress | None) -> None:
-    frames = np.lib.format.open_memmap(path, "w+", np.uint8, (dataset.num_frames, *config.canvas, 3))
+    # Written through files, not a memory map: a full disk is then an error and not a bus fault.
+    shape = (dataset.num_frames, *config.canvas, 3)
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        first_byte = file.tell()
 
     def decode_some(episodes: tuple[int, ...]) -> int:
         with ExitStack() as stack:
-            readers: dict[Path, VideoReader] = {}
+            file = stack.enter_context(path.open("r+b"))
+            file.seek(first_byte + int(dataset.episode_start[episodes[0]]) * config.canvas[0] * config.canvas[1] * 3)
+            readers: dict[tuple[Path, str], VideoReader] = {}
             for episode in episodes:
                 clips = {}
-                for place in config.places:
-                    file = dataset.episodes[episode].clips[place.camera].path
-                    if file not in readers:
-                        readers[file] = stack.enter_context(VideoReader(file))
-                    clips[place.camera] = dataset.clip(readers[file], episode, place.camera)
-                start, stop = dataset.episode_start[episode], dataset.episode_start[episode + 1]
-                frames[start:stop] = place_cameras(config, clips)
+                for camera in dict.fromkeys(place.camera for place in config.places):
+                    video = dataset.episodes[episode].clips[camera].path
+                    if (video, camera) not in readers:
+                        readers[video, camera] = stack.enter_context(VideoReader(video))
+                    clips[camera] = dataset.clip(readers[video, camera], episode, camera)
+                file.write(place_cameras(config, clips).data)
         return int(sum(dataset.episodes[episode].length for episode in episodes))
 
     done = 0
@@ -180,7 +188,6 @@ def _decode(dataset: LeRobotDataset, config: CodecConfig, path: Path, progress: 
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    frames.flush()
 
 
 def _jobs(num_episodes: int) -> Iterator[tuple[int, ...]]:

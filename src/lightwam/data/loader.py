@@ -73,8 +73,13 @@ class WindowLoader:
         """Go on behind the batches that `state` counts; CheckpointError when it counts other batches."""
         expected = {"batches": state.get("batches"), **self._identity()}
         if state != expected or type(state["batches"]) is not int or state["batches"] < 0:
-            raise CheckpointError("the loader's state belongs to other data or settings", where="loader", got=state,
-                                  expected=expected, next_step="train with the settings and dataset of the run")  # fmt: skip
+            raise CheckpointError(
+                "the loader's state belongs to other data or settings",
+                where="loader",
+                got=state,
+                expected=expected,
+                next_step="train with the settings and dataset of the run",
+            )
         self.close()
         self._given = state["batches"]
 
@@ -87,7 +92,9 @@ class WindowLoader:
     def __enter__(self) -> WindowLoader:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def _identity(self) -> dict[str, int]:
@@ -99,11 +106,17 @@ class WindowLoader:
             raise ConfigError("the horizon is no multiple of the video stride", where="horizon", got=self.horizon,
                               expected=f"a multiple of {self.stride}")  # fmt: skip
         if self.batch_size < 1 or self.shift_pixels < 0 or self.depth < 1:
-            raise ConfigError("a setting of the loader is out of range", where="WindowLoader",
-                              got=(self.batch_size, self.shift_pixels, self.depth), expected="batch >= 1, shift >= 0")  # fmt: skip
+            raise ConfigError(
+                "a setting of the loader is out of range",
+                where="WindowLoader",
+                got=(self.batch_size, self.shift_pixels, self.depth),
+                expected="batch >= 1, shift >= 0, depth >= 1",
+            )
         got, expected = self.cache.frames.shape[1:3], self.codec.config.canvas
         if got != expected:
-            raise ConfigError("the cache was made for another canvas", where=self.cache.path, got=got, expected=expected)
+            raise ConfigError(
+                "the cache was made for another canvas", where=self.cache.path, got=got, expected=expected
+            )
 
     def _batch(self, number: int) -> Windows:
         """Batch `number` of the endless stream; called with rising numbers from one thread."""

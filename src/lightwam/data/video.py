@@ -94,7 +94,7 @@ class VideoReader:
         if not self._container.streams.video:
             self._container.close()
             raise DatasetError("a file holds no video", where=path, expected="one video stream")
-        self._stream = self._container.streams.video[0]
+        self._stream: Any = self._container.streams.video[0]
         self._stream.codec_context.thread_count = 1  # small pictures: threads cost more than they give
         self.height, self.width = self._stream.height, self._stream.width
         self._reformatter = av.video.reformatter.VideoReformatter()
@@ -110,7 +110,9 @@ class VideoReader:
         taken = 0
         try:
             for frame in self._frames_from(start, 1 / fps):
-                moment = float(frame.pts * frame.time_base)
+                moment = frame.time
+                if moment is None:
+                    raise DatasetError("a video has a frame without a time", where=self.path, expected="a time a frame")
                 if moment < start - 0.5 / fps:
                     continue
                 expected = start + taken / fps
@@ -124,9 +126,13 @@ class VideoReader:
         except av.FFmpegError as error:
             raise self._broken(error) from error
         if taken < count:
-            raise DatasetError("a video is shorter than its episode", where=f"{self.path} from {start:.3f} s",
-                               got=f"{taken} frames", expected=f"{count} frames",
-                               next_step="the video was cut short: copy the dataset again, or leave this episode out")  # fmt: skip
+            raise DatasetError(
+                "a video is shorter than its episode",
+                where=f"{self.path} from {start:.3f} s",
+                got=f"{taken} frames",
+                expected=f"{count} frames",
+                next_step="the video was cut short: copy the dataset again, or leave this episode out",
+            )
         self._ahead = start + count / fps
         return out
 
@@ -138,7 +144,7 @@ class VideoReader:
         return self._frames
 
     def _copy(self, frame: Any, out: UInt8[np.ndarray, "height width 3"]) -> None:
-        plane = self._reformatter.reformat(frame, format="rgb24").planes[0]
+        plane: Any = self._reformatter.reformat(frame, format="rgb24").planes[0]
         rows = np.frombuffer(plane, np.uint8).reshape(self.height, plane.line_size)
         out[:] = rows[:, : self.width * 3].reshape(out.shape)
 
@@ -153,5 +159,7 @@ class VideoReader:
     def __enter__(self) -> VideoReader:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
