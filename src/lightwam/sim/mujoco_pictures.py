@@ -1,0 +1,108 @@
+"""Fast pictures of a MuJoCo world on a CPU: for every adapter whose simulator is MuJoCo.
+
+On a CPU (Mesa's llvmpipe) a picture costs what its triangles cost, whatever its size. Three things are left out, and
+each of them is a part of what a policy is trained on: shadows and reflections, which draw the world again; smoothed
+edges (multisampling); and detail of meshes of many triangles that is finer than `grain` metres.
+"""
+
+from __future__ import annotations
+
+import atexit
+import copy
+import weakref
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+FINE_MESH_FACES = 1000
+"""meshes of fewer triangles are drawn as they are"""
+
+_open: weakref.WeakSet[MujocoPictures] = weakref.WeakSet()
+
+
+class MujocoPictures:
+    """Draws from named cameras. Reads the model and the data, changes neither's physics."""
+
+    def __init__(self, model: Any, height: int, width: int, grain: float) -> None:
+        import mujoco
+        from mujoco.gl_context import GLContext
+
+        drawn = coarse(model, grain) if grain > 0 else copy.copy(model)
+        drawn.vis.quality.shadowsize, drawn.vis.quality.offsamples = 0, 0
+        drawn.vis.global_.offheight, drawn.vis.global_.offwidth = height, width
+        self._mujoco, self._model = mujoco, model
+        self._gl: Any = GLContext(width, height)
+        self._gl.make_current()
+        self._context = mujoco.MjrContext(drawn, mujoco.mjtFontScale.mjFONTSCALE_100)
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
+        self._rect = mujoco.MjrRect(0, 0, width, height)
+        self._scene, self._option = mujoco.MjvScene(model, maxgeom=2000), mujoco.MjvOption()
+        for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
+            self._scene.flags[flag] = 0
+        self._camera, self._perturb = mujoco.MjvCamera(), mujoco.MjvPerturb()
+        self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
+        _open.add(self)
+        # registered after mujoco's own exit step, so run before it: that one pulls EGL away from open contexts
+        atexit.unregister(_close_open)
+        atexit.register(_close_open)
+
+    def draw(self, data: Any, camera: str) -> UInt8[np.ndarray, "height width 3"]:
+        """The picture that `camera` sees, first row on top."""
+        mujoco = self._mujoco
+        self._camera.fixedcamid = self._model.camera(camera).id
+        mujoco.mjv_updateScene(self._model, data, self._option, self._perturb, self._camera,
+                               mujoco.mjtCatBit.mjCAT_ALL, self._scene)  # fmt: skip
+        self._gl.make_current()
+        mujoco.mjr_render(self._rect, self._scene, self._context)
+        picture = np.empty((self._rect.height, self._rect.width, 3), np.uint8)
+        mujoco.mjr_readPixels(picture, None, self._rect, self._context)
+        return picture[::-1]
+
+    def close(self) -> None:
+        """Frees the drawing context; left alone, that is done at the process's exit."""
+        _open.discard(self)
+        if self._gl is not None:
+            self._gl.make_current()
+            self._context.free()
+            self._gl.free()
+            self._gl = None
+
+
+def coarse(model: Any, grain: float) -> Any:
+    """A copy of the model, for drawing only, whose fine meshes are simplified to cells of `grain` metres.
+
+    Vertices of a mesh within one cell of a grid become their mean, and triangles that this folds up are left out. What
+    remains keeps its own normals, so that round things stay round to the eye.
+    """
+    drawn = copy.copy(model)
+    for mesh in np.flatnonzero(model.mesh_facenum > FINE_MESH_FACES):
+        vertices = slice(model.mesh_vertadr[mesh], model.mesh_vertadr[mesh] + model.mesh_vertnum[mesh])
+        merged, cell = _cluster(model.mesh_vert[vertices], grain)
+        drawn.mesh_vert[vertices] = merged
+        start = int(model.mesh_faceadr[mesh])
+        faces = slice(start, start + int(model.mesh_facenum[mesh]))
+        corners = cell[model.mesh_face[faces]]
+        a, b, c = corners.T
+        kept = np.flatnonzero((a != b) & (b != c) & (c != a))
+        for name in ("mesh_face", "mesh_facenormal", "mesh_facetexcoord"):
+            getattr(drawn, name)[start : start + len(kept)] = getattr(model, name)[faces][kept]
+        drawn.mesh_facenum[mesh] = len(kept)
+    return drawn
+
+
+def _cluster(
+    vertices: Float[np.ndarray, "V 3"], grain: float
+) -> tuple[Float[np.ndarray, "V 3"], Int[np.ndarray, " V"]]:
+    """Each vertex moved to the mean of its grid cell, and the number of that cell."""
+    grid = np.floor(vertices / grain).astype(np.int64)
+    _, cell = np.unique(grid, axis=0, return_inverse=True)
+    cell = cell.reshape(-1)
+    counts = np.bincount(cell)
+    means = np.stack([np.bincount(cell, vertices[:, axis]) / counts for axis in range(3)], axis=1)
+    return means[cell].astype(vertices.dtype), cell
+
+
+def _close_open() -> None:
+    for pictures in list(_open):
+        pictures.close()
