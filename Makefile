@@ -1,0 +1,69 @@
+# Everything a person does here, by name; `make` alone lists it. Needs Python 3.11 or newer and nothing else.
+# Other places: make demo VENV=/tmp/venv RUN=runs/mine PYTHON=python3.12
+
+PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do command -v $$name && break; done)
+VENV ?= .venv
+RUN ?= runs/demo
+BIN := $(VENV)/bin
+USE := $(VENV)/.ready-to-use
+DEV := $(VENV)/.ready-to-develop
+GL_PACKAGES := libegl1 libgl1 libgl1-mesa-dri libopengl0
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+
+.PHONY: help demo report test slow gpu lint types format gl clean
+.DEFAULT_GOAL := help
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+demo: $(USE) gl  ## collect, train, evaluate and report: runs/demo/report.html
+	@$(BIN)/lightwam demo --run $(RUN)
+
+report: $(USE)  ## write RUN/report.html again
+	@$(BIN)/lightwam report $(RUN)
+
+test: $(DEV) gl  ## every test that takes seconds
+	@$(BIN)/python -m pytest
+
+slow: $(DEV) gl  ## the tests that take minutes
+	@$(BIN)/python -m pytest -m "slow and not gpu" --timeout 3600
+
+gpu: $(DEV)  ## the tests that need a CUDA device
+	@$(BIN)/python -m pytest -m gpu
+
+lint: $(DEV)  ## ruff
+	@$(BIN)/ruff check .
+
+types: $(DEV)  ## mypy
+	@$(BIN)/mypy
+
+format: $(DEV)  ## ruff, changing files
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+gl:  ## off-screen OpenGL for MuJoCo's pictures; installed where that needs no password, else explained
+	@if [ "$$(uname)" != Linux ] || PATH="$$PATH:/sbin:/usr/sbin" ldconfig -p | grep -qE 'lib(EGL|OSMesa)\.so'; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+		echo "installing off-screen OpenGL: apt-get install $(GL_PACKAGES)"; \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $(GL_PACKAGES); \
+	else \
+		echo "MuJoCo has no off-screen OpenGL to draw with. Next: sudo apt-get install $(GL_PACKAGES)" >&2; exit 1; \
+	fi
+
+clean:  ## forget the virtual environment and the tools' caches; runs/ and data/ stay
+	@rm -rf $(VENV) .pytest_cache .hypothesis .ruff_cache .mypy_cache
+
+$(BIN)/python:
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "lightwam needs Python 3.11 or newer, found: $(PYTHON). Next: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@"$(PYTHON)" -m venv $(VENV)
+
+$(USE): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing lightwam and Meta-World into $(VENV) (minutes the first time)"
+	@$(INSTALL) '.[metaworld]'
+	@touch $@
+
+$(DEV): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing lightwam with its development tools into $(VENV) (minutes the first time)"
+	@$(INSTALL) '.[dev,metaworld]'
+	@touch $@ $(USE)
