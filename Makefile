@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 USE := $(VENV)/.ready-to-use
 DEV := $(VENV)/.ready-to-develop
 GL_PACKAGES := libegl1 libgl1 libgl1-mesa-dri libopengl0
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
 .PHONY: help demo report test slow gpu lint types format gl clean
 .DEFAULT_GOAL := help

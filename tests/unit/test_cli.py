@@ -28,8 +28,8 @@ def record(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Calls]:
     def replace(module: str, function: str, answer: Any = None) -> Calls:
         calls: Calls = []
 
-        def recorder(*arguments: Any) -> Any:
-            calls.append(arguments)
+        def recorder(*arguments: Any, **named: Any) -> Any:
+            calls.append((*arguments, named) if named else arguments)
             if isinstance(answer, BaseException):
                 raise answer
             return answer
@@ -111,7 +111,8 @@ def test_places_are_named_after_the_recipe(record: Callable[..., Calls]) -> None
 
 
 def test_tuples_and_switches_can_be_overridden(record: Callable[..., Calls]) -> None:
-    calls = record("lightwam.collect", "collect")
+    done = SimpleNamespace(root="data/point", episodes=4, frames=80, new_episodes=4)
+    calls = record("lightwam.collect", "collect", done)
     words = [
         "collect",
         "point",
@@ -138,12 +139,18 @@ def test_demo_needs_no_recipe(words: list[str], name: str, record: Callable[...,
     assert calls == [(recipes.RECIPES[name](), Path("runs") / name)]
 
 
-def test_eval_overrides_the_runs_own_settings(record: Callable[..., Calls]) -> None:
+def test_eval_overrides_the_runs_own_settings_and_prints_rates(
+    record: Callable[..., Calls], capsys: pytest.CaptureFixture[str]
+) -> None:
+    red = {"successes": 8, "trials": 9, "interval_95": (0.565, 0.98)}
     record("lightwam.checkpoint", "read_recipe", recipes.point())
-    calls = record("lightwam.evaluate", "evaluate")
-    assert main(["eval", "runs/x", "--eval.trials", "9"]) == 0
+    calls = record("lightwam.evaluate", "evaluate", {**red, "tasks": {"red": red}})
+    assert main(["eval", "runs/x", "--eval.trials", "9", "--folder", "again", "--step", "100"]) == 0
     expected = EvalConfig(trials=9, replan=4, videos_per_task=1)
-    assert calls == [(Path("runs/x"), expected)]
+    assert calls == [(Path("runs/x"), expected, {"folder": "again", "step": 100})]
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    rest = ["8", "of", "9", "56%", "to", "98%"]
+    assert lines == [["red", *rest], ["all", *rest]]
 
 
 def test_eval_refuses_to_execute_what_was_never_supervised(
@@ -172,11 +179,20 @@ def test_check_sim_checks_every_task_or_the_one_named(record: Callable[..., Call
     assert calls == [(recipes.point().sim, "green")]
 
 
-def test_check_dataset_opens_it(record: Callable[..., Calls], capsys: pytest.CaptureFixture[str]) -> None:
-    calls = record("lightwam.data.lerobot", "LeRobotDataset", SimpleNamespace())
+def test_check_dataset_reads_all_of_it(record: Callable[..., Calls], capsys: pytest.CaptureFixture[str]) -> None:
+    checked = []
+    dataset = SimpleNamespace(
+        cameras={"top": (32, 32)},
+        num_frames=12,
+        num_episodes=3,
+        tasks=["a"],
+        check=lambda tell: checked.append(tell(12, 12)),
+    )
+    calls = record("lightwam.data.lerobot", "LeRobotDataset", dataset)
     assert main(["check", "dataset", "data/x"]) == 0
     assert calls == [(Path("data/x"),)]
-    assert "data/x" in capsys.readouterr().out
+    assert len(checked) == 1
+    assert "data/x: sound; 3 episodes, 12 frames" in capsys.readouterr().out
 
 
 def test_bench_train_measures_the_recipe(record: Callable[..., Calls]) -> None:

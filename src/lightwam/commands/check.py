@@ -59,6 +59,12 @@ def _check_sim(arguments: Sequence[str]) -> None:
 def _check_dataset(arguments: Sequence[str]) -> None:
     options = tyro.cli(DatasetOptions, args=list(arguments), prog="lightwam check dataset")
     from lightwam.data.lerobot import LeRobotDataset
+    from lightwam.progress import Progress
 
-    LeRobotDataset(options.path)
-    print(f"{options.path}: sound")
+    dataset = LeRobotDataset(options.path)
+    with Progress("check", len(dataset.cameras) * dataset.num_frames, unit="picture") as progress:
+        dataset.check(lambda done, _: progress.advance(count=done - progress.done))
+    print(
+        f"{options.path}: sound; {dataset.num_episodes} episodes, {dataset.num_frames} frames, "
+        f"cameras {', '.join(dataset.cameras)}, {len(dataset.tasks)} tasks"
+    )

@@ -26,4 +26,5 @@ def run(arguments: Sequence[str]) -> None:
     config.check(options.recipe)
     from lightwam.collect import collect
 
-    collect(options.recipe, options.data)
+    done = collect(options.recipe, options.data)
+    print(f"{done.root}: {done.episodes} episodes, {done.frames} frames; {done.new_episodes} of the episodes are new")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from lightwam import config
 from lightwam.commands.options import parse, run_directory, wants_help
@@ -16,6 +17,10 @@ class EvalOptions:
 
     eval: EvalConfig
     """the run's own, unless overridden"""
+    folder: str = "eval"
+    """where in the run directory the episodes go; another protocol needs another folder"""
+    step: int | None = None
+    """the checkpoint; the newest by default"""
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -30,4 +35,16 @@ def run(arguments: Sequence[str]) -> None:
     config.check(replace(recipe, eval=options.eval))
     from lightwam.evaluate import evaluate
 
-    evaluate(path, options.eval)
+    result = evaluate(path, options.eval, folder=options.folder, step=options.step)
+    print(table(result))
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """Successes of trials by task and in all, with their Wilson 95 % intervals."""
+    width = max(map(len, result["tasks"]))
+    rows = [*result["tasks"].items(), ("all", result)]
+    return "\n".join(
+        f"{name:{width}}  {row['successes']:3} of {row['trials']:3}  "
+        f"{row['interval_95'][0]:4.0%} to {row['interval_95'][1]:4.0%}"
+        for name, row in rows
+    )
