@@ -42,7 +42,7 @@ def interval_bars(bars: Sequence[Bar], title: str, width: int) -> str:
     """Horizontal bars from 0 to 100 % with interval whiskers, `width` units wide; below 500 the labels go on top."""
     longest = max(len(bar.label) for bar in bars)
     above = width < 500 or longest > 30
-    left, right = (2, 100) if above else (14 + 8 * longest, 112)
+    left, right = 2 if above else 14 + 8 * longest, 70 + 8 * max(len(bar.count) for bar in bars)
     pitch, thick = (48, 16) if above else (34, 18)
     top, span = 4, width - left - right
     bottom = top + pitch * len(bars)

@@ -111,12 +111,12 @@ def attention(evidence: Evidence) -> str:
     last = {task: max(i for i, t in enumerate(probe.tasks) if t == task) for task in dict.fromkeys(probe.tasks)}
     lead = (
         f"In {counted(len(probe.taps), 'layer')} of the backbone, {weight.shape[2]} learned queries pool what the "
-        f"action needs from {rows}&times;{cols} picture tokens. Shown are their mean and the {len(chosen[0])} queries of each "
-        "layer that differ most from each other; a query keeps its column in every task."
+        f"action needs from {rows}&times;{cols} picture tokens. Shown are their mean and the {len(chosen[0])} queries "
+        "of each layer that differ most from each other; a query keeps its column in every task."
     )
-    wide = " wide" if probe.real.shape[3] > 1.5 * probe.real.shape[2] else ""
+    broad = " broad" if probe.real.shape[3] > 1.5 * probe.real.shape[2] else ""
     blocks = "".join(looks.of(i) for i in last.values())
-    return section("attention", title, looks.scale(), f'<div class="attention{wide}">{blocks}</div>', lead=lead)
+    return section("attention", title, looks.scale(), f'<div class="attention{broad}">{blocks}</div>', lead=lead)
 
 
 @dataclass(frozen=True)

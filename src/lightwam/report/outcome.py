@@ -60,7 +60,7 @@ def success(evidence: Evidence) -> str:
     bars.append(_bar("all tasks", result.score, "bar total"))
     charts = "".join(
         f'<div class="{kind}">{interval_bars(bars, "Success by task with 95 % intervals", width)}</div>'
-        for kind, width in (("wide", 760), ("narrow", 350))
+        for kind, width in (("for-wide", 760), ("for-narrow", 350))
     )
     rows = [
         [
@@ -165,7 +165,7 @@ def swap(evidence: Evidence) -> str:
     bars = [_bar("right sentences", found.right), _bar("exchanged", found.swapped, "bar other")]
     charts = "".join(
         f'<div class="{kind}">{interval_bars(bars, "Success with right and exchanged sentences", width)}</div>'
-        for kind, width in (("wide", 760), ("narrow", 350))
+        for kind, width in (("for-wide", 760), ("for-narrow", 350))
     )
     told = any(item.swapped_instruction for item in found.tasks)
     heads = ["Task", *(["Told instead"] if told else []), "Right sentence", "Exchanged"]

@@ -121,7 +121,7 @@ def reproduction(evidence: Evidence) -> str:
     blocks = [
         f"<pre><code>{lines}</code></pre>",
         f'<p class="small">Or all at once: <code>lightwam demo {escape(recipe.name)} --run {escape(run)}</code>. '
-        "Settings overridden on the command line are in the config below, and in the run's <code>recipe.json</code>.</p>",
+        "Settings overridden on the command line are in the config below, and in <code>recipe.json</code>.</p>",
     ]
     if recipe.notes:
         blocks.append(f"<p>{escape(recipe.notes)}</p>")
