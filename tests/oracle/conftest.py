@@ -1,4 +1,4 @@
-"""Recorded runs of the published model: every fixture in the folder that LIGHTWAM_ORACLE_DIR names, else our own copy."""
+"""Recorded runs of the published model: every fixture in the folder named by LIGHTWAM_ORACLE_DIR, else ours."""
 
 import json
 import os

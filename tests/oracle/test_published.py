@@ -62,7 +62,7 @@ def publication_names(model: LightWAM) -> dict[str, str]:
 def test_published_arrays(recorded: Any) -> None:
     model = published.load(recorded.checkpoint, recorded.config)
     ours = action_pass(recorded, model) | video_pass(recorded, model)
-    assert set(recorded.outputs) == set(ours), "an array is recorded that this test does not compare, or is not recorded"
+    assert set(recorded.outputs) == set(ours), "not the arrays that this test compares"
     for name, array in recorded.outputs.items():
         assert_close(ours[name], array, name)
 

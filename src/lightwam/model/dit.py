@@ -3,14 +3,15 @@
 B batch, C latent channels, T latent frames, h w latent height and width, S = T n tokens, n tokens a frame, D width,
 L context tokens (text and proprioception), E text width, R distinct times a sample (1 or 2).
 
-Parameters carry diffusers' names (WanTransformer3DModel), so that its weights load strictly; LoRA and adapters stand beside.
+Parameters carry diffusers' names (WanTransformer3DModel), so that its weights load strictly; LoRA and adapters stand
+beside them.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from jaxtyping import Complex64, Float
@@ -96,7 +97,9 @@ class Block(nn.Module):
         x = x + self.attn2.out(attend(self.attn2.query(tokens), *context)).view_as(x)
         return torch.addcmul(x, gate2[:, :, None], self.ffn(modulate(x, shift2, scale2)).to(x.dtype))
 
-    def self_attention(self, x: Float[Tensor, "B T n D"], turn: Complex64[Tensor, "S 1 pairs"]) -> Float[Tensor, "B T n D"]:
+    def self_attention(
+        self, x: Float[Tensor, "B T n D"], turn: Complex64[Tensor, "S 1 pairs"]
+    ) -> Float[Tensor, "B T n D"]:
         """First-frame-causal: the first frame sees itself only, later frames see all. Two unmasked attentions."""
         tokens, n = x.flatten(1, 2), x.shape[2]
         q = rotate(self.attn1.query(tokens), turn)
@@ -141,7 +144,9 @@ class DiT(nn.Module):
         self.patch_embedding = nn.Conv3d(config.latent_channels, config.width, config.patch, config.patch)
         self.condition_embedder = ConditionEmbedder(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_blocks))
-        self.adapters = nn.ModuleDict({str(i): ResidualAdapter(config.width, config.adapter_width) for i in config.taps})
+        self.adapters = nn.ModuleDict(
+            {str(i): ResidualAdapter(config.width, config.adapter_width) for i in config.taps}
+        )
         self.proj_out = nn.Linear(config.width, config.latent_channels * math.prod(config.patch))
         self.scale_shift_table = nn.Parameter(torch.randn(1, 2, config.width) / math.sqrt(config.width))
         if config.frozen:
@@ -152,7 +157,7 @@ class DiT(nn.Module):
         """Keys and values of the context, a pair a block: made once for all passes over the same context."""
         tokens = self.condition_embedder.text(context)
         blocks = self.blocks[: self.config.taps[-1] + 1] if only_taps else self.blocks
-        return tuple(block.attn2.key_value(tokens) for block in blocks)
+        return tuple(cast(Block, block).attn2.key_value(tokens) for block in blocks)
 
     def forward(
         self,
@@ -162,9 +167,9 @@ class DiT(nn.Module):
         *,
         only_taps: bool = False,
     ) -> DiTOutput:
-        """Velocity and taps of latents whose first frame is clean, at time 0, and whose later frames are at `later_time`.
+        """Velocity and taps of latents whose first frame is clean, at time 0, and later frames noised, at `later_time`.
 
-        `memory` is `read(context)`. A single frame has no later time (None). `only_taps` stops after the last tapped block.
+        `memory` is `read(context)`. A single frame has no later time (None). `only_taps` stops after the last tap.
         """
         config = self.config
         x = self.patch_embedding(latents).to(self.scale_shift_table.dtype)

@@ -6,6 +6,7 @@ B batch, S tokens, D backbone width, Q learned queries a tap, H horizon, A actio
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -101,10 +102,10 @@ class StateFusionActionExpert(nn.Module):
 
     def step_codes(self) -> Float[Tensor, "H W"]:
         """What tells the steps of a chunk apart."""
-        weight = self.step_pos_proj[1].weight
+        weight = self.fused_proj.weight
         steps = torch.arange(self.horizon, dtype=torch.float64, device=weight.device)
         return self.step_pos_proj(sinusoid(steps, self.step_code_dim).to(weight.dtype))
 
     def look(self, taps: Sequence[Float[Tensor, "B S D"]]) -> list[Float[Tensor, "B heads Q S"]]:
         """What each tap's queries look at."""
-        return [pooler.look(tokens) for pooler, tokens in zip(self.layer_poolers, taps, strict=True)]
+        return [cast(Pooler, pooler).look(tokens) for pooler, tokens in zip(self.layer_poolers, taps, strict=True)]

@@ -15,6 +15,8 @@ Two passes share the weights:
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -64,7 +66,7 @@ class LightWAM(nn.Module):
         u = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64, device=noise.device)
         sigma = flow.shifted(u, self.config.flow.shift)
         z = flow.keep_first_frame(noise, present)
-        for now, then in zip(sigma[:-1], sigma[1:], strict=True):
+        for now, then in pairwise(sigma):
             v = self.velocity(z, now.expand(len(z)), memory)
             z = flow.keep_first_frame(z + (then - now).to(z.dtype) * v, present)
         return z
@@ -75,9 +77,7 @@ class LightWAM(nn.Module):
         `u` is uniform in (0, 1), one draw a sample, and becomes its noise level; `noise` is standard normal.
         """
         config = self.config
-        memory = self.dit.read(
-            self.with_proprio(batch.context, batch.state), only_taps=config.video_loss_weight == 0
-        )
+        memory = self.dit.read(self.with_proprio(batch.context, batch.state), only_taps=config.video_loss_weight == 0)
         action = self.action_loss(batch, memory)
         if config.video_loss_weight == 0:
             return Losses(config.action_loss_weight * action, torch.zeros_like(action), action)
@@ -107,9 +107,7 @@ class LightWAM(nn.Module):
         keep = ~flow.latent_frame_is_pad(batch.frame_is_pad, z.shape[2])
         return (flow.masked_mean(error, keep) * weight.to(error.dtype)).mean()
 
-    def present(
-        self, latent: Float[Tensor, "B C 1 h w"], memory: tuple[KeyValue, ...]
-    ) -> list[Float[Tensor, "B S D"]]:
+    def present(self, latent: Float[Tensor, "B C 1 h w"], memory: tuple[KeyValue, ...]) -> list[Float[Tensor, "B S D"]]:
         """The action pass up to the last tap: the adapted tokens that the expert reads."""
         return [tap.adapted for tap in self.dit(latent, None, memory, only_taps=True).taps]
 
@@ -121,9 +119,7 @@ class LightWAM(nn.Module):
         assert v is not None
         return v
 
-    def with_proprio(
-        self, context: Float[Tensor, "B L E"], state: Float[Tensor, "B P"]
-    ) -> Float[Tensor, "B L1 E"]:
+    def with_proprio(self, context: Float[Tensor, "B L E"], state: Float[Tensor, "B P"]) -> Float[Tensor, "B L1 E"]:
         """Text states and, last, the proprioception token."""
         return torch.cat((context, self.proprio_encoder(state)[:, None].to(context.dtype)), dim=1)
 

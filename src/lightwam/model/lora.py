@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class LoRA(nn.Module):
-    """y = up(down(x)) * alpha / rank, beside a linear layer. `up` starts at zero, so that training starts from the layer."""
+    """up(down(x)) * alpha / rank, beside a linear layer; `up` starts at zero, so that training starts from that."""
 
     def __init__(self, in_width: int, out_width: int, rank: int, alpha: float) -> None:
         super().__init__()
@@ -30,6 +30,11 @@ class LoRA(nn.Module):
             return self.up.weight.float() @ self.down.weight.float() * self.scale
 
 
-def project(linear: nn.Linear, lora: LoRA | None, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch m"]:
+def beside(in_width: int, out_width: int, rank: int, alpha: float) -> LoRA | None:
+    """A low-rank update for a layer of these widths; none at rank 0."""
+    return LoRA(in_width, out_width, rank, alpha) if rank else None
+
+
+def project(linear: nn.Module, lora: LoRA | None, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch m"]:
     """The layer's output with its low-rank update, where it has one."""
     return linear(x) if lora is None else linear(x) + lora(x)

@@ -1,4 +1,4 @@
-"""Published Light-WAM checkpoints (`.pt`), read and written strictly: renaming only, so that both ways are bit-equal."""
+"""Published Light-WAM checkpoints (`.pt`), read and written strictly: renaming only, so that no bit is lost."""
 
 from __future__ import annotations
 
@@ -54,11 +54,12 @@ def read(path: Path | str, config: ModelConfig) -> Published:
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
         raise CheckpointError("the published checkpoint cannot be read", where=path, got=error) from error
     _check_layout(found, path)
-    shapes, state, refused = _shapes(config), {}, []
+    shapes, refused = _shapes(config), list[str]()
+    state: dict[str, Tensor] = {}
     for section, names in published_names(config).items():
         wanted = {theirs: shapes[ours] for theirs, ours in names.items()}
         refused += _differences(found[section], wanted, where=f"{section} ")
-        state |= {ours: found[section].get(theirs) for theirs, ours in names.items()}
+        state |= {ours: found[section][theirs] for theirs, ours in names.items() if theirs in found[section]}
     if refused:
         raise _refusal("the checkpoint is of another model", path, refused)
     return Published(state, found["step"], found["torch_dtype"])

@@ -1,0 +1,224 @@
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightwam.config import BackboneConfig
+from lightwam.model import dit as dit_module
+from lightwam.model.dit import DiT
+
+CONFIG = BackboneConfig(
+    width=48,
+    ffn_width=64,
+    num_heads=2,
+    num_blocks=3,
+    latent_channels=4,
+    text_dim=10,
+    time_code_dim=16,
+    taps=(0, 1),
+    adapter_width=6,
+    lora_rank=2,
+    lora_alpha=3.0,
+)
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed() -> None:
+    torch.manual_seed(0)
+
+
+def shaken(config: BackboneConfig) -> DiT:
+    """A DiT with nothing left at zero."""
+    dit = DiT(config)
+    for parameter in dit.parameters():
+        nn.init.normal_(parameter, std=0.3) if parameter.ndim < 2 else nn.init.normal_(parameter, std=0.12)
+    return dit
+
+
+def clip(frames: int = 3) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Latents, later times and context of two samples."""
+    return (
+        torch.randn(2, 4, frames, 4, 6),
+        (torch.tensor([310.0, 905.5]) if frames > 1 else None),
+        torch.randn(2, 5, 10),
+    )
+
+
+def test_the_first_frame_does_not_see_later_ones() -> None:
+    dit, (latents, times, context) = shaken(CONFIG), clip()
+    before = dit(latents, times, dit.read(context))
+    latents[:, :, 1:] = torch.randn_like(latents[:, :, 1:])
+    assert times is not None
+    after = dit(latents, times / 2, dit.read(context))
+    torch.testing.assert_close(before.velocity[:, :, 0], after.velocity[:, :, 0], rtol=0, atol=1e-6)
+    assert (before.velocity[:, :, 1:] - after.velocity[:, :, 1:]).abs().min() > 1e-6
+
+
+def test_the_first_frame_alone_is_what_it_is_in_a_clip() -> None:
+    dit, (latents, times, context) = shaken(CONFIG), clip()
+    memory = dit.read(context)
+    alone, in_clip = dit(latents[:, :, :1], None, memory), dit(latents, times, memory)
+    torch.testing.assert_close(alone.velocity[:, :, 0], in_clip.velocity[:, :, 0], rtol=0, atol=2e-6)
+    for one, many in zip(alone.taps, in_clip.taps, strict=True):
+        torch.testing.assert_close(one.adapted, many.adapted[:, :6], rtol=0, atol=2e-6)
+
+
+def test_later_frames_see_everything() -> None:
+    dit, (latents, times, context) = shaken(CONFIG), clip()
+    before = dit(latents, times, dit.read(context)).velocity
+    for frame in range(3):
+        changed = latents.clone()
+        changed[:, :, frame] += 1
+        after = dit(changed, times, dit.read(context)).velocity
+        assert ((before - after)[:, :, 1:].abs().amax(dim=(1, 3, 4)) > 1e-4).all()
+
+
+def test_stopping_after_the_last_tap_gives_the_same_taps_and_no_velocity() -> None:
+    dit, (latents, times, context) = shaken(CONFIG), clip()
+    whole = dit(latents, times, dit.read(context))
+    short = dit(latents, times, dit.read(context, only_taps=True), only_taps=True)
+    assert short.velocity is None and len(short.taps) == len(whole.taps) == 2
+    for a, b in zip(short.taps, whole.taps, strict=True):
+        assert torch.equal(a.state, b.state) and torch.equal(a.adapted, b.adapted)
+
+
+def test_an_adapter_replaces_what_it_reads() -> None:
+    dit, (latents, times, context) = shaken(CONFIG), clip()
+    before = dit(latents, times, dit.read(context))
+    nn.init.zeros_(dit.adapters["1"].up.weight)
+    nn.init.zeros_(dit.adapters["1"].up.bias)
+    after = dit(latents, times, dit.read(context))
+    assert torch.equal(before.taps[1].state, after.taps[1].state)
+    assert torch.equal(after.taps[1].state, after.taps[1].adapted)
+    assert not torch.allclose(before.velocity, after.velocity, atol=1e-3)
+
+
+def test_fresh_adapters_and_lora_change_nothing() -> None:
+    plain = DiT(replace(CONFIG, lora_rank=0, frozen=False))
+    full, (latents, times, context) = DiT(CONFIG), clip()
+    state = full.state_dict()
+    full.load_state_dict(state | {k: v for k, v in plain.state_dict().items() if not k.startswith("adapters.")})
+    torch.testing.assert_close(
+        full(latents, times, full.read(context)).velocity, plain(latents, times, plain.read(context)).velocity
+    )
+
+
+def test_a_time_for_a_single_frame_is_refused() -> None:
+    dit, (latents, times, context) = DiT(CONFIG), clip()
+    with pytest.raises(AssertionError, match="have a time"):
+        dit(latents[:, :, :1], times, dit.read(context))
+    with pytest.raises(AssertionError, match="have a time"):
+        dit(latents, None, dit.read(context))
+
+
+def test_two_times_a_sample_are_embedded_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    dit, (latents, times, context) = DiT(CONFIG), clip()
+    rows: list[int] = []
+    sinusoid = dit_module.sinusoid
+    monkeypatch.setattr(dit_module, "sinusoid", lambda t, dim: (rows.append(len(t)), sinusoid(t, dim))[1])
+    dit(latents, times, dit.read(context))
+    dit(latents[:, :, :1], None, dit.read(context))
+    assert rows == [1 + len(latents), 1]
+
+
+def test_what_a_frozen_backbone_trains() -> None:
+    dit = DiT(CONFIG)
+    trained = {name for name, p in dit.named_parameters() if p.requires_grad}
+    for name, _ in dit.named_parameters():
+        head = name == "scale_shift_table" or name.startswith("proj_out")
+        assert (name in trained) == ("lora_" in name or "adapters" in name or head), name
+    assert all(p.requires_grad for p in DiT(replace(CONFIG, frozen=False)).parameters())
+
+
+def test_a_forward_leaves_nothing_behind() -> None:
+    dit, (latents, times, context) = DiT(CONFIG), clip()
+    held = {name: set(vars(module)) for name, module in dit.named_modules()}
+    dit(latents, times, dit.read(context))
+    assert held == {name: set(vars(module)) for name, module in dit.named_modules()}
+
+
+def wan(config: BackboneConfig) -> Any:
+    """diffusers' transformer of the same sizes."""
+    diffusers = pytest.importorskip("diffusers", reason="diffusers is a development-time oracle")
+    return diffusers.WanTransformer3DModel(
+        patch_size=config.patch,
+        num_attention_heads=config.num_heads,
+        attention_head_dim=config.width // config.num_heads,
+        in_channels=config.latent_channels,
+        out_channels=config.latent_channels,
+        text_dim=config.text_dim,
+        freq_dim=config.time_code_dim,
+        ffn_dim=config.ffn_width,
+        num_layers=config.num_blocks,
+    ).eval()
+
+
+def loaded(theirs: Any, config: BackboneConfig) -> DiT:
+    """Ours with diffusers' weights: its names are ours, but for LoRA and adapters."""
+    ours = DiT(config)
+    own = {k: v for k, v in ours.state_dict().items() if "lora_" in k or k.startswith("adapters.")}
+    assert not set(own) & set(theirs.state_dict())
+    ours.load_state_dict(own | theirs.state_dict())
+    return ours
+
+
+def test_diffusers_weights_load_strictly_into_a_backbone_without_lora() -> None:
+    theirs = wan(CONFIG)
+    ours = DiT(replace(CONFIG, lora_rank=0, frozen=False)).state_dict()
+    backbone = {name for name in ours if not name.startswith("adapters.")}
+    assert backbone == set(theirs.state_dict())
+    assert all(ours[name].shape == tensor.shape for name, tensor in theirs.state_dict().items())
+
+
+def shake(module: nn.Module) -> None:
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.12)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("heads", [2, 1])
+def test_one_frame_is_diffusers_forward(heads: int) -> None:
+    config = replace(CONFIG, num_heads=heads)
+    theirs = wan(config)
+    shake(theirs)
+    ours, (latents, _, context) = loaded(theirs, config), clip(frames=1)
+    expected = theirs(latents, torch.zeros(2), context).sample
+    velocity = ours(latents, None, ours.read(context)).velocity
+    torch.testing.assert_close(velocity, expected, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_clip_is_diffusers_forward_with_a_time_a_token_and_a_mask() -> None:
+    """What we do with two times and two attentions, diffusers does with a row of times a token and a dense mask."""
+    theirs = wan(CONFIG)
+    shake(theirs)
+    ours, (latents, times, context) = loaded(theirs, CONFIG), clip()
+    assert times is not None
+    sees = torch.ones(18, 18, dtype=torch.bool)
+    sees[:6, 6:] = False
+    for block in theirs.blocks:
+        plain = block.attn1.processor
+        block.attn1.processor = lambda attn, x, c, mask, rope, plain=plain: plain(attn, x, c, sees, rope)
+    token_times = torch.cat((torch.zeros(2, 6), times[:, None].expand(2, 12)), dim=1)
+    expected = theirs(latents, token_times, context).sample
+    velocity = ours(latents, times, ours.read(context)).velocity
+    torch.testing.assert_close(velocity, expected, rtol=0, atol=1e-5)
+    assert expected.std() > 0.1 and math.isfinite(expected.std())
+
+
+@torch.no_grad()
+def test_a_block_is_diffusers_block() -> None:
+    theirs = wan(CONFIG)
+    shake(theirs)
+    ours, x = loaded(theirs, CONFIG), torch.randn(2, 1, 6, 48)
+    context, modulation = torch.randn(2, 5, 48), torch.randn(1, 1, 6, 48)
+    rope = theirs.rope(torch.empty(2, 4, 1, 4, 6))
+    expected = theirs.blocks[1](x[:, 0], context, modulation[0].expand(2, 6, 48), rope)
+    turn = dit_module.rotation(1, 2, 3, 24, x.device)
+    block = ours.blocks[1]
+    torch.testing.assert_close(
+        block(x, modulation, block.attn2.key_value(context), turn)[:, 0], expected, rtol=0, atol=1e-5
+    )
