@@ -171,12 +171,23 @@ def test_report_says_where_it_is(record: Callable[..., Calls], capsys: pytest.Ca
 
 
 def test_check_sim_checks_every_task_or_the_one_named(record: Callable[..., Calls]) -> None:
-    calls = record("lightwam.sim.check", "check_simulator")
+    calls = record("lightwam.sim.check", "check_simulator", [])
     assert main(["check", "sim", "point"]) == 0
     assert [task for _, task in calls] == ["red", "blue"]
     calls.clear()
     assert main(["check", "sim", "point", "--task", "green"]) == 0
     assert calls == [(recipes.point().sim, "green")]
+
+
+def test_check_sim_fails_with_every_broken_promise(
+    record: Callable[..., Calls], capsys: pytest.CaptureFixture[str]
+) -> None:
+    record("lightwam.sim.check", "check_simulator", ["step takes NaN", "reset ignores its seed"])
+    assert main(["check", "sim", "point", "--task", "red"]) == 2
+    out, err = capsys.readouterr()
+    assert "step takes NaN" in out
+    assert "reset ignores its seed" in out
+    assert "got: 2 broken promises" in err
 
 
 def test_check_dataset_reads_all_of_it(record: Callable[..., Calls], capsys: pytest.CaptureFixture[str]) -> None:
@@ -197,8 +208,9 @@ def test_check_dataset_reads_all_of_it(record: Callable[..., Calls], capsys: pyt
 
 def test_bench_train_measures_the_recipe(record: Callable[..., Calls]) -> None:
     calls = record("lightwam.bench", "bench_train")
-    assert main(["bench", "train", "point", "--train.batch-size", "4"]) == 0
+    assert main(["bench", "train", "point", "--train.batch-size", "4", "--json"]) == 0
     assert calls[0][0].train.batch_size == 4
+    assert calls[0][1] == {"as_json": True}
 
 
 def test_a_users_error_is_told_and_ends_with_2(

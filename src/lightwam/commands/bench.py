@@ -18,6 +18,8 @@ class BenchTrainOptions:
     """Measure training: samples a second, and which part of a step the time goes to."""
 
     recipe: AnyRecipe
+    json: bool = False
+    """print JSON instead of a table"""
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -33,4 +35,4 @@ def run(arguments: Sequence[str]) -> None:
     config.check(options.recipe)
     from lightwam.bench import bench_train
 
-    bench_train(options.recipe)
+    bench_train(options.recipe, as_json=options.json)

@@ -11,7 +11,7 @@ import tyro
 
 from lightwam import config
 from lightwam.commands.options import AnyRecipe, named_recipe, parse, wants_help
-from lightwam.errors import ConfigError, did_you_mean
+from lightwam.errors import ConfigError, SimulatorError, did_you_mean
 
 KINDS = ("sim", "dataset")
 USAGE = """usage: lightwam check sim RECIPE [--task NAME]   every task of the recipe's simulator, or the one named
@@ -51,9 +51,18 @@ def _check_sim(arguments: Sequence[str]) -> None:
     sim = config.check(options.recipe).sim
     from lightwam.sim.check import check_simulator
 
+    broken = 0
     for task in sim.tasks if options.task is None else (options.task,):
-        check_simulator(sim, task)
-        print(f"{sim.name}/{task}: keeps the protocol")
+        findings = check_simulator(sim, task)
+        broken += len(findings)
+        print(
+            "\n".join(
+                [f"{sim.name}/{task}: {'broken promises' if findings else 'keeps the protocol'}", *map(str, findings)]
+            )
+        )
+    if broken:
+        raise SimulatorError("the simulator does not keep the protocol", where=sim.name, got=f"{broken} broken promises",
+                             expected="none", next_step="mend the adapter, then check it again")  # fmt: skip
 
 
 def _check_dataset(arguments: Sequence[str]) -> None:
