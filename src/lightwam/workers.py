@@ -81,12 +81,18 @@ class Workers(Generic[Job, Answer]):
         """The jobs under way."""
         return [worker.job for worker in self._workers if worker.job is not None]
 
-    def give(self, job: Job) -> None:
-        """Starts `job` in an idle process (there must be one)."""
+    @property
+    def count(self) -> int:
+        """How many jobs can run at once."""
+        return len(self._workers) or 1
+
+    def give(self, job: Job, seat: int | None = None) -> None:
+        """Starts `job` in an idle process (there must be one), or in process number `seat`, which must be idle."""
         if self._run:
             self._done.append((job, self._run(job)))
             return
-        worker = next(worker for worker in self._workers if worker.job is None)
+        worker = next(worker for worker in self._workers if worker.job is None) if seat is None else self._workers[seat]
+        assert worker.job is None, "this process is at work"
         worker.job = job
         try:
             worker.pipe.send(job)

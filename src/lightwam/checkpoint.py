@@ -1,0 +1,216 @@
+"""A run directory, saved and loaded whole.
+
+    recipe.json      the config; a run never changes it
+    processing.json  what was measured on the data: the codec's and the latents' statistics
+    checkpoints/step_00000500/
+        model.safetensors   the weights, by parameter name
+        ema.safetensors     their moving average, when the recipe has one
+        training.pt         optimiser and loader, so that training goes on to the same bits
+        meta.json           step, file sizes and digests; written last
+
+A checkpoint is written beside its place and renamed into it, so it is there whole or not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from lightwam.codec import Codec
+from lightwam.config import Recipe, from_dict, to_dict
+from lightwam.errors import CheckpointError
+from lightwam.latents.dct import DctLatents
+
+FORMAT = 1
+Weights = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything of one step."""
+
+    step: int
+    model: Weights
+    ema: Weights | None
+    training: dict[str, Any]
+    """optimiser, loader and counters; tensors and plain values only"""
+
+
+def write_json(path: Path, data: Any) -> None:
+    """`data` at `path`, atomically: a reader sees the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    with _disk_errors(path):
+        beside.write_text(json.dumps(data, indent=2) + "\n")
+        os.replace(beside, path)
+
+
+def read_json(path: Path) -> Any:
+    """The JSON at `path`; CheckpointError when it is missing or broken."""
+    if not path.is_file():
+        raise CheckpointError(
+            "a file of the run is missing", where=path, next_step="is this a run directory? `lightwam train` makes one"
+        )
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise CheckpointError("a file of the run is not JSON", where=path, got=error) from error
+
+
+def start_run(run: Path, recipe: Recipe) -> None:
+    """Write the recipe into a new run directory; one that holds another recipe is refused, naming what differs."""
+    if (run / "recipe.json").exists():
+        differences = list(_differences(read_json(run / "recipe.json"), json.loads(json.dumps(to_dict(recipe)))))
+        if differences:
+            raise CheckpointError(
+                "the run directory belongs to another config",
+                where=run,
+                got="; ".join(differences[:8]),
+                expected="the same recipe, to go on with it",
+                next_step="choose another --run, or delete this one",
+            )
+    else:
+        write_json(run / "recipe.json", to_dict(recipe))
+
+
+def read_recipe(run: Path) -> Recipe:
+    """The recipe of a run."""
+    return from_dict(Recipe, read_json(run / "recipe.json"), where=str(run / "recipe.json"))
+
+
+def write_processing(run: Path, codec: Codec, latents: DctLatents) -> None:
+    """Save what was measured on the data."""
+    write_json(run / "processing.json", {"codec": codec.to_dict(), "latents": latents.to_dict()})
+
+
+def read_processing(run: Path) -> tuple[Codec, DctLatents]:
+    """The codec and the latents that the run was trained with."""
+    data = read_json(run / "processing.json")
+    if sorted(data) != ["codec", "latents"]:
+        raise CheckpointError("unknown layout", where=run / "processing.json", got=sorted(data), expected="codec, latents")
+    return Codec.from_dict(data["codec"]), DctLatents(read_recipe(run).latents, **data["latents"])
+
+
+def steps(run: Path) -> list[int]:
+    """The steps that have a checkpoint, rising."""
+    return sorted(int(path.name.removeprefix("step_")) for path in (run / "checkpoints").glob("step_*"))
+
+
+def save(run: Path, checkpoint: Checkpoint, keep: int = 2) -> Path:
+    """Write a checkpoint and drop all but the newest `keep`; a full disk raises CheckpointError and leaves the older ones."""
+    place = run / "checkpoints" / f"step_{checkpoint.step:08d}"
+    beside = place.with_name(f".{place.name}.{os.getpid()}")
+    with _disk_errors(place):
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        try:
+            safetensors.torch.save_file(_own(checkpoint.model), beside / "model.safetensors")
+            if checkpoint.ema is not None:
+                safetensors.torch.save_file(_own(checkpoint.ema), beside / "ema.safetensors")
+            torch.save(checkpoint.training, beside / "training.pt")
+            files = {path.name: _digest(path) for path in sorted(beside.iterdir())}
+            (beside / "meta.json").write_text(
+                json.dumps({"format": FORMAT, "step": checkpoint.step, "files": files}, indent=2) + "\n"
+            )
+            for path in beside.iterdir():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+            shutil.rmtree(place, ignore_errors=True)
+            os.replace(beside, place)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+    for old in steps(run)[:-keep]:
+        shutil.rmtree(run / "checkpoints" / f"step_{old:08d}")
+    return place
+
+
+def load(run: Path, step: int | None = None, *, training: bool = True) -> Checkpoint:
+    """The checkpoint of `step` (the newest by default), every file checked against its digest.
+
+    `training=False` leaves out the optimiser's state. CheckpointError when there is none, or a file is torn.
+    """
+    known = steps(run)
+    if not known or (step is not None and step not in known):
+        raise CheckpointError(
+            "no such checkpoint", where=run, got=step, expected=known or "at least one step", next_step="lightwam train"
+        )
+    place = run / "checkpoints" / f"step_{known[-1] if step is None else step:08d}"
+    meta = read_json(place / "meta.json")
+    if meta.get("format") != FORMAT:
+        raise CheckpointError("unknown checkpoint format", where=place, got=meta.get("format"), expected=FORMAT)
+    for name, digest in meta["files"].items():
+        if not (place / name).is_file() or _digest(place / name) != digest:
+            raise CheckpointError(
+                "a checkpoint file is damaged",
+                where=place / name,
+                got="missing or other bytes than were written",
+                expected=digest,
+                next_step=f"delete {place}; an older checkpoint is used then",
+            )
+    ema = safetensors.torch.load_file(place / "ema.safetensors") if "ema.safetensors" in meta["files"] else None
+    state = torch.load(place / "training.pt", weights_only=True) if training else {}
+    return Checkpoint(meta["step"], safetensors.torch.load_file(place / "model.safetensors"), ema, state)
+
+
+def fill(module: torch.nn.Module, weights: Weights, where: object) -> None:
+    """Copy `weights` into `module`, every name and shape accounted for, else CheckpointError listing what differs."""
+    ours = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    theirs = {name: tuple(value.shape) for name, value in weights.items()}
+    if ours != theirs:
+        odd = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+        listed = "; ".join(f"{name}: file {theirs.get(name)}, model {ours.get(name)}" for name in odd[:6])
+        raise CheckpointError(
+            f"{len(odd)} tensors do not fit the model",
+            where=where,
+            got=listed,
+            expected="the same names and shapes",
+            next_step="was it trained with another recipe?",
+        )
+    module.load_state_dict(weights)
+
+
+def _own(weights: Weights) -> Weights:
+    return {name: value.detach().cpu().contiguous() for name, value in weights.items()}
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            if key != "notes":
+                yield from _differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+    elif old != new:
+        yield f"{path}: run has {old!r}, asked {new!r}"
+
+
+@contextlib.contextmanager
+def _disk_errors(place: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, safetensors.SafetensorError, RuntimeError) as error:
+        # torch and safetensors wrap the operating system's error in their own
+        if isinstance(error, RuntimeError) and "write" not in str(error) and "PytorchStreamWriter" not in str(error):
+            raise
+        free = shutil.disk_usage(next(path for path in place.parents if path.exists())).free
+        raise CheckpointError(
+            "could not save",
+            where=place,
+            got=f"{error} ({free / 2**20:.0f} MiB free)",
+            expected="room on the disk and the right to write",
+            next_step="free some space and run the same command again: it goes on from the last checkpoint",
+        ) from error

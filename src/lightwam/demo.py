@@ -1,0 +1,126 @@
+"""The main job, end to end: demonstrations, training, closed loop on unseen seeds, the sentence swap, the report."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lightwam.checkpoint import read_json, write_json
+from lightwam.collect import collect
+from lightwam.config import Recipe, check
+from lightwam.evaluate import evaluate
+from lightwam.policy import Policy
+from lightwam.report import write_report
+from lightwam.report.probe import record_probe
+from lightwam.sim import base
+from lightwam.train import train
+
+SWAP_TRIALS = 5
+"""episodes a task with another task's sentence"""
+
+
+def demo(recipe: Recipe, run: Path, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Do all of it under `run`; returns what is written to RUN/result.json.
+
+    Every part goes on where an interrupted one stopped; the wall seconds of all attempts add up. The dataset is RUN/dataset.
+    """
+    check(recipe)
+    timer = Timer(run / "wall.json")
+    with timer.part("collect"):
+        collect(recipe, run / "dataset", say)
+    with timer.part("train"):
+        train(recipe, run / "dataset", run, say=say)
+    with timer.part("evaluate"):
+        result = evaluate(run, say=say)
+    with timer.part("swap"):
+        swap(recipe, run, result, say)
+    with timer.part("probe"):
+        probe(run)
+    write_json(run / "result.json", result | {"wall_seconds": timer.seconds(), "machine": machine()})
+    with timer.part("report"):
+        report = write_report(run)
+    result |= {"wall_seconds": timer.seconds(), "machine": machine()}
+    write_json(run / "result.json", result)
+    low, high = result["interval_95"]
+    rate = result["successes"] / result["trials"]
+    say(
+        f"\n{result['successes']} of {result['trials']} episodes on unseen seeds succeed: {rate:.0%} "
+        f"(95 % interval {low:.0%} to {high:.0%}), {timer.seconds()['total'] / 60:.1f} minutes in all"
+    )
+    say(f"open {report}")
+    return result
+
+
+def swap(recipe: Recipe, run: Path, right: Mapping[str, Any], say: Callable[[str], None] = print) -> None:
+    """Evaluate with every task told the next one's sentence, into RUN/eval/swap.json; a policy that reads must fail."""
+    tasks = recipe.sim.tasks
+    told = {task: base.make(recipe.sim, other).instruction for task, other in zip(tasks, tasks[1:] + tasks[:1], strict=True)}
+    trials = min(SWAP_TRIALS, recipe.eval.trials)
+    swapped = evaluate(
+        run, replace(recipe.eval, trials=trials, videos_per_task=0), folder="swap", sentences=told, say=say
+    )
+    count = ("successes", "trials")
+    rows = {
+        task: {
+            "right": {key: right["tasks"][task][key] for key in count},
+            "swapped": {key: swapped["tasks"][task][key] for key in count},
+            "swapped_instruction": told[task],
+        }
+        for task in tasks
+    }
+    totals = {"right": {key: right[key] for key in count}, "swapped": {key: swapped[key] for key in count}}
+    write_json(run / "eval" / "swap.json", totals | {"tasks": rows})
+
+
+def probe(run: Path) -> None:
+    """Record what the policy imagines and looks at, for the report."""
+    policy = Policy.load(run)
+    sim = policy.recipe.sim
+    with contextlib.ExitStack() as stack:
+        simulators = {task: base.make(sim, task) for task in sim.tasks}
+        for simulator in simulators.values():
+            stack.callback(simulator.close)
+        record_probe(policy, simulators, run / "eval" / "probe.npz")
+
+
+class Timer:
+    """Wall seconds by part, kept on disk so that the parts of an interrupted run add up."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.parts: dict[str, float] = read_json(path) if path.exists() else {}
+
+    @contextlib.contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Count the time inside as `name`, also when it ends in an error."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.parts[name] = self.parts.get(name, 0.0) + time.perf_counter() - began
+            write_json(self.path, self.parts)
+
+    def seconds(self) -> dict[str, float]:
+        """Every part, and their sum."""
+        return self.parts | {"total": sum(self.parts.values())}
+
+
+def machine() -> dict[str, Any]:
+    """What the wall seconds were measured on."""
+    return {"cores": os.cpu_count(), "processor": processor(), "system": platform.platform()}
+
+
+def processor() -> str:
+    """The processor's own name where Linux tells it, else the architecture."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,357 @@
+"""Closed loop: a trained policy drives simulators on seeds that training never saw, and is counted.
+
+Simulators run in processes of their own and send what they see; the policy answers whoever waits, in one batch. Every
+episode is a line of episodes.jsonl as soon as it is over, so an interrupted evaluation goes on where it stopped. Its
+actions are kept too: a video is made afterwards by playing them again, which is exact, so no episode is slowed down by
+being filmed.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+
+from lightwam import checkpoint
+from lightwam.config import EvalConfig, Recipe, SimConfig, check, to_dict
+from lightwam.data.video import write_video
+from lightwam.errors import CheckpointError
+from lightwam.policy import Policy
+from lightwam.progress import Progress
+from lightwam.sim import base
+from lightwam.types import Observation
+from lightwam.workers import Workers, interrupt_as_flag
+
+VIDEO_SIZE = 240
+"""height and width of rollout videos, pixels"""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A worker's job: begin an episode, or go on with it."""
+
+    seat: int
+    task: str
+    seed: int
+    actions: Float32[np.ndarray, "steps A"] | None
+    """None begins the episode"""
+
+    def __str__(self) -> str:
+        return f"task {self.task!r}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A worker's answer."""
+
+    observation: Observation | None
+    """None when the episode is over"""
+    steps: int
+    """control steps since the reset"""
+    success: bool
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A worker's job: play an episode's actions again and film it."""
+
+    seat: int
+    task: str
+    seed: int
+    actions: Float32[np.ndarray, "steps A"]
+    path: Path
+
+
+@dataclass
+class Player:
+    """Runs in a worker. Simulators are kept from episode to episode, as making one is slow."""
+
+    sim: SimConfig
+    simulators: dict[tuple[str, bool], base.Simulator] = field(default_factory=dict)
+    steps: int = 0
+
+    def __call__(self, job: Segment | Replay) -> Seen:
+        """Do one job."""
+        return self._film(job) if isinstance(job, Replay) else self._play(job)
+
+    def _simulator(self, task: str, film: bool) -> base.Simulator:
+        if (task, film) not in self.simulators:
+            sim = self.sim
+            if film:
+                sim = replace(sim, cameras=sim.cameras[:1], height=VIDEO_SIZE, width=VIDEO_SIZE)
+            self.simulators[task, film] = base.make(sim, task)
+        return self.simulators[task, film]
+
+    def _play(self, job: Segment) -> Seen:
+        simulator = self._simulator(job.task, film=False)
+        if job.actions is None:
+            simulator.reset(job.seed)
+            self.steps = 0
+        for action in job.actions if job.actions is not None else ():
+            outcome = simulator.step(action)
+            self.steps += 1
+            if outcome.success or outcome.ended or self.steps >= self.sim.max_steps:
+                return Seen(None, self.steps, outcome.success)
+        return Seen(simulator.observe(), self.steps, False)
+
+    def _film(self, job: Replay) -> Seen:
+        simulator = self._simulator(job.task, film=True)
+        camera = simulator.cameras[0]
+        simulator.reset(job.seed)
+        pictures = [simulator.observe().frames[camera]]
+        for action in job.actions:
+            simulator.step(action)
+            pictures.append(simulator.observe().frames[camera])
+        write_video(job.path, np.stack(pictures), max(1, round(simulator.fps)))
+        return Seen(None, len(job.actions), False)
+
+
+def evaluate(
+    run: Path,
+    settings: EvalConfig | None = None,
+    *,
+    folder: str = "eval",
+    sentences: Mapping[str, str] | None = None,
+    step: int | None = None,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Evaluate the run's policy and write RUN/`folder`/result.json; returns what is in it.
+
+    `settings` replaces the recipe's; `sentences` gives tasks another instruction than their own (to see whether the
+    policy reads it). Episodes that are there already are not run again. Raises ConfigError when more steps would be
+    executed than were supervised, CheckpointError when the folder holds an evaluation under other settings, and
+    KeyboardInterrupt after Ctrl-C, with every finished episode kept.
+    """
+    began = time.perf_counter()
+    policy = Policy.load(run, step)
+    recipe = check(replace(policy.recipe, eval=settings or policy.recipe.eval))
+    place = run / folder
+    protocol = describe(recipe, policy, sentences or {})
+    done = open_episodes(place, protocol)
+    todo = [(task, recipe.eval.first_seed + i) for i in range(recipe.eval.trials) for task in recipe.sim.tasks]
+    todo = [key for key in todo if key not in done]
+    latencies: list[float] = []
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the simulators have the other cores
+    try:
+        with Workers[Segment | Replay, Seen](min(recipe.eval.workers, 1 + len(todo)), Player(recipe.sim)) as workers:
+            stopped = _drive(policy, recipe, todo, place, sentences or {}, workers, latencies, say)
+            if not stopped:
+                _film(recipe, place, workers)
+    finally:
+        torch.set_num_threads(threads)
+    if stopped:
+        say(f"eval: stopped; finished episodes are safe in {place}, the same command goes on")
+        raise KeyboardInterrupt
+    episodes = list(read_episodes(place).values())
+    result = summary(episodes, recipe) | {"protocol": protocol, "latency_ms": percentiles(latencies)}
+    result["wall_seconds"] = {"total": time.perf_counter() - began}
+    checkpoint.write_json(place / "result.json", result)
+    return result
+
+
+@dataclass
+class _Running:
+    task: str
+    seed: int
+    began: float
+    actions: list[np.ndarray] = field(default_factory=list)
+
+
+def _drive(
+    policy: Policy,
+    recipe: Recipe,
+    todo: list[tuple[str, int]],
+    place: Path,
+    sentences: Mapping[str, str],
+    workers: Workers[Segment | Replay, Seen],
+    latencies: list[float],
+    say: Callable[[str], None],
+) -> bool:
+    """Run every episode of `todo`; True when Ctrl-C came first."""
+    running: dict[int, _Running] = {}
+    total, won, over = len(todo), 0, 0
+
+    def sit(seat: int) -> None:
+        if todo:
+            task, seed = todo.pop(0)
+            running[seat] = _Running(task, seed, time.perf_counter())
+            workers.give(Segment(seat, task, seed, None), seat)
+
+    with interrupt_as_flag() as interrupt, Progress("eval", total, unit="ep", say=say) as progress:
+        for seat in range(workers.count):
+            sit(seat)
+        while running and not interrupt.pressed:
+            waiting: list[tuple[int, Observation]] = []
+            for job, seen in workers.answers(timeout_seconds=0.2):
+                episode = running[job.seat]
+                if seen.observation is not None:
+                    waiting.append((job.seat, seen.observation))
+                    continue
+                over, won = over + 1, won + seen.success
+                _finish(place, episode, seen)
+                del running[job.seat]
+                progress.advance(f"{won} of {over} succeeded")
+                sit(job.seat)
+            if not waiting:
+                continue
+            asked = [
+                replace(observation, instruction=sentences.get(running[seat].task, observation.instruction))
+                for seat, observation in waiting
+            ]
+            began = time.perf_counter()
+            chunks = policy.act_batch(asked)[:, : recipe.eval.replan]
+            latencies.append(1000 * (time.perf_counter() - began))
+            for (seat, _), chunk in zip(waiting, chunks, strict=True):
+                episode = running[seat]
+                episode.actions.extend(chunk)
+                workers.give(Segment(seat, episode.task, episode.seed, chunk), seat)
+    return interrupt.pressed and bool(running)
+
+
+def _finish(place: Path, episode: _Running, seen: Seen) -> None:
+    actions = place / "actions"
+    actions.mkdir(parents=True, exist_ok=True)
+    np.save(actions / f"{episode.task}-{episode.seed}.npy", np.stack(episode.actions[: seen.steps]))
+    row = {
+        "task": episode.task,
+        "seed": episode.seed,
+        "success": seen.success,
+        "steps": seen.steps,
+        "steps_to_success": seen.steps if seen.success else None,
+        "seconds": time.perf_counter() - episode.began,
+        "video": None,
+    }
+    with (place / "episodes.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def _film(recipe: Recipe, place: Path, workers: Workers[Segment | Replay, Seen]) -> None:
+    """Videos of each task's first successes and first failures, `videos_per_task` of either."""
+    episodes = read_episodes(place)
+    chosen: list[tuple[str, int]] = []
+    for task in recipe.sim.tasks:
+        for success in (True, False):
+            seeds = sorted(seed for (name, seed), row in episodes.items() if name == task and row["success"] == success)
+            chosen += [(task, seed) for seed in seeds[: recipe.eval.videos_per_task]]
+    free, made = list(range(workers.count)), 0
+    jobs = []
+    for task, seed in chosen:
+        outcome = "success" if episodes[task, seed]["success"] else "failure"
+        path = Path("videos") / f"{task}-{seed}-{outcome}.mp4"
+        episodes[task, seed]["video"] = str(path)
+        (place / path).parent.mkdir(parents=True, exist_ok=True)
+        if not (place / path).exists():
+            actions = np.load(place / "actions" / f"{task}-{seed}.npy")
+            jobs.append((task, seed, actions, place / path))
+    total = len(jobs)
+    while made < total:
+        while jobs and free:
+            seat = free.pop()
+            workers.give(Replay(seat, *jobs.pop()), seat)
+        for job, _ in workers.answers(timeout_seconds=0.2):
+            free.append(job.seat)
+            made += 1
+    rows = "".join(json.dumps(row) + "\n" for row in episodes.values())
+    beside = place / ".episodes.jsonl"
+    beside.write_text(rows)
+    beside.replace(place / "episodes.jsonl")
+
+
+def open_episodes(place: Path, protocol: Mapping[str, Any]) -> dict[tuple[str, int], dict[str, Any]]:
+    """What is done already; CheckpointError when it was done under another protocol."""
+    if (place / "protocol.json").exists():
+        before = checkpoint.read_json(place / "protocol.json")
+        same = json.loads(json.dumps(protocol))
+        odd = sorted(key for key in before.keys() | same.keys() if before.get(key) != same.get(key))
+        if odd:
+            raise CheckpointError(
+                "this folder holds an evaluation under other settings",
+                where=place,
+                got={key: before.get(key) for key in odd},
+                expected={key: same.get(key) for key in odd},
+                next_step=f"remove {place}, or evaluate into another folder",
+            )
+    else:
+        checkpoint.write_json(place / "protocol.json", protocol)
+    return read_episodes(place)
+
+
+def read_episodes(place: Path) -> dict[tuple[str, int], dict[str, Any]]:
+    """Finished episodes by (task, seed); a last line that a kill cut short does not count."""
+    path = place / "episodes.jsonl"
+    if not path.exists():
+        return {}
+    lines = path.read_text().splitlines(keepends=True)
+    if lines and not lines[-1].endswith("\n"):
+        path.write_text("".join(lines[:-1]))
+        lines = lines[:-1]
+    rows = [json.loads(line) for line in lines]
+    return {(row["task"], row["seed"]): row for row in rows}
+
+
+def describe(recipe: Recipe, policy: Policy, sentences: Mapping[str, str]) -> dict[str, Any]:
+    """Every constant that a success rate depends on: two results compare only if these agree."""
+    packages = ("lightwam", "torch", "numpy", "mujoco", "metaworld")
+    return {
+        "sim": to_dict(recipe.sim),
+        "eval": {key: value for key, value in to_dict(recipe.eval).items() if key not in ("workers", "videos_per_task")},
+        "recipe": recipe.name,
+        "checkpoint_step": policy.step,
+        "weights": "ema" if recipe.train.ema_decay else "last",
+        "sentences": dict(sentences),
+        "success": "at any control step",
+        "versions": {"python": platform.python_version()} | {name: v for name in packages if (v := _version(name))},
+    }
+
+
+def summary(episodes: Sequence[Mapping[str, Any]], recipe: Recipe) -> dict[str, Any]:
+    """Successes with Wilson's 95 % interval, in all and by task."""
+    return _rate(episodes) | {
+        "tasks": {
+            task: _rate([row for row in episodes if row["task"] == task])
+            | {"instruction": base.make(recipe.sim, task).instruction}
+            for task in recipe.sim.tasks
+        }
+    }
+
+
+def _rate(episodes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    won = sum(row["success"] for row in episodes)
+    return {"successes": won, "trials": len(episodes), "interval_95": wilson(won, len(episodes))}
+
+
+def wilson(successes: int, trials: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a rate, as shares of 1; (0, 1) without trials. E. B. Wilson, 1927."""
+    if trials == 0:
+        return 0.0, 1.0
+    z, share = 1.959963984540054, successes / trials
+    scale = 1 + z * z / trials
+    centre = (share + z * z / (2 * trials)) / scale
+    half = z / scale * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def percentiles(milliseconds: Sequence[float]) -> dict[str, float] | None:
+    """p50, p95 and p99; None when nothing was timed (every episode was there already)."""
+    if not milliseconds:
+        return None
+    values = np.percentile(milliseconds, (50, 95, 99))
+    return {name: float(value) for name, value in zip(("p50", "p95", "p99"), values, strict=True)}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None

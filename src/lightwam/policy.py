@@ -1,0 +1,108 @@
+"""A trained run as a policy: what a camera and a robot give in, a chunk of robot actions out.
+
+The same codec, latents and text encoder as in training, saved with the run, so nothing is computed twice in two ways.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, UInt8
+from torch import Tensor
+
+from lightwam import checkpoint
+from lightwam.codec import Codec
+from lightwam.config import Recipe
+from lightwam.errors import WireError
+from lightwam.latents.dct import DctLatents
+from lightwam.model.light_wam import LightWAM
+from lightwam.text.hashed import HashedText
+from lightwam.types import Observation
+
+MAX_PROMPTS = 256
+"""prompts whose text states are kept"""
+
+
+class Policy:
+    """Acts, imagines and shows what it looks at. Holds no state of an episode: `act` reads one observation."""
+
+    def __init__(
+        self, recipe: Recipe, codec: Codec, latents: DctLatents, text: HashedText, model: LightWAM, step: int
+    ) -> None:
+        self.recipe, self.codec, self.latents, self.text = recipe, codec, latents, text
+        self.model, self.step = model.eval(), step
+        self._prompts: dict[str, Float[Tensor, "L E"]] = {}
+
+    @classmethod
+    def load(cls, run: Path | str, step: int | None = None, *, ema: bool = True) -> Policy:
+        """The policy of a run directory, at `step` (the newest by default).
+
+        `ema` takes the average of the weights where training kept one. Raises CheckpointError for a run that is
+        missing, damaged, or of another config than its weights.
+        """
+        run = Path(run)
+        recipe = checkpoint.read_recipe(run)
+        codec, latents = checkpoint.read_processing(run)
+        saved = checkpoint.load(run, step, training=False)
+        model = LightWAM(recipe.model)
+        checkpoint.fill(model, saved.ema if ema and saved.ema is not None else saved.model, run)
+        return cls(recipe, codec, latents, HashedText(recipe.text), model, saved.step)
+
+    def act(self, observation: Observation) -> Float32[np.ndarray, "H A"]:
+        """A whole chunk of actions in robot units; WireError when the observation is not what training saw."""
+        return self.act_batch([observation])[0]
+
+    @torch.inference_mode()
+    def act_batch(self, observations: Sequence[Observation]) -> Float32[np.ndarray, "B H A"]:
+        """Chunks for several robots at once."""
+        action = self.model.act(*self._inputs(observations))
+        return self.codec.decode_action(action.float().numpy())
+
+    @torch.inference_mode()
+    def imagine(self, observation: Observation, seed: int, num_steps: int) -> UInt8[np.ndarray, "F height width 3"]:
+        """A possible future as pictures on the codec's canvas, `video_stride` control steps apart, the present first."""
+        latent, context, state = self._inputs([observation])
+        frames = 1 + self.recipe.model.horizon // self.recipe.codec.video_stride
+        later = (frames - 1) // self.latents.temporal_stride
+        shape = (1, latent.shape[1], 1 + later, latent.shape[3] // 2, latent.shape[4] // 2)
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+        future = self.model.imagine(latent, context, state, noise, num_steps)
+        return self.codec.pictures(self.latents.decode_pooled(future))[0]
+
+    @torch.inference_mode()
+    def look(self, observation: Observation) -> list[Float32[np.ndarray, "queries rows cols"]]:
+        """What the queries of every tap look at: attention over the picture's tokens, mean over heads, sums to 1."""
+        latent, context, state = self._inputs([observation])
+        rows, columns = (s // p for s, p in zip(latent.shape[3:], self.recipe.model.backbone.patch[1:], strict=True))
+        attention = self.model.look(latent, context, state)
+        return [a[0].mean(0).unflatten(-1, (rows, columns)).float().numpy() for a in attention]
+
+    def _inputs(
+        self, observations: Sequence[Observation]
+    ) -> tuple[Float[Tensor, "B C 1 h w"], Float[Tensor, "B L E"], Float[Tensor, "B P"]]:
+        canvases = np.stack([self.codec.canvas(observation.frames) for observation in observations])
+        latent = self.latents.encode(self.codec.pixels(canvases[:, None]))
+        context = torch.stack([self._prompt(observation.instruction) for observation in observations])
+        state = self.codec.encode_state(np.stack([self._state(observation) for observation in observations]))
+        return latent, context, torch.from_numpy(state)
+
+    def _state(self, observation: Observation) -> Float32[np.ndarray, " P"]:
+        state = np.asarray(observation.state, np.float32)
+        if state.shape != (self.recipe.model.state_dim,) or not np.isfinite(state).all():
+            raise WireError(
+                "the state does not fit the policy",
+                where="observation.state",
+                got=f"shape {state.shape}, {state.tolist()}",
+                expected=f"{self.recipe.model.state_dim} finite numbers",
+            )
+        return state
+
+    def _prompt(self, instruction: str) -> Float[Tensor, "L E"]:
+        if instruction not in self._prompts:
+            if len(self._prompts) >= MAX_PROMPTS:
+                self._prompts.pop(next(iter(self._prompts)))
+            self._prompts[instruction] = self.text.encode([self.recipe.prompt.format(task=instruction)])[0]
+        return self._prompts[instruction]

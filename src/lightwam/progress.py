@@ -1,0 +1,57 @@
+"""One live line of progress: how far, how fast, how long to go."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+
+class Progress:
+    """Counts units of work. On a terminal it rewrites one line; elsewhere it says a line now and then."""
+
+    def __init__(
+        self, what: str, total: int, done: int = 0, unit: str = "it", say: Callable[[str], None] = print
+    ) -> None:
+        self.what, self.total, self.done, self.unit, self.say = what, total, done, unit, say
+        self.began, self.done_then = time.monotonic(), done
+        self.live = sys.stderr.isatty()
+        self.spoke = self.began
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.live:
+            sys.stderr.write("\n")
+        if kind is None:
+            self.say(f"{self.line()}  done in {clock(time.monotonic() - self.began)}")
+
+    def advance(self, note: str = "", count: int = 1) -> None:
+        """`count` more units are done; `note` stands at the end of the line."""
+        self.done += count
+        now = time.monotonic()
+        if now - self.spoke < (0.2 if self.live else 15.0):
+            return
+        self.spoke = now
+        if self.live:
+            sys.stderr.write(f"\r\033[K{self.line()}  {note}")
+            sys.stderr.flush()
+        else:
+            self.say(f"{self.line()}  {note}")
+
+    def line(self) -> str:
+        """The state as text."""
+        passed = time.monotonic() - self.began
+        rate = (self.done - self.done_then) / passed if passed > 0 else 0.0
+        left = clock((self.total - self.done) / rate) if rate else "?"
+        share = 100 * self.done / max(1, self.total)
+        return f"{self.what} {self.done}/{self.total} ({share:.0f} %)  {rate:.2f} {self.unit}/s  {left} left"
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 1:05 or 2:03:04."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
