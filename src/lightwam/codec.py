@@ -21,6 +21,8 @@ from lightwam.stats import FeatureStats
 
 CONSTANT_SPAN = 1e-6
 """a dimension whose range is within this share of its magnitude is constant (8 steps of float32)"""
+RARE_SPAN = 2e-3
+"""q01 and q99 nearer than this share of min..max coincide (quantiles are measured to a quarter of that each)"""
 
 
 class Codec:
@@ -100,7 +102,7 @@ class Codec:
 def place_cameras(
     config: CodecConfig, frames: Mapping[str, UInt8[np.ndarray, "T _h _w 3"]]
 ) -> UInt8[np.ndarray, "T height width 3"]:
-    """Clips of all placed cameras -> clip of canvases: each picture resized (bilinear, antialias) to its place.
+    """Clips of all placed cameras -> clip of canvases: each picture cropped and resized (bilinear, antialias) to its place.
 
     A picture that has its place's size already is copied as it is. What no place covers stays black.
     """
@@ -108,8 +110,15 @@ def place_cameras(
     canvas = np.zeros((length, *config.canvas, 3), np.uint8)
     for place in config.places:
         rows, columns = slice(place.top, place.top + place.height), slice(place.left, place.left + place.width)
-        canvas[:, rows, columns] = _resized(frames[place.camera], place)
+        canvas[:, rows, columns] = _resized(_cropped(frames[place.camera], place), place)
     return canvas
+
+
+def _cropped(clip: UInt8[np.ndarray, "T _h _w 3"], place: CameraPlace) -> UInt8[np.ndarray, "T _ch _cw 3"]:
+    height, width = clip.shape[1:3]
+    top, left, bottom, right = place.crop
+    rows = slice(round(top * height), max(round(bottom * height), round(top * height) + 1))
+    return clip[:, rows, round(left * width) : max(round(right * width), round(left * width) + 1)]
 
 
 def _resized(clip: UInt8[np.ndarray, "T _h _w 3"], place: CameraPlace) -> UInt8[np.ndarray, "T _ph _pw 3"]:
@@ -151,7 +160,7 @@ def _affine(kind: NormKind, stats: FeatureStats) -> Affine:
         offset, scale = stats.mean, stats.std
     else:
         low, high = (stats.q01, stats.q99) if kind == "quantile" else (stats.min, stats.max)
-        flat = _is_constant(low, high)
+        flat = high - low <= RARE_SPAN * (stats.max - stats.min)
         low, high = np.where(flat, stats.min, low), np.where(flat, stats.max, high)
         offset, scale = (low + high) / 2, (high - low) / 2
     constant = _is_constant(stats.min, stats.max)

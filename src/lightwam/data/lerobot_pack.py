@@ -19,7 +19,8 @@ from lightwam.data.lerobot_meta import ACTION, CAMERA_PREFIX, EXTRA, STATE
 from lightwam.data.video import PIXEL_FORMAT, join_videos
 from lightwam.stats import QUANTILES, RunningStats
 
-CHUNK_FILES, DATA_MB, VIDEO_MB = 1000, 100, 200
+CHUNK_FILES, DATA_BYTES, VIDEO_BYTES = 1000, 100 * 2**20, 200 * 2**20
+"""files a chunk folder, and the size above which a new file is begun"""
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 
@@ -106,7 +107,7 @@ class _Packer:
         key, fps = CAMERA_PREFIX + camera, self.robot.fps
         first = self._next_file(f"videos/{key}", "mp4")
         sizes = [(folder / f"{camera}.mp4").stat().st_size for folder in self.folders]
-        for number, group in enumerate(_groups(sizes, VIDEO_MB * 2**20), first):
+        for number, group in enumerate(_groups(sizes, VIDEO_BYTES), first):
             chunk, file = divmod(number, CHUNK_FILES)
             path = self.root / VIDEO_PATH.format(video_key=key, chunk_index=chunk, file_index=file)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -123,7 +124,7 @@ class _Packer:
         row_bytes = 4 * (len(self.robot.state_names) + len(self.robot.action_names)) + 36
         first = self._next_file("data", "parquet")
         sizes = [note["length"] * row_bytes for note in self.notes]
-        for number, group in enumerate(_groups(sizes, DATA_MB * 2**20), first):
+        for number, group in enumerate(_groups(sizes, DATA_BYTES), first):
             chunk, file = divmod(number, CHUNK_FILES)
             path = self.root / DATA_PATH.format(chunk_index=chunk, file_index=file)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -179,9 +180,9 @@ class _Packer:
             "codebase_version": "v3.0", "robot_type": self.robot.robot_type, "total_episodes": num_episodes,
             "total_frames": self.rows[-1]["dataset_to_index"], "total_tasks": len(self.tasks),
             "chunks_size": CHUNK_FILES,
-            "data_files_size_in_mb": DATA_MB, "video_files_size_in_mb": VIDEO_MB, "fps": self.robot.fps,
-            "splits": {"train": f"0:{num_episodes}"}, "data_path": DATA_PATH, "video_path": VIDEO_PATH,
-            "features": self.robot.features(),
+            "data_files_size_in_mb": DATA_BYTES // 2**20, "video_files_size_in_mb": VIDEO_BYTES // 2**20,
+            "fps": self.robot.fps, "splits": {"train": f"0:{num_episodes}"}, "data_path": DATA_PATH,
+            "video_path": VIDEO_PATH, "features": self.robot.features(),
         }  # fmt: skip
 
 

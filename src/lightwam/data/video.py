@@ -6,7 +6,7 @@ levels off and brownish, in full chroma under 2 (docs/data.md). LeRobot's decode
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +20,18 @@ from lightwam.errors import DatasetError
 PIXEL_FORMAT = "yuv444p"
 ENCODER_OPTIONS = {"crf": "18", "preset": "ultrafast", "bf": "0"}
 KEYFRAME_EVERY = 10
+
+
+def _converter(pixel_format: str) -> Callable[[Any], Any]:
+    """Frame -> frame in another pixel format, on one thread and with the tables made once.
+
+    PyAV from 17 on would wake a thread a core for every small picture; before, it has one thread and no such option.
+    """
+    import av
+
+    reformatter = av.video.reformatter.VideoReformatter()
+    options: dict[str, Any] = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
+    return lambda frame: reformatter.reformat(frame, format=pixel_format, **options)
 
 
 def write_video(path: Path, clip: UInt8[np.ndarray, "T height width 3"], fps: int) -> None:
@@ -41,8 +53,9 @@ def encode_video(
         stream = container.add_stream("libx264", rate=fps, options=dict(options))
         stream.height, stream.width, stream.pix_fmt = clip.shape[1], clip.shape[2], pixel_format
         stream.gop_size, stream.codec_context.thread_count = KEYFRAME_EVERY, 1
+        convert = _converter(pixel_format)
         for index, picture in enumerate(clip):
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+            frame = convert(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24"))
             frame.pts, frame.time_base = index, Fraction(1, fps)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
@@ -108,7 +121,7 @@ class VideoReader:
         self._stream: Any = self._container.streams.video[0]
         self._stream.codec_context.thread_count = 1  # small pictures: threads cost more than they give
         self.height, self.width = self._stream.height, self._stream.width
-        self._reformatter = av.video.reformatter.VideoReformatter()
+        self._convert = _converter("rgb24")
         self._frames: Iterator[Any] = iter(())
         self._ahead: float | None = None
         """the time after the last frame given, when decoding can go on from there"""
@@ -155,7 +168,7 @@ class VideoReader:
         return self._frames
 
     def _copy(self, frame: Any, out: UInt8[np.ndarray, "height width 3"]) -> None:
-        plane: Any = self._reformatter.reformat(frame, format="rgb24").planes[0]
+        plane: Any = self._convert(frame).planes[0]
         rows = np.frombuffer(plane, np.uint8).reshape(self.height, plane.line_size)
         out[:] = rows[:, : self.width * 3].reshape(out.shape)
 
