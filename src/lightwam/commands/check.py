@@ -61,7 +61,7 @@ def _check_sim(arguments: Sequence[str]) -> None:
             )
         )
     if broken:
-        raise SimulatorError("the simulator does not keep the protocol", where=sim.name, got=f"{broken} broken promises",
+        raise SimulatorError("a simulator breaks the protocol", where=sim.name, got=f"{broken} broken promises",
                              expected="none", next_step="mend the adapter, then check it again")  # fmt: skip
 
 

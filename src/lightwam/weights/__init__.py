@@ -1,0 +1,1 @@
+"""Weights that others made, read and written strictly, key by key."""
