@@ -40,7 +40,7 @@ def model_of(config: ModelConfig = CONFIG) -> LightWAM:
     torch.manual_seed(1)
     model = LightWAM(config)
     for parameter in model.parameters():
-        if parameter.requires_grad:
+        if parameter.requires_grad and not parameter.any():
             torch.nn.init.normal_(parameter, std=0.2)
     return model
 

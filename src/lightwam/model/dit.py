@@ -59,11 +59,15 @@ class ConditionEmbedder(nn.Module):
         self.text_embedder = LinearPair(config.text_dim, config.width)
 
     def time(self, time: Float[Tensor, " R"]) -> tuple[Float[Tensor, "R D"], Float[Tensor, "R 6 D"]]:
-        """The time embedding (the head's), and its projection to six modulation vectors (the blocks')."""
+        """The time embedding (the head's), and its projection to six modulation vectors (the blocks').
+
+        Outside autocast: these are a few rows, and rounding them would move every token.
+        """
         pair, silu = self.time_embedder, nn.functional.silu
         code = sinusoid(time, self.time_code_dim).to(pair.linear_1.weight.dtype)
-        embedding = pair.linear_2(silu(pair.linear_1(code)))
-        return embedding, self.time_proj(silu(embedding)).unflatten(1, (6, -1))
+        with torch.autocast(code.device.type, enabled=False):
+            embedding = pair.linear_2(silu(pair.linear_1(code)))
+            return embedding, self.time_proj(silu(embedding)).unflatten(1, (6, -1))
 
     def text(self, context: Float[Tensor, "B L E"]) -> Float[Tensor, "B L D"]:
         """Context tokens; the zeros of padding go through too and stay visible."""
@@ -136,7 +140,11 @@ class ResidualAdapter(nn.Module):
 
 
 class DiT(nn.Module):
-    """The whole backbone. `frozen` leaves LoRA, adapters and the head trainable, else everything is."""
+    """The whole backbone. `frozen` leaves LoRA, adapters and the head trainable, else everything is.
+
+    A fresh one has torch's own linears, modulation tables of randn / sqrt(D), and zeros in `up` of adapters and LoRA: it
+    can be trained from scratch, and weights loaded into it are what the first step sees.
+    """
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
@@ -175,7 +183,8 @@ class DiT(nn.Module):
         x = self.patch_embedding(latents).to(self.scale_shift_table.dtype)
         frames, rows, columns = x.shape[2:]
         assert (later_time is None) == (frames == 1), "later frames, and only they, have a time"
-        x = x.flatten(3).permute(0, 2, 3, 1)
+        # Contiguous, because the residual stream inherits this layout through all blocks.
+        x = x.flatten(3).permute(0, 2, 3, 1).contiguous()
         embedding, modulation = self.frame_times(later_time, frames)
         turn = rotation(frames, rows, columns, config.width // config.num_heads, x.device)
         taps = []

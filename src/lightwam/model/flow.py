@@ -38,10 +38,7 @@ def keep_first_frame(
 
 def pool(latents: Float[Tensor, "B C T h w"]) -> Float[Tensor, "B C T h2 w2"]:
     """Latents averaged 2x2 in space, the resolution at which the future is imagined."""
-    frames, height, width = latents.shape[2:]
-    cells = latents.unflatten(3, (height // 2, 2)).unflatten(5, (width // 2, 2))
-    assert height % 2 == 0 and width % 2 == 0 and cells.shape[2] == frames
-    return cells.mean(dim=(4, 6))
+    return latents.unflatten(3, (-1, 2)).unflatten(5, (-1, 2)).mean(dim=(4, 6))
 
 
 def time_weight(time: Float[Tensor, " B"], config: FlowConfig) -> Float[Tensor, " B"]:
