@@ -85,12 +85,17 @@ def write_eval(run: Path, tasks: dict[str, str], trials: int, films: dict[str, n
     (folder / "episodes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     won, ran = sum(s["successes"] for s in scores.values()), trials * len(tasks)
     result = {"successes": won, "trials": ran, "interval_95": list(wilson(won, ran)), "tasks": scores,
-              "protocol": {"replan": 8, "max_steps": 200, "versions": {"torch": "2.13.0"},
-                           "machine": {"cpu": "2 cores"}},
+              "protocol": {"eval": {"trials": trials, "replan": 8, "first_seed": 1_000_000},
+                           "versions": {"torch": "2.13.0"}},
               "latency_ms": {"p50": 14.2, "p95": 18.9, "p99": 25.1},
-              "wall_seconds": {"simulate": 70.0, "act": 31.0, "total": 104.0}}  # fmt: skip
+              "wall_seconds": {"total": 104.0}}  # fmt: skip
     (folder / "result.json").write_text(json.dumps(result))
-    whole = {**result, "wall_seconds": {"collect": 171.0, "cache": 9.0, "train": 470.0, "eval": 104.0, "total": 760.0}}
+    (folder / "protocol.json").write_text(json.dumps(result["protocol"]))
+    whole = {
+        **result,
+        "machine": {"cores": 2},
+        "wall_seconds": {"collect": 171.0, "cache": 9.0, "train": 470.0, "eval": 104.0, "total": 760.0},
+    }
     (run / "result.json").write_text(json.dumps(whole))
     swapped = {"right": {"successes": won, "trials": ran}, "swapped": {"successes": 1, "trials": ran}, "tasks": {}}
     for task in tasks:
@@ -197,7 +202,8 @@ def test_a_whole_run_shows_every_part(run: Path) -> None:
     assert read.count("✗ failure") + text.count("&#10007; failure") == 1
     assert "+0.2 to 0.8 s" in read
     assert "it reads" not in read and "the policy does read the instruction" in read
-    assert "14.2 ms" in read and "model.backbone.width" in read
+    assert "14.2 ms" in read and "1 min 44 s" in read and "8 of them executed" in read
+    assert "model.backbone.width" in read and "machine.cores" in read and "versions.torch" in read
     assert "This makes it" not in read
 
 
@@ -229,9 +235,11 @@ def test_the_same_run_gives_the_same_bytes_and_leaves_nothing_beside(run: Path) 
         (["eval/result.json", "eval/episodes.jsonl"], "has not been run in closed loop yet", "lightwam eval"),
         (["eval/result.json"], "10 of 10 episodes are done", "lightwam eval"),
         (["eval/episodes.jsonl"], "No episode has been recorded", "lightwam eval"),
-        (["eval/probe.npz"], "No moments have been recorded", "lightwam eval"),
-        (["eval/swap.json"], "Nobody has told the policy the wrong sentences", "lightwam eval"),
-        (["eval/result.json", "result.json"], "wall time of the parts has not been measured", "lightwam eval"),
+        (["eval/result.json"], "latency of an action has not been measured", "lightwam eval"),
+        (["eval/probe.npz"], "No moments have been recorded", "lightwam demo point --run"),
+        (["eval/probe.npz"], "No attention has been recorded", "lightwam demo point --run"),
+        (["eval/swap.json"], "Nobody has told the policy the wrong sentences", "lightwam demo point --run"),
+        (["result.json"], "wall time of the parts has not been measured", "lightwam demo point --run"),
     ],
 )
 def test_a_missing_part_is_named_with_its_command(run: Path, gone: list[str], said: str, command: str) -> None:
@@ -247,6 +255,17 @@ def test_a_run_with_a_recipe_alone_has_a_report(tmp_path: Path) -> None:
     read = plain(report(tmp_path)[0])
     assert "A Light-WAM to be trained on 40 demonstrations of 2 point tasks" in read
     assert read.count("This makes it:") >= 7
+
+
+def test_an_evaluation_without_latencies_is_told_as_that(run: Path) -> None:
+    edit(run / "eval" / "result.json", latency_ms=None)
+    assert "not measured: no episode was left to run" in plain(report(run)[0])
+
+
+def test_an_unfinished_evaluation_counts_by_its_own_protocol(run: Path) -> None:
+    (run / "eval" / "result.json").unlink()
+    edit(run / "eval" / "protocol.json", eval={"trials": 50})
+    assert "10 of 100 episodes are done" in plain(report(run)[0])
 
 
 def test_training_that_stopped_early_is_said(run: Path) -> None:

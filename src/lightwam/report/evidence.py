@@ -54,9 +54,12 @@ class Result:
     score: Score
     tasks: tuple[TaskScore, ...]
     protocol: dict[str, Any]
-    latency_ms: dict[str, float]
-    """percentile -> milliseconds of one `act`"""
-    wall_seconds: dict[str, float]
+    replan: int
+    first_seed: int
+    latency_ms: dict[str, float] | None
+    """percentile -> milliseconds of one answer; None when a resumed evaluation had nothing left to ask"""
+    seconds: float
+    """of its last session"""
 
 
 @dataclass(frozen=True)
@@ -132,9 +135,13 @@ class Evidence:
     log: Log | None
     episodes: tuple[Episode, ...]
     episodes_torn: bool
+    trials: int
+    """episodes a task that the evaluation has, or will have"""
     result: Result | None
     wall_seconds: dict[str, float] | None
-    """of everything, when the demo measured it; else of the evaluation; with "total" """
+    """of every part, with "total", where `lightwam demo` measured them"""
+    machine: dict[str, Any] | None
+    """that they were measured on"""
     swap: Swap | None
     probe: Probe | None
 
@@ -144,17 +151,20 @@ def read_evidence(run: Path) -> Evidence:
     recipe = _read_recipe(run)
     episodes, torn = _read_episodes(run / "eval" / "episodes.jsonl")
     result = _read_result(run / "eval" / "result.json")
-    whole, swap, probe = run / "result.json", run / "eval" / "swap.json", run / "eval" / "probe.npz"
-    wall = result.wall_seconds if result else None
+    swap, probe = run / "eval" / "swap.json", run / "eval" / "probe.npz"
+    whole = read_object(run / "result.json") if (run / "result.json").is_file() else None
+    protocol = run / "eval" / "protocol.json"
     return Evidence(
         run=run,
         recipe=recipe,
+        trials=read_object(protocol).child("eval").count("trials") if protocol.is_file() else recipe.eval.trials,
         parameters=_count_parameters(run / "checkpoints"),
         log=_read_log(run / "log.jsonl"),
         episodes=episodes,
         episodes_torn=torn,
         result=result,
-        wall_seconds=_read_seconds(read_object(whole)) if whole.is_file() else wall,
+        wall_seconds=_read_seconds(whole) if whole else None,
+        machine=whole.child("machine").data if whole and "machine" in whole else None,
         swap=_read_swap(read_object(swap)) if swap.is_file() else None,
         probe=_read_probe(probe) if probe.is_file() else None,
     )
@@ -249,16 +259,19 @@ def _read_result(path: Path) -> Result | None:
     if not path.is_file():
         return None
     table = read_object(path)
-    tasks, latency = table.child("tasks"), table.child("latency_ms")
+    tasks, protocol = table.child("tasks"), table.child("protocol")
+    latency = None if table.value("latency_ms") is None else table.child("latency_ms")
     return Result(
         score=_read_score(table, interval=True),
         tasks=tuple(
             TaskScore(name, tasks.child(name).text("instruction"), _read_score(tasks.child(name), interval=True))
             for name in tasks.data
         ),
-        protocol=table.child("protocol").data,
-        latency_ms={key: latency.duration(key) for key in ("p50", "p95", "p99")},
-        wall_seconds=_read_seconds(table),
+        protocol=protocol.data,
+        replan=protocol.child("eval").count("replan"),
+        first_seed=protocol.child("eval").count("first_seed"),
+        latency_ms={key: latency.duration(key) for key in ("p50", "p95", "p99")} if latency else None,
+        seconds=_read_seconds(table)["total"],
     )
 
 

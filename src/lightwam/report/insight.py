@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from lightwam.report.evidence import Evidence, Probe
-from lightwam.report.markup import eval_command, image, missing, section
+from lightwam.report.markup import demo_command, image, missing, section
 from lightwam.report.pictures import heat, jpeg, overlay
 from lightwam.report.words import THIN, counted, escape, figures
 
@@ -20,7 +20,8 @@ def imagination(evidence: Evidence) -> str:
     """Rows of frames: the imagined future, the real one through the same codec, the real one."""
     title, probe = "Imagined and real futures", evidence.probe
     if probe is None:
-        return section("imagination", title, missing("No moments have been recorded.", eval_command(evidence.run)))
+        command = demo_command(evidence.recipe.name, evidence.run)
+        return section("imagination", title, missing("No moments have been recorded.", command))
     moved = _pixel_error(probe.real_coded[:, :1], probe.real_coded)
     best = {
         task: max((i for i, t in enumerate(probe.tasks) if t == task), key=lambda i: moved[i])
@@ -101,7 +102,8 @@ def attention(evidence: Evidence) -> str:
     """Heat over the picture, for every task and tap: the mean of the queries, and the queries that differ most."""
     title, probe = "What each tapped layer looks at", evidence.probe
     if probe is None:
-        return section("attention", title, missing("No attention has been recorded.", eval_command(evidence.run)))
+        command = demo_command(evidence.recipe.name, evidence.run)
+        return section("attention", title, missing("No attention has been recorded.", command))
     rows, cols = probe.attention.shape[3:]
     weight = probe.attention * (rows * cols)
     chosen = [differing(weight[:, tap].mean(0), SHOWN_QUERIES) for tap in range(len(probe.taps))]

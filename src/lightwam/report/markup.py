@@ -70,6 +70,11 @@ def train_command(name: str, run: Path) -> str:
     return f"lightwam train {name} --run {run}"
 
 
+def demo_command(name: str, run: Path) -> str:
+    """How all parts of the run are made, those that are there already left as they are."""
+    return f"lightwam demo {name} --run {run}"
+
+
 def eval_command(run: Path) -> str:
     """How the run is evaluated, or goes on."""
     return f"lightwam eval {run}"

@@ -7,7 +7,18 @@ from pathlib import Path
 
 from lightwam.report.charts import Bar, interval_bars
 from lightwam.report.evidence import Episode, Evidence, Score
-from lightwam.report.markup import eval_command, figure, image, missing, note, pairs, section, table, train_command
+from lightwam.report.markup import (
+    demo_command,
+    eval_command,
+    figure,
+    image,
+    missing,
+    note,
+    pairs,
+    section,
+    table,
+    train_command,
+)
 from lightwam.report.pictures import Film, film
 from lightwam.report.words import THIN, counted, duration, escape, millions, percent, simulator
 
@@ -51,7 +62,7 @@ def success(evidence: Evidence) -> str:
     """Success by task with Wilson intervals, as bars and as a table."""
     result, title = evidence.result, "Success by task"
     if result is None:
-        done, planned = len(evidence.episodes), evidence.recipe.eval.trials * len(evidence.recipe.sim.tasks)
+        done, planned = len(evidence.episodes), evidence.trials * len(evidence.recipe.sim.tasks)
         text = f"The evaluation is not finished: {done} of {planned} episodes are done." if done else (
             "The policy has not been run in closed loop yet."
         )  # fmt: skip
@@ -78,7 +89,7 @@ def success(evidence: Evidence) -> str:
         rows, (2, 3, 4), foot=1,
     )  # fmt: skip
     lead = (
-        f"{counted(result.score.trials, 'episode')} on seeds from {evidence.recipe.eval.first_seed:,} up, none of them "
+        f"{counted(result.score.trials, 'episode')} on seeds from {result.first_seed:,} up, none of them "
         f"used for training. An episode is a success when the task is solved at some moment within "
         f"{counted(evidence.recipe.sim.max_steps, 'control step')}. Lines are Wilson intervals."
     )
@@ -161,7 +172,7 @@ def swap(evidence: Evidence) -> str:
     title, found = "Exchanged sentences", evidence.swap
     if found is None:
         text = "Nobody has told the policy the wrong sentences yet."
-        return section("swap", title, missing(text, eval_command(evidence.run)))
+        return section("swap", title, missing(text, demo_command(evidence.recipe.name, evidence.run)))
     bars = [_bar("right sentences", found.right), _bar("exchanged", found.swapped, "bar other")]
     charts = "".join(
         f'<div class="{kind}">{interval_bars(bars, "Success with right and exchanged sentences", width)}</div>'

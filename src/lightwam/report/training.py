@@ -9,8 +9,18 @@ import numpy as np
 
 from lightwam.config import to_dict
 from lightwam.report.charts import Curve, curve_chart, stacked_bar
-from lightwam.report.evidence import Evidence, Log
-from lightwam.report.markup import eval_command, figure, missing, note, pairs, section, table, train_command
+from lightwam.report.evidence import Evidence, Log, Result
+from lightwam.report.markup import (
+    demo_command,
+    eval_command,
+    figure,
+    missing,
+    note,
+    pairs,
+    section,
+    table,
+    train_command,
+)
 from lightwam.report.words import THIN, counted, duration, escape, figures, percent
 
 
@@ -61,18 +71,18 @@ def _log_notes(log: Log) -> str:
 def times(evidence: Evidence) -> str:
     """Wall time by part, training speed, the loader's share, latency of an action."""
     log, result, wall = evidence.log, evidence.result, evidence.wall_seconds
-    command = eval_command(evidence.run)
     rows: list[tuple[str, str]] = []
-    blocks = [_wall(wall) if wall else missing("The wall time of the parts has not been measured.", command)]
+    if wall:
+        blocks = [_wall(wall)]
+    else:
+        command = demo_command(evidence.recipe.name, evidence.run)
+        blocks = [missing("The wall time of the parts has not been measured.", command)]
     if log is not None:
         rows += _training_times(log, evidence.recipe.train.batch_size)
     if result is None:
-        blocks.append(missing("The latency of an action has not been measured.", command))
+        blocks.append(missing("The latency of an action has not been measured.", eval_command(evidence.run)))
     else:
-        p50, p95, p99 = (f"{figures(result.latency_ms[key])}{THIN}ms" for key in ("p50", "p95", "p99"))
-        executed = result.protocol.get("replan", evidence.recipe.eval.replan)
-        chunk = f"{evidence.recipe.model.horizon} actions a chunk, {escape(executed)} of them executed"
-        rows.append(("Latency of an action chunk", f"{p50} <small>median; p95 {p95}, p99 {p99}; {chunk}</small>"))
+        rows += _evaluation_times(result, evidence.recipe.model.horizon)
     if rows:
         blocks.append(pairs(rows, "speeds"))
     return section("time", "Time", *blocks)
@@ -87,6 +97,17 @@ def _training_times(log: Log, batch_size: int) -> list[tuple[str, str]]:
         ("Training time", f"{seconds} <small>{steps} steps of {counted(batch_size, 'sample')}</small>"),
         ("Waiting for the loader", f"{waited} <small>of the training time</small>"),
     ]
+
+
+def _evaluation_times(result: Result, horizon: int) -> list[tuple[str, str]]:
+    rows = [("Evaluation time", f"{duration(result.seconds)} <small>its last session</small>")]
+    chunk = f"{counted(horizon, 'action')} a chunk, {result.replan} of them executed"
+    if result.latency_ms is None:
+        rows.append(("Latency of an action chunk", "<small>not measured: no episode was left to run</small>"))
+    else:
+        p50, p95, p99 = (f"{figures(result.latency_ms[key])}{THIN}ms" for key in ("p50", "p95", "p99"))
+        rows.append(("Latency of an action chunk", f"{p50} <small>median; p95 {p95}, p99 {p99}; {chunk}</small>"))
+    return rows
 
 
 def _wall(wall: dict[str, float]) -> str:
@@ -120,7 +141,7 @@ def reproduction(evidence: Evidence) -> str:
     lines = "\n".join(map(escape, commands))
     blocks = [
         f"<pre><code>{lines}</code></pre>",
-        f'<p class="small">Or all at once: <code>lightwam demo {escape(recipe.name)} --run {escape(run)}</code>. '
+        f'<p class="small">Or all at once: <code>{escape(demo_command(recipe.name, run))}</code>. '
         "Settings overridden on the command line are in the config below, and in <code>recipe.json</code>.</p>",
     ]
     if recipe.notes:
@@ -128,7 +149,8 @@ def reproduction(evidence: Evidence) -> str:
     if evidence.result is None:
         blocks.append(missing("Versions and machine are recorded by the evaluation.", eval_command(run)))
     else:
-        blocks.append(_folded("Evaluation protocol, versions and machine", evidence.result.protocol))
+        machine = {"machine": evidence.machine} if evidence.machine else {}
+        blocks.append(_folded("Evaluation protocol, versions and machine", evidence.result.protocol | machine))
     settings = {key: value for key, value in to_dict(recipe).items() if key != "notes"}
     blocks.append(_folded("Every setting of the recipe", settings))
     return section("reproduce", "Config and commands", *blocks)
