@@ -70,7 +70,7 @@ class Job:
 
 
 def collect(recipe: Recipe, root: Path, say: Callable[[str], None] = print) -> CollectReport:
-    """Records `recipe.collect.demos_per_task` successes of every task under `root`; goes on with what is there.
+    """Records as many successes of every task as `recipe.collect` wants under `root`; goes on with what is there.
 
     Ctrl-C ends the work in hand, closes the dataset with all that is done, and raises KeyboardInterrupt; the same call
     continues it. Raises DatasetError when `root` holds another dataset or the disk is full, SimulatorError when a
@@ -81,10 +81,6 @@ def collect(recipe: Recipe, root: Path, say: Callable[[str], None] = print) -> C
 
     began, sim = time.monotonic(), recipe.sim
     simulators = [base.make(sim, task) for task in sim.tasks]
-    if recipe.collect.workers < 1:
-        raise SimulatorError(
-            "collecting needs a worker", where="collect.workers", got=recipe.collect.workers, expected=">= 1"
-        )
     first = simulators[0]
     sizes = {camera: (sim.height, sim.width) for camera in first.cameras}
     fps = max(1, round(first.fps))
@@ -117,7 +113,7 @@ def _work(
     recipe: Recipe, plan: _Plan, writer: LeRobotWriter, sentences: Mapping[str, str], say: Callable[[str], None]
 ) -> bool:
     """Runs the plan to its end; True when Ctrl-C came first."""
-    total = sum(max(recipe.collect.demos_per_task, done) for done in plan.successes.values())
+    total = sum(max(recipe.collect.demos(task), done) for task, done in plan.successes.items())
     if plan.num_missing == 0:
         return False
     num_workers = min(recipe.collect.workers, plan.num_missing)
@@ -209,11 +205,12 @@ class _Plan:
     """Which seed comes next, and which answer goes into the dataset next.
 
     At most as many seeds are handed out as demonstrations are missing, each counted as if it will succeed, so nothing
-    is recorded in vain. The task with the fewest demonstrations goes first.
+    is recorded in vain. The task that lacks the largest share of its own goes first.
     """
 
     def __init__(self, recipe: Recipe, notes: Sequence[EpisodeNote], root: Path) -> None:
-        first, self._wanted = recipe.collect.first_seed, recipe.collect.demos_per_task
+        first = recipe.collect.first_seed
+        self._wanted = {task: recipe.collect.demos(task) for task in recipe.sim.tasks}
         self._first_seed, self._settings = first, _settings(recipe)
         self._turns = {task: _Turn(first, settled_seed=first) for task in recipe.sim.tasks}
         for index, note in enumerate(notes):
@@ -237,13 +234,13 @@ class _Plan:
     @property
     def num_missing(self) -> int:
         """Demonstrations that the dataset still lacks."""
-        return sum(max(0, self._wanted - turn.demos) for turn in self._turns.values())
+        return sum(max(0, self._wanted[task] - turn.demos) for task, turn in self._turns.items())
 
     def next_job(self) -> Job | None:
         """The seed to try next, None when all that are needed are under way."""
         hoped = {task: self._hoped(turn) for task, turn in self._turns.items()}
-        task = min(hoped, key=lambda task: hoped[task])
-        if hoped[task] >= self._wanted:
+        task = min(hoped, key=lambda task: hoped[task] / self._wanted[task])
+        if hoped[task] >= self._wanted[task]:
             return None
         turn = self._turns[task]
         turn.next_seed += 1
@@ -257,7 +254,7 @@ class _Plan:
         """Episodes whose turn it is, in the dataset's order, each with what to note beside it."""
         ready: list[tuple[Job, Episode, dict[str, Any]]] = []
         while self.num_missing:
-            task = min(self._turns, key=lambda task: self._turns[task].demos)
+            task = min(self._turns, key=lambda task: self._turns[task].demos / self._wanted[task])
             turn = self._turns[task]
             while turn.settled_seed in turn.answers and turn.answers[turn.settled_seed] is None:
                 self._settle_failure(task, turn)

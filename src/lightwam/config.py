@@ -81,13 +81,15 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class CameraPlace:
-    """Where one camera's picture, resized to height x width, stands on the codec's canvas (pixels)."""
+    """Where one camera's picture, cropped and then resized to height x width, stands on the codec's canvas (pixels)."""
 
     camera: str
     top: int
     left: int
     height: int
     width: int
+    crop: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
+    """the part of the picture that is used: top, left, bottom, right, as shares of its sides"""
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,8 @@ class CollectConfig:
     """Demonstrations by scripted experts."""
 
     demos_per_task: int
+    more_demos: tuple[tuple[str, int], ...] = ()
+    """(task, count): demonstrations beyond that of tasks whose goals vary more"""
     noise_std: float = 0.0
     """Gaussian noise added to executed actions, in action units; the stored action is the expert's own"""
     noise_probability: float = 1.0
@@ -153,6 +157,10 @@ class CollectConfig:
     first_seed: int = 0
     """demonstrations use seeds from here up"""
     workers: int = 2
+
+    def demos(self, task: str) -> int:
+        """Demonstrations wanted of `task`."""
+        return self.demos_per_task + dict(self.more_demos).get(task, 0)
 
 
 @dataclass(frozen=True)
@@ -324,10 +332,13 @@ def _check_episodes(recipe: Recipe) -> None:
     _require(0 <= collect.noise_probability <= 1, "not a probability", "collect.noise_probability",
              collect.noise_probability, "in [0, 1]")  # fmt: skip
     # an expert may fail, so demonstrations use more seeds than there are demonstrations
-    after = collect.first_seed + 100 * collect.demos_per_task
+    for task, count in collect.more_demos:
+        _require(task in sim.tasks and count >= 0, "not a task of the simulator's, or not a count", "collect.more_demos",
+                 (task, count), f"one of {sim.tasks}, >= 0")  # fmt: skip
+    after = collect.first_seed + 100 * max(collect.demos(task) for task in sim.tasks)
     _require(evaluation.first_seed >= after or evaluation.first_seed + evaluation.trials <= collect.first_seed,
              "evaluation seeds are too near the demonstrations'", "eval.first_seed", evaluation.first_seed,
-             f">= {after} (collect.first_seed + 100 * collect.demos_per_task)")  # fmt: skip
+             f">= {after} (collect.first_seed + 100 * the most demonstrations of a task)")  # fmt: skip
 
 
 def _check_model(model: ModelConfig) -> None:
@@ -383,5 +394,8 @@ def _check_pictures(recipe: Recipe) -> None:
                  f"{place.height}x{place.width}", "at least 1x1 pixels")  # fmt: skip
         inside = 0 <= place.top <= height - place.height and 0 <= place.left <= width - place.width
         _require(inside, "a camera lies outside the canvas", f"codec.places {place.camera}", place, recipe.codec.canvas)
+        top, left, bottom, right = place.crop
+        _require(0 <= top < bottom <= 1 and 0 <= left < right <= 1, "not a part of a picture",
+                 f"codec.places {place.camera} crop", place.crop, "0 <= top < bottom <= 1, 0 <= left < right <= 1")  # fmt: skip
         _require(place.camera in recipe.sim.cameras, "the codec places a camera that the simulator does not give",
                  "codec.places", place.camera, recipe.sim.cameras)  # fmt: skip

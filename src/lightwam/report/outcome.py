@@ -29,7 +29,7 @@ FILM_BYTES = 3_000_000
 def heading(evidence: Evidence) -> str:
     """The page's title in one sentence, and the numbers that stand behind it."""
     recipe, log, result = evidence.recipe, evidence.log, evidence.result
-    demos = recipe.collect.demos_per_task * len(recipe.sim.tasks)
+    demos = sum(recipe.collect.demos(task) for task in recipe.sim.tasks)
     size = f"A {millions(evidence.parameters)}-parameter Light-WAM" if evidence.parameters else "A Light-WAM"
     trained = (
         f"{size} trained on {counted(demos, 'demonstration')} of "
