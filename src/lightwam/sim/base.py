@@ -12,7 +12,7 @@ import importlib.util
 from collections.abc import Iterable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32
@@ -32,6 +32,7 @@ class StepOutcome:
     """the simulator cannot go on; `reset` is the only next call"""
 
 
+@runtime_checkable
 class Simulator(Protocol):
     """One task of one simulator. Units are the robot's own; pictures are drawn by `observe` and by nothing else.
 
@@ -73,10 +74,11 @@ class Simulator(Protocol):
         ...
 
     def close(self) -> None:
-        """Frees what the simulator holds; a second call does nothing."""
+        """Frees what the simulator holds and ends the episode; a second call does nothing."""
         ...
 
 
+@runtime_checkable
 class Expert(Protocol):
     """A scripted controller of one episode: made after `reset`, asked once a step."""
 
@@ -116,12 +118,12 @@ def make(config: SimConfig, task: str) -> Simulator:
             where=f"sim ({config.name})",
             got=f"{config.cameras} {config.height}x{config.width}, action_repeat {config.action_repeat}",
         )
-    return module.make(config, task)  # type: ignore[no-any-return]
+    return module.make(config, task)
 
 
 def make_expert(config: SimConfig, simulator: Simulator) -> Expert:
     """The scripted expert for a simulator made by `make(config, ...)`; one expert an episode."""
-    return _module(config.name, expert=True).make_expert(config, simulator)  # type: ignore[no-any-return]
+    return _module(config.name, expert=True).make_expert(config, simulator)
 
 
 def tasks(name: str) -> tuple[str, ...]:

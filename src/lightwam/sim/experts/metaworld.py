@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
@@ -23,7 +24,8 @@ class MetaWorldExpert:
     def __init__(self, simulator: MetaWorldSimulator) -> None:
         from metaworld.policies import ENV_POLICY_MAP
 
-        self._simulator, self._policy = simulator, ENV_POLICY_MAP[f"{simulator.task}-v3"]()
+        policy: Any = ENV_POLICY_MAP[f"{simulator.task}-v3"]
+        self._simulator, self._policy = simulator, policy()
 
     def action(self) -> Float32[np.ndarray, " 4"]:
         """Hand motion and gripper effort in [-1, 1]."""

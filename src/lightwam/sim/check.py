@@ -1,0 +1,241 @@
+"""Whether a simulator keeps the `Simulator` protocol: run this on a new adapter before anything else.
+
+Whether pictures are upright, and whether the sentence tells the task, only a person can say; look at one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from lightwam.config import SimConfig
+from lightwam.errors import SimulatorError
+from lightwam.sim import base
+from lightwam.sim.base import Expert, Simulator, StepOutcome
+from lightwam.types import Observation
+
+STEPS = 12
+SEEDS = (0, 1, 2, 3)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One broken promise."""
+
+    what: str
+    got: object
+    expected: object
+
+    def __str__(self) -> str:
+        return f"{self.what}\n  got: {self.got}\n  expected: {self.expected}"
+
+
+Make = Callable[[SimConfig, str], Simulator]
+MakeExpert = Callable[[SimConfig, Simulator], Expert]
+
+
+def check_simulator(
+    config: SimConfig, task: str, make: Make = base.make, make_expert: MakeExpert | None = base.make_expert
+) -> list[Finding]:
+    """Every broken promise of the simulator that `make(config, task)` gives; an empty list when it keeps them all.
+
+    Makes three simulators and runs some dozens of steps in each, and a few episodes by the expert (None leaves it out).
+    Raises what `make` raises.
+    """
+    findings: list[Finding] = []
+    fresh, used, other = (make(config, task) for _ in range(3))
+    checks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
+        ("names and sizes", lambda: _names(config, task, fresh)),
+        ("use before reset", lambda: _before_reset(fresh)),
+        ("observe", lambda: _observation(config, fresh)),
+        ("step", lambda: _step(fresh)),
+        ("reset", lambda: _reset(used, other)),
+        ("seeds", lambda: _seeds(used)),
+        ("drawing", lambda: _drawing(used)),
+        ("actions", lambda: _effect(used)),
+    ]
+    if make_expert is not None:
+        checks.append(("expert", lambda: _expert(config, used, make_expert)))
+    checks += [(f"close of the {name} simulator", lambda one=one: _close(one)) for name, one in  # type: ignore[misc]
+               (("first", fresh), ("second", used), ("third", other))]  # fmt: skip
+    for name, check in checks:
+        try:
+            findings += check()
+        except Exception as error:  # a simulator may fail in any way, and each is a finding
+            findings.append(Finding(f"{name}: the simulator raised", f"{type(error).__name__}: {error}", "no error"))
+    return findings
+
+
+def _names(config: SimConfig, task: str, simulator: Simulator) -> Iterator[Finding]:
+    wanted = {"task": task, "cameras": config.cameras}
+    for name, value in wanted.items():
+        if getattr(simulator, name) != value:
+            yield Finding(f"{name} is not the configured one", getattr(simulator, name), value)
+    for name in ("instruction", "robot"):
+        value = getattr(simulator, name)
+        if not isinstance(value, str) or not value.strip():
+            yield Finding(f"{name} says nothing", repr(value), "words")
+    for name, dim in (("state_names", simulator.state_dim), ("action_names", simulator.action_dim)):
+        names = getattr(simulator, name)
+        if len(names) != dim or len(set(names)) != dim or dim < 1:
+            yield Finding(f"{name} does not name every number once", names, f"{dim} different names, at least 1")
+    if not simulator.fps > 0:
+        yield Finding("fps is not a rate", simulator.fps, "> 0")
+
+
+def _before_reset(simulator: Simulator) -> Iterator[Finding]:
+    action = np.zeros(simulator.action_dim, np.float32)
+    for name, call in (("observe", simulator.observe), ("step", lambda: simulator.step(action))):
+        yield from _refused(f"{name} before the first reset", call)
+
+
+def _observation(config: SimConfig, simulator: Simulator) -> Iterator[Finding]:
+    simulator.reset(SEEDS[0])
+    seen = simulator.observe()
+    if sorted(seen.frames) != sorted(config.cameras):
+        yield Finding("an observation has other cameras", sorted(seen.frames), sorted(config.cameras))
+    shape = (config.height, config.width, 3)
+    for camera, picture in seen.frames.items():
+        if picture.dtype != np.uint8 or picture.shape != shape:
+            yield Finding(f"pictures of {camera!r}", f"{picture.dtype} {picture.shape}", f"uint8 {shape}")
+        elif not picture.flags.c_contiguous:
+            yield Finding(f"pictures of {camera!r} are a view with strides", picture.strides, "contiguous memory")
+        elif picture.min() == picture.max():
+            yield Finding(f"pictures of {camera!r} show nothing", f"{picture.flat[0]} everywhere", "a scene")
+    if seen.state.dtype != np.float32 or seen.state.shape != (simulator.state_dim,):
+        yield Finding("the state", f"{seen.state.dtype} {seen.state.shape}", f"float32 {(simulator.state_dim,)}")
+    elif not np.isfinite(seen.state).all():
+        yield Finding("the state is not finite", seen.state.tolist(), "finite numbers")
+    if seen.instruction != simulator.instruction:
+        yield Finding("an observation has another instruction", repr(seen.instruction), repr(simulator.instruction))
+
+
+def _step(simulator: Simulator) -> Iterator[Finding]:
+    simulator.reset(SEEDS[0])
+    dim = simulator.action_dim
+    for label, wrong in (
+        ("an action with a number too many", np.zeros(dim + 1, np.float32)),
+        ("an action with a number too few", np.zeros(dim - 1, np.float32)),
+        ("a batch of actions", np.zeros((1, dim), np.float32)),
+        ("an action of NaN", np.full(dim, np.nan, np.float32)),
+    ):
+        yield from _refused(label, lambda wrong=wrong: simulator.step(wrong))  # type: ignore[misc]
+    before = simulator.observe()
+    copies = [*(picture.copy() for picture in before.frames.values()), before.state.copy()]
+    for action in _actions(simulator, STEPS):
+        given = action.copy()
+        outcome = simulator.step(action)
+        if not isinstance(outcome, StepOutcome) or type(outcome.success) is not bool or type(outcome.ended) is not bool:
+            yield Finding("what step returns", outcome, "StepOutcome(success: bool, ended: bool)")
+            return
+        if not np.array_equal(given, action):
+            yield Finding("step wrote into the action it was given", action, given)
+            return
+    simulator.observe()
+    if not all(np.array_equal(a, b) for a, b in zip([*before.frames.values(), before.state], copies, strict=True)):
+        yield Finding("an observation changed after it was given", "memory that is written again", "arrays of its own")
+
+
+def _reset(used: Simulator, other: Simulator) -> Iterator[Finding]:
+    first = _episode(used, SEEDS[0])
+    _episode(used, SEEDS[1])
+    yield from _same("the same seed again, in a used simulator", first, _episode(used, SEEDS[0]))
+    yield from _same("the same seed in a new simulator", first, _episode(other, SEEDS[0]))
+
+
+def _seeds(simulator: Simulator) -> Iterator[Finding]:
+    starts = []
+    for seed in SEEDS:
+        simulator.reset(seed)
+        starts.append(simulator.observe())
+    if not any(_difference(starts[0], start) for start in starts[1:]):
+        yield Finding("seeds change nothing", f"the same first observation for the seeds {SEEDS}", "different starts")
+
+
+def _drawing(simulator: Simulator) -> Iterator[Finding]:
+    watched = _episode(simulator, SEEDS[0])
+    unwatched = _episode(simulator, SEEDS[0], observe_every_step=False)
+    yield from _same("an episode that nobody watches", watched[-1:], unwatched[-1:])
+    yield from _same("a second look at the same moment", watched[-1:], [simulator.observe()])
+
+
+def _effect(simulator: Simulator) -> Iterator[Finding]:
+    moved = _episode(simulator, SEEDS[0])
+    if not _difference(moved[0], moved[-1]):
+        yield Finding("actions change nothing", f"the same observation after {len(moved) - 1} actions", "motion")
+
+
+def _expert(config: SimConfig, simulator: Simulator, make_expert: MakeExpert) -> Iterator[Finding]:
+    for seed in SEEDS:
+        simulator.reset(seed)
+        expert = make_expert(config, simulator)
+        for _ in range(config.max_steps):
+            action = expert.action()
+            if action.dtype != np.float32 or action.shape != (simulator.action_dim,) or not np.isfinite(action).all():
+                yield Finding("an expert's action", f"{action.dtype} {action.shape} {action}",
+                              f"float32 {(simulator.action_dim,)}, finite")  # fmt: skip
+                return
+            outcome = simulator.step(action)
+            if outcome.success:
+                return
+            if outcome.ended:
+                break
+    yield Finding(
+        "the expert never succeeds", f"no success on seeds {SEEDS} in {config.max_steps} steps", "one at least"
+    )
+
+
+def _close(simulator: Simulator) -> Iterator[Finding]:
+    simulator.close()
+    simulator.close()
+    yield from _refused("observe after close", simulator.observe)
+
+
+def _refused(label: str, call: Callable[[], object]) -> Iterator[Finding]:
+    try:
+        call()
+    except SimulatorError:
+        return
+    except Exception as error:  # any other error is the finding
+        yield Finding(f"{label} is refused with another error", f"{type(error).__name__}: {error}", "SimulatorError")
+        return
+    yield Finding(f"{label} is accepted", "no error", "SimulatorError")
+
+
+def _actions(simulator: Simulator, count: int) -> list[np.ndarray]:
+    return list(np.random.default_rng(0).uniform(-1, 1, (count, simulator.action_dim)).astype(np.float32))
+
+
+def _episode(simulator: Simulator, seed: int, observe_every_step: bool = True) -> list[Observation]:
+    """The observations of one episode by fixed random actions; of its end only, unless every step is observed."""
+    simulator.reset(seed)
+    seen = [simulator.observe()] if observe_every_step else []
+    for action in _actions(simulator, STEPS):
+        ended = simulator.step(action).ended
+        if observe_every_step:
+            seen.append(simulator.observe())
+        if ended:
+            break
+    return seen if observe_every_step else [simulator.observe()]
+
+
+def _same(label: str, first: list[Observation], second: list[Observation]) -> Iterator[Finding]:
+    if len(first) != len(second):
+        yield Finding(f"{label} goes another way", f"{len(second)} observations", len(first))
+    for index, (a, b) in enumerate(zip(first, second, strict=False)):
+        if difference := _difference(a, b):
+            got = f"{difference} at observation {index} of {len(first)}"
+            yield Finding(f"{label} goes another way", got, "bits equal")
+            return
+
+
+def _difference(a: Observation, b: Observation) -> str:
+    """In words; empty when the two are equal bit for bit."""
+    if not np.array_equal(a.state, b.state):
+        return f"states apart by up to {np.abs(a.state - b.state).max():.3g}"
+    for camera in a.frames:
+        if not np.array_equal(a.frames[camera], b.frames[camera]):
+            return f"pictures of {camera!r} differ"
+    return ""

@@ -1,0 +1,131 @@
+"""Meta-World through the protocol: exact resets, upright pictures, experts that succeed."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from lightwam.config import SimConfig
+from lightwam.sim import base, metaworld
+from lightwam.sim.check import check_simulator
+from lightwam.sim.mujoco_pictures import coarse
+
+pytestmark = pytest.mark.sim
+pytest.importorskip("metaworld")
+
+CONFIG = SimConfig("metaworld", tasks=("reach",), cameras=("corner4",), height=48, width=64, max_steps=150)
+DEMO_TASKS = ("reach", "button-press-topdown", "drawer-open", "window-open")
+
+
+def test_all_50_tasks_are_there_with_sentences_that_differ() -> None:
+    from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+
+    assert sorted(f"{task}-v3" for task in metaworld.TASKS) == sorted(ALL_V3_ENVIRONMENTS)
+    assert len(set(metaworld.INSTRUCTIONS.values())) == len(metaworld.TASKS) == 50
+
+
+@pytest.mark.parametrize("task", ["reach", "drawer-open"])
+def test_the_protocol_is_kept(task: str) -> None:
+    config = replace(CONFIG, cameras=("corner4", "gripperPOV"), action_repeat=2)
+    assert [str(finding) for finding in check_simulator(config, task)] == []
+
+
+@pytest.mark.parametrize("task", DEMO_TASKS)
+@pytest.mark.parametrize("repeat", [1, 2, 3])
+def test_experts_solve_the_demo_tasks(task: str, repeat: int) -> None:
+    config = replace(CONFIG, action_repeat=repeat)
+    simulator = base.make(config, task)
+    for seed in (0, 1):
+        simulator.reset(seed)
+        expert = base.make_expert(config, simulator)
+        assert any(simulator.step(expert.action()).success for _ in range(110 // repeat))
+    simulator.close()
+
+
+def test_state_and_rate_are_meta_worlds() -> None:
+    simulator = metaworld.MetaWorldSimulator(replace(CONFIG, action_repeat=2), "reach")
+    simulator.reset(0)
+    assert simulator.fps == pytest.approx(1 / (2 * simulator._env.dt))
+    before = simulator.observe().state
+    assert before.dtype == np.float32 and np.allclose(before[:3], simulator._env.get_endeff_pos())
+    for _ in range(10):
+        simulator.step(np.array([1, 0, 0, 1], np.float32))
+    after = simulator.observe().state
+    assert after[0] - before[0] > 0.05 and after[3] < before[3]  # the hand went right, the gripper closed
+    simulator.close()
+
+
+def test_actions_beyond_the_range_are_clipped() -> None:
+    states = []
+    for scale in (1, 9):
+        simulator = base.make(CONFIG, "reach")
+        simulator.reset(0)
+        for _ in range(5):
+            simulator.step(scale * np.array([1, -1, 1, -1], np.float32))
+        states.append(simulator.observe().state)
+        simulator.close()
+    assert np.array_equal(*states)
+
+
+@pytest.mark.parametrize("camera", metaworld.CAMERAS)
+def test_every_camera_draws_at_any_size(camera: str) -> None:
+    simulator = base.make(replace(CONFIG, cameras=(camera,), height=40, width=56), "drawer-open")
+    simulator.reset(0)
+    picture = simulator.observe().frames[camera]
+    assert picture.shape == (40, 56, 3) and picture.std() > 5
+    simulator.close()
+
+
+def test_pictures_are_upright() -> None:
+    """The hand rises, and so does what changed in the picture."""
+    simulator = base.make(
+        replace(CONFIG, cameras=("corner", "corner2", "corner3", "corner4"), height=96, width=96), "reach"
+    )
+    simulator.reset(0)
+    heights: dict[str, list[float]] = {camera: [] for camera in simulator.cameras}
+    for motion in (-1.0, 1.0):
+        for _ in range(15):
+            simulator.step(np.array([0, 0, motion, -1], np.float32))
+        for camera, picture in simulator.observe().frames.items():
+            cyan = (picture[..., 1] > 100) & (picture[..., 0] < 60)  # the fingers' paint
+            heights[camera].append(float(np.nonzero(cyan)[0].mean()))
+    assert all(low > high + 3 for low, high in heights.values()), heights  # rows count downwards
+    simulator.close()
+
+
+def test_the_goal_of_reach_is_seen_and_moves_with_the_seed() -> None:
+    simulator = metaworld.MetaWorldSimulator(replace(CONFIG, height=96, width=96, cameras=("corner",)), "reach")
+    simulator.reset(0)
+    there = simulator.observe().frames["corner"]
+    simulator._env.model.site("goal").rgba[3] = 0
+    gone = simulator.observe().frames["corner"]
+    assert 0 < (there != gone).any(-1).sum() < 200
+    simulator.close()
+
+
+def test_simplified_meshes_change_few_pixels_and_no_physics() -> None:
+    plain, simple = (
+        metaworld.MetaWorldSimulator(replace(CONFIG, height=96, width=96), "drawer-open") for _ in range(2)
+    )
+    for simulator, grain in ((plain, 0.0), (simple, metaworld.GRAIN)):
+        simulator.reset(0)
+        simulator._pictures = metaworld.MujocoPictures(simulator._env.model, 96, 96, grain)
+    pictures = [simulator.observe().frames["corner4"].astype(int) for simulator in (plain, simple)]
+    apart = np.abs(pictures[0] - pictures[1]).max(-1)
+    assert 0 < apart.mean() < 2 and (apart > 16).mean() < 0.02
+    model = simple._env.model
+    faces = coarse(model, metaworld.GRAIN).mesh_facenum.sum()
+    assert faces < model.mesh_facenum.sum() / 3
+    assert np.array_equal(model.mesh_vert, plain._env.model.mesh_vert)
+    plain.close()
+    simple.close()
+
+
+def test_forgetting_to_close_leaves_no_complaint_at_exit() -> None:
+    code = (
+        "from lightwam.config import SimConfig; from lightwam.sim import base\n"
+        "s = base.make(SimConfig('metaworld', ('reach',), ('corner4',), 24, 24, 9), 'reach'); s.reset(0); s.observe()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
+    assert (done.returncode, done.stderr) == (0, "")
