@@ -102,7 +102,7 @@ class Codec:
 def place_cameras(
     config: CodecConfig, frames: Mapping[str, UInt8[np.ndarray, "T _h _w 3"]]
 ) -> UInt8[np.ndarray, "T height width 3"]:
-    """Clips of all placed cameras -> clip of canvases: each picture cropped and resized (bilinear, antialias) to its place.
+    """Clips of all placed cameras -> clip of canvases: each picture cropped, then resized (bilinear, antialias).
 
     A picture that has its place's size already is copied as it is. What no place covers stays black.
     """

@@ -1,0 +1,127 @@
+"""What must hold of any data: the codec has an inverse, windows cover every frame, resuming is exact, no stray keys."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from lightwam import config as configs
+from lightwam.codec import Codec
+from lightwam.config import CameraPlace, CodecConfig
+from lightwam.data.cache import FrameCache
+from lightwam.data.loader import WindowLoader
+from lightwam.errors import ConfigError
+from lightwam.stats import QUANTILES, RunningStats, measure
+from lightwam.types import Windows
+
+PLACE = CameraPlace("front", 0, 0, 4, 4)
+CONFIG = CodecConfig(canvas=(4, 4), places=(PLACE,))
+NUMBERS = st.floats(-1e6, 1e6, width=32)
+ROWS = hnp.arrays(np.float32, st.tuples(st.integers(1, 60), st.integers(1, 4)), elements=NUMBERS)
+LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=5)
+
+
+def cache_of(lengths: list[int]) -> FrameCache:
+    starts, count = np.cumsum([0, *lengths]), sum(lengths)
+    frames = np.repeat(np.arange(count, dtype=np.uint8), 48).reshape(count, 4, 4, 3)
+    vectors = np.arange(count * 2, dtype=np.float32).reshape(count, 2)
+    return FrameCache(Path("memory"), frames, vectors, vectors, starts, np.zeros(len(lengths), np.int64), ("t",), 10.0)
+
+
+def loader_of(
+    lengths: list[int], horizon: int, batch_size: int, seed: int, shift: int = 0, stride: int = 2
+) -> WindowLoader:
+    cache = cache_of(lengths)
+    codec = Codec(dataclasses.replace(CONFIG, video_stride=stride), measure(cache.state), measure(cache.action))
+    return WindowLoader(cache, codec, horizon, batch_size, seed, shift)
+
+
+def equal(one: Windows, other: Windows) -> bool:
+    return all(np.array_equal(getattr(one, f.name), getattr(other, f.name)) for f in dataclasses.fields(Windows))
+
+
+@given(ROWS, st.sampled_from(["min_max", "z_score", "quantile", "identity"]))
+def test_decoding_is_the_inverse_of_encoding(rows: np.ndarray, kind: configs.NormKind) -> None:
+    codec = Codec(dataclasses.replace(CONFIG, action_norm=kind), measure(rows), measure(rows))
+    again = codec.decode_action(codec.encode_action(rows))
+    # float32 holds the normalised number: its error grows with the number and with the scale that it is in
+    slack = 4e-7 * (np.abs(rows).max(0) + np.ptp(rows.astype(np.float64), axis=0) + 1e-30)
+    assert (np.abs(again.astype(np.float64) - rows) <= slack).all()
+
+
+@given(ROWS)
+def test_min_max_stays_within_its_bounds(rows: np.ndarray) -> None:
+    codec = Codec(CONFIG, measure(rows), measure(rows))
+    assert np.abs(codec.encode_state(rows)).max() <= 1 + 1e-6
+
+
+@given(ROWS, st.integers(1, 70))
+def test_statistics_do_not_depend_on_the_cut(rows: np.ndarray, cut: int) -> None:
+    left, right, whole = RunningStats(), RunningStats(), measure(rows)
+    left.update(rows[:cut])
+    right.update(rows[cut:])
+    right.merge(left)
+    stats = right.finish()
+    for name in ("min", "max", *QUANTILES):
+        np.testing.assert_array_equal(getattr(stats, name), getattr(whole, name))
+    span = np.ptp(rows.astype(np.float64), axis=0)
+    assert (np.abs(stats.mean - whole.mean) <= 1e-9 * (1 + np.abs(whole.mean))).all()
+    assert (np.abs(stats.std - whole.std) <= 1e-9 * (1 + span)).all()
+
+
+@given(ROWS)
+def test_quantiles_keep_their_promise(rows: np.ndarray) -> None:
+    stats, exact = measure(rows), rows.astype(np.float64)
+    for name, q in QUANTILES.items():
+        error = np.abs(getattr(stats, name) - np.quantile(exact, q, axis=0))
+        assert (error <= 2 / 4094 * np.ptp(exact, axis=0) + 1e-11 * np.abs(exact).max(0)).all()
+
+
+@settings(max_examples=25, deadline=None)
+@given(LENGTHS, st.integers(1, 3), st.integers(1, 8), st.integers(0, 2**31))
+def test_an_epoch_covers_every_frame_and_no_window_leaves_its_episode(
+    lengths: list[int], steps: int, batch_size: int, seed: int
+) -> None:
+    count, starts = sum(lengths), np.cumsum([0, *lengths])
+    with loader_of(lengths, 2 * steps, batch_size, seed) as loader:
+        batches = [loader.next() for _ in range(-(-count // batch_size))]
+    frames = np.concatenate([batch.frames[:, :, 0, 0, 0] for batch in batches])[:count].astype(int)
+    is_pad = np.concatenate([batch.frame_is_pad for batch in batches])[:count]
+    assert sorted(frames[:, 0]) == list(range(count))
+    assert set(frames[~is_pad]) == set(range(count))
+    episode = np.searchsorted(starts, frames, side="right")
+    assert (episode == episode[:, :1]).all()
+    last = starts[episode[:, :1]] - 1
+    assert np.array_equal(frames, np.minimum(frames[:, :1] + 2 * np.arange(steps + 1), last))
+    assert np.array_equal(is_pad, frames[:, :1] + 2 * np.arange(steps + 1) > last)
+
+
+@settings(max_examples=25, deadline=None)
+@given(LENGTHS, st.integers(1, 8), st.integers(0, 99), st.integers(0, 20), st.integers(0, 2))
+def test_a_resumed_loader_equals_an_unbroken_one(
+    lengths: list[int], batch_size: int, seed: int, given_before: int, shift: int
+) -> None:
+    with (
+        loader_of(lengths, 4, batch_size, seed, shift) as unbroken,
+        loader_of(lengths, 4, batch_size, seed, shift) as resumed,
+    ):
+        for _ in range(given_before):
+            unbroken.next()
+        resumed.load_state_dict(unbroken.state_dict())
+        assert all(equal(unbroken.next(), resumed.next()) for _ in range(4))
+
+
+@given(st.text(min_size=1), st.sampled_from(["", "config", "state", "action"]))
+def test_an_unknown_key_of_a_saved_codec_is_refused(key: str, section: str) -> None:
+    rows = np.ones((2, 1), np.float32)
+    data = Codec(CONFIG, measure(rows), measure(rows)).to_dict()
+    table = data[section] if section else data
+    if key in table:
+        return
+    table[key] = 0
+    with pytest.raises(ConfigError):
+        Codec.from_dict(data)
