@@ -62,7 +62,8 @@ def publication_names(model: LightWAM) -> dict[str, str]:
 def test_published_arrays(recorded: Any) -> None:
     model = published.load(recorded.checkpoint, recorded.config)
     ours = action_pass(recorded, model) | video_pass(recorded, model)
-    assert set(recorded.outputs) == set(ours), "not the arrays that this test compares"
+    unknown = set(recorded.outputs) - set(ours)
+    assert not unknown and len(recorded.outputs) > 0, f"recorded, but not compared here: {unknown}"
     for name, array in recorded.outputs.items():
         assert_close(ours[name], array, name)
 

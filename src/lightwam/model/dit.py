@@ -142,8 +142,8 @@ class ResidualAdapter(nn.Module):
 class DiT(nn.Module):
     """The whole backbone. `frozen` leaves LoRA, adapters and the head trainable, else everything is.
 
-    A fresh one has torch's own linears, modulation tables of randn / sqrt(D), and zeros in `up` of adapters and LoRA: it
-    can be trained from scratch, and weights loaded into it are what the first step sees.
+    A fresh one has torch's own linears, modulation tables of randn / sqrt(D), and zeros in `up` of adapters and LoRA:
+    it trains from scratch, and loaded weights are what the first step computes with.
     """
 
     def __init__(self, config: BackboneConfig) -> None:
