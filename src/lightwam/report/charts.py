@@ -97,7 +97,7 @@ def curve_chart(curve: Curve, width: int = 310, height: int = 205) -> str:
     smooth = moving_average(value) if curve.smooth else value
     logarithmic = bool(curve.smooth and value.min() > 0 and smooth.max() / smooth.min() > 12)
     low, high = _bounds(value, smooth, logarithmic)
-    left, right, top, bottom = 44, 6, 24, height - 36
+    left, right, top, bottom = 48, 6, 24, height - 36
 
     def x(at: float) -> float:
         return left + (width - left - right) * (at - step[0]) / max(step[-1] - step[0], 1e-9)

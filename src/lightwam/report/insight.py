@@ -111,10 +111,12 @@ def attention(evidence: Evidence) -> str:
     single = [weight[:, tap, which] for tap, which in enumerate(chosen)]
     looks = _Looks(probe, mean, single, chosen, _top(mean), max(map(_top, single)))
     last = {task: max(i for i, t in enumerate(probe.tasks) if t == task) for task in dict.fromkeys(probe.tasks)}
+    some, every = len(chosen[0]), weight.shape[2]
+    which = "each of them" if some == every else f"the {some} queries of each layer that differ most from each other"
     lead = (
-        f"In {counted(len(probe.taps), 'layer')} of the backbone, {weight.shape[2]} learned queries pool what the "
-        f"action needs from {rows}&times;{cols} picture tokens. Shown are their mean and the {len(chosen[0])} queries "
-        "of each layer that differ most from each other; a query keeps its column in every task."
+        f"In {counted(len(probe.taps), 'layer')} of the backbone, {every} learned queries pool what the "
+        f"action needs from {rows}&times;{cols} picture tokens. Shown are their mean and {which}; a query keeps its "
+        "column in every task."
     )
     broad = " broad" if probe.real.shape[3] > 1.5 * probe.real.shape[2] else ""
     blocks = "".join(looks.of(i) for i in last.values())
