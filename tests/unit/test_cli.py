@@ -6,6 +6,7 @@ The functions behind the commands are replaced by recorders, so nothing is train
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -25,7 +26,7 @@ Calls = list[tuple[Any, ...]]
 def record(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Calls]:
     """record("lightwam.train", "train") puts a recorder in the function's place and returns its list of calls."""
 
-    def replace(module: str, function: str, answer: Any = None) -> Calls:
+    def put(module: str, function: str, answer: Any = None) -> Calls:
         calls: Calls = []
 
         def recorder(*arguments: Any, **named: Any) -> Any:
@@ -39,7 +40,7 @@ def record(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Calls]:
         monkeypatch.setitem(sys.modules, module, fake)
         return calls
 
-    return replace
+    return put
 
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["help"]])
@@ -236,11 +237,25 @@ def test_ctrl_c_says_in_one_line_how_to_go_on(record: Callable[..., Calls], caps
     assert capsys.readouterr().err.strip() == "lightwam: stopped. To go on: lightwam train point --run 'runs/a b'"
 
 
-def test_windows_and_tokens_of_a_recipe() -> None:
-    design = show.design_of(recipes.demo())
-    assert show.window(design)["latents"] == [16, 2, 12, 12]
-    assert show.window(design)["pooled_latents"] == [16, 2, 6, 6]
-    assert show.tokens(design) == {"action_pass": 36, "video_pass": 18, "context": 17}
+def test_windows_and_tokens_of_a_design() -> None:
+    """16 actions, a frame every 4th of them, a canvas of 96x128: 12x16 latents, a quarter of that where pooled."""
+    model = replace(recipes.point().model, horizon=16)
+    design = show.Design("any", model, (96, 128), 4, 16, bfloat16=False, ema=False)
+    window, channels = show.window(design), model.backbone.latent_channels
+    assert window["frames"] == 5
+    assert window["latents"] == [channels, 2, 12, 16]
+    assert window["pooled_latents"] == [channels, 2, 6, 8]
+    assert show.tokens(design) == {"action_pass": 48, "video_pass": 24, "context": 17}
+
+
+def test_a_recipes_design_is_its_own() -> None:
+    recipe = recipes.point()
+    design = show.design_of(recipe)
+    assert (design.model, design.canvas, design.text_tokens) == (
+        recipe.model,
+        recipe.codec.canvas,
+        recipe.text.num_tokens,
+    )
 
 
 def test_windows_and_tokens_of_the_paper() -> None:

@@ -128,6 +128,9 @@ BAD = [
     ("codec.places", (CameraPlace("side", 0, 0, 32, 32),), "codec.places"),
     ("codec.places", (CameraPlace("top", 0, 8, 32, 32),), "codec.places top"),
     ("codec.places", (CameraPlace("top", 0, 0, 0, 32),), "codec.places top"),
+    ("codec.places", (CameraPlace("top", 0, 0, 32, 32, crop=(0.5, 0.0, 0.5, 1.0)),), "codec.places top crop"),
+    ("collect.more_demos", (("rde", 3),), "collect.more_demos"),
+    ("collect.more_demos", (("red", 99_999),), "eval.first_seed"),
     ("codec.delta_action_dims", (2,), "codec.delta_action_dims"),
 ]
 
@@ -140,6 +143,11 @@ def test_what_does_not_fit_together_is_refused_by_name(recipe: Recipe, path: str
 
 def test_a_recipe_that_fits_comes_back_as_it_was(recipe: Recipe) -> None:
     assert check(recipe) is recipe
+
+
+def test_a_task_may_have_more_demonstrations(recipe: Recipe) -> None:
+    collect = replace(recipe.collect, demos_per_task=5, more_demos=(("red", 3),))
+    assert [collect.demos(task) for task in ("red", "blue")] == [8, 5]
 
 
 def test_every_setting_is_frozen(recipe: Recipe) -> None:
