@@ -536,6 +536,6 @@ def test_an_episode_that_ends_early_is_marked(policy: FakePolicy, run: Path) -> 
     probe = read_evidence(run).probe
     assert probe is not None
     assert probe.real_is_pad.tolist() == [[False, False, False, True, True]]
-    assert (probe.real[0, 3] == probe.real[0, 2]).all()
+    assert (probe.real[0, 3] == probe.real[0, 2]).all() and (probe.real[0, 2] != probe.real[0, 0]).any()
     with pytest.raises(ConfigError, match="no moment"):
         record_probe(policy, {}, run / "eval" / "probe.npz")
