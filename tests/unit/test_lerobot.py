@@ -453,6 +453,14 @@ def third_camera(root: Path) -> None:
     edit_json(root / "meta" / "info.json", change)
 
 
+def lost_row(root: Path) -> None:
+    pq.write_table(pq.read_table(root / DATA).slice(1), root / DATA)
+
+
+def text_for_numbers(root: Path) -> None:
+    edit_table(root / DATA, "frame_index", lambda values: [str(value) for value in values], pa.string())
+
+
 def longer_episode(root: Path) -> None:
     cell(EPISODES, "length", 3, 5)(root)
     info("total_frames", 21)(root)
@@ -493,9 +501,8 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "frame_index": (cell(DATA, "frame_index", 6, 2), r"frame_index(.|\n)*episode 1 row 1"),
     "task_index": (cell(DATA, "task_index", 6, 0), "task changes"),
     "no sentence": (lambda root: edit_table(root / DATA, "task_index", lambda v: [9] * len(v)), "no sentence"),
-    "lost row": (lambda root: pq.write_table(pq.read_table(root / DATA).slice(1), root / DATA), "episode 0(.|\n)*got: 4"),
-    "text for numbers": (lambda root: edit_table(root / DATA, "frame_index", lambda v: [str(n) for n in v], pa.string()),
-                         "frame_index"),
+    "lost row": (lost_row, "episode 0(.|\n)*got: 4"),
+    "text for numbers": (text_for_numbers, "frame_index"),
     "missing video": (lambda root: (root / VIDEO).unlink(), "file-000.mp4"),
     "empty video": (cut(VIDEO, 0), "missing or empty"),
     "truncated video": (cut(VIDEO, 0.6), "cannot be decoded(.|\n)*wrist"),
