@@ -13,6 +13,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from types import FrameType
@@ -44,6 +45,8 @@ class Workers(Generic[Job, Answer]):
         self._run = run if count == 0 else None
         self._done: list[tuple[Job, Answer]] = []
         self._workers: list[_Worker[Job]] = []
+        # started before the mask is set, because starting it unblocks SIGINT again
+        resource_tracker.ensure_running()
         # an exec keeps the signal mask: blocked here, SIGINT stays blocked in the child from its first instruction
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
@@ -105,8 +108,10 @@ class Workers(Generic[Job, Answer]):
         Raises what the job raised when that is a LightwamError, and SimulatorError naming the job for any other error
         and for a process that died.
         """
-        while self._done:
-            yield self._done.pop()
+        if self._run:
+            done, self._done = self._done, []
+            yield from done
+            return
         busy = {worker.pipe: worker for worker in self._workers if worker.job is not None}
         for pipe in wait(list(busy), timeout_seconds):
             worker = busy[pipe]  # type: ignore[index]

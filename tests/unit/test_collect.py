@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from lightwam.collect import Demonstrator, Job, collect
 from lightwam.config import Recipe
 from lightwam.data.lerobot import LeRobotDataset
@@ -34,7 +35,8 @@ class BrokenSimulator(point.PointSimulator):
 
     def step(self, action):
         outcome = super().step(action)
-        fails = self.task == "red" and self.seed % int(os.environ.get("FAIL_EVERY", 10**9)) == 1
+        every = int(os.environ.get("FAIL_EVERY", 0))
+        fails = every and self.task == "red" and self.seed % every == every - 1
         return point.StepOutcome(False) if fails else outcome
 
 def make(config, task):

@@ -1,11 +1,13 @@
 """Meta-World through the protocol: exact resets, upright pictures, experts that succeed."""
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
+
 from lightwam.config import SimConfig
 from lightwam.sim import base, metaworld
 from lightwam.sim.check import check_simulator
@@ -122,10 +124,11 @@ def test_simplified_meshes_change_few_pixels_and_no_physics() -> None:
     simple.close()
 
 
-def test_forgetting_to_close_leaves_no_complaint_at_exit() -> None:
-    code = (
-        "from lightwam.config import SimConfig; from lightwam.sim import base\n"
+def test_an_early_import_and_a_forgotten_close_do_no_harm() -> None:
+    code = (  # mujoco first, as a user's own script may do
+        "import mujoco; from lightwam.config import SimConfig; from lightwam.sim import base\n"
         "s = base.make(SimConfig('metaworld', ('reach',), ('corner4',), 24, 24, 9), 'reach'); s.reset(0); s.observe()\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
+    environment = {name: value for name, value in os.environ.items() if name not in ("MUJOCO_GL", "PYOPENGL_PLATFORM")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, env=environment)
     assert (done.returncode, done.stderr) == (0, "")

@@ -1,7 +1,10 @@
 """The protocol's door, and the point world."""
 
+import sys
+
 import numpy as np
 import pytest
+
 from lightwam.config import SimConfig
 from lightwam.errors import SimulatorError
 from lightwam.sim import base, point
@@ -46,6 +49,8 @@ def test_an_adapter_of_ones_own_is_found_by_its_import_path(tmp_path, monkeypatc
     (tmp_path / "my_robot" / "sim.py").write_text("from lightwam.sim.point import *\n")
     (tmp_path / "my_robot" / "half.py").write_text("TASKS = ('red',)\n")
     monkeypatch.syspath_prepend(tmp_path)
+    for module in ("my_robot", "my_robot.sim"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
     config = SimConfig(**{**vars(CONFIG), "name": "my_robot.sim"})
     simulator = base.make(config, "blue")
     simulator.reset(0)

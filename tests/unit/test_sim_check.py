@@ -1,9 +1,13 @@
 """Each fault that the checker promises to find, made on purpose."""
 
+import re
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+
 from lightwam.config import SimConfig
 from lightwam.errors import SimulatorError
 from lightwam.sim import point
@@ -264,3 +268,16 @@ def test_a_simulator_that_cannot_be_made_is_an_error_not_a_finding() -> None:
 
     with pytest.raises(SimulatorError, match="not installed"):
         check_simulator(CONFIG, "red", make=make, make_expert=point.make_expert)
+
+
+def test_the_adapter_in_the_docs_keeps_the_protocol(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "simulators.md").read_text(encoding="utf-8")
+    adapter, check = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "my_robot").mkdir()
+    (tmp_path / "my_robot" / "sim.py").write_text(adapter)
+    monkeypatch.syspath_prepend(tmp_path)
+    for module in ("my_robot", "my_robot.sim"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    said: list[object] = []
+    exec(compile(check, "docs/simulators.md", "exec"), {"print": said.append})
+    assert said == []

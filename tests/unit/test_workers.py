@@ -5,6 +5,7 @@ import signal
 import sys
 
 import pytest
+
 from lightwam.errors import SimulatorError
 from lightwam.workers import Workers, interrupt_as_flag
 
@@ -41,7 +42,7 @@ def run(tmp_path, monkeypatch: pytest.MonkeyPatch):
 def answers(workers: Workers, count: int) -> list:
     found: list = []
     while len(found) < count:
-        found += workers.answers(timeout_seconds=60)
+        found += workers.answers(timeout_seconds=60.0)
     return found
 
 

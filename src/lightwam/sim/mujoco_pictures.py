@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import copy
+import os
 import weakref
 from typing import Any
 
@@ -26,13 +27,12 @@ class MujocoPictures:
 
     def __init__(self, model: Any, height: int, width: int, grain: float) -> None:
         import mujoco
-        from mujoco.gl_context import GLContext
 
         drawn = coarse(model, grain) if grain > 0 else copy.copy(model)
         drawn.vis.quality.shadowsize, drawn.vis.quality.offsamples = 0, 0
         drawn.vis.global_.offheight, drawn.vis.global_.offwidth = height, width
         self._mujoco, self._model = mujoco, model
-        self._gl: Any = GLContext(width, height)
+        self._gl: Any = _gl_context(height, width)
         self._gl.make_current()
         self._context = mujoco.MjrContext(drawn, mujoco.mjtFontScale.mjFONTSCALE_100)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
@@ -89,6 +89,18 @@ def coarse(model: Any, grain: float) -> Any:
             getattr(drawn, name)[start : start + len(kept)] = getattr(model, name)[faces][kept]
         drawn.mesh_facenum[mesh] = len(kept)
     return drawn
+
+
+def _gl_context(height: int, width: int) -> Any:
+    """What MUJOCO_GL names now: mujoco itself looks at it when it is imported, which may have been too early."""
+    kind = os.environ.get("MUJOCO_GL", "").lower()
+    if kind == "egl":
+        from mujoco.egl import GLContext
+    elif kind == "osmesa":
+        from mujoco.osmesa import GLContext
+    else:
+        from mujoco.gl_context import GLContext
+    return GLContext(width, height)
 
 
 def _cluster(
