@@ -333,8 +333,8 @@ def _check_episodes(recipe: Recipe) -> None:
              collect.noise_probability, "in [0, 1]")  # fmt: skip
     # an expert may fail, so demonstrations use more seeds than there are demonstrations
     for task, count in collect.more_demos:
-        _require(task in sim.tasks and count >= 0, "not a task of the simulator's, or not a count", "collect.more_demos",
-                 (task, count), f"one of {sim.tasks}, >= 0")  # fmt: skip
+        _require(task in sim.tasks and count >= 0, "not a task of the simulator's, or not a count",
+                 "collect.more_demos", (task, count), f"one of {sim.tasks}, >= 0")  # fmt: skip
     after = collect.first_seed + 100 * max(collect.demos(task) for task in sim.tasks)
     _require(evaluation.first_seed >= after or evaluation.first_seed + evaluation.trials <= collect.first_seed,
              "evaluation seeds are too near the demonstrations'", "eval.first_seed", evaluation.first_seed,
@@ -396,6 +396,7 @@ def _check_pictures(recipe: Recipe) -> None:
         _require(inside, "a camera lies outside the canvas", f"codec.places {place.camera}", place, recipe.codec.canvas)
         top, left, bottom, right = place.crop
         _require(0 <= top < bottom <= 1 and 0 <= left < right <= 1, "not a part of a picture",
-                 f"codec.places {place.camera} crop", place.crop, "0 <= top < bottom <= 1, 0 <= left < right <= 1")  # fmt: skip
+                 f"codec.places {place.camera} crop", place.crop,
+                 "0 <= top < bottom <= 1, 0 <= left < right <= 1")  # fmt: skip
         _require(place.camera in recipe.sim.cameras, "the codec places a camera that the simulator does not give",
                  "codec.places", place.camera, recipe.sim.cameras)  # fmt: skip
