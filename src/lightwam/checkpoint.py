@@ -112,7 +112,8 @@ def save(run: Path, checkpoint: Checkpoint, keep: int = 2) -> Path:
     place = run / "checkpoints" / f"step_{checkpoint.step:08d}"
     beside = place.with_name(f".{place.name}.{os.getpid()}")
     with _disk_errors(place):
-        shutil.rmtree(beside, ignore_errors=True)
+        for torn in place.parent.glob(".step_*"):  # of a process that was killed while it saved
+            shutil.rmtree(torn, ignore_errors=True)
         beside.mkdir(parents=True)
         try:
             safetensors.torch.save_file(_own(checkpoint.model), beside / "model.safetensors")
@@ -204,7 +205,8 @@ def _disk_errors(place: Path) -> Iterator[None]:
         yield
     except (OSError, safetensors.SafetensorError, RuntimeError) as error:
         # torch and safetensors wrap the operating system's error in their own
-        if isinstance(error, RuntimeError) and "write" not in str(error) and "PytorchStreamWriter" not in str(error):
+        marks = ("inline_container", "PytorchStreamWriter", "write")
+        if isinstance(error, RuntimeError) and not any(mark in str(error) for mark in marks):
             raise
         free = shutil.disk_usage(next(path for path in place.parents if path.exists())).free
         raise CheckpointError(

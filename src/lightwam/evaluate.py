@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import math
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +28,7 @@ from lightwam.errors import CheckpointError
 from lightwam.policy import Policy
 from lightwam.progress import Progress
 from lightwam.sim import base
+from lightwam.stats import wilson
 from lightwam.types import Observation
 from lightwam.workers import Workers, interrupt_as_flag
 
@@ -112,7 +112,9 @@ class Player:
         for action in job.actions:
             simulator.step(action)
             pictures.append(simulator.observe().frames[camera])
-        write_video(job.path, np.stack(pictures), max(1, round(simulator.fps)))
+        beside = job.path.with_name(f".{job.path.name}")  # a kill must not leave half a video under the right name
+        write_video(beside, np.stack(pictures), max(1, round(simulator.fps)))
+        beside.replace(job.path)
         return Seen(None, len(job.actions), False)
 
 
@@ -154,7 +156,10 @@ def evaluate(
         say(f"eval: stopped; finished episodes are safe in {place}, the same command goes on")
         raise KeyboardInterrupt
     episodes = list(read_episodes(place).values())
-    result = summary(episodes, recipe) | {"protocol": protocol, "latency_ms": percentiles(latencies)}
+    timed = percentiles(latencies)
+    if timed is None and (place / "result.json").exists():  # nothing was left to run: what was measured still holds
+        timed = checkpoint.read_json(place / "result.json")["latency_ms"]
+    result = summary(episodes, recipe) | {"protocol": protocol, "latency_ms": timed}
     result["wall_seconds"] = {"total": time.perf_counter() - began}
     checkpoint.write_json(place / "result.json", result)
     return result
@@ -329,17 +334,6 @@ def summary(episodes: Sequence[Mapping[str, Any]], recipe: Recipe) -> dict[str, 
 def _rate(episodes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     won = sum(row["success"] for row in episodes)
     return {"successes": won, "trials": len(episodes), "interval_95": wilson(won, len(episodes))}
-
-
-def wilson(successes: int, trials: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a rate, as shares of 1; (0, 1) without trials. E. B. Wilson, 1927."""
-    if trials == 0:
-        return 0.0, 1.0
-    z, share = 1.959963984540054, successes / trials
-    scale = 1 + z * z / trials
-    centre = (share + z * z / (2 * trials)) / scale
-    half = z / scale * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def percentiles(milliseconds: Sequence[float]) -> dict[str, float] | None:

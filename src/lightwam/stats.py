@@ -195,3 +195,14 @@ def measure(rows: Shaped[np.ndarray, "n D"], chunk: int = 65536) -> FeatureStats
     for start in range(0, len(rows), chunk):
         running.update(rows[start : start + chunk])
     return running.finish()
+
+
+def wilson(successes: int, trials: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a rate, as shares of 1; (0, 1) without trials. E. B. Wilson, 1927."""
+    if trials == 0:
+        return 0.0, 1.0
+    z, share = 1.959963984540054, successes / trials
+    scale = 1 + z * z / trials
+    centre = (share + z * z / (2 * trials)) / scale
+    half = z / scale * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
+    return max(0.0, centre - half), min(1.0, centre + half)

@@ -82,7 +82,7 @@ def train(recipe: Recipe, dataset: Path, run: Path, *, stop_after: int | None = 
 def open_data(recipe: Recipe, dataset: Path, run: Path, say: Callable[[str], None] = print) -> tuple[FrameCache, Processing]:
     """The decoded dataset and its processing; statistics are measured once and then belong to the run."""
     data = LeRobotDataset(dataset)
-    cache = FrameCache.build(data, recipe.codec, dataset / "cache", say)
+    cache = open_cache(data, recipe, dataset / "cache", say)
     if not (run / "processing.json").exists():
         chosen = torch.linspace(0, len(cache.frames) - 1, min(FIT_FRAMES, len(cache.frames))).long().tolist()
         codec = Codec(recipe.codec, data.stats["observation.state"], data.stats["action"])
@@ -97,6 +97,21 @@ def open_data(recipe: Recipe, dataset: Path, run: Path, say: Callable[[str], Non
             raise DatasetError("the dataset does not fit the model", where=f"{dataset}: {name}", got=got, expected=expected)
     prompts = HashedText(recipe.text).encode([recipe.prompt.format(task=task) for task in cache.tasks])
     return cache, Processing(codec, latents, prompts)
+
+
+def open_cache(data: LeRobotDataset, recipe: Recipe, path: Path, say: Callable[[str], None]) -> FrameCache:
+    """The decoded pictures at `path`; built when there are none, refused when they are of other data or another codec."""
+    if (path / "cache.json").exists():
+        return FrameCache.open(path, data, recipe.codec)
+    with Progress("decode", data.num_frames, unit="frame", say=say) as progress:
+        done = 0
+
+        def tell(now: int, total: int) -> None:
+            nonlocal done
+            progress.advance(count=now - done)
+            done = now
+
+        return FrameCache.build(data, recipe.codec, path, tell)
 
 
 class Session:

@@ -35,12 +35,20 @@ class DctLatents:
         """`mean` and `std` standardise the channels; `fit` measures them."""
         self.config = config
         self.channels = config.luma_channels + 2 * config.chroma_channels
-        if len(mean) != self.channels or len(std) != self.channels or min(std) <= 0:
+        if not (1 <= config.luma_channels <= BLOCK**2 and 1 <= config.chroma_channels <= BLOCK**2):
+            raise ConfigError(
+                "a block has no such number of channels",
+                where="latents",
+                got=f"luma {config.luma_channels}, chroma {config.chroma_channels}",
+                expected=f"1..{BLOCK**2} of each",
+            )
+        sound = all(map(math.isfinite, (*mean, *std))) and min(std, default=0.0) > 0
+        if len(mean) != self.channels or len(std) != self.channels or not sound:
             raise ConfigError(
                 "latent statistics do not fit the channels",
                 where="DctLatents",
                 got=f"{len(mean)} means, {len(std)} stds, smallest std {min(std, default=None)}",
-                expected=f"{self.channels} of each, stds positive",
+                expected=f"{self.channels} of each, finite, stds positive",
             )
         self.mean, self.std = torch.tensor(mean, dtype=torch.float32), torch.tensor(std, dtype=torch.float32)
         self._rows = analysis(config)
@@ -69,10 +77,10 @@ class DctLatents:
             )
         later = pixels[:, :, 1:].unflatten(2, (-1, 4)).mean(dim=3)
         clip = torch.cat([pixels[:, :, :1], later], dim=2).transpose(1, 2)
-        blocks = F.pixel_unshuffle(clip.flatten(0, 1), BLOCK)
-        raw = torch.einsum("ck,nkhw->cnhw", self._rows.to(pixels), blocks).unflatten(1, clip.shape[:2])
-        mean, std = (s.to(pixels).view(-1, 1, 1, 1, 1) for s in (self.mean, self.std))
-        return ((raw - mean) / std).permute(1, 0, 2, 3, 4)
+        std = self.std.to(pixels)
+        weight = self._rows.to(pixels).view(-1, 3, BLOCK, BLOCK) / std.view(-1, 1, 1, 1)
+        latents = F.conv2d(clip.flatten(0, 1), weight, -self.mean.to(pixels) / std, stride=BLOCK)
+        return latents.unflatten(0, clip.shape[:2]).transpose(1, 2)
 
     def decode(self, latents: Float[Tensor, "B C T h w"]) -> Float[Tensor, "B 3 F height width"]:
         """Standardised latents -> pixels; the inverse of `encode` on all that it kept."""
@@ -135,7 +143,7 @@ def pooled_synthesis(config: DctConfig) -> Float[Tensor, "768 C 3 3"]:
     middle[1, 1] = 1
     inside = torch.kron(middle, torch.ones(side, side, dtype=torch.float64)).flatten().bool()
     first = 0
-    for plane, count in enumerate(counts):
+    for count in counts:
         kept = rows[first : first + count].view(count, 3, BLOCK, BLOCK)
         colour = kept[0].sum(dim=(1, 2)) / kept[0].sum(dim=(1, 2)).norm()
         waves = torch.einsum("c,ncij->nij", colour, kept)
@@ -148,5 +156,4 @@ def pooled_synthesis(config: DctConfig) -> Float[Tensor, "768 C 3 3"]:
         gain = torch.linalg.solve(looks @ prior @ looks.T, looks @ prior[:, inside]).T
         weight[:, first : first + count] = torch.einsum("c,pk->cpk", colour, gain).reshape(-1, count, 3, 3)
         first += count
-        assert plane < 3
     return weight.float()

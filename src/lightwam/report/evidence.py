@@ -16,12 +16,12 @@ from jaxtyping import Bool, Float, Int, UInt8
 from lightwam.config import Recipe, from_dict
 from lightwam.errors import CheckpointError, ConfigError
 from lightwam.report.tables import Table, read_lines, read_object
+from lightwam.stats import wilson
 
 LOG_KEYS = (
     "step", "loss", "loss_video", "loss_action", "grad_norm", "learning_rate", "samples_per_second", "seconds",
     "wait_share",
 )  # fmt: skip
-_Z = 1.959963984540054
 
 
 @dataclass(frozen=True)
@@ -168,14 +168,6 @@ def read_evidence(run: Path) -> Evidence:
         swap=_read_swap(read_object(swap)) if swap.is_file() else None,
         probe=_read_probe(probe) if probe.is_file() else None,
     )
-
-
-def wilson(successes: int, trials: int) -> tuple[float, float]:
-    """The 95 % interval of a rate by Wilson (1927), which stays within [0, 1] and is honest at 0 and at `trials`."""
-    rate, z2 = successes / trials, _Z * _Z
-    centre, scale = rate + z2 / (2 * trials), 1 + z2 / trials
-    spread = _Z * math.sqrt(rate * (1 - rate) / trials + z2 / (4 * trials * trials))
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
 
 
 def _read_recipe(run: Path) -> Recipe:
