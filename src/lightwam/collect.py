@@ -156,8 +156,13 @@ class Demonstrator:
             self.simulators[job.task] = base.make(self.sim, job.task)
         simulator = self.simulators[job.task]
         simulator.reset(job.seed)
-        expert = base.make_expert(self.sim, simulator)
         rng = np.random.default_rng([job.seed, zlib.crc32(job.task.encode())])
+        direction = rng.uniform(-1, 1, simulator.action_dim).astype(np.float32)
+        for _ in range(rng.integers(self.collect.wander_steps, endpoint=True)):
+            outcome = simulator.step(direction)
+            if outcome.success or outcome.ended:
+                return None
+        expert = base.make_expert(self.sim, simulator)
         seen: list[Observation] = []
         actions: list[np.ndarray] = []
         steps_to_success: int | None = None
@@ -308,6 +313,7 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
         "action_repeat": sim.action_repeat,
         "noise_std": collect.noise_std,
         "noise_probability": collect.noise_probability,
+        "wander_steps": collect.wander_steps,
         "extra_steps": collect.extra_steps,
         "first_seed": collect.first_seed,
     }

@@ -152,6 +152,9 @@ class CollectConfig:
     """Gaussian noise added to executed actions, in action units; the stored action is the expert's own"""
     noise_probability: float = 1.0
     """share of steps that are executed with noise"""
+    wander_steps: int = 0
+    """up to this many steps in a random direction before a demonstration begins, not recorded: where the hand is then
+    says nothing of the goal, and the policy has to look for it"""
     extra_steps: int = 0
     """steps recorded after the first success, so that the policy learns to stay"""
     first_seed: int = 0
@@ -321,9 +324,9 @@ def _check_episodes(recipe: Recipe) -> None:
         for name in names:
             value = getattr(section, name)
             _require(value >= 1, "a count must be positive", f"{where}.{name}", value, ">= 1")
-    _require(
-        collect.extra_steps >= 0, "a count must not be negative", "collect.extra_steps", collect.extra_steps, ">= 0"
-    )
+    for name in ("extra_steps", "wander_steps"):
+        value = getattr(collect, name)
+        _require(value >= 0, "a count must not be negative", f"collect.{name}", value, ">= 0")
     _require(evaluation.videos_per_task >= 0, "a count must not be negative", "eval.videos_per_task",
              evaluation.videos_per_task, ">= 0")  # fmt: skip
     for name, words in (("tasks", sim.tasks), ("cameras", sim.cameras)):
