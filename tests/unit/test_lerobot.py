@@ -125,6 +125,12 @@ def test_the_older_layout_reads_the_same(written: Path, tmp_path: Path) -> None:
     assert_holds(v21(written, tmp_path / "old"), extra=False)
 
 
+def test_episodes_may_stand_in_any_order_in_a_table(root: Path) -> None:
+    order = [("episode_index", "descending"), ("frame_index", "ascending")]
+    pq.write_table(pq.read_table(root / DATA).sort_by(order), root / DATA)
+    assert_holds(root)
+
+
 def test_statistics_are_measured_from_the_tables(root: Path) -> None:
     (root / "meta" / "stats.json").write_text("{}")
     stats, action = LeRobotDataset(root).stats["action"], np.concatenate([episode(n)["action"] for n in range(4)])
@@ -280,6 +286,20 @@ def test_killed_between_the_new_meta_folder_and_the_cleaning(tmp_path: Path, mon
     with writer(tmp_path) as again:
         assert again.num_episodes == 4
     assert_holds(tmp_path)
+
+
+def test_files_that_nothing_refers_to_are_removed(tmp_path: Path) -> None:
+    """As an earlier close under another size limit would have left them."""
+    out = writer(tmp_path)
+    for number in range(4):
+        out.add_episode(**episode(number))
+    stray = [tmp_path / file.replace("file-000", "file-003") for file in (DATA, VIDEO)]
+    for path in stray:
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"half a file")
+    out.close()
+    assert_holds(tmp_path)
+    assert not any(path.exists() for path in stray)
 
 
 def test_kill_minus_nine_keeps_whole_episodes(tmp_path: Path) -> None:
