@@ -7,7 +7,6 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -100,7 +99,9 @@ def _processing(recipe: Recipe) -> Processing:
     codec = Codec(recipe.codec, *stats)
     channels = recipe.model.backbone.latent_channels
     latents = DctLatents(recipe.latents, [0.0] * channels, [1.0] * channels)
-    return Processing(codec, latents, HashedText(recipe.text).encode([recipe.prompt.format(task="press the red button")]))
+    return Processing(
+        codec, latents, HashedText(recipe.text).encode([recipe.prompt.format(task="press the red button")])
+    )
 
 
 def _windows(recipe: Recipe) -> Windows:
@@ -126,7 +127,8 @@ def table(result: dict[str, Any]) -> str:
         [
             f"{result['recipe']}: {result['samples_per_second']:.1f} samples/s, batch {result['batch_size']}, "
             f"{result['precision']}, {result['threads']} threads on {result['machine']['processor']}",
-            f"  step            {1000 * result['step_s']:8.1f} ms  (median of {result['repetitions']} after {result['warm_up']})",
+            f"  step            {1000 * result['step_s']:8.1f} ms  "
+            f"(median of {result['repetitions']} after {result['warm_up']})",
             *shares,
         ]
     )

@@ -98,7 +98,9 @@ def read_processing(run: Path) -> tuple[Codec, DctLatents]:
     """The codec and the latents that the run was trained with."""
     data = read_json(run / "processing.json")
     if sorted(data) != ["codec", "latents"]:
-        raise CheckpointError("unknown layout", where=run / "processing.json", got=sorted(data), expected="codec, latents")
+        raise CheckpointError(
+            "unknown layout", where=run / "processing.json", got=sorted(data), expected="codec, latents"
+        )
     return Codec.from_dict(data["codec"]), DctLatents(read_recipe(run).latents, **data["latents"])
 
 
@@ -108,7 +110,7 @@ def steps(run: Path) -> list[int]:
 
 
 def save(run: Path, checkpoint: Checkpoint, keep: int = 2) -> Path:
-    """Write a checkpoint and drop all but the newest `keep`; a full disk raises CheckpointError and leaves the older ones."""
+    """Write a checkpoint, then drop all but the newest `keep`; CheckpointError on a full disk leaves the older ones."""
     place = run / "checkpoints" / f"step_{checkpoint.step:08d}"
     beside = place.with_name(f".{place.name}.{os.getpid()}")
     with _disk_errors(place):

@@ -28,7 +28,8 @@ SWAP_TRIALS = 5
 def demo(recipe: Recipe, run: Path, say: Callable[[str], None] = print) -> dict[str, Any]:
     """Do all of it under `run`; returns what is written to RUN/result.json.
 
-    Every part goes on where an interrupted one stopped; the wall seconds of all attempts add up. The dataset is RUN/dataset.
+    Every part goes on where an interrupted one stopped; the wall seconds of all attempts add up. The demonstrations
+    are in RUN/dataset.
     """
     check(recipe)
     timer = Timer(run / "wall.json")
@@ -60,7 +61,9 @@ def demo(recipe: Recipe, run: Path, say: Callable[[str], None] = print) -> dict[
 def swap(recipe: Recipe, run: Path, right: Mapping[str, Any], say: Callable[[str], None] = print) -> None:
     """Evaluate with every task told the next one's sentence, into RUN/eval/swap.json; a policy that reads must fail."""
     tasks = recipe.sim.tasks
-    told = {task: base.make(recipe.sim, other).instruction for task, other in zip(tasks, tasks[1:] + tasks[:1], strict=True)}
+    told = {
+        task: base.make(recipe.sim, other).instruction for task, other in zip(tasks, tasks[1:] + tasks[:1], strict=True)
+    }
     trials = min(SWAP_TRIALS, recipe.eval.trials)
     swapped = evaluate(
         run, replace(recipe.eval, trials=trials, videos_per_task=0), folder="swap", sentences=told, say=say

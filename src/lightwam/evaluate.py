@@ -310,7 +310,9 @@ def describe(recipe: Recipe, policy: Policy, sentences: Mapping[str, str]) -> di
     packages = ("lightwam", "torch", "numpy", "mujoco", "metaworld")
     return {
         "sim": to_dict(recipe.sim),
-        "eval": {key: value for key, value in to_dict(recipe.eval).items() if key not in ("workers", "videos_per_task")},
+        "eval": {
+            key: value for key, value in to_dict(recipe.eval).items() if key not in ("workers", "videos_per_task")
+        },
         "recipe": recipe.name,
         "checkpoint_step": policy.step,
         "weights": "ema" if recipe.train.ema_decay else "last",

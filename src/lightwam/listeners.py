@@ -16,7 +16,7 @@ Listener = Callable[[int, Mapping[str, float]], None]
 
 @contextmanager
 def listen(recipe: Recipe, run: Path) -> Iterator[list[Listener]]:
-    """The listeners that `recipe.train.listeners` names, closed at the end; ConfigError names the extra of a missing one."""
+    """The listeners that `recipe.train.listeners` names, closed at the end; ConfigError names a missing one's extra."""
     with ExitStack() as stack:
         yield [_open(name, recipe, run, stack) for name in recipe.train.listeners]
 

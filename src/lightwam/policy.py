@@ -20,7 +20,7 @@ from lightwam.errors import WireError
 from lightwam.latents.dct import DctLatents
 from lightwam.model.light_wam import LightWAM
 from lightwam.text.hashed import HashedText
-from lightwam.types import Observation
+from lightwam.types import LatentCodec, Observation
 
 MAX_PROMPTS = 256
 """prompts whose text states are kept"""
@@ -32,7 +32,8 @@ class Policy:
     def __init__(
         self, recipe: Recipe, codec: Codec, latents: DctLatents, text: HashedText, model: LightWAM, step: int
     ) -> None:
-        self.recipe, self.codec, self.latents, self.text = recipe, codec, latents, text
+        self.recipe, self.codec, self.text = recipe, codec, text
+        self.latents: LatentCodec = latents
         self.model, self.step = model.eval(), step
         self._prompts: dict[str, Float[Tensor, "L E"]] = {}
 
@@ -63,7 +64,7 @@ class Policy:
 
     @torch.inference_mode()
     def imagine(self, observation: Observation, seed: int, num_steps: int) -> UInt8[np.ndarray, "F height width 3"]:
-        """A possible future as pictures on the codec's canvas, `video_stride` control steps apart, the present first."""
+        """A possible future, pictures of the codec's canvas, `video_stride` control steps apart, the present first."""
         latent, context, state = self._inputs([observation])
         frames = 1 + self.recipe.model.horizon // self.recipe.codec.video_stride
         later = (frames - 1) // self.latents.temporal_stride

@@ -61,8 +61,12 @@ def demo() -> Recipe:
         codec=CodecConfig(
             canvas=(64, 128),
             places=(
-                CameraPlace("corner4", top=0, left=0, height=64, width=64, crop=(28 / 128, 50 / 128, 92 / 128, 114 / 128)),
-                CameraPlace("corner", top=0, left=64, height=64, width=64, crop=(24 / 128, 32 / 128, 88 / 128, 96 / 128)),
+                CameraPlace(
+                    "corner4", top=0, left=0, height=64, width=64, crop=(28 / 128, 50 / 128, 92 / 128, 114 / 128)
+                ),
+                CameraPlace(
+                    "corner", top=0, left=64, height=64, width=64, crop=(24 / 128, 32 / 128, 88 / 128, 96 / 128)
+                ),
             ),
             video_stride=2,
             delta_action_dims=(0, 1, 2),

@@ -1,7 +1,7 @@
 """Training: one loop, readable from top to bottom, and the same bits whether or not it was interrupted.
 
-Whatever is random is drawn from (seed, step), so a checkpoint holds weights, averages, optimiser and the loader's place,
-and nothing else is needed to go on.
+Whatever is random is drawn from (seed, step), so a checkpoint holds weights, averages, optimiser and the loader's
+place, and nothing else is needed to go on.
 """
 
 from __future__ import annotations
@@ -58,11 +58,13 @@ class Processing:
         )
 
 
-def train(recipe: Recipe, dataset: Path, run: Path, *, stop_after: int | None = None, say: Callable[[str], None] = print) -> Path:
+def train(
+    recipe: Recipe, dataset: Path, run: Path, *, stop_after: int | None = None, say: Callable[[str], None] = print
+) -> Path:
     """Train `recipe` on the LeRobot dataset at `dataset` into the directory `run`, going on where it stopped.
 
     `stop_after` ends the session early, after that step and its checkpoint. Returns `run`. Raises CheckpointError when
-    `run` holds another recipe or a damaged checkpoint, DatasetError when the data do not fit, or the loss is not finite.
+    `run` holds another recipe or a damaged checkpoint, DatasetError when the data do not fit or the loss is not finite.
     """
     check(recipe)
     checkpoint.start_run(run, recipe)
@@ -74,12 +76,18 @@ def train(recipe: Recipe, dataset: Path, run: Path, *, stop_after: int | None = 
         say(f"going on from step {session.step}")
     _cut_log(run / "log.jsonl", session.step)
     last = min(recipe.train.steps, stop_after or recipe.train.steps)
-    with listen(recipe, run) as listeners, session.loader, Progress("train", last, session.step, "step", say) as progress:
+    with (
+        listen(recipe, run) as listeners,
+        session.loader,
+        Progress("train", last, session.step, "step", say) as progress,
+    ):
         _loop(session, last, run, listeners, progress)
     return run
 
 
-def open_data(recipe: Recipe, dataset: Path, run: Path, say: Callable[[str], None] = print) -> tuple[FrameCache, Processing]:
+def open_data(
+    recipe: Recipe, dataset: Path, run: Path, say: Callable[[str], None] = print
+) -> tuple[FrameCache, Processing]:
     """The decoded dataset and its processing; statistics are measured once and then belong to the run."""
     data = LeRobotDataset(dataset)
     cache = open_cache(data, recipe, dataset / "cache", say)
@@ -94,13 +102,15 @@ def open_data(recipe: Recipe, dataset: Path, run: Path, say: Callable[[str], Non
         ("action", cache.action.shape[1], recipe.model.action_dim),
     ):
         if got != expected:
-            raise DatasetError("the dataset does not fit the model", where=f"{dataset}: {name}", got=got, expected=expected)
+            raise DatasetError(
+                "the dataset does not fit the model", where=f"{dataset}: {name}", got=got, expected=expected
+            )
     prompts = HashedText(recipe.text).encode([recipe.prompt.format(task=task) for task in cache.tasks])
     return cache, Processing(codec, latents, prompts)
 
 
 def open_cache(data: LeRobotDataset, recipe: Recipe, path: Path, say: Callable[[str], None]) -> FrameCache:
-    """The decoded pictures at `path`; built when there are none, refused when they are of other data or another codec."""
+    """The decoded pictures at `path`: built when there are none, refused when of other data or another codec."""
     if (path / "cache.json").exists():
         return FrameCache.open(path, data, recipe.codec)
     with Progress("decode", data.num_frames, unit="frame", say=say) as progress:
@@ -124,7 +134,10 @@ class Session:
         self.trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         self.ema: Weights = {name: p.detach().clone() for name, p in self.trained.items()} if settings.ema_decay else {}
         self.optimizer = torch.optim.AdamW(
-            weight_groups(self.trained, settings.weight_decay), lr=settings.learning_rate, betas=settings.betas, fused=True
+            weight_groups(self.trained, settings.weight_decay),
+            lr=settings.learning_rate,
+            betas=settings.betas,
+            fused=True,
         )
         self.loader = WindowLoader(
             cache, processing.codec, recipe.model.horizon, settings.batch_size, settings.seed, settings.shift_pixels
@@ -159,13 +172,19 @@ class Session:
     def snapshot(self) -> Checkpoint:
         """All of it, for the disk."""
         model = {name: value.detach() for name, value in self.model.state_dict().items()}
-        training = {"optimizer": self.optimizer.state_dict(), "loader": self.loader.state_dict(), "seconds": self.seconds}
+        training = {
+            "optimizer": self.optimizer.state_dict(),
+            "loader": self.loader.state_dict(),
+            "seconds": self.seconds,
+        }
         return Checkpoint(self.step, model, {**model, **self.ema} if self.ema else None, training)
 
     def resume(self, saved: Checkpoint) -> None:
         """Go on from a checkpoint of the same recipe."""
         if sorted(saved.training) != ["loader", "optimizer", "seconds"] or (saved.ema is None) != (not self.ema):
-            raise CheckpointError("not a checkpoint to go on from", where=f"step {saved.step}", got=sorted(saved.training))
+            raise CheckpointError(
+                "not a checkpoint to go on from", where=f"step {saved.step}", got=sorted(saved.training)
+            )
         checkpoint.fill(self.model, saved.model, f"step {saved.step}")
         for name, value in self.ema.items():
             assert saved.ema is not None
@@ -208,7 +227,7 @@ def _loop(session: Session, last: int, run: Path, listeners: list[Listener], pro
 
 
 def flow_draw(seed: int, step: int, batch: Batch) -> tuple[Float[Tensor, " B"], Float[Tensor, "B C T h2 w2"]]:
-    """The flow's uniform numbers (stratified over the batch, so every step sees all noise levels) and noise of one step."""
+    """The flow's uniform numbers (stratified over the batch: every step sees all noise levels) and noise."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
     size, channels, frames, height, width = batch.latents.shape
     u = (torch.arange(size) + torch.rand(size, generator=generator)) / size

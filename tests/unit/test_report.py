@@ -17,11 +17,12 @@ from lightwam.errors import CheckpointError, ConfigError
 from lightwam.recipes import recipe
 from lightwam.report import write_report
 from lightwam.report.charts import even_ticks, log_ticks, moving_average, thin
-from lightwam.report.evidence import read_evidence, wilson
+from lightwam.report.evidence import read_evidence
 from lightwam.report.insight import differing
 from lightwam.report.pictures import jpeg, overlay, spread
 from lightwam.report.training import leaves
 from lightwam.report.words import duration, figures, percent
+from lightwam.stats import wilson
 
 TASKS = {"red": "move to the red dot", "blue": "move to the <blue> dot"}
 SIZE, FRAMES, QUERIES = 32, 5, 6

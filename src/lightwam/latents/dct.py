@@ -1,9 +1,10 @@
-"""Weight-free latents: the low frequencies of an 8x8 block DCT, on the grid and with the temporal stride of the Wan VAE.
+"""Weight-free latents: the low frequencies of an 8x8 block DCT, on the Wan VAE's grid and with its temporal stride.
 
-The embedded default, so that everything runs with no download. A picture is split into 8x8 blocks; each block's colours go
-through an orthonormal luma-chroma rotation and an orthonormal DCT, of which the lowest frequencies are kept. The kept rows
-are orthonormal, so decoding is their transpose: what was kept comes back exactly, what was dropped is the loss. The first
-frame stands alone; of every further four frames the mean is kept (the temporal DCT's lowest frequency).
+The embedded default, so that everything runs with no download. A picture is split into 8x8 blocks; each block's
+colours go through an orthonormal luma-chroma rotation and an orthonormal DCT, of which the lowest frequencies are
+kept. The kept rows are orthonormal, so decoding is their transpose: what was kept comes back exactly, what was
+dropped is the loss. The first frame stands alone; of every further four frames the mean is kept (the temporal DCT's
+lowest frequency).
 """
 
 from __future__ import annotations
@@ -129,8 +130,8 @@ def analysis(config: DctConfig) -> Float[Tensor, "C 192"]:
 def pooled_synthesis(config: DctConfig) -> Float[Tensor, "768 C 3 3"]:
     """Convolution weight from 3x3 pooled latents to the 3 * 16 * 16 pixels of the middle one (see `decode_pooled`).
 
-    With pixels x ~ N(0, K) and pooled coefficients y = P x, the estimate is K P' (P K P')^-1 y, for each colour plane by
-    itself; a strong constant component in K makes flat pictures come back exactly.
+    With pixels x ~ N(0, K) and pooled coefficients y = P x, the estimate is K P' (P K P')^-1 y, for each colour plane
+    by itself; a strong constant component in K makes flat pictures come back exactly.
     """
     side = 2 * BLOCK
     n = torch.arange(3 * side, dtype=torch.float64)

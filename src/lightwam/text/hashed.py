@@ -1,8 +1,8 @@
 """Weight-free text: each word becomes the sum of its letter groups' hashed directions, plus a code of its place.
 
-The embedded default, so that everything runs with no download. No table and no training: a word never seen before still has
-a state, near to that of words it shares letter groups with ("window", "windows"). One state a word and no pooled vector, so
-that word order can matter.
+The embedded default, so that everything runs with no download. No table and no training: a word never seen before still
+has a state, near to that of words it shares letter groups with ("window", "windows"). One state a word and no pooled
+vector, so that word order can matter.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class HashedText:
 
 @functools.cache
 def word_direction(word: str, dim: int) -> Float[np.ndarray, " dim"]:
-    """The unit vector of a word: its letter groups of 3 to 5 (with both ends marked) and the word itself, hashed and summed."""
+    """A word as a unit vector: its letter groups of 3 to 5, ends marked, and the word itself, hashed, summed."""
     marked = f"<{word}>"
     groups = [marked[i : i + n] for n in (3, 4, 5) for i in range(len(marked) - n + 1)]
     total = hashed_direction(marked, dim) * math.sqrt(len(groups) + 1)

@@ -13,7 +13,6 @@ from lightwam.errors import SimulatorError
 from lightwam.sim.base import Simulator
 from lightwam.sim.metaworld import MetaWorldSimulator
 
-
 GAIN = {"reach": 3.0}
 """Task -> factor on the hand's motion. Meta-World's reaching is 2 to 5 times gentler than its other policies: so gentle
 that its actions hardly differ between goals, and a policy that learns several tasks at once learns this one last."""
