@@ -83,15 +83,10 @@ def demo() -> Recipe:
             action_repeat=3,
         ),
         collect=CollectConfig(
-            demos_per_task=80,
-            more_demos=(("reach", 220),),
-            noise_std=0.3,
-            noise_probability=0.25,
-            wander_steps=6,
-            extra_steps=6,
+            demos_per_task=90, more_demos=(("reach", 350),), noise_std=0.3, noise_probability=0.25, extra_steps=3
         ),
         train=TrainConfig(
-            steps=1300,
+            steps=1200,
             batch_size=64,
             learning_rate=1e-3,
             warmup_steps=100,
