@@ -90,13 +90,14 @@ def collect(recipe: Recipe, root: Path, say: Callable[[str], None] = print) -> C
     before = sum(note.length for note in writer.notes)
     num_before = writer.num_episodes
     try:
-        stopped = _work(recipe, plan, writer, sentences, say)
-    finally:
-        writer.close()
-    frames = sum(note.length for note in writer.notes)
-    if stopped:
+        try:
+            _work(recipe, plan, writer, sentences, say)
+        finally:
+            writer.close()
+    except KeyboardInterrupt:
         say(f"collect: stopped; {writer.num_episodes} episodes are safe in {root}, the same command goes on")
-        raise KeyboardInterrupt
+        raise
+    frames = sum(note.length for note in writer.notes)
     return CollectReport(
         root=root,
         episodes=writer.num_episodes,
@@ -111,11 +112,11 @@ def collect(recipe: Recipe, root: Path, say: Callable[[str], None] = print) -> C
 
 def _work(
     recipe: Recipe, plan: _Plan, writer: LeRobotWriter, sentences: Mapping[str, str], say: Callable[[str], None]
-) -> bool:
-    """Runs the plan to its end; True when Ctrl-C came first."""
+) -> None:
+    """Runs the plan to its end; KeyboardInterrupt, between two episodes, when Ctrl-C came first."""
     total = sum(max(recipe.collect.demos(task), done) for task, done in plan.successes.items())
     if plan.num_missing == 0:
-        return False
+        return
     num_workers = min(recipe.collect.workers, plan.num_missing)
     demonstrate = Demonstrator(recipe.sim, recipe.collect)
     began, drawn = time.monotonic(), 0
@@ -136,7 +137,8 @@ def _work(
                 writer.add_episode(episode.frames, episode.state, episode.action, sentences[job.task], extra)
                 rate = drawn / (time.monotonic() - began)
                 progress.advance(f"{plan.success_share:.0%} of attempts succeed, {rate:.0f} frames/s")
-    return interrupt.pressed and plan.num_missing > 0
+        if plan.num_missing:
+            raise KeyboardInterrupt
 
 
 @dataclass
