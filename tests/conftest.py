@@ -1,5 +1,63 @@
-"""Every test checks the shapes and types in lightwam's signatures while it runs."""
+"""Every test checks the shapes and types in lightwam's signatures; a tiny trained run is there to copy."""
 
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
 from jaxtyping import install_import_hook
 
 install_import_hook("lightwam", "beartype.beartype")
+
+if TYPE_CHECKING:  # lightwam is imported by the fixtures alone, so that a test of `--help` starts without it
+    from lightwam.config import Recipe
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A recipe of seconds, the demonstrations it asks for, and a run trained on them."""
+
+    recipe: Recipe
+    dataset: Path
+    run: Path
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe() -> Recipe:
+    """The point recipe, at sizes where everything takes seconds."""
+    from lightwam import recipes
+
+    point = recipes.point()
+    return replace(
+        point,
+        collect=replace(point.collect, demos_per_task=3, workers=1),
+        train=replace(
+            point.train, steps=6, batch_size=4, warmup_steps=2, log_every=1, save_every=2, ema_decay=0.9, shift_pixels=1
+        ),
+        eval=replace(point.eval, trials=2, workers=1),
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_once(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Recipe) -> Tiny:
+    """Made once a session: look, do not touch. `tiny` is a copy to change."""
+    from lightwam.collect import collect
+    from lightwam.train import train
+
+    root = tmp_path_factory.mktemp("tiny")
+    # 0 workers: in this process
+    in_here = replace(tiny_recipe, collect=replace(tiny_recipe.collect, workers=0))
+    collect(in_here, root / "dataset", say=lambda line: None)
+    train(tiny_recipe, root / "dataset", root / "run", say=lambda line: None)
+    return Tiny(tiny_recipe, root / "dataset", root / "run")
+
+
+@pytest.fixture
+def tiny(tiny_once: Tiny, tmp_path: Path) -> Tiny:
+    """A copy of the tiny run and its dataset, for this test alone."""
+    shutil.copytree(tiny_once.dataset, tmp_path / "dataset")
+    shutil.copytree(tiny_once.run, tmp_path / "run")
+    return Tiny(tiny_once.recipe, tmp_path / "dataset", tmp_path / "run")

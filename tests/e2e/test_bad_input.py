@@ -1,0 +1,148 @@
+"""What a user can get wrong, through the command line: exit code 2, what and where, and the next step; no traceback."""
+
+import importlib.util
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightwam import recipes
+from lightwam.cli import main
+
+VIDEO = Path("videos/observation.images.top/chunk-000/file-000.mp4")
+SAME = ["--collect.demos-per-task", "3", "--train.steps", "6", "--train.batch-size", "4"]
+
+Told = Callable[..., str]
+
+
+@pytest.fixture
+def told(capsys: pytest.CaptureFixture[str]) -> Told:
+    """told("train", ...) runs the command line, which must be refused, and returns what stderr says."""
+
+    def run(*arguments: object) -> str:
+        capsys.readouterr()
+        try:
+            code: object = main([str(word) for word in arguments])
+        except SystemExit as exit_:  # tyro's way
+            code = exit_.code
+        err = capsys.readouterr().err
+        assert code == 2, err
+        assert "Traceback" not in err
+        return err
+
+    return run
+
+
+def train_words(tiny: Any, run: Path) -> list[object]:
+    return ["train", "point", "--data", tiny.dataset, "--run", run, *SAME]
+
+
+def test_a_truncated_video(tiny: Any, tmp_path: Path, told: Told) -> None:
+    shutil.rmtree(tiny.dataset / "cache")
+    video = tiny.dataset / VIDEO
+    video.write_bytes(video.read_bytes()[: video.stat().st_size // 2])
+    text = told(*train_words(tiny, tmp_path / "new"))
+    assert str(VIDEO.name) in text
+    assert "observation.images.top" in text
+    assert not (tiny.dataset / "cache").exists()
+
+
+def test_a_truncated_video_does_not_hide_behind_the_cache(tiny: Any, tmp_path: Path, told: Told) -> None:
+    video = tiny.dataset / VIDEO
+    video.write_bytes(video.read_bytes()[: video.stat().st_size // 2])
+    assert VIDEO.name in told(*train_words(tiny, tmp_path / "new"))
+
+
+def test_a_missing_video(tiny: Any, tmp_path: Path, told: Told) -> None:
+    (tiny.dataset / VIDEO).unlink()
+    assert str(VIDEO) in told(*train_words(tiny, tmp_path / "new"))
+
+
+def test_no_dataset_at_all(tiny: Any, tmp_path: Path, told: Told) -> None:
+    assert "nowhere" in told("train", "point", "--data", tmp_path / "nowhere", "--run", tmp_path / "new")
+
+
+@pytest.mark.parametrize(("dim", "feature"), [("state-dim", "observation.state"), ("action-dim", "action")])
+def test_a_dataset_of_other_shapes(tiny: Any, tmp_path: Path, told: Told, dim: str, feature: str) -> None:
+    text = told(*train_words(tiny, tmp_path / "new"), f"--model.{dim}", "3")
+    assert feature in text
+    assert "got: 2" in text
+    assert "expected: 3" in text
+
+
+def test_a_camera_that_the_dataset_lacks(tiny: Any, tmp_path: Path, told: Told) -> None:
+    info = tiny.dataset / "meta" / "info.json"
+    info.write_text(info.read_text().replace("observation.images.top", "observation.images.front"))
+    shutil.move(tiny.dataset / "videos/observation.images.top", tiny.dataset / "videos/observation.images.front")
+    text = told(*train_words(tiny, tmp_path / "new"))
+    assert "front" in text or "observation.images" in text
+
+
+def test_a_camera_that_the_simulator_lacks(tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = recipes.point()
+    tip = replace(recipe.codec.places[0], camera="tip")
+    lacking = replace(recipe, sim=replace(recipe.sim, cameras=("tip",)), codec=replace(recipe.codec, places=(tip,)))
+    monkeypatch.setitem(recipes.RECIPES, "point", lambda: lacking)  # type: ignore[index]
+    text = told("collect", "point", "--data", tmp_path / "new")
+    assert "unknown point camera" in text
+    assert "did you mean 'top'" in text
+
+
+def test_a_camera_that_the_simulator_does_not_draw(tmp_path: Path, told: Told) -> None:
+    text = told("collect", "point", "--data", tmp_path / "new", "--sim.cameras", "near")
+    assert "got: top" in text
+    assert "near" in text
+
+
+def test_a_run_of_another_config(tiny: Any, told: Told) -> None:
+    text = told("train", "point", "--data", tiny.dataset, "--run", tiny.run, "--train.batch-size", "5")
+    assert "train.batch_size: run has 4, asked 5" in text
+
+
+def test_weights_of_another_config(tiny: Any, told: Told) -> None:
+    recipe = json.loads((tiny.run / "recipe.json").read_text())
+    recipe["model"]["backbone"]["num_blocks"] = 3
+    (tiny.run / "recipe.json").write_text(json.dumps(recipe))
+    text = told("eval", tiny.run)
+    assert "tensors do not fit the model" in text
+    assert "blocks.2" in text
+
+
+def test_a_damaged_checkpoint(tiny: Any, told: Told) -> None:
+    weights = tiny.run / "checkpoints" / "step_00000006" / "ema.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[len(data) // 2] ^= 1
+    weights.write_bytes(bytes(data))
+    text = told("eval", tiny.run)
+    assert str(weights) in text
+    assert "older checkpoint" in text
+
+
+def test_more_steps_than_were_supervised(tiny: Any, told: Told) -> None:
+    assert "never supervised" in told("eval", tiny.run, "--eval.replan", "9")
+
+
+def test_an_unknown_recipe(told: Told) -> None:
+    text = told("train", "piont")
+    assert "'piont'" in text
+    assert "did you mean 'point'" in text
+
+
+def test_an_unknown_option(told: Told) -> None:
+    assert "--train.steps" in told("train", "point", "--train.stepps", "3")
+
+
+def test_a_value_of_the_wrong_type(told: Told) -> None:
+    assert "many" in told("train", "point", "--train.steps", "many")
+
+
+def test_a_simulator_that_is_not_installed(tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.util.find_spec
+    gone = ("metaworld", "mujoco")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name in gone else real(name, *a))
+    text = told("collect", "demo", "--data", tmp_path / "new")
+    assert "pip install 'lightwam[metaworld]'" in text

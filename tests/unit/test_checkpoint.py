@@ -1,0 +1,253 @@
+"""checkpoint.py: whole or not at all, and never another run's."""
+
+import json
+import os
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors
+import safetensors.torch
+import torch
+
+from lightwam import checkpoint, recipes
+from lightwam.checkpoint import Checkpoint
+from lightwam.errors import CheckpointError, ConfigError
+
+
+def content(step: int, *, size: int = 8, ema: bool = True) -> Checkpoint:
+    """A checkpoint that tells its step apart from others."""
+    model = {"a.weight": torch.full((size, size), float(step)), "a.bias": torch.arange(3, dtype=torch.bfloat16)}
+    training = {"optimizer": {"state": {0: {"exp_avg": torch.ones(size)}}, "lr": 0.1}, "seconds": 1.5}
+    return Checkpoint(step, model, {**model, "a.bias": torch.zeros(3)} if ema else None, training)
+
+
+def same(one: dict[str, torch.Tensor] | None, other: dict[str, torch.Tensor] | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return one.keys() == other.keys() and all(
+        torch.equal(one[name], other[name]) and one[name].dtype == other[name].dtype for name in one
+    )
+
+
+def entries(run: Path) -> list[str]:
+    return sorted(path.name for path in (run / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("ema", [True, False])
+def test_what_is_saved_is_loaded(tmp_path: Path, ema: bool) -> None:
+    saved = content(7, ema=ema)
+    place = checkpoint.save(tmp_path, saved)
+    assert place == tmp_path / "checkpoints" / "step_00000007"
+    loaded = checkpoint.load(tmp_path)
+    assert loaded.step == 7
+    assert same(loaded.model, saved.model)
+    assert same(loaded.ema, saved.ema)
+    assert loaded.training["seconds"] == 1.5
+    assert torch.equal(loaded.training["optimizer"]["state"][0]["exp_avg"], torch.ones(8))
+    assert checkpoint.load(tmp_path, training=False).training == {}
+
+
+def test_the_newest_two_are_kept_and_each_can_be_asked_for(tmp_path: Path) -> None:
+    for step in (5, 10, 100):
+        checkpoint.save(tmp_path, content(step))
+    assert checkpoint.steps(tmp_path) == [10, 100]
+    assert entries(tmp_path) == ["step_00000010", "step_00000100"]
+    assert checkpoint.load(tmp_path).step == 100
+    assert checkpoint.load(tmp_path, 10).model["a.weight"][0, 0] == 10
+    with pytest.raises(CheckpointError, match="no such checkpoint") as caught:
+        checkpoint.load(tmp_path, 5)
+    assert "[10, 100]" in str(caught.value)
+
+
+def test_a_run_without_checkpoints_says_so(tmp_path: Path) -> None:
+    assert checkpoint.steps(tmp_path) == []
+    with pytest.raises(CheckpointError, match="lightwam train"):
+        checkpoint.load(tmp_path)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def change_one_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize("damage", [truncate, change_one_byte, Path.unlink])
+@pytest.mark.parametrize("name", ["model.safetensors", "ema.safetensors", "training.pt", "meta.json"])
+def test_a_damaged_file_is_refused_by_name(tmp_path: Path, name: str, damage: Callable[[Path], None]) -> None:
+    if name == "meta.json" and damage is change_one_byte:
+        damage = truncate  # its last byte is a line end
+    place = checkpoint.save(tmp_path, content(3))
+    damage(place / name)
+    with pytest.raises(CheckpointError) as caught:
+        checkpoint.load(tmp_path)
+    assert name in str(caught.value)
+
+
+def test_another_format_is_refused(tmp_path: Path) -> None:
+    place = checkpoint.save(tmp_path, content(3))
+    meta = json.loads((place / "meta.json").read_text())
+    (place / "meta.json").write_text(json.dumps(meta | {"format": 99}))
+    with pytest.raises(CheckpointError, match="format"):
+        checkpoint.load(tmp_path)
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
+def test_an_interrupted_save_leaves_the_older_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: type[BaseException]
+) -> None:
+    checkpoint.save(tmp_path, content(3))
+
+    def interrupted(*_: Any) -> None:
+        raise stop
+
+    monkeypatch.setattr(torch, "save", interrupted)
+    with pytest.raises(stop):
+        checkpoint.save(tmp_path, content(4))
+    assert entries(tmp_path) == ["step_00000003"]
+    assert checkpoint.load(tmp_path).step == 3
+
+
+def test_what_a_killed_process_left_is_not_a_checkpoint_and_goes_away(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, content(3))
+    torn = tmp_path / "checkpoints" / ".step_00000004.1"
+    torn.mkdir()
+    (torn / "model.safetensors").write_bytes(b"half")
+    assert checkpoint.load(tmp_path).step == 3
+    checkpoint.save(tmp_path, content(4))
+    assert entries(tmp_path) == ["step_00000003", "step_00000004"]
+
+
+FULL = [
+    ("safetensors.torch.save_file", OSError(28, "No space left on device")),
+    ("safetensors.torch.save_file", safetensors.SafetensorError("I/O error: No space left on device (os error 28)")),
+    ("torch.save", RuntimeError("[enforce fail] PytorchStreamWriter failed writing file data/0: file write failed")),
+    ("torch.save", RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598")),
+    ("os.fsync", OSError(28, "No space left on device")),
+]
+
+
+@pytest.mark.parametrize(("function", "error"), FULL, ids=["os", "safetensors", "torch", "torch at the end", "fsync"])
+def test_a_full_disk_is_told_and_the_older_one_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, error: Exception
+) -> None:
+    checkpoint.save(tmp_path, content(3))
+
+    def full(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(function, full)
+    with pytest.raises(CheckpointError, match="could not save") as caught:
+        checkpoint.save(tmp_path, content(4))
+    assert "MiB free" in str(caught.value)
+    assert entries(tmp_path) == ["step_00000003"]
+    assert checkpoint.load(tmp_path).step == 3
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """The system itself refuses to let a file grow beyond `size` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("size", [100, 250_000])
+def test_a_write_that_the_system_refuses(tmp_path: Path, size: int) -> None:
+    """No pretence: at 100 bytes the weights cannot be written, at 250,000 the optimiser cannot."""
+    checkpoint.save(tmp_path, content(3))
+    big = replace(content(4), training={"optimizer": torch.zeros(100_000)})
+    with largest_file(size), pytest.raises(CheckpointError, match="could not save"):
+        checkpoint.save(tmp_path, big)
+    assert entries(tmp_path) == ["step_00000003"]
+    assert checkpoint.load(tmp_path).step == 3
+
+
+def test_an_error_that_is_no_disks_is_not_dressed_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(torch, "save", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        checkpoint.save(tmp_path, content(4))
+
+
+def test_a_recipe_starts_a_run_once(tmp_path: Path) -> None:
+    recipe = recipes.point()
+    checkpoint.start_run(tmp_path, recipe)
+    assert checkpoint.read_recipe(tmp_path) == recipe
+    checkpoint.start_run(tmp_path, replace(recipe, notes="notes may change"))
+    other = replace(recipe, train=replace(recipe.train, batch_size=99), eval=replace(recipe.eval, replan=2))
+    with pytest.raises(CheckpointError) as caught:
+        checkpoint.start_run(tmp_path, other)
+    text = str(caught.value)
+    assert "train.batch_size: run has 16, asked 99" in text
+    assert "eval.replan: run has 4, asked 2" in text
+    assert "learning_rate" not in text
+    assert checkpoint.read_recipe(tmp_path) == recipe
+
+
+def test_a_run_whose_recipe_is_gone_or_broken(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"recipe\.json"):
+        checkpoint.read_recipe(tmp_path)
+    (tmp_path / "recipe.json").write_text("{")
+    with pytest.raises(CheckpointError, match="not JSON"):
+        checkpoint.read_recipe(tmp_path)
+    (tmp_path / "recipe.json").write_text('{"name": "x"}')
+    with pytest.raises(ConfigError, match="missing"):
+        checkpoint.read_recipe(tmp_path)
+
+
+def test_processing_of_another_layout_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "processing.json").write_text('{"codec": {}}')
+    with pytest.raises(CheckpointError, match="layout"):
+        checkpoint.read_processing(tmp_path)
+
+
+def test_json_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "new" / "a.json"
+    checkpoint.write_json(path, {"x": 1})
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(CheckpointError, match="could not save"):
+        checkpoint.write_json(path, {"x": 2})
+    assert checkpoint.read_json(path) == {"x": 1}
+
+
+def test_fill_copies_every_value() -> None:
+    module = torch.nn.Linear(2, 3)
+    weights = {"weight": torch.ones(3, 2), "bias": torch.arange(3.0)}
+    checkpoint.fill(module, weights, "here")
+    assert same(dict(module.state_dict()), weights)
+
+
+@pytest.mark.parametrize(
+    ("weights", "told"),
+    [
+        ({"weight": torch.ones(3, 2)}, "bias: file None, model (3,)"),
+        ({"weight": torch.ones(3, 2), "bias": torch.ones(3), "odd": torch.ones(1)}, "odd: file (1,), model None"),
+        ({"weight": torch.ones(2, 3), "bias": torch.ones(3)}, "weight: file (2, 3), model (3, 2)"),
+    ],
+    ids=["missing", "extra", "shape"],
+)
+def test_fill_lists_what_does_not_fit_and_changes_nothing(weights: dict[str, torch.Tensor], told: str) -> None:
+    module = torch.nn.Linear(2, 3)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    with pytest.raises(CheckpointError, match="1 tensors do not fit") as caught:
+        checkpoint.fill(module, weights, "here")
+    assert told in str(caught.value)
+    assert same(dict(module.state_dict()), before)

@@ -1,0 +1,254 @@
+"""evaluate.py: counting, going on where it stopped, and that a policy that knows the way is counted as one."""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+
+from lightwam import evaluate as module
+from lightwam.config import EvalConfig, Recipe
+from lightwam.errors import CheckpointError, ConfigError
+from lightwam.evaluate import Player, Segment, evaluate, open_episodes, percentiles, read_episodes
+from lightwam.policy import Policy
+from lightwam.sim import base
+from lightwam.sim.point import COLOURS
+from lightwam.stats import wilson
+from lightwam.types import Observation
+from lightwam.workers import Answer, Job, Workers
+
+
+class InHere(Workers[Job, Answer]):
+    """Simulators in this process: no second to wait for a new one."""
+
+    def __init__(self, count: int, run: Any) -> None:
+        super().__init__(0, run)
+
+    def answers(self, timeout_seconds: float) -> Iterator[tuple[Job, Answer]]:
+        return super().answers(0.0)
+
+
+class Seeing(Policy):
+    """A policy that finds the dot of the named colour in the picture and goes there: right for the right reasons."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe, self.step, self.asked = recipe, 12, 0
+
+    def act_batch(self, observations: Sequence[Observation]) -> np.ndarray:
+        self.asked += len(observations)
+        return np.stack([self._chunk(observation) for observation in observations])
+
+    def _chunk(self, observation: Observation) -> np.ndarray:
+        colour = next(name for name in COLOURS if name in observation.instruction.split())
+        frame = observation.frames["top"]
+        rows, columns = np.nonzero((frame == np.array(COLOURS[colour], np.uint8)).all(-1))
+        size = len(frame)
+        goal = np.array([(columns.mean() + 0.5) / size * 2 - 1, 1 - (rows.mean() + 0.5) / size * 2])
+        at, chunk = observation.state.astype(float), []
+        for _ in range(self.recipe.model.horizon):
+            chunk.append(np.clip((goal - at) / 0.1, -1, 1))
+            at = at + 0.1 * chunk[-1]
+        return np.array(chunk, np.float32)
+
+
+@pytest.fixture
+def in_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "Workers", InHere)
+
+
+@pytest.fixture
+def seeing(monkeypatch: pytest.MonkeyPatch, tiny_recipe: Recipe, in_here: None) -> Seeing:
+    """evaluate() loads this policy, whatever the run."""
+    policy = Seeing(tiny_recipe)
+    monkeypatch.setattr(Policy, "load", lambda run, step=None: policy)
+    return policy
+
+
+def quiet(line: str) -> None:
+    """What is said is not of interest."""
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials", "low", "high"),
+    [
+        (0, 10, 0.0, 0.27754),
+        (10, 10, 0.72246, 1.0),
+        (5, 10, 0.23659, 0.76341),
+        (81, 263, 0.2553, 0.3662),  # R. G. Newcombe, 1998, table I
+        (15, 148, 0.0624, 0.1605),  # the same
+        (0, 20, 0.0, 0.1611),  # the same
+        (1, 29, 0.0061, 0.1718),  # the same
+        (0, 0, 0.0, 1.0),
+    ],
+)
+def test_wilsons_interval(successes: int, trials: int, low: float, high: float) -> None:
+    assert wilson(successes, trials) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_percentiles() -> None:
+    assert percentiles([]) is None
+    assert percentiles([3.0]) == {"p50": 3.0, "p95": 3.0, "p99": 3.0}
+    assert percentiles([float(i) for i in range(101)]) == {"p50": 50.0, "p95": 95.0, "p99": 99.0}
+
+
+def expert_steps(recipe: Recipe, task: str, seed: int) -> int:
+    """How soon the scripted expert is there."""
+    simulator = base.make(recipe.sim, task)
+    simulator.reset(seed)
+    expert = base.make_expert(recipe.sim, simulator)
+    return next(step for step in range(1, 100) if simulator.step(expert.action()).success)
+
+
+def test_a_policy_that_sees_scores_what_the_expert_scores(tmp_path: Path, seeing: Seeing) -> None:
+    result = evaluate(tmp_path, say=quiet)
+    assert (result["successes"], result["trials"]) == (4, 4)
+    assert {task: row["successes"] for task, row in result["tasks"].items()} == {"red": 2, "blue": 2}
+    for (task, seed), row in read_episodes(tmp_path / "eval").items():
+        assert row["success"]
+        assert row["steps"] == row["steps_to_success"]
+        # a picture of 32 pixels is a little less exact than knowing the target
+        assert abs(row["steps"] - expert_steps(seeing.recipe, task, seed)) <= 2
+
+
+def test_another_tasks_sentence_leads_elsewhere(tmp_path: Path, seeing: Seeing) -> None:
+    swapped = {"red": "move to the blue dot", "blue": "move to the red dot"}
+    result = evaluate(tmp_path, sentences=swapped, say=quiet)
+    assert result["successes"] < result["trials"]
+    assert result["protocol"]["sentences"] == swapped
+    failed = [row for row in read_episodes(tmp_path / "eval").values() if not row["success"]]
+    assert all(row["steps"] == 40 and row["steps_to_success"] is None for row in failed)
+
+
+def test_what_is_written(tmp_path: Path, seeing: Seeing) -> None:
+    returned = evaluate(tmp_path, say=quiet)
+    result = json.loads((tmp_path / "eval" / "result.json").read_text())
+    assert result == json.loads(json.dumps(returned))
+    assert result.keys() == {"successes", "trials", "interval_95", "tasks", "protocol", "latency_ms", "wall_seconds"}
+    assert result["tasks"]["red"].keys() == {"successes", "trials", "interval_95", "instruction"}
+    assert result["tasks"]["red"]["instruction"] == "move to the red dot"
+    assert result["interval_95"] == pytest.approx(wilson(4, 4))
+    assert result["latency_ms"].keys() == {"p50", "p95", "p99"}
+    assert result["wall_seconds"]["total"] > 0
+    protocol = result["protocol"]
+    assert protocol["checkpoint_step"] == 12
+    assert protocol["weights"] == "ema"
+    assert protocol["eval"] == {"trials": 2, "replan": 4, "first_seed": 1_000_000}
+    assert protocol["sim"]["max_steps"] == 40
+    assert {"python", "torch", "numpy", "lightwam"} <= protocol["versions"].keys()
+    rows = [json.loads(line) for line in (tmp_path / "eval" / "episodes.jsonl").read_text().splitlines()]
+    names = {"task", "seed", "success", "steps", "steps_to_success", "seconds", "video"}
+    assert [row.keys() for row in rows] == [names] * 4
+    assert sorted((row["task"], row["seed"]) for row in rows) == [
+        (task, 1_000_000 + i) for task in ("blue", "red") for i in (0, 1)
+    ]
+
+
+def test_videos_show_the_episode_from_its_first_to_its_last_step(tmp_path: Path, seeing: Seeing) -> None:
+    evaluate(tmp_path, say=quiet)
+    filmed = [row for row in read_episodes(tmp_path / "eval").values() if row["video"]]
+    assert [(row["task"], row["seed"]) for row in filmed] == [("red", 1_000_000), ("blue", 1_000_000)]
+    folder = tmp_path / "eval" / "videos"
+    assert sorted(path.name for path in folder.iterdir()) == sorted(Path(row["video"]).name for row in filmed)
+    for row in filmed:
+        assert row["video"] == f"videos/{row['task']}-{row['seed']}-success.mp4"
+        with av.open(str(tmp_path / "eval" / row["video"])) as container:
+            pictures = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        assert len(pictures) == row["steps"] + 1
+        simulator = base.make(replace(seeing.recipe.sim, height=240, width=240), row["task"])
+        simulator.reset(row["seed"])
+        assert np.abs(pictures[0].astype(float) - simulator.observe().frames["top"]).mean() < 4
+        for action in np.load(tmp_path / "eval" / "actions" / f"{row['task']}-{row['seed']}.npy"):
+            outcome = simulator.step(action)
+        assert outcome.success
+        assert np.abs(pictures[-1].astype(float) - simulator.observe().frames["top"]).mean() < 4
+
+
+def test_only_missing_episodes_are_run(tmp_path: Path, seeing: Seeing) -> None:
+    whole = evaluate(tmp_path, say=quiet)
+    path = tmp_path / "eval" / "episodes.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    marked = [json.dumps(json.loads(line) | {"seconds": 77.0}) + "\n" for line in lines[:2]]
+    path.write_text("".join(marked) + lines[2][:10])  # a kill in the middle of a line
+    seeing.asked = 0
+    again = evaluate(tmp_path, say=quiet)
+    assert 0 < seeing.asked <= sum(math.ceil(json.loads(line)["steps"] / 4) for line in lines[2:])
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [row["seconds"] == 77.0 for row in rows] == [True, True, False, False]
+
+    def outcome(line: str) -> tuple[Any, ...]:
+        row = json.loads(line)
+        return row["task"], row["seed"], row["success"], row["steps"], row["video"]
+
+    assert sorted(map(outcome, path.read_text().splitlines())) == sorted(map(outcome, lines))
+    assert again["tasks"] == whole["tasks"]
+
+
+def test_a_finished_evaluation_keeps_what_was_measured(tmp_path: Path, seeing: Seeing) -> None:
+    first = evaluate(tmp_path, say=quiet)
+    seeing.asked = 0
+    again = evaluate(tmp_path, say=quiet)
+    assert seeing.asked == 0
+    assert again["latency_ms"] == first["latency_ms"] is not None
+
+
+def test_an_evaluation_under_other_settings_is_refused(tmp_path: Path, seeing: Seeing) -> None:
+    settings = seeing.recipe.eval
+    evaluate(tmp_path, say=quiet)
+    before = (tmp_path / "eval" / "episodes.jsonl").read_bytes()
+    with pytest.raises(CheckpointError, match="other settings") as caught:
+        evaluate(tmp_path, replace(settings, replan=2), say=quiet)
+    assert "'eval'" in str(caught.value)
+    with pytest.raises(CheckpointError, match="sentences"):
+        evaluate(tmp_path, sentences={"red": "go"}, say=quiet)
+    seeing.step = 13
+    with pytest.raises(CheckpointError, match="checkpoint_step"):
+        evaluate(tmp_path, say=quiet)
+    seeing.step = 12
+    assert (tmp_path / "eval" / "episodes.jsonl").read_bytes() == before
+    evaluate(tmp_path, replace(settings, replan=2), folder="other", say=quiet)  # there is the way out
+    evaluate(tmp_path, replace(settings, videos_per_task=0), say=quiet)  # and what no result depends on may change
+
+
+def test_no_step_is_executed_that_was_not_supervised(tmp_path: Path, seeing: Seeing) -> None:
+    with pytest.raises(ConfigError, match="never supervised"):
+        evaluate(tmp_path, EvalConfig(trials=1, replan=9), say=quiet)
+    assert not (tmp_path / "eval").exists()
+
+
+def test_a_real_run_is_evaluated_and_replan_steps_are_executed(tiny: Any, in_here: None) -> None:
+    result = evaluate(tiny.run, EvalConfig(trials=1, replan=3, workers=1, videos_per_task=0), say=quiet)
+    assert result["trials"] == 2
+    assert result["protocol"]["checkpoint_step"] == 6
+    policy = Policy.load(tiny.run)
+    simulator = base.make(tiny.recipe.sim, "blue")
+    simulator.reset(1_000_000)
+    actions = np.load(tiny.run / "eval" / "actions" / "blue-1000000.npy")
+    for start in range(0, len(actions), 3):
+        chunk = policy.act(simulator.observe())[:3]
+        np.testing.assert_allclose(actions[start : start + 3], chunk[: len(actions) - start], atol=1e-4)
+        for action in actions[start : start + 3]:
+            simulator.step(action)
+
+
+def test_a_player_counts_steps_and_stops_at_the_limit(tiny_recipe: Recipe) -> None:
+    player = Player(replace(tiny_recipe.sim, max_steps=5))
+    begun = player(Segment(0, "red", 1, None))
+    assert (begun.steps, begun.success) == (0, False)
+    assert begun.observation is not None
+    still = np.zeros((3, 2), np.float32)
+    assert player(Segment(0, "red", 1, still)).steps == 3
+    over = player(Segment(0, "red", 1, still))
+    assert (over.observation, over.steps, over.success) == (None, 5, False)
+    assert player(Segment(0, "red", 2, None)).steps == 0
+
+
+def test_open_episodes_of_a_new_folder(tmp_path: Path) -> None:
+    assert open_episodes(tmp_path / "new", {"a": (1, 2)}) == {}
+    assert open_episodes(tmp_path / "new", {"a": (1, 2)}) == {}  # JSON's lists are the same as tuples
+    with pytest.raises(CheckpointError, match="'a'"):
+        open_episodes(tmp_path / "new", {"a": (1, 3)})

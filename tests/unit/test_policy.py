@@ -1,0 +1,160 @@
+"""policy.py: from what a robot sees to what it does, one way for one and for many, and wrong inputs refused."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lightwam import checkpoint, policy
+from lightwam.errors import CheckpointError, ConfigError, LightwamError, WireError
+from lightwam.policy import Policy
+from lightwam.sim import base
+from lightwam.types import Observation
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_once: Any) -> Policy:
+    return Policy.load(tiny_once.run)
+
+
+@pytest.fixture(scope="module")
+def seen(tiny_once: Any) -> list[Observation]:
+    """Three moments, of both tasks."""
+    moments = []
+    for seed, task in enumerate(("red", "blue", "red")):
+        simulator = base.make(tiny_once.recipe.sim, task)
+        simulator.reset(seed)
+        moments.append(simulator.observe())
+    return moments
+
+
+def test_a_chunk_in_robot_units(trained: Policy, seen: list[Observation]) -> None:
+    chunk = trained.act(seen[0])
+    assert chunk.shape == (8, 2)
+    assert chunk.dtype == np.float32
+    assert np.isfinite(chunk).all()
+    assert np.array_equal(chunk, trained.act(seen[0]))  # no state, no randomness
+
+
+def test_a_batch_is_many_ones(trained: Policy, seen: list[Observation]) -> None:
+    together = trained.act_batch(seen)
+    alone = np.stack([trained.act(observation) for observation in seen])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    assert np.abs(alone[0] - alone[2]).max() > 1e-4  # they do differ
+
+
+@pytest.mark.parametrize("part", ["frames", "state", "instruction"])
+def test_everything_that_is_seen_matters(trained: Policy, seen: list[Observation], part: str) -> None:
+    other: dict[str, Any] = {
+        "frames": seen[1].frames,
+        "state": -seen[0].state,
+        "instruction": seen[1].instruction,
+    }
+    assert not np.array_equal(trained.act(seen[0]), trained.act(replace(seen[0], **{part: other[part]})))
+
+
+def picture(**kind: Any) -> dict[str, Any]:
+    return {"top": np.zeros(**{"shape": (32, 32, 3), "dtype": np.uint8, **kind})}
+
+
+WRONG: list[tuple[Mapping[str, Any], str]] = [
+    ({"frames": {}}, "top"),
+    ({"frames": {"front": np.zeros((32, 32, 3), np.uint8)}}, "top"),
+    ({"frames": picture(dtype=np.float32)}, "float32"),
+    ({"frames": picture(shape=(32, 32))}, "(32, 32)"),
+    ({"frames": picture(shape=(3, 32, 32))}, "(3, 32, 32)"),
+    ({"frames": picture(shape=(0, 32, 3))}, "(0, 32, 3)"),
+    ({"state": np.zeros(3, np.float32)}, "(3,)"),
+    ({"state": np.zeros((1, 2), np.float32)}, "(1, 2)"),
+    ({"state": np.array([0, np.nan], np.float32)}, "nan"),
+    ({"state": np.array([np.inf, 0], np.float32)}, "inf"),
+    ({"instruction": "one two three four five six seven eight nine"}, "9 words"),
+    ({"instruction": ""}, "0 words"),
+]
+
+
+def unchecked(observation: Observation, changes: Mapping[str, Any]) -> Observation:
+    """As it would come over a wire: nobody has looked at its types."""
+    changed = object.__new__(Observation)
+    for name in ("frames", "state", "instruction"):
+        object.__setattr__(changed, name, changes.get(name, getattr(observation, name)))
+    return changed
+
+
+@pytest.mark.parametrize(("changes", "told"), WRONG, ids=[told for _, told in WRONG])
+def test_a_wrong_observation_is_refused(
+    trained: Policy, seen: list[Observation], changes: Mapping[str, Any], told: str
+) -> None:
+    with pytest.raises((WireError, ConfigError)) as caught:
+        trained.act_batch([seen[1], unchecked(seen[0], changes)])
+    assert isinstance(caught.value, LightwamError)
+    assert told in str(caught.value)
+    trained.act(seen[0])  # and nothing is left behind
+
+
+def test_a_picture_of_another_size_is_fitted(trained: Policy, seen: list[Observation]) -> None:
+    frames = {"top": seen[0].frames["top"].repeat(2, 0).repeat(2, 1)}
+    np.testing.assert_allclose(trained.act(replace(seen[0], frames=frames)), trained.act(seen[0]), atol=0.05)
+
+
+def test_imagining(trained: Policy, seen: list[Observation]) -> None:
+    video = trained.imagine(seen[0], seed=4, num_steps=2)
+    assert video.shape == (5, 32, 32, 3)  # 1 + horizon 8 / stride 2
+    assert video.dtype == np.uint8
+    assert np.array_equal(video, trained.imagine(seen[0], seed=4, num_steps=2))
+    assert not np.array_equal(video, trained.imagine(seen[0], seed=5, num_steps=2))
+    # the first frame is the present, as far as pooled latents can tell
+    latent = trained.latents.encode(trained.codec.pixels(seen[0].frames["top"][None, None]))
+    pooled = latent.unflatten(4, (-1, 2)).unflatten(3, (-1, 2)).mean(dim=(4, 6))
+    present = trained.codec.pictures(trained.latents.decode_pooled(pooled))[0, 0]
+    assert np.abs(video[0].astype(int) - present).max() <= 1
+
+
+def test_looking(trained: Policy, seen: list[Observation]) -> None:
+    maps = trained.look(seen[0])
+    assert len(maps) == 2  # taps
+    for attention in maps:
+        assert attention.shape == (4, 2, 2)  # queries, 32 pixels / 8 / patch 2
+        assert (attention >= 0).all()
+        np.testing.assert_allclose(attention.sum((1, 2)), 1, atol=1e-5)
+
+
+def test_prompts_are_kept_up_to_a_number(
+    trained: Policy, seen: list[Observation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(policy, "MAX_PROMPTS", 3)
+    monkeypatch.setattr(trained, "_prompts", {})
+    first = trained.act(seen[0])
+    for number in range(5):
+        trained.act(replace(seen[0], instruction=f"move {number}"))
+    assert len(trained._prompts) == 3
+    assert np.array_equal(trained.act(seen[0]), first)
+
+
+def test_the_average_is_what_acts_unless_asked_otherwise(tiny_once: Any) -> None:
+    saved = checkpoint.load(tiny_once.run)
+    assert saved.ema is not None
+    for weights, chosen in ((saved.ema, {}), (saved.model, {"ema": False})):
+        ours = Policy.load(tiny_once.run, **chosen).model.state_dict()
+        assert all(torch.equal(ours[name], value) for name, value in weights.items())
+    assert any(not torch.equal(saved.ema[name], saved.model[name]) for name in saved.model)
+
+
+def test_an_older_step_can_be_asked_for(tiny_once: Any, trained: Policy) -> None:
+    assert trained.step == 6
+    assert Policy.load(tiny_once.run, 4).step == 4
+    with pytest.raises(CheckpointError, match=r"\[4, 6\]"):
+        Policy.load(tiny_once.run, 5)
+
+
+def test_no_run_and_half_a_run(tiny: Any, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"recipe\.json"):
+        Policy.load(tmp_path / "nothing")
+    shutil.rmtree(tiny.run / "checkpoints")
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        Policy.load(tiny.run)

@@ -1,0 +1,236 @@
+"""train.py: what a step is made of, and that going on is the same as never having stopped."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lightwam import checkpoint
+from lightwam.config import Recipe, TrainConfig
+from lightwam.errors import CheckpointError, DatasetError, LightwamError
+from lightwam.model.light_wam import LightWAM
+from lightwam.train import ema_keep, flow_draw, learning_rate, open_data, train, weight_groups
+from lightwam.types import Batch
+
+
+def quiet(line: str) -> None:
+    """What is said is not of interest."""
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def flat(value: Any, path: str = "") -> dict[str, Any]:
+    """Every leaf of nested tables and lists by its path; tensors as bytes."""
+    if isinstance(value, dict):
+        return {k: v for key, item in value.items() for k, v in flat(item, f"{path}/{key}").items()}
+    if isinstance(value, (list, tuple)):
+        return {k: v for i, item in enumerate(value) for k, v in flat(item, f"{path}/{i}").items()}
+    return {path: value.numpy().tobytes() if isinstance(value, torch.Tensor) else value}
+
+
+def bits(run: Path, step: int | None = None) -> dict[str, Any]:
+    """Weights, average, optimiser and loader of a run, but not the clock."""
+    saved = checkpoint.load(run, step)
+    return flat({"model": saved.model, "ema": saved.ema or {}, "training": {**saved.training, "seconds": 0}})
+
+
+def shorter(recipe: Recipe, **settings: Any) -> Recipe:
+    return replace(recipe, train=replace(recipe.train, **settings))
+
+
+def test_two_steps_and_two_more_are_four(tiny: Any, tmp_path: Path) -> None:
+    recipe = shorter(tiny.recipe, steps=4)
+    train(recipe, tiny.dataset, tmp_path / "whole", say=quiet)
+    train(recipe, tiny.dataset, tmp_path / "parts", stop_after=2, say=quiet)
+    assert checkpoint.steps(tmp_path / "parts") == [2]
+    train(recipe, tiny.dataset, tmp_path / "parts", say=quiet)
+    whole, parts = bits(tmp_path / "whole"), bits(tmp_path / "parts")
+    assert any("exp_avg_sq" in name for name in whole)
+    assert any(name.startswith("/ema/") for name in whole)
+    assert [name for name in whole if whole[name] != parts[name]] == []
+    assert whole.keys() == parts.keys()
+    # and it did learn something between the two
+    name = next(name for name in whole if name.startswith("/model/") and name.endswith("weight"))
+    assert bits(tmp_path / "parts", 2)[name] != whole[name]
+    for one, other in zip(rows(tmp_path / "whole"), rows(tmp_path / "parts"), strict=True):
+        clocks = {"seconds", "samples_per_second", "wait_share"}
+        assert {k: v for k, v in one.items() if k not in clocks} == {k: v for k, v in other.items() if k not in clocks}
+
+
+def test_a_finished_run_is_left_alone(tiny: Any) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (tiny.run / "checkpoints").rglob("*")}
+    log = (tiny.run / "log.jsonl").read_text()
+    train(tiny.recipe, tiny.dataset, tiny.run, say=quiet)
+    assert {path: path.stat().st_mtime_ns for path in (tiny.run / "checkpoints").rglob("*")} == before
+    assert (tiny.run / "log.jsonl").read_text() == log
+
+
+def test_lines_after_the_last_checkpoint_and_a_torn_one_are_written_again(tiny: Any) -> None:
+    (tiny.run / "checkpoints" / "step_00000006").rename(tiny.run / "gone")
+    with (tiny.run / "log.jsonl").open("a") as log:
+        log.write('{"step": 7, "loss": 1}\n{"step": 8, "lo')
+    train(tiny.recipe, tiny.dataset, tiny.run, say=quiet)
+    assert [row["step"] for row in rows(tiny.run)] == [1, 2, 3, 4, 5, 6]
+    assert checkpoint.steps(tiny.run) == [4, 6]
+    again = checkpoint.load(tiny.run)
+    (tiny.run / "checkpoints" / "step_00000006").rename(tiny.run / "new")
+    (tiny.run / "gone").rename(tiny.run / "checkpoints" / "step_00000006")
+    assert all(torch.equal(again.model[name], value) for name, value in checkpoint.load(tiny.run).model.items())
+
+
+def test_the_log_has_what_the_report_reads(tiny_once: Any) -> None:
+    names = {"step", "loss", "loss_video", "loss_action", "grad_norm", "learning_rate", "samples_per_second",
+             "seconds", "wait_share"}  # fmt: skip
+    for row in rows(tiny_once.run):
+        assert row.keys() == names
+        assert all(math.isfinite(value) for value in row.values())
+        assert row["loss"] == pytest.approx(row["loss_video"] + row["loss_action"], rel=1e-5)
+        assert 0 <= row["wait_share"] <= 1
+    assert sorted(row["seconds"] for row in rows(tiny_once.run)) == [row["seconds"] for row in rows(tiny_once.run)]
+
+
+def test_another_recipe_is_refused_before_anything_is_touched(tiny: Any) -> None:
+    before = (tiny.run / "log.jsonl").read_bytes()
+    with pytest.raises(CheckpointError, match=r"train\.learning_rate"):
+        train(shorter(tiny.recipe, learning_rate=0.5), tiny.dataset, tiny.run, say=quiet)
+    assert (tiny.run / "log.jsonl").read_bytes() == before
+
+
+def test_the_average_is_the_average_of_the_trained_weights(tiny: Any, tmp_path: Path) -> None:
+    recipe = shorter(tiny.recipe, steps=3, save_every=1)
+    run = train(recipe, tiny.dataset, tmp_path / "new", stop_after=2, say=quiet)
+    before = checkpoint.load(run, 2)
+    train(recipe, tiny.dataset, run, say=quiet)
+    after = checkpoint.load(run, 3)
+    assert before.ema is not None
+    assert after.ema is not None
+    keep = min(0.9, 4 / 13)
+    expected = {name: keep * before.ema[name] + (1 - keep) * value for name, value in after.model.items()}
+    torch.testing.assert_close(after.ema, expected)
+
+
+def test_pictures_are_decoded_once(tiny: Any, tmp_path: Path) -> None:
+    said: list[str] = []
+    frames = tiny.dataset / "cache" / "frames.npy"
+    before = frames.stat().st_mtime_ns
+    open_data(tiny.recipe, tiny.dataset, tiny.run, said.append)
+    assert (frames.stat().st_mtime_ns, said) == (before, [])
+    (tiny.dataset / "cache" / "cache.json").unlink()
+    open_data(tiny.recipe, tiny.dataset, tiny.run, said.append)
+    assert said
+    assert "decode" in said[-1]
+
+
+def test_statistics_belong_to_the_run(tiny: Any) -> None:
+    before = (tiny.run / "processing.json").read_bytes()
+    _, processing = open_data(tiny.recipe, tiny.dataset, tiny.run, quiet)
+    assert (tiny.run / "processing.json").read_bytes() == before
+    codec, latents = checkpoint.read_processing(tiny.run)
+    assert processing.codec.to_dict() == codec.to_dict()
+    assert processing.latents.to_dict() == latents.to_dict()
+    assert processing.prompts.shape == (2, 8, 32)
+    assert not torch.equal(processing.prompts[0], processing.prompts[1])
+
+
+def test_a_dataset_of_another_robot_is_refused(tiny: Any, tmp_path: Path) -> None:
+    wider = replace(tiny.recipe, model=replace(tiny.recipe.model, state_dim=3))
+    with pytest.raises(DatasetError, match=r"observation\.state") as caught:
+        train(wider, tiny.dataset, tmp_path / "new", say=quiet)
+    assert "expected: 3" in str(caught.value)
+
+
+def test_a_nan_among_the_actions_is_refused(tiny: Any, tmp_path: Path) -> None:
+    actions = np.load(tiny.dataset / "cache" / "action.npy")
+    actions[3, 1] = np.nan
+    np.save(tiny.dataset / "cache" / "action.npy", actions)
+    with pytest.raises(LightwamError, match="action is not finite"):
+        train(tiny.recipe, tiny.dataset, tmp_path / "new", say=quiet)
+    assert checkpoint.steps(tmp_path / "new") == []
+
+
+def test_a_loss_that_is_not_finite_stops_before_it_is_saved(tiny: Any, tmp_path: Path) -> None:
+    exploding = shorter(tiny.recipe, learning_rate=1e30, warmup_steps=0, steps=20, save_every=20)
+    with pytest.raises(DatasetError, match="not finite") as caught:
+        train(exploding, tiny.dataset, tmp_path / "new", say=quiet)
+    assert "learning_rate" in str(caught.value)
+    assert checkpoint.steps(tmp_path / "new") == []
+
+
+def test_training_lowers_the_loss(tiny: Any, tmp_path: Path) -> None:
+    recipe = shorter(tiny.recipe, steps=60, warmup_steps=5, batch_size=8, log_every=10, save_every=60)
+    run = train(recipe, tiny.dataset, tmp_path / "new", say=quiet)
+    table = rows(run)
+    assert [row["step"] for row in table] == [10, 20, 30, 40, 50, 60]
+    for name in ("loss_action", "loss_video"):
+        assert table[-1][name] < 0.8 * rows(tiny.run)[0][name]  # the tiny run logged its first step
+
+
+def test_the_rate_warms_up_and_falls_as_half_a_cosine() -> None:
+    settings = TrainConfig(steps=110, batch_size=1, learning_rate=2.0, warmup_steps=10, final_learning_rate=0.5)
+    assert [learning_rate(step, settings) for step in (0, 4, 9)] == pytest.approx([0.2, 1.0, 2.0])
+    assert [learning_rate(step, settings) for step in (10, 60, 110, 500)] == pytest.approx([2.0, 1.25, 0.5, 0.5])
+    assert learning_rate(35, settings) == pytest.approx(0.5 + 1.5 * 0.5 * (1 + math.sqrt(0.5)))
+    flat_start = replace(settings, warmup_steps=0)
+    assert learning_rate(0, flat_start) == 2.0
+    assert learning_rate(5, replace(settings, warmup_steps=200)) == pytest.approx(0.06)
+
+
+def test_the_average_forgets_the_start_soon() -> None:
+    assert [ema_keep(step, 0.995) for step in (0, 1, 8)] == pytest.approx([0.1, 2 / 11, 0.5])
+    assert ema_keep(100_000, 0.995) == 0.995
+    assert ema_keep(8, 0.3) == 0.3
+
+
+def test_only_matrices_decay(tiny_recipe: Recipe) -> None:
+    names = dict(LightWAM(tiny_recipe.model).named_parameters())
+    decayed, others = weight_groups(names, 0.07)
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.07, 0.0)
+    groups: list[list[torch.nn.Parameter]] = [decayed["params"], others["params"]]  # type: ignore[list-item]
+    held = [id(p) for group in groups for p in group]
+    assert sorted(held) == sorted(id(p) for p in names.values())  # each once
+    in_first = {id(p) for p in groups[0]}
+    for name, parameter in names.items():
+        assert (id(parameter) in in_first) == (name.endswith("weight") and parameter.ndim >= 2), name
+        assert id(parameter) not in in_first or not name.endswith(("bias", "queries", "modulation")), name
+    assert len(groups[0]) > 10
+    assert len(groups[1]) > 10
+
+
+def batch_of(size: int, content: float) -> Batch:
+    return Batch(
+        latents=torch.full((size, 3, 2, 4, 6), content),
+        context=torch.zeros(size, 2, 4),
+        state=torch.zeros(size, 2),
+        action=torch.zeros(size, 4, 2),
+        action_is_pad=torch.zeros(size, 4, dtype=torch.bool),
+        frame_is_pad=torch.zeros(size, 5, dtype=torch.bool),
+    )
+
+
+def test_a_steps_noise_depends_on_seed_and_step_only() -> None:
+    u, noise = flow_draw(3, 7, batch_of(8, 0.0))
+    torch.manual_seed(99)
+    torch.rand(5)
+    again = flow_draw(3, 7, batch_of(8, 5.0))
+    assert torch.equal(u, again[0])
+    assert torch.equal(noise, again[1])
+    assert noise.shape == (8, 3, 2, 2, 3)
+    for seed, step in ((3, 8), (4, 7)):
+        other = flow_draw(seed, step, batch_of(8, 0.0))
+        assert not torch.equal(u, other[0])
+        assert not torch.equal(noise, other[1])
+
+
+def test_noise_levels_are_stratified_over_the_batch() -> None:
+    for step in range(20):
+        u, _ = flow_draw(0, step, batch_of(8, 0.0))
+        assert sorted((u * 8).long().tolist()) == list(range(8))
+    orders = {tuple((flow_draw(0, step, batch_of(8, 0.0))[0] * 8).long().tolist()) for step in range(20)}
+    assert len(orders) > 10
