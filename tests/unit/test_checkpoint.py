@@ -132,10 +132,11 @@ FULL = [
     ("torch.save", RuntimeError("[enforce fail] PytorchStreamWriter failed writing file data/0: file write failed")),
     ("torch.save", RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598")),
     ("os.fsync", OSError(28, "No space left on device")),
+    ("os.replace", OSError(28, "No space left on device")),
 ]
 
 
-@pytest.mark.parametrize(("function", "error"), FULL, ids=["os", "safetensors", "torch", "torch at the end", "fsync"])
+@pytest.mark.parametrize(("function", "error"), FULL, ids=["os", "safetensors", "torch", "torch at the end", "fsync", "rename"])
 def test_a_full_disk_is_told_and_the_older_one_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, error: Exception
 ) -> None:
