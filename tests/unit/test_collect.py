@@ -202,9 +202,12 @@ def test_episodes_stop_at_max_steps_and_differ_between_seeds_and_tasks() -> None
 def test_ctrl_c_on_the_command_line_leaves_a_dataset_that_opens(tmp_path: Path, broken_world, monkeypatch) -> None:
     monkeypatch.setenv("INTERRUPT_AT", "red 1")
     said: list[str] = []
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    with pytest.raises(KeyboardInterrupt):
-        collect(recipe(name=broken_world), tmp_path / "data", say=said.append)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            collect(recipe(name=broken_world), tmp_path / "data", say=said.append)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert LeRobotDataset(tmp_path / "data").num_episodes >= 2 and "the same command goes on" in said[-1]
     assert os.listdir(tmp_path / "data")
