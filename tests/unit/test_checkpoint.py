@@ -136,7 +136,9 @@ FULL = [
 ]
 
 
-@pytest.mark.parametrize(("function", "error"), FULL, ids=["os", "safetensors", "torch", "torch at the end", "fsync", "rename"])
+@pytest.mark.parametrize(
+    ("function", "error"), FULL, ids=["os", "safetensors", "torch", "torch at the end", "fsync", "rename"]
+)
 def test_a_full_disk_is_told_and_the_older_one_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, error: Exception
 ) -> None:
