@@ -159,8 +159,10 @@ class Demonstrator:
         simulator = self.simulators[job.task]
         simulator.reset(job.seed)
         rng = np.random.default_rng([job.seed, zlib.crc32(job.task.encode())])
-        direction = rng.uniform(-1, 1, simulator.action_dim).astype(np.float32)
-        for _ in range(rng.integers(self.collect.wander_steps, endpoint=True)):
+        # a stream of its own, so that wander_steps does not shift the noise
+        walk = np.random.default_rng([job.seed, zlib.crc32(job.task.encode()), 1])
+        direction = walk.uniform(-1, 1, simulator.action_dim).astype(np.float32)
+        for _ in range(walk.integers(self.collect.wander_steps, endpoint=True)):
             outcome = simulator.step(direction)
             if outcome.success or outcome.ended:
                 return None
