@@ -1,2 +1,3 @@
 """lightwam: lightweight World-Action Models."""
+
 __version__ = "0.1.0"

@@ -17,9 +17,10 @@ from lightwam.config import Recipe, check
 from lightwam.demo import machine
 from lightwam.latents.dct import DctLatents
 from lightwam.model.light_wam import LightWAM
+from lightwam.optimizer import Optimizer
 from lightwam.stats import RunningStats
 from lightwam.text.hashed import HashedText
-from lightwam.train import Processing, flow_draw, weight_groups
+from lightwam.train import Processing, flow_draw
 from lightwam.types import Windows
 
 WARM_UP, REPETITIONS = 2, 8
@@ -36,7 +37,7 @@ def bench_train(recipe: Recipe, *, as_json: bool = False, say: Callable[[str], N
     processing, windows = _processing(recipe), _windows(recipe)
     model = LightWAM(recipe.model)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW(weight_groups(trained, recipe.train.weight_decay), lr=1e-5, fused=True)
+    optimizer = Optimizer(trained, recipe.train)
     rows = [
         _step(recipe, processing, windows, model, optimizer, list(trained.values()), number)
         for number in range(WARM_UP + REPETITIONS)
@@ -64,7 +65,7 @@ def _step(
     processing: Processing,
     windows: Windows,
     model: LightWAM,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     trained: list[torch.nn.Parameter],
     number: int,
 ) -> dict[str, float]:
@@ -82,8 +83,7 @@ def _step(
     loss.backward()
     marks.append(time.perf_counter())
     torch.nn.utils.clip_grad_norm_(trained, recipe.train.clip_norm)
-    optimizer.step()
-    optimizer.zero_grad()
+    optimizer.step(0.01)
     marks.append(time.perf_counter())
     names = ("encode", "action forward", "video forward", "backward", "optimiser")
     return {name: after - before for name, before, after in zip(names, marks[:-1], marks[1:], strict=True)}

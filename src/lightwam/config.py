@@ -173,6 +173,8 @@ class TrainConfig:
     steps: int
     batch_size: int
     learning_rate: float = 1e-4
+    muon_learning_rate: float = 0.0
+    """0: AdamW for all; else the peak rate of Muon for the matrices in the backbone's blocks and adapters"""
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 1e-2
     warmup_steps: int = 1000
@@ -304,7 +306,7 @@ def _check_train(train: TrainConfig) -> None:
     for name in ("steps", "batch_size", "log_every", "save_every"):
         value = getattr(train, name)
         _require(value >= 1, "a count must be positive", f"train.{name}", value, ">= 1")
-    for name in ("warmup_steps", "shift_pixels", "seed", "weight_decay", "final_learning_rate"):
+    for name in ("warmup_steps", "shift_pixels", "seed", "weight_decay", "final_learning_rate", "muon_learning_rate"):
         value = getattr(train, name)
         _require(0 <= value < math.inf, "a setting must not be negative", f"train.{name}", value, ">= 0")
     for name in ("learning_rate", "clip_norm"):

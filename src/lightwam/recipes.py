@@ -57,6 +57,7 @@ def demo() -> Recipe:
             action_dim=4,
             horizon=8,
             supervised_prefix=8,
+            action_loss_weight=5.0,
         ),
         codec=CodecConfig(
             canvas=(64, 128),
@@ -83,13 +84,19 @@ def demo() -> Recipe:
             action_repeat=3,
         ),
         collect=CollectConfig(
-            demos_per_task=90, more_demos=(("reach", 350),), noise_std=0.3, noise_probability=0.25, extra_steps=3
+            demos_per_task=90,
+            more_demos=(("reach", 400),),
+            noise_std=0.3,
+            noise_probability=0.25,
+            wander_steps=8,
+            extra_steps=6,
         ),
         train=TrainConfig(
-            steps=1200,
+            steps=1300,
             batch_size=64,
             learning_rate=1e-3,
-            warmup_steps=100,
+            muon_learning_rate=8e-3,
+            warmup_steps=60,
             ema_decay=0.99,
             log_every=20,
             save_every=400,

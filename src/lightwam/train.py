@@ -29,6 +29,7 @@ from lightwam.errors import CheckpointError, DatasetError
 from lightwam.latents.dct import DctLatents
 from lightwam.listeners import Listener, listen
 from lightwam.model.light_wam import LightWAM
+from lightwam.optimizer import Optimizer
 from lightwam.progress import Progress
 from lightwam.text.hashed import HashedText
 from lightwam.types import Batch, Windows
@@ -133,12 +134,7 @@ class Session:
         self.model = LightWAM(recipe.model)
         self.trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         self.ema: Weights = {name: p.detach().clone() for name, p in self.trained.items()} if settings.ema_decay else {}
-        self.optimizer = torch.optim.AdamW(
-            weight_groups(self.trained, settings.weight_decay),
-            lr=settings.learning_rate,
-            betas=settings.betas,
-            fused=True,
-        )
+        self.optimizer = Optimizer(self.trained, settings)
         self.loader = WindowLoader(
             cache, processing.codec, recipe.model.horizon, settings.batch_size, settings.seed, settings.shift_pixels
         )
@@ -153,10 +149,7 @@ class Session:
         losses.total.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.trained.values(), settings.clip_norm)
         rate = learning_rate(self.step, settings)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.optimizer.step(rate / settings.learning_rate)
         self.step += 1
         if self.ema:
             keep = ema_keep(self.step, settings.ema_decay)
@@ -247,14 +240,6 @@ def learning_rate(step: int, settings: TrainConfig) -> float:
 def ema_keep(step: int, decay: float) -> float:
     """How much of the average a step keeps: less at first, so that the start's random weights are soon forgotten."""
     return min(decay, (1 + step) / (10 + step))
-
-
-def weight_groups(parameters: dict[str, torch.nn.Parameter], weight_decay: float) -> list[dict[str, object]]:
-    """Weight decay for matrices; none for biases, norms, modulations and learned queries."""
-    matrices = [p for name, p in parameters.items() if p.ndim >= 2 and name.endswith("weight")]
-    chosen = {id(p) for p in matrices}
-    others = [p for p in parameters.values() if id(p) not in chosen]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
 def _cut_log(path: Path, step: int) -> None:

@@ -63,8 +63,10 @@ def test_sigkill_in_the_middle_costs_nothing_but_time(tiny: Any, tmp_path: Path)
     for one, other in ((killed.model, unbroken.model), (killed.ema, unbroken.ema)):
         assert one.keys() == other.keys()
         assert [name for name in one if not torch.equal(one[name], other[name])] == []
-    one, other = (saved.training["optimizer"]["state"] for saved in (killed, unbroken))
-    assert all(torch.equal(one[i][name], other[i][name]) for i in other for name in other[i])
+    for one, other in zip(*(saved.training["optimizer"] for saved in (killed, unbroken)), strict=True):
+        assert all(
+            torch.equal(one["state"][i][name], state[name]) for i, state in other["state"].items() for name in state
+        )
     assert (run / "recipe.json").read_bytes() == (whole / "recipe.json").read_bytes()
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,7 @@ import torch
 from lightwam import checkpoint
 from lightwam.config import Recipe, TrainConfig
 from lightwam.errors import CheckpointError, DatasetError, LightwamError
-from lightwam.model.light_wam import LightWAM
-from lightwam.train import ema_keep, flow_draw, learning_rate, open_data, train, weight_groups
+from lightwam.train import ema_keep, flow_draw, learning_rate, open_data, train
 from lightwam.types import Batch
 
 
@@ -128,6 +128,40 @@ def test_pictures_are_decoded_once(tiny: Any, tmp_path: Path) -> None:
     assert "decode" in said[-1]
 
 
+def test_pictures_of_another_codec_are_decoded_again(tiny: Any, tmp_path: Path) -> None:
+    said: list[str] = []
+    (place,) = tiny.recipe.codec.places
+    cropped = replace(tiny.recipe.codec, places=(replace(place, crop=(0.0, 0.0, 0.5, 0.5)),))
+    before = np.load(tiny.dataset / "cache" / "frames.npy")
+    cache, _ = open_data(replace(tiny.recipe, codec=cropped), tiny.dataset, tmp_path / "new", said.append)
+    assert len(said) == 1
+    assert f"decode {len(before)}/{len(before)}" in said[0]
+    assert cache.frames.shape == before.shape
+    assert (cache.frames != before).any()
+    open_data(replace(tiny.recipe, codec=cropped), tiny.dataset, tmp_path / "new", said.append)
+    assert len(said) == 1
+
+
+def test_a_run_does_not_go_on_with_another_dataset(tiny: Any, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(tiny.dataset, elsewhere)
+    train(tiny.recipe, elsewhere, tiny.run, say=quiet)  # the same, at another place
+    info = elsewhere / "meta" / "info.json"
+    info.write_text(info.read_text() + "\n")
+    before = (tiny.run / "log.jsonl").read_bytes()
+    with pytest.raises(CheckpointError, match="another dataset") as caught:
+        train(tiny.recipe, elsewhere, tiny.run, say=quiet)
+    assert str(elsewhere) in str(caught.value)
+    assert "meta/info.json" in str(caught.value)
+    assert (tiny.run / "log.jsonl").read_bytes() == before
+
+
+def test_to_stop_after_no_step_is_not_to_do_them_all(tiny: Any, tmp_path: Path) -> None:
+    train(tiny.recipe, tiny.dataset, tmp_path / "new", stop_after=0, say=quiet)
+    assert not (tmp_path / "new" / "log.jsonl").exists()
+    assert checkpoint.steps(tmp_path / "new") == []
+
+
 def test_statistics_belong_to_the_run(tiny: Any) -> None:
     before = (tiny.run / "processing.json").read_bytes()
     _, processing = open_data(tiny.recipe, tiny.dataset, tiny.run, quiet)
@@ -186,21 +220,6 @@ def test_the_average_forgets_the_start_soon() -> None:
     assert [ema_keep(step, 0.995) for step in (0, 1, 8)] == pytest.approx([0.1, 2 / 11, 0.5])
     assert ema_keep(100_000, 0.995) == 0.995
     assert ema_keep(8, 0.3) == 0.3
-
-
-def test_only_matrices_decay(tiny_recipe: Recipe) -> None:
-    names = dict(LightWAM(tiny_recipe.model).named_parameters())
-    decayed, others = weight_groups(names, 0.07)
-    assert (decayed["weight_decay"], others["weight_decay"]) == (0.07, 0.0)
-    groups: list[list[torch.nn.Parameter]] = [decayed["params"], others["params"]]  # type: ignore[list-item]
-    held = [id(p) for group in groups for p in group]
-    assert sorted(held) == sorted(id(p) for p in names.values())  # each once
-    in_first = {id(p) for p in groups[0]}
-    for name, parameter in names.items():
-        assert (id(parameter) in in_first) == (name.endswith("weight") and parameter.ndim >= 2), name
-        assert id(parameter) not in in_first or not name.endswith(("bias", "queries", "modulation")), name
-    assert len(groups[0]) > 10
-    assert len(groups[1]) > 10
 
 
 def batch_of(size: int, content: float) -> Batch:
