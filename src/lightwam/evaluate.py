@@ -1,9 +1,9 @@
 """Closed loop: a trained policy drives simulators on seeds that training never saw, and is counted.
 
 Simulators run in processes of their own and send what they see; the policy answers whoever waits, in one batch. Every
-episode is a line of episodes.jsonl as soon as it is over, so an interrupted evaluation goes on where it stopped. Its
-actions are kept too: a video is made afterwards by playing them again, which is exact, so no episode is slowed down by
-being filmed.
+episode is a line of episodes.jsonl as soon as it is over, with all that was measured on it, so an interrupted
+evaluation goes on where it stopped, and so does its clock. The actions are kept too: a video is made afterwards by
+playing them again, which is exact, so no episode is slowed down by being filmed.
 """
 
 from __future__ import annotations
@@ -34,6 +34,19 @@ from lightwam.workers import Workers, interrupt_as_flag
 
 VIDEO_SIZE = 240
 """height and width of rollout videos, pixels"""
+EPISODE_ROW: dict[str, tuple[type, ...]] = {
+    "task": (str,),
+    "seed": (int,),
+    "success": (bool,),
+    "steps": (int,),
+    "steps_to_success": (int, type(None)),
+    "seconds": (int, float),
+    "wall_seconds": (int, float),
+    "infer_ms": (list,),
+    "video": (str, type(None)),
+}
+"""a line of episodes.jsonl; `wall_seconds` is the evaluation's clock when the episode was over, all attempts together,
+`infer_ms` how long each of the policy's answers to it took"""
 
 
 @dataclass(frozen=True)
@@ -131,8 +144,11 @@ def evaluate(
 
     `settings` replaces the recipe's; `sentences` gives tasks another instruction than their own (to see whether the
     policy reads it). Episodes that are there already are not run again. Raises ConfigError when more steps would be
-    executed than were supervised, CheckpointError when the folder holds an evaluation under other settings, and
-    KeyboardInterrupt after Ctrl-C, with every finished episode kept.
+    executed than were supervised, CheckpointError when the folder holds an evaluation under other settings or a broken
+    file, and KeyboardInterrupt after Ctrl-C, with every finished episode kept.
+
+    `latency_ms` is of every answer of every episode, whether it was asked for alone or in a batch. `wall_seconds` adds
+    up over attempts; of a killed one it counts up to the last episode that it finished.
     """
     began = time.perf_counter()
     policy = Policy.load(run, step)
@@ -142,12 +158,13 @@ def evaluate(
     done = open_episodes(place, protocol)
     todo = [(task, recipe.eval.first_seed + i) for i in range(recipe.eval.trials) for task in recipe.sim.tasks]
     todo = [key for key in todo if key not in done]
-    latencies: list[float] = []
+    whole = not todo and (place / "result.json").exists()  # its clock has stopped
+    began -= max((row["wall_seconds"] for row in done.values()), default=0.0)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the simulators have the other cores
     try:
         with Workers[Segment | Replay, Seen](min(recipe.eval.workers, 1 + len(todo)), Player(recipe.sim)) as workers:
-            stopped = _drive(policy, recipe, todo, place, sentences or {}, workers, latencies, say)
+            stopped = _drive(policy, recipe, todo, place, sentences or {}, workers, began, say)
             if not stopped:
                 _film(recipe, place, workers)
     finally:
@@ -156,11 +173,11 @@ def evaluate(
         say(f"eval: stopped; finished episodes are safe in {place}, the same command goes on")
         raise KeyboardInterrupt
     episodes = list(read_episodes(place).values())
-    timed = percentiles(latencies)
-    if timed is None and (place / "result.json").exists():  # nothing was left to run: what was measured still holds
-        timed = checkpoint.read_json(place / "result.json")["latency_ms"]
-    result = summary(episodes, recipe) | {"protocol": protocol, "latency_ms": timed}
-    result["wall_seconds"] = {"total": time.perf_counter() - began}
+    timed = percentiles([milliseconds for row in episodes for milliseconds in row["infer_ms"]])
+    seconds = {"total": time.perf_counter() - began}
+    if whole:
+        seconds = checkpoint.read_json(place / "result.json")["wall_seconds"]
+    result = summary(episodes, recipe) | {"protocol": protocol, "latency_ms": timed, "wall_seconds": seconds}
     checkpoint.write_json(place / "result.json", result)
     return result
 
@@ -171,6 +188,7 @@ class _Running:
     seed: int
     began: float
     actions: list[np.ndarray] = field(default_factory=list)
+    infer_ms: list[float] = field(default_factory=list)
 
 
 def _drive(
@@ -180,10 +198,10 @@ def _drive(
     place: Path,
     sentences: Mapping[str, str],
     workers: Workers[Segment | Replay, Seen],
-    latencies: list[float],
+    began: float,
     say: Callable[[str], None],
 ) -> bool:
-    """Run every episode of `todo`; True when Ctrl-C came first."""
+    """Run every episode of `todo`; True when Ctrl-C came first. `began` is when the evaluation's clock stood at 0."""
     running: dict[int, _Running] = {}
     total, won, over = len(todo), 0, 0
 
@@ -204,7 +222,7 @@ def _drive(
                     waiting.append((job.seat, seen.observation))
                     continue
                 over, won = over + 1, won + seen.success
-                _finish(place, episode, seen)
+                _finish(place, episode, seen, began)
                 del running[job.seat]
                 progress.advance(f"{won} of {over} succeeded")
                 sit(job.seat)
@@ -214,27 +232,31 @@ def _drive(
                 replace(observation, instruction=sentences.get(running[seat].task, observation.instruction))
                 for seat, observation in waiting
             ]
-            began = time.perf_counter()
+            asked_at = time.perf_counter()
             chunks = policy.act_batch(asked)[:, : recipe.eval.replan]
-            latencies.append(1000 * (time.perf_counter() - began))
+            infer_ms = 1000 * (time.perf_counter() - asked_at)
             for (seat, _), chunk in zip(waiting, chunks, strict=True):
                 episode = running[seat]
                 episode.actions.extend(chunk)
+                episode.infer_ms.append(round(infer_ms, 3))
                 workers.give(Segment(seat, episode.task, episode.seed, chunk), seat)
     return interrupt.pressed and bool(running)
 
 
-def _finish(place: Path, episode: _Running, seen: Seen) -> None:
+def _finish(place: Path, episode: _Running, seen: Seen, began: float) -> None:
     actions = place / "actions"
     actions.mkdir(parents=True, exist_ok=True)
     np.save(actions / f"{episode.task}-{episode.seed}.npy", np.stack(episode.actions[: seen.steps]))
+    now = time.perf_counter()
     row = {
         "task": episode.task,
         "seed": episode.seed,
         "success": seen.success,
         "steps": seen.steps,
         "steps_to_success": seen.steps if seen.success else None,
-        "seconds": time.perf_counter() - episode.began,
+        "seconds": now - episode.began,
+        "wall_seconds": now - began,
+        "infer_ms": episode.infer_ms,
         "video": None,
     }
     with (place / "episodes.jsonl").open("a") as file:
@@ -293,16 +315,37 @@ def open_episodes(place: Path, protocol: Mapping[str, Any]) -> dict[tuple[str, i
 
 
 def read_episodes(place: Path) -> dict[tuple[str, int], dict[str, Any]]:
-    """Finished episodes by (task, seed); a last line that a kill cut short does not count."""
+    """Finished episodes by (task, seed); a last line that a kill cut short does not count.
+
+    Raises CheckpointError naming any other line that is not an episode.
+    """
     path = place / "episodes.jsonl"
     if not path.exists():
         return {}
-    lines = path.read_text().splitlines(keepends=True)
-    if lines and not lines[-1].endswith("\n"):
-        path.write_text("".join(lines[:-1]))
-        lines = lines[:-1]
-    rows = [json.loads(line) for line in lines]
+    *lines, torn = path.read_bytes().split(b"\n")
+    rows = [_episode(line, f"{path}:{number}") for number, line in enumerate(lines, 1)]
+    if torn:
+        path.write_bytes(b"".join(line + b"\n" for line in lines))
     return {(row["task"], row["seed"]): row for row in rows}
+
+
+def _episode(line: bytes, where: str) -> dict[str, Any]:
+    what, expected = "a line of the episodes is broken", f"an object with {', '.join(EPISODE_ROW)}"
+    next_step = "delete this line: that episode is run again"
+    try:
+        row = json.loads(line.decode())
+    except ValueError as error:
+        got = f"not JSON: {error}"
+        raise CheckpointError(what, where=where, got=got, expected=expected, next_step=next_step) from error
+    if not isinstance(row, dict):
+        raise CheckpointError(what, where=where, got=type(row).__name__, expected=expected, next_step=next_step)
+    odd = {name: row.get(name) for name in row.keys() ^ EPISODE_ROW.keys()}
+    odd |= {name: row[name] for name in row.keys() & EPISODE_ROW.keys() if type(row[name]) not in EPISODE_ROW[name]}
+    if not odd and not all(type(milliseconds) in (int, float) for milliseconds in row["infer_ms"]):
+        odd["infer_ms"] = row["infer_ms"]
+    if odd:
+        raise CheckpointError(what, where=where, got=f"{odd}", expected=expected, next_step=next_step)
+    return row
 
 
 def describe(recipe: Recipe, policy: Policy, sentences: Mapping[str, str]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -141,8 +141,9 @@ def test_what_is_written(tmp_path: Path, seeing: Seeing) -> None:
     assert protocol["sim"]["max_steps"] == 40
     assert {"python", "torch", "numpy", "lightwam"} <= protocol["versions"].keys()
     rows = [json.loads(line) for line in (tmp_path / "eval" / "episodes.jsonl").read_text().splitlines()]
-    names = {"task", "seed", "success", "steps", "steps_to_success", "seconds", "video"}
+    names = {"task", "seed", "success", "steps", "steps_to_success", "seconds", "wall_seconds", "infer_ms", "video"}
     assert [row.keys() for row in rows] == [names] * 4
+    assert all(len(row["infer_ms"]) == math.ceil(row["steps"] / 4) for row in rows)
     assert sorted((row["task"], row["seed"]) for row in rows) == [
         (task, 1_000_000 + i) for task in ("blue", "red") for i in (0, 1)
     ]
@@ -172,8 +173,10 @@ def test_only_missing_episodes_are_run(tmp_path: Path, seeing: Seeing) -> None:
     whole = evaluate(tmp_path, say=quiet)
     path = tmp_path / "eval" / "episodes.jsonl"
     lines = path.read_text().splitlines(keepends=True)
-    marked = [json.dumps(json.loads(line) | {"seconds": 77.0}) + "\n" for line in lines[:2]]
+    earlier = {"seconds": 77.0, "wall_seconds": 500.0, "infer_ms": [9000.0] * 50}
+    marked = [json.dumps(json.loads(line) | earlier) + "\n" for line in lines[:2]]
     path.write_text("".join(marked) + lines[2][:10])  # a kill in the middle of a line
+    (tmp_path / "eval" / "result.json").unlink()  # written at the end
     seeing.asked = 0
     again = evaluate(tmp_path, say=quiet)
     assert 0 < seeing.asked <= sum(math.ceil(json.loads(line)["steps"] / 4) for line in lines[2:])
@@ -186,6 +189,41 @@ def test_only_missing_episodes_are_run(tmp_path: Path, seeing: Seeing) -> None:
 
     assert sorted(map(outcome, path.read_text().splitlines())) == sorted(map(outcome, lines))
     assert again["tasks"] == whole["tasks"]
+    # what was measured before the kill counts too
+    assert again["latency_ms"]["p50"] == 9000 > whole["latency_ms"]["p99"]
+    assert 500 < rows[2]["wall_seconds"] <= rows[3]["wall_seconds"] < again["wall_seconds"]["total"] < 560
+
+
+BROKEN_LINES: dict[str, tuple[Callable[[dict[str, Any]], bytes], str]] = {
+    "cut": (lambda row: json.dumps(row).encode()[:20], "not JSON"),
+    "zeros": (lambda row: bytes(40), "not JSON"),
+    "no text": (lambda row: b'{"task": "\xff"}', "not JSON"),
+    "empty": (lambda row: b"", "not JSON"),
+    "no object": (lambda row: b"17", "got: int"),
+    "no seed": (lambda row: json.dumps({k: v for k, v in row.items() if k != "seed"}).encode(), "seed"),
+    "seed of text": (lambda row: json.dumps(row | {"seed": "7"}).encode(), "seed"),
+    "true for a seed": (lambda row: json.dumps(row | {"seed": True}).encode(), "seed"),
+    "number for success": (lambda row: json.dumps(row | {"success": 1}).encode(), "success"),
+    "text among times": (lambda row: json.dumps(row | {"infer_ms": [1.0, "2"]}).encode(), "infer_ms"),
+    "odd": (lambda row: json.dumps(row | {"odd": 1}).encode(), "odd"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_LINES)
+def test_a_broken_line_of_the_episodes_is_refused_by_its_number(tmp_path: Path, name: str) -> None:
+    damage, told = BROKEN_LINES[name]
+    row = {"task": "red", "seed": 7, "success": False, "steps": 40, "steps_to_success": None, "seconds": 1.5,
+           "wall_seconds": 2.5, "infer_ms": [1.0, 2], "video": None}  # fmt: skip
+    good, path = json.dumps(row).encode() + b"\n", tmp_path / "episodes.jsonl"
+    path.write_bytes(good + good[:10])
+    assert read_episodes(tmp_path) == {("red", 7): row}
+    before = good + damage(row) + b"\n" + good
+    path.write_bytes(before)
+    with pytest.raises(CheckpointError, match=told) as caught:
+        read_episodes(tmp_path)
+    assert f"{path}:2" in str(caught.value)
+    assert "line" in caught.value.args[0].rpartition("next:")[2]
+    assert path.read_bytes() == before
 
 
 def test_a_finished_evaluation_keeps_what_was_measured(tmp_path: Path, seeing: Seeing) -> None:
@@ -194,6 +232,7 @@ def test_a_finished_evaluation_keeps_what_was_measured(tmp_path: Path, seeing: S
     again = evaluate(tmp_path, say=quiet)
     assert seeing.asked == 0
     assert again["latency_ms"] == first["latency_ms"] is not None
+    assert again["wall_seconds"] == first["wall_seconds"]
 
 
 def test_an_evaluation_under_other_settings_is_refused(tmp_path: Path, seeing: Seeing) -> None:
