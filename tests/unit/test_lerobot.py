@@ -481,11 +481,20 @@ def text_for_numbers(root: Path) -> None:
     edit_table(root / DATA, "frame_index", lambda values: [str(value) for value in values], pa.string())
 
 
+def columns_as(name: str, kind: pa.DataType, value: Any) -> Callable[[Path], None]:
+    return lambda root: edit_table(root / DATA, name, lambda values: [value] * len(values), kind)
+
+
+def narrow(name: str, change: Callable[[Path], None]) -> Callable[[Path], Any]:
+    return lambda root: [feature(name, "shape", [1])(root), change(root)]
+
+
 def longer_episode(root: Path) -> None:
     cell(EPISODES, "length", 3, 5)(root)
     info("total_frames", 21)(root)
 
 
+NO_NUMBERS = r"not of numbers(.|\n)*file-000\.parquet column "
 NAN, INF = [0.0, float("nan")], [float("inf"), 0.0, 0.0]
 BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no info": (lambda root: (root / "meta/info.json").unlink(), "no dataset here"),
@@ -523,6 +532,17 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no sentence": (lambda root: edit_table(root / DATA, "task_index", lambda v: [9] * len(v)), "no sentence"),
     "lost row": (lost_row, "episode 0(.|\n)*got: 4"),
     "text for numbers": (text_for_numbers, "frame_index"),
+    "text for a state": (columns_as("observation.state", pa.string(), "0 0 0"), NO_NUMBERS + "observation.state"),
+    "texts for an action": (columns_as("action", pa.list_(pa.string()), ["a", "b"]), NO_NUMBERS + "action"),
+    "tables for a state": (
+        narrow("observation.state", columns_as("observation.state", pa.struct({"x": pa.float64()}), {"x": 1.0})),
+        NO_NUMBERS + "observation.state",
+    ),
+    "a map for an action": (
+        narrow("action", columns_as("action", pa.map_(pa.string(), pa.float64()), [("x", 1.0)])),
+        NO_NUMBERS + "action",
+    ),
+    "a hole in an action": (cell(DATA, "action", 6, [0.0, None]), r"gaps(.|\n)*column action(.|\n)*1 empty"),
     "missing video": (lambda root: (root / VIDEO).unlink(), "file-000.mp4"),
     "empty video": (cut(VIDEO, 0), "missing or empty"),
     "truncated video": (cut(VIDEO, 0.6), "cannot be decoded(.|\n)*wrist"),

@@ -250,9 +250,14 @@ def check_finite(values: np.ndarray, where: str) -> None:
 
 def _matrix(table: pa.Table, name: str, dim: int, path: Path) -> np.ndarray:
     """A column of numbers (dim 1) or of lists of `dim` numbers as an array [rows, dim]."""
-    pieces, where = [], f"{path} column {name}"
+    pieces, where, kind = [], f"{path} column {name}", table.schema.field(name).type
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    number = kind.value_type if is_list else kind
+    if not (pa.types.is_floating(number) or pa.types.is_integer(number)):
+        raise DatasetError("a column is not of numbers", where=where, got=kind, expected=f"lists of {dim} numbers",
+                           next_step="write the dataset again with this feature as numbers")  # fmt: skip
     for chunk in table.column(name).chunks:
-        kind, rows = chunk.type, len(chunk)
+        rows = len(chunk)
         if pa.types.is_list(kind) or pa.types.is_large_list(kind):
             widths = np.unique(chunk.value_lengths().to_numpy(zero_copy_only=False))
         else:
@@ -260,8 +265,8 @@ def _matrix(table: pa.Table, name: str, dim: int, path: Path) -> np.ndarray:
         if chunk.null_count or widths.tolist() not in ([], [dim]):
             got = "rows without a value" if chunk.null_count else f"widths {widths.tolist()}"
             raise DatasetError("a column has another width than info.json says", where=where, got=got, expected=dim)
-        values = chunk if kind.num_fields == 0 else chunk.flatten()
-        if values.null_count or not (pa.types.is_floating(values.type) or pa.types.is_integer(values.type)):
-            raise DatasetError("a column is not of numbers", where=where, got=kind, expected="numbers, none missing")
+        values = chunk.flatten() if is_list else chunk
+        if values.null_count:
+            raise DatasetError("a column has gaps", where=where, got=f"{values.null_count} empty", expected="numbers")
         pieces.append(values.to_numpy(zero_copy_only=False).reshape(rows, dim))
     return np.concatenate(pieces) if pieces else np.empty((0, dim), np.float32)
