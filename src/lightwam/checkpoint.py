@@ -1,6 +1,7 @@
 """A run directory, saved and loaded whole.
 
     recipe.json      the config; a run never changes it
+    dataset.json     what it was trained on: path, and every file with size and hash
     processing.json  what was measured on the data: the codec's and the latents' statistics
     checkpoints/step_00000500/
         model.safetensors   the weights, by parameter name
@@ -17,8 +18,9 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,24 +91,47 @@ def read_recipe(run: Path) -> Recipe:
     return from_dict(Recipe, read_json(run / "recipe.json"), where=str(run / "recipe.json"))
 
 
+def write_dataset(run: Path, dataset: Path, fingerprint: Mapping[str, str]) -> None:
+    """Note what a new run is trained on; `fingerprint` is the dataset's, every file with size and hash."""
+    write_json(run / "dataset.json", {"path": str(dataset.absolute()), "fingerprint": dict(fingerprint)})
+
+
+def check_dataset(run: Path, dataset: Path, fingerprint: Mapping[str, str]) -> None:
+    """Refuse to go on with other data than the run began with; the same data may lie at another place."""
+    began = _read_table(run / "dataset.json", ("fingerprint", "path"))
+    differences = list(_differences(began["fingerprint"], dict(fingerprint)))
+    if differences:
+        more = f"; {len(differences) - 4} more" if len(differences) > 4 else ""
+        raise CheckpointError(
+            "the run was trained on another dataset",
+            where=run,
+            got=f"{dataset.absolute()} ({'; '.join(differences[:4])}{more})",
+            expected=f"{began['path']}, as it was when the run began",
+            next_step="give that dataset, or choose another --run",
+        )
+
+
 def write_processing(run: Path, codec: Codec, latents: DctLatents) -> None:
     """Save what was measured on the data."""
     write_json(run / "processing.json", {"codec": codec.to_dict(), "latents": latents.to_dict()})
 
 
 def read_processing(run: Path) -> tuple[Codec, DctLatents]:
-    """The codec and the latents that the run was trained with."""
-    data = read_json(run / "processing.json")
-    if sorted(data) != ["codec", "latents"]:
-        raise CheckpointError(
-            "unknown layout", where=run / "processing.json", got=sorted(data), expected="codec, latents"
-        )
-    return Codec.from_dict(data["codec"]), DctLatents(read_recipe(run).latents, **data["latents"])
+    """The codec and the latents that the run was trained with; ConfigError or CheckpointError naming an odd key."""
+    path = run / "processing.json"
+    data = _read_table(path, ("codec", "latents"))
+    codec = Codec.from_dict(data["codec"], f"{path} codec")
+    return codec, DctLatents.from_dict(read_recipe(run).latents, data["latents"], f"{path} latents")
 
 
 def steps(run: Path) -> list[int]:
-    """The steps that have a checkpoint, rising."""
-    return sorted(int(path.name.removeprefix("step_")) for path in (run / "checkpoints").glob("step_*"))
+    """The steps that have a checkpoint, rising.
+
+    Only folders named as `save` names them count. Whatever else lies there, such as a `step_00000012.bak` that a person
+    set aside, is never loaded and never deleted.
+    """
+    named = ((path, re.fullmatch("step_([0-9]{8,})", path.name)) for path in (run / "checkpoints").glob("step_*"))
+    return sorted(int(match[1]) for path, match in named if match and path.is_dir())
 
 
 def save(run: Path, checkpoint: Checkpoint, keep: int = 2) -> Path:
@@ -181,6 +206,20 @@ def fill(module: torch.nn.Module, weights: Weights, where: object) -> None:
             next_step="was it trained with another recipe?",
         )
     module.load_state_dict(weights)
+
+
+def _read_table(path: Path, names: tuple[str, ...]) -> dict[str, Any]:
+    """The JSON object at `path`, with just these keys."""
+    data = read_json(path)
+    if not isinstance(data, dict) or sorted(data) != sorted(names):
+        raise CheckpointError(
+            "a file of the run has an unknown layout",
+            where=path,
+            got=sorted(data) if isinstance(data, dict) else type(data).__name__,
+            expected=sorted(names),
+            next_step="copy the run again, or train into another --run",
+        )
+    return data
 
 
 def _own(weights: Weights) -> Weights:

@@ -16,7 +16,7 @@ import torch
 
 from lightwam import checkpoint, recipes
 from lightwam.checkpoint import Checkpoint
-from lightwam.errors import CheckpointError, ConfigError
+from lightwam.errors import CheckpointError, ConfigError, LightwamError
 
 
 def content(step: int, *, size: int = 8, ema: bool = True) -> Checkpoint:
@@ -90,6 +90,19 @@ def test_a_damaged_file_is_refused_by_name(tmp_path: Path, name: str, damage: Ca
     with pytest.raises(CheckpointError) as caught:
         checkpoint.load(tmp_path)
     assert name in str(caught.value)
+
+
+def test_what_is_not_a_checkpoint_is_neither_loaded_nor_deleted(tmp_path: Path) -> None:
+    strays = ["notes", "step_", "step_12", "step_99999999.bak", "step_x"]
+    for name in strays:
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    (tmp_path / "checkpoints" / "step_88888888").write_text("a file")
+    for step in (3, 4, 5):
+        checkpoint.save(tmp_path, content(step))
+    assert checkpoint.steps(tmp_path) == [4, 5]
+    assert checkpoint.load(tmp_path).step == 5
+    kept = ["step_00000004", "step_00000005", "step_88888888"]
+    assert entries(tmp_path) == sorted([*strays, *kept])
 
 
 def test_another_format_is_refused(tmp_path: Path) -> None:
@@ -195,8 +208,8 @@ def test_a_recipe_starts_a_run_once(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         checkpoint.start_run(tmp_path, other)
     text = str(caught.value)
-    assert "train.batch_size: run has 16, asked 99" in text
-    assert "eval.replan: run has 4, asked 2" in text
+    assert f"train.batch_size: run has {recipe.train.batch_size}, asked 99" in text
+    assert f"eval.replan: run has {recipe.eval.replan}, asked 2" in text
     assert "learning_rate" not in text
     assert checkpoint.read_recipe(tmp_path) == recipe
 
@@ -212,10 +225,59 @@ def test_a_run_whose_recipe_is_gone_or_broken(tmp_path: Path) -> None:
         checkpoint.read_recipe(tmp_path)
 
 
-def test_processing_of_another_layout_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "processing.json").write_text('{"codec": {}}')
-    with pytest.raises(CheckpointError, match="layout"):
+PROCESSING: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "no latents": (lambda data: data.pop("latents"), r"\['codec'\]"),
+    "odd": (lambda data: data.update(odd=1), "'odd'"),
+    "no codec state": (lambda data: data["codec"].pop("state"), "codec"),
+    "odd codec key": (lambda data: data["codec"]["config"].update(odd=1), r"codec\.config(.|\n)*odd"),
+    "no statistic": (lambda data: data["codec"]["action"].pop("q99"), r"codec\.action(.|\n)*q99"),
+    "latents list": (lambda data: data.update(latents=[]), "latents"),
+    "no latents mean": (lambda data: data["latents"].pop("mean"), r"latents(.|\n)*\['std'\](.|\n)*'mean'"),
+    "odd latents key": (lambda data: data["latents"].update(odd=[1.0]), r"latents(.|\n)*'odd'"),
+    "latents words": (lambda data: data["latents"].update(std=["a"]), r"latents\.std"),
+    "latents number": (lambda data: data["latents"].update(mean=1.0), r"latents\.mean"),
+    "latents nan": (lambda data: data["latents"]["std"].__setitem__(0, float("nan")), "latent statistics"),
+    "latents short": (lambda data: data["latents"]["std"].pop(), "latent statistics"),
+}
+
+
+@pytest.mark.parametrize("name", PROCESSING)
+def test_processing_with_odd_or_missing_keys_is_refused_by_name(tiny_once: Any, tmp_path: Path, name: str) -> None:
+    damage, told = PROCESSING[name]
+    checkpoint.start_run(tmp_path, tiny_once.recipe)
+    data = checkpoint.read_json(tiny_once.run / "processing.json")
+    checkpoint.write_json(tmp_path / "processing.json", data)
+    checkpoint.read_processing(tmp_path)
+    damage(data)
+    checkpoint.write_json(tmp_path / "processing.json", data)
+    with pytest.raises(LightwamError, match=told) as caught:
         checkpoint.read_processing(tmp_path)
+    assert "processing.json" in str(caught.value)
+
+
+def test_processing_that_is_no_table_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "processing.json").write_text("[1, 2]")
+    with pytest.raises(CheckpointError, match=r"layout(.|\n)*got: list"):
+        checkpoint.read_processing(tmp_path)
+
+
+def test_a_run_belongs_to_the_dataset_it_began_with(tmp_path: Path) -> None:
+    files = {"meta/info.json": "3 bytes, aa", "data/0.parquet": "9 bytes, bb"}
+    checkpoint.write_dataset(tmp_path, Path("one"), files)
+    checkpoint.check_dataset(tmp_path, Path("moved"), dict(files))
+    with pytest.raises(CheckpointError, match="another dataset") as caught:
+        checkpoint.check_dataset(tmp_path, Path("two"), files | {"data/0.parquet": "9 bytes, cc"})
+    for told in (str(Path("one").absolute()), str(Path("two").absolute()), "data/0.parquet", "bb", "cc"):
+        assert told in str(caught.value)
+    assert "info.json" not in str(caught.value)
+
+
+def test_a_run_that_does_not_know_its_dataset_is_not_gone_on_with(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"dataset\.json"):
+        checkpoint.check_dataset(tmp_path, Path("one"), {})
+    (tmp_path / "dataset.json").write_text('{"path": "one"}')
+    with pytest.raises(CheckpointError, match=r"layout(.|\n)*dataset\.json"):
+        checkpoint.check_dataset(tmp_path, Path("one"), {})
 
 
 def test_json_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

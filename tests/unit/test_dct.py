@@ -112,7 +112,7 @@ def test_pooled_decoding_puts_things_where_they_are() -> None:
 
 def test_statistics_round_trip_through_json() -> None:
     latents = DctLatents.fit(CONFIG, noise(4, 3, 16, 16))
-    again = DctLatents(CONFIG, **json.loads(json.dumps(latents.to_dict())))
+    again = DctLatents.from_dict(CONFIG, json.loads(json.dumps(latents.to_dict())))
     assert torch.equal(again.mean, latents.mean)
     assert torch.equal(again.std, latents.std)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,8 +33,10 @@ class DctLatents:
     spatial_stride = BLOCK
     temporal_stride = 4
 
-    def __init__(self, config: DctConfig, mean: Sequence[float], std: Sequence[float]) -> None:
-        """`mean` and `std` standardise the channels; `fit` measures them."""
+    def __init__(
+        self, config: DctConfig, mean: Sequence[float], std: Sequence[float], where: str = "DctLatents"
+    ) -> None:
+        """`mean` and `std` standardise the channels; `fit` measures them. Errors name `where` they come from."""
         self.config = config
         self.channels = config.luma_channels + 2 * config.chroma_channels
         if not (1 <= config.luma_channels <= BLOCK**2 and 1 <= config.chroma_channels <= BLOCK**2):
@@ -47,7 +50,7 @@ class DctLatents:
         if len(mean) != self.channels or len(std) != self.channels or not sound:
             raise ConfigError(
                 "latent statistics do not fit the channels",
-                where="DctLatents",
+                where=where,
                 got=f"{len(mean)} means, {len(std)} stds, smallest std {min(std, default=None)}",
                 expected=f"{self.channels} of each, finite, stds positive",
             )
@@ -63,8 +66,19 @@ class DctLatents:
         return cls(config, raw.mean(dim=(0, 2, 3, 4)).tolist(), std.tolist())
 
     def to_dict(self) -> dict[str, list[float]]:
-        """The statistics, for a run directory; `DctLatents(config, **data)` reads them back."""
+        """The statistics, for a run directory; `from_dict` reads them back."""
         return {"mean": self.mean.tolist(), "std": self.std.tolist()}
+
+    @classmethod
+    def from_dict(cls, config: DctConfig, data: Any, where: str = "latents") -> DctLatents:
+        """The latents from `to_dict`'s values; anything unknown, missing or mistyped raises ConfigError."""
+        if not isinstance(data, dict) or sorted(data) != ["mean", "std"]:
+            got = sorted(map(str, data)) if isinstance(data, dict) else type(data).__name__
+            raise ConfigError("not the statistics of latents", where=where, got=got, expected=["mean", "std"])
+        for name, row in data.items():
+            if not isinstance(row, list) or not all(type(number) in (int, float) for number in row):
+                raise ConfigError("a statistic is not a list of numbers", where=f"{where}.{name}", got=repr(row)[:200])
+        return cls(config, data["mean"], data["std"], where)
 
     def encode(self, pixels: Float[Tensor, "B 3 F height width"]) -> Float[Tensor, "B C T h w"]:
         """Pixels in [-1, 1] -> standardised latents; F = 1 + 4k, height and width multiples of 8, else ConfigError."""

@@ -188,7 +188,7 @@ def _read_recipe(run: Path) -> Recipe:
 
 def _count_parameters(checkpoints: Path) -> int | None:
     """From the safetensors header alone: 8 bytes of length, then JSON with every shape; no weight is read."""
-    found = sorted(checkpoints.glob("step_*/model.safetensors"))
+    found = sorted(checkpoints.glob(f"step_{8 * '[0-9]'}/model.safetensors"))
     if not found:
         return None
     with found[-1].open("rb") as file:
