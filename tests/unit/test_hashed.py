@@ -39,6 +39,14 @@ def test_a_word_never_seen_is_near_words_that_share_letters() -> None:
     assert likeness("drawer", "drawer") == pytest.approx(1)
 
 
+def test_a_server_that_hears_ever_new_words_does_not_keep_them_all() -> None:
+    room = word_direction.cache_info().maxsize
+    assert room is not None
+    for number in range(room + 9):
+        word_direction(str(number), 8)
+    assert word_direction.cache_info().currsize == room
+
+
 def test_case_and_spaces_do_not_matter_and_punctuation_does() -> None:
     one, other, third = TEXT.encode(["Move to", "  move   to ", "move to!"])
     assert torch.equal(one, other)

@@ -55,7 +55,7 @@ class HashedText:
         return states
 
 
-@functools.cache
+@functools.lru_cache(maxsize=4096)
 def word_direction(word: str, dim: int) -> Float[np.ndarray, " dim"]:
     """A word as a unit vector: its letter groups of 3 to 5, ends marked, and the word itself, hashed, summed."""
     marked = f"<{word}>"
