@@ -32,7 +32,7 @@ NUM_THREADS = 2
 EPISODES_A_JOB = 8
 
 Progress = Callable[[int, int], None]
-"""called with frames done, frames in all"""
+"""called with frames done, frames in all; the first time before any is done"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,6 +179,8 @@ def _decode(dataset: LeRobotDataset, config: CodecConfig, path: Path, progress: 
         return int(sum(dataset.episodes[episode].length for episode in episodes))
 
     done = 0
+    if progress is not None:
+        progress(done, dataset.num_frames)
     with ThreadPoolExecutor(NUM_THREADS) as pool:
         try:
             for count in pool.map(decode_some, _jobs(dataset.num_episodes)):
