@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,8 +64,9 @@ def train(
 ) -> Path:
     """Train `recipe` on the LeRobot dataset at `dataset` into the directory `run`, going on where it stopped.
 
-    `stop_after` ends the session early, after that step and its checkpoint. Returns `run`. Raises CheckpointError when
-    `run` holds another recipe or a damaged checkpoint, DatasetError when the data do not fit or the loss is not finite.
+    `stop_after` ends the session early, after that step and its checkpoint (0: before the first). Returns `run`.
+    Raises CheckpointError when `run` holds another recipe, began with another dataset or has a damaged checkpoint,
+    DatasetError when the data do not fit or the loss is not finite.
     """
     check(recipe)
     checkpoint.start_run(run, recipe)
@@ -76,7 +77,7 @@ def train(
         session.resume(checkpoint.load(run))
         say(f"going on from step {session.step}")
     _cut_log(run / "log.jsonl", session.step)
-    last = min(recipe.train.steps, stop_after or recipe.train.steps)
+    last = min(recipe.train.steps, recipe.train.steps if stop_after is None else stop_after)
     with (
         listen(recipe, run) as listeners,
         session.loader,
@@ -89,15 +90,15 @@ def train(
 def open_data(
     recipe: Recipe, dataset: Path, run: Path, say: Callable[[str], None] = print
 ) -> tuple[FrameCache, Processing]:
-    """The decoded dataset and its processing; statistics are measured once and then belong to the run."""
+    """The decoded dataset and its processing; statistics are measured once and then belong to the run.
+
+    Raises DatasetError when the dataset does not fit the model, CheckpointError when the run began with another.
+    """
     data = LeRobotDataset(dataset)
+    fingerprint = data.fingerprint()
+    if (run / "processing.json").exists():
+        checkpoint.check_dataset(run, dataset, fingerprint)
     cache = open_cache(data, recipe, dataset / "cache", say)
-    if not (run / "processing.json").exists():
-        chosen = torch.linspace(0, len(cache.frames) - 1, min(FIT_FRAMES, len(cache.frames))).long().tolist()
-        codec = Codec(recipe.codec, data.stats["observation.state"], data.stats["action"])
-        pixels = codec.pixels(cache.frames[chosen][:, None])[:, :, 0]
-        checkpoint.write_processing(run, codec, DctLatents.fit(recipe.latents, pixels))
-    codec, latents = checkpoint.read_processing(run)
     for name, got, expected in (
         ("observation.state", cache.state.shape[1], recipe.model.state_dim),
         ("action", cache.action.shape[1], recipe.model.action_dim),
@@ -106,23 +107,28 @@ def open_data(
             raise DatasetError(
                 "the dataset does not fit the model", where=f"{dataset}: {name}", got=got, expected=expected
             )
+    if not (run / "processing.json").exists():
+        chosen = torch.linspace(0, len(cache.frames) - 1, min(FIT_FRAMES, len(cache.frames))).long().tolist()
+        codec = Codec(recipe.codec, data.stats["observation.state"], data.stats["action"])
+        pixels = codec.pixels(cache.frames[chosen][:, None])[:, :, 0]
+        checkpoint.write_dataset(run, dataset, fingerprint)
+        checkpoint.write_processing(run, codec, DctLatents.fit(recipe.latents, pixels))
+    codec, latents = checkpoint.read_processing(run)
     prompts = HashedText(recipe.text).encode([recipe.prompt.format(task=task) for task in cache.tasks])
     return cache, Processing(codec, latents, prompts)
 
 
 def open_cache(data: LeRobotDataset, recipe: Recipe, path: Path, say: Callable[[str], None]) -> FrameCache:
-    """The decoded pictures at `path`: built when there are none, refused when of other data or another codec."""
-    if (path / "cache.json").exists():
-        return FrameCache.open(path, data, recipe.codec)
-    with Progress("decode", data.num_frames, unit="frame", say=say) as progress:
-        done = 0
+    """The decoded pictures at `path`: decoded when there are none, or ones of other data or another codec."""
+    with ExitStack() as stack:
+        lines: list[Progress] = []
 
-        def tell(now: int, total: int) -> None:
-            nonlocal done
-            progress.advance(count=now - done)
-            done = now
+        def tell(done: int, total: int) -> None:
+            if not lines:  # said only when there is something to decode
+                lines.append(stack.enter_context(Progress("decode", total, unit="frame", say=say)))
+            lines[0].advance(count=done - lines[0].done)
 
-        return FrameCache.build(data, recipe.codec, path, tell)
+        return FrameCache.fresh(data, recipe.codec, path, tell)
 
 
 class Session:

@@ -64,19 +64,10 @@ def test_the_wall_seconds_of_all_attempts_add_up(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    reason="measured: 2 of 40 after 1500 steps on 200 demonstrations; the training loss falls, unseen seeds fail"
-)
 def test_the_point_recipe_learns_to_reach_the_dot_it_is_told(tmp_path: Path) -> None:
-    """Chance is near 0: the dots take 3 % of the plane each, and 40 steps are not many."""
-    recipe = point()
-    recipe = replace(
-        recipe,
-        collect=replace(recipe.collect, demos_per_task=100),
-        train=replace(recipe.train, steps=1500, save_every=500),
-        eval=replace(recipe.eval, trials=20),
-    )
+    """Chance is near 0: the dots take 3 % of the plane each, and 40 steps are not many. Measured: 39 of 40."""
+    recipe = replace(point(), eval=replace(point().eval, trials=20))
     result = demo(recipe, tmp_path)
-    assert result["successes"] >= 28, result["tasks"]
+    assert result["successes"] >= 34, result["tasks"]
     swapped = read_json(tmp_path / "eval" / "swap.json")
     assert swapped["swapped"]["successes"] < 0.5 * swapped["swapped"]["trials"]

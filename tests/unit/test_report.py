@@ -24,6 +24,15 @@ from lightwam.report.training import leaves
 from lightwam.report.words import duration, figures, percent
 from lightwam.stats import wilson
 
+POINT = recipe("point")
+PLAN = replace(
+    POINT,
+    collect=replace(POINT.collect, demos_per_task=20),
+    train=replace(POINT.train, steps=300, batch_size=16, log_every=10),
+)
+"""sizes of this file's own, so that its sentences do not follow the recipe's"""
+
+
 TASKS = {"red": "move to the red dot", "blue": "move to the <blue> dot"}
 SIZE, FRAMES, QUERIES = 32, 5, 6
 
@@ -133,6 +142,9 @@ def write_weights(run: Path) -> None:
     folder = run / "checkpoints" / "step_00003000"
     folder.mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    stray = run / "checkpoints" / "step_00003000.bak"  # what a person set aside is not the run's
+    stray.mkdir()
+    (stray / "model.safetensors").write_bytes(b"")
 
 
 @pytest.fixture
@@ -140,7 +152,7 @@ def run(tmp_path: Path) -> Path:
     """A whole run of two tasks with synthetic numbers."""
     path = tmp_path / "runs" / "point"
     path.mkdir(parents=True)
-    plan = recipe("point")
+    plan = PLAN
     (path / "recipe.json").write_text(json.dumps(to_dict(plan)))
     films = {task: moving_square(task, 12) for task in TASKS}
     write_log(path, plan.train.steps, plan.train.log_every)
@@ -252,7 +264,7 @@ def test_a_missing_part_is_named_with_its_command(run: Path, gone: list[str], sa
 
 
 def test_a_run_with_a_recipe_alone_has_a_report(tmp_path: Path) -> None:
-    (tmp_path / "recipe.json").write_text(json.dumps(to_dict(recipe("point"))))
+    (tmp_path / "recipe.json").write_text(json.dumps(to_dict(PLAN)))
     read = plain(report(tmp_path)[0])
     assert "A Light-WAM to be trained on 40 demonstrations of 2 point tasks" in read
     assert read.count("This makes it:") >= 7
@@ -469,7 +481,7 @@ class FakePolicy:
     """Walks right; imagines the present standing still; looks evenly."""
 
     def __init__(self, codec: object, latents: object) -> None:
-        self.recipe = replace(recipe("point"), eval=replace(recipe("point").eval, replan=3))
+        self.recipe = replace(PLAN, eval=replace(PLAN.eval, replan=3))
         self.codec, self.latents = codec, latents
         self.asked = 0
 
@@ -492,7 +504,7 @@ def policy() -> FakePolicy:
     from lightwam.latents.dct import DctLatents
     from lightwam.stats import RunningStats
 
-    plan = recipe("point")
+    plan = PLAN
     stats = RunningStats()
     stats.update(np.random.default_rng(0).uniform(-1, 1, (50, 2)).astype(np.float32))
     both = stats.finish()

@@ -88,10 +88,11 @@ def test_lines_after_the_last_checkpoint_and_a_torn_one_are_written_again(tiny: 
 def test_the_log_has_what_the_report_reads(tiny_once: Any) -> None:
     names = {"step", "loss", "loss_video", "loss_action", "grad_norm", "learning_rate", "samples_per_second",
              "seconds", "wait_share"}  # fmt: skip
+    weight = tiny_once.recipe.model.action_loss_weight
     for row in rows(tiny_once.run):
         assert row.keys() == names
         assert all(math.isfinite(value) for value in row.values())
-        assert row["loss"] == pytest.approx(row["loss_video"] + row["loss_action"], rel=1e-5)
+        assert row["loss"] == pytest.approx(row["loss_video"] + weight * row["loss_action"], rel=1e-5)
         assert 0 <= row["wait_share"] <= 1
     assert sorted(row["seconds"] for row in rows(tiny_once.run)) == [row["seconds"] for row in rows(tiny_once.run)]
 
@@ -133,12 +134,14 @@ def test_pictures_of_another_codec_are_decoded_again(tiny: Any, tmp_path: Path) 
     (place,) = tiny.recipe.codec.places
     cropped = replace(tiny.recipe.codec, places=(replace(place, crop=(0.0, 0.0, 0.5, 0.5)),))
     before = np.load(tiny.dataset / "cache" / "frames.npy")
-    cache, _ = open_data(replace(tiny.recipe, codec=cropped), tiny.dataset, tmp_path / "new", said.append)
+    recipe, run = replace(tiny.recipe, codec=cropped), tmp_path / "new"
+    checkpoint.start_run(run, recipe)
+    cache, _ = open_data(recipe, tiny.dataset, run, said.append)
     assert len(said) == 1
     assert f"decode {len(before)}/{len(before)}" in said[0]
     assert cache.frames.shape == before.shape
     assert (cache.frames != before).any()
-    open_data(replace(tiny.recipe, codec=cropped), tiny.dataset, tmp_path / "new", said.append)
+    open_data(recipe, tiny.dataset, run, said.append)
     assert len(said) == 1
 
 
@@ -178,6 +181,7 @@ def test_a_dataset_of_another_robot_is_refused(tiny: Any, tmp_path: Path) -> Non
     with pytest.raises(DatasetError, match=r"observation\.state") as caught:
         train(wider, tiny.dataset, tmp_path / "new", say=quiet)
     assert "expected: 3" in str(caught.value)
+    assert not (tmp_path / "new" / "processing.json").exists()  # of a dataset that is not the run's
 
 
 def test_a_nan_among_the_actions_is_refused(tiny: Any, tmp_path: Path) -> None:
