@@ -45,6 +45,19 @@ def test_experts_solve_the_demo_tasks(task: str, repeat: int) -> None:
     simulator.close()
 
 
+def test_the_expert_of_reach_brings_the_fingers_to_the_goal_not_the_hand() -> None:
+    config = replace(CONFIG, action_repeat=3)
+    simulator = base.make(config, "reach")
+    assert isinstance(simulator, metaworld.MetaWorldSimulator)
+    for seed in (0, 1):
+        simulator.reset(seed)
+        expert = base.make_expert(config, simulator)
+        for _ in range(25):
+            simulator.step(expert.action())
+        assert np.linalg.norm(simulator.fingers - simulator.everything[-3:]) < 0.01  # success: 0.05
+    simulator.close()
+
+
 def test_state_and_rate_are_meta_worlds() -> None:
     simulator = metaworld.MetaWorldSimulator(replace(CONFIG, action_repeat=2), "reach")
     simulator.reset(0)

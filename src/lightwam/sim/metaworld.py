@@ -156,6 +156,13 @@ class MetaWorldSimulator(Simulator):
             raise not_reset(f"metaworld/{self.task}")
         return self._everything
 
+    @property
+    def fingers(self) -> Float64[np.ndarray, " 3"]:
+        """The middle between the finger tips, x, y, z in metres (for experts, as `everything`)."""
+        if self._everything is None:
+            raise not_reset(f"metaworld/{self.task}")
+        return np.asarray(self._env.tcp_center, np.float64)
+
     def _draw(self, camera: str) -> UInt8[np.ndarray, "height width 3"]:
         if self._pictures is None:
             self._pictures = MujocoPictures(self._env.model, *self._size, GRAIN)
