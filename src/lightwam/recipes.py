@@ -105,9 +105,9 @@ def _two_sides(corner4: tuple[int, int], corner: tuple[int, int]) -> CodecConfig
 
 
 def mt10() -> Recipe:
-    """Meta-World's MT10: ten tasks, one policy, hours on 2 CPU cores. Not measured yet.
+    """Meta-World's MT10: ten tasks, one policy. Not trained yet, so its rates and times are unknown.
 
-    Both crops hold everything that any of the ten moves. The tasks whose goal, or whose object and goal, vary most have
+    The crops hold nearly all places where hand, object and goal are in any of the ten. The tasks whose goal, or whose object and goal, vary most have
     more demonstrations.
     """
     base = demo()
@@ -143,7 +143,7 @@ def point() -> Recipe:
     """A dot on a plane, drawn by numpy: every part of lightwam at a toy size, for tests and first steps.
 
     The dots' places are ten numbers, all of them in the picture: it takes a thousand demonstrations to learn that the
-    named one alone matters, and they cost seconds.
+    named one alone matters, and they cost less than a minute.
     """
     latents = DctConfig(luma_channels=4, chroma_channels=2)
     text = HashedTextConfig(num_tokens=8, dim=32)

@@ -57,7 +57,7 @@ class Result:
     replan: int
     first_seed: int
     latency_ms: dict[str, float] | None
-    """percentile -> milliseconds of one answer; None when a resumed evaluation had nothing left to ask"""
+    """percentile -> milliseconds of one answer; None when no answer was ever timed"""
     seconds: float
     """of its last session"""
 

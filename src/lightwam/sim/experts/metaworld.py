@@ -19,7 +19,7 @@ that its actions hardly differ between goals, and a policy that learns several t
 
 AIMS_WITH_FINGERS = ("reach",)
 """Tasks in which success is measured at the fingers, 4.5 cm below the hand, while Meta-World's policy brings the hand
-to the goal: its demonstrations end half a centimetre from failing (5 cm), and so does a policy that copies them."""
+to the goal: its demonstrations end millimetres from failing (at 5 cm), and so does a policy that copies them."""
 
 
 class MetaWorldExpert:
