@@ -1,4 +1,4 @@
-"""Speed of training, split by part, on this machine, at a recipe's own sizes with random data and weights."""
+"""Speed of training, plain step against packed, split by part, at a recipe's own sizes with random data and weights."""
 
 from __future__ import annotations
 
@@ -9,126 +9,193 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 
-from lightwam.codec import Codec
-from lightwam.config import Recipe, check
+from lightwam.checks import check
+from lightwam.codec import to_pixels
+from lightwam.config import DctConfig, Recipe
 from lightwam.demo import machine
+from lightwam.distributed import device_called
+from lightwam.encoders import encode_clip
+from lightwam.engine.packed import packed_loss
 from lightwam.latents.dct import DctLatents
 from lightwam.model.light_wam import LightWAM
 from lightwam.optimizer import Optimizer
-from lightwam.stats import RunningStats
-from lightwam.text.hashed import HashedText
-from lightwam.train import Processing, flow_draw
-from lightwam.types import Windows
+from lightwam.train import flow_draw
+from lightwam.types import Batch, Latents, Losses
 
-WARM_UP, REPETITIONS = 2, 8
+WARM_UP, REPETITIONS = 1, 8
+LONG_STEP_S, FEW_REPETITIONS = 5.0, 2
+"""steps that take longer than so many seconds are repeated less often"""
+PROMPT_TOKENS = 40
+"""of the random prompts, the rest is padding: what UMT5 makes of the paper's prompt and a LIBERO sentence, roughly"""
+PARTS = ("encode", "forward", "backward", "optimiser")
 
 
-def bench_train(recipe: Recipe, *, as_json: bool = False, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Time the parts of a training step (the median of 8 steps after 2) and print them; returns the same numbers.
+def bench_train(
+    recipe: Recipe,
+    *,
+    device: str = "auto",
+    as_json: bool = False,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Time whole training steps, plain and packed in turns, and print them; returns the same numbers.
 
-    Parts: encode (pixels and latents), action (its forward pass), video (its forward pass), backward, optimiser. The
-    loader is not in here: log.jsonl's `wait_share` says how long a real run waited for it.
+    The batch is the recipe's, a micro batch of it where it has one. A first step of each is not counted; medians are of
+    8 more of each, of 2 where a step takes over 5 s. Parts: encode (pictures to latents, where they are not cached),
+    forward, backward, optimiser. The loader is not in here: log.jsonl's `wait_share` says how long a run waited for it.
     """
     check(recipe)
     torch.manual_seed(0)
-    processing, windows = _processing(recipe), _windows(recipe)
-    model = LightWAM(recipe.model)
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    optimizer = Optimizer(trained, recipe.train)
-    rows = [
-        _step(recipe, processing, windows, model, optimizer, list(trained.values()), number)
-        for number in range(WARM_UP + REPETITIONS)
-    ][WARM_UP:]
-    parts = {name: statistics.median(row[name] for row in rows) for name in rows[0]}
-    step = statistics.median(sum(row.values()) for row in rows)
-    result = {
-        "recipe": recipe.name,
-        "batch_size": recipe.train.batch_size,
-        "precision": recipe.train.precision,
-        "threads": torch.get_num_threads(),
-        "warm_up": WARM_UP,
-        "repetitions": REPETITIONS,
-        "step_s": step,
-        "samples_per_second": recipe.train.batch_size / step,
-        "parts_s": parts,
-        "machine": machine() | {"torch": torch.__version__, "python": platform.python_version()},
+    place = device_called(device)
+    size = recipe.train.micro_batch or recipe.train.batch_size
+    model = random_model(recipe, place)
+    optimizer = Optimizer({name: p for name, p in model.named_parameters() if p.requires_grad}, recipe.train)
+    encode = _encoder(recipe, size, place)
+    checkpointing = recipe.train.checkpointing
+    ways: dict[str, Callable[..., Losses]] = {
+        "plain": model.loss,
+        "packed": lambda *given: packed_loss(model, *given, checkpointing=checkpointing),
     }
+    rows: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
+    number, wanted = 0, WARM_UP + REPETITIONS
+    while number < wanted:
+        for name in sorted(ways, reverse=number % 2 == 0):
+            batch = _batch(recipe, encode, size, place)
+            rows[name].append(_step(recipe, optimizer, batch[0], batch[1], ways[name], number, place))
+        if number == 0 and min(sum(row[part] for part in PARTS) for (row,) in rows.values()) > LONG_STEP_S:
+            wanted = WARM_UP + FEW_REPETITIONS
+        number += 1
+    result = _result(recipe, {name: table[WARM_UP:] for name, table in rows.items()}, size, place)
     say(json.dumps(result, indent=2) if as_json else table(result))
     return result
 
 
+def random_model(recipe: Recipe, device: torch.device) -> LightWAM:
+    """A model of the recipe's sizes and precision with random weights, made in place: no second copy, no slow init."""
+    with torch.device("meta"):
+        model = LightWAM(recipe.model)
+    model = model.to(getattr(torch, recipe.train.precision)).to_empty(device=device)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("norm.weight") or ".norm" in name:
+                parameter.fill_(1.0 if name.endswith("weight") else 0.0)
+            else:
+                parameter.normal_(0.0, 0.02)
+    return model
+
+
+def _encoder(recipe: Recipe, size: int, device: torch.device) -> Callable[[], Latents]:
+    """Random pictures through the DCT, or, where latents are cached, random latents."""
+    model, (height, width) = recipe.model, recipe.codec.canvas
+    frames = 1 + model.horizon // recipe.codec.video_stride
+    if isinstance(recipe.latents, DctConfig):
+        channels = model.backbone.latent_channels
+        dct = DctLatents(recipe.latents, [0.0] * channels, [1.0] * channels)
+        pictures = torch.randint(0, 256, (size, frames, height, width, 3), dtype=torch.uint8)
+        return lambda: encode_clip(dct, to_pixels(pictures))
+    shape = (size, model.backbone.latent_channels)
+    made = Latents(
+        torch.randn(*shape, 1, height // 8, width // 8, device=device),
+        torch.randn(*shape, 1 + (frames - 1) // 4, height // 16, width // 16, device=device),
+    )
+    return lambda: made
+
+
+def _batch(recipe: Recipe, encode: Callable[[], Latents], size: int, device: torch.device) -> tuple[Batch, float]:
+    """A random batch, and the seconds that encoding it took."""
+    model, text = recipe.model, recipe.text
+    began = time.perf_counter()
+    video = encode()
+    seconds = time.perf_counter() - began
+    context = torch.randn(size, text.num_tokens, text.dim)
+    context[:, min(PROMPT_TOKENS, text.num_tokens // 2) :] = 0
+    batch = Batch(
+        present=video.present,
+        clip=video.clip,
+        context=context,
+        state=torch.randn(size, model.state_dim),
+        action=torch.randn(size, model.horizon, model.action_dim),
+        action_is_pad=torch.zeros(size, model.horizon, dtype=torch.bool),
+        frame_is_pad=torch.zeros(size, 1 + 4 * (video.clip.shape[2] - 1), dtype=torch.bool),
+    )
+    return batch.to(device), seconds
+
+
 def _step(
     recipe: Recipe,
-    processing: Processing,
-    windows: Windows,
-    model: LightWAM,
     optimizer: Optimizer,
-    trained: list[torch.nn.Parameter],
+    batch: Batch,
+    encode_s: float,
+    loss: Callable[..., Losses],
     number: int,
+    device: torch.device,
 ) -> dict[str, float]:
-    marks = [time.perf_counter()]
-    batch = processing.batch(windows)
-    marks.append(time.perf_counter())
-    u, noise = flow_draw(0, number, batch)
-    with torch.autocast("cpu", torch.bfloat16, enabled=recipe.train.precision == "bfloat16"):
-        memory = model.dit.read(model.with_proprio(batch.context, batch.state))
-        loss = recipe.model.action_loss_weight * model.action_loss(batch, memory)
-        marks.append(time.perf_counter())
-        if recipe.model.video_loss_weight:
-            loss = loss + recipe.model.video_loss_weight * model.video_loss(batch, memory, u, noise)
-    marks.append(time.perf_counter())
-    loss.backward()
-    marks.append(time.perf_counter())
-    torch.nn.utils.clip_grad_norm_(trained, recipe.train.clip_norm)
+    u, noise = flow_draw(0, number, len(batch.state), batch.clip)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    marks = [_now(device)]
+    total = loss(batch, u, noise).total
+    marks.append(_now(device))
+    total.backward()
+    marks.append(_now(device))
+    optimizer.clip(recipe.train.clip_norm)
     optimizer.step(0.01)
-    marks.append(time.perf_counter())
-    names = ("encode", "action forward", "video forward", "backward", "optimiser")
-    return {name: after - before for name, before, after in zip(names, marks[:-1], marks[1:], strict=True)}
+    marks.append(_now(device))
+    seconds = (encode_s, *(after - before for before, after in zip(marks[:-1], marks[1:], strict=True)))
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+    return {**dict(zip(PARTS, seconds, strict=True)), "peak_bytes": float(peak)}
 
 
-def _processing(recipe: Recipe) -> Processing:
-    rng = np.random.default_rng(0)
-    stats = []
-    for dim in (recipe.model.state_dim, recipe.model.action_dim):
-        running = RunningStats()
-        running.update(rng.uniform(-1, 1, (64, dim)))
-        stats.append(running.finish())
-    codec = Codec(recipe.codec, *stats)
-    channels = recipe.model.backbone.latent_channels
-    latents = DctLatents(recipe.latents, [0.0] * channels, [1.0] * channels)
-    return Processing(
-        codec, latents, HashedText(recipe.text).encode([recipe.prompt.format(task="press the red button")])
-    )
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
-def _windows(recipe: Recipe) -> Windows:
-    rng, size, model = np.random.default_rng(0), recipe.train.batch_size, recipe.model
-    frames = 1 + model.horizon // recipe.codec.video_stride
-    return Windows(
-        frames=rng.integers(0, 256, (size, frames, *recipe.codec.canvas, 3), np.uint8),
-        state=rng.normal(size=(size, model.state_dim)).astype(np.float32),
-        action=rng.normal(size=(size, model.horizon, model.action_dim)).astype(np.float32),
-        action_is_pad=np.zeros((size, model.horizon), bool),
-        frame_is_pad=np.zeros((size, frames), bool),
-        task=np.zeros(size, np.int64),
-    )
+def _result(recipe: Recipe, rows: dict[str, list[dict[str, float]]], size: int, device: torch.device) -> dict[str, Any]:
+    step = {name: statistics.median(sum(row[part] for part in PARTS) for row in table) for name, table in rows.items()}
+    parts = {
+        name: {part: statistics.median(row[part] for row in table) for part in PARTS} for name, table in rows.items()
+    }
+    result: dict[str, Any] = {
+        "recipe": recipe.name,
+        "batch_size": size,
+        "precision": recipe.train.precision,
+        "checkpointing": recipe.train.checkpointing,
+        "threads": torch.get_num_threads(),
+        "warm_up": WARM_UP,
+        "repetitions": len(rows["plain"]),
+        "plain_s": step["plain"],
+        "packed_s": step["packed"],
+        "ratio": step["packed"] / step["plain"],
+        "samples_per_second": {name: size / seconds for name, seconds in step.items()},
+        "parts_s": parts,
+        "machine": machine() | {"torch": torch.__version__, "python": platform.python_version()},
+    }
+    if device.type == "cuda":
+        result["machine"] |= {"gpu": torch.cuda.get_device_name(device)}
+        result["peak_gib"] = {name: max(row["peak_bytes"] for row in table) / 2**30 for name, table in rows.items()}
+    return result
 
 
 def table(result: dict[str, Any]) -> str:
     """The result as text."""
-    shares = [
-        f"  {name:15} {1000 * seconds:8.1f} ms  {seconds / result['step_s']:5.1%}"
-        for name, seconds in result["parts_s"].items()
+    machine_name = result["machine"].get("gpu", f"{result['threads']} threads on {result['machine']['processor']}")
+    lines = [
+        f"{result['recipe']}: {result['samples_per_second']['packed']:.3g} samples/s packed, batch "
+        f"{result['batch_size']}, {result['precision']}, {machine_name}",
+        f"  one training step, the median of {result['repetitions']} after {result['warm_up']}, in turns",
+        f"  {'':12}{'plain':>12}{'packed':>12}{'of the step':>13}",
     ]
-    return "\n".join(
-        [
-            f"{result['recipe']}: {result['samples_per_second']:.1f} samples/s, batch {result['batch_size']}, "
-            f"{result['precision']}, {result['threads']} threads on {result['machine']['processor']}",
-            f"  step            {1000 * result['step_s']:8.1f} ms  "
-            f"(median of {result['repetitions']} after {result['warm_up']})",
-            *shares,
-        ]
-    )
+    plain, packed = result["parts_s"]["plain"], result["parts_s"]["packed"]
+    for part in packed:
+        share = packed[part] / result["packed_s"]
+        lines.append(f"  {part:12}{1000 * plain[part]:9.1f} ms{1000 * packed[part]:9.1f} ms{share:>12.1%}")
+    lines.append(f"  {'step':12}{1000 * result['plain_s']:9.1f} ms{1000 * result['packed_s']:9.1f} ms")
+    lines.append(f"  packed takes {result['ratio']:.3f} of the plain step's time")
+    if "peak_gib" in result:
+        lines.append(
+            f"  peak memory  {result['peak_gib']['plain']:.1f} GiB plain, {result['peak_gib']['packed']:.1f} packed"
+        )
+    return "\n".join(lines)

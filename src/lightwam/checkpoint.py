@@ -3,8 +3,10 @@
     recipe.json      the config; a run never changes it
     dataset.json     what it was trained on: path, and every file with size and hash
     processing.json  what was measured on the data: the codec's and the latents' statistics
+    frozen.safetensors    weights that training leaves alone, when there are such
+    prompts.safetensors   token states of the prompts, when a pretrained text encoder made them
     checkpoints/step_00000500/
-        model.safetensors   the weights, by parameter name
+        model.safetensors   the trained weights, by parameter name
         ema.safetensors     their moving average, when the recipe has one
         training.pt         optimiser and loader, so that training goes on to the same bits
         meta.json           step, file sizes and digests; written last
@@ -32,9 +34,11 @@ from torch import Tensor
 from lightwam.codec import Codec
 from lightwam.config import Recipe, from_dict, to_dict
 from lightwam.errors import CheckpointError
-from lightwam.latents.dct import DctLatents
 
 FORMAT = 1
+FROZEN, PROMPTS = "frozen.safetensors", "prompts.safetensors"
+FREE = ("notes", "weights", "train.micro_batch", "train.checkpointing", "train.listeners")
+"""settings that may change while a run goes on: they do not touch what is learnt"""
 Weights = dict[str, Tensor]
 
 
@@ -111,17 +115,38 @@ def check_dataset(run: Path, dataset: Path, fingerprint: Mapping[str, str]) -> N
         )
 
 
-def write_processing(run: Path, codec: Codec, latents: DctLatents) -> None:
+def write_processing(run: Path, codec: Codec, latents: Mapping[str, Any]) -> None:
     """Save what was measured on the data."""
-    write_json(run / "processing.json", {"codec": codec.to_dict(), "latents": latents.to_dict()})
+    write_json(run / "processing.json", {"codec": codec.to_dict(), "latents": dict(latents)})
 
 
-def read_processing(run: Path) -> tuple[Codec, DctLatents]:
-    """The codec and the latents that the run was trained with; ConfigError or CheckpointError naming an odd key."""
+def read_processing(run: Path) -> tuple[Codec, Any]:
+    """The codec that the run was trained with, and what was measured of its latents; ConfigError or CheckpointError."""
     path = run / "processing.json"
     data = _read_table(path, ("codec", "latents"))
-    codec = Codec.from_dict(data["codec"], f"{path} codec")
-    return codec, DctLatents.from_dict(read_recipe(run).latents, data["latents"], f"{path} latents")
+    return Codec.from_dict(data["codec"], f"{path} codec"), data["latents"]
+
+
+def write_tensors(path: Path, tensors: Weights) -> None:
+    """Tensors that a run has once, such as its frozen weights; there whole or not at all."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    with _disk_errors(path):
+        try:
+            safetensors.torch.save_file(_own(tensors), beside)
+            os.replace(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
+
+
+def read_tensors(path: Path) -> Weights:
+    """What `write_tensors` wrote; nothing when there is no such file. CheckpointError when it is torn."""
+    if not path.exists():
+        return {}
+    try:
+        return safetensors.torch.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise CheckpointError("a file of the run is damaged", where=path, got=error,
+                              next_step="copy the run again") from error  # fmt: skip
 
 
 def steps(run: Path) -> list[int]:
@@ -191,6 +216,11 @@ def load(run: Path, step: int | None = None, *, training: bool = True) -> Checkp
     return Checkpoint(meta["step"], safetensors.torch.load_file(place / "model.safetensors"), ema, state)
 
 
+def run_weights(run: Path, saved: Checkpoint, *, ema: bool = True) -> Weights:
+    """All weights of a run's model: those of a checkpoint (averaged, where there is an average and `ema`), the frozen."""
+    return read_tensors(run / FROZEN) | (saved.ema if ema and saved.ema is not None else saved.model)
+
+
 def fill(module: torch.nn.Module, weights: Weights, where: object) -> None:
     """Copy `weights` into `module`, every name and shape accounted for, else CheckpointError listing what differs."""
     ours = {name: tuple(value.shape) for name, value in module.state_dict().items()}
@@ -234,8 +264,9 @@ def _digest(path: Path) -> str:
 def _differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(old.keys() | new.keys()):
-            if key != "notes":
-                yield from _differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+            name = f"{path}.{key}" if path else key
+            if name not in FREE:
+                yield from _differences(old.get(key), new.get(key), name)
     elif old != new:
         yield f"{path}: run has {old!r}, asked {new!r}"
 

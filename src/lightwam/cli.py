@@ -18,9 +18,12 @@ from lightwam.errors import ConfigError, LightwamError, did_you_mean
 COMMANDS = {
     "demo": "collect, train, evaluate and report in one go",
     "collect": "record demonstrations by scripted experts as a LeRobot v3.0 dataset",
+    "cache": "encode a dataset once: latents and prompts for recipes with pretrained encoders",
     "train": "train a policy on a dataset; the same command again goes on where it stopped",
     "eval": "run a trained policy in closed loop on seeds it never saw",
     "report": "write a run's report.html",
+    "adopt": "make a run of a published Light-WAM checkpoint",
+    "export": "write a run's weights as a published Light-WAM checkpoint",
     "show": "print a recipe's sizes, parameters and memory",
     "check": "check a dataset or a simulator",
     "bench": "measure speed",

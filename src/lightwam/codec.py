@@ -57,11 +57,8 @@ class Codec:
     def pixels(
         self, canvas: UInt8[np.ndarray, "B F height width 3"] | UInt8[Tensor, "B F height width 3"]
     ) -> Float32[Tensor, "B 3 F height width"]:
-        """Canvases -> model input in [-1, 1]: (x / 255 - 0.5) / 0.5."""
-        if isinstance(canvas, np.ndarray):
-            canvas = torch.from_numpy(canvas if canvas.flags.writeable else canvas.copy())
-        moved = canvas.permute(0, 4, 1, 2, 3)
-        return moved.to(torch.float32, memory_format=torch.contiguous_format).mul_(1 / 127.5).sub_(1)
+        """Canvases -> model input in [-1, 1]."""
+        return to_pixels(canvas)
 
     def pictures(self, pixels: Float[Tensor, "B 3 F height width"]) -> UInt8[np.ndarray, "B F height width 3"]:
         """The way back from `pixels`, rounded and clipped to uint8: what an imagined video looks like."""
@@ -97,6 +94,16 @@ class Codec:
             FeatureStats.from_dict(data["state"], f"{where}.state"),
             FeatureStats.from_dict(data["action"], f"{where}.action"),
         )
+
+
+def to_pixels(
+    canvas: UInt8[np.ndarray, "B F height width 3"] | UInt8[Tensor, "B F height width 3"],
+) -> Float32[Tensor, "B 3 F height width"]:
+    """Canvases -> model input in [-1, 1]: (x / 255 - 0.5) / 0.5."""
+    if isinstance(canvas, np.ndarray):
+        canvas = torch.from_numpy(canvas if canvas.flags.writeable else canvas.copy())
+    moved = canvas.permute(0, 4, 1, 2, 3)
+    return moved.to(torch.float32, memory_format=torch.contiguous_format).mul_(1 / 127.5).sub_(1)
 
 
 def place_cameras(

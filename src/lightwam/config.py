@@ -1,4 +1,4 @@
-"""Every setting there is, as frozen dataclasses, with the checks that span more than one of them.
+"""Every setting there is, as frozen dataclasses; whether they fit together is for `checks.check` to say.
 
 A named experiment is a function in recipes.py that returns a whole `Recipe`. A run directory holds its recipe as JSON;
 reading it back is strict both ways: an unknown key, a missing key or a value of another type is refused by name.
@@ -7,8 +7,6 @@ reading it back is strict both ways: an unknown key, a missing key or a value of
 from __future__ import annotations
 
 import dataclasses
-import math
-import string
 import types
 import typing
 from dataclasses import dataclass, field
@@ -115,6 +113,19 @@ class DctConfig:
     chroma_channels: int = 3
     kind: Literal["dct"] = "dct"
 
+    @property
+    def channels(self) -> int:
+        """Latent channels."""
+        return self.luma_channels + 2 * self.chroma_channels
+
+
+@dataclass(frozen=True)
+class WanVaeConfig:
+    """Wan2.1's video VAE, from the folder or Hub repo that the recipe's `weights` names."""
+
+    channels: int = 16
+    kind: Literal["wan_vae"] = "wan_vae"
+
 
 @dataclass(frozen=True)
 class HashedTextConfig:
@@ -123,6 +134,15 @@ class HashedTextConfig:
     num_tokens: int = 16
     dim: int = 64
     kind: Literal["hashed"] = "hashed"
+
+
+@dataclass(frozen=True)
+class Umt5Config:
+    """UMT5-XXL's encoder, as Wan2.1 has it, from the folder or Hub repo that the recipe's `weights` names."""
+
+    num_tokens: int = 128
+    dim: int = 4096
+    kind: Literal["umt5"] = "umt5"
 
 
 @dataclass(frozen=True)
@@ -183,6 +203,11 @@ class TrainConfig:
     ema_decay: float = 0.0
     """0: no average; else the decay of the average of trained weights that is evaluated"""
     precision: Literal["float32", "bfloat16"] = "float32"
+    """of the model's weights and activations; bfloat16 keeps float32 masters of what is trained"""
+    micro_batch: int = 0
+    """0: the whole batch at once; else this many samples at a time, their gradients added up (less memory)"""
+    checkpointing: bool = False
+    """keep each block's input alone for the backward pass and compute the rest twice (less memory, slower)"""
     seed: int = 0
     log_every: int = 20
     save_every: int = 500
@@ -212,8 +237,8 @@ class Recipe:
     name: str
     model: ModelConfig
     codec: CodecConfig
-    latents: DctConfig
-    text: HashedTextConfig
+    latents: DctConfig | WanVaeConfig
+    text: HashedTextConfig | Umt5Config
     sim: SimConfig
     collect: CollectConfig
     train: TrainConfig
@@ -221,6 +246,8 @@ class Recipe:
     prompt: str = "{task}"
     """how a task sentence becomes the prompt; the paper: A video recorded from a robot's point of view executing the
     following instruction: {task}"""
+    weights: str = ""
+    """pretrained Wan2.1: a folder (the official layout or diffusers') or a Hub repo id; "": nothing is pretrained"""
     notes: str = field(default="", compare=False)
 
 
@@ -253,9 +280,11 @@ def _parse(kind: Any, data: Any, where: str) -> Any:
                 pairs = zip(items, data, strict=True)
                 return tuple(_parse(item, value, f"{where}[{i}]") for i, (item, value) in enumerate(pairs))
     elif origin in (typing.Union, types.UnionType):
-        for option in arguments:
-            if dataclasses.is_dataclass(option) and isinstance(data, dict) and data.get("kind") == _kind_of(option):
-                return _parse(option, data, where)
+        kinds = {_kind_of(option): option for option in arguments}
+        if isinstance(data, dict) and "kind" in data:
+            if data["kind"] in kinds:
+                return _parse(kinds[data["kind"]], data, where)
+            raise ConfigError("unknown kind", where=f"{where}.kind", got=repr(data["kind"]), expected=sorted(kinds))
     elif kind is float and isinstance(data, (int, float)) and not isinstance(data, bool):
         return float(data)
     elif isinstance(data, kind) and (kind is bool or not isinstance(data, bool)):
@@ -279,129 +308,3 @@ def _parse_dataclass(kind: type, data: Any, where: str) -> Any:
     if missing:
         raise ConfigError("config keys are missing", where=where, got=sorted(data), expected=missing)
     return kind(**{name: _parse(hints[name], data[name], f"{where}.{name}") for name in names})
-
-
-def _require(truth: bool, what: str, where: str, got: object, expected: object, next_step: str = "") -> None:
-    if not truth:
-        raise ConfigError(what, where=where, got=got, expected=expected, next_step=next_step)
-
-
-def check(recipe: Recipe) -> Recipe:
-    """The same recipe, when its parts fit together; else ConfigError naming the two settings that do not.
-
-    Called at the door by every command, so that nothing downstream has to doubt its config.
-    """
-    _check_model(recipe.model)
-    _check_windows(recipe)
-    _check_pictures(recipe)
-    _check_train(recipe.train)
-    _check_episodes(recipe)
-    names = [name for _, name, _, _ in string.Formatter().parse(recipe.prompt) if name is not None]
-    _require(names == ["task"], "the prompt must hold {task} once, and no other {...}", "prompt", repr(recipe.prompt),
-             "'{task}', or words around it")  # fmt: skip
-    return recipe
-
-
-def _check_train(train: TrainConfig) -> None:
-    for name in ("steps", "batch_size", "log_every", "save_every"):
-        value = getattr(train, name)
-        _require(value >= 1, "a count must be positive", f"train.{name}", value, ">= 1")
-    for name in ("warmup_steps", "shift_pixels", "seed", "weight_decay", "final_learning_rate", "muon_learning_rate"):
-        value = getattr(train, name)
-        _require(0 <= value < math.inf, "a setting must not be negative", f"train.{name}", value, ">= 0")
-    for name in ("learning_rate", "clip_norm"):
-        value = getattr(train, name)
-        _require(0 < value < math.inf, "a setting must be positive", f"train.{name}", value, "> 0")
-    for name, value in (("betas[0]", train.betas[0]), ("betas[1]", train.betas[1]), ("ema_decay", train.ema_decay)):
-        _require(0 <= value < 1, "not a decay", f"train.{name}", value, "in [0, 1)")
-
-
-def _check_episodes(recipe: Recipe) -> None:
-    sim, collect, evaluation = recipe.sim, recipe.collect, recipe.eval
-    for where, section, names in (
-        ("sim", sim, ("height", "width", "max_steps", "action_repeat")),
-        ("collect", collect, ("demos_per_task", "workers")),
-        ("eval", evaluation, ("trials", "workers")),
-    ):
-        for name in names:
-            value = getattr(section, name)
-            _require(value >= 1, "a count must be positive", f"{where}.{name}", value, ">= 1")
-    for name in ("extra_steps", "wander_steps"):
-        value = getattr(collect, name)
-        _require(value >= 0, "a count must not be negative", f"collect.{name}", value, ">= 0")
-    _require(evaluation.videos_per_task >= 0, "a count must not be negative", "eval.videos_per_task",
-             evaluation.videos_per_task, ">= 0")  # fmt: skip
-    for name, words in (("tasks", sim.tasks), ("cameras", sim.cameras)):
-        _require(0 < len(words) == len(set(words)), "names must be there, and each once", f"sim.{name}", words, "a set")
-    _require(0 <= collect.noise_std < math.inf, "not a deviation", "collect.noise_std", collect.noise_std, ">= 0")
-    _require(0 <= collect.noise_probability <= 1, "not a probability", "collect.noise_probability",
-             collect.noise_probability, "in [0, 1]")  # fmt: skip
-    # an expert may fail, so demonstrations use more seeds than there are demonstrations
-    for task, count in collect.more_demos:
-        _require(task in sim.tasks and count >= 0, "not a task of the simulator's, or not a count",
-                 "collect.more_demos", (task, count), f"one of {sim.tasks}, >= 0")  # fmt: skip
-    after = collect.first_seed + 100 * max(collect.demos(task) for task in sim.tasks)
-    _require(evaluation.first_seed >= after or evaluation.first_seed + evaluation.trials <= collect.first_seed,
-             "evaluation seeds are too near the demonstrations'", "eval.first_seed", evaluation.first_seed,
-             f">= {after} (collect.first_seed + 100 * the most demonstrations of a task)")  # fmt: skip
-
-
-def _check_model(model: ModelConfig) -> None:
-    backbone, expert = model.backbone, model.expert
-    _require(backbone.width % backbone.num_heads == 0, "heads do not divide the width", "model.backbone.num_heads",
-             backbone.num_heads, f"a divisor of width {backbone.width}")  # fmt: skip
-    head = backbone.width // backbone.num_heads
-    _require(head % 2 == 0 and (head // 3) % 2 == 0, "RoPE cannot split this head", "model.backbone.width / num_heads",
-             head, "even, with an even third (24, 36, 48, 128, ...)")  # fmt: skip
-    taps = backbone.taps
-    _require(len(taps) > 0 and list(taps) == sorted(set(taps)) and taps[0] >= 0 and taps[-1] < backbone.num_blocks,
-             "taps are not block indices in rising order", "model.backbone.taps", taps,
-             f"within 0..{backbone.num_blocks - 1}")  # fmt: skip
-    _require(backbone.width % expert.num_pool_heads == 0, "pooling heads do not divide the width",
-             "model.expert.num_pool_heads", expert.num_pool_heads, f"a divisor of {backbone.width}")  # fmt: skip
-    _require(1 <= model.supervised_prefix <= model.horizon, "the supervised prefix is not within the chunk",
-             "model.supervised_prefix", model.supervised_prefix, f"1..{model.horizon}")  # fmt: skip
-    for name in ("state_dim", "action_dim", "horizon"):
-        value = getattr(model, name)
-        _require(value >= 1, "a count must be positive", f"model.{name}", value, ">= 1")
-    for name in ("video_loss_weight", "action_loss_weight"):
-        value = getattr(model, name)
-        _require(0 <= value < math.inf, "not a weight", f"model.{name}", value, ">= 0")
-    _require(not (backbone.frozen and backbone.lora_rank == 0), "nothing of the backbone would be trained",
-             "model.backbone", "frozen with lora_rank 0", "lora_rank > 0, or frozen = False")  # fmt: skip
-
-
-def _check_windows(recipe: Recipe) -> None:
-    model, stride, replan = recipe.model, recipe.codec.video_stride, recipe.eval.replan
-    _require(stride >= 1 and model.horizon % (4 * stride) == 0, "the chunk does not hold whole latent frames",
-             "model.horizon", model.horizon, f"a multiple of 4 * codec.video_stride = {4 * stride}")  # fmt: skip
-    _require(1 <= replan <= model.supervised_prefix, "the controller would execute steps training never supervised",
-             "eval.replan", replan, f"1..{model.supervised_prefix} (model.supervised_prefix)",
-             "lower eval.replan, or raise model.supervised_prefix and train again")  # fmt: skip
-    _require(recipe.text.dim == model.backbone.text_dim, "text widths differ", "text.dim", recipe.text.dim,
-             f"{model.backbone.text_dim} (model.backbone.text_dim)")  # fmt: skip
-    for dim in recipe.codec.delta_action_dims:
-        _require(0 <= dim < model.action_dim, "no such action dim", "codec.delta_action_dims", dim,
-                 f"0..{model.action_dim - 1}")  # fmt: skip
-    channels = recipe.latents.luma_channels + 2 * recipe.latents.chroma_channels
-    _require(channels == model.backbone.latent_channels, "latent channels differ", "latents", channels,
-             f"{model.backbone.latent_channels} (model.backbone.latent_channels)")  # fmt: skip
-
-
-def _check_pictures(recipe: Recipe) -> None:
-    (height, width), patch = recipe.codec.canvas, recipe.model.backbone.patch
-    for side, value, grain in (("height", height, 16 * patch[1]), ("width", width, 16 * patch[2])):
-        _require(value > 0 and value % grain == 0, "the canvas does not split into pooled patches",
-                 f"codec.canvas {side}", value, f"a multiple of {grain} pixels (8 a latent, 2 pooled)")  # fmt: skip
-    _require(len(recipe.codec.places) > 0, "no camera on the canvas", "codec.places", "none", recipe.sim.cameras)
-    for place in recipe.codec.places:
-        _require(place.height >= 1 and place.width >= 1, "a camera's place is empty", f"codec.places {place.camera}",
-                 f"{place.height}x{place.width}", "at least 1x1 pixels")  # fmt: skip
-        inside = 0 <= place.top <= height - place.height and 0 <= place.left <= width - place.width
-        _require(inside, "a camera lies outside the canvas", f"codec.places {place.camera}", place, recipe.codec.canvas)
-        top, left, bottom, right = place.crop
-        _require(0 <= top < bottom <= 1 and 0 <= left < right <= 1, "not a part of a picture",
-                 f"codec.places {place.camera} crop", place.crop,
-                 "0 <= top < bottom <= 1, 0 <= left < right <= 1")  # fmt: skip
-        _require(place.camera in recipe.sim.cameras, "the codec places a camera that the simulator does not give",
-                 "codec.places", place.camera, recipe.sim.cameras)  # fmt: skip

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from lightwam.checkpoint import read_json, write_json
+from lightwam.checks import check
 from lightwam.collect import collect
-from lightwam.config import Recipe, check
+from lightwam.config import Recipe
 from lightwam.evaluate import evaluate
 from lightwam.policy import Policy
 from lightwam.report import write_report

@@ -22,7 +22,8 @@ import torch
 from jaxtyping import Float32
 
 from lightwam import checkpoint
-from lightwam.config import EvalConfig, Recipe, SimConfig, check, to_dict
+from lightwam.checks import check
+from lightwam.config import EvalConfig, Recipe, SimConfig, to_dict
 from lightwam.data.video import write_video
 from lightwam.errors import CheckpointError
 from lightwam.policy import Policy

@@ -15,10 +15,13 @@ Listener = Callable[[int, Mapping[str, float]], None]
 
 
 @contextmanager
-def listen(recipe: Recipe, run: Path) -> Iterator[list[Listener]]:
-    """The listeners that `recipe.train.listeners` names, closed at the end; ConfigError names a missing one's extra."""
+def listen(recipe: Recipe, run: Path, leads: bool = True) -> Iterator[list[Listener]]:
+    """The listeners that `recipe.train.listeners` names, closed at the end; ConfigError names a missing one's extra.
+
+    Of processes that train together only the one that leads has any.
+    """
     with ExitStack() as stack:
-        yield [_open(name, recipe, run, stack) for name in recipe.train.listeners]
+        yield [_open(name, recipe, run, stack) for name in recipe.train.listeners if leads]
 
 
 def _open(name: str, recipe: Recipe, run: Path, stack: ExitStack) -> Listener:

@@ -11,21 +11,30 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lightwam.config import TrainConfig
+from lightwam.distributed import sharded_like
 
 MUON_PARTS = ("dit.blocks.", "dit.adapters.")
 """where Muon's matrices are: those between hidden states; inputs, outputs and the expert stay with AdamW"""
 
 
 class Optimizer:
-    """All optimisers of a run as one; every group follows one schedule, scaled to the group's own peak rate."""
+    """All optimisers of a run as one; every group follows one schedule, scaled to the group's own peak rate.
+
+    Weights in bfloat16 have a master in float32 here, which is what is optimised: most single updates are smaller than
+    a step of bfloat16 and would vanish. `masters` are those and, where the weights are float32, the weights themselves.
+    """
 
     def __init__(self, trained: Mapping[str, nn.Parameter], settings: TrainConfig) -> None:
+        self.masters = {
+            name: p if p.dtype == torch.float32 else nn.Parameter(p.detach().float()) for name, p in trained.items()
+        }
+        self._copies = [(p, self.masters[name]) for name, p in trained.items() if p is not self.masters[name]]
         chosen = {
             name: p
-            for name, p in trained.items()
+            for name, p in self.masters.items()
             if settings.muon_learning_rate and name.startswith(MUON_PARTS) and p.ndim == 2
         }
-        rest = {name: p for name, p in trained.items() if name not in chosen}
+        rest = {name: p for name, p in self.masters.items() if name not in chosen}
         groups = weight_groups(rest, settings.weight_decay)
         self._parts: list[torch.optim.Optimizer] = [
             torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, fused=True)
@@ -35,13 +44,27 @@ class Optimizer:
         for group in self._groups():
             group["peak"] = group["lr"]
 
+    def clip(self, most: float) -> Float[Tensor, ""]:
+        """Scale the gradients down to a joint norm of `most` where it is larger; returns what it was."""
+        for weight, master in self._copies:
+            master.grad = None if weight.grad is None else weight.grad.float()
+            weight.grad = None
+        return torch.nn.utils.clip_grad_norm_(self.masters.values(), most)
+
     def step(self, share: float) -> None:
-        """One update at `share` of every group's peak rate, from the gradients, which are then dropped."""
+        """One update at `share` of every group's peak rate, from the clipped gradients, which are then dropped."""
         for group in self._groups():
             group["lr"] = group["peak"] * share
         for part in self._parts:
             part.step()
             part.zero_grad()
+        self.publish()
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """Round the masters into the model's weights."""
+        for weight, master in self._copies:
+            weight.copy_(master)
 
     def state_dict(self) -> list[dict[str, Any]]:
         """One entry an optimiser."""
@@ -51,6 +74,10 @@ class Optimizer:
         """The inverse of `state_dict`, for the same settings."""
         for part, state in zip(self._parts, states, strict=True):
             part.load_state_dict(state)
+            for p, table in part.state.items():
+                for key, value in table.items():
+                    if isinstance(value, Tensor) and value.shape == p.shape:
+                        table[key] = sharded_like(value, p.data)
 
     def _groups(self) -> list[dict[str, Any]]:
         return [group for part in self._parts for group in part.param_groups]

@@ -16,26 +16,20 @@ from torch import Tensor
 from lightwam import checkpoint
 from lightwam.codec import Codec
 from lightwam.config import Recipe
+from lightwam.encoders import Prompts, open_processing
 from lightwam.errors import WireError
-from lightwam.latents.dct import DctLatents
 from lightwam.model.light_wam import LightWAM
-from lightwam.text.hashed import HashedText
 from lightwam.types import LatentCodec, Observation
-
-MAX_PROMPTS = 256
-"""prompts whose text states are kept"""
 
 
 class Policy:
     """Acts, imagines and shows what it looks at. Holds no state of an episode: `act` reads one observation."""
 
     def __init__(
-        self, recipe: Recipe, codec: Codec, latents: DctLatents, text: HashedText, model: LightWAM, step: int
+        self, recipe: Recipe, codec: Codec, latents: LatentCodec, prompts: Prompts, model: LightWAM, step: int
     ) -> None:
-        self.recipe, self.codec, self.text = recipe, codec, text
-        self.latents: LatentCodec = latents
+        self.recipe, self.codec, self.latents, self.prompts = recipe, codec, latents, prompts
         self.model, self.step = model.eval(), step
-        self._prompts: dict[str, Float[Tensor, "L E"]] = {}
 
     @classmethod
     def load(cls, run: Path | str, step: int | None = None, *, ema: bool = True) -> Policy:
@@ -46,11 +40,12 @@ class Policy:
         """
         run = Path(run)
         recipe = checkpoint.read_recipe(run)
-        codec, latents = checkpoint.read_processing(run)
+        codec, latents = open_processing(run, recipe)
         saved = checkpoint.load(run, step, training=False)
         model = LightWAM(recipe.model)
-        checkpoint.fill(model, saved.ema if ema and saved.ema is not None else saved.model, run)
-        return cls(recipe, codec, latents, HashedText(recipe.text), model, saved.step)
+        checkpoint.fill(model, checkpoint.run_weights(run, saved, ema=ema), run)
+        prompts = Prompts(recipe, checkpoint.read_tensors(run / checkpoint.PROMPTS))
+        return cls(recipe, codec, latents, prompts, model, saved.step)
 
     def act(self, observation: Observation) -> Float32[np.ndarray, "H A"]:
         """A whole chunk of actions in robot units; WireError when the observation is not what training saw."""
@@ -86,7 +81,7 @@ class Policy:
     ) -> tuple[Float[Tensor, "B C 1 h w"], Float[Tensor, "B L E"], Float[Tensor, "B P"]]:
         canvases = np.stack([self.codec.canvas(observation.frames) for observation in observations])
         latent = self.latents.encode(self.codec.pixels(canvases[:, None]))
-        context = torch.stack([self._prompt(observation.instruction) for observation in observations])
+        context = self.prompts.states([observation.instruction for observation in observations])
         state = self.codec.encode_state(np.stack([self._state(observation) for observation in observations]))
         return latent, context, torch.from_numpy(state)
 
@@ -100,10 +95,3 @@ class Policy:
                 expected=f"{self.recipe.model.state_dim} finite numbers",
             )
         return state
-
-    def _prompt(self, instruction: str) -> Float[Tensor, "L E"]:
-        if instruction not in self._prompts:
-            if len(self._prompts) >= MAX_PROMPTS:
-                self._prompts.pop(next(iter(self._prompts)))
-            self._prompts[instruction] = self.text.encode([self.recipe.prompt.format(task=instruction)])[0]
-        return self._prompts[instruction]

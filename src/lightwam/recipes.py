@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from lightwam.checks import check
 from lightwam.config import (
     BackboneConfig,
     CameraPlace,
@@ -23,7 +24,6 @@ from lightwam.config import (
     Recipe,
     SimConfig,
     TrainConfig,
-    check,
 )
 from lightwam.errors import ConfigError, did_you_mean
 
@@ -123,7 +123,7 @@ def mt10() -> Recipe:
         "window-open",
         "window-close",
     )
-    backbone = replace(base.model.backbone, width=120, ffn_width=240, num_heads=5)
+    backbone = replace(base.model.backbone, width=96, ffn_width=192, num_heads=4)
     return replace(
         base,
         name="mt10",
@@ -135,7 +135,7 @@ def mt10() -> Recipe:
             demos_per_task=100,
             more_demos=(("reach", 300), ("push", 300), ("pick-place", 300), ("peg-insert-side", 200)),
         ),
-        train=replace(base.train, steps=10_000, ema_decay=0.999, save_every=1000),
+        train=replace(base.train, steps=6000, ema_decay=0.999, save_every=1000),
     )
 
 
@@ -199,7 +199,7 @@ def paper_libero_model() -> ModelConfig:
     """Every size of the Light-WAM published for LIBERO (arXiv 2606.08242).
 
     Its evaluation executes 10 of 32 steps, so 10 are supervised here; its own script supervises 8, a pair that
-    `config.check` refuses.
+    `checks.check` refuses.
     """
     return ModelConfig(
         backbone=BackboneConfig(),

@@ -1,7 +1,7 @@
 """Training: one loop, readable from top to bottom, and the same bits whether or not it was interrupted.
 
 Whatever is random is drawn from (seed, step), so a checkpoint holds weights, averages, optimiser and the loader's
-place, and nothing else is needed to go on.
+place, and nothing else is needed to go on. Under torchrun every process runs this same code on its rows of each batch.
 """
 
 from __future__ import annotations
@@ -10,184 +10,182 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightwam import checkpoint
+from lightwam import checkpoint, distributed
 from lightwam.checkpoint import Checkpoint, Weights
-from lightwam.codec import Codec
-from lightwam.config import Recipe, TrainConfig, check
-from lightwam.data.cache import FrameCache
-from lightwam.data.lerobot import LeRobotDataset
+from lightwam.checks import check
+from lightwam.config import Recipe, TrainConfig
+from lightwam.data.cache_base import Cache
 from lightwam.data.loader import WindowLoader
-from lightwam.errors import CheckpointError, DatasetError
-from lightwam.latents.dct import DctLatents
+from lightwam.distributed import Parallel, World
+from lightwam.engine.packed import PackedLoss
+from lightwam.errors import CheckpointError, ConfigError, DatasetError
 from lightwam.listeners import Listener, listen
 from lightwam.model.light_wam import LightWAM
 from lightwam.optimizer import Optimizer
+from lightwam.processing import Processing, open_data
 from lightwam.progress import Progress
-from lightwam.text.hashed import HashedText
-from lightwam.types import Batch, Windows
-
-FIT_FRAMES = 256
-"""pictures, evenly spaced over the dataset, that the latents' statistics are measured on"""
-
-
-@dataclass(frozen=True)
-class Processing:
-    """From the loader's windows to the model's batches."""
-
-    codec: Codec
-    latents: DctLatents
-    prompts: Float[Tensor, "tasks L E"]
-    """text states of every task sentence of the dataset"""
-
-    def batch(self, windows: Windows) -> Batch:
-        """Encode one batch of windows."""
-        return Batch(
-            latents=self.latents.encode(self.codec.pixels(windows.frames)),
-            context=self.prompts[torch.from_numpy(windows.task)],
-            state=torch.from_numpy(windows.state),
-            action=torch.from_numpy(windows.action),
-            action_is_pad=torch.from_numpy(windows.action_is_pad),
-            frame_is_pad=torch.from_numpy(windows.frame_is_pad),
-        )
+from lightwam.types import Batch
+from lightwam.weights.wan import load_backbone
 
 
 def train(
-    recipe: Recipe, dataset: Path, run: Path, *, stop_after: int | None = None, say: Callable[[str], None] = print
+    recipe: Recipe,
+    dataset: Path,
+    run: Path,
+    *,
+    stop_after: int | None = None,
+    say: Callable[[str], None] = print,
+    device: str = "auto",
+    parallel: Parallel = "ddp",
 ) -> Path:
     """Train `recipe` on the LeRobot dataset at `dataset` into the directory `run`, going on where it stopped.
 
-    `stop_after` ends the session early, after that step and its checkpoint (0: before the first). Returns `run`.
-    Raises CheckpointError when `run` holds another recipe, began with another dataset or has a damaged checkpoint,
-    DatasetError when the data do not fit or the loss is not finite.
+    `stop_after` ends the session early, after that step and its checkpoint (0: before the first). `device` is "auto"
+    (a GPU where there is one), "cpu" or "cuda"; `parallel` says how processes under torchrun share the work. Returns
+    `run`. Raises CheckpointError when `run` holds another recipe, began with another dataset or has a damaged
+    checkpoint, DatasetError when the data do not fit or the loss is not finite, ConfigError when memory runs out.
     """
     check(recipe)
-    checkpoint.start_run(run, recipe)
-    cache, processing = open_data(recipe, dataset, run, say)
-    torch.manual_seed(recipe.train.seed)
-    session = Session(recipe, cache, processing)
-    if checkpoint.steps(run):
-        session.resume(checkpoint.load(run))
-        say(f"going on from step {session.step}")
-    _cut_log(run / "log.jsonl", session.step)
-    last = min(recipe.train.steps, recipe.train.steps if stop_after is None else stop_after)
-    with (
-        listen(recipe, run) as listeners,
-        session.loader,
-        Progress("train", last, session.step, "step", say) as progress,
-    ):
-        _loop(session, last, run, listeners, progress)
+    with distributed.world(device) as world:
+        with world.leader_first():
+            checkpoint.start_run(run, recipe)
+            cache, processing = open_data(recipe, dataset, run, say)
+        torch.manual_seed(recipe.train.seed)
+        saved = checkpoint.load(run) if checkpoint.steps(run) else None
+        model = first_model(recipe) if saved is None else LightWAM(recipe.model)
+        if saved is not None:
+            checkpoint.fill(model, checkpoint.run_weights(run, saved, ema=False), run)
+        session = Session(recipe, model, cache, processing, world, parallel)
+        if saved is not None:
+            session.resume(saved)
+            _tell(world, say)(f"going on from step {session.step}")
+        world.wait()
+        if world.leads:
+            _cut_log(run / "log.jsonl", session.step)
+        last = min(recipe.train.steps, recipe.train.steps if stop_after is None else stop_after)
+        with (
+            listen(recipe, run, world.leads) as listeners,
+            session.loader,
+            Progress("train", last, session.step, "step", _tell(world, say)) as progress,
+        ):
+            _loop(session, last, run, listeners, progress)
     return run
 
 
-def open_data(
-    recipe: Recipe, dataset: Path, run: Path, say: Callable[[str], None] = print
-) -> tuple[FrameCache, Processing]:
-    """The decoded dataset and its processing; statistics are measured once and then belong to the run.
-
-    Raises DatasetError when the dataset does not fit the model, CheckpointError when the run began with another.
-    """
-    data = LeRobotDataset(dataset)
-    fingerprint = data.fingerprint()
-    if (run / "processing.json").exists():
-        checkpoint.check_dataset(run, dataset, fingerprint)
-    cache = open_cache(data, recipe, dataset / "cache", say)
-    for name, got, expected in (
-        ("observation.state", cache.state.shape[1], recipe.model.state_dim),
-        ("action", cache.action.shape[1], recipe.model.action_dim),
-    ):
-        if got != expected:
-            raise DatasetError(
-                "the dataset does not fit the model", where=f"{dataset}: {name}", got=got, expected=expected
-            )
-    if not (run / "processing.json").exists():
-        chosen = torch.linspace(0, len(cache.frames) - 1, min(FIT_FRAMES, len(cache.frames))).long().tolist()
-        codec = Codec(recipe.codec, data.stats["observation.state"], data.stats["action"])
-        pixels = codec.pixels(cache.frames[chosen][:, None])[:, :, 0]
-        checkpoint.write_dataset(run, dataset, fingerprint)
-        checkpoint.write_processing(run, codec, DctLatents.fit(recipe.latents, pixels))
-    codec, latents = checkpoint.read_processing(run)
-    prompts = HashedText(recipe.text).encode([recipe.prompt.format(task=task) for task in cache.tasks])
-    return cache, Processing(codec, latents, prompts)
+def _tell(world: World, say: Callable[[str], None]) -> Callable[[str], None]:
+    return say if world.leads else lambda line: None
 
 
-def open_cache(data: LeRobotDataset, recipe: Recipe, path: Path, say: Callable[[str], None]) -> FrameCache:
-    """The decoded pictures at `path`: decoded when there are none, or ones of other data or another codec."""
-    with ExitStack() as stack:
-        lines: list[Progress] = []
-
-        def tell(done: int, total: int) -> None:
-            if not lines:  # said only when there is something to decode
-                lines.append(stack.enter_context(Progress("decode", total, unit="frame", say=say)))
-            lines[0].advance(count=done - lines[0].done)
-
-        return FrameCache.fresh(data, recipe.codec, path, tell)
+def first_model(recipe: Recipe) -> LightWAM:
+    """The model that training begins with: random, but for the backbone where the recipe has pretrained weights."""
+    model = LightWAM(recipe.model)
+    if recipe.weights:
+        load_backbone(model.dit, recipe.weights)
+    return model
 
 
 class Session:
-    """All that changes while training."""
+    """All that changes while training. `model` may be in float32; it is brought to the recipe's precision and device."""
 
-    def __init__(self, recipe: Recipe, cache: FrameCache, processing: Processing) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        model: LightWAM,
+        cache: Cache,
+        processing: Processing,
+        world: World,
+        parallel: Parallel = "ddp",
+    ) -> None:
         settings = recipe.train
-        self.recipe, self.processing, self.step, self.seconds = recipe, processing, 0, 0.0
-        self.model = LightWAM(recipe.model)
-        self.trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        self.ema: Weights = {name: p.detach().clone() for name, p in self.trained.items()} if settings.ema_decay else {}
-        self.optimizer = Optimizer(self.trained, settings)
+        self.recipe, self.processing, self.world, self.step, self.seconds = recipe, processing, world, 0, 0.0
         self.loader = WindowLoader(
-            cache, processing.codec, recipe.model.horizon, settings.batch_size, settings.seed, settings.shift_pixels
-        )
+            cache, processing.codec, recipe.model.horizon, settings.batch_size, settings.seed, settings.shift_pixels,
+            rank=world.rank, world=world.size,
+        )  # fmt: skip
+        dtype = getattr(torch, settings.precision)
+        sharded = parallel == "fsdp" and world.size > 1
+        self.model = model.to(world.device, torch.float32 if sharded else dtype)
+        self.loss = distributed.share(PackedLoss(self.model, settings.checkpointing), world, parallel, dtype)
+        self.optimizer = Optimizer({name: p for name, p in self.model.named_parameters() if p.requires_grad}, settings)
+        self.trained = self.optimizer.masters
+        self.ema: Weights = {name: p.detach().clone() for name, p in self.trained.items()} if settings.ema_decay else {}
 
     def advance(self) -> dict[str, float]:
         """One optimiser step; returns its losses, gradient norm and learning rate."""
-        settings = self.recipe.train
-        batch = self.processing.batch(self.loader.next())
-        u, noise = flow_draw(settings.seed, self.step, batch)
-        with torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bfloat16"):
-            losses = self.model.loss(batch, u, noise)
-        losses.total.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.trained.values(), settings.clip_norm)
+        settings, world = self.recipe.train, self.world
+        batch = self.processing.batch(self.loader.next()).to(world.device)
+        u, noise = flow_draw(settings.seed, self.step, settings.batch_size, batch.clip, world.rank)
+        losses = world.mean(self.gradients(batch, u, noise))
+        norm = self.optimizer.clip(settings.clip_norm)
         rate = learning_rate(self.step, settings)
         self.optimizer.step(rate / settings.learning_rate)
         self.step += 1
         if self.ema:
             keep = ema_keep(self.step, settings.ema_decay)
             torch._foreach_lerp_(list(self.ema.values()), [p.detach() for p in self.trained.values()], 1 - keep)
+        total, video, action = losses.tolist()
         return {
-            "loss": losses.total.item(),
-            "loss_video": losses.video.item(),
-            "loss_action": losses.action.item(),
-            "grad_norm": norm.item(),
+            "loss": total,
+            "loss_video": video,
+            "loss_action": action,
+            "grad_norm": float(distributed.whole(norm)),
             "learning_rate": rate,
         }
 
+    def gradients(self, batch: Batch, u: Float[Tensor, " B"], noise: Float[Tensor, "B C T h2 w2"]) -> Float[Tensor, 3]:
+        """Add up the gradients of this process's rows, a micro batch at a time; returns the mean losses."""
+        size = len(u)
+        micro = min(self.recipe.train.micro_batch or size, size)
+        means = torch.zeros(3, device=u.device)
+        try:
+            for start in range(0, size, micro):
+                stop = min(start + micro, size)
+                share = (stop - start) / size
+                with distributed.adding_up(self.loss, last=stop == size):
+                    losses = self.loss(batch.rows(start, stop), u[start:stop], noise[start:stop])
+                    (losses.total * share).backward()
+                means += share * torch.stack([loss.detach().float() for loss in losses])
+        except torch.OutOfMemoryError as error:
+            raise ConfigError(
+                "the device ran out of memory",
+                where=f"step {self.step} on {self.world.device}",
+                got=f"{micro} samples at once: {str(error).splitlines()[0]}",
+                expected="a smaller step",
+                next_step=f"--train.micro-batch {max(1, micro // 2)}, or --train.checkpointing; the run goes on",
+            ) from error
+        return means
+
     def snapshot(self) -> Checkpoint:
-        """All of it, for the disk."""
-        model = {name: value.detach() for name, value in self.model.state_dict().items()}
+        """All of it, for the disk, gathered from all processes (each has to call it)."""
+        model = distributed.whole({name: p.detach() for name, p in self.trained.items()})
         training = {
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": distributed.whole(self.optimizer.state_dict()),
             "loader": self.loader.state_dict(),
             "seconds": self.seconds,
         }
-        return Checkpoint(self.step, model, {**model, **self.ema} if self.ema else None, training)
+        return Checkpoint(self.step, model, distributed.whole(self.ema) if self.ema else None, training)
+
+    def frozen(self) -> Weights:
+        """The weights that training leaves alone, gathered likewise."""
+        frozen = {name: p.detach() for name, p in self.model.named_parameters() if not p.requires_grad}
+        return distributed.whole(frozen)
 
     def resume(self, saved: Checkpoint) -> None:
-        """Go on from a checkpoint of the same recipe."""
+        """Go on from a checkpoint of the same recipe, whose weights the model has already."""
         if sorted(saved.training) != ["loader", "optimizer", "seconds"] or (saved.ema is None) != (not self.ema):
             raise CheckpointError(
                 "not a checkpoint to go on from", where=f"step {saved.step}", got=sorted(saved.training)
             )
-        checkpoint.fill(self.model, saved.model, f"step {saved.step}")
-        for name, value in self.ema.items():
-            assert saved.ema is not None
-            value.copy_(saved.ema[name])
+        for ours, theirs in ((self.trained, saved.model), (self.ema, saved.ema or {})):
+            for name, value in ours.items():
+                value.data.copy_(distributed.sharded_like(theirs[name], value.data))
         self.optimizer.load_state_dict(saved.training["optimizer"])
         self.loader.load_state_dict(saved.training["loader"])
         self.step, self.seconds = saved.step, saved.training["seconds"]
@@ -216,22 +214,38 @@ def _loop(session: Session, last: int, run: Path, listeners: list[Listener], pro
                 "seconds": session.seconds,
             }
             since, waited, steps_then = now, session.loader.wait_seconds, session.step
-            with (run / "log.jsonl").open("a") as log:
-                log.write(json.dumps({"step": session.step, **row}) + "\n")
+            if session.world.leads:
+                with (run / "log.jsonl").open("a") as log:
+                    log.write(json.dumps({"step": session.step, **row}) + "\n")
             for listener in listeners:
                 listener(session.step, row)
         progress.advance(f"loss {row['loss']:.4f}  action {row['loss_action']:.4f}  video {row['loss_video']:.4f}")
         if session.step % settings.save_every == 0 or session.step == last:
-            checkpoint.save(run, session.snapshot())
+            _save(session, run)
 
 
-def flow_draw(seed: int, step: int, batch: Batch) -> tuple[Float[Tensor, " B"], Float[Tensor, "B C T h2 w2"]]:
-    """The flow's uniform numbers (stratified over the batch: every step sees all noise levels) and noise."""
+def _save(session: Session, run: Path) -> None:
+    saved, frozen = session.snapshot(), {} if (run / checkpoint.FROZEN).exists() else session.frozen()
+    if session.world.leads:
+        if frozen:
+            checkpoint.write_tensors(run / checkpoint.FROZEN, frozen)
+        checkpoint.save(run, saved)
+    session.world.wait()
+
+
+def flow_draw(
+    seed: int, step: int, batch_size: int, clip: Float[Tensor, "B C T h2 w2"], rank: int = 0
+) -> tuple[Float[Tensor, " B"], Float[Tensor, "B C T h2 w2"]]:
+    """The flow's uniform numbers (stratified over the batch: every step sees all noise levels) and noise.
+
+    Drawn for all `batch_size` samples of the step; process `rank` gets the rows of its `clip`.
+    """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-    size, channels, frames, height, width = batch.latents.shape
-    u = (torch.arange(size) + torch.rand(size, generator=generator)) / size
-    u = u[torch.randperm(size, generator=generator)].clamp(1e-4, 1 - 1e-4)
-    return u, torch.randn(size, channels, frames, height // 2, width // 2, generator=generator)
+    u = (torch.arange(batch_size) + torch.rand(batch_size, generator=generator)) / batch_size
+    u = u[torch.randperm(batch_size, generator=generator)].clamp(1e-4, 1 - 1e-4)
+    noise = torch.randn(batch_size, *clip.shape[1:], generator=generator)
+    ours = slice(rank * len(clip), (rank + 1) * len(clip))
+    return u[ours].to(clip.device), noise[ours].to(clip.device)
 
 
 def learning_rate(step: int, settings: TrainConfig) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -28,12 +28,21 @@ class Observation:
     """the task as a sentence"""
 
 
+class Latents(NamedTuple):
+    """A clip, encoded, as the loss reads it: nothing else of it need be kept."""
+
+    present: Float[Tensor, "B C 1 h w"]
+    """the first frame at full resolution"""
+    clip: Float[Tensor, "B C T h2 w2"]
+    """the whole clip, averaged 2x2 in space"""
+
+
 @dataclass(frozen=True)
 class Windows:
-    """A batch of training windows as the loader gives them: pictures raw, state and action normalised by the codec."""
+    """A batch of training windows as the loader gives them; state and action are normalised by the codec."""
 
-    frames: UInt8[np.ndarray, "B F height width 3"]
-    """the codec's canvas, every `video_stride`-th control step"""
+    video: UInt8[np.ndarray, "B F height width 3"] | Latents
+    """the codec's canvas, every `video_stride`-th control step; or, from a latent cache, what the encoder made of it"""
     state: Float32[np.ndarray, "B P"]
     """of the window's first step"""
     action: Float32[np.ndarray, "B H A"]
@@ -47,8 +56,10 @@ class Windows:
 class Batch:
     """What the model learns from."""
 
-    latents: Float[Tensor, "B C T h w"]
-    """standardised latents of the whole clip at full resolution; the first frame is the present"""
+    present: Float[Tensor, "B C 1 h w"]
+    """standardised latents of the first frame, at full resolution: what the action pass sees"""
+    clip: Float[Tensor, "B C T h2 w2"]
+    """those of the whole clip averaged 2x2 in space: what the video pass learns to foresee"""
     context: Float[Tensor, "B L E"]
     """text token states, zeros where the prompt is padded"""
     state: Float[Tensor, "B P"]
@@ -60,9 +71,12 @@ class Batch:
         """The same batch on `device`."""
         return Batch(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
 
+    def rows(self, start: int, stop: int) -> Batch:
+        """Some of its samples."""
+        return Batch(*(getattr(self, field.name)[start:stop] for field in fields(self)))
 
-@dataclass(frozen=True)
-class Losses:
+
+class Losses(NamedTuple):
     """The joint objective and its two halves, each a scalar over the batch."""
 
     total: Float[Tensor, ""]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-IMPORT_NAMES = {"pyopengl": "OpenGL"}
+IMPORT_NAMES = {"huggingface-hub": "huggingface_hub", "pyopengl": "OpenGL"}
 """where the name to install differs from the name to import"""
 
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lightwam.config import BackboneConfig, ExpertConfig, FlowConfig, ModelConfig
+from lightwam.model import flow
 from lightwam.types import Batch
 
 FOLDER = Path(os.environ.get("LIGHTWAM_ORACLE_DIR") or Path(__file__).parents[1] / "data" / "oracle")
@@ -31,7 +32,8 @@ class Recorded:
         """The recorded training batch; of the states only the window's first step is read."""
         given = self.inputs
         pads = given["action_is_pad"].bool(), given["image_is_pad"].bool()
-        return Batch(given["latents"], given["context"], given["proprio"][:, 0], given["action"], *pads)
+        latents = given["latents"]
+        return Batch(latents[:, :, :1], flow.pool(latents), given["context"], given["proprio"][:, 0], given["action"], *pads)
 
     @property
     def sigma(self) -> Tensor:

@@ -36,7 +36,7 @@ def action_pass(recorded: Any, model: LightWAM) -> dict[str, Tensor]:
 def video_pass(recorded: Any, model: LightWAM) -> dict[str, Tensor]:
     batch, sigma, noise = recorded.batch, recorded.sigma, recorded.inputs["video_noise"]
     memory = model.dit.read(model.with_proprio(batch.context, batch.state))
-    noisy = flow.mix(flow.pool(batch.latents), noise, sigma)
+    noisy = flow.mix(batch.clip, noise, sigma)
     losses = model.loss(batch, recorded.u, noise)
     return {
         "train.noisy_latents": noisy,

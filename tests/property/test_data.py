@@ -33,11 +33,18 @@ def cache_of(lengths: list[int]) -> FrameCache:
 
 
 def loader_of(
-    lengths: list[int], horizon: int, batch_size: int, seed: int, shift: int = 0, stride: int = 2
+    lengths: list[int],
+    horizon: int,
+    batch_size: int,
+    seed: int,
+    shift: int = 0,
+    stride: int = 2,
+    rank: int = 0,
+    world: int = 1,
 ) -> WindowLoader:
     cache = cache_of(lengths)
     codec = Codec(dataclasses.replace(CONFIG, video_stride=stride), measure(cache.state), measure(cache.action))
-    return WindowLoader(cache, codec, horizon, batch_size, seed, shift)
+    return WindowLoader(cache, codec, horizon, batch_size, seed, shift, rank=rank, world=world)
 
 
 def equal(one: Windows, other: Windows) -> bool:
@@ -89,7 +96,7 @@ def test_an_epoch_covers_every_frame_and_no_window_leaves_its_episode(
     count, starts = sum(lengths), np.cumsum([0, *lengths])
     with loader_of(lengths, 2 * steps, batch_size, seed) as loader:
         batches = [loader.next() for _ in range(-(-count // batch_size))]
-    frames = np.concatenate([batch.frames[:, :, 0, 0, 0] for batch in batches])[:count].astype(int)
+    frames = np.concatenate([batch.video[:, :, 0, 0, 0] for batch in batches])[:count].astype(int)
     is_pad = np.concatenate([batch.frame_is_pad for batch in batches])[:count]
     assert sorted(frames[:, 0]) == list(range(count))
     assert set(frames[~is_pad]) == set(range(count))
@@ -113,6 +120,25 @@ def test_a_resumed_loader_equals_an_unbroken_one(
             unbroken.next()
         resumed.load_state_dict(unbroken.state_dict())
         assert all(equal(unbroken.next(), resumed.next()) for _ in range(4))
+
+
+@settings(max_examples=15, deadline=None)
+@given(LENGTHS, st.integers(1, 3), st.integers(1, 4), st.integers(0, 99), st.integers(0, 9), st.integers(1, 4))
+def test_any_number_of_processes_gives_the_rows_of_one(
+    lengths: list[int], rows: int, factor: int, seed: int, given_before: int, world: int
+) -> None:
+    size = rows * factor * world
+    with loader_of(lengths, 4, size, seed, 1) as whole:
+        state = whole.state_dict() | {"batches": given_before}
+        whole.load_state_dict(state)
+        batch = whole.next()
+    for rank in range(world):
+        with loader_of(lengths, 4, size, seed, 1, rank=rank, world=world) as part:
+            part.load_state_dict(state)
+            share = part.next()
+        span = slice(rank * size // world, (rank + 1) * size // world)
+        for field in dataclasses.fields(Windows):
+            assert np.array_equal(getattr(share, field.name), getattr(batch, field.name)[span])
 
 
 @given(st.text(min_size=1), st.sampled_from(["", "config", "state", "action"]))

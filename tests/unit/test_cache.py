@@ -141,3 +141,18 @@ def test_a_camera_that_the_dataset_lacks_is_named(dataset: LeRobotDataset, path:
         FrameCache.build(
             dataset, dataclasses.replace(CONFIG, places=(dataclasses.replace(PLACES[0], camera="frnt"),)), path
         )
+
+
+def test_a_folder_of_something_else_is_not_replaced(dataset: LeRobotDataset, path: Path) -> None:
+    path.mkdir()
+    (path / "thesis.tex").write_text("years")
+    with pytest.raises(DatasetError, match=r"something else(.|\n)*got: thesis\.tex(.|\n)*another folder"):
+        FrameCache.fresh(dataset, CONFIG, path)
+    assert (path / "thesis.tex").exists()
+
+
+def test_it_gives_clips(dataset: LeRobotDataset, path: Path) -> None:
+    cache = FrameCache.build(dataset, CONFIG, path)
+    frame = np.array([[0, 1, 1], [4, 3, 2]])
+    np.testing.assert_array_equal(cache.video(frame), cache.frames[frame])
+    assert cache.num_steps == dataset.num_frames

@@ -16,6 +16,7 @@ import torch
 
 from lightwam import checkpoint, recipes
 from lightwam.checkpoint import Checkpoint
+from lightwam.encoders import open_processing
 from lightwam.errors import CheckpointError, ConfigError, LightwamError
 
 
@@ -247,11 +248,11 @@ def test_processing_with_odd_or_missing_keys_is_refused_by_name(tiny_once: Any, 
     checkpoint.start_run(tmp_path, tiny_once.recipe)
     data = checkpoint.read_json(tiny_once.run / "processing.json")
     checkpoint.write_json(tmp_path / "processing.json", data)
-    checkpoint.read_processing(tmp_path)
+    open_processing(tmp_path, tiny_once.recipe)
     damage(data)
     checkpoint.write_json(tmp_path / "processing.json", data)
     with pytest.raises(LightwamError, match=told) as caught:
-        checkpoint.read_processing(tmp_path)
+        open_processing(tmp_path, tiny_once.recipe)
     assert "processing.json" in str(caught.value)
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from lightwam import recipes
-from lightwam.config import CameraPlace, Recipe, check, from_dict, to_dict
+from lightwam.checks import check
+from lightwam.config import CameraPlace, Recipe, from_dict, to_dict
 from lightwam.errors import ConfigError
 
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lightwam.config import BackboneConfig, ExpertConfig, FlowConfig, ModelConfig
+from lightwam.model import flow
 from lightwam.model.light_wam import LightWAM
 from lightwam.types import Batch
 
@@ -49,8 +50,10 @@ def batch_of(size: int = 3) -> Batch:
     torch.manual_seed(2)
     action, frame = torch.zeros(size, 8, dtype=torch.bool), torch.zeros(size, 9, dtype=torch.bool)
     action[-1, 4:], frame[-1, 4:] = True, True
+    latents = torch.randn(size, 3, 3, 8, 8)
     return Batch(
-        torch.randn(size, 3, 3, 8, 8),
+        latents[:, :, :1],
+        flow.pool(latents),
         torch.randn(size, 5, 8),
         torch.randn(size, 2),
         torch.randn(size, 8, 3),
@@ -122,7 +125,7 @@ def test_without_a_video_loss_there_is_no_video_pass(monkeypatch: pytest.MonkeyP
 @torch.no_grad()
 def test_the_action_loss_worked_by_hand() -> None:
     batch = batch_of()
-    chunk = MODEL.act(batch.latents[:, :, :1], batch.context, batch.state)
+    chunk = MODEL.act(batch.present, batch.context, batch.state)
     steps = [6, 6, 4]
     rows = [(chunk[i, :n] - batch.action[i, :n]).square().mean() for i, n in enumerate(steps)]
     torch.testing.assert_close(MODEL.loss(batch, *draws()).action, torch.stack(rows).mean())
@@ -148,7 +151,7 @@ def test_a_padded_latent_frame_does_not_count() -> None:
     is_pad = torch.zeros(1, 9, dtype=torch.bool)
     is_pad[:, 5:] = True
     sigma = 5 * u / (1 + 4 * u)
-    z = torch.nn.functional.avg_pool3d(batch.latents, (1, 2, 2))
+    z = batch.clip
     noised = (1 - sigma) * z + sigma * noise
     noised[:, :, 0] = z[:, :, 0]
     memory = MODEL.dit.read(MODEL.with_proprio(batch.context, batch.state))
@@ -165,7 +168,7 @@ def test_a_padded_latent_frame_does_not_count() -> None:
 def test_samples_of_a_batch_do_not_meet(sample: int, seed: int) -> None:
     batch = batch_of()
     one = slice(sample, sample + 1)
-    present = batch.latents[:, :, :1]
+    present = batch.present
     chunk = MODEL.act(present, batch.context, batch.state)
     alone = MODEL.act(present[one], batch.context[one], batch.state[one])
     torch.testing.assert_close(chunk[one], alone, rtol=0, atol=1e-5)
@@ -191,16 +194,16 @@ def test_losses_are_means_over_samples() -> None:
 @given(st.integers(0, 2**31))
 def test_actions_do_not_depend_on_later_frames(seed: int) -> None:
     batch, (u, noise) = batch_of(), draws()
-    latents = batch.latents.clone()
-    latents[:, :, 1:] = torch.randn(3, 3, 2, 8, 8, generator=torch.Generator().manual_seed(seed))
-    before, after = MODEL.loss(batch, u, noise), MODEL.loss(replace(batch, latents=latents), u, noise)
+    clip = batch.clip.clone()
+    clip[:, :, 1:] = torch.randn(3, 3, 2, 4, 4, generator=torch.Generator().manual_seed(seed))
+    before, after = MODEL.loss(batch, u, noise), MODEL.loss(replace(batch, clip=clip), u, noise)
     assert before.action == after.action and before.video != after.video
 
 
 @torch.no_grad()
 def test_actions_depend_on_picture_sentence_and_state() -> None:
     batch = batch_of()
-    given = [batch.latents[:, :, :1], batch.context, batch.state]
+    given = [batch.present, batch.context, batch.state]
     chunk = MODEL.act(*given)
     for i in range(3):
         other = [value + 0.5 * (i == j) for j, value in enumerate(given)]
@@ -212,7 +215,7 @@ def test_actions_depend_on_picture_sentence_and_state() -> None:
 @torch.no_grad()
 def test_imagination_keeps_the_present_and_follows_the_velocity() -> None:
     batch, (_, noise) = batch_of(), draws()
-    present = batch.latents[:, :, :1]
+    present = batch.present
     future = MODEL.imagine(present, batch.context, batch.state, noise, num_steps=1)
     clean = torch.nn.functional.avg_pool3d(present, (1, 2, 2))
     torch.testing.assert_close(future[:, :, :1], clean)
@@ -233,7 +236,7 @@ def test_imagination_walks_the_shifted_schedule_down_to_zero(monkeypatch: pytest
         return torch.ones_like(z)
 
     monkeypatch.setattr(LightWAM, "velocity", drift)
-    future = MODEL.imagine(batch.latents[:, :, :1], batch.context, batch.state, noise, num_steps=4)
+    future = MODEL.imagine(batch.present, batch.context, batch.state, noise, num_steps=4)
     assert seen == pytest.approx([5 * u / (1 + 4 * u) for u in (1.0, 0.75, 0.5, 0.25)])
     torch.testing.assert_close(future[:, :, 1:], noise[:, :, 1:] - 1)
 
@@ -241,7 +244,7 @@ def test_imagination_walks_the_shifted_schedule_down_to_zero(monkeypatch: pytest
 @torch.no_grad()
 def test_looks_are_attention_over_the_tokens_of_the_present() -> None:
     batch = batch_of()
-    looks = MODEL.look(batch.latents[:, :, :1], batch.context, batch.state)
+    looks = MODEL.look(batch.present, batch.context, batch.state)
     assert [look.shape for look in looks] == [(3, 2, 2, 16)] * 2
     for look in looks:
         torch.testing.assert_close(look.sum(-1), torch.ones(3, 2, 2))

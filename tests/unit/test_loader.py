@@ -55,14 +55,14 @@ def equal(one: Windows, other: Windows) -> bool:
 
 
 def frame_numbers(windows: Windows) -> list[list[int]]:
-    return windows.frames[:, :, 0, 9, 0].tolist()  # a pixel that no camera covers
+    return windows.video[:, :, 0, 9, 0].tolist()  # a pixel that no camera covers
 
 
 def test_a_window_in_the_middle(make: type) -> None:
     loader = make()
     window, data = loader.window(7), loader.cache
     assert frame_numbers(window) == [[7, 9, 11]]
-    np.testing.assert_array_equal(window.frames[0], data.frames[[7, 9, 11]])
+    np.testing.assert_array_equal(window.video[0], data.frames[[7, 9, 11]])
     np.testing.assert_array_equal(window.state[0], loader.codec.encode_state(data.state[7]))
     np.testing.assert_array_equal(window.action[0], loader.codec.encode_action(data.action[7:11]))
     assert not window.action_is_pad.any() and not window.frame_is_pad.any() and window.task.tolist() == [0]
@@ -116,7 +116,7 @@ def test_shifting_does_not_change_which_windows_come(make: type) -> None:
 def test_a_shift_moves_each_camera_as_a_whole_and_repeats_its_edge(make: type, shift: int) -> None:
     loader, moves = make(shift_pixels=shift, batch_size=17), set()
     windows = loader.next()
-    for frames in windows.frames:
+    for frames in windows.video:
         assert (frames[:, :2, 8:] == frames[:, :1, 8:9]).all()  # outside the places nothing moves
         for index, place in enumerate(PLACES):
             rows, columns = slice(place.top, place.top + place.height), slice(place.left, place.left + place.width)
@@ -204,3 +204,53 @@ def test_settings_out_of_range_are_refused(make: type, change: dict[str, int]) -
 def test_a_cache_of_another_canvas_is_refused(make: type) -> None:
     with pytest.raises(ConfigError, match=r"another canvas(.|\n)*\(8, 16\)(.|\n)*\(16, 16\)"):
         make(dataclasses.replace(CONFIG, canvas=(16, 16)))
+
+
+@pytest.mark.parametrize("world", [2, 3, 6])
+def test_processes_share_the_batch_of_one(make: type, world: int) -> None:
+    one = make(batch_size=6, shift_pixels=2)
+    shares = [make(batch_size=6, shift_pixels=2, rank=rank, world=world) for rank in range(world)]
+    for _ in range(7):  # 17 windows: batches that reach into the next epoch too
+        whole, parts = one.next(), [share.next() for share in shares]
+        for field in dataclasses.fields(Windows):
+            together = np.concatenate([getattr(part, field.name) for part in parts])
+            assert np.array_equal(together, getattr(whole, field.name))
+    assert all(share.state_dict() == one.state_dict() for share in shares)
+
+
+def test_a_process_reads_its_own_rows_alone(make: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    video = FrameCache.video
+
+    def watched(self: FrameCache, frame: np.ndarray) -> np.ndarray:
+        read.extend(frame[:, 0].tolist())
+        return video(self, frame)
+
+    monkeypatch.setattr(FrameCache, "video", watched)
+    make(batch_size=6, rank=1, world=3)._batch(0)
+    last_two_thirds = frame_numbers(make(batch_size=6).next())[2:4]
+    assert read[:2] == [row[0] for row in last_two_thirds]
+
+
+def test_it_resumes_at_another_number_of_processes(make: type) -> None:
+    one, two = make(batch_size=6), [make(batch_size=6, rank=rank, world=2) for rank in range(2)]
+    for _ in range(4):
+        one.next()
+    for share in two:
+        share.load_state_dict(json.loads(json.dumps(one.state_dict())))
+    for _ in range(4):
+        whole, parts = one.next(), [share.next() for share in two]
+        assert np.array_equal(np.concatenate([part.video for part in parts]), whole.video)
+    one.load_state_dict(two[1].state_dict())
+    assert np.array_equal(one.next().video[:3], two[0].next().video)
+
+
+@pytest.mark.parametrize(("rank", "world"), [(2, 2), (-1, 2), (0, 0), (1, 1)])
+def test_a_process_that_there_is_not_is_refused(make: type, rank: int, world: int) -> None:
+    with pytest.raises(ConfigError, match=f"rank {rank} of {world}"):
+        make(batch_size=6, rank=rank, world=world)
+
+
+def test_a_batch_that_does_not_split_is_refused(make: type) -> None:
+    with pytest.raises(ConfigError, match=r"6 over 4 processes(.|\n)*multiple of 4(.|\n)*take 8"):
+        make(batch_size=6, rank=0, world=4)

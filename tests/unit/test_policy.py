@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightwam import checkpoint, policy
+from lightwam import checkpoint, encoders
 from lightwam.errors import CheckpointError, ConfigError, LightwamError, WireError
 from lightwam.policy import Policy
 from lightwam.sim import base
@@ -127,12 +127,12 @@ def test_looking(trained: Policy, seen: list[Observation]) -> None:
 def test_prompts_are_kept_up_to_a_number(
     trained: Policy, seen: list[Observation], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(policy, "MAX_PROMPTS", 3)
-    monkeypatch.setattr(trained, "_prompts", {})
+    monkeypatch.setattr(encoders, "MAX_PROMPTS", 3)
+    monkeypatch.setattr(trained.prompts, "_more", {})
     first = trained.act(seen[0])
     for number in range(5):
         trained.act(replace(seen[0], instruction=f"move {number}"))
-    assert len(trained._prompts) == 3
+    assert len(trained.prompts._more) == 3
     assert np.array_equal(trained.act(seen[0]), first)
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from lightwam import recipes
-from lightwam.config import check
+from lightwam.checks import check
 from lightwam.errors import ConfigError
 
 

@@ -169,9 +169,9 @@ def test_statistics_belong_to_the_run(tiny: Any) -> None:
     before = (tiny.run / "processing.json").read_bytes()
     _, processing = open_data(tiny.recipe, tiny.dataset, tiny.run, quiet)
     assert (tiny.run / "processing.json").read_bytes() == before
-    codec, latents = checkpoint.read_processing(tiny.run)
+    codec, measured = checkpoint.read_processing(tiny.run)
     assert processing.codec.to_dict() == codec.to_dict()
-    assert processing.latents.to_dict() == latents.to_dict()
+    assert processing.latents.to_dict() == measured
     assert processing.prompts.shape == (2, 8, 32)
     assert not torch.equal(processing.prompts[0], processing.prompts[1])
 
@@ -228,7 +228,8 @@ def test_the_average_forgets_the_start_soon() -> None:
 
 def batch_of(size: int, content: float) -> Batch:
     return Batch(
-        latents=torch.full((size, 3, 2, 4, 6), content),
+        present=torch.full((size, 3, 1, 4, 6), content),
+        clip=torch.full((size, 3, 2, 2, 3), content),
         context=torch.zeros(size, 2, 4),
         state=torch.zeros(size, 2),
         action=torch.zeros(size, 4, 2),
@@ -238,22 +239,22 @@ def batch_of(size: int, content: float) -> Batch:
 
 
 def test_a_steps_noise_depends_on_seed_and_step_only() -> None:
-    u, noise = flow_draw(3, 7, batch_of(8, 0.0))
+    u, noise = flow_draw(3, 7, 8, batch_of(8, 0.0).clip)
     torch.manual_seed(99)
     torch.rand(5)
-    again = flow_draw(3, 7, batch_of(8, 5.0))
+    again = flow_draw(3, 7, 8, batch_of(8, 5.0).clip)
     assert torch.equal(u, again[0])
     assert torch.equal(noise, again[1])
     assert noise.shape == (8, 3, 2, 2, 3)
     for seed, step in ((3, 8), (4, 7)):
-        other = flow_draw(seed, step, batch_of(8, 0.0))
+        other = flow_draw(seed, step, 8, batch_of(8, 0.0).clip)
         assert not torch.equal(u, other[0])
         assert not torch.equal(noise, other[1])
 
 
 def test_noise_levels_are_stratified_over_the_batch() -> None:
     for step in range(20):
-        u, _ = flow_draw(0, step, batch_of(8, 0.0))
+        u, _ = flow_draw(0, step, 8, batch_of(8, 0.0).clip)
         assert sorted((u * 8).long().tolist()) == list(range(8))
-    orders = {tuple((flow_draw(0, step, batch_of(8, 0.0))[0] * 8).long().tolist()) for step in range(20)}
+    orders = {tuple((flow_draw(0, step, 8, batch_of(8, 0.0).clip)[0] * 8).long().tolist()) for step in range(20)}
     assert len(orders) > 10

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lightwam import config
+from lightwam import checks
 from lightwam.commands.options import AnyRecipe, named_recipe, parse, wants_help
 from lightwam.errors import ConfigError, did_you_mean
 
@@ -15,9 +15,11 @@ USAGE = "usage: lightwam bench train RECIPE [OPTIONS]   training samples a secon
 
 @dataclass(frozen=True)
 class BenchTrainOptions:
-    """Measure training: samples a second, and which part of a step the time goes to."""
+    """Measure training, plain and packed: samples a second, and which part of a step the time goes to."""
 
     recipe: AnyRecipe
+    device: str = "auto"
+    """auto, cpu or cuda"""
     json: bool = False
     """print JSON instead of a table"""
 
@@ -32,7 +34,7 @@ def run(arguments: Sequence[str]) -> None:
         raise ConfigError("cannot measure that", got=repr(kind), next_step=did_you_mean(kind, KINDS))
     recipe, rest = named_recipe(rest, "bench train")
     options = parse(BenchTrainOptions(recipe), rest, f"bench train {recipe.name}")
-    config.check(options.recipe)
+    checks.check(options.recipe)
     from lightwam.bench import bench_train
 
-    bench_train(options.recipe, as_json=options.json)
+    bench_train(options.recipe, device=options.device, as_json=options.json)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from lightwam import config
+from lightwam import checks
 from lightwam.commands.options import AnyRecipe, named_recipe, parse, wants_help
 from lightwam.errors import ConfigError, SimulatorError, did_you_mean
 
@@ -48,7 +48,7 @@ def run(arguments: Sequence[str]) -> None:
 def _check_sim(arguments: Sequence[str]) -> None:
     recipe, rest = named_recipe(arguments, "check sim")
     options = parse(SimOptions(recipe), rest, f"check sim {recipe.name}")
-    sim = config.check(options.recipe).sim
+    sim = checks.check(options.recipe).sim
     from lightwam.sim.check import check_simulator
 
     broken = 0

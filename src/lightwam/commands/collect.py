@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightwam import config
+from lightwam import checks
 from lightwam.commands.options import AnyRecipe, named_recipe, parse
 
 
@@ -23,7 +23,7 @@ def run(arguments: Sequence[str]) -> None:
     """`lightwam collect RECIPE [--data PATH] [OPTIONS]`."""
     recipe, rest = named_recipe(arguments, "collect")
     options = parse(CollectOptions(recipe, Path("data") / recipe.name), rest, f"collect {recipe.name}")
-    config.check(options.recipe)
+    checks.check(options.recipe)
     from lightwam.collect import collect
 
     done = collect(options.recipe, options.data)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightwam import config
+from lightwam import checks
 from lightwam.commands.options import AnyRecipe, named_recipe, parse
 
 
@@ -23,7 +23,7 @@ def run(arguments: Sequence[str]) -> None:
     """`lightwam demo [RECIPE] [OPTIONS]`; the recipe is "demo" unless another is named."""
     recipe, rest = named_recipe(arguments, "demo", default="demo")
     options = parse(DemoOptions(recipe, Path("runs") / recipe.name), rest, f"demo {recipe.name}")
-    config.check(options.recipe)
+    checks.check(options.recipe)
     from lightwam.demo import demo
 
     demo(options.recipe, options.run)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lightwam import config
+from lightwam import checks
 from lightwam.commands.options import parse, run_directory, wants_help
 from lightwam.config import EvalConfig
 
@@ -32,7 +32,7 @@ def run(arguments: Sequence[str]) -> None:
 
     recipe = read_recipe(path)
     options = parse(EvalOptions(recipe.eval), rest, f"eval {path}")
-    config.check(replace(recipe, eval=options.eval))
+    checks.check(replace(recipe, eval=options.eval))
     from lightwam.evaluate import evaluate
 
     result = evaluate(path, options.eval, folder=options.folder, step=options.step)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lightwam import config, recipes
+from lightwam import checks, recipes
 from lightwam.commands.options import AnyRecipe, listing, named_recipe, parse, wants_help
 from lightwam.config import ModelConfig, Recipe
 from lightwam.errors import ConfigError, did_you_mean
@@ -64,7 +64,7 @@ def run(arguments: Sequence[str]) -> None:
             raise ConfigError("unknown recipe", got=repr(arguments[0]), next_step=did_you_mean(arguments[0], known))
         recipe, rest = named_recipe(arguments, "show")
         options = parse(ShowOptions(recipe), rest, f"show {recipe.name}")
-        described, as_json = describe(design_of(config.check(options.recipe))), options.json
+        described, as_json = describe(design_of(checks.check(options.recipe))), options.json
     print(json.dumps(described, indent=2) if as_json else table(described))
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from lightwam import config
+from lightwam import checks
 from lightwam.commands.options import AnyRecipe, named_recipe, parse
 
 
@@ -19,6 +20,10 @@ class TrainOptions:
     """a LeRobot dataset, v3.0 or v2.1"""
     run: Path
     """the run directory: config, codec, log, checkpoints"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU where there is one"""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """how the processes that torchrun started share the work: ddp (each holds everything) or fsdp (each a part)"""
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -26,7 +31,7 @@ def run(arguments: Sequence[str]) -> None:
     recipe, rest = named_recipe(arguments, "train")
     defaults = TrainOptions(recipe, Path("data") / recipe.name, Path("runs") / recipe.name)
     options = parse(defaults, rest, f"train {recipe.name}")
-    config.check(options.recipe)
+    checks.check(options.recipe)
     from lightwam.train import train
 
-    train(options.recipe, options.data, options.run)
+    train(options.recipe, options.data, options.run, device=options.device, parallel=options.parallel)

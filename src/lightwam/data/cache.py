@@ -9,9 +9,8 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,25 +18,31 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 
-from lightwam import config as configs
-from lightwam.codec import place_cameras
 from lightwam.config import CodecConfig
+from lightwam.data.cache_base import (
+    TABLES,
+    Canvases,
+    Progress,
+    canvas_fingerprint,
+    check_cameras,
+    check_canvas,
+    differences,
+    listed,
+    read_tables,
+    tables,
+)
 from lightwam.data.files import read_json, write_atomically
 from lightwam.data.lerobot import LeRobotDataset
-from lightwam.data.video import VideoReader
-from lightwam.errors import DatasetError, did_you_mean
+from lightwam.errors import DatasetError
 
 FORMAT = 1
 NUM_THREADS = 2
 EPISODES_A_JOB = 8
 
-Progress = Callable[[int, int], None]
-"""called with frames done, frames in all; the first time before any is done"""
-
 
 @dataclass(frozen=True, eq=False)
 class FrameCache:
-    """Decoded dataset. State and action are in robot units; `episode_start` has one entry more than episodes."""
+    """Decoded dataset: a `Cache` of pictures. `episode_start` has one entry more than episodes."""
 
     path: Path
     frames: UInt8[np.ndarray, "N height width 3"]
@@ -53,28 +58,41 @@ class FrameCache:
         """Episodes."""
         return len(self.task_index)
 
+    @property
+    def num_steps(self) -> int:
+        """Control steps of all episodes: as many windows begin."""
+        return len(self.frames)
+
+    def video(self, frame: Int64[np.ndarray, "B F"]) -> UInt8[np.ndarray, "B F height width 3"]:
+        """The pictures of these control steps."""
+        clips = np.empty((*frame.shape, *self.frames.shape[1:]), np.uint8)
+        np.take(self.frames, frame, axis=0, out=clips, mode="clip")
+        return clips
+
+    def check_window(self, config: CodecConfig, horizon: int, shift_pixels: int) -> None:
+        """ConfigError when its canvas is not the codec's; whatever window is cut from it, and shifted, is fine."""
+        check_canvas(self.path, self.frames.shape[1:3], config)
+
     @classmethod
     def build(
         cls, dataset: LeRobotDataset, codec_config: CodecConfig, path: Path | str, progress: Progress | None = None
     ) -> FrameCache:
         """Decode everything into `path` (a folder), replacing what is there once the new one is whole.
 
-        Raises DatasetError for whatever is wrong in the dataset, and when the codec places a camera it lacks.
+        Raises DatasetError for whatever is wrong in the dataset, when the codec places a camera it lacks, and when
+        `path` holds something else.
         """
         path = Path(path)
-        for place in codec_config.places:
-            if place.camera not in dataset.cameras:
-                raise DatasetError("the codec places a camera that the dataset lacks", where=dataset.root,
-                                   got=sorted(dataset.cameras), expected=place.camera,
-                                   next_step=did_you_mean(place.camera, dataset.cameras))  # fmt: skip
-        vectors = dataset.vectors
+        if others := _others(path):
+            raise DatasetError("the folder holds something else than such a cache", where=path, got=listed(others),
+                               expected="no folder, or such a cache", next_step="give another folder")  # fmt: skip
+        check_cameras(dataset, codec_config)
+        arrays = tables(dataset)
         draft = path.with_name(f"{path.name}.draft-{os.getpid()}")
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
         try:
             _decode(dataset, codec_config, draft / "frames.npy", progress)
-            arrays = {"state": vectors.state, "action": vectors.action, "episode_start": dataset.episode_start,
-                      "task_index": vectors.task_index}  # fmt: skip
             for name, array in arrays.items():
                 np.save(draft / f"{name}.npy", array)
             sizes = {file.name: file.stat().st_size for file in sorted(draft.iterdir())}
@@ -107,12 +125,10 @@ class FrameCache:
             raise DatasetError("no whole cache here", where=path, expected="cache.json", next_step="build it")
         about = read_json(path / "cache.json")
         if faults := _faults(path, about, dataset, codec_config):
-            more = f"; {len(faults) - 5} more" if len(faults) > 5 else ""
             raise DatasetError("the cache is torn, or was made from something else", where=path,
-                               got="; ".join(faults[:5]) + more, next_step="build it again")  # fmt: skip
-        small = {name: np.load(path / f"{name}.npy") for name in ("state", "action", "episode_start", "task_index")}
+                               got=listed(faults), next_step="build it again")  # fmt: skip
         frames = np.load(path / "frames.npy", mmap_mode="r")
-        return cls(path=path, frames=frames, **small, tasks=tuple(about["tasks"]), fps=about["fps"])
+        return cls(path=path, frames=frames, **read_tables(path), tasks=tuple(about["tasks"]), fps=about["fps"])
 
     @classmethod
     def fresh(
@@ -127,6 +143,12 @@ class FrameCache:
         return cls.build(dataset, codec_config, path, progress)
 
 
+def _others(path: Path) -> list[str]:
+    """What would be lost if the folder were replaced."""
+    ours = {"cache.json", "frames.npy", *(f"{name}.npy" for name in TABLES)}
+    return sorted({file.name for file in path.iterdir()} - ours) if path.is_dir() else []
+
+
 def _faults(
     path: Path, about: dict[str, Any], dataset: LeRobotDataset | None, codec_config: CodecConfig | None
 ) -> list[str]:
@@ -136,14 +158,7 @@ def _faults(
         got = (path / name).stat().st_size if (path / name).is_file() else "no"
         if got != size:
             found.append(f"{name} has {got} bytes, not {size}")
-    for part, now in _fingerprint(dataset, codec_config).items():
-        then = about["fingerprint"].get(part)
-        if isinstance(now, dict) and isinstance(then, dict):
-            keys = [key for key in sorted(now.keys() | then.keys()) if now.get(key) != then.get(key)]
-            found += [f"{part} {key}: {then.get(key)} in the cache, {now.get(key)} now" for key in keys]
-        elif now != then:
-            found.append(f"{part}: {then} in the cache, {now} now")
-    return found
+    return found + differences(about["fingerprint"], _fingerprint(dataset, codec_config))
 
 
 def _fingerprint(dataset: LeRobotDataset | None, codec_config: CodecConfig | None) -> dict[str, Any]:
@@ -152,7 +167,7 @@ def _fingerprint(dataset: LeRobotDataset | None, codec_config: CodecConfig | Non
     if dataset is not None:
         print_["dataset"] = dataset.fingerprint()
     if codec_config is not None:
-        print_["codec"] = {"canvas": list(codec_config.canvas), "places": configs.to_dict(codec_config.places)}
+        print_["codec"] = canvas_fingerprint(codec_config)
     return print_
 
 
@@ -164,18 +179,10 @@ def _decode(dataset: LeRobotDataset, config: CodecConfig, path: Path, progress: 
         first_byte = file.tell()
 
     def decode_some(episodes: tuple[int, ...]) -> int:
-        with ExitStack() as stack:
-            file = stack.enter_context(path.open("r+b"))
+        with path.open("r+b") as file, Canvases(dataset, config) as canvases:
             file.seek(first_byte + int(dataset.episode_start[episodes[0]]) * config.canvas[0] * config.canvas[1] * 3)
-            readers: dict[tuple[Path, str], VideoReader] = {}
             for episode in episodes:
-                clips = {}
-                for camera in dict.fromkeys(place.camera for place in config.places):
-                    video = dataset.episodes[episode].clips[camera].path
-                    if (video, camera) not in readers:
-                        readers[video, camera] = stack.enter_context(VideoReader(video))
-                    clips[camera] = dataset.clip(readers[video, camera], episode, camera)
-                file.write(place_cameras(config, clips).data)
+                file.write(canvases.episode(episode).data)
         return int(sum(dataset.episodes[episode].length for episode in episodes))
 
     done = 0

@@ -1,7 +1,8 @@
-"""Random windows from the cache, in an order that is a function of the seed alone, made ahead in a thread.
+"""Random windows from a cache, in an order that is a function of the seed alone, made ahead in a thread.
 
 An epoch is a permutation of all frames: every (episode, start) begins a window once. The state of the loader is the
-number of batches it gave, so it resumes to exactly the batches that would have followed.
+number of batches it gave, so it resumes to exactly the batches that would have followed. Several processes share every
+batch: together they read the very rows that one process would, and how many they are may change on resuming.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 from jaxtyping import Int, Int64, UInt8
 
 from lightwam.codec import Codec
-from lightwam.data.cache import FrameCache
+from lightwam.data.cache_base import Cache
 from lightwam.errors import CheckpointError, ConfigError
 from lightwam.types import Windows
 
@@ -24,24 +25,29 @@ from lightwam.types import Windows
 class WindowLoader:
     """`next()` gives batches without end; `state_dict` counts only those that were given.
 
+    `batch_size` is that of the whole batch, of which process `rank` of `world` gets, and reads, its equal part: the
+    rows from rank * batch_size / world on.
     `shift_pixels`: each camera's pictures in a window are moved by the same random amount of up to that many canvas
     pixels each way, the edge repeated. `wait_seconds` is the time that `next` had to wait for the thread.
     """
 
     def __init__(
         self,
-        cache: FrameCache,
+        cache: Cache,
         codec: Codec,
         horizon: int,
         batch_size: int,
         seed: int,
         shift_pixels: int = 0,
         depth: int = 3,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         self.cache, self.codec, self.horizon, self.batch_size, self.seed = cache, codec, horizon, batch_size, seed
         self.shift_pixels, self.depth, self.stride = shift_pixels, depth, codec.config.video_stride
+        self.rank, self.world = rank, world
         self._check_arguments()
-        self.num_windows = len(cache.frames)
+        self.num_windows = cache.num_steps
         self._state, self._action = codec.encode_state(cache.state), codec.encode_action(cache.action)
         self._rest = codec.encode_action(np.zeros((1, cache.action.shape[1]), np.float32))[0]
         self._last = np.repeat(cache.episode_start[1:] - 1, np.diff(cache.episode_start))
@@ -112,17 +118,25 @@ class WindowLoader:
                 got=(self.batch_size, self.shift_pixels, self.depth),
                 expected="batch >= 1, shift >= 0, depth >= 1",
             )
-        got, expected = self.cache.frames.shape[1:3], self.codec.config.canvas
-        if got != expected:
+        if not 0 <= self.rank < self.world:
+            raise ConfigError("no such process", where="WindowLoader", got=f"rank {self.rank} of {self.world}",
+                              expected="0 <= rank < world")  # fmt: skip
+        if self.batch_size % self.world:
             raise ConfigError(
-                "the cache was made for another canvas", where=self.cache.path, got=got, expected=expected
+                "the batch does not split evenly over the processes",
+                where="batch_size",
+                got=f"{self.batch_size} over {self.world} processes",
+                expected=f"a multiple of {self.world}: it counts the samples of all processes",
+                next_step=f"take {-(-self.batch_size // self.world) * self.world}, or another number of processes",
             )
+        self.cache.check_window(self.codec.config, self.horizon, self.shift_pixels)
 
     def _batch(self, number: int) -> Windows:
-        """Batch `number` of the endless stream; called with rising numbers from one thread."""
-        positions = np.arange(number * self.batch_size, (number + 1) * self.batch_size)
-        index = np.empty(self.batch_size, np.int64)
-        shifts = np.empty((self.batch_size, len(self.codec.config.places), 2), np.int64)
+        """Our rows of batch `number` of the endless stream; called with rising numbers from one thread."""
+        size = self.batch_size // self.world
+        positions = number * self.batch_size + self.rank * size + np.arange(size)
+        index = np.empty(size, np.int64)
+        shifts = np.empty((size, len(self.codec.config.places), 2), np.int64)
         for epoch in np.unique(positions // self.num_windows):
             self._enter(int(epoch))
             here = positions // self.num_windows == epoch
@@ -130,7 +144,8 @@ class WindowLoader:
             shifts[here] = self._shifts[positions[here] % self.num_windows]
         windows = self._gather(index)
         if self.shift_pixels:
-            self._shift(windows.frames, shifts)
+            assert isinstance(windows.video, np.ndarray)  # a cache of latents was refused
+            self._shift(windows.video, shifts)
         return windows
 
     def _enter(self, epoch: int) -> None:
@@ -149,10 +164,8 @@ class WindowLoader:
         action = self._action[np.minimum(step, last)]
         for dim in self.codec.config.delta_action_dims:
             action[..., dim] = np.where(step > last, self._rest[dim], action[..., dim])
-        picked = np.minimum(frame, last)
-        frames = np.empty((*picked.shape, *self.cache.frames.shape[1:]), np.uint8)
-        np.take(self.cache.frames, picked, axis=0, out=frames, mode="clip")
-        return Windows(frames, self._state[start], action, step > last, frame > last, self._task[start])
+        video = self.cache.video(np.minimum(frame, last))
+        return Windows(video, self._state[start], action, step > last, frame > last, self._task[start])
 
     def _shift(self, frames: UInt8[np.ndarray, "B F height width 3"], shifts: Int[np.ndarray, "B places 2"]) -> None:
         for window, moves in zip(frames, shifts, strict=True):

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 import torch
-from jaxtyping import Complex64, Float
+from jaxtyping import Complex, Float
 from torch import Tensor, nn
 
 from lightwam.config import BackboneConfig
@@ -69,7 +69,7 @@ class ConditionEmbedder(nn.Module):
             embedding = pair.linear_2(silu(pair.linear_1(code)))
             return embedding, self.time_proj(silu(embedding)).unflatten(1, (6, -1))
 
-    def text(self, context: Float[Tensor, "B L E"]) -> Float[Tensor, "B L D"]:
+    def text(self, context: Float[Tensor, "*batch E"]) -> Float[Tensor, "*batch D"]:
         """Context tokens; the zeros of padding go through too and stay visible."""
         return self.text_embedder.linear_2(gelu(self.text_embedder.linear_1(context)))
 
@@ -91,7 +91,7 @@ class Block(nn.Module):
         x: Float[Tensor, "B T n D"],
         modulation: Float[Tensor, "Bm Tm 6 D"],
         context: KeyValue,
-        turn: Complex64[Tensor, "S 1 pairs"],
+        turn: Complex[Tensor, "S 1 pairs"],
     ) -> Float[Tensor, "B T n D"]:
         """Tokens by frames, with one modulation a frame (or one for all: Bm = Tm = 1)."""
         shift1, scale1, gate1, shift2, scale2, gate2 = (modulation + self.scale_shift_table).unbind(2)
@@ -102,7 +102,7 @@ class Block(nn.Module):
         return torch.addcmul(x, gate2[:, :, None], self.ffn(modulate(x, shift2, scale2)).to(x.dtype))
 
     def self_attention(
-        self, x: Float[Tensor, "B T n D"], turn: Complex64[Tensor, "S 1 pairs"]
+        self, x: Float[Tensor, "B T n D"], turn: Complex[Tensor, "S 1 pairs"]
     ) -> Float[Tensor, "B T n D"]:
         """First-frame-causal: the first frame sees itself only, later frames see all. Two unmasked attentions."""
         tokens, n = x.flatten(1, 2), x.shape[2]
@@ -180,13 +180,13 @@ class DiT(nn.Module):
         `memory` is `read(context)`. A single frame has no later time (None). `only_taps` stops after the last tap.
         """
         config = self.config
-        x = self.patch_embedding(latents).to(self.scale_shift_table.dtype)
+        x = self.patch_embedding(latents.to(self.scale_shift_table.dtype))
         frames, rows, columns = x.shape[2:]
         assert (later_time is None) == (frames == 1), "later frames, and only they, have a time"
         # Contiguous, because the residual stream inherits this layout through all blocks.
         x = x.flatten(3).permute(0, 2, 3, 1).contiguous()
         embedding, modulation = self.frame_times(later_time, frames)
-        turn = rotation(frames, rows, columns, config.width // config.num_heads, x.device)
+        turn = rotation(frames, rows, columns, config.width // config.num_heads, x.device, x.dtype)
         taps = []
         for i in range(config.taps[-1] + 1 if only_taps else config.num_blocks):
             x = self.blocks[i](x, modulation, memory[i], turn)

@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Complex64, Float
+from jaxtyping import Complex, Float
 from torch import Tensor, nn
 
 from lightwam.model.lora import beside, project
@@ -16,7 +16,7 @@ EPS = 1e-6
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight over the whole width (before heads are split), in fp32."""
+    """x / rms(x) * weight over the whole width (before heads are split), in fp32 at least, rounded once."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -24,7 +24,12 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
         """The same shape and, as it feeds an attention, the same dtype."""
-        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), EPS).to(x.dtype)
+        return F.rms_norm(x, self.weight.shape, self.weight, EPS)
+
+
+def wide(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """fp32, or fp64 where x is: what norms and rotations compute in."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def norm(
@@ -49,9 +54,11 @@ def sinusoid(position: Float[Tensor, " n"], dim: int) -> Float[Tensor, "n dim"]:
 
 @lru_cache(maxsize=32)
 def rotation(
-    frames: int, rows: int, columns: int, head_dim: int, device: torch.device
-) -> Complex64[Tensor, "S 1 pairs"]:
+    frames: int, rows: int, columns: int, head_dim: int, device: torch.device, dtype: torch.dtype = torch.float32
+) -> Complex[Tensor, "S 1 pairs"]:
     """3-D RoPE of a grid of tokens: the turn of every token and pair of a head's dims, as a complex number of length 1.
+
+    complex128 for weights of fp64, else complex64.
 
     A third of the dims turn with the row, a third with the column, the rest (which come first) with time.
     """
@@ -62,13 +69,13 @@ def rotation(
         frequency = 10000.0 ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
         parts.append(position.reshape(-1, 1) * frequency)
     angle = torch.cat(parts, dim=1)[:, None]
-    return torch.polar(torch.ones_like(angle), angle).to(device, torch.complex64)
+    return torch.polar(torch.ones_like(angle), angle).to(device, torch.promote_types(dtype, torch.complex64))
 
 
-def rotate(x: Float[Tensor, "B S heads d"], turn: Complex64[Tensor, "S 1 pairs"]) -> Float[Tensor, "B S heads d"]:
-    """Every adjacent pair of dims turned by its token's angle, in fp32."""
+def rotate(x: Float[Tensor, "B S heads d"], turn: Complex[Tensor, "S 1 pairs"]) -> Float[Tensor, "B S heads d"]:
+    """Every adjacent pair of dims turned by its token's angle, in fp32 (or fp64)."""
     # One complex product took a seventh of the time of four real ones and a stack (CPU, forward and backward).
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    pairs = torch.view_as_complex(wide(x).unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * turn).flatten(-2).to(x.dtype)
 
 

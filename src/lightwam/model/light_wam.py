@@ -25,6 +25,7 @@ from lightwam.config import ModelConfig
 from lightwam.model import flow
 from lightwam.model.dit import DiT, KeyValue
 from lightwam.model.expert import StateFusionActionExpert
+from lightwam.model.layers import wide
 from lightwam.types import Batch, Losses
 
 
@@ -85,11 +86,14 @@ class LightWAM(nn.Module):
         return Losses(config.video_loss_weight * video + config.action_loss_weight * action, video, action)
 
     def action_loss(self, batch: Batch, memory: tuple[KeyValue, ...]) -> Float[Tensor, ""]:
-        """Squared error over the steps that are neither padding nor beyond the supervised prefix, a mean a sample."""
-        a = self.expert(self.present(batch.latents[:, :, :1], memory))
-        error = (a.float() - batch.action).square().mean(dim=2)
+        """Squared error over the steps that are neither padding nor beyond the supervised prefix."""
+        return self.action_error(self.expert(self.present(batch.present, memory)), batch).mean()
+
+    def action_error(self, a: Float[Tensor, "B H A"], batch: Batch) -> Float[Tensor, " B"]:
+        """Every sample's mean squared error of a predicted chunk."""
+        error = (wide(a) - batch.action).square().mean(dim=2)
         step = torch.arange(error.shape[1], device=error.device)
-        return flow.masked_mean(error, ~batch.action_is_pad & (step < self.config.supervised_prefix)).mean()
+        return flow.masked_mean(error, ~batch.action_is_pad & (step < self.config.supervised_prefix))
 
     def video_loss(
         self,
@@ -99,13 +103,22 @@ class LightWAM(nn.Module):
         noise: Float[Tensor, "B C T h2 w2"],
     ) -> Float[Tensor, ""]:
         """Flow matching of the future at the pooled resolution; padded latent frames do not count."""
-        z = flow.pool(batch.latents)
         sigma = flow.shifted(u, self.config.flow.shift)
-        v = self.velocity(flow.mix(z, noise, sigma), sigma, memory)
-        error = (v.float() - (noise - z))[:, :, 1:].square().mean(dim=(1, 3, 4))
+        v = self.velocity(flow.mix(batch.clip, noise, sigma), sigma, memory)
+        return self.video_error(v[:, :, 1:], batch, noise, sigma).mean()
+
+    def video_error(
+        self,
+        v: Float[Tensor, "B C later h2 w2"],
+        batch: Batch,
+        noise: Float[Tensor, "B C T h2 w2"],
+        sigma: Float[Tensor, " B"],
+    ) -> Float[Tensor, " B"]:
+        """Every sample's weighted mean squared error of the later frames' predicted velocity."""
+        error = (wide(v) - (noise - batch.clip)[:, :, 1:]).square().mean(dim=(1, 3, 4))
         weight = flow.time_weight(self.config.flow.num_times * sigma, self.config.flow)
-        keep = ~flow.latent_frame_is_pad(batch.frame_is_pad, z.shape[2])
-        return (flow.masked_mean(error, keep) * weight.to(error.dtype)).mean()
+        keep = ~flow.latent_frame_is_pad(batch.frame_is_pad, batch.clip.shape[2])
+        return flow.masked_mean(error, keep) * weight.to(error.dtype)
 
     def present(self, latent: Float[Tensor, "B C 1 h w"], memory: tuple[KeyValue, ...]) -> list[Float[Tensor, "B S D"]]:
         """The action pass up to the last tap: the adapted tokens that the expert reads."""
@@ -121,7 +134,9 @@ class LightWAM(nn.Module):
 
     def with_proprio(self, context: Float[Tensor, "B L E"], state: Float[Tensor, "B P"]) -> Float[Tensor, "B L1 E"]:
         """Text states and, last, the proprioception token."""
-        return torch.cat((context, self.proprio_encoder(state)[:, None].to(context.dtype)), dim=1)
+        weight = self.proprio_encoder.weight
+        token = self.proprio_encoder(state.to(weight.dtype))[:, None]
+        return torch.cat((context.to(weight.dtype), token), dim=1)
 
     def parameter_counts(self) -> dict[str, int]:
         """Parameters by part, which sum to `total`, and how many of them are `trainable`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -12,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightwam.config import ModelConfig
+from lightwam.config import BackboneConfig, ModelConfig
 from lightwam.errors import CheckpointError
 from lightwam.model.light_wam import LightWAM
+from lightwam.weights.files import differences, read_pickled, refusal
 
 SECTIONS = VIDEO, EXPERT, PROPRIO = "mot", "state_fusion_action_expert", "proprio_encoder"
 KEYS = (*SECTIONS, "step", "torch_dtype")
@@ -31,6 +31,8 @@ ATTENTION = (("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("o", "to_out.0"))
 ATTENTION_LORA = (("lora_q", "lora_q"), ("lora_k", "lora_k"), ("lora_v", "lora_v"), ("lora_o", "lora_out"))
 FEED_FORWARD = (("ffn.0", "ffn.net.0.proj"), ("ffn.2", "ffn.net.2"))
 FEED_FORWARD_LORA = (("ffn_lora_in", "ffn.lora_in"), ("ffn_lora_out", "ffn.lora_out"))
+
+NEXT_STEP = "give the config that the checkpoint was trained with"
 
 
 @dataclass(frozen=True)
@@ -49,19 +51,16 @@ def read(path: Path | str, config: ModelConfig) -> Published:
     CheckpointError when the file is no published checkpoint, or, listing them, when tensors are missing, unknown or of
     other shapes than `config`'s model has.
     """
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        raise CheckpointError("the published checkpoint cannot be read", where=path, got=error) from error
+    found = read_pickled(Path(path))
     _check_layout(found, path)
     shapes, refused = _shapes(config), list[str]()
     state: dict[str, Tensor] = {}
     for section, names in published_names(config).items():
         wanted = {theirs: shapes[ours] for theirs, ours in names.items()}
-        refused += _differences(found[section], wanted, where=f"{section} ")
+        refused += differences(found[section], wanted, where=f"{section} ")
         state |= {ours: found[section][theirs] for theirs, ours in names.items() if theirs in found[section]}
     if refused:
-        raise _refusal("the checkpoint is of another model", path, refused)
+        raise refusal("the checkpoint is of another model", path, refused, NEXT_STEP)
     return Published(state, found["step"], found["torch_dtype"])
 
 
@@ -83,9 +82,9 @@ def write(path: Path | str, published: Published, config: ModelConfig) -> None:
 
     CheckpointError when the state is not that of `config`'s model, or the disk refuses it.
     """
-    refused = _differences(published.state, _shapes(config))
+    refused = differences(published.state, _shapes(config))
     if refused:
-        raise _refusal("the state is of another model", path, refused)
+        raise refusal("the state is of another model", path, refused, NEXT_STEP)
     sections = {
         section: OrderedDict((theirs, published.state[ours]) for theirs, ours in names.items())
         for section, names in published_names(config).items()
@@ -101,7 +100,7 @@ def write(path: Path | str, published: Published, config: ModelConfig) -> None:
 
 def published_names(config: ModelConfig) -> dict[str, dict[str, str]]:
     """The publication's name -> ours, by section, in the publication's order."""
-    video = {f"mixtures.video.{theirs}": f"dit.{ours}" for theirs, ours in _backbone_names(config)}
+    video = {f"mixtures.video.{theirs}": f"dit.{ours}" for theirs, ours in backbone_names(config.backbone)}
     expert = {_expert_name(ours): ours for ours in _shapes(config) if ours.startswith("expert.")}
     proprio = {name: f"proprio_encoder.{name}" for name in ("weight", "bias")}
     return {VIDEO: video, EXPERT: expert, PROPRIO: proprio}
@@ -112,12 +111,13 @@ def _expert_name(ours: str) -> str:
     return ".".join((part, rest[0], "adapted", *rest[1:]) if part == "layer_poolers" else (part, *rest))
 
 
-def _backbone_names(config: ModelConfig) -> Iterator[tuple[str, str]]:
+def backbone_names(config: BackboneConfig) -> Iterator[tuple[str, str]]:
+    """Wan's name and ours of every tensor of a DiT, in Wan's order, the publication's own names for LoRA and taps."""
     yield from _linears(PATCH + EMBEDDINGS)
-    for i in range(config.backbone.num_blocks):
-        for theirs, ours in _block_names(lora=config.backbone.lora_rank > 0):
+    for i in range(config.num_blocks):
+        for theirs, ours in _block_names(lora=config.lora_rank > 0):
             yield f"blocks.{i}.{theirs}", f"blocks.{i}.{ours}"
-    for i in config.backbone.taps:
+    for i in config.taps:
         parts = (("norm", "norm"), ("down_proj", "down"), ("up_proj", "up"))
         yield from _linears((f"wam_adapters.{i}.{theirs}", f"adapters.{i}.{ours}") for theirs, ours in parts)
     yield "head.modulation", "scale_shift_table"
@@ -159,25 +159,3 @@ def _check_layout(found: Any, path: Path | str) -> None:
         table = found[section]
         if not isinstance(table, Mapping) or not all(isinstance(value, Tensor) for value in table.values()):
             raise CheckpointError("not a table of tensors", where=f"{path} {section}", got=type(table).__name__)
-
-
-def _differences(found: Mapping[str, Tensor], wanted: Mapping[str, torch.Size], where: str = "") -> list[str]:
-    missing = [f"missing: {where}{name}" for name in wanted if name not in found]
-    unknown = [f"unknown: {where}{name}" for name in found if name not in wanted]
-    shapes = [
-        f"of another shape: {where}{name} {list(found[name].shape)}, expected {list(shape)}"
-        for name, shape in wanted.items()
-        if name in found and found[name].shape != shape
-    ]
-    return missing + unknown + shapes
-
-
-def _refusal(what: str, path: Path | str, refused: list[str]) -> CheckpointError:
-    listed = "".join(f"\n    {line}" for line in refused)
-    return CheckpointError(
-        what,
-        where=path,
-        got=f"{len(refused)} differences{listed}",
-        expected="every tensor of the config's model, and no other",
-        next_step="give the config that the checkpoint was trained with",
-    )

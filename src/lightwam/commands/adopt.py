@@ -1,0 +1,34 @@
+"""`lightwam adopt`: a published Light-WAM checkpoint as a run that evaluates, serves and trains on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lightwam import checks
+from lightwam.commands.options import AnyRecipe, named_recipe, parse
+
+
+@dataclass(frozen=True)
+class AdoptOptions:
+    """Make a run directory of a published checkpoint; every tensor must fit the recipe's model."""
+
+    recipe: AnyRecipe
+    checkpoint: Path
+    """the published .pt file"""
+    data: Path
+    """the LeRobot dataset it was trained on: statistics of state and action, and the task sentences"""
+    run: Path
+    """the run directory to make"""
+
+
+def run(arguments: Sequence[str]) -> None:
+    """`lightwam adopt RECIPE --checkpoint FILE.pt [--data PATH] [--run PATH]`."""
+    recipe, rest = named_recipe(arguments, "adopt")
+    defaults = AdoptOptions(recipe, Path("published.pt"), Path("data") / recipe.name, Path("runs") / recipe.name)
+    options = parse(defaults, rest, f"adopt {recipe.name}")
+    checks.check(options.recipe)
+    from lightwam.exchange import adopt
+
+    print(adopt(options.recipe, options.checkpoint, options.data, options.run))

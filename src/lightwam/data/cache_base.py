@@ -1,0 +1,155 @@
+"""What every cache of a dataset shares: what the loader asks of it, its tables, its pictures, what it was made from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float32, Int64, UInt8
+
+from lightwam import config as configs
+from lightwam.codec import place_cameras
+from lightwam.config import CodecConfig
+from lightwam.data.lerobot import LeRobotDataset
+from lightwam.data.video import VideoReader
+from lightwam.errors import ConfigError, DatasetError, did_you_mean
+from lightwam.types import Latents
+
+TABLES = ("state", "action", "episode_start", "task_index")
+Progress = Callable[[int, int], None]
+"""called with frames or windows done, and in all; the first time before any is done"""
+NUM_NAMED = 5
+"""so many faults are spelled out in an error"""
+
+
+@runtime_checkable
+class Cache(Protocol):
+    """A dataset, ready for training. State and action are in robot units, control steps one behind the other."""
+
+    @property
+    def path(self) -> Path:
+        """Its folder."""
+        ...
+
+    @property
+    def state(self) -> Float32[np.ndarray, "N P"]:
+        """Of every control step."""
+        ...
+
+    @property
+    def action(self) -> Float32[np.ndarray, "N A"]:
+        """Of every control step."""
+        ...
+
+    @property
+    def episode_start(self) -> Int64[np.ndarray, " episodes_and_1"]:
+        """First control step of every episode, and the number of all control steps."""
+        ...
+
+    @property
+    def task_index(self) -> Int64[np.ndarray, " episodes"]:
+        """Into `tasks`."""
+        ...
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The task sentences."""
+        ...
+
+    @property
+    def num_steps(self) -> int:
+        """Control steps of all episodes: as many windows begin."""
+        ...
+
+    def video(self, frame: Int64[np.ndarray, "B F"]) -> UInt8[np.ndarray, "B F height width 3"] | Latents:
+        """The clips of windows; a row of `frame` is the control steps of its pictures, none past the episode's end."""
+        ...
+
+    def check_window(self, config: CodecConfig, horizon: int, shift_pixels: int) -> None:
+        """ConfigError when it holds no such windows."""
+        ...
+
+
+def check_canvas(path: Path, canvas: tuple[int, ...], config: CodecConfig) -> None:
+    """ConfigError when a cache's canvas is not the codec's."""
+    if canvas != config.canvas:
+        raise ConfigError("the cache was made for another canvas", where=path, got=canvas, expected=config.canvas)
+
+
+def tables(dataset: LeRobotDataset) -> dict[str, np.ndarray]:
+    """The numbers of a dataset by the names in TABLES, to be saved as NAME.npy."""
+    vectors = dataset.vectors
+    return {"state": vectors.state, "action": vectors.action, "episode_start": dataset.episode_start,
+            "task_index": vectors.task_index}  # fmt: skip
+
+
+def read_tables(path: Path) -> dict[str, np.ndarray]:
+    """The same from a cache's folder."""
+    return {name: np.load(path / f"{name}.npy") for name in TABLES}
+
+
+def check_cameras(dataset: LeRobotDataset, config: CodecConfig) -> None:
+    """DatasetError when the codec places a camera that the dataset lacks."""
+    for place in config.places:
+        if place.camera not in dataset.cameras:
+            raise DatasetError("the codec places a camera that the dataset lacks", where=dataset.root,
+                               got=sorted(dataset.cameras), expected=place.camera,
+                               next_step=did_you_mean(place.camera, dataset.cameras))  # fmt: skip
+
+
+class Canvases:
+    """The pictures of one episode after another on the codec's canvas; videos stay open from episode to episode.
+
+    For one thread, in a `with` block.
+    """
+
+    def __init__(self, dataset: LeRobotDataset, config: CodecConfig) -> None:
+        self._dataset, self._config = dataset, config
+        self._readers: dict[tuple[Path, str], VideoReader] = {}
+        self._stack = ExitStack()
+
+    def episode(self, index: int) -> UInt8[np.ndarray, "T height width 3"]:
+        """All of one episode, decoded."""
+        clips = {}
+        for camera in dict.fromkeys(place.camera for place in self._config.places):
+            video = self._dataset.episodes[index].clips[camera].path
+            if (video, camera) not in self._readers:
+                self._readers[video, camera] = self._stack.enter_context(VideoReader(video))
+            clips[camera] = self._dataset.clip(self._readers[video, camera], index, camera)
+        return place_cameras(self._config, clips)
+
+    def __enter__(self) -> Canvases:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+
+def canvas_fingerprint(config: CodecConfig) -> dict[str, Any]:
+    """What the decoded pictures depend on; normalisation and stride do not touch them."""
+    return {"canvas": list(config.canvas), "places": configs.to_dict(config.places)}
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """In words, where a cache's fingerprint `then` is not what `now` says; what `now` does not name is not compared."""
+    found = []
+    for part, value in now.items():
+        old = then.get(part)
+        if isinstance(value, dict) and isinstance(old, dict):
+            keys = [key for key in sorted(value.keys() | old.keys()) if value.get(key) != old.get(key)]
+            found += [f"{part} {key}: {old.get(key)} in the cache, {value.get(key)} now" for key in keys]
+        elif value != old:
+            found.append(f"{part}: {old} in the cache, {value} now")
+    return found
+
+
+def listed(faults: list[str]) -> str:
+    """The first faults, and how many more there are."""
+    more = f"; {len(faults) - NUM_NAMED} more" if len(faults) > NUM_NAMED else ""
+    return "; ".join(faults[:NUM_NAMED]) + more

@@ -1,0 +1,324 @@
+"""A dataset encoded once: of every window just what the loss reads, in a third of the published layout's room.
+
+The published cache keeps the whole clip of every window at full resolution. The action pass sees the first frame alone,
+and the video pass sees the clip averaged 2x2; so the first frame at full resolution and the later frames averaged are
+kept, half the numbers, and packed without loss (`latent_pack`) into two thirds of that. docs/data.md has the layout.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int64
+
+from lightwam.config import CodecConfig
+from lightwam.data.cache_base import (
+    TABLES,
+    Progress,
+    canvas_fingerprint,
+    check_cameras,
+    check_canvas,
+    differences,
+    listed,
+    read_tables,
+    tables,
+)
+from lightwam.data.files import file_fingerprint, read_json
+from lightwam.data.latent_encoder import Encode, WindowEncoder
+from lightwam.data.latent_pack import DTYPES
+from lightwam.data.latent_shards import Samples, Shard, array_bytes, clear_parts, shards, write_whole
+from lightwam.data.lerobot import LeRobotDataset
+from lightwam.errors import ConfigError, DatasetError
+from lightwam.model.flow import pool
+from lightwam.types import Latents
+
+FORMAT = "latents 1"
+SHARD_WINDOWS = 1024
+"""a shard's episodes have together at most so many windows, unless it is one long episode"""
+
+
+@dataclass(frozen=True, eq=False)
+class LatentCache:
+    """An encoded dataset: a `Cache` of latents. Window i begins at control step i, and is checked when it is read."""
+
+    path: Path
+    state: Float32[np.ndarray, "N P"]
+    action: Float32[np.ndarray, "N A"]
+    episode_start: Int64[np.ndarray, " episodes_and_1"]
+    task_index: Int64[np.ndarray, " episodes"]
+    tasks: tuple[str, ...]
+    fps: float
+    canvas: tuple[int, ...]
+    horizon: int
+    video_stride: int
+    samples: Samples
+
+    @property
+    def num_steps(self) -> int:
+        """Control steps of all episodes: as many windows begin."""
+        return len(self.state)
+
+    @property
+    def bytes_per_sample(self) -> float:
+        """What a window takes on disk, checksums and index included."""
+        return self.samples.num_bytes / self.num_steps
+
+    def video(self, frame: Int64[np.ndarray, "B F"]) -> Latents:
+        """The latents, in float32, of the windows that begin at `frame[:, 0]` (the other columns follow from it).
+
+        DatasetError naming the sample that is not what was written.
+        """
+        assert frame.shape[1] == 1 + self.horizon // self.video_stride, frame.shape
+        assert frame[:, 0].min() >= 0 and frame[:, 0].max() < self.num_steps, frame[:, 0]
+        shape = self.samples.shape
+        values = torch.stack([self.samples.read(window) for window in frame[:, 0].tolist()]).float()
+        present, later = values.split([math.prod(shape.present), math.prod(shape.later)], dim=1)
+        present, later = present.unflatten(1, shape.present), later.unflatten(1, shape.later)
+        return Latents(present.contiguous(), torch.cat((pool(present), later), dim=2))
+
+    def check_window(self, config: CodecConfig, horizon: int, shift_pixels: int) -> None:
+        """ConfigError when it was made for another canvas or window, or when pictures are to be shifted."""
+        if shift_pixels:
+            raise ConfigError("latents cannot be shifted", where="shift_pixels", got=shift_pixels, expected=0,
+                              next_step="set it to 0, or train from decoded pictures")  # fmt: skip
+        check_canvas(self.path, self.canvas, config)
+        got = f"horizon {self.horizon}, video_stride {self.video_stride}"
+        expected = f"horizon {horizon}, video_stride {config.video_stride}"
+        if got != expected:
+            raise ConfigError("the cache was made for another window", where=self.path, got=got, expected=expected)
+
+    def faults(self, progress: Progress | None = None) -> list[str]:
+        """Everything that is wrong with the files, after reading all of them; empty when the cache is sound."""
+        found = _table_faults(self.path, read_json(self.path / "cache.json"))
+        for window in range(self.num_steps):
+            if progress is not None:
+                progress(window, self.num_steps)
+            try:
+                self.samples.read(window)
+            except DatasetError as error:
+                found.append(f"{error.where}: {error.got}")
+        if progress is not None:
+            progress(self.num_steps, self.num_steps)
+        return found
+
+    @classmethod
+    def build(
+        cls,
+        dataset: LeRobotDataset,
+        codec_config: CodecConfig,
+        horizon: int,
+        encode: Encode,
+        about: Mapping[str, Any],
+        path: Path | str,
+        progress: Progress | None = None,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        dtype: torch.dtype = torch.bfloat16,
+        batch_size: int = 8,
+    ) -> None:
+        """Encode every window into `path`, going on where it was stopped; a whole cache is left as it is.
+
+        `about` says what encodes (JSON values: kind, digest of the weights, ...). Process `rank` of `world` makes every
+        world-th shard; the cache is done when all have returned. Raises DatasetError for what is wrong in the dataset,
+        a folder that holds another cache, numbers that are not finite, and a disk that is full.
+        """
+        assert 0 <= rank < world and batch_size >= 1 and horizon % codec_config.video_stride == 0
+        path = Path(path)
+        check_cameras(dataset, codec_config)
+        arrays, parts = tables(dataset), _episodes_by_shard(dataset)
+        windows = [sum(dataset.episodes[episode].length for episode in part) for part in parts]
+        fingerprint = _fingerprint(dataset, codec_config, horizon, about, dtype)
+        _refuse_another(path, fingerprint)
+        if _is_whole(path):
+            return
+        with _writing(path, "a few KiB to begin with"):
+            (path / "shards").mkdir(parents=True, exist_ok=True)
+            for folder in (path, path / "shards"):
+                clear_parts(folder, rank, world)
+            begun = {"fingerprint": fingerprint, "shards": [[count] for count in windows]}
+            write_whole(path / "begun.json", [_json(begun)], rank)
+            (path / "cache.json").unlink(missing_ok=True)
+        made = shards(path / "shards", windows, fingerprint)
+        encoder = WindowEncoder(dataset, codec_config, horizon, encode, dtype, batch_size)
+        _make(encoder, list(zip(made, parts, strict=True))[rank::world], path, rank, progress)
+        if all(shard.whole() for shard in made):
+            with _writing(path, f"{sum(array.nbytes for array in arrays.values()) / 2**20:.0f} MiB more"):
+                _finish(path, dataset, arrays, fingerprint, made, rank)
+
+    @classmethod
+    def open(
+        cls,
+        path: Path | str,
+        dataset: LeRobotDataset | None = None,
+        codec_config: CodecConfig | None = None,
+        horizon: int | None = None,
+        about: Mapping[str, Any] | None = None,
+    ) -> LatentCache:
+        """The cache at `path`. What is given is compared with what the cache was made from.
+
+        Raises DatasetError saying what differs, what is torn, or how much of it there is when it is not finished.
+        """
+        path = Path(path)
+        whole = _about(path)
+        then = whole.get("fingerprint", {})
+        if faults := differences(then, _fingerprint(dataset, codec_config, horizon, about)):
+            raise DatasetError("the latent cache was made from something else", where=path, got=listed(faults),
+                               next_step="make one of this in another folder, or delete it")  # fmt: skip
+        if faults := _table_faults(path, whole):
+            raise DatasetError("a table of the latent cache is missing or torn", where=path, got=listed(faults),
+                               next_step="run `lightwam cache` again: it makes only what is missing")  # fmt: skip
+        counts = [count for count, _ in whole["shards"]]
+        samples = Samples(shards(path / "shards", counts, then), DTYPES[then["dtype"]])
+        sizes = [size for _, size in whole["shards"]]
+        if faults := [f"shard {i}" for i, size in enumerate(sizes) if samples.sizes[i] != size]:
+            raise DatasetError("shards of the latent cache were replaced", where=path, got=listed(faults),
+                               expected="the sizes of cache.json", next_step="run `lightwam cache` again")  # fmt: skip
+        return cls(path=path, **read_tables(path), tasks=tuple(whole["tasks"]), fps=whole["fps"],
+                   canvas=tuple(then["codec"]["canvas"]), horizon=then["horizon"], video_stride=then["video_stride"],
+                   samples=samples)  # fmt: skip
+
+
+def _make(
+    encoder: WindowEncoder, mine: list[tuple[Shard, list[int]]], path: Path, rank: int, progress: Progress | None
+) -> None:
+    """Those of our shards, each with its episodes, that are not whole yet. Progress counts our windows."""
+    tell = progress or (lambda done, total: None)
+    missing = [(shard, episodes) for shard, episodes in mine if not shard.whole()]
+    total = sum(shard.windows for shard, _ in mine)
+    done = total - sum(shard.windows for shard, _ in missing)
+    tell(done, total)
+    for shard, episodes in missing:
+        records: list[bytes] = []
+        for some in encoder.records(episodes):
+            records += some
+            done += len(some)
+            tell(done, total)
+        to_write = (total - done + shard.windows) * len(records[0])
+        with _writing(path, f"about {to_write / 2**20:.0f} MiB more"):
+            assert encoder.shape is not None
+            shard.write(encoder.shape, records, rank)
+
+
+def _episodes_by_shard(dataset: LeRobotDataset) -> list[list[int]]:
+    parts: list[list[int]] = []
+    size = SHARD_WINDOWS
+    for episode in dataset.episodes:
+        if size + episode.length > SHARD_WINDOWS:
+            parts.append([])
+            size = 0
+        parts[-1].append(episode.index)
+        size += episode.length
+    return parts
+
+
+def _fingerprint(
+    dataset: LeRobotDataset | None,
+    codec_config: CodecConfig | None,
+    horizon: int | None,
+    about: Mapping[str, Any] | None,
+    dtype: torch.dtype | None = None,
+) -> dict[str, Any]:
+    """Everything that the cache's content depends on, of what is given; normalisation does not touch it."""
+    print_: dict[str, Any] = {"format": FORMAT}
+    if dataset is not None:
+        print_["dataset"] = dataset.fingerprint()
+    if codec_config is not None:
+        print_ |= {"codec": canvas_fingerprint(codec_config), "video_stride": codec_config.video_stride}
+    if horizon is not None:
+        print_["horizon"] = horizon
+    if about is not None:
+        print_["encoder"] = json.loads(json.dumps(dict(about)))
+    if dtype is not None:
+        print_["dtype"] = next(name for name, one in DTYPES.items() if one is dtype)
+    return print_
+
+
+def _about(path: Path) -> dict[str, Any]:
+    """cache.json of a whole cache."""
+    if (path / "cache.json").is_file():
+        return read_json(path / "cache.json")
+    if (path / "begun.json").is_file():
+        begun = read_json(path / "begun.json")
+        made = shards(path / "shards", [count for (count,) in begun["shards"]], begun["fingerprint"])
+        got = f"{sum(shard.whole() for shard in made)} of {len(made)} shards"
+        raise DatasetError("the latent cache is not finished", where=path, got=got, expected="all of them",
+                           next_step="`lightwam cache` goes on where it was stopped")  # fmt: skip
+    raise DatasetError("no latent cache here", where=path, expected="cache.json", next_step="make it: `lightwam cache`")
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        LatentCache.open(path)
+    except DatasetError:
+        return False
+    return True
+
+
+def _refuse_another(path: Path, now: Mapping[str, Any]) -> None:
+    """Hours may have gone into what lies there, so it is never replaced."""
+    for name in ("cache.json", "begun.json"):
+        if (path / name).is_file() and (faults := differences(read_json(path / name).get("fingerprint", {}), now)):
+            raise DatasetError("another cache lies here", where=path, got=listed(faults),
+                               next_step="give another folder, or delete this one")  # fmt: skip
+
+
+def _table_faults(path: Path, about: Mapping[str, Any]) -> list[str]:
+    found = []
+    for name in TABLES:
+        file, expected = path / f"{name}.npy", about["files"][f"{name}.npy"]
+        got = file_fingerprint(file) if file.is_file() else "no such file"
+        if got != expected:
+            found.append(f"{file.name}: {got}, not {expected}")
+    return found
+
+
+def _finish(
+    path: Path,
+    dataset: LeRobotDataset,
+    arrays: Mapping[str, np.ndarray],
+    fingerprint: Mapping[str, Any],
+    made: Sequence[Shard],
+    rank: int,
+) -> None:
+    """The tables and then cache.json; processes that finish at once write the same bytes."""
+    for name, array in arrays.items():
+        write_whole(path / f"{name}.npy", [array_bytes(array)], rank)
+    about = {
+        "fingerprint": fingerprint,
+        "tasks": list(dataset.tasks),
+        "fps": dataset.fps,
+        "episodes": dataset.num_episodes,
+        "windows": dataset.num_frames,
+        "shape": made[0].load()[0]._asdict(),
+        "shards": [[shard.windows, shard.data.stat().st_size] for shard in made],
+        "files": {f"{name}.npy": file_fingerprint(path / f"{name}.npy") for name in TABLES},
+    }
+    write_whole(path / "cache.json", [_json(about)], rank)
+    (path / "begun.json").unlink(missing_ok=True)
+
+
+def _json(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value, indent=1).encode()
+
+
+@contextmanager
+def _writing(path: Path, need: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DatasetError(
+            "the latent cache could not be written",
+            where=path,
+            got=error,
+            expected="a writable disk with room",
+            next_step=f"it needs {need}; whole shards stay, and the same command goes on",
+        ) from error

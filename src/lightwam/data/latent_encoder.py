@@ -1,0 +1,65 @@
+"""A dataset's windows encoded and packed, an episode at a time; the dataset is never in memory as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from lightwam.config import CodecConfig
+from lightwam.data.cache_base import Canvases
+from lightwam.data.latent_pack import pack
+from lightwam.data.latent_shards import Shape
+from lightwam.data.lerobot import LeRobotDataset
+from lightwam.errors import DatasetError
+from lightwam.model.flow import pool
+from lightwam.types import Latents
+
+Encode = Callable[[UInt8[np.ndarray, "B F height width 3"]], Latents]
+"""canvases -> latents in float32, the clip pooled in float32; on any device"""
+
+
+class WindowEncoder:
+    """Windows as records of a latent cache; `shape` is known after the first."""
+
+    def __init__(
+        self,
+        dataset: LeRobotDataset,
+        config: CodecConfig,
+        horizon: int,
+        encode: Encode,
+        dtype: torch.dtype,
+        batch_size: int,
+    ) -> None:
+        self._dataset, self._config, self._encode, self._dtype = dataset, config, encode, dtype
+        self._steps, self._batch_size = np.arange(0, horizon + 1, config.video_stride), batch_size
+        self.shape: Shape | None = None
+
+    def records(self, episodes: Sequence[int]) -> Iterator[list[bytes]]:
+        """A batch at a time. A batch ends with its episode: which windows share one must not depend on who encodes."""
+        with Canvases(self._dataset, self._config) as canvases:
+            for episode in episodes:
+                clip, first = canvases.episode(episode), int(self._dataset.episode_start[episode])
+                for begin in range(0, len(clip), self._batch_size):
+                    start = np.arange(begin, min(begin + self._batch_size, len(clip)))
+                    values = self._values(clip[np.minimum(start[:, None] + self._steps, len(clip) - 1)])
+                    if len(bad := torch.nonzero(~values.isfinite().all(dim=1))):
+                        raise DatasetError("the encoder gave a number that is not finite",
+                                           where=f"{self._dataset.root} episode {episode} frame {begin + int(bad[0])}",
+                                           expected=f"latents within {self._dtype}",
+                                           next_step="look at the weights; encode in float32")  # fmt: skip
+                    yield [pack(row, first + begin + number) for number, row in enumerate(values)]
+
+    def _values(self, canvases: UInt8[np.ndarray, "B F height width 3"]) -> Float[Tensor, "B n"]:
+        with torch.no_grad():
+            present, clip = self._encode(canvases)
+        assert present.dtype == clip.dtype == torch.float32, "rounding twice, or before the mean, would lose bits"
+        assert torch.allclose(pool(present), clip[:, :, :1], rtol=1e-4, atol=1e-4), "first frames are made by pooling"
+        shape = Shape(clip.shape[1], clip.shape[2], *present.shape[3:])
+        assert self.shape in (None, shape), (self.shape, shape)
+        self.shape = shape
+        values = torch.cat((present.flatten(1), clip[:, :, 1:].flatten(1)), dim=1)
+        return values.to(self._dtype).cpu()

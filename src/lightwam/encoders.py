@@ -1,0 +1,101 @@
+"""The frozen parts of a recipe, opened: pixels <-> latents, and prompts -> token states.
+
+What was measured of them on the data, and the prompts' states, stay with the run, so a policy needs neither the dataset
+nor, for sentences it was trained on, the text encoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lightwam import checkpoint
+from lightwam.codec import Codec
+from lightwam.config import DctConfig, HashedTextConfig, Recipe
+from lightwam.errors import CheckpointError
+from lightwam.latents.dct import DctLatents
+from lightwam.model import flow
+from lightwam.text.hashed import HashedText
+from lightwam.types import LatentCodec, Latents, TextEncoder
+from lightwam.weights.files import digest, locate
+
+MAX_PROMPTS = 256
+"""prompts beyond those of the run whose states are kept"""
+
+
+def measure_latents(recipe: Recipe, pixels: Float[Tensor, "N 3 height width"]) -> dict[str, Any]:
+    """What a run has to know of its latents: the DCT's statistics over these pictures, or which VAE it is."""
+    if isinstance(recipe.latents, DctConfig):
+        return dict(DctLatents.fit(recipe.latents, pixels).to_dict())
+    return {"vae": digest(locate(recipe.weights, "vae"))}
+
+
+def open_latents(recipe: Recipe, measured: Any, where: str, device: torch.device | str = "cpu") -> LatentCodec:
+    """The latents of a run from what `measure_latents` gave; CheckpointError when the VAE found now is another one."""
+    if isinstance(recipe.latents, DctConfig):
+        return DctLatents.from_dict(recipe.latents, measured, where)
+    from lightwam.latents.wan_vae import WanVaeLatents
+
+    now = measure_latents(recipe, torch.empty(0, 3, 8, 8))
+    if measured != now:
+        raise CheckpointError(
+            "the VAE is not the one that the run was trained with",
+            where=where,
+            got=now,
+            expected=measured,
+            next_step="give the weights of then: --weights /path/to/them",
+        )
+    return WanVaeLatents.load(recipe.weights, device)
+
+
+def encode_clip(latents: LatentCodec, pixels: Float[Tensor, "B 3 F height width"]) -> Latents:
+    """A clip as the loss reads it: its first frame's latents, and all of them averaged 2x2 in space."""
+    z = latents.encode(pixels)
+    return Latents(z[:, :, :1], flow.pool(z))
+
+
+def open_processing(run: Path, recipe: Recipe, device: torch.device | str = "cpu") -> tuple[Codec, LatentCodec]:
+    """The codec and the latents that a run was trained with; ConfigError or CheckpointError naming an odd key."""
+    codec, measured = checkpoint.read_processing(run)
+    return codec, open_latents(recipe, measured, f"{run / 'processing.json'} latents", device)
+
+
+def open_text(recipe: Recipe, device: torch.device | str = "cpu") -> TextEncoder:
+    """The recipe's text encoder; UMT5 computes in bfloat16 on a GPU."""
+    if isinstance(recipe.text, HashedTextConfig):
+        return HashedText(recipe.text)
+    from lightwam.text.umt5 import Umt5Text
+
+    dtype = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
+    return Umt5Text.load(recipe.weights, recipe.text, device, dtype)
+
+
+class Prompts:
+    """Instructions -> token states. `known` are prompts with their states; others open the text encoder, once."""
+
+    def __init__(
+        self, recipe: Recipe, known: Mapping[str, Float[Tensor, "L E"]], device: torch.device | str = "cpu"
+    ) -> None:
+        self.recipe, self.known, self.device = recipe, dict(known), device
+        self._more: dict[str, Float[Tensor, "L E"]] = {}
+        self._encoder: TextEncoder | None = None
+
+    def states(self, instructions: Sequence[str]) -> Float[Tensor, "B L E"]:
+        """One row of states an instruction, on the CPU."""
+        return torch.stack([self._state(self.recipe.prompt.format(task=instruction)) for instruction in instructions])
+
+    def _state(self, prompt: str) -> Float[Tensor, "L E"]:
+        for table in (self.known, self._more):
+            if prompt in table:
+                return table[prompt]
+        if self._encoder is None:
+            self._encoder = open_text(self.recipe, self.device)
+        if len(self._more) >= MAX_PROMPTS:
+            self._more.pop(next(iter(self._more)))
+        self._more[prompt] = self._encoder.encode([prompt])[0].cpu()
+        return self._more[prompt]

@@ -1,0 +1,359 @@
+"""Wan2.1's video VAE: clips by diffusers' AutoencoderKLWan, single frames by an exact encoder of a third of the work.
+
+Latents are the mode of the posterior, standardised by the VAE's published mean and standard deviation of each channel.
+Every convolution over time looks into the past only and pads it with zeros, so where there is but one frame only the
+kernel's last tap counts: `FrameEncoder` is those taps as plain 2-D convolutions. Acting needs nothing else.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lightwam.errors import CheckpointError, ConfigError
+from lightwam.weights.files import locate, read_tensors
+
+SPATIAL_STRIDE = 8
+TEMPORAL_STRIDE = 4
+NUM_LISTED = 12
+"""differences that an error lists"""
+
+# Wan2.1's published statistics of its 16 latent channels; the official weights file does not hold them.
+LATENTS_MEAN = (
+    *(-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508),
+    *(0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921),
+)
+LATENTS_STD = (
+    *(2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743),
+    *(3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160),
+)
+ARCHITECTURE = {
+    "num_res_blocks": 2,
+    "dim_mult": [1, 2, 4, 4],
+    "temperal_downsample": [False, True, True],
+    "latents_mean": list(LATENTS_MEAN),
+    "latents_std": list(LATENTS_STD),
+}
+"""what the official file's tensors are not asked for; the spelling is diffusers'"""
+FIXED: dict[str, Any] = {
+    "is_residual": False,
+    "patch_size": None,
+    "attn_scales": [],
+    "in_channels": 3,
+    "out_channels": 3,
+}
+"""what tells Wan2.1's VAE from its successors, in diffusers' words"""
+
+
+class WanVaeLatents:
+    """Implements `LatentCodec`. Latents and pixels come back on the device and in the dtype of what was given."""
+
+    spatial_stride = SPATIAL_STRIDE
+    temporal_stride = TEMPORAL_STRIDE
+
+    def __init__(self, vae: Any) -> None:
+        """Around diffusers' AutoencoderKLWan, whose config holds the channels' statistics; its weights are frozen."""
+        self.channels = vae.config.z_dim
+        self.vae = vae.eval().requires_grad_(False)
+        self.frame_encoder = FrameEncoder.from_vae(vae)
+        self.mean = torch.tensor(vae.config.latents_mean, dtype=torch.float64)
+        self.std = torch.tensor(vae.config.latents_std, dtype=torch.float64)
+
+    @classmethod
+    def load(
+        cls, source: Path | str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> WanVaeLatents:
+        """The VAE of `source` (a folder, or a Hub repo id), in the official layout or in diffusers'.
+
+        CheckpointError when it is not there, when it is not Wan2.1's kind, or, listing them, when tensors are missing,
+        unknown or of other shapes; ConfigError when diffusers is not installed.
+        """
+        path = locate(source, "vae")
+        tensors = read_tensors(path)
+        config = _read_config(path / "config.json") if path.is_dir() else _official_config(tensors, path)
+        vae = _empty_vae(config, path)
+        wanted = {name: tensor.shape for name, tensor in vae.state_dict().items()}
+        names = {name: name if path.is_dir() else official_name(name) for name in wanted}
+        _check_tensors({names[name]: shape for name, shape in wanted.items()}, tensors, path)
+        # a copy of each, since mapped tensors lie unaligned, which changes the last bits; one at a time, to hold no two
+        state = {ours: tensors.pop(theirs).to(device, dtype, copy=True) for ours, theirs in names.items()}
+        vae.load_state_dict(state, assign=True)
+        return cls(vae)
+
+    @torch.no_grad()
+    def encode(self, pixels: Float[Tensor, "B 3 F height width"]) -> Float[Tensor, "B C T h w"]:
+        """Pixels in [-1, 1] -> standardised latents; F = 1 + 4k, height and width multiples of 8, else ConfigError.
+
+        Clips of a batch do not touch one another. A clip's memory grows with the batch and the picture, not with F.
+        """
+        frames, height, width = pixels.shape[2:]
+        if frames % TEMPORAL_STRIDE != 1 or height % SPATIAL_STRIDE or width % SPATIAL_STRIDE:
+            raise ConfigError(
+                "this clip has no latents",
+                where="WanVaeLatents.encode",
+                got=f"{frames} frames of {height}x{width}",
+                expected="1 + 4k frames, sides multiples of 8",
+            )
+        clip = self._placed(pixels)
+        single = frames == 1
+        raw = self.frame_encoder(clip[:, :, 0])[:, :, None] if single else self.vae.encode(clip).latent_dist.mode()
+        raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
+        mean, std = self._statistics(raw)
+        return ((raw - mean) / std).to(pixels)
+
+    @torch.no_grad()
+    def decode(self, latents: Float[Tensor, "B C T h w"]) -> Float[Tensor, "B 3 F height width"]:
+        """Standardised latents -> pixels in [-1, 1], F = 1 + 4(T - 1)."""
+        mean, std = self._statistics(latents)
+        return self.vae.decode(self._placed(latents * std + mean)).sample.to(latents)
+
+    def decode_pooled(self, latents: Float[Tensor, "B C T h2 w2"]) -> Float[Tensor, "B 3 F height width"]:
+        """Latents averaged 2x2 in space -> pixels at the full picture size.
+
+        The VAE is convolutional and its latents vary slowly, so an average of four is near the latent of a picture of
+        half the size: that picture is decoded, and enlarged bilinearly.
+        """
+        small = self.decode(latents)
+        pictures = F.interpolate(small.transpose(1, 2).flatten(0, 1), scale_factor=2, mode="bilinear")
+        return pictures.unflatten(0, (small.shape[0], small.shape[2])).transpose(1, 2)
+
+    def _placed(self, given: Tensor) -> Tensor:
+        return given.to(self.vae.device, self.vae.dtype)
+
+    def _statistics(self, like: Tensor) -> list[Tensor]:
+        return [s.to(like).view(1, -1, 1, 1, 1) for s in (self.mean, self.std)]
+
+
+class FrameEncoder(nn.Module):
+    """One frame -> the mean of its latents, not standardised: the VAE's encoder where there is no past.
+
+    What falls away: all taps of a kernel but the last, which read zeros; the temporal downsampling, which the first
+    frame skips; the posterior's variance. That leaves 118.5 of 335.9 GMAC at 224x448.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+
+    @classmethod
+    def from_vae(cls, vae: Any) -> FrameEncoder:
+        """The encoder of diffusers' AutoencoderKLWan; what it needs of the weights is copied, in their dtype."""
+        state = vae.encoder.state_dict()
+        num_blocks = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("down_blocks."))
+        middle = ("mid_block.resnets.0.", "mid_block.attentions.0.", "mid_block.resnets.1.")
+        blocks = (*(f"down_blocks.{i}." for i in range(num_blocks)), *middle)
+        first, last = _conv(state, "conv_in"), _mean_conv(state, vae.quant_conv.state_dict())
+        norm = _Norm(state["norm_out.gamma"])
+        return cls([first, *(_block(_part(state, name)) for name in blocks), norm, nn.SiLU(), last])
+
+    def forward(self, frame: Float[Tensor, "B 3 height width"]) -> Float[Tensor, "B C h w"]:
+        return self.layers(frame)
+
+
+class _Norm(nn.Module):
+    """Every place's channels at length sqrt(number of channels), then scaled; in fp32 at least."""
+
+    def __init__(self, gamma: Tensor) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(gamma.detach().clone().view(1, -1, 1, 1), requires_grad=False)
+
+    def forward(self, x: Float[Tensor, "B c h w"]) -> Float[Tensor, "B c h w"]:
+        unit = F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=1).to(x.dtype)
+        return unit * x.shape[1] ** 0.5 * self.gamma
+
+
+class _Residual(nn.Module):
+    def __init__(self, part: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.norm1, self.conv1 = _Norm(part["norm1.gamma"]), _conv(part, "conv1")
+        self.norm2, self.conv2 = _Norm(part["norm2.gamma"]), _conv(part, "conv2")
+        self.shortcut = _conv(part, "conv_shortcut") if "conv_shortcut.weight" in part else nn.Identity()
+
+    def forward(self, x: Float[Tensor, "B c h w"]) -> Float[Tensor, "B c2 h w"]:
+        inside = self.conv1(F.silu(self.norm1(x)))
+        return self.conv2(F.silu(self.norm2(inside))) + self.shortcut(x)
+
+
+class _Attention(nn.Module):
+    """One head over all places of the frame."""
+
+    def __init__(self, part: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.norm, self.to_qkv, self.proj = _Norm(part["norm.gamma"]), _conv(part, "to_qkv"), _conv(part, "proj")
+
+    def forward(self, x: Float[Tensor, "B c h w"]) -> Float[Tensor, "B c h w"]:
+        q, k, v = self.to_qkv(self.norm(x)).flatten(2).transpose(1, 2)[:, None].chunk(3, dim=-1)
+        mixed = F.scaled_dot_product_attention(q, k, v)[:, 0].transpose(1, 2)
+        return x + self.proj(mixed.unflatten(2, x.shape[2:]))
+
+
+def _block(part: Mapping[str, Tensor]) -> nn.Module:
+    """The layer that has these tensors: down-sampling, attention or residual."""
+    if "resample.1.weight" in part:
+        return nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), _conv(part, "resample.1", stride=2))
+    return _Attention(part) if "to_qkv.weight" in part else _Residual(part)
+
+
+def _conv(part: Mapping[str, Tensor], name: str, stride: int = 1) -> nn.Conv2d:
+    weight, bias = part[f"{name}.weight"], part[f"{name}.bias"]
+    return _conv_of(weight[:, :, -1] if weight.ndim == 5 else weight, bias, stride)
+
+
+def _conv_of(weight: Float[Tensor, "out c side side"], bias: Float[Tensor, " out"], stride: int = 1) -> nn.Conv2d:
+    rows, columns, side, _ = weight.shape
+    conv = nn.Conv2d(columns, rows, side, stride, padding=side // 2 if stride == 1 else 0, device="meta")
+    conv.weight = nn.Parameter(weight.detach().clone(memory_format=torch.contiguous_format), requires_grad=False)
+    conv.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
+    return conv
+
+
+def _mean_conv(encoder: Mapping[str, Tensor], quant: Mapping[str, Tensor]) -> nn.Conv2d:
+    """The encoder's last convolution and the 1x1 one behind it as one, for the mean's half of the channels."""
+    weight, bias = encoder["conv_out.weight"], encoder["conv_out.bias"]
+    half = len(bias) // 2
+    taps, offset, mix, shift = (
+        tensor.detach().to("cpu", torch.float64)  # rounded once, after the product
+        for tensor in (weight[:, :, -1], bias, quant["weight"][:half].flatten(1), quant["bias"][:half])
+    )
+    return _conv_of(torch.einsum("zk,kcij->zcij", mix, taps).to(weight), (mix @ offset + shift).to(weight))
+
+
+def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
+_OFFICIAL = (
+    (r"^quant_conv\.", "conv1."),
+    (r"^post_quant_conv\.", "conv2."),
+    (r"\.conv_in\.", ".conv1."),
+    (r"\.norm_out\.", ".head.0."),
+    (r"\.conv_out\.", ".head.2."),
+    (r"\.mid_block\.attentions\.0\.", ".middle.1."),
+    (r"\.mid_block\.resnets\.0\.", ".middle.0."),
+    (r"\.mid_block\.resnets\.1\.", ".middle.2."),
+    (r"\.down_blocks\.", ".downsamples."),
+)
+_OFFICIAL_RESIDUAL = {
+    "norm1": "residual.0",
+    "conv1": "residual.2",
+    "norm2": "residual.3",
+    "conv2": "residual.6",
+    "conv_shortcut": "shortcut",
+}
+_UP_BLOCK = re.compile(r"\.up_blocks\.(\d+)\.(?:resnets\.(\d+)|upsamplers\.0)\.")
+
+
+def official_name(name: str) -> str:
+    """What the official file calls the tensor that diffusers' AutoencoderKLWan calls `name`."""
+    *layer, tensor = name.split(".")
+    theirs = ".".join((*layer[:-1], _OFFICIAL_RESIDUAL.get(layer[-1], layer[-1]), tensor))
+    for pattern, words in _OFFICIAL:
+        theirs = re.sub(pattern, words, theirs)
+    # The decoder's layers stand in one row there: three residual blocks, one that enlarges, three residual blocks, ...
+    return _UP_BLOCK.sub(lambda match: f".upsamples.{4 * int(match[1]) + int(match[2] or 3)}.", theirs)
+
+
+def _official_config(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
+    """The config of the official file: Wan2.1's architecture, at the width and depth of these tensors."""
+    sizes = {"encoder.conv1.bias": "base_dim", "decoder.head.0.gamma": "decoder_base_dim", "conv2.bias": "z_dim"}
+    if missing := [name for name in sizes if name not in tensors]:
+        raise CheckpointError(
+            "not the official file of Wan2.1's VAE",
+            where=path,
+            got=sorted(tensors)[:NUM_LISTED],
+            expected=missing,
+            next_step="take Wan2.1_VAE.pth as it was published, or the folder of diffusers' layout",
+        )
+    config = ARCHITECTURE | {size: len(tensors[name]) for name, size in sizes.items()}
+    if config["z_dim"] != len(LATENTS_MEAN):
+        raise CheckpointError(
+            "the VAE has not Wan2.1's number of latent channels",
+            where=path,
+            got=config["z_dim"],
+            expected=f"{len(LATENTS_MEAN)}, for which the statistics are published",
+        )
+    return config
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """diffusers' config of a Wan2.1 VAE, without its notes (keys that begin with "_")."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError("the VAE's config cannot be read", where=path, got=error) from error
+    if not isinstance(found, dict) or found.get("_class_name") != "AutoencoderKLWan":
+        got = found.get("_class_name") if isinstance(found, dict) else type(found).__name__
+        raise CheckpointError("not the config of Wan's VAE", where=path, got=got, expected="AutoencoderKLWan")
+    config: Any = {key: value for key, value in found.items() if not key.startswith("_")}
+    wrong = {key: config[key] for key, value in FIXED.items() if config.get(key, value) != value}
+    blocks, halvings = config.get("dim_mult"), config.get("temperal_downsample")
+    listed = isinstance(blocks, list) and isinstance(halvings, list)
+    if not (listed and len(blocks) == 4 and len(halvings) == 3 and halvings.count(True) == 2):
+        wrong |= {"dim_mult": blocks, "temperal_downsample": halvings}
+    if wrong:
+        expected = f"{FIXED}, strides 8 in space and 4 in time"
+        raise CheckpointError("not a VAE of Wan2.1's kind", where=path, got=wrong, expected=expected)
+    return config
+
+
+def _empty_vae(config: Mapping[str, Any], path: Path) -> Any:
+    """diffusers' AutoencoderKLWan of this config, without memory for its weights."""
+    try:
+        from diffusers import AutoencoderKLWan
+    except ImportError as error:
+        raise ConfigError(
+            "a package that Wan2.1's VAE needs is not installed",
+            where="latents",
+            got=f"diffusers ({error})",
+            next_step="pip install 'lightwam[wan]'",
+        ) from error
+    known = inspect.signature(AutoencoderKLWan.__init__).parameters
+    if unknown := sorted(set(config) - set(known)):
+        raise CheckpointError(
+            "the VAE's config has keys that this diffusers does not know",
+            where=path,
+            got=unknown,
+            next_step="upgrade diffusers",
+        )
+    try:
+        with torch.device("meta"):
+            vae: Any = AutoencoderKLWan(**config)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError("the VAE's config describes no VAE", where=path, got=error) from error
+    mean, std = vae.config.latents_mean, vae.config.latents_std
+    if not len(mean) == len(std) == vae.config.z_dim or min(std) <= 0:
+        raise CheckpointError(
+            "the VAE's statistics do not fit its channels",
+            where=path,
+            got=f"{len(mean)} means, {len(std)} stds, smallest std {min(std, default=None)}",
+            expected=f"{vae.config.z_dim} of each, stds positive",
+        )
+    return vae
+
+
+def _check_tensors(wanted: Mapping[str, torch.Size], found: Mapping[str, Tensor], path: Path) -> None:
+    wrong = [f"missing: {name}" for name in wanted if name not in found]
+    wrong += [f"unknown: {name}" for name in found if name not in wanted]
+    wrong += [
+        f"of another shape: {name} {list(found[name].shape)}, expected {list(shape)}"
+        for name, shape in wanted.items()
+        if name in found and found[name].shape != shape
+    ]
+    if wrong:
+        listed = "".join(f"\n    {line}" for line in wrong[:NUM_LISTED])
+        more = f"\n    and {len(wrong) - NUM_LISTED} more" if len(wrong) > NUM_LISTED else ""
+        raise CheckpointError(
+            "the weights are not those of this VAE",
+            where=path,
+            got=f"{len(wrong)} differences{listed}{more}",
+            expected=f"its {len(wanted)} tensors, and no other",
+        )

@@ -1,0 +1,183 @@
+"""A dataset, opened for a recipe: its cache, and how windows from it become the model's batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from lightwam import checkpoint, distributed
+from lightwam.codec import Codec, to_pixels
+from lightwam.config import DctConfig, HashedTextConfig, Recipe
+from lightwam.data.cache import FrameCache
+from lightwam.data.cache_base import Cache
+from lightwam.data.latent_cache import LatentCache
+from lightwam.data.lerobot import LeRobotDataset
+from lightwam.encoders import Prompts, encode_clip, measure_latents, open_latents, open_processing, open_text
+from lightwam.errors import DatasetError
+from lightwam.progress import Progress
+from lightwam.types import Batch, LatentCodec, Latents, Windows
+
+FIT_FRAMES = 256
+"""pictures, evenly spaced over the dataset, that the latents' statistics are measured on"""
+LATENTS = "latents"
+"""the folder of a dataset for what a pretrained encoder made of it"""
+
+
+@dataclass(frozen=True)
+class Processing:
+    """From the loader's windows to the model's batches."""
+
+    codec: Codec
+    latents: LatentCodec | None
+    """None where the windows come from a cache of latents"""
+    prompts: Float[Tensor, "tasks L E"]
+    """text states of every task sentence of the dataset"""
+
+    def batch(self, windows: Windows) -> Batch:
+        """One batch of windows; pictures are encoded here."""
+        video = windows.video
+        if not isinstance(video, Latents):
+            assert self.latents is not None
+            video = encode_clip(self.latents, self.codec.pixels(video))
+        return Batch(
+            present=video.present,
+            clip=video.clip,
+            context=self.prompts[torch.from_numpy(windows.task)],
+            state=torch.from_numpy(windows.state),
+            action=torch.from_numpy(windows.action),
+            action_is_pad=torch.from_numpy(windows.action_is_pad),
+            frame_is_pad=torch.from_numpy(windows.frame_is_pad),
+        )
+
+
+def open_data(recipe: Recipe, dataset: Path, run: Path, say: Callable[[str], None] = print) -> tuple[Cache, Processing]:
+    """The dataset's cache and its processing; statistics are measured once and then belong to the run.
+
+    Pictures are decoded here when they are not yet; latents of a VAE must have been made by `lightwam cache`. Raises
+    DatasetError when the dataset does not fit the model or the cache is stale, CheckpointError when the run began with
+    another dataset.
+    """
+    data = LeRobotDataset(dataset)
+    fingerprint = data.fingerprint()
+    if (run / "processing.json").exists():
+        checkpoint.check_dataset(run, dataset, fingerprint)
+    cache = open_cache(data, recipe, say)
+    _check_sizes(recipe, dataset, cache)
+    if not (run / "processing.json").exists():
+        codec = Codec(recipe.codec, data.stats["observation.state"], data.stats["action"])
+        checkpoint.write_dataset(run, dataset, fingerprint)
+        write_prompts(recipe, data, run)
+        checkpoint.write_processing(run, codec, measure_latents(recipe, _some_pixels(cache, codec)))
+    if isinstance(cache, FrameCache):
+        codec, latents = open_processing(run, recipe)
+    else:
+        codec, latents = checkpoint.read_processing(run)[0], None
+    prompts = Prompts(recipe, checkpoint.read_tensors(run / checkpoint.PROMPTS)).states(cache.tasks)
+    return cache, Processing(codec, latents, prompts)
+
+
+def open_cache(data: LeRobotDataset, recipe: Recipe, say: Callable[[str], None]) -> Cache:
+    """The decoded pictures, made when there are none or ones of other data or another codec; or the VAE's latents."""
+    if not isinstance(recipe.latents, DctConfig):
+        return LatentCache.open(data.root / LATENTS, data, recipe.codec, recipe.model.horizon, encoder_identity(recipe))
+    with ExitStack() as stack:
+        return FrameCache.fresh(data, recipe.codec, data.root / "cache", _progress(stack, "decode", "frame", say))
+
+
+def encoder_identity(recipe: Recipe) -> dict[str, Any]:
+    """What tells the encoder that made a cache of latents from another one."""
+    return {"kind": recipe.latents.kind, **measure_latents(recipe, torch.empty(0, 3, 8, 8))}
+
+
+def make_cache(recipe: Recipe, dataset: Path, *, device: str = "auto", say: Callable[[str], None] = print) -> None:
+    """Make ahead what training reads: decoded pictures, or a VAE's latents and the prompts' token states.
+
+    Goes on where it stopped. Under torchrun every process makes its share. DatasetError when the dataset is broken or
+    the disk is full, CheckpointError when weights are missing.
+    """
+    data = LeRobotDataset(dataset)
+    if isinstance(recipe.latents, DctConfig):
+        open_cache(data, recipe, say)
+        return
+    with distributed.world(device) as world, ExitStack() as stack:
+        if world.leads:
+            cache_prompts(recipe, data, world.device)
+        identity = encoder_identity(recipe)
+        latents = open_latents(recipe, {"vae": identity["vae"]}, recipe.weights, world.device)
+        tell = _progress(stack, "encode", "window", say if world.leads else lambda line: None)
+
+        @torch.inference_mode()
+        def encode(canvases: UInt8[np.ndarray, "B F height width 3"]) -> Latents:
+            made = encode_clip(latents, to_pixels(canvases).to(world.device))
+            return Latents(made.present.cpu(), made.clip.cpu())
+
+        LatentCache.build(
+            data, recipe.codec, recipe.model.horizon, encode, identity, data.root / LATENTS, tell,
+            rank=world.rank, world=world.size,
+        )  # fmt: skip
+        world.wait()
+
+
+def cache_prompts(recipe: Recipe, data: LeRobotDataset, device: torch.device | str) -> None:
+    """Encode the prompts of a dataset's tasks that are not in its cache yet."""
+    path = data.root / LATENTS / checkpoint.PROMPTS
+    known = checkpoint.read_tensors(path)
+    wanted = [recipe.prompt.format(task=task) for task in data.tasks]
+    if missing := [prompt for prompt in wanted if prompt not in known]:
+        states = open_text(recipe, device).encode(missing).to("cpu", torch.bfloat16)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint.write_tensors(path, known | dict(zip(missing, states, strict=True)))
+
+
+def write_prompts(recipe: Recipe, data: LeRobotDataset, run: Path) -> None:
+    """Copy the prompts' states from the dataset's cache into the run; DatasetError when one is not there."""
+    if isinstance(recipe.text, HashedTextConfig):
+        return
+    path = data.root / LATENTS / checkpoint.PROMPTS
+    known = checkpoint.read_tensors(path)
+    wanted = [recipe.prompt.format(task=task) for task in data.tasks]
+    for prompt in wanted:
+        expected = (recipe.text.num_tokens, recipe.text.dim)
+        got = tuple(known[prompt].shape) if prompt in known else "none"
+        if got != expected:
+            raise DatasetError("a prompt has no token states of this recipe", where=path, got=f"{got} for {prompt!r}",
+                               expected=expected, next_step="make them: `lightwam cache`")  # fmt: skip
+    checkpoint.write_tensors(run / checkpoint.PROMPTS, {prompt: known[prompt] for prompt in wanted})
+
+
+def _check_sizes(recipe: Recipe, dataset: Path, cache: Cache) -> None:
+    for name, got, expected in (
+        ("observation.state", cache.state.shape[1], recipe.model.state_dim),
+        ("action", cache.action.shape[1], recipe.model.action_dim),
+    ):
+        if got != expected:
+            raise DatasetError(
+                "the dataset does not fit the model", where=f"{dataset}: {name}", got=got, expected=expected
+            )
+
+
+def _some_pixels(cache: Cache, codec: Codec) -> Float[Tensor, "N 3 height width"]:
+    """Pictures, evenly spaced, to measure latents on; none of a cache that has latents already."""
+    if not isinstance(cache, FrameCache):
+        return torch.empty(0, 3, 8, 8)
+    chosen = torch.linspace(0, cache.num_steps - 1, min(FIT_FRAMES, cache.num_steps)).long().tolist()
+    return codec.pixels(cache.frames[chosen][:, None])[:, :, 0]
+
+
+def _progress(stack: ExitStack, name: str, unit: str, say: Callable[[str], None]) -> Callable[[int, int], None]:
+    lines: list[Progress] = []
+
+    def tell(done: int, total: int) -> None:
+        if not lines:  # said only when there is something to do
+            lines.append(stack.enter_context(Progress(name, total, unit=unit, say=say)))
+        lines[0].advance(count=done - lines[0].done)
+
+    return tell

@@ -1,0 +1,294 @@
+"""Where the pieces of a pretrained Wan2.1 lie, and how their tensors are read.
+
+One source holds them all: a local folder or a Hugging Face Hub repo ("owner/name"), in one of two layouts that are told
+apart by what lies there. Official (Wan-AI/Wan2.1-T2V-1.3B): everything beside one another. diffusers'
+(Wan-AI/Wan2.1-T2V-1.3B-Diffusers): a folder a part. A source that holds a part in both is refused, never guessed at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from lightwam.errors import CheckpointError
+
+Part = Literal["backbone", "vae", "text_encoder", "tokenizer"]
+
+INDEX = ".safetensors.index.json"
+PICKLED = (".pth", ".pt")
+OFFICIAL: dict[Part, tuple[str, ...]] = {
+    "backbone": (
+        "diffusion_pytorch_model*.safetensors",
+        f"diffusion_pytorch_model*{INDEX}",
+        "diffusion_pytorch_model.pth",
+    ),
+    "vae": ("Wan2.1_VAE.pth",),
+    "text_encoder": ("models_t5_umt5-xxl-enc-bf16.pth",),
+    "tokenizer": ("google/umt5-xxl/*",),
+}
+DIFFUSERS: dict[Part, str] = {
+    "backbone": "transformer",
+    "vae": "vae",
+    "text_encoder": "text_encoder",
+    "tokenizer": "tokenizer",
+}
+REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+SHARD = re.compile(r"-\d+-of-\d+\.")
+NUM_LISTED = 12
+
+
+def locate(source: str | Path, part: Part) -> Path:
+    """Where `part` of the pretrained model lies: a file, or a folder of files (every tokenizer is one).
+
+    `source` is a local folder, or as a string also a Hub repo id, of which only this part is fetched. Weights in shards
+    are given as their index file in the official layout, as their folder in diffusers'; `read_tensors` reads both.
+    CheckpointError when the source is neither, cannot be fetched, or holds the part not at all or twice.
+    """
+    assert part in get_args(Part), part
+    folder = _folder(source, part)
+    official = sorted(path for pattern in OFFICIAL[part] for path in folder.glob(pattern) if path.is_file())
+    diffusers = folder / DIFFUSERS[part]
+    wanted = f"{', '.join(OFFICIAL[part])} (official layout) or {DIFFUSERS[part]}/ (diffusers')"
+    if official and diffusers.is_dir():
+        raise CheckpointError(
+            f"the {part} lies there twice, in two layouts",
+            where=folder,
+            got=f"{official[0].relative_to(folder)} and {DIFFUSERS[part]}/",
+            expected=f"one of {wanted}",
+            next_step="keep one layout a folder",
+        )
+    if diffusers.is_dir():
+        return diffusers
+    if official:
+        return official[0].parent if part == "tokenizer" else _one_file(folder, part, official)
+    raise CheckpointError(
+        f"no {part} lies there",
+        where=source if folder == Path(source) else f"{source} ({folder})",
+        got=_listing(folder),
+        expected=wanted,
+        next_step="name the folder or Hub repo of a whole Wan2.1, for example Wan-AI/Wan2.1-T2V-1.3B",
+    )
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Every tensor of a .safetensors file, a .pth or .pt, an index with its shards, or a folder of safetensors.
+
+    On the CPU, in the dtypes of the file, and mapped from the disk where the format allows it. CheckpointError when a
+    file is missing, torn or holds anything but tensors, or when shards are absent or do not hold what the index says.
+    """
+    if path.is_dir():
+        path = _one_file(path, "weights", sorted((*path.glob("*.safetensors"), *path.glob(f"*{INDEX}"))))
+    if path.name.endswith(INDEX):
+        return _read_shards(path)
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    if path.suffix in PICKLED:
+        return _table(read_pickled(path), path)
+    raise CheckpointError(
+        "not a weights file", where=path, got=path.name, expected=f"*.safetensors, *{INDEX}, *.pth, *.pt or a folder"
+    )
+
+
+def read_pickled(path: Path) -> Any:
+    """What torch.save wrote: tensors and plain values, nothing that runs code. CheckpointError when torn or other."""
+    try:
+        # Mapping spares the memory of a copy, but only the zip form of torch.save allows it.
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # a torn pickle can raise anything
+        raise CheckpointError(
+            "the file cannot be read as weights",
+            where=path,
+            # Its further lines advise to load it unsafely.
+            got=f"{type(error).__name__}: {str(error).partition(chr(10))[0]}",
+            expected="tensors, saved by torch.save",
+            next_step="fetch it again: it may be torn",
+        ) from error
+
+
+def digest(path: Path) -> str:
+    """16 hex digits of sha256 over names, sizes and contents, for fingerprints.
+
+    Of a folder all files below it count, but for hidden ones; of an index the index and its shards. Every byte is read.
+    """
+    files = [path]
+    if path.is_dir():
+        names = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+        files = [path / name for name in names if not any(part.startswith(".") for part in name.split("/"))]
+    elif path.name.endswith(INDEX):
+        files += [path.with_name(name) for name in sorted(set(_read_index(path).values()))]
+    total = hashlib.sha256()
+    for file in files:
+        name = file.relative_to(path).as_posix() if path.is_dir() else file.name
+        if not file.is_file():
+            raise CheckpointError("a weights file is missing", where=file)
+        total.update(json.dumps([name, file.stat().st_size]).encode())
+        with file.open("rb") as content:
+            total.update(hashlib.file_digest(content, "sha256").digest())
+    return total.hexdigest()[:16]
+
+
+def differences(found: Mapping[str, Tensor], wanted: Mapping[str, torch.Size], where: str = "") -> list[str]:
+    """A line for every tensor that is missing, unknown or of another shape; none when all are accounted for."""
+    missing = [f"missing: {where}{name}" for name in wanted if name not in found]
+    unknown = [f"unknown: {where}{name}" for name in found if name not in wanted]
+    shapes = [
+        f"of another shape: {where}{name} {list(found[name].shape)}, expected {list(shape)}"
+        for name, shape in wanted.items()
+        if name in found and found[name].shape != shape
+    ]
+    return missing + unknown + shapes
+
+
+def refusal(what: str, path: Path | str, lines: list[str], next_step: str) -> CheckpointError:
+    """The error that lists all `differences` of a file from the config's model."""
+    return CheckpointError(
+        what,
+        where=path,
+        got=f"{len(lines)} differences" + "".join(f"\n    {line}" for line in lines),
+        expected="every tensor of the config's model, and no other",
+        next_step=next_step,
+    )
+
+
+def _folder(source: str | Path, part: Part) -> Path:
+    folder = Path(os.path.expanduser(source))
+    if str(source) and folder.is_dir():
+        return folder
+    if isinstance(source, str) and REPO.fullmatch(source) and not folder.exists():
+        return _fetched(source, part)
+    raise CheckpointError(
+        "the source of pretrained weights is neither a folder nor a Hub repo",
+        where="weights",
+        got=repr(str(source)) + (", a file" if folder.is_file() else ""),
+        expected="an existing folder, or a repo id such as Wan-AI/Wan2.1-T2V-1.3B",
+        next_step="name the folder that the files lie in",
+    )
+
+
+def _fetched(repo: str, part: Part) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise CheckpointError(
+            "what fetches weights from the Hub is not installed",
+            where=f"weights {repo!r}",
+            got=error,
+            expected="huggingface_hub, or a folder of that name",
+            next_step="pip install 'lightwam[wan]'",
+        ) from error
+    kinds = ("*",) if part == "tokenizer" else ("*.safetensors", "*.json")
+    patterns = [*OFFICIAL[part], *(f"{DIFFUSERS[part]}/{kind}" for kind in kinds)]
+    try:
+        return Path(snapshot_download(repo, allow_patterns=patterns))
+    except Exception as error:  # the HTTP library below, and so its errors, changes with the version
+        raise CheckpointError(
+            f"the {part} cannot be fetched from the Hub",
+            where=repo,
+            got=f"{type(error).__name__}: {error}",
+            expected="a local folder of that name, or a Hub repo that can be reached",
+            next_step="check the name and the network, or download the repo elsewhere and name its folder",
+        ) from error
+
+
+def _one_file(folder: Path, what: str, found: list[Path]) -> Path:
+    """The one file, or the one index, that stands for all weights found in the folder."""
+    indices = [path for path in found if path.name.endswith(INDEX)]
+    if len(found) == 1 and not SHARD.search(found[0].name):
+        return found[0]
+    if len(indices) == 1:
+        listed = set(_read_index(indices[0]).values())
+        found = [path for path in found if path.name not in listed]
+        if found == indices:
+            return indices[0]
+    raise CheckpointError(
+        f"not one set of {what} files" if found else f"no {what} files lie there",
+        where=folder,
+        got=", ".join(path.name for path in found[:NUM_LISTED]) if found else _listing(folder),
+        expected=f"one .safetensors file, or shards with one *{INDEX} that lists them all",
+        next_step="keep one set a folder, or fetch the missing files",
+    )
+
+
+def _listing(folder: Path) -> str:
+    names = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir()) if folder.is_dir() else []
+    more = f", and {len(names) - NUM_LISTED} more" if len(names) > NUM_LISTED else ""
+    return (", ".join(names[:NUM_LISTED]) or "nothing") + more
+
+
+def _table(found: Any, path: Path) -> dict[str, Tensor]:
+    pairs = found.items() if isinstance(found, dict) else [("the whole file", found)]
+    odd = [f"{name}: {type(value).__name__}" for name, value in pairs if not isinstance(value, Tensor)]
+    odd += [f"{name!r} for a name" for name, _ in pairs if not isinstance(name, str)]
+    if odd:
+        got = ", ".join(odd[:NUM_LISTED])
+        raise CheckpointError("not a table of tensors", where=path, got=got, expected="name -> tensor, and no more")
+    return dict(found)
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            "the file cannot be read as safetensors",
+            where=path,
+            got=error,
+            expected="a whole file",
+            next_step="fetch it again: it may be torn",
+        ) from error
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    """Tensor name -> name of the shard beside the index that holds it."""
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError("the index of the shards cannot be read", where=path, got=error) from error
+    places = index.get("weight_map") if isinstance(index, dict) else None
+    # A name with a slash would lead out of the folder.
+    plain = isinstance(places, dict) and all(isinstance(v, str) and Path(v).name == v for v in places.values())
+    if not places or not plain:
+        got = sorted(index) if isinstance(index, dict) else type(index).__name__
+        raise CheckpointError(
+            "not an index of shards", where=path, got=got, expected="weight_map: tensor -> a file beside the index"
+        )
+    return places
+
+
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    """All tensors of the shards; each shard holds what the index places in it, and nothing else."""
+    places = _read_index(index)
+    shards = sorted(set(places.values()))
+    if absent := [name for name in shards if not index.with_name(name).is_file()]:
+        raise CheckpointError(
+            "shards are missing",
+            where=index,
+            got=f"{len(shards) - len(absent)} of {len(shards)} shards; not there: {', '.join(absent)}",
+            next_step="fetch the missing files",
+        )
+    state: dict[str, Tensor] = {}
+    for name in shards:
+        tensors = _read_safetensors(index.with_name(name))
+        placed = {tensor for tensor, shard in places.items() if shard == name}
+        if odd := sorted(placed ^ set(tensors)):
+            listed = [f"{tensor} ({'absent' if tensor in placed else 'not listed here'})" for tensor in odd]
+            raise CheckpointError(
+                "a shard does not hold what the index says",
+                where=index.with_name(name),
+                got=", ".join(listed[:NUM_LISTED]) + (" ..." if len(listed) > NUM_LISTED else ""),
+                expected=f"the {len(placed)} tensors that {index.name} places in it",
+                next_step="fetch index and shards again, from one place",
+            )
+        state |= tensors
+    return state

@@ -1,0 +1,78 @@
+"""Two processes train together under torchrun, with gloo on the CPU: as one would, and on from where one was."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lightwam import checkpoint
+from lightwam.config import Recipe
+from lightwam.train import train
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from lightwam import checkpoint
+from lightwam.train import train
+recipe = checkpoint.read_recipe(Path(sys.argv[1]))
+stop = int(sys.argv[5]) if len(sys.argv) > 5 else None
+train(recipe, Path(sys.argv[2]), Path(sys.argv[3]), stop_after=stop, device="cpu", parallel=sys.argv[4])
+"""
+
+
+def together(recipe: Recipe, dataset: Path, run: Path, parallel: str, stop_after: int | None = None) -> str:
+    """Train in two processes; returns what they said."""
+    plan = run.with_name(f"{run.name}-recipe")
+    checkpoint.start_run(plan, recipe)
+    arguments = [str(plan), str(dataset), str(run), parallel, *([] if stop_after is None else [str(stop_after)])]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    script = run.with_name("script.py")
+    script.write_text(SCRIPT)
+    done = subprocess.run(
+        [*torchrun, str(script), *arguments], capture_output=True, text=True, timeout=240,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def losses(run: Path) -> list[list[float]]:
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [[row["loss"], row["loss_action"], row["loss_video"], row["grad_norm"]] for row in rows]
+
+
+def difference(one: Path, other: Path) -> float:
+    a, b = checkpoint.load(one).model, checkpoint.load(other).model
+    assert a.keys() == b.keys()
+    return max(float((a[name] - b[name]).abs().max()) for name in a)
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_are_as_one(tiny: Any, tmp_path: Path, parallel: str) -> None:
+    recipe = replace(
+        tiny.recipe, train=replace(tiny.recipe.train, steps=4, muon_learning_rate=0.0, micro_batch=1, save_every=2)
+    )
+    alone, both, parts = tmp_path / "alone", tmp_path / "both", tmp_path / "parts"
+    train(recipe, tiny.dataset, alone, device="cpu", say=lambda line: None)
+    said = together(recipe, tiny.dataset, both, parallel)
+    assert said.count("train 4/4") == 1, "one of them talks"
+    torch.testing.assert_close(torch.tensor(losses(both)), torch.tensor(losses(alone)), rtol=1e-4, atol=1e-5)
+    assert difference(alone, both) < 1e-4
+
+    # stopped and gone on with, it is the same to the bit; and one process can go on with what two began
+    together(recipe, tiny.dataset, parts, parallel, stop_after=2)
+    begun = json.loads((parts / "checkpoints" / "step_00000002" / "meta.json").read_text())
+    assert begun["step"] == 2
+    together(recipe, tiny.dataset, parts, parallel)
+    assert difference(both, parts) == 0.0
+    assert losses(both) == losses(parts)
+    for folder in ("step_00000004",):
+        (parts / "checkpoints" / folder).rename(tmp_path / "gone")
+    train(recipe, tiny.dataset, parts, device="cpu", say=lambda line: None)
+    assert difference(alone, parts) < 1e-4

@@ -1,0 +1,183 @@
+"""The packed training step against the plain one: the same losses and the same gradients, padding included."""
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightwam.config import BackboneConfig, ExpertConfig, FlowConfig, ModelConfig
+from lightwam.engine import lora, packed
+from lightwam.engine.lora import LoraFeedForward, LoraLinear
+from lightwam.engine.packed import PackedLoss, packed_loss
+from lightwam.model import flow
+from lightwam.model.layers import FeedForward
+from lightwam.model.light_wam import LightWAM
+from lightwam.model.lora import LoRA, project
+from lightwam.types import Batch, Losses
+
+FROZEN = BackboneConfig(
+    width=48, ffn_width=64, num_heads=2, num_blocks=4, latent_channels=3, text_dim=10, time_code_dim=16, taps=(0, 2),
+    adapter_width=6, lora_rank=3, lora_alpha=6.0,
+)  # fmt: skip
+SCRATCH = replace(FROZEN, lora_rank=0, frozen=False)
+BACKBONES = {
+    "frozen with LoRA": FROZEN,
+    "from scratch": SCRATCH,
+    "from scratch with LoRA": replace(FROZEN, frozen=False),
+    "a tap at the last block": replace(FROZEN, taps=(1, 3)),
+    "one block": replace(SCRATCH, num_blocks=1, taps=(0,)),
+}
+
+
+def model_of(backbone: BackboneConfig, dtype: torch.dtype = torch.float64, **settings: float) -> LightWAM:
+    """A model without zeros and with queries that differ, so that every gradient is well above rounding."""
+    torch.manual_seed(1)
+    expert = ExpertConfig(num_queries=3, num_pool_heads=2, layer_width=12, trunk_width=16, step_code_dim=8)
+    model = LightWAM(
+        ModelConfig(
+            backbone, expert, FlowConfig(), state_dim=2, action_dim=3, horizon=8, supervised_prefix=6, **settings
+        )
+    )
+    for name, parameter in model.named_parameters():
+        if "query" in name or not parameter.any():
+            torch.nn.init.normal_(parameter, std=1.0 if "query" in name else 0.2)
+    return model.to(dtype)
+
+
+def batch_of(dtype: torch.dtype = torch.float64, size: int = 3) -> tuple[Batch, Tensor, Tensor]:
+    """Two rows of prompts are padded, one episode has ended; and the draws of the step."""
+    torch.manual_seed(2)
+    latents, context = torch.randn(size, 3, 3, 8, 12), torch.randn(size, 5, 10)
+    context[0, 3:], context[1, 1:] = 0, 0
+    action, frame = torch.zeros(size, 8, dtype=torch.bool), torch.zeros(size, 9, dtype=torch.bool)
+    action[-1, 4:], frame[-1, 4:] = True, True
+    batch = Batch(
+        latents[:, :, :1], flow.pool(latents), context, torch.randn(size, 2), torch.randn(size, 8, 3), action, frame
+    )
+    floats = [getattr(batch, field.name) for field in fields(batch)]
+    batch = Batch(*(value.to(dtype) if value.is_floating_point() else value for value in floats))
+    return batch, torch.rand(size, dtype=torch.float64), torch.randn(size, 3, 3, 4, 6).to(dtype)
+
+
+def gradients(model: LightWAM, losses: Losses) -> Mapping[str, Tensor]:
+    model.zero_grad()
+    losses.total.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def worst(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> float:
+    """The largest relative difference of a gradient."""
+    assert ours.keys() == theirs.keys()
+    return max(float((ours[name] - theirs[name]).norm() / theirs[name].norm()) for name in theirs)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("name", BACKBONES)
+def test_losses_and_all_gradients_are_the_plain_ones(name: str, checkpointing: bool) -> None:
+    model, given = model_of(BACKBONES[name]), batch_of()
+    plain, packed_ = model.loss(*given), packed_loss(model, *given, checkpointing=checkpointing)
+    torch.testing.assert_close(tuple(packed_), tuple(plain), rtol=1e-12, atol=0)
+    expected = gradients(model, plain)
+    assert len(expected) == sum(p.requires_grad for p in model.parameters())
+    assert worst(gradients(model, packed_), expected) < 1e-12
+
+
+def test_in_single_precision_too() -> None:
+    model, given = model_of(FROZEN, torch.float32), batch_of(torch.float32)
+    plain, packed_ = model.loss(*given), packed_loss(model, *given)
+    torch.testing.assert_close(tuple(packed_), tuple(plain), rtol=1e-5, atol=0)
+    assert worst(gradients(model, packed_), gradients(model, plain)) < 1e-5
+
+
+def test_half_precision_is_as_near_to_single_as_the_plain_step_is() -> None:
+    exact = gradients(model := model_of(FROZEN, torch.float32), model.loss(*batch_of(torch.float32)))
+    model = model.to(torch.bfloat16)
+    given = batch_of(torch.float32)
+    ways = [gradients(model, loss) for loss in (model.loss(*given), packed_loss(model, *given))]
+    plain, ours = (
+        torch.stack([(way[name] - exact[name]).norm() / exact[name].norm() for name in exact]).mean() for way in ways
+    )
+    assert plain > 1e-3, "this is about rounding"
+    assert ours < 1.2 * plain
+
+
+@pytest.mark.parametrize("weights", [{"video_loss_weight": 0.0}, {"video_loss_weight": 0.3, "action_loss_weight": 5.0}])
+def test_both_halves_have_their_weight(weights: dict[str, float]) -> None:
+    model, given = model_of(FROZEN, **weights), batch_of()
+    plain, ours = model.loss(*given), packed_loss(model, *given)
+    torch.testing.assert_close(tuple(ours), tuple(plain), rtol=1e-12, atol=0)
+    assert worst(gradients(model, ours), gradients(model, plain)) < 1e-12
+
+
+def test_the_first_frame_leaves_before_the_last_feed_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, given = model_of(FROZEN), batch_of()
+    widths: list[int] = []
+    plain = packed.feed_forward
+    monkeypatch.setattr(packed, "feed_forward", lambda ffn, x: (widths.append(x.shape[1]), plain(ffn, x))[1])
+    packed_loss(model, *given)
+    action, first, later = 4 * 6, 2 * 3, 2 * 2 * 3
+    assert widths == [action + first + later] * 3 + [later]
+
+
+def test_padding_is_read_once() -> None:
+    batch, _, _ = batch_of()
+    model = model_of(FROZEN)
+    context = model.with_proprio(batch.context, batch.state)
+    rows, place = packed.distinct(context, batch.context)
+    assert len(rows) == 3 + 1 + 5 + 3 + 1, "tokens of three prompts, three states, one padding"
+    assert torch.equal(rows[place], context)
+    for ours, plain in zip(packed.read(model, batch), model.dit.read(context), strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-14)
+
+
+def test_a_state_of_zeros_is_no_padding() -> None:
+    batch, u, noise = batch_of()
+    batch = replace(batch, state=torch.zeros_like(batch.state))
+    model = model_of(FROZEN)
+    torch.nn.init.zeros_(model.proprio_encoder.bias)
+    assert worst(
+        gradients(model, packed_loss(model, batch, u, noise)), gradients(model, model.loss(batch, u, noise))
+    ) < (1e-12)
+
+
+def layer(dtype: torch.dtype = torch.float64) -> tuple[torch.nn.Linear, LoRA, Tensor]:
+    torch.manual_seed(3)
+    linear, beside = torch.nn.Linear(6, 5), LoRA(6, 5, 2, 3.0)
+    torch.nn.init.normal_(beside.up.weight)
+    return linear.to(dtype).requires_grad_(False), beside.to(dtype), torch.randn(4, 6).to(dtype).requires_grad_()
+
+
+def test_the_functions_gradients_are_those_of_finite_differences() -> None:
+    linear, beside, x = layer()
+    arguments = (linear.weight, linear.bias, beside.down.weight, beside.up.weight, beside.scale)
+    assert torch.autograd.gradcheck(LoraLinear.apply, (x, *arguments))
+    ffn = FeedForward(6, 7, 2, 3.0).double()
+    assert ffn.lora_in is not None and ffn.lora_out is not None
+    first, second = ffn.net[0].proj.requires_grad_(False), ffn.net[2].requires_grad_(False)
+    parts = [
+        value
+        for one, two in ((first, ffn.lora_in), (second, ffn.lora_out))
+        for value in (one.weight, one.bias, two.down.weight, two.up.weight, two.scale)
+    ]
+    assert torch.autograd.gradcheck(LoraFeedForward.apply, (x, *parts))
+
+
+def test_products_of_bfloat16_without_units_for_it_are_rounded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    linear, beside, x = layer(torch.bfloat16)
+    exact = project(linear.float(), beside.float(), x.float())
+    linear.bfloat16(), beside.bfloat16()
+    errors = {}
+    for has in (False, True):
+        monkeypatch.setattr(lora, "_cpu_has_bfloat16", lambda has=has: has)
+        y = lora.linear(linear, beside, x)
+        assert y.dtype == torch.bfloat16
+        errors[has] = (y.float() - exact).abs().max()
+    assert errors[False] <= errors[True]
+    assert errors[False] < 0.02
+
+
+def test_the_module_is_the_function() -> None:
+    model, given = model_of(FROZEN), batch_of()
+    assert PackedLoss(model)(*given).total == packed_loss(model, *given).total
