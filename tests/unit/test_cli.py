@@ -69,7 +69,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["trian", "demo"], "did you mean 'train'"),
         (["train", "dmeo"], "did you mean 'demo'"),
-        (["show", "paper-liber"], "did you mean 'paper-libero'"),
+        (["show", "libero-1"], "did you mean 'libero-10'"),
         (["train"], "needs a recipe"),
         (["eval"], "needs a run directory"),
         (["eval", "--eval.trials", "3"], "needs a run directory"),
@@ -100,15 +100,34 @@ def test_an_unknown_option_is_refused_with_the_nearest(capsys: pytest.CaptureFix
 def test_train_passes_recipe_dataset_and_run(record: Callable[..., Calls]) -> None:
     calls = record("lightwam.train", "train")
     assert main(["train", "point", "--train.steps", "7", "--run", "runs/x", "--data", "d"]) == 0
-    ((recipe, data, run),) = calls
+    ((recipe, data, run, options),) = calls
     assert (recipe.train.steps, data, run) == (7, Path("d"), Path("runs/x"))
+    assert options == {"device": "auto", "parallel": "ddp"}
     assert recipe.model == recipes.point().model
 
 
 def test_places_are_named_after_the_recipe(record: Callable[..., Calls]) -> None:
     calls = record("lightwam.train", "train")
     main(["train", "point"])
-    assert calls == [(recipes.point(), Path("data/point"), Path("runs/point"))]
+    assert calls[0][:3] == (recipes.point(), Path("data/point"), Path("runs/point"))
+
+
+def test_cache_export_and_adopt_pass_what_they_are_told(
+    record: Callable[..., Calls], capsys: pytest.CaptureFixture[str]
+) -> None:
+    cached = record("lightwam.processing", "make_cache")
+    assert main(["cache", "libero-10", "--data", "d", "--weights", "w", "--device", "cpu"]) == 0
+    recipe, data, options = cached[0]
+    assert (recipe.weights, data, options) == ("w", Path("d"), {"device": "cpu"})
+
+    exported = record("lightwam.exchange", "export", Path("x.pt"))
+    assert main(["export", "runs/x", "--to", "x.pt", "--step", "5", "--no-ema"]) == 0
+    assert exported == [(Path("runs/x"), Path("x.pt"), 5, {"ema": False})]
+
+    adopted = record("lightwam.exchange", "adopt", Path("runs/y"))
+    assert main(["adopt", "robotwin", "--checkpoint", "y.pt", "--data", "d", "--run", "runs/y"]) == 0
+    assert adopted == [(recipes.robotwin(), Path("y.pt"), Path("d"), Path("runs/y"))]
+    assert capsys.readouterr().out == "x.pt\nruns/y\n"
 
 
 def test_tuples_and_switches_can_be_overridden(record: Callable[..., Calls]) -> None:
@@ -211,7 +230,7 @@ def test_bench_train_measures_the_recipe(record: Callable[..., Calls]) -> None:
     calls = record("lightwam.bench", "bench_train")
     assert main(["bench", "train", "point", "--train.batch-size", "4", "--json"]) == 0
     assert calls[0][0].train.batch_size == 4
-    assert calls[0][1] == {"as_json": True}
+    assert calls[0][1] == {"device": "auto", "as_json": True}
 
 
 def test_a_users_error_is_told_and_ends_with_2(
@@ -239,36 +258,29 @@ def test_ctrl_c_says_in_one_line_how_to_go_on(record: Callable[..., Calls], caps
 
 def test_windows_and_tokens_of_a_design() -> None:
     """16 actions, a frame every 4th of them, a canvas of 96x128: 12x16 latents, a quarter of that where pooled."""
-    model = replace(recipes.point().model, horizon=16)
-    design = show.Design("any", model, (96, 128), 4, 16, bfloat16=False, ema=False)
-    window, channels = show.window(design), model.backbone.latent_channels
+    point = recipes.point()
+    codec = replace(point.codec, canvas=(96, 128), video_stride=4)
+    recipe = replace(
+        point, model=replace(point.model, horizon=16), codec=codec, text=replace(point.text, num_tokens=16)
+    )
+    window, channels = show.window(recipe), point.model.backbone.latent_channels
     assert window["frames"] == 5
     assert window["latents"] == [channels, 2, 12, 16]
     assert window["pooled_latents"] == [channels, 2, 6, 8]
-    assert show.tokens(design) == {"action_pass": 48, "video_pass": 24, "context": 17}
-
-
-def test_a_recipes_design_is_its_own() -> None:
-    recipe = recipes.point()
-    design = show.design_of(recipe)
-    assert (design.model, design.canvas, design.text_tokens) == (
-        recipe.model,
-        recipe.codec.canvas,
-        recipe.text.num_tokens,
-    )
+    assert show.tokens(recipe) == {"action_pass": 48, "video_pass": 24, "context": 17}
 
 
 def test_windows_and_tokens_of_the_paper() -> None:
     """686 tokens in both passes together; 9 frames, 3 latent frames; 128 text tokens and proprioception."""
-    tokens = show.tokens(show.paper_libero())
+    tokens = show.tokens(recipes.libero_10())
     assert tokens["action_pass"] + tokens["video_pass"] == 686
     assert tokens["context"] == 129
-    window = show.window(show.paper_libero())
+    window = show.window(recipes.libero_10())
     assert (window["frames"], window["latents"][1]) == (9, 3)
 
 
 def test_show_counts_the_papers_parameters(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["show", "paper-libero", "--json"]) == 0
+    assert main(["show", "libero-10", "--json"]) == 0
     parts = json.loads(capsys.readouterr().out)["parameters"]
     assert round(parts["all"]["trainable"] / 1e6, 2) == 441.03
     assert round(parts["lora"]["total"] / 1e6, 2) == 87.49
@@ -284,6 +296,52 @@ def test_show_reads_overrides_and_fits_memory_to_them(capsys: pytest.CaptureFixt
     assert memory[0]["ema"] == 0
     assert memory[1]["ema"] == memory[1]["weights"] == memory[1]["gradients"] == memory[1]["optimiser"] // 2
     assert memory[1]["all"] - memory[0]["all"] == memory[1]["ema"]
+    assert memory[0]["masters"] == 0
+
+
+def test_the_24_gb_recipe_has_room_to_spare(capsys: pytest.CaptureFixture[str]) -> None:
+    held = {}
+    for name, options in (("libero-10", ()), ("libero-10-24gb", ()), ("libero-10-24gb", ("--train.checkpointing",))):
+        assert main(["show", name, "--json", *options]) == 0
+        held[name, *options] = json.loads(capsys.readouterr().out)["memory_bytes"]
+    paper, small, smaller = held.values()
+    assert paper["all"] < 30 * 2**30, "16 samples at once"
+    assert small["all"] < 18 * 2**30, "the sum leaves 6 GiB for what it does not count"
+    assert small["masters"] == 2 * small["gradients"] == small["optimiser"] / 2
+    assert smaller["activations"] < small["activations"] / 8
+
+
+def test_activations_are_what_autograd_keeps() -> None:
+    """Counted at a small size: the sum is within a fifth of the tensors that the packed step saves."""
+    import torch
+
+    from lightwam.bench import random_model
+    from lightwam.engine import packed
+
+    recipe = recipes.libero_10()
+    backbone = replace(
+        recipe.model.backbone, width=96, ffn_width=560, num_heads=2, num_blocks=6, taps=(1, 3), lora_rank=4, text_dim=32
+    )
+    recipe = replace(
+        recipe, model=replace(recipe.model, backbone=backbone), text=replace(recipe.text, dim=32),
+        train=replace(recipe.train, precision="float32"),
+    )  # fmt: skip
+    dit, saved = random_model(recipe, torch.device("cpu")).dit, dict[int, int]()
+    memory = tuple((torch.randn(1, 9, 2, 48), torch.randn(1, 9, 2, 48)) for _ in dit.blocks)
+    weights = {parameter.data_ptr() for parameter in dit.parameters()}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        kept = packed.forward(
+            dit, torch.randn(1, 16, 1, 28, 56), torch.randn(1, 16, 3, 14, 28), torch.rand(1), memory, False
+        )
+    assert kept
+    assert sum(saved.values()) == pytest.approx(show.activation_bytes(recipe), rel=0.2)
 
 
 def test_show_for_the_eye(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lightwam import checks, recipes
+from lightwam import checks
 from lightwam.commands.options import AnyRecipe, listing, named_recipe, parse, wants_help
 from lightwam.config import ModelConfig, Recipe
-from lightwam.errors import ConfigError, did_you_mean
 
 LATENT_STRIDE, TEMPORAL_STRIDE, POOL = 8, 4, 2
 """pixels a latent, video frames a latent frame, latents a side that the video pass averages: every LatentCodec's"""
@@ -26,91 +25,42 @@ class ShowOptions:
     """print JSON instead of a table"""
 
 
-@dataclass(frozen=True)
-class PaperOptions:
-    """Print the sizes of the published model for LIBERO; its Wan VAE and UMT5 are not counted."""
-
-    json: bool = False
-    """print JSON instead of a table"""
-
-
-@dataclass(frozen=True)
-class Design:
-    """The part of a recipe that decides sizes."""
-
-    name: str
-    model: ModelConfig
-    canvas: tuple[int, int]
-    video_stride: int
-    text_tokens: int
-    bfloat16: bool
-    """computed under autocast"""
-    ema: bool
-    """an average of the trained weights is kept"""
-
-
 def run(arguments: Sequence[str]) -> None:
-    """`lightwam show RECIPE [--json] [OPTIONS]`; RECIPE may be "paper-libero", the published model's sizes."""
-    if not arguments or wants_help(arguments):
+    """`lightwam show RECIPE [--json] [OPTIONS]`."""
+    if wants_help(arguments) or not arguments:
         print(f"usage: lightwam show RECIPE [--json] [OPTIONS]\n\n{listing()}")
-        print("  paper-libero  The published model for LIBERO: sizes only, it cannot be trained here yet.")
         return
-    if arguments[0] == "paper-libero":
-        paper = parse(PaperOptions(), arguments[1:], "show paper-libero")
-        described, as_json = describe(paper_libero()), paper.json
-    else:
-        known = [*recipes.RECIPES, "paper-libero"]
-        if not arguments[0].startswith("-") and arguments[0] not in known:
-            raise ConfigError("unknown recipe", got=repr(arguments[0]), next_step=did_you_mean(arguments[0], known))
-        recipe, rest = named_recipe(arguments, "show")
-        options = parse(ShowOptions(recipe), rest, f"show {recipe.name}")
-        described, as_json = describe(design_of(checks.check(options.recipe))), options.json
-    print(json.dumps(described, indent=2) if as_json else table(described))
+    recipe, rest = named_recipe(arguments, "show")
+    options = parse(ShowOptions(recipe), rest, f"show {recipe.name}")
+    described = describe(checks.check(options.recipe))
+    print(json.dumps(described, indent=2) if options.json else table(described))
 
 
-def design_of(recipe: Recipe) -> Design:
-    """What of `recipe` decides sizes."""
-    return Design(
-        name=recipe.name,
-        model=recipe.model,
-        canvas=recipe.codec.canvas,
-        video_stride=recipe.codec.video_stride,
-        text_tokens=recipe.text.num_tokens,
-        bfloat16=recipe.train.precision == "bfloat16",
-        ema=recipe.train.ema_decay > 0,
-    )
-
-
-def paper_libero() -> Design:
-    """The published model on LIBERO: two cameras of 224x224 side by side, every 4th step a frame, 128 text tokens."""
-    return Design("paper-libero", recipes.paper_libero_model(), (224, 448), 4, 128, bfloat16=True, ema=False)
-
-
-def describe(design: Design) -> dict[str, Any]:
+def describe(recipe: Recipe) -> dict[str, Any]:
     """Everything `lightwam show` knows, as JSON values; the model is built on the meta device, without memory."""
-    parts = parameters(design.model)
+    parts = parameters(recipe.model)
     return {
-        "name": design.name,
-        "window": window(design),
-        "tokens": tokens(design),
+        "name": recipe.name,
+        "window": window(recipe),
+        "tokens": tokens(recipe),
         "parameters": parts,
-        "memory_bytes": memory(parts, design),
+        "memory_bytes": memory(parts, recipe),
     }
 
 
-def window(design: Design) -> dict[str, Any]:
+def window(recipe: Recipe) -> dict[str, Any]:
     """One training window: steps, video frames, and latents as [C, T, h, w]."""
-    frames = 1 + design.model.horizon // design.video_stride
-    height, width = design.canvas
+    frames = 1 + recipe.model.horizon // recipe.codec.video_stride
+    height, width = recipe.codec.canvas
     latents = [
-        design.model.backbone.latent_channels,
+        recipe.model.backbone.latent_channels,
         1 + (frames - 1) // TEMPORAL_STRIDE,
         height // LATENT_STRIDE,
         width // LATENT_STRIDE,
     ]
     return {
-        "horizon": design.model.horizon,
-        "supervised_prefix": design.model.supervised_prefix,
+        "horizon": recipe.model.horizon,
+        "supervised_prefix": recipe.model.supervised_prefix,
         "frames": frames,
         "canvas": [height, width],
         "latents": latents,
@@ -118,15 +68,15 @@ def window(design: Design) -> dict[str, Any]:
     }
 
 
-def tokens(design: Design) -> dict[str, int]:
+def tokens(recipe: Recipe) -> dict[str, int]:
     """Tokens of one sample: of the action pass (the present, full resolution), the video pass (pooled), the context."""
-    shape, patch = window(design), design.model.backbone.patch
+    shape, patch = window(recipe), recipe.model.backbone.patch
     _, _, height, width = shape["latents"]
     _, latent_frames, pooled_height, pooled_width = shape["pooled_latents"]
     return {
         "action_pass": height // patch[1] * (width // patch[2]),
         "video_pass": latent_frames // patch[0] * (pooled_height // patch[1]) * (pooled_width // patch[2]),
-        "context": design.text_tokens + 1,
+        "context": recipe.text.num_tokens + 1,
     }
 
 
@@ -146,21 +96,41 @@ def parameters(model: ModelConfig) -> dict[str, dict[str, int]]:
     return parts | {"all": {key: sum(part[key] for part in parts.values()) for key in ("total", "trainable")}}
 
 
-def memory(parts: Mapping[str, Mapping[str, int]], design: Design) -> dict[str, int]:
-    """Bytes that training holds whatever the batch; activations, which grow with the batch, are not counted.
+def memory(parts: Mapping[str, Mapping[str, int]], recipe: Recipe) -> dict[str, int]:
+    """Bytes that a training step holds on one device, at its fullest.
 
-    Weights, gradients, AdamW's two moments and the EMA are float32. bfloat16 is autocast: the weights stay float32, and
-    a step keeps a copy of the trained ones beside them.
+    Trained weights have float32 masters when the weights are bfloat16; AdamW's two moments and the EMA are float32.
+    `activations` is what the packed step keeps for its backward pass, by `activation_bytes`, of one micro batch.
     """
-    total, trainable = parts["all"]["total"], parts["all"]["trainable"]
+    total, trainable, train = parts["all"]["total"], parts["all"]["trainable"], recipe.train
+    width = 2 if train.precision == "bfloat16" else 4
     held = {
-        "weights": 4 * total,
-        "gradients": 4 * trainable,
+        "weights": width * total,
+        "masters": 4 * trainable * (width == 2),
+        "gradients": width * trainable,
         "optimiser": 8 * trainable,
-        "ema": 4 * trainable * design.ema,
-        "autocast": 2 * trainable * design.bfloat16,
+        "ema": 4 * trainable * (train.ema_decay > 0),
+        "activations": (train.micro_batch or train.batch_size) * activation_bytes(recipe),
     }
     return held | {"all": sum(held.values())}
+
+
+def activation_bytes(recipe: Recipe) -> int:
+    """What one sample's blocks keep for the backward pass of the packed step (the expert's few rows are left out).
+
+    Of every token, in widths: the block's input, the modulated input, queries, keys and values (those of attention, and
+    queries and keys before their norms), the attention's output twice, the residual stream twice more, the normed input
+    of the cross-attention, its queries twice, its output, the modulated input of the feed-forward: 17; and its hidden
+    layer, once over frozen weights and twice else. With checkpointing: the input alone, and one block's all.
+    """
+    backbone, count = recipe.model.backbone, tokens(recipe)
+    hidden = backbone.ffn_width * (1 if backbone.frozen and backbone.lora_rank else 2)
+    token = 17 * backbone.width + hidden
+    both, video = count["action_pass"] + count["video_pass"], count["video_pass"]
+    until_tap, after = backbone.taps[-1] + 1, backbone.num_blocks - backbone.taps[-1] - 1
+    rows = both * until_tap + video * after
+    numbers = rows * backbone.width + both * token if recipe.train.checkpointing else rows * token
+    return numbers * (2 if recipe.train.precision == "bfloat16" else 4)
 
 
 def table(described: Mapping[str, Any]) -> str:
@@ -178,7 +148,7 @@ def table(described: Mapping[str, Any]) -> str:
         f"  {'parameters':18}{'all':>16}{'trainable':>16}",
         *(f"  {part:18}{n['total']:>16,}{n['trainable']:>16,}" for part, n in described["parameters"].items()),
         "",
-        "  memory of training, without activations",
+        "  memory of a training step on one device",
         *(f"  {part:18}{size(held):>16}" for part, held in described["memory_bytes"].items()),
     ]
     return "\n".join(lines)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -106,15 +107,16 @@ class WanVaeLatents:
         clip = self._placed(pixels)
         single = frames == 1
         raw = self.frame_encoder(clip[:, :, 0])[:, :, None] if single else self.vae.encode(clip).latent_dist.mode()
-        raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
+        raw = _precise(raw)
         mean, std = self._statistics(raw)
         return ((raw - mean) / std).to(pixels)
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "B C T h w"]) -> Float[Tensor, "B 3 F height width"]:
         """Standardised latents -> pixels in [-1, 1], F = 1 + 4(T - 1)."""
-        mean, std = self._statistics(latents)
-        return self.vae.decode(self._placed(latents * std + mean)).sample.to(latents)
+        z = _precise(latents)
+        mean, std = self._statistics(z)
+        return self.vae.decode(self._placed(z * std + mean)).sample.to(latents)
 
     def decode_pooled(self, latents: Float[Tensor, "B C T h2 w2"]) -> Float[Tensor, "B 3 F height width"]:
         """Latents averaged 2x2 in space -> pixels at the full picture size.
@@ -167,7 +169,7 @@ class _Norm(nn.Module):
         self.gamma = nn.Parameter(gamma.detach().clone().view(1, -1, 1, 1), requires_grad=False)
 
     def forward(self, x: Float[Tensor, "B c h w"]) -> Float[Tensor, "B c h w"]:
-        unit = F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=1).to(x.dtype)
+        unit = F.normalize(_precise(x), dim=1).to(x.dtype)
         return unit * x.shape[1] ** 0.5 * self.gamma
 
 
@@ -194,6 +196,10 @@ class _Attention(nn.Module):
         q, k, v = self.to_qkv(self.norm(x)).flatten(2).transpose(1, 2)[:, None].chunk(3, dim=-1)
         mixed = F.scaled_dot_product_attention(q, k, v)[:, 0].transpose(1, 2)
         return x + self.proj(mixed.unflatten(2, x.shape[2:]))
+
+
+def _precise(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _block(part: Mapping[str, Tensor]) -> nn.Module:
@@ -329,15 +335,20 @@ def _empty_vae(config: Mapping[str, Any], path: Path) -> Any:
             vae: Any = AutoencoderKLWan(**config)
     except (TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError("the VAE's config describes no VAE", where=path, got=error) from error
-    mean, std = vae.config.latents_mean, vae.config.latents_std
-    if not len(mean) == len(std) == vae.config.z_dim or min(std) <= 0:
+    if not _fit(vae.config.latents_mean, vae.config.latents_std, vae.config.z_dim):
         raise CheckpointError(
             "the VAE's statistics do not fit its channels",
             where=path,
-            got=f"{len(mean)} means, {len(std)} stds, smallest std {min(std, default=None)}",
-            expected=f"{vae.config.z_dim} of each, stds positive",
+            got=f"means {vae.config.latents_mean}, stds {vae.config.latents_std}",
+            expected=f"{vae.config.z_dim} numbers each, stds positive",
         )
     return vae
+
+
+def _fit(mean: Any, std: Any, channels: int) -> bool:
+    if not (isinstance(mean, (list, tuple)) and isinstance(std, (list, tuple))) or {len(mean), len(std)} != {channels}:
+        return False
+    return all(type(number) in (int, float) and math.isfinite(number) for number in (*mean, *std)) and min(std) > 0
 
 
 def _check_tensors(wanted: Mapping[str, torch.Size], found: Mapping[str, Tensor], path: Path) -> None:

@@ -1,0 +1,181 @@
+"""The paper-scale recipe at a tiny size, the whole way: cache, train, resume, evaluate, export, load, act."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lightwam import checkpoint
+from lightwam.config import Recipe
+from lightwam.data.latent_cache import LatentCache
+from lightwam.errors import CheckpointError, DatasetError
+from lightwam.evaluate import evaluate
+from lightwam.exchange import adopt, export
+from lightwam.policy import Policy
+from lightwam.processing import LATENTS, encoder_identity, make_cache, open_data
+from lightwam.sim import base
+from lightwam.train import train
+from lightwam.weights import published, wan
+
+
+def quiet(line: str) -> None:
+    """What is said is not of interest."""
+
+
+@pytest.fixture(scope="module")
+def dataset(tiny_once: Any, paper_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny demonstrations with latents and prompts beside them."""
+    folder = tmp_path_factory.mktemp("paper") / "data"
+    shutil.copytree(tiny_once.dataset, folder)
+    make_cache(paper_recipe, folder, device="cpu", say=quiet)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(paper_recipe: Recipe, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trained in two sessions."""
+    run = tmp_path_factory.mktemp("paper") / "run"
+    train(paper_recipe, dataset, run, stop_after=2, device="cpu", say=quiet)
+    return train(paper_recipe, dataset, run, device="cpu", say=quiet)
+
+
+def seen(recipe: Recipe) -> list[Any]:
+    simulator = base.make(recipe.sim, recipe.sim.tasks[0])
+    simulator.reset(7)
+    return [simulator.observe()]
+
+
+def test_the_whole_way(paper_recipe: Recipe, dataset: Path, run: Path, tmp_path: Path) -> None:
+    unbroken = train(paper_recipe, dataset, tmp_path / "unbroken", device="cpu", say=quiet)
+    one, other = checkpoint.load(run), checkpoint.load(unbroken)
+    assert all(torch.equal(one.model[name], other.model[name]) for name in one.model)
+    assert one.ema is not None and other.ema is not None
+    assert all(torch.equal(one.ema[name], other.ema[name]) for name in one.ema)
+
+    result = evaluate(run, say=quiet)
+    assert result["trials"] == 2 * len(paper_recipe.sim.tasks)
+
+    file = export(run, tmp_path / "published.pt")
+    adopted = adopt(paper_recipe, file, dataset, tmp_path / "adopted")
+    action = Policy.load(run).act_batch(seen(paper_recipe))
+    np.testing.assert_array_equal(Policy.load(adopted).act_batch(seen(paper_recipe)), action)
+    model = published.load(file, paper_recipe.model)
+    state = Policy.load(run).model.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_training_changes_what_is_trained_and_nothing_else(paper_recipe: Recipe, run: Path) -> None:
+    weights = checkpoint.run_weights(run, checkpoint.load(run), ema=False)
+    began = wan.backbone(paper_recipe.weights, paper_recipe.model.backbone)
+    frozen = checkpoint.read_tensors(run / checkpoint.FROZEN)
+    for name, value in began.items():
+        same = torch.equal(weights[f"dit.{name}"].float(), value.bfloat16().float())
+        trained = name.startswith(("proj_out", "scale_shift_table"))
+        assert same != trained, name
+        assert (f"dit.{name}" in frozen) != trained
+    assert all(value.dtype == torch.bfloat16 for value in frozen.values())
+    masters = checkpoint.load(run).model
+    assert all(value.dtype == torch.float32 for value in masters.values())
+    assert any((value.bfloat16().float() != value).any() for value in masters.values()), (
+        "finer than the model's weights"
+    )
+    assert masters["dit.blocks.0.attn1.lora_q.up.weight"].any()
+
+
+def test_the_cache_is_what_the_encoder_makes(paper_recipe: Recipe, dataset: Path, tmp_path: Path) -> None:
+    from lightwam.encoders import encode_clip
+    from lightwam.latents.wan_vae import WanVaeLatents
+
+    run = tmp_path / "run"
+    checkpoint.start_run(run, paper_recipe)
+    cache, processing = open_data(paper_recipe, dataset, run, quiet)
+    assert isinstance(cache, LatentCache)
+    frames = np.load(dataset / "cache" / "frames.npy")
+    stride, horizon = paper_recipe.codec.video_stride, paper_recipe.model.horizon
+    last = cache.episode_start[1] - 1
+    for start in (0, 3, last):
+        clip = np.minimum(start + np.arange(0, horizon + 1, stride), last)
+        live = encode_clip(WanVaeLatents.load(paper_recipe.weights), processing.codec.pixels(frames[clip][None]))
+        kept = cache.video(clip[None])
+        torch.testing.assert_close(kept.present, live.present, rtol=2**-8, atol=1e-4)
+        torch.testing.assert_close(kept.clip, live.clip, rtol=2**-7, atol=2e-3)
+
+
+def test_a_cache_of_another_encoder_is_refused(
+    paper_recipe: Recipe, dataset: Path, tiny_wan: Path, tmp_path: Path
+) -> None:
+    from diffusers import AutoencoderKLWan
+
+    other = tmp_path / "wan"
+    shutil.copytree(tiny_wan, other)
+    torch.manual_seed(1)
+    AutoencoderKLWan(
+        base_dim=4, z_dim=4, num_res_blocks=1, latents_mean=[0.0] * 4, latents_std=[1.0] * 4
+    ).save_pretrained(other / "vae")
+    recipe = replace(paper_recipe, weights=str(other))
+    assert encoder_identity(recipe) != encoder_identity(paper_recipe)
+    with pytest.raises(DatasetError, match="encoder"):
+        train(recipe, dataset, tmp_path / "run", device="cpu", say=quiet)
+
+
+def test_a_policy_with_another_vae_is_refused(paper_recipe: Recipe, run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    data = json.loads((copy / "processing.json").read_text())
+    data["latents"]["vae"] = "0" * 16
+    (copy / "processing.json").write_text(json.dumps(data))
+    with pytest.raises(CheckpointError, match="VAE"):
+        Policy.load(copy)
+
+
+def test_without_latents_training_says_how_to_make_them(paper_recipe: Recipe, tiny: Any, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="lightwam cache"):
+        train(paper_recipe, tiny.dataset, tmp_path / "new", device="cpu", say=quiet)
+
+
+def test_without_prompts_training_says_how_to_make_them(paper_recipe: Recipe, dataset: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "data"
+    shutil.copytree(dataset, copy)
+    (copy / LATENTS / checkpoint.PROMPTS).unlink()
+    with pytest.raises(DatasetError, match=r"(?s)prompt.*lightwam cache"):
+        train(paper_recipe, copy, tmp_path / "run", device="cpu", say=quiet)
+
+
+def test_a_sentence_that_was_cached_needs_no_text_encoder(
+    paper_recipe: Recipe, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = Policy.load(run)
+    (observation,) = seen(paper_recipe)
+    with monkeypatch.context() as patch:
+        patch.setattr("lightwam.encoders.open_text", lambda *given: pytest.fail("it was opened"))
+        policy.act(observation)
+    known = policy.prompts.states([observation.instruction])
+    policy.prompts.known.clear()
+    torch.testing.assert_close(policy.prompts.states([observation.instruction]), known.float(), rtol=2**-8, atol=1e-3)
+
+
+def test_memory_that_runs_out_says_what_to_lower(
+    paper_recipe: Recipe, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+
+    monkeypatch.setattr("lightwam.engine.packed.packed_loss", lambda *given, **settings: full())
+    with pytest.raises(Exception, match=r"(?s)ran out of memory.*9 GiB.*--train\.micro-batch 1") as caught:
+        train(paper_recipe, dataset, tmp_path / "run", device="cpu", say=quiet)
+    assert type(caught.value).__name__ == "ConfigError"
+
+
+def test_a_run_is_not_adopted_over(paper_recipe: Recipe, dataset: Path, run: Path, tmp_path: Path) -> None:
+    file = export(run, tmp_path / "published.pt")
+    with pytest.raises(CheckpointError, match="not empty"):
+        adopt(paper_recipe, file, dataset, run)
+    wider = replace(paper_recipe.model, backbone=replace(paper_recipe.model.backbone, lora_rank=3))
+    with pytest.raises(CheckpointError, match=r"another shape.*lora"):
+        adopt(replace(paper_recipe, model=wider), file, dataset, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
