@@ -7,6 +7,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -142,7 +143,7 @@ def _step(
     optimizer.clip(recipe.train.clip_norm)
     optimizer.step(0.01)
     marks.append(_now(device))
-    seconds = (encode_s, *(after - before for before, after in zip(marks[:-1], marks[1:], strict=True)))
+    seconds = (encode_s, *(after - before for before, after in pairwise(marks)))
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
     return {**dict(zip(PARTS, seconds, strict=True)), "peak_bytes": float(peak)}
 

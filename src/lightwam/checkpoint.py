@@ -217,7 +217,7 @@ def load(run: Path, step: int | None = None, *, training: bool = True) -> Checkp
 
 
 def run_weights(run: Path, saved: Checkpoint, *, ema: bool = True) -> Weights:
-    """All weights of a run's model: those of a checkpoint (averaged, where there is an average and `ema`), the frozen."""
+    """All weights of a run's model: a checkpoint's (their average, where there is one and `ema`) and the frozen."""
     return read_tensors(run / FROZEN) | (saved.ema if ema and saved.ema is not None else saved.model)
 
 

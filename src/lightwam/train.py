@@ -53,6 +53,9 @@ def train(
     checkpoint, DatasetError when the data do not fit or the loss is not finite, ConfigError when memory runs out.
     """
     check(recipe)
+    if parallel == "fsdp" and recipe.train.muon_learning_rate:
+        raise ConfigError("Muon needs whole matrices, fsdp gives it parts", where="parallel", got="fsdp",
+                          expected="ddp", next_step="--parallel ddp, or --train.muon-learning-rate 0")  # fmt: skip
     with distributed.world(device) as world:
         with world.leader_first():
             checkpoint.start_run(run, recipe)
@@ -92,7 +95,7 @@ def first_model(recipe: Recipe) -> LightWAM:
 
 
 class Session:
-    """All that changes while training. `model` may be in float32; it is brought to the recipe's precision and device."""
+    """All that changes while training. `model` is brought to the recipe's precision and the process's device."""
 
     def __init__(
         self,

@@ -12,7 +12,7 @@ from lightwam import cli, recipes
 LINK = re.compile(r"\]\(([^)\s]+)\)|(?:src|srcset|href)=\"([^\"]+)\"")
 MAKE = re.compile(r"(?:^|`|\$ )make ([a-z-]+)", re.MULTILINE)
 COMMAND = re.compile(r"(?:^|`|\$ )lightwam ([a-z]+)(?: ([a-z][\w/-]*))?", re.MULTILINE)
-TAKES_A_RECIPE = ("demo", "collect", "train", "show")
+TAKES_A_RECIPE = ("demo", "collect", "cache", "train", "adopt", "show")
 
 
 def pages(house: Any) -> dict[Path, str]:
@@ -40,7 +40,7 @@ def test_commands_and_recipes_in_the_documents_exist(house: Any) -> None:
     wrong = []
     for path, text in pages(house).items():
         for command, word in COMMAND.findall(text):
-            known = word in (*recipes.RECIPES, "paper-libero") or not word
+            known = word in recipes.RECIPES or not word
             if command not in cli.COMMANDS or (command in TAKES_A_RECIPE and not known):
                 wrong.append(f"{path.relative_to(house.root)}: lightwam {command} {word}")
     assert not wrong, wrong

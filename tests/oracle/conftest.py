@@ -32,8 +32,8 @@ class Recorded:
         """The recorded training batch; of the states only the window's first step is read."""
         given = self.inputs
         pads = given["action_is_pad"].bool(), given["image_is_pad"].bool()
-        latents = given["latents"]
-        return Batch(latents[:, :, :1], flow.pool(latents), given["context"], given["proprio"][:, 0], given["action"], *pads)
+        latents, state = given["latents"], given["proprio"][:, 0]
+        return Batch(latents[:, :, :1], flow.pool(latents), given["context"], state, given["action"], *pads)
 
     @property
     def sigma(self) -> Tensor:

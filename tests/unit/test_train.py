@@ -13,7 +13,7 @@ import torch
 
 from lightwam import checkpoint
 from lightwam.config import Recipe, TrainConfig
-from lightwam.errors import CheckpointError, DatasetError, LightwamError
+from lightwam.errors import CheckpointError, ConfigError, DatasetError, LightwamError
 from lightwam.train import ema_keep, flow_draw, learning_rate, open_data, train
 from lightwam.types import Batch
 
@@ -199,6 +199,23 @@ def test_a_loss_that_is_not_finite_stops_before_it_is_saved(tiny: Any, tmp_path:
         train(exploding, tiny.dataset, tmp_path / "new", say=quiet)
     assert "learning_rate" in str(caught.value)
     assert checkpoint.steps(tmp_path / "new") == []
+
+
+def test_muon_is_not_sharded(tiny: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"Muon.*whole matrices"):
+        train(shorter(tiny.recipe, muon_learning_rate=0.1), tiny.dataset, tmp_path / "new", parallel="fsdp", say=quiet)
+    assert not (tmp_path / "new").exists()
+
+
+def test_micro_batches_change_nothing_but_rounding(tiny: Any, tmp_path: Path) -> None:
+    recipe = shorter(tiny.recipe, steps=2)
+    whole = train(recipe, tiny.dataset, tmp_path / "whole", say=quiet)
+    parts = train(shorter(recipe, micro_batch=1, checkpointing=True), tiny.dataset, tmp_path / "parts", say=quiet)
+    for one, other in zip(rows(whole), rows(parts), strict=True):
+        for name in ("loss", "loss_video", "loss_action", "grad_norm"):
+            assert other[name] == pytest.approx(one[name], rel=1e-4), name
+    # and neither setting binds a run
+    train(shorter(recipe, micro_batch=2), tiny.dataset, parts, say=quiet)
 
 
 def test_training_lowers_the_loss(tiny: Any, tmp_path: Path) -> None:

@@ -21,12 +21,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lightwam.errors import CheckpointError, ConfigError
-from lightwam.weights.files import locate, read_tensors
+from lightwam.weights.files import differences, locate, read_tensors, refusal
 
 SPATIAL_STRIDE = 8
 TEMPORAL_STRIDE = 4
 NUM_LISTED = 12
-"""differences that an error lists"""
+"""tensor names that an error lists"""
 
 # Wan2.1's published statistics of its 16 latent channels; the official weights file does not hold them.
 LATENTS_MEAN = (
@@ -84,7 +84,8 @@ class WanVaeLatents:
         vae = _empty_vae(config, path)
         wanted = {name: tensor.shape for name, tensor in vae.state_dict().items()}
         names = {name: name if path.is_dir() else official_name(name) for name in wanted}
-        _check_tensors({names[name]: shape for name, shape in wanted.items()}, tensors, path)
+        if wrong := differences(tensors, {names[name]: shape for name, shape in wanted.items()}):
+            raise refusal("the weights are not those of this VAE", path, wrong, "take the VAE as it was published")
         # a copy of each, since mapped tensors lie unaligned, which changes the last bits; one at a time, to hold no two
         state = {ours: tensors.pop(theirs).to(device, dtype, copy=True) for ours, theirs in names.items()}
         vae.load_state_dict(state, assign=True)
@@ -349,22 +350,3 @@ def _fit(mean: Any, std: Any, channels: int) -> bool:
     if not (isinstance(mean, (list, tuple)) and isinstance(std, (list, tuple))) or {len(mean), len(std)} != {channels}:
         return False
     return all(type(number) in (int, float) and math.isfinite(number) for number in (*mean, *std)) and min(std) > 0
-
-
-def _check_tensors(wanted: Mapping[str, torch.Size], found: Mapping[str, Tensor], path: Path) -> None:
-    wrong = [f"missing: {name}" for name in wanted if name not in found]
-    wrong += [f"unknown: {name}" for name in found if name not in wanted]
-    wrong += [
-        f"of another shape: {name} {list(found[name].shape)}, expected {list(shape)}"
-        for name, shape in wanted.items()
-        if name in found and found[name].shape != shape
-    ]
-    if wrong:
-        listed = "".join(f"\n    {line}" for line in wrong[:NUM_LISTED])
-        more = f"\n    and {len(wrong) - NUM_LISTED} more" if len(wrong) > NUM_LISTED else ""
-        raise CheckpointError(
-            "the weights are not those of this VAE",
-            where=path,
-            got=f"{len(wrong)} differences{listed}{more}",
-            expected=f"its {len(wanted)} tensors, and no other",
-        )

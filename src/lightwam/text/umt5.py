@@ -21,12 +21,12 @@ from torch import Tensor
 
 from lightwam.config import Umt5Config
 from lightwam.errors import CheckpointError, ConfigError
-from lightwam.weights.files import locate, read_tensors
+from lightwam.weights.files import differences, locate, read_tensors, refusal
 
 NUM_KEPT = 256
 """sentences whose states are kept, the latest used; at most 1 MiB each in bfloat16"""
 NUM_LISTED = 12
-"""differences that an error lists"""
+"""tensor names that an error lists"""
 
 FIXED: dict[str, Any] = {
     "feed_forward_proj": "gated-gelu",
@@ -89,7 +89,13 @@ class Umt5Text:
             encoder: Any = library.UMT5EncoderModel(library.UMT5Config(**sizes, **FIXED))
         wanted = {name: tensor.shape for name, tensor in encoder.state_dict().items() if name != TABLE_TOO}
         names = {name: name if path.is_dir() else official_name(name) for name in wanted}
-        _check_tensors({names[name]: shape for name, shape in wanted.items()}, tensors, path)
+        if wrong := differences(tensors, {names[name]: shape for name, shape in wanted.items()}):
+            raise refusal(
+                "the weights are not those of this text encoder",
+                path,
+                wrong,
+                "take the text encoder as it was published",
+            )
         # one tensor at a time, so that no second copy of all is held
         state = {ours: tensors.pop(theirs).to(device, dtype) for ours, theirs in names.items()}
         encoder.load_state_dict(state | {TABLE_TOO: state[TABLE]}, assign=True)
@@ -243,22 +249,3 @@ def _sizes(tensors: Mapping[str, Tensor], path: Path) -> dict[str, int]:
         "num_layers": 1 + max(blocks),
         "num_heads": places[1],
     }
-
-
-def _check_tensors(wanted: Mapping[str, torch.Size], found: Mapping[str, Tensor], path: Path) -> None:
-    wrong = [f"missing: {name}" for name in wanted if name not in found]
-    wrong += [f"unknown: {name}" for name in found if name not in wanted]
-    wrong += [
-        f"of another shape: {name} {list(found[name].shape)}, expected {list(shape)}"
-        for name, shape in wanted.items()
-        if name in found and found[name].shape != shape
-    ]
-    if wrong:
-        listed = "".join(f"\n    {line}" for line in wrong[:NUM_LISTED])
-        more = f"\n    and {len(wrong) - NUM_LISTED} more" if len(wrong) > NUM_LISTED else ""
-        raise CheckpointError(
-            "the weights are not those of this text encoder",
-            where=path,
-            got=f"{len(wrong)} differences{listed}{more}",
-            expected=f"its {len(wanted)} tensors, and no other",
-        )
