@@ -84,7 +84,9 @@ class WanVaeLatents:
         vae = _empty_vae(config, path)
         wanted = {name: tensor.shape for name, tensor in vae.state_dict().items()}
         names = {name: name if path.is_dir() else official_name(name) for name in wanted}
-        if wrong := differences(tensors, {names[name]: shape for name, shape in wanted.items()}):
+        wrong = differences(tensors, {names[name]: shape for name, shape in wanted.items()})
+        wrong += [f"not of floating point: {k} {v.dtype}" for k, v in tensors.items() if not v.is_floating_point()]
+        if wrong:
             raise refusal("the weights are not those of this VAE", path, wrong, "take the VAE as it was published")
         # a copy of each, since mapped tensors lie unaligned, which changes the last bits; one at a time, to hold no two
         state = {ours: tensors.pop(theirs).to(device, dtype, copy=True) for ours, theirs in names.items()}

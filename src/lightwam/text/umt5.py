@@ -89,7 +89,9 @@ class Umt5Text:
             encoder: Any = library.UMT5EncoderModel(library.UMT5Config(**sizes, **FIXED))
         wanted = {name: tensor.shape for name, tensor in encoder.state_dict().items() if name != TABLE_TOO}
         names = {name: name if path.is_dir() else official_name(name) for name in wanted}
-        if wrong := differences(tensors, {names[name]: shape for name, shape in wanted.items()}):
+        wrong = differences(tensors, {names[name]: shape for name, shape in wanted.items()})
+        wrong += [f"not of floating point: {k} {v.dtype}" for k, v in tensors.items() if not v.is_floating_point()]
+        if wrong:
             raise refusal(
                 "the weights are not those of this text encoder",
                 path,
