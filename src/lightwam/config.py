@@ -14,6 +14,8 @@ from typing import Any, Literal, TypeVar
 
 from lightwam.errors import ConfigError, did_you_mean
 
+LATENTS = "latents"
+"""the folder of a dataset for what pretrained encoders made of it"""
 NormKind = Literal["min_max", "z_score", "quantile", "identity"]
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightwam import checkpoint, distributed
 from lightwam.codec import Codec, to_pixels
-from lightwam.config import DctConfig, HashedTextConfig, Recipe
+from lightwam.config import LATENTS, DctConfig, HashedTextConfig, Recipe
 from lightwam.data.cache import FrameCache
 from lightwam.data.cache_base import Cache
 from lightwam.data.latent_cache import LatentCache
@@ -27,8 +27,6 @@ from lightwam.types import Batch, LatentCodec, Latents, Windows
 
 FIT_FRAMES = 256
 """pictures, evenly spaced over the dataset, that the latents' statistics are measured on"""
-LATENTS = "latents"
-"""the folder of a dataset for what a pretrained encoder made of it"""
 
 
 @dataclass(frozen=True)

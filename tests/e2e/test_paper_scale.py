@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from lightwam import checkpoint
-from lightwam.config import Recipe
+from lightwam.cli import main
+from lightwam.config import LATENTS, Recipe
 from lightwam.data.latent_cache import LatentCache
 from lightwam.errors import CheckpointError, DatasetError
 from lightwam.evaluate import evaluate
 from lightwam.exchange import adopt, export
 from lightwam.policy import Policy
-from lightwam.processing import LATENTS, encoder_identity, make_cache, open_data
+from lightwam.processing import encoder_identity, make_cache, open_data
 from lightwam.sim import base
 from lightwam.train import train
 from lightwam.weights import published, wan
@@ -136,6 +137,21 @@ def test_a_policy_with_another_vae_is_refused(paper_recipe: Recipe, run: Path, t
 def test_without_latents_training_says_how_to_make_them(paper_recipe: Recipe, tiny: Any, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="lightwam cache"):
         train(paper_recipe, tiny.dataset, tmp_path / "new", device="cpu", say=quiet)
+
+
+def test_the_check_of_a_dataset_reads_its_latents(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", "dataset", str(dataset)]) == 0
+    assert "latents: sound" in capsys.readouterr().out
+    copy = tmp_path / "data"
+    shutil.copytree(dataset, copy)
+    shard = copy / LATENTS / "shards" / "00000.bin"
+    data = bytearray(shard.read_bytes())
+    data[-9] ^= 1
+    shard.write_bytes(data)
+    assert main(["check", "dataset", str(copy)]) == 2
+    assert "00000.bin" in capsys.readouterr().err
 
 
 def test_without_prompts_training_says_how_to_make_them(paper_recipe: Recipe, dataset: Path, tmp_path: Path) -> None:

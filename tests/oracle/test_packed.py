@@ -91,6 +91,16 @@ def test_in_single_precision_too() -> None:
     assert worst(gradients(model, packed_), gradients(model, plain)) < 1e-5
 
 
+@pytest.mark.gpu
+def test_on_a_gpu() -> None:
+    """Other kernels there, for attention and norms: the same losses and gradients in float32 all the same."""
+    model, (batch, u, noise) = model_of(FROZEN, torch.float32).cuda(), batch_of(torch.float32)
+    given = batch.to("cuda"), u.cuda(), noise.cuda()
+    plain, packed_ = model.loss(*given), packed_loss(model, *given)
+    torch.testing.assert_close(tuple(packed_), tuple(plain), rtol=1e-5, atol=0)
+    assert worst(gradients(model, packed_), gradients(model, plain)) < 1e-4
+
+
 def test_half_precision_is_as_near_to_single_as_the_plain_step_is() -> None:
     exact = gradients(model := model_of(FROZEN, torch.float32), model.loss(*batch_of(torch.float32)))
     model = model.to(torch.bfloat16)

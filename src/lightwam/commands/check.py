@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from lightwam import checks
 from lightwam.commands.options import AnyRecipe, named_recipe, parse, wants_help
-from lightwam.errors import ConfigError, SimulatorError, did_you_mean
+from lightwam.config import LATENTS
+from lightwam.errors import ConfigError, DatasetError, SimulatorError, did_you_mean
+
+if TYPE_CHECKING:
+    from lightwam.data.lerobot import LeRobotDataset
 
 KINDS = ("sim", "dataset")
 USAGE = """usage: lightwam check sim RECIPE [--task NAME]   every task of the recipe's simulator, or the one named
-       lightwam check dataset PATH              every file, type, shape and number of a LeRobot dataset"""
+       lightwam check dataset PATH              every file, type, shape and number of a dataset, its latents too"""
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class SimOptions:
 
 @dataclass(frozen=True)
 class DatasetOptions:
-    """Check a LeRobot dataset, v3.0 or v2.1: every file, type, shape and number of it."""
+    """Check a LeRobot dataset, v3.0 or v2.1: every file, type, shape and number of it, and of its latent cache."""
 
     path: Annotated[Path, tyro.conf.Positional]
 
@@ -77,3 +81,19 @@ def _check_dataset(arguments: Sequence[str]) -> None:
         f"{options.path}: sound; {dataset.num_episodes} episodes, {dataset.num_frames} frames, "
         f"cameras {', '.join(dataset.cameras)}, {len(dataset.tasks)} tasks"
     )
+    if (options.path / LATENTS).exists():
+        _check_latents(dataset)
+
+
+def _check_latents(dataset: LeRobotDataset) -> None:
+    from lightwam.data.latent_cache import LatentCache
+    from lightwam.progress import Progress
+
+    cache = LatentCache.open(dataset.root / LATENTS, dataset)
+    with Progress("check", cache.num_steps, unit="window") as progress:
+        faults = cache.faults(lambda done, _: progress.advance(count=done - progress.done))
+    if faults:
+        raise DatasetError("the latent cache is damaged", where=cache.path, got="; ".join(faults[:5]),
+                           expected=f"no fault, but there are {len(faults)}",
+                           next_step="delete the files named and run `lightwam cache` again")  # fmt: skip
+    print(f"{cache.path}: sound; {cache.num_steps} windows, {cache.bytes_per_sample / 1024:.1f} KiB each")
