@@ -14,7 +14,7 @@ whose first frame nobody reads, `first` gives keys and values and then leaves.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, cast
 
@@ -43,6 +43,11 @@ class Layout:
     def now(self) -> int:
         """Tokens of time 0."""
         return self.action + self.first
+
+    @property
+    def parts(self) -> tuple[int, int, int]:
+        """All three, in order."""
+        return self.action, self.first, self.later
 
 
 class Modulation(NamedTuple):
@@ -190,16 +195,14 @@ def self_attention(
     keeps_first: bool,
 ) -> Float[Tensor, "B S2 D"]:
     """Three unmasked attentions."""
-    a, now = layout.action, layout.now
     k, v = key_value(attention, x)
-    k = rotate(k, turn)
+    keys, values = rotate(k, turn).split(layout.parts, dim=1), v.split(layout.parts, dim=1)
     if not keeps_first:
         x, turn = without_first(x, layout), without_first(turn[None], layout)[0]
-    q = rotate(attention_query(attention, x), turn)
-    mixed = [attend(q[:, :a], k[:, :a], v[:, :a])] if a else []
-    if keeps_first:
-        mixed.append(attend(q[:, a:now], k[:, a:now], v[:, a:now]))
-    mixed.append(attend(q[:, -layout.later :], k[:, a:], v[:, a:]))
+        layout = replace(layout, first=0)
+    queries = rotate(attention_query(attention, x), turn).split(layout.parts, dim=1)
+    mixed = [attend(q, k, v) for q, k, v in zip(queries[:2], keys, values, strict=False) if q.shape[1]]
+    mixed.append(attend(queries[2], torch.cat(keys[1:], dim=1), torch.cat(values[1:], dim=1)))
     return linear(attention.to_out[0], attention.lora_out, torch.cat(mixed, dim=1))
 
 
@@ -220,30 +223,37 @@ def key_value(
 
 def without_first(x: Tensor, layout: Layout) -> Tensor:
     """Tokens but those of the first frame."""
-    return torch.cat((x[:, : layout.action], x[:, layout.now :]), dim=1) if layout.action else x[:, layout.now :]
+    action, _, later = x.split(layout.parts, dim=1)
+    return torch.cat((action, later), dim=1) if layout.action else later
 
 
 def modulate(
     x: Float[Tensor, "B S D"], now: Sequence[Tensor], later: Sequence[Tensor], layout: Layout
 ) -> Float[Tensor, "B S D"]:
     """norm(x) (1 + scale) + shift, with the shift and scale of each token's time."""
-    x, split = norm(x), layout.now
-    parts = [
-        torch.addcmul(shift[:, None], part, 1 + scale[:, None])
-        for part, (shift, scale) in ((x[:, :split], now), (x[:, split:], later))
-        if part.shape[1]
-    ]
-    return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+    present, future = x.split((layout.now, layout.later), dim=1)
+    changed = torch.addcmul(later[0][:, None], norm(future), 1 + later[1][:, None])
+    if not layout.now:
+        return changed
+    return torch.cat((norm(present, 1 + now[1][0], now[0][0]), changed), dim=1)
 
 
 def gated(
     x: Float[Tensor, "B S D"], update: Float[Tensor, "B S D"], now: Tensor, later: Tensor, layout: Layout
 ) -> Float[Tensor, "B S D"]:
     """x + gate * update, with the gate of each token's time."""
-    split = layout.now
+    return by_time(lambda a, b, gate: torch.addcmul(a, gate, b), layout, (now,), (later,), x, update)
+
+
+def by_time(
+    change: Callable[..., Tensor], layout: Layout, now: Sequence[Tensor], later: Sequence[Tensor], *x: Tensor
+) -> Float[Tensor, "B S D"]:
+    """`change(x, vectors)` of the tokens of time 0 and of the later ones, with the vectors of each."""
+    # split, not slices: its backward pass is one concatenation, theirs a tensor of zeros each
+    halves = zip(*(one.split((layout.now, layout.later), dim=1) for one in x), strict=True)
     parts = [
-        torch.addcmul(a, gate[:, None], b)
-        for a, b, gate in ((x[:, :split], update[:, :split], now), (x[:, split:], update[:, split:], later))
-        if a.shape[1]
+        change(*half, *(vector[:, None] for vector in vectors))
+        for half, vectors in zip(halves, (now, later), strict=True)
+        if half[0].shape[1]
     ]
     return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
