@@ -87,7 +87,8 @@ class Prompts:
 
     def states(self, instructions: Sequence[str]) -> Float[Tensor, "B L E"]:
         """One row of states an instruction, on the CPU."""
-        return torch.stack([self._state(self.recipe.prompt.format(task=instruction)) for instruction in instructions])
+        prompts = [self.recipe.prompt.format(task=instruction) for instruction in instructions]
+        return torch.stack([self._state(prompt).float() for prompt in prompts])
 
     def _state(self, prompt: str) -> Float[Tensor, "L E"]:
         for table in (self.known, self._more):

@@ -6,6 +6,7 @@ The same codec, latents and text encoder as in training, saved with the run, so 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor
 from lightwam import checkpoint
 from lightwam.codec import Codec
 from lightwam.config import Recipe
+from lightwam.distributed import device_called
 from lightwam.encoders import Prompts, open_processing
 from lightwam.errors import WireError
 from lightwam.model.light_wam import LightWAM
@@ -30,21 +32,33 @@ class Policy:
     ) -> None:
         self.recipe, self.codec, self.latents, self.prompts = recipe, codec, latents, prompts
         self.model, self.step = model.eval(), step
+        self.device = next(model.parameters()).device
 
     @classmethod
-    def load(cls, run: Path | str, step: int | None = None, *, ema: bool = True) -> Policy:
+    def load(
+        cls,
+        run: Path | str,
+        step: int | None = None,
+        *,
+        ema: bool = True,
+        device: str = "cpu",
+        weights: str | None = None,
+    ) -> Policy:
         """The policy of a run directory, at `step` (the newest by default).
 
-        `ema` takes the average of the weights where training kept one. Raises CheckpointError for a run that is
-        missing, damaged, or of another config than its weights.
+        `ema` takes the average of the weights where training kept one. `device` is "cpu" (float32), "cuda" (the
+        recipe's precision) or "auto". `weights` is where pretrained encoders lie now, if not where the recipe says.
+        Raises CheckpointError for a run that is missing, damaged, or of another config than its weights.
         """
-        run = Path(run)
+        run, place = Path(run), device_called(device)
         recipe = checkpoint.read_recipe(run)
-        codec, latents = open_processing(run, recipe)
+        recipe = recipe if weights is None else replace(recipe, weights=weights)
+        codec, latents = open_processing(run, recipe, place)
         saved = checkpoint.load(run, step, training=False)
         model = LightWAM(recipe.model)
         checkpoint.fill(model, checkpoint.run_weights(run, saved, ema=ema), run)
-        prompts = Prompts(recipe, checkpoint.read_tensors(run / checkpoint.PROMPTS))
+        model.to(place, getattr(torch, recipe.train.precision) if place.type == "cuda" else torch.float32)
+        prompts = Prompts(recipe, checkpoint.read_tensors(run / checkpoint.PROMPTS), place)
         return cls(recipe, codec, latents, prompts, model, saved.step)
 
     def act(self, observation: Observation) -> Float32[np.ndarray, "H A"]:
@@ -55,7 +69,7 @@ class Policy:
     def act_batch(self, observations: Sequence[Observation]) -> Float32[np.ndarray, "B H A"]:
         """Chunks for several robots at once."""
         action = self.model.act(*self._inputs(observations))
-        return self.codec.decode_action(action.float().numpy())
+        return self.codec.decode_action(action.float().cpu().numpy())
 
     @torch.inference_mode()
     def imagine(self, observation: Observation, seed: int, num_steps: int) -> UInt8[np.ndarray, "F height width 3"]:
@@ -64,7 +78,7 @@ class Policy:
         frames = 1 + self.recipe.model.horizon // self.recipe.codec.video_stride
         later = (frames - 1) // self.latents.temporal_stride
         shape = (1, latent.shape[1], 1 + later, latent.shape[3] // 2, latent.shape[4] // 2)
-        noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(self.device)
         future = self.model.imagine(latent, context, state, noise, num_steps)
         return self.codec.pictures(self.latents.decode_pooled(future))[0]
 
@@ -74,16 +88,16 @@ class Policy:
         latent, context, state = self._inputs([observation])
         rows, columns = (s // p for s, p in zip(latent.shape[3:], self.recipe.model.backbone.patch[1:], strict=True))
         attention = self.model.look(latent, context, state)
-        return [a[0].mean(0).unflatten(-1, (rows, columns)).float().numpy() for a in attention]
+        return [a[0].mean(0).unflatten(-1, (rows, columns)).float().cpu().numpy() for a in attention]
 
     def _inputs(
         self, observations: Sequence[Observation]
     ) -> tuple[Float[Tensor, "B C 1 h w"], Float[Tensor, "B L E"], Float[Tensor, "B P"]]:
         canvases = np.stack([self.codec.canvas(observation.frames) for observation in observations])
-        latent = self.latents.encode(self.codec.pixels(canvases[:, None]))
+        latent = self.latents.encode(self.codec.pixels(canvases[:, None]).to(self.device))
         context = self.prompts.states([observation.instruction for observation in observations])
         state = self.codec.encode_state(np.stack([self._state(observation) for observation in observations]))
-        return latent, context, torch.from_numpy(state)
+        return latent, context.to(self.device), torch.from_numpy(state).to(self.device)
 
     def _state(self, observation: Observation) -> Float32[np.ndarray, " P"]:
         state = np.asarray(observation.state, np.float32)

@@ -65,7 +65,7 @@ def in_here(monkeypatch: pytest.MonkeyPatch) -> None:
 def seeing(monkeypatch: pytest.MonkeyPatch, tiny_recipe: Recipe, in_here: None) -> Seeing:
     """evaluate() loads this policy, whatever the run."""
     policy = Seeing(tiny_recipe)
-    monkeypatch.setattr(Policy, "load", lambda run, step=None: policy)
+    monkeypatch.setattr(Policy, "load", lambda run, step=None, **where: policy)
     return policy
 
 

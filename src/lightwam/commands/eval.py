@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from lightwam import checks
 from lightwam.commands.options import parse, run_directory, wants_help
@@ -21,6 +21,10 @@ class EvalOptions:
     """where in the run directory the episodes go; another protocol needs another folder"""
     step: int | None = None
     """the checkpoint; the newest by default"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU where there is one"""
+    weights: str | None = None
+    """where pretrained encoders lie now, if not where the recipe says"""
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -35,7 +39,9 @@ def run(arguments: Sequence[str]) -> None:
     checks.check(replace(recipe, eval=options.eval))
     from lightwam.evaluate import evaluate
 
-    result = evaluate(path, options.eval, folder=options.folder, step=options.step)
+    result = evaluate(
+        path, options.eval, folder=options.folder, step=options.step, device=options.device, weights=options.weights
+    )
     print(table(result))
 
 
