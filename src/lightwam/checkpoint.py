@@ -1,6 +1,6 @@
 """A run directory, saved and loaded whole.
 
-    recipe.json      the config; a run never changes it
+    recipe.json      the config; of a begun run only what is FREE may change
     dataset.json     what it was trained on: path, and every file with size and hash
     processing.json  what was measured on the data: the codec's and the latents' statistics
     frozen.safetensors    weights that training leaves alone, when there are such
@@ -55,9 +55,9 @@ class Checkpoint:
 
 def write_json(path: Path, data: Any) -> None:
     """`data` at `path`, atomically: a reader sees the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     with _disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         beside.write_text(json.dumps(data, indent=2) + "\n")
         os.replace(beside, path)
 
@@ -75,19 +75,22 @@ def read_json(path: Path) -> Any:
 
 
 def start_run(run: Path, recipe: Recipe) -> None:
-    """Write the recipe into a new run directory; one that holds another recipe is refused, naming what differs."""
-    if (run / "recipe.json").exists():
-        differences = list(_differences(read_json(run / "recipe.json"), json.loads(json.dumps(to_dict(recipe)))))
-        if differences:
-            raise CheckpointError(
-                "the run directory belongs to another config",
-                where=run,
-                got="; ".join(differences[:8]),
-                expected="the same recipe, to go on with it",
-                next_step="choose another --run, or delete this one",
-            )
-    else:
-        write_json(run / "recipe.json", to_dict(recipe))
+    """Write the recipe into a new run directory; one that holds another recipe is refused, naming what differs.
+
+    Settings that are FREE to change are written anew.
+    """
+    wanted = json.loads(json.dumps(to_dict(recipe)))
+    began = read_json(run / "recipe.json") if (run / "recipe.json").exists() else None
+    if began is not None and (differences := list(_differences(began, wanted))):
+        raise CheckpointError(
+            "the run directory belongs to another config",
+            where=run,
+            got="; ".join(differences[:8]),
+            expected="the same recipe, to go on with it",
+            next_step="choose another --run, or delete this one",
+        )
+    if began != wanted:
+        write_json(run / "recipe.json", wanted)
 
 
 def read_recipe(run: Path) -> Recipe:
@@ -127,12 +130,15 @@ def read_processing(run: Path) -> tuple[Codec, Any]:
     return Codec.from_dict(data["codec"], f"{path} codec"), data["latents"]
 
 
-def write_tensors(path: Path, tensors: Weights) -> None:
-    """Tensors that a run has once, such as its frozen weights; there whole or not at all."""
+def write_tensors(path: Path, tensors: Weights, about: dict[str, str] | None = None) -> None:
+    """Tensors that a run has once, such as its frozen weights; there whole or not at all. `about` goes with them."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     with _disk_errors(path):
         try:
-            safetensors.torch.save_file(_own(tensors), beside)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            safetensors.torch.save_file(_own(tensors), beside, about)
+            with beside.open("rb") as file:
+                os.fsync(file.fileno())
             os.replace(beside, path)
         finally:
             beside.unlink(missing_ok=True)
@@ -173,9 +179,8 @@ def save(run: Path, checkpoint: Checkpoint, keep: int = 2) -> Path:
                 safetensors.torch.save_file(_own(checkpoint.ema), beside / "ema.safetensors")
             torch.save(checkpoint.training, beside / "training.pt")
             files = {path.name: _digest(path) for path in sorted(beside.iterdir())}
-            (beside / "meta.json").write_text(
-                json.dumps({"format": FORMAT, "step": checkpoint.step, "files": files}, indent=2) + "\n"
-            )
+            about = {"format": FORMAT, "step": checkpoint.step, "files": files, "frozen": _frozen_digest(run)}
+            (beside / "meta.json").write_text(json.dumps(about, indent=2) + "\n")
             for path in beside.iterdir():
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
@@ -202,18 +207,32 @@ def load(run: Path, step: int | None = None, *, training: bool = True) -> Checkp
     meta = read_json(place / "meta.json")
     if meta.get("format") != FORMAT:
         raise CheckpointError("unknown checkpoint format", where=place, got=meta.get("format"), expected=FORMAT)
-    for name, digest in meta["files"].items():
-        if not (place / name).is_file() or _digest(place / name) != digest:
+    expected = {place / name: digest for name, digest in meta["files"].items()}
+    if meta.get("frozen"):
+        expected[run / FROZEN] = meta["frozen"]
+    for path, digest in expected.items():
+        if not path.is_file() or _digest(path) != digest:
             raise CheckpointError(
                 "a checkpoint file is damaged",
-                where=place / name,
+                where=path,
                 got="missing or other bytes than were written",
                 expected=digest,
-                next_step=f"delete {place}; an older checkpoint is used then",
+                next_step="copy the run again" if path.name == FROZEN else f"delete {place}; an older one is used then",
             )
     ema = safetensors.torch.load_file(place / "ema.safetensors") if "ema.safetensors" in meta["files"] else None
     state = torch.load(place / "training.pt", weights_only=True) if training else {}
     return Checkpoint(meta["step"], safetensors.torch.load_file(place / "model.safetensors"), ema, state)
+
+
+def read_about(path: Path) -> dict[str, str]:
+    """What `write_tensors` was told about them; nothing when there is no such file."""
+    if not path.exists():
+        return {}
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except safetensors.SafetensorError as error:
+        raise CheckpointError("a file is damaged", where=path, got=error, next_step=f"delete {path}") from error
 
 
 def run_weights(run: Path, saved: Checkpoint, *, ema: bool = True) -> Weights:
@@ -250,6 +269,14 @@ def _read_table(path: Path, names: tuple[str, ...]) -> dict[str, Any]:
             next_step="copy the run again, or train into another --run",
         )
     return data
+
+
+def _frozen_digest(run: Path) -> str | None:
+    """Of the frozen weights; from an older checkpoint, where there is one, since they never change."""
+    if known := steps(run):
+        digest: str | None = read_json(run / "checkpoints" / f"step_{known[-1]:08d}" / "meta.json").get("frozen")
+        return digest
+    return _digest(run / FROZEN) if (run / FROZEN).exists() else None
 
 
 def _own(weights: Weights) -> Weights:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Literal, cast
 
 import torch
@@ -19,6 +20,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lightwam.errors import ConfigError
 
+PATIENCE = timedelta(days=7)
+"""for one another: one process may decode or encode for hours while the others wait"""
 Parallel = Literal["ddp", "fsdp"]
 """ddp: every process holds everything; fsdp: each holds a part of weights, gradients and optimiser (FSDP2)"""
 
@@ -50,6 +53,13 @@ class World:
         if self.size > 1:
             dist.barrier()
 
+    def agree(self, value: bool) -> bool:
+        """What the leader found, for all: files may show later to the others."""
+        said = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(said, src=0)
+        return said[0]
+
     def mean(self, value: Tensor) -> Tensor:
         """The mean over processes, the same in each."""
         if self.size > 1:
@@ -64,7 +74,13 @@ def device_called(name: str) -> torch.device:
     if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
         raise ConfigError("no such device here", where="device", got=name,
                           expected="auto, cpu, or cuda on a machine that has it", next_step="--device cpu")  # fmt: skip
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if kind == "cuda" else torch.device("cpu")
+    if kind == "cpu":
+        return torch.device("cpu")
+    index, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if index >= count:
+        raise ConfigError("more processes than GPUs", where="torchrun", got=f"process {index + 1} of this machine",
+                          expected=f"at most {count}", next_step=f"--nproc-per-node {count}")  # fmt: skip
+    return torch.device("cuda", index)
 
 
 @contextmanager
@@ -79,22 +95,34 @@ def world(device: str = "auto") -> Iterator[World]:
     if size == 1:
         yield World(local)
         return
-    dist.init_process_group("nccl" if local.type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if local.type == "cuda" else "gloo", timeout=PATIENCE)
+    yield World(local, dist.get_rank(), size)
+    # Not after an exception: the others may be inside an exchange that will never end, and the message has to get out.
+    dist.destroy_process_group()
+
+
+@contextmanager
+def memory_said(what: str, next_step: str) -> Iterator[None]:
+    """A device that runs out of memory inside raises ConfigError, saying during `what`, and what to do."""
     try:
-        yield World(local, dist.get_rank(), size)
-    finally:
-        dist.destroy_process_group()
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ConfigError("the device ran out of memory", where=what, got=str(error).splitlines()[0],
+                          expected="room for it", next_step=next_step) from error  # fmt: skip
 
 
-def share(module: nn.Module, world: World, parallel: Parallel, compute_dtype: torch.dtype) -> nn.Module:
+def share(
+    module: nn.Module, world: World, parallel: Parallel, compute_dtype: torch.dtype, *, all_used: bool = True
+) -> nn.Module:
     """`module` as the processes train it together.
 
-    ddp adds up gradients in the weights' dtype. fsdp keeps float32 shards and gathers them in `compute_dtype`.
+    ddp adds up gradients in the weights' dtype; `all_used` says that every step uses every trained weight. fsdp keeps
+    float32 shards and gathers them in `compute_dtype`.
     """
     if world.size == 1:
         return module
     if parallel == "ddp":
-        return nn.parallel.DistributedDataParallel(module)
+        return nn.parallel.DistributedDataParallel(module, find_unused_parameters=not all_used)
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
@@ -115,9 +143,17 @@ def adding_up(module: nn.Module, last: bool) -> AbstractContextManager[None]:
     return nullcontext()
 
 
-def whole(tree: Any) -> Any:
-    """Nested tables with every tensor gathered from its shards, on the CPU; all processes have to call it."""
-    return _mapped(tree, lambda value: (value.full_tensor() if isinstance(value, DTensor) else value).detach().cpu())
+def whole(tree: Any, keep: bool = True) -> Any:
+    """Nested tables with every tensor gathered from its shards, on the CPU; all processes have to call it.
+
+    Without `keep` this process takes part in the gathering and gets empty tensors.
+    """
+
+    def gathered(value: Tensor) -> Tensor:
+        full = value.full_tensor() if isinstance(value, DTensor) else value
+        return full.detach().cpu() if keep else torch.empty(0)
+
+    return _mapped(tree, gathered)
 
 
 def sharded_like(value: Tensor, target: Tensor) -> Tensor:

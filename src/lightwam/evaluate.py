@@ -363,6 +363,7 @@ def describe(recipe: Recipe, policy: Policy, sentences: Mapping[str, str]) -> di
         "recipe": recipe.name,
         "checkpoint_step": policy.step,
         "weights": "ema" if recipe.train.ema_decay else "last",
+        "computes": policy.computes,
         "sentences": dict(sentences),
         "success": "at any control step",
         "versions": {"python": platform.python_version()} | {name: v for name in packages if (v := _version(name))},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import torch
@@ -11,11 +13,13 @@ from lightwam.checkpoint import Checkpoint
 from lightwam.checks import check
 from lightwam.codec import Codec
 from lightwam.config import DctConfig, Recipe
+from lightwam.data.cache_base import check_cameras
 from lightwam.data.lerobot import LeRobotDataset
+from lightwam.distributed import device_called
 from lightwam.encoders import measure_latents
 from lightwam.errors import CheckpointError, ConfigError
 from lightwam.model.light_wam import LightWAM
-from lightwam.processing import cache_prompts, write_prompts
+from lightwam.processing import cache_prompts, check_sizes, write_prompts
 from lightwam.weights import published
 from lightwam.weights.published import Published
 
@@ -34,11 +38,12 @@ def export(run: Path, to: Path, step: int | None = None, *, ema: bool = True) ->
     return to
 
 
-def adopt(recipe: Recipe, file: Path, dataset: Path, run: Path) -> Path:
+def adopt(recipe: Recipe, file: Path, dataset: Path, run: Path, *, device: str = "auto") -> Path:
     """Make `run` from the published checkpoint `file`; returns it.
 
     The dataset gives what a published checkpoint lacks: the statistics of state and action, and the task sentences,
-    whose states are cached. Raises CheckpointError when the file is of another model, or `run` exists already.
+    whose states are made (on `device`) and cached. The run is there whole or not at all. Raises CheckpointError when
+    the file is of another model, or `run` exists already, DatasetError when the dataset does not fit the recipe.
     """
     check(recipe)
     if isinstance(recipe.latents, DctConfig):
@@ -46,20 +51,30 @@ def adopt(recipe: Recipe, file: Path, dataset: Path, run: Path) -> Path:
                           expected="wan_vae", next_step="lightwam adopt libero-10 --checkpoint ...")  # fmt: skip
     if run.exists() and any(run.iterdir()):
         raise CheckpointError("the run directory is not empty", where=run, next_step="choose another --run")
-    found = published.read(file, recipe.model)
-    data = LeRobotDataset(dataset)
+    found, data = published.read(file, recipe.model), LeRobotDataset(dataset)
+    check_cameras(data, recipe.codec)
+    check_sizes(recipe, dataset, data.vectors.state.shape[1], data.vectors.action.shape[1])
+    cache_prompts(recipe, data, device_called(device))
+    beside = run.with_name(f".{run.name}.{os.getpid()}")
+    try:
+        _write(recipe, found, data, beside)
+        run.parent.mkdir(parents=True, exist_ok=True)
+        beside.replace(run)  # an empty folder may be there
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return run
+
+
+def _write(recipe: Recipe, found: Published, data: LeRobotDataset, run: Path) -> None:
     checkpoint.start_run(run, recipe)
-    checkpoint.write_dataset(run, dataset, data.fingerprint())
-    cache_prompts(recipe, data, "cpu")
+    checkpoint.write_dataset(run, data.root, data.fingerprint())
     write_prompts(recipe, data, run)
     codec = Codec(recipe.codec, data.stats["observation.state"], data.stats["action"])
     checkpoint.write_processing(run, codec, measure_latents(recipe, torch.empty(0, 3, 8, 8)))
     with torch.device("meta"):
         model = LightWAM(recipe.model)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    frozen = {name: value for name, value in found.state.items() if name not in trained}
-    if frozen:
+    if frozen := {name: value for name, value in found.state.items() if name not in trained}:
         checkpoint.write_tensors(run / checkpoint.FROZEN, frozen)
     weights = {name: found.state[name] for name in trained}
     checkpoint.save(run, Checkpoint(found.step, weights, None, {}))
-    return run

@@ -32,7 +32,11 @@ class Policy:
     ) -> None:
         self.recipe, self.codec, self.latents, self.prompts = recipe, codec, latents, prompts
         self.model, self.step = model.eval(), step
-        self.device = next(model.parameters()).device
+        weight = next(model.parameters())
+        self.device, self.computes = (
+            weight.device,
+            f"{str(weight.dtype).removeprefix('torch.')} on {weight.device.type}",
+        )
 
     @classmethod
     def load(

@@ -17,14 +17,17 @@ from lightwam import checkpoint, distributed
 from lightwam.codec import Codec, to_pixels
 from lightwam.config import LATENTS, DctConfig, HashedTextConfig, Recipe
 from lightwam.data.cache import FrameCache
-from lightwam.data.cache_base import Cache
+from lightwam.data.cache_base import Cache, check_cameras
 from lightwam.data.latent_cache import LatentCache
 from lightwam.data.lerobot import LeRobotDataset
+from lightwam.distributed import World
 from lightwam.encoders import Prompts, encode_clip, measure_latents, open_latents, open_processing, open_text
-from lightwam.errors import DatasetError
+from lightwam.errors import CheckpointError, DatasetError
 from lightwam.progress import Progress
 from lightwam.types import Batch, LatentCodec, Latents, Windows
+from lightwam.weights.files import Part, digest, locate
 
+TEXT_PARTS: tuple[Part, ...] = ("text_encoder", "tokenizer")
 FIT_FRAMES = 256
 """pictures, evenly spaced over the dataset, that the latents' statistics are measured on"""
 
@@ -68,7 +71,7 @@ def open_data(recipe: Recipe, dataset: Path, run: Path, say: Callable[[str], Non
     if (run / "processing.json").exists():
         checkpoint.check_dataset(run, dataset, fingerprint)
     cache = open_cache(data, recipe, say)
-    _check_sizes(recipe, dataset, cache)
+    check_sizes(recipe, dataset, cache.state.shape[1], cache.action.shape[1])
     if not (run / "processing.json").exists():
         codec = Codec(recipe.codec, data.stats["observation.state"], data.stats["action"])
         checkpoint.write_dataset(run, dataset, fingerprint)
@@ -77,9 +80,15 @@ def open_data(recipe: Recipe, dataset: Path, run: Path, say: Callable[[str], Non
     if isinstance(cache, FrameCache):
         codec, latents = open_processing(run, recipe)
     else:
-        codec, latents = checkpoint.read_processing(run)[0], None
-    prompts = Prompts(recipe, checkpoint.read_tensors(run / checkpoint.PROMPTS)).states(cache.tasks)
-    return cache, Processing(codec, latents, prompts)
+        (codec, measured), latents = checkpoint.read_processing(run), None
+        if measured != (now := measure_latents(recipe, torch.empty(0, 3, 8, 8))):
+            raise CheckpointError("the VAE is not the one that the run began with", where=run, got=now,
+                                  expected=measured, next_step="give the weights of then: --weights")  # fmt: skip
+    known = checkpoint.read_tensors(run / checkpoint.PROMPTS)
+    if not known and not isinstance(recipe.text, HashedTextConfig):
+        raise CheckpointError("a file of the run is missing", where=run / checkpoint.PROMPTS,
+                              next_step="copy the run again")  # fmt: skip
+    return cache, Processing(codec, latents, Prompts(recipe, known).states(cache.tasks))
 
 
 def open_cache(data: LeRobotDataset, recipe: Recipe, say: Callable[[str], None]) -> Cache:
@@ -103,36 +112,48 @@ def make_cache(recipe: Recipe, dataset: Path, *, device: str = "auto", say: Call
     """
     data = LeRobotDataset(dataset)
     if isinstance(recipe.latents, DctConfig):
-        open_cache(data, recipe, say)
+        with distributed.world("cpu") as world, world.leader_first():
+            open_cache(data, recipe, say)
         return
-    with distributed.world(device) as world, ExitStack() as stack:
+    check_cameras(data, recipe.codec)
+    with (
+        distributed.world(device) as world,
+        distributed.memory_said(f"encoding on {world.device}", "a larger device, or --device cpu"),
+    ):
         if world.leads:
             cache_prompts(recipe, data, world.device)
-        identity = encoder_identity(recipe)
-        latents = open_latents(recipe, {"vae": identity["vae"]}, recipe.weights, world.device)
-        tell = _progress(stack, "encode", "window", say if world.leads else lambda line: None)
+        _cache_latents(recipe, data, world, say)
+        world.wait()
 
-        @torch.inference_mode()
-        def encode(canvases: UInt8[np.ndarray, "B F height width 3"]) -> Latents:
+
+def _cache_latents(recipe: Recipe, data: LeRobotDataset, world: World, say: Callable[[str], None]) -> None:
+    identity = encoder_identity(recipe)
+    latents = open_latents(recipe, {"vae": identity["vae"]}, recipe.weights, world.device)
+
+    @torch.inference_mode()
+    def encode(canvases: UInt8[np.ndarray, "B F height width 3"]) -> Latents:
+        with torch.backends.cudnn.flags(allow_tf32=False):  # latents are kept: no rounding that can be spared
             made = encode_clip(latents, to_pixels(canvases).to(world.device))
-            return Latents(made.present.cpu(), made.clip.cpu())
+        return Latents(made.present.cpu(), made.clip.cpu())
 
+    with ExitStack() as stack:
+        tell = _progress(stack, "encode", "window", say, silent=not world.leads)
         LatentCache.build(
             data, recipe.codec, recipe.model.horizon, encode, identity, data.root / LATENTS, tell,
             rank=world.rank, world=world.size,
         )  # fmt: skip
-        world.wait()
 
 
 def cache_prompts(recipe: Recipe, data: LeRobotDataset, device: torch.device | str) -> None:
-    """Encode the prompts of a dataset's tasks that are not in its cache yet."""
-    path = data.root / LATENTS / checkpoint.PROMPTS
-    known = checkpoint.read_tensors(path)
+    """Encode the prompts of a dataset's tasks that are not in its cache yet; another encoder's are made anew."""
+    path, text = data.root / LATENTS / checkpoint.PROMPTS, recipe.text
+    made_by = {"encoder": f"{text.kind} {text.num_tokens}x{text.dim}"}
+    made_by |= {part: digest(locate(recipe.weights, part)) for part in TEXT_PARTS}
+    known = checkpoint.read_tensors(path) if checkpoint.read_about(path) == made_by else {}
     wanted = [recipe.prompt.format(task=task) for task in data.tasks]
     if missing := [prompt for prompt in wanted if prompt not in known]:
         states = open_text(recipe, device).encode(missing).to("cpu", torch.bfloat16)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_tensors(path, known | dict(zip(missing, states, strict=True)))
+        checkpoint.write_tensors(path, known | dict(zip(missing, states, strict=True)), made_by)
 
 
 def write_prompts(recipe: Recipe, data: LeRobotDataset, run: Path) -> None:
@@ -151,10 +172,11 @@ def write_prompts(recipe: Recipe, data: LeRobotDataset, run: Path) -> None:
     checkpoint.write_tensors(run / checkpoint.PROMPTS, {prompt: known[prompt] for prompt in wanted})
 
 
-def _check_sizes(recipe: Recipe, dataset: Path, cache: Cache) -> None:
+def check_sizes(recipe: Recipe, dataset: Path, state_dim: int, action_dim: int) -> None:
+    """DatasetError when state or action have not the model's widths."""
     for name, got, expected in (
-        ("observation.state", cache.state.shape[1], recipe.model.state_dim),
-        ("action", cache.action.shape[1], recipe.model.action_dim),
+        ("observation.state", state_dim, recipe.model.state_dim),
+        ("action", action_dim, recipe.model.action_dim),
     ):
         if got != expected:
             raise DatasetError(
@@ -170,12 +192,14 @@ def _some_pixels(cache: Cache, codec: Codec) -> Float[Tensor, "N 3 height width"
     return codec.pixels(cache.frames[chosen][:, None])[:, :, 0]
 
 
-def _progress(stack: ExitStack, name: str, unit: str, say: Callable[[str], None]) -> Callable[[int, int], None]:
+def _progress(
+    stack: ExitStack, name: str, unit: str, say: Callable[[str], None], silent: bool = False
+) -> Callable[[int, int], None]:
     lines: list[Progress] = []
 
     def tell(done: int, total: int) -> None:
         if not lines:  # said only when there is something to do
-            lines.append(stack.enter_context(Progress(name, total, unit=unit, say=say)))
+            lines.append(stack.enter_context(Progress(name, total, unit=unit, say=say, silent=silent)))
         lines[0].advance(count=done - lines[0].done)
 
     return tell

@@ -12,11 +12,18 @@ class Progress:
     """Counts units of work. On a terminal it rewrites one line; elsewhere it says a line now and then."""
 
     def __init__(
-        self, what: str, total: int, done: int = 0, unit: str = "it", say: Callable[[str], None] = print
+        self,
+        what: str,
+        total: int,
+        done: int = 0,
+        unit: str = "it",
+        say: Callable[[str], None] = print,
+        silent: bool = False,
     ) -> None:
-        self.what, self.total, self.done, self.unit, self.say = what, total, done, unit, say
+        self.what, self.total, self.done, self.unit = what, total, done, unit
+        self.say = (lambda line: None) if silent else say
         self.began, self.done_then = time.monotonic(), done
-        self.live = sys.stderr.isatty()
+        self.live = sys.stderr.isatty() and not silent
         self.spoke = self.began
 
     def __enter__(self) -> Progress:

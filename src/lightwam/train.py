@@ -10,7 +10,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -44,11 +43,13 @@ def train(
     say: Callable[[str], None] = print,
     device: str = "auto",
     parallel: Parallel = "ddp",
+    start_from: Path | None = None,
 ) -> Path:
     """Train `recipe` on the LeRobot dataset at `dataset` into the directory `run`, going on where it stopped.
 
     `stop_after` ends the session early, after that step and its checkpoint (0: before the first). `device` is "auto"
-    (a GPU where there is one), "cpu" or "cuda"; `parallel` says how processes under torchrun share the work. Returns
+    (a GPU where there is one), "cpu" or "cuda"; `parallel` says how processes under torchrun share the work. A new run
+    takes its first weights from the run `start_from`, if given; else the recipe's pretrained ones, or random. Returns
     `run`. Raises CheckpointError when `run` holds another recipe, began with another dataset or has a damaged
     checkpoint, DatasetError when the data do not fit or the loss is not finite, ConfigError when memory runs out.
     """
@@ -61,14 +62,12 @@ def train(
             checkpoint.start_run(run, recipe)
             cache, processing = open_data(recipe, dataset, run, say)
         torch.manual_seed(recipe.train.seed)
-        saved = checkpoint.load(run) if checkpoint.steps(run) else None
-        model = first_model(recipe) if saved is None else LightWAM(recipe.model)
-        if saved is not None:
-            checkpoint.fill(model, checkpoint.run_weights(run, saved, ema=False), run)
-        session = Session(recipe, model, cache, processing, world, parallel)
-        if saved is not None:
-            session.resume(saved)
-            _tell(world, say)(f"going on from step {session.step}")
+        with distributed.memory_said(
+            f"the start, on {world.device}", "a larger device, or more of them (--parallel fsdp)"
+        ):
+            session = _start(recipe, run, start_from, cache, processing, world, parallel)
+        if session.step and world.leads:
+            say(f"going on from step {session.step}")
         world.wait()
         if world.leads:
             _cut_log(run / "log.jsonl", session.step)
@@ -76,22 +75,43 @@ def train(
         with (
             listen(recipe, run, world.leads) as listeners,
             session.loader,
-            Progress("train", last, session.step, "step", _tell(world, say)) as progress,
+            Progress("train", last, session.step, "step", say, silent=not world.leads) as progress,
         ):
             _loop(session, last, run, listeners, progress)
     return run
 
 
-def _tell(world: World, say: Callable[[str], None]) -> Callable[[str], None]:
-    return say if world.leads else lambda line: None
-
-
-def first_model(recipe: Recipe) -> LightWAM:
-    """The model that training begins with: random, but for the backbone where the recipe has pretrained weights."""
+def _start(
+    recipe: Recipe,
+    run: Path,
+    start_from: Path | None,
+    cache: Cache,
+    processing: Processing,
+    world: World,
+    parallel: Parallel,
+) -> Session:
+    """A session at the run's newest checkpoint or, before there is one, at its beginning."""
     model = LightWAM(recipe.model)
-    if recipe.weights:
-        load_backbone(model.dit, recipe.weights)
-    return model
+    if not world.agree(bool(checkpoint.steps(run))):
+        if start_from is not None:
+            begun = checkpoint.load(start_from, training=False)
+            checkpoint.fill(model, checkpoint.run_weights(start_from, begun), start_from)
+        elif recipe.weights:
+            load_backbone(model.dit, recipe.weights)
+        return Session(recipe, model, cache, processing, world, parallel)
+    saved = checkpoint.load(run)
+    checkpoint.fill(model, checkpoint.run_weights(run, saved, ema=False), run)
+    session = Session(recipe, model, cache, processing, world, parallel)
+    session.resume(saved)
+    return session
+
+
+def _smaller(train: TrainConfig, micro: int) -> str:
+    """What to lower when `micro` samples at a time do not fit."""
+    fitting = [size for size in range(1, micro) if train.batch_size % size == 0]
+    ways = [f"--train.micro-batch {fitting[-1]}"] if fitting else ["--parallel fsdp over more GPUs"]
+    ways += [] if train.checkpointing else ["--train.checkpointing"]
+    return f"{' or '.join(ways)}; the run goes on where it was"
 
 
 class Session:
@@ -115,7 +135,10 @@ class Session:
         dtype = getattr(torch, settings.precision)
         sharded = parallel == "fsdp" and world.size > 1
         self.model = model.to(world.device, torch.float32 if sharded else dtype)
-        self.loss = distributed.share(PackedLoss(self.model, settings.checkpointing), world, parallel, dtype)
+        self.loss = distributed.share(
+            PackedLoss(self.model, settings.checkpointing), world, parallel, dtype,
+            all_used=recipe.model.video_loss_weight > 0,
+        )  # fmt: skip
         self.optimizer = Optimizer({name: p for name, p in self.model.named_parameters() if p.requires_grad}, settings)
         self.trained = self.optimizer.masters
         self.ema: Weights = {name: p.detach().clone() for name, p in self.trained.items()} if settings.ema_decay else {}
@@ -125,20 +148,27 @@ class Session:
         settings, world = self.recipe.train, self.world
         batch = self.processing.batch(self.loader.next()).to(world.device)
         u, noise = flow_draw(settings.seed, self.step, settings.batch_size, batch.clip, world.rank)
-        losses = world.mean(self.gradients(batch, u, noise))
-        norm = self.optimizer.clip(settings.clip_norm)
+        total, video, action = world.mean(self.gradients(batch, u, noise)).tolist()
+        norm = float(distributed.whole(self.optimizer.clip(settings.clip_norm)))
+        if not math.isfinite(total) or not math.isfinite(norm):
+            raise DatasetError(
+                "the loss or its gradient is not finite",
+                where=f"step {self.step}",
+                got={"loss": total, "loss_video": video, "loss_action": action, "grad_norm": norm},
+                expected="numbers",
+                next_step="lower train.learning_rate, or look at the data with `lightwam check dataset`",
+            )
         rate = learning_rate(self.step, settings)
         self.optimizer.step(rate / settings.learning_rate)
         self.step += 1
         if self.ema:
             keep = ema_keep(self.step, settings.ema_decay)
             torch._foreach_lerp_(list(self.ema.values()), [p.detach() for p in self.trained.values()], 1 - keep)
-        total, video, action = losses.tolist()
         return {
             "loss": total,
             "loss_video": video,
             "loss_action": action,
-            "grad_norm": float(distributed.whole(norm)),
+            "grad_norm": norm,
             "learning_rate": rate,
         }
 
@@ -147,7 +177,9 @@ class Session:
         size = len(u)
         micro = min(self.recipe.train.micro_batch or size, size)
         means = torch.zeros(3, device=u.device)
-        try:
+        with distributed.memory_said(
+            f"step {self.step}, {micro} samples at a time on {self.world.device}", _smaller(self.recipe.train, micro)
+        ):
             for start in range(0, size, micro):
                 stop = min(start + micro, size)
                 share = (stop - start) / size
@@ -155,37 +187,31 @@ class Session:
                     losses = self.loss(batch.rows(start, stop), u[start:stop], noise[start:stop])
                     (losses.total * share).backward()
                 means += share * torch.stack([loss.detach().float() for loss in losses])
-        except torch.OutOfMemoryError as error:
-            raise ConfigError(
-                "the device ran out of memory",
-                where=f"step {self.step} on {self.world.device}",
-                got=f"{micro} samples at once: {str(error).splitlines()[0]}",
-                expected="a smaller step",
-                next_step=f"--train.micro-batch {max(1, micro // 2)}, or --train.checkpointing; the run goes on",
-            ) from error
         return means
 
     def snapshot(self) -> Checkpoint:
         """All of it, for the disk, gathered from all processes (each has to call it)."""
-        model = distributed.whole({name: p.detach() for name, p in self.trained.items()})
+        keep = self.world.leads
+        model = distributed.whole({name: p.detach() for name, p in self.trained.items()}, keep)
         training = {
-            "optimizer": distributed.whole(self.optimizer.state_dict()),
+            "optimizer": distributed.whole(self.optimizer.state_dict(), keep),
             "loader": self.loader.state_dict(),
             "seconds": self.seconds,
         }
-        return Checkpoint(self.step, model, distributed.whole(self.ema) if self.ema else None, training)
+        return Checkpoint(self.step, model, distributed.whole(self.ema, keep) if self.ema else None, training)
 
     def frozen(self) -> Weights:
-        """The weights that training leaves alone, gathered likewise."""
+        """The weights that training leaves alone, gathered likewise, in the recipe's precision."""
         frozen = {name: p.detach() for name, p in self.model.named_parameters() if not p.requires_grad}
-        return distributed.whole(frozen)
+        dtype = getattr(torch, self.recipe.train.precision)
+        return {name: value.to(dtype) for name, value in distributed.whole(frozen, self.world.leads).items()}
 
     def resume(self, saved: Checkpoint) -> None:
         """Go on from a checkpoint of the same recipe, whose weights the model has already."""
         if sorted(saved.training) != ["loader", "optimizer", "seconds"] or (saved.ema is None) != (not self.ema):
-            raise CheckpointError(
-                "not a checkpoint to go on from", where=f"step {saved.step}", got=sorted(saved.training)
-            )
+            raise CheckpointError("not a checkpoint to go on from", where=f"step {saved.step}",
+                                  got=sorted(saved.training) or "weights alone (an adopted run)",
+                                  next_step="train into another --run, with --start-from this one")  # fmt: skip
         for ours, theirs in ((self.trained, saved.model), (self.ema, saved.ema or {})):
             for name, value in ours.items():
                 value.data.copy_(distributed.sharded_like(theirs[name], value.data))
@@ -199,14 +225,6 @@ def _loop(session: Session, last: int, run: Path, listeners: list[Listener], pro
     steps_then = session.step
     while session.step < last:
         row = session.advance()
-        if not math.isfinite(row["loss"]):
-            raise DatasetError(
-                "the loss is not finite",
-                where=f"step {session.step}",
-                got=row,
-                expected="a number",
-                next_step="lower train.learning_rate, or look at the data with `lightwam check dataset`",
-            )
         due = session.step % settings.log_every == 0 or session.step == last
         if due:
             now = time.perf_counter()
@@ -228,7 +246,8 @@ def _loop(session: Session, last: int, run: Path, listeners: list[Listener], pro
 
 
 def _save(session: Session, run: Path) -> None:
-    saved, frozen = session.snapshot(), {} if (run / checkpoint.FROZEN).exists() else session.frozen()
+    first = session.world.agree(not checkpoint.steps(run))
+    saved, frozen = session.snapshot(), session.frozen() if first else {}
     if session.world.leads:
         if frozen:
             checkpoint.write_tensors(run / checkpoint.FROZEN, frozen)
@@ -278,14 +297,3 @@ def _lines_up_to(path: Path, step: int) -> Iterator[str]:
     for line in path.read_text().splitlines(keepends=True):
         if line.endswith("\n") and json.loads(line)["step"] <= step:
             yield line
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Torch's compute threads, for a while."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

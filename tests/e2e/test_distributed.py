@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,6 +14,7 @@ import torch
 
 from lightwam import checkpoint
 from lightwam.config import Recipe
+from lightwam.processing import make_cache
 from lightwam.train import train
 
 SCRIPT = """
@@ -51,6 +53,30 @@ def difference(one: Path, other: Path) -> float:
     a, b = checkpoint.load(one).model, checkpoint.load(other).model
     assert a.keys() == b.keys()
     return max(float((a[name] - b[name]).abs().max()) for name in a)
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_frozen_weights_and_masters_are_shared_too(
+    paper_recipe: Recipe, tiny_once: Any, tmp_path: Path, parallel: str
+) -> None:
+    """LoRA over a frozen backbone in bfloat16, from a cache that two processes made."""
+    data = tmp_path / "data"
+    shutil.copytree(tiny_once.dataset, data)
+    make_cache(paper_recipe, data, device="cpu", say=lambda line: None)
+    recipe = replace(paper_recipe, train=replace(paper_recipe.train, steps=2, save_every=1))
+    alone, both = tmp_path / "alone", tmp_path / "both"
+    train(recipe, data, alone, device="cpu", say=lambda line: None)
+    together(recipe, data, both, parallel, stop_after=1)
+    together(recipe, data, both, parallel)
+    torch.testing.assert_close(torch.tensor(losses(both)), torch.tensor(losses(alone)), rtol=0.03, atol=0.0)
+    frozen = [checkpoint.read_tensors(run / checkpoint.FROZEN) for run in (alone, both)]
+    assert frozen[0].keys() == frozen[1].keys()
+    for name, value in frozen[0].items():
+        assert value.dtype == torch.bfloat16
+        assert torch.equal(value, frozen[1][name])
+    began, ended = (checkpoint.load(both, step).model for step in (1, 2))
+    assert all(value.dtype == torch.float32 for value in ended.values())
+    assert all((ended[name] != began[name]).any() for name in ended if "lora_" in name)
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])

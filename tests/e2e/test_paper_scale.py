@@ -175,6 +175,79 @@ def test_a_sentence_that_was_cached_needs_no_text_encoder(
     torch.testing.assert_close(policy.prompts.states([observation.instruction]), known.float(), rtol=2**-8, atol=1e-3)
 
 
+def test_the_frozen_weights_belong_to_the_checkpoints(
+    paper_recipe: Recipe, dataset: Path, run: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    frozen = checkpoint.read_tensors(copy / checkpoint.FROZEN)
+    name = next(iter(frozen))
+    checkpoint.write_tensors(copy / checkpoint.FROZEN, frozen | {name: frozen[name] + 1})
+    with pytest.raises(CheckpointError, match=r"damaged(.|\n)*frozen\.safetensors"):
+        Policy.load(copy)
+    (copy / checkpoint.FROZEN).unlink()
+    with pytest.raises(CheckpointError, match="damaged"):
+        train(paper_recipe, dataset, copy, device="cpu", say=quiet)
+
+
+def test_a_run_starts_from_another_ones_weights(paper_recipe: Recipe, dataset: Path, run: Path, tmp_path: Path) -> None:
+    longer = replace(paper_recipe, train=replace(paper_recipe.train, steps=6))
+    adopted = adopt(longer, export(run, tmp_path / "published.pt"), dataset, tmp_path / "adopted")
+    with pytest.raises(CheckpointError, match="--start-from"):
+        train(longer, dataset, adopted, device="cpu", say=quiet)
+    still = replace(paper_recipe, train=replace(paper_recipe.train, steps=1, learning_rate=1e-12, warmup_steps=0))
+    new = train(still, dataset, tmp_path / "new", device="cpu", say=quiet, start_from=adopted)
+    assert checkpoint.steps(new) == [1]
+    given = checkpoint.run_weights(adopted, checkpoint.load(adopted, training=False))
+    for name, value in checkpoint.run_weights(new, checkpoint.load(new), ema=False).items():
+        torch.testing.assert_close(value.float(), given[name].float(), rtol=2**-8, atol=1e-6)
+
+
+def test_another_vae_is_refused_on_going_on(paper_recipe: Recipe, dataset: Path, run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    data = json.loads((copy / "processing.json").read_text())
+    data["latents"]["vae"] = "0" * 16
+    (copy / "processing.json").write_text(json.dumps(data))
+    with pytest.raises(CheckpointError, match="VAE"):
+        train(paper_recipe, dataset, copy, device="cpu", say=quiet)
+
+
+def test_prompts_of_another_text_encoder_are_made_anew(
+    paper_recipe: Recipe, dataset: Path, tiny_wan: Path, tmp_path: Path
+) -> None:
+    from transformers import UMT5EncoderModel
+
+    data, other = tmp_path / "data", tmp_path / "wan"
+    shutil.copytree(dataset, data)
+    shutil.copytree(tiny_wan, other)
+    encoder = UMT5EncoderModel.from_pretrained(other / "text_encoder")
+    encoder.shared.weight.data += 1
+    encoder.save_pretrained(other / "text_encoder")
+    prompts = data / LATENTS / checkpoint.PROMPTS
+    before = checkpoint.read_tensors(prompts)
+    make_cache(paper_recipe, data, device="cpu", say=quiet)
+    after = checkpoint.read_tensors(prompts)
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    make_cache(replace(paper_recipe, weights=str(other)), data, device="cpu", say=quiet)
+    after = checkpoint.read_tensors(prompts)
+    assert all(not torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_a_dataset_of_another_robot_is_not_adopted(
+    paper_recipe: Recipe, dataset: Path, run: Path, tmp_path: Path
+) -> None:
+    wider = replace(paper_recipe, model=replace(paper_recipe.model, state_dim=3))
+    file = export(run, tmp_path / "published.pt")
+    with pytest.raises(CheckpointError, match="proprio"):
+        adopt(wider, file, dataset, tmp_path / "new")
+    place = replace(paper_recipe.codec.places[0], camera="front")
+    with pytest.raises(DatasetError, match="front"):
+        adopt(replace(paper_recipe, codec=replace(paper_recipe.codec, places=(place,)),
+                      sim=replace(paper_recipe.sim, cameras=("front",))), file, dataset, tmp_path / "new")  # fmt: skip
+    assert not (tmp_path / "new").exists()
+
+
 def test_memory_that_runs_out_says_what_to_lower(
     paper_recipe: Recipe, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

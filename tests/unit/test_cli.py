@@ -102,7 +102,7 @@ def test_train_passes_recipe_dataset_and_run(record: Callable[..., Calls]) -> No
     assert main(["train", "point", "--train.steps", "7", "--run", "runs/x", "--data", "d"]) == 0
     ((recipe, data, run, options),) = calls
     assert (recipe.train.steps, data, run) == (7, Path("d"), Path("runs/x"))
-    assert options == {"device": "auto", "parallel": "ddp"}
+    assert options == {"device": "auto", "parallel": "ddp", "start_from": None}
     assert recipe.model == recipes.point().model
 
 
@@ -126,7 +126,7 @@ def test_cache_export_and_adopt_pass_what_they_are_told(
 
     adopted = record("lightwam.exchange", "adopt", Path("runs/y"))
     assert main(["adopt", "robotwin", "--checkpoint", "y.pt", "--data", "d", "--run", "runs/y"]) == 0
-    assert adopted == [(recipes.robotwin(), Path("y.pt"), Path("d"), Path("runs/y"))]
+    assert adopted == [(recipes.robotwin(), Path("y.pt"), Path("d"), Path("runs/y"), {"device": "auto"})]
     assert capsys.readouterr().out == "x.pt\nruns/y\n"
 
 

@@ -38,6 +38,7 @@ class Seeing(Policy):
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe, self.step, self.asked = recipe, 12, 0
+        self.computes = "float32 on cpu"
 
     def act_batch(self, observations: Sequence[Observation]) -> np.ndarray:
         self.asked += len(observations)

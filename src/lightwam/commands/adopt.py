@@ -1,10 +1,11 @@
-"""`lightwam adopt`: a published Light-WAM checkpoint as a run that evaluates, serves and trains on."""
+"""`lightwam adopt`: a published Light-WAM checkpoint as a run, which evaluates and which another run may start from."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from lightwam import checks
 from lightwam.commands.options import AnyRecipe, named_recipe, parse
@@ -21,6 +22,8 @@ class AdoptOptions:
     """the LeRobot dataset it was trained on: statistics of state and action, and the task sentences"""
     run: Path
     """the run directory to make"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """where prompts are encoded"""
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -31,4 +34,4 @@ def run(arguments: Sequence[str]) -> None:
     checks.check(options.recipe)
     from lightwam.exchange import adopt
 
-    print(adopt(options.recipe, options.checkpoint, options.data, options.run))
+    print(adopt(options.recipe, options.checkpoint, options.data, options.run, device=options.device))

@@ -81,7 +81,7 @@ def _check_dataset(arguments: Sequence[str]) -> None:
         f"{options.path}: sound; {dataset.num_episodes} episodes, {dataset.num_frames} frames, "
         f"cameras {', '.join(dataset.cameras)}, {len(dataset.tasks)} tasks"
     )
-    if (options.path / LATENTS).exists():
+    if any((options.path / LATENTS / name).exists() for name in ("cache.json", "begun.json")):
         _check_latents(dataset)
 
 

@@ -24,6 +24,8 @@ class TrainOptions:
     """auto: a GPU where there is one"""
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """how the processes that torchrun started share the work: ddp (each holds everything) or fsdp (each a part)"""
+    start_from: Path | None = None
+    """a run (an adopted one, say) whose weights a new run begins with"""
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -34,4 +36,5 @@ def run(arguments: Sequence[str]) -> None:
     checks.check(options.recipe)
     from lightwam.train import train
 
-    train(options.recipe, options.data, options.run, device=options.device, parallel=options.parallel)
+    train(options.recipe, options.data, options.run, device=options.device, parallel=options.parallel,
+          start_from=options.start_from)  # fmt: skip

@@ -1,1 +1,1 @@
-"""Speed around the plain model: folding, caches, graphs. Stands empty until something faster is tested against it."""
+"""Speed around the plain model, which stays the oracle: the packed training step."""

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple, cast
 
 import torch
-from jaxtyping import Bool, Complex, Float, Int64
+from jaxtyping import Bool, Complex, Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -93,28 +93,33 @@ def packed_loss(
 def read(model: LightWAM, batch: Batch) -> tuple[KeyValue, ...]:
     """`model.dit.read`, every padded position computed once for the whole batch: they are all the same zeros."""
     context = model.with_proprio(batch.context, batch.state)
-    rows, place = distinct(context, batch.context)
+    rows, keep = distinct(context, batch.context)
     dit = model.dit
     tokens = dit.condition_embedder.text(rows)
     memory = []
     for block in dit.blocks:
         k, v = key_value(cast(Block, block).attn2, tokens)
-        memory.append((k[place], v[place]))
+        memory.append((in_place(k, keep), in_place(v, keep)))
     return tuple(memory)
 
 
 def distinct(
     context: Float[Tensor, "B L1 E"], text: Float[Tensor, "B L E"]
-) -> tuple[Float[Tensor, "n E"], Int64[Tensor, "B L1"]]:
-    """The tokens that are not padding, and one zero for all that are; and where in them each token of the context is.
+) -> tuple[Float[Tensor, "n E"], Bool[Tensor, "B L1"]]:
+    """The tokens that are not padding and, last, one zero for all that are; and which tokens of the context are not.
 
     Padding is what the text encoder left at zero; the proprioception token, the last, is never taken for it.
     """
     keep: Bool[Tensor, "B L1"] = torch.ones(context.shape[:2], dtype=torch.bool, device=context.device)
     keep[:, :-1] = text.any(dim=2)
-    rows = torch.cat((context[keep], context.new_zeros(1, context.shape[2])))
-    place = torch.where(keep, keep.flatten().cumsum(0).view_as(keep) - 1, len(rows) - 1)
-    return rows, place
+    return torch.cat((context[keep], context.new_zeros(1, context.shape[2]))), keep
+
+
+def in_place(rows: Float[Tensor, "n heads d"], keep: Bool[Tensor, "B L1"]) -> Float[Tensor, "B L1 heads d"]:
+    """What was computed of `distinct` tokens, at every token of the context."""
+    # The padding's row is expanded, not gathered: the gradient of a gather adds its many terms one by one, in bfloat16.
+    tokens, padding = rows.split((len(rows) - 1, 1))
+    return padding.expand(*keep.shape, *rows.shape[1:]).index_put((keep,), tokens)
 
 
 def forward(

@@ -62,6 +62,11 @@ def rotation(
 
     A third of the dims turn with the row, a third with the column, the rest (which come first) with time.
     """
+    with torch.inference_mode(False):  # it is kept, and may be asked for by training later
+        return _rotation(frames, rows, columns, head_dim).to(device, torch.promote_types(dtype, torch.complex64))
+
+
+def _rotation(frames: int, rows: int, columns: int, head_dim: int) -> Complex[Tensor, "S 1 pairs"]:
     third = head_dim // 3
     parts = []
     grid = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in (frames, rows, columns)), indexing="ij")
@@ -69,7 +74,7 @@ def rotation(
         frequency = 10000.0 ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
         parts.append(position.reshape(-1, 1) * frequency)
     angle = torch.cat(parts, dim=1)[:, None]
-    return torch.polar(torch.ones_like(angle), angle).to(device, torch.promote_types(dtype, torch.complex64))
+    return torch.polar(torch.ones_like(angle), angle)
 
 
 def rotate(x: Float[Tensor, "B S heads d"], turn: Complex[Tensor, "S 1 pairs"]) -> Float[Tensor, "B S heads d"]:
