@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from itertools import pairwise
@@ -64,6 +65,8 @@ def bench_train(
         for name in sorted(ways, reverse=number % 2 == 0):
             batch = _batch(recipe, encode, size, place)
             rows[name].append(_step(recipe, optimizer, batch[0], batch[1], ways[name], number, place))
+            if (seconds := sum(rows[name][-1][part] for part in PARTS)) > LONG_STEP_S:
+                print(f"{name} step {number}: {seconds:.1f} s", file=sys.stderr, flush=True)
         if number == 0 and min(sum(row[part] for part in PARTS) for (row,) in rows.values()) > LONG_STEP_S:
             wanted = WARM_UP + FEW_REPETITIONS
         number += 1
