@@ -217,7 +217,9 @@ def load(run: Path, step: int | None = None, *, training: bool = True) -> Checkp
                 where=path,
                 got="missing or other bytes than were written",
                 expected=digest,
-                next_step="copy the run again" if path.name == FROZEN else f"delete {place}; an older one is used then",
+                next_step="copy the run again"
+                if path.name == FROZEN
+                else f"delete {place}; an older checkpoint is used then",
             )
     ema = safetensors.torch.load_file(place / "ema.safetensors") if "ema.safetensors" in meta["files"] else None
     state = torch.load(place / "training.pt", weights_only=True) if training else {}
