@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 install_import_hook("lightwam", "beartype.beartype")
+settings.register_profile("lightwam", deadline=None)  # timings never decide a test
+settings.load_profile("lightwam")
 
 if TYPE_CHECKING:  # lightwam is imported by the fixtures alone, so that a test of `--help` starts without it
     from lightwam.config import Recipe

@@ -21,7 +21,9 @@ def test_rms_norm_is_over_the_whole_width() -> None:
     torch.nn.init.normal_(norm.weight)
     expected = x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * norm.weight
     torch.testing.assert_close(norm(x), expected)
-    assert norm(x.bfloat16()).dtype == torch.bfloat16
+    half = norm.bfloat16()
+    exact = layers.F.rms_norm(x.bfloat16().float(), (6,), half.weight.float(), 1e-6)
+    assert torch.equal(half(x.bfloat16()), exact.bfloat16())  # computed in fp32, rounded once
 
 
 def test_rotation_turns_time_then_rows_then_columns() -> None:
