@@ -283,10 +283,12 @@ def _parse(kind: Any, data: Any, where: str) -> Any:
                 return tuple(_parse(item, value, f"{where}[{i}]") for i, (item, value) in enumerate(pairs))
     elif origin in (typing.Union, types.UnionType):
         kinds = {_kind_of(option): option for option in arguments}
-        if isinstance(data, dict) and "kind" in data:
-            if data["kind"] in kinds:
-                return _parse(kinds[data["kind"]], data, where)
-            raise ConfigError("unknown kind", where=f"{where}.kind", got=repr(data["kind"]), expected=sorted(kinds))
+        if isinstance(data, dict):
+            if "kind" not in data:
+                raise ConfigError("config keys are missing", where=where, got=sorted(data), expected=["kind"])
+            if data["kind"] not in kinds:
+                raise ConfigError("unknown kind", where=f"{where}.kind", got=repr(data["kind"]), expected=sorted(kinds))
+            return _parse(kinds[data["kind"]], data, where)
     elif kind is float and isinstance(data, (int, float)) and not isinstance(data, bool):
         return float(data)
     elif isinstance(data, kind) and (kind is bool or not isinstance(data, bool)):
