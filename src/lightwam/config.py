@@ -286,7 +286,7 @@ def _parse(kind: Any, data: Any, where: str) -> Any:
         if isinstance(data, dict):
             if "kind" not in data:
                 raise ConfigError("config keys are missing", where=where, got=sorted(data), expected=["kind"])
-            if data["kind"] not in kinds:
+            if data["kind"] not in list(kinds):
                 raise ConfigError("unknown kind", where=f"{where}.kind", got=repr(data["kind"]), expected=sorted(kinds))
             return _parse(kinds[data["kind"]], data, where)
     elif kind is float and isinstance(data, (int, float)) and not isinstance(data, bool):
