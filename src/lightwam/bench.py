@@ -19,6 +19,7 @@ from lightwam.config import DctConfig, Recipe
 from lightwam.demo import machine
 from lightwam.distributed import device_called
 from lightwam.encoders import encode_clip
+from lightwam.engine.cpu import has_bfloat16, products
 from lightwam.engine.packed import packed_loss
 from lightwam.latents.dct import DctLatents
 from lightwam.model.light_wam import LightWAM
@@ -139,10 +140,11 @@ def _step(
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     marks = [_now(device)]
-    total = loss(batch, u, noise).total
-    marks.append(_now(device))
-    total.backward()
-    marks.append(_now(device))
+    with products(device):
+        total = loss(batch, u, noise).total
+        marks.append(_now(device))
+        total.backward()
+        marks.append(_now(device))
     optimizer.clip(recipe.train.clip_norm)
     optimizer.step(0.01)
     marks.append(_now(device))
@@ -166,6 +168,7 @@ def _result(recipe: Recipe, rows: dict[str, list[dict[str, float]]], size: int, 
         "recipe": recipe.name,
         "batch_size": size,
         "precision": recipe.train.precision,
+        "products": _products(recipe, device),
         "checkpointing": recipe.train.checkpointing,
         "threads": torch.get_num_threads(),
         "warm_up": WARM_UP,
@@ -183,12 +186,21 @@ def _result(recipe: Recipe, rows: dict[str, list[dict[str, float]]], size: int, 
     return result
 
 
+def _products(recipe: Recipe, device: torch.device) -> str:
+    """The dtype that matrix products are computed in, of both ways alike."""
+    half = recipe.train.precision == "bfloat16"
+    return "float32" if half and device.type == "cpu" and not has_bfloat16() else recipe.train.precision
+
+
 def table(result: dict[str, Any]) -> str:
     """The result as text."""
     machine_name = result["machine"].get("gpu", f"{result['threads']} threads on {result['machine']['processor']}")
+    how = precision = result["precision"]
+    if result["products"] != precision:
+        how += f" (products in {result['products']})"
     lines = [
         f"{result['recipe']}: {result['samples_per_second']['packed']:.3g} samples/s packed, batch "
-        f"{result['batch_size']}, {result['precision']}, {machine_name}",
+        f"{result['batch_size']}, {how}, {machine_name}",
         f"  one training step, the median of {result['repetitions']} after {result['warm_up']}, in turns",
         f"  {'':12}{'plain':>12}{'packed':>12}{'of the step':>13}",
     ]

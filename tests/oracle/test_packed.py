@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from lightwam.config import BackboneConfig, ExpertConfig, FlowConfig, ModelConfig
-from lightwam.engine import lora, packed
+from lightwam.engine import packed
 from lightwam.engine.lora import LoraFeedForward, LoraLinear
 from lightwam.engine.packed import PackedLoss, packed_loss
 from lightwam.model import flow
 from lightwam.model.layers import FeedForward
 from lightwam.model.light_wam import LightWAM
-from lightwam.model.lora import LoRA, project
+from lightwam.model.lora import LoRA
 from lightwam.types import Batch, Losses
 
 FROZEN = BackboneConfig(
@@ -195,20 +195,6 @@ def test_the_functions_gradients_are_those_of_finite_differences() -> None:
         for value in (one.weight, one.bias, two.down.weight, two.up.weight, two.scale)
     ]
     assert torch.autograd.gradcheck(LoraFeedForward.apply, (x, *parts))
-
-
-def test_products_of_bfloat16_without_units_for_it_are_rounded_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    linear, beside, x = layer(torch.bfloat16)
-    exact = project(linear.float(), beside.float(), x.float())
-    linear.bfloat16(), beside.bfloat16()
-    errors = {}
-    for has in (False, True):
-        monkeypatch.setattr(lora, "_cpu_has_bfloat16", lambda has=has: has)
-        y = lora.linear(linear, beside, x)
-        assert y.dtype == torch.bfloat16
-        errors[has] = (y.float() - exact).abs().max()
-    assert errors[False] <= errors[True]
-    assert errors[False] < 0.02
 
 
 def test_the_module_is_the_function() -> None:

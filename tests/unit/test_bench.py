@@ -63,7 +63,8 @@ def test_random_weights_are_finite_and_in_the_recipes_precision(tiny_recipe: Rec
 def test_the_table_says_it_in_milliseconds() -> None:
     parts = {"encode": 0.125, "backward": 0.375}
     result = {
-        "recipe": "point", "batch_size": 16, "precision": "float32", "threads": 2, "warm_up": 1, "repetitions": 8,
+        "recipe": "point", "batch_size": 16, "precision": "float32", "products": "float32", "threads": 2,
+        "warm_up": 1, "repetitions": 8,
         "plain_s": 1.0, "packed_s": 0.5, "ratio": 0.5, "samples_per_second": {"plain": 16.0, "packed": 32.0},
         "parts_s": {"plain": {"encode": 0.25, "backward": 0.75}, "packed": parts}, "machine": {"processor": "a chip"},
     }  # fmt: skip
@@ -75,3 +76,4 @@ def test_the_table_says_it_in_milliseconds() -> None:
     assert "0.500 of the plain step" in lines[-1]
     result |= {"peak_gib": {"plain": 30.0, "packed": 20.0}}
     assert "30.0 GiB plain, 20.0 packed" in table(result)
+    assert "bfloat16 (products in float32)" in table(result | {"precision": "bfloat16"})

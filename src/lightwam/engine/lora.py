@@ -1,13 +1,11 @@
 """LoRA over frozen weights with the least memory traffic: what autograd would do, saying less and adding in place.
 
 Two functions with backward passes of their own. Neither has a gradient for the frozen weight, and the feed-forward
-keeps one hidden activation instead of two. On a CPU without bfloat16 units, products of bfloat16 are taken in float32
-and rounded once: there torch's own are several times slower, and no more exact.
+keeps one hidden activation instead of two.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any, cast
 
 import torch
@@ -115,16 +113,7 @@ def _product(
     scale: float = 1.0,
 ) -> Float[Tensor, "N m"]:
     """a b + bias + scale low up, the later terms added in place."""
-    dtype = a.dtype
-    if dtype == torch.bfloat16 and a.device.type == "cpu" and not _cpu_has_bfloat16():
-        a, b = a.float(), b.float()
-        bias, low, up = (None if t is None else t.float() for t in (bias, low, up))
     y = a @ b if bias is None else torch.addmm(bias, a, b)
     if low is not None and up is not None:
         y.addmm_(low, up, alpha=scale)
-    return y.to(dtype)
-
-
-@lru_cache(maxsize=1)
-def _cpu_has_bfloat16() -> bool:
-    return bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return y

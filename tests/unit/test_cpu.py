@@ -1,0 +1,86 @@
+"""bfloat16 on a CPU without units for it: float32 rounded once, backward passes included, all else untouched."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lightwam.engine import cpu
+
+torch.manual_seed(0)
+LINEAR, CONV = nn.Linear(64, 32), nn.Conv3d(4, 8, (1, 2, 2), (1, 2, 2))
+WAYS: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {
+    "linear": (F.linear, [(2, 5, 64), (32, 64), (32,)]),
+    "without bias": (F.linear, [(2, 5, 64), (32, 64)]),
+    "in place": (lambda y, a, b: (y * 1).addmm_(a, b, alpha=0.5), [(3, 4), (3, 40), (40, 4)]),
+    "batched": (torch.bmm, [(2, 3, 40), (2, 40, 5)]),
+    "added": (torch.baddbmm, [(2, 3, 5), (2, 3, 40), (2, 40, 5)]),
+    "attention": (F.scaled_dot_product_attention, [(1, 2, 7, 16), (1, 2, 9, 16), (1, 2, 9, 16)]),
+    "convolution": (lambda x, w, b: F.conv3d(x, w, b, (1, 2, 2)), [(1, 4, 1, 4, 6), (8, 4, 1, 2, 2), (8,)]),
+}
+
+
+def run(way: Callable[..., Tensor], given: list[Tensor], weight: Tensor) -> list[Tensor]:
+    """The result, and the gradient of each input."""
+    leaves = [x.detach().clone().requires_grad_() for x in given]
+    y = way(*leaves)
+    (y * weight.to(y.dtype)).sum().backward()
+    return [y.detach(), *(x.grad for x in leaves if x.grad is not None)]
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_products_are_computed_in_float32_and_rounded_once(name: str) -> None:
+    way, shapes = WAYS[name]
+    given = [torch.randn(shape).bfloat16() for shape in shapes]
+    weight = torch.randn(way(*given).shape).bfloat16()
+    with cpu.Float32Products():
+        ours = run(way, given, weight)
+    exact = run(way, [x.float() for x in given], weight.float())
+    assert len(ours) == len(exact) == 1 + len(given)
+    for index, (one, other) in enumerate(zip(ours, exact, strict=True)):
+        assert one.dtype == torch.bfloat16
+        # the attention's gradient reads its own rounded result
+        room = {"atol": 0.01, "rtol": 0.02} if name == "attention" and index else {"atol": 0.0, "rtol": 0.0}
+        torch.testing.assert_close(one, other.bfloat16(), **room)
+
+
+class Seen(TorchDispatchMode):
+    """Every product that reaches torch, with the dtype of its first tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.products: list[torch.dtype] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if func in cpu.OPERATORS:
+            self.products.append(args[0].dtype)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_no_product_of_bfloat16_is_left(name: str) -> None:
+    way, shapes = WAYS[name]
+    given = [torch.randn(shape).bfloat16() for shape in shapes]
+    with Seen() as seen, cpu.Float32Products():
+        run(way, given, torch.ones(way(*given).shape))
+    assert len(seen.products) >= 2 and set(seen.products) == {torch.float32}
+
+
+def test_other_dtypes_are_left_alone() -> None:
+    x, weight = torch.randn(3, 64, dtype=torch.float64), torch.randn(32, 64, dtype=torch.float64)
+    with Seen() as seen, cpu.Float32Products():
+        assert torch.equal(F.linear(x, weight), x @ weight.t())
+    assert set(seen.products) == {torch.float64}
+
+
+@pytest.mark.parametrize(
+    ("device", "has", "quick"), [("cpu", False, True), ("cpu", True, False), ("cuda", False, False)]
+)
+def test_only_a_cpu_without_units_needs_it(
+    monkeypatch: pytest.MonkeyPatch, device: str, has: bool, quick: bool
+) -> None:
+    monkeypatch.setattr(cpu, "has_bfloat16", lambda: has)
+    assert isinstance(cpu.products(torch.device(device)), cpu.Float32Products) == quick
