@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lightwam.errors import ConfigError
+from lightwam.types import Share
 
 PATIENCE = timedelta(days=7)
 """for one another: one process may decode or encode for hours while the others wait"""
@@ -33,6 +34,11 @@ class World:
     device: torch.device
     rank: int = 0
     size: int = 1
+
+    @property
+    def share(self) -> Share:
+        """Which of them it is."""
+        return Share(self.rank, self.size)
 
     @property
     def leads(self) -> bool:

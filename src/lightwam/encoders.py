@@ -28,29 +28,26 @@ MAX_PROMPTS = 256
 """prompts beyond those of the run whose states are kept"""
 
 
-def measure_latents(recipe: Recipe, pixels: Float[Tensor, "N 3 height width"]) -> dict[str, Any]:
-    """What a run has to know of its latents: the DCT's statistics over these pictures, or which VAE it is."""
-    if isinstance(recipe.latents, DctConfig):
-        return dict(DctLatents.fit(recipe.latents, pixels).to_dict())
+def vae_identity(recipe: Recipe) -> dict[str, str]:
+    """What tells the recipe's VAE from another one: it is all that a run has to know of its latents."""
     return {"vae": digest(locate(recipe.weights, "vae"))}
 
 
 def open_latents(recipe: Recipe, measured: Any, where: str, device: torch.device | str = "cpu") -> LatentCodec:
-    """The latents of a run from what `measure_latents` gave; CheckpointError when the VAE found now is another one."""
+    """A run's latents, of the DCT's statistics or the VAE's identity; CheckpointError when now there is another VAE."""
     if isinstance(recipe.latents, DctConfig):
         return DctLatents.from_dict(recipe.latents, measured, where)
     from lightwam.latents.wan_vae import WanVaeLatents
 
-    now = measure_latents(recipe, torch.empty(0, 3, 8, 8))
-    if measured != now:
-        raise CheckpointError(
-            "the VAE is not the one that the run was trained with",
-            where=where,
-            got=now,
-            expected=measured,
-            next_step="give the weights of then: --weights /path/to/them",
-        )
+    check_vae(measured, vae_identity(recipe), where)
     return WanVaeLatents.load(recipe.weights, device)
+
+
+def check_vae(measured: Any, now: Mapping[str, str], where: object) -> None:
+    """CheckpointError when the VAE found now is not the one that a run was trained with."""
+    if measured != now:
+        raise CheckpointError("the VAE is not the one that the run was trained with", where=where, got=now,
+                              expected=measured, next_step="give the weights of then: --weights PATH")  # fmt: skip
 
 
 def encode_clip(latents: LatentCodec, pixels: Float[Tensor, "B 3 F height width"]) -> Latents:

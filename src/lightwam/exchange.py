@@ -11,15 +11,14 @@ import torch
 from lightwam import checkpoint
 from lightwam.checkpoint import Checkpoint
 from lightwam.checks import check
-from lightwam.codec import Codec
 from lightwam.config import DctConfig, Recipe
 from lightwam.data.cache_base import check_cameras
 from lightwam.data.lerobot import LeRobotDataset
 from lightwam.distributed import device_called
-from lightwam.encoders import measure_latents
+from lightwam.encoders import vae_identity
 from lightwam.errors import CheckpointError, ConfigError
 from lightwam.model.light_wam import LightWAM
-from lightwam.processing import cache_prompts, check_sizes, write_prompts
+from lightwam.processing import begin_run, cache_prompts, check_sizes, codec_of
 from lightwam.weights import published
 from lightwam.weights.published import Published
 
@@ -67,10 +66,7 @@ def adopt(recipe: Recipe, file: Path, dataset: Path, run: Path, *, device: str =
 
 def _write(recipe: Recipe, found: Published, data: LeRobotDataset, run: Path) -> None:
     checkpoint.start_run(run, recipe)
-    checkpoint.write_dataset(run, data.root, data.fingerprint())
-    write_prompts(recipe, data, run)
-    codec = Codec(recipe.codec, data.stats["observation.state"], data.stats["action"])
-    checkpoint.write_processing(run, codec, measure_latents(recipe, torch.empty(0, 3, 8, 8)))
+    begin_run(recipe, data, data.fingerprint(), run, codec_of(recipe, data), vae_identity(recipe))
     with torch.device("meta"):
         model = LightWAM(recipe.model)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +19,20 @@ from lightwam.config import LATENTS, DctConfig, HashedTextConfig, Recipe
 from lightwam.data.cache import FrameCache
 from lightwam.data.cache_base import Cache, check_cameras
 from lightwam.data.latent_cache import LatentCache
+from lightwam.data.latent_encoder import ClipEncoder
 from lightwam.data.lerobot import LeRobotDataset
 from lightwam.distributed import World
-from lightwam.encoders import Prompts, encode_clip, measure_latents, open_latents, open_processing, open_text
+from lightwam.encoders import (
+    Prompts,
+    check_vae,
+    encode_clip,
+    open_latents,
+    open_processing,
+    open_text,
+    vae_identity,
+)
 from lightwam.errors import CheckpointError, DatasetError
+from lightwam.latents.dct import DctLatents
 from lightwam.progress import Progress
 from lightwam.types import Batch, LatentCodec, Latents, Windows
 from lightwam.weights.files import Part, digest, locate
@@ -64,26 +74,22 @@ def open_data(recipe: Recipe, dataset: Path, run: Path, say: Callable[[str], Non
 
     Pictures are decoded here when they are not yet; latents of a VAE must have been made by `lightwam cache`. Raises
     DatasetError when the dataset does not fit the model or the cache is stale, CheckpointError when the run began with
-    another dataset.
+    another dataset or VAE.
     """
     data = LeRobotDataset(dataset)
-    fingerprint = data.fingerprint()
-    if (run / "processing.json").exists():
+    fingerprint, begun = data.fingerprint(), (run / "processing.json").exists()
+    if begun:
         checkpoint.check_dataset(run, dataset, fingerprint)
-    cache = open_cache(data, recipe, say)
+    cache, vae = open_cache(data, recipe, say)
     check_sizes(recipe, dataset, cache.state.shape[1], cache.action.shape[1])
-    if not (run / "processing.json").exists():
-        codec = Codec(recipe.codec, data.stats["observation.state"], data.stats["action"])
-        checkpoint.write_dataset(run, dataset, fingerprint)
-        write_prompts(recipe, data, run)
-        checkpoint.write_processing(run, codec, measure_latents(recipe, _some_pixels(cache, codec)))
-    if isinstance(cache, FrameCache):
+    if not begun:
+        codec = codec_of(recipe, data)
+        begin_run(recipe, data, fingerprint, run, codec, _measure(recipe, cache, codec) if vae is None else vae)
+    if vae is None:
         codec, latents = open_processing(run, recipe)
     else:
         (codec, measured), latents = checkpoint.read_processing(run), None
-        if measured != (now := measure_latents(recipe, torch.empty(0, 3, 8, 8))):
-            raise CheckpointError("the VAE is not the one that the run began with", where=run, got=now,
-                                  expected=measured, next_step="give the weights of then: --weights")  # fmt: skip
+        check_vae(measured, vae, run)
     known = checkpoint.read_tensors(run / checkpoint.PROMPTS)
     if not known and not isinstance(recipe.text, HashedTextConfig):
         raise CheckpointError("a file of the run is missing", where=run / checkpoint.PROMPTS,
@@ -91,17 +97,31 @@ def open_data(recipe: Recipe, dataset: Path, run: Path, say: Callable[[str], Non
     return cache, Processing(codec, latents, Prompts(recipe, known).states(cache.tasks))
 
 
-def open_cache(data: LeRobotDataset, recipe: Recipe, say: Callable[[str], None]) -> Cache:
-    """The decoded pictures, made when there are none or ones of other data or another codec; or the VAE's latents."""
-    if not isinstance(recipe.latents, DctConfig):
-        return LatentCache.open(data.root / LATENTS, data, recipe.codec, recipe.model.horizon, encoder_identity(recipe))
-    with ExitStack() as stack:
-        return FrameCache.fresh(data, recipe.codec, data.root / "cache", _progress(stack, "decode", "frame", say))
+def open_cache(
+    data: LeRobotDataset, recipe: Recipe, say: Callable[[str], None]
+) -> tuple[FrameCache, None] | tuple[LatentCache, dict[str, str]]:
+    """The decoded pictures, made when there are none or stale ones; or a VAE's latents and which VAE it is."""
+    if isinstance(recipe.latents, DctConfig):
+        with ExitStack() as stack:
+            tell = _progress(stack, "decode", "frame", say)
+            return FrameCache.fresh(data, recipe.codec, data.root / "cache", tell), None
+    vae = vae_identity(recipe)
+    made_by = {"kind": recipe.latents.kind, **vae}
+    return LatentCache.open(data.root / LATENTS, data, recipe.codec, recipe.model.horizon, made_by), vae
 
 
-def encoder_identity(recipe: Recipe) -> dict[str, Any]:
-    """What tells the encoder that made a cache of latents from another one."""
-    return {"kind": recipe.latents.kind, **measure_latents(recipe, torch.empty(0, 3, 8, 8))}
+def codec_of(recipe: Recipe, data: LeRobotDataset) -> Codec:
+    """The recipe's codec with the dataset's statistics."""
+    return Codec(recipe.codec, data.stats["observation.state"], data.stats["action"])
+
+
+def begin_run(
+    recipe: Recipe, data: LeRobotDataset, fingerprint: Mapping[str, Any], run: Path, codec: Codec, measured: Any
+) -> None:
+    """Write into a run all that it takes from its dataset; `measured` is what `open_latents` needs."""
+    checkpoint.write_dataset(run, data.root, fingerprint)
+    write_prompts(recipe, data, run)
+    checkpoint.write_processing(run, codec, measured)  # last: with it the run has begun
 
 
 def make_cache(recipe: Recipe, dataset: Path, *, device: str = "auto", say: Callable[[str], None] = print) -> None:
@@ -127,8 +147,8 @@ def make_cache(recipe: Recipe, dataset: Path, *, device: str = "auto", say: Call
 
 
 def _cache_latents(recipe: Recipe, data: LeRobotDataset, world: World, say: Callable[[str], None]) -> None:
-    identity = encoder_identity(recipe)
-    latents = open_latents(recipe, {"vae": identity["vae"]}, recipe.weights, world.device)
+    vae = vae_identity(recipe)
+    latents = open_latents(recipe, vae, recipe.weights, world.device)
 
     @torch.inference_mode()
     def encode(canvases: UInt8[np.ndarray, "B F height width 3"]) -> Latents:
@@ -136,12 +156,11 @@ def _cache_latents(recipe: Recipe, data: LeRobotDataset, world: World, say: Call
             made = encode_clip(latents, to_pixels(canvases).to(world.device))
         return Latents(made.present.cpu(), made.clip.cpu())
 
+    encoder = ClipEncoder(encode, {"kind": recipe.latents.kind, **vae})
     with ExitStack() as stack:
         tell = _progress(stack, "encode", "window", say, silent=not world.leads)
-        LatentCache.build(
-            data, recipe.codec, recipe.model.horizon, encode, identity, data.root / LATENTS, tell,
-            rank=world.rank, world=world.size,
-        )  # fmt: skip
+        path = data.root / LATENTS
+        LatentCache.build(data, recipe.codec, recipe.model.horizon, encoder, path, tell, world.share)
 
 
 def cache_prompts(recipe: Recipe, data: LeRobotDataset, device: torch.device | str) -> None:
@@ -184,12 +203,11 @@ def check_sizes(recipe: Recipe, dataset: Path, state_dim: int, action_dim: int) 
             )
 
 
-def _some_pixels(cache: Cache, codec: Codec) -> Float[Tensor, "N 3 height width"]:
-    """Pictures, evenly spaced, to measure latents on; none of a cache that has latents already."""
-    if not isinstance(cache, FrameCache):
-        return torch.empty(0, 3, 8, 8)
+def _measure(recipe: Recipe, cache: Cache, codec: Codec) -> dict[str, Any]:
+    """The DCT's statistics over pictures of the dataset."""
+    assert isinstance(recipe.latents, DctConfig) and isinstance(cache, FrameCache)
     chosen = torch.linspace(0, cache.num_steps - 1, min(FIT_FRAMES, cache.num_steps)).long().tolist()
-    return codec.pixels(cache.frames[chosen][:, None])[:, :, 0]
+    return dict(DctLatents.fit(recipe.latents, codec.pixels(cache.frames[chosen][:, None])[:, :, 0]).to_dict())
 
 
 def _progress(

@@ -23,6 +23,7 @@ from lightwam.config import Recipe, TrainConfig
 from lightwam.data.cache_base import Cache
 from lightwam.data.loader import WindowLoader
 from lightwam.distributed import Parallel, World
+from lightwam.engine.cpu import products
 from lightwam.engine.packed import PackedLoss
 from lightwam.errors import CheckpointError, ConfigError, DatasetError
 from lightwam.listeners import Listener, listen
@@ -130,7 +131,7 @@ class Session:
         self.recipe, self.processing, self.world, self.step, self.seconds = recipe, processing, world, 0, 0.0
         self.loader = WindowLoader(
             cache, processing.codec, recipe.model.horizon, settings.batch_size, settings.seed, settings.shift_pixels,
-            rank=world.rank, world=world.size,
+            world.share,
         )  # fmt: skip
         dtype = getattr(torch, settings.precision)
         sharded = parallel == "fsdp" and world.size > 1
@@ -172,13 +173,19 @@ class Session:
             "learning_rate": rate,
         }
 
-    def gradients(self, batch: Batch, u: Float[Tensor, " B"], noise: Float[Tensor, "B C T h2 w2"]) -> Float[Tensor, 3]:
+    def gradients(
+        self, batch: Batch, u: Float[Tensor, " B"], noise: Float[Tensor, "B C T h2 w2"]
+    ) -> Float[Tensor, " 3"]:
         """Add up the gradients of this process's rows, a micro batch at a time; returns the mean losses."""
         size = len(u)
         micro = min(self.recipe.train.micro_batch or size, size)
         means = torch.zeros(3, device=u.device)
-        with distributed.memory_said(
-            f"step {self.step}, {micro} samples at a time on {self.world.device}", _smaller(self.recipe.train, micro)
+        place = self.world.device
+        with (
+            distributed.memory_said(
+                f"step {self.step}, {micro} samples at a time on {place}", _smaller(self.recipe.train, micro)
+            ),
+            products(place),
         ):
             for start in range(0, size, micro):
                 stop = min(start + micro, size)

@@ -28,6 +28,16 @@ class Observation:
     """the task as a sentence"""
 
 
+class Share(NamedTuple):
+    """Which of the processes that work together this one is."""
+
+    rank: int
+    size: int
+
+
+ALONE = Share(0, 1)
+
+
 class Latents(NamedTuple):
     """A clip, encoded, as the loss reads it: nothing else of it need be kept."""
 

@@ -14,11 +14,12 @@ from lightwam import checkpoint
 from lightwam.cli import main
 from lightwam.config import LATENTS, Recipe
 from lightwam.data.latent_cache import LatentCache
+from lightwam.encoders import vae_identity
 from lightwam.errors import CheckpointError, DatasetError
 from lightwam.evaluate import evaluate
 from lightwam.exchange import adopt, export
 from lightwam.policy import Policy
-from lightwam.processing import encoder_identity, make_cache, open_data
+from lightwam.processing import make_cache, open_data
 from lightwam.sim import base
 from lightwam.train import train
 from lightwam.weights import published, wan
@@ -43,6 +44,17 @@ def run(paper_recipe: Recipe, dataset: Path, tmp_path_factory: pytest.TempPathFa
     run = tmp_path_factory.mktemp("paper") / "run"
     train(paper_recipe, dataset, run, stop_after=2, device="cpu", say=quiet)
     return train(paper_recipe, dataset, run, device="cpu", say=quiet)
+
+
+@pytest.fixture
+def run_of_another_vae(run: Path, tmp_path: Path) -> Path:
+    """A copy of the run that says that another VAE made its latents."""
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    data = json.loads((copy / "processing.json").read_text())
+    data["latents"]["vae"] = "0" * 16
+    (copy / "processing.json").write_text(json.dumps(data))
+    return copy
 
 
 def seen(recipe: Recipe) -> list[Any]:
@@ -119,19 +131,19 @@ def test_a_cache_of_another_encoder_is_refused(
         base_dim=4, z_dim=4, num_res_blocks=1, latents_mean=[0.0] * 4, latents_std=[1.0] * 4
     ).save_pretrained(other / "vae")
     recipe = replace(paper_recipe, weights=str(other))
-    assert encoder_identity(recipe) != encoder_identity(paper_recipe)
+    assert vae_identity(recipe) != vae_identity(paper_recipe)
     with pytest.raises(DatasetError, match="encoder"):
         train(recipe, dataset, tmp_path / "run", device="cpu", say=quiet)
 
 
-def test_a_policy_with_another_vae_is_refused(paper_recipe: Recipe, run: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "run"
-    shutil.copytree(run, copy)
-    data = json.loads((copy / "processing.json").read_text())
-    data["latents"]["vae"] = "0" * 16
-    (copy / "processing.json").write_text(json.dumps(data))
+def test_a_policy_with_another_vae_is_refused(run_of_another_vae: Path) -> None:
     with pytest.raises(CheckpointError, match="VAE"):
-        Policy.load(copy)
+        Policy.load(run_of_another_vae)
+
+
+def test_another_vae_is_refused_on_going_on(paper_recipe: Recipe, dataset: Path, run_of_another_vae: Path) -> None:
+    with pytest.raises(CheckpointError, match="VAE"):
+        train(paper_recipe, dataset, run_of_another_vae, device="cpu", say=quiet)
 
 
 def test_without_latents_training_says_how_to_make_them(paper_recipe: Recipe, tiny: Any, tmp_path: Path) -> None:
@@ -201,16 +213,6 @@ def test_a_run_starts_from_another_ones_weights(paper_recipe: Recipe, dataset: P
     given = checkpoint.run_weights(adopted, checkpoint.load(adopted, training=False))
     for name, value in checkpoint.run_weights(new, checkpoint.load(new), ema=False).items():
         torch.testing.assert_close(value.float(), given[name].float(), rtol=2**-8, atol=1e-6)
-
-
-def test_another_vae_is_refused_on_going_on(paper_recipe: Recipe, dataset: Path, run: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "run"
-    shutil.copytree(run, copy)
-    data = json.loads((copy / "processing.json").read_text())
-    data["latents"]["vae"] = "0" * 16
-    (copy / "processing.json").write_text(json.dumps(data))
-    with pytest.raises(CheckpointError, match="VAE"):
-        train(paper_recipe, dataset, copy, device="cpu", say=quiet)
 
 
 def test_prompts_of_another_text_encoder_are_made_anew(

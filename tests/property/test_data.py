@@ -16,7 +16,7 @@ from lightwam.data.cache import FrameCache
 from lightwam.data.loader import WindowLoader
 from lightwam.errors import ConfigError
 from lightwam.stats import QUANTILES, RunningStats, measure
-from lightwam.types import Windows
+from lightwam.types import Share, Windows
 
 PLACE = CameraPlace("front", 0, 0, 4, 4)
 CONFIG = CodecConfig(canvas=(4, 4), places=(PLACE,))
@@ -29,7 +29,10 @@ def cache_of(lengths: list[int]) -> FrameCache:
     starts, count = np.cumsum([0, *lengths]), sum(lengths)
     frames = np.repeat(np.arange(count, dtype=np.uint8), 48).reshape(count, 4, 4, 3)
     vectors = np.arange(count * 2, dtype=np.float32).reshape(count, 2)
-    return FrameCache(Path("memory"), frames, vectors, vectors, starts, np.zeros(len(lengths), np.int64), ("t",), 10.0)
+    return FrameCache(
+        path=Path("memory"), frames=frames, state=vectors, action=vectors, episode_start=starts,
+        task_index=np.zeros(len(lengths), np.int64), tasks=("t",), fps=10.0,
+    )  # fmt: skip
 
 
 def loader_of(
@@ -44,7 +47,7 @@ def loader_of(
 ) -> WindowLoader:
     cache = cache_of(lengths)
     codec = Codec(dataclasses.replace(CONFIG, video_stride=stride), measure(cache.state), measure(cache.action))
-    return WindowLoader(cache, codec, horizon, batch_size, seed, shift, rank=rank, world=world)
+    return WindowLoader(cache, codec, horizon, batch_size, seed, shift, Share(rank, world))
 
 
 def equal(one: Windows, other: Windows) -> bool:

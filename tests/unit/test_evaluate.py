@@ -14,7 +14,7 @@ import pytest
 from lightwam import evaluate as module
 from lightwam.config import EvalConfig, Recipe
 from lightwam.errors import CheckpointError, ConfigError
-from lightwam.evaluate import Player, Segment, evaluate, open_episodes, percentiles, read_episodes
+from lightwam.evaluate import evaluate, open_episodes, percentiles, read_episodes
 from lightwam.policy import Policy
 from lightwam.sim import base
 from lightwam.sim.point import COLOURS
@@ -273,18 +273,6 @@ def test_a_real_run_is_evaluated_and_replan_steps_are_executed(tiny: Any, in_her
         np.testing.assert_allclose(actions[start : start + 3], chunk[: len(actions) - start], atol=1e-4)
         for action in actions[start : start + 3]:
             simulator.step(action)
-
-
-def test_a_player_counts_steps_and_stops_at_the_limit(tiny_recipe: Recipe) -> None:
-    player = Player(replace(tiny_recipe.sim, max_steps=5))
-    begun = player(Segment(0, "red", 1, None))
-    assert (begun.steps, begun.success) == (0, False)
-    assert begun.observation is not None
-    still = np.zeros((3, 2), np.float32)
-    assert player(Segment(0, "red", 1, still)).steps == 3
-    over = player(Segment(0, "red", 1, still))
-    assert (over.observation, over.steps, over.success) == (None, 5, False)
-    assert player(Segment(0, "red", 2, None)).steps == 0
 
 
 def test_open_episodes_of_a_new_folder(tmp_path: Path) -> None:

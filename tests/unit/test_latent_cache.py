@@ -20,7 +20,8 @@ from lightwam.config import CameraPlace, CodecConfig, DctConfig
 from lightwam.data import latent_cache, latent_shards
 from lightwam.data.cache import FrameCache
 from lightwam.data.cache_base import Cache
-from lightwam.data.latent_cache import Encode, LatentCache
+from lightwam.data.latent_cache import LatentCache
+from lightwam.data.latent_encoder import ClipEncoder, Encode
 from lightwam.data.latent_pack import pack, unpack
 from lightwam.data.lerobot import LeRobotDataset
 from lightwam.data.lerobot_writer import LeRobotWriter
@@ -28,7 +29,7 @@ from lightwam.data.loader import WindowLoader
 from lightwam.errors import ConfigError, DatasetError
 from lightwam.latents.dct import DctLatents
 from lightwam.model.flow import pool
-from lightwam.types import Latents
+from lightwam.types import Latents, Share
 
 PLACES = (CameraPlace("front", 0, 0, 16, 16), CameraPlace("wrist", 0, 16, 16, 16))
 CONFIG = CodecConfig(canvas=(16, 32), places=PLACES, video_stride=2)
@@ -39,6 +40,7 @@ SHARDS = (10, 12, 11)  # 7 + 3, 12, 5 + 4 + 2
 ABOUT = {"kind": "dct", "digest": "abc", "sizes": (10, 3)}
 VIDEO = "videos/observation.images.wrist/chunk-000/file-000.mp4"
 CHANNELS = 16
+ENCODER = [field.name for field in dataclasses.fields(ClipEncoder)]
 
 
 def add_episodes(root: Path, lengths: tuple[int, ...]) -> None:
@@ -90,8 +92,10 @@ def encode(codec: Codec) -> Encode:
 @pytest.fixture
 def build(dataset: LeRobotDataset, encode: Encode, path: Path) -> Callable[..., None]:
     def made(into: Path = path, **changes: Any) -> None:
-        first = {"dataset": dataset, "codec_config": CONFIG, "horizon": HORIZON, "encode": encode, "about": ABOUT}
-        LatentCache.build(**{**first, **changes, "path": into})
+        first = {"encode": encode, "about": ABOUT}
+        encoder = ClipEncoder(**first | {name: changes.pop(name) for name in ENCODER if name in changes})
+        rest = {"dataset": dataset, "codec_config": CONFIG, "horizon": HORIZON, "encoder": encoder, **changes}
+        LatentCache.build(**rest, path=into)
 
     return made
 
@@ -289,7 +293,8 @@ def die_at_the_index(source, target):
     rename(source, target)
 
 os.replace = die_at_the_index
-test.LatentCache.build(data, test.CONFIG, test.HORIZON, test.live_encoder(codec), test.ABOUT, Path(sys.argv[3]))
+encoder = test.ClipEncoder(test.live_encoder(codec), test.ABOUT)
+test.LatentCache.build(data, test.CONFIG, test.HORIZON, encoder, Path(sys.argv[3]))
 """
 
 
@@ -315,14 +320,14 @@ def test_many_processes_make_the_bytes_of_one(
     build(tmp_path / "one")
     for rank in reversed(range(world)):  # the first shard, and so the whole, comes last
         assert not (path / "cache.json").exists()
-        build(rank=rank, world=world)
+        build(share=Share(rank, world))
     assert contents(path) == contents(tmp_path / "one")
 
 
 def test_processes_may_run_and_finish_at_once(build: Callable[..., None], path: Path, tmp_path: Path) -> None:
     build(tmp_path / "one")
     with ThreadPoolExecutor(3) as pool_:
-        list(pool_.map(lambda rank: build(rank=rank, world=3), range(3)))
+        list(pool_.map(lambda rank: build(share=Share(rank, 3)), range(3)))
     assert contents(path) == contents(tmp_path / "one")
 
 
@@ -331,10 +336,10 @@ def test_leftovers_are_removed_by_whoever_owns_them(build: Callable[..., None], 
     names = [f"00001.bin.{rank}-77-abcd.part" for rank in range(4)]
     for name in names:
         (path / "shards" / name).write_bytes(b"half")
-    build(rank=1, world=2)
+    build(share=Share(1, 2))
     left = {name for name in contents(path) if name.endswith(".part")}
     assert left == {f"shards/{names[0]}", f"shards/{names[2]}"}  # the other process may be writing these
-    build(rank=0, world=2)
+    build(share=Share(0, 2))
     assert not any(name.endswith(".part") for name in contents(path))
 
 
@@ -493,7 +498,7 @@ def test_one_of_another_make_is_refused_by_name(
 def test_one_that_is_begun_or_of_pictures_is_not_replaced(
     build: Callable[..., None], dataset: LeRobotDataset, path: Path, tmp_path: Path
 ) -> None:
-    build(rank=0, world=2)
+    build(share=Share(0, 2))
     with pytest.raises(DatasetError, match=r"another cache lies here(.|\n)*horizon: 8 in the cache, 16 now"):
         build(horizon=16)
     FrameCache.build(dataset, CONFIG, tmp_path / "frames")
@@ -501,7 +506,7 @@ def test_one_that_is_begun_or_of_pictures_is_not_replaced(
         build(tmp_path / "frames")
     with pytest.raises(DatasetError, match=r"format: 1 in the cache, latents 1 now"):
         LatentCache.open(tmp_path / "frames")
-    build(rank=1, world=2)
+    build(share=Share(1, 2))
     with pytest.raises(DatasetError, match="got: shards"):
         FrameCache.fresh(dataset, CONFIG, path)
     assert LatentCache.open(path).faults() == []

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int64, UInt8
+from jaxtyping import Int64, UInt8
 
 from lightwam.config import CodecConfig
 from lightwam.data.cache_base import (
     TABLES,
+    Cache,
     Canvases,
     Progress,
     canvas_fingerprint,
@@ -40,28 +41,11 @@ NUM_THREADS = 2
 EPISODES_A_JOB = 8
 
 
-@dataclass(frozen=True, eq=False)
-class FrameCache:
-    """Decoded dataset: a `Cache` of pictures. `episode_start` has one entry more than episodes."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FrameCache(Cache):
+    """A decoded dataset: a cache of pictures, one a control step."""
 
-    path: Path
     frames: UInt8[np.ndarray, "N height width 3"]
-    state: Float32[np.ndarray, "N P"]
-    action: Float32[np.ndarray, "N A"]
-    episode_start: Int64[np.ndarray, " episodes_and_1"]
-    task_index: Int64[np.ndarray, " episodes"]
-    tasks: tuple[str, ...]
-    fps: float
-
-    @property
-    def num_episodes(self) -> int:
-        """Episodes."""
-        return len(self.task_index)
-
-    @property
-    def num_steps(self) -> int:
-        """Control steps of all episodes: as many windows begin."""
-        return len(self.frames)
 
     def video(self, frame: Int64[np.ndarray, "B F"]) -> UInt8[np.ndarray, "B F height width 3"]:
         """The pictures of these control steps."""

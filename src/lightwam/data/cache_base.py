@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
@@ -26,52 +28,38 @@ NUM_NAMED = 5
 """so many faults are spelled out in an error"""
 
 
-@runtime_checkable
-class Cache(Protocol):
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Cache(ABC):
     """A dataset, ready for training. State and action are in robot units, control steps one behind the other."""
 
-    @property
-    def path(self) -> Path:
-        """Its folder."""
-        ...
+    path: Path
+    """its folder"""
+    state: Float32[np.ndarray, "N P"]
+    action: Float32[np.ndarray, "N A"]
+    episode_start: Int64[np.ndarray, " episodes_and_1"]
+    """first control step of every episode, and the number of all control steps"""
+    task_index: Int64[np.ndarray, " episodes"]
+    """into `tasks`"""
+    tasks: tuple[str, ...]
+    fps: float
 
     @property
-    def state(self) -> Float32[np.ndarray, "N P"]:
-        """Of every control step."""
-        ...
-
-    @property
-    def action(self) -> Float32[np.ndarray, "N A"]:
-        """Of every control step."""
-        ...
-
-    @property
-    def episode_start(self) -> Int64[np.ndarray, " episodes_and_1"]:
-        """First control step of every episode, and the number of all control steps."""
-        ...
-
-    @property
-    def task_index(self) -> Int64[np.ndarray, " episodes"]:
-        """Into `tasks`."""
-        ...
-
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        """The task sentences."""
-        ...
+    def num_episodes(self) -> int:
+        """Episodes."""
+        return len(self.task_index)
 
     @property
     def num_steps(self) -> int:
         """Control steps of all episodes: as many windows begin."""
-        ...
+        return len(self.state)
 
+    @abstractmethod
     def video(self, frame: Int64[np.ndarray, "B F"]) -> UInt8[np.ndarray, "B F height width 3"] | Latents:
         """The clips of windows; a row of `frame` is the control steps of its pictures, none past the episode's end."""
-        ...
 
+    @abstractmethod
     def check_window(self, config: CodecConfig, horizon: int, shift_pixels: int) -> None:
         """ConfigError when it holds no such windows."""
-        ...
 
 
 def check_canvas(path: Path, canvas: tuple[int, ...], config: CodecConfig) -> None:

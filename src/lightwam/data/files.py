@@ -16,14 +16,20 @@ SAMPLE_BYTES = 2**16
 NUM_SAMPLES = 64
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that `path` holds either what was there before or all of `data`, whenever we are killed."""
-    draft = path.with_name(path.name + ".draft")
-    with draft.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)
+def write_atomically(path: Path, *data: bytes, draft: str = "draft") -> None:
+    """Write a file so that `path` holds either what was there before or all of `data`, whenever we are killed.
+
+    It is written beside its place as NAME.`draft`, which must not be another writer's. OSError leaves no draft behind.
+    """
+    beside = path.with_name(f"{path.name}.{draft}")
+    try:
+        with beside.open("wb") as file:
+            file.writelines(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -17,11 +17,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Int64
 
 from lightwam.config import CodecConfig
 from lightwam.data.cache_base import (
     TABLES,
+    Cache,
     Progress,
     canvas_fingerprint,
     check_cameras,
@@ -32,39 +33,27 @@ from lightwam.data.cache_base import (
     tables,
 )
 from lightwam.data.files import file_fingerprint, read_json
-from lightwam.data.latent_encoder import Encode, WindowEncoder
+from lightwam.data.latent_encoder import ClipEncoder, WindowEncoder
 from lightwam.data.latent_pack import DTYPES
 from lightwam.data.latent_shards import Samples, Shard, array_bytes, clear_parts, shards, write_whole
 from lightwam.data.lerobot import LeRobotDataset
 from lightwam.errors import ConfigError, DatasetError
 from lightwam.model.flow import pool
-from lightwam.types import Latents
+from lightwam.types import ALONE, Latents, Share
 
 FORMAT = "latents 1"
 SHARD_WINDOWS = 1024
 """a shard's episodes have together at most so many windows, unless it is one long episode"""
 
 
-@dataclass(frozen=True, eq=False)
-class LatentCache:
-    """An encoded dataset: a `Cache` of latents. Window i begins at control step i, and is checked when it is read."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LatentCache(Cache):
+    """An encoded dataset: a cache of latents. Window i begins at control step i, and is checked when it is read."""
 
-    path: Path
-    state: Float32[np.ndarray, "N P"]
-    action: Float32[np.ndarray, "N A"]
-    episode_start: Int64[np.ndarray, " episodes_and_1"]
-    task_index: Int64[np.ndarray, " episodes"]
-    tasks: tuple[str, ...]
-    fps: float
     canvas: tuple[int, ...]
     horizon: int
     video_stride: int
     samples: Samples
-
-    @property
-    def num_steps(self) -> int:
-        """Control steps of all episodes: as many windows begin."""
-        return len(self.state)
 
     @property
     def bytes_per_sample(self) -> float:
@@ -115,28 +104,23 @@ class LatentCache:
         dataset: LeRobotDataset,
         codec_config: CodecConfig,
         horizon: int,
-        encode: Encode,
-        about: Mapping[str, Any],
+        encoder: ClipEncoder,
         path: Path | str,
         progress: Progress | None = None,
-        *,
-        rank: int = 0,
-        world: int = 1,
-        dtype: torch.dtype = torch.bfloat16,
-        batch_size: int = 8,
+        share: Share = ALONE,
     ) -> None:
         """Encode every window into `path`, going on where it was stopped; a whole cache is left as it is.
 
-        `about` says what encodes (JSON values: kind, digest of the weights, ...). Process `rank` of `world` makes every
-        world-th shard; the cache is done when all have returned. Raises DatasetError for what is wrong in the dataset,
-        a folder that holds another cache, numbers that are not finite, and a disk that is full.
+        Process `share.rank` of `share.size` makes every size-th shard; the cache is done when all have returned. Raises
+        DatasetError for what is wrong in the dataset, a folder that holds another cache, numbers that are not finite,
+        and a disk that is full.
         """
-        assert 0 <= rank < world and batch_size >= 1 and horizon % codec_config.video_stride == 0
-        path = Path(path)
+        assert 0 <= share.rank < share.size and horizon % codec_config.video_stride == 0
+        path, (rank, world) = Path(path), share
         check_cameras(dataset, codec_config)
         arrays, parts = tables(dataset), _episodes_by_shard(dataset)
         windows = [sum(dataset.episodes[episode].length for episode in part) for part in parts]
-        fingerprint = _fingerprint(dataset, codec_config, horizon, about, dtype)
+        fingerprint = _fingerprint(dataset, codec_config, horizon, encoder.about, encoder.dtype)
         _refuse_another(path, fingerprint)
         if _is_whole(path):
             return
@@ -148,8 +132,8 @@ class LatentCache:
             write_whole(path / "begun.json", [_json(begun)], rank)
             (path / "cache.json").unlink(missing_ok=True)
         made = shards(path / "shards", windows, fingerprint)
-        encoder = WindowEncoder(dataset, codec_config, horizon, encode, dtype, batch_size)
-        _make(encoder, list(zip(made, parts, strict=True))[rank::world], path, rank, progress)
+        windows_of = WindowEncoder(dataset, codec_config, horizon, encoder)
+        _make(windows_of, list(zip(made, parts, strict=True))[rank::world], path, rank, progress)
         if all(shard.whole() for shard in made):
             with _writing(path, f"{sum(array.nbytes for array in arrays.values()) / 2**20:.0f} MiB more"):
                 _finish(path, dataset, arrays, fingerprint, made, rank)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,20 +24,24 @@ Encode = Callable[[UInt8[np.ndarray, "B F height width 3"]], Latents]
 """canvases -> latents in float32, the clip pooled in float32; on any device"""
 
 
+@dataclass(frozen=True)
+class ClipEncoder:
+    """What makes latents, and how it is used."""
+
+    encode: Encode
+    about: Mapping[str, Any]
+    """JSON values that tell it from another encoder: kind, digest of the weights, ..."""
+    dtype: torch.dtype = torch.bfloat16
+    """what is kept"""
+    batch_size: int = 8
+
+
 class WindowEncoder:
     """Windows as records of a latent cache; `shape` is known after the first."""
 
-    def __init__(
-        self,
-        dataset: LeRobotDataset,
-        config: CodecConfig,
-        horizon: int,
-        encode: Encode,
-        dtype: torch.dtype,
-        batch_size: int,
-    ) -> None:
-        self._dataset, self._config, self._encode, self._dtype = dataset, config, encode, dtype
-        self._steps, self._batch_size = np.arange(0, horizon + 1, config.video_stride), batch_size
+    def __init__(self, dataset: LeRobotDataset, config: CodecConfig, horizon: int, encoder: ClipEncoder) -> None:
+        self._dataset, self._config, self._encode, self._dtype = dataset, config, encoder.encode, encoder.dtype
+        self._steps, self._batch_size = np.arange(0, horizon + 1, config.video_stride), encoder.batch_size
         self.shape: Shape | None = None
 
     def records(self, episodes: Sequence[int]) -> Iterator[list[bytes]]:

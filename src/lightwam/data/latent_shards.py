@@ -25,6 +25,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from lightwam.data.files import write_atomically
 from lightwam.data.latent_pack import damaged, unpack
 from lightwam.errors import DatasetError
 
@@ -180,17 +181,9 @@ def array_bytes(array: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def write_whole(path: Path, chunks: Iterable[bytes], rank: int) -> None:
-    """Write a file beside its place and rename it, safe from kills and from others who write the same; OSError."""
-    part = path.with_name(f"{path.name}.{rank}-{os.getpid()}-{secrets.token_hex(4)}.part")
-    try:
-        with part.open("xb") as file:
-            file.writelines(chunks)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+def write_whole(path: Path, chunks: Sequence[bytes], rank: int) -> None:
+    """Write a file whole or not at all, safe from others who write the same; OSError."""
+    write_atomically(path, *chunks, draft=f"{rank}-{os.getpid()}-{secrets.token_hex(4)}.part")
 
 
 def clear_parts(folder: Path, rank: int, world: int) -> None:

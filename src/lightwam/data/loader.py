@@ -19,14 +19,17 @@ from jaxtyping import Int, Int64, UInt8
 from lightwam.codec import Codec
 from lightwam.data.cache_base import Cache
 from lightwam.errors import CheckpointError, ConfigError
-from lightwam.types import Windows
+from lightwam.types import ALONE, Share, Windows
+
+DEPTH = 3
+"""batches made ahead"""
 
 
 class WindowLoader:
     """`next()` gives batches without end; `state_dict` counts only those that were given.
 
-    `batch_size` is that of the whole batch, of which process `rank` of `world` gets, and reads, its equal part: the
-    rows from rank * batch_size / world on.
+    `batch_size` is that of the whole batch, of which process `share.rank` of `share.size` gets, and reads, its equal
+    part: the rows from rank * batch_size / size on.
     `shift_pixels`: each camera's pictures in a window are moved by the same random amount of up to that many canvas
     pixels each way, the edge repeated. `wait_seconds` is the time that `next` had to wait for the thread.
     """
@@ -39,13 +42,10 @@ class WindowLoader:
         batch_size: int,
         seed: int,
         shift_pixels: int = 0,
-        depth: int = 3,
-        rank: int = 0,
-        world: int = 1,
+        share: Share = ALONE,
     ) -> None:
         self.cache, self.codec, self.horizon, self.batch_size, self.seed = cache, codec, horizon, batch_size, seed
-        self.shift_pixels, self.depth, self.stride = shift_pixels, depth, codec.config.video_stride
-        self.rank, self.world = rank, world
+        self.shift_pixels, self.stride, self.share = shift_pixels, codec.config.video_stride, share
         self._check_arguments()
         self.num_windows = cache.num_steps
         self._state, self._action = codec.encode_state(cache.state), codec.encode_action(cache.action)
@@ -111,30 +111,31 @@ class WindowLoader:
         if self.horizon < 1 or self.horizon % self.stride:
             raise ConfigError("the horizon is no multiple of the video stride", where="horizon", got=self.horizon,
                               expected=f"a multiple of {self.stride}")  # fmt: skip
-        if self.batch_size < 1 or self.shift_pixels < 0 or self.depth < 1:
+        if self.batch_size < 1 or self.shift_pixels < 0:
             raise ConfigError(
                 "a setting of the loader is out of range",
                 where="WindowLoader",
-                got=(self.batch_size, self.shift_pixels, self.depth),
-                expected="batch >= 1, shift >= 0, depth >= 1",
+                got=(self.batch_size, self.shift_pixels),
+                expected="batch >= 1, shift >= 0",
             )
-        if not 0 <= self.rank < self.world:
-            raise ConfigError("no such process", where="WindowLoader", got=f"rank {self.rank} of {self.world}",
-                              expected="0 <= rank < world")  # fmt: skip
-        if self.batch_size % self.world:
+        rank, size = self.share
+        if not 0 <= rank < size:
+            raise ConfigError("no such process", where="WindowLoader", got=f"rank {rank} of {size}",
+                              expected="0 <= rank < size")  # fmt: skip
+        if self.batch_size % size:
             raise ConfigError(
                 "the batch does not split evenly over the processes",
                 where="batch_size",
-                got=f"{self.batch_size} over {self.world} processes",
-                expected=f"a multiple of {self.world}: it counts the samples of all processes",
-                next_step=f"take {-(-self.batch_size // self.world) * self.world}, or another number of processes",
+                got=f"{self.batch_size} over {size} processes",
+                expected=f"a multiple of {size}: it counts the samples of all processes",
+                next_step=f"take {-(-self.batch_size // size) * size}, or another number of processes",
             )
         self.cache.check_window(self.codec.config, self.horizon, self.shift_pixels)
 
     def _batch(self, number: int) -> Windows:
         """Our rows of batch `number` of the endless stream; called with rising numbers from one thread."""
-        size = self.batch_size // self.world
-        positions = number * self.batch_size + self.rank * size + np.arange(size)
+        size = self.batch_size // self.share.size
+        positions = number * self.batch_size + self.share.rank * size + np.arange(size)
         index = np.empty(size, np.int64)
         shifts = np.empty((size, len(self.codec.config.places), 2), np.int64)
         for epoch in np.unique(positions // self.num_windows):
@@ -190,10 +191,10 @@ def _move(clip: UInt8[np.ndarray, "F height width 3"], down: int, right: int) ->
 
 
 class _Ahead:
-    """A thread that makes batches from `first` on and holds up to `depth` ready."""
+    """A thread that makes batches from `first` on and holds up to DEPTH ready."""
 
     def __init__(self, loader: WindowLoader, first: int) -> None:
-        self._queue: queue.Queue[Windows | BaseException] = queue.Queue(loader.depth)
+        self._queue: queue.Queue[Windows | BaseException] = queue.Queue(DEPTH)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._work, args=(loader, first), name="windows", daemon=True)
         self._thread.start()

@@ -14,7 +14,7 @@ whose first frame nobody reads, `first` gives keys and values and then leaves.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, cast
 
@@ -206,7 +206,7 @@ def self_attention(
         x, turn = without_first(x, layout), without_first(turn[None], layout)[0]
         layout = replace(layout, first=0)
     queries = rotate(attention_query(attention, x), turn).split(layout.parts, dim=1)
-    mixed = [attend(q, k, v) for q, k, v in zip(queries[:2], keys, values, strict=False) if q.shape[1]]
+    mixed = [attend(q, k, v) for q, k, v in zip(queries[:2], keys[:2], values[:2], strict=True) if q.shape[1]]
     mixed.append(attend(queries[2], torch.cat(keys[1:], dim=1), torch.cat(values[1:], dim=1)))
     return linear(attention.to_out[0], attention.lora_out, torch.cat(mixed, dim=1))
 
@@ -247,18 +247,6 @@ def gated(
     x: Float[Tensor, "B S D"], update: Float[Tensor, "B S D"], now: Tensor, later: Tensor, layout: Layout
 ) -> Float[Tensor, "B S D"]:
     """x + gate * update, with the gate of each token's time."""
-    return by_time(lambda a, b, gate: torch.addcmul(a, gate, b), layout, (now,), (later,), x, update)
-
-
-def by_time(
-    change: Callable[..., Tensor], layout: Layout, now: Sequence[Tensor], later: Sequence[Tensor], *x: Tensor
-) -> Float[Tensor, "B S D"]:
-    """`change(x, vectors)` of the tokens of time 0 and of the later ones, with the vectors of each."""
     # split, not slices: its backward pass is one concatenation, theirs a tensor of zeros each
-    halves = zip(*(one.split((layout.now, layout.later), dim=1) for one in x), strict=True)
-    parts = [
-        change(*half, *(vector[:, None] for vector in vectors))
-        for half, vectors in zip(halves, (now, later), strict=True)
-        if half[0].shape[1]
-    ]
-    return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+    halves = zip(*(one.split((layout.now, layout.later), dim=1) for one in (x, update)), (now, later), strict=True)
+    return torch.cat([torch.addcmul(a, gate[:, None], b) for a, b, gate in halves if a.shape[1]], dim=1)

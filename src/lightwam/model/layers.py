@@ -24,7 +24,9 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
         """The same shape and, as it feeds an attention, the same dtype."""
-        return F.rms_norm(x, self.weight.shape, self.weight, EPS)
+        if x.dtype == self.weight.dtype:
+            return F.rms_norm(x, self.weight.shape, self.weight, EPS)
+        return F.rms_norm(wide(x), self.weight.shape, wide(self.weight), EPS).to(x.dtype)
 
 
 def wide(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

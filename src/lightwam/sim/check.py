@@ -224,8 +224,8 @@ def _episode(simulator: Simulator, seed: int, observe_every_step: bool = True) -
 def _same(label: str, first: list[Observation], second: list[Observation]) -> Iterator[Finding]:
     if len(first) != len(second):
         yield Finding(f"{label} goes another way", f"{len(second)} observations", len(first))
-    # as far as both go: that one is shorter has been said
-    for index, (a, b) in enumerate(zip(first, second, strict=False)):
+    shared = min(len(first), len(second))  # that one is shorter has been said
+    for index, (a, b) in enumerate(zip(first[:shared], second[:shared], strict=True)):
         if difference := _difference(a, b):
             got = f"{difference} at observation {index} of {len(first)}"
             yield Finding(f"{label} goes another way", got, "bits equal")

@@ -1,0 +1,102 @@
+"""A worker's side of the closed loop: simulators that play what the policy chose, and film what was played before."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32
+
+from lightwam.config import SimConfig
+from lightwam.data.video import write_video
+from lightwam.sim import base
+from lightwam.types import Observation
+
+VIDEO_SIZE = 240
+"""height and width of rollout videos, pixels"""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A worker's job: begin an episode, or go on with it."""
+
+    seat: int
+    task: str
+    seed: int
+    actions: Float32[np.ndarray, "steps A"] | None
+    """None begins the episode"""
+
+    def __str__(self) -> str:
+        return f"task {self.task!r}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A worker's answer."""
+
+    observation: Observation | None
+    """None when the episode is over"""
+    steps: int
+    """control steps since the reset"""
+    success: bool
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A worker's job: play an episode's actions again and film it."""
+
+    seat: int
+    task: str
+    seed: int
+    actions: Float32[np.ndarray, "steps A"]
+    path: Path
+
+    def __str__(self) -> str:
+        return f"film of task {self.task!r}, seed {self.seed}"
+
+
+@dataclass
+class Player:
+    """Runs in a worker. Simulators are kept from episode to episode, as making one is slow."""
+
+    sim: SimConfig
+    simulators: dict[tuple[str, bool], base.Simulator] = field(default_factory=dict)
+    steps: int = 0
+
+    def __call__(self, job: Segment | Replay) -> Seen:
+        """Do one job."""
+        return self._film(job) if isinstance(job, Replay) else self._play(job)
+
+    def _simulator(self, task: str, film: bool) -> base.Simulator:
+        if (task, film) not in self.simulators:
+            sim = self.sim
+            if film:
+                sim = replace(sim, cameras=sim.cameras[:1], height=VIDEO_SIZE, width=VIDEO_SIZE)
+            self.simulators[task, film] = base.make(sim, task)
+        return self.simulators[task, film]
+
+    def _play(self, job: Segment) -> Seen:
+        simulator = self._simulator(job.task, film=False)
+        if job.actions is None:
+            simulator.reset(job.seed)
+            self.steps = 0
+        for action in job.actions if job.actions is not None else ():
+            outcome = simulator.step(action)
+            self.steps += 1
+            if outcome.success or outcome.ended or self.steps >= self.sim.max_steps:
+                return Seen(None, self.steps, outcome.success)
+        return Seen(simulator.observe(), self.steps, False)
+
+    def _film(self, job: Replay) -> Seen:
+        simulator = self._simulator(job.task, film=True)
+        camera = simulator.cameras[0]
+        simulator.reset(job.seed)
+        pictures = [simulator.observe().frames[camera]]
+        for action in job.actions:
+            simulator.step(action)
+            pictures.append(simulator.observe().frames[camera])
+        beside = job.path.with_name(f".{job.path.name}")  # a kill must not leave half a video under the right name
+        write_video(beside, np.stack(pictures), max(1, round(simulator.fps)))
+        beside.replace(job.path)
+        return Seen(None, len(job.actions), False)

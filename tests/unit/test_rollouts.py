@@ -1,0 +1,20 @@
+"""rollouts.py: a player's steps; that it plays and films what the policy chose, test_evaluate.py shows."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from lightwam.config import Recipe
+from lightwam.rollouts import Player, Segment
+
+
+def test_a_player_counts_steps_and_stops_at_the_limit(tiny_recipe: Recipe) -> None:
+    player = Player(replace(tiny_recipe.sim, max_steps=5))
+    begun = player(Segment(0, "red", 1, None))
+    assert (begun.steps, begun.success) == (0, False)
+    assert begun.observation is not None
+    still = np.zeros((3, 2), np.float32)
+    assert player(Segment(0, "red", 1, still)).steps == 3
+    over = player(Segment(0, "red", 1, still))
+    assert (over.observation, over.steps, over.success) == (None, 5, False)
+    assert player(Segment(0, "red", 2, None)).steps == 0
