@@ -28,7 +28,7 @@ from lightwam.train import flow_draw
 from lightwam.types import Batch, Latents, Losses
 
 WARM_UP, REPETITIONS = 1, 8
-LONG_STEP_S, FEW_REPETITIONS = 5.0, 2
+LONG_STEP_S, FEW_REPETITIONS = 5.0, 4
 """steps that take longer than so many seconds are repeated less often"""
 PROMPT_TOKENS = 40
 """of the random prompts, the rest is padding: what UMT5 makes of the paper's prompt and a LIBERO sentence, roughly"""
@@ -45,7 +45,7 @@ def bench_train(
     """Time whole training steps, plain and packed in turns, and print them; returns the same numbers.
 
     The batch is the recipe's, a micro batch of it where it has one. A first step of each is not counted; medians are of
-    8 more of each, of 2 where a step takes over 5 s. Parts: encode (pictures to latents, where they are not cached),
+    8 more of each, of 4 where a step takes over 5 s. Parts: encode (pictures to latents, where they are not cached),
     forward, backward, optimiser. The loader is not in here: log.jsonl's `wait_share` says how long a run waited for it.
     """
     check(recipe)

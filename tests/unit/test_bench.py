@@ -48,7 +48,7 @@ def test_a_micro_batch_is_what_is_measured_and_long_steps_are_repeated_less(
     monkeypatch.setattr(bench, "LONG_STEP_S", 0.0)
     recipe = replace(tiny_recipe, train=replace(tiny_recipe.train, micro_batch=2))
     result = bench_train(recipe, device="cpu", say=lambda line: None)
-    assert (result["batch_size"], result["repetitions"]) == (2, 2)
+    assert (result["batch_size"], result["repetitions"]) == (2, 4)
 
 
 def test_random_weights_are_finite_and_in_the_recipes_precision(tiny_recipe: Recipe) -> None:

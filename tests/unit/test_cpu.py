@@ -1,5 +1,8 @@
-"""bfloat16 on a CPU without units for it: float32 rounded once, backward passes included, all else untouched."""
+"""bfloat16 on a CPU without units: float32 rounded once, backward passes included; and memory that is kept."""
 
+import platform
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -45,6 +48,29 @@ def test_products_are_computed_in_float32_and_rounded_once(name: str) -> None:
         # the attention's gradient reads its own rounded result
         room = {"atol": 0.01, "rtol": 0.02} if name == "attention" and index else {"atol": 0.0, "rtol": 0.0}
         torch.testing.assert_close(one, other.bfloat16(), **room)
+
+
+MEASURE = """
+import resource, sys, torch
+from lightwam.engine.cpu import keep_memory
+if sys.argv[1] == "keep":
+    assert keep_memory()
+for _ in range(40):  # until the heap has grown
+    torch.ones(2**24)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    torch.ones(2**24)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="about glibc's malloc")
+def test_kept_memory_is_not_fetched_again() -> None:
+    faults = {
+        way: int(subprocess.run([sys.executable, "-c", MEASURE, way], capture_output=True, check=True).stdout)
+        for way in ("keep", "leave")
+    }
+    assert faults["keep"] < 0.5 * faults["leave"]
 
 
 class Seen(TorchDispatchMode):

@@ -36,5 +36,7 @@ def run(arguments: Sequence[str]) -> None:
     options = parse(BenchTrainOptions(recipe), rest, f"bench train {recipe.name}")
     checks.check(options.recipe)
     from lightwam.bench import bench_train
+    from lightwam.engine.cpu import keep_memory
 
+    keep_memory()
     bench_train(options.recipe, device=options.device, as_json=options.json)

@@ -34,7 +34,9 @@ def run(arguments: Sequence[str]) -> None:
     defaults = TrainOptions(recipe, Path("data") / recipe.name, Path("runs") / recipe.name)
     options = parse(defaults, rest, f"train {recipe.name}")
     checks.check(options.recipe)
+    from lightwam.engine.cpu import keep_memory
     from lightwam.train import train
 
+    keep_memory()
     train(options.recipe, options.data, options.run, device=options.device, parallel=options.parallel,
           start_from=options.start_from)  # fmt: skip
