@@ -19,7 +19,7 @@ from lightwam.config import DctConfig, Recipe
 from lightwam.demo import machine
 from lightwam.distributed import device_called
 from lightwam.encoders import encode_clip
-from lightwam.engine.cpu import has_bfloat16, products
+from lightwam.engine.cpu import product_dtype, products
 from lightwam.engine.packed import packed_loss
 from lightwam.latents.dct import DctLatents
 from lightwam.model.light_wam import LightWAM
@@ -52,7 +52,7 @@ def bench_train(
     torch.manual_seed(0)
     place = device_called(device)
     size = recipe.train.micro_batch or recipe.train.batch_size
-    model = random_model(recipe, place)
+    model = random_model(recipe, place, getattr(torch, recipe.train.precision))
     optimizer = Optimizer({name: p for name, p in model.named_parameters() if p.requires_grad}, recipe.train)
     encode = _encoder(recipe, size, place)
     checkpointing = recipe.train.checkpointing
@@ -76,11 +76,11 @@ def bench_train(
     return result
 
 
-def random_model(recipe: Recipe, device: torch.device) -> LightWAM:
-    """A model of the recipe's sizes and precision with random weights, made in place: no second copy, no slow init."""
+def random_model(recipe: Recipe, device: torch.device, dtype: torch.dtype) -> LightWAM:
+    """A model of the recipe's sizes with random weights, made in place: no second copy, no slow init."""
     with torch.device("meta"):
         model = LightWAM(recipe.model)
-    model = model.to(getattr(torch, recipe.train.precision)).to_empty(device=device)
+    model = model.to(dtype).to_empty(device=device)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("norm.weight") or ".norm" in name:
@@ -140,7 +140,7 @@ def _step(
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     marks = [_now(device)]
-    with products(device):
+    with products(device, getattr(torch, recipe.train.precision)):
         total = loss(batch, u, noise).total
         marks.append(_now(device))
         total.backward()
@@ -168,7 +168,7 @@ def _result(recipe: Recipe, rows: dict[str, list[dict[str, float]]], size: int, 
         "recipe": recipe.name,
         "batch_size": size,
         "precision": recipe.train.precision,
-        "products": _products(recipe, device),
+        "products": product_dtype(device, getattr(torch, recipe.train.precision)),
         "checkpointing": recipe.train.checkpointing,
         "threads": torch.get_num_threads(),
         "warm_up": WARM_UP,
@@ -184,12 +184,6 @@ def _result(recipe: Recipe, rows: dict[str, list[dict[str, float]]], size: int, 
         result["machine"] |= {"gpu": torch.cuda.get_device_name(device)}
         result["peak_gib"] = {name: max(row["peak_bytes"] for row in table) / 2**30 for name, table in rows.items()}
     return result
-
-
-def _products(recipe: Recipe, device: torch.device) -> str:
-    """The dtype that matrix products are computed in, of both ways alike."""
-    half = recipe.train.precision == "bfloat16"
-    return "float32" if half and device.type == "cpu" and not has_bfloat16() else recipe.train.precision
 
 
 def table(result: dict[str, Any]) -> str:

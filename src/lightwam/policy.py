@@ -19,7 +19,8 @@ from lightwam.codec import Codec
 from lightwam.config import Recipe
 from lightwam.distributed import device_called
 from lightwam.encoders import Prompts, open_processing
-from lightwam.errors import WireError
+from lightwam.engine.engine import Engine
+from lightwam.errors import ConfigError, WireError
 from lightwam.model.light_wam import LightWAM
 from lightwam.types import LatentCodec, Observation
 
@@ -28,15 +29,29 @@ class Policy:
     """Acts, imagines and shows what it looks at. Holds no state of an episode: `act` reads one observation."""
 
     def __init__(
-        self, recipe: Recipe, codec: Codec, latents: LatentCodec, prompts: Prompts, model: LightWAM, step: int
+        self,
+        recipe: Recipe,
+        codec: Codec,
+        latents: LatentCodec,
+        prompts: Prompts,
+        actor: LightWAM | Engine,
+        step: int,
     ) -> None:
+        """`actor` is the model or, to act alone, an engine made of it."""
         self.recipe, self.codec, self.latents, self.prompts = recipe, codec, latents, prompts
-        self.model, self.step = model.eval(), step
-        weight = next(model.parameters())
-        self.device, self.computes = (
-            weight.device,
-            f"{str(weight.dtype).removeprefix('torch.')} on {weight.device.type}",
-        )
+        self.actor, self.step = actor.eval() if isinstance(actor, LightWAM) else actor, step
+        tensor = next(actor.parameters()) if isinstance(actor, LightWAM) else actor.folded.patch_weight
+        self.device = tensor.device
+        by = "" if isinstance(actor, LightWAM) else ", by the engine"
+        self.computes = f"{str(tensor.dtype).removeprefix('torch.')} on {tensor.device.type}{by}"
+
+    @property
+    def model(self) -> LightWAM:
+        """The plain model; ConfigError when there is an engine in its place."""
+        if isinstance(self.actor, Engine):
+            raise ConfigError("this policy was loaded for acting alone", where="Policy", got="engine=True",
+                              next_step="Policy.load(run) without the engine also imagines and looks")  # fmt: skip
+        return self.actor
 
     @classmethod
     def load(
@@ -47,12 +62,14 @@ class Policy:
         ema: bool = True,
         device: str = "cpu",
         weights: str | None = None,
+        engine: bool = False,
     ) -> Policy:
         """The policy of a run directory, at `step` (the newest by default).
 
         `ema` takes the average of the weights where training kept one. `device` is "cpu" (float32), "cuda" (the
         recipe's precision) or "auto". `weights` is where pretrained encoders lie now, if not where the recipe says.
-        Raises CheckpointError for a run that is missing, damaged, or of another config than its weights.
+        `engine`: the same actions sooner, and nothing but actions. Raises CheckpointError for a run that is missing,
+        damaged, or of another config than its weights.
         """
         run, place = Path(run), device_called(device)
         recipe = checkpoint.read_recipe(run)
@@ -61,9 +78,11 @@ class Policy:
         saved = checkpoint.load(run, step, training=False)
         model = LightWAM(recipe.model)
         checkpoint.fill(model, checkpoint.run_weights(run, saved, ema=ema), run)
-        model.to(place, getattr(torch, recipe.train.precision) if place.type == "cuda" else torch.float32)
+        dtype = getattr(torch, recipe.train.precision) if place.type == "cuda" else torch.float32
         prompts = Prompts(recipe, checkpoint.read_tensors(run / checkpoint.PROMPTS), place)
-        return cls(recipe, codec, latents, prompts, model, saved.step)
+        # the engine is folded from the weights as they were saved, not from what `dtype` leaves of them
+        actor = Engine(model, latents, prompts.states, place, dtype) if engine else model.to(place, dtype)
+        return cls(recipe, codec, latents, prompts, actor, saved.step)
 
     def act(self, observation: Observation) -> Float32[np.ndarray, "H A"]:
         """A whole chunk of actions in robot units; WireError when the observation is not what training saw."""
@@ -72,7 +91,11 @@ class Policy:
     @torch.inference_mode()
     def act_batch(self, observations: Sequence[Observation]) -> Float32[np.ndarray, "B H A"]:
         """Chunks for several robots at once."""
-        action = self.model.act(*self._inputs(observations))
+        if isinstance(self.actor, Engine):
+            given = self._pixels(observations), self._sentences(observations), self._states(observations)
+            action = self.actor.act(*given)
+        else:
+            action = self.actor.act(*self._inputs(observations))
         return self.codec.decode_action(action.float().cpu().numpy())
 
     @torch.inference_mode()
@@ -97,11 +120,19 @@ class Policy:
     def _inputs(
         self, observations: Sequence[Observation]
     ) -> tuple[Float[Tensor, "B C 1 h w"], Float[Tensor, "B L E"], Float[Tensor, "B P"]]:
+        latent = self.latents.encode(self._pixels(observations).to(self.device))
+        context = self.prompts.states(self._sentences(observations))
+        return latent, context.to(self.device), self._states(observations).to(self.device)
+
+    def _pixels(self, observations: Sequence[Observation]) -> Float[Tensor, "B 3 1 height width"]:
         canvases = np.stack([self.codec.canvas(observation.frames) for observation in observations])
-        latent = self.latents.encode(self.codec.pixels(canvases[:, None]).to(self.device))
-        context = self.prompts.states([observation.instruction for observation in observations])
-        state = self.codec.encode_state(np.stack([self._state(observation) for observation in observations]))
-        return latent, context.to(self.device), torch.from_numpy(state).to(self.device)
+        return self.codec.pixels(canvases[:, None])
+
+    def _sentences(self, observations: Sequence[Observation]) -> list[str]:
+        return [observation.instruction for observation in observations]
+
+    def _states(self, observations: Sequence[Observation]) -> Float[Tensor, "B P"]:
+        return torch.from_numpy(self.codec.encode_state(np.stack([self._state(one) for one in observations])))
 
     def _state(self, observation: Observation) -> Float32[np.ndarray, " P"]:
         state = np.asarray(observation.state, np.float32)

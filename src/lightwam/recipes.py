@@ -107,7 +107,7 @@ def _two_sides(corner4: tuple[int, int], corner: tuple[int, int]) -> CodecConfig
 
 
 def mt10() -> Recipe:
-    """Meta-World's MT10: ten tasks, one policy; two hours on 2 CPU cores. docs/results/mt10.md has its rates.
+    """Meta-World's MT10: ten tasks, one policy; 1.7 hours on one busy CPU core. docs/results/mt10.md has its rates.
 
     The crops hold nearly all places where hand, object and goal are in any of the ten. The tasks whose goal, or whose
     object and goal, vary most have more demonstrations.

@@ -185,7 +185,7 @@ class Session:
             distributed.memory_said(
                 f"step {self.step}, {micro} samples at a time on {place}", _smaller(self.recipe.train, micro)
             ),
-            products(place),
+            products(place, getattr(torch, self.recipe.train.precision)),
         ):
             for start in range(0, size, micro):
                 stop = min(start + micro, size)

@@ -53,7 +53,7 @@ def test_a_micro_batch_is_what_is_measured_and_long_steps_are_repeated_less(
 
 def test_random_weights_are_finite_and_in_the_recipes_precision(tiny_recipe: Recipe) -> None:
     recipe = replace(tiny_recipe, train=replace(tiny_recipe.train, precision="bfloat16"))
-    model = random_model(recipe, torch.device("cpu"))
+    model = random_model(recipe, torch.device("cpu"), torch.bfloat16)
     for parameter in model.parameters():
         assert parameter.dtype == torch.bfloat16
         assert parameter.isfinite().all()

@@ -103,10 +103,18 @@ def test_other_dtypes_are_left_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "has", "quick"), [("cpu", False, True), ("cpu", True, False), ("cuda", False, False)]
+    ("device", "dtype", "has", "quick"),
+    [
+        ("cpu", torch.bfloat16, False, True),
+        ("cpu", torch.bfloat16, True, False),
+        ("cpu", torch.float32, False, False),
+        ("cuda", torch.bfloat16, False, False),
+    ],
 )
-def test_only_a_cpu_without_units_needs_it(
-    monkeypatch: pytest.MonkeyPatch, device: str, has: bool, quick: bool
+def test_only_bfloat16_on_a_cpu_without_units_needs_it(
+    monkeypatch: pytest.MonkeyPatch, device: str, dtype: torch.dtype, has: bool, quick: bool
 ) -> None:
     monkeypatch.setattr(cpu, "has_bfloat16", lambda: has)
-    assert isinstance(cpu.products(torch.device(device)), cpu.Float32Products) == quick
+    assert isinstance(cpu.products(torch.device(device), dtype), cpu.Float32Products) == quick
+    computed = "float32" if quick else str(dtype).removeprefix("torch.")
+    assert cpu.product_dtype(torch.device(device), dtype) == computed

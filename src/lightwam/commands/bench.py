@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 from lightwam import checks
 from lightwam.commands.options import AnyRecipe, named_recipe, parse, wants_help
+from lightwam.config import Recipe
 from lightwam.errors import ConfigError, did_you_mean
 
-KINDS = ("train",)
-USAGE = "usage: lightwam bench train RECIPE [OPTIONS]   training samples a second, and the share of time by part"
+KINDS = ("train", "act")
+USAGE = """usage: lightwam bench train RECIPE [OPTIONS]     training samples a second, and the share of time by part
+       lightwam bench act RECIPE|RUN [OPTIONS]    milliseconds an action chunk, plain and by the engine"""
 
 
 @dataclass(frozen=True)
@@ -24,14 +28,43 @@ class BenchTrainOptions:
     """print JSON instead of a table"""
 
 
+@dataclass(frozen=True)
+class BenchActOptions:
+    """Measure acting at batch 1: the published code's way, the plain model, and the engine, in turns."""
+
+    recipe: AnyRecipe
+    """its sizes, with random weights"""
+    device: str = "auto"
+    """auto, cpu or cuda"""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto: what a policy computes in on this device"""
+    json: bool = False
+    """print JSON instead of a table"""
+
+
+@dataclass(frozen=True)
+class BenchRunOptions:
+    """Measure acting at batch 1: the published code's way, the plain model, and the engine, in turns."""
+
+    run: Path
+    device: str = "auto"
+    """auto, cpu or cuda"""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto: what a policy computes in on this device"""
+    json: bool = False
+    """print JSON instead of a table"""
+
+
 def run(arguments: Sequence[str]) -> None:
-    """`lightwam bench train RECIPE`."""
+    """`lightwam bench train RECIPE`, `lightwam bench act RECIPE|RUN`."""
     if not arguments or wants_help(arguments):
         print(USAGE)
         return
     kind, *rest = arguments
     if kind not in KINDS:
         raise ConfigError("cannot measure that", got=repr(kind), next_step=did_you_mean(kind, KINDS))
+    if kind == "act":
+        return _act(rest)
     recipe, rest = named_recipe(rest, "bench train")
     options = parse(BenchTrainOptions(recipe), rest, f"bench train {recipe.name}")
     checks.check(options.recipe)
@@ -40,3 +73,20 @@ def run(arguments: Sequence[str]) -> None:
 
     keep_memory()
     bench_train(options.recipe, device=options.device, as_json=options.json)
+
+
+def _act(arguments: Sequence[str]) -> None:
+    options: BenchActOptions | BenchRunOptions
+    if arguments and (Path(arguments[0]) / "recipe.json").is_file():
+        options = parse(BenchRunOptions(Path(arguments[0])), arguments[1:], "bench act RUN")
+        subject: Recipe | Path = options.run
+    else:
+        recipe, rest = named_recipe(arguments, "bench act")
+        options = parse(BenchActOptions(recipe), rest, f"bench act {recipe.name}")
+        subject = options.recipe
+    from lightwam.bench_act import bench_act
+    from lightwam.engine.cpu import keep_memory
+
+    keep_memory()
+    precision = None if options.precision == "auto" else options.precision
+    bench_act(subject, device=options.device, precision=precision, as_json=options.json)

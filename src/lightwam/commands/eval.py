@@ -25,6 +25,8 @@ class EvalOptions:
     """auto: a GPU where there is one"""
     weights: str | None = None
     """where pretrained encoders lie now, if not where the recipe says"""
+    engine: bool = False
+    """act by the folded model: the same actions, sooner"""
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -37,11 +39,14 @@ def run(arguments: Sequence[str]) -> None:
     recipe = read_recipe(path)
     options = parse(EvalOptions(recipe.eval), rest, f"eval {path}")
     checks.check(replace(recipe, eval=options.eval))
+    from lightwam.engine.cpu import keep_memory
     from lightwam.evaluate import evaluate
 
+    keep_memory()
     result = evaluate(
-        path, options.eval, folder=options.folder, step=options.step, device=options.device, weights=options.weights
-    )
+        path, options.eval, folder=options.folder, step=options.step, device=options.device, weights=options.weights,
+        engine=options.engine,
+    )  # fmt: skip
     print(table(result))
 
 

@@ -39,13 +39,19 @@ def keep_memory() -> bool:
     return mallopt is not None and bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, -1))
 
 
-def products(device: torch.device) -> AbstractContextManager[Any]:
+def products(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
     """Within it, backward passes included, a CPU without bfloat16 units computes their products in float32.
 
     They are rounded once, to bfloat16. Torch's own are no more exact there, and up to tens of times slower. Nothing
-    changes on other devices, on CPUs that have the units, or for other dtypes.
+    changes on other devices, on CPUs that have the units, or where a model's `dtype` is another.
     """
-    return nullcontext() if device.type != "cpu" or has_bfloat16() else Float32Products()
+    return nullcontext() if product_dtype(device, dtype) == str(dtype).removeprefix("torch.") else Float32Products()
+
+
+def product_dtype(device: torch.device, dtype: torch.dtype) -> str:
+    """What products are computed in within `products`."""
+    needed = device.type == "cpu" and dtype == torch.bfloat16 and not has_bfloat16()
+    return "float32" if needed else str(dtype).removeprefix("torch.")
 
 
 class Float32Products(TorchDispatchMode):

@@ -81,7 +81,7 @@ class WanVaeLatents:
         path = locate(source, "vae")
         tensors = read_tensors(path)
         config = _read_config(path / "config.json") if path.is_dir() else _official_config(tensors, path)
-        vae = _empty_vae(config, path)
+        vae = empty_vae(config, path)
         wanted = {name: tensor.shape for name, tensor in vae.state_dict().items()}
         names = {name: name if path.is_dir() else official_name(name) for name in wanted}
         wrong = differences(tensors, {names[name]: shape for name, shape in wanted.items()})
@@ -314,7 +314,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _empty_vae(config: Mapping[str, Any], path: Path) -> Any:
+def empty_vae(config: Mapping[str, Any], path: Path) -> Any:
     """diffusers' AutoencoderKLWan of this config, without memory for its weights."""
     try:
         from diffusers import AutoencoderKLWan

@@ -1,0 +1,327 @@
+"""Speed of acting: the published code's way, this library's plain model and the engine, in turns, at true sizes."""
+
+from __future__ import annotations
+
+import gc
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from lightwam import checkpoint
+from lightwam.bench import PROMPT_TOKENS, random_model
+from lightwam.checks import check
+from lightwam.codec import Codec
+from lightwam.config import DctConfig, Recipe
+from lightwam.demo import machine
+from lightwam.distributed import device_called
+from lightwam.encoders import Prompts, open_processing
+from lightwam.engine.cpu import product_dtype, products
+from lightwam.engine.engine import Engine, Graph
+from lightwam.engine.fold import tensors
+from lightwam.latents.dct import DctLatents
+from lightwam.model.light_wam import LightWAM
+from lightwam.policy import Policy
+from lightwam.stats import measure
+from lightwam.types import LatentCodec, Observation
+
+WARM_UP, REPETITIONS = 10, 300
+SECONDS = 20.0
+"""of each way and stage; where a call takes so long that fewer repetitions fit, at least FEWEST are made"""
+FEWEST = 3
+LONG_S = 2.0
+"""calls that take longer are told one by one"""
+WAYS = {
+    "plain": "as the published code: every block, LoRA apart, the prompt read at every call, the library's VAE",
+    "model": "LightWAM.act: stops after the last tap, a frame's own encoder",
+    "engine": "folded once; on a CPU without bfloat16 units, in float32",
+}
+STAGES = ("latent to action", "pixels to action", "camera bytes to robot units")
+"""each holds the one before"""
+Call = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured: a model with all that stands around it."""
+
+    recipe: Recipe
+    model: LightWAM
+    """in float32, on the CPU"""
+    latents: LatentCodec
+    codec: Codec
+    prompts: Prompts
+    instruction: str
+
+    def observation(self) -> Observation:
+        """Random pictures of the canvas's sizes."""
+        random = np.random.default_rng(0)
+        places = {place.camera: (place.height, place.width, 3) for place in self.recipe.codec.places}
+        frames = {camera: random.integers(0, 256, shape, np.uint8) for camera, shape in places.items()}
+        return Observation(frames, np.zeros(self.recipe.model.state_dim, np.float32), self.instruction)
+
+
+def bench_act(
+    subject: Recipe | Path,
+    *,
+    device: str = "auto",
+    precision: str | None = None,
+    as_json: bool = False,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Time one action chunk at batch 1, the three ways in turns, and print it; returns the same numbers.
+
+    `subject` is a run, or a recipe, which gets random weights and a random VAE: times do not depend on them.
+    `precision` is "float32" or "bfloat16", by default what `Policy.load` computes in on this device. The prompt is
+    known. 300 calls of each way and stage after 10, fewer where that takes over 20 s, 3 at least.
+    """
+    place = device_called(device)
+    torch.manual_seed(0)
+    given = of_recipe(subject, place) if isinstance(subject, Recipe) else of_run(subject, place)
+    default = given.recipe.train.precision if place.type == "cuda" else "float32"
+    dtype = getattr(torch, precision or default)
+    with products(place, dtype):
+        calls, differences, engine = ways(given, place, dtype)
+        stages = {stage: in_turns(calls[stage], place) for stage in STAGES}
+        work = {way: gmac(call) for way, call in calls[STAGES[1]].items()}
+        floor = floor_ms(work["engine"], engine, place, engine.folded.place.dtype)
+    whole = stages[STAGES[-1]]
+    result: dict[str, Any] = {
+        "subject": given.recipe.name if isinstance(subject, Recipe) else str(subject),
+        "batch_size": 1,
+        "canvas": list(given.recipe.codec.canvas),
+        "precision": str(dtype).removeprefix("torch."),
+        "products": product_dtype(place, dtype),
+        "threads": torch.get_num_threads(),
+        "ways": WAYS,
+        "stages": stages,
+        **{f"{way}_ms": whole[way]["p50_ms"] for way in WAYS},
+        "ratio": whole["engine"]["p50_ms"] / whole["plain"]["p50_ms"],
+        "max_abs_difference": differences["engine"],
+        "max_abs_difference_of_plain": differences["plain"],
+        "gmac": work,
+        "floor_ms": floor,
+        "weights_gib": sum(b.numel() * b.element_size() for b in tensors(engine.folded)) / 2**30,
+        "peak_memory_gib": None,
+        "machine": machine() | {"torch": torch.__version__, "python": platform.python_version()},
+    }
+    if place.type == "cuda":
+        result["machine"] |= {"gpu": torch.cuda.get_device_name(place)}
+        result["peak_memory_gib"] = peak_memory_gib(given.model, calls[STAGES[1]]["engine"])
+    say(json.dumps(result, indent=2) if as_json else table(result))
+    return result
+
+
+def of_run(run: Path, device: torch.device) -> Subject:
+    """A trained run; CheckpointError when it is none."""
+    recipe = checkpoint.read_recipe(run)
+    codec, latents = open_processing(run, recipe, device)
+    model = LightWAM(recipe.model)
+    checkpoint.fill(model, checkpoint.run_weights(run, checkpoint.load(run, training=False)), run)
+    known = checkpoint.read_tensors(run / checkpoint.PROMPTS)
+    before, after = recipe.prompt.split("{task}")
+    instruction = next((prompt.removeprefix(before).removesuffix(after) for prompt in known), "reach the goal")
+    return Subject(recipe, model, latents, codec, Prompts(recipe, known, device), instruction)
+
+
+def of_recipe(recipe: Recipe, device: torch.device) -> Subject:
+    """Random weights at the recipe's sizes."""
+    check(recipe)
+    model, text, instruction = recipe.model, recipe.text, "a task"
+    states = torch.zeros(text.num_tokens, text.dim)
+    states[: min(PROMPT_TOKENS, text.num_tokens // 2)].normal_()
+    prompts = Prompts(recipe, {recipe.prompt.format(task=instruction): states}, device)
+    codec = Codec(recipe.codec, *(measure(np.random.default_rng(0).normal(size=(99, width)).astype(np.float32))
+                                  for width in (model.state_dim, model.action_dim)))  # fmt: skip
+    return Subject(recipe, random_model(recipe, torch.device("cpu"), torch.float32), _random_latents(recipe, device),
+                   codec, prompts, instruction)  # fmt: skip
+
+
+def _random_latents(recipe: Recipe, device: torch.device) -> LatentCodec:
+    if isinstance(recipe.latents, DctConfig):
+        channels = recipe.model.backbone.latent_channels
+        return DctLatents(recipe.latents, [0.0] * channels, [1.0] * channels)
+    from lightwam.latents.wan_vae import WanVaeLatents, empty_vae
+
+    vae = empty_vae({}, Path("random weights")).to_empty(device=device)
+    for parameter in vae.parameters():
+        parameter.data.normal_(0.0, 0.02)
+    return WanVaeLatents(vae)
+
+
+def ways(
+    given: Subject, device: torch.device, dtype: torch.dtype
+) -> tuple[dict[str, dict[str, Call]], dict[str, float], Engine]:
+    """A call of every stage and way; how far their actions are from float32's, normalised; and the engine."""
+    model, latents, codec, sentence = given.model, given.latents, given.codec, given.instruction
+    observation = given.observation()
+    pixels = codec.pixels(codec.canvas(observation.frames)[None, None]).to(device)
+    state = torch.from_numpy(codec.encode_state(observation.state[None])).to(device)
+    context, latent = given.prompts.states([sentence]).to(device), latents.encode(pixels)
+    with torch.inference_mode():
+        exact = model.to(device).act(latent, context, state)
+    engine = Engine(model, latents, given.prompts.states, device, dtype)
+    model = model.to(dtype)
+    memory = engine.memory((sentence,))
+    rest = given.recipe, codec, latents, given.prompts
+    policies = {"model": Policy(*rest, model, 0), "engine": Policy(*rest, engine, 0)}
+    act = Graph(engine.folded.act, latent, memory, state) if device.type == "cuda" else engine.folded.act
+
+    def whole() -> np.ndarray:
+        seen = codec.pixels(codec.canvas(observation.frames)[None, None]).to(device)
+        read = given.prompts.states([sentence]).to(device)
+        robot = torch.from_numpy(codec.encode_state(observation.state[None])).to(device)
+        return codec.decode_action(published(model, library_encode(latents, seen), read, robot).float().cpu().numpy())
+
+    calls: dict[str, dict[str, Call]] = {
+        STAGES[0]: {
+            "plain": lambda: published(model, latent, context, state),
+            "model": lambda: model.act(latent, context, state),
+            "engine": lambda: act(latent, memory, state),
+        },
+        STAGES[1]: {
+            "plain": lambda: published(model, library_encode(latents, pixels), context, state),
+            "model": lambda: model.act(latents.encode(pixels), context, state),
+            "engine": lambda: engine.act(pixels, [sentence], state),
+        },
+        STAGES[2]: {
+            "plain": whole,
+            "model": lambda: policies["model"].act(observation),
+            "engine": lambda: policies["engine"].act(observation),
+        },
+    }
+    with torch.inference_mode():
+        differences = {way: float((call() - exact).abs().max()) for way, call in calls[STAGES[0]].items()}
+    return calls, differences, engine
+
+
+def published(
+    model: LightWAM, latent: Float[Tensor, "B C 1 h w"], context: Float[Tensor, "B L E"], state: Float[Tensor, "B P"]
+) -> Float[Tensor, "B H A"]:
+    """`model.act` with the published code's work: all blocks and the head run, and what they give is dropped."""
+    memory = model.dit.read(model.with_proprio(context, state))
+    return model.expert([tap.adapted for tap in model.dit(latent, None, memory).taps])
+
+
+def library_encode(latents: LatentCodec, pixels: Float[Tensor, "B 3 1 height width"]) -> Float[Tensor, "B C 1 h w"]:
+    """A frame's latents by diffusers' VAE itself, where they are a VAE's."""
+    if isinstance(latents, DctLatents):
+        return latents.encode(pixels)
+    published: Any = latents
+    raw = published.vae.encode(pixels.to(published.vae.dtype)).latent_dist.mode()
+    mean, std = (s.to(raw).view(1, -1, 1, 1, 1) for s in (published.mean, published.std))
+    return (raw - mean) / std
+
+
+@torch.inference_mode()
+def in_turns(calls: Mapping[str, Call], device: torch.device) -> dict[str, dict[str, float]]:
+    """Milliseconds of each call: percentiles over the repetitions, and their standard deviation."""
+    first = {way: _seconds(call, device) for way, call in calls.items()}
+    slowest = max(first.values())
+    warm_up = min(WARM_UP, int(SECONDS / 4 / slowest))
+    repetitions = min(REPETITIONS, max(FEWEST, int(SECONDS / slowest)))
+    times: dict[str, list[float]] = {way: [] for way in calls}
+    for number in range(-warm_up, repetitions):
+        for way in sorted(calls, reverse=number % 2 == 0):
+            seconds = _seconds(calls[way], device)
+            if seconds > LONG_S:
+                print(f"{way} call {number}: {seconds:.1f} s", file=sys.stderr, flush=True)
+            if number >= 0:
+                times[way].append(1000 * seconds)
+    return {
+        way: {
+            **{f"p{q}_ms": float(np.percentile(rows, q)) for q in (50, 95, 99)},
+            "std_ms": float(np.std(rows)),
+            "repetitions": len(rows),
+            "warm_up": 1 + warm_up,
+        }
+        for way, rows in times.items()
+    }
+
+
+def _seconds(call: Call, device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    began = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - began
+
+
+@torch.inference_mode()
+def gmac(call: Call) -> float:
+    """Multiply-adds of all products in a call, in billions; what a CUDA graph replays is not seen."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops() / 2e9
+
+
+@torch.inference_mode()
+def floor_ms(work: float, engine: Engine, device: torch.device, dtype: torch.dtype) -> dict[str, float]:
+    """What this machine could do at best: the products at the speed of a large one, the weights read once."""
+    side = 8192 if device.type == "cuda" else 1024
+    a, b = torch.randn(side, side, device=device).to(dtype), torch.randn(side, side, device=device).to(dtype)
+    product = min(_seconds(lambda: a @ b, device) for _ in range(10))
+    block = torch.randn(2**28 if device.type == "cuda" else 2**25, device=device)
+    copying = min(_seconds(lambda: block.sum(), device) for _ in range(10))
+    size = sum(buffer.numel() * buffer.element_size() for buffer in tensors(engine.folded))
+    rate, bandwidth = side**3 / product, block.numel() * 4 / copying
+    return {
+        "gmac_per_second": rate / 1e9,
+        "gb_per_second": bandwidth / 1e9,
+        "products_ms": 1000 * work * 1e9 / rate,
+        "weights_ms": 1000 * size / bandwidth,
+    }
+
+
+def peak_memory_gib(model: LightWAM, call: Call) -> float:
+    """What the engine holds of the GPU at most, graphs included, once the plain model has left it."""
+    model.to("cpu")
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    return torch.cuda.max_memory_reserved() / 2**30
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result as text."""
+    place = result["machine"].get("gpu", f"{result['threads']} threads on {result['machine']['processor']}")
+    how = result["precision"]
+    if result["products"] != how:
+        how += f" (products in {result['products']})"
+    lines = [f"{result['subject']}: {result['engine_ms']:.4g} ms a chunk by the engine, batch 1, {how}, {place}"]
+    for stage, rows in result["stages"].items():
+        counts = rows["engine"]
+        lines.append(f"  {stage}: {counts['repetitions']} calls after {counts['warm_up']}, in turns")
+        lines.append(f"    {'ms':8}" + "".join(f"{name:>11}" for name in ("p50", "p95", "p99", "std", "of plain")))
+        for way, row in rows.items():
+            numbers = (*(row[f"{name}_ms"] for name in ("p50", "p95", "p99", "std")),)
+            share = row["p50_ms"] / rows["plain"]["p50_ms"]
+            lines.append(f"    {way:8}" + "".join(f"{number:11.2f}" for number in numbers) + f"{share:11.3f}")
+    floor, work = result["floor_ms"], result["gmac"]
+    lines += [
+        f"  plain: {WAYS['plain']}",
+        f"  model: {WAYS['model']}",
+        f"  pixels to action: {work['plain']:.4g} GMAC plain, {work['model']:.4g} model, {work['engine']:.4g} engine",
+        f"  this machine at its best: {floor['products_ms']:.4g} ms for the engine's products at "
+        f"{floor['gmac_per_second']:.4g} GMAC/s, {floor['weights_ms']:.4g} ms to read its weights once at "
+        f"{floor['gb_per_second']:.3g} GB/s",
+        f"  largest difference from float32 (normalised actions): engine {result['max_abs_difference']:.2g}, "
+        f"plain {result['max_abs_difference_of_plain']:.2g}",
+        f"  the engine's weights take {result['weights_gib']:.3g} GiB",
+    ]
+    if result["peak_memory_gib"] is not None:
+        lines.append(f"  peak memory of the engine {result['peak_memory_gib']:.2f} GiB")
+    return "\n".join(lines)

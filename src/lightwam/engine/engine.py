@@ -1,0 +1,116 @@
+"""The fast way from pixels to actions: the folded model, sentences read once, and on a GPU one graph of kernels."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lightwam.engine.acting import FoldedWAM, Memory, Sentence
+from lightwam.engine.cpu import product_dtype
+from lightwam.engine.fold import Place
+from lightwam.model.light_wam import LightWAM
+from lightwam.types import LatentCodec
+
+NUM_SENTENCES = 64
+"""sentences whose keys and values are kept, the latest used; about 6 MiB each at the paper's sizes in bfloat16"""
+NUM_GRAPHS = 8
+"""sizes of batch and prompts whose CUDA graphs are kept, the latest used"""
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+
+class Engine:
+    """Acts as `LightWAM.act` does on `latents.encode(pixels)`. Not for several threads at once."""
+
+    def __init__(
+        self,
+        model: LightWAM,
+        latents: LatentCodec,
+        states: Callable[[Sequence[str]], Float[Tensor, "B L E"]],
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        """Folds the model, where it is, to compute in `dtype` on `device`; the model is only read.
+
+        A CPU without bfloat16 units computes in float32 instead. `states` gives the token states of instructions.
+        """
+        dtype = getattr(torch, product_dtype(device, dtype))
+        self.folded, self.latents, self.device = FoldedWAM(model, Place(device, dtype)), latents, device
+        self._states = states
+        self._sentences: OrderedDict[str, Sentence] = OrderedDict()
+        self._graphs: OrderedDict[tuple[int, ...], Graph] = OrderedDict()
+        self._memory: tuple[tuple[str, ...], Memory] | None = None
+
+    @torch.inference_mode()
+    def act(
+        self, pixels: Float[Tensor, "B 3 1 height width"], instructions: Sequence[str], state: Float[Tensor, "B P"]
+    ) -> Float[Tensor, "B H A"]:
+        """Chunks of normalised actions. A sentence that is new costs its encoding and one reading."""
+        memory, pixels, state = self.memory(tuple(instructions)), pixels.to(self.device), state.to(self.device)
+        if self.device.type != "cuda":
+            return self.run(pixels, memory, state)
+        sizes = (*pixels.shape, memory.weight.shape[-1])
+        graph = _kept(self._graphs, sizes, lambda: Graph(self.run, pixels, memory, state), NUM_GRAPHS)
+        return graph(pixels, memory, state)
+
+    def run(
+        self, pixels: Float[Tensor, "B 3 1 height width"], memory: Memory, state: Float[Tensor, "B P"]
+    ) -> Float[Tensor, "B H A"]:
+        """All of it, kernel by kernel."""
+        return self.folded.act(self.latents.encode(pixels), memory, state)
+
+    def memory(self, instructions: tuple[str, ...]) -> Memory:
+        """The instructions as the model reads them, one a sample."""
+        if self._memory is None or self._memory[0] != instructions:
+            self._memory = instructions, self.folded.join([self._sentence(one) for one in instructions])
+        return self._memory[1]
+
+    def _sentence(self, instruction: str) -> Sentence:
+        def read() -> Sentence:
+            return self.folded.read(self._states([instruction])[0].to(self.device))
+
+        return _kept(self._sentences, instruction, read, NUM_SENTENCES)
+
+
+class Graph:
+    """`run`, captured once for inputs of some shapes, then replayed: one launch instead of over a thousand."""
+
+    def __init__(self, run: Callable[..., Tensor], pixels: Tensor, memory: Memory, state: Tensor) -> None:
+        self.pixels, self.state = pixels.clone(), state.clone()
+        self.memory, self.given = Memory(*(part.clone() for part in memory)), memory
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # libraries choose their kernels and workspaces before the capture
+            for _ in range(3):
+                run(self.pixels, self.memory, self.state)
+        torch.cuda.current_stream().wait_stream(side)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.action = run(self.pixels, self.memory, self.state)
+
+    def __call__(self, pixels: Tensor, memory: Memory, state: Tensor) -> Float[Tensor, "B H A"]:
+        """What `run` gives for these."""
+        if memory is not self.given:
+            for ours, theirs in zip(self.memory, memory, strict=True):
+                ours.copy_(theirs)
+            self.given = memory
+        self.pixels.copy_(pixels, non_blocking=True)
+        self.state.copy_(state, non_blocking=True)
+        self.graph.replay()
+        return self.action.clone()
+
+
+def _kept(kept: OrderedDict[Key, Value], key: Key, make: Callable[[], Value], most: int) -> Value:
+    """What is kept under a key, made when it is not; the one that was not asked for the longest is let go."""
+    if key not in kept:
+        kept[key] = make()
+        if len(kept) > most:
+            kept.popitem(last=False)
+    kept.move_to_end(key)
+    return kept[key]

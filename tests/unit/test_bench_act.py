@@ -1,0 +1,85 @@
+"""`lightwam bench act`: three ways to the same action, timed in turns, and a table that says what was measured."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lightwam import bench_act as bench
+from lightwam.bench_act import STAGES, WAYS, bench_act, in_turns, table
+from lightwam.config import Recipe
+from lightwam.errors import CheckpointError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "REPETITIONS", 3)
+    monkeypatch.setattr(bench, "WARM_UP", 1)
+
+
+def check(result: dict[str, Any]) -> None:
+    assert list(result["stages"]) == list(STAGES)
+    for rows in result["stages"].values():
+        assert list(rows) == list(WAYS)
+        for row in rows.values():
+            assert 0 < row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"]
+            assert (row["repetitions"], row["warm_up"]) == (3, 2)
+    whole = result["stages"][STAGES[-1]]
+    assert result["plain_ms"] == whole["plain"]["p50_ms"] and result["engine_ms"] == whole["engine"]["p50_ms"]
+    assert result["ratio"] == result["engine_ms"] / result["plain_ms"]
+    assert result["gmac"]["engine"] < result["gmac"]["model"] <= result["gmac"]["plain"]
+    assert result["weights_gib"] > 0 and result["peak_memory_gib"] is None
+
+
+def test_a_recipe_with_random_weights(few: None, tiny_recipe: Recipe) -> None:
+    said: list[str] = []
+    result = bench_act(tiny_recipe, device="cpu", as_json=True, say=said.append)
+    check(result)
+    assert json.loads(said[0]) == json.loads(json.dumps(result))
+    assert result["precision"] == "float32"
+    assert result["max_abs_difference"] < 2e-6 and result["max_abs_difference_of_plain"] < 2e-6
+
+
+def test_in_half_precision_the_engine_is_no_further_off(few: None, tiny_recipe: Recipe) -> None:
+    result = bench_act(tiny_recipe, device="cpu", precision="bfloat16", say=lambda line: None)
+    check(result)
+    assert result["max_abs_difference_of_plain"] > 1e-5
+    assert result["max_abs_difference"] < 2 * result["max_abs_difference_of_plain"]
+    assert "bfloat16" in table(result)
+
+
+def test_a_run_with_its_own_weights(few: None, tiny_once: Any, tmp_path: Path) -> None:
+    said: list[str] = []
+    result = bench_act(tiny_once.run, device="cpu", say=said.append)
+    check(result)
+    assert result["subject"] == str(tiny_once.run)
+    lines = said[0].splitlines()
+    assert "ms a chunk by the engine, batch 1, float32" in lines[0]
+    assert sum(line.split()[0] in WAYS for line in lines[1:] if line.startswith("    ")) == 9
+    with pytest.raises(CheckpointError):
+        bench_act(tmp_path, device="cpu")
+
+
+def test_the_published_way_gives_the_same_action(tiny_recipe: Recipe) -> None:
+    backbone = replace(tiny_recipe.model.backbone, num_blocks=tiny_recipe.model.backbone.taps[-1] + 3)
+    recipe = replace(tiny_recipe, model=replace(tiny_recipe.model, backbone=backbone))
+    calls, differences, _ = bench.ways(bench.of_recipe(recipe, CPU), CPU, torch.float32)
+    assert differences["plain"] == differences["model"] == 0
+    with torch.inference_mode():
+        for stage in STAGES[:2]:
+            made = [torch.as_tensor(call()) for call in calls[stage].values()]
+            for one in made[1:]:
+                torch.testing.assert_close(one, made[0], rtol=0, atol=5e-6)
+
+
+def test_ways_take_turns_and_slow_calls_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    monkeypatch.setattr(bench, "SECONDS", 0.0)
+    rows = in_turns({name: lambda name=name: order.append(name) for name in ("a", "b")}, CPU)
+    assert rows["a"]["repetitions"] == bench.FEWEST and rows["a"]["warm_up"] == 1
+    assert order == ["a", "b"] + ["b", "a", "a", "b"] * (bench.FEWEST // 2) + ["b", "a"] * (bench.FEWEST % 2)

@@ -1,0 +1,234 @@
+"""The engine: folded weights, updates that rounding would swallow, kept sentences, and a policy's use of it."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightwam.config import BackboneConfig, ExpertConfig, FlowConfig, ModelConfig
+from lightwam.engine import cpu
+from lightwam.engine import engine as engines
+from lightwam.engine import fold as fold_
+from lightwam.engine.acting import FoldedWAM
+from lightwam.engine.engine import Engine
+from lightwam.engine.fold import Folded, Packed, Place, fold, stack, tensors
+from lightwam.errors import ConfigError, WireError
+from lightwam.model.light_wam import LightWAM
+from lightwam.model.lora import LoRA, project
+from lightwam.policy import Policy
+from lightwam.sim import base
+
+SINGLE, HALF = (Place(torch.device("cpu"), dtype) for dtype in (torch.float32, torch.bfloat16))
+CONFIG = ModelConfig(
+    BackboneConfig(
+        width=48, ffn_width=64, num_heads=2, num_blocks=5, latent_channels=3, text_dim=10, time_code_dim=16,
+        taps=(0, 3), adapter_width=6, lora_rank=3, lora_alpha=6.0,
+    ),
+    ExpertConfig(num_queries=3, num_pool_heads=2, layer_width=12, trunk_width=16, step_code_dim=8),
+    FlowConfig(), state_dim=2, action_dim=3, horizon=8,
+)  # fmt: skip
+
+
+def model_of(seed: int = 0, noise: float = 0.1) -> LightWAM:
+    torch.manual_seed(seed)
+    model = LightWAM(CONFIG)
+    for parameter in model.parameters():
+        parameter.data += noise * torch.randn_like(parameter)
+    return model
+
+
+def inputs_of(size: int = 2, seed: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(seed)
+    context = torch.randn(size, 6, 10)
+    context[:, 4:] = 0
+    return torch.randn(size, 3, 1, 8, 12), context, torch.randn(size, 2)
+
+
+def acted(folded: FoldedWAM, latent: Tensor, context: Tensor, state: Tensor) -> Tensor:
+    return folded.act(latent, folded.join([folded.read(one) for one in context]), state)
+
+
+def test_single_precision_is_the_models_to_rounding() -> None:
+    model, given = model_of(), inputs_of()
+    with torch.no_grad():
+        torch.testing.assert_close(acted(FoldedWAM(model, SINGLE), *given), model.act(*given), rtol=0, atol=2e-6)
+
+
+def test_packed_weights_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What large layers on a CPU are: `PACKED_FROM` lowered to these sizes."""
+    model, given = model_of(), inputs_of()
+    plain = FoldedWAM(model, SINGLE)
+    monkeypatch.setattr(fold_, "PACKED_FROM", 1)
+    packed = FoldedWAM(model, SINGLE)
+    assert type(packed.blocks[0].qkv) is Packed and type(plain.blocks[0].qkv) is Folded
+    assert len(tensors(packed)) == len(tensors(plain))
+    torch.testing.assert_close(acted(packed, *given), acted(plain, *given), rtol=0, atol=2e-6)
+
+
+def test_half_precision_on_a_cpu_without_units_is_single(monkeypatch: pytest.MonkeyPatch) -> None:
+    for has, dtype in ((False, torch.float32), (True, torch.bfloat16)):
+        monkeypatch.setattr(cpu, "has_bfloat16", lambda has=has: has)
+        engine = Engine(model_of(), Same(), lambda sentences: torch.ones(1, 6, 10), torch.device("cpu"), torch.bfloat16)
+        assert engine.folded.place.dtype == dtype
+
+
+def test_half_precision_is_as_near_to_single_as_the_plain_model() -> None:
+    errors: dict[str, list[float]] = {"plain": [], "engine": []}
+    for seed in range(12):
+        model, given = model_of(seed, 0.05), inputs_of(4, seed)
+        with torch.no_grad():
+            exact = model.act(*given)
+            ours = acted(FoldedWAM(model, HALF), *given)
+            theirs = model.bfloat16().act(*given)
+        errors["plain"].append(float((theirs - exact).square().mean()))
+        errors["engine"].append(float((ours - exact).square().mean()))
+    plain, engine = (np.sqrt(np.mean(errors[name])) for name in ("plain", "engine"))
+    assert plain > 1e-3, "this is about rounding"
+    assert engine < 1.1 * plain
+
+
+def test_the_model_is_only_read() -> None:
+    model = model_of()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    acted(FoldedWAM(model, HALF), *inputs_of())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_folding_needs_no_more_than_acting_does() -> None:
+    """Blocks after the last tap, the head and the text path's copies are left behind; nothing is trainable."""
+    model = model_of()
+    kept = tensors(FoldedWAM(model, SINGLE))
+    assert not any(tensor.requires_grad for tensor in kept)
+    size = sum(tensor.numel() for tensor in kept)
+    assert size > 0.5 * sum(p.numel() for p in model.dit.blocks[:4].parameters())
+    assert size < sum(p.numel() for name, p in model.named_parameters() if ".4." not in name)
+
+
+def linear_of(width: int, update: float) -> tuple[nn.Linear, LoRA]:
+    torch.manual_seed(3)
+    layer, lora = nn.Linear(width, width), LoRA(width, width, 2, 2.0)
+    layer.weight.data = torch.randn(width, width).bfloat16().float()
+    lora.up.weight.data.normal_()
+    lora.up.weight.data *= update * layer.weight.data.norm() / lora.update().norm()
+    return layer.requires_grad_(False), lora.requires_grad_(False)
+
+
+def widened(folded: Folded) -> Folded:
+    return type(folded)(
+        *(None if x is None else x.float() for x in (folded.weight, folded.bias, folded.down, folded.up))
+    )
+
+
+@pytest.mark.parametrize(("update", "apart"), [(0.0, False), (1e-4, True), (1e-3, True), (1e-2, False)])
+def test_an_update_that_rounding_swallows_stays_apart(update: float, apart: bool) -> None:
+    layer, lora = linear_of(96, update)
+    folded = fold([(layer, lora)], HALF)
+    assert (folded.down is not None) == apart
+    x = torch.randn(50, 96)
+    moved = project(layer, lora, x) - layer(x)
+    ours = widened(folded)(x) - layer(x)
+    if update:
+        assert 0.93 < float((ours * moved).sum() / moved.square().sum()) < 1.07
+
+
+def test_updates_apart_and_merged_may_stand_in_one_stack() -> None:
+    pairs = [linear_of(24, 1e-4), linear_of(24, 0.1), linear_of(24, 0.0)]
+    made = stack([fold([pair], HALF) for pair in pairs])
+    assert made.down is not None
+    x = torch.randn(5, 24)
+    for layer, ours in zip(pairs, widened(made)(x), strict=True):
+        torch.testing.assert_close(ours, project(*layer, x), rtol=0.02, atol=0.05)
+
+
+def test_several_layers_some_with_an_update_are_one_product() -> None:
+    (one, lora), two, gate, scale, shift = (
+        linear_of(24, 0.1),
+        nn.Linear(24, 24),
+        *torch.randn(48 + 24 + 24).split((48, 24, 24)),
+    )
+    x = torch.randn(5, 24)
+    seen = x * scale + shift
+    expected = gate * torch.cat((project(one, lora, seen), two(seen)), dim=1)
+    folded = fold([(one, lora), (two, None)], SINGLE, scale=scale, shift=shift, gate=gate)
+    torch.testing.assert_close(folded(x), expected, rtol=1e-5, atol=1e-5)
+
+
+class Same:
+    """Latents that are what was given."""
+
+    channels, spatial_stride, temporal_stride = 3, 1, 4
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        return pixels
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return latents
+
+    def decode_pooled(self, latents: Tensor) -> Tensor:
+        return latents
+
+
+@pytest.fixture
+def counted() -> tuple[Engine, list[str]]:
+    """An engine, and the sentences that it had encoded."""
+    asked: list[str] = []
+
+    def states(sentences: Any) -> Tensor:
+        asked.extend(sentences)
+        torch.manual_seed(len(sentences[0]))
+        rows = torch.randn(1, 6, 10)
+        rows[:, len(sentences[0]) :] = 0
+        return rows
+
+    return Engine(model_of(), Same(), states, torch.device("cpu"), torch.float32), asked
+
+
+def test_a_sentence_is_encoded_once(counted: tuple[Engine, list[str]]) -> None:
+    engine, asked = counted
+    latent, _, state = inputs_of(2)
+    first = engine.act(latent, ["ab", "abcd"], state)
+    again = engine.act(latent, ["abcd", "ab"], state.flip(0))
+    assert asked == ["ab", "abcd"]
+    assert not torch.allclose(first, again)
+    torch.testing.assert_close(engine.act(latent, ["ab", "abcd"], state), first, rtol=0, atol=0)
+    # rows do not touch one another, whatever the others' prompts
+    torch.testing.assert_close(engine.act(latent[:1], ["ab"], state[:1]), first[:1], rtol=0, atol=1e-6)
+
+
+def test_few_sentences_are_kept(counted: tuple[Engine, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "NUM_SENTENCES", 2)
+    engine, asked = counted
+    latent, _, state = inputs_of(1)
+    for sentence in ("a", "ab", "a", "abc", "a", "ab"):
+        engine.act(latent, [sentence], state)
+    assert asked == ["a", "ab", "abc", "ab"]
+
+
+def test_a_policy_acts_the_same_by_the_engine(tiny_once: Any) -> None:
+    plain, fast = Policy.load(tiny_once.run), Policy.load(tiny_once.run, engine=True)
+    seen = []
+    for seed, task in enumerate(("red", "blue")):
+        simulator = base.make(tiny_once.recipe.sim, task)
+        simulator.reset(seed)
+        seen.append(simulator.observe())
+    np.testing.assert_allclose(fast.act_batch(seen), plain.act_batch(seen), rtol=0, atol=5e-6)
+    np.testing.assert_allclose(fast.act(seen[1]), plain.act(seen[1]), rtol=0, atol=5e-6)
+    assert fast.computes == plain.computes + ", by the engine"
+    with pytest.raises(WireError, match="state"):
+        fast.act(replace(seen[0], state=np.full(2, np.nan, np.float32)))
+    with pytest.raises(ConfigError, match="acting alone"):
+        fast.imagine(seen[0], seed=0, num_steps=1)
+
+
+@pytest.mark.gpu
+def test_a_graph_replays_what_was_captured() -> None:
+    model, (_, context, _) = model_of(), inputs_of(1)
+    device = torch.device("cuda")
+    engine = Engine(model, Same(), lambda sentences: context, device, torch.float32)
+    for seed in range(3):
+        latent, _, state = inputs_of(1, seed)
+        expected = model.act(latent, context, state)
+        torch.testing.assert_close(engine.act(latent, ["x"], state).cpu(), expected, rtol=0, atol=1e-5)
