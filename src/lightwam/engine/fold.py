@@ -126,7 +126,7 @@ def layer(
     """A folded layer for its place: packed for the CPU where that pays and this torch can."""
     weight = place.put(weight)
     large = packed and weight.numel() >= PACKED_FROM and place == (torch.device("cpu"), torch.float32)
-    if large and hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.backends.mkldnn.is_available():
+    if large and torch.backends.mkldnn.is_available() and getattr(torch.ops.mkldnn, "_linear_pointwise", None):
         return Packed(torch.ops.mkldnn._reorder_linear_weight(weight), bias, *apart)
     return Folded(weight, bias, *apart)
 
