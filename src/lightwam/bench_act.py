@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import platform
 import sys
 import time
@@ -38,7 +39,7 @@ from lightwam.types import LatentCodec, Observation
 WARM_UP, REPETITIONS = 10, 300
 SECONDS = 20.0
 """of each way and stage; where a call takes so long that fewer repetitions fit, at least FEWEST are made"""
-FEWEST = 3
+FEWEST = 5
 LONG_S = 2.0
 """calls that take longer are told one by one"""
 WAYS = {
@@ -83,7 +84,7 @@ def bench_act(
 
     `subject` is a run, or a recipe, which gets random weights and a random VAE: times do not depend on them.
     `precision` is "float32" or "bfloat16", by default what `Policy.load` computes in on this device. The prompt is
-    known. 300 calls of each way and stage after 10, fewer where that takes over 20 s, 3 at least.
+    known. 300 calls of each way and stage after 10, fewer where that takes over 20 s, 5 at least.
     """
     place = device_called(device)
     torch.manual_seed(0)
@@ -262,9 +263,24 @@ def _seconds(call: Call, device: torch.device) -> float:
 @torch.inference_mode()
 def gmac(call: Call) -> float:
     """Multiply-adds of all products in a call, in billions; what a CUDA graph replays is not seen."""
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=UNKNOWN_TO_TORCH) as counter:
         call()
     return counter.get_total_flops() / 2e9
+
+
+def _linear_flops(x: Any, weight: Any, *_: Any, **__: Any) -> int:
+    return 2 * math.prod(x) * weight[0]
+
+
+def _attention_flops(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
+    return 2 * math.prod(q) * k[-2] + 2 * math.prod(q[:-1]) * k[-2] * v[-1]
+
+
+UNKNOWN_TO_TORCH: dict[Any, Any] = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    **({torch.ops.mkldnn._linear_pointwise: _linear_flops} if torch.backends.mkldnn.is_available() else {}),
+}
+"""products of CPUs that torch's counter leaves out; they are given shapes"""
 
 
 @torch.inference_mode()

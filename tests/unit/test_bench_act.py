@@ -11,6 +11,7 @@ import torch
 from lightwam import bench_act as bench
 from lightwam.bench_act import STAGES, WAYS, bench_act, in_turns, table
 from lightwam.config import Recipe
+from lightwam.engine import fold
 from lightwam.errors import CheckpointError
 
 CPU = torch.device("cpu")
@@ -83,3 +84,16 @@ def test_ways_take_turns_and_slow_calls_are_few(monkeypatch: pytest.MonkeyPatch)
     rows = in_turns({name: lambda name=name: order.append(name) for name in ("a", "b")}, CPU)
     assert rows["a"]["repetitions"] == bench.FEWEST and rows["a"]["warm_up"] == 1
     assert order == ["a", "b"] + ["b", "a", "a", "b"] * (bench.FEWEST // 2) + ["b", "a"] * (bench.FEWEST % 2)
+
+
+def test_work_is_counted_whatever_computes_it(monkeypatch: pytest.MonkeyPatch, tiny_recipe: Recipe) -> None:
+    """Packed layers and the CPU's attention are none of the operators that torch's counter knows."""
+    q, k = torch.randn(1, 2, 5, 4), torch.randn(1, 2, 7, 4)
+    attention = bench.gmac(lambda: torch.nn.functional.scaled_dot_product_attention(q, k, k))
+    assert attention == pytest.approx(2 * 2 * 5 * 7 * 4 / 1e9)
+    work = []
+    for size in (2**20, 1):
+        monkeypatch.setattr(fold, "PACKED_FROM", size)
+        calls, _, _ = bench.ways(bench.of_recipe(tiny_recipe, CPU), CPU, torch.float32)
+        work.append(bench.gmac(calls[STAGES[0]]["engine"]))
+    assert work[0] == pytest.approx(work[1])

@@ -167,7 +167,8 @@ def test_eval_overrides_the_runs_own_settings_and_prints_rates(
     calls = record("lightwam.evaluate", "evaluate", {**red, "tasks": {"red": red}})
     assert main(["eval", "runs/x", "--eval.trials", "9", "--folder", "again", "--step", "100"]) == 0
     expected = EvalConfig(trials=9, replan=4, videos_per_task=1)
-    assert calls == [(Path("runs/x"), expected, {"folder": "again", "step": 100, "device": "auto", "weights": None})]
+    given = {"folder": "again", "step": 100, "device": "auto", "weights": None, "engine": False}
+    assert calls == [(Path("runs/x"), expected, given)]
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     rest = ["8", "of", "9", "56%", "to", "98%"]
     assert lines == [["red", *rest], ["all", *rest]]
@@ -326,7 +327,7 @@ def test_activations_are_what_autograd_keeps() -> None:
         recipe, model=replace(recipe.model, backbone=backbone), text=replace(recipe.text, dim=32),
         train=replace(recipe.train, precision="float32"),
     )  # fmt: skip
-    dit, saved = random_model(recipe, torch.device("cpu")).dit, dict[int, int]()
+    dit, saved = random_model(recipe, torch.device("cpu"), torch.float32).dit, dict[int, int]()
     memory = tuple((torch.randn(1, 9, 2, 48), torch.randn(1, 9, 2, 48)) for _ in dit.blocks)
     weights = {parameter.data_ptr() for parameter in dit.parameters()}
 
