@@ -15,8 +15,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lightwam.errors import CheckpointError, ConfigError
-from lightwam.latents import wan_vae
-from lightwam.latents.wan_vae import FrameEncoder, WanVaeLatents, official_name
+from lightwam.latents import wan_frame, wan_vae
+from lightwam.latents.wan_frame import FrameEncoder, Winograd
+from lightwam.latents.wan_vae import WanVaeLatents, official_name
 from lightwam.types import LatentCodec
 
 CONFIGS: tuple[dict[str, Any], ...] = (
@@ -88,6 +89,33 @@ def test_one_frame_is_encoded_as_the_library_does(config: dict[str, Any], dtype:
     theirs = moments.chunk(2, dim=1)[0][:, :, 0]
     assert theirs.std() > 0.05
     torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.float64, 1e-12)])
+@pytest.mark.parametrize(("height", "width", "stripe"), [(6, 8, 1), (5, 7, 30), (1, 2, 1000), (9, 4, 60)])
+def test_winograds_products_are_the_convolution(
+    height: int, width: int, stripe: int, dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of odd sides and in stripes, and where neighbours in memory are channels or columns."""
+    monkeypatch.setattr(wan_frame, "STRIPE", stripe)
+    conv = torch.nn.Conv2d(6, 5, 3, padding=1, dtype=dtype)
+    x = noise(2, 6, height, width).to(dtype)
+    with torch.no_grad():
+        expected = conv(x)
+        for given in (x, x.contiguous(memory_format=torch.channels_last)):
+            torch.testing.assert_close(Winograd(conv)(given), expected, atol=tolerance, rtol=0)
+
+
+def test_wide_layers_of_a_cpu_take_winograds_products(monkeypatch: pytest.MonkeyPatch, vae: Any) -> None:
+    frame = noise(1, 3, 24, 40)
+    plain = FrameEncoder.from_vae(vae)
+    assert not any(isinstance(layer, Winograd) for layer in plain.modules())
+    monkeypatch.setattr(wan_frame, "WINOGRAD_FROM", 16)
+    with torch.no_grad():
+        torch.testing.assert_close(FrameEncoder.from_vae(vae)(frame), plain(frame), atol=1e-5, rtol=0)
+    halves = FrameEncoder.from_vae(random_vae().to(torch.bfloat16))
+    assert sum(isinstance(layer, Winograd) for layer in FrameEncoder.from_vae(vae).modules()) > 4
+    assert not any(isinstance(layer, Winograd) for layer in halves.modules())
 
 
 def test_the_frame_encoder_is_smaller_than_the_encoder_it_stands_for(vae: Any, latents: WanVaeLatents) -> None:

@@ -1,8 +1,7 @@
 """Wan2.1's video VAE: clips by diffusers' AutoencoderKLWan, single frames by an exact encoder of a third of the work.
 
 Latents are the mode of the posterior, standardised by the VAE's published mean and standard deviation of each channel.
-Every convolution over time looks into the past only and pads it with zeros, so where there is but one frame only the
-kernel's last tap counts: `FrameEncoder` is those taps as plain 2-D convolutions. Acting needs nothing else.
+Acting needs single frames only; their encoder is in wan_frame.py.
 """
 
 from __future__ import annotations
@@ -11,16 +10,17 @@ import inspect
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightwam.errors import CheckpointError, ConfigError
+from lightwam.latents.wan_frame import FrameEncoder, precise
 from lightwam.weights.files import differences, locate, read_tensors, refusal
 
 SPATIAL_STRIDE = 8
@@ -110,14 +110,14 @@ class WanVaeLatents:
         clip = self._placed(pixels)
         single = frames == 1
         raw = self.frame_encoder(clip[:, :, 0])[:, :, None] if single else self.vae.encode(clip).latent_dist.mode()
-        raw = _precise(raw)
+        raw = precise(raw)
         mean, std = self._statistics(raw)
         return ((raw - mean) / std).to(pixels)
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "B C T h w"]) -> Float[Tensor, "B 3 F height width"]:
         """Standardised latents -> pixels in [-1, 1], F = 1 + 4(T - 1)."""
-        z = _precise(latents)
+        z = precise(latents)
         mean, std = self._statistics(z)
         return self.vae.decode(self._placed(z * std + mean)).sample.to(latents)
 
@@ -136,108 +136,6 @@ class WanVaeLatents:
 
     def _statistics(self, like: Tensor) -> list[Tensor]:
         return [s.to(like).view(1, -1, 1, 1, 1) for s in (self.mean, self.std)]
-
-
-class FrameEncoder(nn.Module):
-    """One frame -> the mean of its latents, not standardised: the VAE's encoder where there is no past.
-
-    What falls away: all taps of a kernel but the last, which read zeros; the temporal downsampling, which the first
-    frame skips; the posterior's variance. That leaves 118.5 of 335.9 GMAC at 224x448.
-    """
-
-    def __init__(self, layers: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(*layers)
-
-    @classmethod
-    def from_vae(cls, vae: Any) -> FrameEncoder:
-        """The encoder of diffusers' AutoencoderKLWan; what it needs of the weights is copied, in their dtype."""
-        state = vae.encoder.state_dict()
-        num_blocks = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("down_blocks."))
-        middle = ("mid_block.resnets.0.", "mid_block.attentions.0.", "mid_block.resnets.1.")
-        blocks = (*(f"down_blocks.{i}." for i in range(num_blocks)), *middle)
-        first, last = _conv(state, "conv_in"), _mean_conv(state, vae.quant_conv.state_dict())
-        norm = _Norm(state["norm_out.gamma"])
-        return cls([first, *(_block(_part(state, name)) for name in blocks), norm, nn.SiLU(), last])
-
-    def forward(self, frame: Float[Tensor, "B 3 height width"]) -> Float[Tensor, "B C h w"]:
-        return self.layers(frame)
-
-
-class _Norm(nn.Module):
-    """Every place's channels at length sqrt(number of channels), then scaled; in fp32 at least."""
-
-    def __init__(self, gamma: Tensor) -> None:
-        super().__init__()
-        self.gamma = nn.Parameter(gamma.detach().clone().view(1, -1, 1, 1), requires_grad=False)
-
-    def forward(self, x: Float[Tensor, "B c h w"]) -> Float[Tensor, "B c h w"]:
-        unit = F.normalize(_precise(x), dim=1).to(x.dtype)
-        return unit * x.shape[1] ** 0.5 * self.gamma
-
-
-class _Residual(nn.Module):
-    def __init__(self, part: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self.norm1, self.conv1 = _Norm(part["norm1.gamma"]), _conv(part, "conv1")
-        self.norm2, self.conv2 = _Norm(part["norm2.gamma"]), _conv(part, "conv2")
-        self.shortcut = _conv(part, "conv_shortcut") if "conv_shortcut.weight" in part else nn.Identity()
-
-    def forward(self, x: Float[Tensor, "B c h w"]) -> Float[Tensor, "B c2 h w"]:
-        inside = self.conv1(F.silu(self.norm1(x)))
-        return self.conv2(F.silu(self.norm2(inside))) + self.shortcut(x)
-
-
-class _Attention(nn.Module):
-    """One head over all places of the frame."""
-
-    def __init__(self, part: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self.norm, self.to_qkv, self.proj = _Norm(part["norm.gamma"]), _conv(part, "to_qkv"), _conv(part, "proj")
-
-    def forward(self, x: Float[Tensor, "B c h w"]) -> Float[Tensor, "B c h w"]:
-        q, k, v = self.to_qkv(self.norm(x)).flatten(2).transpose(1, 2)[:, None].chunk(3, dim=-1)
-        mixed = F.scaled_dot_product_attention(q, k, v)[:, 0].transpose(1, 2)
-        return x + self.proj(mixed.unflatten(2, x.shape[2:]))
-
-
-def _precise(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _block(part: Mapping[str, Tensor]) -> nn.Module:
-    """The layer that has these tensors: down-sampling, attention or residual."""
-    if "resample.1.weight" in part:
-        return nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), _conv(part, "resample.1", stride=2))
-    return _Attention(part) if "to_qkv.weight" in part else _Residual(part)
-
-
-def _conv(part: Mapping[str, Tensor], name: str, stride: int = 1) -> nn.Conv2d:
-    weight, bias = part[f"{name}.weight"], part[f"{name}.bias"]
-    return _conv_of(weight[:, :, -1] if weight.ndim == 5 else weight, bias, stride)
-
-
-def _conv_of(weight: Float[Tensor, "out c side side"], bias: Float[Tensor, " out"], stride: int = 1) -> nn.Conv2d:
-    rows, columns, side, _ = weight.shape
-    conv = nn.Conv2d(columns, rows, side, stride, padding=side // 2 if stride == 1 else 0, device="meta")
-    conv.weight = nn.Parameter(weight.detach().clone(memory_format=torch.contiguous_format), requires_grad=False)
-    conv.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
-    return conv
-
-
-def _mean_conv(encoder: Mapping[str, Tensor], quant: Mapping[str, Tensor]) -> nn.Conv2d:
-    """The encoder's last convolution and the 1x1 one behind it as one, for the mean's half of the channels."""
-    weight, bias = encoder["conv_out.weight"], encoder["conv_out.bias"]
-    half = len(bias) // 2
-    taps, offset, mix, shift = (
-        tensor.detach().to("cpu", torch.float64)  # rounded once, after the product
-        for tensor in (weight[:, :, -1], bias, quant["weight"][:half].flatten(1), quant["bias"][:half])
-    )
-    return _conv_of(torch.einsum("zk,kcij->zcij", mix, taps).to(weight), (mix @ offset + shift).to(weight))
-
-
-def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
 _OFFICIAL = (
