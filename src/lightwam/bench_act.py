@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,11 @@ from lightwam.encoders import Prompts, open_processing
 from lightwam.engine.cpu import product_dtype, products
 from lightwam.engine.engine import Engine, Graph
 from lightwam.engine.fold import tensors
+from lightwam.errors import SimulatorError
 from lightwam.latents.dct import DctLatents
 from lightwam.model.light_wam import LightWAM
 from lightwam.policy import Policy
+from lightwam.sim import base
 from lightwam.stats import measure
 from lightwam.types import LatentCodec, Observation
 
@@ -47,6 +50,7 @@ WAYS = {
     "model": "LightWAM.act: stops after the last tap, a frame's own encoder",
     "engine": "folded once; on a CPU without bfloat16 units, in float32",
 }
+INT8 = {"int8": "the engine with weights in 8 bits, which is not exact"}
 STAGES = ("latent to action", "pixels to action", "camera bytes to robot units")
 """each holds the one before"""
 Call = Callable[[], Any]
@@ -62,14 +66,10 @@ class Subject:
     latents: LatentCodec
     codec: Codec
     prompts: Prompts
-    instruction: str
-
-    def observation(self) -> Observation:
-        """Random pictures of the canvas's sizes."""
-        random = np.random.default_rng(0)
-        places = {place.camera: (place.height, place.width, 3) for place in self.recipe.codec.places}
-        frames = {camera: random.integers(0, 256, shape, np.uint8) for camera, shape in places.items()}
-        return Observation(frames, np.zeros(self.recipe.model.state_dim, np.float32), self.instruction)
+    observations: list[Observation]
+    """the first is timed; on all of them actions are compared"""
+    seen: str
+    """what they are"""
 
 
 def bench_act(
@@ -77,14 +77,17 @@ def bench_act(
     *,
     device: str = "auto",
     precision: str | None = None,
+    int8: bool = False,
     as_json: bool = False,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Time one action chunk at batch 1, the three ways in turns, and print it; returns the same numbers.
 
-    `subject` is a run, or a recipe, which gets random weights and a random VAE: times do not depend on them.
-    `precision` is "float32" or "bfloat16", by default what `Policy.load` computes in on this device. The prompt is
-    known. 300 calls of each way and stage after 10, fewer where that takes over 20 s, 5 at least.
+    `subject` is a run, or a recipe, which gets random weights and a random VAE: times do not depend on them. Actions
+    are compared on the first pictures of a run's tasks where its simulator is installed, else on random pictures.
+    `int8` adds the engine with weights in 8 bits. `precision` is "float32" or "bfloat16", by default what `Policy.load`
+    computes in on this device. The prompt is known. 300 calls of each way and stage after 10, fewer where that takes
+    over 20 s, 5 at least.
     """
     place = device_called(device)
     torch.manual_seed(0)
@@ -92,7 +95,8 @@ def bench_act(
     default = given.recipe.train.precision if place.type == "cuda" else "float32"
     dtype = getattr(torch, precision or default)
     with products(place, dtype):
-        calls, differences, engine = ways(given, place, dtype)
+        calls, differences, engines = ways(given, place, dtype, int8=int8)
+        engine = engines["engine"]
         stages = {stage: in_turns(calls[stage], place) for stage in STAGES}
         work = {way: gmac(call) for way, call in calls[STAGES[1]].items()}
         floor = floor_ms(work["engine"], engine, place, engine.folded.place.dtype)
@@ -104,15 +108,16 @@ def bench_act(
         "precision": str(dtype).removeprefix("torch."),
         "products": product_dtype(place, dtype),
         "threads": torch.get_num_threads(),
-        "ways": WAYS,
+        "ways": WAYS | (INT8 if int8 else {}),
         "stages": stages,
-        **{f"{way}_ms": whole[way]["p50_ms"] for way in WAYS},
+        **{f"{way}_ms": row["p50_ms"] for way, row in whole.items()},
         "ratio": whole["engine"]["p50_ms"] / whole["plain"]["p50_ms"],
         "max_abs_difference": differences["engine"],
-        "max_abs_difference_of_plain": differences["plain"],
+        "max_abs_differences": differences,
+        "compared_on": given.seen,
         "gmac": work,
         "floor_ms": floor,
-        "weights_gib": sum(b.numel() * b.element_size() for b in tensors(engine.folded)) / 2**30,
+        "weights_gib": {way: size(one) / 2**30 for way, one in engines.items()},
         "peak_memory_gib": None,
         "machine": machine() | {"torch": torch.__version__, "python": platform.python_version()},
     }
@@ -129,10 +134,37 @@ def of_run(run: Path, device: torch.device) -> Subject:
     codec, latents = open_processing(run, recipe, device)
     model = LightWAM(recipe.model)
     checkpoint.fill(model, checkpoint.run_weights(run, checkpoint.load(run, training=False)), run)
-    known = checkpoint.read_tensors(run / checkpoint.PROMPTS)
-    before, after = recipe.prompt.split("{task}")
-    instruction = next((prompt.removeprefix(before).removesuffix(after) for prompt in known), "reach the goal")
-    return Subject(recipe, model, latents, codec, Prompts(recipe, known, device), instruction)
+    prompts = Prompts(recipe, checkpoint.read_tensors(run / checkpoint.PROMPTS), device)
+    observations = first_observations(recipe)
+    seen = f"the first pictures of {len(observations)} tasks, seed {recipe.eval.first_seed}"
+    if not observations:
+        known = checkpoint.read_tensors(run / checkpoint.PROMPTS)
+        before, after = recipe.prompt.split("{task}")
+        sentence = next((prompt.removeprefix(before).removesuffix(after) for prompt in known), "reach the goal")
+        observations, seen = [random_observation(recipe, sentence)], "random pictures"
+    return Subject(recipe, model, latents, codec, prompts, observations, seen)
+
+
+def first_observations(recipe: Recipe) -> list[Observation]:
+    """What each task begins with at the first seed of evaluation; nothing where the simulator is not installed."""
+    seen = []
+    try:
+        for task in recipe.sim.tasks:
+            simulator = base.make(recipe.sim, task)
+            simulator.reset(recipe.eval.first_seed)
+            seen.append(simulator.observe())
+            simulator.close()
+    except SimulatorError:
+        return []
+    return seen
+
+
+def random_observation(recipe: Recipe, instruction: str) -> Observation:
+    """Random pictures of the canvas's sizes."""
+    random = np.random.default_rng(0)
+    places = {place.camera: (place.height, place.width, 3) for place in recipe.codec.places}
+    frames = {camera: random.integers(0, 256, shape, np.uint8) for camera, shape in places.items()}
+    return Observation(frames, np.zeros(recipe.model.state_dim, np.float32), instruction)
 
 
 def of_recipe(recipe: Recipe, device: torch.device) -> Subject:
@@ -145,7 +177,7 @@ def of_recipe(recipe: Recipe, device: torch.device) -> Subject:
     codec = Codec(recipe.codec, *(measure(np.random.default_rng(0).normal(size=(99, width)).astype(np.float32))
                                   for width in (model.state_dim, model.action_dim)))  # fmt: skip
     return Subject(recipe, random_model(recipe, torch.device("cpu"), torch.float32), _random_latents(recipe, device),
-                   codec, prompts, instruction)  # fmt: skip
+                   codec, prompts, [random_observation(recipe, instruction)], "random pictures")  # fmt: skip
 
 
 def _random_latents(recipe: Recipe, device: torch.device) -> LatentCodec:
@@ -161,22 +193,32 @@ def _random_latents(recipe: Recipe, device: torch.device) -> LatentCodec:
 
 
 def ways(
-    given: Subject, device: torch.device, dtype: torch.dtype
-) -> tuple[dict[str, dict[str, Call]], dict[str, float], Engine]:
-    """A call of every stage and way; how far their actions are from float32's, normalised; and the engine."""
-    model, latents, codec, sentence = given.model, given.latents, given.codec, given.instruction
-    observation = given.observation()
-    pixels = codec.pixels(codec.canvas(observation.frames)[None, None]).to(device)
-    state = torch.from_numpy(codec.encode_state(observation.state[None])).to(device)
-    context, latent = given.prompts.states([sentence]).to(device), latents.encode(pixels)
+    given: Subject, device: torch.device, dtype: torch.dtype, *, int8: bool = False
+) -> tuple[dict[str, dict[str, Call]], dict[str, float], dict[str, Engine]]:
+    """A call of every stage and way; how far their actions are from float32's, normalised; and the engines."""
+    model, latents, codec, observation = given.model, given.latents, given.codec, given.observations[0]
+    sentences = [one.instruction for one in given.observations]
+    frames = np.stack([codec.canvas(one.frames) for one in given.observations])
+    all_pixels = codec.pixels(frames[:, None]).to(device)
+    states = torch.from_numpy(codec.encode_state(np.stack([one.state for one in given.observations]))).to(device)
+    contexts, found = given.prompts.states(sentences).to(device), latents.encode(all_pixels)
     with torch.inference_mode():
-        exact = model.to(device).act(latent, context, state)
-    engine = Engine(model, latents, given.prompts.states, device, dtype)
+        exact = model.to(device).act(found, contexts, states)
+    engines = {"engine": Engine(model, latents, given.prompts.states, device, dtype)}
+    if int8:
+        engines["int8"] = Engine(model, latents, given.prompts.states, device, dtype, int8=True)
     model = model.to(dtype)
-    memory = engine.memory((sentence,))
+    differences = {
+        "plain": furthest(published(model, found, contexts, states), exact),
+        "model": furthest(model.act(found, contexts, states), exact),
+        **{
+            way: furthest(one.folded.act(found, one.memory(tuple(sentences)), states), exact)
+            for way, one in engines.items()
+        },
+    }
+    sentence, pixels, latent, context, state = sentences[0], all_pixels[:1], found[:1], contexts[:1], states[:1]
     rest = given.recipe, codec, latents, given.prompts
-    policies = {"model": Policy(*rest, model, 0), "engine": Policy(*rest, engine, 0)}
-    act = Graph(engine.folded.act, latent, memory, state) if device.type == "cuda" else engine.folded.act
+    policies = {"model": Policy(*rest, model, 0)} | {way: Policy(*rest, one, 0) for way, one in engines.items()}
 
     def whole() -> np.ndarray:
         seen = codec.pixels(codec.canvas(observation.frames)[None, None]).to(device)
@@ -188,24 +230,39 @@ def ways(
         STAGES[0]: {
             "plain": lambda: published(model, latent, context, state),
             "model": lambda: model.act(latent, context, state),
-            "engine": lambda: act(latent, memory, state),
+            **{way: _acting(one, latent, state, sentence) for way, one in engines.items()},
         },
         STAGES[1]: {
             "plain": lambda: published(model, library_encode(latents, pixels), context, state),
             "model": lambda: model.act(latents.encode(pixels), context, state),
-            "engine": lambda: engine.act(pixels, [sentence], state),
+            **{way: partial(one.act, pixels, [sentence], state) for way, one in engines.items()},
         },
-        STAGES[2]: {
-            "plain": whole,
-            "model": lambda: policies["model"].act(observation),
-            "engine": lambda: policies["engine"].act(observation),
-        },
+        STAGES[2]: {"plain": whole, **{way: partial(policy.act, observation) for way, policy in policies.items()}},
     }
-    with torch.inference_mode():
-        differences = {way: float((call() - exact).abs().max()) for way, call in calls[STAGES[0]].items()}
-    return calls, differences, engine
+    return calls, differences, engines
 
 
+def _acting(engine: Engine, latent: Tensor, state: Tensor, sentence: str) -> Call:
+    """The engine's model alone; on a GPU, as a graph of its own."""
+    memory, act = engine.memory((sentence,)), engine.folded.act
+    if engine.device.type != "cuda":
+        return lambda: act(latent, memory, state)
+    graph = Graph(act, latent, memory, state)
+    return lambda: graph(latent, memory, state)
+
+
+@torch.inference_mode()
+def furthest(actions: Float[Tensor, "B H A"], exact: Float[Tensor, "B H A"]) -> float:
+    """The largest difference."""
+    return float((actions - exact).abs().max())
+
+
+def size(engine: Engine) -> int:
+    """Bytes of all that the engine folded."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors(engine.folded))
+
+
+@torch.inference_mode()
 def published(
     model: LightWAM, latent: Float[Tensor, "B C 1 h w"], context: Float[Tensor, "B L E"], state: Float[Tensor, "B P"]
 ) -> Float[Tensor, "B H A"]:
@@ -291,13 +348,12 @@ def floor_ms(work: float, engine: Engine, device: torch.device, dtype: torch.dty
     product = min(_seconds(lambda: a @ b, device) for _ in range(10))
     block = torch.randn(2**28 if device.type == "cuda" else 2**25, device=device)
     copying = min(_seconds(lambda: block.sum(), device) for _ in range(10))
-    size = sum(buffer.numel() * buffer.element_size() for buffer in tensors(engine.folded))
     rate, bandwidth = side**3 / product, block.numel() * 4 / copying
     return {
         "gmac_per_second": rate / 1e9,
         "gb_per_second": bandwidth / 1e9,
         "products_ms": 1000 * work * 1e9 / rate,
-        "weights_ms": 1000 * size / bandwidth,
+        "weights_ms": 1000 * size(engine) / bandwidth,
     }
 
 
@@ -328,15 +384,15 @@ def table(result: dict[str, Any]) -> str:
             lines.append(f"    {way:8}" + "".join(f"{number:11.2f}" for number in numbers) + f"{share:11.3f}")
     floor, work = result["floor_ms"], result["gmac"]
     lines += [
-        f"  plain: {WAYS['plain']}",
-        f"  model: {WAYS['model']}",
-        f"  pixels to action: {work['plain']:.4g} GMAC plain, {work['model']:.4g} model, {work['engine']:.4g} engine",
+        *(f"  {way}: {meaning}" for way, meaning in result["ways"].items()),
+        "  pixels to action, GMAC: " + ", ".join(f"{way} {number:.4g}" for way, number in work.items()),
         f"  this machine at its best: {floor['products_ms']:.4g} ms for the engine's products at "
         f"{floor['gmac_per_second']:.4g} GMAC/s, {floor['weights_ms']:.4g} ms to read its weights once at "
         f"{floor['gb_per_second']:.3g} GB/s",
-        f"  largest difference from float32 (normalised actions): engine {result['max_abs_difference']:.2g}, "
-        f"plain {result['max_abs_difference_of_plain']:.2g}",
-        f"  the engine's weights take {result['weights_gib']:.3g} GiB",
+        "  largest difference from float32 (normalised actions): "
+        + ", ".join(f"{way} {number:.2g}" for way, number in result["max_abs_differences"].items()),
+        f"    on {result['compared_on']}",
+        "  weights, GiB: " + ", ".join(f"{way} {number:.3g}" for way, number in result["weights_gib"].items()),
     ]
     if result["peak_memory_gib"] is not None:
         lines.append(f"  peak memory of the engine {result['peak_memory_gib']:.2f} GiB")

@@ -43,6 +43,7 @@ class Policy:
         tensor = next(actor.parameters()) if isinstance(actor, LightWAM) else actor.folded.patch_weight
         self.device = tensor.device
         by = "" if isinstance(actor, LightWAM) else ", by the engine"
+        by += ", weights in 8 bits" if isinstance(actor, Engine) and actor.folded.place.int8 else ""
         self.computes = f"{str(tensor.dtype).removeprefix('torch.')} on {tensor.device.type}{by}"
 
     @property
@@ -63,14 +64,19 @@ class Policy:
         device: str = "cpu",
         weights: str | None = None,
         engine: bool = False,
+        int8: bool = False,
     ) -> Policy:
         """The policy of a run directory, at `step` (the newest by default).
 
         `ema` takes the average of the weights where training kept one. `device` is "cpu" (float32), "cuda" (the
         recipe's precision) or "auto". `weights` is where pretrained encoders lie now, if not where the recipe says.
-        `engine`: the same actions sooner, and nothing but actions. Raises CheckpointError for a run that is missing,
-        damaged, or of another config than its weights.
+        `engine`: the same actions sooner, and nothing but actions; with `int8` in less memory, and not quite the same.
+        Raises CheckpointError for a run that is missing, damaged, or of another config than its weights, ConfigError
+        for `int8` without `engine`.
         """
+        if int8 and not engine:
+            raise ConfigError("only the engine keeps weights in 8 bits", where="Policy.load", got="int8, no engine",
+                              next_step="ask for both, or for neither")  # fmt: skip
         run, place = Path(run), device_called(device)
         recipe = checkpoint.read_recipe(run)
         recipe = recipe if weights is None else replace(recipe, weights=weights)
@@ -81,7 +87,8 @@ class Policy:
         dtype = getattr(torch, recipe.train.precision) if place.type == "cuda" else torch.float32
         prompts = Prompts(recipe, checkpoint.read_tensors(run / checkpoint.PROMPTS), place)
         # the engine is folded from the weights as they were saved, not from what `dtype` leaves of them
-        actor = Engine(model, latents, prompts.states, place, dtype) if engine else model.to(place, dtype)
+        states = prompts.states
+        actor = Engine(model, latents, states, place, dtype, int8=int8) if engine else model.to(place, dtype)
         return cls(recipe, codec, latents, prompts, actor, saved.step)
 
     def act(self, observation: Observation) -> Float32[np.ndarray, "H A"]:

@@ -12,7 +12,7 @@ from lightwam import bench_act as bench
 from lightwam.bench_act import STAGES, WAYS, bench_act, in_turns, table
 from lightwam.config import Recipe
 from lightwam.engine import fold
-from lightwam.errors import CheckpointError
+from lightwam.errors import CheckpointError, SimulatorError
 
 CPU = torch.device("cpu")
 
@@ -26,7 +26,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 def check(result: dict[str, Any]) -> None:
     assert list(result["stages"]) == list(STAGES)
     for rows in result["stages"].values():
-        assert list(rows) == list(WAYS)
+        assert list(rows) == list(result["ways"])
         for row in rows.values():
             assert 0 < row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"]
             assert (row["repetitions"], row["warm_up"]) == (3, 2)
@@ -34,7 +34,7 @@ def check(result: dict[str, Any]) -> None:
     assert result["plain_ms"] == whole["plain"]["p50_ms"] and result["engine_ms"] == whole["engine"]["p50_ms"]
     assert result["ratio"] == result["engine_ms"] / result["plain_ms"]
     assert result["gmac"]["engine"] < result["gmac"]["model"] <= result["gmac"]["plain"]
-    assert result["weights_gib"] > 0 and result["peak_memory_gib"] is None
+    assert result["weights_gib"]["engine"] > 0 and result["peak_memory_gib"] is None
 
 
 def test_a_recipe_with_random_weights(few: None, tiny_recipe: Recipe) -> None:
@@ -43,14 +43,14 @@ def test_a_recipe_with_random_weights(few: None, tiny_recipe: Recipe) -> None:
     check(result)
     assert json.loads(said[0]) == json.loads(json.dumps(result))
     assert result["precision"] == "float32"
-    assert result["max_abs_difference"] < 2e-6 and result["max_abs_difference_of_plain"] < 2e-6
+    assert result["max_abs_difference"] < 2e-6 and result["max_abs_differences"]["plain"] < 2e-6
 
 
 def test_in_half_precision_the_engine_is_no_further_off(few: None, tiny_recipe: Recipe) -> None:
     result = bench_act(tiny_recipe, device="cpu", precision="bfloat16", say=lambda line: None)
     check(result)
-    assert result["max_abs_difference_of_plain"] > 1e-5
-    assert result["max_abs_difference"] < 2 * result["max_abs_difference_of_plain"]
+    assert result["max_abs_differences"]["plain"] > 1e-5
+    assert result["max_abs_difference"] < 2 * result["max_abs_differences"]["plain"]
     assert "bfloat16" in table(result)
 
 
@@ -59,11 +59,32 @@ def test_a_run_with_its_own_weights(few: None, tiny_once: Any, tmp_path: Path) -
     result = bench_act(tiny_once.run, device="cpu", say=said.append)
     check(result)
     assert result["subject"] == str(tiny_once.run)
+    assert result["compared_on"] == "the first pictures of 2 tasks, seed 1000000"
     lines = said[0].splitlines()
     assert "ms a chunk by the engine, batch 1, float32" in lines[0]
     assert sum(line.split()[0] in WAYS for line in lines[1:] if line.startswith("    ")) == 9
     with pytest.raises(CheckpointError):
         bench_act(tmp_path, device="cpu")
+
+
+def test_8_bits_are_smaller_and_their_price_is_told(few: None, tiny_once: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fold, "INT8_FROM", 1)
+    result = bench_act(tiny_once.run, device="cpu", int8=True, say=lambda line: None)
+    check(result)
+    assert list(result["ways"]) == [*WAYS, "int8"] and result["int8_ms"] > 0
+    assert result["weights_gib"]["int8"] < 0.7 * result["weights_gib"]["engine"]
+    assert 1e-4 < result["max_abs_differences"]["int8"] < 0.2
+    assert result["max_abs_differences"]["engine"] < 2e-6
+
+
+def test_without_its_simulator_a_run_is_shown_random_pictures(
+    few: None, tiny_once: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: Any) -> None:
+        raise SimulatorError("not installed")
+
+    monkeypatch.setattr("lightwam.sim.base.make", missing)
+    assert bench_act(tiny_once.run, device="cpu", say=lambda line: None)["compared_on"] == "random pictures"
 
 
 def test_the_published_way_gives_the_same_action(tiny_recipe: Recipe) -> None:

@@ -167,7 +167,7 @@ def test_eval_overrides_the_runs_own_settings_and_prints_rates(
     calls = record("lightwam.evaluate", "evaluate", {**red, "tasks": {"red": red}})
     assert main(["eval", "runs/x", "--eval.trials", "9", "--folder", "again", "--step", "100"]) == 0
     expected = EvalConfig(trials=9, replan=4, videos_per_task=1)
-    given = {"folder": "again", "step": 100, "device": "auto", "weights": None, "engine": False}
+    given = {"folder": "again", "step": 100, "device": "auto", "weights": None, "engine": False, "int8": False}
     assert calls == [(Path("runs/x"), expected, given)]
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     rest = ["8", "of", "9", "56%", "to", "98%"]

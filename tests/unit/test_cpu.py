@@ -95,6 +95,23 @@ def test_no_product_of_bfloat16_is_left(name: str) -> None:
     assert len(seen.products) >= 2 and set(seen.products) == {torch.float32}
 
 
+@pytest.mark.parametrize("name", [*WAYS, "matrices", "pictures"])
+@torch.inference_mode()
+def test_nor_without_gradients(name: str) -> None:
+    """Torch then shows other operators: those that it composes of products."""
+    more: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {
+        "matrices": (torch.matmul, [(2, 3, 40), (40, 5)]), "pictures": (F.conv2d, [(1, 4, 6, 6), (8, 4, 3, 3)]),
+    }  # fmt: skip
+    way, shapes = (WAYS | more)[name]
+    given = [torch.randn(shape).bfloat16() for shape in shapes]
+    with cpu.Float32Products():
+        ours = way(*given)
+    torch.testing.assert_close(ours, way(*(x.float() for x in given)).bfloat16(), atol=0, rtol=0)
+    with Seen() as seen, cpu.Float32Products():
+        way(*given)
+    assert seen.products and set(seen.products) == {torch.float32}
+
+
 def test_other_dtypes_are_left_alone() -> None:
     x, weight = torch.randn(3, 64, dtype=torch.float64), torch.randn(32, 64, dtype=torch.float64)
     with Seen() as seen, cpu.Float32Products():

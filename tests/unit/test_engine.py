@@ -14,7 +14,7 @@ from lightwam.engine import engine as engines
 from lightwam.engine import fold as fold_
 from lightwam.engine.acting import FoldedWAM
 from lightwam.engine.engine import Engine
-from lightwam.engine.fold import Folded, Packed, Place, fold, stack, tensors
+from lightwam.engine.fold import Folded, Int8, Packed, Place, fold, stack, tensors
 from lightwam.errors import ConfigError, WireError
 from lightwam.model.light_wam import LightWAM
 from lightwam.model.lora import LoRA, project
@@ -66,6 +66,45 @@ def test_packed_weights_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     assert type(packed.blocks[0].qkv) is Packed and type(plain.blocks[0].qkv) is Folded
     assert len(tensors(packed)) == len(tensors(plain))
     torch.testing.assert_close(acted(packed, *given), acted(plain, *given), rtol=0, atol=2e-6)
+
+
+def test_weights_in_8_bits_are_near_and_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fold_, "INT8_FROM", 1)
+    model, given = model_of(), inputs_of()
+    whole, exact = FoldedWAM(model, SINGLE._replace(int8=True)), FoldedWAM(model, SINGLE)
+    with torch.no_grad():
+        expected = model.act(*given)
+    assert 1e-4 < float((acted(whole, *given) - expected).square().mean().sqrt()) < 0.1 * float(expected.std())
+    assert type(whole.blocks[0].qkv) is Int8 and whole.blocks[0].qkv.weight.dtype == torch.int8
+    sizes = [sum(t.numel() * t.element_size() for t in tensors(one.blocks[0])) for one in (whole, exact)]
+    assert sizes[0] < 0.4 * sizes[1]
+    half = acted(FoldedWAM(model, HALF._replace(int8=True)), *given)
+    assert half.dtype == torch.bfloat16 and float((half - expected).abs().max()) < 0.3 * float(expected.std())
+
+
+def test_8_bits_are_rounded_to_the_nearest_and_rows_keep_their_size() -> None:
+    weight = torch.randn(20, 30) * torch.logspace(-6, 3, 20)[:, None]
+    weight[3] = 0
+    whole, scale = fold_.to_int8(weight)
+    assert whole.abs().amax(dim=1).tolist() == [0 if row == 3 else 127 for row in range(20)]
+    assert ((whole * scale[:, None] - weight).abs() <= 0.5001 * scale[:, None]).all()
+
+
+@torch.no_grad()
+def test_an_update_that_8_bits_swallow_stays_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where all of an update is under half a step of its row, rounding takes it away."""
+    monkeypatch.setattr(fold_, "INT8_FROM", 1)
+    layer, lora = nn.Linear(40, 40), LoRA(40, 40, 2, 2.0)
+    layer.weight.data = torch.randint(-127, 128, (40, 40)).float()
+    layer.weight.data[:, 0] = 127
+    for size, apart in ((0.01, True), (3.0, False)):
+        lora.up.weight.data.normal_()
+        lora.up.weight.data *= size / lora.update().abs().mean()
+        folded = fold([(layer, lora)], SINGLE._replace(int8=True))
+        assert (folded.down is not None) == apart
+        x = torch.randn(9, 40)
+        moved = project(layer, lora, x) - layer(x)
+        assert 0.9 < float(((folded(x) - layer(x)) * moved).sum() / moved.square().sum()) < 1.1
 
 
 def test_half_precision_on_a_cpu_without_units_is_single(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,6 +260,9 @@ def test_a_policy_acts_the_same_by_the_engine(tiny_once: Any) -> None:
         fast.act(replace(seen[0], state=np.full(2, np.nan, np.float32)))
     with pytest.raises(ConfigError, match="acting alone"):
         fast.imagine(seen[0], seed=0, num_steps=1)
+    assert "8 bits" in Policy.load(tiny_once.run, engine=True, int8=True).computes
+    with pytest.raises(ConfigError, match="only the engine"):
+        Policy.load(tiny_once.run, int8=True)
 
 
 @pytest.mark.gpu

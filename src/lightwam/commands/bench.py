@@ -38,6 +38,8 @@ class BenchActOptions:
     """auto, cpu or cuda"""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: what a policy computes in on this device"""
+    int8: bool = False
+    """measure the engine with weights in 8 bits, too"""
     json: bool = False
     """print JSON instead of a table"""
 
@@ -51,6 +53,8 @@ class BenchRunOptions:
     """auto, cpu or cuda"""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: what a policy computes in on this device"""
+    int8: bool = False
+    """measure the engine with weights in 8 bits, too"""
     json: bool = False
     """print JSON instead of a table"""
 
@@ -89,4 +93,4 @@ def _act(arguments: Sequence[str]) -> None:
 
     keep_memory()
     precision = None if options.precision == "auto" else options.precision
-    bench_act(subject, device=options.device, precision=precision, as_json=options.json)
+    bench_act(subject, device=options.device, precision=precision, int8=options.int8, as_json=options.json)

@@ -27,6 +27,8 @@ class EvalOptions:
     """where pretrained encoders lie now, if not where the recipe says"""
     engine: bool = False
     """act by the folded model: the same actions, sooner"""
+    int8: bool = False
+    """with --engine: weights in 8 bits; less memory, actions not quite the same"""
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -45,7 +47,7 @@ def run(arguments: Sequence[str]) -> None:
     keep_memory()
     result = evaluate(
         path, options.eval, folder=options.folder, step=options.step, device=options.device, weights=options.weights,
-        engine=options.engine,
+        engine=options.engine, int8=options.int8,
     )  # fmt: skip
     print(table(result))
 

@@ -175,7 +175,7 @@ def attend(
 
 
 def _key_value(attention: Attention, place: Place) -> Folded:
-    return fold([(attention.to_k, attention.lora_k), (attention.to_v, attention.lora_v)], place, packed=False)
+    return fold([(attention.to_k, attention.lora_k), (attention.to_v, attention.lora_v)], place, plain=True)
 
 
 def _after(first: nn.Linear, second: nn.Linear, place: Place) -> Folded:

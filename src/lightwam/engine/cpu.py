@@ -22,6 +22,12 @@ OPERATORS = {
     aten.convolution_backward.default,
     aten._scaled_dot_product_flash_attention_for_cpu.default,
     aten._scaled_dot_product_flash_attention_for_cpu_backward.default,
+    # in inference mode torch shows the composed operators themselves
+    aten.linear.default,
+    aten.matmul.default,
+    aten.conv2d.default,
+    aten.conv3d.default,
+    aten.scaled_dot_product_attention.default,
 }
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4

@@ -35,13 +35,16 @@ class Engine:
         states: Callable[[Sequence[str]], Float[Tensor, "B L E"]],
         device: torch.device,
         dtype: torch.dtype,
+        *,
+        int8: bool = False,
     ) -> None:
         """Folds the model, where it is, to compute in `dtype` on `device`; the model is only read.
 
         A CPU without bfloat16 units computes in float32 instead. `states` gives the token states of instructions.
+        `int8` keeps the weights of linear layers in 8 bits: less memory, and actions that are not quite the model's.
         """
         dtype = getattr(torch, product_dtype(device, dtype))
-        self.folded, self.latents, self.device = FoldedWAM(model, Place(device, dtype)), latents, device
+        self.folded, self.latents, self.device = FoldedWAM(model, Place(device, dtype, int8)), latents, device
         self._states = states
         self._sentences: OrderedDict[str, Sentence] = OrderedDict()
         self._graphs: OrderedDict[tuple[int, ...], Graph] = OrderedDict()

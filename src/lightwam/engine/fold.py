@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, cast
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from jaxtyping import Int8 as Int8Tensor
 from torch import Tensor, nn
 
 from lightwam.model.layers import Projection, wide
@@ -27,6 +28,9 @@ KEPT = 0.95
 PACKED_FROM = 2**20
 """elements of a weight; smaller ones gain nothing"""
 
+INT8_FROM = 2**11
+"""elements of a weight; smaller ones save nothing, and the last layer's error would be the action's"""
+
 Part = tuple[nn.Module, LoRA | None]
 """a linear layer and its low-rank update"""
 
@@ -36,6 +40,8 @@ class Place(NamedTuple):
 
     device: torch.device
     dtype: torch.dtype
+    int8: bool = False
+    """keep the weights of linear layers in 8 bits, which is not exact"""
 
     def put(self, x: Tensor) -> Tensor:
         """A tensor there, rounded once, in memory of its own."""
@@ -53,7 +59,7 @@ class Folded:
 
     def __init__(
         self,
-        weight: Float[Tensor, "*stack m n"],
+        weight: Float[Tensor, "*stack m n"] | Int8Tensor[Tensor, "m n"],
         bias: Float[Tensor, "*stack m"],
         down: Float[Tensor, "*stack r n"] | None = None,
         up: Float[Tensor, "*stack m r"] | None = None,
@@ -77,6 +83,22 @@ class Packed(Folded):
         return y if self.down is None or self.up is None else y + F.linear(F.linear(x, self.down), self.up)
 
 
+class Int8(Folded):
+    """`Folded`, its weight kept as whole numbers of -127 to 127 and one scale a row: a quarter of float32's memory."""
+
+    __slots__ = ("scale",)
+
+    def __init__(self, place: Place, weight: Float[Tensor, "m n"], bias: Float[Tensor, " m"], *apart: Tensor) -> None:
+        whole, scale = to_int8(weight)
+        super().__init__(whole.to(place.device), bias, *apart)
+        self.scale = place.put_wide(scale)
+
+    def __call__(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch m"]:
+        """[..., n] -> [..., m]."""
+        y = F.linear(x, self.weight.to(x.dtype)).mul_(self.scale).add_(self.bias)
+        return y if self.down is None or self.up is None else y + F.linear(F.linear(x, self.down), self.up)
+
+
 class Stack(Folded):
     """Layers of the same widths side by side: every tensor of `Folded` has a first dim more."""
 
@@ -96,9 +118,9 @@ def fold(
     scale: Float[Tensor, " n"] | None = None,
     shift: Float[Tensor, " n"] | None = None,
     gate: Float[Tensor, " m"] | None = None,
-    packed: bool = True,
+    plain: bool = False,
 ) -> Folded:
-    """Layers over the same input as one, their outputs one behind the other; `packed` where that pays."""
+    """Layers over the same input as one, their outputs one behind the other; in `plain` tensors where asked."""
     linears = [cast(nn.Linear, layer.proj if isinstance(layer, Projection) else layer) for layer, _ in parts]
     weight = torch.cat([wide(layer.weight.detach()) for layer in linears])
     bias = torch.cat([wide(layer.bias.detach()) for layer in linears])
@@ -111,24 +133,31 @@ def fold(
         if updates is not None:
             bias = bias + updates[1] @ (updates[0] @ shift)
     base, bias = gate[:, None] * weight * scale, place.put(gate * bias)
+    small = plain or weight.numel() < INT8_FROM
+    place = place._replace(int8=place.int8 and not small)
     if updates is None:
-        return layer(place, base, bias, packed=packed)
+        return layer(place, base, bias, plain=plain)
     down, up = updates[0] * scale, gate[:, None] * updates[1]
-    merged = (base + up @ down).to(place.dtype)
-    if survives(merged, base, up @ down):
-        return layer(place, merged, bias, packed=packed)
-    return layer(place, base, bias, place.put(down), place.put(up), packed=packed)
+    if survives(place, base, up @ down):
+        return layer(place, base + up @ down, bias, plain=plain)
+    return layer(place, base, bias, place.put(down), place.put(up), plain=plain)
 
 
-def layer(
-    place: Place, weight: Float[Tensor, "m n"], bias: Float[Tensor, " m"], *apart: Tensor, packed: bool
-) -> Folded:
+def layer(place: Place, weight: Float[Tensor, "m n"], bias: Float[Tensor, " m"], *apart: Tensor, plain: bool) -> Folded:
     """A folded layer for its place: packed for the CPU where that pays and this torch can."""
+    if place.int8:
+        return Int8(place, weight, bias, *apart)
     weight = place.put(weight)
-    large = packed and weight.numel() >= PACKED_FROM and place == (torch.device("cpu"), torch.float32)
+    large = not plain and weight.numel() >= PACKED_FROM and place[:2] == (torch.device("cpu"), torch.float32)
     if large and torch.backends.mkldnn.is_available() and getattr(torch.ops.mkldnn, "_linear_pointwise", None):
         return Packed(torch.ops.mkldnn._reorder_linear_weight(weight), bias, *apart)
     return Folded(weight, bias, *apart)
+
+
+def to_int8(weight: Float[Tensor, "m n"]) -> tuple[Int8Tensor[Tensor, "m n"], Float[Tensor, " m"]]:
+    """The nearest whole numbers, and what one of them is worth in each row."""
+    scale = weight.abs().amax(dim=1).clamp_min(torch.finfo(weight.dtype).tiny) / 127
+    return (weight / scale[:, None]).round().to(torch.int8), scale
 
 
 def stack(layers: Sequence[Folded]) -> Stack:
@@ -154,14 +183,22 @@ def low_rank(
     return torch.cat([wide(lora.down.weight.detach()) for lora in given]), torch.block_diag(*ups)
 
 
-def survives(merged: Float[Tensor, "m n"], base: Float[Tensor, "m n"], update: Float[Tensor, "m n"]) -> bool:
+def survives(place: Place, base: Float[Tensor, "m n"], update: Float[Tensor, "m n"]) -> bool:
     """Whether rounding leaves the update's effect: its projection on what the rounded weights differ by."""
     size = update.square().sum()
     if size == 0:
         return True
-    moved = wide(merged) - wide(base.to(merged.dtype))
+    moved = rounded(place, base + update) - rounded(place, base)
     kept = float((moved * update).sum() / size)
     return KEPT <= kept <= 1 / KEPT
+
+
+def rounded(place: Place, weight: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
+    """What a place keeps of a weight."""
+    if not place.int8:
+        return wide(weight.to(place.dtype))
+    whole, scale = to_int8(weight)
+    return whole * scale[:, None]
 
 
 def tensors(folded: Any) -> list[Tensor]:

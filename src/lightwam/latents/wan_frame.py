@@ -49,7 +49,7 @@ class FrameEncoder(nn.Module):
 class Winograd(nn.Module):
     """A 3x3 convolution that keeps the picture's size, by Winograd's F(2x2, 3x3): 16 products where there were 36.
 
-    Lavin and Gray, arXiv 1509.09308. For a CPU in float32 or float64, where it rounds no worse (half as much, measured).
+    Lavin and Gray, arXiv 1509.09308. On a CPU in float32 or float64 it rounds no worse (measured: half as much).
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
