@@ -79,7 +79,8 @@ def bench_train(
 def random_model(recipe: Recipe, device: torch.device, dtype: torch.dtype) -> LightWAM:
     """A model of the recipe's sizes with random weights, made in place: no second copy.
 
-    Matrices have the spread of torch's own start, 1 / sqrt(3 n) over n inputs: nothing grows through the layers.
+    Matrices have the spread of torch's own start, 1 / sqrt(3 n) over n inputs, so nothing grows through the layers;
+    LoRA's updates are a tenth of what that would make them, and vectors (biases, modulation) spread by 0.01.
     """
     with torch.device("meta"):
         model = LightWAM(recipe.model)
@@ -89,8 +90,8 @@ def random_model(recipe: Recipe, device: torch.device, dtype: torch.dtype) -> Li
             if name.endswith("norm.weight") or ".norm" in name:
                 parameter.fill_(1.0 if name.endswith("weight") else 0.0)
             else:
-                fan_in = parameter[0].numel() if parameter.dim() > 1 else 3000
-                parameter.normal_(0.0, (3 * fan_in) ** -0.5 * (0.1 if ".up." in name and "lora" in name else 1.0))
+                spread = (3 * parameter[0].numel()) ** -0.5 if parameter.dim() > 1 else 0.01
+                parameter.normal_(0.0, spread * (0.1 if ".up." in name and "lora" in name else 1.0))
     return model
 
 

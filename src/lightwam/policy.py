@@ -76,7 +76,7 @@ class Policy:
         """
         if int8 and not engine:
             raise ConfigError("only the engine keeps weights in 8 bits", where="Policy.load", got="int8, no engine",
-                              next_step="ask for both, or for neither")  # fmt: skip
+                              next_step="engine=True as well (lightwam eval: --engine --int8)")  # fmt: skip
         run, place = Path(run), device_called(device)
         recipe = checkpoint.read_recipe(run)
         recipe = recipe if weights is None else replace(recipe, weights=weights)

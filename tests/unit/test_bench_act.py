@@ -84,7 +84,9 @@ def test_without_its_simulator_a_run_is_shown_random_pictures(
         raise SimulatorError("not installed")
 
     monkeypatch.setattr("lightwam.sim.base.make", missing)
-    assert bench_act(tiny_once.run, device="cpu", say=lambda line: None)["compared_on"] == "random pictures"
+    assert bench_act(tiny_once.run, device="cpu", say=lambda line: None)["compared_on"].startswith(
+        "random pictures, as"
+    )
 
 
 def test_the_published_way_gives_the_same_action(tiny_recipe: Recipe) -> None:

@@ -95,12 +95,13 @@ def test_no_product_of_bfloat16_is_left(name: str) -> None:
     assert len(seen.products) >= 2 and set(seen.products) == {torch.float32}
 
 
-@pytest.mark.parametrize("name", [*WAYS, "matrices", "pictures"])
+@pytest.mark.parametrize("name", [*WAYS, "matrices", "pictures", "einsum"])
 @torch.inference_mode()
 def test_nor_without_gradients(name: str) -> None:
     """Torch then shows other operators: those that it composes of products."""
     more: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {
         "matrices": (torch.matmul, [(2, 3, 40), (40, 5)]), "pictures": (F.conv2d, [(1, 4, 6, 6), (8, 4, 3, 3)]),
+        "einsum": (lambda a, b: torch.einsum("bij,kj->bki", a, b), [(2, 3, 40), (5, 40)]),
     }  # fmt: skip
     way, shapes = (WAYS | more)[name]
     given = [torch.randn(shape).bfloat16() for shape in shapes]

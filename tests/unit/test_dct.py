@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightwam.config import DctConfig
 from lightwam.errors import ConfigError
@@ -145,3 +146,25 @@ def test_counts_that_a_block_does_not_have_are_refused(luma: int, chroma: int) -
 
 def test_it_is_a_latent_codec() -> None:
     assert isinstance(latents_of(), LatentCodec)
+
+
+def test_what_encodes_is_brought_to_a_device_once() -> None:
+    """As a CUDA graph asks: nothing is copied from the CPU once it is there."""
+    latents, pixels = DctLatents(DctConfig(6, 2), [0.5] * 10, [2.0] * 10), torch.zeros(1, 3, 1, 8, 16, device="meta")
+    for copies in (True, False):
+        with Moves() as seen:
+            assert latents.encode(pixels).device.type == "meta"
+        assert bool(seen.found) == copies
+
+
+class Moves(TorchDispatchMode):
+    """Every operator that reads a tensor of the CPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if any(isinstance(x, torch.Tensor) and x.device.type == "cpu" for x in args):
+            self.found.append(str(func))
+        return func(*args, **(kwargs or {}))

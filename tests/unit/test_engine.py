@@ -266,6 +266,17 @@ def test_a_policy_acts_the_same_by_the_engine(tiny_once: Any) -> None:
 
 
 @pytest.mark.gpu
+def test_a_policy_on_a_gpu_acts_by_a_graph(tiny_once: Any) -> None:
+    """From pixels on, latents included."""
+    plain, fast = (Policy.load(tiny_once.run, device="cuda", engine=engine) for engine in (False, True))
+    simulator = base.make(tiny_once.recipe.sim, "red")
+    for seed in range(3):
+        simulator.reset(seed)
+        seen = simulator.observe()
+        np.testing.assert_allclose(fast.act(seen), plain.act(seen), rtol=0, atol=1e-4)
+
+
+@pytest.mark.gpu
 def test_a_graph_replays_what_was_captured() -> None:
     model, (_, context, _) = model_of(), inputs_of(1)
     device = torch.device("cuda")

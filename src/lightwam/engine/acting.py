@@ -109,7 +109,9 @@ class FoldedWAM:
         }
         self.expert = FoldedExpert(model.expert, place)
         text = embedder.text_embedder
-        self.embed1, self.embed2 = (fold([(layer, None)], place) for layer in (text.linear_1, text.linear_2))
+        self.embed1, self.embed2 = (
+            fold([(layer, None)], place, plain=True) for layer in (text.linear_1, text.linear_2)
+        )
         self.embed_state = _after(model.proprio_encoder, text.linear_1, place)
         self.memory = stack([_key_value(block.attn2, place) for block in blocks])
         self.norm_k = place.put(torch.stack([block.attn2.norm_k.weight for block in blocks])[:, None])

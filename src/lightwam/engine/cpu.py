@@ -22,12 +22,6 @@ OPERATORS = {
     aten.convolution_backward.default,
     aten._scaled_dot_product_flash_attention_for_cpu.default,
     aten._scaled_dot_product_flash_attention_for_cpu_backward.default,
-    # in inference mode torch shows the composed operators themselves
-    aten.linear.default,
-    aten.matmul.default,
-    aten.conv2d.default,
-    aten.conv3d.default,
-    aten.scaled_dot_product_attention.default,
 }
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -66,7 +60,11 @@ class Float32Products(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Called by torch for every operator."""
         kwargs = kwargs or {}
-        if func not in OPERATORS or not any(_is_half(x) for x in args):
+        if func not in OPERATORS:
+            with self:  # in inference mode torch shows operators that are composed of others
+                made = func.decompose(*args, **kwargs)
+            return func(*args, **kwargs) if made is NotImplemented else made
+        if not any(_is_half(x) for x in args):
             return func(*args, **kwargs)
         if func is aten.addmm_.default:
             return args[0].copy_(aten.addmm.default(*map(_widened, args), **kwargs))

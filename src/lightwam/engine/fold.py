@@ -4,6 +4,8 @@ All of it is exact algebra, summed in float32 (or float64) and rounded once, to 
 
     gate * (W (scale * x + shift) + b + up(down(scale * x + shift)))  =  W' x + b'
 
+With weights in 8 bits (`Int8`) the rounding is coarser, and the engine no longer exact.
+
 An update too small for that dtype would be lost in the rounding; such a one stays apart. Folded layers are plain
 objects, not modules: a small model on a CPU spends half its time in looking things up.
 """
@@ -29,7 +31,7 @@ PACKED_FROM = 2**20
 """elements of a weight; smaller ones gain nothing"""
 
 INT8_FROM = 2**11
-"""elements of a weight; smaller ones save nothing, and the last layer's error would be the action's"""
+"""elements of a weight; smaller ones save nothing"""
 
 Part = tuple[nn.Module, LoRA | None]
 """a linear layer and its low-rank update"""
@@ -120,7 +122,10 @@ def fold(
     gate: Float[Tensor, " m"] | None = None,
     plain: bool = False,
 ) -> Folded:
-    """Layers over the same input as one, their outputs one behind the other; in `plain` tensors where asked."""
+    """Layers over the same input as one, their outputs one behind the other.
+
+    `plain`: neither packed nor in 8 bits, so that `stack` may take it.
+    """
     linears = [cast(nn.Linear, layer.proj if isinstance(layer, Projection) else layer) for layer, _ in parts]
     weight = torch.cat([wide(layer.weight.detach()) for layer in linears])
     bias = torch.cat([wide(layer.bias.detach()) for layer in linears])
@@ -133,23 +138,23 @@ def fold(
         if updates is not None:
             bias = bias + updates[1] @ (updates[0] @ shift)
     base, bias = gate[:, None] * weight * scale, place.put(gate * bias)
-    small = plain or weight.numel() < INT8_FROM
-    place = place._replace(int8=place.int8 and not small)
+    place = place._replace(int8=place.int8 and not plain and weight.numel() >= INT8_FROM)
     if updates is None:
         return layer(place, base, bias, plain=plain)
     down, up = updates[0] * scale, gate[:, None] * updates[1]
-    if survives(place, base, up @ down):
-        return layer(place, base + up @ down, bias, plain=plain)
+    update = up @ down
+    if survives(place, base, update):
+        return layer(place, base + update, bias, plain=plain)
     return layer(place, base, bias, place.put(down), place.put(up), plain=plain)
 
 
 def layer(place: Place, weight: Float[Tensor, "m n"], bias: Float[Tensor, " m"], *apart: Tensor, plain: bool) -> Folded:
-    """A folded layer for its place: packed for the CPU where that pays and this torch can."""
+    """A folded layer for its place: in 8 bits, packed for a CPU where that pays, or as it is."""
     if place.int8:
         return Int8(place, weight, bias, *apart)
     weight = place.put(weight)
     large = not plain and weight.numel() >= PACKED_FROM and place[:2] == (torch.device("cpu"), torch.float32)
-    if large and torch.backends.mkldnn.is_available() and getattr(torch.ops.mkldnn, "_linear_pointwise", None):
+    if large and torch.backends.mkldnn.is_available():
         return Packed(torch.ops.mkldnn._reorder_linear_weight(weight), bias, *apart)
     return Folded(weight, bias, *apart)
 

@@ -76,7 +76,7 @@ class FoldedExpert:
         self.codes, self.read_codes = place.put_wide(codes), place.put_wide(codes @ weight.t())
         self.bias = place.put_wide(wide(first.bias) + wide(first.weight) @ wide(expert.output_norm.bias))
         self.output1 = place.put(weight)
-        self.output2 = fold([(last, None)], place)
+        self.output2 = fold([(last, None)], place, plain=True)  # its error would be the action's
 
     def read(self, tap: int, tokens: Float[Tensor, "B S D"]) -> Float[Tensor, "B D2"]:
         """What the expert takes from a tap's adapted tokens."""

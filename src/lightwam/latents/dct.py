@@ -56,6 +56,7 @@ class DctLatents:
             )
         self.mean, self.std = torch.tensor(mean, dtype=torch.float32), torch.tensor(std, dtype=torch.float32)
         self._rows = analysis(config)
+        self._kernels: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     @classmethod
     def fit(cls, config: DctConfig, pixels: Float[Tensor, "N 3 height width"]) -> DctLatents:
@@ -92,9 +93,7 @@ class DctLatents:
             )
         later = pixels[:, :, 1:].unflatten(2, (-1, 4)).mean(dim=3)
         clip = torch.cat([pixels[:, :, :1], later], dim=2).transpose(1, 2)
-        std = self.std.to(pixels)
-        weight = self._rows.to(pixels).view(-1, 3, BLOCK, BLOCK) / std.view(-1, 1, 1, 1)
-        latents = F.conv2d(clip.flatten(0, 1), weight, -self.mean.to(pixels) / std, stride=BLOCK)
+        latents = F.conv2d(clip.flatten(0, 1), *self._kernel(pixels), stride=BLOCK)
         return latents.unflatten(0, clip.shape[:2]).transpose(1, 2)
 
     def decode(self, latents: Float[Tensor, "B C T h w"]) -> Float[Tensor, "B 3 F height width"]:
@@ -114,6 +113,16 @@ class DctLatents:
         weight = pooled_synthesis(self.config).to(raw)
         pictures = F.pixel_shuffle(F.conv2d(around, weight), 2 * BLOCK)
         return _clip(pictures.unflatten(0, (raw.shape[0], raw.shape[2])))
+
+    def _kernel(self, like: Tensor) -> tuple[Float[Tensor, "C 3 8 8"], Float[Tensor, " C"]]:
+        """Weight and bias of `encode`, made once a place and dtype: a CUDA graph must not copy from the CPU."""
+        place = like.device, like.dtype
+        if place not in self._kernels:
+            with torch.inference_mode(False):  # they are kept, and training may ask for them later
+                std = self.std.to(like)
+                weight = self._rows.to(like).view(-1, 3, BLOCK, BLOCK) / std.view(-1, 1, 1, 1)
+                self._kernels[place] = weight, -self.mean.to(like) / std
+        return self._kernels[place]
 
     def _raw(self, latents: Tensor) -> Tensor:
         mean, std = (s.to(latents).view(1, -1, 1, 1, 1) for s in (self.mean, self.std))

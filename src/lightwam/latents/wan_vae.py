@@ -66,8 +66,9 @@ class WanVaeLatents:
         self.channels = vae.config.z_dim
         self.vae = vae.eval().requires_grad_(False)
         self.frame_encoder = FrameEncoder.from_vae(vae)
-        self.mean = torch.tensor(vae.config.latents_mean, dtype=torch.float64)
-        self.std = torch.tensor(vae.config.latents_std, dtype=torch.float64)
+        # on the VAE's device: a CUDA graph must not copy from the CPU
+        self.mean = torch.tensor(vae.config.latents_mean, dtype=torch.float64, device=vae.device)
+        self.std = torch.tensor(vae.config.latents_std, dtype=torch.float64, device=vae.device)
 
     @classmethod
     def load(
