@@ -28,35 +28,26 @@ class BenchTrainOptions:
     """print JSON instead of a table"""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BenchActOptions:
     """Measure acting at batch 1: the published code's way, the plain model, and the engine, in turns."""
 
+    device: str = "auto"
+    """auto, cpu or cuda"""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto: what a policy computes in on this device"""
+    int8: bool = False
+    """measure the engine with weights in 8 bits, too"""
+    json: bool = False
+    """print JSON instead of a table"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchActRecipe(BenchActOptions):
+    """Measure acting with random weights: the published code's way, the plain model, and the engine, in turns."""
+
     recipe: AnyRecipe
     """its sizes, with random weights"""
-    device: str = "auto"
-    """auto, cpu or cuda"""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto: what a policy computes in on this device"""
-    int8: bool = False
-    """measure the engine with weights in 8 bits, too"""
-    json: bool = False
-    """print JSON instead of a table"""
-
-
-@dataclass(frozen=True)
-class BenchRunOptions:
-    """Measure acting at batch 1: the published code's way, the plain model, and the engine, in turns."""
-
-    run: Path
-    device: str = "auto"
-    """auto, cpu or cuda"""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto: what a policy computes in on this device"""
-    int8: bool = False
-    """measure the engine with weights in 8 bits, too"""
-    json: bool = False
-    """print JSON instead of a table"""
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -80,14 +71,13 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def _act(arguments: Sequence[str]) -> None:
-    options: BenchActOptions | BenchRunOptions
+    subject: Recipe | Path
     if arguments and (Path(arguments[0]) / "recipe.json").is_file():
-        options = parse(BenchRunOptions(Path(arguments[0])), arguments[1:], "bench act RUN")
-        subject: Recipe | Path = options.run
+        options, subject = parse(BenchActOptions(), arguments[1:], "bench act RUN"), Path(arguments[0])
     else:
         recipe, rest = named_recipe(arguments, "bench act")
-        options = parse(BenchActOptions(recipe), rest, f"bench act {recipe.name}")
-        subject = options.recipe
+        given = parse(BenchActRecipe(recipe=recipe), rest, f"bench act {recipe.name}")
+        options, subject = given, given.recipe
     from lightwam.bench_act import bench_act
     from lightwam.engine.cpu import keep_memory
 
