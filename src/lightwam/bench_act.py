@@ -135,17 +135,16 @@ def of_run(run: Path, device: torch.device) -> Subject:
     codec, latents = open_processing(run, recipe, device)
     model = LightWAM(recipe.model)
     checkpoint.fill(model, checkpoint.run_weights(run, checkpoint.load(run, training=False)), run)
-    prompts = Prompts(recipe, checkpoint.read_tensors(run / checkpoint.PROMPTS), device)
+    known = checkpoint.read_tensors(run / checkpoint.PROMPTS)
     try:
         observations = first_observations(recipe)
         seen = f"the first pictures of {len(observations)} tasks, seed {recipe.eval.first_seed}"
     except SimulatorError as error:  # measuring speed needs no simulator
-        known = checkpoint.read_tensors(run / checkpoint.PROMPTS)
         before, after = recipe.prompt.split("{task}")
         sentence = next((prompt.removeprefix(before).removesuffix(after) for prompt in known), "reach the goal")
         observations = [random_observation(recipe, sentence)]
         seen = f"random pictures, as its simulator did not start: {' '.join(str(error).split())}"
-    return Subject(recipe, model, latents, codec, prompts, observations, seen)
+    return Subject(recipe, model, latents, codec, Prompts(recipe, known, device), observations, seen)
 
 
 def first_observations(recipe: Recipe) -> list[Observation]:

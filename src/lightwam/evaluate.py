@@ -51,28 +51,24 @@ def evaluate(
     run: Path,
     settings: EvalConfig | None = None,
     *,
+    policy: Policy | None = None,
     folder: str = "eval",
     sentences: Mapping[str, str] | None = None,
-    step: int | None = None,
-    device: str = "auto",
-    weights: str | None = None,
-    engine: bool = False,
-    int8: bool = False,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Evaluate the run's policy and write RUN/`folder`/result.json; returns what is in it.
 
-    `settings` replaces the recipe's; `sentences` gives tasks another instruction than their own (to see whether the
-    policy reads it). `device`, `weights`, `engine` and `int8` are `Policy.load`'s. Episodes that are there already are
-    not run again. Raises ConfigError when more steps would be executed than were supervised, CheckpointError when the
-    folder holds an evaluation under other settings or a broken file, and KeyboardInterrupt after Ctrl-C, with every
-    finished episode kept.
+    `settings` replaces the recipe's. `policy` is the run's, where `Policy.load(run, device="auto")` is not wanted
+    (another step, the engine). `sentences` gives tasks another instruction than their own, to see whether the policy
+    reads it. Episodes that are there already are not run again. Raises ConfigError when more steps would be executed
+    than were supervised, CheckpointError when the folder holds an evaluation under other settings or a broken file, and
+    KeyboardInterrupt after Ctrl-C, with every finished episode kept.
 
     `latency_ms` is of every answer of every episode, whether it was asked for alone or in a batch. `wall_seconds` adds
     up over attempts; of a killed one it counts up to the last episode that it finished.
     """
     began = time.perf_counter()
-    policy = Policy.load(run, step, device=device, weights=weights, engine=engine, int8=int8)
+    policy = policy or Policy.load(run, device="auto")
     recipe = check(replace(policy.recipe, eval=settings or policy.recipe.eval))
     place = run / folder
     protocol = describe(recipe, policy, sentences or {})

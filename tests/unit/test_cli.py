@@ -160,15 +160,16 @@ def test_demo_needs_no_recipe(words: list[str], name: str, record: Callable[...,
 
 
 def test_eval_overrides_the_runs_own_settings_and_prints_rates(
-    record: Callable[..., Calls], capsys: pytest.CaptureFixture[str]
+    record: Callable[..., Calls], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     red = {"successes": 8, "trials": 9, "interval_95": (0.565, 0.98)}
     record("lightwam.checkpoint", "read_recipe", recipes.point())
     calls = record("lightwam.evaluate", "evaluate", {**red, "tasks": {"red": red}})
-    assert main(["eval", "runs/x", "--eval.trials", "9", "--folder", "again", "--step", "100"]) == 0
+    monkeypatch.setattr("lightwam.policy.Policy.load", lambda *given, **named: (given, named))
+    assert main(["eval", "runs/x", "--eval.trials", "9", "--folder", "again", "--step", "100", "--engine"]) == 0
     expected = EvalConfig(trials=9, replan=4, videos_per_task=1)
-    given = {"folder": "again", "step": 100, "device": "auto", "weights": None, "engine": False, "int8": False}
-    assert calls == [(Path("runs/x"), expected, given)]
+    loaded = ((Path("runs/x"), 100), {"device": "auto", "weights": None, "engine": True, "int8": False})
+    assert calls == [(Path("runs/x"), expected, {"policy": loaded, "folder": "again"})]
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     rest = ["8", "of", "9", "56%", "to", "98%"]
     assert lines == [["red", *rest], ["all", *rest]]

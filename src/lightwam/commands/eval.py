@@ -43,13 +43,13 @@ def run(arguments: Sequence[str]) -> None:
     checks.check(replace(recipe, eval=options.eval))
     from lightwam.engine.cpu import keep_memory
     from lightwam.evaluate import evaluate
+    from lightwam.policy import Policy
 
     keep_memory()
-    result = evaluate(
-        path, options.eval, folder=options.folder, step=options.step, device=options.device, weights=options.weights,
-        engine=options.engine, int8=options.int8,
-    )  # fmt: skip
-    print(table(result))
+    policy = Policy.load(
+        path, options.step, device=options.device, weights=options.weights, engine=options.engine, int8=options.int8
+    )
+    print(table(evaluate(path, options.eval, policy=policy, folder=options.folder)))
 
 
 def table(result: Mapping[str, Any]) -> str:
