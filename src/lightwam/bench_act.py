@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import gc
 import json
-import math
 import platform
-import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,12 +15,11 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from lightwam import checkpoint
 from lightwam.bench import PROMPT_TOKENS, random_model
 from lightwam.checks import check
-from lightwam.codec import Codec
+from lightwam.codec import Codec, to_pixels
 from lightwam.config import DctConfig, Recipe
 from lightwam.demo import machine
 from lightwam.distributed import device_called
@@ -37,23 +33,18 @@ from lightwam.model.light_wam import LightWAM
 from lightwam.policy import Policy
 from lightwam.sim import base
 from lightwam.stats import measure
+from lightwam.timing import Call, floor_ms, gmac, in_turns
 from lightwam.types import LatentCodec, Observation
 
-WARM_UP, REPETITIONS = 10, 300
-SECONDS = 20.0
-"""of each way and stage; where a call takes so long that fewer repetitions fit, at least FEWEST are made"""
-FEWEST = 5
-LONG_S = 2.0
-"""calls that take longer are told one by one"""
 WAYS = {
     "plain": "as the published code: every block, LoRA apart, the prompt read at every call, the library's VAE",
     "model": "LightWAM.act: stops after the last tap, a frame's own encoder",
     "engine": "folded once; on a CPU without bfloat16 units, in float32",
 }
 INT8 = {"int8": "the engine with weights in 8 bits, which is not exact"}
-STAGES = ("latent to action", "pixels to action", "camera bytes to robot units")
+STAGES = ("latent to action", "canvas to action", "camera bytes to robot units")
 """each holds the one before"""
-Call = Callable[[], Any]
+PARTS = ("cameras to canvas", "canvas to latent", "backbone", "action expert")
 
 
 @dataclass(frozen=True)
@@ -99,7 +90,8 @@ def bench_act(
         engine = engines["engine"]
         stages = {stage: in_turns(calls[stage], place) for stage in STAGES}
         work = {way: gmac(call) for way, call in calls[STAGES[1]].items()}
-        floor = floor_ms(work["engine"], engine, place, engine.folded.place.dtype)
+        floor = floor_ms(work["engine"], size(engine), place, engine.folded.place.dtype)
+        parts = parts_ms(given, engine, stages, place)
     whole = stages[STAGES[-1]]
     result: dict[str, Any] = {
         "subject": given.recipe.name if isinstance(subject, Recipe) else str(subject),
@@ -115,6 +107,7 @@ def bench_act(
         "max_abs_difference": differences["engine"],
         "max_abs_differences": differences,
         "compared_on": given.seen,
+        "parts_ms": parts,
         "gmac": work,
         "floor_ms": floor,
         "weights_gib": {way: size(one) / 2**30 for way, one in engines.items()},
@@ -200,9 +193,9 @@ def ways(
     model, latents, codec, observation = given.model, given.latents, given.codec, given.observations[0]
     sentences = [one.instruction for one in given.observations]
     frames = np.stack([codec.canvas(one.frames) for one in given.observations])
-    all_pixels = codec.pixels(frames[:, None]).to(device)
     states = torch.from_numpy(codec.encode_state(np.stack([one.state for one in given.observations]))).to(device)
-    contexts, found = given.prompts.states(sentences).to(device), latents.encode(all_pixels)
+    contexts = given.prompts.states(sentences).to(device)
+    found = latents.encode(codec.pixels(frames[:, None]).to(device))
     with torch.inference_mode():
         exact = model.to(device).act(found, contexts, states)
     engines = {"engine": Engine(model, latents, given.prompts.states, device, dtype)}
@@ -213,7 +206,8 @@ def ways(
         made = {"plain": published(model, found, contexts, states), "model": model.act(found, contexts, states)}
         made |= {way: one.folded.act(found, one.memory(tuple(sentences)), states) for way, one in engines.items()}
         differences = {way: float((actions - exact).abs().max()) for way, actions in made.items()}
-    sentence, pixels, latent, context, state = sentences[0], all_pixels[:1], found[:1], contexts[:1], states[:1]
+    sentence, latent, context, state = sentences[0], found[:1], contexts[:1], states[:1]
+    canvas = torch.from_numpy(frames[:1])
     rest = given.recipe, codec, latents, given.prompts
     policies = {"model": Policy(*rest, model, 0)} | {way: Policy(*rest, one, 0) for way, one in engines.items()}
 
@@ -223,6 +217,9 @@ def ways(
         robot = torch.from_numpy(codec.encode_state(observation.state[None])).to(device)
         return codec.decode_action(published(model, library_encode(latents, seen), read, robot).float().cpu().numpy())
 
+    def pixels() -> Tensor:
+        return codec.pixels(canvas[:, None]).to(device)
+
     calls: dict[str, dict[str, Call]] = {
         STAGES[0]: {
             "plain": lambda: published(model, latent, context, state),
@@ -230,9 +227,9 @@ def ways(
             **{way: _acting(one, latent, state, sentence) for way, one in engines.items()},
         },
         STAGES[1]: {
-            "plain": lambda: published(model, library_encode(latents, pixels), context, state),
-            "model": lambda: model.act(latents.encode(pixels), context, state),
-            **{way: partial(one.act, pixels, [sentence], state) for way, one in engines.items()},
+            "plain": lambda: published(model, library_encode(latents, pixels()), context, state),
+            "model": lambda: model.act(latents.encode(pixels()), context, state),
+            **{way: partial(one.act, canvas, [sentence], state) for way, one in engines.items()},
         },
         STAGES[2]: {"plain": whole, **{way: partial(policy.act, observation) for way, policy in policies.items()}},
     }
@@ -246,6 +243,27 @@ def _acting(engine: Engine, latent: Tensor, state: Tensor, sentence: str) -> Cal
         return lambda: act(latent, memory, state)
     graph = Graph(act, latent, memory, state)
     return lambda: graph(latent, memory, state)
+
+
+@torch.inference_mode()
+def parts_ms(
+    given: Subject, engine: Engine, stages: dict[str, dict[str, dict[str, float]]], device: torch.device
+) -> dict[str, float]:
+    """Medians of the engine's `PARTS`; on a GPU of their kernels launched one by one, of which the graph makes one."""
+    frames, latents, config = given.observations[0].frames, given.latents, given.recipe.model.backbone
+    canvas = torch.from_numpy(given.codec.canvas(frames)[None, None]).to(device)
+    latent = latents.encode(to_pixels(canvas))
+    rows, columns = (size // patch for size, patch in zip(latent.shape[3:], config.patch[1:], strict=True))
+    tokens = torch.randn(1, rows * columns, config.width, device=device).to(engine.folded.place.dtype)
+    expert = engine.folded.expert
+    calls = {
+        "cameras to canvas": lambda: given.codec.canvas(frames),
+        "canvas to latent": lambda: latents.encode(to_pixels(canvas)),
+        "action expert": lambda: expert([expert.read(tap, tokens) for tap in range(len(config.taps))]),
+    }
+    found = {part: row["p50_ms"] for part, row in in_turns(calls, device).items()}
+    found["backbone"] = stages[STAGES[0]]["engine"]["p50_ms"] - found["action expert"]
+    return {part: found[part] for part in PARTS}
 
 
 def size(engine: Engine) -> int:
@@ -270,82 +288,6 @@ def library_encode(latents: LatentCodec, pixels: Float[Tensor, "B 3 1 height wid
     raw = published.vae.encode(pixels.to(published.vae.dtype)).latent_dist.mode()
     mean, std = (s.to(raw).view(1, -1, 1, 1, 1) for s in (published.mean, published.std))
     return (raw - mean) / std
-
-
-@torch.inference_mode()
-def in_turns(calls: Mapping[str, Call], device: torch.device) -> dict[str, dict[str, float]]:
-    """Milliseconds of each call: percentiles over the repetitions, and their standard deviation."""
-    first = {way: _seconds(call, device) for way, call in calls.items()}
-    slowest = max(first.values())
-    warm_up = min(WARM_UP, int(SECONDS / 4 / slowest))
-    repetitions = min(REPETITIONS, max(FEWEST, int(SECONDS / slowest)))
-    times: dict[str, list[float]] = {way: [] for way in calls}
-    for number in range(-warm_up, repetitions):
-        for way in sorted(calls, reverse=number % 2 == 0):
-            seconds = _seconds(calls[way], device)
-            if seconds > LONG_S:
-                print(f"{way} call {number}: {seconds:.1f} s", file=sys.stderr, flush=True)
-            if number >= 0:
-                times[way].append(1000 * seconds)
-    return {
-        way: {
-            **{f"p{q}_ms": float(np.percentile(rows, q)) for q in (50, 95, 99)},
-            "std_ms": float(np.std(rows)),
-            "repetitions": len(rows),
-            "warm_up": 1 + warm_up,
-        }
-        for way, rows in times.items()
-    }
-
-
-def _seconds(call: Call, device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    began = time.perf_counter()
-    call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - began
-
-
-@torch.inference_mode()
-def gmac(call: Call) -> float:
-    """Multiply-adds of all products in a call, in billions; what a CUDA graph replays is not seen."""
-    with FlopCounterMode(display=False, custom_mapping=UNKNOWN_TO_TORCH) as counter:
-        call()
-    return counter.get_total_flops() / 2e9
-
-
-def _linear_flops(x: Any, weight: Any, *_: Any, **__: Any) -> int:
-    return 2 * math.prod(x) * weight[0]
-
-
-def _attention_flops(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
-    return 2 * math.prod(q) * k[-2] + 2 * math.prod(q[:-1]) * k[-2] * v[-1]
-
-
-UNKNOWN_TO_TORCH: dict[Any, Any] = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
-    **({torch.ops.mkldnn._linear_pointwise: _linear_flops} if torch.backends.mkldnn.is_available() else {}),
-}
-"""products of CPUs that torch's counter leaves out; they are given shapes"""
-
-
-@torch.inference_mode()
-def floor_ms(work: float, engine: Engine, device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-    """What this machine could do at best: the products at the speed of a large one, the weights read once."""
-    side = 8192 if device.type == "cuda" else 1024
-    a, b = torch.randn(side, side, device=device).to(dtype), torch.randn(side, side, device=device).to(dtype)
-    product = min(_seconds(lambda: a @ b, device) for _ in range(10))
-    block = torch.randn(2**28 if device.type == "cuda" else 2**25, device=device)
-    copying = min(_seconds(lambda: block.sum(), device) for _ in range(10))
-    rate, bandwidth = side**3 / product, block.numel() * 4 / copying
-    return {
-        "gmac_per_second": rate / 1e9,
-        "gb_per_second": bandwidth / 1e9,
-        "products_ms": 1000 * work * 1e9 / rate,
-        "weights_ms": 1000 * size(engine) / bandwidth,
-    }
 
 
 def peak_memory_gib(model: LightWAM, call: Call) -> float:
@@ -376,7 +318,8 @@ def table(result: dict[str, Any]) -> str:
     floor, work = result["floor_ms"], result["gmac"]
     lines += [
         *(f"  {way}: {meaning}" for way, meaning in result["ways"].items()),
-        "  pixels to action, GMAC: " + ", ".join(f"{way} {number:.4g}" for way, number in work.items()),
+        "  the engine's parts, ms: " + ", ".join(f"{part} {number:.4g}" for part, number in result["parts_ms"].items()),
+        "  canvas to action, GMAC: " + ", ".join(f"{way} {number:.4g}" for way, number in work.items()),
         f"  this machine at its best: {floor['products_ms']:.4g} ms for the engine's products at "
         f"{floor['gmac_per_second']:.4g} GMAC/s, {floor['weights_ms']:.4g} ms to read its weights once at "
         f"{floor['gb_per_second']:.3g} GB/s",

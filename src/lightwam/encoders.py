@@ -95,5 +95,5 @@ class Prompts:
             self._encoder = open_text(self.recipe, self.device)
         if len(self._more) >= MAX_PROMPTS:
             self._more.pop(next(iter(self._more)))
-        self._more[prompt] = self._encoder.encode([prompt])[0].cpu()
+        self._more[prompt] = self._encoder.encode([prompt])[0]
         return self._more[prompt]

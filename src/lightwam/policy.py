@@ -99,8 +99,8 @@ class Policy:
     def act_batch(self, observations: Sequence[Observation]) -> Float32[np.ndarray, "B H A"]:
         """Chunks for several robots at once."""
         if isinstance(self.actor, Engine):
-            given = self._pixels(observations), self._sentences(observations), self._states(observations)
-            action = self.actor.act(*given)
+            canvases = torch.from_numpy(self._canvases(observations))
+            action = self.actor.act(canvases, self._sentences(observations), self._states(observations))
         else:
             action = self.actor.act(*self._inputs(observations))
         return self.codec.decode_action(action.float().cpu().numpy())
@@ -127,13 +127,13 @@ class Policy:
     def _inputs(
         self, observations: Sequence[Observation]
     ) -> tuple[Float[Tensor, "B C 1 h w"], Float[Tensor, "B L E"], Float[Tensor, "B P"]]:
-        latent = self.latents.encode(self._pixels(observations).to(self.device))
+        pixels = self.codec.pixels(self._canvases(observations)[:, None])
+        latent = self.latents.encode(pixels.to(self.device))
         context = self.prompts.states(self._sentences(observations))
         return latent, context.to(self.device), self._states(observations).to(self.device)
 
-    def _pixels(self, observations: Sequence[Observation]) -> Float[Tensor, "B 3 1 height width"]:
-        canvases = np.stack([self.codec.canvas(observation.frames) for observation in observations])
-        return self.codec.pixels(canvases[:, None])
+    def _canvases(self, observations: Sequence[Observation]) -> UInt8[np.ndarray, "B height width 3"]:
+        return np.stack([self.codec.canvas(observation.frames) for observation in observations])
 
     def _sentences(self, observations: Sequence[Observation]) -> list[str]:
         return [observation.instruction for observation in observations]

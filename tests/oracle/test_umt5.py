@@ -157,6 +157,26 @@ def test_the_default_dtype_is_that_of_the_publication(diffusers_folder: Path, te
 def test_the_table_of_embeddings_is_held_once(text: Umt5Text) -> None:
     state = text.encoder.state_dict()
     assert state[umt5.TABLE].data_ptr() == state[umt5.TABLE_TOO].data_ptr()
+    state = text.encoder.double().state_dict()  # as it travels to a device
+    assert state[umt5.TABLE].data_ptr() == state[umt5.TABLE_TOO].data_ptr()
+
+
+def test_the_encoder_is_on_its_device_for_new_sentences_only(text: Umt5Text, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told by what it is asked to move to: "meta" would lose the weights, so nothing really goes."""
+    places: list[str] = []
+    monkeypatch.setattr(text, "device", torch.device("meta"))
+    monkeypatch.setattr(text.encoder, "to", lambda place: places.append(str(place)))
+    first = text.encode([PROMPTS[0], PROMPTS[1]])
+    assert places == ["meta", "cpu"] and first.device.type == "cpu"
+    text.encode([PROMPTS[1]])
+    assert places == ["meta", "cpu"]
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_left_after_use(text: Umt5Text, diffusers_folder: Path) -> None:
+    visitor = Umt5Text.load(diffusers_folder, CONFIG, "cuda", torch.float32)
+    torch.testing.assert_close(visitor.encode(PROMPTS), text.encode(PROMPTS), rtol=0, atol=1e-4)
+    assert torch.cuda.memory_allocated() < 2**20
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from lightwam import bench_act as bench
-from lightwam.bench_act import STAGES, WAYS, bench_act, in_turns, table
+from lightwam import timing
+from lightwam.bench_act import PARTS, STAGES, WAYS, bench_act, table
 from lightwam.config import Recipe
 from lightwam.engine import fold
 from lightwam.errors import CheckpointError, SimulatorError
@@ -19,8 +20,8 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "REPETITIONS", 3)
-    monkeypatch.setattr(bench, "WARM_UP", 1)
+    monkeypatch.setattr(timing, "REPETITIONS", 3)
+    monkeypatch.setattr(timing, "WARM_UP", 1)
 
 
 def check(result: dict[str, Any]) -> None:
@@ -33,6 +34,7 @@ def check(result: dict[str, Any]) -> None:
     whole = result["stages"][STAGES[-1]]
     assert result["plain_ms"] == whole["plain"]["p50_ms"] and result["engine_ms"] == whole["engine"]["p50_ms"]
     assert result["ratio"] == result["engine_ms"] / result["plain_ms"]
+    assert list(result["parts_ms"]) == list(PARTS) and result["parts_ms"]["action expert"] > 0
     assert result["gmac"]["engine"] < result["gmac"]["model"] <= result["gmac"]["plain"]
     assert result["weights_gib"]["engine"] > 0 and result["peak_memory_gib"] is None
 
@@ -103,20 +105,20 @@ def test_the_published_way_gives_the_same_action(tiny_recipe: Recipe) -> None:
 
 def test_ways_take_turns_and_slow_calls_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
-    monkeypatch.setattr(bench, "SECONDS", 0.0)
-    rows = in_turns({name: lambda name=name: order.append(name) for name in ("a", "b")}, CPU)
-    assert rows["a"]["repetitions"] == bench.FEWEST and rows["a"]["warm_up"] == 1
-    assert order == ["a", "b"] + ["b", "a", "a", "b"] * (bench.FEWEST // 2) + ["b", "a"] * (bench.FEWEST % 2)
+    monkeypatch.setattr(timing, "SECONDS", 0.0)
+    rows = timing.in_turns({name: lambda name=name: order.append(name) for name in ("a", "b")}, CPU)
+    assert rows["a"]["repetitions"] == timing.FEWEST and rows["a"]["warm_up"] == 1
+    assert order == ["a", "b"] + ["b", "a", "a", "b"] * (timing.FEWEST // 2) + ["b", "a"] * (timing.FEWEST % 2)
 
 
 def test_work_is_counted_whatever_computes_it(monkeypatch: pytest.MonkeyPatch, tiny_recipe: Recipe) -> None:
     """Packed layers and the CPU's attention are none of the operators that torch's counter knows."""
     q, k = torch.randn(1, 2, 5, 4), torch.randn(1, 2, 7, 4)
-    attention = bench.gmac(lambda: torch.nn.functional.scaled_dot_product_attention(q, k, k))
+    attention = timing.gmac(lambda: torch.nn.functional.scaled_dot_product_attention(q, k, k))
     assert attention == pytest.approx(2 * 2 * 5 * 7 * 4 / 1e9)
     work = []
     for size in (2**20, 1):
         monkeypatch.setattr(fold, "PACKED_FROM", size)
         calls, _, _ = bench.ways(bench.of_recipe(tiny_recipe, CPU), CPU, torch.float32)
-        work.append(bench.gmac(calls[STAGES[0]]["engine"]))
+        work.append(timing.gmac(calls[STAGES[0]]["engine"]))
     assert work[0] == pytest.approx(work[1])

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lightwam.codec import to_pixels
 from lightwam.config import BackboneConfig, ExpertConfig, FlowConfig, ModelConfig
 from lightwam.engine import cpu
 from lightwam.engine import engine as engines
@@ -45,6 +46,10 @@ def inputs_of(size: int = 2, seed: int = 1) -> tuple[Tensor, Tensor, Tensor]:
     context = torch.randn(size, 6, 10)
     context[:, 4:] = 0
     return torch.randn(size, 3, 1, 8, 12), context, torch.randn(size, 2)
+
+
+def canvas_of(size: int, seed: int = 1) -> Tensor:
+    return torch.randint(256, (size, 8, 12, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
 
 
 def acted(folded: FoldedWAM, latent: Tensor, context: Tensor, state: Tensor) -> Tensor:
@@ -196,7 +201,7 @@ def test_several_layers_some_with_an_update_are_one_product() -> None:
 
 
 class Same:
-    """Latents that are what was given."""
+    """Latents that are the pixels."""
 
     channels, spatial_stride, temporal_stride = 3, 1, 4
 
@@ -227,22 +232,22 @@ def counted() -> tuple[Engine, list[str]]:
 
 def test_a_sentence_is_encoded_once(counted: tuple[Engine, list[str]]) -> None:
     engine, asked = counted
-    latent, _, state = inputs_of(2)
-    first = engine.act(latent, ["ab", "abcd"], state)
-    again = engine.act(latent, ["abcd", "ab"], state.flip(0))
+    canvas, (_, _, state) = canvas_of(2), inputs_of(2)
+    first = engine.act(canvas, ["ab", "abcd"], state)
+    again = engine.act(canvas, ["abcd", "ab"], state.flip(0))
     assert asked == ["ab", "abcd"]
     assert not torch.allclose(first, again)
-    torch.testing.assert_close(engine.act(latent, ["ab", "abcd"], state), first, rtol=0, atol=0)
+    torch.testing.assert_close(engine.act(canvas, ["ab", "abcd"], state), first, rtol=0, atol=0)
     # rows do not touch one another, whatever the others' prompts
-    torch.testing.assert_close(engine.act(latent[:1], ["ab"], state[:1]), first[:1], rtol=0, atol=1e-6)
+    torch.testing.assert_close(engine.act(canvas[:1], ["ab"], state[:1]), first[:1], rtol=0, atol=1e-6)
 
 
 def test_few_sentences_are_kept(counted: tuple[Engine, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines, "NUM_SENTENCES", 2)
     engine, asked = counted
-    latent, _, state = inputs_of(1)
+    canvas, (_, _, state) = canvas_of(1), inputs_of(1)
     for sentence in ("a", "ab", "a", "abc", "a", "ab"):
-        engine.act(latent, [sentence], state)
+        engine.act(canvas, [sentence], state)
     assert asked == ["a", "ab", "abc", "ab"]
 
 
@@ -282,6 +287,6 @@ def test_a_graph_replays_what_was_captured() -> None:
     device = torch.device("cuda")
     engine = Engine(model, Same(), lambda sentences: context, device, torch.float32)
     for seed in range(3):
-        latent, _, state = inputs_of(1, seed)
-        expected = model.act(latent, context, state)
-        torch.testing.assert_close(engine.act(latent, ["x"], state).cpu(), expected, rtol=0, atol=1e-5)
+        canvas, (_, _, state) = canvas_of(1, seed), inputs_of(1, seed)
+        expected = model.act(to_pixels(canvas[:, None]), context, state)
+        torch.testing.assert_close(engine.act(canvas, ["x"], state).cpu(), expected, rtol=0, atol=1e-5)

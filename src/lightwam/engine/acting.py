@@ -115,6 +115,7 @@ class FoldedWAM:
         self.embed_state = _after(model.proprio_encoder, text.linear_1, place)
         self.memory = stack([_key_value(block.attn2, place) for block in blocks])
         self.norm_k = place.put(torch.stack([block.attn2.norm_k.weight for block in blocks])[:, None])
+        self.turns: dict[tuple[int, int], Tensor] = {}  # held here, as a CUDA graph reads them where they lie
 
     @torch.inference_mode()
     def read(self, states: Float[Tensor, "L E"]) -> Sentence:
@@ -148,7 +149,10 @@ class FoldedWAM:
         keys, values = self._keys_values(self.embed_state(state.to(self.place.dtype)))
         memory.keys[:, :, -1], memory.values[:, :, -1] = keys, values
         patches = F.conv2d(latent[:, :, 0].to(self.place.dtype), self.patch_weight, self.patch_bias, self.patch)
-        turn = rotation(1, *patches.shape[2:], self.head_dim, latent.device, self.place.dtype)
+        rows, columns = patches.shape[2:]
+        if (rows, columns) not in self.turns:
+            self.turns[rows, columns] = rotation(1, rows, columns, self.head_dim, latent.device, self.place.dtype)
+        turn = self.turns[rows, columns]
         x = patches.flatten(2).mT.contiguous()
         found: list[Tensor] = []
         for i, block in enumerate(self.blocks):

@@ -1,4 +1,4 @@
-"""The fast way from pixels to actions: the folded model, sentences read once, and on a GPU one graph of kernels."""
+"""The fast way from pictures to actions: the folded model, sentences read once, and on a GPU one graph of kernels."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from lightwam.codec import to_pixels
 from lightwam.engine.acting import FoldedWAM, Memory, Sentence
 from lightwam.engine.cpu import product_dtype
 from lightwam.engine.fold import Place
@@ -26,7 +27,7 @@ Value = TypeVar("Value")
 
 
 class Engine:
-    """Acts as `LightWAM.act` does on `latents.encode(pixels)`. Not for several threads at once."""
+    """Acts as `LightWAM.act` does on the latents of a canvas. Not for several threads at once."""
 
     def __init__(
         self,
@@ -52,21 +53,24 @@ class Engine:
 
     @torch.inference_mode()
     def act(
-        self, pixels: Float[Tensor, "B 3 1 height width"], instructions: Sequence[str], state: Float[Tensor, "B P"]
+        self, canvas: UInt8[Tensor, "B height width 3"], instructions: Sequence[str], state: Float[Tensor, "B P"]
     ) -> Float[Tensor, "B H A"]:
-        """Chunks of normalised actions. A sentence that is new costs its encoding and one reading."""
-        memory, pixels, state = self.memory(tuple(instructions)), pixels.to(self.device), state.to(self.device)
+        """Chunks of normalised actions. A sentence that is new costs its encoding and one reading.
+
+        Canvases travel to the engine's device as bytes, a quarter of what they are as floats.
+        """
+        memory, canvas, state = self.memory(tuple(instructions)), canvas.to(self.device), state.to(self.device)
         if self.device.type != "cuda":
-            return self.run(pixels, memory, state)
-        sizes = (*pixels.shape, memory.weight.shape[-1])
-        graph = _kept(self._graphs, sizes, lambda: Graph(self.run, pixels, memory, state), NUM_GRAPHS)
-        return graph(pixels, memory, state)
+            return self.run(canvas, memory, state)
+        sizes = (*canvas.shape, memory.weight.shape[-1])
+        graph = _kept(self._graphs, sizes, lambda: Graph(self.run, canvas, memory, state), NUM_GRAPHS)
+        return graph(canvas, memory, state)
 
     def run(
-        self, pixels: Float[Tensor, "B 3 1 height width"], memory: Memory, state: Float[Tensor, "B P"]
+        self, canvas: UInt8[Tensor, "B height width 3"], memory: Memory, state: Float[Tensor, "B P"]
     ) -> Float[Tensor, "B H A"]:
         """All of it, kernel by kernel."""
-        return self.folded.act(self.latents.encode(pixels), memory, state)
+        return self.folded.act(self.latents.encode(to_pixels(canvas[:, None])), memory, state)
 
     def memory(self, instructions: tuple[str, ...]) -> Memory:
         """The instructions as the model reads them, one a sample."""
@@ -84,26 +88,26 @@ class Engine:
 class Graph:
     """`run`, captured once for inputs of some shapes, then replayed: one launch instead of over a thousand."""
 
-    def __init__(self, run: Callable[..., Tensor], pixels: Tensor, memory: Memory, state: Tensor) -> None:
-        self.pixels, self.state = pixels.clone(), state.clone()
+    def __init__(self, run: Callable[..., Tensor], seen: Tensor, memory: Memory, state: Tensor) -> None:
+        self.seen, self.state = seen.clone(), state.clone()
         self.memory, self.given = Memory(*(part.clone() for part in memory)), memory
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # libraries choose their kernels and workspaces before the capture
             for _ in range(3):
-                run(self.pixels, self.memory, self.state)
+                run(self.seen, self.memory, self.state)
         torch.cuda.current_stream().wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
-            self.action = run(self.pixels, self.memory, self.state)
+            self.action = run(self.seen, self.memory, self.state)
 
-    def __call__(self, pixels: Tensor, memory: Memory, state: Tensor) -> Float[Tensor, "B H A"]:
+    def __call__(self, seen: Tensor, memory: Memory, state: Tensor) -> Float[Tensor, "B H A"]:
         """What `run` gives for these."""
         if memory is not self.given:
             for ours, theirs in zip(self.memory, memory, strict=True):
                 ours.copy_(theirs)
             self.given = memory
-        self.pixels.copy_(pixels, non_blocking=True)
+        self.seen.copy_(seen, non_blocking=True)
         self.state.copy_(state, non_blocking=True)
         self.graph.replay()
         return self.action.clone()

@@ -11,7 +11,8 @@ import html
 import json
 import re
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +54,15 @@ _OFFICIAL = {
 
 
 class Umt5Text:
-    """Implements `TextEncoder`. States are float32, on the encoder's device."""
+    """Implements `TextEncoder`. States are float32, on the CPU.
 
-    def __init__(self, encoder: Any, tokenizer: Any, config: Umt5Config) -> None:
-        """Around transformers' UMT5EncoderModel, whose weights are frozen, and its tokenizer."""
+    There the encoder rests, too: it is on its device only while it reads sentences that are new, so that a GPU's memory
+    is the policy's.
+    """
+
+    def __init__(self, encoder: Any, tokenizer: Any, config: Umt5Config, device: torch.device | str = "cpu") -> None:
+        """Around transformers' UMT5EncoderModel on the CPU, whose weights are frozen, and its tokenizer."""
+        self.device = torch.device(device)
         self.dim, self.num_tokens = config.dim, config.num_tokens
         self.encoder, self.tokenizer = encoder.eval().requires_grad_(False), tokenizer
         self._kept: OrderedDict[str, Tensor] = OrderedDict()
@@ -99,9 +105,10 @@ class Umt5Text:
                 "take the text encoder as it was published",
             )
         # one tensor at a time, so that no second copy of all is held
-        state = {ours: tensors.pop(theirs).to(device, dtype) for ours, theirs in names.items()}
+        state = {ours: tensors.pop(theirs).to(dtype) for ours, theirs in names.items()}
         encoder.load_state_dict(state | {TABLE_TOO: state[TABLE]}, assign=True)
-        return cls(encoder, tokenizer, config)
+        encoder.encoder.embed_tokens.weight = encoder.shared.weight  # one parameter, which travels once
+        return cls(encoder, tokenizer, config, device)
 
     def encode(self, instructions: Sequence[str]) -> Float[Tensor, "B L E"]:
         """One state a token, the end's included, zeros after it; the text is cleaned first (`cleaned`).
@@ -110,8 +117,9 @@ class Umt5Text:
         """
         sentences = [cleaned(instruction) for instruction in instructions]
         tokens = {sentence: self._tokens(sentence) for sentence in dict.fromkeys(sentences)}
-        found = {sentence: self._states(sentence, ids) for sentence, ids in tokens.items()}
-        states = torch.zeros(len(sentences), self.num_tokens, self.dim, device=self.encoder.device)
+        with self._at_work(any(sentence not in self._kept for sentence in tokens)):
+            found = {sentence: self._states(sentence, ids) for sentence, ids in tokens.items()}
+        states = torch.zeros(len(sentences), self.num_tokens, self.dim)
         for row, sentence in enumerate(sentences):
             states[row, : len(found[sentence])] = found[sentence]
         return states
@@ -136,12 +144,24 @@ class Umt5Text:
             )
         return ids
 
+    @contextmanager
+    def _at_work(self, needed: bool) -> Iterator[None]:
+        """The encoder on its device, as long as it is needed there."""
+        if not needed or self.device.type == "cpu":
+            yield
+            return
+        try:
+            self.encoder.to(self.device)
+            yield
+        finally:
+            self.encoder.to("cpu")
+
     @torch.no_grad()
     def _states(self, sentence: str, ids: list[int]) -> Float[Tensor, "n E"]:
         if sentence not in self._kept:
             row = torch.tensor([ids], device=self.encoder.device)
             states = self.encoder(input_ids=row, attention_mask=torch.ones_like(row)).last_hidden_state
-            self._kept[sentence] = states[0]
+            self._kept[sentence] = states[0].cpu()
         self._kept.move_to_end(sentence)
         while len(self._kept) > NUM_KEPT:
             self._kept.popitem(last=False)
