@@ -1,0 +1,98 @@
+"""How long calls take, in turns; how much work they are; and what this machine could do at best."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+WARM_UP, REPETITIONS = 10, 300
+SECONDS = 20.0
+"""of each way and stage; where a call takes so long that fewer repetitions fit, at least FEWEST are made"""
+FEWEST = 5
+LONG_S = 2.0
+"""calls that take longer are told one by one"""
+Call = Callable[[], Any]
+
+
+@torch.inference_mode()
+def in_turns(calls: Mapping[str, Call], device: torch.device) -> dict[str, dict[str, float]]:
+    """Milliseconds of each call: percentiles over the repetitions, and their standard deviation."""
+    first = {way: seconds(call, device) for way, call in calls.items()}
+    slowest = max(first.values())
+    warm_up = min(WARM_UP, int(SECONDS / 4 / slowest))
+    repetitions = min(REPETITIONS, max(FEWEST, int(SECONDS / slowest)))
+    times: dict[str, list[float]] = {way: [] for way in calls}
+    for number in range(-warm_up, repetitions):
+        for way in sorted(calls, reverse=number % 2 == 0):
+            took = seconds(calls[way], device)
+            if took > LONG_S:
+                print(f"{way} call {number}: {took:.1f} s", file=sys.stderr, flush=True)
+            if number >= 0:
+                times[way].append(1000 * took)
+    return {
+        way: {
+            **{f"p{q}_ms": float(np.percentile(rows, q)) for q in (50, 95, 99)},
+            "std_ms": float(np.std(rows)),
+            "repetitions": len(rows),
+            "warm_up": 1 + warm_up,
+        }
+        for way, rows in times.items()
+    }
+
+
+def seconds(call: Call, device: torch.device) -> float:
+    """One call's, until its work on the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    began = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - began
+
+
+@torch.inference_mode()
+def gmac(call: Call) -> float:
+    """Multiply-adds of all products in a call, in billions; what a CUDA graph replays is not seen."""
+    with FlopCounterMode(display=False, custom_mapping=UNKNOWN_TO_TORCH) as counter:
+        call()
+    return counter.get_total_flops() / 2e9
+
+
+def _linear_flops(x: Any, weight: Any, *_: Any, **__: Any) -> int:
+    return 2 * math.prod(x) * weight[0]
+
+
+def _attention_flops(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
+    return 2 * math.prod(q) * k[-2] + 2 * math.prod(q[:-1]) * k[-2] * v[-1]
+
+
+UNKNOWN_TO_TORCH: dict[Any, Any] = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    **({torch.ops.mkldnn._linear_pointwise: _linear_flops} if torch.backends.mkldnn.is_available() else {}),
+}
+"""products of CPUs that torch's counter leaves out; they are given shapes"""
+
+
+@torch.inference_mode()
+def floor_ms(work: float, size: int, device: torch.device, dtype: torch.dtype) -> dict[str, float]:
+    """This machine at its best: `work` GMAC at the speed of a large product, `size` bytes of weights read once."""
+    side = 8192 if device.type == "cuda" else 1024
+    a, b = torch.randn(side, side, device=device).to(dtype), torch.randn(side, side, device=device).to(dtype)
+    product = min(seconds(lambda: a @ b, device) for _ in range(10))
+    block = torch.randn(2**28 if device.type == "cuda" else 2**25, device=device)
+    copying = min(seconds(lambda: block.sum(), device) for _ in range(10))
+    rate, bandwidth = side**3 / product, block.numel() * 4 / copying
+    return {
+        "gmac_per_second": rate / 1e9,
+        "gb_per_second": bandwidth / 1e9,
+        "products_ms": 1000 * work * 1e9 / rate,
+        "weights_ms": 1000 * size / bandwidth,
+    }
