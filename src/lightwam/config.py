@@ -161,6 +161,8 @@ class SimConfig:
     """control steps until an episode counts as failed"""
     action_repeat: int = 1
     """simulator steps for one control step"""
+    protocol: str = ""
+    """the adapter's named set of constants, where a benchmark is evaluated under several; LIBERO: docs/libero.md"""
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,7 @@ class _Adapter:
 
 _ADAPTERS = {
     "point": _Adapter("lightwam.sim.point", "lightwam.sim.point"),
+    "libero": _Adapter("lightwam.sim.libero", "lightwam.sim.experts.libero", ("libero", "mujoco"), "libero"),
     "metaworld": _Adapter(
         "lightwam.sim.metaworld", "lightwam.sim.experts.metaworld", ("metaworld", "mujoco"), "metaworld"
     ),

