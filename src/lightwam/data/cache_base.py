@@ -109,7 +109,7 @@ class Canvases:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._pictures.__exit__(kind, value, trace)
+        self._pictures.close()
 
 
 def canvas_fingerprint(config: CodecConfig) -> dict[str, Any]:

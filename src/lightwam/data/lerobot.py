@@ -218,15 +218,19 @@ class Pictures:
         assert clip is not None
         return reader.read(clip.start, episode.length, self._fps)
 
+    def close(self) -> None:
+        """Let go of the files."""
+        for reader in self._open.values():
+            reader.close()
+        self._open.clear()
+
     def __enter__(self) -> Pictures:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for reader in self._open.values():
-            reader.close()
-        self._open.clear()
+        self.close()
 
 
 @dataclass(frozen=True)
