@@ -1,5 +1,6 @@
 """LIBERO's own files: the sentence, rows beside the right action, and every fault of a broken file by its place."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -115,8 +116,7 @@ def test_a_fault_is_told_with_file_demo_and_dataset(tmp_path: Path, write_demos:
     with h5py.File(path, "a") as file:
         damage(file)
     scan = libero_hdf5.scan(path)
-    with pytest.raises(AssertionError if not scan.faults else DatasetError, match=words):
-        raise DatasetError("\n".join(scan.faults))
+    assert re.search(words, "\n".join(scan.faults)), scan.faults
     assert all(fault.startswith(str(path)) for fault in scan.faults) and "demo_1" not in scan.lengths
 
 

@@ -28,7 +28,7 @@ class LiberoOptions:
     """
 
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
-    """a folder of *_demo.hdf5 (one suite), one such file, or a LeRobot dataset (v2.0, v2.1, v3.0)"""
+    """one *_demo.hdf5, a folder of them (a suite), a folder of suites, or a LeRobot dataset (v2.0, v2.1, v3.0)"""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """the new dataset's directory; one that is begun already is gone on with"""
     config: Annotated[ConvertConfig, Flat] = field(default_factory=ConvertConfig)

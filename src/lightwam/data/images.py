@@ -25,7 +25,6 @@ class ImageReader:
 
     def __init__(self, path: Path, key: str, size: tuple[int, int]) -> None:
         self.path, self._key, self._size = path, key, size
-        self._decoders: dict[str, Any] = {}
         try:
             self._file = pq.ParquetFile(path)
             self._episode = self._file.read(columns=["episode_index"])["episode_index"].to_numpy()
@@ -70,11 +69,11 @@ class ImageReader:
             raise DatasetError("a picture is missing or of an unknown format", where=where,
                                got="no bytes" if data is None else f"bytes that begin with {data[:8]!r}",
                                expected="a whole PNG or JPEG, in the table itself")  # fmt: skip
-        if name not in self._decoders:
-            self._decoders[name] = av.CodecContext.create(name, "r")
-            self._decoders[name].thread_count = 1  # more would hold pictures back
+        # a decoder a picture: FFmpeg's for PNG, used again, adds the last picture's first row to the next one
+        decoder: Any = av.CodecContext.create(name, "r")
+        decoder.thread_count = 1  # more would hold the picture back
         try:
-            frames = self._decoders[name].decode(av.Packet(data))
+            frames = decoder.decode(av.Packet(data))
         except av.FFmpegError as error:
             raise DatasetError("a picture cannot be decoded", where=where, got=error, expected="a whole PNG or JPEG",
                                next_step="copy the dataset again") from error  # fmt: skip

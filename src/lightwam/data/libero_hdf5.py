@@ -62,10 +62,10 @@ class Scan:
 
 
 def demo_files(path: Path) -> list[Path]:
-    """The file itself, or those of a folder, by name; none where nothing of the kind lies."""
+    """The file itself, or those of a folder (a suite), or of its folders, by name; none where there are none."""
     if path.is_file():
         return [path] if path.suffix in (".hdf5", ".h5") else []
-    return sorted(path.glob("*" + SUFFIX))
+    return sorted(path.glob("*" + SUFFIX)) or sorted(path.glob("*/*" + SUFFIX))
 
 
 def sentence(path: Path) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -52,6 +52,7 @@ class SourceDemo:
     failed: bool = False
 
 
+@runtime_checkable
 class Source(Protocol):
     """Demonstrations of LIBERO, wherever they come from."""
 
@@ -93,20 +94,21 @@ def open_source(path: Path) -> Source:
         "no demonstrations of LIBERO here",
         where=path,
         got="no such file or folder" if not path.exists() else inside or "nothing",
-        expected=f"a folder of *{libero_hdf5.SUFFIX} (one suite), one such file, or a LeRobot dataset (meta/info.json)",
+        expected=f"one *{libero_hdf5.SUFFIX}, a folder of them, or a LeRobot dataset (meta/info.json)",
         next_step="give the folder that holds them",
     )
 
 
 class Hdf5Source:
-    """LIBERO's own files, one or a folder of them."""
+    """LIBERO's own files: one, a folder of them (a suite), or a folder of suites."""
 
     kind = "LIBERO HDF5"
     orientation: Orientation = "upside-down"
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._files = {file.name: file for file in libero_hdf5.demo_files(path)}
+        folder = path if path.is_dir() else path.parent
+        self._files = {str(file.relative_to(folder)): file for file in libero_hdf5.demo_files(path)}
         self._sentences = {name: libero_hdf5.sentence(file) for name, file in self._files.items()}
         scans = {name: libero_hdf5.scan(file) for name, file in self._files.items()}
         if faults := [fault for scan in scans.values() for fault in scan.faults]:
