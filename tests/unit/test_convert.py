@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from lightwam.commands import convert as command
-from lightwam.config import ConvertConfig
+from lightwam.config import CameraPlace, CodecConfig, ConvertConfig
 from lightwam.data import convert as module
+from lightwam.data.cache import FrameCache
 from lightwam.data.convert import convert, gripper_convention, no_ops
 from lightwam.data.lerobot import LeRobotDataset
 from lightwam.data.lerobot_writer import LeRobotWriter
@@ -454,3 +455,6 @@ def test_frames_of_a_dataset_with_images_are_exact(tmp_path: Path, demo: Any) ->
     for index in (2, 0, 1):
         np.testing.assert_array_equal(data.frames(index, "image"), demos[index].pictures(SIZE)[:-1])
         np.testing.assert_array_equal(data.frames(index, "image2"), demos[index].pictures(SIZE)[:-1, :, ::-1])
+    config = CodecConfig(canvas=(SIZE, SIZE), places=(CameraPlace("image", 0, 0, SIZE, SIZE),))
+    cache = FrameCache.build(data, config, tmp_path / "cache")
+    np.testing.assert_array_equal(cache.frames, np.concatenate([d.pictures(SIZE)[:-1] for d in demos]))
