@@ -18,6 +18,7 @@ from lightwam.errors import ConfigError, LightwamError, did_you_mean
 COMMANDS = {
     "demo": "collect, train, evaluate and report in one go",
     "collect": "record demonstrations by scripted experts as a LeRobot v3.0 dataset",
+    "convert": "turn published demonstrations of LIBERO into such a dataset",
     "cache": "encode a dataset once: latents and prompts for recipes with pretrained encoders",
     "train": "train a policy on a dataset; the same command again goes on where it stopped",
     "eval": "run a trained policy in closed loop on seeds it never saw",

@@ -191,6 +191,20 @@ class CollectConfig:
 
 
 @dataclass(frozen=True)
+class ConvertConfig:
+    """How demonstrations of LIBERO that others published are read."""
+
+    orientation: Literal["auto", "upright", "upside-down"] = "auto"
+    """how the source's pictures lie; auto: upside-down in LIBERO's own files, upright in LeRobot datasets"""
+    gripper: Literal["auto", "zero-one", "minus-one-one"] = "auto"
+    """the source's actions: 1 open and 0 closed, or the simulator's -1 open and 1 closed; auto: told by their values"""
+    keep_no_ops: bool = False
+    """keep steps that neither move nor change the gripper"""
+    keep_failures: bool = False
+    """keep demonstrations that never succeed"""
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """One training run."""
 

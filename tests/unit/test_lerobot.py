@@ -505,7 +505,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "path pattern": (info("video_path", "{nope}"), "unknown part"),
     "no state": (without("observation.state"), "observation.state"),
     "no camera": (lambda root: [without(f"observation.images.{name}")(root) for name in CAMERAS], "without a camera"),
-    "images": (feature("observation.images.front", "dtype", "image"), "not stored as video"),
+    "images": (feature("observation.images.front", "dtype", "picture"), "neither as video"),
     "grey": (feature("observation.images.front", "shape", [32, 48, 1]), "not RGB"),
     "camera not in table": (third_camera, "images.third"),
     "width": (feature("action", "shape", [3]), r"another width(.|\n)*\[2\](.|\n)*3"),

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 KINDS = ("sim", "dataset")
 USAGE = """usage: lightwam check sim RECIPE [--task NAME]   every task of the recipe's simulator, or the one named
-       lightwam check dataset PATH              every file, type, shape and number of a dataset, its latents too"""
+       lightwam check dataset PATH              every file, type, shape and number of a dataset, its latents too;
+                                                PATH may also be LIBERO's own *_demo.hdf5, one or a folder of them"""
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,10 @@ class SimOptions:
 
 @dataclass(frozen=True)
 class DatasetOptions:
-    """Check a LeRobot dataset, v3.0 or v2.1: every file, type, shape and number of it, and of its latent cache."""
+    """Check a LeRobot dataset, v3.0 or v2: every file, type, shape and number of it, and of its latent cache.
+
+    Of LIBERO's own HDF5 files everything that is wrong is listed, with file, demonstration and dataset.
+    """
 
     path: Annotated[Path, tyro.conf.Positional]
 
@@ -71,9 +75,13 @@ def _check_sim(arguments: Sequence[str]) -> None:
 
 def _check_dataset(arguments: Sequence[str]) -> None:
     options = tyro.cli(DatasetOptions, args=list(arguments), prog="lightwam check dataset")
+    from lightwam.data import libero_hdf5
     from lightwam.data.lerobot import LeRobotDataset
     from lightwam.progress import Progress
 
+    if not (options.path / "meta").is_dir() and (files := libero_hdf5.demo_files(options.path)):
+        _check_demonstrations(options.path, files)
+        return
     dataset = LeRobotDataset(options.path)
     with Progress("check", len(dataset.cameras) * dataset.num_frames, unit="picture") as progress:
         dataset.check(lambda done, _: progress.advance(count=done - progress.done))
@@ -83,6 +91,24 @@ def _check_dataset(arguments: Sequence[str]) -> None:
     )
     if any((options.path / LATENTS / name).exists() for name in ("cache.json", "begun.json")):
         _check_latents(dataset)
+
+
+def _check_demonstrations(path: Path, files: Sequence[Path]) -> None:
+    from lightwam.data import libero_hdf5
+    from lightwam.progress import Progress
+
+    with Progress("check", len(files), unit="file") as progress:
+        scans = []
+        for file in files:
+            scans.append(libero_hdf5.scan(file, pictures=True))
+            progress.advance(file.name)
+    if faults := [fault for scan in scans for fault in scan.faults]:
+        print("\n".join(faults))
+        raise DatasetError("the demonstrations are broken", where=path, got=f"{len(faults)} faults, all listed above",
+                           expected="none", next_step="copy those files again, or leave them out")  # fmt: skip
+    lengths = [length for scan in scans for length in scan.lengths.values()]
+    print(f"{path}: sound; {len(files)} files, {len(lengths)} demonstrations, {sum(lengths)} steps; "
+          f"{sum(len(scan.failures) for scan in scans)} of the demonstrations never succeed")  # fmt: skip
 
 
 def _check_latents(dataset: LeRobotDataset) -> None:

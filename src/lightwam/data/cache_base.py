@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +16,6 @@ from lightwam import config as configs
 from lightwam.codec import place_cameras
 from lightwam.config import CodecConfig
 from lightwam.data.lerobot import LeRobotDataset
-from lightwam.data.video import VideoReader
 from lightwam.errors import ConfigError, DatasetError, did_you_mean
 from lightwam.types import Latents
 
@@ -90,25 +88,20 @@ def check_cameras(dataset: LeRobotDataset, config: CodecConfig) -> None:
 
 
 class Canvases:
-    """The pictures of one episode after another on the codec's canvas; videos stay open from episode to episode.
+    """The pictures of one episode after another on the codec's canvas; files stay open from episode to episode.
 
     For one thread, in a `with` block.
     """
 
     def __init__(self, dataset: LeRobotDataset, config: CodecConfig) -> None:
         self._dataset, self._config = dataset, config
-        self._readers: dict[tuple[Path, str], VideoReader] = {}
-        self._stack = ExitStack()
+        self._pictures = dataset.pictures()
 
     def episode(self, index: int) -> UInt8[np.ndarray, "T height width 3"]:
         """All of one episode, decoded."""
-        clips = {}
-        for camera in dict.fromkeys(place.camera for place in self._config.places):
-            video = self._dataset.episodes[index].clips[camera].path
-            if (video, camera) not in self._readers:
-                self._readers[video, camera] = self._stack.enter_context(VideoReader(video))
-            clips[camera] = self._dataset.clip(self._readers[video, camera], index, camera)
-        return place_cameras(self._config, clips)
+        episode = self._dataset.episodes[index]
+        cameras = dict.fromkeys(place.camera for place in self._config.places)
+        return place_cameras(self._config, {camera: self._pictures.clip(episode, camera) for camera in cameras})
 
     def __enter__(self) -> Canvases:
         return self
@@ -116,7 +109,7 @@ class Canvases:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stack.close()
+        self._pictures.close()
 
 
 def canvas_fingerprint(config: CodecConfig) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Read a LeRobotDataset, v3.0 or v2.1, every key typed and checked.
+"""Read a LeRobotDataset, v3.0, v2.1 or v2.0, every key typed and checked.
 
 The tables (state, action, episodes, tasks) are small and are read whole; pictures are decoded when asked for. The
 layouts are in docs/data.md.
@@ -6,10 +6,11 @@ layouts are in docs/data.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,15 @@ import pyarrow as pa
 from jaxtyping import Float32, Int64, UInt8
 
 from lightwam.data.files import file_fingerprint, read_json
+from lightwam.data.images import ImageReader
 from lightwam.data.lerobot_meta import (
     ACTION,
     STATE,
+    Camera,
+    ColumnKind,
     Episode,
-    camera_sizes,
+    FeatureNames,
+    read_cameras,
     read_episodes,
     read_table,
     read_tasks,
@@ -31,7 +36,7 @@ from lightwam.data.video import VideoReader
 from lightwam.errors import DatasetError, did_you_mean
 from lightwam.stats import FeatureStats, measure
 
-VERSIONS = ("v3.0", "v2.1")
+VERSIONS = ("v3.0", "v2.1", "v2.0")
 
 
 @dataclass(frozen=True)
@@ -47,11 +52,12 @@ class LeRobotDataset:
     """A dataset on disk. Opening checks the meta folder and that every file is there; `check` checks all of it.
 
     Attributes: root, info (info.json), version, fps, robot_type, cameras (name -> (height, width)), state_dim,
-    state_names, action_dim, action_names, tasks (sentences by index), episodes.
+    state_names, action_dim, action_names, tasks (sentences by index), episodes. `names`: for datasets that call their
+    features otherwise than LeRobot does.
     """
 
-    def __init__(self, root: Path | str) -> None:
-        self.root = Path(root)
+    def __init__(self, root: Path | str, names: FeatureNames | None = None) -> None:
+        self.root, self._names = Path(root), names or FeatureNames()
         info_path = self.root / "meta" / "info.json"
         if not info_path.is_file():
             torn = (self.root / "incoming").is_dir()
@@ -67,11 +73,12 @@ class LeRobotDataset:
         self.fps = float(self._info("fps", (int, float)))
         self.robot_type = str(self.info.get("robot_type"))
         features = self._info("features", dict)
-        self.state_dim, self.state_names = vector_feature(features, STATE, str(info_path))
-        self.action_dim, self.action_names = vector_feature(features, ACTION, str(info_path))
-        self.cameras = camera_sizes(features, str(info_path))
+        self.state_dim, self.state_names = vector_feature(features, self._names.state, str(info_path))
+        self.action_dim, self.action_names = vector_feature(features, self._names.action, str(info_path))
+        self._cameras = read_cameras(features, self._names.cameras, str(info_path))
+        self.cameras = {name: camera.size for name, camera in self._cameras.items()}
         self.tasks = read_tasks(self.root, self.version)
-        self.episodes = read_episodes(self.root, self.version, self.info, list(self.cameras))
+        self.episodes = read_episodes(self.root, self.version, self.info, self._cameras)
         self._check_totals_and_files()
 
     @property
@@ -98,7 +105,8 @@ class LeRobotDataset:
         table: _Table | None = None
         for episode, start in zip(self.episodes, self.episode_start[:-1], strict=True):
             if table is None or table.path != episode.data_path:
-                table = _Table(episode.data_path, self.state_dim, self.action_dim)
+                names = {self._names.state: self.state_dim, self._names.action: self.action_dim}
+                table = _Table(episode.data_path, names)
             rows, span = table.rows(episode), slice(start, start + episode.length)
             state[span], action[span] = rows.state, rows.action
             task_index[episode.index] = self._task_of(rows.task_index, episode)
@@ -114,16 +122,12 @@ class LeRobotDataset:
         if camera not in self.cameras:
             raise DatasetError("unknown camera", where=self.root, got=repr(camera), expected=sorted(self.cameras),
                                next_step=did_you_mean(camera, self.cameras))  # fmt: skip
-        with VideoReader(self.episodes[episode].clips[camera].path) as reader:
-            return self.clip(reader, episode, camera)
+        with self.pictures() as pictures:
+            return pictures.clip(self.episodes[episode], camera)
 
-    def clip(self, reader: VideoReader, episode: int, camera: str) -> UInt8[np.ndarray, "T height width 3"]:
-        """The same from a reader that is open on the clip's file (faster for episode after episode)."""
-        row = self.episodes[episode]
-        if (reader.height, reader.width) != self.cameras[camera]:
-            raise DatasetError("a video has another size than info.json says", where=reader.path,
-                               got=(reader.height, reader.width), expected=self.cameras[camera])  # fmt: skip
-        return reader.read(row.clips[camera].start, row.length, self.fps)
+    def pictures(self) -> Pictures:
+        """The same for episode after episode, which is faster: files stay open."""
+        return Pictures(self._cameras, self.fps)
 
     def check(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Read every table and decode every picture once; DatasetError names the first thing that is wrong.
@@ -131,22 +135,13 @@ class LeRobotDataset:
         `progress` is called with the frames done and the frames in all.
         """
         assert self.vectors is not None
-        for camera in self.cameras:
-            reader: VideoReader | None = None
-            for episode in self.episodes:
-                path = episode.clips[camera].path
-                if reader is None or reader.path != path:
-                    if reader is not None:
-                        reader.close()
-                    reader = VideoReader(path)
-                self.clip(reader, episode.index, camera)
-                if progress is not None:
-                    done = list(self.cameras).index(camera) * self.num_frames + int(
-                        self.episode_start[episode.index + 1]
-                    )
-                    progress(done, len(self.cameras) * self.num_frames)
-            if reader is not None:
-                reader.close()
+        with self.pictures() as pictures:
+            for number, camera in enumerate(self.cameras):
+                for episode in self.episodes:
+                    pictures.clip(episode, camera)
+                    if progress is not None:
+                        done = number * self.num_frames + int(self.episode_start[episode.index + 1])
+                        progress(done, len(self.cameras) * self.num_frames)
 
     def fingerprint(self) -> dict[str, str]:
         """What the dataset is made of: every file of tables and pictures with its size and hash."""
@@ -195,6 +190,49 @@ class LeRobotDataset:
         return task
 
 
+class Pictures:
+    """Decodes the pictures of one episode after another; of every camera the latest file stays open.
+
+    For one thread, in a `with` block.
+    """
+
+    def __init__(self, cameras: Mapping[str, Camera], fps: float) -> None:
+        self._cameras, self._fps = cameras, fps
+        self._open: dict[str, VideoReader | ImageReader] = {}
+
+    def clip(self, episode: Episode, camera: str) -> UInt8[np.ndarray, "T height width 3"]:
+        """All pictures of one episode from one camera."""
+        about, clip = self._cameras[camera], episode.clips.get(camera)
+        path = episode.data_path if clip is None else clip.path
+        reader = self._open.get(camera)
+        if reader is None or reader.path != path:
+            if reader is not None:
+                reader.close()
+            reader = ImageReader(path, about.key, about.size) if clip is None else VideoReader(path)
+            self._open[camera] = reader
+        if isinstance(reader, ImageReader):
+            return reader.read(episode.index, episode.length)
+        if (reader.height, reader.width) != about.size:
+            raise DatasetError("a video has another size than info.json says", where=reader.path,
+                               got=(reader.height, reader.width), expected=about.size)  # fmt: skip
+        assert clip is not None
+        return reader.read(clip.start, episode.length, self._fps)
+
+    def close(self) -> None:
+        """Let go of the files."""
+        for reader in self._open.values():
+            reader.close()
+        self._open.clear()
+
+    def __enter__(self) -> Pictures:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
 @dataclass(frozen=True)
 class _Rows:
     state: Float32[np.ndarray, "T P"]
@@ -205,11 +243,13 @@ class _Rows:
 class _Table:
     """One data file, read whole."""
 
-    def __init__(self, path: Path, state_dim: int, action_dim: int) -> None:
-        table = read_table(path, {STATE: "any", ACTION: "any", "episode_index": "integer", "frame_index": "integer",
-                                  "task_index": "integer"})  # fmt: skip
+    def __init__(self, path: Path, dims: Mapping[str, int]) -> None:
+        """`dims`: the state's feature and the action's, each with its width."""
+        indices: dict[str, ColumnKind] = dict.fromkeys(("episode_index", "frame_index", "task_index"), "integer")
+        vectors: dict[str, ColumnKind] = dict.fromkeys(dims, "any")
+        table = read_table(path, vectors | indices)
         self.path = path
-        self._state, self._action = _matrix(table, STATE, state_dim, path), _matrix(table, ACTION, action_dim, path)
+        self._state, self._action = (_matrix(table, name, dim, path) for name, dim in dims.items())
         self._frame, self._task = table["frame_index"].to_numpy(), table["task_index"].to_numpy()
         episode = table["episode_index"].to_numpy()
         self._order = np.argsort(episode, kind="stable")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,27 @@ EXTRA = "lightwam/extra"
 """our own column of the episodes table: a JSON object an episode"""
 
 ColumnKind = Literal["integer", "number", "text", "texts", "any"]
+
+
+@dataclass(frozen=True)
+class FeatureNames:
+    """What a dataset calls the features that are read; the defaults are LeRobot's, some publications have their own."""
+
+    state: str = STATE
+    action: str = ACTION
+    cameras: Mapping[str, str] | None = None
+    """camera -> feature; None: every feature whose name begins with "observation.images." """
+
+
+@dataclass(frozen=True)
+class Camera:
+    """One camera's feature."""
+
+    key: str
+    size: tuple[int, int]
+    """height, width"""
+    stored: Literal["video", "image"]
+    """in mp4 files, or as PNG or JPEG bytes in the table"""
 
 
 @dataclass(frozen=True)
@@ -39,7 +60,7 @@ class Episode:
     tasks: tuple[str, ...]
     data_path: Path
     clips: Mapping[str, Clip]
-    """camera -> pictures"""
+    """camera -> pictures, of those that are stored as video"""
     extra: Mapping[str, Any]
     """what the collector noted, for example {"seed": 7}"""
 
@@ -93,35 +114,32 @@ def vector_feature(features: Mapping[str, Any], key: str, where: str) -> tuple[i
     return shape[0], tuple(map(str, names if named else range(shape[0])))
 
 
-def camera_sizes(features: Mapping[str, Any], where: str) -> dict[str, tuple[int, int]]:
-    """Camera -> (height, width) of every camera; each must be an RGB video."""
-    cameras = {}
-    for key, feature in features.items():
-        if key.startswith(CAMERA_PREFIX):
-            cameras[key.removeprefix(CAMERA_PREFIX)] = _camera_size(feature, f"{where} {key}")
-    if not cameras:
-        expected = CAMERA_PREFIX + "NAME"
+def read_cameras(features: Mapping[str, Any], names: Mapping[str, str] | None, where: str) -> dict[str, Camera]:
+    """Every camera by name, those that `names` (camera -> feature) lists or all; each must be RGB."""
+    if names is None:
+        names = {key.removeprefix(CAMERA_PREFIX): key for key in features if key.startswith(CAMERA_PREFIX)}
+    if not names or not features.keys() >= set(names.values()):
+        expected = sorted(names.values()) or CAMERA_PREFIX + "NAME"
         raise DatasetError("a dataset without a camera", where=where, got=sorted(features), expected=expected)
-    return cameras
+    return {name: _camera(key, features[key], f"{where} {key}") for name, key in names.items()}
 
 
-def _camera_size(feature: Any, where: str) -> tuple[int, int]:
-    if not isinstance(feature, dict) or feature.get("dtype") != "video":
-        raise DatasetError("a camera is not stored as video", where=where, got=feature, expected='"dtype": "video"',
-                           next_step="write the dataset again with use_videos=True")  # fmt: skip
+def _camera(key: str, feature: Any, where: str) -> Camera:
+    if not isinstance(feature, dict) or feature.get("dtype") not in ("video", "image"):
+        raise DatasetError("a camera is stored neither as video nor as images", where=where, got=feature,
+                           expected='"dtype": "video" or "image"')  # fmt: skip
     shape = feature.get("shape")
     if not isinstance(shape, list) or len(shape) != 3 or not all(type(n) is int and n > 0 for n in shape):
         raise DatasetError("a camera has no shape", where=where, got=shape, expected="[height, width, 3]")
-    if shape[2] == 3:
-        return shape[0], shape[1]
-    if shape[0] == 3:
-        return shape[1], shape[2]
-    raise DatasetError("a camera is not RGB", where=where, got=shape, expected="[height, width, 3]")
+    if 3 not in (shape[0], shape[2]):
+        raise DatasetError("a camera is not RGB", where=where, got=shape, expected="[height, width, 3]")
+    height, width = shape[:2] if shape[2] == 3 else shape[1:]
+    return Camera(key, (height, width), feature["dtype"])
 
 
 def read_tasks(root: Path, version: str) -> tuple[str, ...]:
     """Task sentences in the order of their index."""
-    if version == "v2.1":
+    if version.startswith("v2"):
         path = root / "meta" / "tasks.jsonl"
         tasks = {row["task_index"]: row["task"] for row in _json_lines(path, {"task_index": int, "task": str})}
     else:
@@ -137,9 +155,12 @@ def read_tasks(root: Path, version: str) -> tuple[str, ...]:
     return tuple(tasks[i] for i in range(len(tasks)))
 
 
-def read_episodes(root: Path, version: str, info: Mapping[str, Any], cameras: Sequence[str]) -> tuple[Episode, ...]:
+def read_episodes(
+    root: Path, version: str, info: Mapping[str, Any], cameras: Mapping[str, Camera]
+) -> tuple[Episode, ...]:
     """All episodes, by index; DatasetError when they are not numbered without gaps from 0 or one is empty."""
-    episodes = (_v30_episodes if version == "v3.0" else _v21_episodes)(root, info, cameras)
+    videos = {name: camera.key for name, camera in cameras.items() if camera.stored == "video"}
+    episodes = (_v30_episodes if version == "v3.0" else _v2_episodes)(root, info, videos)
     episodes.sort(key=lambda episode: episode.index)
     indices = [episode.index for episode in episodes]
     if not indices or indices != list(range(len(indices))):
@@ -154,29 +175,29 @@ def read_episodes(root: Path, version: str, info: Mapping[str, Any], cameras: Se
     return tuple(episodes)
 
 
-def _v30_episodes(root: Path, info: Mapping[str, Any], cameras: Sequence[str]) -> list[Episode]:
+def _v30_episodes(root: Path, info: Mapping[str, Any], videos: Mapping[str, str]) -> list[Episode]:
     paths = sorted((root / "meta" / "episodes").glob("chunk-*/file-*.parquet"))
     if not paths:
         where = root / "meta" / "episodes"
         raise DatasetError("the episodes table is missing", where=where, expected="chunk-*/file-*.parquet")
     columns: dict[str, ColumnKind] = {"episode_index": "integer", "tasks": "texts", "length": "integer",
                                       "data/chunk_index": "integer", "data/file_index": "integer"}  # fmt: skip
-    for camera in cameras:
-        spot = f"videos/{CAMERA_PREFIX}{camera}/"
+    for key in videos.values():
+        spot = f"videos/{key}/"
         columns |= {spot + "chunk_index": "integer", spot + "file_index": "integer", spot + "from_timestamp": "number"}
     episodes = []
     for path in paths:
         own: dict[str, ColumnKind] = {EXTRA: "text"} if EXTRA in pq.read_schema(path).names else {}
         for row in read_table(path, columns | own).to_pylist():
-            episodes.append(_v30_episode(root, info, cameras, row))
+            episodes.append(_v30_episode(root, info, videos, row))
     return episodes
 
 
-def _v30_episode(root: Path, info: Mapping[str, Any], cameras: Sequence[str], row: dict[str, Any]) -> Episode:
+def _v30_episode(root: Path, info: Mapping[str, Any], videos: Mapping[str, str], row: dict[str, Any]) -> Episode:
     clips = {}
-    for camera in cameras:
-        spot = f"videos/{CAMERA_PREFIX}{camera}/"
-        path = _path_of(root, info, "video_path", video_key=CAMERA_PREFIX + camera,
+    for camera, key in videos.items():
+        spot = f"videos/{key}/"
+        path = _path_of(root, info, "video_path", video_key=key,
                         chunk_index=row[spot + "chunk_index"], file_index=row[spot + "file_index"])  # fmt: skip
         clips[camera] = Clip(path, float(row[spot + "from_timestamp"]))
     data_path = _path_of(
@@ -190,7 +211,7 @@ def _v30_episode(root: Path, info: Mapping[str, Any], cameras: Sequence[str], ro
     return Episode(row["episode_index"], row["length"], tuple(row["tasks"]), data_path, clips, extra)
 
 
-def _v21_episodes(root: Path, info: Mapping[str, Any], cameras: Sequence[str]) -> list[Episode]:
+def _v2_episodes(root: Path, info: Mapping[str, Any], videos: Mapping[str, str]) -> list[Episode]:
     per_chunk = info.get("chunks_size")
     if type(per_chunk) is not int or per_chunk < 1:
         raise DatasetError("a key of info.json is missing or mistyped", where=root / "meta" / "info.json",
@@ -200,8 +221,8 @@ def _v21_episodes(root: Path, info: Mapping[str, Any], cameras: Sequence[str]) -
         index = row["episode_index"]
         spot = {"episode_chunk": index // per_chunk, "episode_index": index}
         clips = {
-            camera: Clip(_path_of(root, info, "video_path", video_key=CAMERA_PREFIX + camera, **spot), 0.0)
-            for camera in cameras
+            camera: Clip(_path_of(root, info, "video_path", video_key=key, **spot), 0.0)
+            for camera, key in videos.items()
         }
         data_path = _path_of(root, info, "data_path", **spot)
         episodes.append(Episode(index, row["length"], tuple(map(str, row["tasks"])), data_path, clips, {}))

@@ -1,7 +1,7 @@
 """LIBERO's suites (and LIBERO-PRO's perturbed ones): a Franka arm, OSC_POSE, 20 control steps a second.
 
 State: end-effector x, y, z (metres), its axis-angle (rad), the two finger positions (metres). Action: six motions in
-[-1, 1] (1 is 5 cm or 0.5 rad) and the gripper, 1 open and 0 closed. Which constants hold is said by `SimConfig.protocol`
+[-1, 1] (1 is 5 cm or 0.5 rad) and the gripper, 1 open and 0 closed. `SimConfig.protocol` names the constants that hold
 (libero_protocol.py). Pictures and states are LIBERO's own bits, its quirk included that what a step returns was seen at
 the step's first moment; what is left out is work: pictures that nobody asks for, and a model compiled again for each
 episode.
@@ -25,8 +25,12 @@ from lightwam.config import SimConfig
 from lightwam.errors import SimulatorError
 from lightwam.sim.base import Simulator, StepOutcome, finite_action, not_reset
 from lightwam.sim.libero_protocol import (
+    ACTION_NAMES,
     FIRST_STATE,
     FOUR,
+    FPS,
+    ROBOT,
+    STATE_NAMES,
     SUITES,
     axis_angle,
     protocol,
@@ -64,9 +68,8 @@ def make(config: SimConfig, task: str) -> LiberoSimulator:
 class LiberoSimulator(Simulator):
     """One LIBERO task. A process holds one world at a time: the next simulator's `reset` takes it from the last one."""
 
-    robot, fps = "panda", 20.0
-    state_names = ("x", "y", "z", "rx", "ry", "rz", "finger_left", "finger_right")
-    action_names = ("dx", "dy", "dz", "drx", "dry", "drz", "gripper")
+    robot, fps = ROBOT, float(FPS)
+    state_names, action_names = STATE_NAMES, ACTION_NAMES
 
     def __init__(self, config: SimConfig, task: str) -> None:
         self.task, self.cameras, self.protocol = task, config.cameras, protocol(config.protocol)
@@ -97,8 +100,7 @@ class LiberoSimulator(Simulator):
         if states is not None and seed - FIRST_STATE >= len(states):
             raise SimulatorError("the task has no such initial state", where=f"{self.task}, seed {seed}",
                                  got=seed - FIRST_STATE, expected=f"0..{len(states) - 1}",
-                                 next_step=f"seeds from {FIRST_STATE} up are initial states: lower eval.trials, or draw "
-                                 f"states by an eval.first_seed below {FIRST_STATE}")  # fmt: skip
+                                 next_step=f"lower eval.trials (or draw states: seeds below {FIRST_STATE})")  # fmt: skip
         with _quiet():
             env = self._world()
             self._raw = _placed(env, self.protocol.env_seed if states is not None else seed)
@@ -239,7 +241,7 @@ def _start(env: Any, compiled: Any, xml: str) -> None:
     same = env.model.get_xml() == xml
     env.sim = MjSim(copy.copy(compiled)) if same else MjSim.from_xml_string(env.model.get_xml())
     env.sim.forward()
-    env.sim.forward()  # LIBERO's drawing context does that when it is made, and it warms up MuJoCo's solver: 1e-14 apart
+    env.sim.forward()  # LIBERO's drawing context does that when it is made, and MuJoCo's solver starts warm: 1e-14
     env.initialize_time(env.control_freq)
 
 

@@ -27,6 +27,10 @@ SUITES: Mapping[str, int] = (
 )
 """suite -> number of tasks"""
 
+FPS, ROBOT = 20, "panda"
+"""LIBERO's control rate; some publications of its demonstrations note half of it and hold the same steps"""
+STATE_NAMES = ("hand_x", "hand_y", "hand_z", "hand_turn_x", "hand_turn_y", "hand_turn_z", "finger_left", "finger_right")
+ACTION_NAMES = ("motion_x", "motion_y", "motion_z", "turn_x", "turn_y", "turn_z", "gripper")
 FIRST_STATE, NUM_STATES = 1_000_000, 50
 """seeds from here up are the benchmark's fixed initial states of a task; those below draw a state of their own"""
 

@@ -1,8 +1,9 @@
 """Pictures of a MuJoCo world: for every adapter whose simulator is MuJoCo.
 
-On a CPU (Mesa's llvmpipe) a picture costs what its triangles cost, whatever its size. Where it need not be MuJoCo's own,
-three things can be left out, and each of them is a part of what a policy is trained on: shadows and reflections, which draw the world again; smoothed
-edges (multisampling); and detail of meshes of many triangles that is finer than `grain` metres.
+On a CPU (Mesa's llvmpipe) a picture costs what its triangles cost, whatever its size. Where it need not be MuJoCo's
+own, three things can be left out, and each of them is a part of what a policy is trained on: shadows and reflections,
+which draw the world again; smoothed edges (multisampling); and detail of meshes of many triangles that is finer than
+`grain` metres.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from lightwam.sim.base import Simulator
 from lightwam.sim.libero import COLLISION_GEOMS, LiberoSimulator
 
 OPEN, CLOSED = 1.0, 0.0
+UP = np.array([0.0, 0.0, 1.0])
 GAIN = 16.0
 """motion in units of the action (5 cm), a metre of distance"""
 TURN_GAIN = 2.0
@@ -100,10 +101,10 @@ class LiberoExpert:
         high = np.array([*grasp.point[:2], max(self._home[2], grasp.point[2] + ABOVE)])
         yield from self._move(high, OPEN, NEAR, grasp.axis)
         grasp = self._grasp(thing, grasp.axis)
-        yield from self._move(grasp.point + [0, 0, 0.03], OPEN, 2 * NEARER, grasp.axis)
+        yield from self._move(grasp.point + 0.03 * UP, OPEN, 2 * NEARER, grasp.axis)
         yield from self._move(grasp.point, OPEN, NEARER, grasp.axis)
         yield from self._close(grasp)
-        yield from self._move(self.grip + [0, 0, 0.04], CLOSED, NEAR, grasp.axis)
+        yield from self._move(self.grip + 0.04 * UP, CLOSED, NEAR, grasp.axis)
 
     def _holds(self, thing: str) -> bool:
         """Whether the thing has come along: it is between the fingers, or its rim is."""

@@ -1,0 +1,94 @@
+"""Pictures that stand in a dataset's table, as PNG or JPEG bytes a row (LeRobot's dtype "image")."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from jaxtyping import UInt8
+
+from lightwam.errors import DatasetError
+
+CODECS = {b"\x89PNG": "png", b"\xff\xd8\xff": "mjpeg"}
+"""first bytes -> decoder"""
+
+
+class ImageReader:
+    """The pictures of one column of one parquet file; one row group of it is in memory at a time.
+
+    Raises DatasetError when the file or a picture is missing, broken or of another size than (height, width) `size`.
+    """
+
+    def __init__(self, path: Path, key: str, size: tuple[int, int]) -> None:
+        self.path, self._key, self._size = path, key, size
+        try:
+            self._file = pq.ParquetFile(path)
+            self._episode = self._file.read(columns=["episode_index"])["episode_index"].to_numpy()
+        except (pa.ArrowException, OSError, KeyError) as error:
+            raise self._broken(error) from error
+        schema = self._file.schema_arrow
+        kind = schema.field(key).type if key in schema.names else None
+        if kind is None or not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
+            raise DatasetError("a column holds no pictures", where=f"{path} column {key}", got=kind or "no such column",
+                               expected="a struct of bytes and path")  # fmt: skip
+        groups = (self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups))
+        self._starts = np.cumsum([0, *groups])
+        self._group, self._bytes = -1, pa.array([], pa.binary())
+
+    def read(self, episode: int, length: int) -> UInt8[np.ndarray, "T height width 3"]:
+        """All pictures of one episode, which has `length` frames."""
+        rows = np.flatnonzero(self._episode == episode)
+        if len(rows) != length:
+            raise DatasetError("an episode has another length than the episodes table says",
+                               where=f"{self.path} episode {episode}", got=len(rows), expected=length)  # fmt: skip
+        clip = np.empty((length, *self._size, 3), np.uint8)
+        for frame, row in enumerate(rows):
+            clip[frame] = self._decode(self._row(int(row)), f"{self.path} {self._key} episode {episode} frame {frame}")
+        return clip
+
+    def _row(self, row: int) -> bytes | None:
+        group = int(np.searchsorted(self._starts, row, side="right")) - 1
+        if group != self._group:
+            try:
+                column = self._file.read_row_group(group, columns=[self._key]).column(self._key)
+            except (pa.ArrowException, OSError) as error:
+                raise self._broken(error) from error
+            self._group, self._bytes = group, pc.struct_field(column.combine_chunks(), "bytes")
+        data: bytes | None = self._bytes[row - int(self._starts[group])].as_py()
+        return data
+
+    def _decode(self, data: bytes | None, where: str) -> UInt8[np.ndarray, "height width 3"]:
+        import av
+
+        name = next((name for start, name in CODECS.items() if (data or b"").startswith(start)), None)
+        if data is None or name is None:
+            raise DatasetError("a picture is missing or of an unknown format", where=where,
+                               got="no bytes" if data is None else f"bytes that begin with {data[:8]!r}",
+                               expected="a whole PNG or JPEG, in the table itself")  # fmt: skip
+        # a decoder a picture: FFmpeg's for PNG, used again, adds the last picture's first row to the next one
+        decoder: Any = av.CodecContext.create(name, "r")
+        decoder.thread_count = 1  # more would hold the picture back
+        try:
+            frames = decoder.decode(av.Packet(data))
+        except av.FFmpegError as error:
+            raise DatasetError("a picture cannot be decoded", where=where, got=error, expected="a whole PNG or JPEG",
+                               next_step="copy the dataset again") from error  # fmt: skip
+        sizes = [(frame.height, frame.width) for frame in frames]
+        if sizes != [self._size]:
+            raise DatasetError("a picture has another size than info.json says", where=where,
+                               got=sizes or "no picture", expected=self._size)  # fmt: skip
+        picture: np.ndarray = frames[0].to_ndarray(format="rgb24")
+        return picture
+
+    def _broken(self, error: Exception) -> DatasetError:
+        return DatasetError("a table cannot be read", where=self.path, got=error, expected="a whole parquet file",
+                            next_step="it was cut short or overwritten: copy the dataset again")  # fmt: skip
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file.close()
+        self._bytes = pa.array([], pa.binary())
