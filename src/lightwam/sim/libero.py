@@ -100,8 +100,8 @@ class LiberoSimulator(Simulator):
         if states is not None and seed - FIRST_STATE >= len(states):
             raise SimulatorError("the task has no such initial state", where=f"{self.task}, seed {seed}",
                                  got=seed - FIRST_STATE, expected=f"0..{len(states) - 1}",
-                                 next_step=f"lower eval.trials (or draw states: seeds below {FIRST_STATE})")  # fmt: skip
-        with _quiet():
+                                 next_step=f"lower eval.trials, or take seeds below {FIRST_STATE}")  # fmt: skip
+        with _quiet(), _own_generator():
             env = self._world()
             self._raw = _placed(env, self.protocol.env_seed if states is not None else seed)
             if states is not None:
@@ -246,19 +246,15 @@ def _start(env: Any, compiled: Any, xml: str) -> None:
 
 
 def _placed(env: Any, seed: int) -> dict[str, Any]:
-    """Resets with NumPy's global generator, which LIBERO draws from, seeded for the time being."""
+    """Resets until there is room for all objects, as LIBERO does."""
     from robosuite.utils.errors import RandomizationError
 
-    before = np.random.get_state()
-    try:
-        env.seed(seed)
-        for _ in range(PLACEMENT_TRIES):
-            try:
-                return dict(env.env.reset())
-            except RandomizationError:
-                continue
-    finally:
-        np.random.set_state(before)
+    env.seed(seed)
+    for _ in range(PLACEMENT_TRIES):
+        try:
+            return dict(env.env.reset())
+        except RandomizationError:
+            continue
     raise SimulatorError("LIBERO finds no room for the objects", where=f"seed {seed}", got=f"{PLACEMENT_TRIES} tries")
 
 
@@ -289,6 +285,16 @@ def _remember(env: Any) -> Callable[[], tuple[Any, Float[np.ndarray, "sites 4"]]
     look.__modality__ = "lightwam"  # type: ignore[attr-defined]
     env.add_observable(Observable("lightwam_seen", look, sampling_rate=env.control_freq))
     return seen
+
+
+@contextmanager
+def _own_generator() -> Iterator[None]:
+    """LIBERO draws from NumPy's global generator, which others use too."""
+    before = np.random.get_state()
+    try:
+        yield
+    finally:
+        np.random.set_state(before)
 
 
 @contextmanager

@@ -93,8 +93,8 @@ def protocol(name: str) -> LiberoProtocol:
     return PROTOCOLS[name]
 
 
-def treated(picture: UInt8[np.ndarray, "256 256 3"], treatment: Treatment) -> UInt8[np.ndarray, "size size 3"]:
-    """A picture as a protocol's policy gets it.
+def treated(picture: UInt8[np.ndarray, "_h _w 3"], treatment: Treatment) -> UInt8[np.ndarray, "_height _width 3"]:
+    """A picture as a protocol's policy gets it; but for "as drawn", 256x256 becomes 224x224.
 
     "resized" is Pillow's bilinear resizing, as openpi's client does it. OpenVLA-OFT, whose training data were JPEGs,
     makes one of the picture (quality 95), resizes it by Lanczos' filter, and enlarges its middle, 0.9 of the area.

@@ -37,6 +37,8 @@ DEPTH = 0.022
 """metres below an object's top at which it is held"""
 RIM = 0.006
 """metres from a hollow object's edge to the middle of its wall"""
+FINE, PERSISTENCE = 0.05, 0.15
+"""metres from a point within which what is missing adds up, and how much of it a step"""
 STILL = 1e-3
 """metres a step of a hand that is stuck"""
 TRIES = 3
@@ -104,12 +106,12 @@ class LiberoExpert:
         yield from self._move(grasp.point + 0.03 * UP, OPEN, 2 * NEARER, grasp.axis)
         yield from self._move(grasp.point, OPEN, NEARER, grasp.axis)
         yield from self._close(grasp)
-        yield from self._move(self.grip + 0.04 * UP, CLOSED, NEAR, grasp.axis)
+        yield from self._move(self.grip + 0.07 * UP, CLOSED, NEAR, grasp.axis)
 
     def _holds(self, thing: str) -> bool:
         """Whether the thing has come along: it is between the fingers, or its rim is."""
         points = self._points(thing)
-        return bool((points.min(0) - 0.02 < self.grip).all() and (self.grip < points.max(0) + 0.02).all())
+        return bool((points.min(0) - 0.01 < self.grip).all() and (self.grip < points.max(0) + 0.01).all())
 
     def _highest(self, thing: str, goal: Float64[np.ndarray, " 2"], top: float) -> float:
         """How high anything stands on a thing's way to its goal."""
@@ -156,12 +158,14 @@ class LiberoExpert:
 
     def _follow(self, to: Any, gripper: float, near: float, axis: Any) -> Iterator[Float64[np.ndarray, " 7"]]:
         """Toward a point that may move, until it is near, the hand is stuck, or patience ends."""
-        was, still = self.grip.copy(), 0
+        was, still, missing = self.grip.copy(), 0, np.zeros(3)
         for _ in range(PATIENCE):
             point = to()
             if np.linalg.norm(point - self.grip) < near and abs(self._turn(axis)[2]) < 0.15:
                 return
-            yield self._toward(point, gripper, axis)
+            # near the end of the arm's reach the controller stops short of where it is told to go
+            missing = missing + PERSISTENCE * (point - self.grip) if np.linalg.norm(point - was) < FINE else 0 * missing
+            yield self._toward(point + missing, gripper, axis)
             still = still + 1 if np.linalg.norm(self.grip - was) < STILL else 0
             if still > 3:
                 return

@@ -1,0 +1,255 @@
+"""LIBERO: the benchmark's own bits by less work, every published protocol, and experts that pick and place."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lightwam.config import SimConfig
+from lightwam.errors import ConfigError, SimulatorError
+from lightwam.sim import base, libero
+from lightwam.sim import libero_protocol as protocols
+from lightwam.sim.check import check_simulator
+from lightwam.sim.libero import LiberoSimulator
+from lightwam.sim.libero_protocol import FIRST_STATE, FOUR, PROTOCOLS, SUITES
+
+pytestmark = [pytest.mark.sim, pytest.mark.filterwarnings("ignore")]  # of gym, numba and robosuite, about themselves
+pytest.importorskip("libero")
+
+RECORDED = Path(__file__).parents[1] / "data" / "libero_states.npz"
+"""ten random actions, and the states of task 0 of four suites before and after each (`official`, light-wam's settling,
+MuJoCo 3.3.0)"""
+WHOLE = SimConfig("libero", ("libero_object/0",), ("agentview", "wrist"), 256, 256, 400, protocol="light-wam")
+PLAIN = replace(WHOLE, height=96, width=128, protocol="plain")
+
+
+@pytest.fixture(autouse=True)
+def closed() -> Iterator[None]:
+    """A world takes over a gigabyte."""
+    yield
+    for simulator in list(libero._open):
+        simulator.close()
+
+
+def actions() -> np.ndarray:
+    """In LIBERO's units: the gripper is -1 or 1."""
+    with np.load(RECORDED) as file:
+        return np.asarray(file["actions"])
+
+
+def official(task: str) -> tuple[np.ndarray, list[dict[str, np.ndarray]]]:
+    """States and observations of `actions` in LIBERO's own environment, driven as the published evaluations do."""
+    libero.choose_gl()
+    from libero.libero.envs.env_wrapper import ControlEnv
+
+    suite, number = task.split("/")
+    name = libero.task_name(suite, int(number))
+    env = ControlEnv(str(libero.bddl_file(suite, name)), camera_heights=256, camera_widths=256)
+    try:
+        env.seed(42)
+        env.reset()
+        env.set_init_state(libero.initial_states(suite, name)[0])
+        for _ in range(30):
+            env.step(libero.STILL)
+        states, seen = [env.get_sim_state()], []
+        for action in actions():
+            seen.append(env.step(action)[0])
+            states.append(env.get_sim_state())
+        return np.stack(states), seen
+    finally:
+        env.close()
+
+
+def ours(task: str) -> tuple[np.ndarray, list[Any]]:
+    simulator = libero.make(replace(WHOLE, tasks=(task,)), task)
+    simulator.reset(FIRST_STATE)
+    states, seen = [simulator._env.get_sim_state()], []
+    for action in actions():
+        simulator.step(np.append(action[:6], (1 - action[6]) / 2).astype(np.float32))
+        states.append(simulator._env.get_sim_state())
+        seen.append(simulator.observe())
+    return np.stack(states), seen
+
+
+def same_as_official(task: str) -> None:
+    (states, seen), (expected, raw) = ours(task), official(task)
+    assert np.array_equal(states, expected)
+    for one, other in zip(seen, raw, strict=True):
+        for camera, name in libero.NAMES.items():
+            assert np.array_equal(one.frames[camera], other[f"{name}_image"][::-1, ::-1])
+        assert np.array_equal(one.state[:3], other["robot0_eef_pos"].astype(np.float32))
+        assert np.array_equal(one.state[6:], other["robot0_gripper_qpos"].astype(np.float32))
+
+
+def test_states_and_pictures_are_the_benchmarks_own_bits() -> None:
+    same_as_official("libero_object/0")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["libero_spatial/0", "libero_goal/7", "libero_10/2"])
+def test_states_and_pictures_are_the_benchmarks_own_bits_in_every_suite(task: str) -> None:
+    same_as_official(task)
+
+
+@pytest.mark.parametrize("suite", FOUR)
+def test_states_are_those_recorded(suite: str) -> None:
+    """Bit for bit on the machine that recorded them; another processor's libraries may round otherwise."""
+    with np.load(RECORDED) as file:
+        np.testing.assert_allclose(ours(f"{suite}/0")[0], file[suite], rtol=0, atol=1e-9)
+
+
+def test_every_suite_has_its_tasks_and_sentences() -> None:
+    from libero.libero.benchmark.libero_suite_task_map import libero_task_map
+
+    for suite in (*FOUR, "libero_90"):
+        assert SUITES[suite] == len(libero_task_map[suite])
+    assert len(libero.TASKS) == len(set(libero.TASKS)) == 130 + 160
+    for task in libero.TASKS:
+        simulator = libero.make(PLAIN, task)
+        assert simulator.instruction == simulator.instruction.strip() and "_" not in simulator.instruction
+        assert libero.bddl_file(simulator.suite, simulator.name).exists()
+    assert libero.make(PLAIN, "libero_10/2").instruction == "turn on the stove and put the moka pot on it"
+    assert libero.make(PLAIN, "libero_90/0").instruction == "close the top drawer of the cabinet"
+    # LIBERO-PRO says the same in other words, or wants another thing
+    assert libero.make(PLAIN, "libero_object_lan/0").instruction == "grab alphabet soup and put it into basket"
+    assert "alphabet" not in libero.make(PLAIN, "libero_object_task/0").instruction
+    assert libero.make(PLAIN, "libero_object_swap/0").instruction == libero.make(PLAIN, "libero_object/0").instruction
+
+
+@pytest.mark.parametrize("suite", ["libero_goal_swap", "libero_10_object"])
+def test_perturbed_suites_run(suite: str) -> None:
+    simulator = libero.make(PLAIN, f"{suite}/4")
+    simulator.reset(FIRST_STATE + 3)
+    assert not simulator.step(np.zeros(7, np.float32)).success
+    assert simulator._limit == (700 if "libero_10" in suite else 400)
+
+
+def test_the_protocol_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fixed state beside drawn ones."""
+    monkeypatch.setattr("lightwam.sim.check.SEEDS", (FIRST_STATE, 0, 1, 2))
+    assert [str(finding) for finding in check_simulator(PLAIN, "libero_spatial/0", make_expert=None)] == []
+
+
+@pytest.mark.parametrize("task", ["libero_object/6", "libero_spatial/4"])
+def test_experts_solve_their_tasks(task: str) -> None:
+    simulator = base.make(PLAIN, task)
+    simulator.reset(FIRST_STATE + 7)
+    expert = base.make_expert(PLAIN, simulator)
+    assert any(simulator.step(expert.action()).success for _ in range(200))
+
+
+def test_a_task_without_an_expert_is_refused() -> None:
+    simulator = base.make(PLAIN, "libero_goal/7")
+    simulator.reset(0)
+    with pytest.raises(SimulatorError, match="no expert for this task"):
+        base.make_expert(PLAIN, simulator)
+
+
+def test_a_process_holds_one_world() -> None:
+    first, second = (libero.make(PLAIN, f"libero_object/{i}") for i in (0, 1))
+    first.reset(0)
+    second.reset(0)
+    with pytest.raises(SimulatorError, match="not in an episode"):
+        first.observe()
+    second.observe()
+    first.reset(0)
+    first.observe()
+    assert libero._open == [first]
+
+
+def test_there_are_50_states_and_no_more() -> None:
+    simulator = libero.make(PLAIN, "libero_object/0")
+    with pytest.raises(SimulatorError, match="no such initial state"):
+        simulator.reset(FIRST_STATE + 50)
+
+
+def test_an_episode_ends_at_the_protocols_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    simulator = libero.make(PLAIN, "libero_object/0")
+    monkeypatch.setattr(simulator, "_limit", 2)
+    simulator.reset(0)
+    assert [simulator.step(np.zeros(7, np.float32)).ended for _ in range(2)] == [False, True]
+
+
+def test_numpys_generator_is_left_alone() -> None:
+    np.random.seed(5)
+    expected = np.random.uniform(size=2)
+    np.random.seed(5)
+    found = [np.random.uniform()]
+    libero.make(PLAIN, "libero_object/0").reset(3)
+    assert [*found, np.random.uniform()] == list(expected)
+
+
+def test_states_as_libero_itself_stores_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """hf-libero has pickles in place of npz files."""
+    monkeypatch.setattr("libero.libero.get_libero_path", lambda _: str(tmp_path))
+    with pytest.raises(SimulatorError, match="not installed"):
+        libero.initial_states("libero_goal", "open_it")
+    (tmp_path / "libero_goal").mkdir()
+    states = np.random.default_rng(0).normal(size=(50, 7))
+    torch.save(states, tmp_path / "libero_goal" / "open_it.pruned_init")
+    assert np.array_equal(libero.initial_states("libero_goal", "open_it"), states)
+
+
+def test_settings_that_contradict_a_protocol_are_refused() -> None:
+    with pytest.raises(SimulatorError, match="another size"):
+        libero.make(replace(WHOLE, height=224, width=224), "libero_object/0")
+    with pytest.raises(ConfigError, match="did you mean 'openpi'"):
+        libero.make(replace(WHOLE, protocol="openpy"), "libero_object/0")
+    with pytest.raises(SimulatorError, match="20 times a second"):
+        libero.make(replace(PLAIN, action_repeat=2), "libero_object/0")
+
+
+def test_protocols_are_the_published_ones() -> None:
+    """benchmarks.md, constant by constant."""
+    rows = {
+        "light-wam": ([400, 400, 400, 700, 700], 30, 10, 42, "sign", 256),
+        "openpi": ([220, 280, 300, 520, 400], 10, 5, 7, "linear", 224),
+        "openvla-oft": ([220, 280, 300, 520, 400], 10, 8, 0, "sign", 224),
+        "lerobot": ([280, 280, 300, 520, 400], 10, None, 0, "linear", 256),
+    }
+    for name, row in rows.items():
+        one = PROTOCOLS[name]
+        limits = [one.limit(suite) for suite in (*FOUR, "libero_90")]
+        assert (limits, one.settle_steps, one.replan, one.env_seed, one.gripper, one.size) == row
+        assert one.to_dict()["max_steps"]["libero_10"] == limits[3]
+    assert PROTOCOLS["openpi"].limit("libero_10_swap") == 520
+
+
+def test_the_gripper_is_turned_round() -> None:
+    assert [protocols.to_simulator(x, "sign") for x in (0.0, 0.4, 0.6, 1.0)] == [1, 1, -1, -1]
+    assert [protocols.to_simulator(x, "linear") for x in (0.0, 0.25, 1.0)] == [1, 0.5, -1]
+
+
+def test_axis_and_angle() -> None:
+    half = np.sqrt(0.5)
+    np.testing.assert_allclose(protocols.axis_angle(np.array([half, 0, 0, half])), [np.pi / 2, 0, 0], atol=1e-12)
+    np.testing.assert_allclose(protocols.axis_angle(np.array([0, half, 0, -half])), [0, 1.5 * np.pi, 0], atol=1e-12)
+    np.testing.assert_array_equal(protocols.axis_angle(np.array([0, 0, 0, 1.0])), 0)
+
+
+def test_pictures_as_each_policy_gets_them() -> None:
+    ramp = np.broadcast_to(np.arange(256, dtype=np.uint8)[:, None, None], (256, 256, 3))
+    assert protocols.treated(ramp, "as drawn") is ramp
+    small = protocols.treated(ramp, "resized")
+    assert small.shape == (224, 224, 3) and abs(int(small[112, 5, 0]) - 128) <= 1 and small[-1, 0, 0] >= 254
+    seen = protocols.treated(ramp, "as OpenVLA-OFT sees it")
+    # of the ramp 0..255 the middle 0.949 is left: 6.5 to 248.5
+    assert abs(int(seen[0, 9, 0]) - 7) <= 2 and abs(int(seen[-1, 9, 0]) - 248) <= 2
+
+
+def test_the_middle_of_a_picture_fills_it() -> None:
+    picture = np.arange(5, dtype=np.uint8)[:, None, None] * np.full((1, 5, 3), 10, np.uint8)
+    assert protocols.middle(picture, 0.5)[:, 0, 0].tolist() == [10, 15, 20, 25, 30]
+    assert np.array_equal(protocols.middle(picture, 1.0), picture)
+
+
+def test_names_are_known_without_a_world() -> None:
+    simulator = base.make(PLAIN, "libero_spatial/9")
+    assert isinstance(simulator, LiberoSimulator) and libero._open == []
+    assert (simulator.state_dim, simulator.action_dim, simulator.fps) == (8, 7, 20)
+    with pytest.raises(SimulatorError, match="libero_object/3"):
+        base.make(PLAIN, "libero_object/33")
