@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import string
 
-from lightwam.config import ModelConfig, Recipe, TrainConfig, Umt5Config, WanVaeConfig
+from lightwam.config import EvalConfig, ModelConfig, Recipe, SimConfig, TrainConfig, Umt5Config, WanVaeConfig
 from lightwam.errors import ConfigError
+from lightwam.sim.libero_protocol import FIRST_STATE, NUM_STATES, protocol
 
 
 def _require(truth: bool, what: str, where: str, got: object, expected: object, next_step: str = "") -> None:
@@ -24,6 +25,7 @@ def check(recipe: Recipe) -> Recipe:
     _check_pictures(recipe)
     _check_train(recipe.train)
     _check_episodes(recipe)
+    _check_libero(recipe.sim, recipe.eval)
     pretrained = isinstance(recipe.latents, WanVaeConfig) or isinstance(recipe.text, Umt5Config)
     _require(bool(recipe.weights) or not pretrained, "no weights are named for the VAE or text encoder", "weights",
              repr(recipe.weights), "a folder or Hub repo id", "--weights /path/to/Wan2.1-T2V-1.3B")  # fmt: skip
@@ -54,7 +56,7 @@ def _check_episodes(recipe: Recipe) -> None:
     sim, collect, evaluation = recipe.sim, recipe.collect, recipe.eval
     for where, section, names in (
         ("sim", sim, ("height", "width", "max_steps", "action_repeat")),
-        ("collect", collect, ("demos_per_task", "workers")),
+        ("collect", collect, ("demos_per_task", "turn", "workers")),
         ("eval", evaluation, ("trials", "workers")),
     ):
         for name in names:
@@ -78,6 +80,20 @@ def _check_episodes(recipe: Recipe) -> None:
     _require(evaluation.first_seed >= after or evaluation.first_seed + evaluation.trials <= collect.first_seed,
              "evaluation seeds are too near the demonstrations'", "eval.first_seed", evaluation.first_seed,
              f">= {after} (collect.first_seed + 100 * the most demonstrations of a task)")  # fmt: skip
+
+
+def _check_libero(sim: SimConfig, evaluation: EvalConfig) -> None:
+    if sim.name != "libero":
+        return
+    chosen = protocol(sim.protocol)
+    drawn = chosen.picture == "plain" or (sim.height, sim.width) == (chosen.size, chosen.size)
+    _require(drawn, "the protocol has pictures of another size", "sim.height, sim.width", (sim.height, sim.width),
+             (chosen.size, chosen.size))  # fmt: skip
+    _require(sim.action_repeat == 1, "LIBERO acts 20 times a second", "sim.action_repeat", sim.action_repeat, 1)
+    beyond = evaluation.first_seed + evaluation.trials - FIRST_STATE - NUM_STATES
+    _require(beyond <= 0, "LIBERO has fewer initial states", "eval.trials", evaluation.trials,
+             f"at most {evaluation.trials - beyond}: seeds from {FIRST_STATE} up are the {NUM_STATES} states of a task",
+             f"lower eval.trials, or draw states by an eval.first_seed below {FIRST_STATE}")  # fmt: skip
 
 
 def _check_model(model: ModelConfig) -> None:

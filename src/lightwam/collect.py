@@ -214,13 +214,13 @@ class _Plan:
     """Which seed comes next, and which answer goes into the dataset next.
 
     At most as many seeds are handed out as demonstrations are missing, each counted as if it will succeed, so nothing
-    is recorded in vain. The task that lacks the largest share of its own goes first.
+    is recorded in vain. The task that lacks the largest share of its own, counted in whole turns, goes first.
     """
 
     def __init__(self, recipe: Recipe, notes: Sequence[EpisodeNote], root: Path) -> None:
         first = recipe.collect.first_seed
         self._wanted = {task: recipe.collect.demos(task) for task in recipe.sim.tasks}
-        self._first_seed, self._settings = first, _settings(recipe)
+        self._first_seed, self._settings, self._block = first, _settings(recipe), recipe.collect.turn
         self._turns = {task: _Turn(first, settled_seed=first) for task in recipe.sim.tasks}
         for index, note in enumerate(notes):
             self._take_up(index, note, root)
@@ -248,7 +248,7 @@ class _Plan:
     def next_job(self) -> Job | None:
         """The seed to try next, None when all that are needed are under way."""
         hoped = {task: self._hoped(turn) for task, turn in self._turns.items()}
-        task = min(hoped, key=lambda task: hoped[task] / self._wanted[task])
+        task = min(hoped, key=lambda task: self._share(task, hoped[task]))
         if hoped[task] >= self._wanted[task]:
             return None
         turn = self._turns[task]
@@ -263,7 +263,7 @@ class _Plan:
         """Episodes whose turn it is, in the dataset's order, each with what to note beside it."""
         ready: list[tuple[Job, Episode, dict[str, Any]]] = []
         while self.num_missing:
-            task = min(self._turns, key=lambda task: self._turns[task].demos / self._wanted[task])
+            task = min(self._turns, key=lambda task: self._share(task, self._turns[task].demos))
             turn = self._turns[task]
             while turn.settled_seed in turn.answers and turn.answers[turn.settled_seed] is None:
                 self._settle_failure(task, turn)
@@ -276,6 +276,11 @@ class _Plan:
             ready.append((job, episode, extra))
             turn.settled_seed, turn.demos, turn.failed = turn.settled_seed + 1, turn.demos + 1, []
         return ready
+
+    def _share(self, task: str, demos: int) -> float:
+        """Of what is wanted of a task, what counts for its next turn: whole turns, and all when it is done."""
+        wanted = self._wanted[task]
+        return demos / wanted if demos >= wanted else demos // self._block * self._block / wanted
 
     def _hoped(self, turn: _Turn) -> int:
         failures = sum(episode is None for episode in turn.answers.values())
@@ -320,4 +325,6 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
         "wander_steps": collect.wander_steps,
         "extra_steps": collect.extra_steps,
         "first_seed": collect.first_seed,
+        "turn": collect.turn,
+        "protocol": sim.protocol,
     }

@@ -181,6 +181,8 @@ class CollectConfig:
     says nothing of the goal, and the policy has to look for it"""
     extra_steps: int = 0
     """steps recorded after the first success, so that the policy learns to stay"""
+    turn: int = 1
+    """so many demonstrations of a task before the next one's turn: more where a simulator takes seconds to load"""
     first_seed: int = 0
     """demonstrations use seeds from here up"""
     workers: int = 2

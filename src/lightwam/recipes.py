@@ -248,8 +248,7 @@ def libero_10() -> Recipe:
 def libero_joint() -> Recipe:
     """One policy for all four LIBERO suites, 40 tasks.
 
-    Deviations: the paper trains a policy a suite, 212,500 steps in all; here one trains for 160,000. Every episode may
-    take 700 steps, the limit of LIBERO-10, where the paper stops those of the other suites at 400. And libero-10's.
+    Deviations: the paper trains a policy a suite, 212,500 steps in all; here one trains for 160,000. And libero-10's.
     """
     return _libero("libero-joint", tuple(LIBERO_SUITES), steps=160_000)
 
@@ -281,8 +280,9 @@ def _libero(name: str, suites: tuple[str, ...], steps: int | None = None) -> Rec
             height=256,
             width=256,
             max_steps=700 if "libero_10" in suites else 400,
+            protocol="light-wam",
         ),
-        collect=CollectConfig(demos_per_task=50),
+        collect=CollectConfig(demos_per_task=50, turn=10),
         train=_paper_training(steps or LIBERO_SUITES[suites[0]], batch_size=64),
         eval=EvalConfig(trials=50, replan=10),
         prompt=PAPER_PROMPT,

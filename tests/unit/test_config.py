@@ -100,6 +100,7 @@ BAD = [
     ("sim.tasks", ("red", "red"), "sim.tasks"),
     ("collect.demos_per_task", 0, "collect.demos_per_task"),
     ("collect.workers", 0, "collect.workers"),
+    ("collect.turn", 0, "collect.turn"),
     ("collect.noise_std", -0.1, "collect.noise_std"),
     ("collect.noise_probability", 1.1, "collect.noise_probability"),
     ("collect.extra_steps", -1, "collect.extra_steps"),
@@ -134,6 +135,25 @@ BAD = [
     ("collect.more_demos", (("red", 99_999),), "eval.first_seed"),
     ("codec.delta_action_dims", (2,), "codec.delta_action_dims"),
 ]
+
+
+LIBERO = [
+    ("sim.protocol", "open-pi", "sim.protocol"),
+    ("sim.protocol", "openpi", "sim.height, sim.width"),
+    ("sim.action_repeat", 2, "sim.action_repeat"),
+    ("eval.trials", 51, "at most 50"),
+    ("eval.first_seed", 1_000_010, "at most 40"),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "says"), LIBERO, ids=[f"{path}={value}" for path, value, _ in LIBERO])
+def test_what_does_not_fit_libero_is_refused_by_name(path: str, value: object, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        check(changed(recipes.libero_object(), path, value))
+
+
+def test_libero_may_draw_any_number_of_states() -> None:
+    check(changed(changed(recipes.libero_object(), "eval.first_seed", 900_000), "eval.trials", 60))
 
 
 @pytest.mark.parametrize(("path", "value", "says"), BAD, ids=[f"{path}={value}" for path, value, _ in BAD])

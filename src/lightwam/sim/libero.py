@@ -32,11 +32,9 @@ from lightwam.sim.libero_protocol import (
     ROBOT,
     STATE_NAMES,
     SUITES,
-    axis_angle,
     protocol,
-    to_simulator,
-    treated,
 )
+from lightwam.sim.libero_units import axis_angle, to_simulator, treated
 from lightwam.sim.mujoco_pictures import MujocoPictures, choose_gl
 from lightwam.types import Observation
 

@@ -6,14 +6,9 @@ Source: facts as published with each code base; the table in docs/libero.md.
 
 from __future__ import annotations
 
-import io
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
-
-import numpy as np
-from jaxtyping import Float64, UInt8
 
 from lightwam.errors import ConfigError, did_you_mean
 
@@ -35,6 +30,7 @@ FIRST_STATE, NUM_STATES = 1_000_000, 50
 """seeds from here up are the benchmark's fixed initial states of a task; those below draw a state of their own"""
 
 Treatment = Literal["as drawn", "resized", "as OpenVLA-OFT sees it"]
+GripperRule = Literal["sign", "linear"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +45,7 @@ class LiberoProtocol:
     """steps executed of a chunk; None: the policy's own"""
     env_seed: int
     """places what the initial state leaves open (fixtures)"""
-    gripper: Literal["sign", "linear"]
+    gripper: GripperRule
     """how the policy's 0 (closed) to 1 (open) becomes LIBERO's 1 to -1: by its sign, or as it is"""
     treatment: Treatment
     """what becomes of a picture drawn at 256 x 256"""
@@ -91,46 +87,3 @@ def protocol(name: str) -> LiberoProtocol:
         raise ConfigError("unknown LIBERO protocol", where="sim.protocol", got=repr(name),
                           expected=", ".join(PROTOCOLS), next_step=did_you_mean(name, PROTOCOLS))  # fmt: skip
     return PROTOCOLS[name]
-
-
-def treated(picture: UInt8[np.ndarray, "_h _w 3"], treatment: Treatment) -> UInt8[np.ndarray, "_height _width 3"]:
-    """A picture as a protocol's policy gets it; but for "as drawn", 256x256 becomes 224x224.
-
-    "resized" is Pillow's bilinear resizing, as openpi's client does it. OpenVLA-OFT, whose training data were JPEGs,
-    makes one of the picture (quality 95), resizes it by Lanczos' filter, and enlarges its middle, 0.9 of the area.
-    """
-    if treatment == "as drawn":
-        return picture
-    from PIL import Image
-
-    image = Image.fromarray(picture)
-    if treatment == "resized":
-        return np.asarray(image.resize((224, 224), Image.Resampling.BILINEAR))
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=95)
-    small = np.asarray(Image.open(file).resize((224, 224), Image.Resampling.LANCZOS))
-    return middle(small, math.sqrt(0.9))
-
-
-def middle(picture: UInt8[np.ndarray, "n n 3"], share: float) -> UInt8[np.ndarray, "n n 3"]:
-    """The middle `share` of each side, enlarged to the whole (bilinear between pixels' centres, corners on corners)."""
-    n = len(picture)
-    at = np.linspace((1 - share) / 2 * (n - 1), (1 + share) / 2 * (n - 1), n)
-    low = np.minimum(at.astype(int), n - 2)
-    part = at - low
-    rows = picture[low] * (1 - part)[:, None, None] + picture[low + 1] * part[:, None, None]
-    both = rows[:, low] * (1 - part)[:, None] + rows[:, low + 1] * part[:, None]
-    return both.round().astype(np.uint8)
-
-
-def axis_angle(quaternion: Float64[np.ndarray, " 4"]) -> Float64[np.ndarray, " 3"]:
-    """Rotation as axis times angle (0 to 2 pi); quaternion x, y, z, w, as robosuite gives it."""
-    w = float(np.clip(quaternion[3], -1, 1))
-    sine = math.sqrt(1 - w * w)
-    return np.zeros(3) if math.isclose(sine, 0) else quaternion[:3] * (2 * math.acos(w) / sine)
-
-
-def to_simulator(gripper: float, rule: Literal["sign", "linear"]) -> float:
-    """The policy's gripper, 1 open and 0 closed, as LIBERO's, -1 open and 1 closed."""
-    value = 1 - 2 * gripper
-    return float(np.sign(value)) if rule == "sign" else value
