@@ -18,8 +18,8 @@ from lightwam.errors import ConfigError, SimulatorError
 from lightwam.versions import OURS, SIMULATORS, versions
 from lightwam.workers import DEATHS_IN_A_ROW, Answer, Death, Job, attempt, taken
 
-PATIENCE_SECONDS = 20.0
-"""after so long without any actor, the user is told that the cluster is full"""
+PATIENCE_SECONDS = 60.0
+"""after so long without any actor, the user is told what is waited for"""
 
 
 class Actor:
@@ -126,7 +126,7 @@ class RayWorkers(Generic[Job, Answer]):
             job, seat.job = seat.job, None
             assert job is not None
             yield job, taken(job, pickle.loads(content))
-        self._tell_if_full()
+        self._tell_if_none()
 
     def _hire(self) -> _Seat[Job]:
         actor = self._kind.remote(self._run)
@@ -156,12 +156,12 @@ class RayWorkers(Generic[Job, Answer]):
                 next_step="is lightwam, with the simulator's extra, installed on every node?",
             ) from error
 
-    def _tell_if_full(self) -> None:
+    def _tell_if_none(self) -> None:
         if any(seat.up for seat in self._seats):
             self._last_up = time.monotonic()
         elif self._last_up is not None and time.monotonic() - self._last_up > PATIENCE_SECONDS:
             self._last_up = None
-            self._say("ray: no CPU of the cluster is free for a simulator; waiting (`ray status` tells more)")
+            self._say("ray: no simulator is up yet; waiting for a free CPU of the cluster (`ray status` tells more)")
 
 
 def _ray() -> ModuleType:

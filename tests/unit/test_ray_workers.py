@@ -113,7 +113,7 @@ def test_a_full_cluster_is_told_once(cluster: Any, monkeypatch: pytest.MonkeyPat
         all_up(first, 1)
         for _ in range(3):
             assert list(second.answers(0.5)) == []
-    assert said == ["ray: no CPU of the cluster is free for a simulator; waiting (`ray status` tells more)"]
+    assert said == ["ray: no simulator is up yet; waiting for a free CPU of the cluster (`ray status` tells more)"]
 
 
 class Still(Policy):
