@@ -21,7 +21,7 @@ from lightwam.errors import DatasetError, SimulatorError
 from lightwam.progress import Progress
 from lightwam.sim import base
 from lightwam.types import Observation
-from lightwam.workers import Workers, interrupt_as_flag
+from lightwam.workers import Death, Deaths, Workers, interrupt_as_flag
 
 if TYPE_CHECKING:
     from lightwam.data.lerobot_writer import EpisodeNote, LeRobotWriter
@@ -73,9 +73,10 @@ def collect(recipe: Recipe, root: Path, say: Callable[[str], None] = print) -> C
     """Records as many successes of every task as `recipe.collect` wants under `root`; goes on with what is there.
 
     Ctrl-C ends the work in hand, closes the dataset with all that is done, and raises KeyboardInterrupt; the same call
-    continues it. Raises DatasetError when `root` holds another dataset or the disk is full, SimulatorError when a
-    simulator, an expert or a worker process fails, naming task and seed; what is done is kept then too. LeRobot's fps
-    is a whole number, so a rate such as 80 / 3 is rounded there.
+    continues it. A seed whose worker process dies is tried again in another. Raises DatasetError when `root` holds
+    another dataset or the disk is full, SimulatorError when a simulator or an expert fails or a seed ends its worker
+    again and again, naming task and seed; what is done is kept then too. LeRobot's fps is a whole number, so a rate
+    such as 80 / 3 is rounded there.
     """
     from lightwam.data.lerobot_writer import LeRobotWriter
 
@@ -120,19 +121,27 @@ def _work(
     num_workers = min(recipe.collect.workers, plan.num_missing)
     demonstrate = Demonstrator(recipe.sim, recipe.collect)
     began, drawn = time.monotonic(), 0
+    deaths, again = Deaths("collect", say), list[Job]()
+
+    def give() -> None:
+        while workers.idle and (job := again.pop(0) if again else plan.next_job()):
+            workers.give(job)
+
     with (
         interrupt_as_flag() as interrupt,
         Progress("collect", total, done=writer.num_episodes, unit="ep", say=say) as progress,
         Workers[Job, Episode | None](num_workers, demonstrate) as workers,
     ):
         while plan.num_missing and not interrupt.pressed:
-            while workers.num_idle and (job := plan.next_job()):
-                workers.give(job)
+            give()
             for job, episode in workers.answers(timeout_seconds=0.2):
+                if isinstance(episode, Death):
+                    deaths.note(job, episode)
+                    again.append(job)
+                    continue
                 plan.note(job, episode)
                 drawn += len(episode.state) if episode else 0
-            while workers.num_idle and (job := plan.next_job()):
-                workers.give(job)
+            give()
             for job, episode, extra in plan.settled():
                 writer.add_episode(episode.frames, episode.state, episode.action, sentences[job.task], extra)
                 rate = drawn / (time.monotonic() - began)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -43,14 +44,19 @@ class Seen:
 
 
 @dataclass(frozen=True)
+class Film:
+    """A worker's answer to `Replay`; the parent writes it, as the worker may be on another machine."""
+
+    mp4: bytes
+
+
+@dataclass(frozen=True)
 class Replay:
     """A worker's job: play an episode's actions again and film it."""
 
-    seat: int
     task: str
     seed: int
     actions: Float32[np.ndarray, "steps A"]
-    path: Path
 
     def __str__(self) -> str:
         return f"film of task {self.task!r}, seed {self.seed}"
@@ -64,7 +70,7 @@ class Player:
     simulators: dict[tuple[str, bool], base.Simulator] = field(default_factory=dict)
     steps: int = 0
 
-    def __call__(self, job: Segment | Replay) -> Seen:
+    def __call__(self, job: Segment | Replay) -> Seen | Film:
         """Do one job."""
         return self._film(job) if isinstance(job, Replay) else self._play(job)
 
@@ -88,7 +94,7 @@ class Player:
                 return Seen(None, self.steps, outcome.success)
         return Seen(simulator.observe(), self.steps, False)
 
-    def _film(self, job: Replay) -> Seen:
+    def _film(self, job: Replay) -> Film:
         simulator = self._simulator(job.task, film=True)
         camera = simulator.cameras[0]
         simulator.reset(job.seed)
@@ -96,7 +102,7 @@ class Player:
         for action in job.actions:
             simulator.step(action)
             pictures.append(simulator.observe().frames[camera])
-        beside = job.path.with_name(f".{job.path.name}")  # a kill must not leave half a video under the right name
-        write_video(beside, np.stack(pictures), max(1, round(simulator.fps)))
-        beside.replace(job.path)
-        return Seen(None, len(job.actions), False)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "film.mp4"
+            write_video(path, np.stack(pictures), max(1, round(simulator.fps)))
+            return Film(path.read_bytes())

@@ -206,3 +206,64 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
     centre = (share + z * z / (2 * trials)) / scale
     half = z / scale * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Trials that two contestants both had, counted by who succeeded."""
+
+    both: int
+    wins: int
+    """the first succeeded, the second failed"""
+    losses: int
+    """the reverse"""
+    neither: int
+
+    @property
+    def count(self) -> int:
+        """All of them."""
+        return self.both + self.wins + self.losses + self.neither
+
+
+def mcnemar(pairs: Pairs) -> float:
+    """The exact McNemar test: how likely wins and losses at least this uneven are if either were equally likely.
+
+    Two-sided: twice the smaller tail of a fair coin, at most 1. Q. McNemar, 1947; exact as in A. Agresti, Categorical
+    Data Analysis.
+    """
+    uneven = pairs.wins + pairs.losses
+    tail = sum(math.comb(uneven, count) for count in range(min(pairs.wins, pairs.losses) + 1))
+    return min(1.0, 2 * tail / 2**uneven)
+
+
+def paired_difference(pairs: Pairs) -> tuple[float, float]:
+    """The 95 % interval of the first's success rate less the second's, as shares of 1; (-1, 1) without pairs.
+
+    Newcombe's square-and-add: the two Wilson intervals, put together with the correlation of the pairs. R. G. Newcombe,
+    Improved confidence intervals for the difference between binomial proportions based on paired data, Statistics in
+    Medicine 17, 1998, method 10. It does not collapse when nobody ever fails, as Wald's does.
+    """
+    if not pairs.count:
+        return -1.0, 1.0
+    first, second = pairs.both + pairs.wins, pairs.both + pairs.losses
+    share, other = first / pairs.count, second / pairs.count
+    low, high = wilson(first, pairs.count)
+    other_low, other_high = wilson(second, pairs.count)
+    together = _correlation(pairs)
+
+    def reach(mine: float, theirs: float) -> float:
+        return math.sqrt(max(0.0, mine * mine - 2 * together * mine * theirs + theirs * theirs))
+
+    difference = share - other
+    down, up = reach(share - low, other_high - other), reach(high - share, other - other_low)
+    return max(-1.0, difference - down), min(1.0, difference + up)
+
+
+def _correlation(pairs: Pairs) -> float:
+    """Phi of the two by two table with Newcombe's continuity correction, which is for positive ones alone."""
+    first, second, count = pairs.both + pairs.wins, pairs.both + pairs.losses, pairs.count
+    margins = first * second * (count - first) * (count - second)
+    if not margins:
+        return 0.0
+    lift = float(pairs.both * pairs.neither - pairs.wins * pairs.losses)
+    return (max(0.0, lift - count / 2) if lift > 0 else lift) / math.sqrt(margins)

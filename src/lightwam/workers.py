@@ -1,7 +1,8 @@
 """A few processes that run jobs for one parent, which hears of every answer, error and death.
 
 `multiprocessing.Pool` hangs when a worker is killed and `concurrent.futures` cannot say which job it held; simulators
-in native code do get killed, so the parent has to be able to name the job.
+in native code do get killed, so the parent has to be able to name the job. A `Death` is an answer like any other: the
+seat is free for a new process, and the parent decides whether the job is worth another try.
 """
 
 from __future__ import annotations
@@ -11,18 +12,76 @@ import multiprocessing
 import signal
 import threading
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from types import FrameType
-from typing import Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from lightwam.errors import LightwamError, SimulatorError
 
 Job = TypeVar("Job")
 Answer = TypeVar("Answer")
+Reply = tuple[Any, Exception | None, str]
+"""answer, error and its traceback: what a worker sends back"""
+
+DEATHS_IN_A_ROW = 3
+"""a job whose worker dies this often is not tried again"""
+
+
+@dataclass(frozen=True)
+class Death:
+    """A worker died with a job in hand: the job's answer. Whatever the worker knew is gone."""
+
+    how: str
+    """signal, exit status, or what the cluster says"""
+
+
+class Deaths:
+    """Counts the deaths of each job, by its name, and tells of each in a line."""
+
+    def __init__(self, what: str, say: Callable[[str], None]) -> None:
+        self._what, self._say, self._count = what, say, Counter[str]()
+
+    def note(self, job: object, death: Death) -> None:
+        """One more; the one after which a job is not tried again raises SimulatorError."""
+        self._count[str(job)] += 1
+        count = self._count[str(job)]
+        if count >= DEATHS_IN_A_ROW:
+            raise SimulatorError(
+                f"a worker process died, {count} times in a row",
+                where=job,
+                got=death.how,
+                next_step="run the same command again; fewer workers need less memory",
+            )
+        again = f"begins again, try {count + 1} of {DEATHS_IN_A_ROW}"
+        self._say(f"{self._what}: a worker died ({death.how}); {job} {again}")
+
+
+@runtime_checkable
+class Crew(Protocol[Job, Answer]):
+    """What runs jobs for one parent: `Workers` here, or a cluster's. A seat does one job at a time and keeps its state
+    from job to job until its worker dies. Use as a context; leaving it ends everything."""
+
+    def __enter__(self) -> Crew[Job, Answer]: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    @property
+    def idle(self) -> list[int]:
+        """The seats that could begin a job now."""
+        ...
+
+    def give(self, job: Job, seat: int) -> None:
+        """Starts `job` in an idle seat."""
+        ...
+
+    def answers(self, timeout_seconds: float) -> Iterator[tuple[Job, Answer | Death]]:
+        """Jobs that are over, each with its answer or death; waits for the first one, `timeout_seconds` at most."""
+        ...
 
 
 @dataclass
@@ -33,99 +92,121 @@ class _Worker(Generic[Job]):
 
 
 class Workers(Generic[Job, Answer]):
-    """`count` spawned processes, each with its own copy of `run` (picklable; it may keep state between its jobs).
+    """Up to `count` spawned processes, each with its own copy of `run` (picklable; it may keep state between its jobs).
 
+    A seat's process starts with its first job, and another one with the job after a death.
     With `count` 0 the jobs run in this process, as they are given: for debuggers and quick tests.
     Use as a context: leaving it ends the processes, at once when they are in the middle of a job. The processes never
     see Ctrl-C, so that the parent alone decides what an interrupt means.
     """
 
     def __init__(self, count: int, run: Callable[[Job], Answer]) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._run = run if count == 0 else None
+        self._run, self._here = run, count == 0
         self._done: list[tuple[Job, Answer]] = []
-        self._workers: list[_Worker[Job]] = []
-        # started before the mask is set, because starting it unblocks SIGINT again
+        self._workers: list[_Worker[Job] | None] = [None] * count
+        # started before `_start` sets its mask, because starting it unblocks SIGINT again
         resource_tracker.ensure_running()
-        # an exec keeps the signal mask: blocked here, SIGINT stays blocked in the child from its first instruction
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            for _ in range(count):
-                pipe, far_end = context.Pipe()
-                process = context.Process(target=_serve, args=(far_end, run), daemon=True)
-                process.start()
-                far_end.close()
-                self._workers.append(_Worker(process, pipe))
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def __enter__(self) -> Workers[Job, Answer]:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for worker in self._workers:
+        workers = [worker for worker in self._workers if worker]
+        for worker in workers:
             worker.pipe.close()
             if worker.job is not None:
                 worker.process.terminate()
-        for worker in self._workers:
+        for worker in workers:
             worker.process.join()
             worker.process.close()
         self._workers.clear()
 
     @property
-    def num_idle(self) -> int:
-        """How many more jobs can be given now."""
-        if self._run:
-            return int(not self._done)
-        return sum(worker.job is None for worker in self._workers)
-
-    @property
-    def jobs(self) -> list[Job]:
-        """The jobs under way."""
-        return [worker.job for worker in self._workers if worker.job is not None]
-
-    @property
-    def count(self) -> int:
-        """How many jobs can run at once."""
-        return len(self._workers) or 1
+    def idle(self) -> list[int]:
+        """The seats that could begin a job now."""
+        if self._here:
+            return [] if self._done else [0]
+        return [seat for seat, worker in enumerate(self._workers) if worker is None or worker.job is None]
 
     def give(self, job: Job, seat: int | None = None) -> None:
         """Starts `job` in an idle process (there must be one), or in process number `seat`, which must be idle."""
-        if self._run:
+        if self._here:
             self._done.append((job, self._run(job)))
             return
-        worker = next(worker for worker in self._workers if worker.job is None) if seat is None else self._workers[seat]
+        seat = self.idle[0] if seat is None else seat
+        worker = self._workers[seat] = self._workers[seat] or self._start()
         assert worker.job is None, "this process is at work"
         worker.job = job
-        try:
+        with contextlib.suppress(BrokenPipeError):  # it died while idle: `answers` will find that out
             worker.pipe.send(job)
-        except BrokenPipeError:
-            raise _death(worker, job) from None
 
-    def answers(self, timeout_seconds: float) -> Iterator[tuple[Job, Answer]]:
-        """Jobs that are done, with their answers; waits for the first one, `timeout_seconds` at most.
+    def answers(self, timeout_seconds: float) -> Iterator[tuple[Job, Answer | Death]]:
+        """Jobs that are over, with their answers; waits for the first one, `timeout_seconds` at most.
 
-        Raises what the job raised when that is a LightwamError, and SimulatorError naming the job for any other error
-        and for a process that died.
+        The answer is a `Death` when the process died. Raises what the job raised when that is a LightwamError, and
+        SimulatorError naming the job for any other error.
         """
-        if self._run:
+        if self._here:
             done, self._done = self._done, []
             yield from done
             return
-        busy = {worker.pipe: worker for worker in self._workers if worker.job is not None}
+        seated = [(seat, worker) for seat, worker in enumerate(self._workers) if worker and worker.job is not None]
+        busy = {worker.pipe: (seat, worker) for seat, worker in seated}
         for pipe in wait(list(busy), timeout_seconds):
-            worker = busy[pipe]  # type: ignore[index]
+            seat, worker = busy[pipe]  # type: ignore[index]
             job, worker.job = worker.job, None
             assert job is not None
             try:
-                answer, error, trace = worker.pipe.recv()
-            except (EOFError, ConnectionResetError):
-                raise _death(worker, job) from None
-            if isinstance(error, LightwamError):
-                raise error
-            if error is not None:
-                raise SimulatorError("a worker process failed", where=job, got=f"{error}\n{trace}") from error
-            yield job, answer
+                reply = worker.pipe.recv()
+            except (EOFError, OSError):  # the second when it died in the middle of an answer
+                self._workers[seat] = None
+                yield job, _bury(worker)
+            else:
+                yield job, taken(job, reply)
+
+    def _start(self) -> _Worker[Job]:
+        context = multiprocessing.get_context("spawn")
+        # an exec keeps the signal mask: blocked here, SIGINT stays blocked in the child from its first instruction
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            pipe, far_end = context.Pipe()
+            process = context.Process(target=_serve, args=(far_end, self._run), daemon=True)
+            process.start()
+            far_end.close()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        return _Worker(process, pipe)
+
+
+def _bury(worker: _Worker[Any]) -> Death:
+    worker.pipe.close()
+    worker.process.join(5)
+    worker.process.kill()  # a process that closed its pipe and hangs is as good as dead
+    worker.process.join()
+    code = worker.process.exitcode
+    worker.process.close()
+    assert code is not None
+    return Death(f"killed by signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}")
+
+
+def attempt(run: Callable[[Job], Answer], job: Job) -> Reply:
+    """A worker's side: the job done, or the error that came of it, fit to be pickled."""
+    try:
+        return run(job), None, ""
+    except Exception as error:
+        # the parent raises it; an exception that cannot be pickled must not take its message with it
+        known = error if isinstance(error, LightwamError) else RuntimeError(f"{type(error).__name__}: {error}")
+        return None, known, traceback.format_exc()
+
+
+def taken(job: object, reply: Reply) -> Any:
+    """The parent's side: the answer in a reply, or its error raised."""
+    answer, error, trace = reply
+    if isinstance(error, LightwamError):
+        raise error
+    if error is not None:
+        raise SimulatorError("a worker process failed", where=job, got=f"{error}\n{trace}") from error
+    return answer
 
 
 @dataclass
@@ -158,31 +239,13 @@ def interrupt_as_flag() -> Iterator[Interrupt]:
         signal.signal(signal.SIGINT, previous)
 
 
-def _death(worker: _Worker[Job], job: Job) -> SimulatorError:
-    worker.process.join(5)
-    code = worker.process.exitcode
-    how = f"killed by signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit status {code}"
-    return SimulatorError(
-        "a worker process died",
-        where=job,
-        got=how,
-        next_step="run the same command again; fewer workers need less memory",
-    )
-
-
-def _serve(pipe: Connection, run: Callable[[Job], Answer]) -> None:
+def _serve(pipe: Connection, run: Callable[[Any], Any]) -> None:
     while True:
         try:
             job = pipe.recv()
         except EOFError:
             return
         try:
-            reply = (run(job), None, "")
-        except Exception as error:
-            # the parent raises it; an exception that cannot be pickled must not take its message with it
-            known = error if isinstance(error, LightwamError) else RuntimeError(f"{type(error).__name__}: {error}")
-            reply = (None, known, traceback.format_exc())  # type: ignore[assignment]
-        try:
-            pipe.send(reply)
+            pipe.send(attempt(run, job))
         except BrokenPipeError:
             return

@@ -169,10 +169,23 @@ def test_eval_overrides_the_runs_own_settings_and_prints_rates(
     assert main(["eval", "runs/x", "--eval.trials", "9", "--folder", "again", "--step", "100", "--engine"]) == 0
     expected = EvalConfig(trials=9, replan=4, videos_per_task=1)
     loaded = ((Path("runs/x"), 100), {"device": "auto", "weights": None, "engine": True, "int8": False})
-    assert calls == [(Path("runs/x"), expected, {"policy": loaded, "folder": "again"})]
+    assert calls == [(Path("runs/x"), expected, {"policy": loaded, "folder": "again", "hire": None})]
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     rest = ["8", "of", "9", "56%", "to", "98%"]
     assert lines == [["red", *rest], ["all", *rest]]
+
+
+def test_eval_hires_simulators_on_a_cluster(record: Callable[..., Calls], monkeypatch: pytest.MonkeyPatch) -> None:
+    from lightwam.ray_workers import RayWorkers
+
+    red = {"successes": 8, "trials": 9, "interval_95": (0.565, 0.98)}
+    record("lightwam.checkpoint", "read_recipe", recipes.point())
+    calls = record("lightwam.evaluate", "evaluate", {**red, "tasks": {"red": red}})
+    monkeypatch.setattr("lightwam.policy.Policy.load", lambda *given, **named: None)
+    for words, address in (([], "auto"), (["--ray-address", "there:6379"], "there:6379")):
+        assert main(["eval", "runs/x", "--ray", *words]) == 0
+        hire = calls.pop()[-1]["hire"]
+        assert (hire.func, hire.keywords) == (RayWorkers, {"address": address})
 
 
 def test_eval_refuses_to_execute_what_was_never_supervised(

@@ -30,6 +30,10 @@ class BrokenSimulator(point.PointSimulator):
             os.kill(os.getpid(), signal.SIGINT)
         if os.environ.get("DIE_AT") == f"{self.task} {seed}":
             os.kill(os.getpid(), signal.SIGKILL)
+        once = os.environ.get("DIE_ONCE")
+        if once and not os.path.exists(once) and (self.task, seed) == ("blue", 1):
+            open(once, "w").close()
+            os._exit(3)
         if os.environ.get("BREAK_AT") == f"{self.task} {seed}":
             raise OSError("the motor is hot")
 
@@ -140,9 +144,20 @@ def test_other_settings_or_another_world_are_refused(tmp_path: Path) -> None:
         collect(replace(recipe(demos=2), sim=replace(recipe().sim, cameras=("near",))), tmp_path, say=quiet)
 
 
-def test_a_dead_worker_names_task_and_seed_and_keeps_what_is_done(tmp_path: Path, broken_world, monkeypatch) -> None:
+def test_a_seed_whose_worker_dies_is_tried_again(tmp_path: Path, broken_world, monkeypatch) -> None:
+    collect(recipe(), tmp_path / "unbroken", say=quiet)
+    monkeypatch.setenv("DIE_ONCE", str(tmp_path / "died"))
+    said: list[str] = []
+    collect(recipe(name=broken_world, workers=2), tmp_path / "data", say=said.append)
+    assert [line for line in said if "died" in line] == [
+        "collect: a worker died (exit status 3); task 'blue', seed 1 begins again, try 2 of 3"
+    ]
+    assert contents(tmp_path / "data") == contents(tmp_path / "unbroken")
+
+
+def test_a_deadly_seed_is_named_and_what_is_done_is_kept(tmp_path: Path, broken_world, monkeypatch) -> None:
     monkeypatch.setenv("DIE_AT", "blue 1")
-    with pytest.raises(SimulatorError, match=r"task 'blue', seed 1[\s\S]*SIGKILL"):
+    with pytest.raises(SimulatorError, match=r"3 times in a row\s+where: task 'blue', seed 1[\s\S]*SIGKILL"):
         collect(recipe(name=broken_world, workers=1), tmp_path / "data", say=quiet)
     assert [(task, seed) for task, seed, _ in contents(tmp_path / "data")] == [("red", 0), ("blue", 0), ("red", 1)]
 

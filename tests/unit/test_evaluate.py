@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ import pytest
 
 from lightwam import evaluate as module
 from lightwam.config import EvalConfig, Recipe
-from lightwam.errors import CheckpointError, ConfigError
-from lightwam.evaluate import evaluate, open_episodes, percentiles, read_episodes
+from lightwam.episodes import read_episodes, task_files
+from lightwam.errors import CheckpointError, ConfigError, SimulatorError
+from lightwam.evaluate import evaluate, percentiles
 from lightwam.policy import Policy
 from lightwam.sim import base
 from lightwam.sim.point import COLOURS
@@ -178,8 +180,9 @@ def test_only_missing_episodes_are_run(tmp_path: Path, seeing: Seeing) -> None:
     marked = [json.dumps(json.loads(line) | earlier) + "\n" for line in lines[:2]]
     path.write_text("".join(marked) + lines[2][:10])  # a kill in the middle of a line
     (tmp_path / "eval" / "result.json").unlink()  # written at the end
-    seeing.asked = 0
-    again = evaluate(tmp_path, say=quiet)
+    seeing.asked, said = 0, []
+    again = evaluate(tmp_path, say=said.append)
+    assert said[-1].startswith("eval 4/4 (100 %)")  # though its rate is that of two
     assert 0 < seeing.asked <= sum(math.ceil(json.loads(line)["steps"] / 4) for line in lines[2:])
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert [row["seconds"] == 77.0 for row in rows] == [True, True, False, False]
@@ -193,38 +196,6 @@ def test_only_missing_episodes_are_run(tmp_path: Path, seeing: Seeing) -> None:
     # what was measured before the kill counts too
     assert again["latency_ms"]["p50"] == 9000 > whole["latency_ms"]["p99"]
     assert 500 < rows[2]["wall_seconds"] <= rows[3]["wall_seconds"] < again["wall_seconds"]["total"] < 560
-
-
-BROKEN_LINES: dict[str, tuple[Callable[[dict[str, Any]], bytes], str]] = {
-    "cut": (lambda row: json.dumps(row).encode()[:20], "not JSON"),
-    "zeros": (lambda row: bytes(40), "not JSON"),
-    "no text": (lambda row: b'{"task": "\xff"}', "not JSON"),
-    "empty": (lambda row: b"", "not JSON"),
-    "no object": (lambda row: b"17", "got: int"),
-    "no seed": (lambda row: json.dumps({k: v for k, v in row.items() if k != "seed"}).encode(), "seed"),
-    "seed of text": (lambda row: json.dumps(row | {"seed": "7"}).encode(), "seed"),
-    "true for a seed": (lambda row: json.dumps(row | {"seed": True}).encode(), "seed"),
-    "number for success": (lambda row: json.dumps(row | {"success": 1}).encode(), "success"),
-    "text among times": (lambda row: json.dumps(row | {"infer_ms": [1.0, "2"]}).encode(), "infer_ms"),
-    "odd": (lambda row: json.dumps(row | {"odd": 1}).encode(), "odd"),
-}
-
-
-@pytest.mark.parametrize("name", BROKEN_LINES)
-def test_a_broken_line_of_the_episodes_is_refused_by_its_number(tmp_path: Path, name: str) -> None:
-    damage, told = BROKEN_LINES[name]
-    row = {"task": "red", "seed": 7, "success": False, "steps": 40, "steps_to_success": None, "seconds": 1.5,
-           "wall_seconds": 2.5, "infer_ms": [1.0, 2], "video": None}  # fmt: skip
-    good, path = json.dumps(row).encode() + b"\n", tmp_path / "episodes.jsonl"
-    path.write_bytes(good + good[:10])
-    assert read_episodes(tmp_path) == {("red", 7): row}
-    before = good + damage(row) + b"\n" + good
-    path.write_bytes(before)
-    with pytest.raises(CheckpointError, match=told) as caught:
-        read_episodes(tmp_path)
-    assert f"{path}:2" in str(caught.value)
-    assert "line" in caught.value.args[0].rpartition("next:")[2]
-    assert path.read_bytes() == before
 
 
 def test_a_finished_evaluation_keeps_what_was_measured(tmp_path: Path, seeing: Seeing) -> None:
@@ -275,8 +246,87 @@ def test_a_real_run_is_evaluated_and_replan_steps_are_executed(tiny: Any, in_her
             simulator.step(action)
 
 
-def test_open_episodes_of_a_new_folder(tmp_path: Path) -> None:
-    assert open_episodes(tmp_path / "new", {"a": (1, 2)}) == {}
-    assert open_episodes(tmp_path / "new", {"a": (1, 2)}) == {}  # JSON's lists are the same as tuples
-    with pytest.raises(CheckpointError, match="'a'"):
-        open_episodes(tmp_path / "new", {"a": (1, 3)})
+ROUGH_WORLD = '''
+import os, pathlib, signal
+from lightwam.sim import point
+
+TASKS = ("rough/red", "rough-red", "rough/blue")
+CAMERAS = point.CAMERAS
+
+class RoughSimulator(point.PointSimulator):
+    """Ends its process at the moments that a file of the folder FATES names, once for every letter in it."""
+    def __init__(self, config, task):
+        super().__init__(config, task.removeprefix("rough")[1:])
+        self.name, self.moment = task.replace("/", "_"), "film" if config.height == 240 else "play"
+
+    def reset(self, seed):
+        super().reset(seed)
+        self.seed, self.steps = seed, 0
+
+    def step(self, action):
+        self.steps += 1
+        fate = pathlib.Path(os.environ["FATES"], f"{self.name} {self.seed} {self.moment}")
+        if self.steps == 5 and fate.exists() and (left := fate.read_text()):
+            fate.write_text(left[1:])
+            os.kill(os.getpid(), signal.SIGKILL) if left[0] == "k" else os._exit(3)
+        return super().step(action)
+
+def make(config, task):
+    return RoughSimulator(config, task)
+'''
+
+
+@pytest.fixture
+def rough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_recipe: Recipe) -> Seeing:
+    """A policy for a world that kills, real worker processes, and tasks whose names want the same files."""
+    (tmp_path / "modules" / "rough_world").mkdir(parents=True)
+    (tmp_path / "modules" / "rough_world" / "sim.py").write_text(ROUGH_WORLD)
+    (tmp_path / "fates").mkdir()
+    monkeypatch.syspath_prepend(tmp_path / "modules")
+    monkeypatch.setenv("FATES", str(tmp_path / "fates"))
+    for name in ("rough_world.sim", "rough_world"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    sim = replace(tiny_recipe.sim, name="rough_world.sim", tasks=("rough/red", "rough-red", "rough/blue"))
+    return Seeing(replace(tiny_recipe, sim=sim, eval=replace(tiny_recipe.eval, workers=2, trials=2)))
+
+
+def outcomes(place: Path) -> dict[tuple[str, int], tuple[Any, ...]]:
+    """All that an evaluation left of each episode, its timings apart; the films as what can be seen in them."""
+    names = task_files(["rough/red", "rough-red", "rough/blue"])
+    found = {}
+    for (task, seed), row in read_episodes(place).items():
+        actions = np.load(place / "actions" / f"{names[task]}-{seed}.npy")
+        film = (place / row["video"]).read_bytes() if row["video"] else None
+        found[task, seed] = (row["success"], row["steps"], len(row["infer_ms"]), row["video"], film, actions.tobytes())
+    return found
+
+
+def test_episodes_and_films_survive_their_workers(
+    tmp_path: Path, rough: Seeing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "Workers", InHere)
+    undisturbed = evaluate(tmp_path / "a", policy=rough, say=quiet)
+    fates, said, first = tmp_path / "fates", [], 1_000_000
+    (fates / f"rough-red {first} film").write_text("x")
+    (fates / f"rough-red {first + 1} play").write_text("kxkk")
+    monkeypatch.setattr(module, "Workers", Workers)
+    with pytest.raises(SimulatorError, match=rf"3 times in a row\s+where: task 'rough-red', seed {first + 1}\s"):
+        evaluate(tmp_path / "b", policy=rough, say=said.append)
+    kept = read_episodes(tmp_path / "b" / "eval")
+    assert 0 < len(kept) < 6
+    result = evaluate(tmp_path / "b", policy=rough, say=said.append)
+    killed, left = "killed by signal SIGKILL", "exit status 3"
+    assert sorted(line for line in said if "died" in line) == sorted(
+        f"eval: a worker died ({how}); {what} begins again, try {again} of 3"
+        for how, what, again in (
+            (killed, f"task 'rough-red', seed {first + 1}", 2),
+            (left, f"task 'rough-red', seed {first + 1}", 3),
+            (killed, f"task 'rough-red', seed {first + 1}", 2),  # of the second call
+            (left, f"film of task 'rough-red', seed {first}", 2),
+        )
+    )
+    assert outcomes(tmp_path / "b" / "eval") == outcomes(tmp_path / "a" / "eval")
+    assert len({video for *_, video, _, _ in outcomes(tmp_path / "b" / "eval").values() if video}) == 3
+    assert result["tasks"] == undisturbed["tasks"]
+    after = {key: row | {"video": None} for key, row in read_episodes(tmp_path / "b" / "eval").items()}
+    assert kept.items() <= after.items()

@@ -1,10 +1,22 @@
 """The streaming statistics agree with numpy's over the whole array, however the array is cut up."""
 
+import itertools
+import math
+
 import numpy as np
 import pytest
 
 from lightwam.errors import ConfigError
-from lightwam.stats import NUM_BINS, QUANTILES, FeatureStats, RunningStats, measure
+from lightwam.stats import (
+    NUM_BINS,
+    QUANTILES,
+    FeatureStats,
+    Pairs,
+    RunningStats,
+    mcnemar,
+    measure,
+    paired_difference,
+)
 
 
 def rows(seed: int = 0) -> np.ndarray:
@@ -96,3 +108,58 @@ def test_a_missing_key_is_refused_by_name() -> None:
     del data["q10"]
     with pytest.raises(ConfigError, match="q10"):
         FeatureStats.from_dict(data)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "low", "high", "digits"),
+    [
+        (Pairs(36, 12, 2, 0), 0.0569, 0.3404, 4),  # R. G. Newcombe, 1998, Statistics in Medicine 17:2635, method 10
+        (Pairs(1, 1, 7, 12), -0.507, -0.026, 3),  # M. W. Fagerland et al., 2014, Statistics in Medicine 33:2850
+        (Pairs(59, 6, 16, 80), -0.119, -0.005, 3),  # the same
+        (Pairs(0, 0, 0, 0), -1, 1, 4),
+    ],
+)
+def test_the_interval_of_a_paired_difference(pairs: Pairs, low: float, high: float, digits: int) -> None:
+    found = paired_difference(pairs)
+    assert found == pytest.approx((low, high), abs=0.5 * 10**-digits)
+    turned = Pairs(pairs.both, pairs.losses, pairs.wins, pairs.neither)
+    assert paired_difference(turned) == pytest.approx((-found[1], -found[0]))
+
+
+@pytest.mark.parametrize("pairs", [Pairs(10, 0, 0, 0), Pairs(0, 0, 0, 10), Pairs(5, 0, 0, 5), Pairs(0, 10, 0, 0)])
+def test_the_interval_of_extremes_has_width_and_stays_in_range(pairs: Pairs) -> None:
+    low, high = paired_difference(pairs)
+    difference = (pairs.wins - pairs.losses) / 10
+    assert -1 <= low <= difference <= high <= 1 and high - low > 0.1
+
+
+@pytest.mark.parametrize("shares", [(0.5, 0.2, 0.1, 0.2), (0.7, 0.1, 0.1, 0.1)])
+def test_the_interval_covers_the_truth_about_19_times_in_20(shares: tuple[float, ...]) -> None:
+    """By adding up the multinomial probability of every table of 15 pairs."""
+    n, covered, total = 15, 0.0, 0.0
+    for both, wins, losses in itertools.product(range(n + 1), repeat=3):
+        if (neither := n - both - wins - losses) < 0:
+            continue
+        counts = (both, wins, losses, neither)
+        ways = math.factorial(n) / math.prod(map(math.factorial, counts))
+        probability = ways * math.prod(share**count for share, count in zip(shares, counts, strict=True))
+        low, high = paired_difference(Pairs(*counts))
+        total += probability
+        covered += probability * (low <= shares[1] - shares[2] <= high)
+    assert total == pytest.approx(1)
+    assert 0.935 < covered < 0.985
+
+
+def test_the_exact_mcnemar_test() -> None:
+    assert mcnemar(Pairs(1, 1, 7, 12)) == pytest.approx(0.0703125)  # Fagerland et al.: 0.070
+    assert mcnemar(Pairs(5, 0, 0, 5)) == mcnemar(Pairs(5, 3, 3, 5)) == 1
+    assert mcnemar(Pairs(9, 0, 5, 1)) == mcnemar(Pairs(0, 5, 0, 0)) == 2 / 32
+    assert 0 < mcnemar(Pairs(0, 1000, 300, 0)) < 1e-80
+
+
+def test_the_exact_mcnemar_test_is_scipys_binomial_test() -> None:
+    scipy = pytest.importorskip("scipy.stats")
+    for wins, losses in itertools.product(range(12), repeat=2):
+        if wins + losses:
+            expected = scipy.binomtest(wins, wins + losses).pvalue
+            assert mcnemar(Pairs(3, wins, losses, 4)) == pytest.approx(expected)

@@ -3,14 +3,15 @@
 import os
 import signal
 import sys
+import time
 
 import pytest
 
 from lightwam.errors import SimulatorError
-from lightwam.workers import Workers, interrupt_as_flag
+from lightwam.workers import Death, Deaths, Workers, interrupt_as_flag
 
 JOBS = """
-import os, signal, time
+import os, signal, threading, time
 from lightwam.errors import SimulatorError
 
 def run(job):
@@ -18,6 +19,11 @@ def run(job):
         os.kill(os.getpid(), signal.SIGINT)
     elif job == "die":
         os.kill(os.getpid(), signal.SIGKILL)
+    elif job == "leave":
+        os._exit(3)
+    elif job == "die while answering":  # more than a pipe holds, and nobody reads it
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        return bytes(10_000_000)
     elif job == "refuse":
         raise SimulatorError("no such dot", next_step="look again")
     elif job == "break":
@@ -48,20 +54,48 @@ def answers(workers: Workers, count: int) -> list:
 
 def test_jobs_run_elsewhere_and_ctrl_c_does_not_reach_them(run) -> None:
     with Workers(2, run) as workers:
-        assert workers.num_idle == 2
+        assert workers.idle == [0, 1]
         workers.give("interrupt")
         workers.give("b")
-        assert workers.num_idle == 0 and workers.jobs == ["interrupt", "b"]
+        assert workers.idle == []
         found = answers(workers, 2)
     assert sorted(job for job, _ in found) == ["b", "interrupt"]
     assert len({pid for _, (pid, _) in found} | {os.getpid()}) == 3
 
 
-def test_a_death_names_job_and_signal(run) -> None:
+def test_a_death_is_an_answer_and_another_process_takes_the_seat(run) -> None:
     with Workers(1, run) as workers:
-        workers.give("die")
-        with pytest.raises(SimulatorError, match=r"where: die[\s\S]*SIGKILL"):
-            answers(workers, 1)
+        workers.give("a")
+        ((_, (first, _)),) = answers(workers, 1)
+        for job, how in (("die", "killed by signal SIGKILL"), ("leave", "exit status 3")):
+            workers.give(job)
+            assert answers(workers, 1) == [(job, Death(how))]
+            assert workers.idle == [0]
+        workers.give("b")
+        ((_, (second, _)),) = answers(workers, 1)
+        assert second != first
+        os.kill(second, signal.SIGKILL)  # while it is idle
+        os.waitid(os.P_PID, second, os.WEXITED | os.WNOWAIT)
+        workers.give("c")
+        assert answers(workers, 1) == [("c", Death("killed by signal SIGKILL"))]
+
+
+def test_a_death_in_the_middle_of_an_answer_is_one_too(run) -> None:
+    with Workers(1, run) as workers:
+        workers.give("die while answering")
+        time.sleep(0.1)
+        os.waitid(os.P_PID, workers._workers[0].process.pid, os.WEXITED | os.WNOWAIT)
+        assert answers(workers, 1) == [("die while answering", Death("killed by signal SIGKILL"))]
+
+
+def test_the_third_death_of_a_job_is_an_error() -> None:
+    said: list[str] = []
+    deaths = Deaths("eval", said.append)
+    for job in ("a", "b", "a", "b"):
+        deaths.note(job, Death("exit status 3"))
+    assert said[2] == "eval: a worker died (exit status 3); a begins again, try 3 of 3"
+    with pytest.raises(SimulatorError, match=r"3 times in a row\s+where: b\s+got: exit status 4\s+next: run"):
+        deaths.note("b", Death("exit status 4"))
 
 
 def test_errors_arrive_as_they_are_and_leave_the_worker_usable(run) -> None:
@@ -86,9 +120,9 @@ def test_leaving_ends_a_job_in_hand(run) -> None:
 def test_no_workers_means_this_process(run) -> None:
     with Workers(0, run) as workers:
         workers.give("a")
-        assert workers.num_idle == 0
+        assert workers.idle == []
         assert answers(workers, 1) == [("a", (os.getpid(), "a"))]
-        assert workers.num_idle == 1
+        assert workers.idle == [0]
 
 
 def test_an_interrupt_is_a_flag_once_and_an_exception_twice() -> None:

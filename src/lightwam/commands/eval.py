@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 from lightwam import checks
@@ -29,6 +30,10 @@ class EvalOptions:
     """act by the folded model: the same actions, sooner"""
     int8: bool = False
     """with --engine: weights in 8 bits; less memory, actions not quite the same"""
+    ray: bool = False
+    """run the simulators, --eval.workers of them, on a Ray cluster; the policy stays here"""
+    ray_address: str = "auto"
+    """the cluster, host:port; auto: RAY_ADDRESS, or the one that this machine belongs to"""
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -44,12 +49,14 @@ def run(arguments: Sequence[str]) -> None:
     from lightwam.engine.cpu import keep_memory
     from lightwam.evaluate import evaluate
     from lightwam.policy import Policy
+    from lightwam.ray_workers import RayWorkers
 
     keep_memory()
     policy = Policy.load(
         path, options.step, device=options.device, weights=options.weights, engine=options.engine, int8=options.int8
     )
-    print(table(evaluate(path, options.eval, policy=policy, folder=options.folder)))
+    hire = partial(RayWorkers, address=options.ray_address) if options.ray else None
+    print(table(evaluate(path, options.eval, policy=policy, folder=options.folder, hire=hire)))
 
 
 def table(result: Mapping[str, Any]) -> str:

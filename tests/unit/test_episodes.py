@@ -1,0 +1,71 @@
+"""episodes.py: a folder of episodes read, opened under one protocol only, and files named after tasks."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightwam.episodes import open_episodes, read_episodes, task_files
+from lightwam.errors import CheckpointError
+
+BROKEN_LINES: dict[str, tuple[Callable[[dict[str, Any]], bytes], str]] = {
+    "cut": (lambda row: json.dumps(row).encode()[:20], "not JSON"),
+    "zeros": (lambda row: bytes(40), "not JSON"),
+    "no text": (lambda row: b'{"task": "\xff"}', "not JSON"),
+    "empty": (lambda row: b"", "not JSON"),
+    "no object": (lambda row: b"17", "got: int"),
+    "no seed": (lambda row: json.dumps({k: v for k, v in row.items() if k != "seed"}).encode(), "seed"),
+    "seed of text": (lambda row: json.dumps(row | {"seed": "7"}).encode(), "seed"),
+    "true for a seed": (lambda row: json.dumps(row | {"seed": True}).encode(), "seed"),
+    "number for success": (lambda row: json.dumps(row | {"success": 1}).encode(), "success"),
+    "text among times": (lambda row: json.dumps(row | {"infer_ms": [1.0, "2"]}).encode(), "infer_ms"),
+    "odd": (lambda row: json.dumps(row | {"odd": 1}).encode(), "odd"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_LINES)
+def test_a_broken_line_of_the_episodes_is_refused_by_its_number(tmp_path: Path, name: str) -> None:
+    damage, told = BROKEN_LINES[name]
+    row = {"task": "red", "seed": 7, "success": False, "steps": 40, "steps_to_success": None, "seconds": 1.5,
+           "wall_seconds": 2.5, "infer_ms": [1.0, 2], "video": None}  # fmt: skip
+    good, path = json.dumps(row).encode() + b"\n", tmp_path / "episodes.jsonl"
+    path.write_bytes(good + good[:10])
+    assert read_episodes(tmp_path) == {("red", 7): row}
+    before = good + damage(row) + b"\n" + good
+    path.write_bytes(before)
+    with pytest.raises(CheckpointError, match=told) as caught:
+        read_episodes(tmp_path)
+    assert f"{path}:2" in str(caught.value)
+    assert "line" in caught.value.args[0].rpartition("next:")[2]
+    assert path.read_bytes() == before
+
+
+def test_open_episodes_of_a_new_folder(tmp_path: Path) -> None:
+    assert open_episodes(tmp_path / "new", {"a": (1, 2)}) == {}
+    assert open_episodes(tmp_path / "new", {"a": (1, 2)}) == {}  # JSON's lists are the same as tuples
+    with pytest.raises(CheckpointError, match="'a'"):
+        open_episodes(tmp_path / "new", {"a": (1, 3)})
+
+
+def test_a_line_that_a_kill_cut_is_taken_off_by_who_goes_on(tmp_path: Path) -> None:
+    open_episodes(tmp_path, {})
+    row = {"task": "red", "seed": 7, "success": False, "steps": 40, "steps_to_success": None, "seconds": 1.5,
+           "wall_seconds": 2.5, "infer_ms": [1.0, 2], "video": None}  # fmt: skip
+    good, path = json.dumps(row).encode() + b"\n", tmp_path / "episodes.jsonl"
+    path.write_bytes(good + good[:10])
+    assert read_episodes(tmp_path).keys() == {("red", 7)}
+    assert path.read_bytes() == good + good[:10]  # it may be another's, who is at work
+    assert open_episodes(tmp_path, {}).keys() == {("red", 7)}
+    assert path.read_bytes() == good
+
+
+def test_files_named_after_tasks_are_fit_and_no_two_are_the_same() -> None:
+    plain = ("reach-v3", "libero_10", "open the drawer", "färben", "v1.2+")
+    assert task_files(plain) == {task: task for task in plain}
+    assert task_files(["libero_object/3", "../x", "a\\b", "c\0"]) == {
+        "libero_object/3": "libero_object-3", "../x": "..-x", "a\\b": "a-b", "c\0": "c-",
+    }  # fmt: skip
+    assert task_files(["a/b", "a:b", "a-b", "A/b"]) == {"a-b": "a-b", "a/b": "a-b~2", "a:b": "a-b~3", "A/b": "A-b~4"}
+    assert task_files(["Push", "push"]) == {"Push": "Push", "push": "push~2"}
