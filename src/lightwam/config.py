@@ -271,6 +271,14 @@ class Recipe:
     notes: str = field(default="", compare=False)
 
 
+def adapted(recipe: Recipe, sim: SimConfig, settings: EvalConfig) -> Recipe:
+    """The recipe of an evaluation in another world; what is said of demonstrations of tasks not in it is left out."""
+    more = tuple((task, count) for task, count in recipe.collect.more_demos if task in sim.tasks)
+    return dataclasses.replace(
+        recipe, sim=sim, eval=settings, collect=dataclasses.replace(recipe.collect, more_demos=more)
+    )
+
+
 Config = TypeVar("Config")
 
 

@@ -21,7 +21,7 @@ import torch
 
 from lightwam import checkpoint
 from lightwam.checks import check
-from lightwam.config import EvalConfig, Recipe, to_dict
+from lightwam.config import EvalConfig, Recipe, SimConfig, adapted, to_dict
 from lightwam.episodes import open_episodes, read_episodes, task_files
 from lightwam.policy import Policy
 from lightwam.progress import Progress
@@ -43,6 +43,7 @@ def evaluate(
     run: Path,
     settings: EvalConfig | None = None,
     *,
+    sim: SimConfig | None = None,
     policy: Policy | None = None,
     folder: str = "eval",
     sentences: Mapping[str, str] | None = None,
@@ -51,19 +52,20 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluate the run's policy and write RUN/`folder`/result.json; returns what is in it.
 
-    `settings` replaces the recipe's. `policy` is the run's, where `Policy.load(run, device="auto")` is not wanted
-    (another step, the engine). `sentences` gives tasks another instruction than their own, to see whether the policy
-    reads it. `hire` runs the simulators elsewhere than in processes of this machine. Episodes that are there already
-    are not run again. Raises ConfigError when more steps would be executed than were supervised, CheckpointError when
-    the folder holds an evaluation under other settings or a broken file, SimulatorError when an episode ends its worker
-    again and again, and KeyboardInterrupt after Ctrl-C, with every finished episode kept.
+    `settings` and `sim` replace the recipe's. `policy` is the run's, where `Policy.load(run, device="auto")` is not
+    wanted (another step, the engine). `sentences` gives tasks another instruction than their own, to see whether
+    the policy reads it. `hire` runs the simulators elsewhere than in processes of this machine. Episodes that are
+    there already are not run again. Raises ConfigError when more steps would be executed than were supervised,
+    CheckpointError when the folder holds an evaluation under other settings or a broken file, SimulatorError when
+    an episode ends its worker again and again, and KeyboardInterrupt after Ctrl-C, with every finished episode
+    kept.
 
     `latency_ms` is of every answer of every episode, whether it was asked for alone or in a batch. `wall_seconds` adds
     up over attempts; of a killed one it counts up to the last episode that it finished.
     """
     began = time.perf_counter()
     policy = policy or Policy.load(run, device="auto")
-    recipe = check(replace(policy.recipe, eval=settings or policy.recipe.eval))
+    recipe = check(adapted(policy.recipe, sim or policy.recipe.sim, settings or policy.recipe.eval))
     place = run / folder
     protocol = describe(recipe, policy, sentences or {})
     done = open_episodes(place, protocol)
@@ -118,6 +120,8 @@ class _Drive:
     deaths: Deaths
     running: dict[int, _Running] = field(default_factory=dict)
     """by seat"""
+    last: dict[int, str] = field(default_factory=dict)
+    """the task that a seat played last"""
 
     def run(
         self,
@@ -153,10 +157,16 @@ class _Drive:
         return interrupt.pressed and bool(todo or self.running)
 
     def _begin(self, todo: list[tuple[str, int]]) -> None:
-        """An episode off `todo` for every seat that has none."""
+        """An episode off `todo` for every seat that has none: of the task that it played last, or that nobody plays.
+
+        Some simulators take seconds to load another task.
+        """
         free = [seat for seat in self.players.idle if seat not in self.running]
         for seat in free[: len(todo)]:
-            task, seed = todo.pop(0)
+            busy = {other.task for other in self.running.values()}
+            rank = [(task != self.last.get(seat), task in busy) for task, _ in todo]
+            task, seed = todo.pop(rank.index(min(rank)))
+            self.last[seat] = task
             self.running[seat] = _Running(task, seed, time.perf_counter())
             self.players.give(Segment(seat, task, seed, None), seat)
 
@@ -235,6 +245,7 @@ def describe(recipe: Recipe, policy: Policy, sentences: Mapping[str, str]) -> di
     """Every constant that a success rate depends on: two results compare only if these agree."""
     return {
         "sim": to_dict(recipe.sim),
+        "constants": base.make(recipe.sim, recipe.sim.tasks[0]).constants,
         "eval": {
             key: value for key, value in to_dict(recipe.eval).items() if key not in ("workers", "videos_per_task")
         },

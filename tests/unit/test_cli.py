@@ -16,7 +16,7 @@ import pytest
 from lightwam import cli, recipes
 from lightwam.cli import main
 from lightwam.commands import show
-from lightwam.config import EvalConfig
+from lightwam.config import EvalConfig, Recipe
 from lightwam.errors import DatasetError
 
 Calls = list[tuple[Any, ...]]
@@ -169,10 +169,43 @@ def test_eval_overrides_the_runs_own_settings_and_prints_rates(
     assert main(["eval", "runs/x", "--eval.trials", "9", "--folder", "again", "--step", "100", "--engine"]) == 0
     expected = EvalConfig(trials=9, replan=4, videos_per_task=1)
     loaded = ((Path("runs/x"), 100), {"device": "auto", "weights": None, "engine": True, "int8": False})
-    assert calls == [(Path("runs/x"), expected, {"policy": loaded, "folder": "again", "hire": None})]
+    assert calls == [
+        (Path("runs/x"), expected, {"sim": recipes.point().sim, "policy": loaded, "folder": "again", "hire": None})
+    ]
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     rest = ["8", "of", "9", "56%", "to", "98%"]
     assert lines == [["red", *rest], ["all", *rest]]
+
+
+def test_eval_takes_another_suite_and_protocol(record: Callable[..., Calls], monkeypatch: pytest.MonkeyPatch) -> None:
+    red = {"successes": 8, "trials": 9, "interval_95": (0.565, 0.98)}
+    record("lightwam.checkpoint", "read_recipe", recipes.libero_object())
+    calls = record("lightwam.evaluate", "evaluate", {**red, "tasks": {"red": red}})
+    monkeypatch.setattr("lightwam.policy.Policy.load", lambda *given, **named: None)
+    assert main(["eval", "runs/x", "--suite", "libero_object_swap", "--protocol", "openpi"]) == 0
+    settings, sim = calls[0][1], calls[0][2]["sim"]
+    assert (sim.tasks[0], sim.tasks[-1], len(sim.tasks)) == ("libero_object_swap/0", "libero_object_swap/9", 10)
+    assert (sim.protocol, sim.height, sim.width, settings.replan) == ("openpi", 224, 224, 5)
+    assert main(["eval", "runs/x", "--protocol", "lerobot"]) == 0  # which leaves the chunk to the policy
+    assert calls[1][1].replan == recipes.libero_object().eval.replan
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words", "says"),
+    [
+        (recipes.libero_object, ["--suite", "libero_objekt"], "did you mean 'libero_object'"),
+        (recipes.libero_object, ["--protocol", "openvla"], "did you mean 'openvla-oft'"),
+        (recipes.point, ["--suite", "libero_object"], "choose tasks by --sim.tasks"),
+    ],
+)
+def test_eval_refuses_suites_and_protocols_that_are_none(
+    recipe: Callable[[], Recipe], words: list[str], says: str, record: Callable[..., Calls],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    record("lightwam.checkpoint", "read_recipe", recipe())
+    record("lightwam.evaluate", "evaluate")
+    assert main(["eval", "runs/x", *words]) == 2
+    assert says in capsys.readouterr().err
 
 
 def test_eval_hires_simulators_on_a_cluster(record: Callable[..., Calls], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from lightwam.sim import base
 from lightwam.sim.point import COLOURS
 from lightwam.stats import wilson
 from lightwam.types import Observation
-from lightwam.workers import Answer, Job, Workers
+from lightwam.workers import Answer, Deaths, Job, Workers
 
 
 class InHere(Workers[Job, Answer]):
@@ -150,6 +150,38 @@ def test_what_is_written(tmp_path: Path, seeing: Seeing) -> None:
     assert sorted((row["task"], row["seed"]) for row in rows) == [
         (task, 1_000_000 + i) for task in ("blue", "red") for i in (0, 1)
     ]
+
+
+def test_another_world_than_the_runs(tmp_path: Path, seeing: Seeing) -> None:
+    """And its result says so; what the recipe says of demonstrations of other tasks does not matter."""
+    recipe = seeing.recipe
+    seeing.recipe = replace(recipe, collect=replace(recipe.collect, more_demos=(("blue", 1),)))
+    result = evaluate(tmp_path, sim=replace(recipe.sim, tasks=("red", "green"), max_steps=39), say=quiet)
+    assert list(result["tasks"]) == ["red", "green"]
+    assert result["protocol"]["sim"]["max_steps"] == 39 and result["protocol"]["constants"] == {}
+
+
+def test_a_seat_stays_with_its_task_and_seats_do_not_share_one(tmp_path: Path, seeing: Seeing) -> None:
+    """Loading a task takes seconds in some simulators."""
+
+    given: list[tuple[int, str, int]] = []
+
+    class Seats(InHere[Any, Any]):
+        @property
+        def idle(self) -> list[int]:
+            return [0, 1]
+
+        def give(self, job: Any, seat: int) -> None:
+            given.append((seat, job.task, job.seed))
+
+    drive = module._Drive(seeing, seeing.recipe, tmp_path, {}, Seats(2, quiet), 0.0, Deaths("eval", quiet))
+    todo = [(task, seed) for seed in (1, 2, 3) for task in ("a", "b", "c")]
+    while todo:
+        drive._begin(todo)
+        drive.running.clear()
+    assert [task for seat, task, _ in given if seat == 0] == ["a", "a", "a", "c", "c"]
+    assert [task for seat, task, _ in given if seat == 1] == ["b", "b", "b", "c"]
+    assert len(set(given)) == 9
 
 
 def test_videos_show_the_episode_from_its_first_to_its_last_step(tmp_path: Path, seeing: Seeing) -> None:

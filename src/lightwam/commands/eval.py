@@ -7,9 +7,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
-from lightwam import checks
+from lightwam.checks import check
 from lightwam.commands.options import parse, run_directory, wants_help
-from lightwam.config import EvalConfig
+from lightwam.config import EvalConfig, SimConfig, adapted
+from lightwam.errors import ConfigError, did_you_mean
+from lightwam.recipes import demo
+from lightwam.sim.libero_protocol import SUITES, protocol
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,12 @@ class EvalOptions:
 
     eval: EvalConfig
     """the run's own, unless overridden"""
+    sim: SimConfig
+    """the run's own, unless overridden"""
+    suite: str | None = None
+    """all tasks of this LIBERO suite in place of the run's, for example libero_object_swap"""
+    protocol: str | None = None
+    """LIBERO's constants as light-wam, openpi, openvla-oft or lerobot has them; picture size and replan as well"""
     folder: str = "eval"
     """where in the run directory the episodes go; another protocol needs another folder"""
     step: int | None = None
@@ -40,23 +49,42 @@ def run(arguments: Sequence[str]) -> None:
     """`lightwam eval RUN [--eval.trials N] [...]`."""
     path, rest = run_directory(arguments, "eval")
     if wants_help(rest):
-        parse(EvalOptions(EvalConfig(trials=20, replan=8)), rest, f"eval {path}")
+        parse(EvalOptions(EvalConfig(trials=20, replan=8), demo().sim), rest, f"eval {path}")
     from lightwam.checkpoint import read_recipe
 
     recipe = read_recipe(path)
-    options = parse(EvalOptions(recipe.eval), rest, f"eval {path}")
-    checks.check(replace(recipe, eval=options.eval))
+    options = parse(EvalOptions(recipe.eval, recipe.sim), rest, f"eval {path}")
+    sim, settings = world(options)
     from lightwam.engine.cpu import keep_memory
     from lightwam.evaluate import evaluate
     from lightwam.policy import Policy
     from lightwam.ray_workers import RayWorkers
 
+    check(adapted(recipe, sim, settings))  # before a model is loaded
     keep_memory()
     policy = Policy.load(
         path, options.step, device=options.device, weights=options.weights, engine=options.engine, int8=options.int8
     )
     hire = partial(RayWorkers, address=options.ray_address) if options.ray else None
-    print(table(evaluate(path, options.eval, policy=policy, folder=options.folder, hire=hire)))
+    print(table(evaluate(path, settings, sim=sim, policy=policy, folder=options.folder, hire=hire)))
+
+
+def world(options: EvalOptions) -> tuple[SimConfig, EvalConfig]:
+    """The simulator and the controller's settings, `suite` and `protocol` included; ConfigError for unknown ones."""
+    sim, settings = options.sim, options.eval
+    if sim.name != "libero" and (options.suite or options.protocol):
+        raise ConfigError("suites and protocols are LIBERO's", where="--suite, --protocol", got=f"sim.name {sim.name}",
+                          expected="libero", next_step="choose tasks by --sim.tasks")  # fmt: skip
+    if options.suite:
+        if options.suite not in SUITES:
+            raise ConfigError("unknown LIBERO suite", where="--suite", got=repr(options.suite),
+                              next_step=did_you_mean(options.suite, SUITES))  # fmt: skip
+        sim = replace(sim, tasks=tuple(f"{options.suite}/{i}" for i in range(SUITES[options.suite])))
+    if options.protocol:
+        chosen = protocol(options.protocol)
+        sim = replace(sim, protocol=options.protocol, height=chosen.size, width=chosen.size)
+        settings = replace(settings, replan=chosen.replan or settings.replan)
+    return sim, settings
 
 
 def table(result: Mapping[str, Any]) -> str:

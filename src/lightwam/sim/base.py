@@ -12,7 +12,7 @@ import importlib.util
 from collections.abc import Iterable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32
@@ -50,6 +50,11 @@ class Simulator(Protocol):
     action_names: tuple[str, ...]
     fps: float
     """control steps in a second of simulated time"""
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        """What a success rate depends on beside `SimConfig`, as plain JSON values; a result names them."""
+        return {}
 
     @property
     def state_dim(self) -> int:

@@ -59,7 +59,10 @@ _open: list[LiberoSimulator] = []
 
 
 def make(config: SimConfig, task: str) -> LiberoSimulator:
-    """A `LiberoSimulator`; ConfigError for an unknown protocol, SimulatorError for another picture size than its."""
+    """A `LiberoSimulator`; ConfigError for an unknown protocol.
+
+    Pictures of another size than the protocol's (of a film, say) are drawn at that size, and not treated.
+    """
     return LiberoSimulator(config, task)
 
 
@@ -71,16 +74,8 @@ class LiberoSimulator(Simulator):
 
     def __init__(self, config: SimConfig, task: str) -> None:
         self.task, self.cameras, self.protocol = task, config.cameras, protocol(config.protocol)
-        size = self.protocol.size
-        if self.protocol.picture == "whole" and (config.height, config.width) != (size, size):
-            raise SimulatorError("the protocol has pictures of another size", where=f"sim.protocol {config.protocol}",
-                                 got=f"{config.height}x{config.width}", expected=f"{size}x{size}",
-                                 next_step="set sim.height and sim.width, or take the protocol plain")  # fmt: skip
-        if config.action_repeat != 1:
-            raise SimulatorError("LIBERO acts 20 times a second", where="sim.action_repeat", got=config.action_repeat,
-                                 expected=1)  # fmt: skip
         self.suite, _, number = task.partition("/")
-        self.name, self._place = task_name(self.suite, int(number)), (config.height, config.width)
+        self.name, self._size = task_name(self.suite, int(number)), (config.height, config.width)
         self.instruction = sentence(self.suite, self.name)
         self._limit = self.protocol.limit(self.suite)
         self._env: Any = None
@@ -148,6 +143,11 @@ class LiberoSimulator(Simulator):
             raise not_reset(f"libero/{self.task}")
         return self._env.env
 
+    @property
+    def constants(self) -> dict[str, Any]:
+        """The protocol's."""
+        return self.protocol.to_dict()
+
     def _world(self) -> Any:
         if self._env is None:
             for other in list(_open):
@@ -160,8 +160,9 @@ class LiberoSimulator(Simulator):
     def _draw(self, camera: str) -> UInt8[np.ndarray, "height width 3"]:
         model = self.env.sim.model._model
         plain = self.protocol.picture == "plain"
+        published = not plain and self._size == (self.protocol.size, self.protocol.size)
         if self._pictures is None:
-            height, width = self._place if plain else (DRAWN, DRAWN)
+            height, width = (DRAWN, DRAWN) if published else self._size
             self._pictures = MujocoPictures(model, height, width, GRAIN if plain else None, hidden=(COLLISION_GEOMS,))
         data, rgba = self._seen()
         self._pictures.model, now = model, model.site_rgba.copy()
@@ -169,7 +170,7 @@ class LiberoSimulator(Simulator):
         # LIBERO's picture is upside down, and is turned, not flipped: left and right stay exchanged
         picture = self._pictures.draw(data, NAMES[camera])[:, ::-1]
         model.site_rgba[:] = now
-        return np.ascontiguousarray(treated(picture, self.protocol.treatment))
+        return np.ascontiguousarray(treated(picture, self.protocol.treatment) if published else picture)
 
 
 def task_name(suite: str, number: int) -> str:
