@@ -12,9 +12,10 @@ from lightwam.commands.options import AnyRecipe, named_recipe, parse, wants_help
 from lightwam.config import Recipe
 from lightwam.errors import ConfigError, did_you_mean
 
-KINDS = ("train", "act")
+KINDS = ("train", "act", "eval")
 USAGE = """usage: lightwam bench train RECIPE [OPTIONS]     training samples a second, and the share of time by part
-       lightwam bench act RECIPE|RUN [OPTIONS]    milliseconds an action chunk, plain and by the engine"""
+       lightwam bench act RECIPE|RUN [OPTIONS]    milliseconds an action chunk, plain and by the engine
+       lightwam bench eval RECIPE [OPTIONS]      wall time of a closed-loop evaluation, against the plain way"""
 
 
 @dataclass(frozen=True)
@@ -50,16 +51,26 @@ class BenchActRecipe(BenchActOptions):
     """its sizes, with random weights"""
 
 
+@dataclass(frozen=True)
+class BenchEvalOptions:
+    """Measure closed-loop evaluation of a random policy: one process that draws every step, and `lightwam eval`."""
+
+    recipe: AnyRecipe
+    """all its tasks, `--eval.trials` turns of each way"""
+    json: bool = False
+    """print JSON instead of a table"""
+
+
 def run(arguments: Sequence[str]) -> None:
-    """`lightwam bench train RECIPE`, `lightwam bench act RECIPE|RUN`."""
+    """`lightwam bench train RECIPE`, `lightwam bench act RECIPE|RUN`, `lightwam bench eval RECIPE`."""
     if not arguments or wants_help(arguments):
         print(USAGE)
         return
     kind, *rest = arguments
     if kind not in KINDS:
         raise ConfigError("cannot measure that", got=repr(kind), next_step=did_you_mean(kind, KINDS))
-    if kind == "act":
-        return _act(rest)
+    if kind != "train":
+        return (_act if kind == "act" else _eval)(rest)
     recipe, rest = named_recipe(rest, "bench train")
     options = parse(BenchTrainOptions(recipe), rest, f"bench train {recipe.name}")
     checks.check(options.recipe)
@@ -68,6 +79,15 @@ def run(arguments: Sequence[str]) -> None:
 
     keep_memory()
     bench_train(options.recipe, device=options.device, as_json=options.json)
+
+
+def _eval(arguments: Sequence[str]) -> None:
+    recipe, rest = named_recipe(arguments, "bench eval")
+    options = parse(BenchEvalOptions(recipe), rest, f"bench eval {recipe.name}")
+    checks.check(options.recipe)
+    from lightwam.bench_eval import bench_eval
+
+    bench_eval(options.recipe, as_json=options.json)
 
 
 def _act(arguments: Sequence[str]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +19,9 @@ from lightwam.errors import ConfigError, DatasetError, SimulatorError, did_you_m
 if TYPE_CHECKING:
     from lightwam.data.lerobot import LeRobotDataset
 
-KINDS = ("sim", "dataset")
+KINDS = ("sim", "expert", "dataset")
 USAGE = """usage: lightwam check sim RECIPE [--task NAME]   every task of the recipe's simulator, or the one named
+       lightwam check expert RECIPE [OPTIONS]    how often its scripted expert solves each task
        lightwam check dataset PATH              every file, type, shape and number of a dataset, its latents too;
                                                 PATH may also be LIBERO's own *_demo.hdf5, one or a folder of them"""
 
@@ -33,6 +36,15 @@ class SimOptions:
 
 
 @dataclass(frozen=True)
+class ExpertOptions:
+    """Run the scripted expert on the seeds that evaluation would use, `--eval.trials` of each task."""
+
+    recipe: AnyRecipe
+    json: bool = False
+    """print JSON instead of a table"""
+
+
+@dataclass(frozen=True)
 class DatasetOptions:
     """Check a LeRobot dataset, v3.0 or v2: every file, type, shape and number of it, and of its latent cache.
 
@@ -43,14 +55,14 @@ class DatasetOptions:
 
 
 def run(arguments: Sequence[str]) -> None:
-    """`lightwam check sim RECIPE` or `lightwam check dataset PATH`."""
+    """`lightwam check sim RECIPE`, `lightwam check expert RECIPE` or `lightwam check dataset PATH`."""
     if not arguments or wants_help(arguments):
         print(USAGE)
         return
     kind, *rest = arguments
     if kind not in KINDS:
         raise ConfigError("cannot check that", got=repr(kind), next_step=did_you_mean(kind, KINDS))
-    (_check_sim if kind == "sim" else _check_dataset)(rest)
+    {"sim": _check_sim, "expert": _check_expert, "dataset": _check_dataset}[kind](rest)
 
 
 def _check_sim(arguments: Sequence[str]) -> None:
@@ -71,6 +83,26 @@ def _check_sim(arguments: Sequence[str]) -> None:
     if broken:
         raise SimulatorError("a simulator breaks the protocol", where=sim.name, got=f"{broken} broken promises",
                              expected="none", next_step="mend the adapter, then check it again")  # fmt: skip
+
+
+def _check_expert(arguments: Sequence[str]) -> None:
+    recipe, rest = named_recipe(arguments, "check expert")
+    options = parse(ExpertOptions(recipe), rest, f"check expert {recipe.name}")
+    checked = checks.check(options.recipe)
+    from lightwam.expert_check import check_experts
+
+    rows = check_experts(checked, (lambda line: print(line, file=sys.stderr)) if options.json else print)
+    if options.json:
+        print(json.dumps(rows, indent=2))
+        return
+    for task, row in rows.items():
+        if "refused" in row:
+            print(f"{task:24} {row['refused']}")
+            continue
+        low, high = row["interval_95"]
+        steps = f", {row['steps']:.0f} steps" if row["successes"] else ""
+        print(f"{task:24} {row['successes']:3} of {row['trials']:3}  {low:4.0%} to {high:4.0%}{steps}"
+              + (f"; failed {row['failed']}" if row["failed"] else ""))  # fmt: skip
 
 
 def _check_dataset(arguments: Sequence[str]) -> None:

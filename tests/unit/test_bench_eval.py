@@ -1,0 +1,28 @@
+"""`lightwam bench eval`: both ways run the same episodes to the same ends."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from lightwam import bench_eval as module
+from lightwam.bench_eval import bench_eval, table
+from lightwam.config import Recipe
+
+
+def test_both_ways_end_alike(tiny_recipe: Recipe) -> None:
+    said: list[str] = []
+    recipe = replace(tiny_recipe, eval=replace(tiny_recipe.eval, trials=2))
+    result = bench_eval(recipe, as_json=True, say=said.append)
+    assert json.loads(said[0]) == json.loads(json.dumps(result))
+    assert result["same_outcomes"] and result["episodes"] == 4
+    assert all(len(rows) == 2 and min(rows) > 0 for rows in result["seconds"].values())
+    assert result["ratio"] == result["eval_s"] / result["plain_s"]
+    assert "episodes end alike" in table(result)
+
+
+def test_other_ends_are_told(tiny_recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ours", lambda policy, seed, folder: {})
+    said: list[str] = []
+    result = bench_eval(replace(tiny_recipe, eval=replace(tiny_recipe.eval, trials=1)), say=said.append)
+    assert not result["same_outcomes"] and "DO NOT END ALIKE" in said[0]
