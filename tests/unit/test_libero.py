@@ -143,7 +143,7 @@ def test_experts_solve_their_tasks(task: str) -> None:
 
 
 def test_a_task_without_an_expert_is_refused() -> None:
-    simulator = base.make(PLAIN, "libero_goal/7")
+    simulator = base.make(PLAIN, "libero_goal/0")
     simulator.reset(0)
     with pytest.raises(SimulatorError, match="no expert for this task"):
         base.make_expert(PLAIN, simulator)

@@ -1,4 +1,4 @@
-"""Scripted experts for LIBERO tasks that are made of picking things up and putting them in or on others.
+"""Scripted experts for LIBERO tasks that are made of picking up, putting in or on something, and turning knobs on.
 
 An expert moves as a policy must, by OSC_POSE, but knows the scene (libero_scene.py). It achieves the task's goals one
 after the other. Each is a script (a generator of actions) that looks at the world anew at every step, so that noise in
@@ -15,7 +15,7 @@ from jaxtyping import Float32, Float64
 from lightwam.config import SimConfig
 from lightwam.errors import SimulatorError
 from lightwam.sim.base import Simulator
-from lightwam.sim.experts.libero_scene import Grasp, Scene
+from lightwam.sim.experts.libero_scene import Grasp, Scene, rotated
 from lightwam.sim.libero import LiberoSimulator
 
 OPEN, CLOSED = 1.0, 0.0
@@ -34,6 +34,8 @@ TRIES = 3
 """to pick a thing up"""
 ABOVE, LIFT, CLEAR, DROP = 0.10, 0.07, 0.04, 0.008
 """approach over a grasp, first lift, room under what is carried, height from which it is let go"""
+ON, TWIST = 0.5, 0.5
+"""rad: where a knob is on, and how far ahead of the hand the twist aims"""
 LET_GO = 5
 """steps for the fingers to open"""
 
@@ -46,11 +48,11 @@ class LiberoExpert:
     """Picks and places until the task is solved, then holds still."""
 
     def __init__(self, simulator: LiberoSimulator) -> None:
-        """SimulatorError for a task with other goals than in or on something."""
+        """SimulatorError for a task with other goals than these."""
         self.goals = [tuple(goal) for goal in simulator.env.parsed_problem["goal_state"]]
-        if odd := [goal for goal in self.goals if len(goal) != 3 or goal[0] not in ("in", "on")]:
+        if odd := [goal for goal in self.goals if goal[0] not in ("in", "on", "turnon")]:
             raise SimulatorError("no expert for this task", where=simulator.task, got=odd,
-                                 expected="goals of putting something in or on something")  # fmt: skip
+                                 expected="putting things in or on others, or turning one on")  # fmt: skip
         self.scene = Scene(simulator)
         self._home = self.scene.grip[2]
         self._script = self._solve()
@@ -60,11 +62,16 @@ class LiberoExpert:
         return next(self._script).astype(np.float32)
 
     def _solve(self) -> Iterator[Action]:
-        for _, thing, target in self.goals:
+        for verb, thing, *target in self.goals:
             for _ in range(TRIES):
+                if verb == "turnon":
+                    yield from self._turn_on(thing)
+                    if self.scene.angle(thing) > ON:
+                        break
+                    continue
                 yield from self._pick(thing)
                 if self.scene.holds(thing):
-                    yield from self._place(thing, target)
+                    yield from self._place(thing, *target)
                     break
         here, axis = self.scene.grip, self.scene.axis
         while True:
@@ -106,6 +113,21 @@ class LiberoExpert:
         for _ in range(LET_GO):
             yield self._toward(rest, OPEN, axis)
         yield from self._move(np.array([*rest[:2], max(self._home, rest[2] + ABOVE)]), OPEN, NEAR, axis)
+
+    def _turn_on(self, fixture: str) -> Iterator[Action]:
+        """By the fin of its knob, counterclockwise."""
+        grasp = self.scene.knob(fixture)
+        yield from self._move(grasp.point + ABOVE * UP, OPEN, NEAR, grasp.axis)
+        yield from self._move(grasp.point, OPEN, NEARER, grasp.axis)
+        yield from self._close(grasp)
+        for _ in range(PATIENCE):
+            if self.scene.angle(fixture) > 1.5 * ON:
+                break
+            yield self._toward(grasp.point, CLOSED, rotated(self.scene.axis, TWIST))
+        here, axis = self.scene.grip, self.scene.axis
+        for _ in range(LET_GO):
+            yield self._toward(here, OPEN, axis)
+        yield from self._move(here + ABOVE * UP, OPEN, NEAR, axis)
 
     def _move(self, point: Point, gripper: float, near: float, axis: Axis) -> Iterator[Action]:
         return self._follow(lambda: point, gripper, near, axis)

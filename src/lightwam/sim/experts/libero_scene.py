@@ -78,7 +78,7 @@ class Scene:
         """The grasp with room for the fingers that turns the hand least: across the thing, or over its rim."""
         now = self.axis
         turns = np.radians(np.arange(-90, 90, 15)) if axis is None else np.zeros(1)
-        axes = [_rotated(now if axis is None else axis, turn) for turn in turns]
+        axes = [rotated(now if axis is None else axis, turn) for turn in turns]
         found = [(grasp, turn) for one, turn in zip(axes, turns, strict=True) for grasp in self._grasps(thing, one)]
         points = [grasp.point for grasp, _ in found]
         blocked = [self._blocked(thing, grasp) for grasp, _ in found]
@@ -93,7 +93,7 @@ class Scene:
         level = points[np.abs(points[:, 2] - height) < 0.02]
         flat = (level if len(level) > 2 else points)[:, :2]
         if np.ptp(flat @ axis) < SPAN:
-            frame = np.stack((axis, _rotated(axis, np.pi / 2)))
+            frame = np.stack((axis, rotated(axis, np.pi / 2)))
             across = flat @ frame.T
             yield Grasp(np.array([*(across.min(0) + across.max(0)) / 2 @ frame, height]), axis)
             return
@@ -108,13 +108,31 @@ class Scene:
         model, data = self._model, self._data
         solid = np.flatnonzero(self._solid & ~np.isin(self._roots(), self._own(thing)))
         along = np.array([*grasp.axis, 0.0])
-        aside = np.array([*_rotated(grasp.axis, np.pi / 2), 0.0]) * 0.01
+        aside = np.array([*rotated(grasp.axis, np.pi / 2), 0.0]) * 0.01
         reach = [(side * 0.05, up) for side in (1, -1) for up in (-TIP / 2, 0.03, 0.06)]
         reach += [(side, 0.11) for side in (-0.1, -0.05, 0.05, 0.1)]
         points = np.array([grasp.point + along * out + w * aside + [0, 0, up] for out, up in reach for w in (-1, 1)])
         local = np.einsum("gji,gpj->gpi", data.geom_xmat[solid].reshape(-1, 3, 3), points - data.geom_xpos[solid, None])
         inside = np.abs(local - model.geom_aabb[solid, None, :3]) < model.geom_aabb[solid, None, 3:] + ROOM
         return int(inside.all(-1).any(0).sum())
+
+    def knob(self, fixture: str) -> Grasp:
+        """Across the fin of a fixture's knob."""
+        points = self._corners(np.flatnonzero(self._solid & (self._model.geom_bodyid == self._hinge(fixture)[1])))
+        top = points[:, 2].max()
+        fin = points[points[:, 2] > top - DEPTH / 2][:, :2]
+        axes = [rotated(self.axis, angle) for angle in np.radians(np.arange(-90, 90, 15))]
+        thin = min(axes, key=lambda axis: float(np.ptp(fin @ axis)))
+        return Grasp(np.array([*(fin.min(0) + fin.max(0)) / 2, top - DEPTH]), thin)
+
+    def angle(self, fixture: str) -> float:
+        """How far its knob is turned, rad; it is on from half a radian."""
+        return float(self._data.qpos[self._model.jnt_qposadr[self._hinge(fixture)[0]]])
+
+    def _hinge(self, fixture: str) -> tuple[int, int]:
+        """The joint of a knob, and its body."""
+        joint = self._model.joint(self._env.get_object(fixture).joints[-1]).id
+        return joint, int(self._model.jnt_bodyid[joint])
 
     def holds(self, thing: str) -> bool:
         """Whether the thing has come along: it is between the fingers, or its rim is."""
@@ -193,6 +211,7 @@ class Scene:
         return int(self._env.robots[0].eef_site_id)
 
 
-def _rotated(axis: Float64[np.ndarray, " 2"], angle: float) -> Float64[np.ndarray, " 2"]:
+def rotated(axis: Float64[np.ndarray, " 2"], angle: float) -> Float64[np.ndarray, " 2"]:
+    """Counterclockwise, rad."""
     cosine, sine = np.cos(angle), np.sin(angle)
     return np.array([cosine * axis[0] - sine * axis[1], sine * axis[0] + cosine * axis[1]])
