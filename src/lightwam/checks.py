@@ -5,7 +5,16 @@ from __future__ import annotations
 import math
 import string
 
-from lightwam.config import EvalConfig, ModelConfig, Recipe, SimConfig, TrainConfig, Umt5Config, WanVaeConfig
+from lightwam.config import (
+    CollectConfig,
+    EvalConfig,
+    ModelConfig,
+    Recipe,
+    SimConfig,
+    TrainConfig,
+    Umt5Config,
+    WanVaeConfig,
+)
 from lightwam.errors import ConfigError
 from lightwam.sim.libero_protocol import FIRST_STATE, NUM_STATES, protocol
 
@@ -25,7 +34,7 @@ def check(recipe: Recipe) -> Recipe:
     _check_pictures(recipe)
     _check_train(recipe.train)
     _check_episodes(recipe)
-    _check_libero(recipe.sim, recipe.eval)
+    _check_libero(recipe.sim, recipe.collect, recipe.eval)
     pretrained = isinstance(recipe.latents, WanVaeConfig) or isinstance(recipe.text, Umt5Config)
     _require(bool(recipe.weights) or not pretrained, "no weights are named for the VAE or text encoder", "weights",
              repr(recipe.weights), "a folder or Hub repo id", "--weights /path/to/Wan2.1-T2V-1.3B")  # fmt: skip
@@ -82,7 +91,7 @@ def _check_episodes(recipe: Recipe) -> None:
              f">= {after} (collect.first_seed + 100 * the most demonstrations of a task)")  # fmt: skip
 
 
-def _check_libero(sim: SimConfig, evaluation: EvalConfig) -> None:
+def _check_libero(sim: SimConfig, collect: CollectConfig, evaluation: EvalConfig) -> None:
     if sim.name != "libero":
         return
     chosen = protocol(sim.protocol)
@@ -90,6 +99,11 @@ def _check_libero(sim: SimConfig, evaluation: EvalConfig) -> None:
     _require(drawn, "the protocol has pictures of another size", "sim.height, sim.width", (sim.height, sim.width),
              (chosen.size, chosen.size))  # fmt: skip
     _require(sim.action_repeat == 1, "LIBERO acts 20 times a second", "sim.action_repeat", sim.action_repeat, 1)
+    _require(chosen.replan in (None, evaluation.replan), "the protocol executes another number of steps of a chunk",
+             "eval.replan", evaluation.replan, f"{chosen.replan} (sim.protocol {sim.protocol})")  # fmt: skip
+    seeds = collect.first_seed + 100 * max(collect.demos(task) for task in sim.tasks)
+    _require(seeds <= FIRST_STATE, "demonstrations would begin in the benchmark's own states", "collect.first_seed",
+             collect.first_seed, f"seeds below {FIRST_STATE}, 100 for each demonstration of a task")  # fmt: skip
     beyond = evaluation.first_seed + evaluation.trials - FIRST_STATE - NUM_STATES
     _require(beyond <= 0, "LIBERO has fewer initial states", "eval.trials", evaluation.trials,
              f"at most {evaluation.trials - beyond}: seeds from {FIRST_STATE} up are the {NUM_STATES} states of a task",

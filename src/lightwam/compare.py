@@ -76,7 +76,7 @@ def lines(differing: Mapping[str, list[Any]]) -> list[str]:
 
 def _matters(name: str) -> bool:
     section, _, rest = name.partition(".")
-    return (section in ("sim", "eval", "success") and name not in EPISODE_CHOICE) or (
+    return (section in ("sim", "constants", "eval", "success") and name not in EPISODE_CHOICE) or (
         section == "versions" and rest in SIMULATORS
     )
 

@@ -81,7 +81,7 @@ def evaluate(
             drive = _Drive(policy, recipe, place, sentences or {}, players, began, Deaths("eval", say))
             stopped = drive.run(wanted, done, say)
             if not stopped:
-                _film(recipe, place, players, drive.deaths)
+                _film(recipe, place, players, drive.deaths, say)
     finally:
         torch.set_num_threads(threads)
     if stopped:
@@ -206,7 +206,7 @@ class _Drive:
             file.write(json.dumps(row) + "\n")
 
 
-def _film(recipe: Recipe, place: Path, players: Players, deaths: Deaths) -> None:
+def _film(recipe: Recipe, place: Path, players: Players, deaths: Deaths, say: Callable[[str], None]) -> None:
     """Videos of each task's first successes and first failures, `videos_per_task` of either."""
     episodes, names = read_episodes(place), task_files(recipe.sim.tasks)
     jobs: list[Replay] = []
@@ -220,6 +220,8 @@ def _film(recipe: Recipe, place: Path, players: Players, deaths: Deaths) -> None
                     jobs.append(Replay(task, seed, np.load(place / "actions" / f"{stem}.npy")))
     (place / "videos").mkdir(exist_ok=True)
     num_left = len(jobs)
+    if num_left:
+        say(f"eval: filming {num_left} episodes")
     while num_left:
         for seat in players.idle[: len(jobs)]:
             players.give(jobs.pop(0), seat)

@@ -70,6 +70,7 @@ def check_experts(recipe: Recipe, say: Callable[[str], None] = print) -> dict[st
     """
     first, trials = recipe.eval.first_seed, recipe.eval.trials
     todo = [Trial(task, first + i) for task in recipe.sim.tasks for i in range(trials)]
+    running: set[Trial] = set()
     ends: dict[Trial, Ending] = {}
     deaths, total = Deaths("check", say), len(todo)
     with (
@@ -77,17 +78,21 @@ def check_experts(recipe: Recipe, say: Callable[[str], None] = print) -> dict[st
         Progress("check", total, unit="ep", say=say) as progress,
         Workers[Trial, Ending](min(recipe.eval.workers, total), Experts(recipe.sim)) as workers,
     ):
-        while len(ends) < total:
+        while todo or running:
             if interrupt.pressed:
                 raise KeyboardInterrupt
             for seat in workers.idle[: len(todo)]:
+                running.add(todo[0])
                 workers.give(todo.pop(0), seat)
             for trial, answer in workers.answers(timeout_seconds=0.2):
+                running.discard(trial)
                 if isinstance(answer, Death):
                     deaths.note(trial, answer)
                     todo.insert(0, trial)
                 else:
                     ends[trial] = answer
+                    if answer.refused:
+                        todo = [other for other in todo if other.task != trial.task]
                     progress.advance(f"{sum(end.success for end in ends.values())} of {len(ends)} succeeded")
     return {task: _row({t.seed: end for t, end in ends.items() if t.task == task}) for task in recipe.sim.tasks}
 

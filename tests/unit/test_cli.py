@@ -186,6 +186,9 @@ def test_eval_takes_another_suite_and_protocol(record: Callable[..., Calls], mon
     settings, sim = calls[0][1], calls[0][2]["sim"]
     assert (sim.tasks[0], sim.tasks[-1], len(sim.tasks)) == ("libero_object_swap/0", "libero_object_swap/9", 10)
     assert (sim.protocol, sim.height, sim.width, settings.replan) == ("openpi", 224, 224, 5)
+    assert sim.max_steps == 280
+    assert main(["eval", "runs/x", "--suite", "libero_10"]) == 0
+    assert calls.pop()[2]["sim"].max_steps == 700
     assert main(["eval", "runs/x", "--protocol", "lerobot"]) == 0  # which leaves the chunk to the policy
     assert calls[1][1].replan == recipes.libero_object().eval.replan
 
@@ -196,6 +199,8 @@ def test_eval_takes_another_suite_and_protocol(record: Callable[..., Calls], mon
         (recipes.libero_object, ["--suite", "libero_objekt"], "did you mean 'libero_object'"),
         (recipes.libero_object, ["--protocol", "openvla"], "did you mean 'openvla-oft'"),
         (recipes.point, ["--suite", "libero_object"], "choose tasks by --sim.tasks"),
+        (recipes.libero_object, ["--protocol", "openpi", "--eval.replan", "7"], "another number of steps of a chunk"),
+        (recipes.libero_object, ["--eval.replan", "7"], "10 (sim.protocol light-wam)"),
     ],
 )
 def test_eval_refuses_suites_and_protocols_that_are_none(

@@ -70,6 +70,7 @@ def test_episodes_are_compared_in_pairs(tmp_path: Path) -> None:
     ("name", "change"),
     [
         ("sim.max_steps", {"sim": PROTOCOL["sim"] | {"max_steps": 30}}),
+        ("constants", {"constants": {"settle_steps": 10}}),
         ("sim.settle_steps", {"sim": PROTOCOL["sim"] | {"settle_steps": 10}}),
         ("eval.replan", {"eval": PROTOCOL["eval"] | {"replan": 8}}),
         ("success", {"success": "at the last step"}),

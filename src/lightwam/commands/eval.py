@@ -54,7 +54,7 @@ def run(arguments: Sequence[str]) -> None:
 
     recipe = read_recipe(path)
     options = parse(EvalOptions(recipe.eval, recipe.sim), rest, f"eval {path}")
-    sim, settings = world(options)
+    sim, settings = world(options, recipe.eval)
     from lightwam.engine.cpu import keep_memory
     from lightwam.evaluate import evaluate
     from lightwam.policy import Policy
@@ -69,8 +69,11 @@ def run(arguments: Sequence[str]) -> None:
     print(table(evaluate(path, settings, sim=sim, policy=policy, folder=options.folder, hire=hire)))
 
 
-def world(options: EvalOptions) -> tuple[SimConfig, EvalConfig]:
-    """The simulator and the controller's settings, `suite` and `protocol` included; ConfigError for unknown ones."""
+def world(options: EvalOptions, usual: EvalConfig) -> tuple[SimConfig, EvalConfig]:
+    """The simulator and the controller's settings, `suite` and `protocol` included.
+
+    ConfigError for unknown ones, and where `--eval.replan` says otherwise than the protocol. `usual` is the run's own.
+    """
     sim, settings = options.sim, options.eval
     if sim.name != "libero" and (options.suite or options.protocol):
         raise ConfigError("suites and protocols are LIBERO's", where="--suite, --protocol", got=f"sim.name {sim.name}",
@@ -82,8 +85,14 @@ def world(options: EvalOptions) -> tuple[SimConfig, EvalConfig]:
         sim = replace(sim, tasks=tuple(f"{options.suite}/{i}" for i in range(SUITES[options.suite])))
     if options.protocol:
         chosen = protocol(options.protocol)
-        sim = replace(sim, protocol=options.protocol, height=chosen.size, width=chosen.size)
-        settings = replace(settings, replan=chosen.replan or settings.replan)
+        size = sim.height, sim.width
+        height, width = size if chosen.picture == "plain" else (chosen.size, chosen.size)
+        sim = replace(sim, protocol=options.protocol, height=height, width=width)
+        if settings.replan == usual.replan:  # else it was given, and `check` compares it
+            settings = replace(settings, replan=chosen.replan or settings.replan)
+    if options.suite or options.protocol:
+        limits = [protocol(sim.protocol).limit(task.partition("/")[0]) for task in sim.tasks]
+        sim = replace(sim, max_steps=max(limits))
     return sim, settings
 
 

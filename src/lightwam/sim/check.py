@@ -5,6 +5,7 @@ Whether pictures are upright, and whether the sentence tells the task, only a pe
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -81,6 +82,10 @@ def _names(config: SimConfig, task: str, simulator: Simulator) -> Iterator[Findi
         names = getattr(simulator, name)
         if len(names) != dim or len(set(names)) != dim or dim < 1:
             yield Finding(f"{name} does not name every number once", names, f"{dim} different names, at least 1")
+    try:
+        json.dumps(dict(simulator.constants))
+    except (TypeError, ValueError) as error:
+        yield Finding("constants are not plain JSON values", f"{type(error).__name__}: {error}", "a table of them")
     if not simulator.fps > 0:
         yield Finding("fps is not a rate", simulator.fps, "> 0")
 
@@ -170,7 +175,10 @@ def _effect(simulator: Simulator) -> Iterator[Finding]:
 def _expert(config: SimConfig, simulator: Simulator, make_expert: MakeExpert) -> Iterator[Finding]:
     for seed in SEEDS:
         simulator.reset(seed)
-        expert = make_expert(config, simulator)
+        try:
+            expert = make_expert(config, simulator)
+        except SimulatorError:  # said so: there is none for this task
+            return
         for _ in range(config.max_steps):
             action = expert.action()
             if action.dtype != np.float32 or action.shape != (simulator.action_dim,) or not np.isfinite(action).all():

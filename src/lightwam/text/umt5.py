@@ -155,6 +155,8 @@ class Umt5Text:
             yield
         finally:
             self.encoder.to("cpu")
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()  # simulators may draw on this GPU
 
     @torch.no_grad()
     def _states(self, sentence: str, ids: list[int]) -> Float[Tensor, "n E"]:

@@ -21,15 +21,15 @@ from lightwam.sim.libero import LiberoSimulator
 OPEN, CLOSED = 1.0, 0.0
 UP = np.array([0.0, 0.0, 1.0])
 GAIN, TURN_GAIN = 16.0, 2.0
-"""motion in units of the action (5 cm), a metre of distance; rotation (half a radian), a radian of error"""
+"""units of action (5 cm, half a radian) for a metre and for a radian of error"""
 NEAR, NEARER, TURNED = 0.03, 0.006, 0.15
 """where a way point, and a grasp, is reached, and the angle"""
 PATIENCE = 40
 """steps for one way point"""
 FINE, PERSISTENCE = 0.05, 0.15
-"""near enough for what is missing to add up, and how much of it a step"""
+"""the distance below which what is missing is added up, and the share of it that is added a step"""
 STILL, STOPPED = 1e-3, 5e-4
-"""a step of a hand that is stuck, and of fingers that have closed"""
+"""a hand that moves less than this a step is stuck; fingers that do have closed"""
 TRIES = 3
 """to pick a thing up"""
 ABOVE, LIFT, CLEAR, DROP = 0.10, 0.07, 0.04, 0.008
@@ -52,7 +52,8 @@ class LiberoExpert:
         self.goals = [tuple(goal) for goal in simulator.env.parsed_problem["goal_state"]]
         if odd := [goal for goal in self.goals if goal[0] not in ("in", "on", "turnon")]:
             raise SimulatorError("no expert for this task", where=simulator.task, got=odd,
-                                 expected="putting things in or on others, or turning one on")  # fmt: skip
+                                 expected="putting things in or on others, or turning one on",
+                                 next_step="leave it out by --sim.tasks (lightwam check expert)")  # fmt: skip
         self.scene = Scene(simulator)
         self._home = self.scene.grip[2]
         self._script = self._solve()

@@ -27,7 +27,7 @@ ROOM = 0.004
 BESIDE = 0.10
 """from a carried thing's way, within which others stand in it"""
 FLOOR = 0.02
-"""how thick the bottom of a thing is at most, on which others are put"""
+"""how thick the bottom of a plate or bowl is taken to be"""
 BOUNDLESS = 2.0
 """half a side of what is no thing: ground and walls"""
 CORNERS = np.stack(np.meshgrid(*[[-1.0, 1.0]] * 3), axis=-1).reshape(8, 3)
