@@ -162,7 +162,7 @@ class LiberoSimulator(Simulator):
             _open.append(self)
             self._env = _load(bddl_file(self.suite, self.name), seed)
             self._seen = _remember(self._env.env)
-            # every reset of LIBERO's adds these again, and each draws: fixtures would stand elsewhere from reset to reset
+            # each reset of LIBERO's adds them again, and each of them draws: fixtures would stand elsewhere every time
             self._samplers = list(self._env.env.object_property_initializers)
         return self._env
 
