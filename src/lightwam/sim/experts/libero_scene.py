@@ -24,8 +24,8 @@ RIM_DEPTH, RIM = 0.015, 0.006
 """the same for a rim, and how far its wall's middle is from its edge"""
 ROOM = 0.004
 """between the fingers and other things"""
-BESIDE = 0.10
-"""from a carried thing's way, within which others stand in it"""
+BESIDE = 0.14
+"""from a carried thing's way, within which others stand in the hand's"""
 FLOOR = 0.02
 """how thick the bottom of a plate or bowl is taken to be"""
 BOUNDLESS = 2.0
