@@ -12,19 +12,22 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float32
 
 from lightwam.bench_act import of_recipe
 from lightwam.config import Recipe
 from lightwam.demo import machine
 from lightwam.engine.engine import Engine
-from lightwam.episodes import read_episodes
+from lightwam.episodes import read_episodes, task_files
 from lightwam.evaluate import evaluate
 from lightwam.policy import Policy
 from lightwam.sim import base
 from lightwam.versions import versions
 
-Outcome = tuple[bool, int]
-"""success, and control steps"""
+SAME = 1e-3
+"""by so much may an action differ, which is answered alone by one way and in a batch by the other"""
+Outcome = tuple[bool, int, Float32[np.ndarray, "steps A"]]
+"""success, control steps, and the actions of the first two looks: the second one tells where the first has led"""
 
 
 def bench_eval(recipe: Recipe, *, as_json: bool = False, say: Callable[[str], None] = print) -> dict[str, Any]:
@@ -49,7 +52,7 @@ def bench_eval(recipe: Recipe, *, as_json: bool = False, say: Callable[[str], No
                 began = time.perf_counter()
                 ends[way] = (plain if way == "plain" else ours)(policy, seed, Path(folder))
                 seconds[way].append(time.perf_counter() - began)
-            same = same and ends["plain"] == ends["eval"]
+            same = same and alike(ends["plain"], ends["eval"])
     totals = {way: sum(rows) for way, rows in seconds.items()}
     result = {
         "recipe": recipe.name,
@@ -74,15 +77,16 @@ def plain(policy: Policy, seed: int, _: Path) -> dict[str, Outcome]:
         simulator = base.make(recipe.sim, task)
         simulator.reset(seed)
         chunk: list[np.ndarray] = []
-        seen, steps, success, over = simulator.observe(), 0, False, False
+        seen, done, success, over = simulator.observe(), list[np.ndarray](), False, False
         while not over:
             if not chunk:
                 chunk = list(policy.act(seen)[: recipe.eval.replan])
-            outcome = simulator.step(chunk.pop(0))
-            steps, success = steps + 1, outcome.success
-            over = success or outcome.ended or steps >= recipe.sim.max_steps
+            done.append(chunk.pop(0))
+            outcome = simulator.step(done[-1])
+            success = outcome.success
+            over = success or outcome.ended or len(done) >= recipe.sim.max_steps
             seen = simulator.observe()
-        ends[task] = success, steps
+        ends[task] = success, len(done), np.stack(done[: 2 * recipe.eval.replan])
         simulator.close()
     return ends
 
@@ -91,8 +95,25 @@ def ours(policy: Policy, seed: int, folder: Path) -> dict[str, Outcome]:
     """Task -> outcome, by `evaluate`."""
     settings = replace(policy.recipe.eval, trials=1, first_seed=seed, videos_per_task=0)
     evaluate(folder, settings, policy=policy, folder=str(seed), say=lambda line: None)
-    rows = read_episodes(folder / str(seed)).values()
-    return {row["task"]: (row["success"], row["steps"]) for row in rows}
+    names, most = task_files(policy.recipe.sim.tasks), 2 * settings.replan
+    return {
+        row["task"]: (
+            row["success"],
+            row["steps"],
+            np.load(folder / str(seed) / "actions" / f"{names[row['task']]}-{seed}.npy")[:most],
+        )
+        for row in read_episodes(folder / str(seed)).values()
+    }
+
+
+def alike(one: dict[str, Outcome], other: dict[str, Outcome]) -> bool:
+    """Whether every task had the same success, steps and actions."""
+    return one.keys() == other.keys() and all(
+        one[task][:2] == other[task][:2]
+        and one[task][2].shape == other[task][2].shape
+        and np.allclose(one[task][2], other[task][2], rtol=0, atol=SAME)
+        for task in one
+    )
 
 
 def table(result: dict[str, Any]) -> str:

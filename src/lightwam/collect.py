@@ -20,6 +20,7 @@ from lightwam.config import CollectConfig, Recipe, SimConfig
 from lightwam.errors import DatasetError, SimulatorError
 from lightwam.progress import Progress
 from lightwam.sim import base
+from lightwam.sim.base import Trial
 from lightwam.types import Observation
 from lightwam.workers import Death, Deaths, Workers, interrupt_as_flag
 
@@ -56,17 +57,6 @@ class Episode:
     action: Float32[np.ndarray, "T A"]
     """what the expert wanted, without the noise it was executed with"""
     steps_to_success: int
-
-
-@dataclass(frozen=True)
-class Job:
-    """One seed of one task."""
-
-    task: str
-    seed: int
-
-    def __str__(self) -> str:
-        return f"task {self.task!r}, seed {self.seed}"
 
 
 def collect(recipe: Recipe, root: Path, say: Callable[[str], None] = print) -> CollectReport:
@@ -121,7 +111,7 @@ def _work(
     num_workers = min(recipe.collect.workers, plan.num_missing)
     demonstrate = Demonstrator(recipe.sim, recipe.collect)
     began, drawn = time.monotonic(), 0
-    deaths, again = Deaths("collect", say), list[Job]()
+    deaths, again = Deaths("collect", say), list[Trial]()
 
     def give() -> None:
         while workers.idle and (job := again.pop(0) if again else plan.next_job()):
@@ -130,7 +120,7 @@ def _work(
     with (
         interrupt_as_flag() as interrupt,
         Progress("collect", total, done=writer.num_episodes, unit="ep", say=say) as progress,
-        Workers[Job, Episode | None](num_workers, demonstrate) as workers,
+        Workers[Trial, Episode | None](num_workers, demonstrate) as workers,
     ):
         while plan.num_missing and not interrupt.pressed:
             give()
@@ -161,7 +151,7 @@ class Demonstrator:
     collect: CollectConfig
     simulators: dict[str, base.Simulator] = field(default_factory=dict)
 
-    def __call__(self, job: Job) -> Episode | None:
+    def __call__(self, job: Trial) -> Episode | None:
         """The episode of `job`."""
         if job.task not in self.simulators:
             self.simulators[job.task] = base.make(self.sim, job.task)
@@ -254,7 +244,7 @@ class _Plan:
         """Demonstrations that the dataset still lacks."""
         return sum(max(0, self._wanted[task] - turn.demos) for task, turn in self._turns.items())
 
-    def next_job(self) -> Job | None:
+    def next_job(self) -> Trial | None:
         """The seed to try next, None when all that are needed are under way."""
         hoped = {task: self._hoped(turn) for task, turn in self._turns.items()}
         task = min(hoped, key=lambda task: self._share(task, hoped[task]))
@@ -262,15 +252,15 @@ class _Plan:
             return None
         turn = self._turns[task]
         turn.next_seed += 1
-        return Job(task, turn.next_seed - 1)
+        return Trial(task, turn.next_seed - 1)
 
-    def note(self, job: Job, episode: Episode | None) -> None:
+    def note(self, job: Trial, episode: Episode | None) -> None:
         """Takes an answer."""
         self._turns[job.task].answers[job.seed] = episode
 
-    def settled(self) -> list[tuple[Job, Episode, dict[str, Any]]]:
+    def settled(self) -> list[tuple[Trial, Episode, dict[str, Any]]]:
         """Episodes whose turn it is, in the dataset's order, each with what to note beside it."""
-        ready: list[tuple[Job, Episode, dict[str, Any]]] = []
+        ready: list[tuple[Trial, Episode, dict[str, Any]]] = []
         while self.num_missing:
             task = min(self._turns, key=lambda task: self._share(task, self._turns[task].demos))
             turn = self._turns[task]
@@ -279,7 +269,7 @@ class _Plan:
             episode = turn.answers.pop(turn.settled_seed, None)
             if episode is None:
                 break
-            job = Job(task, turn.settled_seed)
+            job = Trial(task, turn.settled_seed)
             extra = {"task": task, "seed": job.seed, "failed_seeds": list(turn.failed),
                      "steps_to_success": episode.steps_to_success, "settings": self._settings}  # fmt: skip
             ready.append((job, episode, extra))

@@ -10,19 +10,9 @@ from lightwam.config import Recipe, SimConfig
 from lightwam.errors import SimulatorError
 from lightwam.progress import Progress
 from lightwam.sim import base
+from lightwam.sim.base import Trial
 from lightwam.stats import wilson
 from lightwam.workers import Death, Deaths, Workers, interrupt_as_flag
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A worker's job: one episode of the expert."""
-
-    task: str
-    seed: int
-
-    def __str__(self) -> str:
-        return f"task {self.task!r}, seed {self.seed}"
 
 
 @dataclass(frozen=True)

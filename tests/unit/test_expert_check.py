@@ -9,8 +9,9 @@ import pytest
 from lightwam import expert_check as module
 from lightwam.config import Recipe
 from lightwam.errors import SimulatorError
-from lightwam.expert_check import Experts, Trial, check_experts
+from lightwam.expert_check import Experts, check_experts
 from lightwam.sim import base
+from lightwam.sim.base import Trial
 from lightwam.workers import Answer, Job, Workers
 
 

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from lightwam import checks
-from lightwam.commands.options import AnyRecipe, named_recipe, parse, wants_help
+from lightwam.commands.options import AnyRecipe, kind_named, named_recipe, parse
 from lightwam.config import Recipe
-from lightwam.errors import ConfigError, did_you_mean
 
 KINDS = ("train", "act", "eval")
 USAGE = """usage: lightwam bench train RECIPE [OPTIONS]     training samples a second, and the share of time by part
@@ -63,12 +62,9 @@ class BenchEvalOptions:
 
 def run(arguments: Sequence[str]) -> None:
     """`lightwam bench train RECIPE`, `lightwam bench act RECIPE|RUN`, `lightwam bench eval RECIPE`."""
-    if not arguments or wants_help(arguments):
-        print(USAGE)
+    if (named := kind_named(arguments, KINDS, USAGE, "cannot measure that")) is None:
         return
-    kind, *rest = arguments
-    if kind not in KINDS:
-        raise ConfigError("cannot measure that", got=repr(kind), next_step=did_you_mean(kind, KINDS))
+    kind, rest = named
     if kind != "train":
         return (_act if kind == "act" else _eval)(rest)
     recipe, rest = named_recipe(rest, "bench train")

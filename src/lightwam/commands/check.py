@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from lightwam import checks
-from lightwam.commands.options import AnyRecipe, named_recipe, parse, wants_help
+from lightwam.commands.options import AnyRecipe, kind_named, named_recipe, parse
 from lightwam.config import LATENTS
-from lightwam.errors import ConfigError, DatasetError, SimulatorError, did_you_mean
+from lightwam.errors import DatasetError, SimulatorError
 
 if TYPE_CHECKING:
     from lightwam.data.lerobot import LeRobotDataset
@@ -56,12 +56,9 @@ class DatasetOptions:
 
 def run(arguments: Sequence[str]) -> None:
     """`lightwam check sim RECIPE`, `lightwam check expert RECIPE` or `lightwam check dataset PATH`."""
-    if not arguments or wants_help(arguments):
-        print(USAGE)
+    if (named := kind_named(arguments, KINDS, USAGE, "cannot check that")) is None:
         return
-    kind, *rest = arguments
-    if kind not in KINDS:
-        raise ConfigError("cannot check that", got=repr(kind), next_step=did_you_mean(kind, KINDS))
+    kind, rest = named
     {"sim": _check_sim, "expert": _check_expert, "dataset": _check_dataset}[kind](rest)
 
 

@@ -9,9 +9,8 @@ from typing import Annotated
 
 import tyro
 
-from lightwam.commands.options import Flat, wants_help
+from lightwam.commands.options import Flat, kind_named
 from lightwam.config import ConvertConfig
-from lightwam.errors import ConfigError, did_you_mean
 
 KINDS = ("libero",)
 USAGE = """usage: lightwam convert libero SOURCE OUT [OPTIONS]   LIBERO's HDF5 files, or a LeRobot dataset of LIBERO
@@ -36,12 +35,9 @@ class LiberoOptions:
 
 def run(arguments: Sequence[str]) -> None:
     """`lightwam convert libero SOURCE OUT [OPTIONS]`."""
-    if not arguments or wants_help(arguments):
-        print(USAGE)
+    if (named := kind_named(arguments, KINDS, USAGE, "cannot convert that")) is None:
         return
-    kind, *rest = arguments
-    if kind not in KINDS:
-        raise ConfigError("cannot convert that", got=repr(kind), next_step=did_you_mean(kind, KINDS))
+    _, rest = named
     options = tyro.cli(LiberoOptions, args=rest, prog="lightwam convert libero")
     from lightwam.data.convert import convert
 

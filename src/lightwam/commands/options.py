@@ -10,7 +10,7 @@ import tyro
 
 from lightwam import recipes
 from lightwam.config import Recipe
-from lightwam.errors import ConfigError
+from lightwam.errors import ConfigError, did_you_mean
 
 Options = TypeVar("Options")
 
@@ -50,6 +50,22 @@ def wants_help(arguments: Sequence[str]) -> bool:
 def parse(defaults: Options, arguments: Sequence[str], command: str) -> Options:
     """`defaults` with the command line's options in it; an unknown option ends the process with suggestions, code 2."""
     return tyro.cli(type(defaults), default=defaults, args=list(arguments), prog=f"lightwam {command}")
+
+
+def kind_named(
+    arguments: Sequence[str], kinds: Sequence[str], usage: str, refusal: str
+) -> tuple[str, list[str]] | None:
+    """The kind that a command's first argument names, and the rest; None when it asked for help, which is printed.
+
+    ConfigError, which begins with `refusal`, for any other word.
+    """
+    if not arguments or wants_help(arguments):
+        print(usage)
+        return None
+    kind, *rest = arguments
+    if kind not in kinds:
+        raise ConfigError(refusal, got=repr(kind), next_step=did_you_mean(kind, kinds))
+    return kind, rest
 
 
 def run_directory(arguments: Sequence[str], command: str) -> tuple[Path, list[str]]:

@@ -32,6 +32,17 @@ class StepOutcome:
     """the simulator cannot go on; `reset` is the only next call"""
 
 
+@dataclass(frozen=True)
+class Trial:
+    """One seed of one task: a worker's job, named in its errors."""
+
+    task: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"task {self.task!r}, seed {self.seed}"
+
+
 @runtime_checkable
 class Simulator(Protocol):
     """One task of one simulator. Units are the robot's own; pictures are drawn by `observe` and by nothing else.
