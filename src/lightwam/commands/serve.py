@@ -1,0 +1,112 @@
+"""`lightwam serve`: a trained policy for robots, over openpi's websocket, XPolicyLab's, and HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from lightwam.commands.options import parse, run_directory, wants_help
+from lightwam.serve.settings import Serving
+
+if TYPE_CHECKING:
+    from lightwam.policy import Policy
+    from lightwam.serve.server import Server
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """Answer robots: openpi's websocket and HTTP on one port, XPolicyLab's websocket on another."""
+
+    serving: Annotated[Serving, tyro.conf.arg(name="")]
+    step: int | None = None
+    """the checkpoint; the newest by default"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU where there is one"""
+    weights: str | None = None
+    """where pretrained encoders lie now, if not where the recipe says"""
+    engine: bool = True
+    """act by the folded model: the same actions, sooner"""
+    int8: bool = False
+    """weights in 8 bits; less memory, actions not quite the same"""
+
+
+def run(arguments: Sequence[str]) -> None:
+    """`lightwam serve RUN [--port N] [...]`."""
+    path, rest = run_directory(arguments, "serve")
+    options = parse(ServeOptions(Serving()), rest, f"serve {path}")
+    if wants_help(rest):
+        return
+    serve(path, options)
+
+
+def serve(run: Path, options: ServeOptions) -> None:
+    """Loads the policy and serves it until SIGTERM or Ctrl-C. Doors are checked before a model is loaded."""
+    from lightwam.serve import access, logs
+
+    settings = options.serving
+    keys = access.read_keys(settings.api_keys, os.environ.get(access.KEYS_VARIABLE))
+    access.check_door(settings.host, keys, anyone=settings.allow_anyone)
+    access.tls(settings.tls_certificate, settings.tls_key)
+    from lightwam import checkpoint
+    from lightwam.engine.cpu import keep_memory
+    from lightwam.policy import Policy
+    from lightwam.serve.server import Newer, Server
+    from lightwam.wire.family import chosen
+
+    keep_memory()
+
+    def load(step: int | None) -> Policy:
+        return Policy.load(
+            run, step, device=options.device, weights=options.weights, engine=options.engine, int8=options.int8
+        )
+
+    def newer(step: int) -> Newer | None:
+        newest = max(checkpoint.steps(run), default=step)
+        return None if newest <= step else Newer(load(newest).act_batch, newest)
+
+    policy = load(options.step)
+    model = policy.recipe.model
+    families = chosen(
+        settings.families, policy.codec.cameras, model.state_dim, model.action_dim, settings.renames
+    )
+    logs.begin(settings.log)
+    server = Server(policy.act_batch, policy.step, families, metadata(policy), settings, keys, newer)
+    asyncio.run(until_signalled(server))
+
+
+async def until_signalled(server: Server) -> None:
+    """Serves until SIGTERM, or Ctrl-C; a second one ends the process at once."""
+    loop = asyncio.get_running_loop()
+
+    def stop(number: int) -> None:
+        loop.remove_signal_handler(number)
+        server.stopping.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop, number)
+    await server.run()
+
+
+def metadata(policy: Policy) -> dict[str, Any]:
+    """What openpi's clients are greeted with: what this policy expects, and what it gives."""
+    from lightwam import __version__
+
+    recipe = policy.recipe
+    return {
+        "server": f"lightwam {__version__}",
+        "recipe": recipe.name,
+        "step": policy.step,
+        "computes": policy.computes,
+        "cameras": list(policy.codec.cameras),
+        "state_dim": recipe.model.state_dim,
+        "action_dim": recipe.model.action_dim,
+        "horizon": recipe.model.horizon,
+        "replan": recipe.eval.replan,
+    }

@@ -1,0 +1,50 @@
+"""The server's log: an event a line, as JSON for machines or as text for people. Tracebacks are here and nowhere else."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+LOGGER = logging.getLogger("lightwam.serve")
+
+
+def note(event: str, level: int = logging.INFO, *, error: BaseException | None = None, **fields: Any) -> None:
+    """One event with its fields; `error`'s traceback goes along."""
+    LOGGER.log(level, event, extra={"fields": fields}, exc_info=error)
+
+
+class Lines(logging.Formatter):
+    """{"time", "level", "event", and the event's fields}, or the same as `time level event key=value`."""
+
+    def __init__(self, form: Literal["json", "text"]) -> None:
+        super().__init__()
+        self.form = form
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One record; a traceback is a field of it in JSON, and follows it in text."""
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        trace = self.formatException(record.exc_info) if record.exc_info else None
+        if self.form == "json":
+            return json.dumps(line | ({"traceback": trace} if trace else {}), default=str)
+        time, level, event = (line.pop(key) for key in ("time", "level", "event"))
+        fields = " ".join(f"{key}={value}" for key, value in line.items())
+        return f"{time} {level:7} {event} {fields}".rstrip() + (f"\n{trace}" if trace else "")
+
+
+def begin(form: Literal["json", "text"]) -> None:
+    """Sends the server's events, and what aiohttp has to say of broken requests, to stderr."""
+    to_stderr = logging.StreamHandler(sys.stderr)
+    to_stderr.setFormatter(Lines(form))
+    for logger in (LOGGER, logging.getLogger("aiohttp")):
+        logger.handlers[:] = [to_stderr]
+        logger.propagate = False
+    LOGGER.setLevel(logging.INFO)
+    logging.getLogger("aiohttp").setLevel(logging.CRITICAL)

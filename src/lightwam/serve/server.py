@@ -1,0 +1,249 @@
+"""The server: sockets, doors and life cycle. What is said on a connection is in `openpi`, `xpolicylab` and `http`.
+
+Two ports, since openpi's server speaks first and XPolicyLab's client does, and a client of one must not hear the other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import aiohttp
+from aiohttp import web
+
+from lightwam.errors import ConfigError
+from lightwam.serve import http, openpi, xpolicylab
+from lightwam.serve.access import Keys, tls
+from lightwam.serve.desk import Act, Desk
+from lightwam.serve.logs import note
+from lightwam.serve.metrics import Metrics
+from lightwam.serve.settings import Serving
+from lightwam.serve.talk import Kitchen, Refusal
+from lightwam.wire.family import Family
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Newer(NamedTuple):
+    """Weights that came after those that answer now."""
+
+    act: Act
+    step: int
+
+
+@dataclass(eq=False)
+class Server:
+    """Serves one policy until it is told to stop.
+
+    `metadata` is what openpi's clients are greeted with. `newer(step)` gives weights of a later step, or None; it runs
+    in a thread of its own every `settings.follow_seconds`.
+    """
+
+    act: Act
+    step: int
+    families: Sequence[Family]
+    metadata: Mapping[str, Any]
+    settings: Serving = field(default_factory=Serving)
+    keys: Keys = field(default_factory=Keys)
+    newer: Callable[[int], Newer | None] | None = None
+
+    def __post_init__(self) -> None:
+        self.metrics = Metrics()
+        self.ports: dict[str, int] = {}
+        """protocol -> the port that it listens on, once it does"""
+        self.stopping = asyncio.Event()
+        self.draining = False
+        self._sockets: set[web.WebSocketResponse] = set()
+        self._connections: set[asyncio.BaseTransport] = set()
+
+    async def run(self, ready: Callable[[Server], None] | None = None) -> None:
+        """Listens and answers until `stopping` is set; then takes nothing new, answers what it has, and returns.
+
+        `ready` is called once when the ports listen.
+        """
+        settings = self.settings
+        self.desk = Desk(
+            self.act,
+            self.step,
+            most_waiting=settings.most_waiting,
+            most_together=settings.most_together,
+            window_seconds=settings.window_ms / 1000,
+        )
+        self.kitchen = Kitchen(self.desk, self.families, self.metrics)
+        self.desk.open()
+        try:
+            servers = await self._listen()
+        except ConfigError:
+            await self.desk.close()
+            raise
+        note("listening", **{f"{name}_port": port for name, port in self.ports.items()}, host=settings.host)
+        follow = asyncio.create_task(self._follow())
+        try:
+            if ready is not None:
+                ready(self)
+            await self.stopping.wait()
+        finally:
+            follow.cancel()
+            await self._drain(servers)
+
+    async def _listen(self) -> list[tuple[asyncio.Server, web.Server]]:
+        settings = self.settings
+        doors: list[tuple[str, int, Handler]] = [("openpi", settings.port, self._main_door)]
+        if settings.xpolicylab_port is not None:
+            doors.append(("xpolicylab", settings.xpolicylab_port, self._xpolicylab_door))
+        secure = tls(settings.tls_certificate, settings.tls_key)
+        servers = []
+        for name, port, handler in doors:
+            answering = web.Server(self._guarded(handler), access_log=None, max_line_size=8190, keepalive_timeout=60)
+            try:
+                listening = await asyncio.get_running_loop().create_server(
+                    self._connection(answering), settings.host, port, ssl=secure, backlog=settings.most_clients
+                )
+            except OSError as error:
+                for before, _ in servers:
+                    before.close()
+                raise ConfigError("cannot listen", where=f"{settings.host}:{port} ({name})", got=f"{error}",
+                                  next_step="another --port or --xpolicylab-port, or stop what listens there") from error  # fmt: skip
+            self.ports[name] = listening.sockets[0].getsockname()[1]
+            servers.append((listening, answering))
+        return servers
+
+    def _connection(self, answering: web.Server) -> Callable[[], asyncio.Protocol]:
+        """Connections that say nothing in time, or are one too many, are closed before they cost anything."""
+
+        def connect() -> asyncio.Protocol:
+            protocol = answering()
+            asyncio.get_running_loop().call_later(self.settings.handshake_seconds, self._expect, protocol)
+            return protocol
+
+        return connect
+
+    def _expect(self, protocol: Any) -> None:
+        transport = protocol.transport
+        if transport is not None and transport not in self._connections:
+            transport.abort()
+
+    def _guarded(self, handler: Handler) -> Handler:
+        """Behind a door: at most so many connections, no web pages, and nobody without a key."""
+
+        async def guard(request: web.Request) -> web.StreamResponse:
+            transport = request.transport
+            if transport is None:
+                raise web.HTTPBadRequest
+            if transport not in self._connections:
+                for gone in [one for one in self._connections if one.is_closing()]:
+                    self._connections.discard(gone)
+                if len(self._connections) >= self.settings.most_clients:
+                    return refused(503, Refusal("too_many_clients", "the server", "too many connections",
+                                                f"at most {self.settings.most_clients}"))  # fmt: skip
+                self._connections.add(transport)
+            if request.path == "/healthz" and request.method == "GET":
+                # openpi's clients and load balancers ask this, without a key
+                return web.Response(text="draining\n" if self.draining else "OK\n", status=503 if self.draining else 200)
+            if not self.keys.admit(request.headers.get("Authorization")):
+                note("refused", client=request.remote, why="no key, or a wrong one")
+                return refused(401, Refusal("unauthorized", "the Authorization header", "no valid API key",
+                                            "Authorization: Api-Key KEY"))  # fmt: skip
+            if "Origin" in request.headers and not self.keys:
+                # a robot's client sends none; a page in somebody's browser does, and may not drive the robot
+                return refused(403, Refusal("unauthorized", "the Origin header", "web pages may not ask without a key",
+                                            "a client that is not a web page"))  # fmt: skip
+            return await handler(request)
+
+        return guard
+
+    async def _main_door(self, request: web.Request) -> web.StreamResponse:
+        if request.headers.get("Upgrade", "").lower() == "websocket":
+            return await self._talk(request, "openpi")
+        if (request.method, request.path) == ("GET", "/metrics"):
+            return self._measured()
+        if request.path == "/act":
+            return await http.act(request, self.kitchen, self.settings, self.draining)
+        return refused(404, Refusal("bad_message", request.path, "nothing is here",
+                                    "a websocket, or POST /act, GET /act, GET /healthz, GET /metrics"))  # fmt: skip
+
+    async def _xpolicylab_door(self, request: web.Request) -> web.StreamResponse:
+        if request.headers.get("Upgrade", "").lower() != "websocket":
+            return refused(426, Refusal("bad_message", request.path, "this port speaks XPolicyLab's websocket only",
+                                        f"HTTP on port {self.ports['openpi']}"))  # fmt: skip
+        return await self._talk(request, "xpolicylab")
+
+    def _measured(self) -> web.Response:
+        metrics, desk = self.metrics, self.desk
+        metrics.waiting.set(desk.num_waiting)
+        metrics.thinking.set(desk.thinking_seconds)
+        metrics.step.set(desk.step)
+        return web.Response(body=metrics.text(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+
+    async def _talk(self, request: web.Request, name: str) -> web.StreamResponse:
+        """One websocket, from its greeting to its end."""
+        if self.draining:
+            return refused(503, Refusal("closing", "the server", "the server is stopping", ""))
+        settings = self.settings
+        socket = web.WebSocketResponse(
+            max_msg_size=settings.limits.message_bytes,
+            heartbeat=settings.heartbeat_seconds,
+            compress=False,
+            timeout=2.0,
+        )
+        await socket.prepare(request)
+        client = f"{request.remote}/{id(socket) & 0xFFFFFF:06x}"
+        self._sockets.add(socket)
+        self.desk.num_clients += 1
+        gauge = self.metrics.clients.labels(name)
+        gauge.inc()
+        note("connected", client=client, protocol=name)
+        try:
+            if name == "openpi":
+                await openpi.talk(socket, client, self.kitchen, self.metadata, settings.limits)
+            else:
+                await xpolicylab.talk(socket, client, self.kitchen, settings.limits)
+        except (ConnectionError, aiohttp.ClientConnectionError):
+            note("lost", client=client, protocol=name)
+        finally:
+            gauge.dec()
+            self.desk.num_clients -= 1
+            self._sockets.discard(socket)
+            note("left", client=client, protocol=name, code=socket.close_code)
+        return socket
+
+    async def _follow(self) -> None:
+        """Changes over to newer weights; those that cannot be loaded are noted, and the old ones go on."""
+        if self.newer is None or self.settings.follow_seconds <= 0:
+            return
+        while True:
+            await asyncio.sleep(self.settings.follow_seconds)
+            try:
+                newer = await asyncio.to_thread(self.newer, self.desk.step)
+            except Exception as error:
+                # whatever is wrong with a new checkpoint, robots go on with the old one
+                self.metrics.reloads.labels("failed").inc()
+                note("a newer checkpoint was not loaded", 40, error=error)
+                continue
+            if newer is not None:
+                note("newer weights", before=self.desk.step, now=newer.step)
+                self.desk.swap(newer.act, newer.step)
+                self.metrics.reloads.labels("ok").inc()
+
+    async def _drain(self, servers: list[tuple[asyncio.Server, web.Server]]) -> None:
+        self.draining = True
+        note("draining", waiting=self.desk.num_waiting)
+        for listening, _ in servers:
+            listening.close()
+        try:
+            await asyncio.wait_for(self.desk.close(), self.settings.drain_seconds)
+        except TimeoutError:
+            note("gave up waiting for the model", 40, seconds=self.settings.drain_seconds)
+        closing = [socket.close(code=aiohttp.WSCloseCode.GOING_AWAY, message=b"the server is stopping")
+                   for socket in list(self._sockets)]  # fmt: skip
+        await asyncio.gather(*closing, return_exceptions=True)
+        for _, answering in servers:
+            await answering.shutdown(timeout=5)
+        note("stopped")
+
+
+def refused(status: int, why: Refusal) -> web.Response:
+    """An error over HTTP."""
+    return web.json_response({"error": why.fields()}, status=status)

@@ -1,0 +1,53 @@
+"""How a server listens and how much it takes on: every limit in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from lightwam.wire.limits import Limits
+
+
+@dataclass(frozen=True)
+class Serving:
+    """Where the server listens, who may ask, and what it refuses."""
+
+    host: str = "127.0.0.1"
+    """127.0.0.1: this machine alone; 0.0.0.0: every network, which needs a key"""
+    port: int = 8000
+    """openpi's websocket, HTTP /act, /healthz and /metrics; 0: any free one"""
+    xpolicylab_port: int | None = 19000
+    """XPolicyLab's websocket; None: not served"""
+    api_keys: Path | None = None
+    """file of API keys, one a line; those of the environment variable LIGHTWAM_API_KEYS count as well"""
+    allow_anyone: bool = False
+    """listen to other machines without asking for a key"""
+    tls_certificate: Path | None = None
+    """PEM file; with it, clients use wss:// and https://"""
+    tls_key: Path | None = None
+    """PEM file of its private key, if not in the same one"""
+    families: tuple[str, ...] = ()
+    """how robots name cameras and state: built-in names or TOML files; by default all built-in ones that fit the run"""
+    renames: dict[str, str] = field(default_factory=dict)
+    """a family's camera -> the run's, where they differ"""
+    most_together: int = 8
+    """requests that one pass of the model answers"""
+    window_ms: float = 2.0
+    """how long the first of several clients waits for the others"""
+    most_waiting: int = 64
+    """requests; one more is told that the server is busy"""
+    most_clients: int = 128
+    """open connections; one more is refused"""
+    limits: Limits = field(default_factory=Limits)
+    """sizes of messages, arrays and texts"""
+    handshake_seconds: float = 10.0
+    """for a connection to say what it wants, and for an HTTP body to arrive"""
+    heartbeat_seconds: float = 20.0
+    """between the pings by which a dead connection is found"""
+    drain_seconds: float = 30.0
+    """on SIGTERM, for what is asked already to be answered"""
+    follow_seconds: float = 0.0
+    """look so often for a newer checkpoint and change over to it; 0: never"""
+    log: Literal["json", "text"] = "text"
+    """form of the lines on stderr"""

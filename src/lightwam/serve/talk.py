@@ -1,0 +1,129 @@
+"""One connection, or one HTTP request, as the server sees it: which family it speaks, and its requests in order.
+
+A connection is always being read, also while the model thinks for it: that is what answers pings in time and notices
+that a robot has gone. So requests are answered by a task, one after the other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from lightwam.errors import LightwamError, WireError
+from lightwam.serve.desk import Answer, Busy, Closing, Desk
+from lightwam.serve.logs import note
+from lightwam.serve.metrics import Metrics
+from lightwam.wire.family import Family
+
+MOST_IN_FLIGHT = 4
+"""requests of one connection; robots have one"""
+
+
+class Refusal(NamedTuple):
+    """An error as clients get it."""
+
+    code: str
+    """bad_message, busy, closing, unauthorized, too_many_clients or internal"""
+    where: str
+    message: str
+    expected: str
+
+    def fields(self) -> dict[str, str]:
+        """As it travels."""
+        return self._asdict()
+
+
+def refusal(error: Exception, client: str) -> Refusal:
+    """What a client is told of an error. Of one that is not the client's, no more than where the log has it."""
+    if isinstance(error, LightwamError):
+        code = {Busy: "busy", Closing: "closing", WireError: "bad_message"}.get(type(error), "internal")
+        if code != "internal":
+            got = "" if error.got is None else f"; got {error.got}"
+            step = f"; {error.next_step}" if error.next_step else ""
+            return Refusal(code, str(error.where or ""), f"{error.what}{got}{step}", str(error.expected or ""))
+    number = uuid.uuid4().hex[:12]
+    note("the policy failed", 40, error=error, client=client, number=number)
+    return Refusal("internal", "the server", f"the policy failed; the server's log has it under number {number}", "")
+
+
+@dataclass
+class Kitchen:
+    """What every connection of a server shares."""
+
+    desk: Desk
+    families: Sequence[Family]
+    metrics: Metrics
+
+    async def serve(self, message: Mapping[str, Any], protocol: str) -> tuple[Answer, Any]:
+        """The answer to one message, and its actions as the message's family wants them."""
+        begun, outcome = time.perf_counter(), "internal"
+        try:
+            family = spoken(self.families, message)
+            answer = await self.desk.ask(family.observation(message))
+            actions, outcome = family.actions(answer.actions), "ok"
+            self.metrics.infer.observe(answer.infer_ms / 1000)
+            self.metrics.together.observe(answer.num_together)
+            return answer, actions
+        except asyncio.CancelledError:
+            outcome = "gone"
+            raise
+        except (Busy, Closing, WireError) as error:
+            outcome = {Busy: "busy", Closing: "closing"}.get(type(error), "bad_message")
+            raise
+        finally:
+            self.metrics.requests.labels(protocol, outcome).inc()
+            self.metrics.seconds.labels(protocol).observe(time.perf_counter() - begun)
+
+
+def spoken(families: Sequence[Family], message: Mapping[str, Any]) -> Family:
+    """The first family all of whose cameras are in the message; the only one, where there is one, unasked."""
+    if len(families) == 1:
+        return families[0]
+    for family in families:
+        if family.claims(message):
+            return family
+    raise WireError(
+        "a message of no known family of robots",
+        where="the message's keys",
+        got=", ".join(map(str, list(message)[:20])) or "none",
+        expected="; or ".join(f"{family.name}: {', '.join(family.keys())}" for family in families),
+        next_step="lightwam check client tells what a client sends; docs/serving_robots.md how to declare a new robot",
+    )
+
+
+class Lane:
+    """The requests of one connection, done one after the other beside the reading of it."""
+
+    def __init__(self, do: Callable[[Any], Awaitable[None]]) -> None:
+        self._do, self._tasks = do, set[asyncio.Task[None]]()
+        self._turn = asyncio.Lock()
+
+    def add(self, request: Any) -> None:
+        """Begins a request after those before it; Busy when too many are in flight already."""
+        if len(self._tasks) >= MOST_IN_FLIGHT:
+            raise Busy("this connection has too many unanswered requests", got=len(self._tasks) + 1,
+                       expected=f"at most {MOST_IN_FLIGHT}", next_step="wait for an answer")  # fmt: skip
+        task = asyncio.create_task(self._in_turn(request))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _in_turn(self, request: Any) -> None:
+        # a client that is gone cannot be told; whoever reads its connection notices
+        with contextlib.suppress(ConnectionError):
+            async with self._turn:
+                await self._do(request)
+
+    async def finish(self) -> None:
+        """Waits for what is in flight."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def drop(self) -> None:
+        """Forgets what is in flight: nobody waits for it."""
+        for task in list(self._tasks):
+            task.cancel()
+        await self.finish()

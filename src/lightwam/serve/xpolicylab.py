@@ -1,0 +1,58 @@
+"""XPolicyLab's side of the conversation: every request is a frame with a number, and its answer bears that number."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aiohttp import WSMsgType, web
+
+from lightwam.errors import WireError
+from lightwam.serve.desk import Busy, Closing
+from lightwam.serve.talk import Kitchen, Lane, refusal
+from lightwam.wire.limits import Limits
+from lightwam.wire.xpolicylab import Envelope, answer, pack, refuse, unpack
+
+
+async def talk(socket: web.WebSocketResponse, client: str, kitchen: Kitchen, limits: Limits) -> None:
+    """Serves one client until it leaves. A bad frame costs its own answer, not the connection."""
+
+    async def act(frame: Envelope) -> None:
+        try:
+            observation = frame.payload.get("observation")
+            if not isinstance(observation, dict):
+                raise WireError("infer carries an observation", where="payload.observation",
+                                got=type(observation).__name__, expected="a map")  # fmt: skip
+            done, actions = await kitchen.serve(observation, "xpolicylab")
+            reply: dict[str, Any] = {"actions": actions, "latency_ms": done.infer_ms + done.waited_ms}
+            await socket.send_bytes(pack(answer(frame, reply)))
+        except Exception as error:
+            # every error goes to the client that caused it
+            await fail(frame, error)
+
+    async def fail(frame: Envelope | None, error: Exception) -> None:
+        if socket.closed:
+            return
+        why = refusal(error, client)
+        ours = isinstance(error, (Busy, Closing)) or not isinstance(error, WireError)
+        code = "infer_failed" if ours or frame is not None else "invalid_frame"
+        await socket.send_bytes(pack(refuse(frame, code, why.message, why.fields())))
+
+    lane = Lane(act)
+    try:
+        async for message in socket:
+            frame = None
+            try:
+                if message.type is not WSMsgType.BINARY:
+                    raise WireError("a frame is binary", where="the websocket", got="a text frame", expected="msgpack")
+                frame = unpack(message.data, limits)
+                if frame.message_type == "close":
+                    break
+                if frame.message_type == "infer":
+                    lane.add(frame)
+                else:
+                    await socket.send_bytes(pack(answer(frame, {"ok": True})))
+            except Exception as error:
+                # every error goes to the client that caused it
+                await fail(frame, error)
+    finally:
+        await lane.drop()

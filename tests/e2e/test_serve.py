@@ -1,0 +1,327 @@
+"""The server over real sockets: other people's clients, many at once, wrong ones, and its end."""
+
+import contextlib
+import http.client
+import json
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import json_numpy
+import numpy as np
+import pytest
+from inspect_robots_xpolicylab._client import PolicyClient
+from inspect_robots_xpolicylab._protocol import WsError
+from openpi_client import msgpack_numpy
+from openpi_client.websocket_client_policy import WebsocketClientPolicy
+from serving import message, mirror, serving, stop
+from websockets.exceptions import ConnectionClosed, InvalidMessage, InvalidStatus
+from websockets.sync.client import ClientConnection, connect
+
+from lightwam.errors import ConfigError
+from lightwam.serve.server import Newer, Server
+from lightwam.types import Observation
+from lightwam.wire.limits import Limits
+
+# openpi's and XPolicyLab's clients, and some tests, connect in the way of before websockets 17
+pytestmark = pytest.mark.filterwarnings(r"ignore:connect\(\) must be used as a context manager:DeprecationWarning")
+KEY = "k" * 40
+
+
+OPEN: list[ClientConnection] = []
+
+
+@pytest.fixture(autouse=True)
+def _closed() -> Iterator[None]:
+    """openpi's client cannot be closed by those who use it."""
+    yield
+    while OPEN:
+        OPEN.pop().close()
+
+
+def openpi(server: Server, key: str | None = None) -> WebsocketClientPolicy:
+    client = WebsocketClientPolicy("127.0.0.1", server.ports["openpi"], api_key=key)
+    OPEN.append(client._ws)
+    return client
+
+
+def raw(server: Server, name: str = "openpi", **options: Any) -> ClientConnection:
+    OPEN.append(connect(f"ws://127.0.0.1:{server.ports[name]}", compression=None, max_size=None, **options))
+    return OPEN[-1]
+
+
+def ask(server: Server, method: str, path: str, body: Any = None, headers: Any = None) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", server.ports["openpi"], timeout=10)
+    connection.request(method, path, body, headers or {})
+    with contextlib.closing(connection):
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+
+
+class Gate:
+    """A policy that thinks until it is let go."""
+
+    def __init__(self) -> None:
+        self.entered, self.open = threading.Event(), threading.Event()
+
+    def __call__(self, observations: Sequence[Observation]) -> np.ndarray:
+        self.entered.set()
+        assert self.open.wait(20)
+        return mirror(observations)
+
+
+def test_openpis_own_client_is_served() -> None:
+    with serving() as server:
+        client = openpi(server)
+        assert client.get_server_metadata() == {"recipe": "test"}
+        first, second = client.infer(message(3)), client.infer(message(4))
+    assert first["actions"].shape == (3, 7)
+    assert (first["actions"][:, :6] == 3).all()
+    assert (second["actions"][:, :6] == 4).all()
+    assert "prev_total_ms" not in first["server_timing"]
+    assert second["server_timing"]["prev_total_ms"] >= second["policy_timing"]["infer_ms"] > 0
+
+
+def test_an_error_is_one_text_and_the_end_of_that_connection_alone() -> None:
+    with serving() as server:
+        well, ill = openpi(server), raw(server)
+        ill.recv()
+        ill.send(msgpack_numpy.packb({"prompt": "nothing else"}))
+        told = json.loads(ill.recv())
+        assert set(told) == {"code", "where", "message", "expected"}
+        assert told["code"] == "bad_message"
+        assert "observation/image" in told["where"] + told["message"] + told["expected"]
+        with pytest.raises(ConnectionClosed) as closed:
+            ill.recv()
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1011
+        assert well.infer(message(2))["actions"][0, 0] == 2
+
+
+def test_what_breaks_inside_is_told_to_the_log_alone(caplog: pytest.LogCaptureFixture) -> None:
+    def broken(observations: Sequence[Observation]) -> np.ndarray:
+        raise ZeroDivisionError("a secret of the house")
+
+    with serving(broken) as server:
+        with pytest.raises(RuntimeError) as told:
+            openpi(server).infer(message())
+    assert "secret" not in str(told.value)
+    assert "internal" in str(told.value)
+    (record,) = [record for record in caplog.records if record.exc_info]
+    assert record.exc_info is not None
+    assert isinstance(record.exc_info[1], ZeroDivisionError)
+    assert record.fields["number"] in str(told.value)  # type: ignore[attr-defined]
+
+
+def test_xpolicylabs_own_client_is_served() -> None:
+    with serving() as server:
+        client = PolicyClient(f"ws://127.0.0.1:{server.ports['xpolicylab']}", "evaluation", connect_attempts=1)
+        client.connect()
+        client.reset("one")
+        for step in range(3):
+            reply = client.infer(message(step), trial_id="one", step=step)
+            assert np.asarray(reply.payload["actions"])[0, 0] == step
+            assert reply.payload["latency_ms"] > 0
+        with pytest.raises(WsError, match="infer_failed"):
+            client.infer({"nothing": 1}, trial_id="one", step=3)
+        client.infer(message(5), trial_id="one", step=4)  # a bad frame costs its own answer, not the connection
+        client.trial_end("one")
+        client.close()
+
+
+def test_plain_http_is_served() -> None:
+    with serving() as server:
+        assert ask(server, "GET", "/act")[0] == 200
+        status, body = ask(server, "POST", "/act", json_numpy.dumps(message(6)))
+        assert status == 200
+        assert json_numpy.loads(body)["actions"][2, 5] == 6
+        for bad, code in ((b"{", 400), (b"[]", 400), (json_numpy.dumps({"prompt": "x"}), 400)):
+            status, body = ask(server, "POST", "/act", bad)
+            assert (status, json.loads(body)["error"]["code"]) == (code, "bad_message")
+        assert ask(server, "PUT", "/act")[0] == 405
+        assert ask(server, "GET", "/elsewhere")[0] == 404
+
+
+def test_nothing_is_mixed_up_between_clients() -> None:
+    def robot(server: Server, number: int) -> list[float]:
+        client = openpi(server)
+        return [client.infer(message(1000 * number + i))["actions"][1, 3] for i in range(20)]
+
+    with serving() as server, ThreadPoolExecutor(12) as threads:
+        answers = list(threads.map(robot, [server] * 12, range(12)))
+    assert answers == [[1000 * number + i for i in range(20)] for number in range(12)]
+
+
+def test_pings_and_health_are_answered_while_the_model_thinks() -> None:
+    gate = Gate()
+    with serving(gate) as server:
+        client = raw(server)
+        client.recv()
+        client.send(msgpack_numpy.packb(message()))
+        assert gate.entered.wait(10)
+        assert client.ping().wait(10)
+        assert ask(server, "GET", "/healthz") == (200, b"OK\n")
+        measured = ask(server, "GET", "/metrics")[1].decode()
+        (thinking,) = (line for line in measured.splitlines() if line.startswith("lightwam_thinking_seconds"))
+        assert float(thinking.split()[1]) > 0
+        assert 'lightwam_clients{protocol="openpi"} 1.0' in measured
+        gate.open.set()
+        client.recv()
+        assert 'lightwam_requests_total{outcome="ok",protocol="openpi"} 1.0' in ask(server, "GET", "/metrics")[1].decode()
+
+
+def test_without_the_key_nothing_but_health_is_told() -> None:
+    with serving(keys=[KEY]) as server:
+        assert openpi(server, KEY).infer(message(1))["actions"][0, 0] == 1
+        for name in ("openpi", "xpolicylab"):
+            with pytest.raises(InvalidStatus) as refused:
+                raw(server, name, additional_headers={"Authorization": f"Api-Key {KEY[:-1]}x"})
+            assert refused.value.response.status_code == 401
+        for method, path in (("POST", "/act"), ("GET", "/metrics"), ("GET", "/anything")):
+            assert ask(server, method, path, b"{}")[0] == 401
+        assert ask(server, "GET", "/metrics", headers={"Authorization": f"Bearer {KEY}"})[0] == 200
+        assert ask(server, "GET", "/healthz")[0] == 200
+
+
+def test_a_web_page_cannot_drive_the_robot() -> None:
+    with serving() as server:
+        with pytest.raises(InvalidStatus) as refused:
+            raw(server, origin="http://evil.example")
+        assert refused.value.response.status_code == 403
+        assert ask(server, "POST", "/act", b"{}", {"Origin": "http://evil.example"})[0] == 403
+
+
+def test_tls(tmp_path: Path) -> None:
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"
+    subprocess.run([*command.split(), "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    trust = ssl.create_default_context(cafile=str(certificate))
+    with serving(tls_certificate=certificate, tls_key=key) as server:
+        with connect(f"wss://127.0.0.1:{server.ports['openpi']}", ssl=trust, compression=None) as client:
+            client.recv()
+            client.send(msgpack_numpy.packb(message(9)))
+            assert msgpack_numpy.unpackb(client.recv())["actions"][0, 0] == 9
+        with pytest.raises((OSError, EOFError, InvalidMessage)):
+            raw(server, open_timeout=3)
+
+
+def test_a_full_queue_says_busy() -> None:
+    gate = Gate()
+    with serving(gate, most_waiting=1, most_together=1) as server:
+        first, second, third = (raw(server) for _ in range(3))
+        for client in (first, second, third):
+            client.recv()
+        first.send(msgpack_numpy.packb(message(1)))
+        assert gate.entered.wait(10)
+        second.send(msgpack_numpy.packb(message(2)))
+        while "lightwam_requests_waiting 1.0" not in ask(server, "GET", "/metrics")[1].decode():
+            time.sleep(0.01)
+        third.send(msgpack_numpy.packb(message(3)))
+        assert json.loads(third.recv())["code"] == "busy"
+        gate.open.set()
+        assert [msgpack_numpy.unpackb(client.recv())["actions"][0, 0] for client in (first, second)] == [1, 2]
+
+
+def test_too_many_connections_are_refused() -> None:
+    with serving(most_clients=2) as server:
+        first, _second = openpi(server), openpi(server)
+        with pytest.raises(InvalidStatus) as refused:
+            raw(server)
+        assert refused.value.response.status_code == 503
+        first._ws.close()
+        deadline = time.monotonic() + 10
+        while True:  # a place is free as soon as the server has noticed
+            try:
+                raw(server).close()
+                break
+            except InvalidStatus:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+
+
+def test_a_message_over_the_limit_ends_its_connection() -> None:
+    with serving(limits=Limits(message_bytes=50_000)) as server:
+        client, well = raw(server), openpi(server)
+        client.recv()
+        client.send(b"x" * 60_000)
+        with pytest.raises(ConnectionClosed) as closed:
+            client.recv()
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1009
+        assert ask(server, "POST", "/act", b"x" * 60_000)[0] == 413
+        assert well.infer(message(1))["actions"][0, 0] == 1
+
+
+def test_a_connection_that_says_nothing_is_closed() -> None:
+    with serving(handshake_seconds=0.3) as server:
+        door = ("127.0.0.1", server.ports["openpi"])
+        talking = openpi(server)
+        with socket.create_connection(door, timeout=10) as silent, contextlib.suppress(ConnectionResetError):
+            assert silent.recv(1) == b""
+        with socket.create_connection(door, timeout=10) as slow:
+            slow.sendall(b"POST /act HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc")
+            assert b" 408 " in slow.recv(1000)
+        assert talking.infer(message(1))["actions"][0, 0] == 1
+
+
+def test_stopping_answers_what_was_asked_and_refuses_what_comes() -> None:
+    gate = Gate()
+    with serving(gate) as server:
+        client = raw(server)
+        client.recv()
+        client.send(msgpack_numpy.packb(message(5)))
+        assert gate.entered.wait(10)
+        health = http.client.HTTPConnection("127.0.0.1", server.ports["openpi"], timeout=10)
+        health.request("GET", "/healthz")
+        assert health.getresponse().read() == b"OK\n"
+        stop(server)
+        deadline = time.monotonic() + 10
+        while not server.draining:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        health.request("GET", "/healthz")
+        assert health.getresponse().read() == b"draining\n"
+        health.close()
+        gate.open.set()
+        assert msgpack_numpy.unpackb(client.recv())["actions"][0, 0] == 5
+        with pytest.raises(ConnectionClosed) as closed:
+            client.recv()
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1001
+
+
+def test_newer_weights_take_over_without_a_lost_request() -> None:
+    tries: list[int] = []
+
+    def newer(step: int) -> Newer | None:
+        tries.append(step)
+        if len(tries) == 1:
+            raise OSError("half a checkpoint")
+        return Newer(lambda seen: mirror(seen) + 100, 2) if step == 1 else None
+
+    with serving(newer=newer, follow_seconds=0.05) as server:
+        client = openpi(server)
+        answers = []
+        deadline = time.monotonic() + 15
+        while (not answers or answers[-1] < 100) and time.monotonic() < deadline:
+            answers.append(client.infer(message(1))["actions"][0, 0])
+        measured = ask(server, "GET", "/metrics")[1].decode()
+    assert answers[0] == 1
+    assert answers[-1] == 101
+    assert 'lightwam_reloads_total{outcome="failed"} 1.0' in measured
+    assert "lightwam_checkpoint_step 2.0" in measured
+
+
+def test_a_taken_port_is_named() -> None:
+    with serving() as server:
+        with (
+            pytest.raises(ConfigError, match=f"127.0.0.1:{server.ports['openpi']}"),
+            serving(xpolicylab_port=server.ports["openpi"]),
+        ):
+            pass

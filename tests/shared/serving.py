@@ -1,0 +1,79 @@
+"""A server in a thread of this process, for tests that talk to it over real sockets on 127.0.0.1."""
+
+import asyncio
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from lightwam.serve.access import Keys
+from lightwam.serve.server import Server
+from lightwam.serve.settings import Serving
+from lightwam.types import Observation
+from lightwam.wire.family import chosen
+
+LIBERO = (("agentview", "wrist"), 8, 7)
+"""cameras, state and action sizes that LIBERO's and openpi's clients know"""
+
+
+def mirror(observations: Sequence[Observation]) -> np.ndarray:
+    """Actions that tell who asked: three steps of the state's first seven numbers."""
+    return np.stack([np.tile(one.state[:7].astype(np.float32), (3, 1)) for one in observations])
+
+
+def message(number: float = 0.0, size: int = 8) -> dict[str, Any]:
+    """What a LIBERO client of openpi sends; its state says who it is."""
+    picture = np.full((size, size, 3), 7, np.uint8)
+    return {
+        "observation/image": picture,
+        "observation/wrist_image": picture,
+        "observation/state": np.full(8, number, np.float32),
+        "prompt": "put the bowl on the plate",
+    }
+
+
+@contextmanager
+def serving(act: Any = mirror, keys: Sequence[str] = (), newer: Any = None, **settings: Any) -> Iterator[Server]:
+    """A server that listens, and stops and drains when the block ends."""
+    families = settings.pop("families_of", None) or chosen(("libero",), *LIBERO, {})
+    server = Server(act, 1, families, {"recipe": "test"}, Serving(port=0, **{"xpolicylab_port": 0} | settings),
+                    Keys(keys), newer)  # fmt: skip
+    listening, failures = threading.Event(), list[BaseException]()
+
+    def run() -> None:
+        try:
+            asyncio.run(server.run(ready))
+        except BaseException as error:
+            failures.append(error)
+            listening.set()
+
+    def ready(_: Server) -> None:
+        LOOPS[id(server)] = asyncio.get_running_loop()
+        listening.set()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert listening.wait(20)
+    try:
+        if failures:
+            raise failures[0]
+        yield server
+    finally:
+        stop(server)
+        thread.join(20)
+        LOOPS.pop(id(server), None)
+        assert not thread.is_alive()
+    if failures:
+        raise failures[0]
+
+
+LOOPS: dict[int, asyncio.AbstractEventLoop] = {}
+
+
+def stop(server: Server) -> None:
+    """Asks the server to drain; does not wait for it."""
+    loop = LOOPS.get(id(server))
+    if loop is not None and loop.is_running():
+        loop.call_soon_threadsafe(server.stopping.set)
