@@ -1,4 +1,4 @@
-"""What serving adds to acting: round trips over loopback with a policy that does nothing, and /healthz while it thinks."""
+"""What serving adds to acting: round trips with a policy that does nothing, and /healthz while one thinks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lightwam.serve.server import Server
 from lightwam.serve.settings import Serving
 from lightwam.types import Observation
 from lightwam.versions import versions
-from lightwam.wire import family
+from lightwam.wire.families import chosen
 from lightwam.wire.openpi import pack, unpack
 
 WARM_UP, ROUND_TRIPS, GLANCES = 100, 2000, 100
@@ -39,12 +39,14 @@ def bench_serve(*, as_json: bool = False, say: Callable[[str], None] = print) ->
         times = [_seconds(ask) for _ in range(WARM_UP + ROUND_TRIPS)][WARM_UP:]
     with served(THINKING_SECONDS) as port, openpi_client(port) as (_, message), _connect(port) as socket:
         socket.recv()
-        glances = []
+        glances: list[float] = []
         while len(glances) < GLANCES:
             socket.send(message)
-            glances += [_seconds(lambda: _healthz(port)) for _ in range(10) if not time.sleep(0.05)]
+            for _ in range(10):
+                time.sleep(0.05)
+                glances.append(_seconds(lambda: _healthz(port)))
             socket.recv()
-    result = {
+    result: dict[str, Any] = {
         "round_trip": _percentiles(times),
         "healthz_while_thinking": _percentiles(glances) | {"max_ms": 1000 * max(glances)},
         "message_bytes": len(message),
@@ -82,14 +84,14 @@ def _serve(thinking_seconds: float, settings: Serving, ready: Connection) -> Non
         time.sleep(thinking_seconds)
         return np.zeros((len(observations), HORIZON, ACTION_DIM), np.float32)
 
-    families = family.chosen(("libero",), ("agentview", "wrist"), STATE_DIM, ACTION_DIM, {})
+    families = chosen(("libero",), ("agentview", "wrist"), STATE_DIM, ACTION_DIM, {})
     server = Server(act, 0, families, {"policy": "no-op"}, settings)
     asyncio.run(server.run(lambda one: ready.send(one.ports["openpi"])))
 
 
 @contextmanager
 def openpi_client(port: int) -> Iterator[tuple[Callable[[], Any], bytes]]:
-    """A LIBERO client of openpi, after its greeting: one round trip, packing and unpacking included, and its message."""
+    """A LIBERO client of openpi: one round trip, packing and unpacking included, and what it sends."""
     random = np.random.default_rng(0)
     pictures = random.integers(0, 256, (2, 224, 224, 3), dtype=np.uint8)
     observation = {

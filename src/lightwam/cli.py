@@ -22,6 +22,7 @@ COMMANDS = {
     "cache": "encode a dataset once: latents and prompts for recipes with pretrained encoders",
     "train": "train a policy on a dataset; the same command again goes on where it stopped",
     "eval": "run a trained policy in closed loop on seeds it never saw",
+    "serve": "answer robots over openpi's websocket, XPolicyLab's and HTTP",
     "compare": "compare two evaluations, episode by episode",
     "report": "write a run's report.html",
     "adopt": "make a run of a published Light-WAM checkpoint",

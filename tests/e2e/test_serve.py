@@ -108,9 +108,8 @@ def test_what_breaks_inside_is_told_to_the_log_alone(caplog: pytest.LogCaptureFi
     def broken(observations: Sequence[Observation]) -> np.ndarray:
         raise ZeroDivisionError("a secret of the house")
 
-    with serving(broken) as server:
-        with pytest.raises(RuntimeError) as told:
-            openpi(server).infer(message())
+    with serving(broken) as server, pytest.raises(RuntimeError) as told:
+        openpi(server).infer(message())
     assert "secret" not in str(told.value)
     assert "internal" in str(told.value)
     (record,) = [record for record in caplog.records if record.exc_info]
@@ -173,7 +172,8 @@ def test_pings_and_health_are_answered_while_the_model_thinks() -> None:
         assert 'lightwam_clients{protocol="openpi"} 1.0' in measured
         gate.open.set()
         client.recv()
-        assert 'lightwam_requests_total{outcome="ok",protocol="openpi"} 1.0' in ask(server, "GET", "/metrics")[1].decode()
+        measured = ask(server, "GET", "/metrics")[1].decode()
+        assert 'lightwam_requests_total{outcome="ok",protocol="openpi"} 1.0' in measured
 
 
 def test_without_the_key_nothing_but_health_is_told() -> None:
@@ -199,7 +199,9 @@ def test_a_web_page_cannot_drive_the_robot() -> None:
 
 def test_tls(tmp_path: Path) -> None:
     certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"
+    command = (
+        "openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"
+    )
     subprocess.run([*command.split(), "-keyout", key, "-out", certificate], check=True, capture_output=True)
     trust = ssl.create_default_context(cafile=str(certificate))
     with serving(tls_certificate=certificate, tls_key=key) as server:
@@ -319,9 +321,9 @@ def test_newer_weights_take_over_without_a_lost_request() -> None:
 
 
 def test_a_taken_port_is_named() -> None:
-    with serving() as server:
-        with (
-            pytest.raises(ConfigError, match=f"127.0.0.1:{server.ports['openpi']}"),
-            serving(xpolicylab_port=server.ports["openpi"]),
-        ):
-            pass
+    with (
+        serving() as server,
+        pytest.raises(ConfigError, match=f"127.0.0.1:{server.ports['openpi']}"),
+        serving(xpolicylab_port=server.ports["openpi"]),
+    ):
+        pass

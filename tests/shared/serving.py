@@ -12,7 +12,7 @@ from lightwam.serve.access import Keys
 from lightwam.serve.server import Server
 from lightwam.serve.settings import Serving
 from lightwam.types import Observation
-from lightwam.wire.family import chosen
+from lightwam.wire.families import chosen
 
 LIBERO = (("agentview", "wrist"), 8, 7)
 """cameras, state and action sizes that LIBERO's and openpi's clients know"""

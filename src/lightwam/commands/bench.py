@@ -11,10 +11,11 @@ from lightwam import checks
 from lightwam.commands.options import AnyRecipe, kind_named, named_recipe, parse
 from lightwam.config import Recipe
 
-KINDS = ("train", "act", "eval")
+KINDS = ("train", "act", "eval", "serve")
 USAGE = """usage: lightwam bench train RECIPE [OPTIONS]     training samples a second, and the share of time by part
        lightwam bench act RECIPE|RUN [OPTIONS]    milliseconds an action chunk, plain and by the engine
-       lightwam bench eval RECIPE [OPTIONS]      wall time of a closed-loop evaluation, against the plain way"""
+       lightwam bench eval RECIPE [OPTIONS]      wall time of a closed-loop evaluation, against the plain way
+       lightwam bench serve [OPTIONS]            milliseconds that serving adds: round trips over loopback"""
 
 
 @dataclass(frozen=True)
@@ -60,13 +61,21 @@ class BenchEvalOptions:
     """print JSON instead of a table"""
 
 
+@dataclass(frozen=True)
+class BenchServeOptions:
+    """Measure what serving adds to acting: round trips of a policy that does nothing, and /healthz while one thinks."""
+
+    json: bool = False
+    """print JSON instead of a table"""
+
+
 def run(arguments: Sequence[str]) -> None:
-    """`lightwam bench train RECIPE`, `lightwam bench act RECIPE|RUN`, `lightwam bench eval RECIPE`."""
+    """`lightwam bench train RECIPE`, `bench act RECIPE|RUN`, `bench eval RECIPE`, `bench serve`."""
     if (named := kind_named(arguments, KINDS, USAGE, "cannot measure that")) is None:
         return
     kind, rest = named
     if kind != "train":
-        return (_act if kind == "act" else _eval)(rest)
+        return {"act": _act, "eval": _eval, "serve": _serve}[kind](rest)
     recipe, rest = named_recipe(rest, "bench train")
     options = parse(BenchTrainOptions(recipe), rest, f"bench train {recipe.name}")
     checks.check(options.recipe)
@@ -75,6 +84,13 @@ def run(arguments: Sequence[str]) -> None:
 
     keep_memory()
     bench_train(options.recipe, device=options.device, as_json=options.json)
+
+
+def _serve(arguments: Sequence[str]) -> None:
+    options = parse(BenchServeOptions(), arguments, "bench serve")
+    from lightwam.bench_serve import bench_serve
+
+    bench_serve(as_json=options.json)
 
 
 def _eval(arguments: Sequence[str]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,18 +14,21 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from lightwam import checks
-from lightwam.commands.options import AnyRecipe, kind_named, named_recipe, parse
+from lightwam.commands.options import AnyRecipe, kind_named, named_recipe, parse, run_directory
 from lightwam.config import LATENTS
-from lightwam.errors import DatasetError, SimulatorError
+from lightwam.errors import DatasetError, SimulatorError, WireError
+from lightwam.serve import access
+from lightwam.serve.settings import Serving
 
 if TYPE_CHECKING:
     from lightwam.data.lerobot import LeRobotDataset
 
-KINDS = ("sim", "expert", "dataset")
+KINDS = ("sim", "expert", "dataset", "client")
 USAGE = """usage: lightwam check sim RECIPE [--task NAME]   every task of the recipe's simulator, or the one named
        lightwam check expert RECIPE [OPTIONS]    how often its scripted expert solves each task
        lightwam check dataset PATH              every file, type, shape and number of a dataset, its latents too;
-                                                PATH may also be LIBERO's own *_demo.hdf5, one or a folder of them"""
+                                                PATH may also be LIBERO's own *_demo.hdf5, one or a folder of them
+       lightwam check client RUN [OPTIONS]       listens in the server's place: what does a robot's client send?"""
 
 
 @dataclass(frozen=True)
@@ -54,12 +59,24 @@ class DatasetOptions:
     path: Annotated[Path, tyro.conf.Positional]
 
 
+@dataclass(frozen=True)
+class ClientOptions:
+    """Listen as `lightwam serve` would, and tell what a robot's client sends, and what of it does not fit.
+
+    Nothing is answered, so no robot moves: the client is told that this is a check.
+    """
+
+    serving: Annotated[Serving, tyro.conf.arg(name="")]
+    messages: int = 1
+    """so many are looked at"""
+
+
 def run(arguments: Sequence[str]) -> None:
-    """`lightwam check sim RECIPE`, `lightwam check expert RECIPE` or `lightwam check dataset PATH`."""
+    """`lightwam check sim RECIPE`, `check expert RECIPE`, `check dataset PATH` or `check client RUN`."""
     if (named := kind_named(arguments, KINDS, USAGE, "cannot check that")) is None:
         return
     kind, rest = named
-    {"sim": _check_sim, "expert": _check_expert, "dataset": _check_dataset}[kind](rest)
+    {"sim": _check_sim, "expert": _check_expert, "dataset": _check_dataset, "client": _check_client}[kind](rest)
 
 
 def _check_sim(arguments: Sequence[str]) -> None:
@@ -100,6 +117,28 @@ def _check_expert(arguments: Sequence[str]) -> None:
         steps = f", {row['steps']:.0f} steps" if row["successes"] else ""
         print(f"{task:24} {row['successes']:3} of {row['trials']:3}  {low:4.0%} to {high:4.0%}{steps}"
               + (f"; failed {row['failed']}" if row["failed"] else ""))  # fmt: skip
+
+
+def _check_client(arguments: Sequence[str]) -> None:
+    path, rest = run_directory(arguments, "check client")
+    options = parse(ClientOptions(Serving()), rest, f"check client {path}")
+    settings = options.serving
+    keys = access.read_keys(settings.api_keys, os.environ.get(access.KEYS_VARIABLE))
+    access.check_door(settings.host, keys, anyone=settings.allow_anyone)
+    from lightwam.checkpoint import read_recipe
+    from lightwam.serve import logs
+    from lightwam.serve.inspecting import inspecting
+    from lightwam.wire.families import chosen
+
+    recipe = read_recipe(path)
+    cameras = tuple(place.camera for place in recipe.codec.places)
+    model = recipe.model
+    families = chosen(settings.families, cameras, model.state_dim, model.action_dim, settings.renames)
+    logs.begin(settings.log)
+    if not asyncio.run(inspecting(families, settings, keys, options.messages)):
+        raise WireError("the client's messages do not fit the run", where=path,
+                        next_step="rename cameras (--renames), choose --families, or declare the robot in a file: "
+                        "docs/serving_robots.md")  # fmt: skip
 
 
 def _check_dataset(arguments: Sequence[str]) -> None:

@@ -58,7 +58,7 @@ def serve(run: Path, options: ServeOptions) -> None:
     from lightwam.engine.cpu import keep_memory
     from lightwam.policy import Policy
     from lightwam.serve.server import Newer, Server
-    from lightwam.wire.family import chosen
+    from lightwam.wire.families import chosen
 
     keep_memory()
 
@@ -73,9 +73,7 @@ def serve(run: Path, options: ServeOptions) -> None:
 
     policy = load(options.step)
     model = policy.recipe.model
-    families = chosen(
-        settings.families, policy.codec.cameras, model.state_dim, model.action_dim, settings.renames
-    )
+    families = chosen(settings.families, policy.codec.cameras, model.state_dim, model.action_dim, settings.renames)
     logs.begin(settings.log)
     server = Server(policy.act_batch, policy.step, families, metadata(policy), settings, keys, newer)
     asyncio.run(until_signalled(server))

@@ -7,13 +7,15 @@ import asyncio
 from aiohttp import web
 
 from lightwam.errors import WireError
-from lightwam.serve.desk import Busy, Closing
 from lightwam.serve.settings import Serving
 from lightwam.serve.talk import Kitchen, refusal
 from lightwam.wire.json_arrays import dumps, loads
 
+STATUS = {"busy": 503, "closing": 503, "bad_message": 400}
+"""of an error's code; 500 else"""
 
-async def act(request: web.Request, kitchen: Kitchen, settings: Serving, draining: bool) -> web.Response:
+
+async def act(request: web.BaseRequest, kitchen: Kitchen, settings: Serving, draining: bool) -> web.Response:
     """200 with {"actions", "infer_ms"}; 400 for a bad observation, 413 a long one, 503 when busy or stopping."""
     if request.method == "GET":
         return web.json_response({"status": "draining" if draining else "ok"}, status=503 if draining else 200)
@@ -31,13 +33,13 @@ async def act(request: web.Request, kitchen: Kitchen, settings: Serving, drainin
     except Exception as error:
         # every error goes to the client that caused it
         why = refusal(error, str(request.remote))
-        status = {Busy: 503, Closing: 503, WireError: 400}.get(type(error), 500)
+        status = STATUS.get(why.code, 500)
         return web.json_response({"error": why.fields()}, status=status)
     reply = {"actions": actions, "infer_ms": done.infer_ms, "waited_ms": done.waited_ms}
     return web.Response(body=dumps(reply), content_type="application/json")
 
 
-async def _body(request: web.Request, most: int) -> bytes:
+async def _body(request: web.BaseRequest, most: int) -> bytes:
     parts, size = [], 0
     async for part in request.content.iter_any():
         size += len(part)

@@ -1,4 +1,4 @@
-"""The server's log: an event a line, as JSON for machines or as text for people. Tracebacks are here and nowhere else."""
+"""The server's log: an event a line, as JSON or as text. Tracebacks are here and nowhere else."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from lightwam.serve.settings import Serving
 from lightwam.serve.talk import Kitchen, Refusal
 from lightwam.wire.family import Family
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
 class Newer(NamedTuple):
@@ -38,7 +38,8 @@ class Server:
     """Serves one policy until it is told to stop.
 
     `metadata` is what openpi's clients are greeted with. `newer(step)` gives weights of a later step, or None; it runs
-    in a thread of its own every `settings.follow_seconds`.
+    in a thread of its own every `settings.follow_seconds`. `look` sees every message first, with its protocol; what it
+    raises is what the client is told.
     """
 
     act: Act
@@ -48,6 +49,7 @@ class Server:
     settings: Serving = field(default_factory=Serving)
     keys: Keys = field(default_factory=Keys)
     newer: Callable[[int], Newer | None] | None = None
+    look: Callable[[Mapping[str, Any], str], None] | None = None
 
     def __post_init__(self) -> None:
         self.metrics = Metrics()
@@ -71,14 +73,14 @@ class Server:
             most_together=settings.most_together,
             window_seconds=settings.window_ms / 1000,
         )
-        self.kitchen = Kitchen(self.desk, self.families, self.metrics)
+        self.kitchen = Kitchen(self.desk, self.families, self.metrics, self.look)
         self.desk.open()
         try:
             servers = await self._listen()
         except ConfigError:
             await self.desk.close()
             raise
-        note("listening", **{f"{name}_port": port for name, port in self.ports.items()}, host=settings.host)
+        note("listening", host=settings.host, ports=self.ports)
         follow = asyncio.create_task(self._follow())
         try:
             if ready is not None:
@@ -94,7 +96,7 @@ class Server:
         if settings.xpolicylab_port is not None:
             doors.append(("xpolicylab", settings.xpolicylab_port, self._xpolicylab_door))
         secure = tls(settings.tls_certificate, settings.tls_key)
-        servers = []
+        servers: list[tuple[asyncio.Server, web.Server]] = []
         for name, port, handler in doors:
             answering = web.Server(self._guarded(handler), access_log=None, max_line_size=8190, keepalive_timeout=60)
             try:
@@ -105,7 +107,7 @@ class Server:
                 for before, _ in servers:
                     before.close()
                 raise ConfigError("cannot listen", where=f"{settings.host}:{port} ({name})", got=f"{error}",
-                                  next_step="another --port or --xpolicylab-port, or stop what listens there") from error  # fmt: skip
+                                  next_step="another --port or --xpolicylab-port") from error  # fmt: skip
             self.ports[name] = listening.sockets[0].getsockname()[1]
             servers.append((listening, answering))
         return servers
@@ -128,7 +130,7 @@ class Server:
     def _guarded(self, handler: Handler) -> Handler:
         """Behind a door: at most so many connections, no web pages, and nobody without a key."""
 
-        async def guard(request: web.Request) -> web.StreamResponse:
+        async def guard(request: web.BaseRequest) -> web.StreamResponse:
             transport = request.transport
             if transport is None:
                 raise web.HTTPBadRequest
@@ -141,7 +143,7 @@ class Server:
                 self._connections.add(transport)
             if request.path == "/healthz" and request.method == "GET":
                 # openpi's clients and load balancers ask this, without a key
-                return web.Response(text="draining\n" if self.draining else "OK\n", status=503 if self.draining else 200)
+                return web.Response(status=503, text="draining\n") if self.draining else web.Response(text="OK\n")
             if not self.keys.admit(request.headers.get("Authorization")):
                 note("refused", client=request.remote, why="no key, or a wrong one")
                 return refused(401, Refusal("unauthorized", "the Authorization header", "no valid API key",
@@ -154,7 +156,7 @@ class Server:
 
         return guard
 
-    async def _main_door(self, request: web.Request) -> web.StreamResponse:
+    async def _main_door(self, request: web.BaseRequest) -> web.StreamResponse:
         if request.headers.get("Upgrade", "").lower() == "websocket":
             return await self._talk(request, "openpi")
         if (request.method, request.path) == ("GET", "/metrics"):
@@ -164,7 +166,7 @@ class Server:
         return refused(404, Refusal("bad_message", request.path, "nothing is here",
                                     "a websocket, or POST /act, GET /act, GET /healthz, GET /metrics"))  # fmt: skip
 
-    async def _xpolicylab_door(self, request: web.Request) -> web.StreamResponse:
+    async def _xpolicylab_door(self, request: web.BaseRequest) -> web.StreamResponse:
         if request.headers.get("Upgrade", "").lower() != "websocket":
             return refused(426, Refusal("bad_message", request.path, "this port speaks XPolicyLab's websocket only",
                                         f"HTTP on port {self.ports['openpi']}"))  # fmt: skip
@@ -177,7 +179,7 @@ class Server:
         metrics.step.set(desk.step)
         return web.Response(body=metrics.text(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 
-    async def _talk(self, request: web.Request, name: str) -> web.StreamResponse:
+    async def _talk(self, request: web.BaseRequest, name: str) -> web.StreamResponse:
         """One websocket, from its greeting to its end."""
         if self.draining:
             return refused(503, Refusal("closing", "the server", "the server is stopping", ""))

@@ -18,7 +18,7 @@ from lightwam.errors import LightwamError, WireError
 from lightwam.serve.desk import Answer, Busy, Closing, Desk
 from lightwam.serve.logs import note
 from lightwam.serve.metrics import Metrics
-from lightwam.wire.family import Family
+from lightwam.wire.family import Family, shown
 
 MOST_IN_FLIGHT = 4
 """requests of one connection; robots have one"""
@@ -58,11 +58,15 @@ class Kitchen:
     desk: Desk
     families: Sequence[Family]
     metrics: Metrics
+    look: Callable[[Mapping[str, Any], str], None] | None = None
+    """sees every message, with its protocol, before it is answered"""
 
     async def serve(self, message: Mapping[str, Any], protocol: str) -> tuple[Answer, Any]:
         """The answer to one message, and its actions as the message's family wants them."""
         begun, outcome = time.perf_counter(), "internal"
         try:
+            if self.look is not None:
+                self.look(message, protocol)
             family = spoken(self.families, message)
             answer = await self.desk.ask(family.observation(message))
             actions, outcome = family.actions(answer.actions), "ok"
@@ -91,7 +95,7 @@ def spoken(families: Sequence[Family], message: Mapping[str, Any]) -> Family:
         "a message of no known family of robots",
         where="the message's keys",
         got=", ".join(map(str, list(message)[:20])) or "none",
-        expected="; or ".join(f"{family.name}: {', '.join(family.keys())}" for family in families),
+        expected="; or ".join(f"{one.name}: {', '.join(map(shown, one.cameras.values()))}" for one in families),
         next_step="lightwam check client tells what a client sends; docs/serving_robots.md how to declare a new robot",
     )
 

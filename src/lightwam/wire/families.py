@@ -7,12 +7,12 @@ Light-WAM's robot client.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from lightwam.errors import ConfigError, did_you_mean
-from lightwam.wire.family import CAMERA, ActionPart, Family, KeyPath, StatePart, Unit
+from lightwam.wire.family import CAMERA, GUIDE, ActionPart, Family, KeyPath, StatePart, Unit, fitted
 
 _ARMS = (("left_arm_joint_state", 6), ("left_ee_joint_state", 1), ("right_arm_joint_state", 6), ("right_ee_joint_state", 1))  # fmt: skip
 _ALOHA = ("cam_high", "cam_low", "cam_left_wrist", "cam_right_wrist")
@@ -72,6 +72,28 @@ def named(name: str) -> Family:
         raise ConfigError("unknown family of robots", where="family", got=repr(name), expected=", ".join(FAMILIES),
                           next_step=did_you_mean(name, FAMILIES))  # fmt: skip
     return FAMILIES[name]
+
+
+def chosen(
+    names: Sequence[str], cameras: Sequence[str], state_dim: int, action_dim: int, renames: Mapping[str, str]
+) -> list[Family]:
+    """The families that a server of a run understands: those named (or declared in files), else all that fit the run.
+
+    ConfigError when one that was named does not fit, or none does.
+    """
+    declared = [read(Path(name)) if name.endswith(".toml") else named(name) for name in names]
+    fitting = []
+    for family in declared or FAMILIES.values():
+        try:
+            fitting.append(fitted(family, cameras, state_dim, action_dim, renames))
+        except ConfigError:
+            if declared:
+                raise
+    if not fitting:
+        raise ConfigError("no family of robots fits the run", where="--families", got=f"cameras {', '.join(cameras)}, "
+                          f"{state_dim} numbers of state, {action_dim} of action", expected=", ".join(FAMILIES),
+                          next_step=GUIDE)  # fmt: skip
+    return fitting
 
 
 def read(path: Path) -> Family:

@@ -72,6 +72,13 @@ class Family:
     state_units: tuple[Unit, ...] = ()
     action_units: tuple[Unit, ...] = ()
 
+    def claims(self, message: Any) -> bool:
+        """Whether all of the cameras' pictures are in the message, whatever they are."""
+        try:
+            return all(found_at(message, path) is not None for path in self.cameras.values())
+        except WireError:
+            return False
+
     def observation(self, message: Any) -> Observation:
         """What the policy sees; pictures are views of the message. WireError with the key that is missing or wrong."""
         frames = {camera: self.picture(message, camera) for camera in self.cameras}

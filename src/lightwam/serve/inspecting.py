@@ -1,0 +1,51 @@
+"""A server that looks at what a robot's client sends, and answers nothing, so that no robot moves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+from jaxtyping import Float32
+
+from lightwam.errors import WireError
+from lightwam.serve.access import Keys
+from lightwam.serve.server import Server
+from lightwam.serve.settings import Serving
+from lightwam.types import Observation
+from lightwam.wire.family import Family
+from lightwam.wire.inspection import Report, inspect
+
+
+async def inspecting(
+    families: Sequence[Family],
+    settings: Serving,
+    keys: Keys,
+    num_messages: int,
+    say: Callable[[str], None] = print,
+    ready: Callable[[Server], None] | None = None,
+) -> bool:
+    """Prints what is in the first messages, by the family that they fit best; whether all of them can be answered."""
+    reports: list[Report] = []
+
+    def look(message: Mapping[str, Any], protocol: str) -> NoReturn:
+        report = min((inspect(message, family) for family in families), key=num_faults)
+        reports.append(report)
+        say("\n".join([f"message {len(reports)}, over {protocol}:", *report.lines()]))
+        if len(reports) >= num_messages:
+            server.stopping.set()
+        raise WireError("this is a check, and the message fits" if report.fits else "this is a check, and the message "
+                        "does not fit", where="lightwam check client", next_step="lightwam serve answers")  # fmt: skip
+
+    server = Server(_never, 0, families, {"policy": "none: a check"}, settings, keys, look=look)
+    await server.run(ready)
+    return all(report.fits for report in reports)
+
+
+def num_faults(report: Report) -> int:
+    """What a family does not find in a message."""
+    return sum(bool(reading.fault) for reading in report.readings)
+
+
+def _never(observations: Sequence[Observation]) -> Float32[np.ndarray, "B H A"]:
+    raise AssertionError("nothing is asked of a check")
