@@ -46,9 +46,9 @@ corner = ["vision", "cam_left_wrist", "color"]
 Ask = Callable[[Observation], Any]
 
 
-def episode(policy: Policy, task: str, seed: int, ask: Ask) -> tuple[bool, int, list[list[float]]]:
+def episode(policy: Policy, simulator: base.Simulator, seed: int, ask: Ask) -> tuple[bool, int, list[list[float]]]:
     """Success, steps, and every action of a closed loop."""
-    simulator, done = base.make(policy.recipe.sim, task), list[list[float]]()
+    done: list[list[float]] = []
     simulator.reset(seed)
     while len(done) < policy.recipe.sim.max_steps:
         for action in np.asarray(ask(simulator.observe()), np.float32)[: policy.recipe.eval.replan]:
@@ -69,7 +69,8 @@ def test_openpis_client_drives_an_episode_as_the_policy_does(tiny_once: Any) -> 
             return client.infer({"images": dict(seen.frames), "state": seen.state, "prompt": seen.instruction})["actions"]
 
         for task in ("red", "blue"):
-            assert episode(policy, task, 1_000_000, ask) == episode(policy, task, 1_000_000, policy.act)
+            world = base.make(policy.recipe.sim, task)
+            assert episode(policy, world, 1_000_000, ask) == episode(policy, world, 1_000_000, policy.act)
         client._ws.close()
 
 
@@ -89,10 +90,10 @@ def test_xpolicylabs_client_drives_an_episode_as_the_policy_does(tiny_once: Any,
             return [action.data for action in client.act(told).actions]
 
         for task in ("red", "blue"):
-            sentence = base.make(policy.recipe.sim, task)
-            sentence.reset(0)
-            client.reset(Scene(id=task, instruction=sentence.observe().instruction))
-            assert episode(policy, task, 1_000_001, ask) == episode(policy, task, 1_000_001, policy.act)
+            world = base.make(policy.recipe.sim, task)
+            world.reset(0)
+            client.reset(Scene(id=task, instruction=world.observe().instruction))
+            assert episode(policy, world, 1_000_001, ask) == episode(policy, world, 1_000_001, policy.act)
         client.close()
 
 
@@ -122,14 +123,14 @@ def test_a_trained_policy_succeeds_as_often_over_the_wire(tmp_path: Path) -> Non
 
         successes = {"direct": 0, "openpi-client": 0, "inspect-robots-xpolicylab": 0}
         for task in sim.tasks:
-            simulator = base.make(sim, task)
-            simulator.reset(0)
-            sentence = simulator.observe().instruction
+            world = base.make(sim, task)
+            world.reset(0)
+            sentence = world.observe().instruction
             for seed in range(1_000_000, 1_000_005):
-                direct = episode(policy, task, seed, policy.act)
+                direct = episode(policy, world, seed, policy.act)
                 lab.reset(Scene(id=f"{task}-{seed}", instruction=sentence))
                 for name, way in (("openpi-client", by_openpi), ("inspect-robots-xpolicylab", by_lab)):
-                    assert episode(policy, task, seed, way) == direct
+                    assert episode(policy, world, seed, way) == direct
                     successes[name] += direct[0]
                 successes["direct"] += direct[0]
         print(f"of {5 * len(sim.tasks)} episodes succeeded: {successes}")
