@@ -84,7 +84,7 @@ class Family:
         if not isinstance(found, np.ndarray) or found.dtype != np.uint8:
             got = f"{found.dtype} {found.shape}" if isinstance(found, np.ndarray) else type(found).__name__
             raise WireError("a picture is not uint8", where=where, got=got, expected="uint8 RGB in 0..255",
-                            next_step="send np.uint8; of floats in 0..1: (255 * x).round().astype(np.uint8)")  # fmt: skip
+                            next_step="of floats in 0..1 send (255 * x).round().astype(np.uint8)")  # fmt: skip
         if found.ndim == 3 and 0 not in found.shape:
             if found.shape[2] == 3:
                 return found[::-1, ::-1] if self.turned else found
@@ -191,7 +191,7 @@ def _placed(family: Family, cameras: Sequence[str], renames: Mapping[str, str]) 
             known = ", ".join(family.cameras)
             first = next(iter(family.cameras))
             raise ConfigError("the family has no such camera", where=where, got=name, expected=known,
-                              next_step=f"rename one of the family's to the run's ({first}={ours}); {GUIDE}")  # fmt: skip
+                              next_step=f"rename one to the run's, as {first}={ours}; {GUIDE}")  # fmt: skip
     if len(set(places.values())) != len(places):
         raise ConfigError("two of the run's cameras would be one picture", where=where,
                           got={ours: shown(path) for ours, path in places.items()}, expected="one to each",
