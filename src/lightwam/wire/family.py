@@ -160,15 +160,15 @@ def fitted(
     """
     places = _placed(family, cameras, renames or {})
     parts = _with_lengths(family, state_dim)
+    expected = sum(part.length for part in family.action) if family.action else family.action_dim
+    if expected not in (None, action_dim):
+        raise ConfigError("the run has other actions than this family's robots", where=f"{family.name}: action",
+                          got=f"{action_dim} numbers in the run", expected=expected, next_step=GUIDE)  # fmt: skip
     for what, dim, units in (("state", state_dim, family.state_units), ("action", action_dim, family.action_units)):
         for unit in units:
             if not -dim <= unit.dim < dim:
                 raise ConfigError(f"the run's {what} has no such number", where=f"{family.name}: {what}_units",
                                   got=unit.dim, expected=f"0 to {dim - 1}", next_step=GUIDE)  # fmt: skip
-    expected = sum(part.length for part in family.action) if family.action else family.action_dim
-    if expected not in (None, action_dim):
-        raise ConfigError("the run has other actions than this family's robots", where=f"{family.name}: action",
-                          got=f"{action_dim} numbers in the run", expected=expected, next_step=GUIDE)  # fmt: skip
     return replace(family, cameras=places, state=parts, action_dim=action_dim)
 
 

@@ -182,7 +182,7 @@ def scalar(kind: np.dtype[Any], value: Any, where: str) -> np.generic:
         raise WireError("a number is of another type than it says", where=where, got=short(value), expected=kind)
     try:
         with np.errstate(over="ignore"):
-            return kind.newbyteorder("=").type(value)  # type: ignore[no-any-return]
+            return kind.newbyteorder("=").type(value)
     except OverflowError as error:
         raise WireError("a number is too large", where=where, got=short(value), expected=kind) from error
 
