@@ -184,6 +184,7 @@ HOSTILE = {
     "a million lists in one another": b"\x91" * 10**6,
     "lists that announce more than they hold": b"\xdc\x0f\xff" * 1000,
     "a million empty lists": b"\xdc\x0f\xff" + b"\x90" * 10**6,
+    "empty lists in lists that never end": (b"\xdc\x0f\xff" + b"\x90" * 4094) * 300,
     "a million empty maps": msgpack.packb([[{}] * 4000] * 250),
     "a map of a million": msgpack.packb(dict.fromkeys(range(10**6))),
     "one array of nothing, huge": packed_array(shape=[1 << 31, 1 << 31], data=b""),

@@ -130,6 +130,8 @@ WHOLE = {"message_type": "infer", "message_id": "1", "evaluation_id": "2", "payl
         ({"payload": {"x": {b"nd": True, b"type": [["a", "<f4"]], b"kind": b"V", b"shape": [1], b"data": bytes(4)}}},
          "payload > x"),
         ({"payload": {"x": {b"nd": True, b"type": "O", b"shape": [1], b"data": b"x"}}}, "payload > x"),
+        ({"payload": {"x": {b"nd": True, b"type": "<f4", b"kind": b"O", b"shape": [1], b"data": bytes(4)}}},
+         "payload > x"),
         ({"payload": {"x": {b"nd": False, b"type": "<f4", b"data": bytes(5)}}}, "payload > x"),
         ({"payload": {"x": {b"nd": 1, b"type": "<f4", b"shape": [1], b"data": bytes(4)}}}, "payload > x"),
     ],

@@ -54,7 +54,7 @@ class Counter:
 
     def entries(self, found: list[Any]) -> list[Any]:
         """A list, as it is."""
-        self.count += len(found) + 1  # an empty list costs memory, too
+        self.count += len(found) + 1  # of lists not closed yet, the empty ones inside cost memory, too
         if self.count > self.limits.num_items:
             raise too_many(self.limits)
         return found
