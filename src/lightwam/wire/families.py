@@ -14,7 +14,7 @@ from typing import Any, Literal
 from lightwam.errors import ConfigError, did_you_mean
 from lightwam.wire.family import CAMERA, GUIDE, ActionPart, Family, KeyPath, StatePart, Unit, fitted
 
-_ARMS = (("left_arm_joint_state", 6), ("left_ee_joint_state", 1), ("right_arm_joint_state", 6), ("right_ee_joint_state", 1))  # fmt: skip
+_ARMS = tuple((f"{side}_{part}_joint_state", n) for side in ("left", "right") for part, n in (("arm", 6), ("ee", 1)))
 _ALOHA = ("cam_high", "cam_low", "cam_left_wrist", "cam_right_wrist")
 _VISION = {"head_camera": "cam_head", "left_camera": "cam_left_wrist", "right_camera": "cam_right_wrist"}
 

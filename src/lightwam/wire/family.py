@@ -91,7 +91,7 @@ class Family:
         if not isinstance(found, np.ndarray) or found.dtype != np.uint8:
             got = f"{found.dtype} {found.shape}" if isinstance(found, np.ndarray) else type(found).__name__
             raise WireError("a picture is not uint8", where=where, got=got, expected="uint8 RGB in 0..255",
-                            next_step="send np.uint8; of floats in 0..1: (255 * x).round().astype(np.uint8)")  # fmt: skip
+                            next_step="of floats in 0..1 send (255 * x).round().astype(np.uint8)")  # fmt: skip
         if found.ndim == 3 and 0 not in found.shape:
             if found.shape[2] == 3:
                 return found[::-1, ::-1] if self.turned else found
@@ -167,15 +167,15 @@ def fitted(
     """
     places = _placed(family, cameras, renames or {})
     parts = _with_lengths(family, state_dim)
+    expected = sum(part.length for part in family.action) if family.action else family.action_dim
+    if expected not in (None, action_dim):
+        raise ConfigError("the run has other actions than this family's robots", where=f"{family.name}: action",
+                          got=f"{action_dim} numbers in the run", expected=expected, next_step=GUIDE)  # fmt: skip
     for what, dim, units in (("state", state_dim, family.state_units), ("action", action_dim, family.action_units)):
         for unit in units:
             if not -dim <= unit.dim < dim:
                 raise ConfigError(f"the run's {what} has no such number", where=f"{family.name}: {what}_units",
                                   got=unit.dim, expected=f"0 to {dim - 1}", next_step=GUIDE)  # fmt: skip
-    expected = sum(part.length for part in family.action) if family.action else family.action_dim
-    if expected not in (None, action_dim):
-        raise ConfigError("the run has other actions than this family's robots", where=f"{family.name}: action",
-                          got=f"{action_dim} numbers in the run", expected=expected, next_step=GUIDE)  # fmt: skip
     return replace(family, cameras=places, state=parts, action_dim=action_dim)
 
 
@@ -198,7 +198,7 @@ def _placed(family: Family, cameras: Sequence[str], renames: Mapping[str, str]) 
             known = ", ".join(family.cameras)
             first = next(iter(family.cameras))
             raise ConfigError("the family has no such camera", where=where, got=name, expected=known,
-                              next_step=f"rename one of the family's to the run's ({first}={ours}); {GUIDE}")  # fmt: skip
+                              next_step=f"rename one to the run's, as {first}={ours}; {GUIDE}")  # fmt: skip
     if len(set(places.values())) != len(places):
         raise ConfigError("two of the run's cameras would be one picture", where=where,
                           got={ours: shown(path) for ours, path in places.items()}, expected="one to each",

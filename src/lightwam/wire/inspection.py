@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -63,11 +64,11 @@ class Report:
 
 def inspect(message: Any, family: Family) -> Report:
     """Every part of `message` that the fitted `family` reads, with what is wrong or odd about it; never an error."""
-    readings = [_reading(f"camera {camera}", path, lambda camera=camera: family.picture(message, camera), _picture)
+    readings = [_reading(f"camera {camera}", path, partial(family.picture, message, camera), _picture)
                 for camera, path in family.cameras.items()]  # fmt: skip
-    readings += [_reading("state", part.path, lambda part=part: family.vector(message, part), _vector)
+    readings += [_reading("state", part.path, partial(family.vector, message, part), _vector)
                  for part in family.state]  # fmt: skip
-    readings.append(_reading("instruction", family.prompt[0], lambda: family.instruction(message), _sentence,
+    readings.append(_reading("instruction", family.prompt[0], partial(family.instruction, message), _sentence,
                              where=" or ".join(map(shown, family.prompt))))  # fmt: skip
     read = {*family.cameras.values(), *(part.path for part in family.state), *family.prompt}
     return Report(family.name, tuple(readings), tuple(_unread(message, read)))

@@ -51,7 +51,7 @@ def _read_array(found: Mapping[Any, Any], where: str, limits: Limits) -> np.ndar
     if not isinstance(text, str):
         raise WireError("an array's data are not text", where=where, got=type(text).__name__, expected="base64")
     try:
-        data = base64.b64decode(text, validate=True)
+        data = binascii.a2b_base64(text, strict_mode=True)
     except (binascii.Error, ValueError) as error:  # ValueError: not ASCII
         raise WireError("an array's data are not base64", where=where, got=short(str(error)),
                         expected="base64") from error  # fmt: skip

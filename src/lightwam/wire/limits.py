@@ -54,7 +54,7 @@ class Counter:
 
     def entries(self, found: list[Any]) -> list[Any]:
         """A list, as it is."""
-        self.count += len(found) + 1  # an empty list costs memory, too
+        self.count += len(found) + 1  # of lists not closed yet, the empty ones inside cost memory, too
         if self.count > self.limits.num_items:
             raise too_many(self.limits)
         return found
@@ -182,7 +182,7 @@ def scalar(kind: np.dtype[Any], value: Any, where: str) -> np.generic:
         raise WireError("a number is of another type than it says", where=where, got=short(value), expected=kind)
     try:
         with np.errstate(over="ignore"):
-            return kind.newbyteorder("=").type(value)  # type: ignore[no-any-return]
+            return kind.newbyteorder("=").type(value)
     except OverflowError as error:
         raise WireError("a number is too large", where=where, got=short(value), expected=kind) from error
 

@@ -13,7 +13,7 @@ def packed(tree: Any, of_array: Callable[[Any], Any]) -> bytes:
     """One msgpack value; `of_array` says numpy's values as maps. WireError for what msgpack cannot say."""
     msgpack = _msgpack()
     try:
-        return msgpack.packb(tree, default=of_array, use_bin_type=True)  # type: ignore[no-any-return]
+        return msgpack.packb(tree, default=of_array, use_bin_type=True)
     except (TypeError, ValueError, OverflowError) as error:  # ValueError: too deep, a circle, half a character
         raise WireError("this cannot be sent", where="message", got=short(error),
                         expected="maps, lists, texts, numbers of 64 bits and arrays") from error  # fmt: skip
