@@ -34,15 +34,6 @@ action = [{ key = "arm_joint_state", length = 2 }]
 [cameras]
 top = ["vision", "cam_head", "color"]
 """
-HAND_ON_XPOLICYLAB = """
-name = "Meta-World on XPolicyLab"
-prompt = ["instruction"]
-state = [{ keys = ["state", "arm_joint_state"], length = 4 }]
-action = [{ key = "arm_joint_state", length = 4 }]
-[cameras]
-corner4 = ["vision", "cam_head", "color"]
-corner = ["vision", "cam_left_wrist", "color"]
-"""
 Ask = Callable[[Observation], Any]
 
 
@@ -59,6 +50,11 @@ def episode(policy: Policy, simulator: base.Simulator, seed: int, ask: Ask) -> t
     return False, len(done), done
 
 
+def as_sent(seen: Observation) -> dict[str, Any]:
+    """As clients of the family light-wam say it."""
+    return {"images": dict(seen.frames), "state": seen.state, "prompt": seen.instruction}
+
+
 def test_openpis_client_drives_an_episode_as_the_policy_does(tiny_once: Any) -> None:
     policy = Policy.load(tiny_once.run)
     families = chosen((), policy.codec.cameras, 2, 2, {})
@@ -66,7 +62,9 @@ def test_openpis_client_drives_an_episode_as_the_policy_does(tiny_once: Any) -> 
         client = WebsocketClientPolicy("127.0.0.1", server.ports["openpi"])
 
         def ask(seen: Observation) -> Any:
-            return client.infer({"images": dict(seen.frames), "state": seen.state, "prompt": seen.instruction})["actions"]
+            return client.infer({"images": dict(seen.frames), "state": seen.state, "prompt": seen.instruction})[
+                "actions"
+            ]
 
         for task in ("red", "blue"):
             world = base.make(policy.recipe.sim, task)
@@ -99,13 +97,12 @@ def test_xpolicylabs_client_drives_an_episode_as_the_policy_does(tiny_once: Any,
 
 @pytest.mark.slow
 @pytest.mark.skipif("LIGHTWAM_RUN" not in os.environ, reason="LIGHTWAM_RUN=runs/demo: a trained Meta-World run")
-def test_a_trained_policy_succeeds_as_often_over_the_wire(tmp_path: Path) -> None:
+def test_a_trained_policy_succeeds_as_often_over_the_wire() -> None:
     """Five unseen seeds of each task, by both clients and without a socket: the same actions, to the bit."""
     policy = Policy.load(os.environ["LIGHTWAM_RUN"])
     model, sim = policy.recipe.model, policy.recipe.sim
-    (tmp_path / "hand.toml").write_text(HAND_ON_XPOLICYLAB)
-    names = ("light-wam", str(tmp_path / "hand.toml"))
-    families = chosen(names, policy.codec.cameras, model.state_dim, model.action_dim, {})
+    declared = Path(__file__).parents[1] / "data" / "families" / "metaworld_xpolicylab.toml"
+    families = chosen(("light-wam", str(declared)), policy.codec.cameras, model.state_dim, model.action_dim, {})
     with serving(policy.act_batch, families_of=families) as server:
         openpi = WebsocketClientPolicy("127.0.0.1", server.ports["openpi"])
         lab = XPolicyLabPolicy(
@@ -115,7 +112,9 @@ def test_a_trained_policy_succeeds_as_often_over_the_wire(tmp_path: Path) -> Non
         )  # fmt: skip
 
         def by_openpi(seen: Observation) -> Any:
-            return openpi.infer({"images": dict(seen.frames), "state": seen.state, "prompt": seen.instruction})["actions"]
+            return openpi.infer({"images": dict(seen.frames), "state": seen.state, "prompt": seen.instruction})[
+                "actions"
+            ]
 
         def by_lab(seen: Observation) -> Any:
             told = RobotObservation(images=dict(seen.frames), state={"joint_pos": seen.state})

@@ -78,7 +78,7 @@ def spoiled(chance: random.Random) -> bytes:
         lambda: msgpack_numpy.packb(message(1) | {"observation/state": np.zeros(chance.choice([0, 7, 9]), np.float32)}),
         lambda: msgpack_numpy.packb(message(1) | {"observation/image": np.zeros((4, 4), np.uint8)}),
         lambda: msgpack_numpy.packb(message(1) | {"observation/image": np.zeros((4, 4, 3), np.float64)}),
-        lambda: msgpack_numpy.packb(message(1) | {"prompt": chance.choice([7, None, "x" * 100_000, ["a"]])}),
+        lambda: msgpack_numpy.packb(message(1) | {"prompt": chance.choice([7, None, "x" * 100_000, [7]])}),
         lambda: msgpack_numpy.packb({}),
     ]
     return chance.choice(hostile)()

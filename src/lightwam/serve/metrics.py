@@ -26,9 +26,7 @@ class Metrics:
                               registry=registry)  # fmt: skip
         self.clients = Gauge("lightwam_clients", "Open connections, by protocol.", ["protocol"], registry=registry)
         self.step = Gauge("lightwam_checkpoint_step", "Training step of the weights that answer.", registry=registry)
-        self.reloads = Counter(
-            "lightwam_reloads", "Newer checkpoints, by outcome.", ["outcome"], registry=registry
-        )
+        self.reloads = Counter("lightwam_reloads", "Newer checkpoints, by outcome.", ["outcome"], registry=registry)
 
     def text(self) -> bytes:
         """The Prometheus exposition format."""

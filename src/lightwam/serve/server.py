@@ -190,7 +190,10 @@ class Server:
             compress=False,
             timeout=2.0,
         )
-        await socket.prepare(request)
+        try:
+            await socket.prepare(request)
+        except ConnectionError:  # it left while its hand was being shaken
+            return socket
         client = f"{request.remote}/{id(socket) & 0xFFFFFF:06x}"
         self._sockets.add(socket)
         self.desk.num_clients += 1

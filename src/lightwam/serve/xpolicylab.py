@@ -7,7 +7,6 @@ from typing import Any
 from aiohttp import WSMsgType, web
 
 from lightwam.errors import WireError
-from lightwam.serve.desk import Busy, Closing
 from lightwam.serve.talk import Kitchen, Lane, refusal
 from lightwam.wire.limits import Limits
 from lightwam.wire.xpolicylab import Envelope, answer, pack, refuse, unpack
@@ -29,22 +28,21 @@ async def talk(socket: web.WebSocketResponse, client: str, kitchen: Kitchen, lim
             # every error goes to the client that caused it
             await fail(frame, error)
 
-    async def fail(frame: Envelope | None, error: Exception) -> None:
-        if socket.closed:
-            return
-        why = refusal(error, client)
-        ours = isinstance(error, (Busy, Closing)) or not isinstance(error, WireError)
-        code = "infer_failed" if ours or frame is not None else "invalid_frame"
-        await socket.send_bytes(pack(refuse(frame, code, why.message, why.fields())))
+    async def fail(request: Envelope | bytes | None, error: Exception) -> None:
+        if not socket.closed:
+            why = refusal(error, client)
+            code = "infer_failed" if isinstance(request, Envelope) else "invalid_frame"
+            await socket.send_bytes(pack(refuse(request, code, why.message, why.fields())))
 
     lane = Lane(act)
     try:
         async for message in socket:
-            frame = None
+            request: Envelope | bytes | None = None
             try:
                 if message.type is not WSMsgType.BINARY:
                     raise WireError("a frame is binary", where="the websocket", got="a text frame", expected="msgpack")
-                frame = unpack(message.data, limits)
+                request = message.data
+                request = frame = unpack(message.data, limits)
                 if frame.message_type == "close":
                     break
                 if frame.message_type == "infer":
@@ -53,6 +51,6 @@ async def talk(socket: web.WebSocketResponse, client: str, kitchen: Kitchen, lim
                     await socket.send_bytes(pack(answer(frame, {"ok": True})))
             except Exception as error:
                 # every error goes to the client that caused it
-                await fail(frame, error)
+                await fail(request, error)
     finally:
         await lane.drop()
