@@ -193,7 +193,7 @@ class Server:
         try:
             await socket.prepare(request)
         except ConnectionError:  # it left while its hand was being shaken
-            return socket
+            return web.Response(status=400)
         client = f"{request.remote}/{id(socket) & 0xFFFFFF:06x}"
         self._sockets.add(socket)
         self.desk.num_clients += 1
