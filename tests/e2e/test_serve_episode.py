@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,25 @@ def test_the_command_serves_a_run_and_ends_on_sigterm(tiny_once: Any, command: A
     assert process.returncode == 0
     assert re.search(r'"event": "stopped"', log)
     client._ws.close()
+
+
+def test_the_command_follows_a_training(tiny: Any, command: Any) -> None:
+    newest = tiny.run / "checkpoints" / "step_00000006"
+    kept = newest.rename(tiny.run / "later")
+    process, ports = command("serve", str(tiny.run), "--follow-seconds", "0.2")
+    door = f"http://127.0.0.1:{ports['openpi']}/metrics"
+
+    def measured() -> str:
+        with urllib.request.urlopen(door, timeout=20) as answer:
+            return str(answer.read().decode())
+
+    assert "lightwam_checkpoint_step 4.0" in measured()
+    kept.rename(newest)
+    deadline = time.monotonic() + 60
+    while "lightwam_checkpoint_step 6.0" not in (now := measured()):
+        assert time.monotonic() < deadline, now
+        time.sleep(0.1)
+    assert process.poll() is None
 
 
 def test_a_client_is_checked_and_gets_no_actions(tiny_once: Any, command: Any) -> None:
