@@ -7,15 +7,15 @@ import asyncio
 from aiohttp import web
 
 from lightwam.errors import WireError
+from lightwam.serve.service import Service, refusal
 from lightwam.serve.settings import Serving
-from lightwam.serve.talk import Kitchen, refusal
 from lightwam.wire.json_arrays import dumps, loads
 
 STATUS = {"busy": 503, "closing": 503, "bad_message": 400}
 """of an error's code; 500 else"""
 
 
-async def act(request: web.BaseRequest, kitchen: Kitchen, settings: Serving, draining: bool) -> web.Response:
+async def act(request: web.BaseRequest, service: Service, settings: Serving, draining: bool) -> web.Response:
     """200 with {"actions", "infer_ms"}; 400 for a bad observation, 413 a long one, 503 when busy or stopping."""
     if request.method == "GET":
         return web.json_response({"status": "draining" if draining else "ok"}, status=503 if draining else 200)
@@ -29,7 +29,7 @@ async def act(request: web.BaseRequest, kitchen: Kitchen, settings: Serving, dra
         message = await asyncio.to_thread(loads, body, settings.limits)
         if not isinstance(message, dict):
             raise WireError("an observation is an object", where="the body", got=type(message).__name__)
-        done, actions = await kitchen.serve(message, "http")
+        done, actions = await service.serve(message, "http")
     except Exception as error:
         # every error goes to the client that caused it
         why = refusal(error, str(request.remote))

@@ -10,13 +10,13 @@ from typing import Any
 from aiohttp import WSCloseCode, WSMsgType, web
 
 from lightwam.errors import WireError
-from lightwam.serve.talk import Kitchen, Lane, refusal
+from lightwam.serve.service import Lane, Service, refusal
 from lightwam.wire.limits import Limits
 from lightwam.wire.openpi import pack, unpack
 
 
 async def talk(
-    socket: web.WebSocketResponse, client: str, kitchen: Kitchen, metadata: Mapping[str, Any], limits: Limits
+    socket: web.WebSocketResponse, client: str, service: Service, metadata: Mapping[str, Any], limits: Limits
 ) -> None:
     """Serves one client until it leaves, or until its first error: openpi's clients take text for the end."""
     await socket.send_bytes(pack(dict(metadata)))
@@ -29,7 +29,7 @@ async def talk(
             message = unpack(data, limits)
             if not isinstance(message, dict):
                 raise WireError("an observation is a map", where="the message", got=type(message).__name__)
-            done, actions = await kitchen.serve(message, "openpi")
+            done, actions = await service.serve(message, "openpi")
         except Exception as error:
             # every error goes to the client that caused it, and its connection ends
             await end(error)

@@ -16,11 +16,11 @@ from aiohttp import web
 from lightwam.errors import ConfigError
 from lightwam.serve import http, openpi, xpolicylab
 from lightwam.serve.access import Keys, tls
-from lightwam.serve.desk import Act, Desk
+from lightwam.serve.batcher import Act, Batcher
 from lightwam.serve.logs import note
 from lightwam.serve.metrics import Metrics
+from lightwam.serve.service import Refusal, Service
 from lightwam.serve.settings import Serving
-from lightwam.serve.talk import Kitchen, Refusal
 from lightwam.wire.family import Family
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
@@ -66,19 +66,19 @@ class Server:
         `ready` is called once when the ports listen.
         """
         settings = self.settings
-        self.desk = Desk(
+        self.batcher = Batcher(
             self.act,
             self.step,
             most_waiting=settings.most_waiting,
             most_together=settings.most_together,
             window_seconds=settings.window_ms / 1000,
         )
-        self.kitchen = Kitchen(self.desk, self.families, self.metrics, self.look)
-        self.desk.open()
+        self.service = Service(self.batcher, self.families, self.metrics, self.look)
+        self.batcher.open()
         try:
             servers = await self._listen()
         except ConfigError:
-            await self.desk.close()
+            await self.batcher.close()
             raise
         note("listening", host=settings.host, ports=self.ports)
         follow = asyncio.create_task(self._follow())
@@ -162,7 +162,7 @@ class Server:
         if (request.method, request.path) == ("GET", "/metrics"):
             return self._measured()
         if request.path == "/act":
-            return await http.act(request, self.kitchen, self.settings, self.draining)
+            return await http.act(request, self.service, self.settings, self.draining)
         return refused(404, Refusal("bad_message", request.path, "nothing is here",
                                     "a websocket, or POST /act, GET /act, GET /healthz, GET /metrics"))  # fmt: skip
 
@@ -173,10 +173,10 @@ class Server:
         return await self._talk(request, "xpolicylab")
 
     def _measured(self) -> web.Response:
-        metrics, desk = self.metrics, self.desk
-        metrics.waiting.set(desk.num_waiting)
-        metrics.thinking.set(desk.thinking_seconds)
-        metrics.step.set(desk.step)
+        metrics, batcher = self.metrics, self.batcher
+        metrics.waiting.set(batcher.num_waiting)
+        metrics.thinking.set(batcher.thinking_seconds)
+        metrics.step.set(batcher.step)
         return web.Response(body=metrics.text(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 
     async def _talk(self, request: web.BaseRequest, name: str) -> web.StreamResponse:
@@ -196,20 +196,20 @@ class Server:
             return web.Response(status=400)
         client = f"{request.remote}/{id(socket) & 0xFFFFFF:06x}"
         self._sockets.add(socket)
-        self.desk.num_clients += 1
+        self.batcher.num_clients += 1
         gauge = self.metrics.clients.labels(name)
         gauge.inc()
         note("connected", client=client, protocol=name)
         try:
             if name == "openpi":
-                await openpi.talk(socket, client, self.kitchen, self.metadata, settings.limits)
+                await openpi.talk(socket, client, self.service, self.metadata, settings.limits)
             else:
-                await xpolicylab.talk(socket, client, self.kitchen, settings.limits)
+                await xpolicylab.talk(socket, client, self.service, settings.limits)
         except (ConnectionError, aiohttp.ClientConnectionError):
             note("lost", client=client, protocol=name)
         finally:
             gauge.dec()
-            self.desk.num_clients -= 1
+            self.batcher.num_clients -= 1
             self._sockets.discard(socket)
             note("left", client=client, protocol=name, code=socket.close_code)
         return socket
@@ -221,24 +221,24 @@ class Server:
         while True:
             await asyncio.sleep(self.settings.follow_seconds)
             try:
-                newer = await asyncio.to_thread(self.newer, self.desk.step)
+                newer = await asyncio.to_thread(self.newer, self.batcher.step)
             except Exception as error:
                 # whatever is wrong with a new checkpoint, robots go on with the old one
                 self.metrics.reloads.labels("failed").inc()
                 note("a newer checkpoint was not loaded", 40, error=error)
                 continue
             if newer is not None:
-                note("newer weights", before=self.desk.step, now=newer.step)
-                self.desk.swap(newer.act, newer.step)
+                note("newer weights", before=self.batcher.step, now=newer.step)
+                self.batcher.swap(newer.act, newer.step)
                 self.metrics.reloads.labels("ok").inc()
 
     async def _drain(self, servers: list[tuple[asyncio.Server, web.Server]]) -> None:
         self.draining = True
-        note("draining", waiting=self.desk.num_waiting)
+        note("draining", waiting=self.batcher.num_waiting)
         for listening, _ in servers:
             listening.close()
         try:
-            await asyncio.wait_for(self.desk.close(), self.settings.drain_seconds)
+            await asyncio.wait_for(self.batcher.close(), self.settings.drain_seconds)
         except TimeoutError:
             note("gave up waiting for the model", 40, seconds=self.settings.drain_seconds)
         closing = [socket.close(code=aiohttp.WSCloseCode.GOING_AWAY, message=b"the server is stopping")

@@ -7,12 +7,12 @@ from typing import Any
 from aiohttp import WSMsgType, web
 
 from lightwam.errors import WireError
-from lightwam.serve.talk import Kitchen, Lane, refusal
+from lightwam.serve.service import Lane, Service, refusal
 from lightwam.wire.limits import Limits
 from lightwam.wire.xpolicylab import Envelope, answer, pack, refuse, unpack
 
 
-async def talk(socket: web.WebSocketResponse, client: str, kitchen: Kitchen, limits: Limits) -> None:
+async def talk(socket: web.WebSocketResponse, client: str, service: Service, limits: Limits) -> None:
     """Serves one client until it leaves. A bad frame costs its own answer, not the connection."""
 
     async def act(frame: Envelope) -> None:
@@ -21,7 +21,7 @@ async def talk(socket: web.WebSocketResponse, client: str, kitchen: Kitchen, lim
             if not isinstance(observation, dict):
                 raise WireError("infer carries an observation", where="payload.observation",
                                 got=type(observation).__name__, expected="a map")  # fmt: skip
-            done, actions = await kitchen.serve(observation, "xpolicylab")
+            done, actions = await service.serve(observation, "xpolicylab")
             reply: dict[str, Any] = {"actions": actions, "latency_ms": done.infer_ms + done.waited_ms}
             await socket.send_bytes(pack(answer(frame, reply)))
         except Exception as error:

@@ -53,7 +53,7 @@ class _Request:
     since: float
 
 
-class Desk:
+class Batcher:
     """Answers observations in the order they came, up to `most_together` in one pass.
 
     `act` and `step` may be exchanged by `swap` between two passes: every request is answered by the weights before or

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from lightwam.errors import LightwamError, WireError
-from lightwam.serve.desk import Answer, Busy, Closing, Desk
+from lightwam.serve.batcher import Answer, Batcher, Busy, Closing
 from lightwam.serve.logs import note
 from lightwam.serve.metrics import Metrics
 from lightwam.wire.family import Family, shown
@@ -52,10 +52,10 @@ def refusal(error: Exception, client: str) -> Refusal:
 
 
 @dataclass
-class Kitchen:
+class Service:
     """What every connection of a server shares."""
 
-    desk: Desk
+    batcher: Batcher
     families: Sequence[Family]
     metrics: Metrics
     look: Callable[[Mapping[str, Any], str], None] | None = None
@@ -68,7 +68,7 @@ class Kitchen:
             if self.look is not None:
                 self.look(message, protocol)
             family = spoken(self.families, message)
-            answer = await self.desk.ask(family.observation(message))
+            answer = await self.batcher.ask(family.observation(message))
             actions, outcome = family.actions(answer.actions), "ok"
             self.metrics.infer.observe(answer.infer_ms / 1000)
             self.metrics.together.observe(answer.num_together)

@@ -1,4 +1,4 @@
-"""The desk answers everyone once, in order, together when they wait together, and nobody for another's mistake."""
+"""The batcher answers everyone once, in order, together when they wait together, and nobody for another's mistake."""
 
 import asyncio
 import threading
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lightwam.errors import WireError
-from lightwam.serve.desk import Busy, Closing, Desk
+from lightwam.serve.batcher import Batcher, Busy, Closing
 from lightwam.types import Observation
 
 
@@ -25,24 +25,24 @@ def chunks(observations: Sequence[Observation]) -> np.ndarray:
     return np.stack([np.full((2, 1), one.state[0], np.float32) for one in observations])
 
 
-def at_desk(test: Callable[[Desk], Awaitable[Any]], act: Any = chunks, **settings: Any) -> Any:
+def batching(test: Callable[[Batcher], Awaitable[Any]], act: Any = chunks, **settings: Any) -> Any:
     async def run() -> Any:
-        desk = Desk(act, 7, **settings)
-        desk.open()
+        batcher = Batcher(act, 7, **settings)
+        batcher.open()
         try:
-            return await asyncio.wait_for(test(desk), 10)
+            return await asyncio.wait_for(test(batcher), 10)
         finally:
-            await desk.close()
+            await batcher.close()
 
     return asyncio.run(run())
 
 
 def test_every_request_has_its_own_answer() -> None:
-    async def ask(desk: Desk) -> list[float]:
-        desk.num_clients = 20
-        return [a.actions[0, 0] for a in await asyncio.gather(*(desk.ask(seen(i)) for i in range(20)))]
+    async def ask(batcher: Batcher) -> list[float]:
+        batcher.num_clients = 20
+        return [a.actions[0, 0] for a in await asyncio.gather(*(batcher.ask(seen(i)) for i in range(20)))]
 
-    assert at_desk(ask) == list(range(20))
+    assert batching(ask) == list(range(20))
 
 
 def test_those_who_wait_are_answered_in_one_pass() -> None:
@@ -52,34 +52,34 @@ def test_those_who_wait_are_answered_in_one_pass() -> None:
         sizes.append(len(observations))
         return chunks(observations)
 
-    async def ask(desk: Desk) -> list[Any]:
-        desk.num_clients = 7
-        return await asyncio.gather(*(desk.ask(seen(i)) for i in range(7)))
+    async def ask(batcher: Batcher) -> list[Any]:
+        batcher.num_clients = 7
+        return await asyncio.gather(*(batcher.ask(seen(i)) for i in range(7)))
 
-    answers = at_desk(ask, act, most_together=4)
+    answers = batching(ask, act, most_together=4)
     assert sizes == [4, 3]
     assert [answer.num_together for answer in answers] == [4] * 4 + [3] * 3
     assert {answer.step for answer in answers} == {7}
 
 
 def test_a_bad_request_fails_alone() -> None:
-    async def ask(desk: Desk) -> list[Any]:
-        desk.num_clients = 3
-        return await asyncio.gather(*(desk.ask(seen(i)) for i in (1, -1, 2)), return_exceptions=True)
+    async def ask(batcher: Batcher) -> list[Any]:
+        batcher.num_clients = 3
+        return await asyncio.gather(*(batcher.ask(seen(i)) for i in (1, -1, 2)), return_exceptions=True)
 
-    first, bad, last = at_desk(ask)
+    first, bad, last = batching(ask)
     assert isinstance(bad, WireError)
     assert (first.actions[0, 0], last.actions[0, 0]) == (1, 2)
 
 
 def test_a_lone_client_waits_for_nobody() -> None:
-    async def ask(desk: Desk) -> float:
-        desk.num_clients = 1
+    async def ask(batcher: Batcher) -> float:
+        batcher.num_clients = 1
         begun = time.perf_counter()
-        await desk.ask(seen(1))
+        await batcher.ask(seen(1))
         return time.perf_counter() - begun
 
-    assert at_desk(ask, window_seconds=5.0) < 2
+    assert batching(ask, window_seconds=5.0) < 2
 
 
 def test_the_queue_is_bounded_and_the_loop_stays_free() -> None:
@@ -89,41 +89,41 @@ def test_the_queue_is_bounded_and_the_loop_stays_free() -> None:
         gate.wait(5)
         return chunks(observations)
 
-    async def ask(desk: Desk) -> int:
-        running = asyncio.create_task(desk.ask(seen(0)))
+    async def ask(batcher: Batcher) -> int:
+        running = asyncio.create_task(batcher.ask(seen(0)))
         await asyncio.sleep(0.05)
-        assert desk.thinking_seconds > 0
-        waiting = [asyncio.create_task(desk.ask(seen(i))) for i in (1, 2)]
+        assert batcher.thinking_seconds > 0
+        waiting = [asyncio.create_task(batcher.ask(seen(i))) for i in (1, 2)]
         await asyncio.sleep(0.01)
         with pytest.raises(Busy, match="at most 2"):
-            await desk.ask(seen(3))
+            await batcher.ask(seen(3))
         waiting[1].cancel()
         await asyncio.sleep(0.01)
-        assert desk.num_waiting == 1
+        assert batcher.num_waiting == 1
         gate.set()
         return len(await asyncio.gather(running, waiting[0]))
 
-    assert at_desk(ask, slow, most_waiting=2) == 2
+    assert batching(ask, slow, most_waiting=2) == 2
 
 
 def test_closing_answers_what_waits_and_takes_nothing_new() -> None:
-    async def ask(desk: Desk) -> Any:
-        waiting = [asyncio.create_task(desk.ask(seen(i))) for i in range(3)]
+    async def ask(batcher: Batcher) -> Any:
+        waiting = [asyncio.create_task(batcher.ask(seen(i))) for i in range(3)]
         await asyncio.sleep(0)
-        closing = asyncio.create_task(desk.close())
+        closing = asyncio.create_task(batcher.close())
         await asyncio.sleep(0)
         with pytest.raises(Closing):
-            await desk.ask(seen(9))
+            await batcher.ask(seen(9))
         await closing
         return await asyncio.gather(*waiting)
 
-    assert [answer.actions[0, 0] for answer in at_desk(ask)] == [0, 1, 2]
+    assert [answer.actions[0, 0] for answer in batching(ask)] == [0, 1, 2]
 
 
 def test_new_weights_answer_from_the_next_pass() -> None:
-    async def ask(desk: Desk) -> list[int]:
-        before = await desk.ask(seen(1))
-        desk.swap(chunks, 8)
-        return [before.step, (await desk.ask(seen(1))).step]
+    async def ask(batcher: Batcher) -> list[int]:
+        before = await batcher.ask(seen(1))
+        batcher.swap(chunks, 8)
+        return [before.step, (await batcher.ask(seen(1))).step]
 
-    assert at_desk(ask) == [7, 8]
+    assert batching(ask) == [7, 8]
