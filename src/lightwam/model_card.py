@@ -18,7 +18,7 @@ from lightwam.codec import Codec
 from lightwam.config import DctConfig, HashedTextConfig, Recipe
 from lightwam.report.evidence import Evidence, Result, Score, Swap, num_values, read_evidence
 from lightwam.report.markdown import plain, table
-from lightwam.report.tables import Table
+from lightwam.report.tables import Table, read_object
 from lightwam.report.words import counted, duration, millions, simulator
 from lightwam.sim.robots import Number, Robot, robot_of
 from lightwam.stats import FeatureStats
@@ -41,7 +41,7 @@ class _Run:
     num_values: int
     """numbers in what was trained"""
     num_frozen: int
-    dataset: dict[str, Any] | None
+    dataset: Table | None
     """dataset.json"""
     robot: Robot | None
     repo: str
@@ -76,7 +76,7 @@ def model_card(
     `repo` is what it will be called, `dataset` the Hub id of what it was trained on, where that is published.
     CheckpointError for what is no run, and for a broken file in it, naming the file.
     """
-    place, evidence = checkpoint.place_of(run, step), read_evidence(run)
+    evidence, place = read_evidence(run), checkpoint.place_of(run, step)
     frozen, data = run / checkpoint.FROZEN, run / "dataset.json"
     facts = _Run(
         recipe=evidence.recipe,
@@ -86,7 +86,7 @@ def model_card(
         ema=(place / "ema.safetensors").is_file(),
         num_values=num_values(place / "model.safetensors"),
         num_frozen=num_values(frozen) if frozen.is_file() else 0,
-        dataset=checkpoint.read_json(data) if data.is_file() else None,
+        dataset=read_object(data) if data.is_file() else None,
         robot=_robot(evidence.recipe),
         repo=repo,
         license=license,
@@ -135,8 +135,8 @@ def _summary(run: _Run) -> Iterator[str]:
     yield (
         f"A World-Action Model of the [Light-WAM]({PAPER}) kind, trained with lightwam on the recipe "
         f"`{run.recipe.name}`. From {counted(len(places), 'present camera picture')}, {model.state_dim} numbers of "
-        f"the robot's state and a sentence it gives the next {model.horizon} actions in one pass; it can also imagine "
-        "what the cameras will see meanwhile."
+        f"the robot's state and a sentence it gives the next {model.horizon} actions in one pass"
+        + ("; it can also imagine what the cameras will see meanwhile." if model.video_loss_weight else ".")
     )
     yield ""
     if run.own:
@@ -151,7 +151,10 @@ def _summary(run: _Run) -> Iterator[str]:
 
 def _use(run: _Run) -> Iterator[str]:
     recipe, model, folder = run.recipe, run.recipe.model, f"runs/{run.name}"
-    weights = f', weights="{run.weights or "path/to/wan2.1"}"' if recipe.weights else ""
+    pretrained = not isinstance(recipe.latents, DctConfig)
+    weights = f', weights="{run.weights or "path/to/wan2.1"}"' if pretrained else ""
+    foresees = "\nvideo = policy.imagine(seen)  # a possible future: frames, height, width, RGB"
+    imagine = foresees if model.video_loss_weight else ""
     pictures = ", ".join(f'"{place.camera}": picture' for place in recipe.codec.places)
     instruction = run.evidence.result.tasks[0].instruction if run.evidence.result else "what the robot is to do"
     yield f"""## Use
@@ -167,10 +170,9 @@ seen = {{
     "state": np.zeros({model.state_dim}, np.float32),
     "instruction": {json.dumps(instruction, ensure_ascii=False)},
 }}
-chunk = policy.act(seen)  # {model.horizon} x {model.action_dim}: the next actions, in robot units
-video = policy.imagine(seen)  # a possible future: frames, height, width, RGB
+chunk = policy.act(seen)  # {model.horizon} x {model.action_dim}: the next actions, in robot units{imagine}
 ```"""
-    if recipe.weights:
+    if pretrained:
         yield "It needs the pretrained Wan2.1 VAE that it was trained with (checked by digest), from the folder or Hub"
         yield "repo that `weights` names; for sentences that it was not trained on, the text encoder too."
     yield f"""To serve it to a robot, or to evaluate it again in its simulator:
@@ -334,7 +336,7 @@ def _dataset(run: _Run) -> str:
     name = f"[{run.hub_dataset}](https://huggingface.co/datasets/{run.hub_dataset}); " if run.hub_dataset else ""
     if run.dataset is None:
         return name + "the run's files hold no fingerprint of it"
-    files = Table(run.dataset, "dataset.json").child("fingerprint").data
+    files = run.dataset.child("fingerprint").data
     sizes = [re.match(r"(\d+) bytes", str(told)) for told in files.values()]
     total = f", {sum(int(size[1]) for size in sizes if size) / 1e6:.4g} MB" if all(sizes) else ""
     digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:16]
