@@ -226,11 +226,11 @@ def _times(run: _Run) -> Iterator[str]:
     repeat = f", of {recipe.sim.action_repeat} simulator steps each" if recipe.sim.action_repeat > 1 else ""
     told = f"{rate:.4g} control steps a second{repeat}." if rate else "The control rate is not in the run's files."
     yield f"**Time.** {told}"
+    horizon, prefix = recipe.model.horizon, recipe.model.supervised_prefix
+    limit = f", of which training supervised the first {prefix}: execute no more of it" if prefix < horizon else ""
     yield (
-        f"A chunk is {recipe.model.horizon} steps, of which training supervised the first "
-        f"{recipe.model.supervised_prefix}: execute no more of it. The recipe executes {recipe.eval.replan}, then asks "
-        f"again. Imagined pictures are {counted(recipe.codec.video_stride, 'step')} apart, "
-        f"{1 + recipe.model.horizon // recipe.codec.video_stride} with the present."
+        f"A chunk is {horizon} steps{limit}. The recipe executes {recipe.eval.replan}, then asks again. Imagined pictures are {counted(recipe.codec.video_stride, 'step')} apart, "
+        f"{1 + horizon // recipe.codec.video_stride} with the present."
     )
 
 

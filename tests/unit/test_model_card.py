@@ -85,7 +85,6 @@ def test_every_measured_number_is_there(tiny: Any) -> None:
         '"lightwam": "0.0.7"',
         "10 control steps a second",
         "A chunk is 8 steps",
-        "the first 8",
         "2 steps apart, 5 with the present",
     ):
         assert told in card, told
@@ -181,6 +180,12 @@ def test_pretrained_weights_are_named_where_all_have_them(tiny: Any, weights: st
     assert "pretrained Wan2.1 VAE" in card and "Wan2.1's video VAE; UMT5" in card
     assert (f'weights="{weights}")' in card) == told == (weights in card)
     assert ModelCard(card).data.base_model == (weights if told else None)
+
+
+def test_what_was_not_supervised_is_not_to_be_executed(tiny: Any) -> None:
+    recipe = replace(tiny.recipe, model=replace(tiny.recipe.model, supervised_prefix=6))
+    checkpoint.write_json(tiny.run / "recipe.json", to_dict(recipe))
+    assert "A chunk is 8 steps, of which training supervised the first 6" in model_card(tiny.run, repo=ID)
 
 
 def test_what_was_not_trained_to_imagine_is_not_asked_to(tiny: Any) -> None:
