@@ -229,7 +229,8 @@ def _times(run: _Run) -> Iterator[str]:
     horizon, prefix = recipe.model.horizon, recipe.model.supervised_prefix
     limit = f", of which training supervised the first {prefix}: execute no more of it" if prefix < horizon else ""
     yield (
-        f"A chunk is {horizon} steps{limit}. The recipe executes {recipe.eval.replan}, then asks again. Imagined pictures are {counted(recipe.codec.video_stride, 'step')} apart, "
+        f"A chunk is {horizon} steps{limit}. The recipe executes {recipe.eval.replan}, then asks again. Imagined "
+        f"pictures are {counted(recipe.codec.video_stride, 'step')} apart, "
         f"{1 + horizon // recipe.codec.video_stride} with the present."
     )
 
