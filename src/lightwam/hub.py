@@ -161,5 +161,8 @@ def _next_step(error: Exception) -> str:
     if isinstance(error, RepositoryNotFoundError):  # the Hub says the same of missing, private and gated repos
         return "check the name; for a private repo, log in with `hf auth login` or set HF_TOKEN"
     if isinstance(error, LocalEntryNotFoundError):
-        return "it was never fetched here whole, and the Hub is out of reach: check the network (and HF_HUB_OFFLINE)"
+        return (
+            "if a folder was meant, check the path; the Hub is out of reach (network, HF_HUB_OFFLINE), and the repo was "
+            "never fetched here whole"
+        )
     return "check name, network and rights, and try again: nothing is left half done"

@@ -14,6 +14,7 @@ from huggingface_hub import errors
 
 from lightwam import Policy, checkpoint, hub
 from lightwam.cli import main
+from lightwam.commands.push import PushOptions
 from lightwam.errors import CheckpointError, ConfigError
 
 ID = "someone/point-policy"
@@ -263,6 +264,10 @@ def test_frozen_weights_and_prompts_go_along(tiny: Any, tmp_path: Path, fake_hub
 
 
 # --- the command
+
+
+def test_the_licence_is_lightwams_unless_said_otherwise() -> None:
+    assert PushOptions().license == hub.LICENSE
 
 
 def test_the_command_pushes(tiny_once: Any, fake_hub: Any, capsys: pytest.CaptureFixture[str]) -> None:
