@@ -162,7 +162,7 @@ def _next_step(error: Exception) -> str:
         return "check the name; for a private repo, log in with `hf auth login` or set HF_TOKEN"
     if isinstance(error, LocalEntryNotFoundError):
         return (
-            "if a folder was meant, check the path; the Hub is out of reach (network, HF_HUB_OFFLINE), and the repo was "
-            "never fetched here whole"
+            "if a folder was meant, check the path; the Hub is out of reach (network, HF_HUB_OFFLINE), and the repo "
+            "was never fetched here whole"
         )
     return "check name, network and rights, and try again: nothing is left half done"
