@@ -1,3 +1,29 @@
-"""lightwam: lightweight World-Action Models."""
+"""lightwam: lightweight World-Action Models.
+
+`from lightwam import Policy` is the Python API (docs/python.md). Its names are imported when they are first asked for,
+so that `lightwam --help` does not wait for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightwam.policy import Policy as Policy
+    from lightwam.types import Observation as Observation
 
 __version__ = "0.1.0"
+__all__ = ["Observation", "Policy", "__version__"]
+
+_PLACES = {"Observation": "lightwam.types", "Policy": "lightwam.policy"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'lightwam' has no attribute {name!r}")
+    return getattr(importlib.import_module(_PLACES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PLACES})

@@ -36,7 +36,7 @@ from lightwam.config import Recipe, from_dict, to_dict
 from lightwam.errors import CheckpointError
 
 FORMAT = 1
-FROZEN, PROMPTS = "frozen.safetensors", "prompts.safetensors"
+FROZEN, PROMPTS, TRAINING = "frozen.safetensors", "prompts.safetensors", "training.pt"
 FREE = ("notes", "weights", "train.micro_batch", "train.checkpointing", "train.listeners")
 """settings that may change while a run goes on: they do not touch what is learnt"""
 Weights = dict[str, Tensor]
@@ -177,7 +177,7 @@ def save(run: Path, checkpoint: Checkpoint, keep: int = 2) -> Path:
             safetensors.torch.save_file(_own(checkpoint.model), beside / "model.safetensors")
             if checkpoint.ema is not None:
                 safetensors.torch.save_file(_own(checkpoint.ema), beside / "ema.safetensors")
-            torch.save(checkpoint.training, beside / "training.pt")
+            torch.save(checkpoint.training, beside / TRAINING)
             files = {path.name: _digest(path) for path in sorted(beside.iterdir())}
             about = {"format": FORMAT, "step": checkpoint.step, "files": files, "frozen": _frozen_digest(run)}
             (beside / "meta.json").write_text(json.dumps(about, indent=2) + "\n")
@@ -193,21 +193,27 @@ def save(run: Path, checkpoint: Checkpoint, keep: int = 2) -> Path:
     return place
 
 
-def load(run: Path, step: int | None = None, *, training: bool = True) -> Checkpoint:
-    """The checkpoint of `step` (the newest by default), every file checked against its digest.
-
-    `training=False` leaves out the optimiser's state. CheckpointError when there is none, or a file is torn.
-    """
+def place_of(run: Path, step: int | None = None) -> Path:
+    """The folder of a step's checkpoint (the newest by default); CheckpointError when there is none."""
     known = steps(run)
     if not known or (step is not None and step not in known):
         raise CheckpointError(
             "no such checkpoint", where=run, got=step, expected=known or "at least one step", next_step="lightwam train"
         )
-    place = run / "checkpoints" / f"step_{known[-1] if step is None else step:08d}"
-    meta = read_json(place / "meta.json")
+    return run / "checkpoints" / f"step_{known[-1] if step is None else step:08d}"
+
+
+def whole(run: Path, step: int | None = None, *, training: bool = True) -> tuple[Path, dict[str, Any]]:
+    """The folder of a step's checkpoint and its meta.json, once every file has the digest that it was written with.
+
+    `training=False` leaves out the optimiser's state, which then need not be there: a published run is without it.
+    CheckpointError when there is no checkpoint, or a file is torn.
+    """
+    place = place_of(run, step)
+    meta: dict[str, Any] = read_json(place / "meta.json")
     if meta.get("format") != FORMAT:
         raise CheckpointError("unknown checkpoint format", where=place, got=meta.get("format"), expected=FORMAT)
-    expected = {place / name: digest for name, digest in meta["files"].items()}
+    expected = {place / name: digest for name, digest in meta["files"].items() if training or name != TRAINING}
     if meta.get("frozen"):
         expected[run / FROZEN] = meta["frozen"]
     for path, digest in expected.items():
@@ -221,8 +227,14 @@ def load(run: Path, step: int | None = None, *, training: bool = True) -> Checkp
                 if path.name == FROZEN
                 else f"delete {place}; an older checkpoint is used then",
             )
+    return place, meta
+
+
+def load(run: Path, step: int | None = None, *, training: bool = True) -> Checkpoint:
+    """The checkpoint of `step` (the newest by default), every file checked as by `whole`."""
+    place, meta = whole(run, step, training=training)
     ema = safetensors.torch.load_file(place / "ema.safetensors") if "ema.safetensors" in meta["files"] else None
-    state = torch.load(place / "training.pt", weights_only=True) if training else {}
+    state = torch.load(place / TRAINING, weights_only=True) if training else {}
     return Checkpoint(meta["step"], safetensors.torch.load_file(place / "model.safetensors"), ema, state)
 
 

@@ -27,6 +27,7 @@ COMMANDS = {
     "report": "write a run's report.html",
     "adopt": "make a run of a published Light-WAM checkpoint",
     "export": "write a run's weights as a published Light-WAM checkpoint",
+    "push": "publish a run on the Hugging Face Hub, with a model card",
     "show": "print a recipe's sizes, parameters and memory",
     "check": "check a dataset or a simulator",
     "bench": "measure speed",

@@ -22,11 +22,15 @@ def test_the_top_level_imports_nothing_heavy(words: list[str]) -> None:
     assert loaded(f"from lightwam.cli import main; main({words})") == set()
 
 
+def test_the_front_door_waits_until_it_is_asked() -> None:
+    assert loaded("import lightwam; lightwam.__version__; dir(lightwam)") == set()
+
+
 def test_recipes_and_config_are_torch_free() -> None:
     assert loaded("import lightwam.recipes, lightwam.config") == set()
 
 
-@pytest.mark.parametrize("command", ["train", "collect", "demo", "show", "eval", "convert libero"])
+@pytest.mark.parametrize("command", ["train", "collect", "demo", "show", "eval", "push", "convert libero"])
 def test_the_help_of_a_command_needs_no_torch(command: str) -> None:
     code = f"from lightwam.cli import main\ntry: main([*{command!r}.split(), '--help'])\nexcept SystemExit: pass"
     assert "torch" not in loaded(code)

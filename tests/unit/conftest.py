@@ -1,9 +1,13 @@
-"""LIBERO's own files, at the size of a test."""
+"""LIBERO's own files, at the size of a test, and a Hub that is a folder."""
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import h5py
 import numpy as np
@@ -81,3 +85,76 @@ def write_demos() -> Callable[..., Path]:
 def demo() -> type[Demo]:
     """What `write_demos` takes."""
     return Demo
+
+
+@dataclass
+class FakeHub:
+    """A folder that answers as the Hugging Face Hub does: repos, one commit each, and what was asked of it."""
+
+    root: Path
+    calls: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    fails: dict[str, Exception] = field(default_factory=dict)
+    """name of a call -> what it raises"""
+    public: set[str] = field(default_factory=set)
+
+    def asked(self, name: str, **given: Any) -> None:
+        self.calls.append((name, given))
+        if name in self.fails:
+            raise self.fails[name]
+
+    def repo(self, repo_id: str) -> Path:
+        return self.root / "repos" / repo_id
+
+    def files(self, repo_id: str) -> list[str]:
+        return files_of(self.repo(repo_id))
+
+    def snapshot_download(self, repo_id: str, *, revision: str | None = None, allow_patterns: Sequence[str]) -> str:
+        """Like the Hub's cache: a folder a revision, which grows by the files that match."""
+        self.asked("snapshot_download", repo_id=repo_id, revision=revision, allow_patterns=allow_patterns)
+        cache = self.root / "cache" / repo_id / (revision or "main")
+        for name in self.files(repo_id):
+            if any(fnmatch(name, pattern) for pattern in allow_patterns):
+                (cache / name).parent.mkdir(parents=True, exist_ok=True)
+                (cache / name).unlink(missing_ok=True)
+                (cache / name).symlink_to(self.repo(repo_id) / name)
+        return str(cache)
+
+    def api(self, token: str | None = None) -> SimpleNamespace:
+        self.asked("HfApi", token=token)
+        calls = (self.create_repo, self.repo_info, self.upload_folder)
+        return SimpleNamespace(**{call.__name__: call for call in calls})
+
+    def create_repo(self, repo_id: str, *, private: bool, exist_ok: bool) -> str:
+        self.asked("create_repo", repo_id=repo_id, private=private)
+        assert exist_ok
+        if not self.repo(repo_id).exists():
+            self.repo(repo_id).mkdir(parents=True)
+            if not private:
+                self.public.add(repo_id)
+        return f"https://hub.test/{repo_id}"
+
+    def repo_info(self, repo_id: str) -> SimpleNamespace:
+        self.asked("repo_info", repo_id=repo_id)
+        return SimpleNamespace(private=repo_id not in self.public)
+
+    def upload_folder(
+        self, *, repo_id: str, folder_path: Path, commit_message: str, delete_patterns: Sequence[str]
+    ) -> None:
+        self.asked("upload_folder", repo_id=repo_id, commit_message=commit_message)
+        for name in self.files(repo_id):
+            if any(fnmatch(name, pattern) for pattern in delete_patterns):
+                (self.repo(repo_id) / name).unlink()
+        shutil.copytree(folder_path, self.repo(repo_id), dirs_exist_ok=True)
+
+
+def files_of(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.fixture
+def fake_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
+    """In the place of huggingface_hub's door; nothing goes over a network."""
+    hub = FakeHub(tmp_path / "hub")
+    monkeypatch.setattr("huggingface_hub.HfApi", hub.api)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", hub.snapshot_download)
+    return hub

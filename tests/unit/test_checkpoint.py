@@ -93,6 +93,16 @@ def test_a_damaged_file_is_refused_by_name(tmp_path: Path, name: str, damage: Ca
     assert name in str(caught.value)
 
 
+@pytest.mark.parametrize("damage", [truncate, Path.unlink])
+def test_what_is_not_read_is_not_asked_for(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    """A published run has no optimiser's state: it acts, and training on is refused."""
+    saved = content(3)
+    damage(checkpoint.save(tmp_path, saved) / "training.pt")
+    assert same(checkpoint.load(tmp_path, training=False).model, saved.model)
+    with pytest.raises(CheckpointError, match=r"training\.pt"):
+        checkpoint.load(tmp_path)
+
+
 def test_what_is_not_a_checkpoint_is_neither_loaded_nor_deleted(tmp_path: Path) -> None:
     strays = ["notes", "step_", "step_12", "step_99999999.bak", "step_x"]
     for name in strays:

@@ -1,5 +1,7 @@
-"""policy.py: from what a robot sees to what it does, one way for one and for many, and wrong inputs refused."""
+"""policy.py, playback.py: from what a robot sees to what it does, one way for one and many; wrong input is refused."""
 
+import doctest
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,8 +12,10 @@ import numpy as np
 import pytest
 import torch
 
+import lightwam.policy
 from lightwam import checkpoint, encoders
 from lightwam.errors import CheckpointError, ConfigError, LightwamError, WireError
+from lightwam.playback import Episode
 from lightwam.policy import Policy
 from lightwam.sim import base
 from lightwam.types import Observation
@@ -97,6 +101,49 @@ def test_a_wrong_observation_is_refused(
     trained.act(seen[0])  # and nothing is left behind
 
 
+PLAIN_WRONG: list[tuple[Mapping[str, Any], str]] = [
+    ({"state": ["a", "b"]}, "not a list of numbers"),
+    ({"state": {"x": 1.0}}, "not a list of numbers"),
+    ({"state": [[0.1], [0.2, 0.3]]}, "not a list of numbers"),
+    ({"state": [1e300, 0.0]}, "inf"),
+    ({"state": None}, "observation.state"),
+    ({"state": [0.0] * 1000}, "(1000,)"),
+    ({"frames": [np.zeros((32, 32, 3), np.uint8)]}, "Mapping"),
+    ({"frames": {"top": [[[0, 0, 0]]]}}, "uint8"),
+    ({"instruction": 5}, "int"),
+    ({"instruction": b"move"}, "bytes"),
+    ({"prompt": "move"}, "'prompt'"),
+]
+
+
+def plain(observation: Observation) -> dict[str, Any]:
+    return {
+        "frames": dict(observation.frames),
+        "state": [float(number) for number in observation.state],
+        "instruction": observation.instruction,
+    }
+
+
+def test_plain_values_are_an_observation_too(trained: Policy, seen: list[Observation]) -> None:
+    assert np.array_equal(trained.act(plain(seen[0])), trained.act(seen[0]))
+    assert np.array_equal(trained.act_batch([seen[1], plain(seen[0])]), trained.act_batch([seen[1], seen[0]]))
+    assert np.array_equal(trained.imagine(plain(seen[0]), 1, 2), trained.imagine(seen[0], 1, 2))
+    assert np.array_equal(trained.look(plain(seen[0]))[0], trained.look(seen[0])[0])
+
+
+@pytest.mark.parametrize(("changes", "told"), PLAIN_WRONG, ids=[told for _, told in PLAIN_WRONG])
+def test_plain_values_that_are_wrong(
+    trained: Policy, seen: list[Observation], changes: Mapping[str, Any], told: str
+) -> None:
+    with pytest.raises(WireError, match=re.escape(told)):
+        trained.act(plain(seen[0]) | changes)
+
+
+def test_a_part_that_is_missing(trained: Policy, seen: list[Observation]) -> None:
+    with pytest.raises(WireError, match=r"other parts(.|\n)*got: \['frames', 'state'\]"):
+        trained.act({name: value for name, value in plain(seen[0]).items() if name != "instruction"})
+
+
 def test_a_picture_of_another_size_is_fitted(trained: Policy, seen: list[Observation]) -> None:
     frames = {"top": seen[0].frames["top"].repeat(2, 0).repeat(2, 1)}
     np.testing.assert_allclose(trained.act(replace(seen[0], frames=frames)), trained.act(seen[0]), atol=0.05)
@@ -158,3 +205,93 @@ def test_no_run_and_half_a_run(tiny: Any, tmp_path: Path) -> None:
     shutil.rmtree(tiny.run / "checkpoints")
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         Policy.load(tiny.run)
+
+
+# --- one action at a time
+
+
+def test_an_episode_plays_chunks(trained: Policy, seen: list[Observation]) -> None:
+    episode = trained.begin(replan=3)
+    first, second = trained.act(seen[0]), trained.act(seen[1])
+    played = [episode.action(seen[0]) for _ in range(3)]
+    assert np.array_equal(played, first[:3]) and episode.num_left == 0
+    assert np.array_equal(episode.action(seen[1]), second[0]) and episode.num_left == 2
+    assert np.array_equal(episode.action(seen[0]), second[1])  # not read: an action is left
+    trained.reset()  # nothing of an episode's
+    assert episode.num_left == 1
+    episode.reset()
+    assert np.array_equal(episode.action(seen[0]), first[0])
+
+
+def test_episodes_of_one_policy_know_nothing_of_each_other(trained: Policy, seen: list[Observation]) -> None:
+    one, other = trained.begin(), trained.begin()
+    assert one.replan == trained.recipe.eval.replan == 4
+    for number in range(6):
+        chunks = trained.act(seen[0]), trained.act(seen[1])
+        assert np.array_equal(one.action(seen[0]), chunks[0][number % 4])
+        assert np.array_equal(other.action(seen[1]), chunks[1][number % 4])
+
+
+def test_an_error_leaves_an_episode_as_it_was(trained: Policy, seen: list[Observation]) -> None:
+    episode = trained.begin(replan=1)
+    episode.action(seen[0])
+    with pytest.raises(WireError):
+        episode.action(unchecked(seen[0], {"frames": {}}))
+    assert np.array_equal(episode.action(seen[1]), trained.act(seen[1])[0])
+
+
+@pytest.mark.parametrize("replan", [0, -1, 9])
+def test_no_more_is_executed_than_was_supervised(trained: Policy, replan: int) -> None:
+    with pytest.raises(ConfigError, match="1 to 8"):
+        trained.begin(replan)
+
+
+def test_an_episode_of_nothing_is_refused(trained: Policy) -> None:
+    with pytest.raises(ConfigError, match="1 or more"):
+        Episode(trained.act, 0)
+
+
+# --- the front door
+
+
+@pytest.fixture
+def point_run(tiny_once: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory holds runs/point, as the documents have it."""
+    shutil.copytree(tiny_once.run, tmp_path / "runs" / "point")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "runs" / "point"
+
+
+def test_the_docstrings_example(point_run: Path) -> None:
+    (example,) = doctest.DocTestFinder(recurse=False).find(Policy, "Policy", lightwam.policy, globs={})
+    assert len(example.examples) > 8
+    told: list[str] = []
+    result = doctest.DocTestRunner().run(example, out=told.append)
+    assert result.failed == 0, "".join(told)
+
+
+def test_the_documented_code_runs(point_run: Path, fake_hub: Any) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "python.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) > 5
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(compile(block, "docs/python.md", "exec"), names)
+    assert names["policy"].cameras == ("top",) and names["policy"].recipe.model.state_dim == 2
+    assert names["chunk"].shape == (8, 2) and names["chunk"].dtype == np.float32
+    assert names["action"].shape == (2,) and names["action"].dtype == np.float32
+    assert names["episode"].replan == 4 and names["episode"].num_left == 0
+    assert names["video"].shape == (5, 32, 32, 3) and names["video"].dtype == np.uint8
+    assert names["address"].endswith("someone/lightwam-point")
+    assert names["card"] == (fake_hub.repo("someone/lightwam-point") / "README.md").read_text()
+
+
+def test_what_lightwam_itself_offers() -> None:
+    import lightwam
+
+    assert lightwam.Policy is Policy and lightwam.Observation is Observation
+    assert {"Policy", "Observation", "__version__"} <= set(dir(lightwam))
+    with pytest.raises(AttributeError, match="no attribute 'Polciy'"):
+        lightwam.Polciy  # noqa: B018
+    with pytest.raises(ImportError):
+        exec("from lightwam import Polciy")

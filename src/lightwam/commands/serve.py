@@ -38,7 +38,7 @@ class ServeOptions:
 
 
 def run(arguments: Sequence[str]) -> None:
-    """`lightwam serve RUN [--port N] [...]`."""
+    """`lightwam serve RUN|OWNER/NAME [--port N] [...]`."""
     path, rest = run_directory(arguments, "serve")
     options = parse(ServeOptions(Serving()), rest, f"serve {path}")
     if wants_help(rest):
@@ -47,20 +47,24 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def serve(run: Path, options: ServeOptions) -> None:
-    """Loads the policy and serves it until SIGTERM or Ctrl-C. Doors are checked before a model is loaded."""
+    """Loads the policy and serves it until SIGTERM or Ctrl-C. Doors are checked before a model is loaded.
+
+    `run` is a run directory or, where none lies there, a Hub id.
+    """
     from lightwam.serve import access, logs
 
     settings = options.serving
     keys = access.read_keys(settings.api_keys, os.environ.get(access.KEYS_VARIABLE))
     access.check_door(settings.host, keys, anyone=settings.allow_anyone)
     access.tls(settings.tls_certificate, settings.tls_key)
-    from lightwam import checkpoint
+    from lightwam import checkpoint, hub
     from lightwam.engine.cpu import keep_memory
     from lightwam.policy import Policy
     from lightwam.serve.server import Newer, Server
     from lightwam.wire.families import chosen
 
     keep_memory()
+    run = hub.find_run(str(run), options.step)
 
     def load(step: int | None) -> Policy:
         return Policy.load(

@@ -187,11 +187,16 @@ def _read_recipe(run: Path) -> Recipe:
 
 
 def _count_parameters(checkpoints: Path) -> int | None:
-    """From the safetensors header alone: 8 bytes of length, then JSON with every shape; no weight is read."""
     found = sorted(checkpoints.glob(f"step_{8 * '[0-9]'}/model.safetensors"))
-    if not found:
-        return None
-    with found[-1].open("rb") as file:
+    return num_values(found[-1]) if found else None
+
+
+def num_values(weights: Path) -> int:
+    """Numbers in a safetensors file; CheckpointError when it is broken.
+
+    From its header alone: 8 bytes of length, then JSON with every shape; no weight is read.
+    """
+    with weights.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         header = file.read(min(size, 100_000_000))
     try:
@@ -199,7 +204,7 @@ def _count_parameters(checkpoints: Path) -> int | None:
         return sum(math.prod(shape) for shape in shapes)
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            "the weights have a broken header", where=found[-1], got=repr(error), expected="a safetensors file",
+            "the weights have a broken header", where=weights, got=repr(error), expected="a safetensors file",
             next_step="delete this checkpoint and train on from the one before",
         ) from error  # fmt: skip
 
