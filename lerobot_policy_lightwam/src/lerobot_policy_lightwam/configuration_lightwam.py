@@ -180,7 +180,8 @@ class LightWAMConfig(PreTrainedConfig):
                                   expected="(dims,)", next_step="Light-WAM acts from pictures and a state")  # fmt: skip
         if not self.image_features or len(self.cameras) != len(self.image_features):
             raise ConfigError("no camera, or two of one name", where="policy.input_features",
-                              got=sorted(self.image_features), expected=f"{OBS_IMAGES}.NAME, each name once")  # fmt: skip
+                              got=sorted(self.image_features),
+                              expected=f"{OBS_IMAGES}.NAME, each name once")  # fmt: skip
         for key, feature in self.image_features.items():
             if not is_rgb(feature):
                 raise ConfigError("a camera is not RGB", where=key, got=feature.shape, expected="(3, height, width)")

@@ -81,7 +81,10 @@ class LightWAMPolicy(PreTrainedPolicy):
         u, noise = flow.draw(len(made.state), tuple(made.clip.shape[1:]))
         checkpointing = self.recipe.train.checkpointing
         losses = packed_loss(self.model, made, u.to(device), noise.to(device), checkpointing=checkpointing)
-        return losses.total, {"loss_video": float(losses.video), "loss_action": float(losses.action)}
+        return losses.total, {
+            "loss_video": float(losses.video.detach()),
+            "loss_action": float(losses.action.detach()),
+        }
 
     def windows(self, batch: Mapping[str, Any]) -> Batch:
         """LeRobot's batch as lightwam's: normalised by the processor, pictures encoded here."""

@@ -83,5 +83,9 @@ class PointGym(gym.Env):
 
 for colour in COLOURS:
     gym.register(
-        f"gym_point/{colour}", PointGym, max_episode_steps=SIM.max_steps, kwargs={"task": colour}, nondeterministic=False
+        f"gym_point/{colour}",
+        PointGym,
+        max_episode_steps=SIM.max_steps,
+        kwargs={"task": colour},
+        nondeterministic=False,
     )
