@@ -21,10 +21,10 @@ from lightwam.codec import Codec
 from lightwam.data.loader import WindowLoader
 from lightwam.engine.packed import packed_loss
 from lightwam.errors import CheckpointError, ConfigError, DatasetError, WireError
-from lightwam.model import flow
 from lightwam.policy import Policy
 from lightwam.processing import open_data
 from lightwam.stats import measure
+from lightwam.train import flow_draw
 from lightwam.types import Observation
 
 INPUTS = {
@@ -111,10 +111,9 @@ def test_batches_and_losses_are_those_of_the_core(tiny: Any) -> None:
         torch.testing.assert_close(got.state, expected.state, rtol=0, atol=1e-6)
         kept = ~expected.action_is_pad
         torch.testing.assert_close(got.action[kept], expected.action[kept], rtol=0, atol=1e-6)
-        torch.manual_seed(index)
+        seed, step = ours.drawn.tolist()
         total, parts = ours.forward(before(item))
-        torch.manual_seed(index)
-        losses = packed_loss(ours.model, expected, *flow.draw(1, tuple(expected.clip.shape[1:])))
+        losses = packed_loss(ours.model, expected, *flow_draw(seed, step, 1, expected.clip))
         torch.testing.assert_close(total, losses.total, rtol=1e-5, atol=1e-6)
         assert parts["loss_action"] == pytest.approx(float(losses.action), rel=1e-4, abs=1e-6)
         assert parts["loss_video"] == pytest.approx(float(losses.video), rel=1e-5)
@@ -138,6 +137,21 @@ def test_lerobots_normalisation_is_the_codecs(kind: Any, mode: str) -> None:
     np.testing.assert_allclose(after(batch["action"]), action, rtol=0, atol=5e-6)
     moved = torch.tensor([[2.0, 0.75]])  # a constant that is no longer one stays a small number
     assert before({"observation.state": moved})["observation.state"][0, 1] == pytest.approx(0.05, abs=1e-6)
+
+
+def test_random_numbers_go_on_with_a_checkpoint(tmp_path: Path) -> None:
+    """Training counts; looking at a validation loss does not."""
+    made = policy().train()
+    clip = seen(observation())
+    clip["observation.images.top"] = clip["observation.images.top"][:, None].repeat(1, 5, 1, 1, 1)
+    clip |= {"action": torch.zeros(1, 8, 2), "action_is_pad": torch.zeros(1, 8, dtype=torch.bool)}
+    clip["observation.images.top_is_pad"] = torch.zeros(1, 5, dtype=torch.bool)
+    first = made.forward(clip)[0]
+    made.save_pretrained(tmp_path)
+    second, held_out = made.forward(clip)[0], made.eval().forward(clip)[0]
+    again = LightWAMPolicy.from_pretrained(tmp_path).train()
+    assert torch.equal(again.forward(clip)[0], second) and not torch.equal(first, second)
+    assert torch.equal(made.forward(clip)[0], held_out)
 
 
 def test_missing_statistics_are_named() -> None:

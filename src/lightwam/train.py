@@ -27,7 +27,6 @@ from lightwam.engine.cpu import products
 from lightwam.engine.packed import PackedLoss
 from lightwam.errors import CheckpointError, ConfigError, DatasetError
 from lightwam.listeners import Listener, listen
-from lightwam.model import flow
 from lightwam.model.light_wam import LightWAM
 from lightwam.optimizer import Optimizer
 from lightwam.processing import Processing, open_data
@@ -266,12 +265,14 @@ def _save(session: Session, run: Path) -> None:
 def flow_draw(
     seed: int, step: int, batch_size: int, clip: Float[Tensor, "B C T h2 w2"], rank: int = 0
 ) -> tuple[Float[Tensor, " B"], Float[Tensor, "B C T h2 w2"]]:
-    """`flow.draw` of a step, which the seed decides.
+    """The flow's uniform numbers (stratified over the batch: every step sees all noise levels) and noise.
 
     Drawn for all `batch_size` samples of the step; process `rank` gets the rows of its `clip`.
     """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-    u, noise = flow.draw(batch_size, tuple(clip.shape[1:]), generator)
+    u = (torch.arange(batch_size) + torch.rand(batch_size, generator=generator)) / batch_size
+    u = u[torch.randperm(batch_size, generator=generator)].clamp(1e-4, 1 - 1e-4)
+    noise = torch.randn(batch_size, *clip.shape[1:], generator=generator)
     ours = slice(rank * len(clip), (rank + 1) * len(clip))
     return u[ours].to(clip.device), noise[ours].to(clip.device)
 

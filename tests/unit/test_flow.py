@@ -61,14 +61,3 @@ def test_what_is_masked_cannot_change_a_mean(keep: list[bool], other: float) -> 
     expected = values[mask].mean().item() if any(keep) else 0.0
     assert flow.masked_mean(changed, mask).item() == flow.masked_mean(values, mask).item()
     assert math.isclose(flow.masked_mean(values, mask).item(), expected, rel_tol=1e-6)
-
-
-def test_a_step_draws_every_part_of_the_noise_levels() -> None:
-    generator = torch.Generator().manual_seed(3)
-    u, noise = flow.draw(16, (2, 3, 4, 4), generator)
-    assert sorted((u * 16).long().tolist()) == list(range(16))
-    assert noise.shape == (16, 2, 3, 4, 4) and abs(float(noise.std()) - 1) < 0.05
-    again = flow.draw(16, (2, 3, 4, 4), torch.Generator().manual_seed(3))
-    assert torch.equal(again[0], u) and torch.equal(again[1], noise)
-    torch.manual_seed(3)
-    assert torch.equal(flow.draw(16, (2, 3, 4, 4))[1], noise), "without a generator, torch's own"

@@ -23,9 +23,9 @@ from lightwam.encoders import Prompts, encode_clip, open_latents, vae_identity
 from lightwam.engine.packed import packed_loss
 from lightwam.errors import ConfigError, WireError
 from lightwam.latents.dct import DctLatents
-from lightwam.model import flow
 from lightwam.model.light_wam import LightWAM
-from lightwam.types import Batch, LatentCodec
+from lightwam.train import flow_draw
+from lightwam.types import ALONE, Batch, LatentCodec, Share
 from lightwam.weights.wan import load_backbone
 
 TASK = "task"
@@ -50,6 +50,9 @@ class LightWAMPolicy(PreTrainedPolicy):
         self.model = LightWAM(self.recipe.model)
         if fresh and self.recipe.weights:
             load_backbone(self.model.dit, self.recipe.weights)
+        # with the weights, so that training goes on from a checkpoint with the random numbers that would have followed
+        self.drawn: Tensor
+        self.register_buffer("drawn", torch.tensor([torch.initial_seed() % 2**31, 0]))
         self._prompts = Prompts(self.recipe, {}, config.device)
         if fresh and dataset_meta is not None:
             self._prompts.states([str(task) for task in dataset_meta.tasks.index])  # one too long is refused now
@@ -75,12 +78,13 @@ class LightWAMPolicy(PreTrainedPolicy):
         self.last_predicted_latents = None
 
     def forward(self, batch: Mapping[str, Any]) -> tuple[Float[Tensor, ""], dict[str, float]]:
-        """The joint loss of a batch of windows, and its two halves; random numbers are torch's own."""
+        """The joint loss of a batch of windows, and its two halves; its noise is the seed's and the step's."""
         made = self.windows(batch)
-        device = made.state.device
-        u, noise = flow.draw(len(made.state), tuple(made.clip.shape[1:]))
+        (seed, step), (rank, size) = self.drawn.tolist(), processes()
+        u, noise = flow_draw(seed, step, size * len(made.state), made.clip, rank)
+        self.drawn[1] += self.training
         checkpointing = self.recipe.train.checkpointing
-        losses = packed_loss(self.model, made, u.to(device), noise.to(device), checkpointing=checkpointing)
+        losses = packed_loss(self.model, made, u, noise, checkpointing=checkpointing)
         return losses.total, {
             "loss_video": float(losses.video.detach()),
             "loss_action": float(losses.action.detach()),
@@ -210,10 +214,16 @@ def clip_bytes(batch: Mapping[str, Any], key: str) -> UInt8[Tensor, "B F _h _w 3
     return pictures.mul(255).round_().clamp_(0, 255).to(torch.uint8).permute(0, 1, 3, 4, 2)
 
 
+def processes() -> Share:
+    """Which of the processes that train together this one is."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return Share(torch.distributed.get_rank(), torch.distributed.get_world_size())
+    return ALONE
+
+
 def _same_everywhere(measured: dict[str, Any]) -> dict[str, Any]:
     """What the first process measured, in all that train together."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        shared = [measured]
+    shared = [measured]
+    if processes().size > 1:
         torch.distributed.broadcast_object_list(shared, src=0)
-        return shared[0]
-    return measured
+    return shared[0]

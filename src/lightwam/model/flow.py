@@ -21,18 +21,6 @@ def shifted(u: Float[Tensor, " n"], shift: float) -> Float[Tensor, " n"]:
     return shift * u / (1 + (shift - 1) * u)
 
 
-def draw(
-    num_samples: int, shape: tuple[int, ...], generator: torch.Generator | None = None
-) -> tuple[Float[Tensor, " B"], Float[Tensor, "B C T h2 w2"]]:
-    """What a training step draws: u, stratified over the samples so that each step sees all noise levels, and noise.
-
-    `shape` is one sample's. Both are drawn on the CPU, from torch's own generator where none is given.
-    """
-    u = (torch.arange(num_samples) + torch.rand(num_samples, generator=generator)) / num_samples
-    u = u[torch.randperm(num_samples, generator=generator)].clamp(1e-4, 1 - 1e-4)
-    return u, torch.randn(num_samples, *shape, generator=generator)
-
-
 def mix(
     clean: Float[Tensor, "B C T h w"], noise: Float[Tensor, "B C T h w"], sigma: Float[Tensor, " B"]
 ) -> Float[Tensor, "B C T h w"]:
