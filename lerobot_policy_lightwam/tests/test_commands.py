@@ -33,18 +33,21 @@ def losses(said: str) -> list[float]:
     return [float(loss) for loss in re.findall(r"\bloss:([\d.]+)", said)]
 
 
-@pytest.fixture(scope="module")
-def trained(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    out = tmp_path_factory.mktemp("lerobot") / "out"
-    said = command(
+def train(dataset: Path, out: Path, steps: int, log_every: int) -> str:
+    return command(
         "lerobot-train",
         *("--policy.type=lightwam", "--policy.recipe=point", "--policy.device=cpu", "--policy.push_to_hub=false"),
         *("--policy.scheduler_warmup_steps=5", "--policy.save_predicted_video=true", "--policy.num_imagine_steps=4"),
-        *("--dataset.repo_id=local/point", f"--dataset.root={tiny.dataset}", "--dataset.video_backend=pyav"),
-        *(f"--output_dir={out}", f"--steps={STEPS}", f"--save_freq={STEPS // 2}", "--log_freq=10", "--batch_size=16"),
-        *("--num_workers=0", "--env_eval_freq=0", "--wandb.enable=false"),
+        *("--dataset.repo_id=local/point", f"--dataset.root={dataset}", "--dataset.video_backend=pyav"),
+        *(f"--output_dir={out}", f"--steps={steps}", f"--save_freq={steps // 2}", f"--log_freq={log_every}"),
+        *("--batch_size=16", "--num_workers=0", "--env_eval_freq=0", "--wandb.enable=false"),
     )
-    return out, said
+
+
+@pytest.fixture(scope="module")
+def trained(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    out = tmp_path_factory.mktemp("lerobot") / "out"
+    return out, train(tiny.dataset, out, STEPS, 10)
 
 
 def test_the_loss_goes_down(trained: tuple[Path, str]) -> None:
@@ -53,12 +56,15 @@ def test_the_loss_goes_down(trained: tuple[Path, str]) -> None:
     assert sum(curve[-3:]) < 0.6 * sum(curve[:3]), curve
 
 
-def test_training_goes_on_from_a_checkpoint(trained: tuple[Path, str]) -> None:
-    """From its middle, the second half comes out as it did."""
-    out, first = trained
-    middle = out / "checkpoints" / f"{STEPS // 2:06d}" / "pretrained_model"
+def test_training_goes_on_from_a_checkpoint(tiny: Any, tmp_path: Path) -> None:
+    """Every loss comes out as if it had never stopped, here within one round of the data.
+
+    Later LeRobot 0.6.1 itself goes on in another order of the data than the run that was not stopped.
+    """
+    first = train(tiny.dataset, tmp_path / "out", 8, 1)
+    middle = tmp_path / "out" / "checkpoints" / "000004" / "pretrained_model"
     again = command("lerobot-train", f"--config_path={middle}/train_config.json", "--resume=true")
-    assert losses(again) == losses(first)[STEPS // 20 :]
+    assert len(losses(first)) == 8 and losses(again) == losses(first)[4:]
 
 
 def test_lerobot_eval_drives_the_policy(trained: tuple[Path, str], tmp_path: Path) -> None:

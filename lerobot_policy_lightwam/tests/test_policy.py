@@ -115,8 +115,8 @@ def test_batches_and_losses_are_those_of_the_core(tiny: Any) -> None:
         total, parts = ours.forward(before(item))
         losses = packed_loss(ours.model, expected, *flow_draw(seed, step, 1, expected.clip))
         torch.testing.assert_close(total, losses.total, rtol=1e-5, atol=1e-6)
-        assert parts["loss_action"] == pytest.approx(float(losses.action), rel=1e-4, abs=1e-6)
-        assert parts["loss_video"] == pytest.approx(float(losses.video), rel=1e-5)
+        assert parts["loss_action"] == pytest.approx(losses.action.item(), rel=1e-4, abs=1e-6)
+        assert parts["loss_video"] == pytest.approx(losses.video.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("kind, mode", [("min_max", "MIN_MAX"), ("z_score", "MEAN_STD"), ("quantile", "QUANTILES")])
