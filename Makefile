@@ -7,10 +7,12 @@ RUN ?= runs/demo
 BIN := $(VENV)/bin
 USE := $(VENV)/.ready-to-use
 DEV := $(VENV)/.ready-to-develop
+LEROBOT := .venv-lerobot
+LEROBOT_PYTHON ?= python3.12
 GL_PACKAGES := libegl1 libgl1 libgl1-mesa-dri libopengl0
 INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: help demo report test slow gpu lint types format gl clean
+.PHONY: help demo report test slow gpu lerobot lint types format gl clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -30,6 +32,9 @@ slow: $(DEV) gl  ## the tests that take minutes
 
 gpu: $(DEV)  ## the tests that need a CUDA device
 	@$(BIN)/python -m pytest -m gpu
+
+lerobot: $(LEROBOT)/.ready  ## the LeRobot plugin with LeRobot itself (Python 3.12, a download of 6 GB)
+	@$(LEROBOT)/bin/python -m pytest -c lerobot_policy_lightwam/pyproject.toml lerobot_policy_lightwam
 
 lint: $(DEV)  ## ruff
 	@$(BIN)/ruff check .
@@ -51,7 +56,7 @@ gl:  ## off-screen OpenGL for MuJoCo's pictures; installed where that needs no p
 	fi
 
 clean:  ## forget the virtual environment and the tools' caches; runs/ and data/ stay
-	@rm -rf $(VENV) .pytest_cache .hypothesis .ruff_cache .mypy_cache
+	@rm -rf $(VENV) $(LEROBOT) .pytest_cache .hypothesis .ruff_cache .mypy_cache
 
 $(BIN)/python:
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -68,3 +73,12 @@ $(DEV): pyproject.toml constraints.txt | $(BIN)/python
 	@$(INSTALL) '.[dev,metaworld,libero]'
 	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-deps --constraint constraints.txt openpi-client
 	@touch $@ $(USE)
+
+$(LEROBOT)/.ready: pyproject.toml lerobot_policy_lightwam/pyproject.toml
+	@"$(LEROBOT_PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 12))' \
+		|| { echo "LeRobot needs Python 3.12, found: $(LEROBOT_PYTHON). Next: make lerobot LEROBOT_PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@echo "installing LeRobot into $(LEROBOT) (6 GB, minutes)"
+	@test -x $(LEROBOT)/bin/python || "$(LEROBOT_PYTHON)" -m venv $(LEROBOT)
+	@$(LEROBOT)/bin/python -m pip install --quiet --disable-pip-version-check 'pytest>=8' 'pytest-timeout>=2.3' 'beartype>=0.20' \
+		--editable . --editable './lerobot_policy_lightwam[commands]' --editable lerobot_policy_lightwam/tests/lerobot_env_point
+	@touch $@

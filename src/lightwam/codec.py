@@ -34,8 +34,8 @@ class Codec:
 
     def __init__(self, config: CodecConfig, state: FeatureStats, action: FeatureStats) -> None:
         self.config, self.state, self.action = config, state, action
-        self._state_affine = _affine(config.state_norm, state)
-        self._action_affine = _affine(config.action_norm, action)
+        self._state_affine = affine(config.state_norm, state)
+        self._action_affine = affine(config.action_norm, action)
         if bad := [dim for dim in config.delta_action_dims if not 0 <= dim < action.dim]:
             raise ConfigError("an action has no such dimension", where="codec.delta_action_dims", got=bad,
                               expected=f"0..{action.dim - 1}")  # fmt: skip
@@ -62,8 +62,7 @@ class Codec:
 
     def pictures(self, pixels: Float[Tensor, "B 3 F height width"]) -> UInt8[np.ndarray, "B F height width 3"]:
         """The way back from `pixels`, rounded and clipped to uint8: what an imagined video looks like."""
-        raw = pixels.detach().float().add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
-        return raw.permute(0, 2, 3, 4, 1).contiguous().cpu().numpy()
+        return to_pictures(pixels)
 
     def encode_state(self, state: Any) -> Float32[np.ndarray, "*lead P"]:
         """Floats [..., P] in robot units -> normalised; WireError when width or dtype is wrong or one is not finite."""
@@ -106,36 +105,57 @@ def to_pixels(
     return moved.to(torch.float32, memory_format=torch.contiguous_format).mul_(1 / 127.5).sub_(1)
 
 
+def to_pictures(pixels: Float[Tensor, "B 3 F height width"]) -> UInt8[np.ndarray, "B F height width 3"]:
+    """Model input -> canvases, rounded and clipped."""
+    raw = pixels.detach().float().add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
+    return raw.permute(0, 2, 3, 4, 1).contiguous().cpu().numpy()
+
+
 def place_cameras(
     config: CodecConfig, frames: Mapping[str, UInt8[np.ndarray, "T _h _w 3"]]
 ) -> UInt8[np.ndarray, "T height width 3"]:
+    """Clips of all placed cameras -> clip of canvases; `place_clips` for arrays."""
+    clips = {place.camera: frames[place.camera] for place in config.places}
+    return place_clips(config, {camera: _tensor(clip) for camera, clip in clips.items()}).numpy()
+
+
+def place_clips(
+    config: CodecConfig, clips: Mapping[str, UInt8[Tensor, "T _h _w 3"]]
+) -> UInt8[Tensor, "T height width 3"]:
     """Clips of all placed cameras -> clip of canvases: each picture cropped, then resized (bilinear, antialias).
 
-    A picture that has its place's size already is copied as it is. What no place covers stays black.
+    A picture that has its place's size already is copied as it is. What no place covers stays black. The canvases are
+    on the clips' device.
     """
-    length = len(frames[config.places[0].camera])
-    canvas = np.zeros((length, *config.canvas, 3), np.uint8)
+    first = clips[config.places[0].camera]
+    canvas = first.new_zeros((len(first), *config.canvas, 3))
     for place in config.places:
         rows, columns = slice(place.top, place.top + place.height), slice(place.left, place.left + place.width)
-        canvas[:, rows, columns] = _resized(_cropped(frames[place.camera], place), place)
+        canvas[:, rows, columns] = _resized(_cropped(clips[place.camera], place), place)
     return canvas
 
 
-def _cropped(clip: UInt8[np.ndarray, "T _h _w 3"], place: CameraPlace) -> UInt8[np.ndarray, "T _ch _cw 3"]:
+def _tensor(clip: UInt8[np.ndarray, "T _h _w 3"]) -> UInt8[Tensor, "T _h _w 3"]:
+    """Shares the memory where torch can: neither of a read-only array nor of one that runs backwards."""
+    shared = clip.flags.c_contiguous and clip.flags.writeable
+    return torch.from_numpy(clip if shared else np.array(clip, order="C"))
+
+
+def _cropped(clip: UInt8[Tensor, "T _h _w 3"], place: CameraPlace) -> UInt8[Tensor, "T _ch _cw 3"]:
     height, width = clip.shape[1:3]
     top, left, bottom, right = place.crop
     rows = slice(round(top * height), max(round(bottom * height), round(top * height) + 1))
     return clip[:, rows, round(left * width) : max(round(right * width), round(left * width) + 1)]
 
 
-def _resized(clip: UInt8[np.ndarray, "T _h _w 3"], place: CameraPlace) -> UInt8[np.ndarray, "T _ph _pw 3"]:
+def _resized(clip: UInt8[Tensor, "T _h _w 3"], place: CameraPlace) -> UInt8[Tensor, "T _ph _pw 3"]:
     if clip.shape[1:3] == (place.height, place.width):
         return clip
-    pictures = torch.from_numpy(np.array(clip)).permute(0, 3, 1, 2).float()
+    pictures = clip.contiguous().permute(0, 3, 1, 2).float()
     sized = functional.interpolate(
         pictures, (place.height, place.width), mode="bilinear", align_corners=False, antialias=True
     )
-    return sized.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    return sized.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
 
 def _check_picture(frames: Mapping[str, Any], camera: str) -> None:
@@ -154,7 +174,7 @@ def _check_picture(frames: Mapping[str, Any], camera: str) -> None:
 Affine = tuple[Float64[np.ndarray, " D"], Float64[np.ndarray, " D"]]
 
 
-def _affine(kind: NormKind, stats: FeatureStats) -> Affine:
+def affine(kind: NormKind, stats: FeatureStats) -> Affine:
     """Offset and scale of `normalised = (value - offset) / scale`.
 
     A constant dimension (range within CONSTANT_SPAN of its magnitude) has offset = its value and scale 1: it becomes 0,

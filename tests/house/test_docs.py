@@ -46,7 +46,7 @@ def test_commands_and_recipes_in_the_documents_exist(house: Any) -> None:
     assert not wrong, wrong
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "lint", "types", "slow", "report", "gl", "clean"])
+@pytest.mark.parametrize("target", ["demo", "test", "lint", "types", "slow", "lerobot", "report", "gl", "clean"])
 def test_make_can_plan_every_target(target: str, house: Any) -> None:
     done = subprocess.run(["make", "--dry-run", target], cwd=house.root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

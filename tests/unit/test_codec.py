@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightwam.codec import Codec, place_cameras
+from lightwam.codec import Codec, place_cameras, place_clips, to_pictures
 from lightwam.config import CameraPlace, CodecConfig, NormKind
 from lightwam.errors import ConfigError, WireError
 from lightwam.stats import measure
@@ -61,6 +61,19 @@ def test_a_clip_is_placed_frame_by_frame_like_single_pictures() -> None:
         np.testing.assert_array_equal(together[i], codec().canvas({name: frames[i] for name, frames in clip.items()}))
 
 
+def test_clips_of_any_layout_are_placed_alike() -> None:
+    """As tensors; as arrays that run backwards (pictures turned upright); as arrays that must not be written to."""
+    clip = {name: np.stack([picture(10, 9), picture(11, 9)[:10]]) for name in ("front", "wrist")}
+    expected = place_cameras(CONFIG, clip)
+    tensors = {name: torch.from_numpy(frames) for name, frames in clip.items()}
+    np.testing.assert_array_equal(place_clips(CONFIG, tensors), expected)
+    backwards = {name: frames[:, ::-1, ::-1].copy()[:, ::-1, ::-1] for name, frames in clip.items()}
+    np.testing.assert_array_equal(place_cameras(CONFIG, backwards), expected)
+    for frames in clip.values():
+        frames.flags.writeable = False
+    np.testing.assert_array_equal(place_cameras(CONFIG, clip), expected)
+
+
 def test_pixels_and_pictures_are_inverse() -> None:
     canvas = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 1, 16, 16, 3).repeat(2, 3)
     canvas.flags.writeable = False
@@ -69,6 +82,7 @@ def test_pixels_and_pictures_are_inverse() -> None:
     expected = (torch.tensor(np.array(canvas)).permute(0, 4, 1, 2, 3).double() / 255 - 0.5) / 0.5
     assert (pixels - expected).abs().max() < 2e-7 and pixels.min() == -1 and pixels.max() == 1
     np.testing.assert_array_equal(codec().pictures(pixels), canvas)
+    np.testing.assert_array_equal(to_pictures(pixels), canvas)
     assert torch.equal(codec().pixels(torch.tensor(np.array(canvas))), pixels)
 
 

@@ -1,0 +1,74 @@
+"""`lightwam-to-lerobot RUN OUT`: a run of `lightwam train` as a checkpoint that LeRobot's commands take."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from lerobot.configs import FeatureType, PolicyFeature
+from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
+
+from lerobot_policy_lightwam.configuration_lightwam import LightWAMConfig
+from lerobot_policy_lightwam.modeling_lightwam import LightWAMPolicy
+from lerobot_policy_lightwam.processor_lightwam import make_lightwam_pre_post_processors
+from lightwam import checkpoint
+from lightwam.config import to_dict
+from lightwam.errors import CheckpointError, LightwamError
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """Make a checkpoint of LeRobot's from a run of lightwam's; both then act the same."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """a run directory"""
+    out: Annotated[Path, tyro.conf.Positional]
+    """a new folder, for --policy.path"""
+    step: int | None = None
+    """the newest by default"""
+    ema: bool = True
+    """the average of the weights, where training kept one"""
+
+
+def convert(options: ConvertOptions) -> LightWAMPolicy:
+    """Write the checkpoint; CheckpointError when the run is damaged or `out` holds something already.
+
+    Token states of the run's prompts are not carried over: a pretrained text encoder is opened where it is needed.
+    """
+    run, out = options.run, options.out
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise CheckpointError("there is something already", where=out, expected="a new folder")
+    recipe = checkpoint.read_recipe(run)
+    codec, measured = checkpoint.read_processing(run)
+    shape = (3, recipe.sim.height, recipe.sim.width)
+    inputs = {f"{OBS_IMAGES}.{camera}": PolicyFeature(FeatureType.VISUAL, shape) for camera in codec.cameras}
+    inputs[OBS_STATE] = PolicyFeature(FeatureType.STATE, (recipe.model.state_dim,))
+    config = LightWAMConfig(
+        recipe=recipe.name,
+        input_features=inputs,
+        output_features={ACTION: PolicyFeature(FeatureType.ACTION, (recipe.model.action_dim,))},
+        settled=to_dict(replace(recipe, codec=codec.config)),
+        measured=measured,
+        device="cpu",
+    )
+    policy = LightWAMPolicy(config)
+    saved = checkpoint.load(run, options.step, training=False)
+    checkpoint.fill(policy.model, checkpoint.run_weights(run, saved, ema=options.ema), run)
+    stats = {OBS_STATE: codec.state.to_dict(), ACTION: codec.action.to_dict()}
+    policy.save_pretrained(out)
+    for processor in make_lightwam_pre_post_processors(config, stats):
+        processor.save_pretrained(out)
+    return policy.eval()
+
+
+def main() -> None:
+    """The command."""
+    try:
+        options = tyro.cli(ConvertOptions, prog="lightwam-to-lerobot")
+        convert(options)
+    except LightwamError as error:
+        sys.exit(f"lightwam-to-lerobot: {error}")
+    print(f"{options.out}: for --policy.path")

@@ -1,0 +1,229 @@
+"""Light-WAM behind LeRobot's policy interface: its batches in, lightwam's own model, losses and latents inside."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+import torch.distributed
+from jaxtyping import Float, UInt8
+from lerobot.policies import PreTrainedPolicy
+from lerobot.utils.constants import ACTION, OBS_STATE
+from torch import Tensor
+
+from lerobot_policy_lightwam.configuration_lightwam import LightWAMConfig
+from lightwam.checkpoint import fill
+from lightwam.codec import place_clips, to_pictures, to_pixels
+from lightwam.config import DctConfig
+from lightwam.encoders import Prompts, encode_clip, open_latents, vae_identity
+from lightwam.engine.packed import packed_loss
+from lightwam.errors import ConfigError, WireError
+from lightwam.latents.dct import DctLatents
+from lightwam.model.light_wam import LightWAM
+from lightwam.train import flow_draw
+from lightwam.types import ALONE, Batch, LatentCodec, Share
+from lightwam.weights.wan import load_backbone
+
+TASK = "task"
+FIT_FRAMES = 256
+"""pictures of the first batch, at most, that the DCT's statistics are measured on"""
+
+
+class LightWAMPolicy(PreTrainedPolicy):
+    """`model` is lightwam's, computed by lightwam; here is only what LeRobot's batches and commands ask for."""
+
+    config_class = LightWAMConfig
+    name = "lightwam"
+
+    def __init__(self, config: LightWAMConfig, dataset_stats: Any = None, dataset_meta: Any = None) -> None:
+        """Statistics belong to the processor and are not read here; `dataset_meta` gives the sentences to check.
+
+        A policy made anew takes the backbone from the recipe's pretrained weights, where it names some.
+        """
+        super().__init__(config)
+        fresh = config.settled is None
+        self.recipe = config.settle()
+        self.model = LightWAM(self.recipe.model)
+        if fresh and self.recipe.weights:
+            load_backbone(self.model.dit, self.recipe.weights)
+        # with the weights, so that training goes on from a checkpoint with the random numbers that would have followed
+        self.drawn: Tensor
+        self.register_buffer("drawn", torch.tensor([torch.initial_seed() % 2**31, 0]))
+        self._prompts = Prompts(self.recipe, {}, config.device)
+        if fresh and dataset_meta is not None:
+            self._prompts.states([str(task) for task in dataset_meta.tasks.index])  # one too long is refused now
+        self._latents: LatentCodec | None = None
+        self.last_predicted_latents: Float[Tensor, "B C T h2 w2"] | None = None
+        self._queue: deque[Tensor] = deque()
+
+    @classmethod
+    def _load_as_safetensor(
+        cls, model: LightWAMPolicy, model_file: str, map_location: str, strict: bool
+    ) -> LightWAMPolicy:
+        """Strict always, whatever LeRobot asks for: CheckpointError lists every tensor that does not fit."""
+        fill(model, safetensors.torch.load_file(model_file), Path(model_file))
+        return model
+
+    def get_optim_params(self) -> list[torch.nn.Parameter]:
+        """What is trained: a frozen backbone is not."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def reset(self) -> None:
+        """A new episode begins."""
+        self._queue.clear()
+        self.last_predicted_latents = None
+
+    def forward(self, batch: Mapping[str, Any]) -> tuple[Float[Tensor, ""], dict[str, float]]:
+        """The joint loss of a batch of windows, and its two halves; its noise is the seed's and the step's."""
+        made = self.windows(batch)
+        (seed, step), (rank, size) = self.drawn.tolist(), processes()
+        u, noise = flow_draw(seed, step, size * len(made.state), made.clip, rank)
+        self.drawn[1] += self.training
+        checkpointing = self.recipe.train.checkpointing
+        losses = packed_loss(self.model, made, u, noise, checkpointing=checkpointing)
+        return losses.total, {
+            "loss_video": float(losses.video.detach()),
+            "loss_action": float(losses.action.detach()),
+        }
+
+    def windows(self, batch: Mapping[str, Any]) -> Batch:
+        """LeRobot's batch as lightwam's: normalised by the processor, pictures encoded here."""
+        frames = len(self.config.observation_delta_indices)
+        canvas = self.canvases(batch)
+        if canvas.shape[1] != frames:
+            raise WireError("a clip has another number of frames", where="forward", got=canvas.shape[1],
+                            expected=frames)  # fmt: skip
+        camera = self.config.cameras[self.recipe.codec.places[0].camera]
+        with torch.no_grad():
+            pixels = to_pixels(canvas)
+            video = encode_clip(self.latents(pixels), pixels)
+        return Batch(
+            present=video.present,
+            clip=video.clip,
+            context=self._context(batch).to(pixels.device),
+            state=self._state(batch),
+            action=_of(batch, ACTION),
+            action_is_pad=_of(batch, f"{ACTION}_is_pad"),
+            frame_is_pad=_of(batch, f"{camera}_is_pad"),
+        )
+
+    @torch.no_grad()
+    def predict_action_chunk(self, batch: Mapping[str, Any]) -> Float[Tensor, "B prefix A"]:
+        """The supervised steps of a chunk, normalised; what training never supervised is not given out.
+
+        With `save_predicted_video` the future is imagined, too.
+        """
+        canvas = self.canvases(batch)[:, :1]
+        pixels = to_pixels(canvas)
+        latent, context = self.latents(pixels).encode(pixels), self._context(batch).to(pixels.device)
+        state = self._state(batch)
+        if not state.isfinite().all():
+            raise WireError("the state is not finite", where=OBS_STATE, got=state.tolist(), expected="finite numbers")
+        if self.config.save_predicted_video:
+            self.last_predicted_latents = self._imagine(latent, context, state)
+        return self.model.act(latent, context, state)[:, : self.recipe.model.supervised_prefix].float()
+
+    @torch.no_grad()
+    def select_action(self, batch: Mapping[str, Any]) -> Float[Tensor, "B A"]:
+        """The next action; the model is asked when the `n_action_steps` of the last chunk are spent."""
+        if not self._queue:
+            chunk = self.predict_action_chunk(batch)
+            self._queue.extend(chunk[:, : self.config.n_action_steps].unbind(1))
+        return self._queue.popleft()
+
+    @torch.no_grad()
+    def decode_predicted_latents(self, latents: Float[Tensor, "B C T h2 w2"]) -> UInt8[Tensor, "N height width 3"]:
+        """Imagined futures one behind the other in time -> the first robot's video, a picture a control step.
+
+        Of every future as much as was executed before the next one was imagined, so the video runs beside the episode.
+        """
+        each = 1 + self._num_later
+        futures = latents[0].unflatten(1, (-1, each)).transpose(0, 1)
+        assert self._latents is not None and self.config.n_action_steps is not None
+        clips = to_pictures(self._latents.decode_pooled(futures.to(self.device)))
+        shown = torch.arange(self.config.n_action_steps) // self.recipe.codec.video_stride
+        return torch.from_numpy(clips)[:, shown].flatten(0, 1)
+
+    def canvases(self, batch: Mapping[str, Any]) -> UInt8[Tensor, "B F height width 3"]:
+        """All cameras' pictures, bytes again as they were recorded, on the recipe's canvas."""
+        codec, cameras = self.recipe.codec, self.config.cameras
+        clips = {place.camera: clip_bytes(batch, cameras[place.camera]) for place in codec.places}
+        sizes = next(iter(clips.values())).shape[:2]
+        return place_clips(codec, {camera: clip.flatten(0, 1) for camera, clip in clips.items()}).unflatten(0, sizes)
+
+    def latents(self, pixels: Float[Tensor, "B 3 F height width"]) -> LatentCodec:
+        """The policy's latents. The DCT's statistics are measured on the first training batch, then they stay."""
+        if self._latents is None:
+            if self.config.measured is None:
+                self.config.measured = _same_everywhere(self._measure(pixels))
+            self._latents = open_latents(self.recipe, self.config.measured, "policy.measured", pixels.device)
+        return self._latents
+
+    def _measure(self, pixels: Float[Tensor, "B 3 F height width"]) -> dict[str, Any]:
+        if not isinstance(self.recipe.latents, DctConfig):
+            return dict(vae_identity(self.recipe))
+        if not self.training:
+            raise ConfigError("this policy was never trained", where="policy.measured", got="no statistics of latents",
+                              next_step="lerobot-train, or --policy.path of a checkpoint")  # fmt: skip
+        pictures = pixels.transpose(1, 2).flatten(0, 1)[:FIT_FRAMES]
+        return dict(DctLatents.fit(self.recipe.latents, pictures).to_dict())
+
+    def _imagine(
+        self, latent: Float[Tensor, "B C 1 h w"], context: Float[Tensor, "B L E"], state: Float[Tensor, "B P"]
+    ) -> Float[Tensor, "B C T h2 w2"]:
+        batch, channels, _, height, width = latent.shape
+        shape = (batch, channels, 1 + self._num_later, height // 2, width // 2)
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(self.config.imagine_seed))
+        return self.model.imagine(latent, context, state, noise.to(latent.device), self.config.num_imagine_steps)
+
+    @property
+    def _num_later(self) -> int:
+        """Latent frames of a future, the present not counted: four video frames each."""
+        return self.recipe.model.horizon // self.recipe.codec.video_stride // 4
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def _context(self, batch: Mapping[str, Any]) -> Float[Tensor, "B L E"]:
+        return self._prompts.states([str(task) for task in _of(batch, TASK)])
+
+    def _state(self, batch: Mapping[str, Any]) -> Float[Tensor, "B P"]:
+        state: Tensor = _of(batch, OBS_STATE)
+        return state[:, 0] if state.ndim == 3 else state
+
+
+def _of(batch: Mapping[str, Any], key: str) -> Any:
+    if key not in batch:
+        raise WireError("a key is missing", where="batch", got=sorted(batch), expected=key)
+    return batch[key]
+
+
+def clip_bytes(batch: Mapping[str, Any], key: str) -> UInt8[Tensor, "B F _h _w 3"]:
+    """One camera's pictures, floats in [0, 1] with channels first, as the bytes that LeRobot made them from."""
+    pictures = _of(batch, key)
+    pictures = pictures[:, None] if pictures.ndim == 4 else pictures
+    if pictures.ndim != 5 or pictures.shape[2] != 3 or not pictures.is_floating_point():
+        raise WireError("not the pictures of a camera", where=key, got=f"{pictures.dtype} {tuple(pictures.shape)}",
+                        expected="floats in [0, 1], (batch, frames, 3, height, width) or without frames")  # fmt: skip
+    return pictures.mul(255).round_().clamp_(0, 255).to(torch.uint8).permute(0, 1, 3, 4, 2)
+
+
+def processes() -> Share:
+    """Which of the processes that train together this one is."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return Share(torch.distributed.get_rank(), torch.distributed.get_world_size())
+    return ALONE
+
+
+def _same_everywhere(measured: dict[str, Any]) -> dict[str, Any]:
+    """What the first process measured, in all that train together."""
+    shared = [measured]
+    if processes().size > 1:
+        torch.distributed.broadcast_object_list(shared, src=0)
+    return shared[0]

@@ -1,0 +1,127 @@
+"""The config: a recipe and what differs from it, kept whole with a checkpoint; what does not fit is refused by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature, PreTrainedConfig
+
+from lerobot_policy_lightwam import LightWAMConfig
+from lightwam import recipes
+from lightwam.errors import ConfigError
+
+
+def features(*cameras: str, state: int = 2, size: tuple[int, ...] = (3, 48, 64)) -> dict[str, PolicyFeature]:
+    pictures = {f"observation.images.{camera}": PolicyFeature(FeatureType.VISUAL, size) for camera in cameras}
+    return pictures | {"observation.state": PolicyFeature(FeatureType.STATE, (state,))}
+
+
+def config(*cameras: str, action: int = 2, recipe: str = "point", state: int = 2, **settings: Any) -> LightWAMConfig:
+    output = {"action": PolicyFeature(FeatureType.ACTION, (action,))}
+    inputs = features(*(cameras or ("top",)), state=state)
+    return LightWAMConfig(recipe=recipe, input_features=inputs, output_features=output, device="cpu", **settings)
+
+
+def test_what_is_not_said_is_the_recipes() -> None:
+    base, made = recipes.demo(), LightWAMConfig(device="cpu")
+    assert (made.horizon, made.n_action_steps, made.video_stride) == (8, base.eval.replan, base.codec.video_stride)
+    assert made.optimizer_lr == made.get_optimizer_preset().lr == base.train.learning_rate
+    assert made.get_scheduler_preset().num_warmup_steps == base.train.warmup_steps
+    assert made.observation_delta_indices == [0, 2, 4, 6, 8] and made.action_delta_indices == list(range(8))
+
+
+def test_the_recipe_is_fitted_to_the_features() -> None:
+    made = config("left", "right", state=5, action=7).settle()
+    assert (made.model.state_dim, made.model.action_dim) == (5, 7)
+    assert made.codec.canvas == (32, 64)
+    assert [(place.camera, place.left, place.width) for place in made.codec.places] == [
+        ("left", 0, 32),
+        ("right", 32, 32),
+    ]
+
+
+def test_a_recipe_with_just_these_cameras_places_them_itself() -> None:
+    made = config("corner", "corner4", recipe="demo", state=4, action=4).settle()
+    assert made.codec.places == recipes.demo().codec.places
+    beside = config("corner", "corner4", recipe="demo", state=4, action=4, camera_size=(64, 96)).settle()
+    assert beside.codec.canvas == (64, 192) and beside.codec.places[1].crop == (0, 0, 1, 1)
+
+
+def test_a_longer_horizon_is_trained_whole_where_the_recipes_was() -> None:
+    assert config(horizon=16).supervised_prefix == 16
+    assert config(horizon=16, supervised_prefix=4).supervised_prefix == 4
+    assert LightWAMConfig(recipe="libero-10", horizon=64, device="cpu").supervised_prefix == 10
+
+
+def test_any_setting_can_be_overridden_by_its_name() -> None:
+    made = config(overrides={"text.num_tokens": 20, "codec.canvas": [32, 32], "model.backbone.num_blocks": 3}).settle()
+    assert made.text.num_tokens == 20 and made.model.backbone.num_blocks == 3
+
+
+def test_a_saved_config_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the recipes say later does not matter to it."""
+    made = config("left", "right", n_action_steps=3, overrides={"text.num_tokens": 20})
+    recipe = made.settle()
+    made.measured = {"mean": [0.1] * 8, "std": [1.0] * 8}
+    made.save_pretrained(tmp_path)
+    monkeypatch.setattr("lerobot_policy_lightwam.configuration_lightwam.RECIPES", {})
+    again = PreTrainedConfig.from_pretrained(tmp_path)
+    assert isinstance(again, LightWAMConfig) and again.settle() == recipe and again == made
+    fewer = PreTrainedConfig.from_pretrained(tmp_path, cli_overrides=["--n_action_steps=2", "--device=cpu"])
+    assert fewer.settle().eval.replan == 2
+    assert json.loads((tmp_path / "config.json").read_text())["type"] == "lightwam"
+
+
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        ({"recipe": "demoo"}, "did you mean 'demo'"),
+        ({"overrides": {"text.num_token": 3}}, "text.num_tokens"),
+        ({"overrides": {"model.horizon": 16}}, "--policy.horizon=16"),
+        ({"overrides": {"text.num_tokens": "many"}}, "wrong type"),
+        ({"use_amp": True}, "mixed precision"),
+        ({"normalization_mapping": {"STATE": NormalizationMode.QUANTILE10}}, "STATE"),
+        ({"normalization_mapping": {"VISUAL": NormalizationMode.MEAN_STD}}, "VISUAL"),
+    ],
+)
+def test_what_is_wrong_by_itself_is_refused_at_once(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        config(**settings)
+
+
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        ({"n_action_steps": 9}, "eval.replan"),
+        ({"horizon": 10}, "whole latent frames"),
+        ({"camera_size": (30, 30)}, "pooled patches"),
+        ({"input_features": features("top", size=(1, 48, 64))}, "not RGB"),
+        ({"input_features": features()}, "no camera"),
+        ({"input_features": {}}, "observation.state"),
+        ({"output_features": {}}, "action"),
+        ({"overrides": {"codec.places": [], "codec.canvas": [32, 32]}}, "no camera on the canvas"),
+    ],
+)
+def test_what_does_not_fit_is_refused_when_the_policy_is_made(settings: dict[str, Any], said: str) -> None:
+    made = config()
+    for name, value in settings.items():
+        setattr(made, name, value)
+    with pytest.raises(ConfigError, match=said):
+        made.settle()
+
+
+def test_a_checkpoint_keeps_its_robot_and_its_cameras() -> None:
+    made = config("left", "right")
+    made.settle()
+    for settings, said in (
+        ({"output_features": config(action=3).output_features}, "features"),
+        ({"input_features": features("left", "wrist")}, "camera"),
+        ({"camera_size": (64, 64)}, "places already"),
+        ({"recipe": "demo"}, "another recipe"),
+    ):
+        other = LightWAMConfig(**{**vars(made), **settings}) if "recipe" not in settings else None
+        with pytest.raises(ConfigError, match=said):
+            (other or LightWAMConfig(recipe="demo", settled=made.settled, device="cpu")).settle()
