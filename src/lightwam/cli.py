@@ -23,6 +23,7 @@ COMMANDS = {
     "train": "train a policy on a dataset; the same command again goes on where it stopped",
     "eval": "run a trained policy in closed loop on seeds it never saw",
     "compare": "compare two evaluations, episode by episode",
+    "watch": "calibrate how a policy is surprised, and measure what that tells",
     "report": "write a run's report.html",
     "adopt": "make a run of a published Light-WAM checkpoint",
     "export": "write a run's weights as a published Light-WAM checkpoint",

@@ -33,8 +33,8 @@ def area_interval(
     """Bootstrapped areas of several scores of the same episodes, whole seeds drawn with replacement.
 
     An episode with a disturbance and the one without share their seed, hence are drawn together; all scores see the
-    same draws, so that a difference of two columns is a draw of the difference. Percentiles of a column are its interval
-    (B. Efron, R. Tibshirani, An Introduction to the Bootstrap, chapter 13).
+    same draws, so that a difference of two columns is a draw of the difference. Percentiles of a column are its
+    interval (B. Efron, R. Tibshirani, An Introduction to the Bootstrap, chapter 13).
     """
     names = np.unique(np.concatenate(seeds))
     rng = np.random.default_rng(0)
