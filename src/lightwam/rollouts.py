@@ -88,8 +88,8 @@ class Player:
 
     def _play(self, job: Segment) -> Seen:
         if job.actions is None:
-            simulator = self._simulator(job.task, film=False)
-            self.playing = simulator if job.disturbance is None else Disturbed(simulator, job.disturbance)
+            inside = self._simulator(job.task, film=False)
+            self.playing = Disturbed(inside, job.disturbance) if job.disturbance else inside
             self.playing.reset(job.seed)
             self.steps = 0
         simulator = self.playing

@@ -87,6 +87,7 @@ def measure(calibration: Calibration, quiet: Sequence[Shown], tried: Sequence[Sh
         "calibration_episodes": calibration.num_episodes,
         "soon_steps": soon * executed,
         "thresholds": thresholds,
+        "foreseen_share": _foreseen_share(calibration.yardstick, [one for one in tried if one.kind == "quiet"]),
         "quiet": {
             "episodes": undisturbed,
             "alarms": false,
@@ -95,6 +96,13 @@ def measure(calibration: Calibration, quiet: Sequence[Shown], tried: Sequence[Sh
         "kinds": {kind: trial.of_kind(kind) for kind in [*kinds, ANY]},
         "examples": [trial.example(kind) for kind in kinds],
     }
+
+
+def _foreseen_share(stick: Yardstick, quiet: Sequence[Shown]) -> float:
+    """The share of the squared change of undisturbed moments that the fitted expectation explains."""
+    change, foreseen = together([one.moments() for one in quiet])
+    rest = change - stick.offset - stick.gain * foreseen
+    return 1 - float(np.square(rest).sum() / np.square(change).sum())
 
 
 def _without(quiet: Sequence[Shown], tried: Sequence[Shown]) -> tuple[Scores, Scores]:

@@ -441,7 +441,7 @@ def test_the_watch_is_shown_with_its_baselines_and_examples(run: Path) -> None:
     assert "Object moved 0.90 0.80" in read and "9 of 10 3 steps" in read and "Undisturbed 1 of 10" in read
     assert read.count("score 5.5 alarm") == 2 and "score 1.0 alarm" not in read
     lines = [str(one["class"]) for one in outline.all("polyline") if str(one["class"]).startswith("score")]
-    assert sorted(lines) == sorted(["score watch"] * 4 + ["score without", "score pictures"] * 2)
+    assert sorted(lines) == sorted(["score watch"] * 6 + ["score without", "score pictures"] * 2)
 
 
 @pytest.mark.parametrize(("low", "high", "said"), [(0.01, 0.2, "makes the score better"), (-0.3, -0.1, "worse")])

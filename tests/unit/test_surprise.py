@@ -183,7 +183,7 @@ def test_what_is_foreseen_has_no_chance_in_it(tiny_once: Any, trained: Policy) -
     again = trained.foresee(seen[1:2])
     np.testing.assert_allclose(present[1], again[0][0], atol=1e-5)
     np.testing.assert_allclose(expected[1], again[1][0], atol=1e-4)
-    assert present.shape == expected.shape == (4, trained.latents.channels, 2, 4)
+    assert present.shape == expected.shape == (4, trained.latents.channels, 2, 2)
 
 
 def test_a_watched_episode_scores_like_the_calibration(

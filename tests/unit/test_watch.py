@@ -63,6 +63,7 @@ def test_a_jump_is_found_at_the_next_look_and_nothing_is_found_in_nothing(
     assert abs(found["ways"][STATE]["soon"]["area"] - 0.5) < 0.2  # the robot itself noticed nothing
     assert result["kinds"][ANY]["episodes"] == 60
     assert result["quiet"]["episodes"] == 30
+    assert 0.9 < result["foreseen_share"] < 1  # 0.25 of the change's square is foreseen, 0.01 noise
     assert result["quiet"]["alarms"][WATCH] <= 8
     assert len(found["ways"][WITHOUT]["curve"]) == 2
     assert "30 of 30  2 steps" in table(result)

@@ -173,7 +173,7 @@ def roc_chart(lines: Sequence[Line], title: str, size: int = 310) -> str:
             f'<text class="tick" x="{left - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{100 * tick:.0f}</text>'
             f'<text class="tick" x="{x(tick):.1f}" y="{bottom + 16}" text-anchor="middle">{100 * tick:.0f}</text>'
         )
-    parts.append(f'<line class="chance" x1="{x(0)}" y1="{y(0)}" x2="{x(1)}" y2="{y(1)}"/>')
+    parts.append(f'<line class="chance" x1="{left}" y1="{bottom}" x2="{right}" y2="{top}"/>')
     parts.append(f'<path class="axis" fill="none" d="M{left} {top}V{bottom}H{right}"/>')
     for line in reversed(lines):  # the first on top
         points = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in zip(line.across, line.up, strict=True))
@@ -201,7 +201,7 @@ def trace_chart(trace: Trace, title: str, width: int = 760, height: int = 190) -
             f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>'
             f'<text class="tick" x="{left - 7}" y="{y(tick) + 4:.1f}" text-anchor="end">{figures(tick)}</text>'
         )
-    for tick in even_ticks(0, last, 6):
+    for tick in even_ticks(0.0, last, 6):
         side = "end" if x(tick) > width - right - 16 else "middle"
         parts.append(
             f'<text class="tick" x="{x(tick):.1f}" y="{bottom + 16}" text-anchor="{side}">{figures(tick)}</text>'

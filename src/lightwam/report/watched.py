@@ -120,7 +120,7 @@ def _area(row: Table) -> Area:
     return Area(row.number("area"), _numbers(row, "interval_95", 2), row.count("alarms"), delay, across, up)
 
 
-def _numbers(row: Table, key: str, count: int | None) -> tuple:  # type: ignore[type-arg]
+def _numbers(row: Table, key: str, count: int | None) -> tuple:
     values = row.value(key)
     good = isinstance(values, list) and values and all(type(value) in (int, float) for value in values)
     if not good or count not in (None, len(values)):
@@ -173,8 +173,8 @@ def _lead(watched: Watched, simulator_name: str) -> str:
         f"the video pass ({figures(watched.see_ms)}{THIN}ms beside {figures(watched.act_ms)}{THIN}ms to act). Tried in "
         f"{escape(simulator(simulator_name))} on seeds of their own, calibrated on "
         f"{counted(watched.calibration_episodes, 'undisturbed episode')}. Of all disturbed episodes against "
-        f"undisturbed ones the area under the curve is {area.area:.2f}; the same score with the picture before in place "
-        f"of the expectation has {without.area:.2f}: {_verdict(best.gain)}. Of the first "
+        f"undisturbed ones the area under the curve is {area.area:.2f}; the same score with the picture before in "
+        f"place of the expectation has {without.area:.2f}: {_verdict(best.gain)}. Of the first "
         f"{counted(watched.soon_steps, 'control step')} after the disturbance alone {_verdict(best.gain_soon)}."
     )
 
@@ -231,7 +231,11 @@ def _cell(area: Area) -> str:
 
 def _example(example: Example) -> str:
     name = NAMES.get(example.kind, example.kind)
-    chart = trace_chart(example.trace, f"{name}, {example.task}: the score at each look")
+    said = f"{name}, {example.task}: the score at each look"
+    chart = "".join(
+        f'<div class="{kind}">{trace_chart(example.trace, said, width)}</div>'
+        for kind, width in (("for-wide", 760), ("for-narrow", 350))
+    )
     first = max(0, min(example.look, len(example.canvases) - SHOWN_LOOKS))
     shown = range(first, min(first + SHOWN_LOOKS, len(example.canvases)))
     tiles = []
