@@ -204,7 +204,7 @@ class _Drive:
                     players.give(Segment(seat, job.task, job.seed, None, job.disturbance), seat)
                 waiting: dict[int, Observation] = {}
                 for segment, answer in players.answers(timeout_seconds=0.2):
-                    assert not isinstance(answer, Film)
+                    assert isinstance(segment, Segment) and not isinstance(answer, Film)
                     if isinstance(answer, Death):
                         deaths.note(segment, answer)
                         todo.insert(0, running.pop(segment.seat).job)
