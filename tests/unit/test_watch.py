@@ -18,7 +18,7 @@ from lightwam.watch import WatchConfig, watch
 from lightwam.watch_scores import ANY, PICTURES, STATE, WATCH, WITHOUT, Shown, measure
 
 SHAPE, REPLAN = (2, 3, 3), 4
-SETTINGS = WatchConfig(quiet=6, trials=2, false_alarms=0.2, workers=0)
+SETTINGS = WatchConfig(quiet=5, trials=1, false_alarms=0.2, workers=0)
 
 
 def shown(seed: int, kind: str = "quiet", look: int = 1, looks: int = 5, jump: float = 0.0) -> Shown:
@@ -107,10 +107,10 @@ def test_a_run_is_calibrated_tried_and_reported_and_goes_on_where_it_stopped(tin
     result = watch(tiny.run, SETTINGS, say=said.append)
     assert set(result["kinds"]) == {"object", "camera", "frozen", ANY}
     calibration = Calibration.read(tiny.run)
-    assert calibration.num_episodes == 12
-    assert json.loads((tiny.run / "watch" / "result.json").read_text())["calibration_episodes"] == 12
+    assert calibration.num_episodes == 10
+    assert json.loads((tiny.run / "watch" / "result.json").read_text())["calibration_episodes"] == 10
     looks = sorted((tiny.run / "watch" / "looks").rglob("*.npz"))
-    assert len(looks) == 12 + 2 * 2 * 4
+    assert len(looks) == 10 + 2 * 4
     before = {path: path.stat().st_mtime_ns for path in looks}
     looks[0].unlink()
     again = watch(tiny.run, SETTINGS, say=said.append)
@@ -120,7 +120,7 @@ def test_a_run_is_calibrated_tried_and_reported_and_goes_on_where_it_stopped(tin
     assert "The runtime watch" in text and "Nobody has measured how well" not in text
     assert text.count('<article class="watched">') == 3
     with pytest.raises(CheckpointError, match="other settings"):
-        watch(tiny.run, replace(SETTINGS, trials=3), say=said.append)
+        watch(tiny.run, replace(SETTINGS, trials=2), say=said.append)
     looks[0].write_bytes(b"PK")
     with pytest.raises(CheckpointError, match="looks of an episode cannot be read"):
         watch(tiny.run, SETTINGS, say=said.append)
@@ -128,7 +128,7 @@ def test_a_run_is_calibrated_tried_and_reported_and_goes_on_where_it_stopped(tin
 
 def test_too_few_episodes_are_refused_before_any_is_run(tiny: Any) -> None:
     with pytest.raises(ConfigError, match="too few undisturbed"):
-        watch(tiny.run, replace(SETTINGS, quiet=5, false_alarms=0.05))
+        watch(tiny.run, replace(SETTINGS, false_alarms=0.05))
     assert not (tiny.run / "watch").exists()
 
 
