@@ -24,6 +24,7 @@ COMMANDS = {
     "eval": "run a trained policy in closed loop on seeds it never saw",
     "serve": "answer robots over openpi's websocket, XPolicyLab's and HTTP",
     "compare": "compare two evaluations, episode by episode",
+    "watch": "calibrate how a policy is surprised, and measure what that tells",
     "report": "write a run's report.html",
     "adopt": "make a run of a published Light-WAM checkpoint",
     "export": "write a run's weights as a published Light-WAM checkpoint",

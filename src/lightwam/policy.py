@@ -191,6 +191,22 @@ class Policy:
         return self.codec.pictures(self.latents.decode_pooled(future))[0]
 
     @torch.inference_mode()
+    def foresee(
+        self, observations: Sequence[Seen]
+    ) -> tuple[Float32[np.ndarray, "B C h2 w2"], Float32[np.ndarray, "B C h2 w2"]]:
+        """The present's pooled latents, and those that the video pass expects of the first frames to come.
+
+        One Euler step from a noise that is always the same: from noise alone the velocity leads to the mean of all
+        futures that the model holds possible. It is what `surprise` compares with what then comes.
+        """
+        latent, context, state = self._inputs([_fields(one) for one in observations])
+        shape = (1, latent.shape[1], 2, latent.shape[3] // 2, latent.shape[4] // 2)
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(latent)
+        future = self.model.imagine(latent, context, state, noise.expand(len(latent), -1, -1, -1, -1), 1)
+        present, expected = future.float().cpu().numpy().transpose(2, 0, 1, 3, 4)
+        return present, expected
+
+    @torch.inference_mode()
     def look(self, observation: Seen) -> list[Float32[np.ndarray, "queries rows cols"]]:
         """What the queries of every tap look at: attention over the picture's tokens, mean over heads, sums to 1."""
         latent, context, state = self._inputs([_fields(observation)])

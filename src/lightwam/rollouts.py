@@ -12,6 +12,7 @@ from jaxtyping import Float32
 from lightwam.config import SimConfig
 from lightwam.data.video import write_video
 from lightwam.sim import base
+from lightwam.sim.disturb import Disturbance, Disturbed
 from lightwam.types import Observation
 
 VIDEO_SIZE = 240
@@ -27,6 +28,8 @@ class Segment:
     seed: int
     actions: Float32[np.ndarray, "steps A"] | None
     """None begins the episode"""
+    disturbance: Disturbance | None = None
+    """what goes wrong in it; read when it begins"""
 
     def __str__(self) -> str:
         return f"task {self.task!r}, seed {self.seed}"
@@ -69,6 +72,7 @@ class Player:
     sim: SimConfig
     simulators: dict[tuple[str, bool], base.Simulator] = field(default_factory=dict)
     steps: int = 0
+    playing: base.Simulator | None = None
 
     def __call__(self, job: Segment | Replay) -> Seen | Film:
         """Do one job."""
@@ -83,10 +87,13 @@ class Player:
         return self.simulators[task, film]
 
     def _play(self, job: Segment) -> Seen:
-        simulator = self._simulator(job.task, film=False)
         if job.actions is None:
-            simulator.reset(job.seed)
+            inside = self._simulator(job.task, film=False)
+            self.playing = Disturbed(inside, job.disturbance) if job.disturbance else inside
+            self.playing.reset(job.seed)
             self.steps = 0
+        simulator = self.playing
+        assert simulator is not None, "no episode was begun"
         for action in job.actions if job.actions is not None else ():
             outcome = simulator.step(action)
             self.steps += 1

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lightwam.config import SimConfig
+from lightwam.errors import SimulatorError
 from lightwam.sim import base, metaworld
 from lightwam.sim.check import check_simulator
 from lightwam.sim.mujoco_pictures import coarse
@@ -162,3 +163,40 @@ def test_an_early_import_and_a_forgotten_close_do_no_harm() -> None:
     environment = {name: value for name, value in os.environ.items() if name not in ("MUJOCO_GL", "PYOPENGL_PLATFORM")}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, env=environment)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("task", DEMO_TASKS)
+def test_a_moved_object_and_a_bumped_camera_show_until_the_reset(task: str) -> None:
+    simulator = base.make(CONFIG, task)
+    assert isinstance(simulator, metaworld.MetaWorldSimulator)
+    simulator.reset(3)
+    before, goal = simulator.observe().frames["corner4"], simulator._env._target_pos.copy()
+    metres = simulator.move_object(np.random.default_rng(0))
+    moved = simulator.observe().frames["corner4"]
+    assert 0.04 <= metres <= 0.08
+    assert np.linalg.norm(simulator._env._target_pos - goal) == pytest.approx(metres)
+    assert (moved != before).any()
+    degrees = simulator.bump_camera(np.random.default_rng(0))
+    assert 1 <= degrees <= 3
+    assert (simulator.observe().frames["corner4"] != moved).mean() > 0.3
+    simulator.reset(3)
+    assert np.array_equal(simulator.observe().frames["corner4"], before)
+    assert np.array_equal(simulator._env._target_pos, goal)
+    simulator.close()
+
+
+def test_a_loose_object_is_moved_by_its_joint_and_an_unknown_task_refused() -> None:
+    simulator = base.make(CONFIG, "push")
+    assert isinstance(simulator, metaworld.MetaWorldSimulator)
+    simulator.reset(1)
+    before, goal = simulator._env.get_body_com("obj").copy(), simulator._env._target_pos.copy()
+    metres = simulator.move_object(np.random.default_rng(5))
+    assert np.linalg.norm(simulator._env.get_body_com("obj") - before) == pytest.approx(metres)
+    assert np.array_equal(simulator._env._target_pos, goal)
+    simulator.close()
+    other = base.make(CONFIG, "hammer")
+    assert isinstance(other, metaworld.MetaWorldSimulator)
+    other.reset(0)
+    with pytest.raises(SimulatorError, match="nothing is known"):
+        other.move_object(np.random.default_rng(0))
+    other.close()

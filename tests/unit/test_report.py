@@ -5,9 +5,11 @@ from __future__ import annotations
 import html.parser
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -135,6 +137,32 @@ def write_moments(
     )  # fmt: skip
 
 
+def write_watch(run: Path) -> None:
+    """Three looks of each example; the second one raises an alarm."""
+    curve = [[0.0, 0.0, 1.0], [0.0, 0.8, 1.0]]
+
+    def way(area: float) -> dict[str, object]:
+        return {"area": area, "interval_95": [area - 0.1, 1.0], "curve": curve, "alarms": 9, "delay_steps": 3.0}
+
+    ways = {"watch": way(0.9), "without the world model": way(0.8), "picture difference": way(0.6)}
+    gain = {"without the world model": {"area": 0.1, "interval_95": [-0.02, 0.2]}}
+    row = {"episodes": 10, "ways": ways, "gain_over": gain, "gain_over_soon": gain}
+    kinds = {kind: row for kind in ("object", "frozen", "any")}
+    examples = [
+        {"kind": kind, "task": "red", "seed": 4, "look": 0, "disturbed_at": 2, "scores": [5.5, 1.0],
+         "look_steps": [4, 8], "threshold": 3.0}
+        for kind in ("object", "frozen")
+    ]  # fmt: skip
+    whole = {
+        "calibration_episodes": 80, "soon_steps": 8, "false_alarms": 0.05, "kinds": kinds, "examples": examples,
+        "quiet": {"episodes": 10, "alarms": {name: 1 for name in ways}},
+        "cost_ms": {"see": {"p50_ms": 1.5}, "act": {"p50_ms": 3.0}},
+    }  # fmt: skip
+    (run / "watch").mkdir()
+    (run / "watch" / "result.json").write_text(json.dumps(whole))
+    np.savez(run / "watch" / "examples.npz", object=moving_square("red", 3), frozen=moving_square("blue", 3))
+
+
 def write_weights(run: Path) -> None:
     header = json.dumps(
         {"a": {"dtype": "F32", "shape": [1000, 3000], "data_offsets": [0, 0]}, "__metadata__": {}}
@@ -158,6 +186,7 @@ def run(tmp_path: Path) -> Path:
     write_log(path, plan.train.steps, plan.train.log_every)
     write_eval(path, TASKS, 5, films)
     write_moments(path / "eval" / "probe.npz", TASKS, films, plan.model.backbone.taps, 2)
+    write_watch(path)
     write_weights(path)
     return path
 
@@ -209,7 +238,7 @@ def test_a_whole_run_shows_every_part(run: Path) -> None:
         "saw: 90 % (95 % interval 60 to 98 %), in 12 min 40 s of wall time." in read
     )
     assert [attributes["id"] for attributes in outline.all("section")] == [
-        "success", "rollouts", "imagination", "attention", "swap", "curves", "time", "reproduce"
+        "success", "rollouts", "imagination", "attention", "swap", "watch", "curves", "time", "reproduce"
     ]  # fmt: skip
     assert len(outline.all("video")) == 4
     assert read.count("✗ failure") + text.count("&#10007; failure") == 1
@@ -252,6 +281,7 @@ def test_the_same_run_gives_the_same_bytes_and_leaves_nothing_beside(run: Path) 
         (["eval/probe.npz"], "No moments have been recorded", "lightwam demo point --run"),
         (["eval/probe.npz"], "No attention has been recorded", "lightwam demo point --run"),
         (["eval/swap.json"], "Nobody has told the policy the wrong sentences", "lightwam demo point --run"),
+        (["watch/result.json"], "Nobody has measured how well the policy notices", "lightwam watch"),
         (["result.json"], "wall time of the parts has not been measured", "lightwam demo point --run"),
     ],
 )
@@ -401,6 +431,53 @@ def test_an_imagination_worse_than_a_frozen_picture_is_called_that(run: Path) ->
         arrays = {key: file[key] for key in file.files}
     np.savez(path, **{**arrays, "imagined": 255 - arrays["imagined"]})
     assert "no closer to it than a frozen picture" in plain(report(run)[0])
+
+
+def test_the_watch_is_shown_with_its_baselines_and_examples(run: Path) -> None:
+    text, outline = report(run)
+    read = plain(text)
+    assert "this does not show that the world model adds anything" in read
+    assert "+0.100, 95 % interval -0.020 to +0.200" in read
+    assert "Object moved 0.90 0.80" in read and "9 of 10 3 steps" in read and "Undisturbed 1 of 10" in read
+    assert read.count("score 5.5 alarm") == 2 and "score 1.0 alarm" not in read
+    lines = [str(one["class"]) for one in outline.all("polyline") if str(one["class"]).startswith("score")]
+    assert sorted(lines) == sorted(["score watch"] * 6 + ["score without", "score pictures"] * 2)
+
+
+@pytest.mark.parametrize(("low", "high", "said"), [(0.01, 0.2, "makes the score better"), (-0.3, -0.1, "worse")])
+def test_what_the_world_model_is_worth_is_told_by_the_interval(run: Path, low: float, high: float, said: str) -> None:
+    path = run / "watch" / "result.json"
+    data = json.loads(path.read_text())
+    data["kinds"]["any"]["gain_over"]["without the world model"] = {"area": low, "interval_95": [low, high]}
+    path.write_text(json.dumps(data))
+    assert said in plain(report(run)[0])
+
+
+@pytest.mark.parametrize(
+    ("file", "spoil"),
+    [
+        ("result.json", lambda data: data["kinds"]["object"]["ways"]["watch"].update(curve=[[0.0]])),
+        ("result.json", lambda data: data["kinds"]["object"]["ways"]["watch"].update(curve=[[0.0], [1.0, 2.0]])),
+        ("result.json", lambda data: data["kinds"]["object"]["gain_over"].clear()),
+        ("result.json", lambda data: data.update(examples=3)),
+        ("examples.npz", lambda data: data["examples"][0].update(kind="other")),
+        ("examples.npz", lambda data: data["examples"][0].update(scores=[1.0])),
+    ],
+)
+def test_a_broken_watch_is_refused_with_its_place(run: Path, file: str, spoil: Callable[[Any], object]) -> None:
+    path = run / "watch" / "result.json"
+    data = json.loads(path.read_text())
+    spoil(data)
+    path.write_text(json.dumps(data))
+    with pytest.raises(CheckpointError) as error:
+        write_report(run)
+    assert str(run / "watch" / file) in str(error.value.where)
+
+
+def test_examples_that_are_no_archive_are_refused(run: Path) -> None:
+    (run / "watch" / "examples.npz").write_bytes(b"PK")
+    with pytest.raises(CheckpointError, match="examples cannot be read"):
+        write_report(run)
 
 
 def test_wilson_agrees_with_known_values() -> None:

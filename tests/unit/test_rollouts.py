@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 
 from lightwam.config import Recipe
-from lightwam.rollouts import Player, Segment
+from lightwam.rollouts import Player, Seen, Segment
+from lightwam.sim.disturb import Disturbance
 
 
 def test_a_player_counts_steps_and_stops_at_the_limit(tiny_recipe: Recipe) -> None:
@@ -18,3 +19,17 @@ def test_a_player_counts_steps_and_stops_at_the_limit(tiny_recipe: Recipe) -> No
     over = player(Segment(0, "red", 1, still))
     assert (over.observation, over.steps, over.success) == (None, 5, False)
     assert player(Segment(0, "red", 2, None)).steps == 0
+
+
+def test_a_disturbance_is_of_its_episode_alone(tiny_recipe: Recipe) -> None:
+    player, still = Player(tiny_recipe.sim), np.zeros((2, 2), np.float32)
+
+    def after_two(disturbance: Disturbance | None) -> np.ndarray:
+        player(Segment(0, "red", 1, None, disturbance))
+        seen = player(Segment(0, "red", 1, still))
+        assert isinstance(seen, Seen) and seen.observation is not None
+        return seen.observation.frames["top"]
+
+    plain, disturbed = after_two(None), after_two(Disturbance("object", 1, 0))
+    assert (plain != disturbed).any()
+    assert np.array_equal(after_two(None), plain)

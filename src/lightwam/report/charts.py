@@ -38,6 +38,28 @@ class Curve:
     """with its moving average; a scheduled quantity needs none, and no log scale"""
 
 
+@dataclass(frozen=True)
+class Line:
+    """One score's curve of false alarms (across) and alarms (up), both as shares."""
+
+    name: str
+    kind: str
+    """CSS class of the line"""
+    across: Float[np.ndarray, " N"]
+    up: Float[np.ndarray, " N"]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A score over an episode's looks."""
+
+    step: Float[np.ndarray, " N"]
+    score: Float[np.ndarray, " N"]
+    threshold: float
+    disturbed_at: float
+    """control step"""
+
+
 def interval_bars(bars: Sequence[Bar], title: str, width: int) -> str:
     """Horizontal bars from 0 to 100 % with interval whiskers, `width` units wide; below 500 the labels go on top."""
     longest = max(len(bar.label) for bar in bars)
@@ -132,6 +154,74 @@ def curve_chart(curve: Curve, width: int = 310, height: int = 205) -> str:
     parts += [path(value, "raw"), path(smooth, "smooth")] if curve.smooth else [path(value, "smooth")]
     said = f"{curve.name} over {figures(step[-1])} training steps: from {figures(smooth[0])} to {figures(smooth[-1])}"
     return _svg(width, height, said, parts)
+
+
+def roc_chart(lines: Sequence[Line], title: str, size: int = 310) -> str:
+    """Curves from (0, 0) to (1, 1) in a square; the diagonal is chance."""
+    left, top, right, bottom = 40, 24, size - 8, size - 40
+
+    def x(share: float) -> float:
+        return left + (right - left) * share
+
+    def y(share: float) -> float:
+        return bottom - (bottom - top) * share
+
+    parts = ['<text class="tick" x="0" y="12">alarms, % of episodes</text>']
+    for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
+        parts.append(
+            f'<line class="grid" x1="{left}" x2="{right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>'
+            f'<text class="tick" x="{left - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{100 * tick:.0f}</text>'
+            f'<text class="tick" x="{x(tick):.1f}" y="{bottom + 16}" text-anchor="middle">{100 * tick:.0f}</text>'
+        )
+    parts.append(f'<line class="chance" x1="{left}" y1="{bottom}" x2="{right}" y2="{top}"/>')
+    parts.append(f'<path class="axis" fill="none" d="M{left} {top}V{bottom}H{right}"/>')
+    for line in reversed(lines):  # the first on top
+        points = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in zip(line.across, line.up, strict=True))
+        parts.append(f'<polyline class="score {line.kind}" points="{points}"/>')
+    parts.append(f'<text class="tick" x="{right}" y="{size - 6}" text-anchor="end">false alarms, % of episodes</text>')
+    return _svg(size, size, title, parts)
+
+
+def trace_chart(trace: Trace, title: str, width: int = 760, height: int = 190) -> str:
+    """The score at each look, the threshold of an alarm, and the moment of the disturbance."""
+    left, right, top, bottom = 40, 8, 18, height - 34
+    last = float(max(trace.step.max(), trace.disturbed_at))
+    low = min(0.0, float(trace.score.min()))
+    high = 1.08 * max(trace.threshold, float(trace.score.max()))
+
+    def x(step: float) -> float:
+        return left + (width - left - right) * step / last
+
+    def y(score: float) -> float:
+        return bottom - (bottom - top) * (score - low) / (high - low)
+
+    parts = []
+    for tick in even_ticks(low, high, 4):
+        parts.append(
+            f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>'
+            f'<text class="tick" x="{left - 7}" y="{y(tick) + 4:.1f}" text-anchor="end">{figures(tick)}</text>'
+        )
+    for tick in even_ticks(0.0, last, 6):
+        side = "end" if x(tick) > width - right - 16 else "middle"
+        parts.append(
+            f'<text class="tick" x="{x(tick):.1f}" y="{bottom + 16}" text-anchor="{side}">{figures(tick)}</text>'
+        )
+    at, limit = x(trace.disturbed_at), y(trace.threshold)
+    beyond = at > width / 2
+    points = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in zip(trace.step, trace.score, strict=True))
+    parts += [
+        f'<text class="tick" x="{width - right}" y="{height - 4}" text-anchor="end">control step</text>',
+        f'<line class="limit" x1="{left}" x2="{width - right}" y1="{limit:.1f}" y2="{limit:.1f}"/>',
+        f'<text class="tick" x="{left + 4}" y="{limit - 5:.1f}">alarm above this</text>',
+        f'<line class="event" x1="{at:.1f}" x2="{at:.1f}" y1="{top}" y2="{bottom}"/>',
+        f'<text class="tick" x="{at + (-5 if beyond else 5):.1f}" y="{top - 5}" '
+        f'text-anchor="{"end" if beyond else "start"}">disturbed</text>',
+        f'<polyline class="score watch" points="{points}"/>',
+    ]
+    for step, score in zip(trace.step, trace.score, strict=True):
+        kind = "dot alarm" if score > trace.threshold else "dot"
+        parts.append(f'<circle class="{kind}" cx="{x(step):.1f}" cy="{y(score):.1f}" r="4"/>')
+    return _svg(width, height, title, parts)
 
 
 def moving_average(value: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from lightwam.config import Recipe, from_dict
 from lightwam.errors import CheckpointError, ConfigError
 from lightwam.report.tables import Table, read_lines, read_object
+from lightwam.report.watched import Watched, read_watch
 from lightwam.stats import wilson
 
 LOG_KEYS = (
@@ -144,6 +145,7 @@ class Evidence:
     """that they were measured on"""
     swap: Swap | None
     probe: Probe | None
+    watch: Watched | None
 
 
 def read_evidence(run: Path) -> Evidence:
@@ -167,6 +169,7 @@ def read_evidence(run: Path) -> Evidence:
         machine=whole.child("machine").data if whole and "machine" in whole else None,
         swap=_read_swap(read_object(swap)) if swap.is_file() else None,
         probe=_read_probe(probe) if probe.is_file() else None,
+        watch=read_watch(run),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import resources
 
-from lightwam.report import insight, outcome, training
+from lightwam.report import insight, outcome, training, watched
 from lightwam.report.evidence import Evidence
 from lightwam.report.words import escape
 
@@ -17,6 +17,7 @@ _PARTS = (
     ("imagination", "Futures"),
     ("attention", "Attention"),
     ("swap", "Sentences"),
+    ("watch", "Watch"),
     ("curves", "Learning"),
     ("time", "Time"),
     ("reproduce", "Config"),
@@ -54,6 +55,7 @@ def page(evidence: Evidence) -> str:
         insight.imagination(evidence),
         insight.attention(evidence),
         outcome.swap(evidence),
+        watched.watch(evidence.watch, evidence.run, evidence.recipe.sim.name),
         training.curves(evidence),
         training.times(evidence),
         training.reproduction(evidence),

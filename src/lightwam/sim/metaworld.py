@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float64, UInt8
 
 from lightwam.config import SimConfig
+from lightwam.errors import SimulatorError
 from lightwam.sim.base import Simulator, StepOutcome, finite_action, not_reset
 from lightwam.sim.mujoco_pictures import MujocoPictures, choose_gl
 from lightwam.types import Observation
@@ -75,6 +76,22 @@ INSTRUCTIONS = {
 }
 TASKS = tuple(INSTRUCTIONS)
 
+MOVABLE = {
+    "button-press-topdown": "box",
+    "door-open": "door",
+    "drawer-close": "drawer",
+    "drawer-open": "drawer",
+    "peg-insert-side": "box",
+    "pick-place": "obj",
+    "push": "obj",
+    "reach": "goal",
+    "window-close": "window",
+    "window-open": "window",
+}
+"""what `move_object` moves: the body the task is about, of reaching the goal's mark"""
+MOVE_METRES, BUMP_DEGREES = (0.04, 0.08), (1.0, 3.0)
+"""the least and the most that a disturbance moves a thing along the table, and turns a camera"""
+
 GRAIN = 0.008
 """metres below which the arm's meshes lose detail in pictures: half a pixel at 96 x 96, twice as fast"""
 
@@ -102,6 +119,7 @@ class MetaWorldSimulator(Simulator):
         self._env: Any = None
         self._everything: Float64[np.ndarray, " 39"] | None = None
         self._pictures: MujocoPictures | None = None
+        self._camera_turns: Float64[np.ndarray, "cameras 4"] | None = None
 
     def reset(self, seed: int) -> None:
         """Places hand, objects and goal as `seed` says.
@@ -115,6 +133,9 @@ class MetaWorldSimulator(Simulator):
         import mujoco
 
         env = self._env
+        if self._camera_turns is None:
+            self._camera_turns = env.model.cam_quat.copy()
+        env.model.cam_quat[:] = self._camera_turns
         env._partially_observable = False
         env._freeze_rand_vec = False
         env.seeded_rand_vec = True
@@ -144,7 +165,49 @@ class MetaWorldSimulator(Simulator):
         """Frees the drawing context; left alone, that is done at the process's exit."""
         if self._pictures is not None:
             self._pictures.close()
-        self._env, self._everything, self._pictures = None, None, None
+        self._env, self._everything, self._pictures, self._camera_turns = None, None, None, None
+
+    def move_object(self, rng: np.random.Generator) -> float:
+        """Moves what the task is about along the table, any way, and with a fixed thing its goal; returns metres."""
+        if self.task not in MOVABLE:
+            raise SimulatorError("nothing is known of this task that could be moved", where=f"metaworld/{self.task}",
+                                 expected=", ".join(MOVABLE))  # fmt: skip
+        env, distance, angle = self._running(), rng.uniform(*MOVE_METRES), rng.uniform(0, 2 * np.pi)
+        by = distance * np.array([np.cos(angle), np.sin(angle), 0.0])
+        import mujoco
+
+        model, data, name = env.model, env.data, MOVABLE[self.task]
+        joint = -1 if name == "goal" else int(model.body(name).jntadr[0])
+        if joint >= 0 and model.jnt_type[joint] == mujoco.mjtJoint.mjJNT_FREE:
+            start = int(model.jnt_qposadr[joint])
+            data.qpos[start : start + 3] += by
+        else:
+            if name != "goal":
+                model.body(name).pos += by
+            env._target_pos = env._target_pos + by
+            if mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_SITE, "goal") >= 0:
+                model.site("goal").pos += by
+        mujoco.mj_forward(model, data)
+        return float(distance)
+
+    def bump_camera(self, rng: np.random.Generator) -> float:
+        """Turns each camera about an axis of its own in its picture's plane, all by the same angle; returns degrees."""
+        env, degrees = self._running(), rng.uniform(*BUMP_DEGREES)
+        import mujoco
+
+        for camera in range(env.model.ncam):
+            angle = rng.uniform(0, 2 * np.pi)
+            half = np.deg2rad(degrees) / 2
+            turn = np.array([np.cos(half), np.sin(half) * np.cos(angle), np.sin(half) * np.sin(angle), 0.0])
+            mujoco.mju_mulQuat(env.model.cam_quat[camera], env.model.cam_quat[camera].copy(), turn)
+        mujoco.mj_forward(env.model, env.data)
+        return float(degrees)
+
+    def _running(self) -> Any:
+        """Meta-World's environment, in an episode."""
+        if self._everything is None:
+            raise not_reset(f"metaworld/{self.task}")
+        return self._env
 
     @property
     def everything(self) -> Float64[np.ndarray, " 39"]:

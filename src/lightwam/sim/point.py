@@ -20,6 +20,8 @@ CAMERAS = ("top", "near")
 
 STEP = 0.1
 DOT_RADIUS, POINT_RADIUS, REACH = 0.2, 0.12, 0.12
+MOVE, BUMP_DEGREES = (0.2, 0.4), (4.0, 10.0)
+"""the least and the most that a disturbance moves a dot, and turns the pictures"""
 NEAR_SPAN = 0.5
 """half the width of what the "near" camera, which moves with the point, sees"""
 
@@ -39,6 +41,7 @@ class PointSimulator(Simulator):
         self._y = (1 - (np.arange(config.height) + 0.5) / config.height * 2)[:, None]
         self._at: list[float] | None = None
         self._dots: dict[str, tuple[float, float]] = {}
+        self._turn = 0.0
 
     def reset(self, seed: int) -> None:
         """Places the point and the dots."""
@@ -50,6 +53,7 @@ class PointSimulator(Simulator):
                 places.append((x, y))
         self._at = list(places[0])
         self._dots = dict(zip(COLOURS, places[1:], strict=True))
+        self._turn = 0.0
 
     def observe(self) -> Observation:
         """Draws every camera."""
@@ -73,6 +77,22 @@ class PointSimulator(Simulator):
         """Ends the episode."""
         self._at = None
 
+    def move_object(self, rng: np.random.Generator) -> float:
+        """Moves the task's dot any way, and keeps it in the world; returns how far it was to go."""
+        self._position()
+        distance, angle = rng.uniform(*MOVE), rng.uniform(0, 2 * np.pi)
+        x, y = self.target
+        moved = np.clip([x + distance * np.cos(angle), y + distance * np.sin(angle)], -0.8, 0.8).tolist()
+        self._dots[self.task] = (moved[0], moved[1])
+        return float(distance)
+
+    def bump_camera(self, rng: np.random.Generator) -> float:
+        """Turns every picture about its middle; returns degrees."""
+        self._position()
+        degrees = float(rng.uniform(*BUMP_DEGREES))
+        self._turn = float(np.deg2rad(degrees) * rng.choice((-1, 1)))
+        return degrees
+
     @property
     def target(self) -> tuple[float, float]:
         """Where the dot of the task's colour is (the expert reads it; a policy sees pictures only)."""
@@ -85,7 +105,9 @@ class PointSimulator(Simulator):
 
     def _draw(self, camera: str) -> UInt8[np.ndarray, "height width 3"]:
         at = self._position()
-        x, y = (self._x, self._y) if camera == "top" else (at[0] + NEAR_SPAN * self._x, at[1] + NEAR_SPAN * self._y)
+        cos, sin = np.cos(self._turn), np.sin(self._turn)
+        x, y = cos * self._x - sin * self._y, sin * self._x + cos * self._y
+        x, y = (x, y) if camera == "top" else (at[0] + NEAR_SPAN * x, at[1] + NEAR_SPAN * y)
         picture = np.full((self._y.size, self._x.size, 3), 60, np.uint8)
         for colour, (dot_x, dot_y) in self._dots.items():
             picture[(x - dot_x) ** 2 + (y - dot_y) ** 2 <= DOT_RADIUS**2] = COLOURS[colour]

@@ -1,0 +1,89 @@
+"""A disturbed simulator: undisturbed it is what it wraps; each disturbance comes when it should, and goes at reset."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from lightwam.errors import SimulatorError
+from lightwam.recipes import point
+from lightwam.sim import base
+from lightwam.sim.base import Simulator
+from lightwam.sim.disturb import KINDS, Disturbance, Disturbed, Kind
+
+SIM = replace(point().sim, tasks=("red",))
+
+
+def seen(simulator: Simulator, seed: int = 4, steps: int = 5) -> list[np.ndarray]:
+    """The first camera's picture after each step of one way, the beginning first."""
+    simulator.reset(seed)
+    camera, frames = simulator.cameras[0], []
+    for _ in range(steps):
+        frames.append(simulator.observe().frames[camera])
+        simulator.step(np.array([0.3, -0.2], np.float32))
+    return frames
+
+
+def same(a: list[np.ndarray], b: list[np.ndarray]) -> list[bool]:
+    return [bool((x == y).all()) for x, y in zip(a, b, strict=True)]
+
+
+def test_undisturbed_it_is_what_it_wraps() -> None:
+    inside = base.make(SIM, "red")
+    wrapped = Disturbed(inside, None)
+    assert isinstance(wrapped, Simulator)
+    assert (wrapped.state_dim, wrapped.action_dim, wrapped.constants) == (2, 2, inside.constants)
+    assert all(same(seen(wrapped), seen(base.make(SIM, "red"))))
+    assert wrapped.size is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_disturbance_comes_at_its_step_and_goes_with_the_reset(kind: Kind) -> None:
+    plain, inside = seen(base.make(SIM, "red")), base.make(SIM, "red")
+    disturbed = Disturbed(inside, Disturbance(kind, 2, seed=7))
+    agrees = same(seen(disturbed), plain)
+    first = 3 if kind == "frozen" else 2
+    assert agrees[:first] == [True] * first
+    assert not any(agrees[first:])
+    assert disturbed.size is not None
+    assert all(same(seen(inside), plain))
+    assert all(same(seen(disturbed)[:2], plain[:2]))
+
+
+def test_frozen_pictures_stay_while_the_state_goes_on() -> None:
+    disturbed = Disturbed(base.make(SIM, "red"), Disturbance("frozen", 0, 0))
+    disturbed.reset(1)
+    before = disturbed.observe()
+    disturbed.step(np.array([1, 0], np.float32))
+    after = disturbed.observe()
+    assert all((before.frames[camera] == after.frames[camera]).all() for camera in SIM.cameras)
+    assert after.state[0] != before.state[0]
+
+
+def test_the_same_seed_disturbs_alike() -> None:
+    one, two = (Disturbed(base.make(SIM, "red"), Disturbance("object", 1, seed)) for seed in (5, 6))
+    assert all(same(seen(one), seen(Disturbed(base.make(SIM, "red"), Disturbance("object", 1, 5)))))
+    assert not all(same(seen(one), seen(two)))
+
+
+def test_before_reset_and_after_close_there_is_no_episode() -> None:
+    disturbed = Disturbed(base.make(SIM, "red"), None)
+    with pytest.raises(SimulatorError, match="not in an episode"):
+        disturbed.step(np.zeros(2, np.float32))
+    disturbed.reset(0)
+    disturbed.close()
+    with pytest.raises(SimulatorError, match="not in an episode"):
+        disturbed.step(np.zeros(2, np.float32))
+
+
+class Bare(Simulator):
+    """Nothing in it can be moved."""
+
+    task, instruction, robot = "t", "i", "r"
+    cameras, state_names, action_names, fps = ("c",), ("x",), ("x",), 1.0
+
+
+def test_a_simulator_whose_things_cannot_be_moved_is_refused() -> None:
+    with pytest.raises(SimulatorError, match="cannot be moved"):
+        Disturbed(Bare(), Disturbance("object", 0, 0))
+    Disturbed(Bare(), Disturbance("frozen", 0, 0))
