@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Literal
 
 from lightwam import checks
-from lightwam.commands.options import AnyRecipe, kind_named, named_recipe, parse
+from lightwam.commands.options import AnyRecipe, kind_named, named_recipe, parse, run_directory
 from lightwam.config import Recipe
 
-KINDS = ("train", "act", "eval")
+KINDS = ("train", "act", "eval", "control")
 USAGE = """usage: lightwam bench train RECIPE [OPTIONS]     training samples a second, and the share of time by part
        lightwam bench act RECIPE|RUN [OPTIONS]    milliseconds an action chunk, plain and by the engine
-       lightwam bench eval RECIPE [OPTIONS]      wall time of a closed-loop evaluation, against the plain way"""
+       lightwam bench eval RECIPE [OPTIONS]      wall time of a closed-loop evaluation, against the plain way
+       lightwam bench control RUN [OPTIONS]      success and jitter under latency, by how chunks are played"""
 
 
 @dataclass(frozen=True)
@@ -60,14 +61,45 @@ class BenchEvalOptions:
     """print JSON instead of a table"""
 
 
+@dataclass(frozen=True)
+class BenchControlOptions:
+    """Rehearse a run's policy in its simulator with latency: blocking, asynchronous, and with what helps that."""
+
+    trials: int = 5
+    """unseen seeds of every task"""
+    latencies_ms: tuple[float, ...] = (0.0, 100.0, 250.0)
+    """from seeing to the answer"""
+    rates_hz: tuple[float, ...] = ()
+    """control steps a second; the simulator's own by default"""
+    blend: int = 2
+    """steps of a cross-fade"""
+    decay: float = 0.01
+    """of temporal ensembling: the i-th oldest chunk weighs exp(-decay i)"""
+    patience: float = 3.0
+    """times the recipe's step limit, as waiting costs steps"""
+    json: bool = False
+    """print JSON instead of a table"""
+
+
 def run(arguments: Sequence[str]) -> None:
-    """`lightwam bench train RECIPE`, `lightwam bench act RECIPE|RUN`, `lightwam bench eval RECIPE`."""
+    """`lightwam bench train RECIPE`, `act RECIPE|RUN`, `eval RECIPE`, `control RUN`."""
     if (named := kind_named(arguments, KINDS, USAGE, "cannot measure that")) is None:
         return
     kind, rest = named
-    if kind != "train":
-        return (_act if kind == "act" else _eval)(rest)
-    recipe, rest = named_recipe(rest, "bench train")
+    {"train": _train, "act": _act, "eval": _eval, "control": _control}[kind](rest)
+
+
+def _control(arguments: Sequence[str]) -> None:
+    path, rest = run_directory(arguments, "bench control")
+    given = parse(BenchControlOptions(), rest, "bench control RUN")
+    from lightwam.bench_control import bench_control
+
+    bench_control(path, trials=given.trials, latencies_ms=given.latencies_ms, rates_hz=given.rates_hz,
+                  blend=given.blend, decay=given.decay, patience=given.patience, as_json=given.json)  # fmt: skip
+
+
+def _train(arguments: Sequence[str]) -> None:
+    recipe, rest = named_recipe(arguments, "bench train")
     options = parse(BenchTrainOptions(recipe), rest, f"bench train {recipe.name}")
     checks.check(options.recipe)
     from lightwam.bench import bench_train
