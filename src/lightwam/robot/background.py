@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -53,6 +53,7 @@ class Failed:
 Report = Arrived | Lost | Mended | Failed
 
 
+@runtime_checkable
 class Asker(Protocol):
     """Takes requests without blocking and reports later. One request is open at a time, but for those given up."""
 

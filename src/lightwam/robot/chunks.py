@@ -7,13 +7,14 @@ robot units, chunks (H, A).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from lightwam.errors import ConfigError
 
 
+@runtime_checkable
 class Plan(Protocol):
     """The actions to come. Holds no clock: `take` goes on by one place."""
 
@@ -35,6 +36,7 @@ class Plan(Protocol):
         ...
 
 
+@runtime_checkable
 class Joining(Protocol):
     """A setting of how chunks are joined."""
 

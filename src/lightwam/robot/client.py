@@ -12,13 +12,13 @@ import threading
 import time
 from collections.abc import Mapping
 from ssl import SSLContext
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lightwam.errors import ConfigError, LightwamError, WireError
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # an optional package
     from websockets.sync.client import ClientConnection
 
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.05, 2.0
@@ -122,7 +122,7 @@ class Client:
         self._closed.set()
         self._drop()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Client:
         return self
 
     def __exit__(self, *error: object) -> None:

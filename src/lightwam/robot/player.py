@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -77,6 +77,7 @@ class Stats:
     latency_p99_ms: float | None
 
 
+@runtime_checkable
 class Player(Protocol):
     """What a control loop calls; `ChunkPlayer` never blocks it, `BlockingPlayer` does."""
 
@@ -205,7 +206,7 @@ class ChunkPlayer:
             self._asker.close()
             self._collect()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> ChunkPlayer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -332,10 +333,12 @@ def checked(actions: Any, width: int | None, switch_dims: tuple[int, ...]) -> np
     ):
         raise WireError("the server's answer is not a chunk of actions", where="actions",
                         got=f"{array.dtype} {array.shape}", expected=f"numbers (H, {width or 'A'})")  # fmt: skip
-    if not np.isfinite(array).all():
+    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused
+        chunk = array.astype(np.float32)
+    if not np.isfinite(chunk).all():
         raise WireError("the server's chunk holds what is no number", where="actions", got="NaN or infinity",
                         expected="finite numbers")  # fmt: skip
     if max(switch_dims, default=0) >= array.shape[1]:
         raise ConfigError("an action has no such dimension", where="Play.switch_dims", got=switch_dims,
                           expected=f"0..{array.shape[1] - 1}")  # fmt: skip
-    return array.astype(np.float32)
+    return chunk
