@@ -1,0 +1,125 @@
+"""What a family reads of one message of a real client, and what it leaves: for a person who connects a new robot.
+
+Whether pictures are upright, colours are RGB, or the state is in the run's units, no program can tell: look at them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from lightwam.errors import LightwamError
+from lightwam.wire.family import Family, KeyPath, shown
+from lightwam.wire.limits import below, short
+
+DARK = 8
+"""a picture whose brightest pixel is below this, of 255, shows nothing"""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One thing that the policy needs, and what was found."""
+
+    what: str
+    where: str
+    found: str
+    fault: str = ""
+    """why it cannot be used"""
+    remark: str = ""
+    """why it can be used and is suspicious all the same"""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of one message."""
+
+    family: str
+    readings: tuple[Reading, ...]
+    unread: tuple[str, ...]
+    """what came, and nobody asked for"""
+
+    @property
+    def fits(self) -> bool:
+        """Whether the policy can answer such a message."""
+        return not any(reading.fault for reading in self.readings)
+
+    def lines(self) -> list[str]:
+        """For a person."""
+        rows = [(f"{one.what}", one.where, one.found) for one in self.readings]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)] if rows else []
+        lines = []
+        for row, one in zip(rows, self.readings, strict=True):
+            told = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            lines.append(f"{'WRONG ' if one.fault else 'look  ' if one.remark else 'ok    '} {told}")
+            lines += [f"         {line}" for text in (one.fault, one.remark) for line in text.splitlines()]
+        if self.unread:
+            lines.append(f"not read: {', '.join(self.unread)}")
+        lines.append(f"the message {'fits' if self.fits else 'does not fit'} the family {self.family!r}")
+        return lines
+
+
+def inspect(message: Any, family: Family) -> Report:
+    """Every part of `message` that the fitted `family` reads, with what is wrong or odd about it; never an error."""
+    readings = [_reading(f"camera {camera}", path, partial(family.picture, message, camera), _picture)
+                for camera, path in family.cameras.items()]  # fmt: skip
+    readings += [_reading("state", part.path, partial(family.vector, message, part), _vector)
+                 for part in family.state]  # fmt: skip
+    readings.append(_reading("instruction", family.prompt[0], partial(family.instruction, message), _sentence,
+                             where=" or ".join(map(shown, family.prompt))))  # fmt: skip
+    read = {*family.cameras.values(), *(part.path for part in family.state), *family.prompt}
+    return Report(family.name, tuple(readings), tuple(_unread(message, read)))
+
+
+def _reading(
+    what: str, path: KeyPath, read: Callable[[], Any], describe: Callable[[Any], tuple[str, str]], where: str = ""
+) -> Reading:
+    place = where or shown(path)
+    try:
+        found, remark = describe(read())
+    except LightwamError as error:
+        lines = (("got", error.got), ("expected", error.expected), ("next", error.next_step))
+        told = "; ".join(f"{name}: {value}" for name, value in lines if value not in (None, ""))
+        return Reading(what, place, "", f"{error.what} ({told})")
+    return Reading(what, place, found, remark=remark)
+
+
+def _picture(picture: np.ndarray) -> tuple[str, str]:
+    low, high = int(picture.min()), int(picture.max())
+    remark = "the whole picture is of one colour" if (picture == picture[0, 0]).all() else ""
+    if high < DARK:
+        remark = f"the picture is almost black (at most {high} of 255): a covered lens, or floats in 0..1 made uint8"
+    height, width, _ = picture.shape
+    return f"{height} x {width} RGB, {low} to {high}", remark
+
+
+def _vector(numbers: np.ndarray) -> tuple[str, str]:
+    told = f"{len(numbers)} numbers" + (f", {numbers.min():.4g} to {numbers.max():.4g}" if len(numbers) else "")
+    return told, "all are zero" if len(numbers) > 1 and not numbers.any() else ""
+
+
+def _sentence(text: str) -> tuple[str, str]:
+    return short(text), "" if text.strip() else "the instruction is empty"
+
+
+def _unread(found: Any, read: set[KeyPath], path: KeyPath = ()) -> Iterator[str]:
+    """Places of values that are at, or under, none of the paths `read`."""
+    if path in read:
+        return
+    if isinstance(found, dict) and (found or not path):
+        for key, item in found.items():
+            yield from _unread(item, read, (*path, key))
+    else:
+        place = ""
+        for key in path:
+            place = below(place, key)
+        yield f"{place or 'message'} ({_kind(found)})"
+
+
+def _kind(found: Any) -> str:
+    if isinstance(found, np.ndarray):
+        return f"{found.dtype} {found.shape}"
+    return short(found)

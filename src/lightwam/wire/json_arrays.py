@@ -1,0 +1,59 @@
+"""JSON with arrays as base64, as PyPI `json-numpy` 2.1 writes and reads it: what HTTP clients of `/act` send."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from lightwam.errors import WireError
+from lightwam.wire.limits import LIMITS, Counter, Limits, Reader, array, fields_of, sendable, short, too_many
+
+DATA, DTYPE, SHAPE = "__numpy__", "dtype", "shape"
+
+
+def dumps(tree: Any) -> bytes:
+    """A tree of maps, lists, texts, finite numbers and arrays as UTF-8 JSON; WireError for anything else."""
+    try:
+        return json.dumps(tree, default=_of_array, allow_nan=False, separators=(",", ":")).encode()
+    except (TypeError, ValueError, RecursionError) as error:  # ValueError: a circle, NaN
+        raise WireError("this cannot be sent", where="message", got=short(error),
+                        expected="maps, lists, texts, finite numbers and arrays") from error  # fmt: skip
+
+
+def loads(data: bytes, limits: Limits = LIMITS) -> Any:
+    """The tree of a message, its arrays as read-only views; WireError, and nothing else, whatever the bytes are."""
+    limits.check_size(data)
+    # Python's parser would make 64 bytes of every two; signs inside texts count too, hence the room for a long one
+    if sum(map(data.count, (b",", b"[", b"{"))) > limits.num_items + limits.text_chars:
+        raise too_many(limits)
+    try:
+        found = json.loads(data.decode(), object_pairs_hook=Counter(limits).pairs)
+    except (ValueError, RecursionError) as error:  # ValueError: no UTF-8, no JSON, a number of thousands of digits
+        raise WireError("the message is not sound JSON", where="message", got=f"{len(data)} bytes: {short(str(error))}",
+                        expected="one JSON value in UTF-8") from error  # fmt: skip
+    return Reader(limits, (DATA,), _read_array).tree(found)
+
+
+def _of_array(value: Any) -> dict[str, Any]:
+    if not isinstance(value, (np.ndarray, np.generic)):
+        raise TypeError(f"{type(value).__name__} has no place in a message")
+    sendable(value)
+    return {DATA: base64.b64encode(value.tobytes()).decode(), DTYPE: value.dtype.str, SHAPE: value.shape}
+
+
+def _read_array(found: Mapping[Any, Any], where: str, limits: Limits) -> np.ndarray | np.generic:
+    text, dtype, shape = fields_of(found, (DATA, DTYPE, SHAPE), where)
+    if not isinstance(text, str):
+        raise WireError("an array's data are not text", where=where, got=type(text).__name__, expected="base64")
+    try:
+        data = binascii.a2b_base64(text, strict_mode=True)
+    except (binascii.Error, ValueError) as error:  # ValueError: not ASCII
+        raise WireError("an array's data are not base64", where=where, got=short(str(error)),
+                        expected="base64") from error  # fmt: skip
+    read = array(dtype, shape, data, where, limits)
+    return read if shape else read[()]

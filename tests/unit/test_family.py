@@ -1,0 +1,321 @@
+"""Families of robots: what they read of a message, how they answer, whether they fit a run, files that declare one."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lightwam import recipes
+from lightwam.errors import ConfigError, WireError
+from lightwam.sim.libero_units import to_simulator
+from lightwam.wire import families
+from lightwam.wire.family import ActionPart, Family, StatePart, Unit, fitted
+
+EXAMPLE = Path(__file__).parents[1] / "data" / "families" / "metaworld_xpolicylab.toml"
+PICTURE = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
+ROBOTWIN = ("head_camera", "left_camera", "right_camera")
+
+
+def libero() -> tuple[Family, dict[str, Any]]:
+    message = {
+        "observation/image": PICTURE,
+        "observation/wrist_image": PICTURE + 1,
+        "observation/state": np.arange(8.0),
+        "prompt": "put the bowl on the plate",
+    }
+    return fitted(families.named("libero"), ("agentview", "wrist"), 8, 7), message
+
+
+def test_libero_clients_are_read() -> None:
+    family, message = libero()
+    seen = family.observation(message)
+    assert seen.frames["agentview"] is PICTURE
+    assert np.array_equal(seen.frames["wrist"], PICTURE + 1)
+    assert seen.state.dtype == np.float32
+    assert seen.state.tolist() == list(range(8))
+    assert seen.instruction == "put the bowl on the plate"
+
+
+def test_libero_clients_are_told_the_gripper_as_the_simulator_counts() -> None:
+    chunk = np.zeros((3, 7), np.float32)
+    chunk[:, 6] = [1, 0, 0.25]  # open, closed
+    told = libero()[0].actions(chunk)
+    assert isinstance(told, np.ndarray)
+    assert told[:, 6].tolist() == [to_simulator(value, "linear") for value in (1.0, 0.0, 0.25)] == [-1, 1, 0.5]
+    assert not told[:, :6].any()
+    assert chunk[:, 6].tolist() == [1, 0, 0.25], "the chunk was written into"
+
+
+@pytest.mark.parametrize("layout", ["HWC", "CHW"])
+def test_aloha_clients_may_send_either_layout(layout: str) -> None:
+    family = fitted(families.named("aloha"), ROBOTWIN, 14, 14, {
+        "cam_high": "head_camera", "cam_left_wrist": "left_camera", "cam_right_wrist": "right_camera"})  # fmt: skip
+    sent = PICTURE if layout == "HWC" else PICTURE.transpose(2, 0, 1)
+    cameras = ("cam_high", "cam_low", "cam_left_wrist", "cam_right_wrist")
+    seen = family.observation({"images": dict.fromkeys(cameras, sent), "state": np.zeros(14), "prompt": "x"})
+    assert list(seen.frames) == list(ROBOTWIN)
+    assert all(np.array_equal(picture, PICTURE) for picture in seen.frames.values())
+
+
+def test_droid_clients_state_is_joined() -> None:
+    family = fitted(families.named("droid"), ("exterior_image_1_left", "wrist_image_left"), 8, 8)
+    seen = family.observation({
+        "observation/exterior_image_1_left": PICTURE,
+        "observation/wrist_image_left": PICTURE,
+        "observation/joint_position": np.arange(7),
+        "observation/gripper_position": np.array([0.5], ">f8"),
+        "prompt": "x",
+    })  # fmt: skip
+    assert seen.state.tolist() == [0, 1, 2, 3, 4, 5, 6, 0.5]
+
+
+@pytest.mark.parametrize("key", ["prompt", "task_description", "instruction"])
+def test_light_wams_client_names_the_runs_own_cameras(key: str) -> None:
+    family = fitted(families.named("light-wam"), ("top",), 2, 2)
+    seen = family.observation({"images": {"top": PICTURE.transpose(2, 0, 1)}, "state": [0.5, 1], key: "reach"})
+    assert np.array_equal(seen.frames["top"], PICTURE)
+    assert (seen.state.tolist(), seen.instruction) == ([0.5, 1], "reach")
+
+
+def test_yam_clients_have_cameras_at_the_top() -> None:
+    family = fitted(families.named("yam"), ("top_cam", "left_cam"), 14, 14)
+    seen = family.observation(
+        {"top_cam": PICTURE, "left_cam": PICTURE, "state": np.zeros(14), "instruction": "x", "num_steps": 10}
+    )
+    assert sorted(seen.frames) == ["left_cam", "top_cam"]
+
+
+def test_xpolicylab_clients_are_told_parts() -> None:
+    family = fitted(families.named("xpolicylab"), ROBOTWIN, 14, 14)
+    cameras = ("cam_head", "cam_left_wrist", "cam_right_wrist")
+    state = {part.key: np.full(part.length, i) for i, part in enumerate(family.action)}
+    seen = family.observation({
+        "instructions": ["stack", "pile up"], "instruction": None, "state": state,
+        "vision": {camera: {"color": PICTURE} for camera in cameras}, "env_idx": 0,
+    })  # fmt: skip
+    assert seen.instruction == "stack"
+    assert seen.state.tolist() == [0] * 6 + [1] + [2] * 6 + [3]
+    chunk = np.arange(28, dtype=np.float32).reshape(2, 14)
+    told = family.actions(chunk)
+    assert isinstance(told, list)
+    assert [list(step) for step in told] == [[part.key for part in family.action]] * 2
+    assert np.array_equal(np.stack([np.concatenate(list(step.values())) for step in told]), chunk)
+    assert told[1]["right_ee_joint_state"].tolist() == [27]
+
+
+def test_the_example_maps_the_demos_run_onto_xpolicylab() -> None:
+    demo = recipes.demo()
+    cameras = tuple(place.camera for place in demo.codec.places)
+    family = fitted(families.read(EXAMPLE), cameras, demo.model.state_dim, demo.model.action_dim)
+    seen = family.observation({
+        "vision": {"cam_head": {"color": PICTURE}, "cam_left_wrist": {"color": PICTURE + 1}},
+        "state": {"arm_joint_state": np.arange(4.0)},
+        "instruction": "open the drawer",
+    })  # fmt: skip
+    assert {camera: int(picture[0, 0, 0]) for camera, picture in seen.frames.items()} == {"corner4": 0, "corner": 1}
+    told = family.actions(np.ones((2, 4), np.float32))
+    assert [{key: value.tolist() for key, value in step.items()} for step in told] == [{"arm_joint_state": [1] * 4}] * 2
+
+
+def test_pictures_upside_down_are_turned() -> None:
+    family, message = libero()
+    for layout, sent in (("HWC", PICTURE), ("CHW or HWC", PICTURE.transpose(2, 0, 1))):
+        turned = replace(family, turned=True, pictures=layout)
+        seen = turned.picture(message | {"observation/image": sent}, "agentview")
+        assert np.array_equal(seen, PICTURE[::-1, ::-1])
+
+
+def test_the_clients_units_become_the_policys_and_back() -> None:
+    units = (Unit(-1, 2.0, -1.0),)
+    family = Family("x", (("prompt",),), (StatePart(("state",)),), state_units=units, action_units=units)
+    assert family.full_state({"state": np.array([5.0, -1.0])}).tolist() == [5, 0]
+    assert family.full_state({"state": np.array([5.0, 1.0])}).tolist() == [5, 1]
+    assert family.actions(np.array([[5, 0], [5, 1]], np.float32)).tolist() == [[5, -1], [5, 1]]  # type: ignore[union-attr]
+    with pytest.raises(WireError, match="no such number"):
+        replace(family, state_units=(Unit(2, 1.0, 0.0),)).full_state({"state": np.zeros(2)})
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"observation/image": None}, ["a key is missing", "did you mean 'observation/imag'"]),
+        ({"observation/image": (PICTURE / 255).astype(np.float32)}, ["not uint8", "(255 * x)", "observation/image"]),
+        ({"observation/image": PICTURE.tolist()}, ["not uint8", "list"]),
+        ({"observation/image": PICTURE[None]}, ["wrong shape", "(1, 4, 5, 3)", "no batch"]),
+        ({"observation/image": PICTURE.transpose(2, 0, 1)}, ["wrong shape", "(height, width, 3)"]),
+        ({"observation/image": PICTURE[:0]}, ["wrong shape"]),
+        ({"observation/image": np.zeros((4, 5, 4), np.uint8)}, ["wrong shape", "fourth channel"]),
+        ({"observation/state": np.zeros(7)}, ["another length", "got: 7", "expected: 8"]),
+        ({"observation/state": np.zeros((1, 8))}, ["not one vector", "(1, 8)"]),
+        ({"observation/state": np.zeros(8, bool)}, ["not numbers", "bool"]),
+        ({"observation/state": ["1"] * 8}, ["not numbers"]),
+        ({"observation/state": {"a": 1}}, ["not numbers"]),
+        ({"observation/state": np.array([0, 1, 2, 3, 4, 5, 6, np.nan])}, ["not finite", "observation/state"]),
+        ({"observation/state": np.array([0, 1, 2, 3, 4, 5, 6, 1e300])}, ["not finite"]),
+        ({"prompt": None}, ["instruction is missing", "expected: prompt"]),
+        ({"prompt": 5}, ["not text", "int"]),
+        ({"prompt": b"bytes"}, ["not text"]),
+    ],
+)
+def test_what_does_not_fit_is_named(changes: dict[str, Any], told: list[str]) -> None:
+    family, message = libero()
+    wrong = {key: value for key, value in (message | changes).items() if value is not None}
+    if "observation/image" not in wrong:
+        wrong["observation/imag"] = PICTURE
+    with pytest.raises(WireError) as refused:
+        family.observation(wrong)
+    for words in told:
+        assert words in str(refused.value)
+
+
+@pytest.mark.parametrize("message", [None, [], "text", 5, {}, np.zeros(3)])
+def test_messages_that_are_no_map_are_refused(message: Any) -> None:
+    family, _ = libero()
+    for read in (family.observation, family.instruction):
+        with pytest.raises(WireError):
+            read(message)
+
+
+def test_a_key_missing_further_down_is_told_with_its_place() -> None:
+    family = fitted(families.named("aloha"), ("cam_high",), 14, 14)
+    with pytest.raises(WireError, match="images") as refused:
+        family.picture({"images": {"cam_hihg": PICTURE}}, "cam_high")
+    assert (refused.value.where, refused.value.next_step) == ("images", "did you mean 'cam_hihg'?")
+    with pytest.raises(WireError, match="a map is missing"):
+        family.picture({"images": PICTURE}, "cam_high")
+
+
+def test_a_strangers_keys_stay_short_in_the_message() -> None:
+    family, _ = libero()
+    with pytest.raises(WireError) as refused:
+        family.observation({f"{i}" * 4000: 0 for i in range(4000)})
+    assert len(str(refused.value)) < 6000
+
+
+@pytest.mark.parametrize(
+    ("name", "cameras", "state", "action", "renames", "told"),
+    [
+        ("libero", ("corner",), 8, 7, {}, ["no such camera", "agentview=corner", "docs/serving_robots.md"]),
+        ("libero", ("agentview", "wrist"), 4, 7, {}, ["another state", "got: 4", "observation/state (8)"]),
+        ("libero", ("agentview", "wrist"), 8, 4, {}, ["other actions", "got: 4", "expected: 7"]),
+        ("xpolicylab", ROBOTWIN, 14, 13, {}, ["other actions", "expected: 14"]),
+        ("droid", ("wrist_image_left",), 7, 8, {}, ["another state"]),
+        ("aloha", ("top",), 14, 14, {"cam_high": "tpo"}, ["run has no such camera", "did you mean 'top'"]),
+        ("aloha", ("top",), 14, 14, {"cam_hihg": "top"}, ["family has no such camera", "cam_hihg"]),
+        ("aloha", ("top",), 14, 14, {"cam_high": "top", "cam_low": "top"}, ["two cameras are renamed"]),
+        ("aloha", ("cam_high", "cam_low"), 14, 14, {"cam_high": "cam_low"}, ["would be one picture"]),
+    ],
+)
+def test_a_family_that_does_not_fit_a_run_is_refused(
+    name: str, cameras: tuple[str, ...], state: int, action: int, renames: dict[str, str], told: list[str]
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        fitted(families.named(name), cameras, state, action, renames)
+    for words in told:
+        assert words in str(refused.value)
+
+
+def test_units_of_numbers_that_a_run_lacks_are_refused() -> None:
+    family = replace(families.named("light-wam"), state_units=(Unit(7, 1.0, 0.0),))
+    with pytest.raises(ConfigError, match="no such number"):
+        fitted(family, ("top",), 4, 4)
+
+
+def test_the_open_part_of_a_state_is_worked_out() -> None:
+    family = replace(families.named("light-wam"), state=(StatePart(("arm",)), StatePart(("hand",), 2)))
+    assert fitted(family, ("top",), 8, 8).state[0].length == 6
+    two = replace(family, state=(StatePart(("arm",)), StatePart(("hand",))))
+    assert fitted(two, ("top",), 8, 8).state == two.state
+    with pytest.raises(ConfigError, match="another state"):
+        fitted(family, ("top",), 2, 2)
+
+
+def test_a_family_of_another_name_is_refused() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'libero'"):
+        families.named("librero")
+
+
+FILE = {
+    "name": '"cart"',
+    "prompt": '["task", ["text", "goal"]]',
+    "state": '[{ keys = "joints", length = 6 }, { keys = ["hand", "width"] }]',
+    "any_camera": '["images", "{camera}"]',
+    "pictures": '"CHW or HWC"',
+    "turned": "true",
+    "action": '[{ key = "arm", length = 6 }, { key = "hand", length = 1 }]',
+    "action_dim": "7",
+    "state_units": "[{ dim = -1, scale = 100, offset = 0.5 }]",
+    "cameras": '{ front = "front_rgb" }',
+}
+
+
+def written(folder: Path, changes: dict[str, str | None]) -> Path:
+    """A file that declares a family, some of its keys others; None leaves one out."""
+    path = folder / "cart.toml"
+    path.write_text("\n".join(f"{key} = {value}" for key, value in (FILE | changes).items() if value is not None))
+    return path
+
+
+def test_a_file_declares_everything(tmp_path: Path) -> None:
+    assert families.read(written(tmp_path, {})) == Family(
+        "cart",
+        prompt=(("task",), ("text", "goal")),
+        state=(StatePart(("joints",), 6), StatePart(("hand", "width"))),
+        cameras={"front": ("front_rgb",)},
+        any_camera=("images", "{camera}"),
+        pictures="CHW or HWC",
+        turned=True,
+        action=(ActionPart("arm", 6), ActionPart("hand", 1)),
+        action_dim=7,
+        state_units=(Unit(-1, 100.0, 0.5),),
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "got"),
+    [
+        ({"camera": "{}"}, "camera", "unknown key"),
+        ({"name": None}, "name", "nothing"),
+        ({"name": "5"}, "name", "5"),
+        ({"prompt": None}, "prompt", "nothing"),
+        ({"prompt": "[]"}, "prompt", "empty"),
+        ({"prompt": '"task"'}, "prompt", "task"),
+        ({"prompt": "[5]"}, "prompt[0]", "5"),
+        ({"prompt": "[[]]"}, "prompt[0]", "[]"),
+        ({"state": "[5]"}, "state[0]", "5"),
+        ({"state": '[{ key = "a" }]'}, "state[0].key", "unknown"),
+        ({"state": "[{ length = 4 }]"}, "state[0].keys", "nothing"),
+        ({"state": '[{ keys = "a", length = 0 }]'}, "state[0].length", "0"),
+        ({"state": '[{ keys = "a", length = true }]'}, "state[0].length", "True"),
+        ({"cameras": "5"}, "cameras", "5"),
+        ({"cameras": "{ top = 5 }"}, "cameras.top", "5"),
+        ({"cameras": None, "any_camera": None}, "cameras", "none"),
+        ({"any_camera": '["images", "top"]'}, "any_camera", "top"),
+        ({"pictures": '"CHW"'}, "pictures", "CHW"),
+        ({"turned": "1"}, "turned", "1"),
+        ({"action": '[{ key = "arm" }]'}, "action[0].length", "nothing"),
+        ({"action": '[{ key = "", length = 1 }]'}, "action[0].key", "''"),
+        ({"action_dim": "-1"}, "action_dim", "-1"),
+        ({"action_units": "[{ dim = 1.5, scale = 1, offset = 0 }]"}, "action_units[0].dim", "1.5"),
+        ({"action_units": "[{ dim = 1, scale = 0, offset = 0 }]"}, "action_units[0].scale", "0"),
+        ({"action_units": '[{ dim = 1, scale = 1, offset = "0" }]'}, "action_units[0].offset", "'0'"),
+    ],
+)
+def test_a_wrong_file_is_refused_by_key(tmp_path: Path, changes: dict[str, str | None], key: str, got: str) -> None:
+    path = written(tmp_path, changes)
+    with pytest.raises(ConfigError) as refused:
+        families.read(path)
+    assert refused.value.where == f"{path}: {key}"
+    assert got in str(refused.value.got)
+    assert refused.value.expected
+
+
+@pytest.mark.parametrize("content", [b"name = ", b"\xff", None])
+def test_a_file_that_is_no_toml_is_refused(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "robot.toml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        families.read(path)

@@ -1,0 +1,207 @@
+"""openpi's messages, against the published client's own packer, and what is refused."""
+
+import math
+import tracemalloc
+from typing import Any
+
+import msgpack
+import numpy as np
+import pytest
+from openpi_client import msgpack_numpy as theirs
+
+from lightwam.errors import WireError
+from lightwam.wire import openpi
+from lightwam.wire.limits import Limits
+
+RNG = np.random.default_rng(0)
+MESSAGE = {
+    "observation/image": RNG.integers(0, 256, (224, 224, 3), np.uint8),
+    "observation/state": RNG.normal(size=8),
+    "images": {"cam_high": RNG.integers(0, 256, (3, 12, 10), np.uint8).transpose(1, 2, 0)},
+    "flags": np.array([True, False]),
+    "empty": np.zeros((0, 7), np.float32),
+    "point": np.array(3.5, np.float16),
+    "one": np.float32(0.25),
+    "whole": np.int64(-7),
+    "yes": np.bool_(True),
+    "prompt": "pick up the café",
+    "list": [1, 2.5, None, True, [-(1 << 63), (1 << 64) - 1]],
+}
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equal trees, dtypes and shapes included."""
+    if isinstance(a, (np.ndarray, np.generic)):
+        return type(a) is type(b) and a.dtype == b.dtype and a.shape == b.shape and np.array_equal(a, b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and list(a) == list(b) and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return isinstance(b, list) and len(a) == len(b) and all(map(same, a, b))
+    return type(a) is type(b) and a == b
+
+
+def test_what_their_client_sends_is_read() -> None:
+    assert same(openpi.unpack(theirs.packb(MESSAGE)), MESSAGE)
+
+
+def test_their_client_reads_what_is_sent() -> None:
+    assert same(theirs.unpackb(openpi.pack(MESSAGE)), MESSAGE)
+
+
+def test_the_bytes_are_theirs() -> None:
+    assert openpi.pack(MESSAGE) == theirs.packb(MESSAGE)
+
+
+def test_pictures_are_views_of_the_message() -> None:
+    packed = theirs.packb(MESSAGE)
+    picture = openpi.unpack(packed)["observation/image"]
+    assert not picture.flags.writeable
+    assert isinstance(picture.base, bytes)
+
+
+def test_numbers_in_reverse_order_are_turned() -> None:
+    values = np.array([1.5, -2.0], ">f4")
+    found = openpi.unpack(theirs.packb({"state": values}))["state"]
+    assert found.dtype == np.dtype(np.float32)
+    assert found.tolist() == [1.5, -2.0]
+    assert not found.flags.writeable
+
+
+def packed_array(**changes: Any) -> bytes:
+    """A message of one array, some of its fields others than they should be; None leaves one out."""
+    fields = {"__ndarray__": True, "data": bytes(8), "dtype": "<f4", "shape": [2]} | changes
+    return msgpack.packb({"x": {key.encode(): value for key, value in fields.items() if value is not None}})
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"dtype": "O"}, "dtype"),
+        ({"dtype": "|O"}, "dtype"),
+        ({"dtype": "V8"}, "dtype"),
+        ({"dtype": "f4,f4"}, "dtype"),
+        ({"dtype": [["a", "<f4"], ["b", "<f4"]]}, "dtype"),
+        ({"dtype": "<c8"}, "dtype"),
+        ({"dtype": "<U2"}, "dtype"),
+        ({"dtype": "<M8[ns]"}, "dtype"),
+        ({"dtype": "f16"}, "dtype"),
+        ({"dtype": "f"}, "dtype"),
+        ({"dtype": ""}, "dtype"),
+        ({"dtype": 4}, "dtype"),
+        ({"dtype": None}, "incomplete"),
+        ({"data": None}, "incomplete"),
+        ({"shape": None}, "incomplete"),
+        ({"__ndarray__": None}, "a key is not text"),
+        ({"__ndarray__": False}, "not marked"),
+        ({"order": "F"}, "keys that none has"),
+        ({"data": "text"}, "not bytes"),
+        ({"data": bytes(9)}, "do not fill"),
+        ({"data": b""}, "do not fill"),
+        ({"shape": []}, "do not fill"),
+        ({"shape": [-2]}, "not a shape"),
+        ({"shape": [2.0]}, "not a shape"),
+        ({"shape": [True, 2]}, "not a shape"),
+        ({"shape": 2}, "not a shape"),
+        ({"shape": [1] * 9}, "not a shape"),
+        ({"shape": [1 << 62, 1 << 62]}, "too large"),
+        ({"shape": [0, 1 << 62], "data": b""}, "too large"),
+        ({"shape": [1 << 30]}, "too large"),
+    ],
+)
+def test_arrays_that_are_none_are_refused(changes: dict[str, Any], what: str) -> None:
+    with pytest.raises(WireError, match=what) as refused:
+        openpi.unpack(packed_array(**changes))
+    assert refused.value.where == "x"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "data"),
+    [("<i4", 1 << 40), ("|u1", -1), ("|u1", 1.5), ("<f4", True), ("|b1", 1), ("<f4", "1"), ("O", 1), ("<f4", None)],
+)
+def test_numbers_that_do_not_fit_their_dtype_are_refused(dtype: str, data: Any) -> None:
+    with pytest.raises(WireError):
+        openpi.unpack(msgpack.packb({"x": {b"__npgeneric__": True, b"data": data, b"dtype": dtype}}))
+
+
+def test_a_number_too_large_for_its_float_is_infinite_as_in_numpy() -> None:
+    found = openpi.unpack(msgpack.packb({"x": {b"__npgeneric__": True, b"data": 1e300, b"dtype": "<f4"}}))["x"]
+    assert math.isinf(found)
+
+
+def nested(levels: int) -> Any:
+    return [] if levels == 1 else [nested(levels - 1)]
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (b"", "not sound"),
+        (b"\xc1", "not sound"),
+        (theirs.packb(MESSAGE)[:-1], "not sound"),
+        (theirs.packb(MESSAGE) + b"\x00", "not sound"),
+        (b"\x81\xa1\xff\x00", "not sound"),  # a key that is not UTF-8
+        (b"\x81\x01\x02", "not sound"),  # a number as key
+        (b"\x82\xa1a\x01\xa1a\x02", "twice"),
+        (msgpack.packb({b"bytes": 1}), "not text"),
+        (msgpack.packb(msgpack.Timestamp(1, 2)), "nobody sends"),
+        (msgpack.packb(msgpack.ExtType(5, b"pickle")), "nobody sends"),
+        (msgpack.packb(nested(9)), "too deep"),
+        (b"\x91" * 10**6 + b"\x90", "not sound"),
+        (b"\xdd\xff\xff\xff\xff", "not sound"),
+        (b"\xdf\xff\xff\xff\xff", "not sound"),
+        (b"\xc6\xff\xff\xff\xff", "not sound"),
+        (msgpack.packb(dict.fromkeys(map(str, range(5000)))), "not sound"),
+        (msgpack.packb([[[]] * 2000] * 3), "too many"),
+        (msgpack.packb("a" * 4097), "too long"),
+        (msgpack.packb({"a" * 4097: 1}), "too long"),
+        (msgpack.packb([{b"__npgeneric__": True, b"data": 1, b"dtype": "<i4"}] * 65), "too many arrays"),
+    ],
+)
+def test_messages_that_are_none_are_refused(data: bytes, what: str) -> None:
+    with pytest.raises(WireError, match=what):
+        openpi.unpack(data)
+
+
+def test_limits_are_those_given() -> None:
+    packed = openpi.pack({"state": np.zeros(8), "deep": [[1]], "text": "hello"})
+    openpi.unpack(packed)
+    for small in ({"message_bytes": 20}, {"array_bytes": 63}, {"num_arrays": 0}, {"depth": 2}, {"num_items": 8},
+                  {"text_chars": 4}):  # fmt: skip
+        with pytest.raises(WireError):
+            openpi.unpack(packed, Limits(**small))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [np.array([object()]), np.zeros(2, "c8"), np.array(["a"]), np.zeros(2, "V4"), {1, 2}, object(), 1 << 64, "\ud800"],
+)
+def test_what_cannot_be_sent_is_refused(value: Any) -> None:
+    with pytest.raises(WireError, match="cannot be sent"):
+        openpi.pack({"x": value})
+
+
+HOSTILE = {
+    "a million lists in one another": b"\x91" * 10**6,
+    "lists that announce more than they hold": b"\xdc\x0f\xff" * 1000,
+    "a million empty lists": b"\xdc\x0f\xff" + b"\x90" * 10**6,
+    "a million empty maps": msgpack.packb([[{}] * 4000] * 250),
+    "a map of a million": msgpack.packb(dict.fromkeys(range(10**6))),
+    "one array of nothing, huge": packed_array(shape=[1 << 31, 1 << 31], data=b""),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_message_costs_little_memory(name: str) -> None:
+    """At most a few times its own size, and what msgpack makes of announced lengths: 32 MiB."""
+    tracemalloc.start()
+    with pytest.raises(WireError):
+        openpi.unpack(HOSTILE[name])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 40e6 + 4 * len(HOSTILE[name])
+
+
+def test_a_missing_msgpack_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "msgpack", None)
+    with pytest.raises(Exception, match=r"lightwam\[serve\]"):
+        openpi.unpack(b"\x80")
