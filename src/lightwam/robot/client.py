@@ -174,10 +174,11 @@ class Client:
 
         left = max(0.01, deadline - time.monotonic())
         try:
+            # entered as by a with block, which is what websockets 17 asks for; `_drop` leaves it
             connection = connect(
                 self.url, compression=None, max_size=Limits().message_bytes, additional_headers=self._headers,
                 open_timeout=left, close_timeout=CLOSE_SECONDS, ssl=self._ssl,
-            )  # fmt: skip
+            ).__enter__()  # fmt: skip
             self._connection = connection
             hello = connection.recv(timeout=max(0.01, deadline - time.monotonic()))
         except problems.InvalidStatus as error:
