@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float32
 
 from lightwam.errors import ConfigError
 from lightwam.policy import Policy
@@ -17,6 +19,7 @@ from lightwam.progress import Progress
 from lightwam.robot.rehearsal import Rehearsed, latency_steps, rehearse, switches, ways
 from lightwam.sim import base
 from lightwam.stats import wilson
+from lightwam.types import Observation
 from lightwam.versions import versions
 
 Case = tuple[float, float, str]
@@ -45,34 +48,39 @@ def bench_control(
     if trials < 1 or not latencies_ms or min(latencies_ms) < 0 or min(rates_hz, default=1.0) <= 0 or patience < 1:
         raise ConfigError("a rehearsal needs trials, latencies from 0 on, rates over 0 and a patience of at least 1",
                           where="bench control", got=f"{trials}, {latencies_ms}, {rates_hz}, {patience}")  # fmt: skip
-    torch.set_num_threads(1)
     policy = Policy.load(run)
     recipe = policy.recipe
     still = switches(recipe.model.action_dim, recipe.codec.delta_action_dims)
     played = ways(recipe.eval.replan, still, blend, decay)
-    rows: dict[Case, list[Rehearsed]] = {}
     limit = round(patience * recipe.sim.max_steps)
-    simulators = [base.make(recipe.sim, task) for task in recipe.sim.tasks]
-    rates = tuple(rates_hz) or (simulators[0].fps,)
+    rates = tuple(rates_hz) or (base.make(recipe.sim, recipe.sim.tasks[0]).fps,)
     cases = [(rate, latency, way) for rate in rates for latency in latencies_ms for way in played]
-    with Progress("rehearsal", len(cases) * len(simulators) * trials, unit="ep", say=say) as progress:
-        for simulator in simulators:
-            for seed in range(recipe.eval.first_seed, recipe.eval.first_seed + trials):
-                for case in cases:
-                    rate, latency, way = case
-                    late = latency_steps(latency, rate)
-                    row = rehearse(
-                        simulator, seed, policy.act, played[way], switch_dims=still, latency=late, max_steps=limit
-                    )
-                    rows.setdefault(case, []).append(row)
+    rows: dict[Case, list[Rehearsed]] = {case: [] for case in cases}
+
+    def act(seen: Observation) -> Float32[np.ndarray, "prefix A"]:
+        return policy.act(seen)[: recipe.model.supervised_prefix]  # what comes after it was never learnt
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with Progress("rehearsal", len(cases) * len(recipe.sim.tasks) * trials, unit="ep", say=say) as progress:
+            for task in recipe.sim.tasks:
+                simulator = base.make(recipe.sim, task)
+                for seed, case in product(range(recipe.eval.first_seed, recipe.eval.first_seed + trials), cases):
+                    late = latency_steps(case[1], case[0])
+                    row = rehearse(simulator, seed, act, played[case[2]], switch_dims=still, latency=late,
+                                   max_steps=limit)  # fmt: skip
+                    rows[case].append(row)
                     progress.advance()
-            simulator.close()
+                simulator.close()
+    finally:
+        torch.set_num_threads(threads)
     result = {
         "recipe": recipe.name,
         "tasks": list(recipe.sim.tasks),
         "trials": trials,
         "first_seed": recipe.eval.first_seed,
-        "horizon": recipe.model.horizon,
+        "horizon": recipe.model.supervised_prefix,
         "replan": recipe.eval.replan,
         "max_steps": recipe.sim.max_steps,
         "limit": limit,

@@ -35,7 +35,15 @@ def answer(seen: dict[str, Any], number: int) -> bytes:
 
 
 @contextmanager
-def server(say: Say, *, port: int = 0, hello: bytes | str | None = None, refuse: Any = None) -> Iterator[str]:
+def server(
+    say: Say,
+    *,
+    port: int = 0,
+    hello: bytes | str | None = None,
+    refuse: Any = None,
+    max_size: int | None = None,
+    stays: bool = False,
+) -> Iterator[str]:
     """An openpi server; gives its address."""
     count = iter(range(1000))
 
@@ -47,12 +55,12 @@ def server(say: Say, *, port: int = 0, hello: bytes | str | None = None, refuse:
                 if frame is None:
                     return
                 connection.send(frame)
-                if isinstance(frame, str):
+                if isinstance(frame, str) and not stays:
                     return connection.close(1011)
         except ConnectionClosed:
             return
 
-    with serve(talk, "127.0.0.1", port, compression=None, max_size=None, process_request=refuse) as running:
+    with serve(talk, "127.0.0.1", port, compression=None, max_size=max_size, process_request=refuse) as running:
         thread = threading.Thread(target=running.serve_forever)
         thread.start()
         try:
@@ -112,10 +120,46 @@ def test_a_refusal_has_its_fields_and_the_next_call_connects_anew() -> None:
         assert client.infer(SEEN)["number"] == 1
 
 
+def test_a_connection_with_a_refusal_is_not_used_again() -> None:
+    """The server's good-bye may still be on its way, and would look like a server that is gone."""
+    dialled: list[int] = []
+
+    def refuse(connection: ServerConnection, request: Any) -> None:
+        dialled.append(1)
+
+    def say(seen: dict[str, Any], number: int) -> bytes | str:
+        return "no" if number == 0 else answer(seen, number)
+
+    with server(say, refuse=refuse, stays=True) as url, Client(url) as client:
+        with pytest.raises(Refused):
+            client.act(SEEN)
+        assert client.infer(SEEN)["number"] == 1 and len(dialled) == 2
+
+
 @pytest.mark.parametrize("text", ["Traceback: it broke", "[1, 2]", '{"message": 3}'])
 def test_another_servers_text_is_told_as_it_is(text: str) -> None:
     error = refused(text)
     assert error.what == text and error.code == "" and error.where is None
+
+
+def test_a_message_that_ends_the_connection_is_refused() -> None:
+    """Too long for the server: it says so by the code of the connection's end, and another try would end alike."""
+    with server(answer, max_size=500) as url, Client(url) as client:
+        with pytest.raises(Refused) as raised:
+            client.act({"picture": np.zeros(1000, np.uint8)})
+        assert raised.value.code == "1009"
+        assert client.infer({"prompt": "short"})["number"] == 0
+
+
+def test_a_server_that_has_no_place_now_is_tried_again() -> None:
+    tries: list[int] = []
+
+    def refuse(connection: ServerConnection, request: Any) -> Any:
+        tries.append(1)
+        return connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, "draining") if len(tries) < 3 else None
+
+    with server(answer, refuse=refuse) as url, Client(url) as client:
+        assert client.infer(SEEN)["number"] == 0 and len(tries) == 3
 
 
 def test_busy_is_tried_again_within_the_time() -> None:
@@ -213,9 +257,9 @@ def test_what_cannot_be_sent_is_refused_before_it_is() -> None:
 
 
 def test_a_first_word_of_refusal() -> None:
-    with server(answer, hello='{"code": "full", "message": "no more robots"}') as url, Client(url) as client:
-        with pytest.raises(Refused, match="no more robots"):
-            client.connect()
+    full = '{"code": "full", "message": "no more robots"}'
+    with server(answer, hello=full) as url, Client(url) as client, pytest.raises(Refused, match="no more robots"):
+        client.connect()
     busy = '{"code": "busy", "message": "later"}'
     with server(answer, hello=busy) as url, Client(url, attempts=2) as client, pytest.raises(ConnectionLost):
         client.connect()
@@ -298,7 +342,7 @@ def test_kill_9_in_an_episode_is_held_through(tmp_path: Path) -> None:
         deadline = time.monotonic() + 30
         while not wanted():
             assert time.monotonic() < deadline
-            action = player.action(lambda: {"place": place})
+            action = player.action(lambda at=place: {"place": at})
             if action[0] != -1:
                 moved.append((int(action[0]), int(action[1])))
                 place += 1

@@ -51,7 +51,7 @@ def drive(player: ChunkPlayer, server: Scripted, steps: int) -> np.ndarray:
     """Actions [steps, 2] of a world whose place is how often it was moved."""
     place, given = 0, []
     for _ in range(steps):
-        action = player.action(lambda: place)
+        action = player.action(lambda at=place: at)
         given.append(action)
         place += action[0] != -1
         server.now += 1
@@ -133,11 +133,18 @@ def test_a_hold_is_the_callers() -> None:
     assert still(None).tolist() == [0, 0, 0] and still(np.array([1, 2, 3], np.float32)).tolist() == [0, 0, 3]
 
 
-def test_the_hold_and_the_loop_cannot_change_what_was_planned() -> None:
-    server = Scripted([0])
-    player = ChunkPlayer(server, Play(), held)
-    player.action(lambda: 0)[:] = 99
-    assert player.action(lambda: 1)[0] == 1 and player.stats().jump == 0
+def test_the_loop_cannot_change_what_the_hold_is_told() -> None:
+    server = Scripted([0, 1000])
+    player = ChunkPlayer(
+        server, Play(replan=100), lambda last: np.array([-1, 0 if last is None else last[0]], np.float32)
+    )
+    for place in range(HORIZON):
+        assert player.action(lambda at=place: at)[0] == place
+    player.reset()
+    server.delays = [0, 1000]
+    for _ in range(HORIZON):
+        player.action(lambda: 0)[:] = 99
+    assert player.action(lambda: 8).tolist() == [-1, 7]
 
 
 def test_what_is_too_old_is_not_played() -> None:
@@ -411,6 +418,26 @@ def test_what_was_asked_during_the_trouble_is_asked_anew() -> None:
     background.ask(2, "during")
     back.set()
     assert collect(background, 3)[1:] == [Mended(1), Mended(2)]
+    background.close()
+
+
+def test_what_was_given_up_before_it_began_is_not_asked() -> None:
+    inside, go, seen = threading.Event(), threading.Event(), list[int]()
+
+    def act(observation: int) -> np.ndarray:
+        seen.append(observation)
+        inside.set()
+        assert go.wait(10)
+        return chunk(observation)
+
+    background = Background(act)
+    background.ask(1, 1)
+    assert inside.wait(10)
+    background.ask(2, 2)
+    background.ask(3, 3)
+    go.set()
+    assert [report.number for report in collect(background, 2) if isinstance(report, Arrived)] == [1, 3]
+    assert seen == [1, 3]
     background.close()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -70,8 +70,8 @@ class Asker(Protocol):
         ...
 
 
-Act = Callable[[Mapping[str, Any]], np.ndarray]
-"""an observation to a chunk (H, A), blocking: `Client.act`"""
+Act = Callable[[Any], np.ndarray]
+"""an observation to a chunk (H, A), blocking: `Client.act`, `Policy.act`"""
 
 
 def _nothing_to_mend() -> None:

@@ -88,7 +88,7 @@ class _Faded:
 
     def __init__(self, steps: int, switch_dims: tuple[int, ...]) -> None:
         self._steps, self._switch = steps, list(switch_dims)
-        self.clear()
+        self._actions = np.empty((0, 0), np.float32)
 
     @property
     def left(self) -> int:
