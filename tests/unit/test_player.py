@@ -246,7 +246,7 @@ def test_a_lost_connection_is_held_through_and_asked_anew_with_what_is_seen_then
     assert act("h") == -1, "asked before the disconnect"
     server.post = [Arrived(3, chunk(7), 0.1)]
     assert act("i") == 7
-    assert (player.stats().lost, player.stats().late) == (2, 1)
+    assert (player.stats().lost, player.stats().late, player.stats().trouble) == (2, 1, "gone")
 
 
 def test_what_went_wrong_in_the_background_is_raised_once_each() -> None:
@@ -334,7 +334,7 @@ def test_the_blocking_player_holds_while_the_server_is_gone() -> None:
     player = BlockingPlayer(act, 2, held)
     assert [player.action(lambda: 0)[0] for _ in range(4)] == [-1, -1, 4, 4]
     stats = player.stats()
-    assert (stats.lost, stats.held, stats.asked, stats.chunks) == (2, 2, 3, 1)
+    assert (stats.lost, stats.held, stats.asked, stats.chunks, stats.trouble) == (2, 2, 3, 1, "gone")
     player.reset()
     player.close()
 

@@ -12,14 +12,11 @@ import threading
 import time
 from collections.abc import Mapping
 from ssl import SSLContext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from lightwam.errors import ConfigError, LightwamError, WireError
-
-if TYPE_CHECKING:  # an optional package
-    from websockets.sync.client import ClientConnection
 
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.05, 2.0
 """before the second try, and at most; doubled after every failure"""
@@ -70,7 +67,7 @@ class Client:
         self.url, self._timeout, self._attempts, self._ssl = url, timeout_seconds, attempts, ssl_context
         self._headers = {"Authorization": f"Api-Key {api_key}"} if api_key else None
         self._lock, self._closed = threading.Lock(), threading.Event()
-        self._connection: ClientConnection | None = None
+        self._connection: Any = None  # websockets' ClientConnection
         self._metadata: dict[str, Any] = {}
         self._failures, self._not_before = 0, 0.0
 
@@ -146,7 +143,7 @@ class Client:
         except OSError as error:
             raise self._failed(str(error)) from error
 
-    def _open(self, deadline: float) -> ClientConnection:
+    def _open(self, deadline: float) -> Any:
         """The connection, made if there is none; several tries, each after a longer wait."""
         if self._connection is not None and self._connection.close_code is not None:
             self._drop()  # it ended while nobody looked
@@ -165,7 +162,7 @@ class Client:
                 failure = error
         raise failure
 
-    def _dial(self, deadline: float) -> ClientConnection:
+    def _dial(self, deadline: float) -> Any:
         """One try to connect and to hear the server's first word."""
         import websockets.exceptions as problems
         from websockets.sync.client import connect

@@ -71,6 +71,8 @@ class Stats:
     """steps left out at the beginning of chunks, as they had passed"""
     lost: int
     """times that the server was gone, counted at every failed try"""
+    trouble: str
+    """what was said when it was gone last; empty when it never was"""
     jump: float
     """largest change, in any dimension that is no switch, from one action to the first of a new chunk"""
     latency_p50_ms: float | None
@@ -121,12 +123,16 @@ class _Record:
         self.last: np.ndarray | None = None
         self.latencies_ms: deque[float] = deque(maxlen=NUM_LATENCIES)
         self.steps = self.held = self.asked = self.chunks = self.late = self.dropped = self.lost = 0
-        self.jump = 0.0
+        self.jump, self.trouble = 0.0, ""
+
+    def loses(self, error: ConnectionLost) -> None:
+        """Notes a failed try."""
+        self.lost, self.trouble = self.lost + 1, str(error)
 
     def holds(self) -> np.ndarray:
         """Notes and returns a step of holding."""
         self.held += 1
-        return self._gives(np.asarray(self._hold(self.last), np.float32))
+        return self._gives(np.array(self._hold(self.last), np.float32))
 
     def plays(self, action: np.ndarray, *, joins: bool) -> np.ndarray:
         """Notes and returns an action, the first of a new chunk if it `joins`."""
@@ -144,8 +150,8 @@ class _Record:
         """All of it."""
         times = np.array(self.latencies_ms)
         p50, p99 = (float(np.percentile(times, q)) if len(times) else None for q in (50, 99))
-        return Stats(self.steps, self.held, self.asked, self.chunks, self.late, self.dropped, self.lost, self.jump,
-                     p50, p99)  # fmt: skip
+        return Stats(self.steps, self.held, self.asked, self.chunks, self.late, self.dropped, self.lost,
+                     self.trouble, self.jump, p50, p99)  # fmt: skip
 
 
 class ChunkPlayer:
@@ -234,8 +240,8 @@ class ChunkPlayer:
     def _note(self, report: Report) -> Exception | None:
         """Takes in a report; returns what has to be raised."""
         match report:
-            case Lost():
-                self._record.lost += 1
+            case Lost(trouble):
+                self._record.loses(trouble)
             case Mended(number):
                 if number == self._open:
                     self._open = self._asked_place = None
@@ -303,8 +309,8 @@ class BlockingPlayer:
             began = self._clock()
             try:
                 actions = checked(self._act(observe()), None, self._switch)
-            except ConnectionLost:
-                self._record.lost += 1
+            except ConnectionLost as error:
+                self._record.loses(error)
                 return self._record.holds()
             self._record.latencies_ms.append(1000 * (self._clock() - began))
             self._record.chunks += 1
