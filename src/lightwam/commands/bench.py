@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Literal
 
 from lightwam import checks
-from lightwam.commands.options import AnyRecipe, kind_named, named_recipe, parse
+from lightwam.commands.options import AnyRecipe, kind_named, named_recipe, parse, run_directory
 from lightwam.config import Recipe
 
-KINDS = ("train", "act", "eval", "serve")
+KINDS = ("train", "act", "eval", "serve", "control")
 USAGE = """usage: lightwam bench train RECIPE [OPTIONS]     training samples a second, and the share of time by part
        lightwam bench act RECIPE|RUN [OPTIONS]    milliseconds an action chunk, plain and by the engine
        lightwam bench eval RECIPE [OPTIONS]      wall time of a closed-loop evaluation, against the plain way
-       lightwam bench serve [OPTIONS]            milliseconds that serving adds: round trips over loopback"""
+       lightwam bench serve [OPTIONS]            milliseconds that serving adds: round trips over loopback
+       lightwam bench control RUN [OPTIONS]      success and jitter under latency, by how chunks are played"""
 
 
 @dataclass(frozen=True)
@@ -69,14 +70,45 @@ class BenchServeOptions:
     """print JSON instead of a table"""
 
 
+@dataclass(frozen=True)
+class BenchControlOptions:
+    """Rehearse a run's policy in its simulator with latency: blocking, asynchronous, and with what helps that."""
+
+    trials: int = 5
+    """unseen seeds of every task"""
+    latencies_ms: tuple[float, ...] = (0.0, 100.0, 250.0)
+    """from seeing to the answer"""
+    rates_hz: tuple[float, ...] = ()
+    """control steps a second; the simulator's own by default"""
+    blend: int = 2
+    """steps of a cross-fade"""
+    decay: float = 0.01
+    """of temporal ensembling: the i-th oldest chunk weighs exp(-decay i)"""
+    patience: float = 3.0
+    """times the recipe's step limit, as waiting costs steps"""
+    json: bool = False
+    """print JSON instead of a table"""
+
+
 def run(arguments: Sequence[str]) -> None:
-    """`lightwam bench train RECIPE`, `bench act RECIPE|RUN`, `bench eval RECIPE`, `bench serve`."""
+    """`lightwam bench train RECIPE`, `act RECIPE|RUN`, `eval RECIPE`, `serve`, `control RUN`."""
     if (named := kind_named(arguments, KINDS, USAGE, "cannot measure that")) is None:
         return
     kind, rest = named
-    if kind != "train":
-        return {"act": _act, "eval": _eval, "serve": _serve}[kind](rest)
-    recipe, rest = named_recipe(rest, "bench train")
+    {"train": _train, "act": _act, "eval": _eval, "serve": _serve, "control": _control}[kind](rest)
+
+
+def _control(arguments: Sequence[str]) -> None:
+    path, rest = run_directory(arguments, "bench control")
+    given = parse(BenchControlOptions(), rest, "bench control RUN")
+    from lightwam.bench_control import bench_control
+
+    bench_control(path, trials=given.trials, latencies_ms=given.latencies_ms, rates_hz=given.rates_hz,
+                  blend=given.blend, decay=given.decay, patience=given.patience, as_json=given.json)  # fmt: skip
+
+
+def _train(arguments: Sequence[str]) -> None:
+    recipe, rest = named_recipe(arguments, "bench train")
     options = parse(BenchTrainOptions(recipe), rest, f"bench train {recipe.name}")
     checks.check(options.recipe)
     from lightwam.bench import bench_train
