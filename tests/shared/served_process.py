@@ -64,5 +64,7 @@ def _serve(settings: dict[str, Any], ready: Connection) -> None:
     from lightwam.serve.settings import Serving
     from lightwam.wire.families import chosen
 
-    server = Server(mirror, 1, chosen(("libero",), *LIBERO, {}), {}, Serving(port=0, xpolicylab_port=0, **settings))
+    server = Server(
+        mirror, 1, chosen(("libero",), *LIBERO, {}), {}, Serving(**{"port": 0, "xpolicylab_port": 0} | settings)
+    )
     asyncio.run(server.run(lambda one: ready.send((one.ports["openpi"], one.ports["xpolicylab"]))))

@@ -200,9 +200,3 @@ def test_a_hostile_message_costs_little_memory(name: str) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 40e6 + 4 * len(HOSTILE[name])
-
-
-def test_a_missing_msgpack_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "msgpack", None)
-    with pytest.raises(Exception, match=r"lightwam\[serve\]"):
-        openpi.unpack(b"\x80")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from lightwam.report.watch_evidence import Trace
 from lightwam.report.words import escape, figures, percent
 
 
@@ -47,17 +48,6 @@ class Line:
     """CSS class of the line"""
     across: Float[np.ndarray, " N"]
     up: Float[np.ndarray, " N"]
-
-
-@dataclass(frozen=True)
-class Trace:
-    """A score over an episode's looks."""
-
-    step: Float[np.ndarray, " N"]
-    score: Float[np.ndarray, " N"]
-    threshold: float
-    disturbed_at: float
-    """control step"""
 
 
 def interval_bars(bars: Sequence[Bar], title: str, width: int) -> str:

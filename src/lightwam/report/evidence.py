@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from lightwam.config import Recipe, from_dict
 from lightwam.errors import CheckpointError, ConfigError
 from lightwam.report.tables import Table, read_lines, read_object
-from lightwam.report.watched import Watched, read_watch
+from lightwam.report.watch_evidence import Watched, read_watch
 from lightwam.stats import wilson
 
 LOG_KEYS = (

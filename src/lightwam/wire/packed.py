@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Hashable
 from typing import Any
 
-from lightwam.errors import ConfigError, WireError
+import msgpack
+
+from lightwam.errors import WireError
 from lightwam.wire.limits import Counter, Limits, ReadArray, Reader, short
 
 
 def packed(tree: Any, of_array: Callable[[Any], Any]) -> bytes:
     """One msgpack value; `of_array` says numpy's values as maps. WireError for what msgpack cannot say."""
-    msgpack = _msgpack()
     try:
         return msgpack.packb(tree, default=of_array, use_bin_type=True)
     except (TypeError, ValueError, OverflowError) as error:  # ValueError: too deep, a circle, half a character
@@ -25,7 +26,6 @@ def unpacked(data: bytes, limits: Limits, marks: Collection[Hashable], read_arra
     msgpack makes a list of the announced length before it has read it, up to 1,024 of them inside one another: with
     `num_items` 4,096 that is 32 MiB for a moment, and no more.
     """
-    msgpack = _msgpack()
     limits.check_size(data)
     counter = Counter(limits)
     try:
@@ -46,12 +46,3 @@ def unpacked(data: bytes, limits: Limits, marks: Collection[Hashable], read_arra
         raise WireError("the message is not sound msgpack", where="message", got=f"{len(data)} bytes: {short(reason)}",
                         expected="one msgpack value within the limits") from error  # fmt: skip
     return Reader(limits, marks, read_array).tree(found)
-
-
-def _msgpack() -> Any:
-    try:
-        import msgpack
-    except ModuleNotFoundError as error:
-        raise ConfigError("msgpack is not installed", where="wire", got=str(error), expected="the serve extra",
-                          next_step="pip install 'lightwam[serve]'") from error  # fmt: skip
-    return msgpack
