@@ -42,9 +42,9 @@ def bench_control(
     """Rehearse the run's policy at every rate and latency, each way on the same unseen seeds, and print a table.
 
     `rates_hz` are the control rates that latencies are counted at, the simulator's own by default; what a control step
-    does is the same at any. `replan` is the run's own by default. Episodes may take `patience` times the recipe's step limit, as waiting costs steps; those
-    within the limit are told apart. Returns what is printed. ConfigError for settings out of range and actions that
-    are no motions, SimulatorError where the simulator cannot run.
+    does is the same at any. `replan` is the run's own by default. Episodes may take `patience` times the recipe's step
+    limit, as waiting costs steps; those within the limit are told apart. Returns what is printed. ConfigError for
+    settings out of range and actions that are no motions, SimulatorError where the simulator cannot run.
     """
     if trials < 1 or not latencies_ms or min(latencies_ms) < 0 or min(rates_hz, default=1.0) <= 0 or patience < 1:
         raise ConfigError("a rehearsal needs trials, latencies from 0 on, rates over 0 and a patience of at least 1",

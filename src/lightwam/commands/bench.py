@@ -97,7 +97,8 @@ def _control(arguments: Sequence[str]) -> None:
     from lightwam.bench_control import bench_control
 
     bench_control(path, trials=given.trials, latencies_ms=given.latencies_ms, rates_hz=given.rates_hz,
-                  replan=given.replan, blend=given.blend, decay=given.decay, patience=given.patience, as_json=given.json)  # fmt: skip
+                  replan=given.replan, blend=given.blend, decay=given.decay, patience=given.patience,
+                  as_json=given.json)  # fmt: skip
 
 
 def _train(arguments: Sequence[str]) -> None:
