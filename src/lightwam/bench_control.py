@@ -32,6 +32,7 @@ def bench_control(
     trials: int,
     latencies_ms: Sequence[float],
     rates_hz: Sequence[float] = (),
+    replan: int | None = None,
     blend: int = 2,
     decay: float = 0.01,
     patience: float = 3.0,
@@ -41,9 +42,9 @@ def bench_control(
     """Rehearse the run's policy at every rate and latency, each way on the same unseen seeds, and print a table.
 
     `rates_hz` are the control rates that latencies are counted at, the simulator's own by default; what a control step
-    does is the same at any. Episodes may take `patience` times the recipe's step limit, as waiting costs steps; those
-    within the limit are told apart. Returns what is printed. ConfigError for settings out of range and actions that
-    are no motions, SimulatorError where the simulator cannot run.
+    does is the same at any. `replan` is the run's own by default. Episodes may take `patience` times the recipe's step
+    limit, as waiting costs steps; those within the limit are told apart. Returns what is printed. ConfigError for
+    settings out of range and actions that are no motions, SimulatorError where the simulator cannot run.
     """
     if trials < 1 or not latencies_ms or min(latencies_ms) < 0 or min(rates_hz, default=1.0) <= 0 or patience < 1:
         raise ConfigError("a rehearsal needs trials, latencies from 0 on, rates over 0 and a patience of at least 1",
@@ -51,7 +52,8 @@ def bench_control(
     policy = Policy.load(run)
     recipe = policy.recipe
     still = switches(recipe.model.action_dim, recipe.codec.delta_action_dims)
-    played = ways(recipe.eval.replan, still, blend, decay)
+    replan = recipe.eval.replan if replan is None else replan
+    played = ways(replan, still, blend, decay)
     limit = round(patience * recipe.sim.max_steps)
     rates = tuple(rates_hz) or (base.make(recipe.sim, recipe.sim.tasks[0]).fps,)
     cases = [(rate, latency, way) for rate in rates for latency in latencies_ms for way in played]
@@ -81,7 +83,7 @@ def bench_control(
         "trials": trials,
         "first_seed": recipe.eval.first_seed,
         "horizon": recipe.model.supervised_prefix,
-        "replan": recipe.eval.replan,
+        "replan": replan,
         "max_steps": recipe.sim.max_steps,
         "limit": limit,
         "rows": [summary(case, episodes, recipe.sim.max_steps) for case, episodes in rows.items()],

@@ -188,9 +188,14 @@ def test_the_table(tiny_once: Any) -> None:
 
 def test_the_command(tiny_once: Any, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["bench", "control", str(tiny_once.run), "--trials", "1", "--latencies-ms", "100", "--rates-hz", "20", "50"]
-    assert main([*words, "--patience", "1.0"]) in (None, 0)
+    assert main([*words, "--patience", "1.0", "--replan", "2"]) in (None, 0)
     told = capsys.readouterr().out
-    assert "100 ms = 2" in told and "100 ms = 5" in told and "+ ensemble 0.01" in told
+    assert (
+        "a new one every 2 steps" in told
+        and "100 ms = 2" in told
+        and "100 ms = 5" in told
+        and "+ ensemble 0.01" in told
+    )
 
 
 @pytest.mark.parametrize(

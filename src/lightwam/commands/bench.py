@@ -80,6 +80,8 @@ class BenchControlOptions:
     """from seeing to the answer"""
     rates_hz: tuple[float, ...] = ()
     """control steps a second; the simulator's own by default"""
+    replan: int | None = None
+    """steps between two requests; the run's own by default"""
     blend: int = 2
     """steps of a cross-fade"""
     decay: float = 0.01
@@ -104,7 +106,8 @@ def _control(arguments: Sequence[str]) -> None:
     from lightwam.bench_control import bench_control
 
     bench_control(path, trials=given.trials, latencies_ms=given.latencies_ms, rates_hz=given.rates_hz,
-                  blend=given.blend, decay=given.decay, patience=given.patience, as_json=given.json)  # fmt: skip
+                  replan=given.replan, blend=given.blend, decay=given.decay, patience=given.patience,
+                  as_json=given.json)  # fmt: skip
 
 
 def _train(arguments: Sequence[str]) -> None:
