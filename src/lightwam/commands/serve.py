@@ -17,6 +17,7 @@ from lightwam.serve.settings import Serving
 
 if TYPE_CHECKING:
     from lightwam.policy import Policy
+    from lightwam.serve.batcher import Act
     from lightwam.serve.server import Server
 
 
@@ -73,13 +74,13 @@ def serve(run: Path, options: ServeOptions) -> None:
 
     def newer(step: int) -> Newer | None:
         newest = max(checkpoint.steps(run), default=step)
-        return None if newest <= step else Newer(load(newest).act_batch, newest)
+        return None if newest <= step else Newer(playable(load(newest)), newest)
 
     policy = load(options.step)
     model = policy.recipe.model
     families = chosen(settings.families, policy.codec.cameras, model.state_dim, model.action_dim, settings.renames)
     logs.begin(settings.log)
-    server = Server(policy.act_batch, policy.step, families, metadata(policy), settings, keys, newer)
+    server = Server(playable(policy), policy.step, families, metadata(policy), settings, keys, newer)
     asyncio.run(until_signalled(server))
 
 
@@ -96,6 +97,12 @@ async def until_signalled(server: Server) -> None:
     await server.run()
 
 
+def playable(policy: Policy) -> Act:
+    """The policy's chunks as far as training supervised them: a robot plays whatever it is sent."""
+    prefix = policy.recipe.model.supervised_prefix
+    return lambda observations: policy.act_batch(observations)[:, :prefix]
+
+
 def metadata(policy: Policy) -> dict[str, Any]:
     """What openpi's clients are greeted with: what this policy expects, and what it gives."""
     from lightwam import __version__
@@ -109,6 +116,6 @@ def metadata(policy: Policy) -> dict[str, Any]:
         "cameras": list(policy.codec.cameras),
         "state_dim": recipe.model.state_dim,
         "action_dim": recipe.model.action_dim,
-        "horizon": recipe.model.horizon,
+        "horizon": recipe.model.supervised_prefix,
         "replan": recipe.eval.replan,
     }
