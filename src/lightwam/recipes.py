@@ -198,10 +198,11 @@ def point() -> Recipe:
 
 
 def libero_object_small() -> Recipe:
-    """LIBERO-Object by a compact policy from scratch, on a scripted expert's demonstrations: for a CPU's night.
+    """LIBERO-Object by a compact policy from scratch, on a scripted expert's demonstrations: two hours of two CPU cores.
 
     The demo's model, a little wider, with chunks of 0.8 s. Pictures are drawn plainly, which is part of what the policy
     is trained on. Demonstrations begin in states drawn anew; evaluation in the benchmark's own.
+    docs/results/libero_small.md has its rates.
     """
     base, size = demo(), 64
     agentview = CameraPlace("agentview", 0, 0, size, size, crop=(0.15, 0.03, 0.80, 0.87))
@@ -232,8 +233,8 @@ def libero_object_small() -> Recipe:
             max_steps=200,
             protocol="plain",
         ),
-        collect=CollectConfig(demos_per_task=50, turn=10, noise_std=0.15, noise_probability=0.25, extra_steps=5),
-        train=replace(base.train, steps=10_000, ema_decay=0.999, save_every=1000),
+        collect=CollectConfig(demos_per_task=30, turn=10, noise_std=0.15, noise_probability=0.25, extra_steps=5),
+        train=replace(base.train, steps=6000, ema_decay=0.999, save_every=1000),
         eval=EvalConfig(trials=10, replan=8),
     )
 
