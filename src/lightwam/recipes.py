@@ -198,7 +198,7 @@ def point() -> Recipe:
 
 
 def libero_object_small() -> Recipe:
-    """LIBERO-Object by a compact policy from scratch, on a scripted expert's demonstrations: two hours of two CPU cores.
+    """LIBERO-Object by a compact policy from scratch, on a scripted expert's demonstrations: two hours of a CPU.
 
     The demo's model, a little wider, with chunks of 0.8 s. Pictures are drawn plainly, which is part of what the policy
     is trained on. Demonstrations begin in states drawn anew; evaluation in the benchmark's own.

@@ -20,12 +20,13 @@ from inspect_robots_xpolicylab._client import PolicyClient
 from inspect_robots_xpolicylab._protocol import WsError
 from openpi_client import msgpack_numpy
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
-from serving import message, mirror, serving, stop
+from serving import message, mirror, running, serving, stop
 from websockets.exceptions import ConnectionClosed, InvalidMessage, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from lightwam.errors import ConfigError
 from lightwam.serve.server import Newer, Server
+from lightwam.serve.settings import Serving
 from lightwam.types import Observation
 from lightwam.wire.limits import Limits
 
@@ -279,17 +280,15 @@ def test_stopping_answers_what_was_asked_and_refuses_what_comes() -> None:
         client.recv()
         client.send(msgpack_numpy.packb(message(5)))
         assert gate.entered.wait(10)
-        health = http.client.HTTPConnection("127.0.0.1", server.ports["openpi"], timeout=10)
-        health.request("GET", "/healthz")
-        assert health.getresponse().read() == b"OK\n"
-        stop(server)
-        deadline = time.monotonic() + 10
-        while not server.draining:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        health.request("GET", "/healthz")
-        assert health.getresponse().read() == b"draining\n"
-        health.close()
+        with socket.create_connection(("127.0.0.1", server.ports["openpi"]), timeout=10) as health:
+            time.sleep(0.3)  # it is accepted, and asks when the server has begun to stop
+            stop(server)
+            deadline = time.monotonic() + 10
+            while not server.draining:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            health.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert b" 503 " in health.recv(1000)
         gate.open.set()
         assert msgpack_numpy.unpackb(client.recv())["actions"][0, 0] == 5
         with pytest.raises(ConnectionClosed) as closed:
@@ -316,8 +315,80 @@ def test_newer_weights_take_over_without_a_lost_request() -> None:
         measured = ask(server, "GET", "/metrics")[1].decode()
     assert answers[0] == 1
     assert answers[-1] == 101
+    assert server.metadata == {"recipe": "test", "step": 2}
     assert 'lightwam_reloads_total{outcome="failed"} 1.0' in measured
     assert "lightwam_checkpoint_step 2.0" in measured
+
+
+def test_a_client_that_does_not_read_is_cut_off_and_keeps_no_stop_waiting() -> None:
+    def flood(server: Server) -> socket.socket:
+        """Asks for pongs and never reads one."""
+        deaf = socket.create_connection(("127.0.0.1", server.ports["openpi"]), timeout=10)
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                     b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n")  # fmt: skip
+        deaf.settimeout(0.5)
+        with contextlib.suppress(OSError):  # until the server itself takes nothing more
+            for _ in range(200_000):
+                deaf.sendall(b"\x89\xfd\0\0\0\0" + b"x" * 125)
+        return deaf
+
+    with serving(heartbeat_seconds=60.0) as server, flood(server):
+        began = time.monotonic()
+        stop(server)
+        while server.ports and time.monotonic() - began < 20 and server in running():
+            time.sleep(0.05)
+        assert server not in running()
+    with serving(heartbeat_seconds=0.4) as server, flood(server):
+        deadline = time.monotonic() + 15
+        while 'lightwam_clients{protocol="openpi"} 0.0' not in ask(server, "GET", "/metrics")[1].decode():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+
+def test_who_has_no_key_takes_nobodys_place() -> None:
+    with serving(keys=[KEY], most_clients=2) as server:
+        held = [http.client.HTTPConnection("127.0.0.1", server.ports["openpi"], timeout=10) for _ in range(4)]
+        for one in held:
+            one.request("GET", "/metrics")
+            assert one.getresponse().status == 401
+        assert openpi(server, KEY).infer(message(1))["actions"][0, 0] == 1
+        assert ask(server, "GET", "/healthz") == (200, b"OK\n")
+        for one in held:
+            one.close()
+
+
+@pytest.mark.parametrize("answer", ["nan", "short"])
+def test_no_robot_gets_an_answer_that_is_none(answer: str) -> None:
+    def broken(observations: Sequence[Observation]) -> np.ndarray:
+        return mirror(observations) * np.nan if answer == "nan" else mirror(observations)[:0]
+
+    with serving(broken) as server:
+        for _ in range(2):  # and the server goes on
+            with pytest.raises(RuntimeError, match="internal"):
+                openpi(server).infer(message(1))
+        assert ask(server, "GET", "/healthz")[0] == 200
+
+
+def test_messages_that_cannot_be_read_are_counted() -> None:
+    with serving() as server:
+        client = raw(server)
+        client.recv()
+        client.send(b"\xc1")
+        client.recv()
+        ask(server, "POST", "/act", b"{")
+        measured = ask(server, "GET", "/metrics")[1].decode()
+    for name in ("openpi", "http"):
+        assert f'lightwam_requests_total{{outcome="bad_message",protocol="{name}"}} 1.0' in measured
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("most_together", 0), ("handshake_seconds", -1.0), ("port", 70_000), ("limits", Limits(message_bytes=0))],
+)
+def test_settings_that_cannot_serve_are_refused(name: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')}"):
+        Serving(**{name: value})
 
 
 def test_a_taken_port_is_named() -> None:

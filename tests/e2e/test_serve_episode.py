@@ -212,10 +212,8 @@ def test_a_client_is_checked_and_gets_no_actions(tiny_once: Any, command: Any) -
         client._ws.close()
 
 
-def test_an_open_door_without_a_key_is_refused_before_anything_is_loaded(tiny_once: Any) -> None:
-    began = time.monotonic()
-    arguments = [sys.executable, "-m", "lightwam", "serve", str(tiny_once.run), "--host", "0.0.0.0"]
+def test_an_open_door_without_a_key_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    arguments = [sys.executable, "-m", "lightwam", "serve", str(tmp_path / "no run"), "--host", "0.0.0.0"]
     told = subprocess.run(arguments, capture_output=True, text=True, timeout=60)
     assert told.returncode == 2
     assert "--allow-anyone" in told.stderr
-    assert time.monotonic() - began < 60

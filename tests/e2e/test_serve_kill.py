@@ -1,9 +1,10 @@
-"""kill -9 of the server while a robot plays its chunks: it holds, connects anew, and goes on with what it sees then."""
+"""The server is killed, or restarted, while a robot plays its chunks: it holds, connects anew, and goes on with what it sees then."""
 
 import time
 from collections.abc import Callable
 
 import numpy as np
+import pytest
 from served_process import served_process
 from serving import message
 
@@ -12,7 +13,8 @@ from lightwam.robot.client import Client
 from lightwam.robot.player import ChunkPlayer, Play, standing
 
 
-def test_a_robot_outlives_its_server() -> None:
+@pytest.mark.parametrize("end", ["kill", "stop"])
+def test_a_robot_outlives_its_server(end: str) -> None:
     """The server answers with the state it was shown, so every action tells when it was asked for."""
     seen, given = 1.0, list[float]()
 
@@ -27,7 +29,7 @@ def test_a_robot_outlives_its_server() -> None:
         hold = standing(7, keep=(6,))
         with ChunkPlayer(Background(client.act, client.connect), Play(replan=2), hold) as player:
             steps_until(lambda: given.count(1.0) >= 10)
-            first.kill()
+            first.kill() if end == "kill" else first.stop()
             steps_until(lambda: player.stats().lost > 0)
             held = player.stats().held
             steps_until(lambda: player.stats().held >= held + 10)

@@ -36,6 +36,11 @@ class ServedProcess:
         assert found is not None
         return int(found.group(1)) / 1024
 
+    def stop(self) -> None:
+        """As somebody who starts it again."""
+        os.kill(self.pid, signal.SIGTERM)
+        self.process.join(30)
+
     def kill(self) -> None:
         """As a machine that loses its power."""
         os.kill(self.pid, signal.SIGKILL)
@@ -67,4 +72,7 @@ def _serve(settings: dict[str, Any], ready: Connection) -> None:
     server = Server(
         mirror, 1, chosen(("libero",), *LIBERO, {}), {}, Serving(**{"port": 0, "xpolicylab_port": 0} | settings)
     )
-    asyncio.run(server.run(lambda one: ready.send((one.ports["openpi"], one.ports["xpolicylab"]))))
+    signal.signal(signal.SIGTERM, lambda *_: loop.call_soon_threadsafe(server.stopping.set))
+    with asyncio.Runner() as runner:
+        loop = runner.get_loop()
+        runner.run(server.run(lambda one: ready.send((one.ports["openpi"], one.ports["xpolicylab"]))))

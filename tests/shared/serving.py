@@ -51,6 +51,7 @@ def serving(act: Any = mirror, keys: Sequence[str] = (), newer: Any = None, **se
 
     def ready(_: Server) -> None:
         LOOPS[id(server)] = asyncio.get_running_loop()
+        SERVERS.append(server)
         listening.set()
 
     thread = threading.Thread(target=run)
@@ -64,12 +65,21 @@ def serving(act: Any = mirror, keys: Sequence[str] = (), newer: Any = None, **se
         stop(server)
         thread.join(20)
         LOOPS.pop(id(server), None)
+        SERVERS.remove(server) if server in SERVERS else None
         assert not thread.is_alive()
     if failures:
         raise failures[0]
 
 
 LOOPS: dict[int, asyncio.AbstractEventLoop] = {}
+
+
+def running() -> list[Server]:
+    """Servers of this process that have not stopped yet."""
+    return [server for server in SERVERS if id(server) in LOOPS and not LOOPS[id(server)].is_closed()]
+
+
+SERVERS: list[Server] = []
 
 
 def stop(server: Server) -> None:

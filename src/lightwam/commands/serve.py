@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from lightwam.commands.options import parse, run_directory, wants_help
+from lightwam.errors import ConfigError
 from lightwam.serve.settings import Serving
 
 if TYPE_CHECKING:
@@ -55,6 +56,9 @@ def serve(run: Path, options: ServeOptions) -> None:
     from lightwam.serve import access, logs
 
     settings = options.serving
+    if options.step is not None and settings.follow_seconds > 0:
+        raise ConfigError("a fixed step cannot follow a training", where="--step, --follow-seconds",
+                          got=f"{options.step}, {settings.follow_seconds}", next_step="give one of them")  # fmt: skip
     keys = access.read_keys(settings.api_keys, os.environ.get(access.KEYS_VARIABLE))
     access.check_door(settings.host, keys, anyone=settings.allow_anyone)
     access.tls(settings.tls_certificate, settings.tls_key)
@@ -82,6 +86,8 @@ def serve(run: Path, options: ServeOptions) -> None:
     logs.begin(settings.log)
     server = Server(playable(policy), policy.step, families, metadata(policy), settings, keys, newer)
     asyncio.run(until_signalled(server))
+    if server.gave_up:
+        os._exit(1)  # the thread that still thinks would keep the process
 
 
 async def until_signalled(server: Server) -> None:

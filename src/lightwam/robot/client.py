@@ -24,8 +24,8 @@ CLOSE_SECONDS = 0.5
 """so long a server is waited for to say good-bye"""
 OUR_FAULT = (1003, 1007, 1008, 1009)
 """codes of a websocket's end that say the message was wrong: its kind, its bytes, against the rules, too long"""
-BUSY = "busy"
-"""the code of a refusal that another try may turn"""
+BUSY, CLOSING = "busy", "closing"
+"""codes of refusals that say nothing of the message: another try, another connection"""
 
 
 class ConnectionLost(LightwamError):
@@ -89,8 +89,12 @@ class Client:
         ConnectionLost when the server is gone, does not answer in time, or stays busy; the next call connects anew.
         """
         from lightwam.wire import openpi
+        from lightwam.wire.limits import Limits
 
         message, wait = openpi.pack(dict(observation)), FIRST_WAIT_SECONDS
+        if len(message) > (most := Limits().message_bytes):  # a server hangs up on it before it can say why
+            raise WireError("the observation is too large", where=self.url, got=f"{len(message)} bytes",
+                            expected=f"at most {most}", next_step="smaller pictures; uint8, not floats")  # fmt: skip
         with self._lock:
             deadline = time.monotonic() + self._timeout
             while True:
@@ -100,6 +104,8 @@ class Client:
                     return self._read(answer)
                 self._drop()  # an openpi server ends a connection after a refusal
                 refusal = refused(answer)
+                if refusal.code == CLOSING:
+                    raise self._failed("the server is stopping") from refusal
                 if refusal.code != BUSY:
                     raise refusal
                 if time.monotonic() + wait >= deadline or self._closed.wait(wait):
@@ -188,7 +194,7 @@ class Client:
         if isinstance(hello, str):
             refusal = refused(hello)
             failure = self._failed(f"refused: {refusal.what}")
-            raise failure if refusal.code == BUSY else refusal
+            raise failure if refusal.code in (BUSY, CLOSING) else refusal
         self._metadata = self._read(hello)
         if self._closed.is_set():  # while it was dialled
             raise self._failed("")
@@ -229,6 +235,8 @@ def refused(text: str, code: str = "") -> Refused:
         said = json.loads(text)
     except ValueError:
         return Refused(text, code=code)
+    if isinstance(said, dict):
+        said = said.get("error", said)  # over HTTP
     if not isinstance(said, dict) or not isinstance(said.get("message"), str):
         return Refused(text, code=code)
     word = said.get("code")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+import re
 import ssl
 from collections.abc import Iterable
 from pathlib import Path
@@ -55,7 +56,7 @@ def read_keys(file: Path | None, variable: str | None) -> Keys:
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError("the file of API keys cannot be read", where=file, got=f"{error}",
                               expected="a text file, one key a line") from error  # fmt: skip
-        found = [line.split("#")[0].strip() for line in lines]
+        found = [re.split(r"(?:^|\s)#", line)[0].strip() for line in lines]  # a key may hold the sign itself
         if not any(found):
             raise ConfigError("the file of API keys holds none", where=file, expected="one key a line",
                               next_step=f"openssl rand -hex 32 > {file}")  # fmt: skip

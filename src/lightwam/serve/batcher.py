@@ -80,6 +80,11 @@ class Batcher:
         return len(self._waiting)
 
     @property
+    def works(self) -> bool:
+        """Whether requests are being answered."""
+        return self._task is not None and not self._task.done()
+
+    @property
     def thinking_seconds(self) -> float:
         """How long the pass that runs now has been running; 0 when none does."""
         return 0.0 if self._thinking_since is None else time.perf_counter() - self._thinking_since
@@ -137,17 +142,25 @@ class Batcher:
         begun, act, step = time.perf_counter(), self.act, self.step
         self._thinking_since = begun
         loop = asyncio.get_running_loop()
+        answers: Sequence[Float32[np.ndarray, "H A"] | BaseException]
         try:
             observations = [request.observation for request in together]
-            answers: Sequence[Float32[np.ndarray, "H A"] | Exception]
             answers = await loop.run_in_executor(self._thread, _act, act, observations)
+        except BaseException as error:
+            # nobody who asked is left waiting, whatever it was
+            for request in together:
+                if not request.answer.done():
+                    request.answer.set_exception(RuntimeError(f"the pass was broken off: {error!r}"))
+            if isinstance(error, asyncio.CancelledError):
+                raise
+            return
         finally:
             self._thinking_since = None
         infer_ms = 1000 * (time.perf_counter() - begun)
         for request, answer in zip(together, answers, strict=True):
             if request.answer.done():  # cancelled: its client is gone
                 continue
-            if isinstance(answer, Exception):
+            if isinstance(answer, BaseException):
                 request.answer.set_exception(answer)
             else:
                 waited_ms = 1000 * (begun - request.since)
@@ -157,7 +170,10 @@ class Batcher:
 def _act(act: Act, observations: Sequence[Observation]) -> Sequence[Float32[np.ndarray, "H A"] | Exception]:
     """In the thread: the pass, or, when it fails, each observation alone, so that the guilty one alone fails."""
     try:
-        return list(act(observations))
+        answers = list(act(observations))
+        if len(answers) != len(observations) or not all(np.isfinite(answer).all() for answer in answers):
+            raise ValueError("the policy's answer is not a chunk of finite numbers for each observation")
+        return answers
     except Exception as error:
         # the thread must outlive whatever a policy raises; every error goes to the client that caused it
         if len(observations) == 1:

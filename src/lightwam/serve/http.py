@@ -26,9 +26,13 @@ async def act(request: web.BaseRequest, service: Service, settings: Serving, dra
     except TimeoutError:
         raise web.HTTPRequestTimeout from None
     try:
-        message = await asyncio.to_thread(loads, body, settings.limits)
-        if not isinstance(message, dict):
-            raise WireError("an observation is an object", where="the body", got=type(message).__name__)
+        try:
+            message = await asyncio.to_thread(loads, body, settings.limits)
+            if not isinstance(message, dict):
+                raise WireError("an observation is an object", where="the body", got=type(message).__name__)
+        except WireError as error:
+            service.reject(error, "http")
+            raise
         done, actions = await service.serve(message, "http")
     except Exception as error:
         # every error goes to the client that caused it

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
@@ -25,21 +25,26 @@ async def inspecting(
     say: Callable[[str], None] = print,
     ready: Callable[[Server], None] | None = None,
 ) -> bool:
-    """Prints what is in the first messages, by the family that they fit best; whether all of them can be answered."""
-    reports: list[Report] = []
+    """Prints what is in the first messages, by the family that they fit best; whether each can be answered."""
+    fits: list[bool] = []
 
-    def look(message: Mapping[str, Any], protocol: str) -> NoReturn:
-        report = min((inspect(message, family) for family in families), key=num_faults)
-        reports.append(report)
-        say("\n".join([f"message {len(reports)}, over {protocol}:", *report.lines()]))
-        if len(reports) >= num_messages:
+    def look(message: Mapping[str, Any] | WireError, protocol: str) -> None:
+        if isinstance(message, WireError):
+            fit, lines = False, ["it cannot be read:", *str(message).splitlines()]
+        else:
+            report = min((inspect(message, family) for family in families), key=num_faults)
+            fit, lines = report.fits, report.lines()
+        fits.append(fit)
+        say("\n".join([f"message {len(fits)}, over {protocol}:", *lines]))
+        if len(fits) >= num_messages:
             server.stopping.set()
-        raise WireError("this is a check, and the message fits" if report.fits else "this is a check, and the message "
-                        "does not fit", where="lightwam check client", next_step="lightwam serve answers")  # fmt: skip
+        if not isinstance(message, WireError):
+            raise WireError(f"this is a check, and the message {'fits' if fit else 'does not fit'}",
+                            where="lightwam check client", next_step="lightwam serve answers")  # fmt: skip
 
     server = Server(_never, 0, families, {"policy": "none: a check"}, settings, keys, look=look)
     await server.run(ready)
-    return all(report.fits for report in reports)
+    return bool(fits) and all(fits)
 
 
 def num_faults(report: Report) -> int:

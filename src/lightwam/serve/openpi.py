@@ -22,13 +22,21 @@ async def talk(
     await socket.send_bytes(pack(dict(metadata)))
     before_ms: float | None = None
 
-    async def answer(request: tuple[bytes, float]) -> None:
-        nonlocal before_ms
-        data, came = request
+    def read(data: bytes) -> dict[str, Any]:
         try:
             message = unpack(data, limits)
             if not isinstance(message, dict):
                 raise WireError("an observation is a map", where="the message", got=type(message).__name__)
+        except WireError as error:
+            service.reject(error, "openpi")
+            raise
+        return message
+
+    async def answer(request: tuple[bytes, float]) -> None:
+        nonlocal before_ms
+        data, came = request
+        try:
+            message = read(data)
             done, actions = await service.serve(message, "openpi")
         except Exception as error:
             # every error goes to the client that caused it, and its connection ends

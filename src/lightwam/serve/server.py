@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import aiohttp
 from aiohttp import web
 
-from lightwam.errors import ConfigError
+from lightwam.errors import ConfigError, WireError
 from lightwam.serve import http, openpi, xpolicylab
 from lightwam.serve.access import Keys, tls
 from lightwam.serve.batcher import Act, Batcher
@@ -23,6 +23,8 @@ from lightwam.serve.service import Refusal, Service
 from lightwam.serve.settings import Serving
 from lightwam.wire.family import Family
 
+GOODBYE_SECONDS = 2.0
+"""so long clients are waited for when the server stops"""
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
@@ -38,8 +40,8 @@ class Server:
     """Serves one policy until it is told to stop.
 
     `metadata` is what openpi's clients are greeted with. `newer(step)` gives weights of a later step, or None; it runs
-    in a thread of its own every `settings.follow_seconds`. `look` sees every message first, with its protocol; what it
-    raises is what the client is told.
+    in a thread of its own every `settings.follow_seconds`. `look` sees every message first, or why it could not be
+    read, with its protocol; what it raises is what the client is told.
     """
 
     act: Act
@@ -49,7 +51,7 @@ class Server:
     settings: Serving = field(default_factory=Serving)
     keys: Keys = field(default_factory=Keys)
     newer: Callable[[int], Newer | None] | None = None
-    look: Callable[[Mapping[str, Any], str], None] | None = None
+    look: Callable[[Mapping[str, Any] | WireError, str], None] | None = None
 
     def __post_init__(self) -> None:
         self.metrics = Metrics()
@@ -57,8 +59,10 @@ class Server:
         """protocol -> the port that it listens on, once it does"""
         self.stopping = asyncio.Event()
         self.draining = False
-        self._sockets: set[web.WebSocketResponse] = set()
-        self._connections: set[asyncio.BaseTransport] = set()
+        self.gave_up = False
+        """the model was still thinking when the time to drain was over"""
+        self._sockets: dict[web.WebSocketResponse, asyncio.Transport] = {}
+        self._connections: set[asyncio.Transport] = set()
 
     async def run(self, ready: Callable[[Server], None] | None = None) -> None:
         """Listens and answers until `stopping` is set; then takes nothing new, answers what it has, and returns.
@@ -81,13 +85,14 @@ class Server:
             await self.batcher.close()
             raise
         note("listening", host=settings.host, ports=self.ports)
-        follow = asyncio.create_task(self._follow())
+        beside = [asyncio.create_task(self._follow()), asyncio.create_task(self._cut_off())]
         try:
             if ready is not None:
                 ready(self)
             await self.stopping.wait()
         finally:
-            follow.cancel()
+            for task in beside:
+                task.cancel()
             await self._drain(servers)
 
     async def _listen(self) -> list[tuple[asyncio.Server, web.Server]]:
@@ -98,11 +103,12 @@ class Server:
         secure = tls(settings.tls_certificate, settings.tls_key)
         servers: list[tuple[asyncio.Server, web.Server]] = []
         for name, port, handler in doors:
-            answering = web.Server(self._guarded(handler), access_log=None, max_line_size=8190, keepalive_timeout=60)
+            answering = web.Server(self._guarded(handler), access_log=None, handler_cancellation=True)
             try:
                 listening = await asyncio.get_running_loop().create_server(
-                    self._connection(answering), settings.host, port, ssl=secure, backlog=settings.most_clients
-                )
+                    self._connection(answering), settings.host, port, ssl=secure, backlog=settings.most_clients,
+                    ssl_handshake_timeout=settings.handshake_seconds if secure else None,
+                )  # fmt: skip
             except OSError as error:
                 for before, _ in servers:
                     before.close()
@@ -113,11 +119,12 @@ class Server:
         return servers
 
     def _connection(self, answering: web.Server) -> Callable[[], asyncio.Protocol]:
-        """Connections that say nothing in time, or are one too many, are closed before they cost anything."""
+        """Connections that say nothing in time are closed; under TLS, shaking hands has that time of its own."""
+        seconds = self.settings.handshake_seconds * (2 if self.settings.tls_certificate else 1)
 
         def connect() -> asyncio.Protocol:
             protocol = answering()
-            asyncio.get_running_loop().call_later(self.settings.handshake_seconds, self._expect, protocol)
+            asyncio.get_running_loop().call_later(seconds, self._expect, protocol)
             return protocol
 
         return connect
@@ -134,16 +141,9 @@ class Server:
             transport = request.transport
             if transport is None:
                 raise web.HTTPBadRequest
-            if transport not in self._connections:
-                for gone in [one for one in self._connections if one.is_closing()]:
-                    self._connections.discard(gone)
-                if len(self._connections) >= self.settings.most_clients:
-                    return refused(503, Refusal("too_many_clients", "the server", "too many connections",
-                                                f"at most {self.settings.most_clients}"))  # fmt: skip
-                self._connections.add(transport)
             if request.path == "/healthz" and request.method == "GET":
                 # openpi's clients and load balancers ask this, without a key
-                return web.Response(status=503, text="draining\n") if self.draining else web.Response(text="OK\n")
+                return self._health()
             if not self.keys.admit(request.headers.get("Authorization")):
                 note("refused", client=request.remote, why="no key, or a wrong one")
                 return refused(401, Refusal("unauthorized", "the Authorization header", "no valid API key",
@@ -152,9 +152,22 @@ class Server:
                 # a robot's client sends none; a page in somebody's browser does, and may not drive the robot
                 return refused(403, Refusal("unauthorized", "the Origin header", "web pages may not ask without a key",
                                             "a client that is not a web page"))  # fmt: skip
+            if transport not in self._connections:
+                self._connections = {one for one in self._connections if not one.is_closing()}
+                if len(self._connections) >= self.settings.most_clients:
+                    return refused(503, Refusal("too_many_clients", "the server", "too many connections",
+                                                f"at most {self.settings.most_clients}"))  # fmt: skip
+                self._connections.add(transport)
             return await handler(request)
 
         return guard
+
+    def _health(self) -> web.Response:
+        """Whether requests are answered; the connection ends with it, so that nobody keeps a place without a key."""
+        text = "draining" if self.draining else "OK" if self.batcher.works else "broken"
+        response = web.Response(status=200 if text == "OK" else 503, text=f"{text}\n")
+        response.force_close()
+        return response
 
     async def _main_door(self, request: web.BaseRequest) -> web.StreamResponse:
         if request.headers.get("Upgrade", "").lower() == "websocket":
@@ -195,7 +208,8 @@ class Server:
         except ConnectionError:  # it left while its hand was being shaken
             return web.Response(status=400)
         client = f"{request.remote}/{id(socket) & 0xFFFFFF:06x}"
-        self._sockets.add(socket)
+        assert request.transport is not None
+        self._sockets[socket] = request.transport
         self.batcher.num_clients += 1
         gauge = self.metrics.clients.labels(name)
         gauge.inc()
@@ -210,7 +224,7 @@ class Server:
         finally:
             gauge.dec()
             self.batcher.num_clients -= 1
-            self._sockets.discard(socket)
+            del self._sockets[socket]
             note("left", client=client, protocol=name, code=socket.close_code)
         return socket
 
@@ -230,6 +244,7 @@ class Server:
             if newer is not None:
                 note("newer weights", before=self.batcher.step, now=newer.step)
                 self.batcher.swap(newer.act, newer.step)
+                self.metadata = {**self.metadata, "step": newer.step}
                 self.metrics.reloads.labels("ok").inc()
 
     async def _drain(self, servers: list[tuple[asyncio.Server, web.Server]]) -> None:
@@ -240,15 +255,37 @@ class Server:
         try:
             await asyncio.wait_for(self.batcher.close(), self.settings.drain_seconds)
         except TimeoutError:
+            self.gave_up = True
             note("gave up waiting for the model", 40, seconds=self.settings.drain_seconds)
-        closing = [socket.close(code=aiohttp.WSCloseCode.GOING_AWAY, message=b"the server is stopping")
-                   for socket in list(self._sockets)]  # fmt: skip
+        goodbye = {"code": aiohttp.WSCloseCode.GOING_AWAY, "message": b"the server is stopping"}
+        closing = [asyncio.create_task(socket.close(**goodbye)) for socket in self._sockets]
+        if closing:
+            await asyncio.wait(closing, timeout=GOODBYE_SECONDS)
+        for transport in self._sockets.values():  # who does not read its goodbye is not waited for
+            transport.abort()
         await asyncio.gather(*closing, return_exceptions=True)
         for _, answering in servers:
-            await answering.shutdown(timeout=5)
+            answering.pre_shutdown()
+            await answering.shutdown(timeout=GOODBYE_SECONDS)
         note("stopped")
+
+    async def _cut_off(self) -> None:
+        """Ends connections whose clients read nothing of what waits for them: no send waits for them longer."""
+        stuck: dict[asyncio.Transport, tuple[int, int]] = {}
+        every = self.settings.heartbeat_seconds / 4
+        while True:
+            await asyncio.sleep(every)
+            left = {one: one.get_write_buffer_size() for one in self._sockets.values()}
+            stuck = {one: (size, stuck[one][1] + 1 if one in stuck and size >= stuck[one][0] else 0)
+                     for one, size in left.items() if size}  # fmt: skip
+            for one, (size, times) in stuck.items():
+                if times >= 4:
+                    note("cut off: it does not read", 30, unread_bytes=size)
+                    one.abort()
 
 
 def refused(status: int, why: Refusal) -> web.Response:
-    """An error over HTTP."""
-    return web.json_response({"error": why.fields()}, status=status)
+    """An error over HTTP, which ends its connection: nobody who was turned away keeps a place."""
+    response = web.json_response({"error": why.fields()}, status=status)
+    response.force_close()
+    return response

@@ -58,8 +58,14 @@ class Service:
     batcher: Batcher
     families: Sequence[Family]
     metrics: Metrics
-    look: Callable[[Mapping[str, Any], str], None] | None = None
-    """sees every message, with its protocol, before it is answered"""
+    look: Callable[[Mapping[str, Any] | WireError, str], None] | None = None
+    """sees every message, or why it could not be read, with its protocol, before it is answered"""
+
+    def reject(self, error: WireError, protocol: str) -> None:
+        """Counts a message that could not even be read."""
+        self.metrics.requests.labels(protocol, "bad_message").inc()
+        if self.look is not None:
+            self.look(error, protocol)
 
     async def serve(self, message: Mapping[str, Any], protocol: str) -> tuple[Answer, Any]:
         """The answer to one message, and its actions as the message's family wants them."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
+from lightwam.errors import ConfigError
 from lightwam.wire.limits import Limits
 
 
@@ -51,3 +52,23 @@ class Serving:
     """look so often for a newer checkpoint and change over to it; 0: never"""
     log: Literal["json", "text"] = "text"
     """form of the lines on stderr"""
+
+    def __post_init__(self) -> None:
+        """ConfigError for values with which a server could not serve."""
+        least: dict[str, float] = {
+            "most_together": 1,
+            "most_waiting": 1,
+            "most_clients": 1,
+            "window_ms": 0,
+            "follow_seconds": 0,
+        }
+        least |= dict.fromkeys(("handshake_seconds", "heartbeat_seconds", "drain_seconds"), 0.05)
+        wrong = [(name, getattr(self, name), f"at least {low}") for name, low in least.items()
+                 if not getattr(self, name) >= low]  # fmt: skip
+        wrong += [(name, port, "0 to 65535") for name in ("port", "xpolicylab_port")
+                  if (port := getattr(self, name)) is not None and not 0 <= port <= 65535]  # fmt: skip
+        wrong += [(f"limits.{limit.name}", value, "at least 1") for limit in fields(self.limits)
+                  if (value := getattr(self.limits, limit.name)) < 1]  # fmt: skip
+        for name, got, expected in wrong:
+            raise ConfigError("a server cannot have this setting", where=f"--{name.replace('_', '-')}", got=got,
+                              expected=expected, next_step="lightwam serve --help has the usual value")  # fmt: skip

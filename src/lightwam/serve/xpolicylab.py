@@ -42,7 +42,11 @@ async def talk(socket: web.WebSocketResponse, client: str, service: Service, lim
                 if message.type is not WSMsgType.BINARY:
                     raise WireError("a frame is binary", where="the websocket", got="a text frame", expected="msgpack")
                 request = message.data
-                request = frame = unpack(message.data, limits)
+                try:
+                    request = frame = unpack(message.data, limits)
+                except WireError as error:
+                    service.reject(error, "xpolicylab")
+                    raise
                 if frame.message_type == "close":
                     break
                 if frame.message_type == "infer":

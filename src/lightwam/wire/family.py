@@ -198,7 +198,7 @@ def _placed(family: Family, cameras: Sequence[str], renames: Mapping[str, str]) 
             known = ", ".join(family.cameras)
             first = next(iter(family.cameras))
             raise ConfigError("the family has no such camera", where=where, got=name, expected=known,
-                              next_step=f"rename one to the run's, as {first}={ours}; {GUIDE}")  # fmt: skip
+                              next_step=f"rename one to the run's, as {first} {ours}; {GUIDE}")  # fmt: skip
     if len(set(places.values())) != len(places):
         raise ConfigError("two of the run's cameras would be one picture", where=where,
                           got={ours: shown(path) for ours, path in places.items()}, expected="one to each",
