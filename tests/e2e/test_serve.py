@@ -320,17 +320,22 @@ def test_newer_weights_take_over_without_a_lost_request() -> None:
     assert "lightwam_checkpoint_step 2.0" in measured
 
 
-def test_a_client_that_does_not_read_is_cut_off_and_keeps_no_stop_waiting() -> None:
+def test_a_client_that_does_not_read_is_cut_off_and_keeps_no_stop_waiting(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("WARNING", "lightwam.serve")
+
     def flood(server: Server) -> socket.socket:
         """Asks for pongs and never reads one."""
         deaf = socket.create_connection(("127.0.0.1", server.ports["openpi"]), timeout=10)
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         deaf.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
                      b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n")  # fmt: skip
-        deaf.settimeout(0.5)
-        with contextlib.suppress(OSError):  # until the server itself takes nothing more
-            for _ in range(200_000):
-                deaf.sendall(b"\x89\xfd\0\0\0\0" + b"x" * 125)
+        deaf.setblocking(False)
+        pings = left = b"\x89\xfd\0\0\0\0" + b"x" * 125
+        deadline = time.monotonic() + 30
+        while not any(one.get_write_buffer_size() for one in server._sockets.values()):
+            assert time.monotonic() < deadline
+            with contextlib.suppress(BlockingIOError):
+                left = left[deaf.send(left) :] or pings * 500
         return deaf
 
     with serving(heartbeat_seconds=60.0) as server, flood(server):
@@ -344,6 +349,7 @@ def test_a_client_that_does_not_read_is_cut_off_and_keeps_no_stop_waiting() -> N
         while 'lightwam_clients{protocol="openpi"} 0.0' not in ask(server, "GET", "/metrics")[1].decode():
             assert time.monotonic() < deadline
             time.sleep(0.1)
+        assert "cut off: it does not read" in caplog.messages
 
 
 def test_who_has_no_key_takes_nobodys_place() -> None:

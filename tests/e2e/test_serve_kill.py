@@ -1,4 +1,4 @@
-"""The server is killed, or restarted, while a robot plays its chunks: it holds, connects anew, and goes on with what it sees then."""
+"""The server is killed, or restarted, while a robot plays its chunks: it holds, connects anew, and goes on."""
 
 import time
 from collections.abc import Callable

@@ -257,8 +257,8 @@ class Server:
         except TimeoutError:
             self.gave_up = True
             note("gave up waiting for the model", 40, seconds=self.settings.drain_seconds)
-        goodbye = {"code": aiohttp.WSCloseCode.GOING_AWAY, "message": b"the server is stopping"}
-        closing = [asyncio.create_task(socket.close(**goodbye)) for socket in self._sockets]
+        code, why = aiohttp.WSCloseCode.GOING_AWAY, b"the server is stopping"
+        closing = [asyncio.create_task(socket.close(code=code, message=why)) for socket in self._sockets]
         if closing:
             await asyncio.wait(closing, timeout=GOODBYE_SECONDS)
         for transport in self._sockets.values():  # who does not read its goodbye is not waited for
