@@ -297,6 +297,22 @@ def test_stopping_answers_what_was_asked_and_refuses_what_comes() -> None:
         assert closed.value.rcvd.code == 1001
 
 
+def test_a_model_that_never_ends_does_not_keep_the_server() -> None:
+    gate = Gate()
+    with serving(gate, drain_seconds=0.2) as server:
+        client = raw(server)
+        client.recv()
+        client.send(msgpack_numpy.packb(message(5)))
+        assert gate.entered.wait(10)
+        stop(server)
+        deadline = time.monotonic() + 15
+        while server in running():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert server.gave_up
+        gate.open.set()
+
+
 def test_newer_weights_take_over_without_a_lost_request() -> None:
     tries: list[int] = []
 

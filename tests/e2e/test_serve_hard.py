@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import numpy as np
 import pytest
 from openpi_client import msgpack_numpy
@@ -84,6 +85,23 @@ def spoiled(chance: random.Random) -> bytes:
     return chance.choice(hostile)()
 
 
+def spoiled_envelope(chance: random.Random) -> bytes:
+    """A frame of XPolicyLab's whose observation is none."""
+    arrays: list[Any] = [
+        {b"nd": True, b"type": "|O", b"kind": b"O", b"shape": [2], b"data": b"x" * 16},
+        {b"nd": True, b"type": "<f4", b"kind": b"", b"shape": [1 << 40], b"data": b"x" * 16},
+        {b"nd": True, b"type": "<f4", b"kind": b"", b"shape": [-4], b"data": b"x" * 16},
+        {b"nd": True, b"type": [["a", "<f4"]], b"kind": b"V", b"shape": [2], b"data": b"x" * 8},
+        {b"nd": False, b"type": "<f4", b"data": b"x"},
+        [1] * 8,
+        "state",
+    ]
+    observation = {"observation/state": chance.choice(arrays), "prompt": "x"}
+    frame = {"message_type": "infer", "message_id": "1", "evaluation_id": "2", "payload": {"observation": observation}}
+    odd = {"message_type": chance.choice(["reset_result", "nothing", 7, None]), "payload": chance.choice([[], 3, None])}
+    return msgpack.packb(frame if chance.random() < 0.7 else frame | odd)
+
+
 def flipped(whole: bytes, chance: random.Random) -> bytes:
     """A valid message with an array's header spoiled."""
     spoilt = bytearray(whole)
@@ -93,8 +111,6 @@ def flipped(whole: bytes, chance: random.Random) -> bytes:
 
 
 def array(dtype: bytes, shape: list[int], data: bytes) -> bytes:
-    import msgpack
-
     fields = {b"__ndarray__": True, b"data": data, b"dtype": dtype, b"shape": shape}
     return msgpack.packb(message_without_state() | {"observation/state": fields})
 
@@ -108,7 +124,8 @@ def over_websocket(server: ServedProcess, chance: random.Random, port: int) -> N
     with connect(f"ws://127.0.0.1:{port}", compression=None, max_size=None, close_timeout=2) as client:
         if port == server.openpi:
             client.recv(timeout=20)
-        client.send("text" if chance.random() < 0.05 else spoiled(chance))
+        bad = spoiled(chance) if port == server.openpi or chance.random() < 0.5 else spoiled_envelope(chance)
+        client.send("text" if chance.random() < 0.05 else bad)
         with contextlib.suppress(ConnectionClosed):
             told = client.recv(timeout=20)
             assert port == server.xpolicylab or json.loads(told)["code"] == "bad_message", told

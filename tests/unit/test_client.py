@@ -178,6 +178,26 @@ def test_busy_is_tried_again_within_the_time() -> None:
         client.act(SEEN)
 
 
+def test_a_server_that_stops_is_lost_not_a_fault_of_the_message() -> None:
+    closing = json.dumps({"code": "closing", "message": "the server is stopping", "where": "", "expected": ""})
+    with (
+        server(lambda seen, number: closing) as url,
+        Client(url) as client,
+        pytest.raises(ConnectionLost, match="stopping"),
+    ):
+        client.act(SEEN)
+
+
+def test_what_no_server_takes_is_not_sent() -> None:
+    with server(answer) as url, Client(url) as client, pytest.raises(WireError, match="too large"):
+        client.infer({"images": {str(i): np.zeros((16 * 2**20 - 100,), np.uint8) for i in range(3)}})
+
+
+def test_refusals_over_http_keep_their_fields() -> None:
+    told = refused('{"error": {"code": "unauthorized", "where": "the header", "message": "no key", "expected": "one"}}')
+    assert (told.code, told.where, told.what, told.expected) == ("unauthorized", "the header", "no key", "one")
+
+
 def test_no_server_is_a_lost_connection_after_some_tries() -> None:
     with server(answer) as url:
         pass
