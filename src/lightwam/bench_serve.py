@@ -6,6 +6,7 @@ import asyncio
 import http.client
 import json
 import multiprocessing
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -35,19 +36,21 @@ def bench_serve(*, as_json: bool = False, say: Callable[[str], None] = print) ->
 
     The server is a process of its own, the client this one, in openpi's format. Returns what is printed.
     """
-    with served(0.0) as port, openpi_client(port) as (ask, message):
-        times = [_seconds(ask) for _ in range(WARM_UP + ROUND_TRIPS)][WARM_UP:]
-    with served(THINKING_SECONDS) as port, openpi_client(port) as (_, message), _connect(port) as socket:
-        socket.recv()
+    with served(0.0) as port, openpi_client(port) as (ask, message), bare(message) as send:
+        both = [(_seconds(ask), _seconds(send)) for _ in range(WARM_UP + ROUND_TRIPS)][WARM_UP:]
+        times, floor = zip(*both, strict=True)
+    with served(THINKING_SECONDS) as port, openpi_client(port) as (_, message), _connect(port) as talking:
+        talking.recv()
         glances: list[float] = []
         while len(glances) < GLANCES:
-            socket.send(message)
+            talking.send(message)
             for _ in range(10):
                 time.sleep(0.05)
                 glances.append(_seconds(lambda: _healthz(port)))
-            socket.recv()
+            talking.recv()
     result: dict[str, Any] = {
         "round_trip": _percentiles(times),
+        "bare_sockets": _percentiles(floor),
         "healthz_while_thinking": _percentiles(glances) | {"max_ms": 1000 * max(glances)},
         "message_bytes": len(message),
         "warm_up": WARM_UP,
@@ -59,6 +62,7 @@ def bench_serve(*, as_json: bool = False, say: Callable[[str], None] = print) ->
         say(json.dumps(result, indent=2))
         return result
     say(f"openpi round trip, {len(message) / 1024:.0f} KiB there, no-op policy: {_line(result['round_trip'])}")
+    say(f"the same bytes over bare sockets, in turns with it: {_line(result['bare_sockets'])}")
     say(f"GET /healthz while the model thinks for {THINKING_SECONDS:.0f} s: {_line(result['healthz_while_thinking'])}")
     say(f"{ROUND_TRIPS} round trips after {WARM_UP}, {len(glances)} looks; {result['machine']}")
     return result
@@ -90,6 +94,36 @@ def _serve(thinking_seconds: float, settings: Serving, ready: Connection) -> Non
 
 
 @contextmanager
+def bare(message: bytes) -> Iterator[Callable[[], Any]]:
+    """As many bytes to a process that only takes them, and a few back: what this machine needs for that at least."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_take, args=(len(message), theirs), daemon=True)
+    process.start()
+    with socket.create_connection(("127.0.0.1", ours.recv())) as connection:
+
+        def send() -> None:
+            connection.sendall(message)
+            connection.recv(1024)
+
+        yield send
+    process.join()
+
+
+def _take(size: int, ready: Connection) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ready.send(server.getsockname()[1])
+        connection, _ = server.accept()
+        with connection:
+            left = size
+            while got := len(connection.recv(left)):
+                left -= got
+                if not left:
+                    connection.sendall(bytes(1024))
+                    left = size
+
+
+@contextmanager
 def openpi_client(port: int) -> Iterator[tuple[Callable[[], Any], bytes]]:
     """A LIBERO client of openpi: one round trip, packing and unpacking included, and what it sends."""
     random = np.random.default_rng(0)
@@ -100,12 +134,12 @@ def openpi_client(port: int) -> Iterator[tuple[Callable[[], Any], bytes]]:
         "observation/state": np.zeros(STATE_DIM, np.float32),
         "prompt": "put the bowl on the plate",
     }
-    with _connect(port) as socket:
-        socket.recv()
+    with _connect(port) as talking:
+        talking.recv()
 
         def ask() -> Any:
-            socket.send(pack(observation))
-            answer = socket.recv()
+            talking.send(pack(observation))
+            answer = talking.recv()
             assert isinstance(answer, bytes), answer
             return unpack(answer)
 
