@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ class _Episode:
             expected=np.stack(self.expected),
             states=np.stack(self.states),
             actions=np.stack(self.actions),
-            pixels=np.array([_apart(a, b) for a, b in zip(self.canvases, self.canvases[1:], strict=False)]),
+            pixels=np.array([_apart(a, b) for a, b in pairwise(self.canvases)]),
         )
 
 
