@@ -197,7 +197,7 @@ def test_a_strangers_keys_stay_short_in_the_message() -> None:
 @pytest.mark.parametrize(
     ("name", "cameras", "state", "action", "renames", "told"),
     [
-        ("libero", ("corner",), 8, 7, {}, ["no such camera", "agentview=corner", "docs/serving_robots.md"]),
+        ("libero", ("corner",), 8, 7, {}, ["no such camera", "as agentview corner;", "docs/serving_robots.md"]),
         ("libero", ("agentview", "wrist"), 4, 7, {}, ["another state", "got: 4", "observation/state (8)"]),
         ("libero", ("agentview", "wrist"), 8, 4, {}, ["other actions", "got: 4", "expected: 7"]),
         ("xpolicylab", ROBOTWIN, 14, 13, {}, ["other actions", "expected: 14"]),
