@@ -31,11 +31,11 @@ FINE, PERSISTENCE = 0.05, 0.15
 STILL, STOPPED = 1e-3, 5e-4
 """a hand that moves less than this a step is stuck; fingers that do have closed"""
 TRIES = 3
-"""to pick a thing up"""
+"""to pick a thing up, and to achieve all goals"""
 ABOVE, LIFT, CLEAR, DROP = 0.10, 0.07, 0.04, 0.008
 """approach over a grasp, first lift, room under what is carried, height from which it is let go"""
-ON, TWIST = 0.5, 0.5
-"""rad: where a knob is on, and how far ahead of the hand the twist aims"""
+ON, TWIST = 1.0, 0.5
+"""rad: how far a knob is turned, twice as far as it must be, and how far ahead of the hand the twist aims"""
 LET_GO = 5
 """steps for the fingers to open"""
 
@@ -63,20 +63,23 @@ class LiberoExpert:
         return next(self._script).astype(np.float32)
 
     def _solve(self) -> Iterator[Action]:
-        for verb, thing, *target in self.goals:
-            for _ in range(TRIES):
-                if verb == "turnon":
-                    yield from self._turn_on(thing)
-                    if self.scene.angle(thing) > ON:
-                        break
-                    continue
-                yield from self._pick(thing)
-                if self.scene.holds(thing):
-                    yield from self._place(thing, *target)
-                    break
+        for _ in range(TRIES):
+            for goal in self.goals:
+                if not self.scene.met(goal):
+                    yield from self._achieve(*goal)
         here, axis = self.scene.grip, self.scene.axis
         while True:
             yield self._toward(here, OPEN, axis)
+
+    def _achieve(self, verb: str, thing: str, target: str = "") -> Iterator[Action]:
+        if verb == "turnon":
+            yield from self._turn_on(thing)
+            return
+        for _ in range(TRIES):
+            yield from self._pick(thing)
+            if self.scene.holds(thing):
+                yield from self._place(thing, target)
+                return
 
     def _pick(self, thing: str) -> Iterator[Action]:
         grasp = self.scene.grasp(thing)
@@ -98,8 +101,10 @@ class LiberoExpert:
             before = self.scene.opening
 
     def _place(self, thing: str, target: str) -> Iterator[Action]:
-        scene, axis = self.scene, self.scene.axis
+        scene = self.scene
+        axis = rotated(scene.axis, scene.fitting(thing, target))
         goal, top = scene.goal(target)
+        goal = goal + self._beside(thing, target)
         bottom = scene.points(thing)[:, 2].min() - scene.position(thing)[2]
 
         def carried(height: float) -> Point:
@@ -115,6 +120,13 @@ class LiberoExpert:
             yield self._toward(rest, OPEN, axis)
         yield from self._move(np.array([*rest[:2], max(self._home, rest[2] + ABOVE)]), OPEN, NEAR, axis)
 
+    def _beside(self, thing: str, target: str) -> Axis:
+        """How far from the target's middle: a thing that shares it with others leaves room for them."""
+        sharing = [goal[1] for goal in self.goals if goal[2:] == (target,)]
+        if len(sharing) == 1:
+            return np.zeros(2)
+        return self.scene.share(thing, target, sharing.index(thing), len(sharing))
+
     def _turn_on(self, fixture: str) -> Iterator[Action]:
         """By the fin of its knob, counterclockwise."""
         grasp = self.scene.knob(fixture)
@@ -122,13 +134,13 @@ class LiberoExpert:
         yield from self._move(grasp.point, OPEN, NEARER, grasp.axis)
         yield from self._close(grasp)
         for _ in range(PATIENCE):
-            if self.scene.angle(fixture) > 1.5 * ON:
+            if self.scene.angle(fixture) > ON:
                 break
             yield self._toward(grasp.point, CLOSED, rotated(self.scene.axis, TWIST))
-        here, axis = self.scene.grip, self.scene.axis
-        for _ in range(LET_GO):
-            yield self._toward(here, OPEN, axis)
-        yield from self._move(here + ABOVE * UP, OPEN, NEAR, axis)
+        axis = self.scene.axis
+        for gripper in [CLOSED] * LET_GO + [OPEN] * LET_GO:  # at rest, and not aside, lest the fingers turn it back
+            yield self._toward(grasp.point, gripper, axis)
+        yield from self._move(grasp.point + ABOVE * UP, OPEN, NEAR, axis)
 
     def _move(self, point: Point, gripper: float, near: float, axis: Axis) -> Iterator[Action]:
         return self._follow(lambda: point, gripper, near, axis)

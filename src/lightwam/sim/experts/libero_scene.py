@@ -79,9 +79,13 @@ class Scene:
         now = self.axis
         turns = np.radians(np.arange(-90, 90, 15)) if axis is None else np.zeros(1)
         axes = [rotated(now if axis is None else axis, turn) for turn in turns]
-        found = [(grasp, turn) for one, turn in zip(axes, turns, strict=True) for grasp in self._grasps(thing, one)]
+        turned = list(zip(axes, turns, strict=True))
+        found = [(grasp, turn) for one, turn in turned for grasp in self._grasps(thing, one)]
+        free = [one for one in found if not self._blocked(self._own(thing)[:1], one[0])]
+        found = free or [(grasp, turn) for one, turn in turned for grasp in self._handles(thing, one)] or found
         points = [grasp.point for grasp, _ in found]
-        blocked = [self._blocked(thing, grasp) for grasp, _ in found]
+        others = np.setdiff1d(self._roots()[self._solid], self._own(thing))
+        blocked = [self._blocked(others, grasp) for grasp, _ in found]
         cost = [10 * b + abs(turn) + abs(p[1]) for b, (_, turn), p in zip(blocked, found, points, strict=True)]
         return found[int(np.argmin(cost))][0]
 
@@ -103,10 +107,21 @@ class Scene:
             edge = middle + side * (np.max((rim - middle) @ side) - RIM)
             yield Grasp(np.array([*edge, max(low + TIP, top - RIM_DEPTH)]), side)
 
-    def _blocked(self, thing: str, grasp: Grasp) -> int:
-        """How many points of the open fingers and the hand would be inside of something else."""
+    def _handles(self, thing: str, axis: Float64[np.ndarray, " 2"]) -> Iterator[Grasp]:
+        """Across its parts that are narrow enough and have room beside them, where none has below."""
+        own = self._own(thing)[:1]
+        for geom in np.flatnonzero(self._solid & (self._roots() == own[0])):
+            points = self._corners([geom])
+            middle, low, top = (points.min(0) + points.max(0)) / 2, points[:, 2].min(), points[:, 2].max()
+            grasp = Grasp(np.array([*middle[:2], max(low + TIP, top - DEPTH)]), axis)
+            narrow, tall = np.ptp(points[:, :2] @ axis) < SPAN / 2, top - low > DEPTH
+            if narrow and tall and not self._blocked(own, grasp):
+                yield grasp
+
+    def _blocked(self, roots: Any, grasp: Grasp) -> int:
+        """How many points of the open fingers and the hand would be inside of these bodies' parts."""
         model, data = self._model, self._data
-        solid = np.flatnonzero(self._solid & ~np.isin(self._roots(), self._own(thing)))
+        solid = np.flatnonzero(self._solid & np.isin(self._roots(), roots))
         along = np.array([*grasp.axis, 0.0])
         aside = np.array([*rotated(grasp.axis, np.pi / 2), 0.0]) * 0.01
         reach = [(side * 0.05, up) for side in (1, -1) for up in (-TIP / 2, 0.03, 0.06)]
@@ -133,6 +148,32 @@ class Scene:
         """The joint of a knob, and its body."""
         joint = self._model.joint(self._env.get_object(fixture).joints[-1]).id
         return joint, int(self._model.jnt_bodyid[joint])
+
+    def met(self, goal: tuple[str, ...]) -> bool:
+        """Whether LIBERO calls one of the task's goals achieved."""
+        return bool(self._env._eval_predicate(list(goal)))
+
+    def fitting(self, thing: str, target: str) -> float:
+        """The least turn, rad, with which a thing fits into a region; none for what fits nohow, or on anything else."""
+        if (room := self._room(target)) is None:
+            return 0.0
+        flat = self.points(thing)[:, :2]
+        turns = sorted(np.radians(np.arange(-90, 91, 5)), key=abs)
+        fits = (turn for turn in turns if (np.ptp(flat @ _frame(turn), axis=0) + ROOM < room).all())
+        return float(next(fits, 0.0))
+
+    def share(self, thing: str, target: str, place: int, count: int) -> Float64[np.ndarray, " 2"]:
+        """Where, from a region's middle, one of some things is put, so that all find room: side by side."""
+        if (room := self._room(target)) is None:
+            return np.zeros(2)
+        slim = int(np.argmin(np.ptp(self.points(thing)[:, :2], axis=0)))
+        return np.eye(2)[slim] * room[slim] * ((place + 0.5) / count - 0.5)
+
+    def _room(self, target: str) -> Float64[np.ndarray, " 2"] | None:
+        """How long and wide a region is, in the world's directions."""
+        if (site := self._env.object_sites_dict.get(target)) is None:
+            return None
+        return np.asarray(2 * np.abs(self._env.sim.data.get_site_xmat(target) @ site.size)[:2], np.float64)
 
     def holds(self, thing: str) -> bool:
         """Whether the thing has come along: it is between the fingers, or its rim is."""
@@ -209,6 +250,11 @@ class Scene:
     @property
     def _site(self) -> int:
         return int(self._env.robots[0].eef_site_id)
+
+
+def _frame(turn: float) -> Float64[np.ndarray, "2 2"]:
+    """Turns rows of points by an angle, rad."""
+    return np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
 
 
 def rotated(axis: Float64[np.ndarray, " 2"], angle: float) -> Float64[np.ndarray, " 2"]:
