@@ -241,10 +241,34 @@ def _load(path: Path, seed: int) -> Any:
         from libero.libero.envs.env_wrapper import ControlEnv
 
         np.random.seed(seed % 2**32)
-        env = _with_room(lambda: ControlEnv(str(path), use_camera_obs=False, has_offscreen_renderer=False,
-                                            ignore_done=True), f"{path.name}, seed {seed}")  # fmt: skip
-    env.env._initialize_sim = partial(_start, env.env, copy.copy(env.env.sim.model._model), env.env.model.get_xml())
+        with _compiled() as models:
+            env = _with_room(lambda: ControlEnv(str(path), use_camera_obs=False, has_offscreen_renderer=False,
+                                                ignore_done=True), f"{path.name}, seed {seed}")  # fmt: skip
+    env.env._initialize_sim = partial(_start, env.env, models[-1], env.env.model.get_xml())
     return env
+
+
+@contextmanager
+def _compiled() -> Iterator[list[Any]]:
+    """Copies of the models that robosuite compiles, as they are before LIBERO moves their fixtures.
+
+    LIBERO draws places in and on fixtures by where those are in the model, which must be where they are compiled.
+    """
+    from robosuite.utils.binding_utils import MjSim
+
+    models: list[Any] = []
+    whole = MjSim.__dict__["from_xml_string"]
+
+    def keep(cls: Any, xml: str) -> Any:
+        sim = whole.__func__(cls, xml)
+        models.append(copy.copy(sim.model._model))
+        return sim
+
+    MjSim.from_xml_string = classmethod(keep)
+    try:
+        yield models
+    finally:
+        MjSim.from_xml_string = whole
 
 
 def _start(env: Any, compiled: Any, xml: str) -> None:

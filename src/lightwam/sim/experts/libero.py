@@ -1,8 +1,8 @@
-"""Scripted experts for LIBERO tasks that are made of picking up, putting in or on something, and turning knobs on.
+"""Scripted experts for LIBERO tasks: bringing things somewhere, opening and closing drawers, and turning knobs on.
 
 An expert moves as a policy must, by OSC_POSE, but knows the scene (libero_scene.py). It achieves the task's goals one
-after the other. Each is a script (a generator of actions) that looks at the world anew at every step, so that noise in
-what is executed is corrected on the way. Lengths are metres.
+after the other, and again where that failed. Each is a script (a generator of actions) that looks at the world anew at
+every step, so that noise in what is executed is corrected on the way. Lengths are metres.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from jaxtyping import Float32, Float64
 from lightwam.config import SimConfig
 from lightwam.errors import SimulatorError
 from lightwam.sim.base import Simulator
-from lightwam.sim.experts.libero_scene import Grasp, Scene, rotated
+from lightwam.sim.experts.libero_scene import UPRIGHT, Grasp, Scene, pointing, rotated
 from lightwam.sim.libero import LiberoSimulator
 
 OPEN, CLOSED = 1.0, 0.0
@@ -38,25 +38,36 @@ ON, TWIST = 1.0, 0.5
 """rad: how far a knob is turned, twice as far as it must be, and how far ahead of the hand the twist aims"""
 LET_GO = 5
 """steps for the fingers to open"""
+PULLING, PUSHING = 2.0, 0.6
+"""how far the hand leans at a drawer's handle, metres aside a metre down"""
+BAR, PULL = 0.004, 0.04
+"""how far the grip stays from a handle's middle, and how far ahead a pull aims; by more, the fingers slip"""
+BEFORE, FAR = 0.06, 0.3
+"""where a push begins, and farther than any drawer is long"""
 
 Action = Float64[np.ndarray, " 7"]
 Point = Float64[np.ndarray, " 3"]
 Axis = Float64[np.ndarray, " 2"]
+Spot = tuple[Point, float]
 
 
 class LiberoExpert:
-    """Picks and places until the task is solved, then holds still."""
+    """Achieves what the task asks for, goal by goal, then holds still."""
 
     def __init__(self, simulator: LiberoSimulator) -> None:
         """SimulatorError for a task with other goals than these."""
-        self.goals = [tuple(goal) for goal in simulator.env.parsed_problem["goal_state"]]
-        if odd := [goal for goal in self.goals if goal[0] not in ("in", "on", "turnon")]:
-            raise SimulatorError("no expert for this task", where=simulator.task, got=odd,
-                                 expected="putting things in or on others, or turning one on",
-                                 next_step="leave it out by --sim.tasks (lightwam check expert)")  # fmt: skip
         self.scene = Scene(simulator)
+        goals = [tuple(goal) for goal in simulator.env.parsed_problem["goal_state"]]
+        self.goals = sorted(goals, key=lambda goal: goal[0] == "close")  # what is shut in comes first
+        if odd := [goal for goal in self.goals if not self._can(*goal)]:
+            raise SimulatorError("no expert for this task", where=simulator.task, got=odd,
+                                 expected="putting things in or on others, turning one on, opening and closing drawers",
+                                 next_step="leave it out by --sim.tasks (lightwam check expert)")  # fmt: skip
         self._home = self.scene.grip[2]
         self._script = self._solve()
+
+    def _can(self, verb: str, thing: str, target: str = "") -> bool:
+        return verb in ("in", "on", "turnon") or (verb in ("open", "close") and self.scene.drawn(thing))
 
     def action(self) -> Float32[np.ndarray, " 7"]:
         """Motion in [-1, 1], and the gripper."""
@@ -72,13 +83,19 @@ class LiberoExpert:
             yield self._toward(here, OPEN, axis)
 
     def _achieve(self, verb: str, thing: str, target: str = "") -> Iterator[Action]:
-        if verb == "turnon":
-            yield from self._turn_on(thing)
+        if script := {"turnon": self._turn_on, "open": self._open, "close": self._shut}.get(verb):
+            yield from script(thing)
             return
+        if self.scene.drawn(target) and not self.scene.met(("open", target)):
+            yield from self._bring(thing, lambda: (self.scene.aside(thing, target), 0.0))
+            yield from self._open(target)
+        yield from self._bring(thing, lambda: self._spot(thing, target))
+
+    def _bring(self, thing: str, spot: Callable[[], Spot]) -> Iterator[Action]:
         for _ in range(TRIES):
             yield from self._pick(thing)
             if self.scene.holds(thing):
-                yield from self._place(thing, target)
+                yield from self._place(thing, *spot())
                 return
 
     def _pick(self, thing: str) -> Iterator[Action]:
@@ -91,20 +108,23 @@ class LiberoExpert:
         yield from self._close(grasp)
         yield from self._move(self.scene.grip + LIFT * UP, CLOSED, NEAR, axis)
 
-    def _close(self, grasp: Grasp) -> Iterator[Action]:
+    def _close(self, grasp: Grasp, lean: Axis = UPRIGHT) -> Iterator[Action]:
         """Until the fingers have stopped."""
         before = np.inf
         for step in range(PATIENCE):
-            yield self._toward(grasp.point, CLOSED, grasp.axis)
+            yield self._toward(grasp.point, CLOSED, grasp.axis, lean)
             if step > 2 and before - self.scene.opening < STOPPED:
                 return
             before = self.scene.opening
 
-    def _place(self, thing: str, target: str) -> Iterator[Action]:
-        scene = self.scene
-        axis = rotated(scene.axis, scene.fitting(thing, target))
-        goal, top = scene.goal(target)
-        goal = goal + self._beside(thing, target)
+    def _spot(self, thing: str, target: str) -> Spot:
+        """Where a thing is put, and how far it turns on the way."""
+        goal, top = self.scene.goal(target)
+        return (np.array([*goal + self._beside(thing, target), top]), self.scene.fitting(thing, target))
+
+    def _place(self, thing: str, spot: Point, turn: float) -> Iterator[Action]:
+        scene, goal, top = self.scene, spot[:2], spot[2]
+        axis = rotated(scene.axis, turn)
         bottom = scene.points(thing)[:, 2].min() - scene.position(thing)[2]
 
         def carried(height: float) -> Point:
@@ -123,7 +143,7 @@ class LiberoExpert:
     def _beside(self, thing: str, target: str) -> Axis:
         """How far from the target's middle: a thing that shares it with others leaves room for them."""
         sharing = [goal[1] for goal in self.goals if goal[2:] == (target,)]
-        if len(sharing) == 1:
+        if len(sharing) < 2:
             return np.zeros(2)
         return self.scene.share(thing, target, sharing.index(thing), len(sharing))
 
@@ -142,28 +162,59 @@ class LiberoExpert:
             yield self._toward(grasp.point, gripper, axis)
         yield from self._move(grasp.point + ABOVE * UP, OPEN, NEAR, axis)
 
-    def _move(self, point: Point, gripper: float, near: float, axis: Axis) -> Iterator[Action]:
-        return self._follow(lambda: point, gripper, near, axis)
+    def _open(self, region: str) -> Iterator[Action]:
+        """A drawer, with the fingers above and below its handle."""
+        drawer = self.scene.drawer(region)
+        lean, axis, out = -PULLING * drawer.out, drawer.out, np.array([*drawer.out, 0.0])
+        down = pointing(lean)
+        grasp = Grasp(drawer.handle - BAR * down, axis)
+        yield from self._move(grasp.point - ABOVE * down, OPEN, NEAR, axis, lean)
+        yield from self._move(grasp.point, OPEN, NEARER, axis, lean)
+        yield from self._close(grasp, lean)
+        for _ in range(2 * PATIENCE):
+            if self.scene.met(("open", region)):
+                break
+            here = np.array([*self.scene.grip[:2], grasp.point[2]])
+            yield self._toward(here + PULL * out, CLOSED, axis, lean)
+        here = self.scene.grip
+        for _ in range(LET_GO):
+            yield self._toward(here, OPEN, axis, lean)
+        yield from self._move(here - ABOVE * down, OPEN, NEAR, axis, lean)
 
-    def _follow(self, target: Callable[[], Point], gripper: float, near: float, axis: Axis) -> Iterator[Action]:
+    def _shut(self, region: str) -> Iterator[Action]:
+        """A drawer, by pushing its handle; the hand leans away from those above, and its fingers are side by side."""
+        drawer = self.scene.drawer(region)
+        lean, axis, out = -PUSHING * drawer.out, rotated(drawer.out, np.pi / 2), np.array([*drawer.out, 0.0])
+        front = drawer.handle + BEFORE * out
+        yield from self._move(np.array([*front[:2], self._home]), CLOSED, NEAR, axis, lean)
+        yield from self._move(front, CLOSED, NEAR, axis, lean)
+        yield from self._move(front - FAR * out, CLOSED, NEAR, axis, lean)  # until it is stuck
+        yield from self._move(self.scene.grip + ABOVE * out, CLOSED, NEAR, axis, lean)
+
+    def _move(self, point: Point, gripper: float, near: float, axis: Axis, lean: Axis = UPRIGHT) -> Iterator[Action]:
+        return self._follow(lambda: point, gripper, near, axis, lean)
+
+    def _follow(
+        self, target: Callable[[], Point], gripper: float, near: float, axis: Axis, lean: Axis = UPRIGHT
+    ) -> Iterator[Action]:
         """Toward a point that may move, until it is near, the hand is stuck, or patience ends."""
         was, still, missing = self.scene.grip, 0, np.zeros(3)
         for _ in range(PATIENCE):
             point = target()
             away = point - self.scene.grip
-            if np.linalg.norm(away) < near and abs(self.scene.turn(axis)[2]) < TURNED:
+            if np.linalg.norm(away) < near and np.linalg.norm(self.scene.turn(axis, lean)) < TURNED:
                 return
             # near the end of the arm's reach the controller stops short of where it is told to go
             missing = missing + PERSISTENCE * away if np.linalg.norm(away) < FINE else np.zeros(3)
-            yield self._toward(point + missing, gripper, axis)
+            yield self._toward(point + missing, gripper, axis, lean)
             still = still + 1 if np.linalg.norm(self.scene.grip - was) < STILL else 0
             if still > 3:
                 return
             was = self.scene.grip
 
-    def _toward(self, point: Point, gripper: float, axis: Axis) -> Action:
+    def _toward(self, point: Point, gripper: float, axis: Axis, lean: Axis = UPRIGHT) -> Action:
         motion = np.clip(GAIN * (point - self.scene.grip), -1, 1)
-        return np.concatenate((motion, np.clip(TURN_GAIN * self.scene.turn(axis), -1, 1), [gripper]))
+        return np.concatenate((motion, np.clip(TURN_GAIN * self.scene.turn(axis, lean), -1, 1), [gripper]))
 
 
 def make_expert(config: SimConfig, simulator: Simulator) -> LiberoExpert:

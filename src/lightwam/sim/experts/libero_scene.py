@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64
 
 from lightwam.sim.libero import COLLISION_GEOMS, LiberoSimulator
 
@@ -28,10 +28,18 @@ BESIDE = 0.14
 """from a carried thing's way, within which others stand in the hand's"""
 FLOOR = 0.02
 """how thick the bottom of a plate or bowl is taken to be"""
+PALM = (-0.1, -0.05, 0.0, 0.05, 0.1)
+"""how far to the sides the hand reaches, over the fingers"""
+HAND, CLEAR = 0.13, 0.02
+"""from the middle of a thing to an open drawer that lets the hand take it, and between things on the table"""
 BOUNDLESS = 2.0
 """half a side of what is no thing: ground and walls"""
 CORNERS = np.stack(np.meshgrid(*[[-1.0, 1.0]] * 3), axis=-1).reshape(8, 3)
 """of a box, in halves of its sides"""
+
+
+UPRIGHT = np.zeros(2)
+"""the lean, how far aside it points for each metre down, of a hand that points straight down"""
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,15 @@ class Grasp:
 
     point: Float64[np.ndarray, " 3"]
     axis: Float64[np.ndarray, " 2"]
+
+
+@dataclass(frozen=True)
+class Drawer:
+    """The middle of its handle, the horizontal direction in which it opens, and its corners from above when it has."""
+
+    handle: Float64[np.ndarray, " 3"]
+    out: Float64[np.ndarray, " 2"]
+    opened: Float64[np.ndarray, "n 2"]
 
 
 class Scene:
@@ -64,10 +81,14 @@ class Scene:
         """Between the fingers."""
         return float(np.abs(self._simulator.raw["robot0_gripper_qpos"]).sum())
 
-    def turn(self, axis: Float64[np.ndarray, " 2"]) -> Float64[np.ndarray, " 3"]:
-        """The rotation, axis times angle, that brings the hand to point down with its fingers opening along `axis`."""
+    def turn(
+        self, axis: Float64[np.ndarray, " 2"], lean: Float64[np.ndarray, " 2"] = UPRIGHT
+    ) -> Float64[np.ndarray, " 3"]:
+        """The rotation, axis times angle, that brings the hand to its lean, with its fingers opening along `axis`."""
+        down = pointing(lean)
         x = np.array([*(axis if axis @ self.axis > 0 else -axis), 0.0])  # fingers are alike
-        down = np.array([0.0, 0.0, -1.0])
+        x = x - (x @ down) * down
+        x /= np.linalg.norm(x)
         wanted = np.stack((x, np.cross(down, x), down), axis=1)
         error = wanted @ self._turned.T
         vector = np.array([error[2, 1] - error[1, 2], error[0, 2] - error[2, 0], error[1, 0] - error[0, 1]]) / 2
@@ -123,10 +144,10 @@ class Scene:
         model, data = self._model, self._data
         solid = np.flatnonzero(self._solid & np.isin(self._roots(), roots))
         along = np.array([*grasp.axis, 0.0])
-        aside = np.array([*rotated(grasp.axis, np.pi / 2), 0.0]) * 0.01
-        reach = [(side * 0.05, up) for side in (1, -1) for up in (-TIP / 2, 0.03, 0.06)]
-        reach += [(side, 0.11) for side in (-0.1, -0.05, 0.05, 0.1)]
-        points = np.array([grasp.point + along * out + w * aside + [0, 0, up] for out, up in reach for w in (-1, 1)])
+        aside = np.array([*rotated(grasp.axis, np.pi / 2), 0.0])
+        reach = [(side, way, up) for side in (-0.05, 0.05) for way in (-0.01, 0.01) for up in (-TIP / 2, 0.012)]
+        reach += [(side, way, up) for side in PALM for way in (-0.03, 0.03) for up in (0.035, 0.075, 0.115)]
+        points = np.array([grasp.point + along * out + way * aside + [0, 0, up] for out, way, up in reach])
         local = np.einsum("gji,gpj->gpi", data.geom_xmat[solid].reshape(-1, 3, 3), points - data.geom_xpos[solid, None])
         inside = np.abs(local - model.geom_aabb[solid, None, :3]) < model.geom_aabb[solid, None, 3:] + ROOM
         return int(inside.all(-1).any(0).sum())
@@ -148,6 +169,38 @@ class Scene:
         """The joint of a knob, and its body."""
         joint = self._model.joint(self._env.get_object(fixture).joints[-1]).id
         return joint, int(self._model.jnt_bodyid[joint])
+
+    def drawn(self, region: str) -> bool:
+        """Whether a goal's word names the inside of a drawer."""
+        return bool(getattr(self._env.object_sites_dict.get(region), "joints", ()))
+
+    def drawer(self, region: str) -> Drawer:
+        """The one whose inside is a region."""
+        model, data = self._model, self._data
+        joint = model.joint(self._env.object_sites_dict[region].joints[0]).id
+        way = max(model.jnt_range[joint], key=abs) - data.qpos[model.jnt_qposadr[joint]]
+        axis = data.xaxis[joint][:2]
+        out = axis * np.sign(max(model.jnt_range[joint], key=abs))
+        parts = np.flatnonzero(self._solid & (model.geom_bodyid == model.jnt_bodyid[joint]))
+        handle = max((self._corners([part]) for part in parts), key=lambda points: float((points[:, :2] @ out).max()))
+        return Drawer((handle.min(0) + handle.max(0)) / 2, out, self._corners(parts)[:, :2] + way * axis)
+
+    def aside(self, thing: str, region: str) -> Float64[np.ndarray, " 3"]:
+        """The nearest free place for a thing where a drawer, once it is open, leaves the hand room to take it."""
+        points, opened = self.points(thing), self.drawer(region).opened
+        middle, radius, low = (
+            (points.min(0) + points.max(0))[:2] / 2,
+            np.ptp(points[:, :2], axis=0).max() / 2,
+            points[:, 2].min(),
+        )
+        boxes = [
+            self._corners([geom]) for geom in np.flatnonzero(self._solid & ~np.isin(self._roots(), self._own(thing)))
+        ]
+        others = [box[:, :2] for box in boxes if box[:, 2].max() > low + ROOM]
+        grid = np.stack(np.meshgrid(*[np.arange(-0.3, 0.31, 0.02)] * 2), axis=-1).reshape(-1, 2)
+        spots = middle + grid[np.argsort(np.linalg.norm(grid, axis=1))]
+        free = [_outside(spots, opened, HAND), *(_outside(spots, other, radius + CLEAR) for other in others)]
+        return np.array([*spots[int(np.argmax(np.all(free, axis=0)))], low])
 
     def met(self, goal: tuple[str, ...]) -> bool:
         """Whether LIBERO calls one of the task's goals achieved."""
@@ -250,6 +303,20 @@ class Scene:
     @property
     def _site(self) -> int:
         return int(self._env.robots[0].eef_site_id)
+
+
+def pointing(lean: Float64[np.ndarray, " 2"]) -> Float64[np.ndarray, " 3"]:
+    """Where a hand that leans points to."""
+    down = np.array([*lean, -1.0])
+    return down / np.linalg.norm(down)
+
+
+def _outside(
+    points: Float64[np.ndarray, "n 2"], corners: Float64[np.ndarray, "m 2"], distance: float
+) -> Bool[np.ndarray, " n"]:
+    """Which points are farther than a distance from the box around some corners."""
+    beyond = np.maximum(corners.min(0) - points, points - corners.max(0))
+    return np.asarray(np.linalg.norm(np.maximum(beyond, 0), axis=1) > distance)
 
 
 def _frame(turn: float) -> Float64[np.ndarray, "2 2"]:
