@@ -87,7 +87,8 @@ class LiberoExpert:
             yield from script(thing)
             return
         if self.scene.drawn(target) and not self.scene.met(("open", target)):
-            yield from self._bring(thing, lambda: (self.scene.aside(thing, target), 0.0))
+            aside = self.scene.aside(thing, target)
+            yield from self._bring(thing, lambda: (aside, 0.0))
             yield from self._open(target)
         yield from self._bring(thing, lambda: self._spot(thing, target))
 
