@@ -51,17 +51,20 @@ class Experts:
         return Ending(False, self.sim.max_steps)
 
 
-def check_experts(recipe: Recipe, say: Callable[[str], None] = print) -> dict[str, dict[str, Any]]:
+def check_experts(
+    recipe: Recipe, say: Callable[[str], None] = print, show: Callable[[str, dict[str, Any]], None] | None = None
+) -> dict[str, dict[str, Any]]:
     """Task -> successes, trials, Wilson's 95 % interval, mean steps to success, and seeds that failed.
 
     On the seeds that evaluation would use, `recipe.eval.trials` a task, in `recipe.eval.workers` processes. A task that
-    has no expert has "refused" instead. Raises KeyboardInterrupt after Ctrl-C, and SimulatorError when the simulator
-    cannot run.
+    has no expert has "refused" instead. `show` is given each task's row as soon as it is whole, so that an end before
+    the end loses little. Raises KeyboardInterrupt after Ctrl-C, and SimulatorError when the simulator cannot run.
     """
     first, trials = recipe.eval.first_seed, recipe.eval.trials
     todo = [Trial(task, first + i) for task in recipe.sim.tasks for i in range(trials)]
     running: set[Trial] = set()
     ends: dict[Trial, Ending] = {}
+    rows: dict[str, dict[str, Any]] = {}
     deaths, total = Deaths("check", say), len(todo)
     with (
         interrupt_as_flag() as interrupt,
@@ -83,8 +86,13 @@ def check_experts(recipe: Recipe, say: Callable[[str], None] = print) -> dict[st
                     ends[trial] = answer
                     if answer.refused:
                         todo = [other for other in todo if other.task != trial.task]
+                        progress.total = len(ends) + len(todo) + len(running)
                     progress.advance(f"{sum(end.success for end in ends.values())} of {len(ends)} succeeded")
-    return {task: _row({t.seed: end for t, end in ends.items() if t.task == task}) for task in recipe.sim.tasks}
+                    if all(other.task != trial.task for other in (*todo, *running)):
+                        rows[trial.task] = _row({t.seed: end for t, end in ends.items() if t.task == trial.task})
+                        if show is not None:
+                            show(trial.task, rows[trial.task])
+    return {task: rows[task] for task in recipe.sim.tasks}
 
 
 def _row(ends: Mapping[int, Ending]) -> dict[str, Any]:

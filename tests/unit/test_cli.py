@@ -18,6 +18,7 @@ from lightwam.cli import main
 from lightwam.commands import show
 from lightwam.config import EvalConfig, Recipe
 from lightwam.errors import DatasetError
+from lightwam.policy import Policy
 
 Calls = list[tuple[Any, ...]]
 
@@ -165,7 +166,7 @@ def test_eval_overrides_the_runs_own_settings_and_prints_rates(
     red = {"successes": 8, "trials": 9, "interval_95": (0.565, 0.98)}
     record("lightwam.checkpoint", "read_recipe", recipes.point())
     calls = record("lightwam.evaluate", "evaluate", {**red, "tasks": {"red": red}})
-    monkeypatch.setattr("lightwam.policy.Policy.load", lambda *given, **named: (given, named))
+    monkeypatch.setattr(Policy, "load", lambda *given, **named: (given, named))
     assert main(["eval", "runs/x", "--eval.trials", "9", "--folder", "again", "--step", "100", "--engine"]) == 0
     expected = EvalConfig(trials=9, replan=4, videos_per_task=1)
     loaded = ((Path("runs/x"), 100), {"device": "auto", "weights": None, "engine": True, "int8": False})
@@ -181,7 +182,7 @@ def test_eval_takes_another_suite_and_protocol(record: Callable[..., Calls], mon
     red = {"successes": 8, "trials": 9, "interval_95": (0.565, 0.98)}
     record("lightwam.checkpoint", "read_recipe", recipes.libero_object())
     calls = record("lightwam.evaluate", "evaluate", {**red, "tasks": {"red": red}})
-    monkeypatch.setattr("lightwam.policy.Policy.load", lambda *given, **named: None)
+    monkeypatch.setattr(Policy, "load", lambda *given, **named: None)
     assert main(["eval", "runs/x", "--suite", "libero_object_swap", "--protocol", "openpi"]) == 0
     settings, sim = calls[0][1], calls[0][2]["sim"]
     assert (sim.tasks[0], sim.tasks[-1], len(sim.tasks)) == ("libero_object_swap/0", "libero_object_swap/9", 10)
@@ -193,6 +194,20 @@ def test_eval_takes_another_suite_and_protocol(record: Callable[..., Calls], mon
     assert calls[1][1].replan == recipes.libero_object().eval.replan
 
 
+def test_what_stands_beside_a_suite_or_protocol_is_kept(
+    record: Callable[..., Calls], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipes.libero_object_small()
+    record("lightwam.checkpoint", "read_recipe", recipe)
+    calls = record("lightwam.evaluate", "evaluate", {"successes": 0, "trials": 1, "interval_95": (0, 1), "tasks": {}})
+    monkeypatch.setattr(Policy, "load", lambda *given, **named: None)
+    monkeypatch.setattr("lightwam.commands.eval.table", str)
+    assert main(["eval", "runs/x", "--suite", "libero_10", "--sim.max_steps=100"]) == 0
+    assert calls.pop()[2]["sim"].max_steps == 100
+    assert main(["eval", "runs/x", "--suite", "libero_object"]) == 0
+    assert calls.pop()[2]["sim"].max_steps == recipe.sim.max_steps, "the run's own suite"
+
+
 @pytest.mark.parametrize(
     ("recipe", "words", "says"),
     [
@@ -201,6 +216,9 @@ def test_eval_takes_another_suite_and_protocol(record: Callable[..., Calls], mon
         (recipes.point, ["--suite", "libero_object"], "choose tasks by --sim.tasks"),
         (recipes.libero_object, ["--protocol", "openpi", "--eval.replan", "7"], "another number of steps of a chunk"),
         (recipes.libero_object, ["--eval.replan", "7"], "10 (sim.protocol light-wam)"),
+        (recipes.libero_object_small, ["--protocol", "light-wam", "--eval.replan", "8"], "10 (sim.protocol light-wam)"),
+        (recipes.libero_object, ["--protocol", "openpi", "--sim.height", "128"], "pictures of another size"),
+        (recipes.libero_object, ["--suite", "libero_10", "--sim.tasks", "libero_10/0"], "leave one of them out"),
     ],
 )
 def test_eval_refuses_suites_and_protocols_that_are_none(
@@ -219,7 +237,7 @@ def test_eval_hires_simulators_on_a_cluster(record: Callable[..., Calls], monkey
     red = {"successes": 8, "trials": 9, "interval_95": (0.565, 0.98)}
     record("lightwam.checkpoint", "read_recipe", recipes.point())
     calls = record("lightwam.evaluate", "evaluate", {**red, "tasks": {"red": red}})
-    monkeypatch.setattr("lightwam.policy.Policy.load", lambda *given, **named: None)
+    monkeypatch.setattr(Policy, "load", lambda *given, **named: None)
     for words, address in (([], "auto"), (["--ray-address", "there:6379"], "there:6379")):
         assert main(["eval", "runs/x", "--ray", *words]) == 0
         hire = calls.pop()[-1]["hire"]

@@ -413,6 +413,19 @@ def test_another_source_or_other_settings_are_refused(tmp_path: Path, write_demo
     assert contents(tmp_path / "out") == before
 
 
+@pytest.mark.parametrize("changed", ["meta/tasks.jsonl", "data/*/*.parquet"])
+def test_a_changed_lerobot_source_is_refused(tmp_path: Path, demo: Any, changed: str) -> None:
+    source = PUBLISHED["ipec v2.1, videos"](tmp_path / "in", [demo(0), demo(1)])
+    convert(source, tmp_path / "out", say=quiet)
+    file = next(source.glob(changed))
+    if file.suffix == ".parquet":
+        pq.write_table(pq.read_table(file), file, compression="none")
+    else:
+        file.write_text(file.read_text().replace(SENTENCES[0], "wave"))
+    with pytest.raises(DatasetError, match=r"made otherwise[\s\S]*another folder"):
+        convert(source, tmp_path / "out", say=quiet)
+
+
 def test_a_full_disk_keeps_what_is_done(
     tmp_path: Path, write_demos: Any, demo: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -73,6 +73,23 @@ def test_a_task_without_an_expert_is_told(tiny_recipe: Recipe, in_here: None, mo
     }
 
 
+def test_what_is_known_at_an_error_has_been_shown(
+    tiny_recipe: Recipe, in_here: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: dict[str, Any] = {}
+    call = Experts.__call__
+
+    def breaks(self: Experts, trial: Trial) -> Any:
+        if trial.task == "blue":
+            raise SimulatorError("broken")
+        return call(self, trial)
+
+    monkeypatch.setattr(Experts, "__call__", breaks)
+    with pytest.raises(SimulatorError, match="broken"):
+        check_experts(tiny_recipe, quiet, lambda task, row: shown.update({task: row["successes"]}))
+    assert shown == {"red": 2}
+
+
 def test_it_runs_in_processes(tiny_recipe: Recipe) -> None:
     said: list[str] = []
     rows = check_experts(replace(tiny_recipe, eval=replace(tiny_recipe.eval, workers=2)), said.append)

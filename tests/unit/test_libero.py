@@ -1,5 +1,6 @@
 """LIBERO: the benchmark's own bits by less work, every published protocol, and experts that pick and place."""
 
+import importlib.util
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -289,6 +290,19 @@ def test_the_middle_of_a_picture_fills_it() -> None:
     picture = np.arange(5, dtype=np.uint8)[:, None, None] * np.full((1, 5, 3), 10, np.uint8)
     assert units.middle(picture, 0.5)[:, 0, 0].tolist() == [10, 15, 20, 25, 30]
     assert np.array_equal(units.middle(picture, 1.0), picture)
+
+
+def test_a_libero_that_would_ask_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """hf-libero asks for its folder on the first import; a worker would wait for nobody's answer, or end."""
+    asking = tmp_path / "__init__.py"
+    asking.write_text('where = input("Do you want to specify a custom path? ")')
+    found = importlib.util.spec_from_file_location("libero.libero", asking)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found)
+    monkeypatch.setenv("LIBERO_CONFIG_PATH", str(tmp_path))
+    with pytest.raises(SimulatorError, match=r"has not been set up[\s\S]*answer what it asks"):
+        libero.make(PLAIN, "libero_object/0")
+    (tmp_path / "config.yaml").touch()
+    libero.make(PLAIN, "libero_object/0")
 
 
 def test_names_are_known_without_a_world() -> None:

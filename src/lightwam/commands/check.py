@@ -6,10 +6,10 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -105,18 +105,20 @@ def _check_expert(arguments: Sequence[str]) -> None:
     checked = checks.check(options.recipe)
     from lightwam.expert_check import check_experts
 
-    rows = check_experts(checked, (lambda line: print(line, file=sys.stderr)) if options.json else print)
     if options.json:
-        print(json.dumps(rows, indent=2))
+        print(json.dumps(check_experts(checked, lambda line: print(line, file=sys.stderr)), indent=2))
+    else:
+        check_experts(checked, show=_print_expert)
+
+
+def _print_expert(task: str, row: Mapping[str, Any]) -> None:
+    if "refused" in row:
+        print(f"{task:24} {row['refused']}")
         return
-    for task, row in rows.items():
-        if "refused" in row:
-            print(f"{task:24} {row['refused']}")
-            continue
-        low, high = row["interval_95"]
-        steps = f", {row['steps']:.0f} steps" if row["successes"] else ""
-        print(f"{task:24} {row['successes']:3} of {row['trials']:3}  {low:4.0%} to {high:4.0%}{steps}"
-              + (f"; failed {row['failed']}" if row["failed"] else ""))  # fmt: skip
+    low, high = row["interval_95"]
+    steps = f", {row['steps']:.0f} steps" if row["successes"] else ""
+    print(f"{task:24} {row['successes']:3} of {row['trials']:3}  {low:4.0%} to {high:4.0%}{steps}"
+          + (f"; failed {row['failed']}" if row["failed"] else ""), flush=True)  # fmt: skip
 
 
 def _check_client(arguments: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Literal
 
 from lightwam.checks import check
-from lightwam.commands.options import parse, run_directory, wants_help
+from lightwam.commands.options import given, parse, run_directory, wants_help
 from lightwam.config import EvalConfig, SimConfig, adapted
 from lightwam.errors import ConfigError, did_you_mean
 from lightwam.recipes import demo
@@ -24,9 +24,9 @@ class EvalOptions:
     sim: SimConfig
     """the run's own, unless overridden"""
     suite: str | None = None
-    """all tasks of this LIBERO suite in place of the run's, for example libero_object_swap"""
+    """all tasks of this LIBERO suite in place of the run's, for example libero_object_swap, with its steps"""
     protocol: str | None = None
-    """LIBERO's constants as light-wam, openpi, openvla-oft or lerobot has them; picture size and replan as well"""
+    """LIBERO's constants as light-wam, openpi, openvla-oft, lerobot or plain has them: picture, steps, replan"""
     folder: str = "eval"
     """where in the run directory the episodes go; another protocol needs another folder"""
     step: int | None = None
@@ -42,7 +42,7 @@ class EvalOptions:
     ray: bool = False
     """run the simulators, --eval.workers of them, on a Ray cluster; the policy stays here"""
     ray_address: str = "auto"
-    """the cluster, host:port; auto: RAY_ADDRESS, or the one that this machine belongs to"""
+    """which cluster, host:port, of those that this machine has joined; auto: RAY_ADDRESS, or the only one"""
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -54,7 +54,7 @@ def run(arguments: Sequence[str]) -> None:
 
     recipe = read_recipe(path)
     options = parse(EvalOptions(recipe.eval, recipe.sim), rest, f"eval {path}")
-    sim, settings = world(options, recipe.eval)
+    sim, settings = world(options, given(rest))
     from lightwam.engine.cpu import keep_memory
     from lightwam.evaluate import evaluate
     from lightwam.policy import Policy
@@ -69,28 +69,34 @@ def run(arguments: Sequence[str]) -> None:
     print(table(evaluate(path, settings, sim=sim, policy=policy, folder=options.folder, hire=hire)))
 
 
-def world(options: EvalOptions, usual: EvalConfig) -> tuple[SimConfig, EvalConfig]:
+def world(options: EvalOptions, said: frozenset[str]) -> tuple[SimConfig, EvalConfig]:
     """The simulator and the controller's settings, `suite` and `protocol` included.
 
-    ConfigError for unknown ones, and where `--eval.replan` says otherwise than the protocol. `usual` is the run's own.
+    What was `said` by an option of its own is kept (`check` refuses what a protocol has otherwise). ConfigError for
+    unknown names, and for tasks beside a suite.
     """
     sim, settings = options.sim, options.eval
     if sim.name != "libero" and (options.suite or options.protocol):
         raise ConfigError("suites and protocols are LIBERO's", where="--suite, --protocol", got=f"sim.name {sim.name}",
                           expected="libero", next_step="choose tasks by --sim.tasks")  # fmt: skip
+    elsewhere = False
     if options.suite:
         if options.suite not in SUITES:
             raise ConfigError("unknown LIBERO suite", where="--suite", got=repr(options.suite),
                               next_step=did_you_mean(options.suite, SUITES))  # fmt: skip
+        if "--sim.tasks" in said:
+            raise ConfigError("a suite is all of its tasks", where="--suite, --sim.tasks", got="both",
+                              next_step="leave one of them out")  # fmt: skip
+        elsewhere = any(not task.startswith(f"{options.suite}/") for task in sim.tasks)
         sim = replace(sim, tasks=tuple(f"{options.suite}/{i}" for i in range(SUITES[options.suite])))
     if options.protocol:
         chosen = protocol(options.protocol)
-        size = sim.height, sim.width
-        height, width = size if chosen.picture == "plain" else (chosen.size, chosen.size)
-        sim = replace(sim, protocol=options.protocol, height=height, width=width)
-        if settings.replan == usual.replan:  # else it was given, and `check` compares it
+        sim = replace(sim, protocol=options.protocol)
+        if chosen.picture != "plain" and not said & {"--sim.height", "--sim.width"}:
+            sim = replace(sim, height=chosen.size, width=chosen.size)
+        if "--eval.replan" not in said:
             settings = replace(settings, replan=chosen.replan or settings.replan)
-    if options.suite or options.protocol:
+    if (options.protocol or elsewhere) and "--sim.max-steps" not in said:
         limits = [protocol(sim.protocol).limit(task.partition("/")[0]) for task in sim.tasks]
         sim = replace(sim, max_steps=max(limits))
     return sim, settings

@@ -52,6 +52,11 @@ def parse(defaults: Options, arguments: Sequence[str], command: str) -> Options:
     return tyro.cli(type(defaults), default=defaults, args=list(arguments), prog=f"lightwam {command}")
 
 
+def given(arguments: Sequence[str]) -> frozenset[str]:
+    """The options that stand on the command line, as `--train.max-steps`."""
+    return frozenset(one.partition("=")[0].replace("_", "-") for one in arguments if one.startswith("--"))
+
+
 def kind_named(
     arguments: Sequence[str], kinds: Sequence[str], usage: str, refusal: str
 ) -> tuple[str, list[str]] | None:

