@@ -145,7 +145,7 @@ class Scene:
         solid = np.flatnonzero(self._solid & np.isin(self._roots(), roots))
         along = np.array([*grasp.axis, 0.0])
         aside = np.array([*rotated(grasp.axis, np.pi / 2), 0.0])
-        reach = [(side, way, up) for side in (-0.05, 0.05) for way in (-0.01, 0.01) for up in (-TIP / 2, 0.012)]
+        reach = [(side, way, up) for side in (-0.05, 0.05) for way in (-0.01, 0.01) for up in (-TIP / 2, 0.012, 0.03)]
         reach += [(side, way, up) for side in PALM for way in (-0.03, 0.03) for up in (0.035, 0.075, 0.115)]
         points = np.array([grasp.point + along * out + way * aside + [0, 0, up] for out, way, up in reach])
         local = np.einsum("gji,gpj->gpi", data.geom_xmat[solid].reshape(-1, 3, 3), points - data.geom_xpos[solid, None])
