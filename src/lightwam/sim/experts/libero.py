@@ -15,7 +15,7 @@ from jaxtyping import Float32, Float64
 from lightwam.config import SimConfig
 from lightwam.errors import SimulatorError
 from lightwam.sim.base import Simulator
-from lightwam.sim.experts.libero_scene import UPRIGHT, Grasp, Scene, pointing, rotated
+from lightwam.sim.experts.libero_scene import UPRIGHT, Axis, Grasp, Point, Scene, pointing, rotated
 from lightwam.sim.libero import LiberoSimulator
 
 OPEN, CLOSED = 1.0, 0.0
@@ -46,8 +46,6 @@ BEFORE, FAR = 0.06, 0.3
 """where a push begins, and farther than any drawer is long"""
 
 Action = Float64[np.ndarray, " 7"]
-Point = Float64[np.ndarray, " 3"]
-Axis = Float64[np.ndarray, " 2"]
 Spot = tuple[Point, float]
 
 
@@ -63,7 +61,7 @@ class LiberoExpert:
             raise SimulatorError("no expert for this task", where=simulator.task, got=odd,
                                  expected="putting things in or on others, turning one on, opening and closing drawers",
                                  next_step="leave it out by --sim.tasks (lightwam check expert)")  # fmt: skip
-        self._home = self.scene.grip[2]
+        self._high = self.scene.grip[2]  # how high the hand begins, and travels
         self._script = self._solve()
 
     def _can(self, verb: str, thing: str, target: str = "") -> bool:
@@ -87,8 +85,8 @@ class LiberoExpert:
             yield from script(thing)
             return
         if self.scene.drawn(target) and not self.scene.met(("open", target)):
-            aside = self.scene.aside(thing, target)
-            yield from self._bring(thing, lambda: (aside, 0.0))
+            if (aside := self.scene.aside(thing, target)) is not None:
+                yield from self._bring(thing, lambda: (aside, 0.0))
             yield from self._open(target)
         yield from self._bring(thing, lambda: self._spot(thing, target))
 
@@ -101,7 +99,7 @@ class LiberoExpert:
 
     def _pick(self, thing: str) -> Iterator[Action]:
         grasp = self.scene.grasp(thing)
-        axis, high = grasp.axis, max(self._home, grasp.point[2] + ABOVE)
+        axis, high = grasp.axis, max(self._high, grasp.point[2] + ABOVE)
         yield from self._move(np.array([*grasp.point[:2], high]), OPEN, NEAR, axis)
         grasp = self.scene.grasp(thing, axis)
         yield from self._move(grasp.point + NEAR * UP, OPEN, 2 * NEARER, axis)
@@ -139,7 +137,7 @@ class LiberoExpert:
         rest = scene.grip
         for _ in range(LET_GO):
             yield self._toward(rest, OPEN, axis)
-        yield from self._move(np.array([*rest[:2], max(self._home, rest[2] + ABOVE)]), OPEN, NEAR, axis)
+        yield from self._move(np.array([*rest[:2], max(self._high, rest[2] + ABOVE)]), OPEN, NEAR, axis)
 
     def _beside(self, thing: str, target: str) -> Axis:
         """How far from the target's middle: a thing that shares it with others leaves room for them."""
@@ -187,7 +185,7 @@ class LiberoExpert:
         drawer = self.scene.drawer(region)
         lean, axis, out = -PUSHING * drawer.out, rotated(drawer.out, np.pi / 2), np.array([*drawer.out, 0.0])
         front = drawer.handle + BEFORE * out
-        yield from self._move(np.array([*front[:2], self._home]), CLOSED, NEAR, axis, lean)
+        yield from self._move(np.array([*front[:2], self._high]), CLOSED, NEAR, axis, lean)
         yield from self._move(front, CLOSED, NEAR, axis, lean)
         yield from self._move(front - FAR * out, CLOSED, NEAR, axis, lean)  # until it is stuck
         yield from self._move(self.scene.grip + ABOVE * out, CLOSED, NEAR, axis, lean)

@@ -10,9 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float64
+from jaxtyping import Float64
 
 from lightwam.sim.libero import COLLISION_GEOMS, LiberoSimulator
+
+Point = Float64[np.ndarray, " 3"]
+Axis = Float64[np.ndarray, " 2"]
+"""a horizontal direction, or way"""
 
 SPAN = 0.068
 """what fits between the open fingers, with some room"""
@@ -28,9 +32,17 @@ BESIDE = 0.14
 """from a carried thing's way, within which others stand in the hand's"""
 FLOOR = 0.02
 """how thick the bottom of a plate or bowl is taken to be"""
-PALM = (-0.1, -0.05, 0.0, 0.05, 0.1)
-"""how far to the sides the hand reaches, over the fingers"""
-HAND, CLEAR = 0.13, 0.02
+PROBES = np.array(
+    [(out, side, up) for out in (-0.05, 0.05) for side in (-0.01, 0.01) for up in (-TIP / 2, 0.012, 0.03)]
+    + [
+        (out, side, up)
+        for out in (-0.1, -0.05, 0.0, 0.05, 0.1)
+        for side in (-0.03, 0.03)
+        for up in (0.035, 0.075, 0.115)
+    ]
+)
+"""points of the open fingers, and of the palm over them, from the grip: along the fingers' way, across it, and up"""
+FROM_DRAWER, APART = 0.13, 0.02
 """from the middle of a thing to an open drawer that lets the hand take it, and between things on the table"""
 BOUNDLESS = 2.0
 """half a side of what is no thing: ground and walls"""
@@ -46,16 +58,16 @@ UPRIGHT = np.zeros(2)
 class Grasp:
     """Where the grip site goes, and along which horizontal axis the fingers open."""
 
-    point: Float64[np.ndarray, " 3"]
-    axis: Float64[np.ndarray, " 2"]
+    point: Point
+    axis: Axis
 
 
 @dataclass(frozen=True)
 class Drawer:
-    """The middle of its handle, the horizontal direction in which it opens, and its corners from above when it has."""
+    """The middle of its handle, which way it opens, and its corners, from above, once it is wholly open."""
 
-    handle: Float64[np.ndarray, " 3"]
-    out: Float64[np.ndarray, " 2"]
+    handle: Point
+    out: Axis
     opened: Float64[np.ndarray, "n 2"]
 
 
@@ -66,12 +78,12 @@ class Scene:
         self._simulator, self._env = simulator, simulator.env
 
     @property
-    def grip(self) -> Float64[np.ndarray, " 3"]:
+    def grip(self) -> Point:
         """Where the grip site is."""
         return np.array(self._data.site_xpos[self._site], np.float64)  # a copy, as the world moves on
 
     @property
-    def axis(self) -> Float64[np.ndarray, " 2"]:
+    def axis(self) -> Axis:
         """The horizontal direction along which the fingers open now: the grip site's x."""
         x = self._turned[:2, 0]
         return np.asarray(x / np.linalg.norm(x), np.float64)
@@ -81,9 +93,7 @@ class Scene:
         """Between the fingers."""
         return float(np.abs(self._simulator.raw["robot0_gripper_qpos"]).sum())
 
-    def turn(
-        self, axis: Float64[np.ndarray, " 2"], lean: Float64[np.ndarray, " 2"] = UPRIGHT
-    ) -> Float64[np.ndarray, " 3"]:
+    def turn(self, axis: Axis, lean: Axis = UPRIGHT) -> Point:
         """The rotation, axis times angle, that brings the hand to its lean, with its fingers opening along `axis`."""
         down = pointing(lean)
         x = np.array([*(axis if axis @ self.axis > 0 else -axis), 0.0])  # fingers are alike
@@ -95,22 +105,22 @@ class Scene:
         sine, cosine = np.linalg.norm(vector), (np.trace(error) - 1) / 2
         return vector * (np.arctan2(sine, cosine) / max(sine, 1e-9))
 
-    def grasp(self, thing: str, axis: Float64[np.ndarray, " 2"] | None = None) -> Grasp:
-        """The grasp with room for the fingers that turns the hand least: across the thing, or over its rim."""
-        now = self.axis
+    def grasp(self, thing: str, axis: Axis | None = None) -> Grasp:
+        """The grasp with room for the hand that turns it least, and is nearest to the middle of the arm's reach.
+
+        Across the thing, or over its rim; by a handle, where the thing itself is in the way of all of those.
+        """
         turns = np.radians(np.arange(-90, 90, 15)) if axis is None else np.zeros(1)
-        axes = [rotated(now if axis is None else axis, turn) for turn in turns]
-        turned = list(zip(axes, turns, strict=True))
-        found = [(grasp, turn) for one, turn in turned for grasp in self._grasps(thing, one)]
-        free = [one for one in found if not self._blocked(self._own(thing)[:1], one[0])]
-        found = free or [(grasp, turn) for one, turn in turned for grasp in self._handles(thing, one)] or found
-        points = [grasp.point for grasp, _ in found]
-        others = np.setdiff1d(self._roots()[self._solid], self._own(thing))
-        blocked = [self._blocked(others, grasp) for grasp, _ in found]
-        cost = [10 * b + abs(turn) + abs(p[1]) for b, (_, turn), p in zip(blocked, found, points, strict=True)]
+        ways = [(rotated(self.axis if axis is None else axis, turn), float(abs(turn))) for turn in turns]
+        whole = [(grasp, turn) for way, turn in ways for grasp in self._grasps(thing, way)]
+        itself = [self._root(thing)]
+        found = [(grasp, turn) for grasp, turn in whole if not self._blocked(itself, grasp)]
+        found = found or [(grasp, turn) for way, turn in ways for grasp in self._handles(thing, way)] or whole
+        others = np.setdiff1d(self._roots()[self._solid], [*itself, self._robot])
+        cost = [10 * self._blocked(others, grasp) + turn + abs(grasp.point[1]) for grasp, turn in found]
         return found[int(np.argmin(cost))][0]
 
-    def _grasps(self, thing: str, axis: Float64[np.ndarray, " 2"]) -> Iterator[Grasp]:
+    def _grasps(self, thing: str, axis: Axis) -> Iterator[Grasp]:
         """Across the thing where it is narrow enough along an axis, else over its rim on either side."""
         points = self.points(thing)
         low, top = points[:, 2].min(), points[:, 2].max()
@@ -128,26 +138,23 @@ class Scene:
             edge = middle + side * (np.max((rim - middle) @ side) - RIM)
             yield Grasp(np.array([*edge, max(low + TIP, top - RIM_DEPTH)]), side)
 
-    def _handles(self, thing: str, axis: Float64[np.ndarray, " 2"]) -> Iterator[Grasp]:
-        """Across its parts that are narrow enough and have room beside them, where none has below."""
-        own = self._own(thing)[:1]
-        for geom in np.flatnonzero(self._solid & (self._roots() == own[0])):
+    def _handles(self, thing: str, axis: Axis) -> Iterator[Grasp]:
+        """Across each tall, narrow part that leaves the fingers room beside the rest of the thing."""
+        for geom in np.flatnonzero(self._solid & (self._roots() == self._root(thing))):
             points = self._corners([geom])
             middle, low, top = (points.min(0) + points.max(0)) / 2, points[:, 2].min(), points[:, 2].max()
             grasp = Grasp(np.array([*middle[:2], max(low + TIP, top - DEPTH)]), axis)
             narrow, tall = np.ptp(points[:, :2] @ axis) < SPAN / 2, top - low > DEPTH
-            if narrow and tall and not self._blocked(own, grasp):
+            if narrow and tall and not self._blocked([self._root(thing)], grasp):
                 yield grasp
 
     def _blocked(self, roots: Any, grasp: Grasp) -> int:
-        """How many points of the open fingers and the hand would be inside of these bodies' parts."""
+        """How many probes of the hand would be inside of these bodies' parts."""
         model, data = self._model, self._data
         solid = np.flatnonzero(self._solid & np.isin(self._roots(), roots))
-        along = np.array([*grasp.axis, 0.0])
-        aside = np.array([*rotated(grasp.axis, np.pi / 2), 0.0])
-        reach = [(side, way, up) for side in (-0.05, 0.05) for way in (-0.01, 0.01) for up in (-TIP / 2, 0.012, 0.03)]
-        reach += [(side, way, up) for side in PALM for way in (-0.03, 0.03) for up in (0.035, 0.075, 0.115)]
-        points = np.array([grasp.point + along * out + way * aside + [0, 0, up] for out, way, up in reach])
+        frame = np.eye(3)
+        frame[0, :2], frame[1, :2] = grasp.axis, rotated(grasp.axis, np.pi / 2)
+        points = grasp.point + PROBES @ frame
         local = np.einsum("gji,gpj->gpi", data.geom_xmat[solid].reshape(-1, 3, 3), points - data.geom_xpos[solid, None])
         inside = np.abs(local - model.geom_aabb[solid, None, :3]) < model.geom_aabb[solid, None, 3:] + ROOM
         return int(inside.all(-1).any(0).sum())
@@ -178,36 +185,36 @@ class Scene:
         """The one whose inside is a region."""
         model, data = self._model, self._data
         joint = model.joint(self._env.object_sites_dict[region].joints[0]).id
-        way = max(model.jnt_range[joint], key=abs) - data.qpos[model.jnt_qposadr[joint]]
-        axis = data.xaxis[joint][:2]
-        out = axis * np.sign(max(model.jnt_range[joint], key=abs))
+        end, axis = max(model.jnt_range[joint], key=abs), data.xaxis[joint][:2]
+        out, way = axis * np.sign(end), end - data.qpos[model.jnt_qposadr[joint]]
         parts = np.flatnonzero(self._solid & (model.geom_bodyid == model.jnt_bodyid[joint]))
         handle = max((self._corners([part]) for part in parts), key=lambda points: float((points[:, :2] @ out).max()))
         return Drawer((handle.min(0) + handle.max(0)) / 2, out, self._corners(parts)[:, :2] + way * axis)
 
-    def aside(self, thing: str, region: str) -> Float64[np.ndarray, " 3"]:
-        """The nearest free place for a thing where a drawer, once it is open, leaves the hand room to take it."""
+    def aside(self, thing: str, region: str) -> Point | None:
+        """Where a thing waits for a drawer to open, as near as can be; None where it does not stand in the hand's way.
+
+        Looked for within 30 cm; where nothing is free, as far from the drawer as that goes. Not looked at: table edges.
+        """
         points, opened = self.points(thing), self.drawer(region).opened
-        middle, radius, low = (
-            (points.min(0) + points.max(0))[:2] / 2,
-            np.ptp(points[:, :2], axis=0).max() / 2,
-            points[:, 2].min(),
-        )
-        boxes = [
-            self._corners([geom]) for geom in np.flatnonzero(self._solid & ~np.isin(self._roots(), self._own(thing)))
-        ]
-        others = [box[:, :2] for box in boxes if box[:, 2].max() > low + ROOM]
+        middle, low = (points.min(0) + points.max(0))[:2] / 2, points[:, 2].min()
+        room = np.ptp(points[:, :2], axis=0).max() / 2 + APART
         grid = np.stack(np.meshgrid(*[np.arange(-0.3, 0.31, 0.02)] * 2), axis=-1).reshape(-1, 2)
         spots = middle + grid[np.argsort(np.linalg.norm(grid, axis=1))]
-        free = [_outside(spots, opened, HAND), *(_outside(spots, other, radius + CLEAR) for other in others)]
-        return np.array([*spots[int(np.argmax(np.all(free, axis=0)))], low])
+        away = _distance(spots, opened)
+        if away[0] > FROM_DRAWER:
+            return None
+        boxes = [self._corners([geom]) for geom in self._others(thing)]
+        free = [_distance(spots, box[:, :2]) > room for box in boxes if box[:, 2].max() > low + ROOM]
+        good = np.all([away > FROM_DRAWER, *free], axis=0)
+        return np.array([*spots[int(np.argmax(good if good.any() else away))], low])
 
     def met(self, goal: tuple[str, ...]) -> bool:
         """Whether LIBERO calls one of the task's goals achieved."""
         return bool(self._env._eval_predicate(list(goal)))
 
     def fitting(self, thing: str, target: str) -> float:
-        """The least turn, rad, with which a thing fits into a region; none for what fits nohow, or on anything else."""
+        """The least turn, rad, with which a thing fits into a region; 0 where none does, and where it is no region."""
         if (room := self._room(target)) is None:
             return 0.0
         flat = self.points(thing)[:, :2]
@@ -215,37 +222,39 @@ class Scene:
         fits = (turn for turn in turns if (np.ptp(flat @ _frame(turn), axis=0) + ROOM < room).all())
         return float(next(fits, 0.0))
 
-    def share(self, thing: str, target: str, place: int, count: int) -> Float64[np.ndarray, " 2"]:
+    def share(self, thing: str, target: str, place: int, count: int) -> Axis:
         """Where, from a region's middle, one of some things is put, so that all find room: side by side."""
         if (room := self._room(target)) is None:
             return np.zeros(2)
         slim = int(np.argmin(np.ptp(self.points(thing)[:, :2], axis=0)))
         return np.eye(2)[slim] * room[slim] * ((place + 0.5) / count - 0.5)
 
-    def _room(self, target: str) -> Float64[np.ndarray, " 2"] | None:
+    def _room(self, target: str) -> Axis | None:
         """How long and wide a region is, in the world's directions."""
         if (site := self._env.object_sites_dict.get(target)) is None:
             return None
-        return np.asarray(2 * np.abs(self._env.sim.data.get_site_xmat(target) @ site.size)[:2], np.float64)
+        turned = (
+            self._env.sim.data.get_site_xmat(target) @ site.size
+        )  # and abs after it, as LIBERO tells what is inside
+        return np.asarray(2 * np.abs(turned)[:2], np.float64)
 
     def holds(self, thing: str) -> bool:
         """Whether the thing has come along: it is between the fingers, or its rim is."""
         points = self.points(thing)
         return bool((points.min(0) - 0.01 < self.grip).all() and (self.grip < points.max(0) + 0.01).all())
 
-    def highest(self, thing: str, goal: Float64[np.ndarray, " 2"], top: float) -> float:
+    def highest(self, thing: str, goal: Axis, top: float) -> float:
         """How high anything stands on a thing's way to its goal."""
-        root, position = self._roots(), self.position(thing)[:2]
-        solid = np.flatnonzero(self._solid & ~np.isin(root, self._own(thing)))
+        position = self.position(thing)[:2]
         way = goal - position
-        for geom in solid:
+        for geom in self._others(thing):
             corners = self._corners([geom])
             part = np.clip((corners[:, :2] - position) @ way / max(way @ way, 1e-9), 0, 1)
             if np.linalg.norm(corners[:, :2] - position - part[:, None] * way, axis=1).min() < BESIDE:
                 top = max(top, float(corners[:, 2].max()))
         return top
 
-    def goal(self, target: str) -> tuple[Float64[np.ndarray, " 2"], float]:
+    def goal(self, target: str) -> tuple[Axis, float]:
         """Over which point a thing is let go, and how high the target is there."""
         env = self._env
         owner = target
@@ -261,13 +270,13 @@ class Scene:
             return place[:2], float(points[:, 2].max()) if "contain" in target else float(points[:, 2].min() + FLOOR)
         return place[:2], float(place[2])
 
-    def position(self, thing: str) -> Float64[np.ndarray, " 3"]:
+    def position(self, thing: str) -> Point:
         """Of its body."""
         return np.asarray(self._data.xpos[self._env.obj_body_id[thing]], np.float64)
 
     def points(self, thing: str) -> Float64[np.ndarray, "n 3"]:
         """The corners of all that the thing collides with, in the world."""
-        return self._corners(np.flatnonzero(self._solid & (self._roots() == self._own(thing)[0])))
+        return self._corners(np.flatnonzero(self._solid & (self._roots() == self._root(thing))))
 
     def _corners(self, geoms: Any) -> Float64[np.ndarray, "n 3"]:
         """Of the boxes around geoms, in the world."""
@@ -275,9 +284,17 @@ class Scene:
         turned = np.einsum("gij,gcj->gci", self._data.geom_xmat[geoms].reshape(-1, 3, 3), middle + CORNERS * half)
         return np.asarray((self._data.geom_xpos[geoms, None] + turned).reshape(-1, 3), np.float64)
 
-    def _own(self, thing: str) -> tuple[int, int]:
-        """The bodies of a thing and of the robot, by their roots."""
-        return int(self._model.body_rootid[self._env.obj_body_id[thing]]), self._model.body("robot0_base").id
+    def _root(self, thing: str) -> int:
+        """The body that all of a thing's hang from."""
+        return int(self._model.body_rootid[self._env.obj_body_id[thing]])
+
+    @property
+    def _robot(self) -> int:
+        return int(self._model.body("robot0_base").id)
+
+    def _others(self, thing: str) -> Any:
+        """The parts that things collide with of all but a thing and the robot."""
+        return np.flatnonzero(self._solid & ~np.isin(self._roots(), [self._root(thing), self._robot]))
 
     def _roots(self) -> Any:
         return self._model.body_rootid[self._model.geom_bodyid]
@@ -305,26 +322,24 @@ class Scene:
         return int(self._env.robots[0].eef_site_id)
 
 
-def pointing(lean: Float64[np.ndarray, " 2"]) -> Float64[np.ndarray, " 3"]:
+def pointing(lean: Axis) -> Point:
     """Where a hand that leans points to."""
     down = np.array([*lean, -1.0])
     return down / np.linalg.norm(down)
 
 
-def _outside(
-    points: Float64[np.ndarray, "n 2"], corners: Float64[np.ndarray, "m 2"], distance: float
-) -> Bool[np.ndarray, " n"]:
-    """Which points are farther than a distance from the box around some corners."""
+def _distance(points: Float64[np.ndarray, "n 2"], corners: Float64[np.ndarray, "m 2"]) -> Float64[np.ndarray, " n"]:
+    """Of points from the box around some corners."""
     beyond = np.maximum(corners.min(0) - points, points - corners.max(0))
-    return np.asarray(np.linalg.norm(np.maximum(beyond, 0), axis=1) > distance)
+    return np.asarray(np.linalg.norm(np.maximum(beyond, 0), axis=1), np.float64)
 
 
 def _frame(turn: float) -> Float64[np.ndarray, "2 2"]:
-    """Turns rows of points by an angle, rad."""
+    """The matrix that turns rows of points by an angle, rad: `points @ _frame(turn)`."""
     return np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
 
 
-def rotated(axis: Float64[np.ndarray, " 2"], angle: float) -> Float64[np.ndarray, " 2"]:
+def rotated(axis: Axis, angle: float) -> Axis:
     """Counterclockwise, rad."""
     cosine, sine = np.cos(angle), np.sin(angle)
     return np.array([cosine * axis[0] - sine * axis[1], sine * axis[0] + cosine * axis[1]])
