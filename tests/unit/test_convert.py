@@ -421,7 +421,7 @@ def test_a_changed_lerobot_source_is_refused(tmp_path: Path, demo: Any, changed:
     if file.suffix == ".parquet":
         pq.write_table(pq.read_table(file), file, compression="none")
     else:
-        file.write_text(file.read_text().replace(SENTENCES[0], "wave"))
+        file.write_text(file.read_text() + json.dumps({"task_index": 2, "task": "wave"}) + "\n")
     with pytest.raises(DatasetError, match=r"made otherwise[\s\S]*another folder"):
         convert(source, tmp_path / "out", say=quiet)
 
