@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -105,20 +106,19 @@ def _check_expert(arguments: Sequence[str]) -> None:
     checked = checks.check(options.recipe)
     from lightwam.expert_check import check_experts
 
+    say = partial(print, file=sys.stderr if options.json else sys.stdout, flush=True)
+    rows = check_experts(checked, say, lambda task, row: say(_expert_line(task, row)))
     if options.json:
-        print(json.dumps(check_experts(checked, lambda line: print(line, file=sys.stderr)), indent=2))
-    else:
-        check_experts(checked, show=_print_expert)
+        print(json.dumps(rows, indent=2))
 
 
-def _print_expert(task: str, row: Mapping[str, Any]) -> None:
+def _expert_line(task: str, row: Mapping[str, Any]) -> str:
     if "refused" in row:
-        print(f"{task:24} {row['refused']}")
-        return
+        return f"{task:24} {row['refused']}"
     low, high = row["interval_95"]
     steps = f", {row['steps']:.0f} steps" if row["successes"] else ""
-    print(f"{task:24} {row['successes']:3} of {row['trials']:3}  {low:4.0%} to {high:4.0%}{steps}"
-          + (f"; failed {row['failed']}" if row["failed"] else ""), flush=True)  # fmt: skip
+    failed = f"; failed {row['failed']}" if row["failed"] else ""
+    return f"{task:24} {row['successes']:3} of {row['trials']:3}  {low:4.0%} to {high:4.0%}{steps}{failed}"
 
 
 def _check_client(arguments: Sequence[str]) -> None:

@@ -219,7 +219,7 @@ class Scene:
             return 0.0
         flat = self.points(thing)[:, :2]
         turns = sorted(np.radians(np.arange(-90, 91, 5)), key=abs)
-        fits = (turn for turn in turns if (np.ptp(flat @ _frame(turn), axis=0) + ROOM < room).all())
+        fits = (turn for turn in turns if (np.ptp(rotated(flat, turn), axis=0) + ROOM < room).all())
         return float(next(fits, 0.0))
 
     def share(self, thing: str, target: str, place: int, count: int) -> Axis:
@@ -233,10 +233,10 @@ class Scene:
         """How long and wide a region is, in the world's directions."""
         if (site := self._env.object_sites_dict.get(target)) is None:
             return None
-        turned = (
+        half = (
             self._env.sim.data.get_site_xmat(target) @ site.size
-        )  # and abs after it, as LIBERO tells what is inside
-        return np.asarray(2 * np.abs(turned)[:2], np.float64)
+        )  # abs comes after it, as where LIBERO tells what is in
+        return np.asarray(2 * np.abs(half)[:2], np.float64)
 
     def holds(self, thing: str) -> bool:
         """Whether the thing has come along: it is between the fingers, or its rim is."""
@@ -334,12 +334,7 @@ def _distance(points: Float64[np.ndarray, "n 2"], corners: Float64[np.ndarray, "
     return np.asarray(np.linalg.norm(np.maximum(beyond, 0), axis=1), np.float64)
 
 
-def _frame(turn: float) -> Float64[np.ndarray, "2 2"]:
-    """The matrix that turns rows of points by an angle, rad: `points @ _frame(turn)`."""
-    return np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
-
-
-def rotated(axis: Axis, angle: float) -> Axis:
-    """Counterclockwise, rad."""
-    cosine, sine = np.cos(angle), np.sin(angle)
-    return np.array([cosine * axis[0] - sine * axis[1], sine * axis[0] + cosine * axis[1]])
+def rotated(axis: Float64[np.ndarray, "*n 2"], angle: float) -> Float64[np.ndarray, "*n 2"]:
+    """Counterclockwise, rad; of several, each."""
+    (x, y), cosine, sine = np.moveaxis(axis, -1, 0), np.cos(angle), np.sin(angle)
+    return np.stack((cosine * x - sine * y, sine * x + cosine * y), axis=-1)
