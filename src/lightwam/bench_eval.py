@@ -15,13 +15,14 @@ import torch
 from jaxtyping import Float32
 
 from lightwam.bench_act import of_recipe
-from lightwam.config import Recipe
+from lightwam.config import EvalConfig, Recipe
 from lightwam.demo import machine
 from lightwam.engine.engine import Engine
 from lightwam.episodes import read_episodes, task_files
 from lightwam.evaluate import evaluate
 from lightwam.policy import Policy
 from lightwam.sim import base
+from lightwam.sim.base import Trial
 from lightwam.versions import versions
 
 SAME = 1e-3
@@ -31,10 +32,11 @@ Outcome = tuple[bool, int, Float32[np.ndarray, "steps A"]]
 
 
 def bench_eval(recipe: Recipe, *, as_json: bool = False, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Evaluate random weights both ways, `recipe.eval.trials` turns of all tasks, and print the seconds of each.
+    """Evaluate random weights both ways, `recipe.eval.trials` episodes of each task, and print the seconds of each.
 
-    Nothing is shared between turns: each makes its simulators anew. Both ways run the same episodes, and have to end
-    them alike. Returns what is printed. SimulatorError where the simulator cannot run.
+    The ways take two turns with half of the episodes each (one turn with one trial), the second in the other order;
+    each turn makes its simulators anew. Both ways run the same episodes, and have to end them alike. Returns what is
+    printed. SimulatorError where the simulator cannot run.
     """
     cpu = torch.device("cpu")
     subject = of_recipe(recipe, cpu)
@@ -42,17 +44,16 @@ def bench_eval(recipe: Recipe, *, as_json: bool = False, say: Callable[[str], No
                    torch.float32)  # fmt: skip
     sentence = subject.observations[0].instruction
     policy = Policy(recipe, subject.codec, subject.latents, subject.prompts, actor, 0)
-    seconds: dict[str, list[float]] = {"plain": [], "eval": []}
+    seconds: dict[str, list[float]] = {"every_step": [], "eval": []}
     same = True
     with tempfile.TemporaryDirectory() as folder:
-        for turn in range(recipe.eval.trials):
-            seed = recipe.eval.first_seed + turn
+        for turn, settings in enumerate(halves(recipe.eval)):
             ends = {}
             for way in sorted(seconds, reverse=turn % 2 == 0):
                 began = time.perf_counter()
-                ends[way] = (plain if way == "plain" else ours)(policy, seed, Path(folder))
+                ends[way] = (every_step if way == "every_step" else ours)(policy, settings, Path(folder) / str(turn))
                 seconds[way].append(time.perf_counter() - began)
-            same = same and alike(ends["plain"], ends["eval"])
+            same = same and alike(ends["every_step"], ends["eval"])
     totals = {way: sum(rows) for way, rows in seconds.items()}
     result = {
         "recipe": recipe.name,
@@ -62,7 +63,7 @@ def bench_eval(recipe: Recipe, *, as_json: bool = False, say: Callable[[str], No
         "workers": recipe.eval.workers,
         "seconds": seconds,
         **{f"{way}_s": total for way, total in totals.items()},
-        "ratio": totals["eval"] / totals["plain"],
+        "ratio": totals["eval"] / totals["every_step"],
         "same_outcomes": same,
         "machine": machine() | versions(),
     }
@@ -70,49 +71,55 @@ def bench_eval(recipe: Recipe, *, as_json: bool = False, say: Callable[[str], No
     return result
 
 
-def plain(policy: Policy, seed: int, _: Path) -> dict[str, Outcome]:
-    """Task -> outcome, in this process: a picture of every step, whether or not the policy looks at it."""
+def halves(settings: EvalConfig) -> list[EvalConfig]:
+    """The trials as two turns of them, or as one where there is but one trial."""
+    first = (settings.trials + 1) // 2
+    turns = [replace(settings, trials=first, videos_per_task=0)]
+    if settings.trials > first:
+        turns.append(replace(turns[0], trials=settings.trials - first, first_seed=settings.first_seed + first))
+    return turns
+
+
+def every_step(policy: Policy, settings: EvalConfig, _: Path) -> dict[Trial, Outcome]:
+    """The plain way: this process, one episode after the other, a picture of every step whether looked at or not."""
     recipe, ends = policy.recipe, {}
     for task in recipe.sim.tasks:
         simulator = base.make(recipe.sim, task)
-        simulator.reset(seed)
-        chunk: list[np.ndarray] = []
-        seen, done, success, over = simulator.observe(), list[np.ndarray](), False, False
-        while not over:
-            if not chunk:
-                chunk = list(policy.act(seen)[: recipe.eval.replan])
-            done.append(chunk.pop(0))
-            outcome = simulator.step(done[-1])
-            success = outcome.success
-            over = success or outcome.ended or len(done) >= recipe.sim.max_steps
-            seen = simulator.observe()
-        ends[task] = success, len(done), np.stack(done[: 2 * recipe.eval.replan])
+        for seed in range(settings.first_seed, settings.first_seed + settings.trials):
+            simulator.reset(seed)
+            chunk: list[np.ndarray] = []
+            seen, done, success, over = simulator.observe(), list[np.ndarray](), False, False
+            while not over:
+                if not chunk:
+                    chunk = list(policy.act(seen)[: settings.replan])
+                done.append(chunk.pop(0))
+                outcome = simulator.step(done[-1])
+                success = outcome.success
+                over = success or outcome.ended or len(done) >= recipe.sim.max_steps
+                seen = simulator.observe()
+            ends[Trial(task, seed)] = success, len(done), np.stack(done[: 2 * settings.replan])
         simulator.close()
     return ends
 
 
-def ours(policy: Policy, seed: int, folder: Path) -> dict[str, Outcome]:
-    """Task -> outcome, by `evaluate`."""
-    settings = replace(policy.recipe.eval, trials=1, first_seed=seed, videos_per_task=0)
-    evaluate(folder, settings, policy=policy, folder=str(seed), say=lambda line: None)
-    names, most = task_files(policy.recipe.sim.tasks), 2 * settings.replan
-    return {
-        row["task"]: (
-            row["success"],
-            row["steps"],
-            np.load(folder / str(seed) / "actions" / f"{names[row['task']]}-{seed}.npy")[:most],
-        )
-        for row in read_episodes(folder / str(seed)).values()
-    }
+def ours(policy: Policy, settings: EvalConfig, run: Path) -> dict[Trial, Outcome]:
+    """The same by `evaluate`."""
+    evaluate(run, settings, policy=policy, say=lambda line: None)
+    names, ends = task_files(policy.recipe.sim.tasks), {}
+    for row in read_episodes(run / "eval").values():
+        trial = Trial(row["task"], row["seed"])
+        actions = np.load(run / "eval" / "actions" / f"{names[trial.task]}-{trial.seed}.npy")
+        ends[trial] = row["success"], row["steps"], actions[: 2 * settings.replan]
+    return ends
 
 
-def alike(one: dict[str, Outcome], other: dict[str, Outcome]) -> bool:
-    """Whether every task had the same success, steps and actions."""
+def alike(one: dict[Trial, Outcome], other: dict[Trial, Outcome]) -> bool:
+    """Whether every episode had the same success, steps and actions."""
     return one.keys() == other.keys() and all(
-        one[task][:2] == other[task][:2]
-        and one[task][2].shape == other[task][2].shape
-        and np.allclose(one[task][2], other[task][2], rtol=0, atol=SAME)
-        for task in one
+        one[trial][:2] == other[trial][:2]
+        and one[trial][2].shape == other[trial][2].shape
+        and np.allclose(one[trial][2], other[trial][2], rtol=0, atol=SAME)
+        for trial in one
     )
 
 
@@ -123,8 +130,8 @@ def table(result: dict[str, Any]) -> str:
         [
             f"{result['recipe']}: {result['episodes']} episodes, {result['max_steps']} steps at most, random weights,",
             f"  a look every {result['replan']} steps; ways in turns",
-            f"  one process, a picture every step   {result['plain_s']:8.1f} s",
+            f"  one process, a picture every step   {result['every_step_s']:8.1f} s",
             f"  lightwam eval, {result['workers']:2} processes         {result['eval_s']:8.1f} s",
-            f"  {result['ratio']:.3f} of the plain way's time; episodes {alike}",
+            f"  {result['ratio']:.3f} of its time; episodes {alike}",
         ]
     )

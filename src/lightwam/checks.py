@@ -100,7 +100,8 @@ def _check_libero(sim: SimConfig, collect: CollectConfig, evaluation: EvalConfig
              (chosen.size, chosen.size))  # fmt: skip
     _require(sim.action_repeat == 1, "LIBERO acts 20 times a second", "sim.action_repeat", sim.action_repeat, 1)
     _require(chosen.replan in (None, evaluation.replan), "the protocol executes another number of steps of a chunk",
-             "eval.replan", evaluation.replan, f"{chosen.replan} (sim.protocol {sim.protocol})")  # fmt: skip
+             "eval.replan", evaluation.replan, f"{chosen.replan} (sim.protocol {sim.protocol})",
+             f"--eval.replan {chosen.replan}")  # fmt: skip
     seeds = collect.first_seed + 100 * max(collect.demos(task) for task in sim.tasks)
     _require(seeds <= FIRST_STATE, "demonstrations would begin in the benchmark's own states", "collect.first_seed",
              collect.first_seed, f"seeds below {FIRST_STATE}, 100 for each demonstration of a task")  # fmt: skip

@@ -9,17 +9,17 @@ import pytest
 
 from lightwam import bench_eval as module
 from lightwam.bench_eval import bench_eval, table
-from lightwam.config import Recipe
+from lightwam.config import EvalConfig, Recipe
 
 
 def test_both_ways_end_alike(tiny_recipe: Recipe) -> None:
     said: list[str] = []
-    recipe = replace(tiny_recipe, eval=replace(tiny_recipe.eval, trials=2))
+    recipe = replace(tiny_recipe, eval=replace(tiny_recipe.eval, trials=3))
     result = bench_eval(recipe, as_json=True, say=said.append)
     assert json.loads(said[0]) == json.loads(json.dumps(result))
-    assert result["same_outcomes"] and result["episodes"] == 4
+    assert result["same_outcomes"] and result["episodes"] == 6
     assert all(len(rows) == 2 and min(rows) > 0 for rows in result["seconds"].values())
-    assert result["ratio"] == result["eval_s"] / result["plain_s"]
+    assert result["ratio"] == result["eval_s"] / result["every_step_s"]
     assert "episodes end alike" in table(result)
 
 
@@ -27,8 +27,9 @@ def test_other_ends_are_told(tiny_recipe: Recipe, monkeypatch: pytest.MonkeyPatc
     """Random weights hardly succeed either way: it is by the actions that a look at something else shows."""
     drawn = module.ours
 
-    def elsewhere(policy: Any, seed: int, folder: Path) -> Any:
-        return drawn(policy, seed + 1, folder)
+    def elsewhere(policy: Any, settings: EvalConfig, run: Path) -> Any:
+        ends = drawn(policy, replace(settings, first_seed=settings.first_seed + 1), run)
+        return {replace(trial, seed=trial.seed - 1): end for trial, end in ends.items()}
 
     monkeypatch.setattr(module, "ours", elsewhere)
     said: list[str] = []

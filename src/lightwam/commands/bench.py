@@ -14,7 +14,7 @@ from lightwam.config import Recipe
 KINDS = ("train", "act", "eval", "serve", "control")
 USAGE = """usage: lightwam bench train RECIPE [OPTIONS]     training samples a second, and the share of time by part
        lightwam bench act RECIPE|RUN [OPTIONS]    milliseconds an action chunk, plain and by the engine
-       lightwam bench eval RECIPE [OPTIONS]      wall time of a closed-loop evaluation, against the plain way
+       lightwam bench eval RECIPE [OPTIONS]      wall time of an evaluation, against one process that draws all
        lightwam bench serve [OPTIONS]            milliseconds that serving adds: round trips over loopback
        lightwam bench control RUN [OPTIONS]      success and jitter under latency, by how chunks are played"""
 
@@ -57,7 +57,7 @@ class BenchEvalOptions:
     """Measure closed-loop evaluation of a random policy: one process that draws every step, and `lightwam eval`."""
 
     recipe: AnyRecipe
-    """all its tasks, `--eval.trials` turns of each way"""
+    """all its tasks, `--eval.trials` episodes of each"""
     json: bool = False
     """print JSON instead of a table"""
 

@@ -38,7 +38,7 @@ def named_recipe(arguments: Sequence[str], command: str, default: str | None = N
 
 def listing() -> str:
     """The recipes, a line each."""
-    lines = [f"  {name:16}{(make.__doc__ or '').splitlines()[0]}" for name, make in recipes.RECIPES.items()]
+    lines = [f"  {name:20}{(make.__doc__ or '').splitlines()[0]}" for name, make in recipes.RECIPES.items()]
     return "\n".join(["recipes:", *lines])
 
 

@@ -1,9 +1,9 @@
 """Pictures of a MuJoCo world: for every adapter whose simulator is MuJoCo.
 
-On a CPU (Mesa's llvmpipe) a picture costs what its triangles cost, whatever its size. Where it need not be MuJoCo's
-own, three things can be left out, and each of them is a part of what a policy is trained on: shadows and reflections,
-which draw the world again; smoothed edges (multisampling); and detail of meshes of many triangles that is finer than
-`grain` metres.
+On a CPU (Mesa's llvmpipe) a picture costs what its triangles cost, whatever its size. What lies outside of the camera's
+view is left out, where that changes no pixel. Where a picture need not be MuJoCo's own, three more things can be left
+out, and each of them is a part of what a policy is trained on: shadows and reflections, which draw the world again;
+smoothed edges (multisampling); and detail of meshes of many triangles that is finer than `grain` metres.
 """
 
 from __future__ import annotations
@@ -17,12 +17,16 @@ import weakref
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 from lightwam.errors import SimulatorError
 
 FINE_MESH_FACES = 1000
 """meshes of fewer triangles are drawn as they are"""
+UNDRAWN = 5
+"""a group of geoms that MuJoCo does not draw unless told to"""
+MARGIN = 1e-3
+"""so far beyond the edge of the view is what is left out, metres: far more than rounding"""
 
 _open: weakref.WeakSet[MujocoPictures] = weakref.WeakSet()
 
@@ -64,15 +68,37 @@ class MujocoPictures:
 
         `self.model` may meanwhile be another of the same meshes and textures.
         """
-        mujoco = self._mujoco
+        mujoco, groups = self._mujoco, self.model.geom_group.copy()
         self._camera.fixedcamid = self.model.camera(camera).id
+        self.model.geom_group[self._needless(data)] = UNDRAWN
         mujoco.mjv_updateScene(self.model, data, self._option, self._perturb, self._camera,
                                mujoco.mjtCatBit.mjCAT_ALL, self._scene)  # fmt: skip
+        self.model.geom_group[:] = groups
         self._gl.make_current()
         mujoco.mjr_render(self._rect, self._scene, self._context)
         picture = np.empty((self._rect.height, self._rect.width, 3), np.uint8)
         mujoco.mjr_readPixels(picture, None, self._rect, self._context)
         return picture[::-1]
+
+    def _needless(self, data: Any) -> Bool[np.ndarray, " geoms"]:
+        """Which geoms the picture does not need: those out of sight, also in mirrors; none where things have shadows.
+
+        Mirrors are MuJoCo's: planes and the upper faces of boxes, if their material reflects.
+        """
+        mujoco, model, flags = self._mujoco, self.model, self._scene.flags
+        view = view_of(model, data, self._camera.fixedcamid, self._rect.width / self._rect.height)
+        if view is None or (flags[mujoco.mjtRndFlag.mjRND_SHADOW] and model.light_castshadow.any()):
+            return np.zeros(model.ngeom, bool)
+        eye, sides = view
+        away = out_of_sight(model, data, eye, sides)
+        if not flags[mujoco.mjtRndFlag.mjRND_REFLECTION] or not model.nmat:
+            return away
+        shown = np.asarray(self._option.geomgroup)[np.clip(model.geom_group, 0, mujoco.mjNGROUP - 1)] > 0
+        flat = np.isin(model.geom_type, (mujoco.mjtGeom.mjGEOM_PLANE, mujoco.mjtGeom.mjGEOM_BOX))
+        shiny = (model.geom_matid >= 0) & (model.mat_reflectance[model.geom_matid] > 0)
+        for mirror in np.flatnonzero(shown & flat & shiny & ~away):
+            away &= out_of_sight(model, data, *seen_in(model, data, int(mirror), eye, sides))
+        return away
 
     def close(self) -> None:
         """Frees the drawing context; left alone, that is done at the process's exit."""
@@ -82,6 +108,48 @@ class MujocoPictures:
             self._context.free()
             self._gl.free()
             self._gl = None
+
+
+def view_of(
+    model: Any, data: Any, camera: int, aspect: float
+) -> tuple[Float[np.ndarray, " 3"], Float[np.ndarray, "4 3"]] | None:
+    """Where a camera is, in metres, and the outward normals of the sides of its view; `aspect` is width / height.
+
+    None where its view is not given by a field of view (orthographic, or a sensor's).
+    """
+    if model.cam_orthographic[camera] or model.cam_sensorsize[camera].any():
+        return None
+    up = np.tan(np.radians(model.cam_fovy[camera]) / 2)
+    sides = np.array([[1, 0, up * aspect], [-1, 0, up * aspect], [0, 1, up], [0, -1, up]])  # it looks along -z
+    sides /= np.linalg.norm(sides, axis=1, keepdims=True)
+    return data.cam_xpos[camera], sides @ data.cam_xmat[camera].reshape(3, 3).T
+
+
+def seen_in(
+    model: Any, data: Any, mirror: int, eye: Float[np.ndarray, " 3"], sides: Float[np.ndarray, "4 3"]
+) -> tuple[Float[np.ndarray, " 3"], Float[np.ndarray, "4 3"]]:
+    """The view that an eye has in a mirror, in the world as it is: from the eye's image, through the mirror's frame."""
+    right, ahead, normal = data.geom_xmat[mirror].reshape(3, 3).T
+    plane = model.geom_rbound[mirror] == 0
+    width, length, height = (0, 0, 0) if plane else model.geom_size[mirror]
+    middle = data.geom_xpos[mirror] + height * normal
+    image = eye - 2 * ((eye - middle) @ normal) * normal
+    if plane:  # as if without end
+        return image, sides - 2 * np.outer(sides @ normal, normal)
+    edges = [(ahead, width * right), (ahead, -width * right), (right, length * ahead), (right, -length * ahead)]
+    frame = [(np.cross(along, middle + out - image), out) for along, out in edges]
+    return image, np.array([side * np.sign(side @ out) / (np.linalg.norm(side) + 1e-12) for side, out in frame])
+
+
+def out_of_sight(
+    model: Any, data: Any, eye: Float[np.ndarray, " 3"], sides: Float[np.ndarray, "4 3"]
+) -> Bool[np.ndarray, " geoms"]:
+    """Which geoms lie with their whole box beyond one of the sides of a view."""
+    turn = data.geom_xmat.reshape(-1, 3, 3)
+    middle = data.geom_xpos + (turn @ model.geom_aabb[:, :3, None])[:, :, 0]
+    reach = (np.abs(sides @ turn) @ model.geom_aabb[:, 3:, None])[:, :, 0]
+    beyond = (middle - eye) @ sides.T - reach > MARGIN
+    return np.asarray(beyond.any(axis=1) & (model.geom_rbound > 0))  # 0: a plane
 
 
 def coarse(model: Any, grain: float) -> Any:
