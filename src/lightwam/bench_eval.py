@@ -44,20 +44,22 @@ def bench_eval(recipe: Recipe, *, as_json: bool = False, say: Callable[[str], No
                    torch.float32)  # fmt: skip
     sentence = subject.observations[0].instruction
     policy = Policy(recipe, subject.codec, subject.latents, subject.prompts, actor, 0)
-    seconds: dict[str, list[float]] = {"every_step": [], "eval": []}
-    same = True
+    ways = {"every_step": every_step, "eval": ours}
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    same, episodes = True, 0
     with tempfile.TemporaryDirectory() as folder:
         for turn, settings in enumerate(halves(recipe.eval)):
             ends = {}
-            for way in sorted(seconds, reverse=turn % 2 == 0):
+            for way in list(ways)[:: -1 if turn else 1]:
                 began = time.perf_counter()
-                ends[way] = (every_step if way == "every_step" else ours)(policy, settings, Path(folder) / str(turn))
+                ends[way] = ways[way](policy, settings, Path(folder) / str(turn))
                 seconds[way].append(time.perf_counter() - began)
             same = same and alike(ends["every_step"], ends["eval"])
+            episodes += len(ends["eval"])
     totals = {way: sum(rows) for way, rows in seconds.items()}
     result = {
         "recipe": recipe.name,
-        "episodes": recipe.eval.trials * len(recipe.sim.tasks),
+        "episodes": episodes,
         "max_steps": recipe.sim.max_steps,
         "replan": recipe.eval.replan,
         "workers": recipe.eval.workers,
@@ -72,7 +74,7 @@ def bench_eval(recipe: Recipe, *, as_json: bool = False, say: Callable[[str], No
 
 
 def halves(settings: EvalConfig) -> list[EvalConfig]:
-    """The trials as two turns of them, or as one where there is but one trial."""
+    """The trials as two turns of them, or as one where there is but one trial; without films."""
     first = (settings.trials + 1) // 2
     turns = [replace(settings, trials=first, videos_per_task=0)]
     if settings.trials > first:
@@ -81,7 +83,7 @@ def halves(settings: EvalConfig) -> list[EvalConfig]:
 
 
 def every_step(policy: Policy, settings: EvalConfig, _: Path) -> dict[Trial, Outcome]:
-    """The plain way: this process, one episode after the other, a picture of every step whether looked at or not."""
+    """Each episode's end, the plain way: one after the other in this process, and a picture of every step."""
     recipe, ends = policy.recipe, {}
     for task in recipe.sim.tasks:
         simulator = base.make(recipe.sim, task)
@@ -103,7 +105,7 @@ def every_step(policy: Policy, settings: EvalConfig, _: Path) -> dict[Trial, Out
 
 
 def ours(policy: Policy, settings: EvalConfig, run: Path) -> dict[Trial, Outcome]:
-    """The same by `evaluate`."""
+    """The same by `evaluate`, in the folder `run`."""
     evaluate(run, settings, policy=policy, say=lambda line: None)
     names, ends = task_files(policy.recipe.sim.tasks), {}
     for row in read_episodes(run / "eval").values():
@@ -132,6 +134,6 @@ def table(result: dict[str, Any]) -> str:
             f"  a look every {result['replan']} steps; ways in turns",
             f"  one process, a picture every step   {result['every_step_s']:8.1f} s",
             f"  lightwam eval, {result['workers']:2} processes         {result['eval_s']:8.1f} s",
-            f"  {result['ratio']:.3f} of its time; episodes {alike}",
+            f"  {result['ratio']:.3f} of the one process's time; episodes {alike}",
         ]
     )

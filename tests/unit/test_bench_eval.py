@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lightwam import bench_eval as module
-from lightwam.bench_eval import bench_eval, table
+from lightwam.bench_eval import bench_eval, halves, table
 from lightwam.config import EvalConfig, Recipe
 
 
@@ -21,6 +21,17 @@ def test_both_ways_end_alike(tiny_recipe: Recipe) -> None:
     assert all(len(rows) == 2 and min(rows) > 0 for rows in result["seconds"].values())
     assert result["ratio"] == result["eval_s"] / result["every_step_s"]
     assert "episodes end alike" in table(result)
+
+
+def test_the_turns_share_the_trials() -> None:
+    def seeds(trials: int) -> list[list[int]]:
+        turns = halves(EvalConfig(trials=trials, first_seed=7, replan=1, videos_per_task=2))
+        assert not any(turn.videos_per_task for turn in turns)
+        return [list(range(turn.first_seed, turn.first_seed + turn.trials)) for turn in turns]
+
+    assert seeds(1) == [[7]]
+    assert seeds(2) == [[7], [8]]
+    assert seeds(5) == [[7, 8, 9], [10, 11]]
 
 
 def test_other_ends_are_told(tiny_recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,42 +5,71 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lightwam.sim.mujoco_pictures import MujocoPictures, choose_gl, seen_in
+from lightwam.sim.mujoco_pictures import MujocoPictures, choose_gl, out_of_sight, seen_in, view_of
 
 pytestmark = pytest.mark.sim
-choose_gl()
 mujoco = pytest.importorskip("mujoco")
 
 SIZE = (48, 80)
+BOX = '<geom type="box" size=".5 .4 .25" pos="0 0 -.2" euler="20 10 0" material="shiny"/>'
+FLOOR = '<geom type="plane" size="0 0 1" pos="0 0 -.4" material="shiny"/>'
 MIRRORS = {
     "none": "",
-    "box": '<geom type="box" size=".5 .4 .25" pos="0 0 -.2" euler="20 10 0" material="shiny"/>',
-    "floor": '<geom type="plane" size="0 0 1" pos="0 0 -.4" material="shiny"/>',
+    "box": BOX,
+    "floor": FLOOR,
     "tile": '<geom type="plane" size=".4 .5 1" pos="0 0 -.1" euler="0 15 0" material="shiny"/>',
-    "two": '<geom type="box" size=".3 .2 .05" pos=".2 0 .1" material="shiny"/>'
-    '<geom type="plane" size="0 0 1" pos="0 0 -.4" material="shiny"/>',
+    "two": '<geom type="box" size=".3 .2 .05" pos=".2 0 .1" material="shiny"/>' + FLOOR,
+    "out of sight": '<geom type="box" size=".3 .2 .05" pos="0 0 3" material="shiny"/>',
+    "not shown": FLOOR.replace("/>", ' group="4"/>'),
 }
+SITE = '<site type="box" size=".3 .3 .05" material="shiny"/>'
+KINDS = ("type='box'", "type='sphere'", "type='capsule'", "type='cylinder'", "type='ellipsoid'",
+         "type='mesh' mesh='wedge'")  # fmt: skip
+OFF_CENTRE = 'sensorsize=".01 .006" resolution="80 48" focal=".01 .01" principal=".003 0"'
+
+
+@pytest.fixture(autouse=True)
+def off_screen() -> None:
+    choose_gl()
 
 
 def world(seed: int, mirror: str, *, shadow: bool = False, camera: str = 'fovy="40"') -> Any:
-    """Sixty things at random places around a camera that looks towards the middle of them."""
+    """Sixty things at random places around a camera that looks towards the middle of them; mirrors come first."""
     rng = np.random.default_rng(seed)
+
+    def random(low: float, high: float) -> str:
+        return " ".join(map(str, rng.uniform(low, high, 3)))
+
     things = "".join(
-        f'<geom type="{kind}" size="{" ".join(map(str, rng.uniform(0.02, 0.1, 3)))}" '
-        f'pos="{" ".join(map(str, rng.uniform(-1, 1, 3)))}" euler="{" ".join(map(str, rng.uniform(0, 360, 3)))}" '
-        f'rgba="{" ".join(map(str, rng.uniform(0, 1, 3)))} 1"/>'
-        for kind in ("box", "sphere", "capsule", "cylinder", "ellipsoid", "box") * 10
+        f"<geom {kind} size='{random(0.02, 0.1)}' pos='{random(-1, 1)}' euler='{random(0, 360)}' "
+        f"rgba='{random(0, 1)} 1'/>"
+        for kind in KINDS * 10
     )
     eye = rng.uniform((-0.4, -0.4, 0.3), (0.4, 0.4, 1.1))
     right = np.cross(-eye, rng.normal(size=3))
     axes = " ".join(map(str, (*right, *np.cross(right, -eye))))
     return mujoco.MjModel.from_xml_string(
         f"""<mujoco><visual><quality offsamples="4"/></visual>
-        <asset><material name="shiny" reflectance=".5" rgba=".5 .5 .5 1"/></asset>
+        <asset><mesh name="wedge" vertex="0 0 0  .5 0 0  .1 .2 0  0 0 .2"/>
+        <material name="shiny" reflectance=".5" rgba=".5 .5 .5 1"/></asset>
         <worldbody><light pos="0 0 2" castshadow="{str(shadow).lower()}"/>
         <camera name="eye" pos="{" ".join(map(str, eye))}" xyaxes="{axes}" {camera}/>
-        {MIRRORS[mirror]}{things}</worldbody></mujoco>"""
+        {MIRRORS.get(mirror, mirror)}{things}</worldbody></mujoco>"""
     )
+
+
+def leave_out(pictures: MujocoPictures, away: np.ndarray) -> None:
+    """These things, whatever is in sight."""
+    pictures._needless = lambda data: away  # type: ignore[method-assign]
+
+
+def out_of_view(model: Any) -> tuple[tuple[Any, Any], np.ndarray]:
+    """The data, the view, and what is out of sight, whatever mirrors show."""
+    data = mujoco.MjData(model)
+    mujoco.mj_forward(model, data)
+    view = view_of(model, data, 0, SIZE[1] / SIZE[0])
+    assert view is not None
+    return (data, view), out_of_sight(model, data, *view)
 
 
 def drawn(model: Any, grain: float | None = None) -> tuple[int, np.ndarray, np.ndarray]:
@@ -49,12 +78,11 @@ def drawn(model: Any, grain: float | None = None) -> tuple[int, np.ndarray, np.n
     mujoco.mj_forward(model, data)
     pictures = MujocoPictures(model, *SIZE, grain)
     left_out = pictures.draw(data, "eye")
-    num_left_out = model.ngeom - pictures._scene.ngeom
-    pictures._needless = lambda data: np.zeros(model.ngeom, bool)  # type: ignore[method-assign]
+    num_drawn = pictures._scene.ngeom
+    leave_out(pictures, np.zeros(model.ngeom, bool))
     whole = pictures.draw(data, "eye")
-    assert pictures._scene.ngeom == model.ngeom
     pictures.close()
-    return num_left_out, left_out, whole
+    return pictures._scene.ngeom - num_drawn, left_out, whole
 
 
 @pytest.mark.parametrize("mirror", MIRRORS)
@@ -66,23 +94,39 @@ def test_what_is_left_out_changes_no_pixel(mirror: str) -> None:
         num_left_out, left_out, whole = drawn(model)
         np.testing.assert_array_equal(left_out, whole, err_msg=f"seed {seed}")
         np.testing.assert_array_equal(model.geom_group, groups)
+        if mirror in ("none", "out of sight", "not shown"):
+            assert num_left_out == (out_of_view(model)[1] & (model.geom_group == 0)).sum()
         most = max(most, num_left_out)
     assert most >= 15
 
 
-def test_a_mirror_shows_what_is_out_of_sight() -> None:
+def test_meshes_lie_about_their_boxes_middle() -> None:
+    """Which is not where the geom is: what is left out has all its corners beyond one side."""
+    num_away = 0
+    for seed in range(40):
+        model = world(seed, "none")
+        (data, (eye, sides)), away = out_of_view(model)
+        for geom in np.flatnonzero(away & (model.geom_type == mujoco.mjtGeom.mjGEOM_MESH)):
+            corners = data.geom_xpos[geom] + model.mesh_vert @ data.geom_xmat[geom].reshape(3, 3).T
+            assert ((corners - eye) @ sides.T > 0).all(axis=0).any()
+            num_away += 1
+    assert num_away > 100
+
+
+@pytest.mark.parametrize("mirror", ["box", "floor", "tile"])
+def test_a_mirror_shows_what_is_out_of_sight(mirror: str) -> None:
     """Else the test above would say nothing of mirrors: some thing is seen by its image alone."""
-    model = world(0, "floor")
-    data = mujoco.MjData(model)
-    mujoco.mj_forward(model, data)
-    pictures = MujocoPictures(model, *SIZE, None)
-    whole = pictures.draw(data, "eye")
-    pictures._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
-    away = pictures._needless(data)
-    pictures._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 1
-    pictures._needless = lambda data: away  # type: ignore[method-assign]
-    assert (pictures.draw(data, "eye") != whole).any()
-    pictures.close()
+    seen = False
+    for seed in range(12):
+        model = world(seed, mirror)
+        data = mujoco.MjData(model)
+        mujoco.mj_forward(model, data)
+        pictures = MujocoPictures(model, *SIZE, None)
+        whole = pictures.draw(data, "eye")
+        leave_out(pictures, out_of_view(model)[1])
+        seen = seen or bool((pictures.draw(data, "eye") != whole).any())
+        pictures.close()
+    assert seen
 
 
 def test_a_mirror_is_looked_into_through_its_frame() -> None:
@@ -95,15 +139,39 @@ def test_a_mirror_is_looked_into_through_its_frame() -> None:
         eye = data.geom_xpos[0] + turn @ [*rng.uniform(-1, 1, 2), height + rng.uniform(0.05, 1)]
         image, sides = seen_in(model, data, 0, eye, np.zeros((4, 3)))
         for share, within in ((0.99, True), (1.01, False)):
-            on = np.array([share * width, rng.uniform(-length, length), height])
-            hit = data.geom_xpos[0] + turn @ (on * [rng.choice([-1, 1]), 1, 1])
+            on = np.array([*rng.uniform(-1, 1, 2), 1]) * (width, length, height)
+            axis = rng.integers(2)
+            on[axis] = rng.choice([-share, share]) * (width, length)[axis]
+            hit = data.geom_xpos[0] + turn @ on
             onward = turn @ ((turn.T @ (hit - eye)) * [1, 1, -1])
             assert ((hit + rng.uniform(0.01, 2) * onward - image) @ sides.T <= 0).all() == within
 
 
-@pytest.mark.parametrize(("shadow", "camera"), [(True, 'fovy="40"'), (False, 'orthographic="true" fovy="1"')])
-def test_all_is_drawn_where_sight_is_not_all(shadow: bool, camera: str) -> None:
-    assert drawn(world(0, "none", shadow=shadow, camera=camera))[0] == 0
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"shadow": True},
+        {"camera": 'orthographic="true" fovy="1"'},
+        {"camera": OFF_CENTRE},
+        {"mirror": SITE},
+    ],
+    ids=["shadow", "orthographic", "off centre", "a site as mirror"],
+)
+def test_all_is_drawn_where_sight_is_not_all(settings: dict[str, Any]) -> None:
+    assert drawn(world(0, **({"mirror": "none"} | settings)))[0] == 0
+
+
+def test_an_error_leaves_the_model_as_it_was() -> None:
+    model = world(0, "none")
+    groups = model.geom_group.copy()
+    pictures = MujocoPictures(model, *SIZE, None)
+    data = mujoco.MjData(model)
+    mujoco.mj_forward(model, data)
+    pictures._perturb = 0
+    with pytest.raises(TypeError):
+        pictures.draw(data, "eye")
+    np.testing.assert_array_equal(model.geom_group, groups)
+    pictures.close()
 
 
 def test_plain_pictures_have_no_shadows_to_care_for() -> None:

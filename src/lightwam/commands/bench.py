@@ -14,7 +14,7 @@ from lightwam.config import Recipe
 KINDS = ("train", "act", "eval", "serve", "control")
 USAGE = """usage: lightwam bench train RECIPE [OPTIONS]     training samples a second, and the share of time by part
        lightwam bench act RECIPE|RUN [OPTIONS]    milliseconds an action chunk, plain and by the engine
-       lightwam bench eval RECIPE [OPTIONS]      wall time of an evaluation, against one process that draws all
+       lightwam bench eval RECIPE [OPTIONS]      wall time of an evaluation, against one process that draws every step
        lightwam bench serve [OPTIONS]            milliseconds that serving adds: round trips over loopback
        lightwam bench control RUN [OPTIONS]      success and jitter under latency, by how chunks are played"""
 

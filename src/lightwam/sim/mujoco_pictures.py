@@ -25,8 +25,10 @@ FINE_MESH_FACES = 1000
 """meshes of fewer triangles are drawn as they are"""
 UNDRAWN = 5
 """a group of geoms that MuJoCo does not draw unless told to"""
+PLANE = 0
+"""MuJoCo's type of geoms that have no end"""
 MARGIN = 1e-3
-"""so far beyond the edge of the view is what is left out, metres: far more than rounding"""
+"""metres by which a thing must lie beyond a side of the view to be left out: far more than rounding"""
 
 _open: weakref.WeakSet[MujocoPictures] = weakref.WeakSet()
 
@@ -35,7 +37,7 @@ class MujocoPictures:
     """Draws from named cameras. Reads the model and the data, changes neither's physics."""
 
     def __init__(self, model: Any, height: int, width: int, grain: float | None, hidden: tuple[int, ...] = ()) -> None:
-        """`grain` in metres, 0 for all meshes as they are; None draws as MuJoCo does, nothing left out.
+        """`grain` in metres, 0 for all meshes as they are; None gives MuJoCo's own pixels.
 
         `hidden` are groups of geoms that are not drawn besides MuJoCo's own.
         """
@@ -71,9 +73,11 @@ class MujocoPictures:
         mujoco, groups = self._mujoco, self.model.geom_group.copy()
         self._camera.fixedcamid = self.model.camera(camera).id
         self.model.geom_group[self._needless(data)] = UNDRAWN
-        mujoco.mjv_updateScene(self.model, data, self._option, self._perturb, self._camera,
-                               mujoco.mjtCatBit.mjCAT_ALL, self._scene)  # fmt: skip
-        self.model.geom_group[:] = groups
+        try:
+            mujoco.mjv_updateScene(self.model, data, self._option, self._perturb, self._camera,
+                                   mujoco.mjtCatBit.mjCAT_ALL, self._scene)  # fmt: skip
+        finally:
+            self.model.geom_group[:] = groups
         self._gl.make_current()
         mujoco.mjr_render(self._rect, self._scene, self._context)
         picture = np.empty((self._rect.height, self._rect.width, 3), np.uint8)
@@ -93,10 +97,12 @@ class MujocoPictures:
         away = out_of_sight(model, data, eye, sides)
         if not flags[mujoco.mjtRndFlag.mjRND_REFLECTION] or not model.nmat:
             return away
+        shiny = np.append(model.mat_reflectance > 0, False)  # the last for things without a material, which have -1
+        if shiny[model.site_matid].any():  # boxes that are sites are mirrors too
+            return np.zeros(model.ngeom, bool)
         shown = np.asarray(self._option.geomgroup)[np.clip(model.geom_group, 0, mujoco.mjNGROUP - 1)] > 0
-        flat = np.isin(model.geom_type, (mujoco.mjtGeom.mjGEOM_PLANE, mujoco.mjtGeom.mjGEOM_BOX))
-        shiny = (model.geom_matid >= 0) & (model.mat_reflectance[model.geom_matid] > 0)
-        for mirror in np.flatnonzero(shown & flat & shiny & ~away):
+        flat = (model.geom_type == PLANE) | (model.geom_type == mujoco.mjtGeom.mjGEOM_BOX)
+        for mirror in np.flatnonzero(shown & flat & shiny[model.geom_matid] & ~away):
             away &= out_of_sight(model, data, *seen_in(model, data, int(mirror), eye, sides))
         return away
 
@@ -113,7 +119,7 @@ class MujocoPictures:
 def view_of(
     model: Any, data: Any, camera: int, aspect: float
 ) -> tuple[Float[np.ndarray, " 3"], Float[np.ndarray, "4 3"]] | None:
-    """Where a camera is, in metres, and the outward normals of the sides of its view; `aspect` is width / height.
+    """Where a camera is (metres), and outward unit normals of the four sides of its view; `aspect` is width / height.
 
     None where its view is not given by a field of view (orthographic, or a sensor's).
     """
@@ -128,13 +134,16 @@ def view_of(
 def seen_in(
     model: Any, data: Any, mirror: int, eye: Float[np.ndarray, " 3"], sides: Float[np.ndarray, "4 3"]
 ) -> tuple[Float[np.ndarray, " 3"], Float[np.ndarray, "4 3"]]:
-    """The view that an eye has in a mirror, in the world as it is: from the eye's image, through the mirror's frame."""
+    """The view that an eye has in a mirror: the eye's image (metres), outward normals of the mirror's frame from it.
+
+    `mirror` is a geom, a box or a plane, and planes are taken as if without end: theirs are the mirrored `sides`.
+    """
     right, ahead, normal = data.geom_xmat[mirror].reshape(3, 3).T
-    plane = model.geom_rbound[mirror] == 0
+    plane = model.geom_type[mirror] == PLANE
     width, length, height = (0, 0, 0) if plane else model.geom_size[mirror]
     middle = data.geom_xpos[mirror] + height * normal
     image = eye - 2 * ((eye - middle) @ normal) * normal
-    if plane:  # as if without end
+    if plane:
         return image, sides - 2 * np.outer(sides @ normal, normal)
     edges = [(ahead, width * right), (ahead, -width * right), (right, length * ahead), (right, -length * ahead)]
     frame = [(np.cross(along, middle + out - image), out) for along, out in edges]
@@ -144,12 +153,15 @@ def seen_in(
 def out_of_sight(
     model: Any, data: Any, eye: Float[np.ndarray, " 3"], sides: Float[np.ndarray, "4 3"]
 ) -> Bool[np.ndarray, " geoms"]:
-    """Which geoms lie with their whole box beyond one of the sides of a view."""
+    """Which geoms lie with their whole box, as it was compiled, beyond a side of the view from `eye` (metres).
+
+    `sides` are outward normals of length 1.
+    """
     turn = data.geom_xmat.reshape(-1, 3, 3)
     middle = data.geom_xpos + (turn @ model.geom_aabb[:, :3, None])[:, :, 0]
     reach = (np.abs(sides @ turn) @ model.geom_aabb[:, 3:, None])[:, :, 0]
     beyond = (middle - eye) @ sides.T - reach > MARGIN
-    return np.asarray(beyond.any(axis=1) & (model.geom_rbound > 0))  # 0: a plane
+    return np.asarray(beyond.any(axis=1) & (model.geom_type != PLANE))
 
 
 def coarse(model: Any, grain: float) -> Any:
