@@ -7,6 +7,7 @@ RUN ?= runs/demo
 BIN := $(VENV)/bin
 USE := $(VENV)/.ready-to-use
 DEV := $(VENV)/.ready-to-develop
+RAY := $(VENV)/.ready-for-ray
 LEROBOT := .venv-lerobot
 LEROBOT_PYTHON ?= python3.12
 GL_PACKAGES := libegl1 libgl1 libgl1-mesa-dri libopengl0
@@ -27,7 +28,7 @@ report: $(USE)  ## write RUN/report.html again
 test: $(DEV) gl  ## every test that takes seconds
 	@$(BIN)/python -m pytest
 
-slow: $(DEV) gl  ## the tests that take minutes
+slow: $(DEV) $(RAY) gl  ## the tests that take minutes, a cluster of two nodes among them
 	@$(BIN)/python -m pytest -m "slow and not gpu" --timeout 3600
 
 gpu: $(DEV)  ## the tests that need a CUDA device
@@ -73,6 +74,10 @@ $(DEV): pyproject.toml constraints.txt | $(BIN)/python
 	@$(INSTALL) '.[dev,metaworld,libero]'
 	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-deps --constraint constraints.txt openpi-client
 	@touch $@ $(USE)
+
+$(RAY): $(DEV)
+	@$(INSTALL) '.[ray]'
+	@touch $@
 
 $(LEROBOT)/.ready: pyproject.toml lerobot_policy_lightwam/pyproject.toml
 	@"$(LEROBOT_PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 12))' \

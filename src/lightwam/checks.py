@@ -33,8 +33,8 @@ def check(recipe: Recipe) -> Recipe:
     _check_windows(recipe)
     _check_pictures(recipe)
     _check_train(recipe.train)
-    _check_episodes(recipe)
-    _check_libero(recipe.sim, recipe.collect, recipe.eval)
+    check_world(recipe.sim, recipe.eval)
+    _check_demonstrations(recipe.sim, recipe.collect, recipe.eval)
     pretrained = isinstance(recipe.latents, WanVaeConfig) or isinstance(recipe.text, Umt5Config)
     _require(bool(recipe.weights) or not pretrained, "no weights are named for the VAE or text encoder", "weights",
              repr(recipe.weights), "a folder or Hub repo id", "--weights /path/to/Wan2.1-T2V-1.3B")  # fmt: skip
@@ -61,39 +61,21 @@ def _check_train(train: TrainConfig) -> None:
         _require(0 <= value < 1, "not a decay", f"train.{name}", value, "in [0, 1)")
 
 
-def _check_episodes(recipe: Recipe) -> None:
-    sim, collect, evaluation = recipe.sim, recipe.collect, recipe.eval
-    for where, section, names in (
-        ("sim", sim, ("height", "width", "max_steps", "action_repeat")),
-        ("collect", collect, ("demos_per_task", "turn", "workers")),
-        ("eval", evaluation, ("trials", "workers")),
-    ):
-        for name in names:
-            value = getattr(section, name)
-            _require(value >= 1, "a count must be positive", f"{where}.{name}", value, ">= 1")
-    for name in ("extra_steps", "wander_steps"):
-        value = getattr(collect, name)
-        _require(value >= 0, "a count must not be negative", f"collect.{name}", value, ">= 0")
+def check_world(sim: SimConfig, evaluation: EvalConfig) -> None:
+    """ConfigError where a simulator and an evaluation's settings do not fit together, whatever the policy."""
+    counts = {f"sim.{name}": getattr(sim, name) for name in ("height", "width", "max_steps", "action_repeat")}
+    counts |= {f"eval.{name}": getattr(evaluation, name) for name in ("trials", "replan", "workers")}
+    for name, value in counts.items():
+        _require(value >= 1, "a count must be positive", name, value, ">= 1")
     _require(evaluation.videos_per_task >= 0, "a count must not be negative", "eval.videos_per_task",
              evaluation.videos_per_task, ">= 0")  # fmt: skip
     for name, words in (("tasks", sim.tasks), ("cameras", sim.cameras)):
         _require(0 < len(words) == len(set(words)), "names must be there, and each once", f"sim.{name}", words, "a set")
-    _require(0 <= collect.noise_std < math.inf, "not a deviation", "collect.noise_std", collect.noise_std, ">= 0")
-    _require(0 <= collect.noise_probability <= 1, "not a probability", "collect.noise_probability",
-             collect.noise_probability, "in [0, 1]")  # fmt: skip
-    # an expert may fail, so demonstrations use more seeds than there are demonstrations
-    for task, count in collect.more_demos:
-        _require(task in sim.tasks and count >= 0, "not a task of the simulator's, or not a count",
-                 "collect.more_demos", (task, count), f"one of {sim.tasks}, >= 0")  # fmt: skip
-    after = collect.first_seed + 100 * max(collect.demos(task) for task in sim.tasks)
-    _require(evaluation.first_seed >= after or evaluation.first_seed + evaluation.trials <= collect.first_seed,
-             "evaluation seeds are too near the demonstrations'", "eval.first_seed", evaluation.first_seed,
-             f">= {after} (collect.first_seed + 100 * the most demonstrations of a task)")  # fmt: skip
+    if sim.name == "libero":
+        _check_libero(sim, evaluation)
 
 
-def _check_libero(sim: SimConfig, collect: CollectConfig, evaluation: EvalConfig) -> None:
-    if sim.name != "libero":
-        return
+def _check_libero(sim: SimConfig, evaluation: EvalConfig) -> None:
     chosen = protocol(sim.protocol)
     drawn = chosen.picture == "plain" or (sim.height, sim.width) == (chosen.size, chosen.size)
     _require(drawn, "the protocol has pictures of another size", "sim.height, sim.width", (sim.height, sim.width),
@@ -102,13 +84,33 @@ def _check_libero(sim: SimConfig, collect: CollectConfig, evaluation: EvalConfig
     _require(chosen.replan in (None, evaluation.replan), "the protocol executes another number of steps of a chunk",
              "eval.replan", evaluation.replan, f"{chosen.replan} (sim.protocol {sim.protocol})",
              f"--eval.replan {chosen.replan}")  # fmt: skip
-    seeds = collect.first_seed + 100 * max(collect.demos(task) for task in sim.tasks)
-    _require(seeds <= FIRST_STATE, "demonstrations would begin in the benchmark's own states", "collect.first_seed",
-             collect.first_seed, f"seeds below {FIRST_STATE}, 100 for each demonstration of a task")  # fmt: skip
     beyond = evaluation.first_seed + evaluation.trials - FIRST_STATE - NUM_STATES
     _require(beyond <= 0, "LIBERO has fewer initial states", "eval.trials", evaluation.trials,
              f"at most {evaluation.trials - beyond}: seeds from {FIRST_STATE} up are the {NUM_STATES} states of a task",
              f"lower eval.trials, or draw states by an eval.first_seed below {FIRST_STATE}")  # fmt: skip
+
+
+def _check_demonstrations(sim: SimConfig, collect: CollectConfig, evaluation: EvalConfig) -> None:
+    for name in ("demos_per_task", "turn", "workers"):
+        value = getattr(collect, name)
+        _require(value >= 1, "a count must be positive", f"collect.{name}", value, ">= 1")
+    for name in ("extra_steps", "wander_steps"):
+        value = getattr(collect, name)
+        _require(value >= 0, "a count must not be negative", f"collect.{name}", value, ">= 0")
+    _require(0 <= collect.noise_std < math.inf, "not a deviation", "collect.noise_std", collect.noise_std, ">= 0")
+    _require(0 <= collect.noise_probability <= 1, "not a probability", "collect.noise_probability",
+             collect.noise_probability, "in [0, 1]")  # fmt: skip
+    for task, count in collect.more_demos:
+        _require(task in sim.tasks and count >= 0, "not a task of the simulator's, or not a count",
+                 "collect.more_demos", (task, count), f"one of {sim.tasks}, >= 0")  # fmt: skip
+    # an expert may fail, so demonstrations use more seeds than there are demonstrations
+    after = collect.first_seed + 100 * max(collect.demos(task) for task in sim.tasks)
+    _require(evaluation.first_seed >= after or evaluation.first_seed + evaluation.trials <= collect.first_seed,
+             "evaluation seeds are too near the demonstrations'", "eval.first_seed", evaluation.first_seed,
+             f">= {after} (collect.first_seed + 100 * the most demonstrations of a task)")  # fmt: skip
+    _require(sim.name != "libero" or after <= FIRST_STATE, "demonstrations would begin in the benchmark's own states",
+             "collect.first_seed", collect.first_seed,
+             f"seeds below {FIRST_STATE}, 100 for each demonstration of a task")  # fmt: skip
 
 
 def _check_model(model: ModelConfig) -> None:

@@ -14,15 +14,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from jaxtyping import Float32
 
 from lightwam import checkpoint
-from lightwam.checks import check
 from lightwam.config import EvalConfig, Recipe, SimConfig, adapted, to_dict
 from lightwam.episodes import open_episodes, read_episodes, task_files
+from lightwam.errors import ConfigError
 from lightwam.policy import Policy
 from lightwam.progress import Progress
 from lightwam.rollouts import Film, Player, Replay, Seen, Segment
@@ -33,10 +34,30 @@ from lightwam.versions import versions
 from lightwam.workers import Crew, Death, Deaths, Workers, interrupt_as_flag
 
 Players = Crew[Segment | Replay, Seen | Film]
-
-
 Hire = Callable[[int, Player], Players]
 """where simulators run, a number of seats with a player each: `Workers` is one, `ray_workers.RayWorkers` another"""
+
+
+@runtime_checkable
+class Candidate(Protocol):
+    """What can be evaluated: a `Policy`, a server's (remote.py), or one of your own."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """Whose simulator and settings hold where no others are given."""
+        ...
+
+    def identity(self) -> Mapping[str, Any]:
+        """What a result says of it, plain values: episodes of one folder are of one candidate."""
+        ...
+
+    def accept(self, sim: SimConfig, settings: EvalConfig) -> None:
+        """ConfigError where it cannot be evaluated so."""
+        ...
+
+    def act_batch(self, observations: Sequence[Observation]) -> Float32[np.ndarray, "B H A"]:
+        """A chunk of actions in robot units for each of several robots."""
+        ...
 
 
 def evaluate(
@@ -44,28 +65,29 @@ def evaluate(
     settings: EvalConfig | None = None,
     *,
     sim: SimConfig | None = None,
-    policy: Policy | None = None,
+    policy: Candidate | None = None,
     folder: str = "eval",
     sentences: Mapping[str, str] | None = None,
     hire: Hire | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Evaluate the run's policy and write RUN/`folder`/result.json; returns what is in it.
+    """Evaluate a policy and write RUN/`folder`/result.json; returns what is in it.
 
-    `settings` and `sim` replace the recipe's. `policy` is the run's, where `Policy.load(run, device="auto")` is not
-    wanted (another step, the engine). `sentences` gives tasks another instruction than their own, to see whether
-    the policy reads it. `hire` runs the simulators elsewhere than in processes of this machine. Episodes that are
-    there already are not run again. Raises ConfigError when more steps would be executed than were supervised,
-    CheckpointError when the folder holds an evaluation under other settings or a broken file, SimulatorError when
-    an episode ends its worker again and again, and KeyboardInterrupt after Ctrl-C, with every finished episode
-    kept.
+    `settings` and `sim` replace the recipe's. `policy` is the run's, `Policy.load(run, device="auto")`, unless one is
+    given: another step, the engine, or any `Candidate`, for which `run` need be no run. `sentences` gives tasks another
+    instruction than their own, to see whether the policy reads it. `hire` runs the simulators elsewhere than in
+    processes of this machine. Episodes that are there already are not run again. Raises ConfigError when more steps
+    would be executed than were supervised (or than a chunk has), CheckpointError when the folder holds an evaluation
+    under other settings or a broken file, SimulatorError when an episode ends its worker again and again, and
+    KeyboardInterrupt after Ctrl-C, with every finished episode kept.
 
     `latency_ms` is of every answer of every episode, whether it was asked for alone or in a batch. `wall_seconds` adds
     up over attempts; of a killed one it counts up to the last episode that it finished.
     """
     began = time.perf_counter()
     policy = policy or Policy.load(run, device="auto")
-    recipe = check(adapted(policy.recipe, sim or policy.recipe.sim, settings or policy.recipe.eval))
+    recipe = adapted(policy.recipe, sim or policy.recipe.sim, settings or policy.recipe.eval)
+    policy.accept(recipe.sim, recipe.eval)
     place = run / folder
     protocol = describe(recipe, policy, sentences or {})
     done = open_episodes(place, protocol)
@@ -110,7 +132,7 @@ class _Running:
 class _Drive:
     """The closed loop: whoever plays, whoever waits for actions, and what is over."""
 
-    policy: Policy
+    policy: Candidate
     recipe: Recipe
     place: Path
     sentences: Mapping[str, str]
@@ -176,9 +198,12 @@ class _Drive:
             replace(seen, instruction=self.sentences.get(self.running[seat].task, seen.instruction))
             for seat, seen in waiting
         ]
-        asked_at = time.perf_counter()
-        chunks = self.policy.act_batch(asked)[:, : self.recipe.eval.replan]
+        asked_at, replan = time.perf_counter(), self.recipe.eval.replan
+        chunks = self.policy.act_batch(asked)[:, :replan]
         infer_ms = 1000 * (time.perf_counter() - asked_at)
+        if chunks.shape[1] < replan:
+            raise ConfigError("the policy's chunks are shorter than what would be executed of them",
+                              where="eval.replan", got=replan, expected=f"at most {chunks.shape[1]}")  # fmt: skip
         for (seat, _), chunk in zip(waiting, chunks, strict=True):
             episode = self.running[seat]
             episode.actions.extend(chunk)
@@ -243,7 +268,7 @@ def _write(path: Path, content: bytes) -> None:
     beside.replace(path)
 
 
-def describe(recipe: Recipe, policy: Policy, sentences: Mapping[str, str]) -> dict[str, Any]:
+def describe(recipe: Recipe, policy: Candidate, sentences: Mapping[str, str]) -> dict[str, Any]:
     """Every constant that a success rate depends on: two results compare only if these agree."""
     return {
         "sim": to_dict(recipe.sim),
@@ -251,10 +276,7 @@ def describe(recipe: Recipe, policy: Policy, sentences: Mapping[str, str]) -> di
         "eval": {
             key: value for key, value in to_dict(recipe.eval).items() if key not in ("workers", "videos_per_task")
         },
-        "recipe": recipe.name,
-        "checkpoint_step": policy.step,
-        "weights": "ema" if recipe.train.ema_decay else "last",
-        "computes": policy.computes,
+        **policy.identity(),
         "sentences": dict(sentences),
         "success": "at any control step",
         "versions": versions(),

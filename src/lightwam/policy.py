@@ -17,8 +17,9 @@ from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
 from lightwam import checkpoint, hub
+from lightwam.checks import check
 from lightwam.codec import Codec
-from lightwam.config import Recipe
+from lightwam.config import EvalConfig, Recipe, SimConfig, adapted
 from lightwam.distributed import device_called
 from lightwam.encoders import Prompts, open_processing
 from lightwam.engine.engine import Engine
@@ -63,10 +64,15 @@ class Policy:
         actor: LightWAM | Engine,
         step: int,
         run: Path | None = None,
+        *,
+        averaged: bool = False,
     ) -> None:
-        """`actor` is the model or, to act alone, an engine made of it; `run` is where it was loaded from."""
+        """`actor` is the model or, to act alone, an engine made of it; `run` is where it was loaded from.
+
+        `averaged`: its weights are the average that training kept.
+        """
         self.recipe, self.codec, self.latents, self.prompts = recipe, codec, latents, prompts
-        self.run = run
+        self.run, self.averaged = run, averaged
         self.actor, self.step = actor.eval() if isinstance(actor, LightWAM) else actor, step
         tensor = next(actor.parameters()) if isinstance(actor, LightWAM) else actor.folded.patch_weight
         self.device = tensor.device
@@ -81,6 +87,19 @@ class Policy:
             raise ConfigError("this policy was loaded for acting alone", where="Policy", got="engine=True",
                               next_step="Policy.load(run) without the engine also imagines and looks")  # fmt: skip
         return self.actor
+
+    def identity(self) -> dict[str, Any]:
+        """What an evaluation's result says of it: recipe, step, which weights, and what computes."""
+        return {
+            "recipe": self.recipe.name,
+            "checkpoint_step": self.step,
+            "weights": "ema" if self.averaged else "last",
+            "computes": self.computes,
+        }
+
+    def accept(self, sim: SimConfig, settings: EvalConfig) -> None:
+        """ConfigError where an evaluation's world or settings do not fit the recipe that it was trained by."""
+        check(adapted(self.recipe, sim, settings))
 
     @property
     def cameras(self) -> tuple[str, ...]:
@@ -124,7 +143,8 @@ class Policy:
         # the engine is folded from the weights as they were saved, not from what `dtype` leaves of them
         states = prompts.states
         actor = Engine(model, latents, states, place, dtype, int8=int8) if engine else model.to(place, dtype)
-        return cls(recipe, codec, latents, prompts, actor, saved.step, run)
+        averaged = ema and saved.ema is not None
+        return cls(recipe, codec, latents, prompts, actor, saved.step, run, averaged=averaged)
 
     def push_to_hub(
         self,

@@ -9,11 +9,10 @@ import pytest
 
 from lightwam import recipes
 from lightwam.collect import collect
-from lightwam.config import Recipe
+from lightwam.config import EvalConfig, Recipe, SimConfig
 from lightwam.data.lerobot import LeRobotDataset
 from lightwam.episodes import read_episodes
 from lightwam.evaluate import evaluate
-from lightwam.policy import Policy
 from lightwam.sim import base
 from lightwam.sim.libero_protocol import FIRST_STATE
 from lightwam.types import Observation
@@ -29,12 +28,18 @@ def recipe_of(tasks: tuple[str, ...]) -> Recipe:
     return replace(whole, sim=replace(whole.sim, tasks=tasks), eval=replace(whole.eval, trials=2, videos_per_task=1))
 
 
-class Remembering(Policy):
+class Remembering:
     """The expert as a policy: it knows what the expert did in the state that it sees, to the bit."""
 
     def __init__(self, recipe: Recipe) -> None:
-        self.recipe, self.step, self.computes = recipe, 0, "nothing"
+        self.recipe = recipe
         self.known: dict[bytes, np.ndarray] = {}
+
+    def identity(self) -> dict[str, str]:
+        return {"recipe": self.recipe.name}
+
+    def accept(self, sim: SimConfig, settings: EvalConfig) -> None:
+        """Anything."""
 
     def watch(self, task: str, seed: int) -> tuple[bool, int]:
         """The expert's own episode: success, and steps."""

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from lightwam import evaluate as module
-from lightwam.config import EvalConfig, Recipe
+from lightwam.checks import check
+from lightwam.config import EvalConfig, Recipe, SimConfig, adapted
 from lightwam.episodes import read_episodes, task_files
 from lightwam.errors import CheckpointError, ConfigError, SimulatorError
 from lightwam.evaluate import evaluate, percentiles
@@ -35,12 +36,17 @@ class InHere(Workers[Job, Answer]):
         return super().answers(0.0)
 
 
-class Seeing(Policy):
+class Seeing:
     """A policy that finds the dot of the named colour in the picture and goes there: right for the right reasons."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe, self.step, self.asked = recipe, 12, 0
-        self.computes = "float32 on cpu"
+
+    def identity(self) -> dict[str, Any]:
+        return {"recipe": self.recipe.name, "checkpoint_step": self.step}
+
+    def accept(self, sim: SimConfig, settings: EvalConfig) -> None:
+        check(adapted(self.recipe, sim, settings))
 
     def act_batch(self, observations: Sequence[Observation]) -> np.ndarray:
         self.asked += len(observations)
@@ -139,7 +145,6 @@ def test_what_is_written(tmp_path: Path, seeing: Seeing) -> None:
     assert result["wall_seconds"]["total"] > 0
     protocol = result["protocol"]
     assert protocol["checkpoint_step"] == 12
-    assert protocol["weights"] == "ema"
     assert protocol["eval"] == {"trials": 2, "replan": 4, "first_seed": 1_000_000}
     assert protocol["sim"]["max_steps"] == 40
     assert {"python", "torch", "numpy", "lightwam"} <= protocol["versions"].keys()
@@ -266,7 +271,9 @@ def test_no_step_is_executed_that_was_not_supervised(tmp_path: Path, seeing: See
 def test_a_real_run_is_evaluated_and_replan_steps_are_executed(tiny: Any, in_here: None) -> None:
     result = evaluate(tiny.run, EvalConfig(trials=1, replan=3, workers=1, videos_per_task=0), say=quiet)
     assert result["trials"] == 2
-    assert result["protocol"]["checkpoint_step"] == 6
+    identity = {"recipe": "point", "checkpoint_step": 6, "weights": "ema", "computes": "float32 on cpu"}
+    assert result["protocol"].items() >= identity.items()
+    assert Policy.load(tiny.run, ema=False).identity()["weights"] == "last"
     policy = Policy.load(tiny.run)
     simulator = base.make(tiny.recipe.sim, "blue")
     simulator.reset(1_000_000)

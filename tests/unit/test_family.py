@@ -10,6 +10,7 @@ import pytest
 from lightwam import recipes
 from lightwam.errors import ConfigError, WireError
 from lightwam.sim.libero_units import to_simulator
+from lightwam.types import Observation
 from lightwam.wire import families
 from lightwam.wire.family import ActionPart, Family, StatePart, Unit, fitted
 
@@ -117,6 +118,42 @@ def test_the_example_maps_the_demos_run_onto_xpolicylab() -> None:
     assert {camera: int(picture[0, 0, 0]) for camera, picture in seen.frames.items()} == {"corner4": 0, "corner": 1}
     told = family.actions(np.ones((2, 4), np.float32))
     assert [{key: value.tolist() for key, value in step.items()} for step in told] == [{"arm_joint_state": [1] * 4}] * 2
+
+
+@pytest.mark.parametrize("name", families.FAMILIES)
+def test_what_a_client_would_send_is_read_back(name: str) -> None:
+    """The two directions of a family, with every oddity that it may declare on top."""
+    family, rng = families.named(name), np.random.default_rng(0)
+    length = sum(part.length or 3 for part in family.state)
+    odd = replace(
+        family, turned=True, state_units=(Unit(1, 2.0, -3.0),), action_units=(Unit(-1, -2.0, 1.0),), action=()
+    )
+    fit = fitted(odd, tuple(family.cameras) or ("top", "left"), length, family.action_dim or length)
+    frames = {camera: rng.integers(0, 256, (4, 5, 3), np.uint8) for camera in fit.cameras}
+    told = Observation(frames, rng.normal(size=length).astype(np.float32), "open the drawer")
+    read = fit.observation(fit.message(told))
+    assert read.instruction == told.instruction and read.frames.keys() == frames.keys()
+    assert all(np.array_equal(read.frames[camera], frames[camera]) for camera in frames)
+    np.testing.assert_allclose(read.state, told.state, atol=1e-6)
+    chunk = rng.normal(size=(4, fit.action_dim)).astype(np.float32)
+    np.testing.assert_allclose(fit.chunk(fit.actions(chunk)), chunk, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("actions", "told"),
+    [
+        ([[0.0] * 7], "no chunk"),
+        (np.zeros(7), "no chunk"),
+        (np.array([["a"] * 7]), "no chunk"),
+        (np.zeros((3, 8)), "another size"),
+        (np.zeros((0, 7)), "another size"),
+        (np.full((3, 7), np.nan), "not finite"),
+        (np.full((3, 7), 1e300), "not finite"),
+    ],
+)
+def test_answers_that_are_no_chunk_are_refused(actions: Any, told: str) -> None:
+    with pytest.raises(WireError, match=rf"{told}[\s\S]*expected: finite numbers \(H, 7\)"):
+        libero()[0].chunk(actions)
 
 
 def test_pictures_upside_down_are_turned() -> None:

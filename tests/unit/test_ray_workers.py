@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 
 from lightwam import ray_workers
-from lightwam.config import Recipe
+from lightwam.config import EvalConfig, Recipe, SimConfig
 from lightwam.episodes import read_episodes
 from lightwam.errors import ConfigError, SimulatorError
 from lightwam.evaluate import evaluate
-from lightwam.policy import Policy
 from lightwam.ray_workers import RayWorkers
 from lightwam.types import Observation
 from lightwam.versions import versions
@@ -116,11 +115,17 @@ def test_a_full_cluster_is_told_once(cluster: Any, monkeypatch: pytest.MonkeyPat
     assert said == ["ray: no simulator is up yet; waiting for a free CPU of the cluster (`ray status` tells more)"]
 
 
-class Still(Policy):
+class Still:
     """Hardly moves, and tells who asks."""
 
     def __init__(self, recipe: Recipe, on_asked: Any) -> None:
-        self.recipe, self.step, self.computes, self.on_asked = recipe, 1, "nothing", on_asked
+        self.recipe, self.on_asked = recipe, on_asked
+
+    def identity(self) -> dict[str, Any]:
+        return {"recipe": self.recipe.name}
+
+    def accept(self, sim: SimConfig, settings: EvalConfig) -> None:
+        """Anything."""
 
     def act_batch(self, observations: Sequence[Observation]) -> np.ndarray:
         self.on_asked(observations)

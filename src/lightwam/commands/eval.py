@@ -1,34 +1,52 @@
-"""`lightwam eval`: a trained policy in closed loop."""
+"""`lightwam eval`: a policy in closed loop, a run's own or one that any openpi server has."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
-from lightwam.checks import check
-from lightwam.commands.options import given, parse, run_directory, wants_help
+from lightwam.checks import check, check_world
+from lightwam.commands.options import given, named_recipe, parse, run_directory, wants_help
 from lightwam.config import EvalConfig, SimConfig, adapted
 from lightwam.errors import ConfigError, did_you_mean
 from lightwam.recipes import demo
 from lightwam.sim.libero_protocol import SUITES, protocol
 
+KEY_VARIABLE = "LIGHTWAM_API_KEY"
+"""environment variable with the key that a server wants; on the command line everyone would see it in `ps`"""
+USAGE = """usage: lightwam eval RUN [OPTIONS]                         a trained run's policy
+       lightwam eval ws://HOST:PORT RECIPE --run OUT [...]  the policy of any server that speaks openpi's protocol
+"""
 
-@dataclass(frozen=True)
-class EvalOptions:
-    """Run a trained policy in closed loop on unseen seeds; episodes that are done already are not run again."""
+
+@dataclass(frozen=True, kw_only=True)
+class WorldOptions:
+    """Where a policy is evaluated, and by how many simulators."""
 
     eval: EvalConfig
-    """the run's own, unless overridden"""
+    """the recipe's own, unless overridden"""
     sim: SimConfig
-    """the run's own, unless overridden"""
+    """the recipe's own, unless overridden"""
     suite: str | None = None
-    """all tasks of this LIBERO suite in place of the run's, for example libero_object_swap, with its steps"""
+    """all tasks of this LIBERO suite in place of the recipe's, for example libero_object_swap, with its steps"""
     protocol: str | None = None
     """LIBERO's constants as light-wam, openpi, openvla-oft, lerobot or plain has them: picture, steps, replan"""
     folder: str = "eval"
     """where in the run directory the episodes go; another protocol needs another folder"""
+    ray: bool = False
+    """run the simulators, --eval.workers of them, on a Ray cluster; the policy stays here"""
+    ray_address: str = "auto"
+    """which cluster, host:port, of those that this machine has joined; auto: RAY_ADDRESS, or the only one"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions(WorldOptions):
+    """Run a trained policy in closed loop on unseen seeds; episodes that are done already are not run again."""
+
     step: int | None = None
     """the checkpoint; the newest by default"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -39,37 +57,77 @@ class EvalOptions:
     """act by the folded model: the same actions, sooner"""
     int8: bool = False
     """with --engine: weights in 8 bits; less memory, actions not quite the same"""
-    ray: bool = False
-    """run the simulators, --eval.workers of them, on a Ray cluster; the policy stays here"""
-    ray_address: str = "auto"
-    """which cluster, host:port, of those that this machine has joined; auto: RAY_ADDRESS, or the only one"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerOptions(WorldOptions):
+    """Run the policy of an openpi server in closed loop; of the recipe only simulator and evaluation count."""
+
+    run: Path | None = None
+    """a folder for the results, which is no trained run's; it has to be named"""
+    family: str = "libero"
+    """what its observations are called: a family's name, or the TOML file that declares one (docs/serving_robots.md)"""
+    renames: dict[str, str] = field(default_factory=dict)
+    """the family's name of a camera, then the simulator's"""
+    timeout_seconds: float = 60.0
+    """for an answer; the first one may take long"""
 
 
 def run(arguments: Sequence[str]) -> None:
-    """`lightwam eval RUN [--eval.trials N] [...]`."""
+    """`lightwam eval RUN [...]` or `lightwam eval ws://HOST:PORT RECIPE --run OUT [...]`."""
+    if arguments and arguments[0].startswith(("ws://", "wss://")):
+        _eval_server(arguments[0], arguments[1:])
+        return
     path, rest = run_directory(arguments, "eval")
     if wants_help(rest):
-        parse(EvalOptions(EvalConfig(trials=20, replan=8), demo().sim), rest, f"eval {path}")
+        print(USAGE)
+        parse(EvalOptions(eval=EvalConfig(trials=20, replan=8), sim=demo().sim), rest, f"eval {path}")
     from lightwam.checkpoint import read_recipe
 
     recipe = read_recipe(path)
-    options = parse(EvalOptions(recipe.eval, recipe.sim), rest, f"eval {path}")
+    options = parse(EvalOptions(eval=recipe.eval, sim=recipe.sim), rest, f"eval {path}")
     sim, settings = world(options, given(rest))
     from lightwam.engine.cpu import keep_memory
     from lightwam.evaluate import evaluate
     from lightwam.policy import Policy
-    from lightwam.ray_workers import RayWorkers
 
     check(adapted(recipe, sim, settings))  # before a model is loaded
     keep_memory()
     policy = Policy.load(
         path, options.step, device=options.device, weights=options.weights, engine=options.engine, int8=options.int8
     )
-    hire = partial(RayWorkers, address=options.ray_address) if options.ray else None
-    print(table(evaluate(path, settings, sim=sim, policy=policy, folder=options.folder, hire=hire)))
+    print(table(evaluate(path, settings, sim=sim, policy=policy, folder=options.folder, hire=_hire(options))))
 
 
-def world(options: EvalOptions, said: frozenset[str]) -> tuple[SimConfig, EvalConfig]:
+def _eval_server(url: str, arguments: Sequence[str]) -> None:
+    recipe, rest = named_recipe(arguments, "eval ws://HOST:PORT")
+    options = parse(ServerOptions(eval=recipe.eval, sim=recipe.sim), rest, f"eval {url} {recipe.name}")
+    if options.run is None:
+        raise ConfigError("the results need a folder", where="--run", next_step="--run runs/NAME")
+    if (options.run / "recipe.json").exists():
+        raise ConfigError("results of a server's policy do not belong to a trained run", where="--run",
+                          got=options.run, expected="another folder")  # fmt: skip
+    sim, settings = world(options, given(rest))
+    check_world(sim, settings)
+    from lightwam.evaluate import evaluate
+    from lightwam.remote import RemotePolicy
+    from lightwam.robot.client import Client
+    from lightwam.wire import families
+
+    family, key = families.called(options.family), os.environ.get(KEY_VARIABLE)
+    with Client(url, api_key=key, timeout_seconds=options.timeout_seconds) as client:
+        policy = RemotePolicy(client, recipe, family, options.renames)
+        result = evaluate(options.run, settings, sim=sim, policy=policy, folder=options.folder, hire=_hire(options))
+    print(table(result))
+
+
+def _hire(options: WorldOptions) -> Any:
+    from lightwam.ray_workers import RayWorkers
+
+    return partial(RayWorkers, address=options.ray_address) if options.ray else None
+
+
+def world(options: WorldOptions, said: frozenset[str]) -> tuple[SimConfig, EvalConfig]:
     """The simulator and the controller's settings, `suite` and `protocol` included.
 
     What was `said` by an option of its own is kept (`check` refuses what a protocol has otherwise). ConfigError for

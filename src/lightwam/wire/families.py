@@ -74,6 +74,11 @@ def named(name: str) -> Family:
     return FAMILIES[name]
 
 
+def called(name: str) -> Family:
+    """The family that a file (NAME.toml) declares, or the built-in one; ConfigError where there is none."""
+    return read(Path(name)) if name.endswith(".toml") else named(name)
+
+
 def chosen(
     names: Sequence[str], cameras: Sequence[str], state_dim: int, action_dim: int, renames: Mapping[str, str]
 ) -> list[Family]:
@@ -81,7 +86,7 @@ def chosen(
 
     ConfigError when one that was named does not fit, or none does.
     """
-    declared = [read(Path(name)) if name.endswith(".toml") else named(name) for name in names]
+    declared = [called(name) for name in names]
     fitting = []
     for family in declared or FAMILIES.values():
         try:

@@ -48,6 +48,14 @@ class Unit:
     scale: float
     offset: float
 
+    def told(self, number: Any) -> Any:
+        """The policy's number, or an array of them, as the client counts."""
+        return number * np.float32(self.scale) + np.float32(self.offset)
+
+    def heard(self, number: Any) -> Any:
+        """The client's number, or an array of them, as the policy counts."""
+        return (number - np.float32(self.offset)) / np.float32(self.scale)
+
 
 @dataclass(frozen=True)
 class Family:
@@ -120,7 +128,7 @@ class Family:
             if not -len(state) <= unit.dim < len(state):
                 raise WireError("the state has no such number", where="state", got=f"{len(state)} numbers",
                                 expected=f"one at {unit.dim}")  # fmt: skip
-            state[unit.dim] = (state[unit.dim] - unit.offset) / unit.scale
+            state[unit.dim] = unit.heard(state[unit.dim])
         return state
 
     def instruction(self, message: Any) -> str:
@@ -149,12 +157,47 @@ class Family:
         """A chunk as the client wants it: numbers, or a map of parts for every step; a copy either way."""
         told = np.array(chunk, np.float32)
         for unit in self.action_units:
-            told[:, unit.dim] = told[:, unit.dim] * np.float32(unit.scale) + np.float32(unit.offset)
+            told[:, unit.dim] = unit.told(told[:, unit.dim])
         if not self.action:
             return told
         ends = np.cumsum([part.length for part in self.action])
         assert ends[-1] == told.shape[1], "a family is fitted to its run before it answers"
         return [dict(zip((part.key for part in self.action), np.split(row, ends[:-1]), strict=True)) for row in told]
+
+    def message(self, seen: Observation) -> dict[str, Any]:
+        """What a client of the (fitted) family would send of an observation: the inverse of `observation`."""
+        state = np.array(seen.state, np.float32)
+        for unit in self.state_units:
+            state[unit.dim] = unit.told(state[unit.dim])
+        ends = np.cumsum([part.length for part in self.state])
+        assert ends[-1] == len(state), "a family is fitted to its world before it speaks"
+        message: dict[str, Any] = {}
+        for camera, path in self.cameras.items():
+            picture = seen.frames[camera]
+            _put(message, path, np.ascontiguousarray(picture[::-1, ::-1]) if self.turned else picture)
+        for part, numbers in zip(self.state, np.split(state, ends[:-1]), strict=True):
+            _put(message, part.path, numbers)
+        _put(message, self.prompt[0], seen.instruction)
+        return message
+
+    def chunk(self, actions: Any) -> Float32[np.ndarray, "H A"]:
+        """What a policy meant by the numbers that a client was answered: the inverse of `actions`, without parts.
+
+        WireError for what is no chunk of finite numbers, or has another number of them in an action.
+        """
+        expected = f"finite numbers (H, {self.action_dim or 'A'})"
+        got = f"{actions.dtype} {actions.shape}" if isinstance(actions, np.ndarray) else type(actions).__name__
+        if not isinstance(actions, np.ndarray) or actions.dtype.kind not in "fiu" or actions.ndim != 2:
+            raise WireError("the answer's actions are no chunk", where="actions", got=got, expected=expected)
+        if actions.shape[1] != (self.action_dim or actions.shape[1]) or 0 in actions.shape:
+            raise WireError("the answer's actions have another size", where="actions", got=got, expected=expected)
+        with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused as such
+            meant = np.array(actions, np.float32)
+        if not np.isfinite(meant).all():
+            raise WireError("the answer's actions are not finite", where="actions", got=got, expected=expected)
+        for unit in self.action_units:
+            meant[:, unit.dim] = unit.heard(meant[:, unit.dim])
+        return meant
 
 
 def fitted(
@@ -232,6 +275,13 @@ def found_at(message: Any, path: KeyPath) -> Any:
                             next_step=_nearest(key, found))  # fmt: skip
         found = found[key]
     return found
+
+
+def _put(message: dict[str, Any], path: KeyPath, value: Any) -> None:
+    """Lays a value at `path`."""
+    for key in path[:-1]:
+        message = message.setdefault(key, {})
+    message[path[-1]] = value
 
 
 def shown(path: KeyPath) -> str:

@@ -1,0 +1,183 @@
+"""remote.py: a served policy is evaluated to the same episodes as in this process, and what goes wrong is told."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from serving import serving, stop
+
+from lightwam import evaluate as module
+from lightwam import recipes
+from lightwam.cli import main
+from lightwam.config import EvalConfig
+from lightwam.episodes import read_episodes
+from lightwam.errors import ConfigError, WireError
+from lightwam.evaluate import evaluate
+from lightwam.policy import Policy
+from lightwam.remote import RemotePolicy
+from lightwam.robot.client import Client, ConnectionLost
+from lightwam.types import Observation
+from lightwam.wire import families
+from lightwam.wire.family import ActionPart, Unit
+from lightwam.workers import Answer, Job, Workers
+
+PLAIN = families.named("light-wam")
+SETTINGS = EvalConfig(trials=2, replan=4, workers=1, videos_per_task=0)
+
+
+class InHere(Workers[Job, Answer]):
+    """Simulators in this process."""
+
+    def __init__(self, count: int, run: Any) -> None:
+        super().__init__(0, run)
+
+    def answers(self, timeout_seconds: float) -> Iterator[tuple[Job, Answer]]:
+        return super().answers(0.0)
+
+
+@pytest.fixture(autouse=True)
+def in_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "Workers", InHere)
+
+
+@contextmanager
+def remote(act: Any, family: Any = PLAIN, **settings: Any) -> Iterator[tuple[RemotePolicy, Any]]:
+    """A policy behind a socket, and the server."""
+    recipe = recipes.point()
+    served = families.chosen(("light-wam",), recipe.sim.cameras, 2, 2, {})
+    with serving(act, families_of=served, **settings) as server:
+        url = f"ws://127.0.0.1:{server.ports['openpi']}"
+        with Client(url, timeout_seconds=5.0, attempts=1) as client:
+            yield RemotePolicy(client, recipe, family), server
+
+
+def quiet(line: str) -> None:
+    """What is said is not of interest."""
+
+
+def still(observations: Sequence[Observation]) -> np.ndarray:
+    return np.zeros((len(observations), 5, 2), np.float32)
+
+
+def act_of(run: Path) -> Any:
+    """The run's policy in the server's thread: by one thread, as in `evaluate`, so to the same bits."""
+    policy = Policy.load(run)
+
+    def act(observations: Sequence[Observation]) -> np.ndarray:
+        torch.set_num_threads(1)
+        return policy.act_batch(observations)
+
+    return act
+
+
+def outcomes(place: Path) -> dict[tuple[str, int], tuple[Any, ...]]:
+    return {
+        (task, seed): (row["success"], row["steps"], np.load(place / "actions" / f"{task}-{seed}.npy").tobytes())
+        for (task, seed), row in read_episodes(place).items()
+    }
+
+
+def test_the_wire_loses_nothing(tiny_once: Any, tmp_path: Path) -> None:
+    policy = Policy.load(tiny_once.run)
+    evaluate(tmp_path / "direct", SETTINGS, policy=policy, say=quiet)
+    with remote(act_of(tiny_once.run)) as (served, _):
+        result = evaluate(tmp_path / "served", SETTINGS, sim=policy.recipe.sim, policy=served, say=quiet)
+    assert outcomes(tmp_path / "served" / "eval") == outcomes(tmp_path / "direct" / "eval")
+    assert len(outcomes(tmp_path / "served" / "eval")) == result["trials"] == 2 * len(policy.recipe.sim.tasks)
+    protocol = result["protocol"]
+    assert (protocol["server"], protocol["family"]) == ({"recipe": "test"}, "light-wam")
+    assert protocol.keys().isdisjoint({"recipe", "checkpoint_step"}), "those are a run's"
+    assert json.dumps(protocol["server"])
+
+
+def test_other_units_are_those_of_the_robot(tmp_path: Path) -> None:
+    """The server sees and says what a robot would that counts otherwise; the simulator gets its own units."""
+    seen: list[np.ndarray] = []
+
+    def act(observations: Sequence[Observation]) -> np.ndarray:
+        seen.extend(one.state for one in observations)
+        return np.tile(np.array([0.5, -1.0], np.float32), (len(observations), 4, 1))
+
+    family = replace(PLAIN, state_units=(Unit(0, 10.0, 3.0),), action_units=(Unit(1, -2.0, 1.0),))
+    with remote(act, family) as (policy, _):
+        sim = replace(policy.recipe.sim, tasks=("red",), max_steps=4)
+        policy.accept(sim, SETTINGS)
+        frames = {"top": np.zeros((32, 32, 3), np.uint8)}
+        (chunk,) = policy.act_batch([Observation(frames, np.array([0.1, 0.2], np.float32), "go")])
+    np.testing.assert_allclose(seen, [[4.0, 0.2]])
+    np.testing.assert_allclose(chunk, np.tile([0.5, 1.0], (4, 1)))
+
+
+def test_a_chunk_too_short_is_refused(tmp_path: Path) -> None:
+    with remote(still) as (policy, _), pytest.raises(ConfigError, match=r"shorter[\s\S]*got: 6\s+expected: at most 5"):
+        evaluate(tmp_path, replace(SETTINGS, replan=6), policy=policy, say=quiet)
+
+
+def test_settings_are_checked_but_not_the_recipes_model(tmp_path: Path) -> None:
+    with remote(still) as (policy, _):
+        with pytest.raises(ConfigError, match="a count must be positive"):
+            policy.accept(policy.recipe.sim, replace(SETTINGS, replan=0))
+        policy.accept(policy.recipe.sim, replace(SETTINGS, replan=40))  # more than the recipe's model has
+
+
+def test_a_family_of_other_robots_is_refused() -> None:
+    with remote(still, families.named("libero")) as (policy, _), pytest.raises(ConfigError, match="no such camera"):
+        policy.accept(policy.recipe.sim, SETTINGS)
+    parts = replace(PLAIN, action=(ActionPart("arm", 2),))
+    with pytest.raises(ConfigError, match=r"plain numbers[\s\S]*'arm'"), remote(still, parts):
+        pass
+
+
+def test_answers_that_are_no_actions_are_refused() -> None:
+    def many(observations: Sequence[Observation]) -> np.ndarray:
+        return np.zeros((len(observations), 5, 3), np.float32)
+
+    with remote(many) as (policy, _):
+        policy.accept(policy.recipe.sim, SETTINGS)
+        frames = {"top": np.zeros((32, 32, 3), np.uint8)}
+        with pytest.raises(WireError, match=r"another size[\s\S]*\(5, 3\)[\s\S]*\(H, 2\)"):
+            policy.act_batch([Observation(frames, np.zeros(2, np.float32), "go")])
+
+
+def test_a_lost_server_costs_the_episode_under_way_only(tiny_once: Any, tmp_path: Path) -> None:
+    policy = Policy.load(tiny_once.run)
+    evaluate(tmp_path / "whole", SETTINGS, policy=policy, say=quiet)
+    lengths = [row["steps"] for row in read_episodes(tmp_path / "whole" / "eval").values()]
+    asked, servers, act = 0, [], act_of(tiny_once.run)
+
+    def dying(observations: Sequence[Observation]) -> np.ndarray:
+        nonlocal asked
+        asked += 1
+        if asked == -(-lengths[0] // 4) + 2:  # in the second episode
+            stop(servers[0])
+        return act(observations)
+
+    with remote(dying) as (served, server):
+        servers.append(server)
+        with pytest.raises(ConnectionLost):
+            evaluate(tmp_path / "lost", SETTINGS, sim=policy.recipe.sim, policy=served, say=quiet)
+    assert len(read_episodes(tmp_path / "lost" / "eval")) == 1
+    with remote(act_of(tiny_once.run)) as (served, _):
+        evaluate(tmp_path / "lost", SETTINGS, sim=policy.recipe.sim, policy=served, say=quiet)
+    assert outcomes(tmp_path / "lost" / "eval") == outcomes(tmp_path / "whole" / "eval")
+
+
+def test_the_command(tiny_once: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with remote(act_of(tiny_once.run)) as (_, server):
+        url = f"ws://127.0.0.1:{server.ports['openpi']}"
+        words = ["eval", url, "point", "--family", "light-wam", "--eval.trials", "1", "--eval.videos-per-task", "0"]
+        assert main([*words, "--run", str(tmp_path / "a")]) == 0
+        result = json.loads((tmp_path / "a" / "eval" / "result.json").read_text())
+        assert f"{result['successes']:3} of {result['trials']:3}" in capsys.readouterr().out
+        assert main([*words, "--run", str(tiny_once.run)]) == 2
+        assert "do not belong to a trained run" in capsys.readouterr().err
+        assert main(words) == 2
+        assert "--run runs/NAME" in capsys.readouterr().err
+        assert main([*words, "--run", str(tmp_path / "b"), "--family", "libro"]) == 2
+        assert "did you mean 'libero'" in capsys.readouterr().err
