@@ -1,8 +1,8 @@
-"""Scripted experts for LIBERO tasks: bringing things somewhere, opening and closing drawers, and turning knobs on.
+"""Scripted experts for LIBERO tasks: bringing things, opening drawers, closing them and doors, and turning knobs on.
 
-An expert moves as a policy must, by OSC_POSE, but knows the scene (libero_scene.py). It achieves the task's goals one
-after the other, and again where that failed. Each is a script (a generator of actions) that looks at the world anew at
-every step, so that noise in what is executed is corrected on the way. Lengths are metres.
+An expert moves as a policy must, by OSC_POSE, but knows the scene (libero_scene.py, libero_fixtures.py). It achieves
+the task's goals one after the other, and again where that failed. Each is a script (a generator of actions) that looks
+at the world anew at every step, so that noise in what is executed is corrected on the way. Lengths are metres.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from jaxtyping import Float32, Float64
 from lightwam.config import SimConfig
 from lightwam.errors import SimulatorError
 from lightwam.sim.base import Simulator
+from lightwam.sim.experts.libero_fixtures import Cavity, Fixtures
 from lightwam.sim.experts.libero_scene import UPRIGHT, Axis, Grasp, Point, Scene, pointing, rotated
 from lightwam.sim.libero import LiberoSimulator
 
@@ -44,6 +45,11 @@ BAR, PULL = 0.004, 0.04
 """how far the grip stays from a handle's middle, and how far ahead a pull aims; by more, the fingers slip"""
 BEFORE, FAR = 0.06, 0.3
 """where a push begins, and farther than any drawer is long"""
+REACHING, AROUND, SILL = 0.6, 0.07, 0.02
+"""how far the hand leans into a cavity, metres aside a metre down, how far aside it comes round the open door, and how
+high over the cavity's floor"""
+AHEAD, UNDER_EDGE = 0.03, 0.02
+"""how far ahead of a door's face a push aims, and how far below its top"""
 
 Action = Float64[np.ndarray, " 7"]
 Spot = tuple[Point, float]
@@ -55,17 +61,20 @@ class LiberoExpert:
     def __init__(self, simulator: LiberoSimulator) -> None:
         """SimulatorError for a task with other goals than these."""
         self.scene = Scene(simulator)
+        self.fixtures = Fixtures(self.scene)
         goals = [tuple(goal) for goal in simulator.env.parsed_problem["goal_state"]]
         self.goals = sorted(goals, key=lambda goal: goal[0] == "close")  # what is shut in comes first
         if odd := [goal for goal in self.goals if not self._can(*goal)]:
             raise SimulatorError("no expert for this task", where=simulator.task, got=odd,
-                                 expected="putting things in or on others, turning one on, opening and closing drawers",
+                                 expected="bringing things, turning one on, opening drawers, closing drawers and doors",
                                  next_step="leave it out by --sim.tasks (lightwam check expert)")  # fmt: skip
         self._high = self.scene.grip[2]  # how high the hand begins, and travels
         self._script = self._solve()
 
     def _can(self, verb: str, thing: str, target: str = "") -> bool:
-        return verb in ("in", "on", "turnon") or (verb in ("open", "close") and self.scene.drawn(thing))
+        if verb == "close" and self.fixtures.hung(thing):
+            return True
+        return verb in ("in", "on", "turnon") or (verb in ("open", "close") and self.fixtures.drawn(thing))
 
     def action(self) -> Float32[np.ndarray, " 7"]:
         """Motion in [-1, 1], and the gripper."""
@@ -74,6 +83,8 @@ class LiberoExpert:
     def _solve(self) -> Iterator[Action]:
         for _ in range(TRIES):
             for goal in self.goals:
+                if goal[0] == "close" and not all(map(self.scene.met, self.goals[: self.goals.index(goal)])):
+                    break  # what is not in yet would be shut out
                 if not self.scene.met(goal):
                     yield from self._achieve(*goal)
         here, axis = self.scene.grip, self.scene.axis
@@ -81,11 +92,15 @@ class LiberoExpert:
             yield self._toward(here, OPEN, axis)
 
     def _achieve(self, verb: str, thing: str, target: str = "") -> Iterator[Action]:
-        if script := {"turnon": self._turn_on, "open": self._open, "close": self._shut}.get(verb):
+        shut = self._shut if self.fixtures.drawn(thing) else self._shut_door
+        if script := {"turnon": self._turn_on, "open": self._open, "close": shut}.get(verb):
             yield from script(thing)
             return
-        if self.scene.drawn(target) and not self.scene.met(("open", target)):
-            if (aside := self.scene.aside(thing, target)) is not None:
+        if (cavity := self.fixtures.cavity(target)) is not None:
+            yield from self._put_in(thing, cavity)
+            return
+        if self.fixtures.drawn(target) and not self.scene.met(("open", target)):
+            if (aside := self.scene.aside(thing, self.fixtures.drawer(target).opened)) is not None:
                 yield from self._bring(thing, lambda: (aside, 0.0))
             yield from self._open(target)
         yield from self._bring(thing, lambda: self._spot(thing, target))
@@ -146,14 +161,53 @@ class LiberoExpert:
             return np.zeros(2)
         return self.scene.share(thing, target, sharing.index(thing), len(sharing))
 
+    def _put_in(self, thing: str, cavity: Cavity) -> Iterator[Action]:
+        """From the side, by the thing's handle, which has to be on the side of the entrance."""
+        scene, inward = self.scene, np.array([*cavity.inward, 0.0])
+        lean, axis = REACHING * cavity.inward, rotated(cavity.inward, np.pi / 2)
+        down, handle = pointing(lean), scene.nearest(thing, cavity.inward)
+        before = handle - ABOVE * down
+        yield from self._move(np.array([*before[:2], self._high]), OPEN, NEAR, axis, lean)
+        yield from self._move(before, OPEN, NEAR, axis, lean)
+        yield from self._move(handle, OPEN, NEARER, axis, lean)
+        yield from self._close(Grasp(handle, axis), lean)
+        points = scene.points(thing)
+        depth = np.max(points[:, :2] @ cavity.inward)
+        hold = scene.grip - np.array([*scene.position(thing)[:2], points[:, 2].min()])
+        inside = cavity.back + inward * (scene.position(thing)[:2] @ cavity.inward - depth) + hold + SILL * UP
+        outside = inside - FAR * inward + np.array([*AROUND * cavity.aside, 0.0])
+        yield from self._move(np.array([*scene.grip[:2], inside[2]]), CLOSED, NEAR, axis, lean)
+        yield from self._move(outside, CLOSED, NEARER, axis, lean)
+        yield from self._move(inside, CLOSED, NEARER, axis, lean)
+        yield from self._move(inside - SILL * UP, CLOSED, NEARER, axis, lean)
+        rest = scene.grip
+        for _ in range(LET_GO):
+            yield self._toward(rest, OPEN, axis, lean)
+        yield from self._move(rest - ABOVE * inward, OPEN, NEAR, axis, lean)
+        yield from self._move(np.array([*(rest - ABOVE * inward)[:2], self._high]), OPEN, NEAR, axis)
+
+    def _shut_door(self, fixture: str) -> Iterator[Action]:
+        """By pushing its outer face below the upper edge, the palm above it."""
+        door, axis = self.fixtures.door(fixture), self.scene.axis
+        height = door.top - UNDER_EDGE
+        front = door.face[:2] - BEFORE * door.shutting
+        yield from self._move(np.array([*front, self._high]), CLOSED, NEAR, axis)
+        yield from self._move(np.array([*front, height]), CLOSED, NEAR, axis)
+        for _ in range(3 * PATIENCE):
+            if self.scene.met(("close", fixture)):
+                break
+            door = self.fixtures.door(fixture)
+            yield self._toward(np.array([*door.face[:2] + AHEAD * door.shutting, height]), CLOSED, axis)
+        yield from self._move(self.scene.grip - np.array([*BEFORE * door.shutting, 0.0]), CLOSED, NEAR, axis)
+
     def _turn_on(self, fixture: str) -> Iterator[Action]:
         """By the fin of its knob, counterclockwise."""
-        grasp = self.scene.knob(fixture)
+        grasp = self.fixtures.knob(fixture)
         yield from self._move(grasp.point + ABOVE * UP, OPEN, NEAR, grasp.axis)
         yield from self._move(grasp.point, OPEN, NEARER, grasp.axis)
         yield from self._close(grasp)
         for _ in range(PATIENCE):
-            if self.scene.angle(fixture) > ON:
+            if self.fixtures.angle(fixture) > ON:
                 break
             yield self._toward(grasp.point, CLOSED, rotated(self.scene.axis, TWIST))
         axis = self.scene.axis
@@ -163,7 +217,7 @@ class LiberoExpert:
 
     def _open(self, region: str) -> Iterator[Action]:
         """A drawer, with the fingers above and below its handle."""
-        drawer = self.scene.drawer(region)
+        drawer = self.fixtures.drawer(region)
         lean, axis, out = -PULLING * drawer.out, drawer.out, np.array([*drawer.out, 0.0])
         down = pointing(lean)
         grasp = Grasp(drawer.handle - BAR * down, axis)
@@ -182,7 +236,7 @@ class LiberoExpert:
 
     def _shut(self, region: str) -> Iterator[Action]:
         """A drawer, by pushing its handle; the hand leans away from those above, and its fingers are side by side."""
-        drawer = self.scene.drawer(region)
+        drawer = self.fixtures.drawer(region)
         lean, axis, out = -PUSHING * drawer.out, rotated(drawer.out, np.pi / 2), np.array([*drawer.out, 0.0])
         front = drawer.handle + BEFORE * out
         yield from self._move(np.array([*front[:2], self._high]), CLOSED, NEAR, axis, lean)

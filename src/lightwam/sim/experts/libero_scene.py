@@ -62,25 +62,16 @@ class Grasp:
     axis: Axis
 
 
-@dataclass(frozen=True)
-class Drawer:
-    """The middle of its handle, which way it opens, and its corners, from above, once it is wholly open."""
-
-    handle: Point
-    out: Axis
-    opened: Float64[np.ndarray, "n 2"]
-
-
 class Scene:
     """One episode's world, always as it is now."""
 
     def __init__(self, simulator: LiberoSimulator) -> None:
-        self._simulator, self._env = simulator, simulator.env
+        self._simulator, self.env = simulator, simulator.env
 
     @property
     def grip(self) -> Point:
         """Where the grip site is."""
-        return np.array(self._data.site_xpos[self._site], np.float64)  # a copy, as the world moves on
+        return np.array(self.data.site_xpos[self._site], np.float64)  # a copy, as the world moves on
 
     @property
     def axis(self) -> Axis:
@@ -116,7 +107,7 @@ class Scene:
         itself = [self._root(thing)]
         found = [(grasp, turn) for grasp, turn in whole if not self._blocked(itself, grasp)]
         found = found or [(grasp, turn) for way, turn in ways for grasp in self._handles(thing, way)] or whole
-        others = np.setdiff1d(self._roots()[self._solid], [*itself, self._robot])
+        others = np.setdiff1d(self._roots()[self.solid], [*itself, self._robot])
         cost = [10 * self._blocked(others, grasp) + turn + abs(grasp.point[1]) for grasp, turn in found]
         return found[int(np.argmin(cost))][0]
 
@@ -140,8 +131,8 @@ class Scene:
 
     def _handles(self, thing: str, axis: Axis) -> Iterator[Grasp]:
         """Across each tall, narrow part that leaves the fingers room beside the rest of the thing."""
-        for geom in np.flatnonzero(self._solid & (self._roots() == self._root(thing))):
-            points = self._corners([geom])
+        for geom in np.flatnonzero(self.solid & (self._roots() == self._root(thing))):
+            points = self.corners([geom])
             middle, low, top = (points.min(0) + points.max(0)) / 2, points[:, 2].min(), points[:, 2].max()
             grasp = Grasp(np.array([*middle[:2], max(low + TIP, top - DEPTH)]), axis)
             narrow, tall = np.ptp(points[:, :2] @ axis) < SPAN / 2, top - low > DEPTH
@@ -150,8 +141,8 @@ class Scene:
 
     def _blocked(self, roots: Any, grasp: Grasp) -> int:
         """How many probes of the hand would be inside of these bodies' parts."""
-        model, data = self._model, self._data
-        solid = np.flatnonzero(self._solid & np.isin(self._roots(), roots))
+        model, data = self.model, self.data
+        solid = np.flatnonzero(self.solid & np.isin(self._roots(), roots))
         frame = np.eye(3)
         frame[0, :2], frame[1, :2] = grasp.axis, rotated(grasp.axis, np.pi / 2)
         points = grasp.point + PROBES @ frame
@@ -159,44 +150,13 @@ class Scene:
         inside = np.abs(local - model.geom_aabb[solid, None, :3]) < model.geom_aabb[solid, None, 3:] + ROOM
         return int(inside.all(-1).any(0).sum())
 
-    def knob(self, fixture: str) -> Grasp:
-        """Across the fin of a fixture's knob."""
-        points = self._corners(np.flatnonzero(self._solid & (self._model.geom_bodyid == self._hinge(fixture)[1])))
-        top = points[:, 2].max()
-        fin = points[points[:, 2] > top - DEPTH / 2][:, :2]
-        axes = [rotated(self.axis, angle) for angle in np.radians(np.arange(-90, 90, 15))]
-        thin = min(axes, key=lambda axis: float(np.ptp(fin @ axis)))
-        return Grasp(np.array([*(fin.min(0) + fin.max(0)) / 2, top - DEPTH]), thin)
-
-    def angle(self, fixture: str) -> float:
-        """How far its knob is turned, rad; it is on from half a radian."""
-        return float(self._data.qpos[self._model.jnt_qposadr[self._hinge(fixture)[0]]])
-
-    def _hinge(self, fixture: str) -> tuple[int, int]:
-        """The joint of a knob, and its body."""
-        joint = self._model.joint(self._env.get_object(fixture).joints[-1]).id
-        return joint, int(self._model.jnt_bodyid[joint])
-
-    def drawn(self, region: str) -> bool:
-        """Whether a goal's word names the inside of a drawer."""
-        return bool(getattr(self._env.object_sites_dict.get(region), "joints", ()))
-
-    def drawer(self, region: str) -> Drawer:
-        """The one whose inside is a region."""
-        model, data = self._model, self._data
-        joint = model.joint(self._env.object_sites_dict[region].joints[0]).id
-        end, axis = max(model.jnt_range[joint], key=abs), data.xaxis[joint][:2]
-        out, way = axis * np.sign(end), end - data.qpos[model.jnt_qposadr[joint]]
-        parts = np.flatnonzero(self._solid & (model.geom_bodyid == model.jnt_bodyid[joint]))
-        handle = max((self._corners([part]) for part in parts), key=lambda points: float((points[:, :2] @ out).max()))
-        return Drawer((handle.min(0) + handle.max(0)) / 2, out, self._corners(parts)[:, :2] + way * axis)
-
-    def aside(self, thing: str, region: str) -> Point | None:
+    def aside(self, thing: str, opened: Float64[np.ndarray, "n 2"]) -> Point | None:
         """Where a thing waits for a drawer to open, as near as can be; None where it does not stand in the hand's way.
 
-        Looked for within 30 cm; where nothing is free, as far from the drawer as that goes. Not looked at: table edges.
+        `opened` are the drawer's corners then. Looked for within 30 cm; where nothing is free, as far from the drawer
+        as that goes. Not looked at: table edges.
         """
-        points, opened = self.points(thing), self.drawer(region).opened
+        points = self.points(thing)
         middle, low = (points.min(0) + points.max(0))[:2] / 2, points[:, 2].min()
         room = np.ptp(points[:, :2], axis=0).max() / 2 + APART
         grid = np.stack(np.meshgrid(*[np.arange(-0.3, 0.31, 0.02)] * 2), axis=-1).reshape(-1, 2)
@@ -204,14 +164,14 @@ class Scene:
         away = _distance(spots, opened)
         if away[0] > FROM_DRAWER:
             return None
-        boxes = [self._corners([geom]) for geom in self._others(thing)]
+        boxes = [self.corners([geom]) for geom in self._others(thing)]
         free = [_distance(spots, box[:, :2]) > room for box in boxes if box[:, 2].max() > low + ROOM]
         good = np.all([away > FROM_DRAWER, *free], axis=0)
         return np.array([*spots[int(np.argmax(good if good.any() else away))], low])
 
     def met(self, goal: tuple[str, ...]) -> bool:
         """Whether LIBERO calls one of the task's goals achieved."""
-        return bool(self._env._eval_predicate(list(goal)))
+        return bool(self.env._eval_predicate(list(goal)))
 
     def fitting(self, thing: str, target: str) -> float:
         """The least turn, rad, with which a thing fits into a region; 0 where none does, and where it is no region."""
@@ -231,12 +191,17 @@ class Scene:
 
     def _room(self, target: str) -> Axis | None:
         """How long and wide a region is, in the world's directions."""
-        if (site := self._env.object_sites_dict.get(target)) is None:
+        if (site := self.env.object_sites_dict.get(target)) is None:
             return None
-        half = (
-            self._env.sim.data.get_site_xmat(target) @ site.size
-        )  # abs comes after it, as where LIBERO tells what is in
+        half = self.env.sim.data.get_site_xmat(target) @ site.size  # abs comes last, as where LIBERO tells what is in
         return np.asarray(2 * np.abs(half)[:2], np.float64)
+
+    def nearest(self, thing: str, inward: Axis) -> Point:
+        """The middle of the part of a thing that comes last when it moves `inward`: of a mug, say, its handle's."""
+        parts = np.flatnonzero(self.solid & (self._roots() == self._root(thing)))
+        return np.array(
+            min((self.data.geom_xpos[part] for part in parts), key=lambda middle: float(middle[:2] @ inward))
+        )
 
     def holds(self, thing: str) -> bool:
         """Whether the thing has come along: it is between the fingers, or its rim is."""
@@ -248,7 +213,7 @@ class Scene:
         position = self.position(thing)[:2]
         way = goal - position
         for geom in self._others(thing):
-            corners = self._corners([geom])
+            corners = self.corners([geom])
             part = np.clip((corners[:, :2] - position) @ way / max(way @ way, 1e-9), 0, 1)
             if np.linalg.norm(corners[:, :2] - position - part[:, None] * way, axis=1).min() < BESIDE:
                 top = max(top, float(corners[:, 2].max()))
@@ -256,7 +221,7 @@ class Scene:
 
     def goal(self, target: str) -> tuple[Axis, float]:
         """Over which point a thing is let go, and how high the target is there."""
-        env = self._env
+        env = self.env
         owner = target
         if target in env.object_sites_dict:
             owner = env.object_sites_dict[target].parent_name
@@ -272,54 +237,54 @@ class Scene:
 
     def position(self, thing: str) -> Point:
         """Of its body."""
-        return np.asarray(self._data.xpos[self._env.obj_body_id[thing]], np.float64)
+        return np.asarray(self.data.xpos[self.env.obj_body_id[thing]], np.float64)
 
     def points(self, thing: str) -> Float64[np.ndarray, "n 3"]:
         """The corners of all that the thing collides with, in the world."""
-        return self._corners(np.flatnonzero(self._solid & (self._roots() == self._root(thing))))
+        return self.corners(np.flatnonzero(self.solid & (self._roots() == self._root(thing))))
 
-    def _corners(self, geoms: Any) -> Float64[np.ndarray, "n 3"]:
+    def corners(self, geoms: Any) -> Float64[np.ndarray, "n 3"]:
         """Of the boxes around geoms, in the world."""
-        middle, half = self._model.geom_aabb[geoms, None, :3], self._model.geom_aabb[geoms, None, 3:]
-        turned = np.einsum("gij,gcj->gci", self._data.geom_xmat[geoms].reshape(-1, 3, 3), middle + CORNERS * half)
-        return np.asarray((self._data.geom_xpos[geoms, None] + turned).reshape(-1, 3), np.float64)
+        middle, half = self.model.geom_aabb[geoms, None, :3], self.model.geom_aabb[geoms, None, 3:]
+        turned = np.einsum("gij,gcj->gci", self.data.geom_xmat[geoms].reshape(-1, 3, 3), middle + CORNERS * half)
+        return np.asarray((self.data.geom_xpos[geoms, None] + turned).reshape(-1, 3), np.float64)
 
     def _root(self, thing: str) -> int:
         """The body that all of a thing's hang from."""
-        return int(self._model.body_rootid[self._env.obj_body_id[thing]])
+        return int(self.model.body_rootid[self.env.obj_body_id[thing]])
 
     @property
     def _robot(self) -> int:
-        return int(self._model.body("robot0_base").id)
+        return int(self.model.body("robot0_base").id)
 
     def _others(self, thing: str) -> Any:
         """The parts that things collide with of all but a thing and the robot."""
-        return np.flatnonzero(self._solid & ~np.isin(self._roots(), [self._root(thing), self._robot]))
+        return np.flatnonzero(self.solid & ~np.isin(self._roots(), [self._root(thing), self._robot]))
 
     def _roots(self) -> Any:
-        return self._model.body_rootid[self._model.geom_bodyid]
+        return self.model.body_rootid[self.model.geom_bodyid]
 
     @property
-    def _solid(self) -> Any:
+    def solid(self) -> Any:
         """Which geoms things collide with; the ground's and the walls' boxes have no size."""
-        return (self._model.geom_group == COLLISION_GEOMS) & (self._model.geom_aabb[:, 3:].max(1) < BOUNDLESS)
+        return (self.model.geom_group == COLLISION_GEOMS) & (self.model.geom_aabb[:, 3:].max(1) < BOUNDLESS)
 
     @property
-    def _model(self) -> Any:
-        return self._env.sim.model._model
+    def model(self) -> Any:
+        return self.env.sim.model._model
 
     @property
-    def _data(self) -> Any:
-        return self._env.sim.data._data
+    def data(self) -> Any:
+        return self.env.sim.data._data
 
     @property
     def _turned(self) -> Any:
         """The hand's axes, in columns."""
-        return self._data.site_xmat[self._site].reshape(3, 3)
+        return self.data.site_xmat[self._site].reshape(3, 3)
 
     @property
     def _site(self) -> int:
-        return int(self._env.robots[0].eef_site_id)
+        return int(self.env.robots[0].eef_site_id)
 
 
 def pointing(lean: Axis) -> Point:
