@@ -76,6 +76,7 @@ $(DEV): pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@ $(USE)
 
 $(RAY): $(DEV)
+	@echo "installing Ray into $(VENV)"
 	@$(INSTALL) '.[ray]'
 	@touch $@
 

@@ -27,7 +27,7 @@ def _require(truth: bool, what: str, where: str, got: object, expected: object, 
 def check(recipe: Recipe) -> Recipe:
     """The same recipe, when its parts fit together; else ConfigError naming the two settings that do not.
 
-    Called at the door by every command, so that nothing downstream has to doubt its config.
+    Called at the door by every command that takes a recipe whole, so that nothing downstream has to doubt its config.
     """
     _check_model(recipe.model)
     _check_windows(recipe)

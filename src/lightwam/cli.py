@@ -21,7 +21,7 @@ COMMANDS = {
     "convert": "turn published demonstrations of LIBERO into such a dataset",
     "cache": "encode a dataset once: latents and prompts for recipes with pretrained encoders",
     "train": "train a policy on a dataset; the same command again goes on where it stopped",
-    "eval": "run a trained policy in closed loop on seeds it never saw",
+    "eval": "run a policy in closed loop on seeds it never saw, a run's or a server's",
     "serve": "answer robots over openpi's websocket, XPolicyLab's and HTTP",
     "compare": "compare two evaluations, episode by episode",
     "watch": "calibrate how a policy is surprised, and measure what that tells",

@@ -1,4 +1,4 @@
-"""Closed loop: a trained policy drives simulators on seeds that training never saw, and is counted.
+"""Closed loop: a policy drives simulators on seeds that its training never saw, and is counted.
 
 Simulators run in processes of their own (rollouts.py) and send what they see; the policy answers whoever waits, in one
 batch. Every episode is a line of episodes.jsonl as soon as it is over, with all that was measured on it, so an
@@ -78,8 +78,8 @@ def evaluate(
     instruction than their own, to see whether the policy reads it. `hire` runs the simulators elsewhere than in
     processes of this machine. Episodes that are there already are not run again. Raises ConfigError when more steps
     would be executed than were supervised (or than a chunk has), CheckpointError when the folder holds an evaluation
-    under other settings or a broken file, SimulatorError when an episode ends its worker again and again, and
-    KeyboardInterrupt after Ctrl-C, with every finished episode kept.
+    under other settings or a broken file, SimulatorError when an episode ends its worker again and again,
+    whatever the policy raises, and KeyboardInterrupt after Ctrl-C, with every finished episode kept.
 
     `latency_ms` is of every answer of every episode, whether it was asked for alone or in a batch. `wall_seconds` adds
     up over attempts; of a killed one it counts up to the last episode that it finished.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -25,23 +26,30 @@ class RemotePolicy:
     """
 
     def __init__(
-        self, client: Client, recipe: Recipe, family: Family, renames: Mapping[str, str] | None = None
+        self, client: Client, recipe: Recipe, family: Family, renames: Mapping[str, str] | None = None, label: str = ""
     ) -> None:
         """Of the recipe only simulator and evaluation count; `renames` are as `wire.family.fitted` has them.
 
-        ConfigError for a family whose robots want actions as maps, which openpi's protocol has not.
+        `label` goes into the result, as many servers say nothing of themselves. ConfigError for a family whose robots
+        want actions as maps, which openpi's protocol has not, or whose state has two parts of unknown length.
         """
         if family.action:
             raise ConfigError("openpi's servers answer with plain numbers", where=f"{family.name}: action",
                               got=[part.key for part in family.action], expected="no parts",
                               next_step=f"choose another family; {GUIDE}")  # fmt: skip
-        self.recipe, self._client, self._declared, self._renames = recipe, client, family, dict(renames or {})
+        if sum(part.length is None for part in family.state) > 1:
+            raise ConfigError("how the state is divided is not known", where=f"{family.name}: state",
+                              expected="a length of every part but one", next_step=GUIDE)  # fmt: skip
+        self.recipe, self._client, self._label = recipe, client, label
+        self._declared, self._renames = family, dict(renames or {})
         self._family = family
+        self._said: Any = None
+        """what the server said of itself when it was first heard"""
 
     def identity(self) -> dict[str, Any]:
-        """What the server says of itself, and the family; where it listens is no part of it. Connects if need be."""
-        said = json.dumps(self._client.metadata, default=_plain, sort_keys=True)
-        return {"server": json.loads(said), "family": self._declared.name, "renames": self._renames}
+        """The label, what the server says of itself, and the family; not where it listens. Connects if need be."""
+        family = _plain(asdict(self._declared)) | {"renames": self._renames}
+        return {"label": self._label, "server": self._greeting(), "family": family}
 
     def accept(self, sim: SimConfig, settings: EvalConfig) -> None:
         """ConfigError where they do not fit each other, or the family does not fit the simulator."""
@@ -52,15 +60,30 @@ class RemotePolicy:
     def act_batch(self, observations: Sequence[Observation]) -> Float32[np.ndarray, "B H A"]:
         """The server's chunks, in the simulator's units.
 
-        ConnectionLost when the server is gone, WireError for what it refuses or answers wrongly.
+        ConnectionLost when the server is gone, WireError for what it refuses or answers wrongly, and when it is another
+        one than before.
         """
         chunks = [self._family.chunk(self._client.act(self._family.message(seen))) for seen in observations]
         if len(lengths := {len(chunk) for chunk in chunks}) > 1:
             raise WireError("the server's chunks differ in length", where=self._client.url, got=sorted(lengths),
                             expected="one length")  # fmt: skip
+        self._greeting()
         return np.stack(chunks)
+
+    def _greeting(self) -> Any:
+        """What the server says of itself; WireError when that has changed, as another policy may answer then."""
+        said = _plain(self._client.metadata)
+        self._said = said if self._said is None else self._said
+        if said != self._said:
+            raise WireError("another server answers now", where=self._client.url, got=said, expected=self._said,
+                            next_step="start the first one again, or evaluate into another folder")  # fmt: skip
+        return said
 
 
 def _plain(value: Any) -> Any:
-    """What JSON has no word for: arrays become lists, the rest its text."""
+    """As JSON has it: arrays become lists, and what it has no word for its text."""
+    return json.loads(json.dumps(value, sort_keys=True, default=_listed))
+
+
+def _listed(value: Any) -> Any:
     return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else str(value)

@@ -392,3 +392,32 @@ def test_kill_9_in_an_episode_is_held_through(tmp_path: Path) -> None:
                 process.stdout.close()
     assert [at for at, _ in moved] == list(range(len(moved))), "every place once, in order"
     assert [server for _, server in moved] == [1] * stood + [2] * (len(moved) - stood)
+
+
+@pytest.mark.parametrize("url", ["ws://", "ws://:8000", "ws://host:port", "ws://host:99999", "ws://host:0", "host:80"])
+def test_what_is_no_address_is_refused(url: str) -> None:
+    with pytest.raises(ConfigError, match="not the address of a websocket"):
+        Client(url)
+
+
+@pytest.mark.parametrize("key", ["two words", "line\n", "schlüssel"])
+def test_a_key_that_no_header_carries_is_refused_and_not_told(key: str) -> None:
+    with pytest.raises(ConfigError, match="cannot carry") as caught:
+        Client("ws://there:8000", api_key=key)
+    assert key.strip() not in str(caught.value)
+
+
+def test_a_server_that_thinks_is_not_pinged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that thinks on its event loop, as openpi's does, answers no ping, and would be taken for gone after 40 s."""
+    import websockets.sync.client as websockets_client
+
+    given: dict[str, Any] = {}
+
+    def connect(url: str, **settings: Any) -> Any:
+        given.update(settings)
+        raise OSError("nobody there")
+
+    monkeypatch.setattr(websockets_client, "connect", connect)
+    with pytest.raises(ConnectionLost), Client("ws://there:8000", attempts=1, timeout_seconds=0.1) as client:
+        client.connect()
+    assert given["ping_interval"] is None

@@ -17,14 +17,14 @@ from lightwam import recipes
 from lightwam.cli import main
 from lightwam.config import EvalConfig
 from lightwam.episodes import read_episodes
-from lightwam.errors import ConfigError, WireError
+from lightwam.errors import CheckpointError, ConfigError, WireError
 from lightwam.evaluate import evaluate
 from lightwam.policy import Policy
 from lightwam.remote import RemotePolicy
 from lightwam.robot.client import Client, ConnectionLost
 from lightwam.types import Observation
 from lightwam.wire import families
-from lightwam.wire.family import ActionPart, Unit
+from lightwam.wire.family import ActionPart, StatePart, Unit
 from lightwam.workers import Answer, Job, Workers
 
 PLAIN = families.named("light-wam")
@@ -47,11 +47,11 @@ def in_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def remote(act: Any, family: Any = PLAIN, **settings: Any) -> Iterator[tuple[RemotePolicy, Any]]:
+def remote(act: Any, family: Any = PLAIN, keys: Sequence[str] = ()) -> Iterator[tuple[RemotePolicy, Any]]:
     """A policy behind a socket, and the server."""
     recipe = recipes.point()
     served = families.chosen(("light-wam",), recipe.sim.cameras, 2, 2, {})
-    with serving(act, families_of=served, **settings) as server:
+    with serving(act, keys, families_of=served) as server:
         url = f"ws://127.0.0.1:{server.ports['openpi']}"
         with Client(url, timeout_seconds=5.0, attempts=1) as client:
             yield RemotePolicy(client, recipe, family), server
@@ -91,12 +91,62 @@ def test_the_wire_loses_nothing(tiny_once: Any, tmp_path: Path) -> None:
     assert outcomes(tmp_path / "served" / "eval") == outcomes(tmp_path / "direct" / "eval")
     assert len(outcomes(tmp_path / "served" / "eval")) == result["trials"] == 2 * len(policy.recipe.sim.tasks)
     protocol = result["protocol"]
-    assert (protocol["server"], protocol["family"]) == ({"recipe": "test"}, "light-wam")
+    assert (protocol["server"], protocol["family"]["name"]) == ({"recipe": "test"}, "light-wam")
     assert protocol.keys().isdisjoint({"recipe", "checkpoint_step"}), "those are a run's"
-    assert json.dumps(protocol["server"])
 
 
-def test_other_units_are_those_of_the_robot(tmp_path: Path) -> None:
+class Greeting(Client):
+    """Of a server that says something of itself; there is no socket."""
+
+    def __init__(self, **metadata: Any) -> None:
+        super().__init__("ws://there:8000")
+        self.said = metadata
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        return self.said
+
+    def act(self, message: Any) -> np.ndarray:
+        return np.zeros((5, 2), np.float32)
+
+
+def asked(client: Client, **changes: Any) -> RemotePolicy:
+    policy = RemotePolicy(client, recipes.point(), replace(PLAIN, **changes), {"cam": "top"}, "mine")
+    policy.accept(policy.recipe.sim, SETTINGS)
+    return policy
+
+
+SEEN = Observation({"top": np.zeros((32, 32, 3), np.uint8)}, np.array([0.1, 0.2], np.float32), "go")
+
+
+def test_a_result_says_all_that_the_answers_depend_on() -> None:
+    client = Greeting(model="a", pose=np.arange(2.0), step=np.int64(3))
+    identity = asked(client, action_units=(Unit(1, -2.0, 1.0),)).identity()
+    assert identity["server"] == {"model": "a", "pose": [0.0, 1.0], "step": 3} and identity["label"] == "mine"
+    family = identity["family"]
+    assert family["renames"] == {"cam": "top"} and family["action_units"] == [{"dim": 1, "scale": -2.0, "offset": 1.0}]
+    assert json.loads(json.dumps(identity)) == identity
+
+
+def test_another_server_on_the_way_is_noticed() -> None:
+    client = Greeting(model="a")
+    policy = asked(client)
+    assert policy.act_batch([SEEN]).shape == (1, 5, 2)
+    client.said = {"model": "b"}
+    with pytest.raises(WireError, match=r"another server[\s\S]*'b'[\s\S]*'a'"):
+        policy.act_batch([SEEN])
+
+
+def test_another_server_does_not_go_on_with_the_folder(tmp_path: Path) -> None:
+    with remote(still) as (policy, _):
+        evaluate(tmp_path, replace(SETTINGS, trials=1), policy=policy, say=quiet)
+    client = Greeting(model="b")
+    other = RemotePolicy(client, recipes.point(), PLAIN)
+    with pytest.raises(CheckpointError, match=r"other settings[\s\S]*'server'"):
+        evaluate(tmp_path, replace(SETTINGS, trials=1), policy=other, say=quiet)
+
+
+def test_other_units_are_those_of_the_robot() -> None:
     """The server sees and says what a robot would that counts otherwise; the simulator gets its own units."""
     seen: list[np.ndarray] = []
 
@@ -108,8 +158,7 @@ def test_other_units_are_those_of_the_robot(tmp_path: Path) -> None:
     with remote(act, family) as (policy, _):
         sim = replace(policy.recipe.sim, tasks=("red",), max_steps=4)
         policy.accept(sim, SETTINGS)
-        frames = {"top": np.zeros((32, 32, 3), np.uint8)}
-        (chunk,) = policy.act_batch([Observation(frames, np.array([0.1, 0.2], np.float32), "go")])
+        (chunk,) = policy.act_batch([SEEN])
     np.testing.assert_allclose(seen, [[4.0, 0.2]])
     np.testing.assert_allclose(chunk, np.tile([0.5, 1.0], (4, 1)))
 
@@ -132,6 +181,9 @@ def test_a_family_of_other_robots_is_refused() -> None:
     parts = replace(PLAIN, action=(ActionPart("arm", 2),))
     with pytest.raises(ConfigError, match=r"plain numbers[\s\S]*'arm'"), remote(still, parts):
         pass
+    open_parts = replace(PLAIN, state=(StatePart(("arm",)), StatePart(("hand",))))
+    with pytest.raises(ConfigError, match=r"a length of every part but one"), remote(still, open_parts):
+        pass
 
 
 def test_answers_that_are_no_actions_are_refused() -> None:
@@ -140,9 +192,8 @@ def test_answers_that_are_no_actions_are_refused() -> None:
 
     with remote(many) as (policy, _):
         policy.accept(policy.recipe.sim, SETTINGS)
-        frames = {"top": np.zeros((32, 32, 3), np.uint8)}
         with pytest.raises(WireError, match=r"another size[\s\S]*\(5, 3\)[\s\S]*\(H, 2\)"):
-            policy.act_batch([Observation(frames, np.zeros(2, np.float32), "go")])
+            policy.act_batch([SEEN])
 
 
 def test_a_lost_server_costs_the_episode_under_way_only(tiny_once: Any, tmp_path: Path) -> None:
@@ -181,3 +232,22 @@ def test_the_command(tiny_once: Any, tmp_path: Path, capsys: pytest.CaptureFixtu
         assert "--run runs/NAME" in capsys.readouterr().err
         assert main([*words, "--run", str(tmp_path / "b"), "--family", "libro"]) == 2
         assert "did you mean 'libero'" in capsys.readouterr().err
+
+
+def test_the_command_has_a_key(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = "a key of many signs".replace(" ", "-")
+    with remote(still, keys=[key]) as (_, server):
+        url = f"ws://127.0.0.1:{server.ports['openpi']}"
+        words = ["eval", url, "point", "--family", "light-wam", "--eval.trials", "1", "--eval.videos-per-task", "0",
+                 "--run", str(tmp_path), "--sim.tasks", "red"]  # fmt: skip
+        assert main(words) == 2
+        assert "key" in capsys.readouterr().err
+        monkeypatch.setenv("LIGHTWAM_API_KEY", "a key that has spaces")
+        assert main(words) == 2
+        told = capsys.readouterr().err
+        assert "cannot carry" in told and "that has" not in told
+        monkeypatch.setenv("LIGHTWAM_API_KEY", f"{key}\n")
+        assert main([*words, "--label", "somebody's"]) == 0
+    assert json.loads((tmp_path / "eval" / "result.json").read_text())["protocol"]["label"] == "somebody's"

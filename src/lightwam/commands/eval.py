@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from lightwam.checks import check, check_world
+from lightwam.checks import check
 from lightwam.commands.options import given, named_recipe, parse, run_directory, wants_help
 from lightwam.config import EvalConfig, SimConfig, adapted
 from lightwam.errors import ConfigError, did_you_mean
@@ -71,6 +71,8 @@ class ServerOptions(WorldOptions):
     """the family's name of a camera, then the simulator's"""
     timeout_seconds: float = 60.0
     """for an answer; the first one may take long"""
+    label: str = ""
+    """what the policy is called in the result; many servers say nothing of themselves"""
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -108,15 +110,14 @@ def _eval_server(url: str, arguments: Sequence[str]) -> None:
         raise ConfigError("results of a server's policy do not belong to a trained run", where="--run",
                           got=options.run, expected="another folder")  # fmt: skip
     sim, settings = world(options, given(rest))
-    check_world(sim, settings)
     from lightwam.evaluate import evaluate
     from lightwam.remote import RemotePolicy
     from lightwam.robot.client import Client
     from lightwam.wire import families
 
-    family, key = families.called(options.family), os.environ.get(KEY_VARIABLE)
-    with Client(url, api_key=key, timeout_seconds=options.timeout_seconds) as client:
-        policy = RemotePolicy(client, recipe, family, options.renames)
+    family, key = families.called(options.family), os.environ.get(KEY_VARIABLE, "").strip()
+    with Client(url, api_key=key or None, timeout_seconds=options.timeout_seconds) as client:
+        policy = RemotePolicy(client, recipe, family, options.renames, options.label)
         result = evaluate(options.run, settings, sim=sim, policy=policy, folder=options.folder, hire=_hire(options))
     print(table(result))
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping
 from ssl import SSLContext
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -57,10 +58,16 @@ class Client:
         attempts: int = 5,
         ssl_context: SSLContext | None = None,
     ) -> None:
-        """Connects to nothing yet. ConfigError for a `url` that is no ws://HOST:PORT or wss://HOST:PORT."""
-        if not url.startswith(("ws://", "wss://")):
+        """Connects to nothing yet.
+
+        ConfigError for a `url` that is no ws://HOST:PORT or wss://HOST:PORT, and for a key that cannot be sent.
+        """
+        if not _is_address(url):
             raise ConfigError("not the address of a websocket", where="url", got=repr(url),
                               expected="ws://HOST:PORT or wss://HOST:PORT")  # fmt: skip
+        if api_key is not None and not (api_key.isascii() and api_key.isprintable() and " " not in api_key):
+            raise ConfigError("an API key that a header cannot carry", where="api_key",
+                              got=f"{len(api_key)} characters", expected="printable ASCII without spaces")  # fmt: skip
         if timeout_seconds <= 0 or attempts < 1:
             raise ConfigError("a client needs time and an attempt", where="Client",
                               got=f"timeout_seconds {timeout_seconds}, attempts {attempts}")  # fmt: skip
@@ -177,10 +184,11 @@ class Client:
 
         left = max(0.01, deadline - time.monotonic())
         try:
-            # entered as by a with block, which is what websockets 17 asks for; `_drop` leaves it
+            # entered as by a with block, which is what websockets 17 asks for; `_drop` leaves it. No pings, as a server
+            # that thinks on its event loop does not answer them; the call's deadline tells who is gone
             connection = connect(
                 self.url, compression=None, max_size=Limits().message_bytes, additional_headers=self._headers,
-                open_timeout=left, close_timeout=CLOSE_SECONDS, ssl=self._ssl,
+                open_timeout=left, close_timeout=CLOSE_SECONDS, ping_interval=None, ssl=self._ssl,
             ).__enter__()  # fmt: skip
             self._connection = connection
             hello = connection.recv(timeout=max(0.01, deadline - time.monotonic()))
@@ -227,6 +235,15 @@ class Client:
     def _lost(self, why: str) -> ConnectionLost:
         return ConnectionLost("no answer from the policy server", where=self.url, got=why,
                               next_step="start the server; the next call connects anew")  # fmt: skip
+
+
+def _is_address(url: str) -> bool:
+    """Whether it is a websocket's, with a host and a port that can be one."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("ws", "wss") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def refused(text: str, code: str = "") -> Refused:

@@ -177,6 +177,8 @@ class LiberoExpert:
         inside = cavity.back + inward * (scene.position(thing)[:2] @ cavity.inward - depth) + hold + SILL * UP
         outside = inside - FAR * inward + np.array([*AROUND * cavity.aside, 0.0])
         yield from self._move(np.array([*scene.grip[:2], inside[2]]), CLOSED, NEAR, axis, lean)
+        if not scene.holds(thing):
+            return
         yield from self._move(outside, CLOSED, NEARER, axis, lean)
         yield from self._move(inside, CLOSED, NEARER, axis, lean)
         yield from self._move(inside - SILL * UP, CLOSED, NEARER, axis, lean)

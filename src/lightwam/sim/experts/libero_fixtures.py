@@ -16,7 +16,7 @@ from lightwam.sim.libero import COLLISION_GEOMS
 
 FAR_OFF = 1.0
 """what a look sees that meets nothing"""
-LEFT = 0.015
+BEHIND = 0.015
 """between a thing that is inside and the wall behind it"""
 
 
@@ -31,17 +31,14 @@ class Drawer:
 
 @dataclass(frozen=True)
 class Door:
-    """A door that turns about a vertical line: where that is, the middle of its outer face, and which way it shuts."""
+    """A door that turns about a vertical line: where that is, and where the middle of its outer face is."""
 
     hinge: Axis
     face: Point
     top: float
-    along: Axis
-    """from the hinge to the edge"""
+    """how high its upper edge is"""
     shutting: Axis
     """the way of the face when it shuts, across it"""
-    turn: float
-    """1 where it shuts counterclockwise, from above, else -1"""
 
 
 @dataclass(frozen=True)
@@ -111,7 +108,7 @@ class Fixtures:
         shutting = rotated(along, turn * np.pi / 2)
         depth = np.ptp(points[:, :2] @ shutting) / 2
         face = middle - np.array([*depth * shutting, 0.0])
-        return Door(hinge.copy(), face, float(points[:, 2].max()), along, shutting, float(turn))
+        return Door(hinge.copy(), face, float(points[:, 2].max()), shutting)
 
     def cavity(self, region: str) -> Cavity | None:
         """The space behind a door that a region is in; None where there is no door to it, or no roof over it."""
@@ -131,7 +128,7 @@ class Fixtures:
         aside = rotated(inward, np.pi / 2)
         aside *= np.sign(aside @ (middle[:2] - self.door(site.parent_name).hinge))
         centre = middle[:2] + aside * (free(*aside, 0.0) - free(*-aside, 0.0)) / 2
-        back = centre + (free(*inward, 0.0) - LEFT) * inward
+        back = centre + (free(*inward, 0.0) - BEHIND) * inward
         return Cavity(np.array([*back, middle[2] - free(0.0, 0.0, -1.0)]), inward, aside)
 
     def _seen(self, point: Point, way: Point, door: int) -> float:

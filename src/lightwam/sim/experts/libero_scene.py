@@ -271,10 +271,12 @@ class Scene:
 
     @property
     def model(self) -> Any:
+        """MuJoCo's."""
         return self.env.sim.model._model
 
     @property
     def data(self) -> Any:
+        """MuJoCo's."""
         return self.env.sim.data._data
 
     @property
