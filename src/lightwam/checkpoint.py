@@ -98,14 +98,15 @@ def read_recipe(run: Path) -> Recipe:
     return from_dict(Recipe, read_json(run / "recipe.json"), where=str(run / "recipe.json"))
 
 
-def write_dataset(run: Path, dataset: Path, fingerprint: Mapping[str, str]) -> None:
+def write_dataset(run: Path, dataset: Path, episodes: int, fingerprint: Mapping[str, str]) -> None:
     """Note what a new run is trained on; `fingerprint` is the dataset's, every file with size and hash."""
-    write_json(run / "dataset.json", {"path": str(dataset.absolute()), "fingerprint": dict(fingerprint)})
+    told = {"path": str(dataset.absolute()), "episodes": episodes, "fingerprint": dict(fingerprint)}
+    write_json(run / "dataset.json", told)
 
 
 def check_dataset(run: Path, dataset: Path, fingerprint: Mapping[str, str]) -> None:
     """Refuse to go on with other data than the run began with; the same data may lie at another place."""
-    began = _read_table(run / "dataset.json", ("fingerprint", "path"))
+    began = _read_table(run / "dataset.json", ("fingerprint", "path"), maybe=("episodes",))  # runs of before lack them
     differences = list(_differences(began["fingerprint"], dict(fingerprint)))
     if differences:
         more = f"; {len(differences) - 4} more" if len(differences) > 4 else ""
@@ -271,10 +272,10 @@ def fill(module: torch.nn.Module, weights: Weights, where: object) -> None:
     module.load_state_dict(weights)
 
 
-def _read_table(path: Path, names: tuple[str, ...]) -> dict[str, Any]:
-    """The JSON object at `path`, with just these keys."""
+def _read_table(path: Path, names: tuple[str, ...], maybe: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The JSON object at `path`, with just these keys; those of `maybe` may be missing."""
     data = read_json(path)
-    if not isinstance(data, dict) or sorted(data) != sorted(names):
+    if not isinstance(data, dict) or sorted({*data} - {*maybe}) != sorted(names):
         raise CheckpointError(
             "a file of the run has an unknown layout",
             where=path,

@@ -6,15 +6,16 @@ import contextlib
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lightwam.checkpoint import read_json, write_json
+from lightwam.checkpoint import read_json, read_recipe, write_json
 from lightwam.checks import check
 from lightwam.collect import collect
-from lightwam.config import Recipe
+from lightwam.config import EvalConfig, Recipe, SimConfig, from_dict, to_dict
+from lightwam.errors import CheckpointError, ConfigError
 from lightwam.evaluate import evaluate
 from lightwam.policy import Policy
 from lightwam.report import write_report
@@ -40,8 +41,9 @@ def demo(recipe: Recipe, run: Path, say: Callable[[str], None] = print) -> dict[
         train(recipe, run / "dataset", run, say=say)
     with timer.part("evaluate"):
         result = evaluate(run, say=say)
-    with timer.part("swap"):
-        swap(recipe, run, result, say)
+    if len(recipe.sim.tasks) > 1:
+        with timer.part("swap"):
+            swap(run, say)
     with timer.part("probe"):
         probe(run)
     write_json(run / "result.json", result | {"wall_seconds": timer.seconds(), "machine": machine()})
@@ -59,15 +61,31 @@ def demo(recipe: Recipe, run: Path, say: Callable[[str], None] = print) -> dict[
     return result
 
 
-def swap(recipe: Recipe, run: Path, right: Mapping[str, Any], say: Callable[[str], None] = print) -> None:
-    """Evaluate with every task told the next one's sentence, into RUN/eval/swap.json; a policy that reads must fail."""
-    tasks = recipe.sim.tasks
-    told = {
-        task: base.make(recipe.sim, other).instruction for task, other in zip(tasks, tasks[1:] + tasks[:1], strict=True)
-    }
-    trials = min(SWAP_TRIALS, recipe.eval.trials)
+def swap(run: Path, say: Callable[[str], None] = print) -> None:
+    """Evaluate with every task told the next one's sentence, into RUN/eval/swap.json; a policy that reads must fail.
+
+    Otherwise it is as RUN/eval was evaluated, with a few episodes a task. CheckpointError without that evaluation,
+    ConfigError where there is but one sentence.
+    """
+    path, recipe = run / "eval" / "result.json", read_recipe(run)
+    if not path.exists():
+        raise CheckpointError("there is no evaluation to compare with", where=path, next_step=f"lightwam eval {run}")
+    right = read_json(path)
+    protocol = right["protocol"]
+    sim = from_dict(SimConfig, protocol["sim"], f"{path}: protocol.sim")
+    asked = from_dict(EvalConfig, to_dict(recipe.eval) | protocol["eval"], f"{path}: protocol.eval")
+    tasks = sim.tasks
+    told = {task: base.make(sim, other).instruction for task, other in zip(tasks, tasks[1:] + tasks[:1], strict=True)}
+    if len(set(told.values())) < 2:
+        raise ConfigError("one sentence cannot be exchanged", where=path, got=tasks, expected="several tasks")
     swapped = evaluate(
-        run, replace(recipe.eval, trials=trials, videos_per_task=0), folder="swap", sentences=told, say=say
+        run,
+        replace(asked, trials=min(SWAP_TRIALS, asked.trials), videos_per_task=0),
+        sim=sim,
+        policy=Policy.load(run, protocol["checkpoint_step"], device="auto"),
+        folder="swap",
+        sentences=told,
+        say=say,
     )
     count = ("successes", "trials")
     rows = {

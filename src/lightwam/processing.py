@@ -119,7 +119,7 @@ def begin_run(
     recipe: Recipe, data: LeRobotDataset, fingerprint: Mapping[str, Any], run: Path, codec: Codec, measured: Any
 ) -> None:
     """Write into a run all that it takes from its dataset; `measured` is what `open_latents` needs."""
-    checkpoint.write_dataset(run, data.root, fingerprint)
+    checkpoint.write_dataset(run, data.root, data.num_episodes, fingerprint)
     write_prompts(recipe, data, run)
     checkpoint.write_processing(run, codec, measured)  # last: with it the run has begun
 

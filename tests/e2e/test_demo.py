@@ -9,6 +9,7 @@ import pytest
 
 from lightwam import demo as module
 from lightwam.checkpoint import read_json, steps
+from lightwam.cli import main
 from lightwam.config import Recipe
 from lightwam.demo import Timer, demo
 from lightwam.recipes import point
@@ -61,6 +62,26 @@ def test_the_wall_seconds_of_all_attempts_add_up(tmp_path: Path, monkeypatch: py
     with timer.part("report"):
         now[0] += 1
     assert Timer(tmp_path / "wall.json").seconds() == {"train": 5.0, "report": 1.0, "total": 6.0}
+
+
+def test_a_run_of_its_own_gets_every_part_of_the_report(tiny: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also what `lightwam demo` would have recorded, under the settings that it was evaluated with."""
+    run = str(tiny.run)
+    assert main(["report", run, "--swap"]) == 2
+    assert f"lightwam eval {run}" in capsys.readouterr().err
+    assert main(["eval", run, "--sim.max-steps", "9", "--eval.replan", "3", "--eval.videos-per-task", "0"]) == 0
+    assert main(["report", run, "--swap", "--imagine"]) == 0
+    page = (tiny.run / "report.html").read_text()
+    assert "within 9 control steps" in page and "--swap" not in page and "--imagine" not in page
+    swapped = read_json(tiny.run / "swap" / "protocol.json")
+    assert (swapped["sim"]["max_steps"], swapped["eval"]["replan"], swapped["checkpoint_step"]) == (9, 3, 6)
+
+
+def test_one_sentence_cannot_be_exchanged(tiny: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    alone = ["--sim.tasks", "red", "--eval.trials", "1", "--eval.videos-per-task", "0", "--sim.max-steps", "4"]
+    assert main(["eval", str(tiny.run), *alone]) == 0
+    assert main(["report", str(tiny.run), "--swap"]) == 2
+    assert "one sentence cannot be exchanged" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -274,7 +274,11 @@ def test_processing_that_is_no_table_is_refused(tmp_path: Path) -> None:
 
 def test_a_run_belongs_to_the_dataset_it_began_with(tmp_path: Path) -> None:
     files = {"meta/info.json": "3 bytes, aa", "data/0.parquet": "9 bytes, bb"}
-    checkpoint.write_dataset(tmp_path, Path("one"), files)
+    checkpoint.write_dataset(tmp_path, Path("one"), 3, files)
+    checkpoint.check_dataset(tmp_path, Path("moved"), dict(files))
+    began = checkpoint.read_json(tmp_path / "dataset.json")
+    assert began.pop("episodes") == 3
+    checkpoint.write_json(tmp_path / "dataset.json", began)  # as runs of before have it
     checkpoint.check_dataset(tmp_path, Path("moved"), dict(files))
     with pytest.raises(CheckpointError, match="another dataset") as caught:
         checkpoint.check_dataset(tmp_path, Path("two"), files | {"data/0.parquet": "9 bytes, cc"})

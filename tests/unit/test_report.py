@@ -98,6 +98,7 @@ def write_eval(run: Path, tasks: dict[str, str], trials: int, films: dict[str, n
     won, ran = sum(s["successes"] for s in scores.values()), trials * len(tasks)
     result = {"successes": won, "trials": ran, "interval_95": list(wilson(won, ran)), "tasks": scores,
               "protocol": {"eval": {"trials": trials, "replan": 8, "first_seed": 1_000_000},
+                           "sim": {"tasks": list(tasks), "max_steps": 77},
                            "versions": {"torch": "2.13.0"}},
               "latency_ms": {"p50": 14.2, "p95": 18.9, "p99": 25.1},
               "wall_seconds": {"total": 104.0}}  # fmt: skip
@@ -182,6 +183,7 @@ def run(tmp_path: Path) -> Path:
     path.mkdir(parents=True)
     plan = PLAN
     (path / "recipe.json").write_text(json.dumps(to_dict(plan)))
+    (path / "dataset.json").write_text('{"path": "x", "episodes": 40, "fingerprint": {}}')
     films = {task: moving_square(task, 12) for task in TASKS}
     write_log(path, plan.train.steps, plan.train.log_every)
     write_eval(path, TASKS, 5, films)
@@ -278,11 +280,10 @@ def test_the_same_run_gives_the_same_bytes_and_leaves_nothing_beside(run: Path) 
         (["eval/result.json"], "10 of 10 episodes are done", "lightwam eval"),
         (["eval/episodes.jsonl"], "No episode has been recorded", "lightwam eval"),
         (["eval/result.json"], "latency of an action has not been measured", "lightwam eval"),
-        (["eval/probe.npz"], "No moments have been recorded", "lightwam demo point --run"),
-        (["eval/probe.npz"], "No attention has been recorded", "lightwam demo point --run"),
-        (["eval/swap.json"], "Nobody has told the policy the wrong sentences", "lightwam demo point --run"),
+        (["eval/probe.npz"], "No moments have been recorded", "lightwam report"),
+        (["eval/probe.npz"], "No attention has been recorded", "lightwam report"),
+        (["eval/swap.json"], "Nobody has told the policy the wrong sentences", "lightwam report"),
         (["watch/result.json"], "Nobody has measured how well the policy notices", "lightwam watch"),
-        (["result.json"], "wall time of the parts has not been measured", "lightwam demo point --run"),
     ],
 )
 def test_a_missing_part_is_named_with_its_command(run: Path, gone: list[str], said: str, command: str) -> None:
@@ -298,6 +299,18 @@ def test_a_run_with_a_recipe_alone_has_a_report(tmp_path: Path) -> None:
     read = plain(report(tmp_path)[0])
     assert "A Light-WAM to be trained on 40 demonstrations of 2 point tasks" in read
     assert read.count("This makes it:") >= 7
+
+
+def test_numbers_are_of_the_run_and_not_of_its_recipe(run: Path) -> None:
+    """It may have been trained on another dataset, and evaluated for other lengths, than the recipe would have it."""
+    (run / "dataset.json").write_text('{"path": "x", "episodes": 7, "fingerprint": {}}')
+    read = plain(report(run)[0])
+    assert "trained on 7 demonstrations of 2 point tasks" in read and "within 77 control steps" in read
+    (run / "dataset.json").write_text('{"path": "x", "fingerprint": {}}')
+    assert "trained on demonstrations of 2 point tasks" in plain(report(run)[0])
+    (run / "eval" / "result.json").unlink()
+    edit(run / "eval" / "protocol.json", eval={"trials": 3}, sim={"tasks": ["a", "b", "c"]})
+    assert "10 of 9 episodes are done" in plain(report(run)[0])
 
 
 def test_an_evaluation_without_latencies_is_told_as_that(run: Path) -> None:

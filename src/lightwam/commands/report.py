@@ -12,13 +12,23 @@ from lightwam.commands.options import parse, run_directory, wants_help
 class ReportOptions:
     """Write RUN/report.html: success by task, learning curves, rollouts, imagined futures, attention, latency."""
 
+    imagine: bool = False
+    """first record what the policy imagines and looks at, in an unseen episode of each task"""
+    swap: bool = False
+    """first evaluate it with the tasks' sentences exchanged, to see whether it reads them"""
+
 
 def run(arguments: Sequence[str]) -> None:
     """`lightwam report RUN`."""
     path, rest = run_directory(arguments, "report")
-    parse(ReportOptions(), rest, f"report {path}")
+    options = parse(ReportOptions(), rest, f"report {path}")
     if wants_help(rest):
         return
+    from lightwam import demo
     from lightwam.report import write_report
 
+    if options.swap:
+        demo.swap(path)
+    if options.imagine:
+        demo.probe(path)
     print(write_report(path))

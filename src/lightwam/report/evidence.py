@@ -57,10 +57,12 @@ class Result:
     protocol: dict[str, Any]
     replan: int
     first_seed: int
+    max_steps: int
+    """control steps that an episode may take"""
     latency_ms: dict[str, float] | None
     """percentile -> milliseconds of one answer; None when no answer was ever timed"""
     seconds: float
-    """of its last session"""
+    """of all attempts"""
 
 
 @dataclass(frozen=True)
@@ -133,11 +135,13 @@ class Evidence:
     recipe: Recipe
     parameters: int | None
     """numbers stored in the newest checkpoint's weights"""
+    demonstrations: int | None
+    """in the dataset that it was trained on, where the run knows"""
     log: Log | None
     episodes: tuple[Episode, ...]
     episodes_torn: bool
-    trials: int
-    """episodes a task that the evaluation has, or will have"""
+    planned: int
+    """episodes that the evaluation has, or will have"""
     result: Result | None
     wall_seconds: dict[str, float] | None
     """of every part, with "total", where `lightwam demo` measured them"""
@@ -155,11 +159,11 @@ def read_evidence(run: Path) -> Evidence:
     result = _read_result(run / "eval" / "result.json")
     swap, probe = run / "eval" / "swap.json", run / "eval" / "probe.npz"
     whole = read_object(run / "result.json") if (run / "result.json").is_file() else None
-    protocol = run / "eval" / "protocol.json"
     return Evidence(
         run=run,
         recipe=recipe,
-        trials=read_object(protocol).child("eval").count("trials") if protocol.is_file() else recipe.eval.trials,
+        planned=_read_planned(run / "eval" / "protocol.json", recipe),
+        demonstrations=_read_demonstrations(run / "dataset.json"),
         parameters=_count_parameters(run / "checkpoints"),
         log=_read_log(run / "log.jsonl"),
         episodes=episodes,
@@ -187,6 +191,24 @@ def _read_recipe(run: Path) -> Recipe:
             f"the run's recipe cannot be used: {error.what}", where=f"{path}: {error.where}", got=error.got,
             expected=error.expected, next_step=error.next_step,
         ) from error  # fmt: skip
+
+
+def _read_planned(protocol: Path, recipe: Recipe) -> int:
+    """Of the evaluation that has begun, or that the recipe asks for."""
+    if not protocol.is_file():
+        return recipe.eval.trials * len(recipe.sim.tasks)
+    table = read_object(protocol)
+    tasks = table.child("sim").value("tasks")
+    if not isinstance(tasks, list):
+        raise table.child("sim").refuse("tasks", "a list")
+    return table.child("eval").count("trials") * len(tasks)
+
+
+def _read_demonstrations(dataset: Path) -> int | None:
+    if not dataset.is_file():
+        return None
+    table = read_object(dataset)
+    return table.count("episodes") if "episodes" in table else None
 
 
 def _count_parameters(checkpoints: Path) -> int | None:
@@ -270,6 +292,7 @@ def _read_result(path: Path) -> Result | None:
         protocol=protocol.data,
         replan=protocol.child("eval").count("replan"),
         first_seed=protocol.child("eval").count("first_seed"),
+        max_steps=protocol.child("sim").count("max_steps"),
         latency_ms={key: latency.duration(key) for key in ("p50", "p95", "p99")} if latency else None,
         seconds=_read_seconds(table)["total"],
     )

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from lightwam.report.evidence import Evidence, Probe
-from lightwam.report.markup import demo_command, image, missing, section
+from lightwam.report.markup import image, missing, report_command, section
 from lightwam.report.pictures import heat, jpeg, overlay
 from lightwam.report.words import THIN, counted, escape, figures
 
@@ -20,7 +20,7 @@ def imagination(evidence: Evidence) -> str:
     """Rows of frames: the imagined future, the real one through the same codec, the real one."""
     title, probe = "Imagined and real futures", evidence.probe
     if probe is None:
-        command = demo_command(evidence.recipe.name, evidence.run)
+        command = report_command(evidence.run, "imagine")
         return section("imagination", title, missing("No moments have been recorded.", command))
     moved = _pixel_error(probe.real_coded[:, :1], probe.real_coded)
     best = {
@@ -102,7 +102,7 @@ def attention(evidence: Evidence) -> str:
     """Heat over the picture, for every task and tap: the mean of the queries, and the queries that differ most."""
     title, probe = "What each tapped layer looks at", evidence.probe
     if probe is None:
-        command = demo_command(evidence.recipe.name, evidence.run)
+        command = report_command(evidence.run, "imagine")
         return section("attention", title, missing("No attention has been recorded.", command))
     rows, cols = probe.attention.shape[3:]
     weight = probe.attention * (rows * cols)

@@ -75,6 +75,11 @@ def demo_command(name: str, run: Path) -> str:
     return f"lightwam demo {name} --run {run}"
 
 
+def report_command(run: Path, option: str) -> str:
+    """How a part of the report is recorded, where `lightwam demo` has not done it."""
+    return f"lightwam report {run} --{option}"
+
+
 def eval_command(run: Path) -> str:
     """How the run is evaluated, or goes on."""
     return f"lightwam eval {run}"

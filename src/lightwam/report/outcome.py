@@ -8,13 +8,13 @@ from pathlib import Path
 from lightwam.report.charts import Bar, interval_bars
 from lightwam.report.evidence import Episode, Evidence, Score
 from lightwam.report.markup import (
-    demo_command,
     eval_command,
     figure,
     image,
     missing,
     note,
     pairs,
+    report_command,
     section,
     table,
     train_command,
@@ -29,10 +29,12 @@ FILM_BYTES = 3_000_000
 def heading(evidence: Evidence) -> str:
     """The page's title in one sentence, and the numbers that stand behind it."""
     recipe, log, result = evidence.recipe, evidence.log, evidence.result
-    demos = sum(recipe.collect.demos(task) for task in recipe.sim.tasks)
+    demos = evidence.demonstrations
+    if demos is None and not log:
+        demos = sum(recipe.collect.demos(task) for task in recipe.sim.tasks)  # as the recipe has it
     size = f"A {millions(evidence.parameters)}-parameter Light-WAM" if evidence.parameters else "A Light-WAM"
     trained = (
-        f"{size} trained on {counted(demos, 'demonstration')} of "
+        f"{size} trained on {'demonstrations' if demos is None else counted(demos, 'demonstration')} of "
         f"{counted(len(recipe.sim.tasks), f'{simulator(recipe.sim.name)} task')}"
     )
     wall = f" {duration(evidence.wall_seconds['total'])}" if evidence.wall_seconds else ""
@@ -51,7 +53,8 @@ def heading(evidence: Evidence) -> str:
         facts.append(("Wall time", wall))
     if evidence.parameters:
         facts.append(("Parameters", millions(evidence.parameters)))
-    facts.append(("Demonstrations", f"{demos:,}"))
+    if demos is not None:
+        facts.append(("Demonstrations", f"{demos:,}"))
     if log:
         facts.append(("Training steps", f"{log.columns['step'][-1]:,.0f}"))
     name = f'<p class="eyebrow">lightwam <span>run</span> {escape(evidence.run.resolve().name)}</p>'
@@ -62,7 +65,7 @@ def success(evidence: Evidence) -> str:
     """Success by task with Wilson intervals, as bars and as a table."""
     result, title = evidence.result, "Success by task"
     if result is None:
-        done, planned = len(evidence.episodes), evidence.trials * len(evidence.recipe.sim.tasks)
+        done, planned = len(evidence.episodes), evidence.planned
         text = f"The evaluation is not finished: {done} of {planned} episodes are done." if done else (
             "The policy has not been run in closed loop yet."
         )  # fmt: skip
@@ -91,7 +94,7 @@ def success(evidence: Evidence) -> str:
     lead = (
         f"{counted(result.score.trials, 'episode')} on seeds from {result.first_seed:,} up, none of them "
         f"used for training. An episode is a success when the task is solved at some moment within "
-        f"{counted(evidence.recipe.sim.max_steps, 'control step')}. Lines are Wilson intervals."
+        f"{counted(result.max_steps, 'control step')}. Lines are Wilson intervals."
     )
     caption = "Share of successful episodes, with 95&#8239;% intervals."
     return section("success", title, figure(charts, caption), numbers, lead=lead)
@@ -172,7 +175,7 @@ def swap(evidence: Evidence) -> str:
     title, found = "Exchanged sentences", evidence.swap
     if found is None:
         text = "Nobody has told the policy the wrong sentences yet."
-        return section("swap", title, missing(text, demo_command(evidence.recipe.name, evidence.run)))
+        return section("swap", title, missing(text, report_command(evidence.run, "swap")))
     bars = [_bar("right sentences", found.right), _bar("exchanged", found.swapped, "bar other")]
     charts = "".join(
         f'<div class="{kind}">{interval_bars(bars, "Success with right and exchanged sentences", width)}</div>'

@@ -75,8 +75,7 @@ def times(evidence: Evidence) -> str:
     if wall:
         blocks = [_wall(wall)]
     else:
-        command = demo_command(evidence.recipe.name, evidence.run)
-        blocks = [missing("The wall time of the parts has not been measured.", command)]
+        blocks = [note("Wall time by part is measured where <code>lightwam demo</code> makes the whole run.")]
     if log is not None:
         rows += _training_times(log, evidence.recipe.train.batch_size)
     if result is None:
@@ -100,7 +99,7 @@ def _training_times(log: Log, batch_size: int) -> list[tuple[str, str]]:
 
 
 def _evaluation_times(result: Result, horizon: int) -> list[tuple[str, str]]:
-    rows = [("Evaluation time", f"{duration(result.seconds)} <small>its last session</small>")]
+    rows = [("Evaluation time", f"{duration(result.seconds)} <small>all attempts</small>")]
     chunk = f"{counted(horizon, 'action')} a chunk, {result.replan} of them executed"
     if result.latency_ms is None:
         rows.append(("Latency of an action chunk", "<small>not measured: no episode was left to run</small>"))
