@@ -3,7 +3,7 @@
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from in_here import InHere
 
 from lightwam import evaluate as module
 from lightwam.checks import check
@@ -23,17 +24,7 @@ from lightwam.sim import base
 from lightwam.sim.point import COLOURS
 from lightwam.stats import wilson
 from lightwam.types import Observation
-from lightwam.workers import Answer, Deaths, Job, Workers
-
-
-class InHere(Workers[Job, Answer]):
-    """Simulators in this process: no second to wait for a new one."""
-
-    def __init__(self, count: int, run: Any) -> None:
-        super().__init__(0, run)
-
-    def answers(self, timeout_seconds: float) -> Iterator[tuple[Job, Answer]]:
-        return super().answers(0.0)
+from lightwam.workers import Deaths, Workers
 
 
 class Seeing:

@@ -1,10 +1,10 @@
 """How often experts succeed: counted on evaluation's seeds, refused tasks told, dead workers replaced."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from in_here import InHere
 
 from lightwam import expert_check as module
 from lightwam.config import Recipe
@@ -12,15 +12,6 @@ from lightwam.errors import SimulatorError
 from lightwam.expert_check import Experts, check_experts
 from lightwam.sim import base
 from lightwam.sim.base import Trial
-from lightwam.workers import Answer, Job, Workers
-
-
-class InHere(Workers[Job, Answer]):
-    def __init__(self, count: int, run: Any) -> None:
-        super().__init__(0, run)
-
-    def answers(self, timeout_seconds: float) -> Iterator[Any]:
-        return super().answers(0.0)
 
 
 @pytest.fixture

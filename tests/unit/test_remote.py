@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from in_here import InHere
 from serving import serving, stop
 
 from lightwam import evaluate as module
@@ -25,20 +26,9 @@ from lightwam.robot.client import Client, ConnectionLost
 from lightwam.types import Observation
 from lightwam.wire import families
 from lightwam.wire.family import ActionPart, StatePart, Unit
-from lightwam.workers import Answer, Job, Workers
 
 PLAIN = families.named("light-wam")
 SETTINGS = EvalConfig(trials=2, replan=4, workers=1, videos_per_task=0)
-
-
-class InHere(Workers[Job, Answer]):
-    """Simulators in this process."""
-
-    def __init__(self, count: int, run: Any) -> None:
-        super().__init__(0, run)
-
-    def answers(self, timeout_seconds: float) -> Iterator[tuple[Job, Answer]]:
-        return super().answers(0.0)
 
 
 @pytest.fixture(autouse=True)
