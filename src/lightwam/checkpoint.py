@@ -106,7 +106,7 @@ def write_dataset(run: Path, dataset: Path, episodes: int, fingerprint: Mapping[
 
 def check_dataset(run: Path, dataset: Path, fingerprint: Mapping[str, str]) -> None:
     """Refuse to go on with other data than the run began with; the same data may lie at another place."""
-    began = _read_table(run / "dataset.json", ("fingerprint", "path"), maybe=("episodes",))  # runs of before lack them
+    began = _read_table(run / "dataset.json", ("fingerprint", "path"), maybe=("episodes",))  # older runs lack it
     differences = list(_differences(began["fingerprint"], dict(fingerprint)))
     if differences:
         more = f"; {len(differences) - 4} more" if len(differences) > 4 else ""

@@ -20,6 +20,7 @@ from lightwam.evaluate import evaluate
 from lightwam.policy import Policy
 from lightwam.report import write_report
 from lightwam.report.probe import record_probe
+from lightwam.report.tables import read_object
 from lightwam.sim import base
 from lightwam.train import train
 
@@ -70,10 +71,10 @@ def swap(run: Path, say: Callable[[str], None] = print) -> None:
     path, recipe = run / "eval" / "result.json", read_recipe(run)
     if not path.exists():
         raise CheckpointError("there is no evaluation to compare with", where=path, next_step=f"lightwam eval {run}")
-    right = read_json(path)
-    protocol = right["protocol"]
-    sim = from_dict(SimConfig, protocol["sim"], f"{path}: protocol.sim")
-    asked = from_dict(EvalConfig, to_dict(recipe.eval) | protocol["eval"], f"{path}: protocol.eval")
+    found = read_object(path)
+    right, protocol = found.data, found.child("protocol")
+    sim = from_dict(SimConfig, protocol.child("sim").data, f"{path}: protocol.sim")
+    asked = from_dict(EvalConfig, to_dict(recipe.eval) | protocol.child("eval").data, f"{path}: protocol.eval")
     tasks = sim.tasks
     told = {task: base.make(sim, other).instruction for task, other in zip(tasks, tasks[1:] + tasks[:1], strict=True)}
     if len(set(told.values())) < 2:
@@ -82,7 +83,7 @@ def swap(run: Path, say: Callable[[str], None] = print) -> None:
         run,
         replace(asked, trials=min(SWAP_TRIALS, asked.trials), videos_per_task=0),
         sim=sim,
-        policy=Policy.load(run, protocol["checkpoint_step"], device="auto"),
+        policy=Policy.load(run, protocol.count("checkpoint_step"), device="auto"),
         folder="swap",
         sentences=told,
         say=say,

@@ -30,7 +30,7 @@ class RemotePolicy:
     ) -> None:
         """Of the recipe only simulator and evaluation count; `renames` are as `wire.family.fitted` has them.
 
-        `label` goes into the result, as many servers say nothing of themselves. ConfigError for a family whose robots
+        `label` goes into the result, as a server may say nothing of itself. ConfigError for a family whose robots
         want actions as maps, which openpi's protocol has not, or whose state has two parts of unknown length.
         """
         if family.action:

@@ -72,7 +72,7 @@ class ServerOptions(WorldOptions):
     timeout_seconds: float = 60.0
     """for an answer; the first one may take long"""
     label: str = ""
-    """what the policy is called in the result; many servers say nothing of themselves"""
+    """what the policy is called in the result; a server may say nothing of itself"""
 
 
 def run(arguments: Sequence[str]) -> None:
