@@ -79,8 +79,8 @@ def start_run(run: Path, recipe: Recipe) -> None:
 
     Settings that are FREE to change are written anew.
     """
-    wanted = json.loads(json.dumps(to_dict(recipe)))
-    began = read_json(run / "recipe.json") if (run / "recipe.json").exists() else None
+    wanted = _plain(recipe)
+    began = _plain(read_recipe(run)) if (run / "recipe.json").exists() else None
     if began is not None and (differences := list(_differences(began, wanted))):
         raise CheckpointError(
             "the run directory belongs to another config",
@@ -301,6 +301,11 @@ def _own(weights: Weights) -> Weights:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _plain(recipe: Recipe) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(json.dumps(to_dict(recipe)))
+    return values
 
 
 def _differences(old: Any, new: Any, path: str = "") -> Iterator[str]:

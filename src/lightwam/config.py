@@ -1,7 +1,8 @@
 """Every setting there is, as frozen dataclasses; whether they fit together is for `checks.check` to say.
 
 A named experiment is a function in recipes.py that returns a whole `Recipe`. A run directory holds its recipe as JSON;
-reading it back is strict both ways: an unknown key, a missing key or a value of another type is refused by name.
+reading it back is strict both ways: an unknown key, a missing key or a value of another type is refused by name. Only a
+field that was `added` later may be missing, so that runs of before stay readable.
 """
 
 from __future__ import annotations
@@ -17,6 +18,11 @@ from lightwam.errors import ConfigError, did_you_mean
 LATENTS = "latents"
 """the folder of a dataset for what pretrained encoders made of it"""
 NormKind = Literal["min_max", "z_score", "quantile", "identity"]
+
+
+def added(default: Any) -> Any:
+    """A field that recipes written before it existed lack; they are read with `default`, which is what they meant."""
+    return field(default=default, metadata={"added": True})
 
 
 @dataclass(frozen=True)
@@ -161,7 +167,7 @@ class SimConfig:
     """control steps until an episode counts as failed"""
     action_repeat: int = 1
     """simulator steps for one control step"""
-    protocol: str = ""
+    protocol: str = added("")
     """the adapter's named set of constants, where a benchmark is evaluated under several; LIBERO: docs/libero.md"""
 
 
@@ -181,7 +187,7 @@ class CollectConfig:
     says nothing of the goal, and the policy has to look for it"""
     extra_steps: int = 0
     """steps recorded after the first success, so that the policy learns to stay"""
-    turn: int = 1
+    turn: int = added(1)
     """so many demonstrations of a task before the next one's turn: more where a simulator takes seconds to load"""
     first_seed: int = 0
     """demonstrations use seeds from here up"""
@@ -330,10 +336,12 @@ def _kind_of(option: Any) -> Any:
 def _parse_dataclass(kind: type, data: Any, where: str) -> Any:
     if not isinstance(data, dict):
         raise ConfigError("a config section is not a table", where=where, got=repr(data), expected=kind.__name__)
-    hints, names = typing.get_type_hints(kind), [f.name for f in dataclasses.fields(kind)]
+    hints, fields = typing.get_type_hints(kind), dataclasses.fields(kind)
+    names = [f.name for f in fields]
     for key in data:
         if key not in names:
             raise ConfigError("unknown config key", where=where, got=repr(key), next_step=did_you_mean(str(key), names))
+    data = {f.name: to_dict(f.default) for f in fields if f.metadata.get("added")} | data
     missing = [name for name in names if name not in data]
     if missing:
         raise ConfigError("config keys are missing", where=where, got=sorted(data), expected=missing)

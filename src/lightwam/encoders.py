@@ -72,6 +72,12 @@ def open_text(recipe: Recipe, device: torch.device | str = "cpu") -> TextEncoder
     return Umt5Text.load(recipe.weights, recipe.text, device, dtype)
 
 
+def check_prompts(recipe: Recipe, instructions: Sequence[str]) -> None:
+    """Raise PromptError when one of the instructions does not fit the recipe's text encoder; opens no weights."""
+    if isinstance(recipe.text, HashedTextConfig):
+        HashedText(recipe.text).check([recipe.prompt.format(task=instruction) for instruction in instructions])
+
+
 class Prompts:
     """Instructions -> token states. `known` are prompts with their states; others open the text encoder, once."""
 

@@ -24,6 +24,10 @@ class ConfigError(LightwamError):
     """A recipe, option or config file that cannot be used."""
 
 
+class PromptError(ConfigError):
+    """A sentence that the run's text encoder cannot take: empty, or with more tokens than it holds."""
+
+
 class DatasetError(LightwamError):
     """A dataset that is missing, broken or not of the declared layout."""
 

@@ -31,6 +31,12 @@ def test_notes_survive_json_too(recipe: Recipe) -> None:
     assert from_dict(Recipe, to_dict(replace(recipe, notes="why"))).notes == "why"
 
 
+def test_a_setting_that_came_later_is_read_as_what_older_recipes_meant(recipe: Recipe) -> None:
+    data = to_dict(recipe)
+    del data["sim"]["protocol"], data["collect"]["turn"]
+    assert from_dict(Recipe, data) == recipe
+
+
 def test_an_unknown_key_is_refused_with_its_path_and_a_suggestion(recipe: Recipe) -> None:
     data = to_dict(recipe)
     data["train"]["step"] = 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +42,21 @@ class ImageReader:
 
     def read(self, episode: int, length: int) -> UInt8[np.ndarray, "T height width 3"]:
         """All pictures of one episode, which has `length` frames."""
+        return next(self.stream(episode, length, length))
+
+    def stream(self, episode: int, length: int, batch: int) -> Iterator[UInt8[np.ndarray, "T height width 3"]]:
+        """The same pictures, at most `batch` of them in memory at a time."""
         rows = np.flatnonzero(self._episode == episode)
         if len(rows) != length:
             raise DatasetError("an episode has another length than the episodes table says",
                                where=f"{self.path} episode {episode}", got=len(rows), expected=length)  # fmt: skip
-        clip = np.empty((length, *self._size, 3), np.uint8)
-        for frame, row in enumerate(rows):
-            clip[frame] = self._decode(self._row(int(row)), f"{self.path} {self._key} episode {episode} frame {frame}")
-        return clip
+        for begin in range(0, length, batch):
+            some = rows[begin : begin + batch]
+            clip = np.empty((len(some), *self._size, 3), np.uint8)
+            for i, row in enumerate(some):
+                where = f"{self.path} {self._key} episode {episode} frame {begin + i}"
+                clip[i] = self._decode(self._row(int(row)), where)
+            yield clip
 
     def _row(self, row: int) -> bytes | None:
         group = int(np.searchsorted(self._starts, row, side="right")) - 1

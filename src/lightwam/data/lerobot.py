@@ -6,7 +6,7 @@ layouts are in docs/data.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -202,6 +202,13 @@ class Pictures:
 
     def clip(self, episode: Episode, camera: str) -> UInt8[np.ndarray, "T height width 3"]:
         """All pictures of one episode from one camera."""
+        return next(self.stream(episode, camera, episode.length))
+
+    def stream(self, episode: Episode, camera: str, batch: int) -> Iterator[UInt8[np.ndarray, "T height width 3"]]:
+        """The same pictures, at most `batch` of them in memory at a time.
+
+        Streams of several cameras may be read in turns; of one camera, one must end before the next begins.
+        """
         about, clip = self._cameras[camera], episode.clips.get(camera)
         path = episode.data_path if clip is None else clip.path
         reader = self._open.get(camera)
@@ -211,12 +218,12 @@ class Pictures:
             reader = ImageReader(path, about.key, about.size) if clip is None else VideoReader(path)
             self._open[camera] = reader
         if isinstance(reader, ImageReader):
-            return reader.read(episode.index, episode.length)
+            return reader.stream(episode.index, episode.length, batch)
         if (reader.height, reader.width) != about.size:
             raise DatasetError("a video has another size than info.json says", where=reader.path,
                                got=(reader.height, reader.width), expected=about.size)  # fmt: skip
         assert clip is not None
-        return reader.read(clip.start, episode.length, self._fps)
+        return reader.stream(clip.start, episode.length, self._fps, batch)
 
     def close(self) -> None:
         """Let go of the files."""

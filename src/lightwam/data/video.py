@@ -128,44 +128,54 @@ class VideoReader:
 
     def read(self, start: float, count: int, fps: float) -> UInt8[np.ndarray, "T height width 3"]:
         """`count` frames from `start` seconds on, each checked to lie within half a frame of where it should."""
+        return next(self.stream(start, count, fps, count))
+
+    def stream(
+        self, start: float, count: int, fps: float, batch: int
+    ) -> Iterator[UInt8[np.ndarray, "T height width 3"]]:
+        """The same frames, at most `batch` of them in memory at a time."""
+        taken = 0
+        while taken < count:
+            out = np.empty((min(batch, count - taken), self.height, self.width, 3), np.uint8)
+            for row in out:
+                self._copy(self._next(start, taken, count, fps), row)
+                taken += 1
+            if taken == count:
+                self._ahead = start + count / fps
+            yield out
+
+    def _next(self, start: float, taken: int, count: int, fps: float) -> Any:
+        """The decoder's next frame, which must be number `taken` of the range."""
         import av
 
-        out = np.empty((count, self.height, self.width, 3), np.uint8)
-        taken = 0
         try:
-            for frame in self._frames_from(start, 1 / fps):
-                moment = frame.time
+            if not taken:
+                self._seek(start, 1 / fps)
+            for frame in self._frames:
+                moment, expected = frame.time, start + taken / fps
                 if moment is None:
                     raise DatasetError("a video has a frame without a time", where=self.path, expected="a time a frame")
                 if moment < start - 0.5 / fps:
                     continue
-                expected = start + taken / fps
                 if abs(moment - expected) > 0.5 / fps:
                     raise DatasetError("a video skips a frame", where=f"{self.path} frame {taken} from {start:.3f} s",
                                        got=f"{moment:.4f} s", expected=f"{expected:.4f} s")  # fmt: skip
-                self._copy(frame, out[taken])
-                taken += 1
-                if taken == count:
-                    break
+                return frame
         except av.FFmpegError as error:
             raise self._broken(error) from error
-        if taken < count:
-            raise DatasetError(
-                "a video is shorter than its episode",
-                where=f"{self.path} from {start:.3f} s",
-                got=f"{taken} frames",
-                expected=f"{count} frames",
-                next_step="the video was cut short: copy the dataset again, or leave this episode out",
-            )
-        self._ahead = start + count / fps
-        return out
+        raise DatasetError(
+            "a video is shorter than its episode",
+            where=f"{self.path} from {start:.3f} s",
+            got=f"{taken} frames",
+            expected=f"{count} frames",
+            next_step="the video was cut short: copy the dataset again, or leave this episode out",
+        )
 
-    def _frames_from(self, start: float, frame_time: float) -> Iterator[Any]:
+    def _seek(self, start: float, frame_time: float) -> None:
         if self._ahead is None or abs(self._ahead - start) > 0.1 * frame_time:
             self._container.seek(round(start / float(self._stream.time_base)), stream=self._stream)
             self._frames = self._container.decode(self._stream)
         self._ahead = None
-        return self._frames
 
     def _copy(self, frame: Any, out: UInt8[np.ndarray, "height width 3"]) -> None:
         plane: Any = self._convert(frame).planes[0]

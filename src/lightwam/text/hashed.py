@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightwam.config import HashedTextConfig
-from lightwam.errors import ConfigError
+from lightwam.errors import ConfigError, PromptError
 
 PLACE_SCALE = 0.5
 """length of the place code beside the word's own direction of length 1"""
@@ -34,25 +34,33 @@ class HashedText:
         self.dim, self.num_tokens = config.dim, config.num_tokens
 
     def encode(self, instructions: Sequence[str]) -> Float[Tensor, "B L E"]:
-        """One state a word, zeros after the last; an empty or too long instruction raises ConfigError.
+        """One state a word, zeros after the last; an empty or too long instruction raises PromptError.
 
         States have a mean square near 1 an element, like a normalised encoder's.
         """
         states = torch.zeros(len(instructions), self.num_tokens, self.dim)
         for row, instruction in enumerate(instructions):
-            words = re.findall(r"\w+|[^\w\s]", instruction.lower())
-            if not 1 <= len(words) <= self.num_tokens:
-                raise ConfigError(
-                    "the instruction does not fit the text encoder",
-                    where=repr(instruction),
-                    got=f"{len(words)} words",
-                    expected=f"1..{self.num_tokens}",
-                    next_step="shorten it, or train with a larger text.num_tokens",
-                )
-            for place, word in enumerate(words):
+            for place, word in enumerate(self._words(instruction)):
                 state = word_direction(word, self.dim) + PLACE_SCALE * place_code(place, self.dim)
                 states[row, place] = torch.from_numpy(state * math.sqrt(self.dim / (1 + PLACE_SCALE**2)))
         return states
+
+    def check(self, instructions: Sequence[str]) -> None:
+        """Raise PromptError naming the first instruction that `encode` would refuse."""
+        for instruction in instructions:
+            self._words(instruction)
+
+    def _words(self, instruction: str) -> list[str]:
+        words = re.findall(r"\w+|[^\w\s]", instruction.lower())
+        if not 1 <= len(words) <= self.num_tokens:
+            raise PromptError(
+                "the instruction does not fit the text encoder",
+                where=repr(instruction),
+                got=f"{len(words)} words",
+                expected=f"1..{self.num_tokens}",
+                next_step="shorten it, or train with a larger text.num_tokens",
+            )
+        return words
 
 
 @functools.lru_cache(maxsize=4096)
