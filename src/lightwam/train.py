@@ -45,14 +45,18 @@ def train(
     device: str = "auto",
     parallel: Parallel = "ddp",
     start_from: Path | None = None,
+    cache: Path | None = None,
 ) -> Path:
     """Train `recipe` on the LeRobot dataset at `dataset` into the directory `run`, going on where it stopped.
 
     `stop_after` ends the session early, after that step and its checkpoint (0: before the first). `device` is "auto"
     (a GPU where there is one), "cpu" or "cuda"; `parallel` says how processes under torchrun share the work. A new run
-    takes its first weights from the run `start_from`, if given; else the recipe's pretrained ones, or random. Returns
-    `run`. Raises CheckpointError when `run` holds another recipe, began with another dataset or has a damaged
-    checkpoint, DatasetError when the data do not fit or the loss is not finite, ConfigError when memory runs out.
+    takes its first weights from the run `start_from`, if given; else the recipe's pretrained ones, or random. Decoded
+    pictures and latents lie in the folder `cache`, as `processing.open_data` says. Returns `run`.
+
+    Raises CheckpointError when `run` holds another recipe, began with another dataset or has a damaged checkpoint,
+    DatasetError when the data do not fit or the loss is not finite, PromptError when a sentence does not fit the text
+    encoder, ConfigError when memory runs out.
     """
     check(recipe)
     if parallel == "fsdp" and recipe.train.muon_learning_rate:
@@ -60,13 +64,12 @@ def train(
                           expected="ddp", next_step="--parallel ddp, or --train.muon-learning-rate 0")  # fmt: skip
     with distributed.world(device) as world:
         with world.leader_first():
-            checkpoint.start_run(run, recipe)
-            cache, processing = open_data(recipe, dataset, run, say)
+            opened, processing = open_data(recipe, dataset, run, say, cache)
         torch.manual_seed(recipe.train.seed)
         with distributed.memory_said(
             f"the start, on {world.device}", "a larger device, or more of them (--parallel fsdp)"
         ):
-            session = _start(recipe, run, start_from, cache, processing, world, parallel)
+            session = _start(recipe, run, start_from, opened, processing, world, parallel)
         if session.step and world.leads:
             say(f"going on from step {session.step}")
         world.wait()

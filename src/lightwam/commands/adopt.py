@@ -22,6 +22,8 @@ class AdoptOptions:
     """the LeRobot dataset it was trained on: statistics of state and action, and the task sentences"""
     run: Path
     """the run directory to make"""
+    cache: Path | None = None
+    """folder for what is made of datasets; by default LIGHTWAM_CACHE names it, else it is the dataset's own"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """where prompts are encoded"""
 
@@ -34,4 +36,6 @@ def run(arguments: Sequence[str]) -> None:
     checks.check(options.recipe)
     from lightwam.exchange import adopt
 
-    print(adopt(options.recipe, options.checkpoint, options.data, options.run, device=options.device))
+    run = adopt(options.recipe, options.checkpoint, options.data, options.run, device=options.device,
+                cache=options.cache)  # fmt: skip
+    print(run)

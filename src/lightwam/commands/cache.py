@@ -22,6 +22,8 @@ class CacheOptions:
     recipe: AnyRecipe
     data: Path
     """a LeRobot dataset, v3.0 or v2.1"""
+    cache: Path | None = None
+    """folder for what is made of datasets; by default LIGHTWAM_CACHE names it, else it is the dataset's own"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU where there is one"""
 
@@ -33,4 +35,4 @@ def run(arguments: Sequence[str]) -> None:
     checks.check(options.recipe)
     from lightwam.processing import make_cache
 
-    make_cache(options.recipe, options.data, device=options.device)
+    make_cache(options.recipe, options.data, device=options.device, cache=options.cache)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -17,6 +18,7 @@ Options = TypeVar("Options")
 Flat = tyro.conf.arg(name="")
 """marks the recipe among a command's options: its settings are `--train.steps`, not `--recipe.train.steps`"""
 AnyRecipe = Annotated[Recipe, Flat]
+_SWITCH = re.compile(r"(latents|text):[\w-]+-config$")
 
 
 def named_recipe(arguments: Sequence[str], command: str, default: str | None = None) -> tuple[Recipe, list[str]]:
@@ -48,8 +50,14 @@ def wants_help(arguments: Sequence[str]) -> bool:
 
 
 def parse(defaults: Options, arguments: Sequence[str], command: str) -> Options:
-    """`defaults` with the command line's options in it; an unknown option ends the process with suggestions, code 2."""
-    return tyro.cli(type(defaults), default=defaults, args=list(arguments), prog=f"lightwam {command}")
+    """`defaults` with the command line's options in it; an unknown option ends the process with suggestions, code 2.
+
+    Sections of several kinds (`latents`, `text`) have the options of the recipe's own kind: `--text.num-tokens 24`. A
+    word such as `text:umt5-config`, behind all other options, chooses another kind, whose options follow that word.
+    """
+    switches = any(_SWITCH.match(word) for word in arguments)
+    config = () if switches else (tyro.conf.AvoidSubcommands,)
+    return tyro.cli(type(defaults), default=defaults, args=list(arguments), prog=f"lightwam {command}", config=config)
 
 
 def given(arguments: Sequence[str]) -> frozenset[str]:

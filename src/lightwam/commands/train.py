@@ -20,6 +20,8 @@ class TrainOptions:
     """a LeRobot dataset, v3.0 or v2.1"""
     run: Path
     """the run directory: config, codec, log, checkpoints"""
+    cache: Path | None = None
+    """folder for what is made of datasets; by default LIGHTWAM_CACHE names it, else it is the dataset's own"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU where there is one"""
     parallel: Literal["ddp", "fsdp"] = "ddp"
@@ -39,4 +41,4 @@ def run(arguments: Sequence[str]) -> None:
 
     keep_memory()
     train(options.recipe, options.data, options.run, device=options.device, parallel=options.parallel,
-          start_from=options.start_from)  # fmt: skip
+          start_from=options.start_from, cache=options.cache)  # fmt: skip

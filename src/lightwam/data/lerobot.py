@@ -37,6 +37,8 @@ from lightwam.errors import DatasetError, did_you_mean
 from lightwam.stats import FeatureStats, measure
 
 VERSIONS = ("v3.0", "v2.1", "v2.0")
+CHECKED_AT_ONCE = 16
+"""pictures in memory while all of them are checked"""
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,8 @@ class LeRobotDataset:
         with self.pictures() as pictures:
             for number, camera in enumerate(self.cameras):
                 for episode in self.episodes:
-                    pictures.clip(episode, camera)
+                    for _ in pictures.stream(episode, camera, CHECKED_AT_ONCE):
+                        pass
                     if progress is not None:
                         done = number * self.num_frames + int(self.episode_start[episode.index + 1])
                         progress(done, len(self.cameras) * self.num_frames)
