@@ -83,12 +83,14 @@ def open_data(
     What can be checked in seconds is checked first, before `run` is touched and before anything is decoded. Pictures
     are decoded here when they are not yet; latents of a VAE must have been made by `lightwam cache`. Caches lie in the
     folder `cache` (else where LIGHTWAM_CACHE says, else in the dataset's). Statistics are measured once and then belong
-    to the run. Raises DatasetError when the dataset does not fit the model, the cache is stale or cannot be written,
-    PromptError for a sentence that does not fit, CheckpointError when the run holds another recipe or began with
-    another dataset or VAE.
+    to the run. Raises DatasetError when the dataset or one of its sentences does not fit the recipe, and when the cache
+    is stale or cannot be written, CheckpointError when the run holds another recipe or began with another dataset or
+    VAE.
     """
     data = LeRobotDataset(dataset)
     check_data(recipe, data)
+    if isinstance(recipe.text, HashedTextConfig):  # else the states must be there, made of sentences that fit
+        check_sentences(recipe, data)
     sources = Sources(recipe, data, cache_home(data.root, cache))
     begun = (run / "processing.json").exists()
     if begun:
@@ -114,29 +116,36 @@ def open_data(
 
 
 def check_data(recipe: Recipe, data: LeRobotDataset) -> None:
-    """Raise DatasetError or PromptError for what a recipe and a dataset show at once not to fit, decoding nothing.
+    """Raise DatasetError for what a recipe and a dataset show at once not to fit, decoding and encoding nothing.
 
-    That is cameras, the widths of state and action, and the task sentences.
+    That is cameras, and the widths of state and action.
     """
     check_cameras(data, recipe.codec)
     check_sizes(recipe, data.root, data.state_dim, data.action_dim)
+
+
+def check_sentences(recipe: Recipe, data: LeRobotDataset) -> None:
+    """Raise DatasetError for the first task sentence that the recipe's text encoder cannot take.
+
+    Of a pretrained encoder the tokenizer has to be there; no weights are opened.
+    """
     try:
         check_prompts(recipe, data.tasks)
     except PromptError:
         for index, task in enumerate(data.tasks):
-            _check_task(recipe, task, f"{data.root} task {index}")
+            _check_sentence(recipe, task, f"{data.root} task {index}")
         raise
 
 
-def _check_task(recipe: Recipe, task: str, where: str) -> None:
+def _check_sentence(recipe: Recipe, task: str, where: str) -> None:
     try:
         check_prompts(recipe, [task])
     except PromptError as error:
-        raise PromptError("a sentence of the dataset must fit the text encoder", where=f"{where}: {task!r}",
-                          got=error.got, expected=error.expected,
-                          next_step="write it anew in the dataset's table of tasks" if not task.strip() else
-                          "shorten it in the dataset's table of tasks, or raise --text.num-tokens",
-                          ) from error  # fmt: skip
+        next_step = "write it anew in the dataset's table of tasks"
+        if task.strip():
+            next_step = "shorten it in the dataset's table of tasks, or raise --text.num-tokens"
+        raise DatasetError("a sentence of the dataset must fit the text encoder", where=f"{where}: {task!r}",
+                           got=error.got, expected=error.expected, next_step=next_step) from error  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -249,17 +258,17 @@ def make_cache(
     """Make ahead what training reads: decoded pictures, or a VAE's latents and the prompts' token states.
 
     Goes on where it stopped. Under torchrun every process makes its share. It lies where `open_data` looks for it.
-    DatasetError when the dataset is broken or does not fit the recipe or the cache cannot be written, PromptError for a
-    sentence that does not fit, CheckpointError when weights are missing.
+    DatasetError when the dataset is broken, it or one of its sentences does not fit the recipe, or the cache cannot be
+    written, CheckpointError when weights are missing.
     """
     data = LeRobotDataset(dataset)
     check_data(recipe, data)
+    check_sentences(recipe, data)
     sources = Sources(recipe, data, cache_home(data.root, cache))
     if isinstance(recipe.latents, DctConfig):
         with distributed.world("cpu") as world, world.leader_first():
             sources.open(say)
         return
-    check_room(sources.home / LATENTS / checkpoint.PROMPTS, 0)
     with (
         distributed.world(device) as world,
         distributed.memory_said(f"encoding on {world.device}", "a larger device, or --device cpu"),
@@ -295,6 +304,7 @@ def cache_prompts(recipe: Recipe, data: LeRobotDataset, device: torch.device | s
     known = checkpoint.read_tensors(path) if checkpoint.read_about(path) == made_by else {}
     wanted = [recipe.prompt.format(task=task) for task in data.tasks]
     if missing := [prompt for prompt in wanted if prompt not in known]:
+        check_room(path, 2 * len(wanted) * text.num_tokens * text.dim)
         states = open_text(recipe, device).encode(missing).to("cpu", torch.bfloat16)
         checkpoint.write_tensors(path, known | dict(zip(missing, states, strict=True)), made_by)
 

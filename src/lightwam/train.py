@@ -55,8 +55,7 @@ def train(
     pictures and latents lie in the folder `cache`, as `processing.open_data` says. Returns `run`.
 
     Raises CheckpointError when `run` holds another recipe, began with another dataset or has a damaged checkpoint,
-    DatasetError when the data do not fit or the loss is not finite, PromptError when a sentence does not fit the text
-    encoder, ConfigError when memory runs out.
+    DatasetError when the data do not fit or the loss is not finite, ConfigError when memory runs out.
     """
     check(recipe)
     if parallel == "fsdp" and recipe.train.muon_learning_rate:

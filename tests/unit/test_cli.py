@@ -6,6 +6,7 @@ The functions behind the commands are replaced by recorders, so nothing is train
 import json
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -16,7 +17,7 @@ import pytest
 from lightwam import cli, recipes
 from lightwam.cli import main
 from lightwam.commands import show
-from lightwam.config import EvalConfig, Recipe
+from lightwam.config import EvalConfig, Recipe, Umt5Config
 from lightwam.errors import DatasetError
 from lightwam.policy import Policy
 
@@ -151,6 +152,41 @@ def test_tuples_and_switches_can_be_overridden(record: Callable[..., Calls]) -> 
     assert recipe.train.listeners == ("tensorboard",)
     assert recipe.prompt == "go: {task}"
     assert root == Path("data/point")
+
+
+@pytest.mark.parametrize(
+    ("command", "function"),
+    [("train", "train.train"), ("collect", "collect.collect"), ("cache", "processing.make_cache"),
+     ("demo", "demo.demo"), ("check expert", "expert_check.check_experts")],
+)  # fmt: skip
+def test_sections_of_several_kinds_are_overridden_by_plain_names(
+    command: str, function: str, record: Callable[..., Calls]
+) -> None:
+    module, name = function.split(".")
+    calls = record(f"lightwam.{module}", name, SimpleNamespace(root="x", episodes=0, frames=0, new_episodes=0))
+    with suppress(TypeError):  # what comes back is not of interest
+        main([*command.split(), "point", "--text.num-tokens", "24", "--train.steps", "9"])
+    assert calls[0][0].text == replace(recipes.point().text, num_tokens=24)
+    assert calls[0][0].train.steps == 9
+
+
+def test_the_help_shows_the_options_of_the_recipes_own_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "libero-10", "--help"])
+    out = capsys.readouterr().out
+    assert "--text.num-tokens" in out and "--latents.channels" in out and "--latents.luma-channels" not in out
+
+
+def test_another_kind_is_chosen_by_its_word_and_not_by_a_value(
+    record: Callable[..., Calls], capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = record("lightwam.train", "train")
+    words = ["train", "point", "--weights", "w", "--train.steps", "7", "text:umt5-config", "--text.dim", "32"]
+    assert main(words) == 0
+    assert calls[0][0].text == Umt5Config(dim=32) and calls[0][0].train.steps == 7
+    with pytest.raises(SystemExit):
+        main(["train", "point", "--text.kind", "umt5"])
+    assert "hashed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("words", "name"), [([], "demo"), (["point"], "point"), (["--run", "runs/demo"], "demo")])

@@ -23,7 +23,7 @@ from lightwam.types import Latents
 TABLES = ("state", "action", "episode_start", "task_index")
 Progress = Callable[[int, int], None]
 """called with frames or windows done, and in all; the first time before any is done"""
-BYTES_AT_ONCE = 16 * 2**20
+BYTES_AT_ONCE = 4 * 2**20
 """a thread decodes as much, pictures and their canvases, before it goes on; resizing takes some five times that"""
 NUM_NAMED = 5
 """so many faults are spelled out in an error"""
