@@ -14,6 +14,7 @@ from lightwam.checks import check
 from lightwam.config import DctConfig, Recipe
 from lightwam.data.cache_base import check_cameras
 from lightwam.data.lerobot import LeRobotDataset
+from lightwam.data.lerobot.features import FeatureNames
 from lightwam.distributed import device_called
 from lightwam.encoders import vae_identity
 from lightwam.errors import CheckpointError, ConfigError
@@ -37,7 +38,9 @@ def export(run: Path, to: Path, step: int | None = None, *, ema: bool = True) ->
     return to
 
 
-def adopt(recipe: Recipe, file: Path, dataset: Path, run: Path, *, device: str = "auto") -> Path:
+def adopt(
+    recipe: Recipe, file: Path, dataset: Path, run: Path, *, device: str = "auto", names: FeatureNames | None = None
+) -> Path:
     """Make `run` from the published checkpoint `file`; returns it.
 
     The dataset gives what a published checkpoint lacks: the statistics of state and action, and the task sentences,
@@ -50,9 +53,9 @@ def adopt(recipe: Recipe, file: Path, dataset: Path, run: Path, *, device: str =
                           expected="wan_vae", next_step="lightwam adopt libero-10 --checkpoint ...")  # fmt: skip
     if run.exists() and any(run.iterdir()):
         raise CheckpointError("the run directory is not empty", where=run, next_step="choose another --run")
-    found, data = published.read(file, recipe.model), LeRobotDataset(dataset)
+    found, data = published.read(file, recipe.model), LeRobotDataset(dataset, names)
     check_cameras(data, recipe.codec)
-    check_sizes(recipe, dataset, data.vectors.state.shape[1], data.vectors.action.shape[1])
+    check_sizes(recipe, data)
     cache_prompts(recipe, data, device_called(device))
     beside = run.with_name(f".{run.name}.{os.getpid()}")
     try:

@@ -21,6 +21,7 @@ from lightwam.data.cache_base import Cache, check_cameras
 from lightwam.data.latent_cache import LatentCache
 from lightwam.data.latent_encoder import ClipEncoder
 from lightwam.data.lerobot import LeRobotDataset
+from lightwam.data.lerobot.features import FeatureNames, parse_names
 from lightwam.distributed import World
 from lightwam.encoders import (
     Prompts,
@@ -69,19 +70,26 @@ class Processing:
         )
 
 
-def open_data(recipe: Recipe, dataset: Path, run: Path, say: Callable[[str], None] = print) -> tuple[Cache, Processing]:
+def open_data(
+    recipe: Recipe,
+    dataset: Path,
+    run: Path,
+    say: Callable[[str], None] = print,
+    names: FeatureNames | None = None,
+) -> tuple[Cache, Processing]:
     """The dataset's cache and its processing; statistics are measured once and then belong to the run.
 
     Pictures are decoded here when they are not yet; latents of a VAE must have been made by `lightwam cache`. Raises
     DatasetError when the dataset does not fit the model or the cache is stale, CheckpointError when the run began with
     another dataset or VAE.
     """
-    data = LeRobotDataset(dataset)
+    pairs = checkpoint.feature_names(run, () if names is None else names.pairs())
+    data = LeRobotDataset(dataset, parse_names(pairs))
     fingerprint, begun = data.fingerprint(), (run / "processing.json").exists()
     if begun:
         checkpoint.check_dataset(run, dataset, fingerprint)
     cache, vae = open_cache(data, recipe, say)
-    check_sizes(recipe, dataset, cache.state.shape[1], cache.action.shape[1])
+    check_sizes(recipe, data)
     if not begun:
         codec = codec_of(recipe, data)
         begin_run(recipe, data, fingerprint, run, codec, _measure(recipe, cache, codec) if vae is None else vae)
@@ -119,18 +127,25 @@ def begin_run(
     recipe: Recipe, data: LeRobotDataset, fingerprint: Mapping[str, Any], run: Path, codec: Codec, measured: Any
 ) -> None:
     """Write into a run all that it takes from its dataset; `measured` is what `open_latents` needs."""
-    checkpoint.write_dataset(run, data.root, data.num_episodes, fingerprint)
+    checkpoint.write_dataset(run, data.root, data.num_episodes, fingerprint, data.names.pairs())
     write_prompts(recipe, data, run)
     checkpoint.write_processing(run, codec, measured)  # last: with it the run has begun
 
 
-def make_cache(recipe: Recipe, dataset: Path, *, device: str = "auto", say: Callable[[str], None] = print) -> None:
+def make_cache(
+    recipe: Recipe,
+    dataset: Path,
+    *,
+    device: str = "auto",
+    say: Callable[[str], None] = print,
+    names: FeatureNames | None = None,
+) -> None:
     """Make ahead what training reads: decoded pictures, or a VAE's latents and the prompts' token states.
 
     Goes on where it stopped. Under torchrun every process makes its share. DatasetError when the dataset is broken or
     the disk is full, CheckpointError when weights are missing.
     """
-    data = LeRobotDataset(dataset)
+    data = LeRobotDataset(dataset, names)
     if isinstance(recipe.latents, DctConfig):
         with distributed.world("cpu") as world, world.leader_first():
             open_cache(data, recipe, say)
@@ -191,16 +206,16 @@ def write_prompts(recipe: Recipe, data: LeRobotDataset, run: Path) -> None:
     checkpoint.write_tensors(run / checkpoint.PROMPTS, {prompt: known[prompt] for prompt in wanted})
 
 
-def check_sizes(recipe: Recipe, dataset: Path, state_dim: int, action_dim: int) -> None:
+def check_sizes(recipe: Recipe, data: LeRobotDataset) -> None:
     """DatasetError when state or action have not the model's widths."""
     for name, got, expected in (
-        ("observation.state", state_dim, recipe.model.state_dim),
-        ("action", action_dim, recipe.model.action_dim),
+        ("observation.state", data.state_dim, recipe.model.state_dim),
+        ("action", data.action_dim, recipe.model.action_dim),
     ):
         if got != expected:
-            raise DatasetError(
-                "the dataset does not fit the model", where=f"{dataset}: {name}", got=got, expected=expected
-            )
+            raise DatasetError("the dataset does not fit the model", where=f"{data.root}: {name}",
+                               got=got or "no such feature", expected=expected,
+                               next_step=data.state_proposal())  # fmt: skip
 
 
 def _measure(recipe: Recipe, cache: Cache, codec: Codec) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from lightwam.checkpoint import Checkpoint, Weights
 from lightwam.checks import check
 from lightwam.config import Recipe, TrainConfig
 from lightwam.data.cache_base import Cache
+from lightwam.data.lerobot.features import FeatureNames
 from lightwam.data.loader import WindowLoader
 from lightwam.distributed import Parallel, World
 from lightwam.engine.cpu import products
@@ -45,14 +46,16 @@ def train(
     device: str = "auto",
     parallel: Parallel = "ddp",
     start_from: Path | None = None,
+    names: FeatureNames | None = None,
 ) -> Path:
     """Train `recipe` on the LeRobot dataset at `dataset` into the directory `run`, going on where it stopped.
 
     `stop_after` ends the session early, after that step and its checkpoint (0: before the first). `device` is "auto"
     (a GPU where there is one), "cpu" or "cuda"; `parallel` says how processes under torchrun share the work. A new run
-    takes its first weights from the run `start_from`, if given; else the recipe's pretrained ones, or random. Returns
-    `run`. Raises CheckpointError when `run` holds another recipe, began with another dataset or has a damaged
-    checkpoint, DatasetError when the data do not fit or the loss is not finite, ConfigError when memory runs out.
+    takes its first weights from the run `start_from`, if given; else the recipe's pretrained ones, or random. `names`:
+    what the dataset calls its features, if not as LeRobot does; a run keeps them. Returns `run`. Raises CheckpointError
+    when `run` holds another recipe, began with another dataset or has a damaged checkpoint, DatasetError when the data
+    do not fit or the loss is not finite, ConfigError when memory runs out.
     """
     check(recipe)
     if parallel == "fsdp" and recipe.train.muon_learning_rate:
@@ -61,7 +64,7 @@ def train(
     with distributed.world(device) as world:
         with world.leader_first():
             checkpoint.start_run(run, recipe)
-            cache, processing = open_data(recipe, dataset, run, say)
+            cache, processing = open_data(recipe, dataset, run, say, names)
         torch.manual_seed(recipe.train.seed)
         with distributed.memory_said(
             f"the start, on {world.device}", "a larger device, or more of them (--parallel fsdp)"

@@ -32,7 +32,7 @@ def cache() -> FrameCache:
     state, action = (random.normal(3, 1, (count, dims)).astype(np.float32) for dims in (3, 2))
     return FrameCache(
         path=Path("memory"), frames=frames, state=state, action=action, episode_start=STARTS,
-        task_index=np.array([0, 1, 0]), tasks=("open", "close"), fps=10.0,
+        task_index=np.repeat([0, 1, 0], LENGTHS), tasks=("open", "close"), fps=10.0,
     )  # fmt: skip
 
 

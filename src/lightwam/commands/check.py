@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from lightwam import checks
-from lightwam.commands.options import AnyRecipe, kind_named, named_recipe, parse, run_directory
+from lightwam.commands.options import AnyRecipe, Names, kind_named, named_recipe, parse, run_directory
 from lightwam.config import LATENTS
 from lightwam.errors import DatasetError, SimulatorError, WireError
 from lightwam.serve import access
@@ -54,10 +55,12 @@ class ExpertOptions:
 class DatasetOptions:
     """Check a LeRobot dataset, v3.0 or v2: every file, type, shape and number of it, and of its latent cache.
 
-    Of LIBERO's own HDF5 files everything that is wrong is listed, with file, demonstration and dataset.
+    Everything that is wrong is listed at once, each fault with its fix, and what is only worth knowing as a note. PATH
+    may also be LIBERO's own HDF5 files.
     """
 
     path: Annotated[Path, tyro.conf.Positional]
+    names: Names = ()
 
 
 @dataclass(frozen=True)
@@ -146,15 +149,32 @@ def _check_client(arguments: Sequence[str]) -> None:
 def _check_dataset(arguments: Sequence[str]) -> None:
     options = tyro.cli(DatasetOptions, args=list(arguments), prog="lightwam check dataset")
     from lightwam.data import libero_hdf5
-    from lightwam.data.lerobot import LeRobotDataset
+    from lightwam.data.lerobot.check import examine
+    from lightwam.data.lerobot.features import parse_names
     from lightwam.progress import Progress
 
     if not (options.path / "meta").is_dir() and (files := libero_hdf5.demo_files(options.path)):
         _check_demonstrations(options.path, files)
         return
-    dataset = LeRobotDataset(options.path)
-    with Progress("check", len(dataset.cameras) * dataset.num_frames, unit="picture") as progress:
-        dataset.check(lambda done, _: progress.advance(count=done - progress.done))
+    with ExitStack() as stack:
+        lines: list[Progress] = []
+
+        def tell(done: int, total: int) -> None:
+            if not lines:
+                lines.append(stack.enter_context(Progress("check", total, unit="picture")))
+            lines[0].advance(count=done - lines[0].done)
+
+        found = examine(options.path, parse_names(options.names), tell)
+    for note in found.notes:
+        print(f"note: {note}")
+    if len(found.faults) == 1:
+        raise found.faults[0]
+    if found.faults:
+        print("\n".join(found.lines()))
+        raise DatasetError("the dataset is broken", where=options.path, got=f"{len(found.faults)} faults, listed above",
+                           expected="none", next_step="mend them, then check again")  # fmt: skip
+    dataset = found.dataset
+    assert dataset is not None
     print(
         f"{options.path}: sound; {dataset.num_episodes} episodes, {dataset.num_frames} frames, "
         f"cameras {', '.join(dataset.cameras)}, {len(dataset.tasks)} tasks"

@@ -17,6 +17,15 @@ Options = TypeVar("Options")
 Flat = tyro.conf.arg(name="")
 """marks the recipe among a command's options: its settings are `--train.steps`, not `--recipe.train.steps`"""
 AnyRecipe = Annotated[Recipe, Flat]
+Names = Annotated[
+    tuple[str, ...],
+    tyro.conf.arg(
+        metavar="FEATURE=NAME",
+        help="what a dataset with other names calls its features; NAME is a camera, observation.state or action: "
+        "--names image=front state=observation.state actions=action. A run keeps them.",
+    ),
+]
+"""an option of every command that reads a dataset"""
 
 
 def named_recipe(arguments: Sequence[str], command: str, default: str | None = None) -> tuple[Recipe, list[str]]:

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from lightwam.data.damage import likely_cause
 from lightwam.errors import DatasetError
 
 WHOLE_BYTES = 16 * 2**20
@@ -37,9 +38,10 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise DatasetError("a file of the dataset is missing", where=path)
     try:
-        data = json.loads(path.read_text())
+        data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise DatasetError("a file of the dataset is not JSON", where=path, got=error) from error
+        raise DatasetError("a file of the dataset is not JSON", where=path, got=likely_cause(path) or error,
+                           expected="a JSON object in UTF-8", next_step="copy it again") from error  # fmt: skip
     if not isinstance(data, dict):
         raise DatasetError("a file of the dataset is not a JSON object", where=path, got=type(data).__name__)
     return data

@@ -21,7 +21,7 @@ from jaxtyping import UInt8
 
 from lightwam.data.files import read_json, write_atomically
 from lightwam.data.lerobot import LeRobotDataset, check_finite
-from lightwam.data.lerobot_meta import ACTION, STATE
+from lightwam.data.lerobot.features import ACTION, STATE
 from lightwam.data.lerobot_pack import Robot, pack
 from lightwam.data.video import encode_video
 from lightwam.errors import DatasetError
