@@ -29,7 +29,17 @@ from lightwam.data.lerobot.features import (
     vector_feature,
 )
 from lightwam.data.lerobot.meta import Episode, missing_file, read_episodes, read_tasks
-from lightwam.data.lerobot.rows import Layout, Rows, Tell, Vectors, check_finite, read_rows, refuse, span_faults
+from lightwam.data.lerobot.rows import (
+    Layout,
+    Rows,
+    Tell,
+    Vectors,
+    check_finite,
+    read_rows,
+    refuse,
+    span_faults,
+    span_place,
+)
 from lightwam.data.video import VideoReader
 from lightwam.errors import DatasetError, did_you_mean
 from lightwam.stats import FeatureStats, measure
@@ -91,8 +101,12 @@ class LeRobotDataset:
                 return nothing
 
         names, nowhere = self.names, (0, tuple[str, ...]())
-        self.state_dim, self.state_names = part(lambda: vector_feature(features, names.state, str(where)), nowhere)
-        self.action_dim, self.action_names = part(lambda: vector_feature(features, names.action, str(where)), nowhere)
+        self.state_dim, self.state_names = part(
+            lambda: vector_feature(features, names.state, names, str(where)), nowhere
+        )
+        self.action_dim, self.action_names = part(
+            lambda: vector_feature(features, names.action, names, str(where)), nowhere
+        )
         no_cameras = dict[str, Camera](), dict[str, LeftOut]()
         cameras, self.left_out = part(lambda: read_cameras(features, names, str(where)), no_cameras)
         self.tasks = part(lambda: read_tasks(self.root, self.version), tuple[str, ...]())
@@ -179,7 +193,7 @@ class LeRobotDataset:
                 yield from faults
                 lost = {fault.where for fault in faults}
                 for episode in self.episodes:
-                    if episode.index not in rows.broken and self._place(episode, camera) not in lost:
+                    if episode.index not in rows.broken and not lost & self._places(episode, camera):
                         yield from pictures.faults(episode, camera)
                     if progress is not None:
                         done = number * self.num_frames + int(self.episode_start[episode.index + 1])
@@ -211,7 +225,7 @@ class LeRobotDataset:
 
     def state_proposal(self) -> str:
         """What to say when a state is missed: a line of `--names` that may give it, "" where none is to be guessed."""
-        return "" if self.state_dim else proposal(self.info["features"])
+        return "" if self.state_dim else proposal(self.info["features"], self.names)
 
     def _uneven(self) -> bool:
         """Whether some row's picture is not the one of its number in the episode's video."""
@@ -230,9 +244,11 @@ class LeRobotDataset:
 
         return times
 
-    def _place(self, episode: Episode, camera: str) -> Path:
-        """The file that an episode's pictures lie in."""
-        return episode.clips[camera].path if self._cameras[camera].stored == "video" else episode.data_path
+    def _places(self, episode: Episode, camera: str) -> set[object]:
+        """Where a fault lies that keeps an episode's pictures from being decoded."""
+        if self._cameras[camera].stored == "image":
+            return set()
+        return {episode.clips[camera].path, span_place(episode, camera)}
 
     def _camera_faults(self, name: str, vectors: Vectors, broken: frozenset[int]) -> Iterator[DatasetError]:
         """What is wrong with a camera's files before any picture is decoded."""

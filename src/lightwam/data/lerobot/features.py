@@ -71,7 +71,9 @@ class LeftOut:
     """whether the dataset is broken there; a depth camera is fine and yet of no use"""
 
 
-def vector_feature(features: Mapping[str, Any], key: str, where: str) -> tuple[int, tuple[str, ...]]:
+def vector_feature(
+    features: Mapping[str, Any], key: str, names: FeatureNames, where: str
+) -> tuple[int, tuple[str, ...]]:
     """Dimensions and their names of a feature that is one vector a frame; unnamed ones are called by their number.
 
     A dataset without "observation.state" is one of a robot without a state: 0 dimensions.
@@ -80,7 +82,7 @@ def vector_feature(features: Mapping[str, Any], key: str, where: str) -> tuple[i
         return 0, ()
     if key not in features:
         raise DatasetError("a feature is missing", where=where, got=", ".join(sorted(features)), expected=key,
-                           next_step=proposal(features) or did_you_mean(key, features))  # fmt: skip
+                           next_step=proposal(features, names) or did_you_mean(key, features))  # fmt: skip
     feature, where = features[key], f"{where} {key}"
     shape = feature.get("shape") if isinstance(feature, dict) else None
     if not isinstance(shape, list) or len(shape) != 1 or type(shape[0]) is not int or shape[0] < 1:
@@ -124,7 +126,7 @@ def read_cameras(
     if not cameras:
         reasons = "; ".join(f"{name}: {one.reason.what}" for name, one in left.items())
         raise DatasetError("a dataset without a camera", where=where, got=reasons or ", ".join(sorted(features)),
-                           expected=CAMERA_PREFIX + "NAME", next_step=proposal(features))  # fmt: skip
+                           expected=CAMERA_PREFIX + "NAME", next_step=proposal(features, names))  # fmt: skip
     return cameras, left
 
 
@@ -150,21 +152,23 @@ def _is_depth(feature: Mapping[str, Any]) -> bool:
     return any(about.get(key) is True for key in ("is_depth_map", "video.is_depth_map"))
 
 
-def proposal(features: Mapping[str, Any]) -> str:
-    """A `--names` line that may say which feature is which; "" when nothing is to be guessed."""
-    guessed: dict[str, str] = {}
+def proposal(features: Mapping[str, Any], names: FeatureNames) -> str:
+    """A `--names` line that may say which feature is which, beside `names`; "" when nothing is to be guessed."""
+    given = {pair.partition("=")[0]: pair.partition("=")[2] for pair in names.pairs()}
+    guessed = {feature: name for feature, name in given.items() if feature in features}
+    known = len(guessed)
     vectors = [key for key, one in features.items() if key not in OWN and _looks_like_vector(one)]
     for name, words in ((STATE, ("state", "proprio", "qpos", "joint")), (ACTION, ("action",))):
         likely = [key for word in words for key in vectors if word in key.lower()]
-        if name not in features and likely:
+        if name not in features and name not in guessed.values() and likely:
             guessed[min(likely, key=lambda key: len(key) if words[0] in key.lower() else 1000 + len(key))] = name
     cameras = [key for key, one in features.items() if isinstance(_camera(key, one, ""), Camera)]
-    others = [key for key in cameras if not key.startswith(CAMERA_PREFIX)]
+    others = [key for key in cameras if not key.startswith(CAMERA_PREFIX) and key not in guessed]
     for key in others:
         telling = re.sub(r"(observation|images?|rgb)(?=[\W_]|$)", "", key)
         camera = re.sub(r"[\W_]+", "_", telling).strip("_") or "front"
         guessed[key] = f"{camera}_{len(guessed)}" if camera in guessed.values() else camera
-    if not guessed:
+    if len(guessed) == known:
         return ""
     return "say which feature is which, for example --names " + " ".join(f"{k}={name}" for k, name in guessed.items())
 

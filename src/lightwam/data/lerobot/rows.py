@@ -232,6 +232,11 @@ def check_finite(values: np.ndarray, where: str) -> None:
         raise fault
 
 
+def span_place(episode: Episode, camera: str) -> str:
+    """Where an episode's part of a camera's video is written down, for errors."""
+    return f"meta/episodes, episode {episode.index}, camera {camera}"
+
+
 def span_faults(
     episodes: Sequence[Episode], camera: str, last: Mapping[int, float], frame_time: float
 ) -> Iterator[DatasetError]:
@@ -242,7 +247,7 @@ def span_faults(
     slack = 0.25 * frame_time
     files: dict[Path, list[tuple[Clip, Episode]]] = {}
     for episode in episodes:
-        clip, where = episode.clips[camera], f"meta/episodes, episode {episode.index}, camera {camera}"
+        clip, where = episode.clips[camera], span_place(episode, camera)
         if not np.isfinite([clip.start, clip.end or 0.0]).all():
             yield DatasetError("an episode's time in its video is not finite", where=where,
                                got=f"from_timestamp {clip.start}, to_timestamp {clip.end}",
