@@ -17,6 +17,7 @@ from lightwam import cli, recipes
 from lightwam.cli import main
 from lightwam.commands import show
 from lightwam.config import EvalConfig, Recipe
+from lightwam.data.lerobot.features import FeatureNames
 from lightwam.errors import DatasetError
 from lightwam.policy import Policy
 
@@ -103,7 +104,7 @@ def test_train_passes_recipe_dataset_and_run(record: Callable[..., Calls]) -> No
     assert main(["train", "point", "--train.steps", "7", "--run", "runs/x", "--data", "d"]) == 0
     ((recipe, data, run, options),) = calls
     assert (recipe.train.steps, data, run) == (7, Path("d"), Path("runs/x"))
-    assert options == {"device": "auto", "parallel": "ddp", "start_from": None}
+    assert options == {"device": "auto", "parallel": "ddp", "start_from": None, "names": FeatureNames()}
     assert recipe.model == recipes.point().model
 
 
@@ -119,7 +120,7 @@ def test_cache_export_and_adopt_pass_what_they_are_told(
     cached = record("lightwam.processing", "make_cache")
     assert main(["cache", "libero-10", "--data", "d", "--weights", "w", "--device", "cpu"]) == 0
     recipe, data, options = cached[0]
-    assert (recipe.weights, data, options) == ("w", Path("d"), {"device": "cpu"})
+    assert (recipe.weights, data, options) == ("w", Path("d"), {"device": "cpu", "names": FeatureNames()})
 
     exported = record("lightwam.exchange", "export", Path("x.pt"))
     assert main(["export", "runs/x", "--to", "x.pt", "--step", "5", "--no-ema"]) == 0
@@ -127,7 +128,8 @@ def test_cache_export_and_adopt_pass_what_they_are_told(
 
     adopted = record("lightwam.exchange", "adopt", Path("runs/y"))
     assert main(["adopt", "robotwin", "--checkpoint", "y.pt", "--data", "d", "--run", "runs/y"]) == 0
-    assert adopted == [(recipes.robotwin(), Path("y.pt"), Path("d"), Path("runs/y"), {"device": "auto"})]
+    options = {"device": "auto", "names": FeatureNames()}
+    assert adopted == [(recipes.robotwin(), Path("y.pt"), Path("d"), Path("runs/y"), options)]
     assert capsys.readouterr().out == "x.pt\nruns/y\n"
 
 
@@ -282,19 +284,15 @@ def test_check_sim_fails_with_every_broken_promise(
 
 
 def test_check_dataset_reads_all_of_it(record: Callable[..., Calls], capsys: pytest.CaptureFixture[str]) -> None:
-    checked = []
-    dataset = SimpleNamespace(
-        cameras={"top": (32, 32)},
-        num_frames=12,
-        num_episodes=3,
-        tasks=["a"],
-        check=lambda tell: checked.append(tell(12, 12)),
-    )
-    calls = record("lightwam.data.lerobot", "LeRobotDataset", dataset)
-    assert main(["check", "dataset", "data/x"]) == 0
-    assert calls == [(Path("data/x"),)]
-    assert len(checked) == 1
-    assert "data/x: sound; 3 episodes, 12 frames" in capsys.readouterr().out
+    dataset = SimpleNamespace(cameras={"top": (32, 32)}, num_frames=12, num_episodes=3, tasks=["a"])
+    found = SimpleNamespace(faults=(), notes=("rows lie unevenly",), dataset=dataset)
+    calls = record("lightwam.data.lerobot.check", "examine", found)
+    assert main(["check", "dataset", "data/x", "--names", "image=top"]) == 0
+    (path, names, tell), *_ = calls
+    assert path == Path("data/x") and names.pairs() == ("image=top",)
+    tell(12, 12)
+    out = capsys.readouterr().out
+    assert "note: rows lie unevenly" in out and "data/x: sound; 3 episodes, 12 frames" in out
 
 
 def test_bench_train_measures_the_recipe(record: Callable[..., Calls]) -> None:

@@ -71,6 +71,13 @@ def test_a_window_in_the_middle(make: type) -> None:
     assert not window.action_is_pad.any() and not window.frame_is_pad.any() and window.task.tolist() == [0]
 
 
+def test_a_window_has_the_task_of_its_first_frame(make: type) -> None:
+    loader = make()
+    changed = dataclasses.replace(loader.cache, task_index=(np.arange(17) >= 9).astype(np.int64))
+    with WindowLoader(changed, loader.codec, 4, 3, 5) as other:
+        assert [int(other.window(i).task[0]) for i in (7, 8, 9, 10)] == [0, 0, 1, 1]
+
+
 def test_past_the_end_frames_repeat_and_delta_actions_rest(make: type) -> None:
     loader = make()
     window, data = loader.window(3), loader.cache

@@ -87,7 +87,7 @@ def check_cameras(dataset: LeRobotDataset, config: CodecConfig) -> None:
     for place in config.places:
         if place.camera not in dataset.cameras and place.camera not in dataset.left_out:
             raise DatasetError("the codec places a camera that the dataset lacks", where=dataset.root,
-                               got=sorted(dataset.cameras), expected=place.camera,
+                               got=", ".join(sorted(dataset.cameras)), expected=place.camera,
                                next_step=did_you_mean(place.camera, dataset.cameras))  # fmt: skip
         dataset.check_camera(place.camera)
 

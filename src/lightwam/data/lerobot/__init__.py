@@ -117,6 +117,8 @@ class LeRobotDataset:
         self.left_out = self.left_out | broken
         self._cameras = {name: camera for name, camera in cameras.items() if name not in broken}
         self.cameras = {name: camera.size for name, camera in self._cameras.items()}
+        if not self.cameras:
+            raise next(iter(broken.values())).reason
 
     @property
     def num_episodes(self) -> int:
