@@ -3,6 +3,8 @@
     recipe.json      the config; of a begun run only what is FREE may change
     dataset.json     what it was trained on: path, and every file with size and hash
     processing.json  what was measured on the data: the codec's and the latents' statistics
+    start.json       which run it started from, when it started from one, and whose statistics it has
+    listeners.json   what W&B or trackio call it, when they listen
     frozen.safetensors    weights that training leaves alone, when there are such
     prompts.safetensors   token states of the prompts, when a pretrained text encoder made them
     checkpoints/step_00000500/
@@ -104,7 +106,7 @@ def write_dataset(run: Path, dataset: Path, episodes: int, fingerprint: Mapping[
 
 def check_dataset(run: Path, dataset: Path, fingerprint: Mapping[str, str]) -> None:
     """Refuse to go on with other data than the run began with; the same data may lie at another place."""
-    began = _read_table(run / "dataset.json", ("fingerprint", "path"), maybe=("episodes",))  # older runs lack it
+    began = read_table(run / "dataset.json", ("fingerprint", "path"), maybe=("episodes",))  # older runs lack it
     differences = list(_differences(began["fingerprint"], dict(fingerprint)))
     if differences:
         more = f"; {len(differences) - 4} more" if len(differences) > 4 else ""
@@ -125,7 +127,7 @@ def write_processing(run: Path, codec: Codec, latents: Mapping[str, Any]) -> Non
 def read_processing(run: Path) -> tuple[Codec, Any]:
     """The codec that the run was trained with, and what was measured of its latents; ConfigError or CheckpointError."""
     path = run / "processing.json"
-    data = _read_table(path, ("codec", "latents"))
+    data = read_table(path, ("codec", "latents"))
     return Codec.from_dict(data["codec"], f"{path} codec"), data["latents"]
 
 
@@ -267,7 +269,7 @@ def _read_weights(path: Path) -> Weights:
     return weights
 
 
-def _read_table(path: Path, names: tuple[str, ...], maybe: tuple[str, ...] = ()) -> dict[str, Any]:
+def read_table(path: Path, names: tuple[str, ...], maybe: tuple[str, ...] = ()) -> dict[str, Any]:
     """The JSON object at `path`, with just these keys; those of `maybe` may be missing."""
     return _check_keys(read_json(path), path, names, maybe)
 

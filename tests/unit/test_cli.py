@@ -103,7 +103,7 @@ def test_train_passes_recipe_dataset_and_run(record: Callable[..., Calls]) -> No
     assert main(["train", "point", "--train.steps", "7", "--run", "runs/x", "--data", "d"]) == 0
     ((recipe, data, run, options),) = calls
     assert (recipe.train.steps, data, run) == (7, Path("d"), Path("runs/x"))
-    assert options == {"device": "auto", "parallel": "ddp", "start_from": None}
+    assert options == {"device": "auto", "parallel": "ddp", "start_from": None, "statistics": "kept"}
     assert recipe.model == recipes.point().model
 
 

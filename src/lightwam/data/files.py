@@ -69,8 +69,9 @@ def refused(
     if number is None and free < max(2**20, num_bytes or 0):  # numpy and torch may say no more than "0 written"
         number = errno.ENOSPC
     reason, expected, next_step = _told(number, folder, num_bytes)
-    return kind("could not save", where=place, got=f"{reason or error} ({free / 2**20:.0f} MiB free)",
-                expected=expected, next_step=f"{next_step}, then {goes_on}")  # fmt: skip
+    got = f"{reason} ({os.strerror(number)}" if number and reason else f"{error} ("
+    got += f"{'; ' if reason else ''}{free / 2**20:.0f} MiB free)"
+    return kind("could not save", where=place, got=got, expected=expected, next_step=f"{next_step}, then {goes_on}")
 
 
 def _number(error: BaseException) -> int | None:
@@ -103,12 +104,11 @@ def _told(number: int | None, folder: Path, num_bytes: int | None) -> tuple[str,
         reason = f"no permission for user {os.geteuid()}; {folder} is of user {about.st_uid}, {mode}"
         return reason, "permission to write", f"give this user the right to write {folder}, or name another folder"
     if number in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY):
-        reason = f"something else lies there ({os.strerror(number)})"
-        return reason, "a free place", "move it away, or name another folder"
+        return "something else lies there", "a free place", "move it away, or name another folder"
     if number in (errno.EMFILE, errno.ENFILE):
         return "too many files are open", "a higher limit", "raise it (`ulimit -n`)"
     if number in (errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ETIMEDOUT):
-        return f"the drive fails ({os.strerror(number)})", "a drive that answers", "check the drive or its network"
+        return "the drive fails", "a drive that answers", "check the drive or its network"
     return "", "room on the disk and the right to write", "free some space or check the rights"
 
 
