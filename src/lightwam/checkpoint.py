@@ -34,7 +34,8 @@ from torch import Tensor
 
 from lightwam.codec import Codec
 from lightwam.config import Recipe, from_dict, to_dict
-from lightwam.data.files import likely_cause, replacing, write_file, writing
+from lightwam.data.damage import likely_cause
+from lightwam.data.files import replacing, write_file, writing
 from lightwam.errors import CheckpointError
 from lightwam.weights.files import check_finite, check_tensors
 

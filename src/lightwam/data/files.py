@@ -20,6 +20,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from lightwam.data.damage import likely_cause
 from lightwam.errors import CheckpointError, DatasetError, LightwamError
 
 WHOLE_BYTES = 16 * 2**20
@@ -74,6 +75,25 @@ def refused(
     return kind("could not save", where=place, got=got, expected=expected, next_step=f"{next_step}, then {goes_on}")
 
 
+MACHINE = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE),
+    *(errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG, errno.ELOOP),
+}
+"""errors of the operating system that speak of the machine and its files, never of a fault in lightwam"""
+
+
+def machine_error(error: OSError) -> LightwamError | None:
+    """Return what to say of an error that came from where nobody expected it; None when it may be a fault of ours."""
+    if error.errno not in MACHINE:
+        return None
+    place = Path(os.fsdecode(error.filename)) if isinstance(error.filename, (str, bytes)) else None
+    if error.errno in (errno.EACCES, errno.EPERM):
+        next_step = f"give user {os.geteuid()} the right to it"
+    else:
+        next_step = _told(error.errno, place or Path("."), None)[2] or "name another file"
+    return CheckpointError("a file cannot be used", where=place, got=error.strerror, next_step=next_step)
+
+
 def _number(error: BaseException) -> int | None:
     """The operating system's number of an error, also of the one that it wraps or that it came after."""
     seen: BaseException | None = error
@@ -105,6 +125,8 @@ def _told(number: int | None, folder: Path, num_bytes: int | None) -> tuple[str,
         return reason, "permission to write", f"give this user the right to write {folder}, or name another folder"
     if number in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY):
         return "something else lies there", "a free place", "move it away, or name another folder"
+    if number in (errno.ENAMETOOLONG, errno.ELOOP):
+        return "no such name is possible here", "a shorter path, without links that lead in a circle", "choose another"
     if number in (errno.EMFILE, errno.ENFILE):
         return "too many files are open", "a higher limit", "raise it (`ulimit -n`)"
     if number in (errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ETIMEDOUT):
@@ -134,9 +156,15 @@ def replacing(
 
 
 def write_file(path: Path, content: bytes | str, kind: type[LightwamError] = CheckpointError) -> None:
-    """Write `content` (text as UTF-8) to `path`, there whole or not at all; what the disk refuses is of `kind`."""
+    """Write `content` (text as UTF-8) to `path`, there whole or not at all; what the disk refuses is of `kind`.
+
+    A file that holds just this is left alone, so that what is finished can be asked for again on a read-only disk.
+    """
     # a path that is not UTF-8 is in Python's text as lone surrogates, which UTF-8 does not have
     data = content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace")
+    with writing(path, kind):
+        if path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data:
+            return
     with replacing(path, kind, num_bytes=len(data)) as beside:
         beside.write_bytes(data)
 
@@ -163,24 +191,6 @@ def whole_lines(path: Path) -> list[str]:
     return [line.decode("utf-8", "replace") for line in path.read_bytes().split(b"\n")[:-1]]
 
 
-def likely_cause(path: Path) -> str:
-    """Say what a file that cannot be read seems to be, from its first bytes; nothing where they tell nothing."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(1024)
-    except OSError:  # missing, a folder, not to be read: the caller's own error says so
-        return ""
-    if not head:
-        return "the file is empty: its download or copy was cut short"
-    if head.startswith(b"version https://git-lfs"):
-        return "a git-lfs pointer, not the file itself: `git lfs pull` fetches it"
-    if re.match(rb"\s*<(!doctype|html)", head, re.IGNORECASE):
-        return "a web page, not the file: its address needs a log-in, or is a page's"
-    if not any(head):
-        return "it begins with zeros: a copy that was cut short, or a disk that failed"
-    return ""
-
-
 def write_atomically(path: Path, *data: bytes, draft: str = "draft") -> None:
     """Write a file so that `path` holds either what was there before or all of `data`, whenever we are killed.
 
@@ -205,7 +215,8 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise DatasetError("a file of the dataset is not JSON", where=path, got=error) from error
+        raise DatasetError("a file of the dataset is not JSON", where=path, got=likely_cause(path) or error,
+                           expected="a JSON object in UTF-8", next_step="copy it again") from error  # fmt: skip
     if not isinstance(data, dict):
         raise DatasetError("a file of the dataset is not a JSON object", where=path, got=type(data).__name__)
     return data

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from lightwam.data.files import likely_cause
+from lightwam.data.damage import likely_cause
 from lightwam.errors import CheckpointError, ConfigError
 from lightwam.latents.wan_frame import FrameEncoder, precise
 from lightwam.weights.files import check_tensors, first_few, locate, prefix_line, read_tensors, shared_prefix

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightwam.config import Umt5Config
-from lightwam.data.files import likely_cause
+from lightwam.data.damage import likely_cause
 from lightwam.errors import CheckpointError, ConfigError
 from lightwam.weights.files import (
     differences,

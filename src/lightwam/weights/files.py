@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lightwam.data.files import likely_cause
+from lightwam.data.damage import likely_cause
 from lightwam.errors import CheckpointError
 
 Part = Literal["backbone", "vae", "text_encoder", "tokenizer"]
