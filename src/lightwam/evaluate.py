@@ -22,6 +22,7 @@ from jaxtyping import Float32
 
 from lightwam import checkpoint
 from lightwam.config import EvalConfig, Recipe, SimConfig, adapted, to_dict
+from lightwam.data.files import append_line, replacing, write_file, writing
 from lightwam.episodes import open_episodes, read_episodes, task_files
 from lightwam.errors import ConfigError
 from lightwam.policy import Policy
@@ -211,10 +212,10 @@ class _Drive:
             self.players.give(Segment(seat, episode.task, episode.seed, chunk), seat)
 
     def _finish(self, episode: _Running, seen: Seen) -> None:
-        actions = self.place / "actions"
-        actions.mkdir(parents=True, exist_ok=True)
         name = task_files(self.recipe.sim.tasks)[episode.task]
-        np.save(actions / f"{name}-{episode.seed}.npy", np.stack(episode.actions[: seen.steps]))
+        actions = np.stack(episode.actions[: seen.steps])
+        with replacing(self.place / "actions" / f"{name}-{episode.seed}.npy") as beside, beside.open("wb") as file:
+            np.save(file, actions)
         now = time.perf_counter()
         row = {
             "task": episode.task,
@@ -227,8 +228,7 @@ class _Drive:
             "infer_ms": episode.infer_ms,
             "video": None,
         }
-        with (self.place / "episodes.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        append_line(self.place / "episodes.jsonl", json.dumps(row))
 
 
 def _film(recipe: Recipe, place: Path, players: Players, deaths: Deaths, say: Callable[[str], None]) -> None:
@@ -243,7 +243,8 @@ def _film(recipe: Recipe, place: Path, players: Players, deaths: Deaths, say: Ca
                 episodes[task, seed]["video"] = video = f"videos/{stem}-{outcome}.mp4"
                 if not (place / video).exists():
                     jobs.append(Replay(task, seed, np.load(place / "actions" / f"{stem}.npy")))
-    (place / "videos").mkdir(exist_ok=True)
+    with writing(place / "videos"):
+        (place / "videos").mkdir(exist_ok=True)
     num_left = len(jobs)
     if num_left:
         say(f"eval: filming {num_left} episodes")
@@ -256,16 +257,9 @@ def _film(recipe: Recipe, place: Path, players: Players, deaths: Deaths, say: Ca
                 deaths.note(job, answer)
                 jobs.append(job)
             else:
-                _write(place / episodes[job.task, job.seed]["video"], answer.mp4)
+                write_file(place / episodes[job.task, job.seed]["video"], answer.mp4)
                 num_left -= 1
-    _write(place / "episodes.jsonl", "".join(json.dumps(row) + "\n" for row in episodes.values()).encode())
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Beside its place first: a kill must not leave half a file under the right name."""
-    beside = path.with_name(f".{path.name}")
-    beside.write_bytes(content)
-    beside.replace(path)
+    write_file(place / "episodes.jsonl", "".join(json.dumps(row) + "\n" for row in episodes.values()))
 
 
 def describe(recipe: Recipe, policy: Candidate, sentences: Mapping[str, str]) -> dict[str, Any]:

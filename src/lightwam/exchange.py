@@ -13,6 +13,7 @@ from lightwam.checkpoint import Checkpoint
 from lightwam.checks import check
 from lightwam.config import DctConfig, Recipe
 from lightwam.data.cache_base import check_cameras
+from lightwam.data.files import writing
 from lightwam.data.lerobot import LeRobotDataset
 from lightwam.data.lerobot.features import FeatureNames
 from lightwam.distributed import device_called
@@ -60,8 +61,9 @@ def adopt(
     beside = run.with_name(f".{run.name}.{os.getpid()}")
     try:
         _write(recipe, found, data, beside)
-        run.parent.mkdir(parents=True, exist_ok=True)
-        beside.replace(run)  # an empty folder may be there
+        with writing(run):
+            run.parent.mkdir(parents=True, exist_ok=True)
+            beside.replace(run)  # an empty folder may be there
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return run

@@ -35,6 +35,7 @@ from lightwam.encoders import (
 from lightwam.errors import CheckpointError, DatasetError
 from lightwam.latents.dct import DctLatents
 from lightwam.progress import Progress
+from lightwam.start import Start
 from lightwam.types import Batch, LatentCodec, Latents, Windows
 from lightwam.weights.files import Part, digest, locate
 
@@ -76,8 +77,9 @@ def open_data(
     run: Path,
     say: Callable[[str], None] = print,
     names: FeatureNames | None = None,
+    start: Start | None = None,
 ) -> tuple[Cache, Processing]:
-    """The dataset's cache and its processing; statistics are measured once and then belong to the run.
+    """The dataset's cache and its processing; statistics belong to the run, measured once or kept from its `start`.
 
     Pictures are decoded here when they are not yet; latents of a VAE must have been made by `lightwam cache`. Raises
     DatasetError when the dataset does not fit the model or the cache is stale, CheckpointError when the run began with
@@ -92,7 +94,16 @@ def open_data(
     check_sizes(recipe, data)
     if not begun:
         codec = codec_of(recipe, data)
-        begin_run(recipe, data, fingerprint, run, codec, _measure(recipe, cache, codec) if vae is None else vae)
+        if start is not None:
+            say(start.line(codec))
+            start.write(run)
+        if start is not None and start.statistics == "kept":
+            codec, measured = start.codec, start.measured
+            if vae is not None:
+                check_vae(measured, vae, start.run)
+        else:
+            measured = _measure(recipe, cache, codec) if vae is None else vae
+        begin_run(recipe, data, fingerprint, run, codec, measured)
     if vae is None:
         codec, latents = open_processing(run, recipe)
     else:

@@ -6,7 +6,6 @@ interrupted measurement goes on, and scores are computed from the files alone.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
@@ -19,6 +18,7 @@ from jaxtyping import Float32, UInt8
 
 from lightwam.checkpoint import write_json
 from lightwam.checks import check
+from lightwam.data.files import replacing
 from lightwam.demo import machine
 from lightwam.episodes import open_episodes, task_files
 from lightwam.errors import CheckpointError
@@ -281,8 +281,5 @@ def _load(path: Path) -> Shown:
 
 
 def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with beside.open("wb") as file:
+    with replacing(path) as beside, beside.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-    beside.replace(path)

@@ -243,9 +243,9 @@ def _serve(pipe: Connection, run: Callable[[Any], Any]) -> None:
     while True:
         try:
             job = pipe.recv()
-        except EOFError:
+        except (EOFError, ConnectionError):  # the parent has closed the pipe, or is gone
             return
         try:
             pipe.send(attempt(run, job))
-        except BrokenPipeError:
+        except ConnectionError:
             return

@@ -27,6 +27,8 @@ class TrainOptions:
     """how the processes that torchrun started share the work: ddp (each holds everything) or fsdp (each a part)"""
     start_from: Path | None = None
     """a run (an adopted one, say) whose weights a new run begins with"""
+    statistics: Literal["kept", "new"] = "kept"
+    """with --start-from: keep that run's statistics of state, action and latents, or measure them on this dataset"""
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -41,4 +43,4 @@ def run(arguments: Sequence[str]) -> None:
 
     keep_memory()
     train(options.recipe, options.data, options.run, device=options.device, parallel=options.parallel,
-          start_from=options.start_from, names=parse_names(options.names))  # fmt: skip
+          start_from=options.start_from, names=parse_names(options.names), statistics=options.statistics)  # fmt: skip
