@@ -104,7 +104,8 @@ def test_train_passes_recipe_dataset_and_run(record: Callable[..., Calls]) -> No
     assert main(["train", "point", "--train.steps", "7", "--run", "runs/x", "--data", "d"]) == 0
     ((recipe, data, run, options),) = calls
     assert (recipe.train.steps, data, run) == (7, Path("d"), Path("runs/x"))
-    wanted = {"device": "auto", "parallel": "ddp", "start_from": None, "names": FeatureNames(), "statistics": "kept"}
+    wanted = {"device": "auto", "parallel": "ddp", "start_from": None, "names": FeatureNames(), "statistics": "kept",
+              "cache": None}  # fmt: skip
     assert options == wanted
     assert recipe.model == recipes.point().model
 
@@ -119,9 +120,10 @@ def test_cache_export_and_adopt_pass_what_they_are_told(
     record: Callable[..., Calls], capsys: pytest.CaptureFixture[str]
 ) -> None:
     cached = record("lightwam.processing", "make_cache")
-    assert main(["cache", "libero-10", "--data", "d", "--weights", "w", "--device", "cpu"]) == 0
+    assert main(["cache", "libero-10", "--data", "d", "--weights", "w", "--device", "cpu", "--cache", "c"]) == 0
     recipe, data, options = cached[0]
-    assert (recipe.weights, data, options) == ("w", Path("d"), {"device": "cpu", "names": FeatureNames()})
+    wanted = {"device": "cpu", "names": FeatureNames(), "cache": Path("c")}
+    assert (recipe.weights, data, options) == ("w", Path("d"), wanted)
 
     exported = record("lightwam.exchange", "export", Path("x.pt"))
     assert main(["export", "runs/x", "--to", "x.pt", "--step", "5", "--no-ema"]) == 0
@@ -129,7 +131,7 @@ def test_cache_export_and_adopt_pass_what_they_are_told(
 
     adopted = record("lightwam.exchange", "adopt", Path("runs/y"))
     assert main(["adopt", "robotwin", "--checkpoint", "y.pt", "--data", "d", "--run", "runs/y"]) == 0
-    options = {"device": "auto", "names": FeatureNames()}
+    options = {"device": "auto", "names": FeatureNames(), "cache": None}
     assert adopted == [(recipes.robotwin(), Path("y.pt"), Path("d"), Path("runs/y"), options)]
     assert capsys.readouterr().out == "x.pt\nruns/y\n"
 
@@ -160,7 +162,7 @@ def test_tuples_and_switches_can_be_overridden(record: Callable[..., Calls]) -> 
 def test_demo_needs_no_recipe(words: list[str], name: str, record: Callable[..., Calls]) -> None:
     calls = record("lightwam.demo", "demo")
     assert main(["demo", *words]) == 0
-    assert calls == [(recipes.RECIPES[name](), Path("runs") / name)]
+    assert calls == [(recipes.RECIPES[name](), Path("runs") / name, {"cache": None})]
 
 
 def test_eval_overrides_the_runs_own_settings_and_prints_rates(

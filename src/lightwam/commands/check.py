@@ -61,6 +61,8 @@ class DatasetOptions:
 
     path: Annotated[Path, tyro.conf.Positional]
     names: Names = ()
+    cache: Path | None = None
+    """folder with its latents; by default LIGHTWAM_CACHE names it, else it is the dataset's own"""
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,7 @@ def _check_client(arguments: Sequence[str]) -> None:
 def _check_dataset(arguments: Sequence[str]) -> None:
     options = tyro.cli(DatasetOptions, args=list(arguments), prog="lightwam check dataset")
     from lightwam.data import libero_hdf5
+    from lightwam.data.cache_place import cache_home
     from lightwam.data.lerobot.check import examine
     from lightwam.data.lerobot.features import parse_names
     from lightwam.progress import Progress
@@ -179,8 +182,11 @@ def _check_dataset(arguments: Sequence[str]) -> None:
         f"{options.path}: sound; {dataset.num_episodes} episodes, {dataset.num_frames} frames, "
         f"cameras {', '.join(dataset.cameras)}, {len(dataset.tasks)} tasks"
     )
-    if any((options.path / LATENTS / name).exists() for name in ("cache.json", "begun.json")):
-        _check_latents(dataset)
+    if (latents := cache_home(options.path, options.cache) / LATENTS).is_dir():
+        from lightwam.data.latent_cache import latents_here
+
+        for path in latents_here(latents):
+            _check_latents(dataset, path)
 
 
 def _check_demonstrations(path: Path, files: Sequence[Path]) -> None:
@@ -201,11 +207,11 @@ def _check_demonstrations(path: Path, files: Sequence[Path]) -> None:
           f"{sum(len(scan.failures) for scan in scans)} of the demonstrations never succeed")  # fmt: skip
 
 
-def _check_latents(dataset: LeRobotDataset) -> None:
+def _check_latents(dataset: LeRobotDataset, path: Path) -> None:
     from lightwam.data.latent_cache import LatentCache
     from lightwam.progress import Progress
 
-    cache = LatentCache.open(dataset.root / LATENTS, dataset)
+    cache = LatentCache.open(path, dataset)
     with Progress("check", cache.num_steps, unit="window") as progress:
         faults = cache.faults(lambda done, _: progress.advance(count=done - progress.done))
     if faults:

@@ -21,6 +21,8 @@ class TrainOptions:
     run: Path
     """the run directory: config, codec, log, checkpoints"""
     names: Names = ()
+    cache: Path | None = None
+    """folder for what is made of datasets; by default LIGHTWAM_CACHE names it, else it is the dataset's own"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU where there is one"""
     parallel: Literal["ddp", "fsdp"] = "ddp"
@@ -43,4 +45,5 @@ def run(arguments: Sequence[str]) -> None:
 
     keep_memory()
     train(options.recipe, options.data, options.run, device=options.device, parallel=options.parallel,
-          start_from=options.start_from, names=parse_names(options.names), statistics=options.statistics)  # fmt: skip
+          start_from=options.start_from, statistics=options.statistics, names=parse_names(options.names),
+          cache=options.cache)  # fmt: skip
