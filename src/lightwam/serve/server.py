@@ -19,6 +19,7 @@ from lightwam.serve.access import Keys, tls
 from lightwam.serve.batcher import Act, Batcher
 from lightwam.serve.logs import note
 from lightwam.serve.metrics import Metrics
+from lightwam.serve.sentences import CheckSentence
 from lightwam.serve.service import Refusal, Service
 from lightwam.serve.settings import Serving
 from lightwam.wire.family import Family
@@ -52,6 +53,8 @@ class Server:
     keys: Keys = field(default_factory=Keys)
     newer: Callable[[int], Newer | None] | None = None
     look: Callable[[Mapping[str, Any] | WireError, str], None] | None = None
+    check_sentence: CheckSentence | None = None
+    """refuses sentences that the policy's text encoder cannot read (`serve.sentences`)"""
 
     def __post_init__(self) -> None:
         self.metrics = Metrics()
@@ -77,7 +80,7 @@ class Server:
             most_together=settings.most_together,
             window_seconds=settings.window_ms / 1000,
         )
-        self.service = Service(self.batcher, self.families, self.metrics, self.look)
+        self.service = Service(self.batcher, self.families, self.metrics, self.look, self.check_sentence)
         self.batcher.open()
         try:
             servers = await self._listen()
