@@ -87,7 +87,7 @@ def serve(run: Path, options: ServeOptions) -> None:
     logs.begin(settings.log)
     check = sentence_check(policy.recipe, policy.prompts.known)
     server = Server(
-        playable(policy), policy.step, families, metadata(policy), settings, keys, newer, check_sentence=check
+        playable(policy), policy.step, families, metadata(policy, settings), settings, keys, newer, check_sentence=check
     )
     asyncio.run(until_signalled(server))
     if server.gave_up:
@@ -113,9 +113,10 @@ def playable(policy: Policy) -> Act:
     return lambda observations: policy.act_batch(observations)[:, :prefix]
 
 
-def metadata(policy: Policy) -> dict[str, Any]:
-    """What openpi's clients are greeted with: what this policy expects, and what it gives."""
+def metadata(policy: Policy, settings: Serving) -> dict[str, Any]:
+    """What openpi's clients are greeted with: what this policy expects, what it gives, and what the server takes."""
     from lightwam import __version__
+    from lightwam.wire.openpi import MESSAGE_BYTES
 
     recipe = policy.recipe
     return {
@@ -128,4 +129,5 @@ def metadata(policy: Policy) -> dict[str, Any]:
         "action_dim": recipe.model.action_dim,
         "horizon": recipe.model.supervised_prefix,
         "replan": recipe.eval.replan,
+        MESSAGE_BYTES: settings.limits.message_bytes,
     }

@@ -44,7 +44,7 @@ async def inspecting(
             raise WireError(f"this is a check, and the message {'fits' if fit else 'does not fit'}",
                             where="lightwam check client", next_step="lightwam serve answers")  # fmt: skip
 
-    server = Server(_never, 0, families, {"policy": "none: a check"}, settings, keys, look=look)
+    server = Server(_never, 0, families, {"policy": "none: a check"}, settings, keys, look=look, told=say)
     await server.run(ready)
     return bool(fits) and all(fits)
 

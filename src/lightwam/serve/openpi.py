@@ -10,7 +10,7 @@ from typing import Any
 from aiohttp import WSCloseCode, WSMsgType, web
 
 from lightwam.errors import WireError
-from lightwam.serve.service import Lane, Service, refusal
+from lightwam.serve.service import Lane, Service
 from lightwam.wire.limits import Limits
 from lightwam.wire.openpi import pack, unpack
 
@@ -52,12 +52,14 @@ async def talk(
 
     async def end(error: Exception) -> None:
         if not socket.closed:
-            await socket.send_str(json.dumps(refusal(error, client).fields()))
+            await socket.send_str(json.dumps(service.refusal(error, client, "openpi").fields()))
             await socket.close(code=WSCloseCode.INTERNAL_ERROR, message=b"see the text before")
 
     lane = Lane(answer)
     try:
         async for message in socket:
+            if message.type is WSMsgType.ERROR:  # the connection broke its protocol, or a limit, and is closed
+                break
             try:
                 if message.type is not WSMsgType.BINARY:
                     raise WireError("an observation is a binary frame", where="the websocket", got="a text frame",

@@ -7,7 +7,7 @@ from typing import Any
 from aiohttp import WSMsgType, web
 
 from lightwam.errors import WireError
-from lightwam.serve.service import Lane, Service, refusal
+from lightwam.serve.service import Lane, Service
 from lightwam.wire.limits import Limits
 from lightwam.wire.xpolicylab import Envelope, answer, pack, refuse, unpack
 
@@ -30,13 +30,15 @@ async def talk(socket: web.WebSocketResponse, client: str, service: Service, lim
 
     async def fail(request: Envelope | bytes | None, error: Exception) -> None:
         if not socket.closed:
-            why = refusal(error, client)
+            why = service.refusal(error, client, "xpolicylab")
             code = "infer_failed" if isinstance(request, Envelope) else "invalid_frame"
             await socket.send_bytes(pack(refuse(request, code, why.message, why.fields())))
 
     lane = Lane(act)
     try:
         async for message in socket:
+            if message.type is WSMsgType.ERROR:  # the connection broke its protocol, or a limit, and is closed
+                break
             request: Envelope | bytes | None = None
             try:
                 if message.type is not WSMsgType.BINARY:

@@ -13,6 +13,8 @@ import numpy as np
 from lightwam.wire.limits import LIMITS, Limits, sendable
 from lightwam.wire.packed import packed, unpacked
 
+MESSAGE_BYTES = "message_bytes"
+"""key of our servers' greeting: how large a message they take"""
 ARRAY, SCALAR, DATA, DTYPE, SHAPE = b"__ndarray__", b"__npgeneric__", b"data", b"dtype", b"shape"
 
 
