@@ -359,6 +359,18 @@ def test_what_is_refused_stands_in_the_log_once_with_the_setting(caplog: pytest.
     assert len(told) == 3 and "suppress_origin=True" in told[0]
 
 
+def test_a_client_at_the_other_protocols_port_is_noted(caplog: pytest.LogCaptureFixture) -> None:
+    with serving() as server:
+        raw(server, "xpolicylab").close()
+        other = raw(server)
+        other.recv()
+        hello = {"message_type": "hello", "message_id": "1", "evaluation_id": "2", "payload": {}}
+        other.send(msgpack_numpy.packb(hello))
+        assert "--xpolicylab-port" in json.loads(other.recv())["message"]
+    whys = [vars(record)["fields"]["why"] for record in caplog.records if record.message == "refused"]
+    assert [any(word in why for why in whys) for word in ("XPolicyLab's protocol", "speak first")] == [True, True]
+
+
 def test_refusals_are_remembered_of_a_bounded_number_of_peers(caplog: pytest.LogCaptureFixture) -> None:
     refusals = Refusals()
     for number in range(MOST_KEPT + 50):

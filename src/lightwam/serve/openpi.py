@@ -11,7 +11,7 @@ from aiohttp import WSCloseCode, WSMsgType, web
 
 from lightwam.errors import WireError
 from lightwam.serve.service import Lane, Service
-from lightwam.wire.limits import Limits
+from lightwam.wire.limits import Limits, short
 from lightwam.wire.openpi import pack, unpack
 
 
@@ -27,6 +27,10 @@ async def talk(
             message = unpack(data, limits)
             if not isinstance(message, dict):
                 raise WireError("an observation is a map", where="the message", got=type(message).__name__)
+            if {"message_type", "payload"} <= set(message):
+                raise WireError("this is XPolicyLab's protocol, and the port is openpi's", where="the message",
+                                got=short(message["message_type"]), expected="openpi's observation",
+                                next_step="connect to the port of --xpolicylab-port, 19000 by default")  # fmt: skip
         except WireError as error:
             service.reject(error, "openpi")
             raise

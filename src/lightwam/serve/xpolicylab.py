@@ -14,6 +14,7 @@ from lightwam.wire.xpolicylab import Envelope, answer, pack, refuse, unpack
 
 async def talk(socket: web.WebSocketResponse, client: str, service: Service, limits: Limits) -> None:
     """Serves one client until it leaves. A bad frame costs its own answer, not the connection."""
+    num_frames = 0
 
     async def act(frame: Envelope) -> None:
         try:
@@ -39,6 +40,7 @@ async def talk(socket: web.WebSocketResponse, client: str, service: Service, lim
         async for message in socket:
             if message.type is WSMsgType.ERROR:  # the connection broke its protocol, or a limit, and is closed
                 break
+            num_frames += 1
             request: Envelope | bytes | None = None
             try:
                 if message.type is not WSMsgType.BINARY:
@@ -58,5 +60,9 @@ async def talk(socket: web.WebSocketResponse, client: str, service: Service, lim
             except Exception as error:
                 # every error goes to the client that caused it
                 await fail(request, error)
+        if not num_frames:
+            service.refusals.add(client, "it waited to be greeted, and left: XPolicyLab's clients speak first",
+                                 expected="openpi's clients on openpi's port", setting="the client's port",
+                                 protocol="xpolicylab")  # fmt: skip
     finally:
         await lane.drop()
