@@ -132,17 +132,19 @@ def _check_client(arguments: Sequence[str]) -> None:
     settings = options.serving
     keys = access.read_keys(settings.api_keys, os.environ.get(access.KEYS_VARIABLE))
     access.check_door(settings.host, keys, anyone=settings.allow_anyone)
-    from lightwam.checkpoint import read_recipe
+    from lightwam import checkpoint
     from lightwam.serve import logs
     from lightwam.serve.inspecting import inspecting
+    from lightwam.serve.sentences import sentence_check
     from lightwam.wire.families import chosen
 
-    recipe = read_recipe(path)
+    recipe = checkpoint.read_recipe(path)
     cameras = tuple(place.camera for place in recipe.codec.places)
     model = recipe.model
     families = chosen(settings.families, cameras, model.state_dim, model.action_dim, settings.renames)
     logs.begin(settings.log)
-    if not asyncio.run(inspecting(families, settings, keys, options.messages)):
+    check = sentence_check(recipe, checkpoint.read_tensors(path / checkpoint.PROMPTS))
+    if not asyncio.run(inspecting(families, settings, keys, options.messages, check_sentence=check)):
         raise WireError("the client's messages do not fit the run", where=path,
                         next_step="rename cameras (--renames), choose --families, or declare the robot in a file: "
                         "docs/serving_robots.md")  # fmt: skip
