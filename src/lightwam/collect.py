@@ -316,9 +316,10 @@ class _Plan:
                 expected={"task": " or ".join(self._turns), **self._settings},
                 next_step="collect into another folder, or remove this one",
             )
-        if (made := extra.get("versions", self._versions)) != self._versions:  # older datasets do not say
-            raise DatasetError("this dataset was made by other versions of the simulator", where=where, got=made,
-                               expected=self._versions,
+        made, here = extra.get("versions") or {}, self._versions  # older datasets do not say
+        if odd := {name: made[name] for name in made.keys() & here.keys() if made[name] != here[name]}:
+            raise DatasetError("this dataset was made by other versions of the simulator", where=where, got=odd,
+                               expected={name: here[name] for name in odd},
                                next_step="install those again, or collect into another folder")  # fmt: skip
         turn.demos += 1
         turn.next_seed = turn.settled_seed = int(extra["seed"]) + 1

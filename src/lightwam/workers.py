@@ -254,17 +254,20 @@ def require_main_guard() -> None:
 
 
 def _guarded(script: Path, line: int) -> bool:
-    """Whether a script has a condition on `__name__` at or before `line`; True if it cannot be read.
-
-    What follows on such a condition may be reached all the same: the worker finds out.
-    """
+    """Whether a script's statement at `line` is under a condition on `__name__`, or after one of the other kind
+    (`if __name__ != "__main__": ...`); True if the script cannot be read: then the worker finds out."""
     try:
         tree = ast.parse(script.read_bytes())
     except (OSError, SyntaxError):
         return True
-    tests = [node.test for node in ast.walk(tree) if isinstance(node, ast.If) and node.lineno <= line]
-    names = [name.id for test in tests for name in ast.walk(test) if isinstance(name, ast.Name)]
-    return "__name__" in names
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and node.lineno <= line:
+            inside = list(ast.walk(node.test))
+            named = any(isinstance(word, ast.Name) and word.id == "__name__" for word in inside)
+            unequal = any(isinstance(word, ast.NotEq) for word in inside)
+            if named and (unequal or line <= (node.end_lineno or line)):
+                return True
+    return False
 
 
 def _unguarded(where: str) -> ConfigError:

@@ -2,7 +2,7 @@
 
 An adapter is a module with four names: `TASKS` and `CAMERAS` (tuples of str), `make(config, task) -> Simulator`, and,
 where demonstrations are wanted, `make_expert(config, simulator) -> Expert` (its own module for the adapters in here).
-A fifth, `TESTED` (package -> `sim.tested.Tested`), says which versions it was tested with.
+A fifth, `TESTED` (package -> `sim.tested.Package`), says which versions it was tested with.
 One of your own needs no registration: put its import path ("my_robot.sim") where "metaworld" would stand.
 """
 

