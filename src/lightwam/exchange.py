@@ -19,7 +19,7 @@ from lightwam.data.lerobot.features import FeatureNames
 from lightwam.distributed import device_called
 from lightwam.errors import CheckpointError, ConfigError
 from lightwam.model.light_wam import LightWAM
-from lightwam.processing import Sources, begin_run, cache_prompts, check_data, codec_of
+from lightwam.processing import Sources, begin_run, cache_prompts, check_data, check_tasks, codec_of
 from lightwam.weights import published
 from lightwam.weights.published import Published
 
@@ -63,6 +63,7 @@ def adopt(
         raise CheckpointError("the run directory is not empty", where=run, next_step="choose another --run")
     found, data = published.read(file, recipe.model), LeRobotDataset(dataset, names)
     check_data(recipe, data)
+    check_tasks(recipe, data)
     sources = Sources(recipe, data, cache_home(data.root, cache))
     check_room(sources.home / LATENTS / checkpoint.PROMPTS, 0)
     cache_prompts(recipe, data, device_called(device), sources.home)

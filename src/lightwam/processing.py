@@ -28,7 +28,7 @@ from lightwam.data.lerobot.features import FeatureNames, parse_names
 from lightwam.distributed import World
 from lightwam.encoders import (
     Prompts,
-    check_prompts,
+    Sentences,
     check_vae,
     encode_clip,
     open_latents,
@@ -93,12 +93,14 @@ def open_data(
     are decoded here when they are not yet; latents of a VAE must have been made by `lightwam cache`. Caches lie in the
     folder `cache` (else where LIGHTWAM_CACHE says, else in the dataset's). Statistics are measured once and then belong
     to the run. Raises DatasetError when the dataset does not fit the model, the cache is stale or cannot be written,
-    PromptError for a sentence that does not fit, CheckpointError when the run holds another recipe or began with
+    CheckpointError when the run holds another recipe or began with
     another dataset or VAE.
     """
     pairs = checkpoint.feature_names(run, () if names is None else names.pairs())
     data = LeRobotDataset(dataset, parse_names(pairs))
     check_data(recipe, data)
+    if isinstance(recipe.text, HashedTextConfig):  # other encoders' states were made, and checked, by `lightwam cache`
+        check_tasks(recipe, data, say)
     sources = Sources(recipe, data, cache_home(data.root, cache))
     begun = (run / "processing.json").exists()
     if begun:
@@ -131,29 +133,28 @@ def open_data(
 
 
 def check_data(recipe: Recipe, data: LeRobotDataset) -> None:
-    """Raise DatasetError or PromptError for what a recipe and a dataset show at once not to fit, decoding nothing.
-
-    That is cameras, the widths of state and action, and the task sentences.
-    """
+    """Raise DatasetError when the dataset lacks a camera of the recipe, or state or action have another width."""
     check_cameras(data, recipe.codec)
     check_sizes(recipe, data)
-    try:
-        check_prompts(recipe, data.tasks)
-    except PromptError:
-        for index, task in enumerate(data.tasks):
-            _check_task(recipe, task, f"{data.root} task {index}")
-        raise
 
 
-def _check_task(recipe: Recipe, task: str, where: str) -> None:
-    try:
-        check_prompts(recipe, [task])
-    except PromptError as error:
-        raise PromptError("a sentence of the dataset must fit the text encoder", where=f"{where}: {task!r}",
-                          got=error.got, expected=error.expected,
-                          next_step="write it anew in the dataset's table of tasks" if not task.strip() else
-                          "shorten it in the dataset's table of tasks, or raise --text.num-tokens",
-                          ) from error  # fmt: skip
+def check_tasks(recipe: Recipe, data: LeRobotDataset, say: Callable[[str], None] = print) -> None:
+    """Raise DatasetError when a task sentence does not fit the recipe's text encoder; `say` lists the truncated ones.
+
+    Raises as `Sentences` does, too: of UMT5 the tokenizer must be there.
+    """
+    sentences = Sentences(recipe)
+    for index, task in enumerate(data.tasks):
+        try:
+            truncated = sentences.check(task)
+        except PromptError as error:
+            where = "the dataset's table of tasks"
+            step = f"shorten it in {where}, or give --text.num-tokens or --text.truncate"
+            raise DatasetError("a task sentence must fit the text encoder", where=f"{data.root} task {index}: {task!r}",
+                               got=error.got, expected=error.expected,
+                               next_step=step if task.strip() else f"describe the task in {where}") from error  # fmt: skip
+        if truncated:
+            say(truncated)
 
 
 @dataclass(frozen=True)
@@ -272,6 +273,7 @@ def make_cache(
     """
     data = LeRobotDataset(dataset, names)
     check_data(recipe, data)
+    check_tasks(recipe, data, say)
     sources = Sources(recipe, data, cache_home(data.root, cache))
     if isinstance(recipe.latents, DctConfig):
         with distributed.world("cpu") as world, world.leader_first():

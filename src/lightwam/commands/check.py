@@ -89,8 +89,11 @@ def _check_sim(arguments: Sequence[str]) -> None:
     recipe, rest = named_recipe(arguments, "check sim")
     options = parse(SimOptions(recipe), rest, f"check sim {recipe.name}")
     sim = checks.check(options.recipe).sim
+    from lightwam.sim.base import version_warnings
     from lightwam.sim.check import check_simulator
 
+    for warning in version_warnings(sim.name):
+        print(f"check: {warning}")
     broken = 0
     for task in sim.tasks if options.task is None else (options.task,):
         findings = check_simulator(sim, task)
