@@ -148,11 +148,11 @@ def check_tasks(recipe: Recipe, data: LeRobotDataset, say: Callable[[str], None]
         try:
             truncated = sentences.check(task)
         except PromptError as error:
-            where = "the dataset's table of tasks"
-            step = f"shorten it in {where}, or give --text.num-tokens or --text.truncate"
+            table = "the dataset's table of tasks"
+            step = f"shorten it in {table}, or give --text.num-tokens or --text.truncate"
+            next_step = step if task.strip() else f"describe the task in {table}"
             raise DatasetError("a task sentence must fit the text encoder", where=f"{data.root} task {index}: {task!r}",
-                               got=error.got, expected=error.expected,
-                               next_step=step if task.strip() else f"describe the task in {where}") from error  # fmt: skip
+                               got=error.got, expected=error.expected, next_step=next_step) from error  # fmt: skip
         if truncated:
             say(truncated)
 
@@ -268,8 +268,8 @@ def make_cache(
     """Make ahead what training reads: decoded pictures, or a VAE's latents and the prompts' token states.
 
     Goes on where it stopped. Under torchrun every process makes its share. It lies where `open_data` looks for it.
-    DatasetError when the dataset is broken or does not fit the recipe or the cache cannot be written, PromptError for a
-    sentence that does not fit, CheckpointError when weights are missing.
+    DatasetError when the dataset is broken or does not fit the recipe or the cache cannot be written, CheckpointError
+    when weights are missing.
     """
     data = LeRobotDataset(dataset, names)
     check_data(recipe, data)

@@ -63,8 +63,8 @@ def train(
     Returns `run`.
 
     Raises CheckpointError when `run` holds another recipe, began with another dataset or otherwise, or has a damaged
-    checkpoint, or `start_from` does not fit; DatasetError when the data do not fit or the loss is not finite; ConfigError when memory runs out, or a listener is not
-    installed or has no credentials.
+    checkpoint, or `start_from` does not fit; DatasetError when the data do not fit or the loss is not finite;
+    ConfigError when memory runs out, or a listener is not installed or has no credentials.
     """
     check(recipe)
     if parallel == "fsdp" and recipe.train.muon_learning_rate:
