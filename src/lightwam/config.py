@@ -142,6 +142,8 @@ class HashedTextConfig:
     num_tokens: int = 16
     dim: int = 64
     kind: Literal["hashed"] = "hashed"
+    truncate: bool = added(False)
+    """read the first num_tokens words of a longer sentence; False refuses it"""
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,8 @@ class Umt5Config:
     num_tokens: int = 128
     dim: int = 4096
     kind: Literal["umt5"] = "umt5"
+    truncate: bool = added(False)
+    """read the first num_tokens - 1 tokens of a longer sentence and the end token, as Wan does; False refuses it"""
 
 
 @dataclass(frozen=True)

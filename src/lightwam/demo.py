@@ -165,7 +165,7 @@ def processor() -> str:
     """The processor's own name where Linux tells it, else the architecture."""
     info = Path("/proc/cpuinfo")
     if info.is_file():
-        for line in info.read_text().splitlines():
+        for line in info.read_text(encoding="utf-8", errors="replace").split("\n"):
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()

@@ -13,11 +13,13 @@ from lightwam.checkpoint import Checkpoint
 from lightwam.checks import check
 from lightwam.config import DctConfig, Recipe
 from lightwam.data.cache_place import cache_home
+from lightwam.data.files import writing
 from lightwam.data.lerobot import LeRobotDataset
+from lightwam.data.lerobot.features import FeatureNames
 from lightwam.distributed import device_called
 from lightwam.errors import CheckpointError, ConfigError
 from lightwam.model.light_wam import LightWAM
-from lightwam.processing import Sources, begin_run, cache_prompts, check_data, check_sentences, codec_of
+from lightwam.processing import Sources, begin_run, cache_prompts, check_data, check_tasks, codec_of
 from lightwam.weights import published
 from lightwam.weights.published import Published
 
@@ -37,7 +39,14 @@ def export(run: Path, to: Path, step: int | None = None, *, ema: bool = True) ->
 
 
 def adopt(
-    recipe: Recipe, file: Path, dataset: Path, run: Path, *, device: str = "auto", cache: Path | None = None
+    recipe: Recipe,
+    file: Path,
+    dataset: Path,
+    run: Path,
+    *,
+    device: str = "auto",
+    names: FeatureNames | None = None,
+    cache: Path | None = None,
 ) -> Path:
     """Make `run` from the published checkpoint `file`; returns it.
 
@@ -52,16 +61,17 @@ def adopt(
                           expected="wan_vae", next_step="lightwam adopt libero-10 --checkpoint ...")  # fmt: skip
     if run.exists() and any(run.iterdir()):
         raise CheckpointError("the run directory is not empty", where=run, next_step="choose another --run")
-    found, data = published.read(file, recipe.model), LeRobotDataset(dataset)
+    found, data = published.read(file, recipe.model), LeRobotDataset(dataset, names)
     check_data(recipe, data)
-    check_sentences(recipe, data)
+    check_tasks(recipe, data)
     sources = Sources(recipe, data, cache_home(data.root, cache))
     cache_prompts(recipe, data, device_called(device), sources.home)
     beside = run.with_name(f".{run.name}.{os.getpid()}")
     try:
         _write(sources, found, beside)
-        run.parent.mkdir(parents=True, exist_ok=True)
-        beside.replace(run)  # an empty folder may be there
+        with writing(run):
+            run.parent.mkdir(parents=True, exist_ok=True)
+            beside.replace(run)  # an empty folder may be there
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return run

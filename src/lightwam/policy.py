@@ -33,6 +33,8 @@ Seen = Observation | Mapping[str, Any]
 FIELDS = {"frames", "state", "instruction"}
 MOST_SHOWN = 64
 """numbers of a state that an error shows"""
+FARTHEST = 1e9
+"""of a normalised state: what lies beyond would make the model's numbers infinite, and is nobody's state"""
 
 
 class Policy:
@@ -246,7 +248,14 @@ class Policy:
         return np.stack([self.codec.canvas(one["frames"]) for one in seen])
 
     def _states(self, seen: Sequence[Mapping[str, Any]]) -> Float[Tensor, "B P"]:
-        return torch.from_numpy(self.codec.encode_state(np.stack([self._state(one["state"]) for one in seen])))
+        with np.errstate(over="ignore"):  # what becomes infinite is refused below
+            state = self.codec.encode_state(np.stack([self._state(one["state"]) for one in seen]))
+        if (far := np.abs(state) > FARTHEST).any():
+            dims = sorted(set(np.argwhere(far)[:, -1].tolist()))
+            raise WireError("the state is far beyond all that training saw", where=f"observation.state dims {dims}",
+                            got=f"{np.abs(state).max():.3g} of the training's ranges", expected=f"at most {FARTHEST:g}",
+                            next_step="send it in the units that the run was trained on")  # fmt: skip
+        return torch.from_numpy(state)
 
     def _state(self, given: Any) -> Float32[np.ndarray, " P"]:
         expected, where = f"{self.recipe.model.state_dim} finite numbers", "observation.state"

@@ -24,10 +24,11 @@ from lightwam.data.cache_place import cache_home, check_room, remove_leftovers
 from lightwam.data.latent_cache import LatentCache, latents_folder
 from lightwam.data.latent_encoder import ClipEncoder
 from lightwam.data.lerobot import LeRobotDataset
+from lightwam.data.lerobot.features import FeatureNames, parse_names
 from lightwam.distributed import World
 from lightwam.encoders import (
     Prompts,
-    check_prompts,
+    Sentences,
     check_vae,
     encode_clip,
     open_latents,
@@ -38,6 +39,7 @@ from lightwam.encoders import (
 from lightwam.errors import CheckpointError, DatasetError, PromptError
 from lightwam.latents.dct import DctLatents
 from lightwam.progress import Progress
+from lightwam.start import Start
 from lightwam.types import Batch, LatentCodec, Latents, Windows
 from lightwam.weights.files import Part, digest, locate
 
@@ -76,7 +78,14 @@ class Processing:
 
 
 def open_data(
-    recipe: Recipe, dataset: Path, run: Path, say: Callable[[str], None] = print, cache: Path | None = None
+    recipe: Recipe,
+    dataset: Path,
+    run: Path,
+    say: Callable[[str], None] = print,
+    *,
+    names: FeatureNames | None = None,
+    start: Start | None = None,
+    cache: Path | None = None,
 ) -> tuple[Cache, Processing]:
     """Claim the directory `run` for a recipe and a dataset; returns the dataset's cache and its processing.
 
@@ -84,13 +93,14 @@ def open_data(
     are decoded here when they are not yet; latents of a VAE must have been made by `lightwam cache`. Caches lie in the
     folder `cache` (else where LIGHTWAM_CACHE says, else in the dataset's). Statistics are measured once and then belong
     to the run. Raises DatasetError when the dataset or one of its sentences does not fit the recipe, and when the cache
-    is stale or cannot be written, CheckpointError when the run holds another recipe or began with another dataset or
+    is stale or cannot be written; CheckpointError when the run holds another recipe, or began with another dataset or
     VAE.
     """
-    data = LeRobotDataset(dataset)
+    pairs = checkpoint.feature_names(run, () if names is None else names.pairs())
+    data = LeRobotDataset(dataset, parse_names(pairs))
     check_data(recipe, data)
-    if isinstance(recipe.text, HashedTextConfig):  # else the states must be there, made of sentences that fit
-        check_sentences(recipe, data)
+    if isinstance(recipe.text, HashedTextConfig):  # other encoders' states were made, and checked, by `lightwam cache`
+        check_tasks(recipe, data, say)
     sources = Sources(recipe, data, cache_home(data.root, cache))
     begun = (run / "processing.json").exists()
     if begun:
@@ -98,10 +108,17 @@ def open_data(
     sources.check(prompts=not begun)
     checkpoint.start_run(run, recipe)
     opened, vae = sources.open(say)
-    check_sizes(recipe, dataset, opened.state.shape[1], opened.action.shape[1])
     if not begun:
         codec = codec_of(recipe, data)
-        measured = _measure(recipe, opened, codec) if vae is None else vae
+        if start is not None:
+            say(start.line(codec))
+            start.write(run)
+        if start is not None and start.statistics == "kept":
+            codec, measured = start.codec, start.measured
+            if vae is not None:
+                check_vae(measured, vae, start.run)
+        else:
+            measured = _measure(recipe, opened, codec) if vae is None else vae
         begin_run(recipe, data, sources.files, run, codec, measured, sources.prompts())
     if vae is None:
         codec, latents = open_processing(run, recipe)
@@ -116,36 +133,28 @@ def open_data(
 
 
 def check_data(recipe: Recipe, data: LeRobotDataset) -> None:
-    """Raise DatasetError for what a recipe and a dataset show at once not to fit, decoding and encoding nothing.
-
-    That is cameras, and the widths of state and action.
-    """
+    """Raise DatasetError when the dataset lacks a camera of the recipe, or state or action have another width."""
     check_cameras(data, recipe.codec)
-    check_sizes(recipe, data.root, data.state_dim, data.action_dim)
+    check_sizes(recipe, data)
 
 
-def check_sentences(recipe: Recipe, data: LeRobotDataset) -> None:
-    """Raise DatasetError for the first task sentence that the recipe's text encoder cannot take.
+def check_tasks(recipe: Recipe, data: LeRobotDataset, say: Callable[[str], None] = print) -> None:
+    """Raise DatasetError when a task sentence does not fit the recipe's text encoder; `say` lists the truncated ones.
 
-    Of a pretrained encoder the tokenizer has to be there; no weights are opened.
+    Raises as `Sentences` does, too: of UMT5 the tokenizer must be there.
     """
-    try:
-        check_prompts(recipe, data.tasks)
-    except PromptError:
-        for index, task in enumerate(data.tasks):
-            _check_sentence(recipe, task, f"{data.root} task {index}")
-        raise
-
-
-def _check_sentence(recipe: Recipe, task: str, where: str) -> None:
-    try:
-        check_prompts(recipe, [task])
-    except PromptError as error:
-        next_step = "write it anew in the dataset's table of tasks"
-        if task.strip():
-            next_step = "shorten it in the dataset's table of tasks, or raise --text.num-tokens"
-        raise DatasetError("a sentence of the dataset must fit the text encoder", where=f"{where}: {task!r}",
-                           got=error.got, expected=error.expected, next_step=next_step) from error  # fmt: skip
+    sentences = Sentences(recipe)
+    for index, task in enumerate(data.tasks):
+        try:
+            truncated = sentences.check(task)
+        except PromptError as error:
+            table = "the dataset's table of tasks"
+            step = f"shorten it in {table}, or give --text.num-tokens or --text.truncate"
+            next_step = step if task.strip() else f"describe the task in {table}"
+            raise DatasetError("a task sentence must fit the text encoder", where=f"{data.root} task {index}: {task!r}",
+                               got=error.got, expected=error.expected, next_step=next_step) from error  # fmt: skip
+        if truncated:
+            say(truncated)
 
 
 @dataclass(frozen=True)
@@ -241,7 +250,7 @@ def begin_run(
     prompts: Weights,
 ) -> None:
     """Write into a run all that it takes from its dataset; `measured` is what `open_latents` needs."""
-    checkpoint.write_dataset(run, data.root, data.num_episodes, fingerprint)
+    checkpoint.write_dataset(run, data.root, data.num_episodes, fingerprint, data.names.pairs())
     if not isinstance(recipe.text, HashedTextConfig):
         checkpoint.write_tensors(run / checkpoint.PROMPTS, prompts)
     checkpoint.write_processing(run, codec, measured)  # last: with it the run has begun
@@ -253,17 +262,18 @@ def make_cache(
     *,
     device: str = "auto",
     say: Callable[[str], None] = print,
+    names: FeatureNames | None = None,
     cache: Path | None = None,
 ) -> None:
     """Make ahead what training reads: decoded pictures, or a VAE's latents and the prompts' token states.
 
     Goes on where it stopped. Under torchrun every process makes its share. It lies where `open_data` looks for it.
-    DatasetError when the dataset is broken, it or one of its sentences does not fit the recipe, or the cache cannot be
-    written, CheckpointError when weights are missing.
+    DatasetError when the dataset is broken or does not fit the recipe or the cache cannot be written, CheckpointError
+    when weights are missing.
     """
-    data = LeRobotDataset(dataset)
+    data = LeRobotDataset(dataset, names)
     check_data(recipe, data)
-    check_sentences(recipe, data)
+    check_tasks(recipe, data, say)
     sources = Sources(recipe, data, cache_home(data.root, cache))
     if isinstance(recipe.latents, DctConfig):
         with distributed.world("cpu") as world, world.leader_first():
@@ -309,16 +319,16 @@ def cache_prompts(recipe: Recipe, data: LeRobotDataset, device: torch.device | s
         checkpoint.write_tensors(path, known | dict(zip(missing, states, strict=True)), made_by)
 
 
-def check_sizes(recipe: Recipe, dataset: Path, state_dim: int, action_dim: int) -> None:
+def check_sizes(recipe: Recipe, data: LeRobotDataset) -> None:
     """DatasetError when state or action have not the model's widths."""
     for name, got, expected in (
-        ("observation.state", state_dim, recipe.model.state_dim),
-        ("action", action_dim, recipe.model.action_dim),
+        ("observation.state", data.state_dim, recipe.model.state_dim),
+        ("action", data.action_dim, recipe.model.action_dim),
     ):
         if got != expected:
-            raise DatasetError(
-                "the dataset does not fit the model", where=f"{dataset}: {name}", got=got, expected=expected
-            )
+            raise DatasetError("the dataset does not fit the model", where=f"{data.root}: {name}",
+                               got=got or "no such feature", expected=expected,
+                               next_step=data.state_proposal())  # fmt: skip
 
 
 def _measure(recipe: Recipe, cache: Cache, codec: Codec) -> dict[str, Any]:

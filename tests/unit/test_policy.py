@@ -295,3 +295,17 @@ def test_what_lightwam_itself_offers() -> None:
         lightwam.Polciy  # noqa: B018
     with pytest.raises(ImportError):
         exec("from lightwam import Polciy")
+
+
+@pytest.mark.parametrize("far", [3e38, -1e20])
+@pytest.mark.parametrize("engine", [False, True])
+def test_a_state_that_would_make_the_model_infinite_is_refused(
+    tiny_once: Any, seen: list[Observation], far: float, engine: bool
+) -> None:
+    """It is finite, and whose fault it is could not be told from the answer, which would not be."""
+    policy = Policy.load(tiny_once.run, engine=engine)
+    state = seen[0].state.copy()
+    state[1] = far
+    with pytest.raises(WireError, match="far beyond") as caught:
+        policy.act(replace(seen[0], state=state))
+    assert "dims [1]" in str(caught.value)

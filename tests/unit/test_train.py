@@ -172,7 +172,7 @@ def test_a_cache_elsewhere_leaves_the_dataset_alone(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LIGHTWAM_CACHE", "c" if by == "variable" else "")
     for dataset in (tiny.dataset, tmp_path / "link"):
-        open_data(tiny.recipe, dataset, tiny.run, said.append, given)
+        open_data(tiny.recipe, dataset, tiny.run, said.append, cache=given)
     assert len(list((tmp_path / "c" / "dataset.lightwam" / "cache").glob("*/frames.npy"))) == 1
     assert len(said) == 1 and contents(tiny.dataset) == before
 

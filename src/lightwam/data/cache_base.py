@@ -39,15 +39,15 @@ class Cache(ABC):
     action: Float32[np.ndarray, "N A"]
     episode_start: Int64[np.ndarray, " episodes_and_1"]
     """first control step of every episode, and the number of all control steps"""
-    task_index: Int64[np.ndarray, " episodes"]
-    """into `tasks`"""
+    task_index: Int64[np.ndarray, " N"]
+    """into `tasks`, for every control step: a task may change within an episode"""
     tasks: tuple[str, ...]
     fps: float
 
     @property
     def num_episodes(self) -> int:
         """Episodes."""
-        return len(self.task_index)
+        return len(self.episode_start) - 1
 
     @property
     def num_steps(self) -> int:
@@ -73,21 +73,26 @@ def tables(dataset: LeRobotDataset) -> dict[str, np.ndarray]:
     """The numbers of a dataset by the names in TABLES, to be saved as NAME.npy."""
     vectors = dataset.vectors
     return {"state": vectors.state, "action": vectors.action, "episode_start": dataset.episode_start,
-            "task_index": vectors.task_index}  # fmt: skip
+            "task_index": vectors.frame_task}  # fmt: skip
 
 
 def read_tables(path: Path) -> dict[str, np.ndarray]:
-    """The same from a cache's folder."""
-    return {name: np.load(path / f"{name}.npy") for name in TABLES}
+    """The same from a cache's folder. Older caches have one task an episode."""
+    read = {name: np.load(path / f"{name}.npy") for name in TABLES}
+    lengths = np.diff(read["episode_start"])
+    if len(read["task_index"]) == len(lengths):
+        read["task_index"] = np.repeat(read["task_index"], lengths)
+    return read
 
 
 def check_cameras(dataset: LeRobotDataset, config: CodecConfig) -> None:
-    """DatasetError when the codec places a camera that the dataset lacks."""
+    """DatasetError when the codec places a camera that the dataset lacks, or that cannot be used."""
     for place in config.places:
-        if place.camera not in dataset.cameras:
+        if place.camera not in dataset.cameras and place.camera not in dataset.left_out:
             raise DatasetError("the codec places a camera that the dataset lacks", where=dataset.root,
-                               got=sorted(dataset.cameras), expected=place.camera,
+                               got=", ".join(sorted(dataset.cameras)), expected=place.camera,
                                next_step=did_you_mean(place.camera, dataset.cameras))  # fmt: skip
+        dataset.check_camera(place.camera)
 
 
 class Canvases:

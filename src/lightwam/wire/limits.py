@@ -6,6 +6,7 @@ once, from the top, so that each fault is told with the keys that lead to it.
 
 from __future__ import annotations
 
+import difflib
 import math
 import reprlib
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
@@ -20,7 +21,38 @@ MIB = 1 << 20
 MOST_AXES = 8
 DTYPES: Mapping[str, tuple[int, ...]] = {"b": (1,), "i": (1, 2, 4, 8), "u": (1, 2, 4, 8), "f": (2, 4, 8)}
 """kind of number -> bytes that one may have"""
-NUMBERS = "numbers: b1, i1 to i8, u1 to u8, f2 to f8"
+NUMBERS = "numbers: b1, i1 to i8, u1 to u8, f2 to f8, or by name: bool, uint8, float32 and the like"
+NAMED: Mapping[str, np.dtype[Any]] = {
+    np.dtype(f"{kind}{size}").name: np.dtype(f"{kind}{size}") for kind, sizes in DTYPES.items() for size in sizes
+}
+"""dtypes by numpy's names"""
+CONVERT = "convert it before sending: np.asarray(x, np.float32), pictures uint8"
+INSTEAD: Mapping[str, str] = {
+    "O": "an array of objects holds lists of different lengths, or no numbers: send np.asarray(x, np.float32)",
+    "U": "send a text as a text, not as an array",
+    "S": "send a text as a text, not as an array",
+    "V": "send each field of a structure as an array of its own",
+    "c": "send the real and the imaginary part as two arrays",
+    "M": "send times as float64, in seconds",
+    "m": "send times as float64, in seconds",
+    "f": "float32 is '<f4', float64 is '<f8'; wider ones have to be converted",
+}
+"""numpy's letter for a kind of dtype -> what to do instead"""
+WORDS: Mapping[str, str] = {
+    "object": "O",
+    "str": "U",
+    "string": "U",
+    "bytes": "S",
+    "void": "V",
+    "complex64": "c",
+    "complex128": "c",
+    "datetime64": "M",
+    "timedelta64": "m",
+    "bfloat16": "f",
+    "float128": "f",
+    "longdouble": "f",
+}
+"""the same kinds by their names"""
 
 
 @dataclass(frozen=True)
@@ -166,13 +198,36 @@ def array(dtype: Any, shape: Any, data: Any, where: str, limits: Limits) -> np.n
 
 
 def number_kind(dtype: Any, where: str) -> np.dtype[Any]:
-    """The dtype of numbers that `dtype` names ("<f4", "|u1"); WireError for objects, texts, structures and the like."""
-    name = dtype if isinstance(dtype, str) else ""
+    """The dtype of numbers that `dtype` names, as numpy writes it ("<f4", "|u1") or as people do ("float32", "uint8").
+
+    WireError for objects, texts, structures and the like, and for names of no dtype, each with what to send in its
+    place. A name without byte order is little-endian, as all robots' computers are.
+    """
+    name = dtype.decode("ascii", "replace") if isinstance(dtype, bytes) else dtype if isinstance(dtype, str) else ""
     bare = name[1:] if name[:1] in tuple("<>|=") else name
+    if name in NAMED:
+        return NAMED[name]
     if bare[1:] not in tuple(str(size) for size in DTYPES.get(bare[:1], ())):
+        step = _instead(bare) if isinstance(dtype, (str, bytes)) else INSTEAD["V"]
         raise WireError("an array's dtype is not one of numbers", where=where, got=short(dtype), expected=NUMBERS,
-                        next_step="convert it before sending: np.asarray(x, np.float32), pictures uint8")  # fmt: skip
+                        next_step=step)  # fmt: skip
     return np.dtype(name)
+
+
+def _instead(bare: str) -> str:
+    """What to send in place of an array whose dtype, without its byte order, is this."""
+    if "," in bare:
+        return INSTEAD["V"]
+    size = bare[1:].partition("[")[0]  # times have a unit in brackets
+    if bare[:1] in INSTEAD and (not size or size.isdigit()):
+        return INSTEAD[bare[0]]
+    word = bare[:64].lower()
+    inner = [name for name in NAMED if name in word and f"b{name}" not in word]  # "torch.float32", "Float32Array"
+    near = difflib.get_close_matches(word, [*NAMED, *WORDS], n=1, cutoff=0.5)
+    found = max(inner, key=len, default=near[0] if near else "")
+    if found in NAMED:
+        return f"did you mean {found!r}, which is {NAMED[found].str!r}?"
+    return INSTEAD[WORDS[found]] if found else CONVERT
 
 
 def scalar(kind: np.dtype[Any], value: Any, where: str) -> np.generic:
