@@ -3,6 +3,7 @@
 The functions behind the commands are replaced by recorders, so nothing is trained, simulated or even imported.
 """
 
+import importlib
 import json
 import sys
 from collections.abc import Callable

@@ -246,7 +246,7 @@ def _json_lines(path: Path, kinds: Mapping[str, type]) -> list[dict[str, Any]]:
     if not path.is_file():
         raise DatasetError("a file of the dataset is missing", where=path)
     rows = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(path.read_bytes().decode().rstrip("\n").split("\n"), 1):
         try:
             row = json.loads(line)
         except ValueError as error:
