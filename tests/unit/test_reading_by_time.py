@@ -166,9 +166,13 @@ def test_the_older_layout_is_read_by_time_too(tmp_path: Path, name: str) -> None
     assert_right(as_v21(write(tmp_path, READ[name][:1])))
 
 
-def test_a_video_may_have_more_pictures_than_rows(tmp_path: Path) -> None:
-    part = replace(whole(0, 20), numbers=tuple(range(0, 40, 2)))
-    assert_right(write(tmp_path, [part], video_fps=2 * FPS))
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_video_may_have_more_pictures_than_rows(tmp_path: Path, more: int) -> None:
+    """An odd number of them too: the next episode then begins half a row behind the last row."""
+    first = Part(0.0, (19 + more) / 20, tuple(i / FPS for i in range(10)), tuple(range(0, 20, 2)))
+    start = 19 + more
+    second = Part(start / 20, 2.0, tuple(i / FPS for i in range(10)), tuple(range(start, 39, 2)))
+    assert_right(write(tmp_path, [first, second], video_fps=2 * FPS))
 
 
 SOUND = [whole(0, 20), whole(20, 20)]
