@@ -324,7 +324,7 @@ class Pictures:
             yield fault
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         for reader in self._open.values():
             reader.close()
         self._open.clear()
