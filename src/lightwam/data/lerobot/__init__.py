@@ -225,6 +225,10 @@ class LeRobotDataset:
             known["pictures"] = "by the rows' timestamp"
         return known
 
+    def feature_of(self, camera: str) -> str:
+        """The feature that a camera's pictures come from."""
+        return self._cameras[camera].key
+
     def state_proposal(self) -> str:
         """What to say when a state is missed: a line of `--names` that may give it, "" where none is to be guessed."""
         return "" if self.state_dim else proposal(self.info["features"], self.names)
