@@ -52,6 +52,8 @@ class Rows:
     """the column `index`, where every data file has it"""
     broken: frozenset[int]
     """episodes with a fault that was told"""
+    astray: Mapping[Path, tuple[int, ...]]
+    """data file -> episodes with rows in it, which the episodes table does not place there"""
 
 
 @dataclass(frozen=True)
@@ -79,11 +81,13 @@ def read_rows(layout: Layout, tell: Tell = refuse) -> Rows:
     table: _Table | None = None
     path: Path | None = None
     broken: set[int] = set()
+    astray: dict[Path, tuple[int, ...]] = {}
     for episode, start in zip(layout.episodes, layout.starts[:-1].tolist(), strict=True):
         if path != episode.data_path:
             path, table = episode.data_path, None
             try:
                 table = _Table(path, layout)
+                astray |= table.astray()
             except DatasetError as error:
                 tell(error)
         faults = [] if table is None else [*table.faults(episode)]
@@ -98,7 +102,7 @@ def read_rows(layout: Layout, tell: Tell = refuse) -> Rows:
         time[span] = 0 if table.time is None else table.time[found]
         index[span] = 0 if table.index is None else table.index[found]
     vectors = Vectors(state, action, task[layout.starts[:-1]], task, time if has_time else None)
-    return Rows(vectors, index if has_index else None, frozenset(broken))
+    return Rows(vectors, index if has_index else None, frozenset(broken), astray)
 
 
 class _Table:
@@ -134,6 +138,12 @@ class _Table:
         """The episode's rows, as they lie in the file."""
         first, last = np.searchsorted(self._episode, [episode.index, episode.index + 1])
         return self._order[first:last]
+
+    def astray(self) -> dict[Path, tuple[int, ...]]:
+        """This file, and the episodes with rows in it that belong elsewhere; nothing where there are none."""
+        placed = [episode.index for episode in self._layout.episodes if episode.data_path == self.path]
+        others = np.setdiff1d(self._episode, placed).tolist()
+        return {self.path: tuple(others)} if others else {}
 
     def faults(self, episode: Episode) -> Iterator[DatasetError]:
         """Everything that is wrong with an episode's rows."""
