@@ -95,7 +95,10 @@ class Service:
             if self.look is not None:
                 self.look(message, protocol)
             family = spoken(self.families, message)
-            observation = family.observation(message)
+            if family.is_encoded(message):
+                observation = await asyncio.to_thread(family.observation, message)
+            else:
+                observation = family.observation(message)
             if self.check_sentence is not None:
                 self.check_sentence(observation.instruction)
             answer = await self.batcher.ask(observation)

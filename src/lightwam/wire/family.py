@@ -15,7 +15,7 @@ from jaxtyping import Float32, UInt8
 
 from lightwam.errors import ConfigError, WireError, did_you_mean
 from lightwam.types import Observation
-from lightwam.wire.limits import short
+from lightwam.wire.limits import Encoded, short
 
 KeyPath = tuple[str, ...]
 """keys from the top of a message downwards; openpi's contain slashes, so they are not written as one text"""
@@ -87,6 +87,12 @@ class Family:
         except WireError:
             return False
 
+    def is_encoded(self, message: Any) -> bool:
+        """Whether reading the message takes decoding pictures, which takes milliseconds."""
+        return self.claims(message) and any(
+            isinstance(found_at(message, path), Encoded) for path in self.cameras.values()
+        )
+
     def observation(self, message: Any) -> Observation:
         """What the policy sees; pictures are views of the message. WireError with the key that is missing or wrong."""
         frames = {camera: self.picture(message, camera) for camera in self.cameras}
@@ -96,10 +102,11 @@ class Family:
         """One camera's picture; WireError when it is missing, or not uint8 of the family's layout."""
         path = self.cameras[camera]
         found, where = found_at(message, path), shown(path)
+        if isinstance(found, Encoded):
+            picture = found.decoded(where)
+            return picture[::-1, ::-1] if self.turned else picture
         if not isinstance(found, np.ndarray) or found.dtype != np.uint8:
-            got = f"{found.dtype} {found.shape}" if isinstance(found, np.ndarray) else type(found).__name__
-            raise WireError("a picture is not uint8", where=where, got=got, expected="uint8 RGB in 0..255",
-                            next_step="of floats in 0..1 send (255 * x).round().astype(np.uint8)")  # fmt: skip
+            raise _no_picture(found, where)
         if found.ndim == 3 and 0 not in found.shape:
             if found.shape[2] == 3:
                 return found[::-1, ::-1] if self.turned else found
@@ -260,6 +267,18 @@ def _with_lengths(family: Family, state_dim: int) -> tuple[StatePart, ...]:
     if len(open_parts) != 1:
         return family.state
     return tuple(part if part.length else replace(part, length=state_dim - known) for part in family.state)
+
+
+def _no_picture(found: Any, where: str) -> WireError:
+    """What is wrong with a picture that is neither uint8 nor encoded."""
+    got, expected = type(found).__name__, "uint8 RGB in 0..255, or a whole PNG or JPEG"
+    if isinstance(found, (bytes, str)):
+        return WireError("an encoded picture is neither PNG nor JPEG", where=where, got=f"{got}, {short(found[:24])}",
+                         expected="PNG or JPEG: as bytes, or over HTTP in base64 or as a data URL")  # fmt: skip
+    if isinstance(found, np.ndarray):
+        got = f"{found.dtype} {found.shape}"
+    return WireError("a picture is not uint8", where=where, got=got, expected=expected,
+                     next_step="of floats in 0..1 send (255 * x).round().astype(np.uint8)")  # fmt: skip
 
 
 def found_at(message: Any, path: KeyPath) -> Any:
