@@ -88,8 +88,8 @@ class Service:
         if self.look is not None:
             self.look(error, protocol)
 
-    async def serve(self, message: Mapping[str, Any], protocol: str) -> tuple[Answer, Any]:
-        """The answer to one message, and its actions as the message's family wants them."""
+    async def serve(self, message: Mapping[str, Any], protocol: str) -> tuple[Answer, Any, Family]:
+        """The answer to one message, and its actions as the message's family wants them, which is the third."""
         begun, outcome = time.perf_counter(), "internal"
         try:
             if self.look is not None:
@@ -105,7 +105,7 @@ class Service:
             actions, outcome = family.actions(answer.actions), "ok"
             self.metrics.infer.observe(answer.infer_ms / 1000)
             self.metrics.together.observe(answer.num_together)
-            return answer, actions
+            return answer, actions, family
         except asyncio.CancelledError:
             outcome = "gone"
             raise

@@ -30,6 +30,8 @@ class StatePart:
 
     path: KeyPath
     length: int | None = None
+    row: bool = False
+    """the client sends it as a table of one row, (1, n)"""
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,8 @@ class Family:
     name: str
     prompt: tuple[KeyPath, ...]
     """where the sentence may lie; the first that is there is taken"""
-    state: tuple[StatePart, ...]
-    """its parts in the policy's order"""
+    state: tuple[StatePart, ...] = ()
+    """its parts in the policy's order; none: the robot has no state"""
     cameras: Mapping[str, KeyPath] = field(default_factory=dict)
     """the policy's camera -> its picture"""
     any_camera: KeyPath | None = None
@@ -79,6 +81,8 @@ class Family:
     """numbers in an action, where the family's robots agree on that"""
     state_units: tuple[Unit, ...] = ()
     action_units: tuple[Unit, ...] = ()
+    reply: Literal["map", "list"] = "map"
+    """over HTTP: a map with "actions", or the bare list of actions"""
 
     def claims(self, message: Any) -> bool:
         """Whether all of the cameras' pictures are in the message, whatever they are."""
@@ -119,8 +123,10 @@ class Family:
 
     def vector(self, message: Any, part: StatePart) -> Float32[np.ndarray, " n"]:
         """One part of the state, as the client counts; WireError when it is missing, not numbers, or not that many."""
-        where = shown(part.path)
-        numbers = _numbers(found_at(message, part.path), where)
+        where, found = shown(part.path), found_at(message, part.path)
+        if part.row and isinstance(found, np.ndarray) and found.ndim == 2 and len(found) == 1:
+            found = found[0]
+        numbers = _numbers(found, where)
         if part.length not in (None, len(numbers)):
             raise WireError("a part of the state has another length", where=where, got=len(numbers),
                             expected=part.length)  # fmt: skip
@@ -130,7 +136,7 @@ class Family:
 
     def full_state(self, message: Any) -> Float32[np.ndarray, " P"]:
         """All parts of the state in the policy's units."""
-        state = np.concatenate([self.vector(message, part) for part in self.state])
+        state = np.concatenate([np.zeros(0, np.float32), *(self.vector(message, part) for part in self.state)])
         for unit in self.state_units:
             if not -len(state) <= unit.dim < len(state):
                 raise WireError("the state has no such number", where="state", got=f"{len(state)} numbers",
@@ -177,13 +183,13 @@ class Family:
         for unit in self.state_units:
             state[unit.dim] = unit.told(state[unit.dim])
         ends = np.cumsum([part.length for part in self.state])
-        assert ends[-1] == len(state), "a family is fitted to its world before it speaks"
+        assert sum(part.length or 0 for part in self.state) == len(state), "a family is fitted before it speaks"
         message: dict[str, Any] = {}
         for camera, path in self.cameras.items():
             picture = seen.frames[camera]
             _put(message, path, np.ascontiguousarray(picture[::-1, ::-1]) if self.turned else picture)
-        for part, numbers in zip(self.state, np.split(state, ends[:-1]), strict=True):
-            _put(message, part.path, numbers)
+        for part, numbers in zip(self.state, np.split(state, ends[:-1]) if self.state else (), strict=True):
+            _put(message, part.path, numbers[None] if part.row else numbers)
         _put(message, self.prompt[0], seen.instruction)
         return message
 
@@ -260,8 +266,10 @@ def _with_lengths(family: Family, state_dim: int) -> tuple[StatePart, ...]:
     """The state's parts, the length of one that has none worked out."""
     known = sum(part.length or 0 for part in family.state)
     open_parts = [part for part in family.state if part.length is None]
+    if state_dim == 0 and not known:
+        return ()  # what a client sends of a state all the same is not read
     if known + len(open_parts) > state_dim or (not open_parts and known != state_dim):
-        told = ", ".join(f"{shown(part.path)} ({part.length or 'any'})" for part in family.state)
+        told = ", ".join(f"{shown(part.path)} ({part.length or 'any'})" for part in family.state) or "no state"
         raise ConfigError("the run has another state than this family's robots", where=f"{family.name}: state",
                           got=f"{state_dim} numbers in the run", expected=told, next_step=GUIDE)  # fmt: skip
     if len(open_parts) != 1:
