@@ -47,6 +47,11 @@ class SimulatorError(LightwamError):
     """A simulator that is not installed, unknown, or breaks the `Simulator` protocol."""
 
 
+class SetupError(SimulatorError):
+    """A simulator that cannot run on this machine: a package, a version, a driver, a folder or a setting of the
+    environment is wrong, and its adapter is not."""
+
+
 class WireError(LightwamError):
     """An observation or a message that does not fit what the policy was trained on."""
 

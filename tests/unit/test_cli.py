@@ -17,6 +17,7 @@ from lightwam import cli, recipes
 from lightwam.cli import main
 from lightwam.commands import show
 from lightwam.config import EvalConfig, Recipe
+from lightwam.data.lerobot.features import FeatureNames
 from lightwam.errors import DatasetError
 from lightwam.policy import Policy
 
@@ -103,7 +104,9 @@ def test_train_passes_recipe_dataset_and_run(record: Callable[..., Calls]) -> No
     assert main(["train", "point", "--train.steps", "7", "--run", "runs/x", "--data", "d"]) == 0
     ((recipe, data, run, options),) = calls
     assert (recipe.train.steps, data, run) == (7, Path("d"), Path("runs/x"))
-    assert options == {"device": "auto", "parallel": "ddp", "start_from": None}
+    wanted = {"device": "auto", "parallel": "ddp", "start_from": None, "names": FeatureNames(), "statistics": "kept",
+              "cache": None}  # fmt: skip
+    assert options == wanted
     assert recipe.model == recipes.point().model
 
 
@@ -117,9 +120,10 @@ def test_cache_export_and_adopt_pass_what_they_are_told(
     record: Callable[..., Calls], capsys: pytest.CaptureFixture[str]
 ) -> None:
     cached = record("lightwam.processing", "make_cache")
-    assert main(["cache", "libero-10", "--data", "d", "--weights", "w", "--device", "cpu"]) == 0
+    assert main(["cache", "libero-10", "--data", "d", "--weights", "w", "--device", "cpu", "--cache", "c"]) == 0
     recipe, data, options = cached[0]
-    assert (recipe.weights, data, options) == ("w", Path("d"), {"device": "cpu"})
+    wanted = {"device": "cpu", "names": FeatureNames(), "cache": Path("c")}
+    assert (recipe.weights, data, options) == ("w", Path("d"), wanted)
 
     exported = record("lightwam.exchange", "export", Path("x.pt"))
     assert main(["export", "runs/x", "--to", "x.pt", "--step", "5", "--no-ema"]) == 0
@@ -127,7 +131,8 @@ def test_cache_export_and_adopt_pass_what_they_are_told(
 
     adopted = record("lightwam.exchange", "adopt", Path("runs/y"))
     assert main(["adopt", "robotwin", "--checkpoint", "y.pt", "--data", "d", "--run", "runs/y"]) == 0
-    assert adopted == [(recipes.robotwin(), Path("y.pt"), Path("d"), Path("runs/y"), {"device": "auto"})]
+    options = {"device": "auto", "names": FeatureNames(), "cache": None}
+    assert adopted == [(recipes.robotwin(), Path("y.pt"), Path("d"), Path("runs/y"), options)]
     assert capsys.readouterr().out == "x.pt\nruns/y\n"
 
 
@@ -157,7 +162,7 @@ def test_tuples_and_switches_can_be_overridden(record: Callable[..., Calls]) -> 
 def test_demo_needs_no_recipe(words: list[str], name: str, record: Callable[..., Calls]) -> None:
     calls = record("lightwam.demo", "demo")
     assert main(["demo", *words]) == 0
-    assert calls == [(recipes.RECIPES[name](), Path("runs") / name)]
+    assert calls == [(recipes.RECIPES[name](), Path("runs") / name, {"cache": None})]
 
 
 def test_eval_overrides_the_runs_own_settings_and_prints_rates(
@@ -255,6 +260,7 @@ def test_eval_refuses_to_execute_what_was_never_supervised(
 
 
 def test_report_says_where_it_is(record: Callable[..., Calls], capsys: pytest.CaptureFixture[str]) -> None:
+    importlib.import_module("lightwam.demo")  # which imports more of the package than the stand-in has
     calls = record("lightwam.report", "write_report", Path("runs/x/report.html"))
     assert main(["report", "runs/x"]) == 0
     assert calls == [(Path("runs/x"),)]
@@ -282,19 +288,15 @@ def test_check_sim_fails_with_every_broken_promise(
 
 
 def test_check_dataset_reads_all_of_it(record: Callable[..., Calls], capsys: pytest.CaptureFixture[str]) -> None:
-    checked = []
-    dataset = SimpleNamespace(
-        cameras={"top": (32, 32)},
-        num_frames=12,
-        num_episodes=3,
-        tasks=["a"],
-        check=lambda tell: checked.append(tell(12, 12)),
-    )
-    calls = record("lightwam.data.lerobot", "LeRobotDataset", dataset)
-    assert main(["check", "dataset", "data/x"]) == 0
-    assert calls == [(Path("data/x"),)]
-    assert len(checked) == 1
-    assert "data/x: sound; 3 episodes, 12 frames" in capsys.readouterr().out
+    dataset = SimpleNamespace(cameras={"top": (32, 32)}, num_frames=12, num_episodes=3, tasks=["a"])
+    found = SimpleNamespace(faults=(), notes=("rows lie unevenly",), dataset=dataset)
+    calls = record("lightwam.data.lerobot.check", "examine", found)
+    assert main(["check", "dataset", "data/x", "--names", "image=top"]) == 0
+    (path, names, tell), *_ = calls
+    assert path == Path("data/x") and names.pairs() == ("image=top",)
+    tell(12, 12)
+    out = capsys.readouterr().out
+    assert "note: rows lie unevenly" in out and "data/x: sound; 3 episodes, 12 frames" in out
 
 
 def test_bench_train_measures_the_recipe(record: Callable[..., Calls]) -> None:

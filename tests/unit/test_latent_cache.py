@@ -20,6 +20,7 @@ from lightwam.config import CameraPlace, CodecConfig, DctConfig
 from lightwam.data import latent_cache, latent_shards
 from lightwam.data.cache import FrameCache
 from lightwam.data.cache_base import Cache
+from lightwam.data.files import file_fingerprint
 from lightwam.data.latent_cache import LatentCache
 from lightwam.data.latent_encoder import ClipEncoder, Encode
 from lightwam.data.latent_pack import pack, unpack
@@ -167,6 +168,20 @@ def test_it_holds_what_live_encoding_gives(
     for name in ("state", "action", "episode_start", "task_index"):
         np.testing.assert_array_equal(getattr(cache, name), getattr(frames, name))
     assert (cache.tasks, cache.fps, cache.num_steps) == (frames.tasks, frames.fps, sum(LENGTHS))
+
+
+def test_an_older_cache_with_one_task_an_episode_is_read(
+    build: Callable[..., None], dataset: LeRobotDataset, path: Path
+) -> None:
+    build()
+    now, table = LatentCache.open(path), path / "task_index.npy"
+    np.save(table, dataset.vectors.task_index)
+    about = json.loads((path / "cache.json").read_text())
+    about["files"][table.name] = file_fingerprint(table)
+    (path / "cache.json").write_text(json.dumps(about))
+    then = LatentCache.open(path, dataset, CONFIG, HORIZON, ABOUT)
+    assert len(np.load(table)) == len(LENGTHS) == then.num_episodes
+    np.testing.assert_array_equal(then.task_index, now.task_index)
 
 
 def test_in_float32_it_is_live_encoding(

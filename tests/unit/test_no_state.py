@@ -1,5 +1,7 @@
 """A robot without a state: a recipe of state_dim 0 trains, is saved and loaded, and acts, by the engine too."""
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from lightwam.latents.dct import DctLatents
 from lightwam.model.light_wam import LightWAM
 from lightwam.policy import Policy
 from lightwam.stats import FeatureStats, measure
+from lightwam.train import train
 from lightwam.types import Batch, Observation
 
 FRAMES = 40
@@ -102,3 +105,17 @@ def test_fewer_than_none_is_refused(recipe: Recipe) -> None:
         checks.check(replace(recipe, model=replace(recipe.model, state_dim=-1)))
     with pytest.raises(ConfigError, match=r"model\.action_dim"):
         checks.check(replace(recipe, model=replace(recipe.model, action_dim=0)))
+
+
+def test_a_dataset_without_a_state_is_trained_on(tiny: Any, tmp_path: Path) -> None:
+    info = tiny.dataset / "meta" / "info.json"
+    about = json.loads(info.read_text())
+    del about["features"]["observation.state"]
+    info.write_text(json.dumps(about))
+    shutil.rmtree(tiny.dataset / "cache")
+    stateless = replace(tiny.recipe, model=replace(tiny.recipe.model, state_dim=0))
+    run = train(stateless, tiny.dataset, tmp_path / "stateless", say=lambda line: None)
+    policy = Policy.load(run, engine=True)
+    picture = np.zeros((32, 32, 3), np.uint8)
+    chunk = policy.act({"frames": {"top": picture}, "instruction": "move to the red dot"})
+    assert np.isfinite(chunk).all()

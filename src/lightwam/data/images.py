@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import UInt8
 
+from lightwam.data.damage import likely_cause
 from lightwam.errors import DatasetError
 from lightwam.pictures import PictureError, decode, is_encoded
 
@@ -44,7 +45,7 @@ class ImageReader:
         """All pictures of one episode, which has `length` frames."""
         return next(self.stream(episode, length, length))
 
-    def stream(self, episode: int, length: int, batch: int) -> Iterator[UInt8[np.ndarray, "T height width 3"]]:
+    def stream(self, episode: int, length: int, batch: int) -> Iterator[UInt8[np.ndarray, "n height width 3"]]:
         """The same pictures, at most `batch` of them in memory at a time."""
         rows = np.flatnonzero(self._episode == episode)
         if len(rows) != length:
@@ -85,8 +86,8 @@ class ImageReader:
         return picture
 
     def _broken(self, error: Exception) -> DatasetError:
-        return DatasetError("a table cannot be read", where=self.path, got=error, expected="a whole parquet file",
-                            next_step="it was cut short or overwritten: copy the dataset again")  # fmt: skip
+        return DatasetError("a table cannot be read", where=self.path, got=likely_cause(self.path) or error,
+                            expected="a whole parquet file", next_step="copy it again")  # fmt: skip
 
     def close(self) -> None:
         """Let go of the file."""

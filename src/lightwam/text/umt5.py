@@ -21,13 +21,21 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightwam.config import Umt5Config
+from lightwam.data.damage import likely_cause
 from lightwam.errors import CheckpointError, ConfigError, PromptError
-from lightwam.weights.files import differences, locate, read_tensors, refusal
+from lightwam.weights.files import (
+    differences,
+    first_few,
+    infinite,
+    locate,
+    prefix_line,
+    read_tensors,
+    refusal,
+    shared_prefix,
+)
 
 NUM_KEPT = 256
 """sentences whose states are kept, the latest used; at most 1 MiB each in bfloat16"""
-NUM_LISTED = 12
-"""tensor names that an error lists"""
 UNIT = "tokens, the end's included"
 
 FIXED: dict[str, Any] = {
@@ -79,8 +87,8 @@ class Umt5Text:
         """The text encoder of `source` (a folder, or a Hub repo id), in the official layout or in diffusers'.
 
         11 GB in bfloat16, as published. CheckpointError when encoder or tokenizer is not there, is another one or,
-        listing them, when tensors are missing, unknown or of other shapes; ConfigError when the width is not
-        `config.dim`, or transformers is not installed.
+        listing them, when tensors are missing, unknown, of other shapes or not finite; ConfigError when the width is
+        not `config.dim`, or transformers is not installed.
         """
         library, path = _library(), locate(source, "text_encoder")
         tokenizer = read_tokenizer(source)
@@ -97,16 +105,17 @@ class Umt5Text:
         wanted = {name: tensor.shape for name, tensor in encoder.state_dict().items() if name != TABLE_TOO}
         names = {name: name if path.is_dir() else official_name(name) for name in wanted}
         wrong = differences(tensors, {names[name]: shape for name, shape in wanted.items()})
-        wrong += [f"not of floating point: {k} {v.dtype}" for k, v in tensors.items() if not v.is_floating_point()]
+        what, next_step = "the weights are not those of this text encoder", "take the text encoder as it was published"
         if wrong:
-            raise refusal(
-                "the weights are not those of this text encoder",
-                path,
-                wrong,
-                "take the text encoder as it was published",
-            )
-        # one tensor at a time, so that no second copy of all is held
-        state = {ours: tensors.pop(theirs).to(dtype) for ours, theirs in names.items()}
+            raise refusal(what, path, wrong, next_step)
+        state: dict[str, Tensor] = {}
+        for ours, theirs in names.items():  # one tensor at a time: no second copy of all is held, each is read once
+            tensor = tensors.pop(theirs)
+            if line := infinite(theirs, tensor):
+                wrong.append(line)
+            state[ours] = tensor.to(dtype)
+        if wrong:
+            raise refusal("the weights are not finite", path, wrong, next_step)
         encoder.load_state_dict(state | {TABLE_TOO: state[TABLE]}, assign=True)
         encoder.encoder.embed_tokens.weight = encoder.shared.weight  # one parameter, which travels once
         return cls(encoder, tokenizer, config, device)
@@ -214,7 +223,7 @@ def read_tokenizer(source: Path | str) -> Any:
         raise CheckpointError(
             "the tokenizer cannot be read",
             where=path,
-            got=f"{type(error).__name__}: {str(error).partition(chr(10))[0]}",
+            got=likely_cause(path / "tokenizer.json") or f"{type(error).__name__}: {str(error).partition(chr(10))[0]}",
             expected="tokenizer.json and tokenizer_config.json",
         ) from error
     if (ids := tokenizer("a").input_ids)[-1:] != [tokenizer.eos_token_id]:
@@ -232,7 +241,9 @@ def _check_config(path: Path) -> None:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError("the text encoder's config cannot be read", where=path, got=error) from error
+        raise CheckpointError(
+            "the text encoder's config cannot be read", where=path, got=likely_cause(path) or error
+        ) from error
     wanted = {"model_type": "umt5"} | FIXED
     if not isinstance(found, dict) or any(found.get(key) != value for key, value in wanted.items()):
         got = {key: found.get(key) for key in wanted} if isinstance(found, dict) else type(found).__name__
@@ -264,7 +275,7 @@ def _sizes(tensors: Mapping[str, Tensor], path: Path) -> dict[str, int]:
         raise CheckpointError(
             "not the weights of UMT5's encoder",
             where=path,
-            got=sorted(tensors)[:NUM_LISTED],
+            got=prefix_line(prefix) if (prefix := shared_prefix(tensors, names)) else first_few(sorted(tensors)),
             expected=f"matrices {', '.join(names)}",
             next_step="take the text encoder as it was published",
         )

@@ -104,7 +104,7 @@ def chosen(
 def read(path: Path) -> Family:
     """The family that a TOML file declares (docs/serving_robots.md); ConfigError with file, key, got and expected."""
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError("the family's file cannot be read", where=path, got=str(error), expected="a TOML file",
                           next_step="docs/serving_robots.md has one to start from") from error  # fmt: skip
