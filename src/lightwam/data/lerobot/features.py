@@ -134,8 +134,9 @@ def read_cameras(
     if not cameras:
         reasons = "; ".join(f"{name}: {one.reason.what}" for name, one in left.items())
         raise DatasetError("a dataset without a camera", where=where, got=reasons or ", ".join(sorted(features)),
-                           expected=CAMERA_PREFIX + "NAME", next_step=proposal(features, names) or "it takes one: record pictures too, or "
-                           "declare them in meta/info.json")  # fmt: skip
+                           expected=CAMERA_PREFIX + "NAME",
+                           next_step=proposal(features, names) or "record pictures too, or declare them there",
+                           )  # fmt: skip
     return cameras, left
 
 
