@@ -3,6 +3,8 @@
     recipe.json      the config; of a begun run only what is FREE may change
     dataset.json     what it was trained on: path, and every file with size and hash
     processing.json  what was measured on the data: the codec's and the latents' statistics
+    start.json       which run it started from, when it started from one, and whose statistics it has
+    listeners.json   what W&B or trackio call it, when they listen
     frozen.safetensors    weights that training leaves alone, when there are such
     prompts.safetensors   token states of the prompts, when a pretrained text encoder made them
     checkpoints/step_00000500/
@@ -16,7 +18,6 @@ A checkpoint is written beside its place and renamed into it, so it is there who
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -33,7 +34,10 @@ from torch import Tensor
 
 from lightwam.codec import Codec
 from lightwam.config import Recipe, from_dict, to_dict
+from lightwam.data.damage import likely_cause
+from lightwam.data.files import replacing, write_file, writing
 from lightwam.errors import CheckpointError
+from lightwam.weights.files import check_finite, check_tensors
 
 FORMAT = 1
 FROZEN, PROMPTS, TRAINING = "frozen.safetensors", "prompts.safetensors", "training.pt"
@@ -58,11 +62,7 @@ class Checkpoint:
 
 def write_json(path: Path, data: Any) -> None:
     """`data` at `path`, atomically: a reader sees the old file or the new one."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with _disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(json.dumps(data, indent=2) + "\n")
-        os.replace(beside, path)
+    write_file(path, json.dumps(data, indent=2) + "\n")
 
 
 def read_json(path: Path) -> Any:
@@ -72,9 +72,10 @@ def read_json(path: Path) -> Any:
             "a file of the run is missing", where=path, next_step="is this a run directory? `lightwam train` makes one"
         )
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise CheckpointError("a file of the run is not JSON", where=path, got=error) from error
+        raise CheckpointError("a file of the run is not JSON", where=path, got=likely_cause(path) or error,
+                              next_step="copy the run again") from error  # fmt: skip
 
 
 def start_run(run: Path, recipe: Recipe) -> None:
@@ -157,27 +158,16 @@ def read_processing(run: Path) -> tuple[Codec, Any]:
 
 def write_tensors(path: Path, tensors: Weights, about: dict[str, str] | None = None) -> None:
     """Tensors that a run has once, such as its frozen weights; there whole or not at all. `about` goes with them."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with _disk_errors(path):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            safetensors.torch.save_file(_own(tensors), beside, about)
-            with beside.open("rb") as file:
-                os.fsync(file.fileno())
-            os.replace(beside, path)
-        finally:
-            beside.unlink(missing_ok=True)
+    with replacing(path, num_bytes=_num_bytes(tensors)) as beside:
+        safetensors.torch.save_file(_own(tensors), beside, about)
 
 
 def read_tensors(path: Path) -> Weights:
-    """What `write_tensors` wrote; nothing when there is no such file. CheckpointError when it is torn."""
-    if not path.exists():
-        return {}
-    try:
-        return safetensors.torch.load_file(path)
-    except safetensors.SafetensorError as error:
-        raise CheckpointError("a file of the run is damaged", where=path, got=error,
-                              next_step="copy the run again") from error  # fmt: skip
+    """What `write_tensors` wrote; nothing when there is no such file.
+
+    CheckpointError when it is torn, or names the tensors that hold NaN or inf.
+    """
+    return _read_weights(path) if path.exists() else {}
 
 
 def steps(run: Path) -> list[int]:
@@ -194,7 +184,8 @@ def save(run: Path, checkpoint: Checkpoint, keep: int = 2) -> Path:
     """Write a checkpoint, then drop all but the newest `keep`; CheckpointError on a full disk leaves the older ones."""
     place = run / "checkpoints" / f"step_{checkpoint.step:08d}"
     beside = place.with_name(f".{place.name}.{os.getpid()}")
-    with _disk_errors(place):
+    num_bytes = _num_bytes(checkpoint.model) + _num_bytes(checkpoint.ema or {}) + _num_bytes(checkpoint.training)
+    with writing(place, num_bytes=num_bytes):
         for torn in place.parent.glob(".step_*"):  # of a process that was killed while it saved
             shutil.rmtree(torn, ignore_errors=True)
         beside.mkdir(parents=True)
@@ -202,19 +193,21 @@ def save(run: Path, checkpoint: Checkpoint, keep: int = 2) -> Path:
             safetensors.torch.save_file(_own(checkpoint.model), beside / "model.safetensors")
             if checkpoint.ema is not None:
                 safetensors.torch.save_file(_own(checkpoint.ema), beside / "ema.safetensors")
-            torch.save(checkpoint.training, beside / TRAINING)
+            with (beside / TRAINING).open("wb") as file:
+                torch.save(checkpoint.training, file)
             files = {path.name: _digest(path) for path in sorted(beside.iterdir())}
             about = {"format": FORMAT, "step": checkpoint.step, "files": files, "frozen": _frozen_digest(run)}
-            (beside / "meta.json").write_text(json.dumps(about, indent=2) + "\n")
+            (beside / "meta.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
             for path in beside.iterdir():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
+                with path.open("rb") as written:
+                    os.fsync(written.fileno())
             shutil.rmtree(place, ignore_errors=True)
             os.replace(beside, place)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
-    for old in steps(run)[:-keep]:
-        shutil.rmtree(run / "checkpoints" / f"step_{old:08d}")
+    with writing(place.parent):
+        for old in steps(run)[:-keep]:
+            shutil.rmtree(run / "checkpoints" / f"step_{old:08d}")
     return place
 
 
@@ -236,8 +229,10 @@ def whole(run: Path, step: int | None = None, *, training: bool = True) -> tuple
     """
     place = place_of(run, step)
     meta: dict[str, Any] = read_json(place / "meta.json")
-    if meta.get("format") != FORMAT:
-        raise CheckpointError("unknown checkpoint format", where=place, got=meta.get("format"), expected=FORMAT)
+    form = meta.get("format") if isinstance(meta, dict) else type(meta).__name__
+    if form != FORMAT:
+        raise CheckpointError("unknown checkpoint format", where=place, got=form, expected=FORMAT)
+    _check_keys(meta, place / "meta.json", ("files", "format", "step"), maybe=("frozen",))
     expected = {place / name: digest for name, digest in meta["files"].items() if training or name != TRAINING}
     if meta.get("frozen"):
         expected[run / FROZEN] = meta["frozen"]
@@ -246,7 +241,7 @@ def whole(run: Path, step: int | None = None, *, training: bool = True) -> tuple
             raise CheckpointError(
                 "a checkpoint file is damaged",
                 where=path,
-                got="missing or other bytes than were written",
+                got=likely_cause(path) or "missing or other bytes than were written",
                 expected=digest,
                 next_step="copy the run again"
                 if path.name == FROZEN
@@ -256,11 +251,14 @@ def whole(run: Path, step: int | None = None, *, training: bool = True) -> tuple
 
 
 def load(run: Path, step: int | None = None, *, training: bool = True) -> Checkpoint:
-    """The checkpoint of `step` (the newest by default), every file checked as by `whole`."""
+    """The checkpoint of `step` (the newest by default), every file checked as by `whole`.
+
+    CheckpointError also names the tensors that hold NaN or inf.
+    """
     place, meta = whole(run, step, training=training)
-    ema = safetensors.torch.load_file(place / "ema.safetensors") if "ema.safetensors" in meta["files"] else None
+    ema = _read_weights(place / "ema.safetensors") if "ema.safetensors" in meta["files"] else None
     state = torch.load(place / TRAINING, weights_only=True) if training else {}
-    return Checkpoint(meta["step"], safetensors.torch.load_file(place / "model.safetensors"), ema, state)
+    return Checkpoint(meta["step"], _read_weights(place / "model.safetensors"), ema, state)
 
 
 def read_about(path: Path) -> dict[str, str]:
@@ -279,26 +277,29 @@ def run_weights(run: Path, saved: Checkpoint, *, ema: bool = True) -> Weights:
     return read_tensors(run / FROZEN) | (saved.ema if ema and saved.ema is not None else saved.model)
 
 
-def fill(module: torch.nn.Module, weights: Weights, where: object) -> None:
+def fill(module: torch.nn.Module, weights: Weights, where: Path) -> None:
     """Copy `weights` into `module`, every name and shape accounted for, else CheckpointError listing what differs."""
-    ours = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    theirs = {name: tuple(value.shape) for name, value in weights.items()}
-    if ours != theirs:
-        odd = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
-        listed = "; ".join(f"{name}: file {theirs.get(name)}, model {ours.get(name)}" for name in odd[:6])
-        raise CheckpointError(
-            f"{len(odd)} tensors do not fit the model",
-            where=where,
-            got=listed,
-            expected="the same names and shapes",
-            next_step="was it trained with another recipe?",
-        )
+    wanted = {name: value.shape for name, value in module.state_dict().items()}
+    check_tensors("the weights do not fit the model", where, weights, wanted, "was it trained with another recipe?")
     module.load_state_dict(weights)
+
+
+def _read_weights(path: Path) -> Weights:
+    try:
+        weights = safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise CheckpointError("a file of the run is damaged", where=path, got=likely_cause(path) or error,
+                              next_step="copy the run again") from error  # fmt: skip
+    check_finite(weights, path)
+    return weights
 
 
 def _read_table(path: Path, names: tuple[str, ...], maybe: tuple[str, ...] = ()) -> dict[str, Any]:
     """The JSON object at `path`, with just these keys; those of `maybe` may be missing."""
-    data = read_json(path)
+    return _check_keys(read_json(path), path, names, maybe)
+
+
+def _check_keys(data: Any, path: Path, names: tuple[str, ...], maybe: tuple[str, ...] = ()) -> dict[str, Any]:
     if not isinstance(data, dict) or sorted({*data} - {*maybe}) != sorted(names):
         raise CheckpointError(
             "a file of the run has an unknown layout",
@@ -316,6 +317,15 @@ def _frozen_digest(run: Path) -> str | None:
         digest: str | None = read_json(run / "checkpoints" / f"step_{known[-1]:08d}" / "meta.json").get("frozen")
         return digest
     return _digest(run / FROZEN) if (run / FROZEN).exists() else None
+
+
+def _num_bytes(tree: Any) -> int:
+    """Bytes of all tensors in nested tables."""
+    if isinstance(tree, Tensor):
+        return tree.nbytes
+    if isinstance(tree, Mapping):
+        return sum(map(_num_bytes, tree.values()))
+    return sum(map(_num_bytes, tree)) if isinstance(tree, (list, tuple)) else 0
 
 
 def _own(weights: Weights) -> Weights:
@@ -340,22 +350,3 @@ def _differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
                 yield from _differences(old.get(key), new.get(key), name)
     elif old != new:
         yield f"{path}: run has {old!r}, asked {new!r}"
-
-
-@contextlib.contextmanager
-def _disk_errors(place: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, safetensors.SafetensorError, RuntimeError) as error:
-        # torch and safetensors wrap the operating system's error in their own
-        marks = ("inline_container", "PytorchStreamWriter", "write")
-        if isinstance(error, RuntimeError) and not any(mark in str(error) for mark in marks):
-            raise
-        free = shutil.disk_usage(next(path for path in place.parents if path.exists())).free
-        raise CheckpointError(
-            "could not save",
-            where=place,
-            got=f"{error} ({free / 2**20:.0f} MiB free)",
-            expected="room on the disk and the right to write",
-            next_step="free some space and run the same command again: it goes on from the last checkpoint",
-        ) from error

@@ -7,6 +7,7 @@ are imported by the subcommands alone.
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import shlex
 import sys
@@ -45,13 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Ctrl-C. Every command may be given again after a Ctrl-C: it goes on from what it had saved.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    _print_everything()
     try:
         return _dispatch(arguments)
     except LightwamError as error:
-        if os.environ.get("LIGHTWAM_DEBUG") == "1":
-            raise
-        print(f"lightwam: {error}", file=sys.stderr)
-        return USER_ERROR
+        return _told(error)
     except KeyboardInterrupt:
         print(f"\nlightwam: stopped. To go on: {shlex.join(['lightwam', *arguments])}", file=sys.stderr)
         return INTERRUPTED
@@ -59,6 +58,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # the reader of stdout (`| head`) left early; without this, Python complains again while it exits
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        from lightwam.data.files import machine_error
+
+        if (known := machine_error(error)) is None:
+            raise
+        return _told(known)
+
+
+def _told(error: LightwamError) -> int:
+    if os.environ.get("LIGHTWAM_DEBUG") == "1":
+        raise error
+    print(f"lightwam: {error}", file=sys.stderr)
+    return USER_ERROR
+
+
+def _print_everything() -> None:
+    """Print signs that the terminal's locale lacks by their number: a sentence in Chinese must not stop a training."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a test, or a program around us, may have put in another
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _dispatch(arguments: list[str]) -> int:

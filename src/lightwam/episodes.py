@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lightwam import checkpoint
+from lightwam.data.files import writing
 from lightwam.errors import CheckpointError
 
 EPISODE_ROW: dict[str, tuple[type, ...]] = {
@@ -48,7 +49,8 @@ def open_episodes(place: Path, protocol: Mapping[str, Any]) -> dict[tuple[str, i
         checkpoint.write_json(place / "protocol.json", protocol)
     done, path = read_episodes(place), place / "episodes.jsonl"
     if num_torn := _lines(place)[1]:
-        os.truncate(path, path.stat().st_size - num_torn)
+        with writing(path):
+            os.truncate(path, path.stat().st_size - num_torn)
     return done
 
 

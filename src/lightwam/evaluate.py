@@ -21,7 +21,9 @@ import torch
 from jaxtyping import Float32
 
 from lightwam import checkpoint
+from lightwam.checks import check_world
 from lightwam.config import EvalConfig, Recipe, SimConfig, adapted, to_dict
+from lightwam.data.files import append_line, replacing, write_file, writing
 from lightwam.episodes import open_episodes, read_episodes, task_files
 from lightwam.errors import ConfigError
 from lightwam.policy import Policy
@@ -31,7 +33,7 @@ from lightwam.sim import base
 from lightwam.stats import wilson
 from lightwam.types import Observation
 from lightwam.versions import versions
-from lightwam.workers import Crew, Death, Deaths, Workers, interrupt_as_flag
+from lightwam.workers import Crew, Death, Deaths, Workers, interrupt_as_flag, require_main_guard
 
 Players = Crew[Segment | Replay, Seen | Film]
 Hire = Callable[[int, Player], Players]
@@ -79,15 +81,24 @@ def evaluate(
     processes of this machine. Episodes that are there already are not run again. Raises ConfigError when more steps
     would be executed than were supervised (or than a chunk has), CheckpointError when the folder holds an evaluation
     under other settings or a broken file, SimulatorError when an episode ends its worker again and again,
-    whatever the policy raises, and KeyboardInterrupt after Ctrl-C, with every finished episode kept.
+    whatever the policy raises, and KeyboardInterrupt after Ctrl-C, with every finished episode kept. ConfigError in a
+    script without `if __name__ == "__main__":`, which every simulator's process would run again.
+
+    A simulator in another version than its adapter was tested with is told of first, and in the result's "warnings".
 
     `latency_ms` is of every answer of every episode, whether it was asked for alone or in a batch. `wall_seconds` adds
     up over attempts; of a killed one it counts up to the last episode that it finished.
     """
     began = time.perf_counter()
+    if hire is None:
+        require_main_guard()  # before a policy is loaded
     policy = policy or Policy.load(run, device="auto")
     recipe = adapted(policy.recipe, sim or policy.recipe.sim, settings or policy.recipe.eval)
+    check_world(recipe.sim, recipe.eval)
     policy.accept(recipe.sim, recipe.eval)
+    warnings = base.version_warnings(recipe.sim.name)
+    for warning in warnings:
+        say(f"eval: {warning}")
     place = run / folder
     protocol = describe(recipe, policy, sentences or {})
     done = open_episodes(place, protocol)
@@ -115,6 +126,8 @@ def evaluate(
     if whole:
         seconds = checkpoint.read_json(place / "result.json")["wall_seconds"]
     result = summary(episodes, recipe) | {"protocol": protocol, "latency_ms": timed, "wall_seconds": seconds}
+    if warnings:
+        result["warnings"] = list(warnings)
     checkpoint.write_json(place / "result.json", result)
     return result
 
@@ -211,10 +224,10 @@ class _Drive:
             self.players.give(Segment(seat, episode.task, episode.seed, chunk), seat)
 
     def _finish(self, episode: _Running, seen: Seen) -> None:
-        actions = self.place / "actions"
-        actions.mkdir(parents=True, exist_ok=True)
         name = task_files(self.recipe.sim.tasks)[episode.task]
-        np.save(actions / f"{name}-{episode.seed}.npy", np.stack(episode.actions[: seen.steps]))
+        actions = np.stack(episode.actions[: seen.steps])
+        with replacing(self.place / "actions" / f"{name}-{episode.seed}.npy") as beside, beside.open("wb") as file:
+            np.save(file, actions)
         now = time.perf_counter()
         row = {
             "task": episode.task,
@@ -227,8 +240,7 @@ class _Drive:
             "infer_ms": episode.infer_ms,
             "video": None,
         }
-        with (self.place / "episodes.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        append_line(self.place / "episodes.jsonl", json.dumps(row))
 
 
 def _film(recipe: Recipe, place: Path, players: Players, deaths: Deaths, say: Callable[[str], None]) -> None:
@@ -243,7 +255,8 @@ def _film(recipe: Recipe, place: Path, players: Players, deaths: Deaths, say: Ca
                 episodes[task, seed]["video"] = video = f"videos/{stem}-{outcome}.mp4"
                 if not (place / video).exists():
                     jobs.append(Replay(task, seed, np.load(place / "actions" / f"{stem}.npy")))
-    (place / "videos").mkdir(exist_ok=True)
+    with writing(place / "videos"):
+        (place / "videos").mkdir(exist_ok=True)
     num_left = len(jobs)
     if num_left:
         say(f"eval: filming {num_left} episodes")
@@ -256,16 +269,9 @@ def _film(recipe: Recipe, place: Path, players: Players, deaths: Deaths, say: Ca
                 deaths.note(job, answer)
                 jobs.append(job)
             else:
-                _write(place / episodes[job.task, job.seed]["video"], answer.mp4)
+                write_file(place / episodes[job.task, job.seed]["video"], answer.mp4)
                 num_left -= 1
-    _write(place / "episodes.jsonl", "".join(json.dumps(row) + "\n" for row in episodes.values()).encode())
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Beside its place first: a kill must not leave half a file under the right name."""
-    beside = path.with_name(f".{path.name}")
-    beside.write_bytes(content)
-    beside.replace(path)
+    write_file(place / "episodes.jsonl", "".join(json.dumps(row) + "\n" for row in episodes.values()))
 
 
 def describe(recipe: Recipe, policy: Candidate, sentences: Mapping[str, str]) -> dict[str, Any]:

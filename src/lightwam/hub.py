@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lightwam import checkpoint
+from lightwam.data.files import writing
 from lightwam.errors import CheckpointError, ConfigError, LightwamError
 from lightwam.model_card import LICENSE as LICENSE
 from lightwam.model_card import model_card
@@ -64,8 +65,8 @@ def push(
     """
     if not REPO.fullmatch(repo):
         raise ConfigError("not the id of a Hub repo", where="repo", got=repr(repo), expected="OWNER/NAME")
-    with tempfile.TemporaryDirectory(prefix="lightwam-push-") as place:
-        folder = stage(run, Path(place) / "run", repo, step, license=license, dataset=dataset)
+    with _temporary_folder() as place:
+        folder = stage(run, place / "run", repo, step, license=license, dataset=dataset)
         with _asking(repo, "the run cannot be pushed to the Hub"):
             from huggingface_hub import HfApi
 
@@ -84,6 +85,17 @@ def push(
     return str(url)
 
 
+@contextlib.contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    place = Path(tempfile.gettempdir())
+    with writing(place, goes_on="push again; TMPDIR may name another disk"):
+        folder = tempfile.mkdtemp(prefix="lightwam-push-")
+    try:
+        yield Path(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def stage(
     run: Path, to: Path, repo: str, step: int | None = None, *, license: str = LICENSE, dataset: str = ""
 ) -> Path:
@@ -97,18 +109,17 @@ def stage(
     place = checkpoint.whole(run, step, training=False)[0].relative_to(run)
     files = [*map(Path, (*WHOLE, *MORE)), *(place / name for name in ("meta.json", *WEIGHTS))]
     beside = to.with_name(f".{to.name}.{os.getpid()}")
+    num_bytes = sum((run / name).stat().st_size for name in files if (run / name).exists())
+    again = "push again; TMPDIR may name another disk"
     try:
-        for name in files:
-            if (run / name).exists():
-                (beside / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(run / name, beside / name)
-        (beside / CARD).write_text(card, encoding="utf-8")
-        checkpoint.whole(beside, training=False)  # every copy is what it was
-        beside.replace(to)
-    except OSError as error:
-        raise CheckpointError("the run's files cannot be copied", where=to, got=error,
-                              expected="room on the disk and the right to write",
-                              next_step="free some space, or set TMPDIR to where there is some") from error  # fmt: skip
+        with writing(to, num_bytes=num_bytes, goes_on=again):
+            for name in files:
+                if (run / name).exists():
+                    (beside / name).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(run / name, beside / name)
+            (beside / CARD).write_text(card, encoding="utf-8")
+            checkpoint.whole(beside, training=False)  # every copy is what it was
+            beside.replace(to)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return to

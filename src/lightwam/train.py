@@ -9,18 +9,19 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightwam import checkpoint, distributed
+from lightwam import checkpoint, distributed, listeners
 from lightwam.checkpoint import Checkpoint, Weights
 from lightwam.checks import check
 from lightwam.config import Recipe, TrainConfig
 from lightwam.data.cache_base import Cache
+from lightwam.data.files import append_line, whole_lines, write_file
 from lightwam.data.lerobot.features import FeatureNames
 from lightwam.data.loader import WindowLoader
 from lightwam.distributed import Parallel, World
@@ -32,6 +33,7 @@ from lightwam.model.light_wam import LightWAM
 from lightwam.optimizer import Optimizer
 from lightwam.processing import Processing, open_data
 from lightwam.progress import Progress
+from lightwam.start import Start, Statistics, starting
 from lightwam.types import Batch
 from lightwam.weights.wan import load_backbone
 
@@ -47,48 +49,56 @@ def train(
     parallel: Parallel = "ddp",
     start_from: Path | None = None,
     names: FeatureNames | None = None,
+    statistics: Statistics = "kept",
+    cache: Path | None = None,
 ) -> Path:
     """Train `recipe` on the LeRobot dataset at `dataset` into the directory `run`, going on where it stopped.
 
     `stop_after` ends the session early, after that step and its checkpoint (0: before the first). `device` is "auto"
     (a GPU where there is one), "cpu" or "cuda"; `parallel` says how processes under torchrun share the work. A new run
-    takes its first weights from the run `start_from`, if given; else the recipe's pretrained ones, or random. `names`:
-    what the dataset calls its features, if not as LeRobot does; a run keeps them. Returns `run`. Raises CheckpointError
-    when `run` holds another recipe, began with another dataset or has a damaged checkpoint, DatasetError when the data
-    do not fit or the loss is not finite, ConfigError when memory runs out.
+    takes its first weights from the run `start_from`, if given; else the recipe's pretrained ones, or random. With
+    `start_from` it keeps that run's `statistics` of state, action and latents ("kept"), or measures its own ("new"):
+    one line says which, and the run has them for good. `names`: what the dataset calls its features, if not as LeRobot
+    does; a run keeps them. Decoded pictures and latents lie in the folder `cache`, as `processing.open_data` says.
+    Returns `run`.
+
+    Raises CheckpointError when `run` holds another recipe, began with another dataset or otherwise, or has a damaged
+    checkpoint, or `start_from` does not fit; DatasetError when the data do not fit or the loss is not finite;
+    ConfigError when memory runs out, or a listener is not installed or has no credentials.
     """
     check(recipe)
     if parallel == "fsdp" and recipe.train.muon_learning_rate:
         raise ConfigError("Muon needs whole matrices, fsdp gives it parts", where="parallel", got="fsdp",
                           expected="ddp", next_step="--parallel ddp, or --train.muon-learning-rate 0")  # fmt: skip
     with distributed.world(device) as world:
+        if world.leads:
+            listeners.check(recipe)
         with world.leader_first():
-            checkpoint.start_run(run, recipe)
-            cache, processing = open_data(recipe, dataset, run, say, names)
+            start = starting(run, recipe, start_from, statistics)
+            opened, processing = open_data(recipe, dataset, run, say, names=names, start=start, cache=cache)
         torch.manual_seed(recipe.train.seed)
         with distributed.memory_said(
             f"the start, on {world.device}", "a larger device, or more of them (--parallel fsdp)"
         ):
-            session = _start(recipe, run, start_from, cache, processing, world, parallel)
+            session = _start(recipe, run, start, opened, processing, world, parallel)
         if session.step and world.leads:
             say(f"going on from step {session.step}")
         world.wait()
-        if world.leads:
-            _cut_log(run / "log.jsonl", session.step)
+        heard = _cut_log(run / "log.jsonl", session.step) if world.leads else 0
         last = min(recipe.train.steps, recipe.train.steps if stop_after is None else stop_after)
         with (
-            listen(recipe, run, world.leads) as listeners,
+            listen(recipe, run, world.leads, begun=session.step, heard=heard, say=say) as told,
             session.loader,
             Progress("train", last, session.step, "step", say, silent=not world.leads) as progress,
         ):
-            _loop(session, last, run, listeners, progress)
+            _loop(session, last, run, told, progress)
     return run
 
 
 def _start(
     recipe: Recipe,
     run: Path,
-    start_from: Path | None,
+    start: Start | None,
     cache: Cache,
     processing: Processing,
     world: World,
@@ -97,9 +107,8 @@ def _start(
     """A session at the run's newest checkpoint or, before there is one, at its beginning."""
     model = LightWAM(recipe.model)
     if not world.agree(bool(checkpoint.steps(run))):
-        if start_from is not None:
-            begun = checkpoint.load(start_from, training=False)
-            checkpoint.fill(model, checkpoint.run_weights(start_from, begun), start_from)
+        if start is not None:
+            checkpoint.fill(model, start.weights, start.run)
         elif recipe.weights:
             load_backbone(model.dit, recipe.weights)
         return Session(recipe, model, cache, processing, world, parallel)
@@ -230,7 +239,7 @@ class Session:
         self.step, self.seconds = saved.step, saved.training["seconds"]
 
 
-def _loop(session: Session, last: int, run: Path, listeners: list[Listener], progress: Progress) -> None:
+def _loop(session: Session, last: int, run: Path, told: list[Listener], progress: Progress) -> None:
     settings, since, waited = session.recipe.train, time.perf_counter(), session.loader.wait_seconds
     steps_then = session.step
     while session.step < last:
@@ -246,9 +255,8 @@ def _loop(session: Session, last: int, run: Path, listeners: list[Listener], pro
             }
             since, waited, steps_then = now, session.loader.wait_seconds, session.step
             if session.world.leads:
-                with (run / "log.jsonl").open("a") as log:
-                    log.write(json.dumps({"step": session.step, **row}) + "\n")
-            for listener in listeners:
+                append_line(run / "log.jsonl", json.dumps({"step": session.step, **row}))
+            for listener in told:
                 listener(session.step, row)
         progress.advance(f"loss {row['loss']:.4f}  action {row['loss_action']:.4f}  video {row['loss_video']:.4f}")
         if session.step % settings.save_every == 0 or session.step == last:
@@ -294,16 +302,24 @@ def ema_keep(step: int, decay: float) -> float:
     return min(decay, (1 + step) / (10 + step))
 
 
-def _cut_log(path: Path, step: int) -> None:
-    """Drop the lines that a killed session wrote after its last checkpoint: they will be written again."""
-    if path.exists():
-        kept = list(_lines_up_to(path, step))
-        beside = path.with_name(".log.jsonl")
-        beside.write_text("".join(kept))
-        beside.replace(path)
+def _cut_log(path: Path, step: int) -> int:
+    """Drop the lines that a killed session wrote after its last checkpoint: they will be written again.
+
+    Returns the last step that stood there, 0 without a line. A last line that a kill or a full disk cut short is
+    dropped, too; CheckpointError names any other that is no line of the log.
+    """
+    if not path.exists():
+        return 0
+    lines = [(_step_of(line, f"{path}:{number}"), line) for number, line in enumerate(whole_lines(path), 1)]
+    kept = "".join(f"{line}\n" for its, line in lines if its <= step)
+    if kept.encode() != path.read_bytes():
+        write_file(path, kept)
+    return max((its for its, _ in lines), default=0)
 
 
-def _lines_up_to(path: Path, step: int) -> Iterator[str]:
-    for line in path.read_text().splitlines(keepends=True):
-        if line.endswith("\n") and json.loads(line)["step"] <= step:
-            yield line
+def _step_of(line: str, where: str) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError("a line of the log is broken", where=where, got=f"{type(error).__name__}: {error}",
+                              expected='{"step": 20, ...}', next_step="delete this line") from error  # fmt: skip

@@ -6,7 +6,6 @@ interrupted measurement goes on, and scores are computed from the files alone.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
@@ -19,6 +18,7 @@ from jaxtyping import Float32, UInt8
 
 from lightwam.checkpoint import write_json
 from lightwam.checks import check
+from lightwam.data.files import replacing
 from lightwam.demo import machine
 from lightwam.episodes import open_episodes, task_files
 from lightwam.errors import CheckpointError
@@ -32,7 +32,7 @@ from lightwam.surprise import Looks, Watch, calibrate, require_enough
 from lightwam.timing import in_turns
 from lightwam.types import Observation
 from lightwam.watch_scores import Shown, measure
-from lightwam.workers import Death, Deaths, Workers, interrupt_as_flag
+from lightwam.workers import Death, Deaths, Workers, interrupt_as_flag, require_main_guard
 
 FIRST_QUIET_SEED, FIRST_TRIAL_SEED = 2_000_000, 4_000_000
 FOLDER = "watch"
@@ -108,8 +108,11 @@ def watch(
     Raises ConfigError for too few episodes, CheckpointError when RUN/watch holds other settings', SimulatorError as an
     evaluation does, and KeyboardInterrupt after Ctrl-C with every finished episode kept.
     """
+    require_main_guard()  # before a policy is loaded
     policy = policy or Policy.load(run, device="auto")
     recipe, place = check(policy.recipe), run / FOLDER
+    for warning in base.version_warnings(recipe.sim.name):
+        say(f"watch: {warning}")
     require_enough(settings.quiet * len(recipe.sim.tasks), settings.false_alarms)
     protocol = describe(recipe, policy, {}) | {
         "watch": {key: value for key, value in asdict(settings).items() if key in ("quiet", "trials")},
@@ -281,8 +284,5 @@ def _load(path: Path) -> Shown:
 
 
 def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with beside.open("wb") as file:
+    with replacing(path) as beside, beside.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-    beside.replace(path)

@@ -311,23 +311,58 @@ def test_json_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_fill_copies_every_value() -> None:
     module = torch.nn.Linear(2, 3)
     weights = {"weight": torch.ones(3, 2), "bias": torch.arange(3.0)}
-    checkpoint.fill(module, weights, "here")
+    checkpoint.fill(module, weights, Path("here"))
     assert same(dict(module.state_dict()), weights)
 
 
 @pytest.mark.parametrize(
     ("weights", "told"),
     [
-        ({"weight": torch.ones(3, 2)}, "bias: file None, model (3,)"),
-        ({"weight": torch.ones(3, 2), "bias": torch.ones(3), "odd": torch.ones(1)}, "odd: file (1,), model None"),
-        ({"weight": torch.ones(2, 3), "bias": torch.ones(3)}, "weight: file (2, 3), model (3, 2)"),
+        ({"weight": torch.ones(3, 2)}, "missing: bias"),
+        ({"weight": torch.ones(3, 2), "bias": torch.ones(3), "odd": torch.ones(1)}, "unknown: odd"),
+        ({"weight": torch.ones(2, 3), "bias": torch.ones(3)}, "of another shape: weight [2, 3], expected [3, 2]"),
     ],
     ids=["missing", "extra", "shape"],
 )
 def test_fill_lists_what_does_not_fit_and_changes_nothing(weights: dict[str, torch.Tensor], told: str) -> None:
     module = torch.nn.Linear(2, 3)
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    with pytest.raises(CheckpointError, match="1 tensors do not fit") as caught:
-        checkpoint.fill(module, weights, "here")
+    with pytest.raises(CheckpointError, match=r"do not fit the model(.|\n)*1 differences") as caught:
+        checkpoint.fill(module, weights, Path("here"))
     assert told in str(caught.value)
     assert same(dict(module.state_dict()), before)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "ema.safetensors", "frozen.safetensors"])
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path, name: str) -> None:
+    saved = content(3)
+    tables = {"model.safetensors": saved.model, "ema.safetensors": saved.ema, "frozen.safetensors": {"f.weight": 1}}
+    spoilt = {next(iter(tables[name] or {})): torch.tensor([1.0, float("inf")])}
+    checkpoint.write_tensors(tmp_path / checkpoint.FROZEN, spoilt if name == checkpoint.FROZEN else {})
+    bad = {"model": spoilt} if name.startswith("model") else {"ema": spoilt} if name.startswith("ema") else {}
+    checkpoint.save(tmp_path, replace(saved, **bad))
+    with pytest.raises(CheckpointError, match=r"not finite: \w+\.weight \(0 NaN and 1 inf of 2 numbers\)") as caught:
+        checkpoint.run_weights(tmp_path, checkpoint.load(tmp_path))
+    assert name in str(caught.value.where)
+
+
+def test_names_with_a_prefix_are_refused_by_that(tmp_path: Path) -> None:
+    weights = {f"_orig_mod.{name}": value for name, value in torch.nn.Linear(2, 3).state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"all names begin with '_orig_mod\.', as torch\.compile saves them"):
+        checkpoint.fill(torch.nn.Linear(2, 3), weights, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "meta.json"])
+def test_a_pointer_in_the_place_of_a_file_is_recognised(tmp_path: Path, name: str) -> None:
+    place = checkpoint.save(tmp_path, content(3))
+    (place / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 10\n")
+    with pytest.raises(CheckpointError, match="git lfs pull"):
+        checkpoint.load(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["[]", '{"format": 1}', '{"format": 1, "step": 3, "files": {}, "odd": 1}'])
+def test_meta_of_another_layout_is_refused(tmp_path: Path, damage: str) -> None:
+    place = checkpoint.save(tmp_path, content(3))
+    (place / "meta.json").write_text(damage)
+    with pytest.raises(CheckpointError, match=r"format|meta\.json"):
+        checkpoint.load(tmp_path)

@@ -390,13 +390,11 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     with monkeypatch.context() as patch:
         patch.setattr(lerobot_writer, "encode_video", full)
-        with pytest.raises(
-            DatasetError, match=r"could not be written(.|\n)*No space left(.|\n)*earlier episodes are kept"
-        ):
+        with pytest.raises(DatasetError, match=r"could not save(.|\n)*No space left(.|\n)*earlier episodes are kept"):
             out.add_episode(**episode(1))
     with monkeypatch.context() as patch:
         patch.setattr(lerobot_pack, "join_videos", full)
-        with pytest.raises(DatasetError, match=r"could not be packed(.|\n)*No space left"):
+        with pytest.raises(DatasetError, match=r"could not save(.|\n)*No space left(.|\n)*all episodes are kept"):
             out.close()
     for number in (1, 2, 3):
         out.add_episode(**episode(number))

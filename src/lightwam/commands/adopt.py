@@ -23,6 +23,8 @@ class AdoptOptions:
     run: Path
     """the run directory to make"""
     names: Names = ()
+    cache: Path | None = None
+    """folder for what is made of datasets; by default LIGHTWAM_CACHE names it, else it is the dataset's own"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """where prompts are encoded"""
 
@@ -37,5 +39,5 @@ def run(arguments: Sequence[str]) -> None:
     from lightwam.exchange import adopt
 
     run = adopt(options.recipe, options.checkpoint, options.data, options.run, device=options.device,
-                names=parse_names(options.names))  # fmt: skip
+                names=parse_names(options.names), cache=options.cache)  # fmt: skip
     print(run)

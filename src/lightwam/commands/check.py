@@ -61,6 +61,8 @@ class DatasetOptions:
 
     path: Annotated[Path, tyro.conf.Positional]
     names: Names = ()
+    cache: Path | None = None
+    """folder with its latents; by default LIGHTWAM_CACHE names it, else it is the dataset's own"""
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,11 @@ def _check_sim(arguments: Sequence[str]) -> None:
     recipe, rest = named_recipe(arguments, "check sim")
     options = parse(SimOptions(recipe), rest, f"check sim {recipe.name}")
     sim = checks.check(options.recipe).sim
+    from lightwam.sim.base import version_warnings
     from lightwam.sim.check import check_simulator
 
+    for warning in version_warnings(sim.name):
+        print(f"check: {warning}")
     broken = 0
     for task in sim.tasks if options.task is None else (options.task,):
         findings = check_simulator(sim, task)
@@ -130,17 +135,19 @@ def _check_client(arguments: Sequence[str]) -> None:
     settings = options.serving
     keys = access.read_keys(settings.api_keys, os.environ.get(access.KEYS_VARIABLE))
     access.check_door(settings.host, keys, anyone=settings.allow_anyone)
-    from lightwam.checkpoint import read_recipe
+    from lightwam import checkpoint
     from lightwam.serve import logs
     from lightwam.serve.inspecting import inspecting
+    from lightwam.serve.sentences import sentence_check
     from lightwam.wire.families import chosen
 
-    recipe = read_recipe(path)
+    recipe = checkpoint.read_recipe(path)
     cameras = tuple(place.camera for place in recipe.codec.places)
     model = recipe.model
     families = chosen(settings.families, cameras, model.state_dim, model.action_dim, settings.renames)
     logs.begin(settings.log)
-    if not asyncio.run(inspecting(families, settings, keys, options.messages)):
+    check = sentence_check(recipe, checkpoint.read_tensors(path / checkpoint.PROMPTS))
+    if not asyncio.run(inspecting(families, settings, keys, options.messages, check_sentence=check)):
         raise WireError("the client's messages do not fit the run", where=path,
                         next_step="rename cameras (--renames), choose --families, or declare the robot in a file: "
                         "docs/serving_robots.md")  # fmt: skip
@@ -149,6 +156,7 @@ def _check_client(arguments: Sequence[str]) -> None:
 def _check_dataset(arguments: Sequence[str]) -> None:
     options = tyro.cli(DatasetOptions, args=list(arguments), prog="lightwam check dataset")
     from lightwam.data import libero_hdf5
+    from lightwam.data.cache_place import cache_home
     from lightwam.data.lerobot.check import examine
     from lightwam.data.lerobot.features import parse_names
     from lightwam.progress import Progress
@@ -179,8 +187,11 @@ def _check_dataset(arguments: Sequence[str]) -> None:
         f"{options.path}: sound; {dataset.num_episodes} episodes, {dataset.num_frames} frames, "
         f"cameras {', '.join(dataset.cameras)}, {len(dataset.tasks)} tasks"
     )
-    if any((options.path / LATENTS / name).exists() for name in ("cache.json", "begun.json")):
-        _check_latents(dataset)
+    if (latents := cache_home(options.path, options.cache) / LATENTS).is_dir():
+        from lightwam.data.latent_cache import latents_here
+
+        for path in latents_here(latents):
+            _check_latents(dataset, path)
 
 
 def _check_demonstrations(path: Path, files: Sequence[Path]) -> None:
@@ -201,11 +212,11 @@ def _check_demonstrations(path: Path, files: Sequence[Path]) -> None:
           f"{sum(len(scan.failures) for scan in scans)} of the demonstrations never succeed")  # fmt: skip
 
 
-def _check_latents(dataset: LeRobotDataset) -> None:
+def _check_latents(dataset: LeRobotDataset, path: Path) -> None:
     from lightwam.data.latent_cache import LatentCache
     from lightwam.progress import Progress
 
-    cache = LatentCache.open(dataset.root / LATENTS, dataset)
+    cache = LatentCache.open(path, dataset)
     with Progress("check", cache.num_steps, unit="window") as progress:
         faults = cache.faults(lambda done, _: progress.advance(count=done - progress.done))
     if faults:

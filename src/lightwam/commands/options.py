@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
+import re
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
@@ -26,6 +30,7 @@ Names = Annotated[
     ),
 ]
 """an option of every command that reads a dataset"""
+_SWITCH = re.compile(r"(latents|text):[\w-]+-config$")
 
 
 def named_recipe(arguments: Sequence[str], command: str, default: str | None = None) -> tuple[Recipe, list[str]]:
@@ -57,8 +62,38 @@ def wants_help(arguments: Sequence[str]) -> bool:
 
 
 def parse(defaults: Options, arguments: Sequence[str], command: str) -> Options:
-    """`defaults` with the command line's options in it; an unknown option ends the process with suggestions, code 2."""
-    return tyro.cli(type(defaults), default=defaults, args=list(arguments), prog=f"lightwam {command}")
+    """`defaults` with the command line's options in it; an unknown option ends the process with suggestions, code 2.
+
+    Sections of several kinds (`latents`, `text`) have the options of the recipe's own kind: `--text.num-tokens 24`. A
+    word such as `text:umt5-config`, behind all other options, chooses another kind, whose options follow that word.
+    """
+    switches = any(_SWITCH.match(word) for word in arguments)
+    config = () if switches else (tyro.conf.AvoidSubcommands,)
+    options = tyro.cli(
+        type(defaults), default=defaults, args=list(arguments), prog=f"lightwam {command}", config=config
+    )
+    return options if all(map(_is_text, arguments)) else as_utf8(options)
+
+
+def as_utf8(options: Options) -> Options:
+    """`options` with texts that the locale could not read (LC_ALL=C) read as UTF-8; paths stay as they are."""
+
+    def read(value: Any) -> Any:
+        if isinstance(value, str) and not _is_text(value) and not Path(value).exists():
+            return os.fsencode(value).decode("utf-8", "backslashreplace")
+        if isinstance(value, tuple):
+            return tuple(map(read, value))
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return dataclasses.replace(value, **{f.name: read(getattr(value, f.name)) for f in fields(value) if f.init})
+        return value
+
+    made: Options = read(options)
+    return made
+
+
+def _is_text(argument: str) -> bool:
+    """Whether the argument's bytes were text in this locale: those that were not stand in it as lone surrogates."""
+    return not any("\ud800" <= sign <= "\udfff" for sign in argument)
 
 
 def given(arguments: Sequence[str]) -> frozenset[str]:

@@ -21,12 +21,16 @@ class TrainOptions:
     run: Path
     """the run directory: config, codec, log, checkpoints"""
     names: Names = ()
+    cache: Path | None = None
+    """folder for what is made of datasets; by default LIGHTWAM_CACHE names it, else it is the dataset's own"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU where there is one"""
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """how the processes that torchrun started share the work: ddp (each holds everything) or fsdp (each a part)"""
     start_from: Path | None = None
     """a run (an adopted one, say) whose weights a new run begins with"""
+    statistics: Literal["kept", "new"] = "kept"
+    """with --start-from: keep that run's statistics of state, action and latents, or measure them on this dataset"""
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -41,4 +45,5 @@ def run(arguments: Sequence[str]) -> None:
 
     keep_memory()
     train(options.recipe, options.data, options.run, device=options.device, parallel=options.parallel,
-          start_from=options.start_from, names=parse_names(options.names))  # fmt: skip
+          start_from=options.start_from, statistics=options.statistics, names=parse_names(options.names),
+          cache=options.cache)  # fmt: skip

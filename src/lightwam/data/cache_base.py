@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +23,8 @@ from lightwam.types import Latents
 TABLES = ("state", "action", "episode_start", "task_index")
 Progress = Callable[[int, int], None]
 """called with frames or windows done, and in all; the first time before any is done"""
+BYTES_AT_ONCE = 4 * 2**20
+"""a thread decodes as much, pictures and their canvases, before it goes on; resizing takes some five times that"""
 NUM_NAMED = 5
 """so many faults are spelled out in an error"""
 
@@ -103,11 +106,15 @@ class Canvases:
         self._dataset, self._config = dataset, config
         self._pictures = dataset.pictures()
 
-    def episode(self, index: int) -> UInt8[np.ndarray, "T height width 3"]:
-        """All of one episode, decoded."""
+    def stream(self, index: int) -> Iterator[UInt8[np.ndarray, "T height width 3"]]:
+        """Yield all of one episode in order, a few at a time: memory does not depend on the episode's length."""
         episode = self._dataset.episodes[index]
-        cameras = dict.fromkeys(place.camera for place in self._config.places)
-        return place_cameras(self._config, {camera: self._pictures.clip(episode, camera) for camera in cameras})
+        cameras = list(dict.fromkeys(place.camera for place in self._config.places))
+        sizes = [self._config.canvas, *(self._dataset.cameras[camera] for camera in cameras)]
+        batch = max(1, BYTES_AT_ONCE // sum(3 * math.prod(size) for size in sizes))
+        streams = [self._pictures.stream(episode, camera, batch) for camera in cameras]
+        for clips in zip(*streams, strict=True):
+            yield place_cameras(self._config, dict(zip(cameras, clips, strict=True)))
 
     def __enter__(self) -> Canvases:
         return self

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from lightwam.data.files import read_json, write_atomically
+from lightwam.data.files import read_json, write_atomically, writing
 from lightwam.data.lerobot import LeRobotDataset, check_finite
 from lightwam.data.lerobot.features import ACTION, STATE
 from lightwam.data.lerobot_pack import Robot, pack
@@ -64,7 +64,8 @@ class LeRobotWriter:
         self.root, self.incoming = Path(root), Path(root) / "incoming"
         self.robot = Robot(fps, robot_type, dict(cameras), tuple(state_names), tuple(action_names))
         _check_robot(self.robot)
-        _finish_swap(self.root)
+        with writing(self.root, DatasetError):
+            _finish_swap(self.root)
         self._packed = LeRobotDataset(self.root) if (self.root / "meta").is_dir() else None
         if self._packed is not None:
             if self._packed.version != "v3.0":
@@ -108,25 +109,20 @@ class LeRobotWriter:
         index = self.num_episodes
         self._check_episode(frames, state, action, task, f"episode {index}")
         folder, draft = self.incoming / f"episode_{index:06d}", self.incoming / f"episode_{index:06d}.draft"
+        shutil.rmtree(draft, ignore_errors=True)
         try:
+            with writing(draft, DatasetError, goes_on="go on: all earlier episodes are kept"):
+                draft.mkdir(parents=True)
+                for camera, clip in frames.items():
+                    encode_video(draft / f"{camera}.mp4", clip, self.robot.fps)
+                numbers = {"state": np.asarray(state, np.float32), "action": np.asarray(action, np.float32)}
+                np.savez(draft / "vectors.npz", **numbers)  # type: ignore[arg-type]
+                pictures = {camera: _picture_stats(clip) for camera, clip in frames.items()}
+                note = {"task": task, "length": len(state), "extra": dict(extra or {}), "picture_stats": pictures}
+                write_atomically(draft / "episode.json", json.dumps(note).encode())
+                os.rename(draft, folder)
+        finally:
             shutil.rmtree(draft, ignore_errors=True)
-            draft.mkdir(parents=True)
-            for camera, clip in frames.items():
-                encode_video(draft / f"{camera}.mp4", clip, self.robot.fps)
-            np.savez(draft / "vectors.npz", state=np.asarray(state, np.float32), action=np.asarray(action, np.float32))
-            pictures = {camera: _picture_stats(clip) for camera, clip in frames.items()}
-            note = {"task": task, "length": len(state), "extra": dict(extra or {}), "picture_stats": pictures}
-            write_atomically(draft / "episode.json", json.dumps(note).encode())
-            os.rename(draft, folder)
-        except OSError as error:
-            shutil.rmtree(draft, ignore_errors=True)
-            raise DatasetError(
-                "an episode could not be written",
-                where=draft,
-                got=error,
-                expected="a writable disk with room",
-                next_step="free some space and go on: all earlier episodes are kept",
-            ) from error
         self._notes.append(EpisodeNote(task, len(state), dict(extra or {})))
         return index
 
@@ -135,13 +131,11 @@ class LeRobotWriter:
 
         Killed while closing, nothing is lost: opening the writer and closing it does it again.
         """
-        if self._incoming_folders():
-            try:
-                _swap_meta(self.root, pack(self.root, self._incoming_folders(), self._packed, self.robot))
-            except OSError as error:
-                raise DatasetError("the dataset could not be packed", where=self.root, got=error,
-                                   expected="a writable disk with room (twice the size of incoming/)",
-                                   next_step="free some space and go on: all episodes are kept") from error  # fmt: skip
+        if folders := self._incoming_folders():
+            sizes = [file.stat().st_size for folder in folders for file in folder.iterdir()]
+            again = "go on: all episodes are kept"
+            with writing(self.root, DatasetError, num_bytes=sum(sizes), goes_on=again):
+                _swap_meta(self.root, pack(self.root, folders, self._packed, self.robot))
         shutil.rmtree(self.incoming, ignore_errors=True)
         self._packed = LeRobotDataset(self.root) if self._notes else None
 
@@ -156,17 +150,18 @@ class LeRobotWriter:
 
     def _open_incoming(self) -> None:
         path = self.incoming / "writer.json"
-        self.incoming.mkdir(parents=True, exist_ok=True)
         if path.is_file():
             self._check_same(read_json(path), path)
-        else:
-            write_atomically(path, json.dumps(self.robot.contract()).encode())
         packed = len(self._notes)
-        for draft in self.incoming.glob("*.draft"):
-            shutil.rmtree(draft, ignore_errors=True)
-        for folder in sorted(self.incoming.glob("episode_*")):
-            if int(folder.name[-6:]) < packed:  # closing was cut short after the swap
-                shutil.rmtree(folder)
+        with writing(self.incoming, DatasetError):
+            self.incoming.mkdir(parents=True, exist_ok=True)
+            if not path.is_file():
+                write_atomically(path, json.dumps(self.robot.contract()).encode())
+            for draft in self.incoming.glob("*.draft"):
+                shutil.rmtree(draft, ignore_errors=True)
+            for folder in sorted(self.incoming.glob("episode_*")):
+                if int(folder.name[-6:]) < packed:  # closing was cut short after the swap
+                    shutil.rmtree(folder)
         for index, folder in enumerate(self._incoming_folders(), packed):
             if folder.name != f"episode_{index:06d}":
                 raise DatasetError(

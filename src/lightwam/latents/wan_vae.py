@@ -19,14 +19,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from lightwam.data.damage import likely_cause
 from lightwam.errors import CheckpointError, ConfigError
 from lightwam.latents.wan_frame import FrameEncoder, precise
-from lightwam.weights.files import differences, locate, read_tensors, refusal
+from lightwam.weights.files import check_tensors, first_few, locate, prefix_line, read_tensors, shared_prefix
 
 SPATIAL_STRIDE = 8
 TEMPORAL_STRIDE = 4
-NUM_LISTED = 12
-"""tensor names that an error lists"""
 
 # Wan2.1's published statistics of its 16 latent channels; the official weights file does not hold them.
 LATENTS_MEAN = (
@@ -77,7 +76,7 @@ class WanVaeLatents:
         """The VAE of `source` (a folder, or a Hub repo id), in the official layout or in diffusers'.
 
         CheckpointError when it is not there, when it is not Wan2.1's kind, or, listing them, when tensors are missing,
-        unknown or of other shapes; ConfigError when diffusers is not installed.
+        unknown, of other shapes or not finite; ConfigError when diffusers is not installed.
         """
         path = locate(source, "vae")
         tensors = read_tensors(path)
@@ -85,10 +84,9 @@ class WanVaeLatents:
         vae = empty_vae(config, path)
         wanted = {name: tensor.shape for name, tensor in vae.state_dict().items()}
         names = {name: name if path.is_dir() else official_name(name) for name in wanted}
-        wrong = differences(tensors, {names[name]: shape for name, shape in wanted.items()})
-        wrong += [f"not of floating point: {k} {v.dtype}" for k, v in tensors.items() if not v.is_floating_point()]
-        if wrong:
-            raise refusal("the weights are not those of this VAE", path, wrong, "take the VAE as it was published")
+        shapes = {names[name]: shape for name, shape in wanted.items()}
+        what = "the weights are not those of this VAE"
+        check_tensors(what, path, tensors, shapes, "take the VAE as it was published")
         # a copy of each, since mapped tensors lie unaligned, which changes the last bits; one at a time, to hold no two
         state = {ours: tensors.pop(theirs).to(device, dtype, copy=True) for ours, theirs in names.items()}
         vae.load_state_dict(state, assign=True)
@@ -177,7 +175,7 @@ def _official_config(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any
         raise CheckpointError(
             "not the official file of Wan2.1's VAE",
             where=path,
-            got=sorted(tensors)[:NUM_LISTED],
+            got=prefix_line(prefix) if (prefix := shared_prefix(tensors, sizes)) else first_few(sorted(tensors)),
             expected=missing,
             next_step="take Wan2.1_VAE.pth as it was published, or the folder of diffusers' layout",
         )
@@ -197,7 +195,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError("the VAE's config cannot be read", where=path, got=error) from error
+        raise CheckpointError("the VAE's config cannot be read", where=path, got=likely_cause(path) or error) from error
     if not isinstance(found, dict) or found.get("_class_name") != "AutoencoderKLWan":
         got = found.get("_class_name") if isinstance(found, dict) else type(found).__name__
         raise CheckpointError("not the config of Wan's VAE", where=path, got=got, expected="AutoencoderKLWan")

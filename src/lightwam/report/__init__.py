@@ -5,10 +5,9 @@ Nothing here imports torch; what needs the policy (recording what it imagines an
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-from lightwam.errors import CheckpointError
+from lightwam.data.files import write_file
 from lightwam.report.evidence import read_evidence
 from lightwam.report.page import page
 
@@ -22,17 +21,6 @@ def write_report(run: Path) -> Path:
     where, for a directory that is no run, for a broken file in it, and when the page cannot be written. The same run
     gives the same bytes.
     """
-    text = page(read_evidence(run))
-    path, beside = run / "report.html", run / f".report.html.{os.getpid()}"
-    try:
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise CheckpointError(
-            "the report cannot be written",
-            where=path,
-            got=error,
-            next_step="free some space, or check the directory's rights",
-        ) from error
+    path = run / "report.html"
+    write_file(path, page(read_evidence(run)))
     return path

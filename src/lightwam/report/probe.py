@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -13,6 +12,7 @@ from jaxtyping import Bool, Float32, UInt8
 
 from lightwam.codec import Codec
 from lightwam.config import Recipe
+from lightwam.data.files import replacing
 from lightwam.errors import ConfigError
 from lightwam.sim.base import Simulator
 from lightwam.types import LatentCodec, Observation
@@ -89,11 +89,8 @@ def record_probe(
         "imagine_steps": np.int64(imagine_steps),
         "taps": np.asarray(policy.recipe.model.backbone.taps, np.int64),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with beside.open("wb") as file:
+    with replacing(path) as beside, beside.open("wb") as file:
         np.savez_compressed(file, **arrays)
-    beside.replace(path)
 
 
 def _episode(

@@ -52,7 +52,7 @@ def read_keys(file: Path | None, variable: str | None) -> Keys:
     keys = [key.strip() for key in (variable or "").split(",") if key.strip()]
     if file is not None:
         try:
-            lines = file.read_text().splitlines()
+            lines = file.read_text(encoding="utf-8-sig").split("\n")  # some editors put a byte order mark first
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError("the file of API keys cannot be read", where=file, got=f"{error}",
                               expected="a text file, one key a line") from error  # fmt: skip

@@ -21,13 +21,22 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightwam.config import Umt5Config
-from lightwam.errors import CheckpointError, ConfigError
-from lightwam.weights.files import differences, locate, read_tensors, refusal
+from lightwam.data.damage import likely_cause
+from lightwam.errors import CheckpointError, ConfigError, PromptError
+from lightwam.weights.files import (
+    differences,
+    first_few,
+    infinite,
+    locate,
+    prefix_line,
+    read_tensors,
+    refusal,
+    shared_prefix,
+)
 
 NUM_KEPT = 256
 """sentences whose states are kept, the latest used; at most 1 MiB each in bfloat16"""
-NUM_LISTED = 12
-"""tensor names that an error lists"""
+UNIT = "tokens, the end's included"
 
 FIXED: dict[str, Any] = {
     "feed_forward_proj": "gated-gelu",
@@ -63,7 +72,7 @@ class Umt5Text:
     def __init__(self, encoder: Any, tokenizer: Any, config: Umt5Config, device: torch.device | str = "cpu") -> None:
         """Around transformers' UMT5EncoderModel on the CPU, whose weights are frozen, and its tokenizer."""
         self.device = torch.device(device)
-        self.dim, self.num_tokens = config.dim, config.num_tokens
+        self.dim, self.num_tokens, self._truncate = config.dim, config.num_tokens, config.truncate
         self.encoder, self.tokenizer = encoder.eval().requires_grad_(False), tokenizer
         self._kept: OrderedDict[str, Tensor] = OrderedDict()
 
@@ -78,11 +87,11 @@ class Umt5Text:
         """The text encoder of `source` (a folder, or a Hub repo id), in the official layout or in diffusers'.
 
         11 GB in bfloat16, as published. CheckpointError when encoder or tokenizer is not there, is another one or,
-        listing them, when tensors are missing, unknown or of other shapes; ConfigError when the width is not
-        `config.dim`, or transformers is not installed.
+        listing them, when tensors are missing, unknown, of other shapes or not finite; ConfigError when the width is
+        not `config.dim`, or transformers is not installed.
         """
         library, path = _library(), locate(source, "text_encoder")
-        tokenizer = _read_tokenizer(library, locate(source, "tokenizer"))
+        tokenizer = read_tokenizer(source)
         if path.is_dir():
             _check_config(path / "config.json")
         tensors = _with_one_table(read_tensors(path), path)
@@ -96,16 +105,17 @@ class Umt5Text:
         wanted = {name: tensor.shape for name, tensor in encoder.state_dict().items() if name != TABLE_TOO}
         names = {name: name if path.is_dir() else official_name(name) for name in wanted}
         wrong = differences(tensors, {names[name]: shape for name, shape in wanted.items()})
-        wrong += [f"not of floating point: {k} {v.dtype}" for k, v in tensors.items() if not v.is_floating_point()]
+        what, next_step = "the weights are not those of this text encoder", "take the text encoder as it was published"
         if wrong:
-            raise refusal(
-                "the weights are not those of this text encoder",
-                path,
-                wrong,
-                "take the text encoder as it was published",
-            )
-        # one tensor at a time, so that no second copy of all is held
-        state = {ours: tensors.pop(theirs).to(dtype) for ours, theirs in names.items()}
+            raise refusal(what, path, wrong, next_step)
+        state: dict[str, Tensor] = {}
+        for ours, theirs in names.items():  # one tensor at a time: no second copy of all is held, each is read once
+            tensor = tensors.pop(theirs)
+            if line := infinite(theirs, tensor):
+                wrong.append(line)
+            state[ours] = tensor.to(dtype)
+        if wrong:
+            raise refusal("the weights are not finite", path, wrong, next_step)
         encoder.load_state_dict(state | {TABLE_TOO: state[TABLE]}, assign=True)
         encoder.encoder.embed_tokens.weight = encoder.shared.weight  # one parameter, which travels once
         return cls(encoder, tokenizer, config, device)
@@ -113,7 +123,8 @@ class Umt5Text:
     def encode(self, instructions: Sequence[str]) -> Float[Tensor, "B L E"]:
         """One state a token, the end's included, zeros after it; the text is cleaned first (`cleaned`).
 
-        An empty instruction, or one of more than num_tokens tokens, raises ConfigError: nothing is cut off.
+        An empty instruction raises PromptError, and so does one of more than num_tokens tokens, unless
+        `config.truncate`: then the tokens before the end's are cut to those that there is space for, as Wan cuts them.
         """
         sentences = [cleaned(instruction) for instruction in instructions]
         tokens = {sentence: self._tokens(sentence) for sentence in dict.fromkeys(sentences)}
@@ -125,15 +136,10 @@ class Umt5Text:
         return states
 
     def _tokens(self, sentence: str) -> list[int]:
-        ids: list[int] = self.tokenizer(sentence, truncation=False, padding=False).input_ids
-        if not sentence or len(ids) > self.num_tokens:
-            raise ConfigError(
-                "the instruction does not fit the text encoder",
-                where=repr(sentence),
-                got=f"{len(ids)} tokens, the end's included" if sentence else "nothing",
-                expected=f"some text, of at most {self.num_tokens} tokens",
-                next_step="shorten it, or train with a larger text.num_tokens",
-            )
+        ids = token_ids(self.tokenizer, sentence)
+        if not ids or (len(ids) > self.num_tokens and not self._truncate):
+            raise PromptError(sentence, len(ids), self.num_tokens, UNIT)
+        ids = ids if len(ids) <= self.num_tokens else [*ids[: self.num_tokens - 1], ids[-1]]
         if max(ids) >= (num_rows := self.encoder.config.vocab_size):
             raise CheckpointError(
                 "the tokenizer knows tokens that the encoder does not",
@@ -170,6 +176,12 @@ class Umt5Text:
         return self._kept[sentence]
 
 
+def token_ids(tokenizer: Any, sentence: str) -> list[int]:
+    """The tokens of a cleaned sentence, the end's last; none for no text."""
+    ids: list[int] = tokenizer(sentence, truncation=False, padding=False).input_ids if sentence else []
+    return ids
+
+
 def cleaned(text: str) -> str:
     """Text as Wan cleans prompts: HTML's escapes undone, twice, and white space collapsed to single spaces.
 
@@ -202,14 +214,16 @@ def _library() -> Any:
     return transformers
 
 
-def _read_tokenizer(library: Any, path: Path) -> Any:
+def read_tokenizer(source: Path | str) -> Any:
+    """The tokenizer of `source` alone; raises as `Umt5Text.load`."""
+    library, path = _library(), locate(source, "tokenizer")
     try:
         tokenizer = library.AutoTokenizer.from_pretrained(str(path), local_files_only=True)
     except Exception as error:  # a torn file raises anything, by the kind of tokenizer
         raise CheckpointError(
             "the tokenizer cannot be read",
             where=path,
-            got=f"{type(error).__name__}: {str(error).partition(chr(10))[0]}",
+            got=likely_cause(path / "tokenizer.json") or f"{type(error).__name__}: {str(error).partition(chr(10))[0]}",
             expected="tokenizer.json and tokenizer_config.json",
         ) from error
     if (ids := tokenizer("a").input_ids)[-1:] != [tokenizer.eos_token_id]:
@@ -227,7 +241,9 @@ def _check_config(path: Path) -> None:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError("the text encoder's config cannot be read", where=path, got=error) from error
+        raise CheckpointError(
+            "the text encoder's config cannot be read", where=path, got=likely_cause(path) or error
+        ) from error
     wanted = {"model_type": "umt5"} | FIXED
     if not isinstance(found, dict) or any(found.get(key) != value for key, value in wanted.items()):
         got = {key: found.get(key) for key in wanted} if isinstance(found, dict) else type(found).__name__
@@ -259,7 +275,7 @@ def _sizes(tensors: Mapping[str, Tensor], path: Path) -> dict[str, int]:
         raise CheckpointError(
             "not the weights of UMT5's encoder",
             where=path,
-            got=sorted(tensors)[:NUM_LISTED],
+            got=prefix_line(prefix) if (prefix := shared_prefix(tensors, names)) else first_few(sorted(tensors)),
             expected=f"matrices {', '.join(names)}",
             next_step="take the text encoder as it was published",
         )

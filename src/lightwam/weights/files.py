@@ -8,11 +8,12 @@ apart by what lies there. Official (Wan-AI/Wan2.1-T2V-1.3B): everything beside o
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -21,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from lightwam.data.damage import likely_cause
 from lightwam.errors import CheckpointError
 
 Part = Literal["backbone", "vae", "text_encoder", "tokenizer"]
@@ -46,6 +48,10 @@ DIFFUSERS: dict[Part, str] = {
 REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 SHARD = re.compile(r"-\d+-of-\d+\.")
 NUM_LISTED = 12
+NUM_TENSORS_LISTED = 5
+"""of tensors that do not fit, those that an error lists; the others are counted"""
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+"""dtypes whose values are the weights; those of 8 bits and integers are quantised, and mean nothing without scales"""
 
 
 def locate(source: str | Path, part: Part) -> Path:
@@ -110,7 +116,7 @@ def read_pickled(path: Path) -> Any:
             "the file cannot be read as weights",
             where=path,
             # Its further lines advise to load it unsafely.
-            got=f"{type(error).__name__}: {str(error).partition(chr(10))[0]}",
+            got=likely_cause(path) or f"{type(error).__name__}: {str(error).partition(chr(10))[0]}",
             expected="tensors, saved by torch.save",
             next_step="fetch it again: it may be torn",
         ) from error
@@ -138,27 +144,105 @@ def digest(path: Path) -> str:
     return total.hexdigest()[:16]
 
 
+def check_tensors(
+    what: str, path: Path | str, found: Mapping[str, Tensor], wanted: Mapping[str, torch.Size], next_step: str
+) -> None:
+    """Raise the CheckpointError `what` unless `found` has just the tensors that are `wanted`, all of finite numbers."""
+    if lines := differences(found, wanted):
+        raise refusal(what, path, lines, next_step)
+    check_finite(found, path)
+
+
+def check_finite(found: Mapping[str, Tensor], path: Path | str) -> None:
+    """Raise CheckpointError naming the tensors that hold NaN or inf."""
+    if lines := not_finite(found):
+        raise refusal("the weights are not finite", path, lines, "take an older checkpoint, or copy the file again")
+
+
 def differences(found: Mapping[str, Tensor], wanted: Mapping[str, torch.Size], where: str = "") -> list[str]:
-    """A line for every tensor that is missing, unknown or of another shape; none when all are accounted for."""
-    missing = [f"missing: {where}{name}" for name in wanted if name not in found]
-    unknown = [f"unknown: {where}{name}" for name in found if name not in wanted]
-    shapes = [
+    """A line for every tensor that is missing, unknown, of another shape or of no floating point of 16 bits or more.
+
+    A prefix that all names of the file have, or lack, is one line, which says what to do; the names are then compared
+    without it. No line when all tensors are accounted for. `where` goes before every name.
+    """
+    lines = []
+    if prefix := shared_prefix(found, wanted):
+        lines.append(f"{where}{prefix_line(prefix)}")
+        found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
+    elif prefix := shared_prefix(wanted, found):
+        lines.append(f"{where}no name begins with {prefix!r}, as all are expected to: add it to each")
+        found = {f"{prefix}{name}": tensor for name, tensor in found.items()}
+    lines += [f"missing: {where}{name}" for name in wanted if name not in found]
+    lines += [f"unknown: {where}{name}" for name in found if name not in wanted]
+    lines += [
         f"of another shape: {where}{name} {list(found[name].shape)}, expected {list(shape)}"
         for name, shape in wanted.items()
         if name in found and found[name].shape != shape
     ]
-    return missing + unknown + shapes
+    return lines + [_odd_dtype(where + name, tensor) for name, tensor in found.items() if tensor.dtype not in FLOATS]
+
+
+def prefix_line(prefix: str) -> str:
+    """Say that all names of a file begin with `prefix`, which none should, and what to do."""
+    by = {"module.": ", as DataParallel saves them", "_orig_mod.": ", as torch.compile saves them"}.get(prefix, "")
+    return f"all names begin with {prefix!r}{by}: take it off each name and save the file again"
+
+
+def shared_prefix(found: Iterable[str], wanted: Iterable[str]) -> str:
+    """Return the prefix, whole words of the dotted names, that all `found` names have before a `wanted` one, or ""."""
+    names, known = list(found), set(wanted)
+    if not names or any(name in known for name in names):
+        return ""
+    words = names[0].split(".")
+    prefixes = [".".join(words[:count]) + "." for count in range(1, len(words))]
+    prefixes = [prefix for prefix in prefixes if all(name.startswith(prefix) for name in names)]
+    fitting = {prefix: sum(name.removeprefix(prefix) in known for name in names) for prefix in prefixes}
+    best = max(fitting, key=lambda prefix: fitting[prefix], default="")
+    return best if fitting.get(best) else ""
+
+
+def not_finite(found: Mapping[str, Tensor], where: str = "") -> list[str]:
+    """A line for every tensor that holds NaN or inf. Each is read once, which a file mapped from the disk takes."""
+    return [line for name, tensor in found.items() if (line := infinite(where + name, tensor))]
+
+
+def infinite(name: str, tensor: Tensor) -> str:
+    """Say how many NaN and inf a tensor holds; nothing when all its numbers are finite."""
+    # the smallest and the largest are NaN when any number is; isfinite().all() takes 25 times as long
+    if not tensor.numel() or tensor.dtype not in FLOATS or all(bool(end.isfinite()) for end in tensor.aminmax()):
+        return ""
+    nan, inf = int(tensor.isnan().sum()), int(tensor.isinf().sum())
+    return f"not finite: {name} ({nan} NaN and {inf} inf of {tensor.numel()} numbers)"
 
 
 def refusal(what: str, path: Path | str, lines: list[str], next_step: str) -> CheckpointError:
-    """The error that lists all `differences` of a file from the config's model."""
+    """The error that lists the first `differences` of a file from the model, some of every kind, and counts all."""
+    kinds: dict[str, list[str]] = {}
+    for line in lines:
+        kinds.setdefault(line.partition(":")[0], []).append(line)
+    mixed = [line for row in itertools.zip_longest(*kinds.values()) for line in row if line is not None]
+    more = len(lines) - NUM_TENSORS_LISTED
+    listed = "".join(f"\n    {line}" for line in mixed[:NUM_TENSORS_LISTED])
     return CheckpointError(
         what,
         where=path,
-        got=f"{len(lines)} differences" + "".join(f"\n    {line}" for line in lines),
-        expected="every tensor of the config's model, and no other",
+        got=f"{len(lines)} differences{listed}" + (f"\n    and {more} more" if more > 0 else ""),
+        expected="every tensor of the config's model, and no other, of finite numbers",
         next_step=next_step,
     )
+
+
+def first_few(words: Sequence[str]) -> str:
+    """The first of a list for an error, and how many more there are."""
+    more = f", and {len(words) - NUM_TENSORS_LISTED} more" if len(words) > NUM_TENSORS_LISTED else ""
+    return ", ".join(words[:NUM_TENSORS_LISTED]) + more
+
+
+def _odd_dtype(name: str, tensor: Tensor) -> str:
+    kind = str(tensor.dtype).removeprefix("torch.")
+    if tensor.is_floating_point():
+        return f"in 8-bit floating point, which is quantised: {name} {kind}"
+    return f"not of floating point: {name} {kind}"
 
 
 def _folder(source: str | Path, part: Part) -> Path:
@@ -231,9 +315,15 @@ def _table(found: Any, path: Path) -> dict[str, Tensor]:
     odd = [f"{name}: {type(value).__name__}" for name, value in pairs if not isinstance(value, Tensor)]
     odd += [f"{name!r} for a name" for name, _ in pairs if not isinstance(name, str)]
     if odd:
-        got = ", ".join(odd[:NUM_LISTED])
-        raise CheckpointError("not a table of tensors", where=path, got=got, expected="name -> tensor, and no more")
+        inside = [name for name, value in pairs if _holds_tensors(value)]
+        way = f"save what lies under {inside[0]!r} as a file of its own" if inside else ""
+        raise CheckpointError("not a table of tensors", where=path, got=first_few(odd),
+                              expected="name -> tensor, and no more", next_step=way)  # fmt: skip
     return dict(found)
+
+
+def _holds_tensors(value: Any) -> bool:
+    return isinstance(value, Mapping) and any(isinstance(one, Tensor) for one in value.values())
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -243,10 +333,23 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(
             "the file cannot be read as safetensors",
             where=path,
-            got=error,
+            got=likely_cause(path) or _cut_short(path) or error,
             expected="a whole file",
             next_step="fetch it again: it may be torn",
         ) from error
+
+
+def _cut_short(path: Path) -> str:
+    """How much of a safetensors file is there, by its own header; nothing when that is not less than all."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(length, 100_000_000)))
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        whole, there = 8 + length + max(ends), path.stat().st_size
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):  # no header to be read
+        return ""
+    return f"{there} bytes, of {whole} that its header speaks of: it is cut short" if there < whole else ""
 
 
 def _read_index(path: Path) -> dict[str, str]:
@@ -254,7 +357,8 @@ def _read_index(path: Path) -> dict[str, str]:
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError("the index of the shards cannot be read", where=path, got=error) from error
+        raise CheckpointError("the index of the shards cannot be read", where=path, got=likely_cause(path) or error,
+                              next_step="fetch it again") from error  # fmt: skip
     places = index.get("weight_map") if isinstance(index, dict) else None
     # A name with a slash would lead out of the folder.
     plain = isinstance(places, dict) and all(isinstance(v, str) and Path(v).name == v for v in places.values())
@@ -286,7 +390,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
             raise CheckpointError(
                 "a shard does not hold what the index says",
                 where=index.with_name(name),
-                got=", ".join(listed[:NUM_LISTED]) + (" ..." if len(listed) > NUM_LISTED else ""),
+                got=first_few(listed),
                 expected=f"the {len(placed)} tensors that {index.name} places in it",
                 next_step="fetch index and shards again, from one place",
             )

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from lightwam.config import BackboneConfig, ModelConfig
+from lightwam.data.files import replacing
 from lightwam.errors import CheckpointError
 from lightwam.model.light_wam import LightWAM
-from lightwam.weights.files import differences, read_pickled, refusal
+from lightwam.weights.files import check_tensors, differences, not_finite, read_pickled, refusal
 
 SECTIONS = VIDEO, EXPERT, PROPRIO = "mot", "state_fusion_action_expert", "proprio_encoder"
 KEYS = (*SECTIONS, "step", "torch_dtype")
@@ -48,8 +49,8 @@ class Published:
 def read(path: Path | str, config: ModelConfig) -> Published:
     """The checkpoint at `path`, its tensors renamed and nothing else.
 
-    CheckpointError when the file is no published checkpoint, or, listing them, when tensors are missing, unknown or of
-    other shapes than `config`'s model has.
+    CheckpointError when the file is no published checkpoint, or, listing them, when tensors are missing, unknown, of
+    other shapes than `config`'s model has, or not finite.
     """
     found = read_pickled(Path(path))
     _check_layout(found, path)
@@ -61,6 +62,8 @@ def read(path: Path | str, config: ModelConfig) -> Published:
         state |= {ours: found[section][theirs] for theirs, ours in names.items() if theirs in found[section]}
     if refused:
         raise refusal("the checkpoint is of another model", path, refused, NEXT_STEP)
+    if lines := [line for section in SECTIONS for line in not_finite(found[section], where=f"{section} ")]:
+        raise refusal("the weights are not finite", path, lines, "fetch the file again, or take another checkpoint")
     return Published(state, found["step"], found["torch_dtype"])
 
 
@@ -82,20 +85,14 @@ def write(path: Path | str, published: Published, config: ModelConfig) -> None:
 
     CheckpointError when the state is not that of `config`'s model, or the disk refuses it.
     """
-    refused = differences(published.state, _shapes(config))
-    if refused:
-        raise refusal("the state is of another model", path, refused, NEXT_STEP)
+    check_tensors("the state is of another model", path, published.state, _shapes(config), NEXT_STEP)
     sections = {
         section: OrderedDict((theirs, published.state[ours]) for theirs, ours in names.items())
         for section, names in published_names(config).items()
     }
-    part = Path(f"{path}.part")
-    try:
-        torch.save(sections | {"step": published.step, "torch_dtype": published.torch_dtype}, part)
-        part.replace(path)
-    except (OSError, RuntimeError) as error:
-        part.unlink(missing_ok=True)
-        raise CheckpointError("the published checkpoint cannot be written", where=path, got=error) from error
+    num_bytes = sum(tensor.nbytes for tensor in published.state.values())
+    with replacing(Path(path), num_bytes=num_bytes) as beside, beside.open("wb") as file:
+        torch.save(sections | {"step": published.step, "torch_dtype": published.torch_dtype}, file)
 
 
 def published_names(config: ModelConfig) -> dict[str, dict[str, str]]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from lightwam.config import BackboneConfig
 from lightwam.errors import CheckpointError
 from lightwam.model.dit import DiT
-from lightwam.weights.files import differences, locate, read_tensors, refusal
+from lightwam.weights.files import check_tensors, first_few, locate, prefix_line, read_tensors, shared_prefix
 from lightwam.weights.published import backbone_names
 
 IMAGE_PARTS = ("img_emb.", "_img.", "image_embedder.", "add_k_proj.", "norm_added_")
@@ -26,17 +26,17 @@ def backbone(source: str | Path, config: BackboneConfig) -> dict[str, Tensor]:
     """The pretrained tensors by our DiT's names, in the dtypes of the file; LoRA and adapters are not among them.
 
     `source` is a folder or a Hub repo (see `weights.files`); whose names the file has shows in its tensors. Each tensor
-    is accounted for: CheckpointError lists what is missing, unknown, of another shape or not of floating point.
+    is accounted for: CheckpointError lists what is missing, unknown, of another shape, not of floating point or not
+    finite.
     """
     path = locate(source, "backbone")
     found, plain = read_tensors(path), replace(config, lora_rank=0, taps=())
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in DiT(plain).state_dict().items()}
     names = _named(found, (dict(backbone_names(plain)), {name: name for name in shapes}), path)
-    lines = differences(found, {theirs: shapes[ours] for theirs, ours in names.items()})
-    lines += [f"not of floating point: {k} {v.dtype}" for k, v in found.items() if not v.is_floating_point()]
-    if lines:
-        raise refusal("the pretrained weights are of another backbone", path, lines, _next_step(found, config))
+    wanted = {theirs: shapes[ours] for theirs, ours in names.items()}
+    what = "the pretrained weights are of another backbone"
+    check_tensors(what, path, found, wanted, _next_step(found, config))
     return {ours: found[theirs] for theirs, ours in names.items()}
 
 
@@ -55,10 +55,11 @@ def _named(found: Mapping[str, Tensor], tables: tuple[dict[str, str], ...], path
     known = [sum(name in found for name in table) for table in tables]
     shared = sum(all(name in table for table in tables) for name in found)
     if max(known) == shared:
+        prefix = next(filter(None, (shared_prefix(found, table) for table in tables)), "")
         raise CheckpointError(
             "not a Wan transformer, by its tensors' names",
             where=path,
-            got=", ".join(sorted(found)[:6]) + (f", and {len(found) - 6} more" if len(found) > 6 else ""),
+            got=prefix_line(prefix) if prefix else first_few(sorted(found)),
             expected="Wan's names (blocks.0.self_attn.q.weight) or diffusers' (blocks.0.attn1.to_q.weight)",
             next_step="name the folder or Hub repo of a Wan2.1 as it was published",
         )
