@@ -321,14 +321,14 @@ def cache_prompts(recipe: Recipe, data: LeRobotDataset, device: torch.device | s
 
 def check_sizes(recipe: Recipe, data: LeRobotDataset) -> None:
     """DatasetError when state or action have not the model's widths."""
-    for name, got, expected in (
-        ("observation.state", data.state_dim, recipe.model.state_dim),
-        ("action", data.action_dim, recipe.model.action_dim),
+    for name, option, got, expected in (
+        ("observation.state", "--model.state-dim", data.state_dim, recipe.model.state_dim),
+        ("action", "--model.action-dim", data.action_dim, recipe.model.action_dim),
     ):
         if got != expected:
             raise DatasetError("the dataset does not fit the model", where=f"{data.root}: {name}",
                                got=got or "no such feature", expected=expected,
-                               next_step=data.state_proposal())  # fmt: skip
+                               next_step=data.state_proposal() or f"train for this robot: {option} {got}")  # fmt: skip
 
 
 def _measure(recipe: Recipe, cache: Cache, codec: Codec) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import pytest
 from lightwam.data import lerobot_pack, lerobot_writer
 from lightwam.data.files import file_fingerprint, write_atomically
 from lightwam.data.lerobot import LeRobotDataset
+from lightwam.data.lerobot.check import examine
 from lightwam.data.lerobot_writer import LeRobotWriter
 from lightwam.data.video import encode_video
 from lightwam.errors import DatasetError
@@ -552,8 +553,10 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
 def test_a_broken_dataset_is_refused(root: Path, name: str) -> None:
     damage, words = BROKEN[name]
     damage(root)
-    with pytest.raises(DatasetError, match=words):
+    with pytest.raises(DatasetError, match=words) as caught:
         LeRobotDataset(root).check()
+    assert caught.value.next_step
+    assert str(caught.value) in map(str, examine(root).faults)
 
 
 @pytest.mark.parametrize(

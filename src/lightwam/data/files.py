@@ -211,14 +211,16 @@ def write_atomically(path: Path, *data: bytes, draft: str = "draft") -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file of a dataset; DatasetError when it is missing or broken."""
     if not path.is_file():
-        raise DatasetError("a file of the dataset is missing", where=path)
+        raise DatasetError("a file of the dataset is missing", where=path,
+                           next_step="copy it again")  # fmt: skip
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DatasetError("a file of the dataset is not JSON", where=path, got=likely_cause(path) or error,
                            expected="a JSON object in UTF-8", next_step="copy it again") from error  # fmt: skip
     if not isinstance(data, dict):
-        raise DatasetError("a file of the dataset is not a JSON object", where=path, got=type(data).__name__)
+        raise DatasetError("a file of the dataset is not a JSON object", where=path, got=type(data).__name__,
+                           next_step="copy it again")  # fmt: skip
     return data
 
 

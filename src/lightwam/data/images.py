@@ -36,7 +36,8 @@ class ImageReader:
         kind = schema.field(key).type if key in schema.names else None
         if kind is None or not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
             raise DatasetError("a column holds no pictures", where=f"{path} column {key}", got=kind or "no such column",
-                               expected="a struct of bytes and path")  # fmt: skip
+                               expected="a struct of bytes and path",
+                               next_step="mend the dtype in meta/info.json, or the column")  # fmt: skip
         groups = (self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups))
         self._starts = np.cumsum([0, *groups])
         self._group, self._bytes = -1, pa.array([], pa.binary())
@@ -50,7 +51,8 @@ class ImageReader:
         rows = np.flatnonzero(self._episode == episode)
         if len(rows) != length:
             raise DatasetError("an episode has another length than the episodes table says",
-                               where=f"{self.path} episode {episode}", got=len(rows), expected=length)  # fmt: skip
+                               where=f"{self.path} episode {episode}", got=len(rows), expected=length,
+                               next_step="set length in meta/episodes, or copy the file again")  # fmt: skip
         for begin in range(0, length, batch):
             some = rows[begin : begin + batch]
             clip = np.empty((len(some), *self._size, 3), np.uint8)
@@ -74,7 +76,8 @@ class ImageReader:
         if data is None or not is_encoded(data):
             raise DatasetError("a picture is missing or of an unknown format", where=where,
                                got="no bytes" if data is None else f"bytes that begin with {data[:8]!r}",
-                               expected="a whole PNG or JPEG, in the table itself")  # fmt: skip
+                               expected="a whole PNG or JPEG, in the table itself",
+                               next_step="store it in the table as PNG or JPEG")  # fmt: skip
         try:
             picture = decode(data, MOST_BYTES)
         except PictureError as error:
@@ -82,7 +85,8 @@ class ImageReader:
                                next_step="copy the dataset again") from error  # fmt: skip
         if picture.shape[:2] != self._size:
             raise DatasetError("a picture has another size than info.json says", where=where,
-                               got=picture.shape[:2], expected=self._size)  # fmt: skip
+                               got=picture.shape[:2], expected=self._size,
+                               next_step="write the true size into the shape in meta/info.json")  # fmt: skip
         return picture
 
     def _broken(self, error: Exception) -> DatasetError:

@@ -131,7 +131,8 @@ class VideoReader:
             raise self._broken(error) from error
         if not self._container.streams.video:
             self._container.close()
-            raise DatasetError("a file holds no video", where=path, expected="one video stream")
+            raise DatasetError("a file holds no video", where=path, expected="one video stream",
+                               next_step="copy it again")  # fmt: skip
         self._stream: Any = self._container.streams.video[0]
         self._stream.codec_context.thread_count = 1  # small pictures: threads cost more than they give
         self.height, self.width = self._stream.height, self._stream.width

@@ -77,7 +77,8 @@ class LeRobotDataset:
         self.fps = float(self._info("fps", (int, float)))
         if not 0 < self.fps < float("inf"):
             raise DatasetError("a key of info.json is missing or mistyped", where=info_path, got=f"fps = {self.fps}",
-                               expected="frames a second, above 0")  # fmt: skip
+                               expected="frames a second, above 0",
+                               next_step="mend meta/info.json, or copy it again")  # fmt: skip
         self.robot_type = str(self.info.get("robot_type"))
         self._read_meta(self._info("features", dict), info_path, tell)
         self._checked_cameras: set[str] = set()
@@ -273,7 +274,8 @@ class LeRobotDataset:
         value = self.info.get(key)
         if not isinstance(value, kind) or isinstance(value, bool):
             raise DatasetError("a key of info.json is missing or mistyped", where=self.root / "meta" / "info.json",
-                               got=f"{key} = {value!r}", expected=kind)  # fmt: skip
+                               got=f"{key} = {value!r}", expected=kind,
+                               next_step="mend meta/info.json, or copy it again")  # fmt: skip
         return value
 
 
@@ -316,7 +318,8 @@ class Pictures:
             return reader.stream(episode.index, episode.length, batch)
         if (reader.height, reader.width) != about.size:
             raise DatasetError("a video has another size than info.json says", where=reader.path,
-                               got=(reader.height, reader.width), expected=about.size)  # fmt: skip
+                               got=(reader.height, reader.width), expected=about.size,
+                               next_step="write the true size into the shape in meta/info.json")  # fmt: skip
         assert clip is not None
         return reader.stream(clip.start + self._times(episode), batch, f"episode {episode.index} ")
 

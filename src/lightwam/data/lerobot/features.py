@@ -46,7 +46,8 @@ def parse_names(pairs: Sequence[str]) -> FeatureNames:
                               f"{STATE} or {ACTION}", next_step="--names observation.image=front")  # fmt: skip
         if name in features or feature in features.values():
             raise ConfigError("--names gives a feature or a name twice", got=" ".join(pairs),
-                              expected="each once")  # fmt: skip
+                              expected="each once",
+                              next_step="--names image=front state=observation.state actions=action")  # fmt: skip
         features[name] = feature
     return FeatureNames(features.pop(STATE, STATE), features.pop(ACTION, ACTION), renamed=features)
 
@@ -86,9 +87,11 @@ def vector_feature(
     feature, where = features[key], f"{where} {key}"
     shape = feature.get("shape") if isinstance(feature, dict) else None
     if not isinstance(shape, list) or len(shape) != 1 or type(shape[0]) is not int or shape[0] < 1:
-        raise DatasetError("a feature is not a vector", where=where, got=feature, expected='"shape": [dims]')
+        raise DatasetError("a feature is not a vector", where=where, got=feature, expected='"shape": [dims]',
+                           next_step="mend its shape in meta/info.json")  # fmt: skip
     if feature.get("dtype") not in ("float32", "float64"):
-        raise DatasetError("a feature has the wrong dtype", where=where, got=feature.get("dtype"), expected="float32")
+        raise DatasetError("a feature has the wrong dtype", where=where, got=feature.get("dtype"), expected="float32",
+                           next_step="write the feature as float32")  # fmt: skip
     return shape[0], _dim_names(feature.get("names"), shape[0])
 
 
@@ -131,22 +134,27 @@ def read_cameras(
     if not cameras:
         reasons = "; ".join(f"{name}: {one.reason.what}" for name, one in left.items())
         raise DatasetError("a dataset without a camera", where=where, got=reasons or ", ".join(sorted(features)),
-                           expected=CAMERA_PREFIX + "NAME", next_step=proposal(features, names))  # fmt: skip
+                           expected=CAMERA_PREFIX + "NAME",
+                           next_step=proposal(features, names) or "record pictures too, or declare them there",
+                           )  # fmt: skip
     return cameras, left
 
 
 def _camera(key: str, feature: Any, where: str) -> Camera | LeftOut:
     if not isinstance(feature, dict) or feature.get("dtype") not in ("video", "image"):
         reason = DatasetError("a camera is stored neither as video nor as images", where=where, got=feature,
-                              expected='"dtype": "video" or "image"')  # fmt: skip
+                              expected='"dtype": "video" or "image"',
+                              next_step="mend its dtype in meta/info.json")  # fmt: skip
         return LeftOut(reason, fault=True)
     shape = feature.get("shape")
     if not isinstance(shape, list) or not shape or not all(type(n) is int and n > 0 for n in shape):
-        reason = DatasetError("a camera has no shape", where=where, got=shape, expected="[height, width, 3]")
+        reason = DatasetError("a camera has no shape", where=where, got=shape, expected="[height, width, 3]",
+                              next_step="mend its shape in meta/info.json")  # fmt: skip
         return LeftOut(reason, fault=True)
     if len(shape) != 3 or 3 not in (shape[0], shape[2]) or _is_depth(feature):
         reason = DatasetError("a camera is not RGB", where=where, got="depth" if _is_depth(feature) else shape,
-                              expected="[height, width, 3]")  # fmt: skip
+                              expected="[height, width, 3]",
+                              next_step="place another camera")  # fmt: skip
         return LeftOut(reason, fault=False)
     height, width = shape[:2] if shape[2] == 3 else shape[1:]
     return Camera(key, (height, width), feature["dtype"])

@@ -55,7 +55,8 @@ def read_table(path: Path, columns: Mapping[str, ColumnKind]) -> pa.Table:
     """Those columns of a parquet file; DatasetError when it is broken, or a column is missing, mistyped or has gaps."""
     known = columns_of(path)
     if missing := [name for name in columns if name not in known]:
-        raise DatasetError("columns are missing", where=path, got=", ".join(known), expected=", ".join(missing))
+        raise DatasetError("columns are missing", where=path, got=", ".join(known), expected=", ".join(missing),
+                           next_step="add them, or copy the file again")  # fmt: skip
     try:
         table = pq.read_table(path, columns=list(columns))
     except (pa.ArrowException, OSError) as error:
@@ -65,7 +66,11 @@ def read_table(path: Path, columns: Mapping[str, ColumnKind]) -> pa.Table:
         if (column.null_count and kind != "texts") or not _is_kind(column.type, kind):
             got = f"{column.type}, {column.null_count} empty"
             raise DatasetError(
-                "a column is mistyped or has gaps", where=f"{path} column {name}", got=got, expected=kind
+                "a column is mistyped or has gaps",
+                where=f"{path} column {name}",
+                got=got,
+                expected=kind,
+                next_step="write the column anew, without gaps",
             )
     return table
 
@@ -107,7 +112,8 @@ def _is_kind(arrow: pa.DataType, kind: ColumnKind) -> bool:
 def _whole(value: int | float, where: object) -> int:
     """An integer that may be stored as a floating-point number; DatasetError when it is not whole."""
     if not float(value).is_integer():
-        raise DatasetError("a number is not whole", where=where, got=value, expected="an integer")
+        raise DatasetError("a number is not whole", where=where, got=value, expected="an integer",
+                           next_step="write the true number")  # fmt: skip
     return int(value)
 
 
@@ -218,7 +224,8 @@ def _v30_episode(
         extra = json.loads(row.get(EXTRA, "{}"))
     except ValueError as error:
         where = f"{path} {EXTRA} of episode {row['episode_index']}"
-        raise DatasetError("an episode's note is not JSON", where=where, got=row[EXTRA]) from error
+        raise DatasetError("an episode's note is not JSON", where=where, got=row[EXTRA],
+                           next_step="write a JSON object there, as {}") from error  # fmt: skip
     return Episode(whole["episode_index"], length, tuple(row.get("tasks") or ()), data_path, clips, extra, span)
 
 
@@ -226,13 +233,15 @@ def _v2_episodes(root: Path, info: Mapping[str, Any], videos: Mapping[str, str])
     per_chunk = info.get("chunks_size")
     if type(per_chunk) is not int or per_chunk < 1:
         raise DatasetError("a key of info.json is missing or mistyped", where=root / "meta" / "info.json",
-                           got=f"chunks_size = {per_chunk!r}", expected="int >= 1")  # fmt: skip
+                           got=f"chunks_size = {per_chunk!r}", expected="int >= 1",
+                           next_step="mend meta/info.json, or copy it again")  # fmt: skip
     episodes: list[tuple[str, Episode]] = []
     broken: dict[str, DatasetError] = {}
     for place, row in _json_lines(root / "meta" / "episodes.jsonl", root, {"episode_index": int, "length": int}):
         index, tasks = row["episode_index"], row.get("tasks", [])
         if not isinstance(tasks, list):
-            raise DatasetError("a key is missing or mistyped", where=place, got=f"tasks = {tasks!r}", expected="a list")
+            raise DatasetError("a key is missing or mistyped", where=place, got=f"tasks = {tasks!r}", expected="a list",
+                               next_step="mend the line, or copy the file again")  # fmt: skip
         spot = {"episode_chunk": index // per_chunk, "episode_index": index}
         clips = {}
         for camera, key in videos.items():
@@ -249,13 +258,18 @@ def _path_of(root: Path, info: Mapping[str, Any], key: str, **parts: Any) -> Pat
     pattern, where = info.get(key), f"{root / 'meta' / 'info.json'} {key}"
     if not isinstance(pattern, str):
         raise DatasetError(
-            "a key of info.json is missing or mistyped", where=where, got=repr(pattern), expected="a path"
+            "a key of info.json is missing or mistyped",
+            where=where,
+            got=repr(pattern),
+            expected="a path",
+            next_step="mend meta/info.json, or copy it again",
         )
     try:
         return root / pattern.format(**parts)
     except (KeyError, ValueError, IndexError) as error:
         expected = sorted(parts)
-        raise DatasetError("a path pattern has an unknown part", where=where, got=pattern, expected=expected) from error
+        raise DatasetError("a path pattern has an unknown part", where=where, got=pattern, expected=expected,
+                           next_step="mend the pattern in meta/info.json") from error  # fmt: skip
 
 
 def _json_lines(path: Path, root: Path, kinds: Mapping[str, type]) -> list[tuple[str, dict[str, Any]]]:
@@ -279,6 +293,7 @@ def _json_lines(path: Path, root: Path, kinds: Mapping[str, type]) -> list[tuple
                                expected="a JSON object a line", next_step="copy it again") from error  # fmt: skip
         if not isinstance(row, dict) or not all(isinstance(row.get(key), kind) for key, kind in kinds.items()):
             expected = {key: kind.__name__ for key, kind in kinds.items()}
-            raise DatasetError("a key is missing or mistyped", where=place, got=line[:200], expected=expected)
+            raise DatasetError("a key is missing or mistyped", where=place, got=line[:200], expected=expected,
+                               next_step="mend the line, or copy the file again")  # fmt: skip
         rows.append((place, row))
     return rows

@@ -309,9 +309,11 @@ def _matrix(table: pa.Table, name: str, dim: int, path: Path) -> np.ndarray:
             widths = np.array([kind.list_size if pa.types.is_fixed_size_list(kind) else 1])
         if chunk.null_count or widths.tolist() not in ([], [dim]):
             got = "rows without a value" if chunk.null_count else f"widths {widths.tolist()}"
-            raise DatasetError("a column has another width than info.json says", where=where, got=got, expected=dim)
+            raise DatasetError("a column has another width than info.json says", where=where, got=got, expected=dim,
+                               next_step="write the true shape into meta/info.json, or mend the rows")  # fmt: skip
         values = chunk.flatten() if is_list else chunk
         if values.null_count:
-            raise DatasetError("a column has gaps", where=where, got=f"{values.null_count} empty", expected="numbers")
+            raise DatasetError("a column has gaps", where=where, got=f"{values.null_count} empty", expected="numbers",
+                               next_step="fill them, or leave those episodes out")  # fmt: skip
         pieces.append(values.to_numpy(zero_copy_only=False).reshape(rows, dim))
     return np.concatenate(pieces) if pieces else np.empty((0, dim), np.float32)
