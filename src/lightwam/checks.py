@@ -137,9 +137,9 @@ def _check_model(model: ModelConfig) -> None:
              "model.expert.num_pool_heads", expert.num_pool_heads, f"a divisor of {backbone.width}")  # fmt: skip
     _require(1 <= model.supervised_prefix <= model.horizon, "the supervised prefix is not within the chunk",
              "model.supervised_prefix", model.supervised_prefix, f"1..{model.horizon}")  # fmt: skip
-    for name in ("state_dim", "action_dim", "horizon"):
+    for name, least in (("state_dim", 0), ("action_dim", 1), ("horizon", 1)):
         value = getattr(model, name)
-        _require(value >= 1, "a count must be positive", f"model.{name}", value, ">= 1")
+        _require(value >= least, "a count is too small", f"model.{name}", value, f">= {least}")
     for name in ("video_loss_weight", "action_loss_weight"):
         value = getattr(model, name)
         _require(0 <= value < math.inf, "not a weight", f"model.{name}", value, ">= 0")

@@ -74,6 +74,7 @@ class ModelConfig:
     expert: ExpertConfig
     flow: FlowConfig
     state_dim: int
+    """numbers in a robot's state; 0: the robot has none, and acts by its pictures and the sentence alone"""
     action_dim: int
     horizon: int = 32
     """actions in a chunk"""

@@ -18,6 +18,7 @@ import pytest
 from lightwam import cli, recipes
 from lightwam.cli import main
 from lightwam.commands import show
+from lightwam.commands.options import parse
 from lightwam.config import EvalConfig, Recipe, Umt5Config
 from lightwam.data.lerobot.features import FeatureNames
 from lightwam.errors import DatasetError
@@ -464,3 +465,31 @@ def test_show_for_the_eye(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (3 << 30, "3.0 GiB")])
 def test_sizes_in_words(count: int, text: str) -> None:
     assert show.size(count) == text
+
+
+def test_what_the_machine_refuses_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(arguments: list[str]) -> None:
+        raise PermissionError(13, "Permission denied", "runs/x/ema.safetensors")
+
+    monkeypatch.setattr(show, "run", refuse)
+    assert main(["show"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("lightwam: a file cannot be used\n  where: runs/x/ema.safetensors\n  got: Permission denied")
+
+    def break_(arguments: list[str]) -> None:
+        raise FileNotFoundError(2, "No such file", "x")  # a bug of ours: its traceback is wanted
+
+    monkeypatch.setattr(show, "run", break_)
+    with pytest.raises(FileNotFoundError):
+        main(["show"])
+
+
+def test_text_of_the_command_line_is_utf_8_where_the_locale_is_not(tmp_path: Path) -> None:
+    there = tmp_path / "gr\udcc3\udcbcn"
+    recipe = replace(recipes.point(), notes="", weights=str(there))
+    options = parse(recipe, ["--notes", "gr\udcc3\udcbcn", "--prompt", "\udcff{task}"], "show")
+    assert (options.notes, options.prompt) == ("gr\u00fcn", "\\xff{task}")
+    there.mkdir()
+    assert parse(recipe, ["--weights", str(there), "--notes", "\udcff"], "show").weights == str(there)

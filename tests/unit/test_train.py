@@ -2,9 +2,12 @@
 
 import json
 import math
+import resource
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -83,6 +86,54 @@ def test_lines_after_the_last_checkpoint_and_a_torn_one_are_written_again(tiny: 
     (tiny.run / "checkpoints" / "step_00000006").rename(tiny.run / "new")
     (tiny.run / "gone").rename(tiny.run / "checkpoints" / "step_00000006")
     assert all(torch.equal(again.model[name], value) for name, value in checkpoint.load(tiny.run).model.items())
+
+
+def test_a_full_disk_while_logging_is_told_and_the_same_command_goes_on(tiny: Any, tmp_path: Path) -> None:
+    run = tmp_path / "new"
+    train(tiny.recipe, tiny.dataset, run, stop_after=0, say=quiet)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, before[1]))  # the system lets no file grow beyond: one line of log
+    try:
+        with pytest.raises(CheckpointError, match=r"could not save(.|\n)*log\.jsonl(.|\n)*larger than allowed"):
+            train(tiny.recipe, tiny.dataset, run, say=quiet)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [row["step"] for row in rows(run)] == [1] and checkpoint.steps(run) == []
+    train(tiny.recipe, tiny.dataset, run, say=quiet)
+    assert [row["step"] for row in rows(run)] == [1, 2, 3, 4, 5, 6]
+    assert bits(run) == bits(tiny.run)
+
+
+def test_a_broken_line_of_the_log_is_named(tiny: Any) -> None:
+    log = tiny.run / "log.jsonl"
+    first, *others = log.read_text().splitlines()
+    log.write_text("\n".join([first, '{"loss": 1}', *others]) + "\n")
+    with pytest.raises(CheckpointError, match=r"log\.jsonl:2(.|\n)*delete this line"):
+        train(tiny.recipe, tiny.dataset, tiny.run, say=quiet)
+
+
+def test_listeners_are_asked_before_anything_is_decoded_or_claimed(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    shutil.rmtree(tiny.dataset / "cache")
+    with pytest.raises(ConfigError, match="not installed"):
+        train(shorter(tiny.recipe, listeners=("wandb",)), tiny.dataset, tmp_path / "new", say=quiet)
+    assert not (tmp_path / "new").exists() and not (tiny.dataset / "cache").exists()
+
+
+def test_a_listener_joins_a_run_that_goes_on(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[int] = []
+    wandb: Any = ModuleType("wandb")
+    wandb.init, wandb.finish = lambda **_: None, lambda: None
+    wandb.log = lambda row, step: told.append(step)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    recipe = shorter(tiny.recipe, listeners=("wandb",))
+    for _ in range(2):
+        shutil.rmtree(tiny.run / "checkpoints" / "step_00000006")
+        train(recipe, tiny.dataset, tiny.run, say=quiet)
+        assert told == [5, 6]  # the second time both were told already: the log has them
 
 
 def test_the_log_has_what_the_report_reads(tiny_once: Any) -> None:

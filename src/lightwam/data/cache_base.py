@@ -91,7 +91,8 @@ def check_cameras(dataset: LeRobotDataset, config: CodecConfig) -> None:
         if place.camera not in dataset.cameras and place.camera not in dataset.left_out:
             raise DatasetError("the codec places a camera that the dataset lacks", where=dataset.root,
                                got=", ".join(sorted(dataset.cameras)), expected=place.camera,
-                               next_step=did_you_mean(place.camera, dataset.cameras))  # fmt: skip
+                               next_step=f"{did_you_mean(place.camera, dataset.cameras)}; or call one of them so: "
+                               f"--names {dataset.feature_of(min(dataset.cameras))}={place.camera}")  # fmt: skip
         dataset.check_camera(place.camera)
 
 

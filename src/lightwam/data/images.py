@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,9 +13,10 @@ from jaxtyping import UInt8
 
 from lightwam.data.damage import likely_cause
 from lightwam.errors import DatasetError
+from lightwam.pictures import PictureError, decode, is_encoded
 
-CODECS = {b"\x89PNG": "png", b"\xff\xd8\xff": "mjpeg"}
-"""first bytes -> decoder"""
+MOST_BYTES = 1 << 28
+"""of one picture decoded"""
 
 
 class ImageReader:
@@ -71,26 +71,18 @@ class ImageReader:
         return data
 
     def _decode(self, data: bytes | None, where: str) -> UInt8[np.ndarray, "height width 3"]:
-        import av
-
-        name = next((name for start, name in CODECS.items() if (data or b"").startswith(start)), None)
-        if data is None or name is None:
+        if data is None or not is_encoded(data):
             raise DatasetError("a picture is missing or of an unknown format", where=where,
                                got="no bytes" if data is None else f"bytes that begin with {data[:8]!r}",
                                expected="a whole PNG or JPEG, in the table itself")  # fmt: skip
-        # a decoder a picture: FFmpeg's for PNG, used again, adds the last picture's first row to the next one
-        decoder: Any = av.CodecContext.create(name, "r")
-        decoder.thread_count = 1  # more would hold the picture back
         try:
-            frames = decoder.decode(av.Packet(data))
-        except av.FFmpegError as error:
+            picture = decode(data, MOST_BYTES)
+        except PictureError as error:
             raise DatasetError("a picture cannot be decoded", where=where, got=error, expected="a whole PNG or JPEG",
                                next_step="copy the dataset again") from error  # fmt: skip
-        sizes = [(frame.height, frame.width) for frame in frames]
-        if sizes != [self._size]:
+        if picture.shape[:2] != self._size:
             raise DatasetError("a picture has another size than info.json says", where=where,
-                               got=sizes or "no picture", expected=self._size)  # fmt: skip
-        picture: np.ndarray = frames[0].to_ndarray(format="rgb24")
+                               got=picture.shape[:2], expected=self._size)  # fmt: skip
         return picture
 
     def _broken(self, error: Exception) -> DatasetError:

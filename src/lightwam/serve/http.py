@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import numpy as np
 from aiohttp import HttpVersion11, web
 
 from lightwam.errors import WireError
@@ -48,12 +49,16 @@ async def act(request: web.BaseRequest, service: Service, settings: Serving, dra
         except WireError as error:
             service.reject(error, "http")
             raise
-        done, actions = await service.serve(message, "http")
+        done, actions, family = await service.serve(message, "http")
     except Exception as error:
         # every error goes to the client that caused it
         why = service.refusal(error, client, "http")
         status = STATUS.get(why.code, 500)
         return web.json_response({"error": why.fields()}, status=status)
+    if family.reply == "list":
+        bare = actions.tolist() if isinstance(actions, np.ndarray) else [
+            {key: part.tolist() for key, part in one.items()} for one in actions]  # fmt: skip
+        return web.json_response(bare)
     reply = {"actions": actions, "infer_ms": done.infer_ms, "waited_ms": done.waited_ms}
     return web.Response(body=dumps(reply), content_type="application/json")
 

@@ -41,7 +41,7 @@ async def talk(
         data, came = request
         try:
             message = read(data)
-            done, actions = await service.serve(message, "openpi")
+            done, actions, _ = await service.serve(message, "openpi")
         except Exception as error:
             # every error goes to the client that caused it, and its connection ends
             await end(error)

@@ -88,21 +88,24 @@ class Service:
         if self.look is not None:
             self.look(error, protocol)
 
-    async def serve(self, message: Mapping[str, Any], protocol: str) -> tuple[Answer, Any]:
-        """The answer to one message, and its actions as the message's family wants them."""
+    async def serve(self, message: Mapping[str, Any], protocol: str) -> tuple[Answer, Any, Family]:
+        """The answer to one message, and its actions as the message's family wants them, which is the third."""
         begun, outcome = time.perf_counter(), "internal"
         try:
             if self.look is not None:
                 self.look(message, protocol)
             family = spoken(self.families, message)
-            observation = family.observation(message)
+            if family.is_encoded(message):
+                observation = await asyncio.to_thread(family.observation, message)
+            else:
+                observation = family.observation(message)
             if self.check_sentence is not None:
                 self.check_sentence(observation.instruction)
             answer = await self.batcher.ask(observation)
             actions, outcome = family.actions(answer.actions), "ok"
             self.metrics.infer.observe(answer.infer_ms / 1000)
             self.metrics.together.observe(answer.num_together)
-            return answer, actions
+            return answer, actions, family
         except asyncio.CancelledError:
             outcome = "gone"
             raise

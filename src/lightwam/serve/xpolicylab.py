@@ -22,7 +22,7 @@ async def talk(socket: web.WebSocketResponse, client: str, service: Service, lim
             if not isinstance(observation, dict):
                 raise WireError("infer carries an observation", where="payload.observation",
                                 got=type(observation).__name__, expected="a map")  # fmt: skip
-            done, actions = await service.serve(observation, "xpolicylab")
+            done, actions, _ = await service.serve(observation, "xpolicylab")
             reply: dict[str, Any] = {"actions": actions, "latency_ms": done.infer_ms + done.waited_ms}
             await socket.send_bytes(pack(answer(frame, reply)))
         except Exception as error:

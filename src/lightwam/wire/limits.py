@@ -6,6 +6,8 @@ once, from the top, so that each fault is told with the keys that lead to it.
 
 from __future__ import annotations
 
+import base64
+import binascii
 import difflib
 import math
 import reprlib
@@ -14,8 +16,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 
 from lightwam.errors import WireError
+from lightwam.pictures import JPEG, PNG, PictureError, decode, is_encoded
 
 MIB = 1 << 20
 MOST_AXES = 8
@@ -26,6 +30,8 @@ NAMED: Mapping[str, np.dtype[Any]] = {
     np.dtype(f"{kind}{size}").name: np.dtype(f"{kind}{size}") for kind, sizes in DTYPES.items() for size in sizes
 }
 """dtypes by numpy's names"""
+PICTURE_STARTS = tuple(base64.b64encode(start[: len(start) // 3 * 3]).decode() for start in (PNG, JPEG))
+"""how a PNG and a JPEG begin in base64"""
 CONVERT = "convert it before sending: np.asarray(x, np.float32), pictures uint8"
 INSTEAD: Mapping[str, str] = {
     "O": "an array of objects holds lists of different lengths, or no numbers: send np.asarray(x, np.float32)",
@@ -113,11 +119,40 @@ ReadArray = Callable[[Mapping[Any, Any], str, Limits], Any]
 """map that stands for an array, where it stands, limits -> the array"""
 
 
-class Reader:
-    """Turns a parsed message into a tree with arrays; `marks` are keys by which a map stands for an array."""
+@dataclass(frozen=True, repr=False)
+class Encoded:
+    """A picture as PNG or JPEG, not decoded yet: only what a family asks for is."""
 
-    def __init__(self, limits: Limits, marks: Collection[Hashable], read_array: ReadArray) -> None:
-        self.limits, self.marks, self.read_array = limits, marks, read_array
+    data: bytes
+    most_bytes: int
+    """of the picture decoded"""
+    legacy: bool
+    """from XPolicyLab, where an unmarked JPEG has red and blue swapped"""
+
+    def __repr__(self) -> str:
+        kind = "PNG" if self.data.startswith(PNG) else "JPEG" if self.data.startswith(JPEG) else "a picture"
+        return f"{kind} of {len(self.data)} bytes"
+
+    def decoded(self, where: str) -> UInt8[np.ndarray, "height width 3"]:
+        """The RGB picture; WireError when it is not whole, or too large."""
+        try:
+            return decode(self.data, self.most_bytes, legacy=self.legacy)
+        except PictureError as error:
+            raise WireError("an encoded picture cannot be used", where=where, got=str(error),
+                            expected=f"a whole PNG or JPEG, RGB or grey, of at most {self.most_bytes} bytes decoded",
+                            next_step="send it whole; smaller; or raise --limits.array-bytes") from error  # fmt: skip
+
+
+class Reader:
+    """Turns a parsed message into a tree with arrays; `marks` are keys by which a map stands for an array.
+
+    `legacy` is as `Encoded` has it.
+    """
+
+    def __init__(
+        self, limits: Limits, marks: Collection[Hashable], read_array: ReadArray, *, legacy: bool = False
+    ) -> None:
+        self.limits, self.marks, self.read_array, self.legacy = limits, marks, read_array, legacy
         self.num_arrays = 0
 
     def tree(self, found: Any, where: str = "", depth: int = 0) -> Any:
@@ -131,7 +166,10 @@ class Reader:
             self._check_depth(where, depth)
             return [self.tree(item, below(where, i), depth + 1) for i, item in enumerate(found)]
         if isinstance(found, str):
-            return self._text(found, where)
+            data = _picture_in(found)
+            return self._text(found, where) if data is None else self._encoded(data, where)
+        if isinstance(found, bytes) and is_encoded(found):
+            return self._encoded(found, where)
         if isinstance(found, int) and not -(1 << 63) <= found < 1 << 64:
             raise WireError("a number is too large", where=where or "message", got=f"{found.bit_length()} bits",
                             expected="at most 64 bits")  # fmt: skip
@@ -141,12 +179,24 @@ class Reader:
                         expected="a map, list, text, number or array")  # fmt: skip
 
     def _array(self, found: Mapping[Any, Any], where: str) -> Any:
+        self._count_array(where)
+        read = self.read_array(found, where or "message", self.limits)
+        if isinstance(read, np.ndarray) and read.dtype == np.uint8 and read.ndim == 1:
+            start = read[:8].tobytes()
+            if is_encoded(start):
+                return Encoded(read.tobytes(), self.limits.array_bytes, self.legacy)
+        return read
+
+    def _encoded(self, data: bytes, where: str) -> Encoded:
+        self._count_array(where)
+        return Encoded(data, self.limits.array_bytes, self.legacy)
+
+    def _count_array(self, where: str) -> None:
         self.num_arrays += 1
         if self.num_arrays > self.limits.num_arrays:
             raise WireError("the message has too many arrays", where=where or "message",
                             got=f"more than {self.limits.num_arrays}",
                             expected=f"at most {self.limits.num_arrays}")  # fmt: skip
-        return self.read_array(found, where or "message", self.limits)
 
     def _check_depth(self, where: str, depth: int) -> None:
         if depth >= self.limits.depth:
@@ -162,13 +212,27 @@ class Reader:
     def _text(self, text: str, where: str) -> str:
         if len(text) > self.limits.text_chars:
             raise WireError("a text is too long", where=where or "message", got=f"{len(text)} characters",
-                            expected=f"at most {self.limits.text_chars}")  # fmt: skip
+                            expected=f"at most {self.limits.text_chars}",
+                            next_step="a picture in base64 has to be a PNG or JPEG")  # fmt: skip
         try:
             text.encode()
         except UnicodeEncodeError as error:  # half of a character, which JSON can say and nobody can print
             raise WireError("a text is not Unicode", where=where or "message", got=str(error.reason),
                             expected="text that UTF-8 can hold") from error  # fmt: skip
         return text
+
+
+def _picture_in(text: str) -> bytes | None:
+    """The PNG or JPEG of a text in base64, plain or as a data URL; None for other texts."""
+    start, comma, _ = text[:64].partition(",")
+    is_url = bool(comma) and start.startswith("data:image/") and start.endswith(";base64")
+    if not is_url and not text.startswith(PICTURE_STARTS):
+        return None
+    try:
+        data = binascii.a2b_base64(text[len(start) + 1 :] if is_url else text)
+    except (binascii.Error, ValueError):  # ValueError: not ASCII
+        return None
+    return data if is_url or is_encoded(data) else None
 
 
 def array(dtype: Any, shape: Any, data: Any, where: str, limits: Limits) -> np.ndarray:

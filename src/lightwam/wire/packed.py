@@ -13,6 +13,7 @@ import msgpack
 import numpy as np
 
 from lightwam.errors import WireError
+from lightwam.pictures import is_encoded
 from lightwam.wire.limits import (
     CONVERT,
     Counter,
@@ -39,7 +40,7 @@ def packed(tree: Any, of_array: Callable[[Any], Any]) -> bytes:
                         expected="maps, lists, texts, numbers of 64 bits and arrays") from error  # fmt: skip
 
 
-def unpacked(data: bytes, limits: Limits, read: ReadArray | None = None) -> Any:
+def unpacked(data: bytes, limits: Limits, read: ReadArray | None = None, *, legacy: bool = False) -> Any:
     """The tree of one msgpack value, arrays read by `read_array` or `read`. WireError whatever else the bytes are.
 
     msgpack makes a list of the announced length before it has read it, up to 1,024 of them inside one another: with
@@ -54,7 +55,7 @@ def unpacked(data: bytes, limits: Limits, read: ReadArray | None = None) -> Any:
             strict_map_key=True,
             list_hook=counter.entries,
             object_pairs_hook=counter.pairs,
-            max_str_len=4 * limits.text_chars,
+            max_str_len=limits.array_bytes,
             max_bin_len=limits.array_bytes,
             max_array_len=limits.num_items,
             max_map_len=limits.num_items,
@@ -64,7 +65,7 @@ def unpacked(data: bytes, limits: Limits, read: ReadArray | None = None) -> Any:
         reason = str(error) or type(error).__name__
         raise WireError("the message is not sound msgpack", where="message", got=f"{len(data)} bytes: {short(reason)}",
                         expected="one msgpack value within the limits") from error  # fmt: skip
-    return Reader(limits, MARKS, read or read_array).tree(found)
+    return Reader(limits, MARKS, read or read_array, legacy=legacy).tree(found)
 
 
 def read_array(found: Mapping[Any, Any], where: str, limits: Limits) -> np.ndarray | np.generic:
@@ -88,9 +89,13 @@ def read_array(found: Mapping[Any, Any], where: str, limits: Limits) -> np.ndarr
 def _msgpack_numpy(found: Mapping[str, Any], where: str, limits: Limits) -> np.ndarray | np.generic:
     if found["nd"] is False:
         _, dtype, data = fields_of(found, ("nd", "type", "data"), where)
+        if isinstance(data, bytes) and is_encoded(data):  # numpy's bytes_, as HDF5 holds a picture
+            return np.frombuffer(data, np.uint8)
         return array(dtype, [], data, where, limits)[()]
     # `kind` came with msgpack-numpy 0.4.4; V stands for structures and O for pickles
     mark, dtype, shape, data = fields_of(found, ("nd", "type", "shape", "data"), where, optional="kind")
+    if shape == [] and isinstance(data, bytes) and is_encoded(data):
+        return np.frombuffer(data, np.uint8)
     if mark is not True or found.get("kind", b"") not in (b"", ""):
         raise WireError("an array is not one of numbers", where=where,
                         got=f"nd {short(mark)}, kind {short(found.get('kind'))}", expected="nd true, kind empty",

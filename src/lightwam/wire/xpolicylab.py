@@ -59,7 +59,7 @@ def pack(envelope: Envelope) -> bytes:
 
 def unpack(data: bytes, limits: Limits = LIMITS) -> Envelope:
     """The envelope of a frame, its arrays as read-only views; WireError, and nothing else, whatever the bytes are."""
-    found = unpacked(data, limits)
+    found = unpacked(data, limits, legacy=True)
     if not isinstance(found, dict):
         raise WireError("the message is not an envelope", where="message", got=type(found).__name__, expected="a map")
     kind = found.get("message_type")
