@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lightwam import listeners
 from lightwam.checkpoint import read_json, read_recipe, write_json
 from lightwam.checks import check
 from lightwam.collect import collect
@@ -33,13 +34,15 @@ def demo(recipe: Recipe, run: Path, say: Callable[[str], None] = print, cache: P
     """Do all of it under `run`; returns what is written to RUN/result.json.
 
     What the simulators show at once not to fit the recipe is refused before anything is written: ConfigError for
-    widths, PromptError for a sentence. Decoded pictures lie in the folder `cache`, as `processing.open_data` says.
+    widths and for a listener that cannot be used, PromptError for a sentence. Decoded pictures lie in the folder
+    `cache`, as `processing.open_data` says.
 
     Every part goes on where an interrupted one stopped; the wall seconds of all attempts add up. The demonstrations
     are in RUN/dataset.
     """
     check(recipe)
-    check_world(recipe)
+    listeners.check(recipe)
+    check_world(recipe, say)
     timer = Timer(run / "wall.json")
     with timer.part("collect"):
         collect(recipe, run / "dataset", say)
@@ -67,13 +70,13 @@ def demo(recipe: Recipe, run: Path, say: Callable[[str], None] = print, cache: P
     return result
 
 
-def check_world(recipe: Recipe) -> None:
+def check_world(recipe: Recipe, say: Callable[[str], None] = print) -> None:
     """Raise ConfigError or PromptError when what the recipe's simulators say does not fit its model or text encoder."""
     with contextlib.ExitStack() as stack:
         for task in recipe.sim.tasks:
             simulator = base.make(recipe.sim, task)
             stack.callback(simulator.close)
-            check_prompts(recipe, [simulator.instruction])
+            check_prompts(recipe, [simulator.instruction], say)
             for option, got, expected in (
                 ("--model.state-dim", len(simulator.state_names), recipe.model.state_dim),
                 ("--model.action-dim", simulator.action_dim, recipe.model.action_dim),

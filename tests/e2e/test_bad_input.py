@@ -138,7 +138,8 @@ def test_a_dataset_that_cannot_be_written_to(
 def test_a_demo_that_cannot_work_costs_nothing(tmp_path: Path, told: Told) -> None:
     demo = ["demo", "point", "--run", tmp_path / "new"]
     assert "got: 5 words" in told(*demo, "--text.num-tokens", "3")
-    assert "--model.state-dim 2" in told(*demo, "--model.state-dim", "3")
+    text = told(*demo, "--model.state-dim", "3")
+    assert "where: --model.state-dim" in text and "expected: 2 (point/red)" in text
     assert not (tmp_path / "new").exists()
 
 

@@ -97,7 +97,7 @@ class FrameCache(Cache):
         remove_leftovers(path.parent, path.name, keep=draft)
         check_room(path, _bytes_missing(dataset, codec_config, draft))
         first = not path.parent.exists()
-        with _disk_errors(path, dataset, codec_config, draft), drafting(draft, waiting) as waited:
+        with _disk_errors(dataset, codec_config, draft), drafting(draft, waiting) as waited:
             if waited and cls.fits(path, dataset, codec_config, files):
                 shutil.rmtree(draft)
                 return cls.open(path)
@@ -300,13 +300,13 @@ def _bytes_missing(dataset: LeRobotDataset, config: CodecConfig, draft: Path) ->
 
 
 @contextmanager
-def _disk_errors(path: Path, dataset: LeRobotDataset, config: CodecConfig, draft: Path) -> Iterator[None]:
+def _disk_errors(dataset: LeRobotDataset, config: CodecConfig, draft: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         need = f"{math.ceil(_bytes_missing(dataset, config, draft) / 2**20)} MiB"
         kept = "what is decoded is kept, and the same command goes on behind it"
-        raise not_written(error, path, need, kept) from error
+        raise not_written(error, draft / "frames.npy", need, kept) from error
 
 
 def _replace_folder(new: Path, path: Path) -> None:
