@@ -34,7 +34,7 @@ from lightwam.encoders import (
 from lightwam.errors import CheckpointError, DatasetError
 from lightwam.latents.dct import DctLatents
 from lightwam.progress import Progress
-from lightwam.start import Start
+from lightwam.start import Start, note_start
 from lightwam.types import Batch, LatentCodec, Latents, Windows
 from lightwam.weights.files import Part, digest, locate
 
@@ -87,9 +87,9 @@ def open_data(
     check_sizes(recipe, dataset, cache.state.shape[1], cache.action.shape[1])
     if not begun:
         codec = codec_of(recipe, data)
+        note_start(run, start)
         if start is not None:
             say(start.line(codec))
-            start.write(run)
         if start is not None and start.statistics == "kept":
             codec, measured = start.codec, start.measured
             if vae is not None:
