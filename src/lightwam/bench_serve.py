@@ -25,6 +25,7 @@ from lightwam.types import Observation
 from lightwam.versions import versions
 from lightwam.wire.families import chosen
 from lightwam.wire.openpi import pack, unpack
+from lightwam.workers import require_main_guard
 
 WARM_UP, ROUND_TRIPS, GLANCES = 100, 2000, 100
 THINKING_SECONDS = 1.0
@@ -71,6 +72,7 @@ def bench_serve(*, as_json: bool = False, say: Callable[[str], None] = print) ->
 @contextmanager
 def served(thinking_seconds: float, **settings: Any) -> Iterator[int]:
     """The port of a server in a process of its own, whose policy does nothing for so long."""
+    require_main_guard()
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     serving = replace(Serving(port=0, xpolicylab_port=None), **settings)

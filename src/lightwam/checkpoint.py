@@ -23,7 +23,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,9 @@ FROZEN, PROMPTS, TRAINING = "frozen.safetensors", "prompts.safetensors", "traini
 FREE = ("notes", "weights", "train.micro_batch", "train.checkpointing", "train.listeners")
 """settings that may change while a run goes on: they do not touch what is learnt"""
 Weights = dict[str, Tensor]
+
+OLDER_LACK = ("episodes", "names")
+"""keys of dataset.json that older runs lack, and runs on datasets with LeRobot's own names"""
 
 
 @dataclass(frozen=True)
@@ -99,15 +102,36 @@ def read_recipe(run: Path) -> Recipe:
     return from_dict(Recipe, read_json(run / "recipe.json"), where=str(run / "recipe.json"))
 
 
-def write_dataset(run: Path, dataset: Path, episodes: int, fingerprint: Mapping[str, str]) -> None:
-    """Note what a new run is trained on; `fingerprint` is the dataset's, every file with size and hash."""
+def write_dataset(
+    run: Path, dataset: Path, episodes: int, fingerprint: Mapping[str, str], names: Sequence[str] = ()
+) -> None:
+    """Note what a new run is trained on; `fingerprint` is the dataset's, every file with size and hash.
+
+    `names`: the pairs FEATURE=NAME of a dataset whose features are not called as LeRobot calls them.
+    """
     told = {"path": str(dataset.absolute()), "episodes": episodes, "fingerprint": dict(fingerprint)}
-    write_json(run / "dataset.json", told)
+    write_json(run / "dataset.json", told | ({"names": list(names)} if names else {}))
+
+
+def feature_names(run: Path, asked: Sequence[str] = ()) -> tuple[str, ...]:
+    """The pairs FEATURE=NAME that a run was begun with, or for a new one those that are asked for.
+
+    CheckpointError when the run has others than those.
+    """
+    path = run / "dataset.json"
+    if not path.is_file():
+        return tuple(asked)
+    known = tuple(_read_table(path, ("fingerprint", "path"), maybe=OLDER_LACK).get("names", ()))
+    if asked and tuple(asked) != known:
+        raise CheckpointError("the run was trained with other names of features", where=path,
+                              got="--names " + " ".join(asked), expected=" ".join(known) or "LeRobot's own names",
+                              next_step="leave --names out: the run keeps its own")  # fmt: skip
+    return known
 
 
 def check_dataset(run: Path, dataset: Path, fingerprint: Mapping[str, str]) -> None:
     """Refuse to go on with other data than the run began with; the same data may lie at another place."""
-    began = _read_table(run / "dataset.json", ("fingerprint", "path"), maybe=("episodes",))  # older runs lack it
+    began = _read_table(run / "dataset.json", ("fingerprint", "path"), maybe=OLDER_LACK)
     differences = list(_differences(began["fingerprint"], dict(fingerprint)))
     if differences:
         more = f"; {len(differences) - 4} more" if len(differences) > 4 else ""

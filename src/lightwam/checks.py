@@ -61,6 +61,11 @@ def _check_train(train: TrainConfig) -> None:
         _require(0 <= value < 1, "not a decay", f"train.{name}", value, "in [0, 1)")
 
 
+def check_seed(name: str, seed: int) -> None:
+    """ConfigError for a negative seed, which no generator of random numbers takes."""
+    _require(seed >= 0, "a seed must not be negative", name, seed, ">= 0")
+
+
 def check_world(sim: SimConfig, evaluation: EvalConfig) -> None:
     """ConfigError where a simulator and an evaluation's settings do not fit together, whatever the policy."""
     counts = {f"sim.{name}": getattr(sim, name) for name in ("height", "width", "max_steps", "action_repeat")}
@@ -69,6 +74,9 @@ def check_world(sim: SimConfig, evaluation: EvalConfig) -> None:
         _require(value >= 1, "a count must be positive", name, value, ">= 1")
     _require(evaluation.videos_per_task >= 0, "a count must not be negative", "eval.videos_per_task",
              evaluation.videos_per_task, ">= 0")  # fmt: skip
+    _require(
+        evaluation.first_seed >= 0, "a seed must not be negative", "eval.first_seed", evaluation.first_seed, ">= 0"
+    )
     for name, words in (("tasks", sim.tasks), ("cameras", sim.cameras)):
         _require(0 < len(words) == len(set(words)), "names must be there, and each once", f"sim.{name}", words, "a set")
     if sim.name == "libero":
@@ -94,6 +102,7 @@ def _check_demonstrations(sim: SimConfig, collect: CollectConfig, evaluation: Ev
     for name in ("demos_per_task", "turn", "workers"):
         value = getattr(collect, name)
         _require(value >= 1, "a count must be positive", f"collect.{name}", value, ">= 1")
+    check_seed("collect.first_seed", collect.first_seed)
     for name in ("extra_steps", "wander_steps"):
         value = getattr(collect, name)
         _require(value >= 0, "a count must not be negative", f"collect.{name}", value, ">= 0")
@@ -128,9 +137,9 @@ def _check_model(model: ModelConfig) -> None:
              "model.expert.num_pool_heads", expert.num_pool_heads, f"a divisor of {backbone.width}")  # fmt: skip
     _require(1 <= model.supervised_prefix <= model.horizon, "the supervised prefix is not within the chunk",
              "model.supervised_prefix", model.supervised_prefix, f"1..{model.horizon}")  # fmt: skip
-    for name in ("state_dim", "action_dim", "horizon"):
+    for name, least in (("state_dim", 0), ("action_dim", 1), ("horizon", 1)):
         value = getattr(model, name)
-        _require(value >= 1, "a count must be positive", f"model.{name}", value, ">= 1")
+        _require(value >= least, "a count is too small", f"model.{name}", value, f">= {least}")
     for name in ("video_loss_weight", "action_loss_weight"):
         value = getattr(model, name)
         _require(0 <= value < math.inf, "not a weight", f"model.{name}", value, ">= 0")

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float32, UInt8
 
+from lightwam.checks import check_seed
 from lightwam.config import CollectConfig, Recipe, SimConfig
 from lightwam.errors import DatasetError, SimulatorError
 from lightwam.progress import Progress
 from lightwam.sim import base
 from lightwam.sim.base import Trial
 from lightwam.types import Observation
-from lightwam.workers import Death, Deaths, Workers, interrupt_as_flag
+from lightwam.workers import Death, Deaths, Workers, interrupt_as_flag, require_main_guard
 
 if TYPE_CHECKING:
     from lightwam.data.lerobot_writer import EpisodeNote, LeRobotWriter
@@ -64,13 +65,18 @@ def collect(recipe: Recipe, root: Path, say: Callable[[str], None] = print) -> C
 
     Ctrl-C ends the work in hand, closes the dataset with all that is done, and raises KeyboardInterrupt; the same call
     continues it. A seed whose worker process dies is tried again in another. Raises DatasetError when `root` holds
-    another dataset or the disk is full, SimulatorError when a simulator or an expert fails or a seed ends its worker
-    again and again, naming task and seed; what is done is kept then too. LeRobot's fps is a whole number, so a rate
-    such as 80 / 3 is rounded there.
+    another dataset, or one of other versions of the simulator, or the disk is full, SimulatorError when a simulator or
+    an expert fails or a seed ends its worker again and again, naming task and seed; what is done is kept then too.
+    LeRobot's fps is a whole number, so a rate such as 80 / 3 is rounded there.
     """
     from lightwam.data.lerobot_writer import LeRobotWriter
 
     began, sim = time.monotonic(), recipe.sim
+    check_seed("collect.first_seed", recipe.collect.first_seed)
+    if recipe.collect.workers:
+        require_main_guard()
+    for warning in base.version_warnings(sim.name):
+        say(f"collect: {warning}")
     simulators = [base.make(sim, task) for task in sim.tasks]
     first = simulators[0]
     sizes = {camera: (sim.height, sim.width) for camera in first.cameras}
@@ -220,6 +226,7 @@ class _Plan:
         first = recipe.collect.first_seed
         self._wanted = {task: recipe.collect.demos(task) for task in recipe.sim.tasks}
         self._first_seed, self._settings, self._block = first, _settings(recipe), recipe.collect.turn
+        self._versions = base.installed(recipe.sim.name)
         self._turns = {task: _Turn(first, settled_seed=first) for task in recipe.sim.tasks}
         for index, note in enumerate(notes):
             self._take_up(index, note, root)
@@ -271,7 +278,8 @@ class _Plan:
                 break
             job = Trial(task, turn.settled_seed)
             extra = {"task": task, "seed": job.seed, "failed_seeds": list(turn.failed),
-                     "steps_to_success": episode.steps_to_success, "settings": self._settings}  # fmt: skip
+                     "steps_to_success": episode.steps_to_success, "settings": self._settings,
+                     "versions": self._versions}  # fmt: skip
             ready.append((job, episode, extra))
             turn.settled_seed, turn.demos, turn.failed = turn.settled_seed + 1, turn.demos + 1, []
         return ready
@@ -308,6 +316,11 @@ class _Plan:
                 expected={"task": " or ".join(self._turns), **self._settings},
                 next_step="collect into another folder, or remove this one",
             )
+        made, here = extra.get("versions") or {}, self._versions  # older datasets do not say
+        if odd := {name: made[name] for name in made.keys() & here.keys() if made[name] != here[name]}:
+            raise DatasetError("this dataset was made by other versions of the simulator", where=where, got=odd,
+                               expected={name: here[name] for name in odd},
+                               next_step="install those again, or collect into another folder")  # fmt: skip
         turn.demos += 1
         turn.next_seed = turn.settled_seed = int(extra["seed"]) + 1
 

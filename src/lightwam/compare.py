@@ -24,7 +24,8 @@ def compare(first: Path, second: Path, anyway: bool = False) -> dict[str, Any]:
     """The episodes that both evaluation folders have, counted in pairs, in all and by task; plain JSON values.
 
     "differs" holds what may be compared (recipe, weights, step, what computes), name -> the two values; "matters" the
-    constants that two success rates must share. Where one of these differs CheckpointError lists them, unless `anyway`.
+    constants that two success rates must share; "warnings" what each result warns of. Where a constant differs
+    CheckpointError lists them, unless `anyway`.
     CheckpointError too when a folder holds no evaluation, or when no task and seed is in both.
     """
     protocol = _protocol(first)
@@ -54,6 +55,7 @@ def compare(first: Path, second: Path, anyway: bool = False) -> dict[str, Any]:
         "second": str(second),
         "matters": matters,
         "differs": differs,
+        "warnings": {"first": _warnings(first), "second": _warnings(second)},
         "unpaired": {"first": len(ours) - len(shared), "second": len(theirs) - len(shared)},
         **_judged(outcomes.values()),
         "tasks": {task: _judged(pair for (name, _), pair in outcomes.items() if name == task) for task in tasks},
@@ -93,6 +95,13 @@ def _protocol(place: Path) -> dict[str, Any]:
             next_step=f"name {place / 'eval'}" if (place / "eval").is_dir() else "",
         )
     return protocol
+
+
+def _warnings(place: Path) -> list[str]:
+    """What the result says of its simulator; nothing where it is unfinished, or older than such warnings."""
+    path = place / "result.json"
+    result = checkpoint.read_json(path) if path.is_file() else None
+    return list(map(str, result.get("warnings", ()))) if isinstance(result, dict) else []
 
 
 def _judged(outcomes: Iterable[tuple[bool, bool]]) -> dict[str, Any]:

@@ -74,6 +74,7 @@ class ModelConfig:
     expert: ExpertConfig
     flow: FlowConfig
     state_dim: int
+    """numbers in a robot's state; 0: the robot has none, and acts by its pictures and the sentence alone"""
     action_dim: int
     horizon: int = 32
     """actions in a chunk"""
@@ -142,6 +143,8 @@ class HashedTextConfig:
     num_tokens: int = 16
     dim: int = 64
     kind: Literal["hashed"] = "hashed"
+    truncate: bool = added(False)
+    """read the first num_tokens words of a longer sentence; False refuses it"""
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,8 @@ class Umt5Config:
     num_tokens: int = 128
     dim: int = 4096
     kind: Literal["umt5"] = "umt5"
+    truncate: bool = added(False)
+    """read the first num_tokens - 1 tokens of a longer sentence and the end token, as Wan does; False refuses it"""
 
 
 @dataclass(frozen=True)

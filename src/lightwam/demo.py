@@ -15,6 +15,7 @@ from lightwam.checkpoint import read_json, read_recipe, write_json
 from lightwam.checks import check
 from lightwam.collect import collect
 from lightwam.config import EvalConfig, Recipe, SimConfig, from_dict, to_dict
+from lightwam.encoders import check_prompts
 from lightwam.errors import CheckpointError, ConfigError
 from lightwam.evaluate import evaluate
 from lightwam.policy import Policy
@@ -28,18 +29,22 @@ SWAP_TRIALS = 5
 """episodes a task with another task's sentence"""
 
 
-def demo(recipe: Recipe, run: Path, say: Callable[[str], None] = print) -> dict[str, Any]:
+def demo(recipe: Recipe, run: Path, say: Callable[[str], None] = print, cache: Path | None = None) -> dict[str, Any]:
     """Do all of it under `run`; returns what is written to RUN/result.json.
+
+    What the simulators show at once not to fit the recipe is refused before anything is written: ConfigError for
+    widths, PromptError for a sentence. Decoded pictures lie in the folder `cache`, as `processing.open_data` says.
 
     Every part goes on where an interrupted one stopped; the wall seconds of all attempts add up. The demonstrations
     are in RUN/dataset.
     """
     check(recipe)
+    check_world(recipe)
     timer = Timer(run / "wall.json")
     with timer.part("collect"):
         collect(recipe, run / "dataset", say)
     with timer.part("train"):
-        train(recipe, run / "dataset", run, say=say)
+        train(recipe, run / "dataset", run, say=say, cache=cache)
     with timer.part("evaluate"):
         result = evaluate(run, say=say)
     if len(recipe.sim.tasks) > 1:
@@ -60,6 +65,23 @@ def demo(recipe: Recipe, run: Path, say: Callable[[str], None] = print) -> dict[
     )
     say(f"open {report}")
     return result
+
+
+def check_world(recipe: Recipe) -> None:
+    """Raise ConfigError or PromptError when what the recipe's simulators say does not fit its model or text encoder."""
+    with contextlib.ExitStack() as stack:
+        for task in recipe.sim.tasks:
+            simulator = base.make(recipe.sim, task)
+            stack.callback(simulator.close)
+            check_prompts(recipe, [simulator.instruction])
+            for name, got, expected in (
+                ("state_dim", len(simulator.state_names), recipe.model.state_dim),
+                ("action_dim", simulator.action_dim, recipe.model.action_dim),
+            ):
+                if got != expected:
+                    raise ConfigError("the model must have the simulator's widths", where=f"model.{name}",
+                                      got=expected, expected=f"{got} ({recipe.sim.name}/{task})",
+                                      next_step=f"--model.{name.replace('_', '-')} {got}")  # fmt: skip
 
 
 def swap(run: Path, say: Callable[[str], None] = print) -> None:

@@ -6,7 +6,7 @@ nor, for sentences it was trained on, the text encoder.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,10 @@ from torch import Tensor
 from lightwam import checkpoint
 from lightwam.codec import Codec
 from lightwam.config import DctConfig, HashedTextConfig, Recipe
-from lightwam.errors import CheckpointError
+from lightwam.errors import CheckpointError, PromptError
 from lightwam.latents.dct import DctLatents
 from lightwam.model import flow
-from lightwam.text.hashed import HashedText
+from lightwam.text.hashed import HashedText, words
 from lightwam.types import LatentCodec, Latents, TextEncoder
 from lightwam.weights.files import digest, locate
 
@@ -72,10 +72,44 @@ def open_text(recipe: Recipe, device: torch.device | str = "cpu") -> TextEncoder
     return Umt5Text.load(recipe.weights, recipe.text, device, dtype)
 
 
-def check_prompts(recipe: Recipe, instructions: Sequence[str]) -> None:
-    """Raise PromptError when one of the instructions does not fit the recipe's text encoder; opens no weights."""
-    if isinstance(recipe.text, HashedTextConfig):
-        HashedText(recipe.text).check([recipe.prompt.format(task=instruction) for instruction in instructions])
+class Sentences:
+    """Instructions counted as the recipe's text encoder reads them; of UMT5 only the tokenizer is opened."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        """CheckpointError when UMT5's tokenizer is not there, ConfigError when transformers is not installed."""
+        self.recipe = recipe
+        own = "" if recipe.prompt == "{task}" else ", the recipe's own around the sentence included"
+        if isinstance(recipe.text, HashedTextConfig):
+            self._count, self._unit = (lambda text: len(words(text))), f"words{own}"
+            return
+        from lightwam.text import umt5
+
+        tokenizer = umt5.read_tokenizer(recipe.weights)
+        self._count, self._unit = (lambda text: len(umt5.token_ids(tokenizer, umt5.cleaned(text)))), f"{umt5.UNIT}{own}"
+
+    def check(self, instruction: str) -> str:
+        """Raise PromptError for an empty instruction, and for a longer one than the encoder holds.
+
+        Of one that the recipe truncates, returns what has to be told of it; else "".
+        """
+        most = self.recipe.text.num_tokens
+        count = self._count(self.recipe.prompt.format(task=instruction)) if self._count(instruction) else 0
+        if not count or (count > most and not self.recipe.text.truncate):
+            raise PromptError(instruction, count, most, self._unit)
+        if count <= most:
+            return ""
+        return f"text.truncate: the first {most} of {count} {self._unit}, are read of {instruction!r}"
+
+
+def check_prompts(recipe: Recipe, instructions: Sequence[str], say: Callable[[str], None] = print) -> None:
+    """Raise PromptError when one of the instructions does not fit the recipe's text encoder; opens no weights.
+
+    Those that the recipe truncates are told by `say`, with their lengths. Raises as `Sentences` does, too.
+    """
+    sentences = Sentences(recipe)
+    for told in map(sentences.check, dict.fromkeys(instructions)):
+        if told:
+            say(told)
 
 
 class Prompts:
@@ -90,13 +124,15 @@ class Prompts:
 
     def states(self, instructions: Sequence[str]) -> Float[Tensor, "B L E"]:
         """One row of states an instruction, on the CPU."""
-        prompts = [self.recipe.prompt.format(task=instruction) for instruction in instructions]
-        return torch.stack([self._state(prompt).float() for prompt in prompts])
+        return torch.stack([self._state(instruction).float() for instruction in instructions])
 
-    def _state(self, prompt: str) -> Float[Tensor, "L E"]:
+    def _state(self, instruction: str) -> Float[Tensor, "L E"]:
+        prompt = self.recipe.prompt.format(task=instruction)
         for table in (self.known, self._more):
             if prompt in table:
                 return table[prompt]
+        if not instruction.strip():  # a recipe's own words around nothing would pass for a sentence
+            raise PromptError(instruction, 0, self.recipe.text.num_tokens, "words")
         if self._encoder is None:
             self._encoder = open_text(self.recipe, self.device)
         if len(self._more) >= MAX_PROMPTS:

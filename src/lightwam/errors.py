@@ -27,6 +27,13 @@ class ConfigError(LightwamError):
 class PromptError(ConfigError):
     """A sentence that the run's text encoder cannot take: empty, or with more tokens than it holds."""
 
+    def __init__(self, sentence: str, count: int, most: int, unit: str) -> None:
+        """`count` is how many `unit` ("words", "tokens ...") the sentence has, `most` how many the encoder holds."""
+        what, expected = "the instruction does not fit the text encoder", f"1 to {most} {unit}"
+        step = "shorten it, or train with a larger text.num_tokens, or with text.truncate"
+        super().__init__(what, where=repr(sentence), got=f"{count} {unit}", expected=expected,
+                         next_step=step if count else "say what is to be done")  # fmt: skip
+
 
 class DatasetError(LightwamError):
     """A dataset that is missing, broken or not of the declared layout."""
@@ -38,6 +45,11 @@ class CheckpointError(LightwamError):
 
 class SimulatorError(LightwamError):
     """A simulator that is not installed, unknown, or breaks the `Simulator` protocol."""
+
+
+class SetupError(SimulatorError):
+    """A simulator that cannot run on this machine: a package, a version, a driver, a folder or a setting of the
+    environment is wrong, and its adapter is not."""
 
 
 class WireError(LightwamError):

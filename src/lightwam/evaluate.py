@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float32
 
 from lightwam import checkpoint
+from lightwam.checks import check_world
 from lightwam.config import EvalConfig, Recipe, SimConfig, adapted, to_dict
 from lightwam.data.files import append_line, replacing, write_file, writing
 from lightwam.episodes import open_episodes, read_episodes, task_files
@@ -32,7 +33,7 @@ from lightwam.sim import base
 from lightwam.stats import wilson
 from lightwam.types import Observation
 from lightwam.versions import versions
-from lightwam.workers import Crew, Death, Deaths, Workers, interrupt_as_flag
+from lightwam.workers import Crew, Death, Deaths, Workers, interrupt_as_flag, require_main_guard
 
 Players = Crew[Segment | Replay, Seen | Film]
 Hire = Callable[[int, Player], Players]
@@ -80,15 +81,24 @@ def evaluate(
     processes of this machine. Episodes that are there already are not run again. Raises ConfigError when more steps
     would be executed than were supervised (or than a chunk has), CheckpointError when the folder holds an evaluation
     under other settings or a broken file, SimulatorError when an episode ends its worker again and again,
-    whatever the policy raises, and KeyboardInterrupt after Ctrl-C, with every finished episode kept.
+    whatever the policy raises, and KeyboardInterrupt after Ctrl-C, with every finished episode kept. ConfigError in a
+    script without `if __name__ == "__main__":`, which every simulator's process would run again.
+
+    A simulator in another version than its adapter was tested with is told of first, and in the result's "warnings".
 
     `latency_ms` is of every answer of every episode, whether it was asked for alone or in a batch. `wall_seconds` adds
     up over attempts; of a killed one it counts up to the last episode that it finished.
     """
     began = time.perf_counter()
+    if hire is None:
+        require_main_guard()  # before a policy is loaded
     policy = policy or Policy.load(run, device="auto")
     recipe = adapted(policy.recipe, sim or policy.recipe.sim, settings or policy.recipe.eval)
+    check_world(recipe.sim, recipe.eval)
     policy.accept(recipe.sim, recipe.eval)
+    warnings = base.version_warnings(recipe.sim.name)
+    for warning in warnings:
+        say(f"eval: {warning}")
     place = run / folder
     protocol = describe(recipe, policy, sentences or {})
     done = open_episodes(place, protocol)
@@ -116,6 +126,8 @@ def evaluate(
     if whole:
         seconds = checkpoint.read_json(place / "result.json")["wall_seconds"]
     result = summary(episodes, recipe) | {"protocol": protocol, "latency_ms": timed, "wall_seconds": seconds}
+    if warnings:
+        result["warnings"] = list(warnings)
     checkpoint.write_json(place / "result.json", result)
     return result
 

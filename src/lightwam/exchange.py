@@ -12,14 +12,14 @@ from lightwam import checkpoint
 from lightwam.checkpoint import Checkpoint
 from lightwam.checks import check
 from lightwam.config import DctConfig, Recipe
-from lightwam.data.cache_base import check_cameras
+from lightwam.data.cache_place import cache_home
 from lightwam.data.files import writing
 from lightwam.data.lerobot import LeRobotDataset
+from lightwam.data.lerobot.features import FeatureNames
 from lightwam.distributed import device_called
-from lightwam.encoders import vae_identity
 from lightwam.errors import CheckpointError, ConfigError
 from lightwam.model.light_wam import LightWAM
-from lightwam.processing import begin_run, cache_prompts, check_sizes, codec_of
+from lightwam.processing import Sources, begin_run, cache_prompts, check_data, check_tasks, codec_of
 from lightwam.weights import published
 from lightwam.weights.published import Published
 
@@ -38,12 +38,22 @@ def export(run: Path, to: Path, step: int | None = None, *, ema: bool = True) ->
     return to
 
 
-def adopt(recipe: Recipe, file: Path, dataset: Path, run: Path, *, device: str = "auto") -> Path:
+def adopt(
+    recipe: Recipe,
+    file: Path,
+    dataset: Path,
+    run: Path,
+    *,
+    device: str = "auto",
+    names: FeatureNames | None = None,
+    cache: Path | None = None,
+) -> Path:
     """Make `run` from the published checkpoint `file`; returns it.
 
     The dataset gives what a published checkpoint lacks: the statistics of state and action, and the task sentences,
-    whose states are made (on `device`) and cached. The run is there whole or not at all. Raises CheckpointError when
-    the file is of another model, or `run` exists already, DatasetError when the dataset does not fit the recipe.
+    whose states are made (on `device`) and kept in the folder `cache`, as `processing.open_data` says. The run is there
+    whole or not at all. Raises CheckpointError when the file is of another model, or `run` exists already, DatasetError
+    when the dataset or one of its sentences does not fit the recipe.
     """
     check(recipe)
     if isinstance(recipe.latents, DctConfig):
@@ -51,13 +61,14 @@ def adopt(recipe: Recipe, file: Path, dataset: Path, run: Path, *, device: str =
                           expected="wan_vae", next_step="lightwam adopt libero-10 --checkpoint ...")  # fmt: skip
     if run.exists() and any(run.iterdir()):
         raise CheckpointError("the run directory is not empty", where=run, next_step="choose another --run")
-    found, data = published.read(file, recipe.model), LeRobotDataset(dataset)
-    check_cameras(data, recipe.codec)
-    check_sizes(recipe, dataset, data.vectors.state.shape[1], data.vectors.action.shape[1])
-    cache_prompts(recipe, data, device_called(device))
+    found, data = published.read(file, recipe.model), LeRobotDataset(dataset, names)
+    check_data(recipe, data)
+    check_tasks(recipe, data)
+    sources = Sources(recipe, data, cache_home(data.root, cache))
+    cache_prompts(recipe, data, device_called(device), sources.home)
     beside = run.with_name(f".{run.name}.{os.getpid()}")
     try:
-        _write(recipe, found, data, beside)
+        _write(sources, found, beside)
         with writing(run):
             run.parent.mkdir(parents=True, exist_ok=True)
             beside.replace(run)  # an empty folder may be there
@@ -66,9 +77,10 @@ def adopt(recipe: Recipe, file: Path, dataset: Path, run: Path, *, device: str =
     return run
 
 
-def _write(recipe: Recipe, found: Published, data: LeRobotDataset, run: Path) -> None:
+def _write(sources: Sources, found: Published, run: Path) -> None:
+    recipe, data = sources.recipe, sources.data
     checkpoint.start_run(run, recipe)
-    begin_run(recipe, data, data.fingerprint(), run, codec_of(recipe, data), vae_identity(recipe))
+    begin_run(recipe, data, sources.files, run, codec_of(recipe, data), sources.vae, sources.prompts())
     with torch.device("meta"):
         model = LightWAM(recipe.model)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lightwam.config import Recipe, SimConfig
-from lightwam.errors import SimulatorError
+from lightwam.errors import SetupError, SimulatorError
 from lightwam.progress import Progress
 from lightwam.sim import base
 from lightwam.sim.base import Trial
@@ -42,6 +42,8 @@ class Experts:
         simulator.reset(trial.seed)
         try:
             expert = base.make_expert(self.sim, simulator)
+        except SetupError:
+            raise
         except SimulatorError as error:
             return Ending(False, 0, error.what)
         for step in range(self.sim.max_steps):
@@ -60,6 +62,8 @@ def check_experts(
     has no expert has "refused" instead. `show` is given each task's row as soon as it is whole, so that an end before
     the end loses little. Raises KeyboardInterrupt after Ctrl-C, and SimulatorError when the simulator cannot run.
     """
+    for warning in base.version_warnings(recipe.sim.name):
+        say(f"check: {warning}")
     first, trials = recipe.eval.first_seed, recipe.eval.trials
     todo = [Trial(task, first + i) for task in recipe.sim.tasks for i in range(trials)]
     running: set[Trial] = set()

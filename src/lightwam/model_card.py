@@ -278,6 +278,7 @@ def _how(result: Result, protocol: Table, recipe: Recipe) -> Iterator[str]:
         f"{protocol.count('checkpoint_step'):,}, {weights}, {plain(protocol.text('computes'))}. Demonstrations that "
         f"the recipe collects are of seeds from {recipe.collect.first_seed:,} up."
     )
+    yield from (f"**Warning**: {plain(warning)}." for warning in result.warnings)
     if result.latency_ms:
         p50, p95, p99 = (f"{result.latency_ms[key]:.3g}" for key in ("p50", "p95", "p99"))
         yield (

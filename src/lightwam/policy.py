@@ -33,6 +33,8 @@ Seen = Observation | Mapping[str, Any]
 FIELDS = {"frames", "state", "instruction"}
 MOST_SHOWN = 64
 """numbers of a state that an error shows"""
+FARTHEST = 1e9
+"""of a normalised state: what lies beyond would make the model's numbers infinite, and is nobody's state"""
 
 
 class Policy:
@@ -188,7 +190,7 @@ class Policy:
     @torch.inference_mode()
     def act_batch(self, observations: Sequence[Seen]) -> Float32[np.ndarray, "B H A"]:
         """Chunks for several robots at once."""
-        seen = [_fields(observation) for observation in observations]
+        seen = [self._fields(observation) for observation in observations]
         if isinstance(self.actor, Engine):
             canvases = torch.from_numpy(self._canvases(seen))
             action = self.actor.act(canvases, _sentences(seen), self._states(seen))
@@ -202,7 +204,7 @@ class Policy:
 
         Another `seed` gives another future; `num_steps` are the Euler steps from noise to it.
         """
-        latent, context, state = self._inputs([_fields(observation)])
+        latent, context, state = self._inputs([self._fields(observation)])
         frames = 1 + self.recipe.model.horizon // self.recipe.codec.video_stride
         later = (frames - 1) // self.latents.temporal_stride
         shape = (1, latent.shape[1], 1 + later, latent.shape[3] // 2, latent.shape[4] // 2)
@@ -219,7 +221,7 @@ class Policy:
         One Euler step from a noise that is always the same: from noise alone the velocity leads to the mean of all
         futures that the model holds possible. It is what `surprise` compares with what then comes.
         """
-        latent, context, state = self._inputs([_fields(one) for one in observations])
+        latent, context, state = self._inputs([self._fields(one) for one in observations])
         shape = (1, latent.shape[1], 2, latent.shape[3] // 2, latent.shape[4] // 2)
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(latent)
         future = self.model.imagine(latent, context, state, noise.expand(len(latent), -1, -1, -1, -1), 1)
@@ -229,10 +231,27 @@ class Policy:
     @torch.inference_mode()
     def look(self, observation: Seen) -> list[Float32[np.ndarray, "queries rows cols"]]:
         """What the queries of every tap look at: attention over the picture's tokens, mean over heads, sums to 1."""
-        latent, context, state = self._inputs([_fields(observation)])
+        latent, context, state = self._inputs([self._fields(observation)])
         rows, columns = (s // p for s, p in zip(latent.shape[3:], self.recipe.model.backbone.patch[1:], strict=True))
         attention = self.model.look(latent, context, state)
         return [a[0].mean(0).unflatten(-1, (rows, columns)).float().cpu().numpy() for a in attention]
+
+    def _fields(self, observation: Seen) -> Mapping[str, Any]:
+        """Frames, state and instruction by name; WireError when one is missing, unknown or of another kind.
+
+        A policy that was trained without a state needs none, and reads none.
+        """
+        fields = vars(observation) if isinstance(observation, Observation) else observation
+        if self.recipe.model.state_dim == 0 and isinstance(fields, Mapping):
+            fields = {**fields, "state": ()}
+        if not isinstance(fields, Mapping) or set(fields) != FIELDS:
+            got = sorted(map(str, fields)) if isinstance(fields, Mapping) else type(fields).__name__
+            raise WireError("an observation has other parts", where="observation", got=got, expected=sorted(FIELDS))
+        for name, kind in (("frames", Mapping), ("instruction", str)):
+            if not isinstance(fields[name], kind):
+                raise WireError(f"the {name} of an observation are of another kind", where=f"observation.{name}",
+                                got=type(fields[name]).__name__, expected=kind.__name__)  # fmt: skip
+        return fields
 
     def _inputs(
         self, seen: Sequence[Mapping[str, Any]]
@@ -246,7 +265,14 @@ class Policy:
         return np.stack([self.codec.canvas(one["frames"]) for one in seen])
 
     def _states(self, seen: Sequence[Mapping[str, Any]]) -> Float[Tensor, "B P"]:
-        return torch.from_numpy(self.codec.encode_state(np.stack([self._state(one["state"]) for one in seen])))
+        with np.errstate(over="ignore"):  # what becomes infinite is refused below
+            state = self.codec.encode_state(np.stack([self._state(one["state"]) for one in seen]))
+        if (far := np.abs(state) > FARTHEST).any():
+            dims = sorted(set(np.argwhere(far)[:, -1].tolist()))
+            raise WireError("the state is far beyond all that training saw", where=f"observation.state dims {dims}",
+                            got=f"{np.abs(state).max():.3g} of the training's ranges", expected=f"at most {FARTHEST:g}",
+                            next_step="send it in the units that the run was trained on")  # fmt: skip
+        return torch.from_numpy(state)
 
     def _state(self, given: Any) -> Float32[np.ndarray, " P"]:
         expected, where = f"{self.recipe.model.state_dim} finite numbers", "observation.state"
@@ -260,19 +286,6 @@ class Policy:
             got = f"shape {state.shape}" + (f", {state.tolist()}" if state.size <= MOST_SHOWN else "")
             raise WireError("the state does not fit the policy", where=where, got=got, expected=expected)
         return state
-
-
-def _fields(observation: Seen) -> Mapping[str, Any]:
-    """Frames, state and instruction by name; WireError when one is missing, unknown or of another kind."""
-    fields = vars(observation) if isinstance(observation, Observation) else observation
-    if not isinstance(fields, Mapping) or set(fields) != FIELDS:
-        got = sorted(map(str, fields)) if isinstance(fields, Mapping) else type(fields).__name__
-        raise WireError("an observation has other parts", where="observation", got=got, expected=sorted(FIELDS))
-    for name, kind in (("frames", Mapping), ("instruction", str)):
-        if not isinstance(fields[name], kind):
-            raise WireError(f"the {name} of an observation are of another kind", where=f"observation.{name}",
-                            got=type(fields[name]).__name__, expected=kind.__name__)  # fmt: skip
-    return fields
 
 
 def _sentences(seen: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,20 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from lightwam import checkpoint, distributed
+from lightwam.checkpoint import Weights
 from lightwam.codec import Codec, to_pixels
 from lightwam.config import LATENTS, DctConfig, HashedTextConfig, Recipe
-from lightwam.data.cache import FrameCache
+from lightwam.data.cache import FrameCache, draft_of, frames_folder
 from lightwam.data.cache_base import Cache, check_cameras
-from lightwam.data.latent_cache import LatentCache
+from lightwam.data.cache_place import cache_home, check_room, remove_leftovers
+from lightwam.data.latent_cache import LatentCache, latents_folder
 from lightwam.data.latent_encoder import ClipEncoder
 from lightwam.data.lerobot import LeRobotDataset
+from lightwam.data.lerobot.features import FeatureNames, parse_names
 from lightwam.distributed import World
 from lightwam.encoders import (
     Prompts,
+    Sentences,
     check_vae,
     encode_clip,
     open_latents,
@@ -31,13 +36,15 @@ from lightwam.encoders import (
     open_text,
     vae_identity,
 )
-from lightwam.errors import CheckpointError, DatasetError
+from lightwam.errors import CheckpointError, DatasetError, PromptError
 from lightwam.latents.dct import DctLatents
 from lightwam.progress import Progress
 from lightwam.start import Start, note_start
 from lightwam.types import Batch, LatentCodec, Latents, Windows
 from lightwam.weights.files import Part, digest, locate
 
+FRAMES = "cache"
+"""the folder of a dataset for its decoded pictures"""
 TEXT_PARTS: tuple[Part, ...] = ("text_encoder", "tokenizer")
 FIT_FRAMES = 256
 """pictures, evenly spaced over the dataset, that the latents' statistics are measured on"""
@@ -71,32 +78,49 @@ class Processing:
 
 
 def open_data(
-    recipe: Recipe, dataset: Path, run: Path, say: Callable[[str], None] = print, start: Start | None = None
+    recipe: Recipe,
+    dataset: Path,
+    run: Path,
+    say: Callable[[str], None] = print,
+    *,
+    names: FeatureNames | None = None,
+    start: Start | None = None,
+    cache: Path | None = None,
 ) -> tuple[Cache, Processing]:
-    """The dataset's cache and its processing; statistics belong to the run, measured once or kept from its `start`.
+    """Claim the directory `run` for a recipe and a dataset; returns the dataset's cache and its processing.
 
-    Pictures are decoded here when they are not yet; latents of a VAE must have been made by `lightwam cache`. Raises
-    DatasetError when the dataset does not fit the model or the cache is stale, CheckpointError when the run began with
-    another dataset or VAE.
+    What can be checked in seconds is checked first, before `run` is touched and before anything is decoded. Pictures
+    are decoded here when they are not yet; latents of a VAE must have been made by `lightwam cache`. Caches lie in the
+    folder `cache` (else where LIGHTWAM_CACHE says, else in the dataset's). Statistics are measured once and then belong
+    to the run. Raises DatasetError when the dataset or one of its sentences does not fit the recipe, and when the cache
+    is stale or cannot be written; CheckpointError when the run holds another recipe, or began with another dataset or
+    VAE.
     """
-    data = LeRobotDataset(dataset)
-    fingerprint, begun = data.fingerprint(), (run / "processing.json").exists()
+    pairs = checkpoint.feature_names(run, () if names is None else names.pairs())
+    data = LeRobotDataset(dataset, parse_names(pairs))
+    check_data(recipe, data)
+    if isinstance(recipe.text, HashedTextConfig):  # other encoders' states were made, and checked, by `lightwam cache`
+        check_tasks(recipe, data, say)
+    sources = Sources(recipe, data, cache_home(data.root, cache))
+    begun = (run / "processing.json").exists()
     if begun:
-        checkpoint.check_dataset(run, dataset, fingerprint)
-    cache, vae = open_cache(data, recipe, say)
-    check_sizes(recipe, dataset, cache.state.shape[1], cache.action.shape[1])
+        checkpoint.check_dataset(run, dataset, sources.files)
+    sources.check(prompts=not begun)
+    kept = start if start is not None and start.statistics == "kept" else None
+    if kept is not None and not isinstance(recipe.latents, DctConfig):
+        check_vae(kept.measured, sources.vae, kept.run)
+    checkpoint.start_run(run, recipe)
+    opened, vae = sources.open(say)
     if not begun:
         codec = codec_of(recipe, data)
         note_start(run, start)
         if start is not None:
             say(start.line(codec))
-        if start is not None and start.statistics == "kept":
-            codec, measured = start.codec, start.measured
-            if vae is not None:
-                check_vae(measured, vae, start.run)
+        if kept is not None:
+            codec, measured = kept.codec, kept.measured
         else:
-            measured = _measure(recipe, cache, codec) if vae is None else vae
-        begin_run(recipe, data, fingerprint, run, codec, measured)
+            measured = _measure(recipe, opened, codec) if vae is None else vae
+        begin_run(recipe, data, sources.files, run, codec, measured, sources.prompts())
     if vae is None:
         codec, latents = open_processing(run, recipe)
     else:
@@ -106,20 +130,110 @@ def open_data(
     if not known and not isinstance(recipe.text, HashedTextConfig):
         raise CheckpointError("a file of the run is missing", where=run / checkpoint.PROMPTS,
                               next_step="copy the run again")  # fmt: skip
-    return cache, Processing(codec, latents, Prompts(recipe, known).states(cache.tasks))
+    return opened, Processing(codec, latents, Prompts(recipe, known).states(opened.tasks))
 
 
-def open_cache(
-    data: LeRobotDataset, recipe: Recipe, say: Callable[[str], None]
-) -> tuple[FrameCache, None] | tuple[LatentCache, dict[str, str]]:
-    """The decoded pictures, made when there are none or stale ones; or a VAE's latents and which VAE it is."""
-    if isinstance(recipe.latents, DctConfig):
+def check_data(recipe: Recipe, data: LeRobotDataset) -> None:
+    """Raise DatasetError when the dataset lacks a camera of the recipe, or state or action have another width."""
+    check_cameras(data, recipe.codec)
+    check_sizes(recipe, data)
+
+
+def check_tasks(recipe: Recipe, data: LeRobotDataset, say: Callable[[str], None] = print) -> None:
+    """Raise DatasetError when a task sentence does not fit the recipe's text encoder; `say` lists the truncated ones.
+
+    Raises as `Sentences` does, too: of UMT5 the tokenizer must be there.
+    """
+    sentences = Sentences(recipe)
+    for index, task in enumerate(data.tasks):
+        try:
+            truncated = sentences.check(task)
+        except PromptError as error:
+            table = "the dataset's table of tasks"
+            step = f"shorten it in {table}, or give --text.num-tokens or --text.truncate"
+            next_step = step if task.strip() else f"describe the task in {table}"
+            raise DatasetError("a task sentence must fit the text encoder", where=f"{data.root} task {index}: {task!r}",
+                               got=error.got, expected=error.expected, next_step=next_step) from error  # fmt: skip
+        if truncated:
+            say(truncated)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What training reads of one dataset, under `home`: decoded pictures, or a VAE's latents and states of prompts."""
+
+    recipe: Recipe
+    data: LeRobotDataset
+    home: Path
+
+    @cached_property
+    def files(self) -> dict[str, str]:
+        """The dataset's fingerprint."""
+        return self.data.fingerprint()
+
+    @cached_property
+    def frames(self) -> Path:
+        """The folder of decoded pictures."""
+        return frames_folder(self.home / FRAMES, self.data, self.recipe.codec, self.files)
+
+    @cached_property
+    def vae(self) -> dict[str, str]:
+        """Which VAE it is."""
+        return vae_identity(self.recipe)
+
+    @property
+    def made_by(self) -> dict[str, str]:
+        """The identity of the latents' encoder."""
+        return {"kind": self.recipe.latents.kind, **self.vae}
+
+    def latents(self, home: Path) -> Path:
+        """The folder of latents."""
+        horizon = self.recipe.model.horizon
+        return latents_folder(home / LATENTS, self.data, self.recipe.codec, horizon, self.made_by, self.files)
+
+    def check(self, prompts: bool) -> None:
+        """Raise DatasetError when what `open` makes cannot be written, or what it only reads is not there."""
+        if isinstance(self.recipe.latents, DctConfig):
+            FrameCache.check_place(self.data, self.recipe.codec, self.frames, self.files)
+        else:
+            self._open_latents()
+        if prompts:
+            self.prompts()
+
+    def open(self, say: Callable[[str], None]) -> tuple[FrameCache, None] | tuple[LatentCache, dict[str, str]]:
+        """The decoded pictures, made when there are none or stale ones; or a VAE's latents and which VAE it is."""
+        if not isinstance(self.recipe.latents, DctConfig):
+            return self._open_latents(), self.vae
+        for folder, name in ((self.home, FRAMES), (self.home / FRAMES, None)):
+            remove_leftovers(folder, name, keep=draft_of(self.data, self.recipe.codec, self.frames, self.files))
         with ExitStack() as stack:
             tell = _progress(stack, "decode", "frame", say)
-            return FrameCache.fresh(data, recipe.codec, data.root / "cache", tell), None
-    vae = vae_identity(recipe)
-    made_by = {"kind": recipe.latents.kind, **vae}
-    return LatentCache.open(data.root / LATENTS, data, recipe.codec, recipe.model.horizon, made_by), vae
+            return FrameCache.fresh(self.data, self.recipe.codec, self.frames, tell, self.files), None
+
+    def prompts(self) -> Weights:
+        """The prompts' states of a pretrained text encoder, from the cache; DatasetError when one is not there."""
+        if isinstance(self.recipe.text, HashedTextConfig):
+            return {}
+        expected = (self.recipe.text.num_tokens, self.recipe.text.dim)
+        paths = [home / LATENTS / checkpoint.PROMPTS for home in self._homes()]
+        known: Weights = {}
+        for path in reversed(paths):
+            known |= {name: state for name, state in checkpoint.read_tensors(path).items() if state.shape == expected}
+        wanted = [self.recipe.prompt.format(task=task) for task in self.data.tasks]
+        for prompt in wanted:
+            if prompt not in known:
+                raise DatasetError("a prompt has no token states of this recipe", where=paths[0], got=repr(prompt),
+                                   expected=expected, next_step="make them: `lightwam cache`")  # fmt: skip
+        return {prompt: known[prompt] for prompt in wanted}
+
+    def _open_latents(self) -> LatentCache:
+        """Hours of work may lie in the dataset's own folder: they are read wherever others would be made."""
+        paths = [self.latents(home) for home in self._homes()]
+        path = next((path for path in paths if (path / "cache.json").is_file()), paths[0])
+        return LatentCache.open(path, self.data, self.recipe.codec, self.recipe.model.horizon, self.made_by)
+
+    def _homes(self) -> list[Path]:
+        return list(dict.fromkeys([self.home, self.data.root]))
 
 
 def codec_of(recipe: Recipe, data: LeRobotDataset) -> Codec:
@@ -128,39 +242,57 @@ def codec_of(recipe: Recipe, data: LeRobotDataset) -> Codec:
 
 
 def begin_run(
-    recipe: Recipe, data: LeRobotDataset, fingerprint: Mapping[str, Any], run: Path, codec: Codec, measured: Any
+    recipe: Recipe,
+    data: LeRobotDataset,
+    fingerprint: Mapping[str, Any],
+    run: Path,
+    codec: Codec,
+    measured: Any,
+    prompts: Weights,
 ) -> None:
     """Write into a run all that it takes from its dataset; `measured` is what `open_latents` needs."""
-    checkpoint.write_dataset(run, data.root, data.num_episodes, fingerprint)
-    write_prompts(recipe, data, run)
+    checkpoint.write_dataset(run, data.root, data.num_episodes, fingerprint, data.names.pairs())
+    if not isinstance(recipe.text, HashedTextConfig):
+        checkpoint.write_tensors(run / checkpoint.PROMPTS, prompts)
     checkpoint.write_processing(run, codec, measured)  # last: with it the run has begun
 
 
-def make_cache(recipe: Recipe, dataset: Path, *, device: str = "auto", say: Callable[[str], None] = print) -> None:
+def make_cache(
+    recipe: Recipe,
+    dataset: Path,
+    *,
+    device: str = "auto",
+    say: Callable[[str], None] = print,
+    names: FeatureNames | None = None,
+    cache: Path | None = None,
+) -> None:
     """Make ahead what training reads: decoded pictures, or a VAE's latents and the prompts' token states.
 
-    Goes on where it stopped. Under torchrun every process makes its share. DatasetError when the dataset is broken or
-    the disk is full, CheckpointError when weights are missing.
+    Goes on where it stopped. Under torchrun every process makes its share. It lies where `open_data` looks for it.
+    DatasetError when the dataset is broken or does not fit the recipe or the cache cannot be written, CheckpointError
+    when weights are missing.
     """
-    data = LeRobotDataset(dataset)
+    data = LeRobotDataset(dataset, names)
+    check_data(recipe, data)
+    check_tasks(recipe, data, say)
+    sources = Sources(recipe, data, cache_home(data.root, cache))
     if isinstance(recipe.latents, DctConfig):
         with distributed.world("cpu") as world, world.leader_first():
-            open_cache(data, recipe, say)
+            sources.open(say)
         return
-    check_cameras(data, recipe.codec)
     with (
         distributed.world(device) as world,
         distributed.memory_said(f"encoding on {world.device}", "a larger device, or --device cpu"),
     ):
         if world.leads:
-            cache_prompts(recipe, data, world.device)
-        _cache_latents(recipe, data, world, say)
+            cache_prompts(recipe, data, world.device, sources.home)
+        _cache_latents(sources, world, say)
         world.wait()
 
 
-def _cache_latents(recipe: Recipe, data: LeRobotDataset, world: World, say: Callable[[str], None]) -> None:
-    vae = vae_identity(recipe)
-    latents = open_latents(recipe, vae, recipe.weights, world.device)
+def _cache_latents(sources: Sources, world: World, say: Callable[[str], None]) -> None:
+    recipe = sources.recipe
+    latents = open_latents(recipe, sources.vae, recipe.weights, world.device)
 
     @torch.inference_mode()
     def encode(canvases: UInt8[np.ndarray, "B F height width 3"]) -> Latents:
@@ -168,51 +300,36 @@ def _cache_latents(recipe: Recipe, data: LeRobotDataset, world: World, say: Call
             made = encode_clip(latents, to_pixels(canvases).to(world.device))
         return Latents(made.present.cpu(), made.clip.cpu())
 
-    encoder = ClipEncoder(encode, {"kind": recipe.latents.kind, **vae})
+    encoder = ClipEncoder(encode, sources.made_by)
     with ExitStack() as stack:
         tell = _progress(stack, "encode", "window", say, silent=not world.leads)
-        path = data.root / LATENTS
-        LatentCache.build(data, recipe.codec, recipe.model.horizon, encoder, path, tell, world.share)
+        path = sources.latents(sources.home)
+        LatentCache.build(sources.data, recipe.codec, recipe.model.horizon, encoder, path, tell, world.share)
 
 
-def cache_prompts(recipe: Recipe, data: LeRobotDataset, device: torch.device | str) -> None:
-    """Encode the prompts of a dataset's tasks that are not in its cache yet; another encoder's are made anew."""
-    path, text = data.root / LATENTS / checkpoint.PROMPTS, recipe.text
+def cache_prompts(recipe: Recipe, data: LeRobotDataset, device: torch.device | str, home: Path) -> None:
+    """Encode the prompts of a dataset's tasks that are not cached under `home` yet; another encoder's are made anew."""
+    path, text = home / LATENTS / checkpoint.PROMPTS, recipe.text
     made_by = {"encoder": f"{text.kind} {text.num_tokens}x{text.dim}"}
     made_by |= {part: digest(locate(recipe.weights, part)) for part in TEXT_PARTS}
     known = checkpoint.read_tensors(path) if checkpoint.read_about(path) == made_by else {}
     wanted = [recipe.prompt.format(task=task) for task in data.tasks]
     if missing := [prompt for prompt in wanted if prompt not in known]:
+        check_room(path, 2 * len(wanted) * text.num_tokens * text.dim)
         states = open_text(recipe, device).encode(missing).to("cpu", torch.bfloat16)
         checkpoint.write_tensors(path, known | dict(zip(missing, states, strict=True)), made_by)
 
 
-def write_prompts(recipe: Recipe, data: LeRobotDataset, run: Path) -> None:
-    """Copy the prompts' states from the dataset's cache into the run; DatasetError when one is not there."""
-    if isinstance(recipe.text, HashedTextConfig):
-        return
-    path = data.root / LATENTS / checkpoint.PROMPTS
-    known = checkpoint.read_tensors(path)
-    wanted = [recipe.prompt.format(task=task) for task in data.tasks]
-    for prompt in wanted:
-        expected = (recipe.text.num_tokens, recipe.text.dim)
-        got = tuple(known[prompt].shape) if prompt in known else "none"
-        if got != expected:
-            raise DatasetError("a prompt has no token states of this recipe", where=path, got=f"{got} for {prompt!r}",
-                               expected=expected, next_step="make them: `lightwam cache`")  # fmt: skip
-    checkpoint.write_tensors(run / checkpoint.PROMPTS, {prompt: known[prompt] for prompt in wanted})
-
-
-def check_sizes(recipe: Recipe, dataset: Path, state_dim: int, action_dim: int) -> None:
+def check_sizes(recipe: Recipe, data: LeRobotDataset) -> None:
     """DatasetError when state or action have not the model's widths."""
     for name, got, expected in (
-        ("observation.state", state_dim, recipe.model.state_dim),
-        ("action", action_dim, recipe.model.action_dim),
+        ("observation.state", data.state_dim, recipe.model.state_dim),
+        ("action", data.action_dim, recipe.model.action_dim),
     ):
         if got != expected:
-            raise DatasetError(
-                "the dataset does not fit the model", where=f"{dataset}: {name}", got=got, expected=expected
-            )
+            raise DatasetError("the dataset does not fit the model", where=f"{data.root}: {name}",
+                               got=got or "no such feature", expected=expected,
+                               next_step=data.state_proposal())  # fmt: skip
 
 
 def _measure(recipe: Recipe, cache: Cache, codec: Codec) -> dict[str, Any]:

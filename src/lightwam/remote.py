@@ -17,6 +17,7 @@ from lightwam.robot.client import Client
 from lightwam.sim import base
 from lightwam.types import Observation
 from lightwam.wire.family import GUIDE, Family, fitted
+from lightwam.wire.openpi import MESSAGE_BYTES
 
 
 class RemotePolicy:
@@ -72,7 +73,7 @@ class RemotePolicy:
 
     def _greeting(self) -> Any:
         """What the server says of itself; WireError when that has changed, as another policy may answer then."""
-        said = _plain(self._client.metadata)
+        said = _plain({key: value for key, value in self._client.metadata.items() if key != MESSAGE_BYTES})
         self._said = said if self._said is None else self._said
         if said != self._said:
             raise WireError("another server answers now", where=self._client.url, got=said, expected=self._said,

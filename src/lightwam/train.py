@@ -22,6 +22,7 @@ from lightwam.checks import check
 from lightwam.config import Recipe, TrainConfig
 from lightwam.data.cache_base import Cache
 from lightwam.data.files import append_line, whole_lines, write_file
+from lightwam.data.lerobot.features import FeatureNames
 from lightwam.data.loader import WindowLoader
 from lightwam.distributed import Parallel, World
 from lightwam.engine.cpu import products
@@ -47,7 +48,9 @@ def train(
     device: str = "auto",
     parallel: Parallel = "ddp",
     start_from: Path | None = None,
+    names: FeatureNames | None = None,
     statistics: Statistics = "kept",
+    cache: Path | None = None,
 ) -> Path:
     """Train `recipe` on the LeRobot dataset at `dataset` into the directory `run`, going on where it stopped.
 
@@ -55,10 +58,13 @@ def train(
     (a GPU where there is one), "cpu" or "cuda"; `parallel` says how processes under torchrun share the work. A new run
     takes its first weights from the run `start_from`, if given; else the recipe's pretrained ones, or random. With
     `start_from` it keeps that run's `statistics` of state, action and latents ("kept"), or measures its own ("new"):
-    one line says which, and the run has them for good. Returns `run`. Raises CheckpointError when `run` holds another
-    recipe, began with another dataset or otherwise, or has a damaged checkpoint, or `start_from` does not fit;
-    DatasetError when the data do not fit or the loss is not finite; ConfigError when memory runs out, or a listener is
-    not installed or has no credentials.
+    one line says which, and the run has them for good. `names`: what the dataset calls its features, if not as LeRobot
+    does; a run keeps them. Decoded pictures and latents lie in the folder `cache`, as `processing.open_data` says.
+    Returns `run`.
+
+    Raises CheckpointError when `run` holds another recipe, began with another dataset or otherwise, or has a damaged
+    checkpoint, or `start_from` does not fit; DatasetError when the data do not fit or the loss is not finite;
+    ConfigError when memory runs out, or a listener is not installed or has no credentials.
     """
     check(recipe)
     if parallel == "fsdp" and recipe.train.muon_learning_rate:
@@ -69,13 +75,12 @@ def train(
             listeners.check(recipe)
         with world.leader_first():
             start = starting(run, recipe, start_from, statistics)
-            checkpoint.start_run(run, recipe)
-            cache, processing = open_data(recipe, dataset, run, say, start)
+            opened, processing = open_data(recipe, dataset, run, say, names=names, start=start, cache=cache)
         torch.manual_seed(recipe.train.seed)
         with distributed.memory_said(
             f"the start, on {world.device}", "a larger device, or more of them (--parallel fsdp)"
         ):
-            session = _start(recipe, run, start, cache, processing, world, parallel)
+            session = _start(recipe, run, start, opened, processing, world, parallel)
         del start  # its weights are in the model now
         if session.step and world.leads:
             say(f"going on from step {session.step}")

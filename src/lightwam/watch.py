@@ -32,7 +32,7 @@ from lightwam.surprise import Looks, Watch, calibrate, require_enough
 from lightwam.timing import in_turns
 from lightwam.types import Observation
 from lightwam.watch_scores import Shown, measure
-from lightwam.workers import Death, Deaths, Workers, interrupt_as_flag
+from lightwam.workers import Death, Deaths, Workers, interrupt_as_flag, require_main_guard
 
 FIRST_QUIET_SEED, FIRST_TRIAL_SEED = 2_000_000, 4_000_000
 FOLDER = "watch"
@@ -108,8 +108,11 @@ def watch(
     Raises ConfigError for too few episodes, CheckpointError when RUN/watch holds other settings', SimulatorError as an
     evaluation does, and KeyboardInterrupt after Ctrl-C with every finished episode kept.
     """
+    require_main_guard()  # before a policy is loaded
     policy = policy or Policy.load(run, device="auto")
     recipe, place = check(policy.recipe), run / FOLDER
+    for warning in base.version_warnings(recipe.sim.name):
+        say(f"watch: {warning}")
     require_enough(settings.quiet * len(recipe.sim.tasks), settings.false_alarms)
     protocol = describe(recipe, policy, {}) | {
         "watch": {key: value for key, value in asdict(settings).items() if key in ("quiet", "trials")},

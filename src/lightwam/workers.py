@@ -7,9 +7,11 @@ seat is free for a new process, and the parent decides whether the job is worth 
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import multiprocessing
 import signal
+import sys
 import threading
 import traceback
 from collections import Counter
@@ -18,16 +20,22 @@ from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
+from pathlib import Path
 from types import FrameType
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
-from lightwam.errors import LightwamError, SimulatorError
+from lightwam.errors import ConfigError, LightwamError, SimulatorError
 
 Job = TypeVar("Job")
 Answer = TypeVar("Answer")
 Reply = tuple[Any, Exception | None, str]
 """answer, error and its traceback: what a worker sends back"""
 
+GUARD = 'if __name__ == "__main__":'
+NO_GUARD = 87
+"""exit status of a worker that finds itself in the user's script again, about to start workers"""
+LONGEST = 300
+"""characters of an unexpected error that are repeated"""
 DEATHS_IN_A_ROW = 3
 """a job whose worker dies this often is not tried again"""
 
@@ -101,7 +109,10 @@ class Workers(Generic[Job, Answer]):
     """
 
     def __init__(self, count: int, run: Callable[[Job], Answer]) -> None:
+        """ConfigError when a script without a main guard would start them."""
         self._run, self._here = run, count == 0
+        if count:
+            require_main_guard()
         self._done: list[tuple[Job, Answer]] = []
         self._workers: list[_Worker[Job] | None] = [None] * count
         # started before `_start` sets its mask, because starting it unblocks SIGINT again
@@ -134,7 +145,7 @@ class Workers(Generic[Job, Answer]):
             self._done.append((job, self._run(job)))
             return
         seat = self.idle[0] if seat is None else seat
-        worker = self._workers[seat] = self._workers[seat] or self._start()
+        worker = self._workers[seat] = self._workers[seat] or self._start(seat)
         assert worker.job is None, "this process is at work"
         worker.job = job
         with contextlib.suppress(BrokenPipeError):  # it died while idle: `answers` will find that out
@@ -164,13 +175,13 @@ class Workers(Generic[Job, Answer]):
             else:
                 yield job, taken(job, reply)
 
-    def _start(self) -> _Worker[Job]:
+    def _start(self, seat: int) -> _Worker[Job]:
         context = multiprocessing.get_context("spawn")
         # an exec keeps the signal mask: blocked here, SIGINT stays blocked in the child from its first instruction
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             pipe, far_end = context.Pipe()
-            process = context.Process(target=_serve, args=(far_end, self._run), daemon=True)
+            process = context.Process(target=_serve, args=(far_end, self._run), name=f"worker {seat}", daemon=True)
             process.start()
             far_end.close()
         finally:
@@ -186,6 +197,8 @@ def _bury(worker: _Worker[Any]) -> Death:
     code = worker.process.exitcode
     worker.process.close()
     assert code is not None
+    if code == NO_GUARD:
+        raise _unguarded(sys.argv[0])
     return Death(f"killed by signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}")
 
 
@@ -195,8 +208,15 @@ def attempt(run: Callable[[Job], Answer], job: Job) -> Reply:
         return run(job), None, ""
     except Exception as error:
         # the parent raises it; an exception that cannot be pickled must not take its message with it
-        known = error if isinstance(error, LightwamError) else RuntimeError(f"{type(error).__name__}: {error}")
+        known = error if isinstance(error, LightwamError) else RuntimeError(_brief(error))
         return None, known, traceback.format_exc()
+
+
+def _brief(error: Exception) -> str:
+    """An error in a line, and where it was raised: some hold arrays, and the traceback is long."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return f"{text[:LONGEST]}{'...' if len(text) > LONGEST else ''} ({place.filename}:{place.lineno})"
 
 
 def taken(job: object, reply: Reply) -> Any:
@@ -205,8 +225,58 @@ def taken(job: object, reply: Reply) -> Any:
     if isinstance(error, LightwamError):
         raise error
     if error is not None:
-        raise SimulatorError("a worker process failed", where=job, got=f"{error}\n{trace}") from error
+        raise SimulatorError("a worker process failed", where=job, got=error,
+                             next_step="LIGHTWAM_DEBUG=1 shows the traceback") from RuntimeError(trace)  # fmt: skip
     return answer
+
+
+def require_main_guard() -> None:
+    """ConfigError when workers started now would run the calling script again, each of them, and so without end.
+
+    A new process imports the script that the first one runs; what is not under `if __name__ == "__main__":` runs there
+    too. In such a process this ends it, with an exit status that the parent knows.
+    """
+    if vars(multiprocessing.process.current_process()).get("_inheriting"):
+        sys.exit(NO_GUARD)
+    main = vars(sys.modules["__main__"])
+    file, spec = main.get("__file__"), main.get("__spec__")
+    if file is None or (spec is not None and spec.name.rpartition(".")[2] == "__main__"):
+        return  # a notebook, python -c, python -m PACKAGE: nothing is imported again
+    if file == "<stdin>":
+        raise _unguarded("standard input, which other processes cannot read")
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_name == "<module>" and frame.f_globals is main and frame.f_code.co_filename == file:
+            if not _guarded(Path(file), frame.f_lineno):
+                raise _unguarded(f"{file}, line {frame.f_lineno}")
+            return
+        frame = frame.f_back
+
+
+def _guarded(script: Path, line: int) -> bool:
+    """Whether a script's statement at `line` is under a condition on `__name__`, or after one of the other kind
+    (`if __name__ != "__main__": ...`); True if the script cannot be read: then the worker finds out."""
+    try:
+        tree = ast.parse(script.read_bytes())
+    except (OSError, SyntaxError):
+        return True
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and node.lineno <= line:
+            inside = list(ast.walk(node.test))
+            named = any(isinstance(word, ast.Name) and word.id == "__name__" for word in inside)
+            unequal = any(isinstance(word, ast.NotEq) for word in inside)
+            if named and (unequal or line <= (node.end_lineno or line)):
+                return True
+    return False
+
+
+def _unguarded(where: str) -> ConfigError:
+    return ConfigError(
+        "a script that starts worker processes must have a main guard",
+        where=where,
+        expected=f"{GUARD}  # and what the script does indented under it, in a file",
+        next_step=f"put what calls lightwam under `{GUARD}`",
+    )
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """The paper-scale recipe at a tiny size, the whole way: cache, train, resume, evaluate, export, load, act."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -108,7 +109,7 @@ def test_the_cache_is_what_the_encoder_makes(paper_recipe: Recipe, dataset: Path
     checkpoint.start_run(run, paper_recipe)
     cache, processing = open_data(paper_recipe, dataset, run, quiet)
     assert isinstance(cache, LatentCache)
-    frames = np.load(dataset / "cache" / "frames.npy")
+    frames = np.load(next((dataset / "cache").glob("*/frames.npy")))
     stride, horizon = paper_recipe.codec.video_stride, paper_recipe.model.horizon
     last = cache.episode_start[1] - 1
     for start in (0, 3, last):
@@ -155,10 +156,10 @@ def test_the_check_of_a_dataset_reads_its_latents(
     dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["check", "dataset", str(dataset)]) == 0
-    assert "latents: sound" in capsys.readouterr().out
+    assert re.search(r"latents/\S+: sound", capsys.readouterr().out)
     copy = tmp_path / "data"
     shutil.copytree(dataset, copy)
-    shard = copy / LATENTS / "shards" / "00000.bin"
+    (shard,) = (copy / LATENTS).glob("*/shards/00000.bin")
     data = bytearray(shard.read_bytes())
     data[-9] ^= 1
     shard.write_bytes(data)

@@ -20,14 +20,16 @@ from inspect_robots_xpolicylab._client import PolicyClient
 from inspect_robots_xpolicylab._protocol import WsError
 from openpi_client import msgpack_numpy
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
-from serving import message, mirror, running, serving, stop
+from serving import LIBERO, message, mirror, running, serving, stop
 from websockets.exceptions import ConnectionClosed, InvalidMessage, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from lightwam.errors import ConfigError
+from lightwam.serve.refusals import MOST_KEPT, Refusals
 from lightwam.serve.server import Newer, Server
 from lightwam.serve.settings import Serving
 from lightwam.types import Observation
+from lightwam.wire.families import chosen
 from lightwam.wire.limits import Limits
 
 # openpi's and XPolicyLab's clients, and some tests, connect in the way of before websockets 17
@@ -86,7 +88,7 @@ def test_openpis_own_client_is_served() -> None:
     assert (first["actions"][:, :6] == 3).all()
     assert (second["actions"][:, :6] == 4).all()
     assert "prev_total_ms" not in first["server_timing"]
-    assert second["server_timing"]["prev_total_ms"] >= second["policy_timing"]["infer_ms"] > 0
+    assert second["server_timing"]["prev_total_ms"] >= first["policy_timing"]["infer_ms"] > 0
 
 
 def test_an_error_is_one_text_and_the_end_of_that_connection_alone() -> None:
@@ -146,6 +148,23 @@ def test_plain_http_is_served() -> None:
             assert (status, json.loads(body)["error"]["code"]) == (code, "bad_message")
         assert ask(server, "PUT", "/act")[0] == 405
         assert ask(server, "GET", "/elsewhere")[0] == 404
+
+
+def test_clients_that_want_a_bare_list_get_one_over_http(tmp_path: Path) -> None:
+    """AgiBot GO-1's client makes an array of the JSON that it is answered, and sends a state of one row."""
+    (tmp_path / "go1.toml").write_text("""
+name = "go1"
+prompt = ["instruction"]
+state = [{ keys = "state", row = true }]
+reply = "list"
+cameras = { agentview = "top", wrist = "left" }
+""")
+    picture = np.zeros((8, 8, 3), np.uint8)
+    sent = {"top": picture, "left": picture, "instruction": "go", "state": np.full((1, 8), 4.0), "ctrl_freqs": [30]}
+    with serving(families_of=chosen((str(tmp_path / "go1.toml"),), *LIBERO, {})) as server:
+        status, body = ask(server, "POST", "/act", json_numpy.dumps(sent))
+        assert status == 200
+        assert np.array(json.loads(body)).tolist() == np.full((3, 7), 4.0).tolist()
 
 
 def test_nothing_is_mixed_up_between_clients() -> None:
@@ -259,6 +278,139 @@ def test_a_message_over_the_limit_ends_its_connection() -> None:
         assert closed.value.rcvd.code == 1009
         assert ask(server, "POST", "/act", b"x" * 60_000)[0] == 413
         assert well.infer(message(1))["actions"][0, 0] == 1
+
+
+@pytest.mark.parametrize("size", [33 << 20, 48 << 20])
+def test_the_limit_is_heard_by_a_client_that_is_still_sending(size: int, caplog: pytest.LogCaptureFixture) -> None:
+    """A connection that is closed with bytes unread is reset, and what was said before is lost."""
+    with serving() as server:
+        client = raw(server)
+        client.recv()
+        with pytest.raises(ConnectionClosed) as closed:
+            client.send(bytes(size))
+            client.recv()
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1009
+        assert str(32 << 20) in closed.value.rcvd.reason and "--limits.message-bytes" in closed.value.rcvd.reason
+        status, body = ask(server, "POST", "/act", bytes(size))
+        assert status == 413 and str(32 << 20) in json.loads(body)["error"]["expected"]
+        assert openpi(server).infer(message(1))["actions"][0, 0] == 1
+    (line,) = (record for record in caplog.records if record.message == "refused")
+    assert vars(line)["fields"]["setting"] == "--limits.message-bytes"
+
+
+def answered(server: Server, sent: bytes, seconds: float = 10.0) -> bytes:
+    """What comes of raw bytes, until the server ends the connection."""
+    with socket.create_connection(("127.0.0.1", server.ports["openpi"]), timeout=seconds) as door:
+        door.sendall(sent)
+        found = b""
+        while piece := door.recv(65536):
+            found += piece
+    return found
+
+
+def test_a_client_that_expects_it_is_told_to_go_on_before_it_sends_its_body() -> None:
+    head = b"POST /act HTTP/1.1\r\nHost: x\r\nConnection: close\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n"
+    body = json_numpy.dumps(message(3, 800)).encode()
+    assert len(body) > 1 << 20
+    with serving() as server:
+        with socket.create_connection(("127.0.0.1", server.ports["openpi"]), timeout=10) as door:
+            door.sendall(head % len(body))
+            assert door.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
+            door.sendall(body)
+            assert door.recv(1000).startswith(b"HTTP/1.1 200 ")
+        for length, expects, status in ((1 << 40, b"100-continue", b"413"), (2, b"cake", b"417")):
+            with socket.create_connection(("127.0.0.1", server.ports["openpi"]), timeout=10) as door:
+                door.sendall(head.replace(b"100-continue", expects) % length)
+                assert door.recv(1000).startswith(b"HTTP/1.1 " + status), "the final answer, and nothing before it"
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"PUT /act HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n", 405),
+        (b"POST /act HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc", 408),
+        (b"POST /act HTTP/1.1\r\nHost: x\r\n\r\n", 411),
+        (b"POST /act HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n\r\n", 413),
+        (b"GET /elsewhere HTTP/1.1\r\nHost: x\r\n\r\n", 404),
+        (b"GET /act HTTP/1.1\r\nHost: x\r\nX-Long: " + b"a" * 20_000 + b"\r\n\r\n", 431),
+        (b"robot\r\n\r\n", 400),
+        (b"\x16\x03\x01\x00\xa5\x01\x00\x00\xa1\x03\x03\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n", 400),
+    ],
+)
+def test_every_error_of_http_has_the_one_form(sent: bytes, status: int, caplog: pytest.LogCaptureFixture) -> None:
+    with serving(handshake_seconds=0.5) as server:
+        head, _, body = answered(server, sent.replace(b"Host: x", b"Host: x\r\nConnection: close", 1)).partition(
+            b"\r\n\r\n"
+        )
+        assert head.split()[1] == str(status).encode()
+        assert b"application/json" in head
+        error = json.loads(body)["error"]
+        assert set(error) == {"code", "where", "message", "expected"} and error["code"] == "bad_message"
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+def test_what_is_refused_stands_in_the_log_once_with_the_setting(caplog: pytest.LogCaptureFixture) -> None:
+    """Robots try again and again; the person who runs the server must see it, and only once."""
+    told: list[str] = []
+    caplog.set_level("INFO", "lightwam.serve")
+    with serving(most_clients=3) as server:
+        server.refusals._tell = told.append
+        for _ in range(3):
+            assert ask(server, "POST", "/act", b"{}", {"Origin": "http://page"})[0] == 403
+            assert ask(server, "POST", "/act", b"{}")[0] == 400
+        held = [raw(server) for _ in range(3)]
+        for _ in range(2):
+            with pytest.raises(InvalidStatus):
+                raw(server)
+        assert len(held) == 3
+    with serving(keys=[KEY]) as server:
+        for _ in range(3):
+            assert ask(server, "POST", "/act", b"{}")[0] == 401
+    lines = [vars(record)["fields"] for record in caplog.records if record.message == "refused"]
+    settings = [line["setting"] for line in lines]
+    assert [settings.count(one) for one in ("--api-keys", "--most-clients")] == [2, 1]
+    assert len(lines) == 4 and any("--families" in setting for setting in settings)
+    (origin,) = (line for line in lines if "Origin" in line["why"])
+    assert "suppress_origin=True" in origin["expected"]
+    assert len(told) == 3 and "suppress_origin=True" in told[0]
+
+
+def test_a_client_at_the_other_protocols_port_is_noted(caplog: pytest.LogCaptureFixture) -> None:
+    with serving() as server:
+        raw(server, "xpolicylab").close()
+        other = raw(server)
+        other.recv()
+        hello = {"message_type": "hello", "message_id": "1", "evaluation_id": "2", "payload": {}}
+        other.send(msgpack_numpy.packb(hello))
+        assert "--xpolicylab-port" in json.loads(other.recv())["message"]
+    whys = [vars(record)["fields"]["why"] for record in caplog.records if record.message == "refused"]
+    assert [any(word in why for why in whys) for word in ("XPolicyLab's protocol", "speak first")] == [True, True]
+
+
+def test_refusals_are_remembered_of_a_bounded_number_of_peers(caplog: pytest.LogCaptureFixture) -> None:
+    refusals = Refusals()
+    for number in range(MOST_KEPT + 50):
+        refusals.add(f"10.0.0.{number}/a1", "no valid API key", setting="--api-keys")
+    assert len(refusals._seen) == MOST_KEPT
+
+
+def test_the_log_says_why_a_connection_was_cut(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "lightwam.serve")
+    shake = (b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+             b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n")  # fmt: skip
+    with serving(heartbeat_seconds=0.4) as server:
+        raw(server).close()
+        answered(server, shake)  # which answers no ping
+        answered(server, shake + b"\x83\x80\0\0\0\0")  # a kind of frame that there is not
+    whys = [vars(record)["fields"]["why"] for record in caplog.records if record.message == "left"]
+    assert [sum(word in why for why in whys) for word in ("client closed", "ping unanswered", "protocol")] == [1, 1, 1]
+
+
+def test_a_silent_client_is_kept_at_least_as_long_as_by_openpis_own_server() -> None:
+    """That one pings after 20 s and waits 20 s for the answer; aiohttp waits half of its heartbeat."""
+    assert 1.5 * Serving().heartbeat_seconds >= 40
 
 
 def test_a_connection_that_says_nothing_is_closed() -> None:

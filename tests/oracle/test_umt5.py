@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
 
+from lightwam import recipes
 from lightwam.config import Umt5Config
-from lightwam.errors import CheckpointError, ConfigError
+from lightwam.encoders import check_prompts
+from lightwam.errors import CheckpointError, ConfigError, PromptError
 from lightwam.text import umt5
 from lightwam.text.umt5 import Umt5Text, cleaned, official_name
 from lightwam.types import TextEncoder
@@ -220,8 +223,8 @@ def test_every_sentence_is_encoded_once_and_not_all_are_kept(text: Umt5Text, mon
     [
         (12, "open the red drawer and then close the red window and then", "13 tokens"),
         (3, "open the drawer", "4 tokens"),
-        (12, "  ", "nothing"),
-        (12, "", "nothing"),
+        (12, "  ", "0 tokens"),
+        (12, "", "0 tokens"),
     ],
 )
 def test_too_long_or_empty_is_refused_with_its_length(
@@ -232,6 +235,28 @@ def test_too_long_or_empty_is_refused_with_its_length(
         text.encode(["a", instruction])
     assert repr(instruction.strip()) in str(caught.value)
     assert not text._kept  # refused before anything is encoded
+
+
+def test_a_longer_sentence_is_truncated_as_the_publication_does(encoder: Any, diffusers_folder: Path) -> None:
+    """The end token stays; and lengths are known of the tokenizer alone, without the weights."""
+    long = "open the red drawer and then close the red window and then"
+    text = load(diffusers_folder, replace(CONFIG, truncate=True))
+    theirs = padded_run(encoder, diffusers_folder / "tokenizer", [long])
+    torch.testing.assert_close(text.encode([long]), theirs, atol=1e-5, rtol=0)
+    with pytest.raises(PromptError, match="0 tokens"):
+        text.encode([" "])
+
+
+def test_sentences_are_counted_by_the_tokenizer_alone(tmp_path: Path) -> None:
+    save_tokenizer(tmp_path / "tokenizer")
+    recipe = replace(recipes.recipe("point"), text=CONFIG, weights=str(tmp_path))
+    check_prompts(recipe, PROMPTS)
+    for sentence, says in (("&nbsp; ", "0 tokens"), ("open the red drawer and then close the red window and", "12")):
+        with pytest.raises(PromptError, match=says):
+            check_prompts(replace(recipe, text=replace(CONFIG, num_tokens=11)), [sentence])
+    told: list[str] = []
+    check_prompts(replace(recipe, text=Umt5Config(4, 24, truncate=True)), PROMPTS, told.append)
+    assert len(told) == 1 and "first 4 of 10 tokens" in told[0]
 
 
 def test_a_sentence_that_just_fits_is_taken(diffusers_folder: Path) -> None:

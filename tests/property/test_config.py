@@ -14,9 +14,11 @@ from lightwam.config import (
     CodecConfig,
     CollectConfig,
     EvalConfig,
+    HashedTextConfig,
     Recipe,
     SimConfig,
     TrainConfig,
+    Umt5Config,
     from_dict,
     to_dict,
 )
@@ -40,7 +42,16 @@ def values(kind: Any) -> st.SearchStrategy[Any]:
     return {int: st.integers(), float: numbers, str: st.text(max_size=8), bool: st.booleans()}[kind]
 
 
-SECTIONS = (BackboneConfig, CodecConfig, SimConfig, CollectConfig, TrainConfig, EvalConfig)
+SECTIONS = (
+    BackboneConfig,
+    CodecConfig,
+    HashedTextConfig,
+    Umt5Config,
+    SimConfig,
+    CollectConfig,
+    TrainConfig,
+    EvalConfig,
+)
 
 
 @pytest.mark.parametrize("kind", SECTIONS)

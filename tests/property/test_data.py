@@ -31,7 +31,7 @@ def cache_of(lengths: list[int]) -> FrameCache:
     vectors = np.arange(count * 2, dtype=np.float32).reshape(count, 2)
     return FrameCache(
         path=Path("memory"), frames=frames, state=vectors, action=vectors, episode_start=starts,
-        task_index=np.zeros(len(lengths), np.int64), tasks=("t",), fps=10.0,
+        task_index=np.zeros(sum(lengths), np.int64), tasks=("t",), fps=10.0,
     )  # fmt: skip
 
 

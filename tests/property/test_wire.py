@@ -110,13 +110,15 @@ def test_no_message_can_be_cut_short(reader: str) -> None:
 
 
 odd = st.recursive(
-    leaf | st.floats() | st.sampled_from(["O", "|O", "V8", "f4,f4", "<f4", ">f4", "|u1", b"", b"abcd", 1 << 62, -1]),
+    leaf
+    | st.floats()
+    | st.sampled_from(["O", "|O", "V8", "f4,f4", "<f4", ">f4", "|u1", "uint8", "S4", b"", b"abcd", 1 << 62, -1]),
     lambda one: st.lists(one, max_size=3),
     max_leaves=4,
 )
 MARKS = {
-    "openpi": [b"__ndarray__", b"__npgeneric__", b"data", b"dtype", b"shape"],
-    "xpolicylab": [b"nd", b"type", b"kind", b"shape", b"data", b"complex"],
+    "openpi": [b"__ndarray__", "__ndarray__", b"__npgeneric__", b"data", "data", b"dtype", "dtype", b"shape", "shape"],
+    "xpolicylab": [b"nd", "nd", b"type", "type", b"kind", b"shape", "shape", b"data", "data", b"complex"],
 }
 
 

@@ -38,8 +38,9 @@ def message(number: float = 0.0, size: int = 8) -> dict[str, Any]:
 def serving(act: Any = mirror, keys: Sequence[str] = (), newer: Any = None, **settings: Any) -> Iterator[Server]:
     """A server that listens, and stops and drains when the block ends."""
     families = settings.pop("families_of", None) or chosen(("libero",), *LIBERO, {})
-    server = Server(act, 1, families, {"recipe": "test"}, Serving(port=0, **{"xpolicylab_port": 0} | settings),
-                    Keys(keys), newer)  # fmt: skip
+    check, metadata = settings.pop("check_sentence", None), {"recipe": "test"}
+    server = Server(act, 1, families, metadata, Serving(port=0, **{"xpolicylab_port": 0} | settings), Keys(keys), newer,
+                    check_sentence=check)  # fmt: skip
     listening, failures = threading.Event(), list[BaseException]()
 
     def run() -> None:

@@ -7,6 +7,7 @@ import importlib
 import json
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -18,7 +19,8 @@ from lightwam import cli, recipes
 from lightwam.cli import main
 from lightwam.commands import show
 from lightwam.commands.options import parse
-from lightwam.config import EvalConfig, Recipe
+from lightwam.config import EvalConfig, Recipe, Umt5Config
+from lightwam.data.lerobot.features import FeatureNames
 from lightwam.errors import DatasetError
 from lightwam.policy import Policy
 
@@ -105,7 +107,9 @@ def test_train_passes_recipe_dataset_and_run(record: Callable[..., Calls]) -> No
     assert main(["train", "point", "--train.steps", "7", "--run", "runs/x", "--data", "d"]) == 0
     ((recipe, data, run, options),) = calls
     assert (recipe.train.steps, data, run) == (7, Path("d"), Path("runs/x"))
-    assert options == {"device": "auto", "parallel": "ddp", "start_from": None, "statistics": "kept"}
+    wanted = {"device": "auto", "parallel": "ddp", "start_from": None, "names": FeatureNames(), "statistics": "kept",
+              "cache": None}  # fmt: skip
+    assert options == wanted
     assert recipe.model == recipes.point().model
 
 
@@ -119,9 +123,10 @@ def test_cache_export_and_adopt_pass_what_they_are_told(
     record: Callable[..., Calls], capsys: pytest.CaptureFixture[str]
 ) -> None:
     cached = record("lightwam.processing", "make_cache")
-    assert main(["cache", "libero-10", "--data", "d", "--weights", "w", "--device", "cpu"]) == 0
+    assert main(["cache", "libero-10", "--data", "d", "--weights", "w", "--device", "cpu", "--cache", "c"]) == 0
     recipe, data, options = cached[0]
-    assert (recipe.weights, data, options) == ("w", Path("d"), {"device": "cpu"})
+    wanted = {"device": "cpu", "names": FeatureNames(), "cache": Path("c")}
+    assert (recipe.weights, data, options) == ("w", Path("d"), wanted)
 
     exported = record("lightwam.exchange", "export", Path("x.pt"))
     assert main(["export", "runs/x", "--to", "x.pt", "--step", "5", "--no-ema"]) == 0
@@ -129,7 +134,8 @@ def test_cache_export_and_adopt_pass_what_they_are_told(
 
     adopted = record("lightwam.exchange", "adopt", Path("runs/y"))
     assert main(["adopt", "robotwin", "--checkpoint", "y.pt", "--data", "d", "--run", "runs/y"]) == 0
-    assert adopted == [(recipes.robotwin(), Path("y.pt"), Path("d"), Path("runs/y"), {"device": "auto"})]
+    options = {"device": "auto", "names": FeatureNames(), "cache": None}
+    assert adopted == [(recipes.robotwin(), Path("y.pt"), Path("d"), Path("runs/y"), options)]
     assert capsys.readouterr().out == "x.pt\nruns/y\n"
 
 
@@ -155,11 +161,46 @@ def test_tuples_and_switches_can_be_overridden(record: Callable[..., Calls]) -> 
     assert root == Path("data/point")
 
 
+@pytest.mark.parametrize(
+    ("command", "function"),
+    [("train", "train.train"), ("collect", "collect.collect"), ("cache", "processing.make_cache"),
+     ("demo", "demo.demo"), ("check expert", "expert_check.check_experts")],
+)  # fmt: skip
+def test_sections_of_several_kinds_are_overridden_by_plain_names(
+    command: str, function: str, record: Callable[..., Calls]
+) -> None:
+    module, name = function.split(".")
+    calls = record(f"lightwam.{module}", name, SimpleNamespace(root="x", episodes=0, frames=0, new_episodes=0))
+    with suppress(TypeError):  # what comes back is not of interest
+        main([*command.split(), "point", "--text.num-tokens", "24", "--train.steps", "9"])
+    assert calls[0][0].text == replace(recipes.point().text, num_tokens=24)
+    assert calls[0][0].train.steps == 9
+
+
+def test_the_help_shows_the_options_of_the_recipes_own_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "libero-10", "--help"])
+    out = capsys.readouterr().out
+    assert "--text.num-tokens" in out and "--latents.channels" in out and "--latents.luma-channels" not in out
+
+
+def test_another_kind_is_chosen_by_its_word_and_not_by_a_value(
+    record: Callable[..., Calls], capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = record("lightwam.train", "train")
+    words = ["train", "point", "--weights", "w", "--train.steps", "7", "text:umt5-config", "--text.dim", "32"]
+    assert main(words) == 0
+    assert calls[0][0].text == Umt5Config(dim=32) and calls[0][0].train.steps == 7
+    with pytest.raises(SystemExit):
+        main(["train", "point", "--text.kind", "umt5"])
+    assert "hashed" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("words", "name"), [([], "demo"), (["point"], "point"), (["--run", "runs/demo"], "demo")])
 def test_demo_needs_no_recipe(words: list[str], name: str, record: Callable[..., Calls]) -> None:
     calls = record("lightwam.demo", "demo")
     assert main(["demo", *words]) == 0
-    assert calls == [(recipes.RECIPES[name](), Path("runs") / name)]
+    assert calls == [(recipes.RECIPES[name](), Path("runs") / name, {"cache": None})]
 
 
 def test_eval_overrides_the_runs_own_settings_and_prints_rates(
@@ -285,19 +326,15 @@ def test_check_sim_fails_with_every_broken_promise(
 
 
 def test_check_dataset_reads_all_of_it(record: Callable[..., Calls], capsys: pytest.CaptureFixture[str]) -> None:
-    checked = []
-    dataset = SimpleNamespace(
-        cameras={"top": (32, 32)},
-        num_frames=12,
-        num_episodes=3,
-        tasks=["a"],
-        check=lambda tell: checked.append(tell(12, 12)),
-    )
-    calls = record("lightwam.data.lerobot", "LeRobotDataset", dataset)
-    assert main(["check", "dataset", "data/x"]) == 0
-    assert calls == [(Path("data/x"),)]
-    assert len(checked) == 1
-    assert "data/x: sound; 3 episodes, 12 frames" in capsys.readouterr().out
+    dataset = SimpleNamespace(cameras={"top": (32, 32)}, num_frames=12, num_episodes=3, tasks=["a"])
+    found = SimpleNamespace(faults=(), notes=("rows lie unevenly",), dataset=dataset)
+    calls = record("lightwam.data.lerobot.check", "examine", found)
+    assert main(["check", "dataset", "data/x", "--names", "image=top"]) == 0
+    (path, names, tell), *_ = calls
+    assert path == Path("data/x") and names.pairs() == ("image=top",)
+    tell(12, 12)
+    out = capsys.readouterr().out
+    assert "note: rows lie unevenly" in out and "data/x: sound; 3 episodes, 12 frames" in out
 
 
 def test_bench_train_measures_the_recipe(record: Callable[..., Calls]) -> None:

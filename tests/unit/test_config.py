@@ -118,7 +118,7 @@ BAD = [
     ("model.supervised_prefix", 9, "model.supervised_prefix"),
     ("model.supervised_prefix", 0, "model.supervised_prefix"),
     ("model.horizon", 12, "model.horizon"),
-    ("model.state_dim", 0, "model.state_dim"),
+    ("model.state_dim", -1, "model.state_dim"),
     ("model.video_loss_weight", -1.0, "model.video_loss_weight"),
     ("model.backbone.num_heads", 5, "model.backbone.num_heads"),
     ("model.backbone.num_heads", 3, "RoPE"),

@@ -349,6 +349,46 @@ def test_a_wrong_file_is_refused_by_key(tmp_path: Path, changes: dict[str, str |
     assert refused.value.expected
 
 
+WIDOWX = 'name = "widowx"\nprompt = ["instruction"]\n[cameras]\ntop = "image"\n'
+
+
+def test_a_robot_without_a_state_is_declared_for_a_run_without_one(tmp_path: Path) -> None:
+    path = tmp_path / "widowx.toml"
+    path.write_text(WIDOWX)
+    (family,) = families.chosen([str(path)], ("top",), 0, 7, {})
+    seen = family.observation({"image": PICTURE, "instruction": "fold the towel"})
+    assert seen.state.shape == (0,) and seen.state.dtype == np.float32
+    assert set(family.message(seen)) == {"image", "instruction"}
+    with pytest.raises(ConfigError, match="another state") as refused:
+        families.chosen([str(path)], ("top",), 8, 7, {})
+    assert refused.value.expected == "no state" and "8 numbers" in str(refused.value.got)
+
+
+def test_a_state_of_any_length_may_be_none_and_one_of_some_length_may_not() -> None:
+    family = fitted(families.named("light-wam"), ("top",), 0, 7)
+    seen = family.observation({"images": {"top": PICTURE}, "prompt": "go", "state": np.zeros(8)})
+    assert seen.state.shape == (0,)
+    with pytest.raises(ConfigError, match="another state"):
+        fitted(families.named("droid"), ("exterior_image_1_left", "wrist_image_left"), 0, 8)
+
+
+def test_a_state_may_come_as_a_table_of_one_row(tmp_path: Path) -> None:
+    path = tmp_path / "go1.toml"
+    path.write_text(WIDOWX.replace("[cameras]", 'state = [{ keys = "state", row = true }]\nreply = "list"\n[cameras]'))
+    (family,) = families.chosen([str(path)], ("top",), 3, 7, {})
+    assert family.reply == "list"
+    sent = {"image": PICTURE, "instruction": "go", "state": np.arange(3.0).reshape(1, -1)}
+    seen = family.observation(sent)
+    assert seen.state.tolist() == [0, 1, 2]
+    assert family.message(seen)["state"].shape == (1, 3)
+    with pytest.raises(WireError, match="not one vector"):
+        family.observation(sent | {"state": np.zeros((2, 3))})
+    path.write_text(WIDOWX.replace("[cameras]", 'reply = "rows"\n[cameras]'))
+    with pytest.raises(ConfigError) as refused:
+        families.read(path)
+    assert refused.value.where == f"{path}: reply"
+
+
 @pytest.mark.parametrize("content", [b"name = ", b"\xff", None])
 def test_a_file_that_is_no_toml_is_refused(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "robot.toml"

@@ -1,6 +1,8 @@
 """LIBERO: the benchmark's own bits by less work, every published protocol, and experts that pick and place."""
 
 import importlib.util
+import logging
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,13 +13,14 @@ import pytest
 import torch
 
 from lightwam.config import SimConfig
-from lightwam.errors import ConfigError, SimulatorError
+from lightwam.errors import ConfigError, SetupError, SimulatorError
 from lightwam.sim import base, libero
 from lightwam.sim import libero_units as units
 from lightwam.sim.check import check_simulator
 from lightwam.sim.experts.libero_fixtures import BEHIND, Fixtures
 from lightwam.sim.experts.libero_scene import Scene
 from lightwam.sim.libero import LiberoSimulator
+from lightwam.sim.libero_files import importing_robosuite
 from lightwam.sim.libero_protocol import FIRST_STATE, FOUR, PROTOCOLS, SUITES
 
 pytestmark = [pytest.mark.sim, pytest.mark.filterwarnings("ignore")]  # of gym, numba and robosuite, about themselves
@@ -259,7 +262,7 @@ def test_numpys_generator_is_left_alone() -> None:
 def test_states_as_libero_itself_stores_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """hf-libero has pickles in place of npz files."""
     monkeypatch.setattr("libero.libero.get_libero_path", lambda _: str(tmp_path))
-    with pytest.raises(SimulatorError, match="not installed"):
+    with pytest.raises(SetupError, match="not installed"):
         libero.initial_states("libero_goal", "open_it")
     (tmp_path / "libero_goal").mkdir()
     states = np.random.default_rng(0).normal(size=(50, 7))
@@ -335,3 +338,34 @@ def test_names_are_known_without_a_world() -> None:
     assert (simulator.state_dim, simulator.action_dim, simulator.fps) == (8, 7, 20)
     with pytest.raises(SimulatorError, match="libero_object/3"):
         base.make(PLAIN, "libero_object/33")
+
+
+@pytest.mark.parametrize("kind", ["bddl_files", "init_states", "assets"])
+def test_a_config_file_of_a_libero_that_has_moved_is_named(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LIBERO_CONFIG_PATH", str(tmp_path))
+    file = tmp_path / "config.yaml"
+    file.write_text(f"{kind}: {tmp_path / 'moved'}\n")
+    told = rf"does not exist\s+where: {file}: {kind}\s+got: {tmp_path / 'moved'}[\s\S]*delete {file}"
+    with pytest.raises(SetupError, match=told):
+        libero.make(PLAIN, "libero_object/0").reset(FIRST_STATE)
+    file.write_text("[1, 2")
+    with pytest.raises(SetupError, match=rf"cannot be used\s+where: {file}[\s\S]*delete {file}"):
+        libero.make(PLAIN, "libero_object/0").reset(FIRST_STATE)
+
+
+def test_robosuites_import_is_kept_from_what_stops_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its log is another user's, and it asserts that EGL's devices are CUDA's."""
+    monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "1")
+    monkeypatch.setenv("MUJOCO_GL", "glfw")
+    opener = logging.FileHandler
+    with importing_robosuite():
+        assert "MUJOCO_EGL_DEVICE_ID" not in os.environ and os.environ["MUJOCO_GL"] == "glx"
+        assert isinstance(logging.FileHandler(str(tmp_path)), logging.NullHandler)  # a folder cannot be written to
+        written = logging.FileHandler(str(tmp_path / "robosuite.log"))
+        os.environ["MUJOCO_GL"] = "egl"  # as robosuite does
+    assert isinstance(written, opener) and (tmp_path / "robosuite.log").exists()
+    written.close()
+    assert logging.FileHandler is opener
+    assert (os.environ["MUJOCO_GL"], os.environ["MUJOCO_EGL_DEVICE_ID"]) == ("glfw", "1")

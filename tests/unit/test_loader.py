@@ -32,7 +32,7 @@ def cache() -> FrameCache:
     state, action = (random.normal(3, 1, (count, dims)).astype(np.float32) for dims in (3, 2))
     return FrameCache(
         path=Path("memory"), frames=frames, state=state, action=action, episode_start=STARTS,
-        task_index=np.array([0, 1, 0]), tasks=("open", "close"), fps=10.0,
+        task_index=np.repeat([0, 1, 0], LENGTHS), tasks=("open", "close"), fps=10.0,
     )  # fmt: skip
 
 
@@ -69,6 +69,13 @@ def test_a_window_in_the_middle(make: type) -> None:
     np.testing.assert_array_equal(window.state[0], loader.codec.encode_state(data.state[7]))
     np.testing.assert_array_equal(window.action[0], loader.codec.encode_action(data.action[7:11]))
     assert not window.action_is_pad.any() and not window.frame_is_pad.any() and window.task.tolist() == [0]
+
+
+def test_a_window_has_the_task_of_its_first_frame(make: type) -> None:
+    loader = make()
+    changed = dataclasses.replace(loader.cache, task_index=(np.arange(17) >= 9).astype(np.int64))
+    with WindowLoader(changed, loader.codec, 4, 3, 5) as other:
+        assert [int(other.window(i).task[0]) for i in (7, 8, 9, 10)] == [0, 0, 1, 1]
 
 
 def test_past_the_end_frames_repeat_and_delta_actions_rest(make: type) -> None:

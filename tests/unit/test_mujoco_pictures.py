@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lightwam.sim.mujoco_pictures import MujocoPictures, choose_gl, out_of_sight, seen_in, view_of
+from lightwam.sim.mujoco_pictures import MujocoPictures, out_of_sight, seen_in, view_of
+from lightwam.sim.opengl import choose_gl
 
 pytestmark = pytest.mark.sim
 mujoco = pytest.importorskip("mujoco")

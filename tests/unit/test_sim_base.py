@@ -1,12 +1,17 @@
 """The protocol's door, and the point world."""
 
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lightwam.config import SimConfig
-from lightwam.errors import SimulatorError
+from lightwam import recipes
+from lightwam.checks import check
+from lightwam.collect import collect
+from lightwam.config import Recipe, SimConfig
+from lightwam.errors import ConfigError, SimulatorError
 from lightwam.sim import base, point
 
 CONFIG = SimConfig("point", tasks=("red", "blue"), cameras=("top", "near"), height=24, width=32, max_steps=60)
@@ -110,3 +115,24 @@ def test_action_repeat_covers_more_ground_and_sees_success_on_the_way() -> None:
     (x, y), at = through.target, through.observe().state
     way = np.array([x, y], np.float32) - at
     assert through.step(way / np.abs(way).max()).success  # it ends at the far wall, beyond the dot
+
+
+@pytest.mark.parametrize("name", ["point", "metaworld", "libero"])
+def test_a_negative_seed_is_refused(name: str) -> None:
+    pytest.importorskip({"point": "numpy"}.get(name, name))
+    recipe = {"point": "point", "metaworld": "demo", "libero": "libero-object-small"}[name]
+    sim = recipes.recipe(recipe).sim
+    with pytest.raises(SimulatorError, match=r"must not be negative[\s\S]*got: -5"):
+        base.make(sim, sim.tasks[0]).reset(-5)
+
+
+def test_a_negative_seed_is_refused_before_anything_is_done(tmp_path: Path, tiny_recipe: Recipe) -> None:
+    recipe = tiny_recipe
+    with pytest.raises(ConfigError, match=r"must not be negative[\s\S]*eval.first_seed"):
+        check(replace(recipe, eval=replace(recipe.eval, first_seed=-5)))
+    odd = replace(recipe, collect=replace(recipe.collect, first_seed=-1))
+    with pytest.raises(ConfigError, match=r"must not be negative[\s\S]*collect.first_seed"):
+        check(odd)
+    with pytest.raises(ConfigError, match=r"collect.first_seed"):
+        collect(odd, tmp_path / "data")
+    assert not (tmp_path / "data").exists()

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from lightwam.config import SimConfig
-from lightwam.errors import SimulatorError
+from lightwam.errors import SetupError, SimulatorError
 from lightwam.sim import point
-from lightwam.sim.base import StepOutcome
+from lightwam.sim.base import Expert, Simulator, StepOutcome
 from lightwam.sim.check import check_simulator
 from lightwam.sim.point import PointExpert, PointSimulator
 from lightwam.types import Observation
@@ -281,3 +281,32 @@ def test_the_adapter_in_the_docs_keeps_the_protocol(tmp_path, monkeypatch: pytes
     said: list[object] = []
     exec(compile(check, "docs/simulators.md", "exec"), {"print": said.append})
     assert said == []
+
+
+class Undrawn(Faulty):
+    def reset(self, seed: int) -> None:
+        raise SetupError("MuJoCo cannot draw", next_step="apt install libegl1")
+
+
+class Incomplete(Faulty):
+    def reset(self, seed: int) -> None:
+        import no_such_package  # type: ignore[import-not-found]  # noqa: F401
+
+
+@pytest.mark.parametrize(("fault", "words"), [(Undrawn, "cannot draw"), (Incomplete, "no_such_package")])
+def test_trouble_of_the_machine_is_no_fault_of_the_adapter(fault: type[PointSimulator], words: str) -> None:
+    with pytest.raises(SetupError, match=words):
+        check_simulator(CONFIG, "red", make=fault, make_expert=None)
+
+
+def test_an_expert_that_the_machine_cannot_run_is_not_taken_for_none() -> None:
+    def make_expert(config: SimConfig, simulator: Simulator) -> Expert:
+        raise SetupError("a package is missing")
+
+    with pytest.raises(SetupError, match="a package is missing"):
+        check_simulator(CONFIG, "red", make_expert=make_expert)
+
+
+def test_an_error_that_every_check_ends_in_is_one_finding() -> None:
+    findings = check_simulator(CONFIG, "red", make=Crashes, make_expert=None)
+    assert sum("no such device" in str(finding) for finding in findings) == 1

@@ -170,11 +170,11 @@ def test_the_average_is_the_average_of_the_trained_weights(tiny: Any, tmp_path: 
 
 def test_pictures_are_decoded_once(tiny: Any, tmp_path: Path) -> None:
     said: list[str] = []
-    frames = tiny.dataset / "cache" / "frames.npy"
+    (frames,) = (tiny.dataset / "cache").glob("*/frames.npy")
     before = frames.stat().st_mtime_ns
     open_data(tiny.recipe, tiny.dataset, tiny.run, said.append)
     assert (frames.stat().st_mtime_ns, said) == (before, [])
-    (tiny.dataset / "cache" / "cache.json").unlink()
+    frames.with_name("cache.json").unlink()
     open_data(tiny.recipe, tiny.dataset, tiny.run, said.append)
     assert said
     assert "decode" in said[-1]
@@ -184,7 +184,8 @@ def test_pictures_of_another_codec_are_decoded_again(tiny: Any, tmp_path: Path) 
     said: list[str] = []
     (place,) = tiny.recipe.codec.places
     cropped = replace(tiny.recipe.codec, places=(replace(place, crop=(0.0, 0.0, 0.5, 0.5)),))
-    before = np.load(tiny.dataset / "cache" / "frames.npy")
+    (frames,) = (tiny.dataset / "cache").glob("*/frames.npy")
+    before = np.load(frames)
     recipe, run = replace(tiny.recipe, codec=cropped), tmp_path / "new"
     checkpoint.start_run(run, recipe)
     cache, _ = open_data(recipe, tiny.dataset, run, said.append)
@@ -194,6 +195,56 @@ def test_pictures_of_another_codec_are_decoded_again(tiny: Any, tmp_path: Path) 
     assert (cache.frames != before).any()
     open_data(recipe, tiny.dataset, run, said.append)
     assert len(said) == 1
+
+
+def test_two_codecs_that_take_turns_decode_once_each(tiny: Any, tmp_path: Path) -> None:
+    said: list[str] = []
+    (place,) = tiny.recipe.codec.places
+    cropped = replace(tiny.recipe.codec, places=(replace(place, crop=(0.0, 0.0, 0.5, 0.5)),))
+    other = replace(tiny.recipe, codec=cropped)
+    for turn in range(2):
+        open_data(tiny.recipe, tiny.dataset, tiny.run, said.append)
+        open_data(other, tiny.dataset, tmp_path / "other", said.append)
+        assert len(said) == 1, turn
+
+
+def contents(folder: Path) -> dict[str, int]:
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("by", ["option", "variable"])
+def test_a_cache_elsewhere_leaves_the_dataset_alone(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    said: list[str] = []
+    shutil.rmtree(tiny.dataset / "cache")
+    (tmp_path / "link").symlink_to(tiny.dataset)
+    before, given = contents(tiny.dataset), Path("c") if by == "option" else None
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LIGHTWAM_CACHE", "c" if by == "variable" else "")
+    for dataset in (tiny.dataset, tmp_path / "link"):
+        open_data(tiny.recipe, dataset, tiny.run, said.append, cache=given)
+    assert len(list((tmp_path / "c" / "dataset.lightwam" / "cache").glob("*/frames.npy"))) == 1
+    assert len(said) == 1 and contents(tiny.dataset) == before
+
+
+def test_an_older_cache_in_the_datasets_folder_is_used(tiny: Any) -> None:
+    said: list[str] = []
+    (folder,) = (tiny.dataset / "cache").iterdir()
+    for path in folder.iterdir():
+        path.rename(folder.parent / path.name)
+    folder.rmdir()
+    cache, _ = open_data(tiny.recipe, tiny.dataset, tiny.run, said.append)
+    assert cache.path == tiny.dataset / "cache" and said == []
+
+
+def test_the_next_start_removes_what_a_killed_one_left(tiny: Any) -> None:
+    left = tiny.dataset / "cache.draft-999999999", tiny.dataset / "cache" / "16x16-top-ab.part-0123456789abcdef"
+    for folder in left:
+        folder.mkdir()
+        (folder / "frames.npy").write_bytes(b"x")
+    open_data(tiny.recipe, tiny.dataset, tiny.run, quiet)
+    assert not any(folder.exists() for folder in left)
 
 
 def test_a_run_does_not_go_on_with_another_dataset(tiny: Any, tmp_path: Path) -> None:
@@ -232,13 +283,14 @@ def test_a_dataset_of_another_robot_is_refused(tiny: Any, tmp_path: Path) -> Non
     with pytest.raises(DatasetError, match=r"observation\.state") as caught:
         train(wider, tiny.dataset, tmp_path / "new", say=quiet)
     assert "expected: 3" in str(caught.value)
-    assert not (tmp_path / "new" / "processing.json").exists()  # of a dataset that is not the run's
+    assert not (tmp_path / "new").exists()  # the right recipe may have it
 
 
 def test_a_nan_among_the_actions_is_refused(tiny: Any, tmp_path: Path) -> None:
-    actions = np.load(tiny.dataset / "cache" / "action.npy")
+    (path,) = (tiny.dataset / "cache").glob("*/action.npy")
+    actions = np.load(path)
     actions[3, 1] = np.nan
-    np.save(tiny.dataset / "cache" / "action.npy", actions)
+    np.save(path, actions)
     with pytest.raises(LightwamError, match="action is not finite"):
         train(tiny.recipe, tiny.dataset, tmp_path / "new", say=quiet)
     assert checkpoint.steps(tmp_path / "new") == []

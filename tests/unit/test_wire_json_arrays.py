@@ -76,6 +76,17 @@ def test_arrays_that_are_none_are_refused(changes: dict[str, Any], what: str) ->
         json_arrays.loads(one_array(**changes))
 
 
+def test_dtypes_by_name_and_openpis_own_form_are_read() -> None:
+    values = np.array([0.5, -2.0], np.float32)
+    text = base64.b64encode(values.tobytes()).decode()
+    fields = {"dtype": "float32", "shape": [2]}
+    sent = {"state": {"__numpy__": text, **fields}, "other": {"__ndarray__": True, "data": text, **fields}}
+    found = json_arrays.loads(json.dumps(sent).encode())
+    assert found["state"].tolist() == found["other"].tolist() == [0.5, -2.0]
+    with pytest.raises(WireError, match="did you mean 'float32'"):
+        json_arrays.loads(one_array(dtype="flaot32"))
+
+
 @pytest.mark.parametrize(
     ("data", "what"),
     [

@@ -5,6 +5,7 @@ import tracemalloc
 from typing import Any
 
 import msgpack
+import msgpack_numpy as other_codec
 import numpy as np
 import pytest
 from openpi_client import msgpack_numpy as theirs
@@ -112,6 +113,61 @@ def test_arrays_that_are_none_are_refused(changes: dict[str, Any], what: str) ->
     with pytest.raises(WireError, match=what) as refused:
         openpi.unpack(packed_array(**changes))
     assert refused.value.where == "x"
+
+
+def test_keys_may_be_texts_as_other_languages_write_them() -> None:
+    """JavaScript's msgpack has no maps with bytes as keys; PyPI msgpack-numpy has keys of its own."""
+    picture = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    sent = {
+        "openpi": {"__ndarray__": True, "data": picture.tobytes(), "dtype": "uint8", "shape": [2, 2, 3]},
+        "mixed": {b"__ndarray__": True, "data": picture.tobytes(), b"dtype": b"|u1", "shape": [2, 2, 3]},
+        "number": {"__npgeneric__": True, "data": 0.5, "dtype": "float32"},
+        "msgpack-numpy": {"nd": True, "type": "|u1", "kind": "", "shape": [2, 2, 3], "data": picture.tobytes()},
+        "theirs": other_codec.encode(picture),
+    }
+    found = openpi.unpack(msgpack.packb(sent))
+    assert found.pop("number") == np.float32(0.5)
+    assert all(np.array_equal(one, picture) and one.dtype == np.uint8 for one in found.values())
+    twice = {b"__ndarray__": True, "__ndarray__": True, "data": b"", "dtype": "|u1", "shape": [0]}
+    with pytest.raises(WireError, match="twice"):
+        openpi.unpack(msgpack.packb({"x": twice}))
+
+
+@pytest.mark.parametrize(
+    "name", ["bool", "int8", "uint16", "int64", "float16", "float32", "float64", "f4", "<f8", ">i4"]
+)
+def test_dtypes_are_read_by_their_names(name: str) -> None:
+    values = np.arange(3).astype(name)
+    found = openpi.unpack(packed_array(dtype=name, data=values.tobytes(), shape=[3]))["x"]
+    assert found.dtype == values.dtype.newbyteorder("=") and found.tolist() == values.tolist()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "hint"),
+    [
+        ("uint08", "'uint8'"),
+        ("torch.float32", "'float32', which is '<f4'"),
+        ("Float32Array", "'float32'"),
+        ("<class 'numpy.uint8'>", "'uint8'"),
+        ("flaot64", "'float64'"),
+        ("|O", "lists of different lengths"),
+        ("object", "lists of different lengths"),
+        ("<U7", "as a text"),
+        ("|S3", "as a text"),
+        ("<c8", "imaginary"),
+        ("complex64", "imaginary"),
+        ("<M8[ns]", "in seconds"),
+        ("bfloat16", "converted"),
+        ("<f16", "converted"),
+        ("f4,f4", "each field"),
+        ([["a", "<f4"]], "each field"),
+        ("nonsense", "np.float32"),
+    ],
+)
+def test_the_hint_fits_the_dtype(dtype: Any, hint: str) -> None:
+    with pytest.raises(WireError, match="dtype") as refused:
+        openpi.unpack(packed_array(dtype=dtype))
+    assert hint in refused.value.next_step
 
 
 @pytest.mark.parametrize(

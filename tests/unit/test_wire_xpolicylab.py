@@ -50,6 +50,14 @@ def test_their_requests_are_read(theirs: ModuleType) -> None:
         assert seen["state"]["left_ee_joint_state"] == np.float32(0.5)
 
 
+def test_arrays_with_text_keys_and_named_dtypes_are_read() -> None:
+    text_keys = {"nd": True, "type": "float32", "kind": "", "shape": [2], "data": np.ones(2, np.float32).tobytes()}
+    openpis = {b"__ndarray__": True, b"data": bytes(3), b"dtype": "uint8", b"shape": [3]}
+    sent = {"message_type": "infer", "message_id": "1", "evaluation_id": "2", "payload": {"a": text_keys, "b": openpis}}
+    read = xpolicylab.unpack(msgpack.packb(sent)).payload
+    assert read["a"].tolist() == [1.0, 1.0] and read["b"].tolist() == [0, 0, 0]
+
+
 def test_they_read_the_answers_as_answers(theirs: ModuleType) -> None:
     for request, pair in theirs.REQUEST_RESPONSE_PAIRS.items():
         asked = xpolicylab.unpack(theirs.encode_frame(theirs.Frame(request, "id-2", "eval", trial_id="t", step=5)))

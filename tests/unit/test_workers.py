@@ -2,13 +2,14 @@
 
 import os
 import signal
+import subprocess
 import sys
 import time
 
 import pytest
 
-from lightwam.errors import SimulatorError
-from lightwam.workers import Death, Deaths, Workers, interrupt_as_flag
+from lightwam.errors import ConfigError, SimulatorError
+from lightwam.workers import GUARD, Death, Deaths, Workers, interrupt_as_flag
 
 JOBS = """
 import os, signal, threading, time
@@ -26,6 +27,10 @@ def run(job):
         return bytes(10_000_000)
     elif job == "refuse":
         raise SimulatorError("no such dot", next_step="look again")
+    elif job == "unguarded":
+        os._exit(87)
+    elif job == "dump":
+        raise ValueError("an array\\n" * 1000)
     elif job == "break":
         raise ZeroDivisionError("one by nought")
     elif job == "sleep":
@@ -134,3 +139,77 @@ def test_an_interrupt_is_a_flag_once_and_an_exception_twice() -> None:
             os.kill(os.getpid(), signal.SIGINT)
             signal.sigtimedwait([], 1)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+HEAVY = """
+print("heavy", flush=True)
+from lightwam.workers import Workers
+import worker_jobs
+
+def start():
+    with Workers(2, worker_jobs.run) as workers:
+        workers.give("a")
+        print(*workers.answers(60.0))
+"""
+SCRIPTS = {
+    "unguarded": ("start()", False),
+    "by a function": ("def main():\n    start()\nmain()", False),
+    "a guard elsewhere": ('if __name__ == "__main__":\n    print("no matter")\nstart()', False),
+    "guarded": ('if __name__ == "__main__":\n    start()', True),
+    "guarded by a function": ('def main():\n    start()\nif __name__ == "__main__" and start:\n    main()', True),
+    "a guard that passes the others by": ('if __name__ != "__main__":\n    start = print\nstart()', True),
+}
+
+
+def ran(run, tmp_path, words: list[str], text: str | None = None) -> subprocess.CompletedProcess[str]:
+    paths = os.pathsep.join((str(tmp_path), *filter(None, sys.path)))
+    return subprocess.run(
+        [sys.executable, *words], input=text, capture_output=True, text=True, timeout=60, cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": paths},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_without_a_main_guard_fails_once_and_says_so(name: str, run, tmp_path) -> None:
+    end, works = SCRIPTS[name]
+    script = tmp_path / "script.py"
+    script.write_text(HEAVY + end)
+    done = ran(run, tmp_path, [str(script)])
+    assert done.returncode == (not works), done.stderr
+    if not works:
+        assert done.stderr.count("ConfigError") == 1 and "must have a main guard" in done.stderr
+        assert done.stderr.rstrip().endswith(f"`{GUARD}`") and "script.py, line" in done.stderr
+        assert done.stdout.count("heavy") == 1  # no worker was started
+
+
+def test_a_script_from_standard_input_is_told_what_it_lacks(run, tmp_path) -> None:
+    done = ran(run, tmp_path, ["-"], HEAVY + "start()")
+    assert done.returncode == 1 and done.stdout.count("heavy") == 1
+    assert "must have a main guard" in done.stderr and "standard input" in done.stderr
+
+
+def test_what_no_worker_runs_again_needs_no_guard(run, tmp_path) -> None:
+    """A text on the command line, and a package's __main__."""
+    assert ran(run, tmp_path, ["-c", HEAVY + "start()"]).returncode == 0
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "__main__.py").write_text(HEAVY + "start()")
+    assert ran(run, tmp_path, ["-m", "package"]).returncode == 0
+
+
+def test_a_worker_that_finds_no_guard_says_it_to_the_first_process(run) -> None:
+    """Where the script itself does not tell: nothing is tried again."""
+    with Workers(1, run) as workers:
+        workers.give("unguarded")
+        with pytest.raises(ConfigError, match="must have a main guard"):
+            answers(workers, 1)
+
+
+def test_an_unexpected_error_is_short_and_says_where(run) -> None:
+    with Workers(1, run) as workers:
+        workers.give("dump")
+        with pytest.raises(SimulatorError) as failed:
+            answers(workers, 1)
+    text = str(failed.value)
+    assert len(text) < 700 and len(text.splitlines()) <= 4
+    assert "where: dump" in text and "worker_jobs.py:" in text and "LIGHTWAM_DEBUG=1" in text
+    assert "in run" in str(failed.value.__cause__)  # the traceback

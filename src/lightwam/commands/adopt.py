@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from lightwam import checks
-from lightwam.commands.options import AnyRecipe, named_recipe, parse
+from lightwam.commands.options import AnyRecipe, Names, named_recipe, parse
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,9 @@ class AdoptOptions:
     """the LeRobot dataset it was trained on: statistics of state and action, and the task sentences"""
     run: Path
     """the run directory to make"""
+    names: Names = ()
+    cache: Path | None = None
+    """folder for what is made of datasets; by default LIGHTWAM_CACHE names it, else it is the dataset's own"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """where prompts are encoded"""
 
@@ -32,6 +35,9 @@ def run(arguments: Sequence[str]) -> None:
     defaults = AdoptOptions(recipe, Path("published.pt"), Path("data") / recipe.name, Path("runs") / recipe.name)
     options = parse(defaults, rest, f"adopt {recipe.name}")
     checks.check(options.recipe)
+    from lightwam.data.lerobot.features import parse_names
     from lightwam.exchange import adopt
 
-    print(adopt(options.recipe, options.checkpoint, options.data, options.run, device=options.device))
+    run = adopt(options.recipe, options.checkpoint, options.data, options.run, device=options.device,
+                names=parse_names(options.names), cache=options.cache)  # fmt: skip
+    print(run)

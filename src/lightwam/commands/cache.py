@@ -8,20 +8,23 @@ from pathlib import Path
 from typing import Literal
 
 from lightwam import checks
-from lightwam.commands.options import AnyRecipe, named_recipe, parse
+from lightwam.commands.options import AnyRecipe, Names, named_recipe, parse
 
 
 @dataclass(frozen=True)
 class CacheOptions:
     """Encode a dataset once: VAE latents of every window and the prompts' token states, beside the data.
 
-    Goes on where it stopped. Over several processes or GPUs: torchrun --nproc-per-node 4 -m lightwam cache RECIPE ...
+    Goes on where it stopped. Over several processes: torchrun --nproc-per-node 4 -m -- lightwam cache RECIPE ...
     A recipe without pretrained encoders gets its pictures decoded, which `lightwam train` would do by itself.
     """
 
     recipe: AnyRecipe
     data: Path
     """a LeRobot dataset, v3.0 or v2.1"""
+    names: Names = ()
+    cache: Path | None = None
+    """folder for what is made of datasets; by default LIGHTWAM_CACHE names it, else it is the dataset's own"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU where there is one"""
 
@@ -31,6 +34,8 @@ def run(arguments: Sequence[str]) -> None:
     recipe, rest = named_recipe(arguments, "cache")
     options = parse(CacheOptions(recipe, Path("data") / recipe.name), rest, f"cache {recipe.name}")
     checks.check(options.recipe)
+    from lightwam.data.lerobot.features import parse_names
     from lightwam.processing import make_cache
 
-    make_cache(options.recipe, options.data, device=options.device)
+    make_cache(options.recipe, options.data, device=options.device, names=parse_names(options.names),
+               cache=options.cache)  # fmt: skip

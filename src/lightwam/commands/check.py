@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from lightwam import checks
-from lightwam.commands.options import AnyRecipe, kind_named, named_recipe, parse, run_directory
+from lightwam.commands.options import AnyRecipe, Names, kind_named, named_recipe, parse, run_directory
 from lightwam.config import LATENTS
 from lightwam.errors import DatasetError, SimulatorError, WireError
 from lightwam.serve import access
@@ -54,10 +55,14 @@ class ExpertOptions:
 class DatasetOptions:
     """Check a LeRobot dataset, v3.0 or v2: every file, type, shape and number of it, and of its latent cache.
 
-    Of LIBERO's own HDF5 files everything that is wrong is listed, with file, demonstration and dataset.
+    Everything that is wrong is listed at once, each fault with its fix, and what is only worth knowing as a note. PATH
+    may also be LIBERO's own HDF5 files.
     """
 
     path: Annotated[Path, tyro.conf.Positional]
+    names: Names = ()
+    cache: Path | None = None
+    """folder with its latents; by default LIGHTWAM_CACHE names it, else it is the dataset's own"""
 
 
 @dataclass(frozen=True)
@@ -84,8 +89,11 @@ def _check_sim(arguments: Sequence[str]) -> None:
     recipe, rest = named_recipe(arguments, "check sim")
     options = parse(SimOptions(recipe), rest, f"check sim {recipe.name}")
     sim = checks.check(options.recipe).sim
+    from lightwam.sim.base import version_warnings
     from lightwam.sim.check import check_simulator
 
+    for warning in version_warnings(sim.name):
+        print(f"check: {warning}")
     broken = 0
     for task in sim.tasks if options.task is None else (options.task,):
         findings = check_simulator(sim, task)
@@ -127,17 +135,19 @@ def _check_client(arguments: Sequence[str]) -> None:
     settings = options.serving
     keys = access.read_keys(settings.api_keys, os.environ.get(access.KEYS_VARIABLE))
     access.check_door(settings.host, keys, anyone=settings.allow_anyone)
-    from lightwam.checkpoint import read_recipe
+    from lightwam import checkpoint
     from lightwam.serve import logs
     from lightwam.serve.inspecting import inspecting
+    from lightwam.serve.sentences import sentence_check
     from lightwam.wire.families import chosen
 
-    recipe = read_recipe(path)
+    recipe = checkpoint.read_recipe(path)
     cameras = tuple(place.camera for place in recipe.codec.places)
     model = recipe.model
     families = chosen(settings.families, cameras, model.state_dim, model.action_dim, settings.renames)
     logs.begin(settings.log)
-    if not asyncio.run(inspecting(families, settings, keys, options.messages)):
+    check = sentence_check(recipe, checkpoint.read_tensors(path / checkpoint.PROMPTS))
+    if not asyncio.run(inspecting(families, settings, keys, options.messages, check_sentence=check)):
         raise WireError("the client's messages do not fit the run", where=path,
                         next_step="rename cameras (--renames), choose --families, or declare the robot in a file: "
                         "docs/serving_robots.md")  # fmt: skip
@@ -146,21 +156,42 @@ def _check_client(arguments: Sequence[str]) -> None:
 def _check_dataset(arguments: Sequence[str]) -> None:
     options = tyro.cli(DatasetOptions, args=list(arguments), prog="lightwam check dataset")
     from lightwam.data import libero_hdf5
-    from lightwam.data.lerobot import LeRobotDataset
+    from lightwam.data.cache_place import cache_home
+    from lightwam.data.lerobot.check import examine
+    from lightwam.data.lerobot.features import parse_names
     from lightwam.progress import Progress
 
     if not (options.path / "meta").is_dir() and (files := libero_hdf5.demo_files(options.path)):
         _check_demonstrations(options.path, files)
         return
-    dataset = LeRobotDataset(options.path)
-    with Progress("check", len(dataset.cameras) * dataset.num_frames, unit="picture") as progress:
-        dataset.check(lambda done, _: progress.advance(count=done - progress.done))
+    with ExitStack() as stack:
+        lines: list[Progress] = []
+
+        def tell(done: int, total: int) -> None:
+            if not lines:
+                lines.append(stack.enter_context(Progress("check", total, unit="picture")))
+            lines[0].advance(count=done - lines[0].done)
+
+        found = examine(options.path, parse_names(options.names), tell)
+    for note in found.notes:
+        print(f"note: {note}")
+    if len(found.faults) == 1:
+        raise found.faults[0]
+    if found.faults:
+        print("\n".join(found.lines()))
+        raise DatasetError("the dataset is broken", where=options.path, got=f"{len(found.faults)} faults, listed above",
+                           expected="none", next_step="mend them, then check again")  # fmt: skip
+    dataset = found.dataset
+    assert dataset is not None
     print(
         f"{options.path}: sound; {dataset.num_episodes} episodes, {dataset.num_frames} frames, "
         f"cameras {', '.join(dataset.cameras)}, {len(dataset.tasks)} tasks"
     )
-    if any((options.path / LATENTS / name).exists() for name in ("cache.json", "begun.json")):
-        _check_latents(dataset)
+    if (latents := cache_home(options.path, options.cache) / LATENTS).is_dir():
+        from lightwam.data.latent_cache import latents_here
+
+        for path in latents_here(latents):
+            _check_latents(dataset, path)
 
 
 def _check_demonstrations(path: Path, files: Sequence[Path]) -> None:
@@ -181,11 +212,11 @@ def _check_demonstrations(path: Path, files: Sequence[Path]) -> None:
           f"{sum(len(scan.failures) for scan in scans)} of the demonstrations never succeed")  # fmt: skip
 
 
-def _check_latents(dataset: LeRobotDataset) -> None:
+def _check_latents(dataset: LeRobotDataset, path: Path) -> None:
     from lightwam.data.latent_cache import LatentCache
     from lightwam.progress import Progress
 
-    cache = LatentCache.open(dataset.root / LATENTS, dataset)
+    cache = LatentCache.open(path, dataset)
     with Progress("check", cache.num_steps, unit="window") as progress:
         faults = cache.faults(lambda done, _: progress.advance(count=done - progress.done))
     if faults:

@@ -50,6 +50,8 @@ def table(found: Mapping[str, Any]) -> str:
         if found[name]:
             text += [title, *(f"  {line}" for line in lines(found[name])), ""]
     text += [f"A {found['first']}", f"B {found['second']}"]
+    for name, side in (("A", "first"), ("B", "second")):
+        text += [f"warning, {name}: {line}" for line in found["warnings"][side]]
     if any(found["unpaired"].values()):
         text.append(f"left out: {found['unpaired']['first']} episodes of A, {found['unpaired']['second']} of B")
     rows = [*found["tasks"].items(), ("all", found)]

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from lightwam.commands.options import Flat, kind_named
+from lightwam.commands.options import Flat, Names, kind_named
 from lightwam.config import ConvertConfig
 
 KINDS = ("libero",)
@@ -30,6 +30,7 @@ class LiberoOptions:
     """one *_demo.hdf5, a folder of them (a suite), a folder of suites, or a LeRobot dataset (v2.0, v2.1, v3.0)"""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """the new dataset's directory; one that is begun already is gone on with"""
+    names: Names = ()
     config: Annotated[ConvertConfig, Flat] = field(default_factory=ConvertConfig)
 
 
@@ -40,8 +41,9 @@ def run(arguments: Sequence[str]) -> None:
     _, rest = named
     options = tyro.cli(LiberoOptions, args=rest, prog="lightwam convert libero")
     from lightwam.data.convert import convert
+    from lightwam.data.lerobot.features import parse_names
 
-    done = convert(options.source, options.out, options.config)
+    done = convert(options.source, options.out, options.config, names=parse_names(options.names))
     print(
         f"{done.root}: {done.episodes} episodes, {done.frames} frames; {done.no_ops} no-op steps removed, "
         f"{done.skipped} demonstrations skipped; {done.new_episodes} of the episodes are new"

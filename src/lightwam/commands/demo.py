@@ -17,6 +17,8 @@ class DemoOptions:
     recipe: AnyRecipe
     run: Path
     """where everything goes: dataset, checkpoints, episodes, result.json, report.html"""
+    cache: Path | None = None
+    """folder for what is made of datasets; by default LIGHTWAM_CACHE names it, else it is the dataset's own"""
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -26,4 +28,4 @@ def run(arguments: Sequence[str]) -> None:
     checks.check(options.recipe)
     from lightwam.demo import demo
 
-    demo(options.recipe, options.run)
+    demo(options.recipe, options.run, cache=options.cache)

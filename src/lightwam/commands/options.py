@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -20,6 +21,16 @@ Options = TypeVar("Options")
 Flat = tyro.conf.arg(name="")
 """marks the recipe among a command's options: its settings are `--train.steps`, not `--recipe.train.steps`"""
 AnyRecipe = Annotated[Recipe, Flat]
+Names = Annotated[
+    tuple[str, ...],
+    tyro.conf.arg(
+        metavar="FEATURE=NAME",
+        help="what a dataset with other names calls its features; NAME is a camera, observation.state or action: "
+        "--names image=front state=observation.state actions=action. A run keeps them.",
+    ),
+]
+"""an option of every command that reads a dataset"""
+_SWITCH = re.compile(r"(latents|text):[\w-]+-config$")
 
 
 def named_recipe(arguments: Sequence[str], command: str, default: str | None = None) -> tuple[Recipe, list[str]]:
@@ -51,8 +62,16 @@ def wants_help(arguments: Sequence[str]) -> bool:
 
 
 def parse(defaults: Options, arguments: Sequence[str], command: str) -> Options:
-    """`defaults` with the command line's options in it; an unknown option ends the process with suggestions, code 2."""
-    options = tyro.cli(type(defaults), default=defaults, args=list(arguments), prog=f"lightwam {command}")
+    """`defaults` with the command line's options in it; an unknown option ends the process with suggestions, code 2.
+
+    Sections of several kinds (`latents`, `text`) have the options of the recipe's own kind: `--text.num-tokens 24`. A
+    word such as `text:umt5-config`, behind all other options, chooses another kind, whose options follow that word.
+    """
+    switches = any(_SWITCH.match(word) for word in arguments)
+    config = () if switches else (tyro.conf.AvoidSubcommands,)
+    options = tyro.cli(
+        type(defaults), default=defaults, args=list(arguments), prog=f"lightwam {command}", config=config
+    )
     return options if all(map(_is_text, arguments)) else as_utf8(options)
 
 

@@ -65,6 +65,7 @@ def serve(run: Path, options: ServeOptions) -> None:
     from lightwam import checkpoint, hub
     from lightwam.engine.cpu import keep_memory
     from lightwam.policy import Policy
+    from lightwam.serve.sentences import sentence_check
     from lightwam.serve.server import Newer, Server
     from lightwam.wire.families import chosen
 
@@ -84,7 +85,10 @@ def serve(run: Path, options: ServeOptions) -> None:
     model = policy.recipe.model
     families = chosen(settings.families, policy.codec.cameras, model.state_dim, model.action_dim, settings.renames)
     logs.begin(settings.log)
-    server = Server(playable(policy), policy.step, families, metadata(policy), settings, keys, newer)
+    check = sentence_check(policy.recipe, policy.prompts.known)
+    server = Server(
+        playable(policy), policy.step, families, metadata(policy, settings), settings, keys, newer, check_sentence=check
+    )
     asyncio.run(until_signalled(server))
     if server.gave_up:
         os._exit(1)  # the thread that still thinks would keep the process
@@ -109,9 +113,10 @@ def playable(policy: Policy) -> Act:
     return lambda observations: policy.act_batch(observations)[:, :prefix]
 
 
-def metadata(policy: Policy) -> dict[str, Any]:
-    """What openpi's clients are greeted with: what this policy expects, and what it gives."""
+def metadata(policy: Policy, settings: Serving) -> dict[str, Any]:
+    """What openpi's clients are greeted with: what this policy expects, what it gives, and what the server takes."""
     from lightwam import __version__
+    from lightwam.wire.openpi import MESSAGE_BYTES
 
     recipe = policy.recipe
     return {
@@ -124,4 +129,5 @@ def metadata(policy: Policy) -> dict[str, Any]:
         "action_dim": recipe.model.action_dim,
         "horizon": recipe.model.supervised_prefix,
         "replan": recipe.eval.replan,
+        MESSAGE_BYTES: settings.limits.message_bytes,
     }

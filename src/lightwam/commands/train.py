@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from lightwam import checks
-from lightwam.commands.options import AnyRecipe, named_recipe, parse
+from lightwam.commands.options import AnyRecipe, Names, named_recipe, parse
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,9 @@ class TrainOptions:
     """a LeRobot dataset, v3.0 or v2.1"""
     run: Path
     """the run directory: config, codec, log, checkpoints"""
+    names: Names = ()
+    cache: Path | None = None
+    """folder for what is made of datasets; by default LIGHTWAM_CACHE names it, else it is the dataset's own"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU where there is one"""
     parallel: Literal["ddp", "fsdp"] = "ddp"
@@ -36,9 +39,11 @@ def run(arguments: Sequence[str]) -> None:
     defaults = TrainOptions(recipe, Path("data") / recipe.name, Path("runs") / recipe.name)
     options = parse(defaults, rest, f"train {recipe.name}")
     checks.check(options.recipe)
+    from lightwam.data.lerobot.features import parse_names
     from lightwam.engine.cpu import keep_memory
     from lightwam.train import train
 
     keep_memory()
     train(options.recipe, options.data, options.run, device=options.device, parallel=options.parallel,
-          start_from=options.start_from, statistics=options.statistics)  # fmt: skip
+          start_from=options.start_from, statistics=options.statistics, names=parse_names(options.names),
+          cache=options.cache)  # fmt: skip

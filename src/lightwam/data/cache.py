@@ -5,14 +5,17 @@ Random windows come from it at thousands a second, from the videos at tens (docs
 
 from __future__ import annotations
 
-import itertools
+import io
 import json
+import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event, Lock
 from typing import Any
 
 import numpy as np
@@ -32,13 +35,19 @@ from lightwam.data.cache_base import (
     read_tables,
     tables,
 )
+from lightwam.data.cache_place import LOCK, check_room, draft_folder, drafting, named, not_written, remove_leftovers
 from lightwam.data.files import read_json, write_atomically
 from lightwam.data.lerobot import LeRobotDataset
-from lightwam.errors import DatasetError
+from lightwam.errors import DatasetError, LightwamError
 
 FORMAT = 1
 NUM_THREADS = 2
 EPISODES_A_JOB = 8
+FRAMES_A_JOB = 512
+"""a job of a thread ends with the episode that reaches so many"""
+JOURNAL = "done.json"
+Files = Mapping[str, str]
+"""a dataset's fingerprint: every file with size and hash"""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -59,41 +68,48 @@ class FrameCache(Cache):
 
     @classmethod
     def build(
-        cls, dataset: LeRobotDataset, codec_config: CodecConfig, path: Path | str, progress: Progress | None = None
+        cls,
+        dataset: LeRobotDataset,
+        codec_config: CodecConfig,
+        path: Path | str,
+        progress: Progress | None = None,
+        files: Files | None = None,
     ) -> FrameCache:
         """Decode everything into `path` (a folder), replacing what is there once the new one is whole.
 
-        Raises DatasetError for whatever is wrong in the dataset, when the codec places a camera it lacks, and when
-        `path` holds something else.
+        A build that was killed, or found the disk full, goes on behind the episodes that it had decoded. Of processes
+        that build the same cache at once one decodes and the others wait for it. `files` is the dataset's fingerprint,
+        where it is known. Raises DatasetError for whatever is wrong in the dataset, when the codec places a camera it
+        lacks, when `path` holds something else, and when it cannot be written.
         """
         path = Path(path)
         if others := _others(path):
             raise DatasetError("the folder holds something else than such a cache", where=path, got=listed(others),
                                expected="no folder, or such a cache", next_step="give another folder")  # fmt: skip
         check_cameras(dataset, codec_config)
-        arrays = tables(dataset)
-        draft = path.with_name(f"{path.name}.draft-{os.getpid()}")
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
-        try:
-            _decode(dataset, codec_config, draft / "frames.npy", progress)
-            for name, array in arrays.items():
-                np.save(draft / f"{name}.npy", array)
-            sizes = {file.name: file.stat().st_size for file in sorted(draft.iterdir())}
-            about = {"fingerprint": _fingerprint(dataset, codec_config), "files": sizes, "tasks": list(dataset.tasks),
-                     "fps": dataset.fps}  # fmt: skip
-            write_atomically(draft / "cache.json", json.dumps(about, indent=1).encode())
-            _replace_folder(draft, path)
-        except OSError as error:
-            raise DatasetError(
-                "the cache could not be written",
-                where=path,
-                got=error,
-                expected="a writable disk with room",
-                next_step=f"it needs {_bytes_needed(dataset, codec_config) / 2**20:.0f} MiB",
-            ) from error
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
+        fingerprint = _fingerprint(dataset, codec_config, files)
+        draft, total = draft_folder(path, fingerprint), dataset.num_frames
+
+        def waiting() -> None:
+            if progress is not None:
+                progress(int(dataset.episode_start[_episodes_done(draft)]), total)
+
+        remove_leftovers(path.parent, path.name, keep=draft)
+        check_room(path, _bytes_missing(dataset, codec_config, draft))
+        first = not path.parent.exists()
+        with _disk_errors(path, dataset, codec_config, draft), drafting(draft, waiting) as waited:
+            if waited and cls.fits(path, dataset, codec_config, files):
+                shutil.rmtree(draft)
+                return cls.open(path)
+            try:
+                _make(dataset, codec_config, draft, fingerprint, progress)
+                _replace_folder(draft, path)
+                (path / LOCK).unlink(missing_ok=True)
+            except LightwamError:  # the dataset is at fault, and mended it is another one
+                shutil.rmtree(draft, ignore_errors=True)
+                if first and not any(path.parent.iterdir()):
+                    path.parent.rmdir()
+                raise
         return cls.open(path)
 
     @classmethod
@@ -108,89 +124,189 @@ class FrameCache(Cache):
         if not (path / "cache.json").is_file():
             raise DatasetError("no whole cache here", where=path, expected="cache.json", next_step="build it")
         about = read_json(path / "cache.json")
-        if faults := _faults(path, about, dataset, codec_config):
+        if faults := _faults(path, about, _fingerprint(dataset, codec_config)):
             raise DatasetError("the cache is torn, or was made from something else", where=path,
                                got=listed(faults), next_step="build it again")  # fmt: skip
         frames = np.load(path / "frames.npy", mmap_mode="r")
         return cls(path=path, frames=frames, **read_tables(path), tasks=tuple(about["tasks"]), fps=about["fps"])
 
     @classmethod
-    def fresh(
-        cls, dataset: LeRobotDataset, codec_config: CodecConfig, path: Path | str, progress: Progress | None = None
-    ) -> FrameCache:
-        """The cache at `path` if it is whole and was made from just this; else it is built."""
+    def fits(
+        cls, path: Path | str, dataset: LeRobotDataset, codec_config: CodecConfig, files: Files | None = None
+    ) -> bool:
+        """Whether the cache at `path` is there, whole, and made from just this."""
         path = Path(path)
-        if (path / "cache.json").is_file():
-            about = read_json(path / "cache.json")
-            if not _faults(path, about, dataset, codec_config):
-                return cls.open(path)
-        return cls.build(dataset, codec_config, path, progress)
+        if not (path / "cache.json").is_file():
+            return False
+        return not _faults(path, read_json(path / "cache.json"), _fingerprint(dataset, codec_config, files))
+
+    @classmethod
+    def fresh(
+        cls,
+        dataset: LeRobotDataset,
+        codec_config: CodecConfig,
+        path: Path | str,
+        progress: Progress | None = None,
+        files: Files | None = None,
+    ) -> FrameCache:
+        """The cache at `path` if it fits; else it is built."""
+        if cls.fits(path, dataset, codec_config, files):
+            return cls.open(path)
+        return cls.build(dataset, codec_config, path, progress, files)
+
+    @classmethod
+    def check_place(
+        cls, dataset: LeRobotDataset, codec_config: CodecConfig, path: Path, files: Files | None = None
+    ) -> None:
+        """Raise DatasetError where `fresh` would find at once that it cannot write: no right to, or no room."""
+        if not cls.fits(path, dataset, codec_config, files):
+            check_room(path, _bytes_missing(dataset, codec_config, draft_of(dataset, codec_config, path, files)))
+
+
+def frames_folder(folder: Path, dataset: LeRobotDataset, codec_config: CodecConfig, files: Files) -> Path:
+    """Return where in `folder` the cache for a codec lies or belongs: a folder for each codec.
+
+    It is named after cameras and canvas; outside the dataset's own folder also after what the dataset is made of, so
+    that datasets of one name do not replace each other's. A cache at `folder` itself, as earlier versions made them, is
+    taken when it fits.
+    """
+    if FrameCache.fits(folder, dataset, codec_config, files):
+        return folder
+    canvas: dict[str, Any] = canvas_fingerprint(codec_config)
+    if folder.parent != dataset.root:
+        canvas["dataset"] = dict(files)
+    height, width = codec_config.canvas
+    cameras = dict.fromkeys(place.camera for place in codec_config.places)
+    return folder / named(f"{height}x{width}-{'+'.join(cameras)}", canvas)
+
+
+def draft_of(dataset: LeRobotDataset, codec_config: CodecConfig, path: Path, files: Files | None = None) -> Path:
+    """Return the folder in which the cache is made before it is renamed to `path`."""
+    return draft_folder(path, _fingerprint(dataset, codec_config, files))
 
 
 def _others(path: Path) -> list[str]:
     """What would be lost if the folder were replaced."""
-    ours = {"cache.json", "frames.npy", *(f"{name}.npy" for name in TABLES)}
+    ours = {"cache.json", "frames.npy", LOCK, *(f"{name}.npy" for name in TABLES)}
     return sorted({file.name for file in path.iterdir()} - ours) if path.is_dir() else []
 
 
-def _faults(
-    path: Path, about: dict[str, Any], dataset: LeRobotDataset | None, codec_config: CodecConfig | None
-) -> list[str]:
+def _faults(path: Path, about: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> list[str]:
     """Everything that speaks against using the cache, in words."""
     found = []
     for name, size in about["files"].items():
         got = (path / name).stat().st_size if (path / name).is_file() else "no"
         if got != size:
             found.append(f"{name} has {got} bytes, not {size}")
-    return found + differences(about["fingerprint"], _fingerprint(dataset, codec_config))
+    return found + differences(about["fingerprint"], fingerprint)
 
 
-def _fingerprint(dataset: LeRobotDataset | None, codec_config: CodecConfig | None) -> dict[str, Any]:
+def _fingerprint(
+    dataset: LeRobotDataset | None, codec_config: CodecConfig | None, files: Files | None = None
+) -> dict[str, Any]:
     """Everything that the cache's content depends on; normalisation and stride do not touch it."""
     print_: dict[str, Any] = {"format": FORMAT}
     if dataset is not None:
-        print_["dataset"] = dataset.fingerprint()
+        print_["dataset"] = dict(dataset.fingerprint() if files is None else files)
     if codec_config is not None:
         print_["codec"] = canvas_fingerprint(codec_config)
     return print_
 
 
-def _decode(dataset: LeRobotDataset, config: CodecConfig, path: Path, progress: Progress | None) -> None:
+def _make(
+    dataset: LeRobotDataset, config: CodecConfig, draft: Path, fingerprint: dict[str, Any], progress: Progress | None
+) -> None:
+    """The whole cache in `draft`."""
+    arrays = tables(dataset)
+    _decode(dataset, config, draft, progress)
+    for name, array in arrays.items():
+        np.save(draft / f"{name}.npy", array)
+    (draft / JOURNAL).unlink(missing_ok=True)
+    sizes = {file.name: file.stat().st_size for file in sorted(draft.iterdir()) if file.name != LOCK}
+    about = {"fingerprint": fingerprint, "files": sizes, "tasks": list(dataset.tasks), "fps": dataset.fps}
+    write_atomically(draft / "cache.json", json.dumps(about, indent=1).encode())
+
+
+def _decode(dataset: LeRobotDataset, config: CodecConfig, draft: Path, progress: Progress | None) -> None:
+    """All pictures into frames.npy; the journal says how many of the first episodes are safely there."""
     # Written through files, not a memory map: a full disk is then an error and not a bus fault.
-    shape = (dataset.num_frames, *config.canvas, 3)
-    with path.open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-        first_byte = file.tell()
+    path, header, begun = draft / "frames.npy", _header(dataset, config), _episodes_done(draft)
+    if not path.is_file() or path.stat().st_size < len(header) + dataset.episode_start[begun] * _picture_bytes(config):
+        begun = 0
+    if not begun:
+        path.write_bytes(header)
+    done, lock, stop = int(dataset.episode_start[begun]), Lock(), Event()
 
-    def decode_some(episodes: tuple[int, ...]) -> int:
+    def tell(count: int) -> None:
+        nonlocal done
+        with lock:
+            done += count
+            if progress is not None:
+                progress(done, dataset.num_frames)
+
+    def decode_some(episodes: range) -> int:
         with path.open("r+b") as file, Canvases(dataset, config) as canvases:
-            file.seek(first_byte + int(dataset.episode_start[episodes[0]]) * config.canvas[0] * config.canvas[1] * 3)
+            file.seek(len(header) + int(dataset.episode_start[episodes[0]]) * _picture_bytes(config))
             for episode in episodes:
-                file.write(canvases.episode(episode).data)
-        return int(sum(dataset.episodes[episode].length for episode in episodes))
+                for clip in canvases.stream(episode):
+                    if stop.is_set():
+                        return episodes.start
+                    file.write(clip.data)
+                    tell(len(clip))
+        return episodes.stop
 
-    done = 0
-    if progress is not None:
-        progress(done, dataset.num_frames)
-    with ThreadPoolExecutor(NUM_THREADS) as pool:
+    tell(0)
+    with ThreadPoolExecutor(NUM_THREADS) as pool, path.open("r+b") as whole:
         try:
-            for count in pool.map(decode_some, _jobs(dataset.num_episodes)):
-                done += count
-                if progress is not None:
-                    progress(done, dataset.num_frames)
+            for finished in pool.map(decode_some, _jobs(dataset, begun)):
+                os.fsync(whole.fileno())  # whatever the journal names is there, also after a power failure
+                write_atomically(draft / JOURNAL, json.dumps({"episodes": finished}).encode())
         except BaseException:
+            stop.set()
             pool.shutdown(cancel_futures=True)
             raise
 
 
-def _jobs(num_episodes: int) -> Iterator[tuple[int, ...]]:
-    episodes = iter(range(num_episodes))
-    while job := tuple(itertools.islice(episodes, EPISODES_A_JOB)):
-        yield job
+def _jobs(dataset: LeRobotDataset, first: int) -> Iterator[range]:
+    """Episodes from `first` on, some at a time: few where they are long, so that both threads have work."""
+    frames = 0
+    for episode in dataset.episodes[first:]:
+        frames += episode.length
+        if episode.index + 1 - first >= EPISODES_A_JOB or frames >= FRAMES_A_JOB:
+            yield range(first, episode.index + 1)
+            first, frames = episode.index + 1, 0
+    if first < dataset.num_episodes:
+        yield range(first, dataset.num_episodes)
 
 
-def _bytes_needed(dataset: LeRobotDataset, config: CodecConfig) -> int:
-    return dataset.num_frames * config.canvas[0] * config.canvas[1] * 3
+def _episodes_done(draft: Path) -> int:
+    """How many of the first episodes an earlier process left decoded."""
+    return int(read_json(draft / JOURNAL)["episodes"]) if (draft / JOURNAL).is_file() else 0
+
+
+def _header(dataset: LeRobotDataset, config: CodecConfig) -> bytes:
+    file, shape = io.BytesIO(), (dataset.num_frames, *config.canvas, 3)
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return file.getvalue()
+
+
+def _picture_bytes(config: CodecConfig) -> int:
+    return config.canvas[0] * config.canvas[1] * 3
+
+
+def _bytes_missing(dataset: LeRobotDataset, config: CodecConfig, draft: Path) -> int:
+    """What the disk must still take."""
+    return (dataset.num_frames - int(dataset.episode_start[_episodes_done(draft)])) * _picture_bytes(config)
+
+
+@contextmanager
+def _disk_errors(path: Path, dataset: LeRobotDataset, config: CodecConfig, draft: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        need = f"{math.ceil(_bytes_missing(dataset, config, draft) / 2**20)} MiB"
+        kept = "what is decoded is kept, and the same command goes on behind it"
+        raise not_written(error, path, need, kept) from error
 
 
 def _replace_folder(new: Path, path: Path) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +23,8 @@ from lightwam.types import Latents
 TABLES = ("state", "action", "episode_start", "task_index")
 Progress = Callable[[int, int], None]
 """called with frames or windows done, and in all; the first time before any is done"""
+BYTES_AT_ONCE = 4 * 2**20
+"""a thread decodes as much, pictures and their canvases, before it goes on; resizing takes some five times that"""
 NUM_NAMED = 5
 """so many faults are spelled out in an error"""
 
@@ -36,15 +39,15 @@ class Cache(ABC):
     action: Float32[np.ndarray, "N A"]
     episode_start: Int64[np.ndarray, " episodes_and_1"]
     """first control step of every episode, and the number of all control steps"""
-    task_index: Int64[np.ndarray, " episodes"]
-    """into `tasks`"""
+    task_index: Int64[np.ndarray, " N"]
+    """into `tasks`, for every control step: a task may change within an episode"""
     tasks: tuple[str, ...]
     fps: float
 
     @property
     def num_episodes(self) -> int:
         """Episodes."""
-        return len(self.task_index)
+        return len(self.episode_start) - 1
 
     @property
     def num_steps(self) -> int:
@@ -70,21 +73,27 @@ def tables(dataset: LeRobotDataset) -> dict[str, np.ndarray]:
     """The numbers of a dataset by the names in TABLES, to be saved as NAME.npy."""
     vectors = dataset.vectors
     return {"state": vectors.state, "action": vectors.action, "episode_start": dataset.episode_start,
-            "task_index": vectors.task_index}  # fmt: skip
+            "task_index": vectors.frame_task}  # fmt: skip
 
 
 def read_tables(path: Path) -> dict[str, np.ndarray]:
-    """The same from a cache's folder."""
-    return {name: np.load(path / f"{name}.npy") for name in TABLES}
+    """The same from a cache's folder. Older caches have one task an episode."""
+    read = {name: np.load(path / f"{name}.npy") for name in TABLES}
+    lengths = np.diff(read["episode_start"])
+    if len(read["task_index"]) == len(lengths):
+        read["task_index"] = np.repeat(read["task_index"], lengths)
+    return read
 
 
 def check_cameras(dataset: LeRobotDataset, config: CodecConfig) -> None:
-    """DatasetError when the codec places a camera that the dataset lacks."""
+    """DatasetError when the codec places a camera that the dataset lacks, or that cannot be used."""
     for place in config.places:
-        if place.camera not in dataset.cameras:
+        if place.camera not in dataset.cameras and place.camera not in dataset.left_out:
             raise DatasetError("the codec places a camera that the dataset lacks", where=dataset.root,
-                               got=sorted(dataset.cameras), expected=place.camera,
-                               next_step=did_you_mean(place.camera, dataset.cameras))  # fmt: skip
+                               got=", ".join(sorted(dataset.cameras)), expected=place.camera,
+                               next_step=f"{did_you_mean(place.camera, dataset.cameras)}; or call one of them so: "
+                               f"--names {dataset.feature_of(min(dataset.cameras))}={place.camera}")  # fmt: skip
+        dataset.check_camera(place.camera)
 
 
 class Canvases:
@@ -97,11 +106,15 @@ class Canvases:
         self._dataset, self._config = dataset, config
         self._pictures = dataset.pictures()
 
-    def episode(self, index: int) -> UInt8[np.ndarray, "T height width 3"]:
-        """All of one episode, decoded."""
+    def stream(self, index: int) -> Iterator[UInt8[np.ndarray, "T height width 3"]]:
+        """Yield all of one episode in order, a few at a time: memory does not depend on the episode's length."""
         episode = self._dataset.episodes[index]
-        cameras = dict.fromkeys(place.camera for place in self._config.places)
-        return place_cameras(self._config, {camera: self._pictures.clip(episode, camera) for camera in cameras})
+        cameras = list(dict.fromkeys(place.camera for place in self._config.places))
+        sizes = [self._config.canvas, *(self._dataset.cameras[camera] for camera in cameras)]
+        batch = max(1, BYTES_AT_ONCE // sum(3 * math.prod(size) for size in sizes))
+        streams = [self._pictures.stream(episode, camera, batch) for camera in cameras]
+        for clips in zip(*streams, strict=True):
+            yield place_cameras(self._config, dict(zip(cameras, clips, strict=True)))
 
     def __enter__(self) -> Canvases:
         return self

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float32
 
 from lightwam.config import ConvertConfig
+from lightwam.data.lerobot.features import FeatureNames
 from lightwam.data.lerobot_writer import EpisodeNote, LeRobotWriter
 from lightwam.data.libero_sources import DemoName, Orientation, Source, SourceDemo, open_source
 from lightwam.errors import DatasetError
@@ -46,7 +47,11 @@ class ConvertReport:
 
 
 def convert(
-    path: Path, root: Path, config: ConvertConfig | None = None, say: Callable[[str], None] = print
+    path: Path,
+    root: Path,
+    config: ConvertConfig | None = None,
+    say: Callable[[str], None] = print,
+    names: FeatureNames | None = None,
 ) -> ConvertReport:
     """Converts the source at `path` into the dataset `root`; goes on with what is there.
 
@@ -56,7 +61,7 @@ def convert(
     """
     if root.resolve() == path.resolve():
         raise DatasetError("a dataset cannot be converted into itself", where=root, next_step="give another folder")
-    with closing(open_source(path)) as source:
+    with closing(open_source(path, names)) as source:
         work = _Work(source, root, config or ConvertConfig(), say)
         before = work.writer.num_episodes
         try:

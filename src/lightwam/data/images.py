@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,10 +11,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import UInt8
 
+from lightwam.data.damage import likely_cause
 from lightwam.errors import DatasetError
+from lightwam.pictures import PictureError, decode, is_encoded
 
-CODECS = {b"\x89PNG": "png", b"\xff\xd8\xff": "mjpeg"}
-"""first bytes -> decoder"""
+MOST_BYTES = 1 << 28
+"""of one picture decoded"""
 
 
 class ImageReader:
@@ -44,7 +45,7 @@ class ImageReader:
         """All pictures of one episode, which has `length` frames."""
         return next(self.stream(episode, length, length))
 
-    def stream(self, episode: int, length: int, batch: int) -> Iterator[UInt8[np.ndarray, "T height width 3"]]:
+    def stream(self, episode: int, length: int, batch: int) -> Iterator[UInt8[np.ndarray, "n height width 3"]]:
         """The same pictures, at most `batch` of them in memory at a time."""
         rows = np.flatnonzero(self._episode == episode)
         if len(rows) != length:
@@ -70,31 +71,23 @@ class ImageReader:
         return data
 
     def _decode(self, data: bytes | None, where: str) -> UInt8[np.ndarray, "height width 3"]:
-        import av
-
-        name = next((name for start, name in CODECS.items() if (data or b"").startswith(start)), None)
-        if data is None or name is None:
+        if data is None or not is_encoded(data):
             raise DatasetError("a picture is missing or of an unknown format", where=where,
                                got="no bytes" if data is None else f"bytes that begin with {data[:8]!r}",
                                expected="a whole PNG or JPEG, in the table itself")  # fmt: skip
-        # a decoder a picture: FFmpeg's for PNG, used again, adds the last picture's first row to the next one
-        decoder: Any = av.CodecContext.create(name, "r")
-        decoder.thread_count = 1  # more would hold the picture back
         try:
-            frames = decoder.decode(av.Packet(data))
-        except av.FFmpegError as error:
+            picture = decode(data, MOST_BYTES)
+        except PictureError as error:
             raise DatasetError("a picture cannot be decoded", where=where, got=error, expected="a whole PNG or JPEG",
                                next_step="copy the dataset again") from error  # fmt: skip
-        sizes = [(frame.height, frame.width) for frame in frames]
-        if sizes != [self._size]:
+        if picture.shape[:2] != self._size:
             raise DatasetError("a picture has another size than info.json says", where=where,
-                               got=sizes or "no picture", expected=self._size)  # fmt: skip
-        picture: np.ndarray = frames[0].to_ndarray(format="rgb24")
+                               got=picture.shape[:2], expected=self._size)  # fmt: skip
         return picture
 
     def _broken(self, error: Exception) -> DatasetError:
-        return DatasetError("a table cannot be read", where=self.path, got=error, expected="a whole parquet file",
-                            next_step="it was cut short or overwritten: copy the dataset again")  # fmt: skip
+        return DatasetError("a table cannot be read", where=self.path, got=likely_cause(self.path) or error,
+                            expected="a whole parquet file", next_step="copy it again")  # fmt: skip
 
     def close(self) -> None:
         """Let go of the file."""

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from jaxtyping import Int64
 
 from lightwam.config import CodecConfig
 from lightwam.data.cache_base import (
+    NUM_NAMED,
     TABLES,
     Cache,
     Progress,
@@ -32,6 +35,7 @@ from lightwam.data.cache_base import (
     read_tables,
     tables,
 )
+from lightwam.data.cache_place import check_room, named, not_written
 from lightwam.data.files import file_fingerprint, read_json
 from lightwam.data.latent_encoder import ClipEncoder, WindowEncoder
 from lightwam.data.latent_pack import DTYPES
@@ -44,6 +48,8 @@ from lightwam.types import ALONE, Latents, Share
 FORMAT = "latents 1"
 SHARD_WINDOWS = 1024
 """a shard's episodes have together at most so many windows, unless it is one long episode"""
+SPOOL_BYTES = 256 * 2**20
+"""a shard is gathered in memory up to this size, then on the disk"""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -124,6 +130,7 @@ class LatentCache(Cache):
         _refuse_another(path, fingerprint)
         if _is_whole(path):
             return
+        check_room(path, 0)
         with _writing(path, "a few KiB to begin with"):
             (path / "shards").mkdir(parents=True, exist_ok=True)
             for folder in (path, path / "shards"):
@@ -152,9 +159,10 @@ class LatentCache(Cache):
         Raises DatasetError saying what differs, what is torn, or how much of it there is when it is not finished.
         """
         path = Path(path)
-        whole = _about(path)
+        wanted = _fingerprint(dataset, codec_config, horizon, about)
+        whole = _about(path, wanted)
         then = whole.get("fingerprint", {})
-        if faults := differences(then, _fingerprint(dataset, codec_config, horizon, about)):
+        if faults := differences(then, wanted):
             raise DatasetError("the latent cache was made from something else", where=path, got=listed(faults),
                                next_step="make one of this in another folder, or delete it")  # fmt: skip
         if faults := _table_faults(path, whole):
@@ -171,6 +179,39 @@ class LatentCache(Cache):
                    samples=samples)  # fmt: skip
 
 
+def latents_folder(
+    folder: Path,
+    dataset: LeRobotDataset,
+    codec_config: CodecConfig,
+    horizon: int,
+    about: Mapping[str, Any],
+    files: Mapping[str, str] | None = None,
+) -> Path:
+    """Return where in `folder` the latents of this encoder (in bfloat16) lie or belong: a folder for each make.
+
+    `files` is the dataset's fingerprint, where it is known. A cache at `folder` itself, as earlier versions made them,
+    is taken when it fits, whole or begun.
+    """
+    fingerprint = _fingerprint(dataset, codec_config, horizon, about, torch.bfloat16, files)
+    if any(not differences(then, fingerprint) for then in _fingerprints(folder)):
+        return folder
+    (height, width), kind = codec_config.canvas, about.get("kind", "latents")
+    return folder / named(f"{kind}-{height}x{width}-{horizon}steps", fingerprint)
+
+
+def latents_here(folder: Path) -> list[Path]:
+    """Return the latent caches in `folder`, whole or begun."""
+    places = [folder, *sorted(folder.iterdir())] if folder.is_dir() else []
+    return [place for place in places if _fingerprints(place)]
+
+
+def _fingerprints(path: Path) -> list[dict[str, Any]]:
+    """Of the cache at `path`: of the whole one, of the begun one."""
+    files = [path / name for name in ("cache.json", "begun.json") if (path / name).is_file()]
+    found = [read_json(file).get("fingerprint", {}) for file in files]
+    return [one for one in found if one.get("format") == FORMAT]
+
+
 def _make(
     encoder: WindowEncoder, mine: list[tuple[Shard, list[int]]], path: Path, rank: int, progress: Progress | None
 ) -> None:
@@ -181,15 +222,22 @@ def _make(
     done = total - sum(shard.windows for shard, _ in missing)
     tell(done, total)
     for shard, episodes in missing:
-        records: list[bytes] = []
-        for some in encoder.records(episodes):
-            records += some
-            done += len(some)
-            tell(done, total)
-        to_write = (total - done + shard.windows) * len(records[0])
-        with _writing(path, f"about {to_write / 2**20:.0f} MiB more"):
-            assert encoder.shape is not None
-            shard.write(encoder.shape, records, rank)
+        lengths: list[int] = []
+        # a long episode is a shard by itself, too large for memory; the file on disk has no name, so a kill removes it
+        with tempfile.SpooledTemporaryFile(SPOOL_BYTES, dir=str(shard.folder)) as spool:
+            for records in encoder.records(episodes):
+                to_write = (total - done + shard.windows) * len(records[0])
+                if shard is missing[0][0] and not lengths:
+                    check_room(shard.data, to_write)
+                with _writing(path, f"about {to_write / 2**20:.0f} MiB more"):
+                    spool.writelines(records)
+                lengths += map(len, records)
+                done += len(records)
+                tell(done, total)
+            spool.seek(0)
+            with _writing(path, f"about {to_write / 2**20:.0f} MiB more"):
+                assert encoder.shape is not None
+                shard.write(encoder.shape, iter(partial(spool.read, 2**20), b""), lengths, rank)
 
 
 def _episodes_by_shard(dataset: LeRobotDataset) -> list[list[int]]:
@@ -210,11 +258,12 @@ def _fingerprint(
     horizon: int | None,
     about: Mapping[str, Any] | None,
     dtype: torch.dtype | None = None,
+    files: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Everything that the cache's content depends on, of what is given; normalisation does not touch it."""
     print_: dict[str, Any] = {"format": FORMAT}
     if dataset is not None:
-        print_["dataset"] = dataset.fingerprint()
+        print_["dataset"] = dict(dataset.fingerprint() if files is None else files)
     if codec_config is not None:
         print_ |= {"codec": canvas_fingerprint(codec_config), "video_stride": codec_config.video_stride}
     if horizon is not None:
@@ -226,7 +275,7 @@ def _fingerprint(
     return print_
 
 
-def _about(path: Path) -> dict[str, Any]:
+def _about(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
     """cache.json of a whole cache."""
     if (path / "cache.json").is_file():
         return read_json(path / "cache.json")
@@ -236,7 +285,10 @@ def _about(path: Path) -> dict[str, Any]:
         got = f"{sum(shard.whole() for shard in made)} of {len(made)} shards"
         raise DatasetError("the latent cache is not finished", where=path, got=got, expected="all of them",
                            next_step="`lightwam cache` goes on where it was stopped")  # fmt: skip
-    raise DatasetError("no latent cache here", where=path, expected="cache.json", next_step="make it: `lightwam cache`")
+    others = [f"{other.name}: {listed(differences(_fingerprints(other)[0], wanted))}"
+              for other in latents_here(path.parent)]  # fmt: skip
+    raise DatasetError("no latent cache here", where=path, got="; ".join(others[:NUM_NAMED]) or None,
+                       expected="one made from just this", next_step="make it: `lightwam cache`")  # fmt: skip
 
 
 def _is_whole(path: Path) -> bool:
@@ -299,10 +351,4 @@ def _writing(path: Path, need: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DatasetError(
-            "the latent cache could not be written",
-            where=path,
-            got=error,
-            expected="a writable disk with room",
-            next_step=f"it needs {need}; whole shards stay, and the same command goes on",
-        ) from error
+        raise not_written(error, path, need, "whole shards stay, and the same command goes on") from error

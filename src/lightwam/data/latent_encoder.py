@@ -48,16 +48,27 @@ class WindowEncoder:
         """A batch at a time. A batch ends with its episode: which windows share one must not depend on who encodes."""
         with Canvases(self._dataset, self._config) as canvases:
             for episode in episodes:
-                clip, first = canvases.episode(episode), int(self._dataset.episode_start[episode])
-                for begin in range(0, len(clip), self._batch_size):
-                    start = np.arange(begin, min(begin + self._batch_size, len(clip)))
-                    values = self._values(clip[np.minimum(start[:, None] + self._steps, len(clip) - 1)])
+                first = int(self._dataset.episode_start[episode])
+                for begin, clips in self._clips(canvases, episode):
+                    values = self._values(clips)
                     if len(bad := torch.nonzero(~values.isfinite().all(dim=1))):
                         raise DatasetError("the encoder gave a number that is not finite",
                                            where=f"{self._dataset.root} episode {episode} frame {begin + int(bad[0])}",
                                            expected=f"latents within {self._dtype}",
                                            next_step="look at the weights; encode in float32")  # fmt: skip
                     yield [pack(row, first + begin + number) for number, row in enumerate(values)]
+
+    def _clips(self, canvases: Canvases, episode: int) -> Iterator[tuple[int, UInt8[np.ndarray, "B F height width 3"]]]:
+        """Batches of an episode's windows, each with its first frame; no more canvases are held than a batch reads."""
+        length, reach = self._dataset.episodes[episode].length, self._batch_size + int(self._steps[-1])
+        held, begin = np.empty((0, *self._config.canvas, 3), np.uint8), 0
+        for more in canvases.stream(episode):
+            held = np.concatenate((held, more))  # held[0] is frame `begin`
+            ends = begin + len(held) == length
+            while begin < length and (ends or len(held) >= reach):
+                start = np.arange(min(self._batch_size, length - begin))
+                yield begin, held[np.minimum(start[:, None] + self._steps, length - 1 - begin)]
+                held, begin = held[len(start) :], begin + len(start)
 
     def _values(self, canvases: UInt8[np.ndarray, "B F height width 3"]) -> Float[Tensor, "B n"]:
         with torch.no_grad():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
+import itertools
 import json
 import os
 import secrets
@@ -25,7 +26,6 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from lightwam.data.files import write_atomically
 from lightwam.data.latent_pack import damaged, unpack
 from lightwam.errors import DatasetError
 
@@ -108,12 +108,12 @@ class Shard:
             return False
         return True
 
-    def write(self, shape: Shape, records: Sequence[bytes], rank: int) -> None:
-        """Put the shard in place: data, then index."""
+    def write(self, shape: Shape, records: Iterable[bytes], lengths: Sequence[int], rank: int) -> None:
+        """Put the shard in place, data, then index; `records` one behind the other, in pieces of any size."""
         header = _HEADER.pack(MAGIC, self.identity, *shape)
         self.index.unlink(missing_ok=True)
-        write_whole(self.data, [header, *records], rank)
-        offsets = np.cumsum([len(header), *map(len, records)], dtype=np.int64)
+        write_whole(self.data, itertools.chain([header], records), rank)
+        offsets = np.cumsum([len(header), *lengths], dtype=np.int64)
         write_whole(self.index, [array_bytes(offsets)], rank)
 
     def _broken(self, path: Path, got: object, expected: object) -> DatasetError:
@@ -181,9 +181,17 @@ def array_bytes(array: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def write_whole(path: Path, chunks: Sequence[bytes], rank: int) -> None:
+def write_whole(path: Path, chunks: Iterable[bytes], rank: int) -> None:
     """Write a file whole or not at all, safe from others who write the same; OSError."""
-    write_atomically(path, *chunks, draft=f"{rank}-{os.getpid()}-{secrets.token_hex(4)}.part")
+    part = path.with_name(f"{path.name}.{rank}-{os.getpid()}-{secrets.token_hex(4)}.part")
+    try:
+        with part.open("wb") as file:
+            file.writelines(chunks)  # not held in memory
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def clear_parts(folder: Path, rank: int, world: int) -> None:

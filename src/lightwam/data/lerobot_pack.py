@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 
 from lightwam.data.files import read_json, write_atomically
 from lightwam.data.lerobot import LeRobotDataset
-from lightwam.data.lerobot_meta import ACTION, CAMERA_PREFIX, EXTRA, STATE
+from lightwam.data.lerobot.features import ACTION, CAMERA_PREFIX, STATE
+from lightwam.data.lerobot.meta import EXTRA
 from lightwam.data.video import PIXEL_FORMAT, join_videos
 from lightwam.stats import QUANTILES, RunningStats
 

@@ -21,7 +21,7 @@ from jaxtyping import UInt8
 
 from lightwam.data.files import read_json, write_atomically, writing
 from lightwam.data.lerobot import LeRobotDataset, check_finite
-from lightwam.data.lerobot_meta import ACTION, STATE
+from lightwam.data.lerobot.features import ACTION, STATE
 from lightwam.data.lerobot_pack import Robot, pack
 from lightwam.data.video import encode_video
 from lightwam.errors import DatasetError
@@ -37,6 +37,12 @@ class EpisodeNote:
     task: str
     length: int
     extra: Mapping[str, Any]
+
+
+def _notes(packed: LeRobotDataset) -> list[EpisodeNote]:
+    """Of every episode of a dataset; the sentence is its first row's."""
+    first = (packed.tasks[task] for task in packed.vectors.task_index)
+    return [EpisodeNote(task, e.length, e.extra) for task, e in zip(first, packed.episodes, strict=True)]
 
 
 class LeRobotWriter:
@@ -65,9 +71,7 @@ class LeRobotWriter:
             if self._packed.version != "v3.0":
                 raise DatasetError("only v3.0 can be written to", where=self.root, got=self._packed.version)
             self._check_same(self._packed.info, self.root / "meta" / "info.json")
-        self._notes = (
-            [EpisodeNote(e.tasks[0], e.length, e.extra) for e in self._packed.episodes] if self._packed else []
-        )
+        self._notes = _notes(self._packed) if self._packed else []
         self._open_incoming()
 
     @property

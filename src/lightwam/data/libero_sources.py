@@ -14,7 +14,7 @@ from jaxtyping import Float32, UInt8
 from lightwam.data import libero_hdf5
 from lightwam.data.files import file_fingerprint, read_json
 from lightwam.data.lerobot import LeRobotDataset
-from lightwam.data.lerobot_meta import FeatureNames
+from lightwam.data.lerobot.features import ACTION, STATE, FeatureNames
 from lightwam.errors import DatasetError
 
 Orientation = Literal["upright", "upside-down"]
@@ -83,11 +83,17 @@ class Source(Protocol):
         ...
 
 
-def open_source(path: Path) -> Source:
-    """The source at `path`, its tables and shapes checked; DatasetError when it is broken or none that is known."""
+def open_source(path: Path, names: FeatureNames | None = None) -> Source:
+    """The source at `path`, its tables and shapes checked; DatasetError when it is broken or none that is known.
+
+    `names`: what a LeRobot dataset calls its features, where it is not among the published ways.
+    """
     if (path / "meta" / "info.json").is_file():
-        return LeRobotSource(path)
+        return LeRobotSource(path, names or FeatureNames())
     if libero_hdf5.demo_files(path):
+        if names is not None and names.pairs():
+            raise DatasetError("LIBERO's own files have no other names", where=path, got=" ".join(names.pairs()),
+                               next_step="leave --names out")  # fmt: skip
         return Hdf5Source(path)
     inside = sorted(item.name for item in path.iterdir())[:NUM_NAMED] if path.is_dir() else None
     raise DatasetError(
@@ -152,11 +158,12 @@ class LeRobotSource:
     orientation: Orientation = "upright"
     remarks: tuple[str, ...] = ()
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, names: FeatureNames) -> None:
         self.path = path
         info_path = path / "meta" / "info.json"
         features = read_json(info_path).get("features")
-        self._data = LeRobotDataset(path, _feature_names(features if isinstance(features, dict) else {}, info_path))
+        named = _feature_names(features if isinstance(features, dict) else {}, info_path, names)
+        self._data = LeRobotDataset(path, named)
         got = self._data.state_dim, self._data.action_dim
         if got != (STATE_DIM, ACTION_DIM):
             raise DatasetError("not LIBERO's state and action", where=info_path, got=f"widths {got[0]} and {got[1]}",
@@ -178,6 +185,9 @@ class LeRobotSource:
         """One demonstration."""
         episode, vectors = self._episodes[name], self._data.vectors
         rows = slice(*self._data.episode_start[episode.index : episode.index + 2])
+        if len(sentences := {self._data.tasks[task] for task in vectors.frame_task[rows]}) > 1:
+            raise DatasetError("a demonstration of LIBERO has one sentence", where=str(name), got=sorted(sentences),
+                               expected="one", next_step="split the episode where its task changes")  # fmt: skip
         return SourceDemo(
             frames={camera: self._pictures.clip(episode, camera) for camera in self.sizes},
             state=vectors.state[rows],
@@ -201,13 +211,19 @@ class LeRobotSource:
         return "; ".join(file_fingerprint(file) for file in files)
 
 
-def _feature_names(features: Mapping[str, object], where: Path) -> FeatureNames:
-    def first(known: tuple[str, ...], what: str) -> str:
-        for key in known:
+def _feature_names(features: Mapping[str, object], where: Path, given: FeatureNames) -> FeatureNames:
+    def first(known: tuple[str, ...], what: str, own: str | None) -> str:
+        for key in known if own is None else (own,):
             if key in features:
                 return key
         raise DatasetError(f"no feature is known to be LIBERO's {what}", where=where, got=sorted(features),
-                           expected=" or ".join(known), next_step="rename the feature in info.json")  # fmt: skip
+                           expected=" or ".join(known) if own is None else own,
+                           next_step="name it: --names FEATURE=NAME, where NAME is agentview, wrist, "
+                           "observation.state or action")  # fmt: skip
 
-    cameras = {camera: first(known, f"camera {camera}") for camera, known in CAMERA_FEATURES.items()}
-    return FeatureNames(first(STATE_FEATURES, "state"), first(ACTION_FEATURES, "action"), cameras)
+    state = first(STATE_FEATURES, "state", None if given.state == STATE else given.state)
+    action = first(ACTION_FEATURES, "action", None if given.action == ACTION else given.action)
+    cameras = {
+        camera: first(known, f"camera {camera}", given.renamed.get(camera)) for camera, known in CAMERA_FEATURES.items()
+    }
+    return FeatureNames(state, action, cameras)

@@ -51,7 +51,7 @@ class WindowLoader:
         self._state, self._action = codec.encode_state(cache.state), codec.encode_action(cache.action)
         self._rest = codec.encode_action(np.zeros((1, cache.action.shape[1]), np.float32))[0]
         self._last = np.repeat(cache.episode_start[1:] - 1, np.diff(cache.episode_start))
-        self._task = np.repeat(cache.task_index, np.diff(cache.episode_start))
+        self._task = cache.task_index
         self._epoch, self._order, self._shifts = -1, np.empty(0, np.int64), np.empty(0, np.int64)
         self._given = 0
         self.wait_seconds = 0.0

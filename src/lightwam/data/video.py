@@ -13,13 +13,18 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float64, UInt8
 
+from lightwam.data.damage import likely_cause
 from lightwam.errors import DatasetError
 
 PIXEL_FORMAT = "yuv444p"
 ENCODER_OPTIONS = {"crf": "18", "preset": "ultrafast", "bf": "0"}
 KEYFRAME_EVERY = 10
+TOLERANCE = 1e-4
+"""seconds: so far may a picture lie from the time of its row (LeRobot's tolerance_s)"""
+SEEK_BEYOND = 2.0
+"""seconds: pictures up to so far ahead are reached by decoding, those farther by a seek"""
 
 
 def _converter(pixel_format: str) -> Callable[[Any], Any]:
@@ -99,10 +104,19 @@ def _append_packets(joined: Any, target: Any, packets: Iterator[Any], frames_bef
     return count
 
 
-class VideoReader:
-    """Exact frames of one video file. Reading one range behind the other goes on decoding without a seek.
+def _no_picture(where: str, moment: float, before: float | None, after: float) -> DatasetError:
+    got = f"pictures at {before:.4f} and {after:.4f} s" if before is not None else f"the first picture at {after:.4f} s"
+    return DatasetError("no picture of a video lies at a row's time", where=where, got=got,
+                        expected=f"one within {TOLERANCE} s of {moment:.4f} s (from_timestamp + timestamp)",
+                        next_step="mend the row's timestamp, or from_timestamp in meta/episodes (LeRobot refuses this "
+                        "row too), or leave this episode out")  # fmt: skip
 
-    Not for use by two threads at once. Raises DatasetError when the file is missing, broken or shorter than asked.
+
+class VideoReader:
+    """Pictures of one video file by their time. Times that rise go on decoding without a seek.
+
+    Not for use by two threads at once. Raises DatasetError when the file is missing or broken, or has no picture at a
+    time that is asked for.
     """
 
     def __init__(self, path: Path) -> None:
@@ -123,59 +137,67 @@ class VideoReader:
         self.height, self.width = self._stream.height, self._stream.width
         self._convert = _converter("rgb24")
         self._frames: Iterator[Any] = iter(())
-        self._ahead: float | None = None
-        """the time after the last frame given, when decoding can go on from there"""
+        self._latest: Any = None
+        """the frame decoded last, None when decoding cannot go on from it"""
+        self._moment = 0.0
+        """its time"""
 
-    def read(self, start: float, count: int, fps: float) -> UInt8[np.ndarray, "T height width 3"]:
-        """`count` frames from `start` seconds on, each checked to lie within half a frame of where it should."""
-        return next(self.stream(start, count, fps, count))
+    def read(self, times: Float64[np.ndarray, " T"]) -> UInt8[np.ndarray, "T height width 3"]:
+        """The pictures at these times, seconds from the start of the file."""
+        return next(self.stream(times, len(times)))
 
     def stream(
-        self, start: float, count: int, fps: float, batch: int
-    ) -> Iterator[UInt8[np.ndarray, "T height width 3"]]:
-        """The same frames, at most `batch` of them in memory at a time."""
-        taken = 0
-        while taken < count:
-            out = np.empty((min(batch, count - taken), self.height, self.width, 3), np.uint8)
-            for row in out:
-                self._copy(self._next(start, taken, count, fps), row)
-                taken += 1
-            if taken == count:
-                self._ahead = start + count / fps
+        self, times: Float64[np.ndarray, " T"], batch: int, what: str = ""
+    ) -> Iterator[UInt8[np.ndarray, "n height width 3"]]:
+        """The same pictures, at most `batch` of them in memory at a time; errors say of `what` they are.
+
+        As in LeRobot a time's picture is the one nearest to it, and none may be farther than TOLERANCE. LeRobot
+        compares in float32, so as much as that rounds is allowed on top.
+        """
+        slack = (TOLERANCE + np.spacing(np.abs(times).astype(np.float32)).astype(np.float64)).tolist()
+        moments = times.tolist()
+        for begin in range(0, len(moments), batch):
+            rows = range(begin, min(begin + batch, len(moments)))
+            out = np.empty((len(rows), self.height, self.width, 3), np.uint8)
+            for row in rows:
+                self._copy(self._at(moments[row], slack[row], f"{what}row {row}"), out[row - begin])
             yield out
 
-    def _next(self, start: float, taken: int, count: int, fps: float) -> Any:
-        """The decoder's next frame, which must be number `taken` of the range."""
+    def _at(self, moment: float, slack: float, what: str) -> Any:
+        """The frame whose time is within `slack` of `moment`."""
         import av
 
+        if self._latest is not None and abs(self._moment - moment) < slack:
+            return self._latest
+        before = self._moment if self._latest is not None and self._moment < moment else None
         try:
-            if not taken:
-                self._seek(start, 1 / fps)
+            if before is None or moment - before > SEEK_BEYOND:
+                self._latest = before = None
+                self._container.seek(round(moment / float(self._stream.time_base)) - 1, stream=self._stream)
+                self._frames = self._container.decode(self._stream)
             for frame in self._frames:
-                moment, expected = frame.time, start + taken / fps
-                if moment is None:
-                    raise DatasetError("a video has a frame without a time", where=self.path, expected="a time a frame")
-                if moment < start - 0.5 / fps:
+                time = frame.time
+                if time is None:
                     continue
-                if abs(moment - expected) > 0.5 / fps:
-                    raise DatasetError("a video skips a frame", where=f"{self.path} frame {taken} from {start:.3f} s",
-                                       got=f"{moment:.4f} s", expected=f"{expected:.4f} s")  # fmt: skip
-                return frame
+                if time <= moment - slack:
+                    before = time
+                    continue
+                self._latest, self._moment = frame, time
+                if time < moment + slack:
+                    return frame
+                raise _no_picture(f"{self.path} {what}", moment, before, time)
         except av.FFmpegError as error:
+            self._latest = None
             raise self._broken(error) from error
+        self._latest = None
         raise DatasetError(
             "a video is shorter than its episode",
-            where=f"{self.path} from {start:.3f} s",
-            got=f"{taken} frames",
-            expected=f"{count} frames",
-            next_step="the video was cut short: copy the dataset again, or leave this episode out",
+            where=f"{self.path} {what}",
+            got="no picture" if before is None else f"the last picture at {before:.4f} s",
+            expected=f"one at {moment:.4f} s (from_timestamp + timestamp)",
+            next_step="the video was cut short, or the times in the tables are wrong: copy the dataset again, mend "
+            "them, or leave this episode out",
         )
-
-    def _seek(self, start: float, frame_time: float) -> None:
-        if self._ahead is None or abs(self._ahead - start) > 0.1 * frame_time:
-            self._container.seek(round(start / float(self._stream.time_base)), stream=self._stream)
-            self._frames = self._container.decode(self._stream)
-        self._ahead = None
 
     def _copy(self, frame: Any, out: UInt8[np.ndarray, "height width 3"]) -> None:
         plane: Any = self._convert(frame).planes[0]
@@ -183,8 +205,9 @@ class VideoReader:
         out[:] = rows[:, : self.width * 3].reshape(out.shape)
 
     def _broken(self, error: Exception) -> DatasetError:
-        return DatasetError("a video cannot be decoded", where=self.path, got=error, expected="a whole mp4",
-                            next_step="it was cut short or overwritten: copy the dataset again")  # fmt: skip
+        return DatasetError("a video cannot be decoded", where=self.path, got=likely_cause(self.path) or error,
+                            expected="a whole mp4",
+                            next_step="it was cut short or overwritten: copy it again")  # fmt: skip
 
     def close(self) -> None:
         """Let go of the file."""

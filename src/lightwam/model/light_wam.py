@@ -37,7 +37,7 @@ class LightWAM(nn.Module):
         self.config = config
         self.dit = DiT(config.backbone)
         self.expert = StateFusionActionExpert(config)
-        self.proprio_encoder = nn.Linear(config.state_dim, config.backbone.text_dim)
+        self.proprio_encoder = _proprio_encoder(config.state_dim, config.backbone.text_dim)
 
     def act(
         self, latent: Float[Tensor, "B C 1 h w"], context: Float[Tensor, "B L E"], state: Float[Tensor, "B P"]
@@ -155,3 +155,13 @@ def part_of(name: str) -> str:
         return "lora"
     parts = {"blocks": "blocks", "adapters": "adapters", "proj_out": "head", "scale_shift_table": "head"}
     return parts.get(name.split(".")[1], "embeddings")
+
+
+def _proprio_encoder(state_dim: int, width: int) -> nn.Linear:
+    """State -> its token. Without a state the token is the bias, which starts at zero and is trained."""
+    if state_dim:
+        return nn.Linear(state_dim, width)
+    encoder = nn.Linear(1, width)  # torch warns of a width of 0 when it fills in the first weights
+    encoder.in_features, encoder.weight = 0, nn.Parameter(encoder.weight.detach()[:, :0].clone())
+    nn.init.zeros_(encoder.bias)
+    return encoder

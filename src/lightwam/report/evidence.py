@@ -63,6 +63,8 @@ class Result:
     """percentile -> milliseconds of one answer; None when no answer was ever timed"""
     seconds: float
     """of all attempts"""
+    warnings: tuple[str, ...] = ()
+    """what it says of its simulator's versions; results of older releases lack it"""
 
 
 @dataclass(frozen=True)
@@ -295,6 +297,7 @@ def _read_result(path: Path) -> Result | None:
         max_steps=protocol.child("sim").count("max_steps"),
         latency_ms={key: latency.duration(key) for key in ("p50", "p95", "p99")} if latency else None,
         seconds=_read_seconds(table)["total"],
+        warnings=tuple(map(str, table.data.get("warnings", ()))),
     )
 
 

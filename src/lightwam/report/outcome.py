@@ -97,7 +97,8 @@ def success(evidence: Evidence) -> str:
         f"{counted(result.max_steps, 'control step')}. Lines are Wilson intervals."
     )
     caption = "Share of successful episodes, with 95&#8239;% intervals."
-    return section("success", title, figure(charts, caption), numbers, lead=lead)
+    warnings = "".join(note(f"<strong>Warning</strong> {escape(line)}") for line in result.warnings)
+    return section("success", title, warnings, figure(charts, caption), numbers, lead=lead)
 
 
 def rollouts(evidence: Evidence) -> str:

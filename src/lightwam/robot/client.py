@@ -1,23 +1,26 @@
 """An openpi client: observations to a server over a websocket, chunks of actions back.
 
 The protocol is openpi's (PyPI `openpi-client` 0.1.2), so any server that speaks it will do. What that client leaves to
-chance is decided here: a refusal is a `Refused`, with its fields, a server that is gone or silent a `ConnectionLost`,
-and the next call connects anew, waiting longer after every failure.
+chance is decided here. Faults that pass, as a server that is gone, silent or busy, are a `ConnectionLost`: the next
+call connects anew, waiting longer after every failure. Faults that last are raised at once: a refusal as a `Refused`,
+with its fields, and what makes a connection impossible (another protocol, TLS at one end alone) as a `CannotConnect`.
 """
 
 from __future__ import annotations
 
 import json
+import socket
+import ssl
 import threading
 import time
 from collections.abc import Mapping
-from ssl import SSLContext
 from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
 
 from lightwam.errors import ConfigError, LightwamError, WireError
+from lightwam.robot.proxies import Proxy, proxy_for
 
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.05, 2.0
 """before the second try, and at most; doubled after every failure"""
@@ -25,6 +28,12 @@ CLOSE_SECONDS = 0.5
 """so long a server is waited for to say good-bye"""
 OUR_FAULT = (1003, 1007, 1008, 1009)
 """codes of a websocket's end that say the message was wrong: its kind, its bytes, against the rules, too long"""
+LASTING = (1002, 1003, 1007, 1008, 1009, 1010)
+"""codes of a websocket's end before a word was said that another try would get as well; those from 3000 up are, too"""
+SHORTAGE = (408, 425, 429, 500, 502, 503, 504)
+"""HTTP statuses that may be others in a moment"""
+MOST_SILENT = 3
+"""connections in a row on which the server says nothing, after which it is taken for another kind of server"""
 BUSY, CLOSING = "busy", "closing"
 """codes of refusals that say nothing of the message: another try, another connection"""
 
@@ -42,11 +51,17 @@ class Refused(WireError):
         """the server's word for it; empty when it sent plain text"""
 
 
+class CannotConnect(LightwamError):
+    """No connection is possible as things are: another try would fail alike."""
+
+
 class Client:
     """One connection to an openpi server, made by the first call that needs it. Calls from several threads take turns.
 
     `timeout_seconds` is for a whole call, connecting and a busy server included. `attempts` are tries to connect within
-    it. `ssl_context` is for a wss:// server with a certificate of one's own.
+    it. `ssl_context` is for a wss:// server with a certificate of one's own. `message_bytes` bounds an answer, and an
+    observation for a server whose greeting does not say what it takes; ours do. Proxies are those of the environment,
+    never for this machine or for what NO_PROXY names.
     """
 
     def __init__(
@@ -56,7 +71,8 @@ class Client:
         api_key: str | None = None,
         timeout_seconds: float = 10.0,
         attempts: int = 5,
-        ssl_context: SSLContext | None = None,
+        ssl_context: ssl.SSLContext | None = None,
+        message_bytes: int = 32 << 20,
     ) -> None:
         """Connects to nothing yet.
 
@@ -65,18 +81,23 @@ class Client:
         if not _is_address(url):
             raise ConfigError("not the address of a websocket", where="url", got=repr(url),
                               expected="ws://HOST:PORT or wss://HOST:PORT")  # fmt: skip
+        if ssl_context is not None and not url.startswith("wss:"):
+            raise ConfigError("TLS needs an address of its own", where="url", got=repr(url),
+                              expected="wss://HOST:PORT, as there is an ssl_context")  # fmt: skip
         if api_key is not None and not (api_key.isascii() and api_key.isprintable() and " " not in api_key):
             raise ConfigError("an API key that a header cannot carry", where="api_key",
                               got=f"{len(api_key)} characters", expected="printable ASCII without spaces")  # fmt: skip
-        if timeout_seconds <= 0 or attempts < 1:
-            raise ConfigError("a client needs time and an attempt", where="Client",
-                              got=f"timeout_seconds {timeout_seconds}, attempts {attempts}")  # fmt: skip
+        if timeout_seconds <= 0 or attempts < 1 or message_bytes < 1:
+            raise ConfigError("a client needs time, an attempt and a byte", where="Client",
+                              got=f"timeout_seconds {timeout_seconds}, attempts {attempts}, "
+                              f"message_bytes {message_bytes}")  # fmt: skip
         self.url, self._timeout, self._attempts, self._ssl = url, timeout_seconds, attempts, ssl_context
         self._headers = {"Authorization": f"Api-Key {api_key}"} if api_key else None
         self._lock, self._closed = threading.Lock(), threading.Event()
         self._connection: Any = None  # websockets' ClientConnection
         self._metadata: dict[str, Any] = {}
         self._failures, self._not_before = 0, 0.0
+        self._message_bytes, self._num_silent = message_bytes, 0
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -85,23 +106,25 @@ class Client:
         return self._metadata
 
     def connect(self) -> None:
-        """Connects, unless connected. ConnectionLost when that fails, Refused when the server wants another key."""
+        """Connects, unless connected.
+
+        ConnectionLost when that fails and may succeed later, Refused when the server wants another key, CannotConnect
+        when what is there is no openpi server, or cannot be reached in this way, ConfigError for a proxy that cannot be
+        used.
+        """
         with self._lock:
             self._open(time.monotonic() + self._timeout)
 
     def infer(self, observation: Mapping[str, Any]) -> dict[str, Any]:
         """The server's answer to an observation; its arrays are read-only. "actions" is the chunk (H, A).
 
-        Raises Refused (a WireError) for what the server does not take, WireError for what cannot be sent or read, and
-        ConnectionLost when the server is gone, does not answer in time, or stays busy; the next call connects anew.
+        Raises Refused (a WireError) for what the server does not take, WireError for what cannot be sent or read,
+        ConnectionLost when the server is gone, does not answer in time, or stays busy (the next call connects anew),
+        and what `connect` raises.
         """
         from lightwam.wire import openpi
-        from lightwam.wire.limits import Limits
 
         message, wait = openpi.pack(dict(observation)), FIRST_WAIT_SECONDS
-        if len(message) > (most := Limits().message_bytes):  # a server hangs up on it before it can say why
-            raise WireError("the observation is too large", where=self.url, got=f"{len(message)} bytes",
-                            expected=f"at most {most}", next_step="smaller pictures; uint8, not floats")  # fmt: skip
         with self._lock:
             deadline = time.monotonic() + self._timeout
             while True:
@@ -142,6 +165,7 @@ class Client:
         from websockets.exceptions import ConnectionClosed
 
         connection = self._open(deadline)
+        self._check_size(message)
         try:
             connection.send(message)
             return connection.recv(timeout=max(0.0, deadline - time.monotonic()))
@@ -175,30 +199,40 @@ class Client:
                 failure = error
         raise failure
 
+    def _check_size(self, message: bytes) -> None:
+        """WireError for a message that the server would end the connection for."""
+        from lightwam.wire.openpi import MESSAGE_BYTES
+
+        told = self._metadata.get(MESSAGE_BYTES)
+        most, whose = (told, "--limits.message-bytes of lightwam serve") if type(told) is int else (
+            self._message_bytes, "Client(message_bytes=...)")  # fmt: skip
+        if len(message) > most:
+            raise WireError("the observation is too large", where=self.url, got=f"{len(message)} bytes",
+                            expected=f"at most {most}",
+                            next_step=f"smaller pictures; uint8, not floats; or raise {whose}")  # fmt: skip
+
     def _dial(self, deadline: float) -> Any:
         """One try to connect and to hear the server's first word."""
         import websockets.exceptions as problems
         from websockets.sync.client import connect
 
-        from lightwam.wire.limits import Limits
-
-        left = max(0.01, deadline - time.monotonic())
+        left, proxy = max(0.01, deadline - time.monotonic()), proxy_for(self.url)
         try:
             # entered as by a with block, which is what websockets 17 asks for; `_drop` leaves it. No pings, as a server
             # that thinks on its event loop does not answer them; the call's deadline tells who is gone
             connection = connect(
-                self.url, compression=None, max_size=Limits().message_bytes, additional_headers=self._headers,
+                self.url, compression=None, max_size=self._message_bytes, additional_headers=self._headers,
                 open_timeout=left, close_timeout=CLOSE_SECONDS, ping_interval=None, ssl=self._ssl,
+                proxy=proxy.address if proxy else None,
             ).__enter__()  # fmt: skip
-            self._connection = connection
+        except (OSError, EOFError, ImportError, ValueError, problems.WebSocketException) as error:
+            raise self._not_made(error, proxy, deadline) from error
+        self._connection = connection
+        try:
             hello = connection.recv(timeout=max(0.01, deadline - time.monotonic()))
-        except problems.InvalidStatus as error:
-            status, body = error.response.status_code, error.response.body or b""
-            if status >= 500 or status == 429:
-                raise self._failed(f"HTTP {status}") from error
-            raise refused(body.decode(errors="replace") or f"HTTP {status}", str(status)) from error
         except (TimeoutError, OSError, EOFError, problems.WebSocketException) as error:
-            raise self._failed(str(error) or type(error).__name__) from error
+            raise self._no_greeting(error) from error
+        self._num_silent = 0
         if isinstance(hello, str):
             refusal = refused(hello)
             failure = self._failed(f"refused: {refusal.what}")
@@ -207,6 +241,102 @@ class Client:
         if self._closed.is_set():  # while it was dialled
             raise self._failed("")
         return connection
+
+    def _not_made(self, error: Exception, proxy: Proxy | None, deadline: float) -> LightwamError:
+        """What it means that no websocket came about: ConnectionLost where that may pass."""
+        import websockets.exceptions as problems
+
+        why = str(error) or type(error).__name__
+        match error:
+            case ImportError():  # websockets needs it for SOCKS alone
+                return ConfigError("a package that the proxy needs is not installed", where=proxy, got=why,
+                                   next_step=f"pip install python-socks; or {self._without_proxy()}")  # fmt: skip
+            case problems.InvalidProxy() | ValueError() if proxy and not isinstance(error, ssl.SSLError):
+                return ConfigError("the proxy cannot be used", where=proxy, got=why,
+                                   expected="http://HOST:PORT, https:// or socks5://",
+                                   next_step=self._without_proxy())  # fmt: skip
+            case problems.InvalidProxyStatus() if error.response.status_code not in SHORTAGE:
+                return self._impossible(f"the proxy {proxy} refuses to connect", f"HTTP {error.response.status_code}",
+                                        self._without_proxy())  # fmt: skip
+            case problems.InvalidProxyMessage():
+                return self._impossible(f"the proxy {proxy} is not one", why, self._without_proxy())
+            case problems.InvalidStatus():
+                return self._no_websocket(error)
+            case ssl.SSLCertVerificationError():
+                return self._impossible("the server's certificate is not trusted", error.verify_message or why,
+                                        "Client(ssl_context=ssl.create_default_context(cafile=CERTIFICATE)), or "
+                                        "SSL_CERT_FILE=CERTIFICATE in the environment; the address must be one that "
+                                        "the certificate names")  # fmt: skip
+            case ssl.SSLError() if not isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
+                return self._impossible("the server does not speak TLS as this client does", why,
+                                        "ws:// in place of wss://, if it has no certificate")  # fmt: skip
+            case problems.InvalidMessage() | EOFError() | ConnectionResetError() | ssl.SSLError() if (
+                proxy is None and self._speaks_otherwise(deadline)
+            ):
+                secure = self.url.startswith("wss:")
+                what = "the server does not speak TLS" if secure else "the server speaks TLS"
+                step = "ws:// in place of wss://" if secure else "wss:// in place of ws://"
+                return self._impossible(what, why, step)
+            case problems.InvalidMessage() if not isinstance(error.__cause__, (EOFError, OSError)):
+                return self._impossible("what listens there does not speak HTTP", f"{why}: {error.__cause__}",
+                                        "another port: openpi's is 8000, where nothing else was said")  # fmt: skip
+            case problems.InvalidMessage() | TimeoutError() | OSError() | EOFError() | problems.ProxyError():
+                return self._failed(f"by the proxy {proxy}: {why}" if proxy else why, proxy)
+        return self._impossible("what listens there is no websocket server", why, "another port, or address")
+
+    def _no_websocket(self, error: Any) -> LightwamError:
+        """What an HTTP answer to the handshake means."""
+        status, body = error.response.status_code, (error.response.body or b"").decode(errors="replace")
+        if status in SHORTAGE:
+            return self._failed(f"HTTP {status}")
+        refusal = refused(body, str(status))
+        if status in (401, 403) or refusal.where is not None:
+            self._drop()
+            return refusal if body else refused(f"HTTP {status}", str(status))
+        return self._impossible("what listens there is an HTTP server, not openpi's", f"HTTP {status}",
+                                "another port, or address")  # fmt: skip
+
+    def _no_greeting(self, error: Exception) -> LightwamError:
+        """What it means that a websocket was made, and nothing heard on it."""
+        import websockets.exceptions as problems
+
+        if isinstance(error, problems.ConnectionClosed) and error.rcvd is not None:
+            code = error.rcvd.code
+            if code in LASTING or code >= 3000:
+                return self._impossible("the server ended the connection before a word was said",
+                                        f"{code} {error.rcvd.reason}".strip(), "another port, or address")  # fmt: skip
+        if isinstance(error, TimeoutError):
+            self._num_silent += 1
+            what = "a websocket server that does not greet, as openpi's does"
+            if self._num_silent >= MOST_SILENT:
+                return self._impossible(f"what listens there is {what}", f"nothing, {self._num_silent} times",
+                                        "another port: XPolicyLab's protocol has one of its own")  # fmt: skip
+            return self._failed(what)
+        return self._failed(str(error) or type(error).__name__)
+
+    def _speaks_otherwise(self, deadline: float) -> bool:
+        """Whether TLS answers at a ws:// address, or HTTP without it at a wss:// one."""
+        parts, answer = urlsplit(self.url), b""
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        port, left = parts.port or (443 if parts.scheme == "wss" else 80), max(0.05, deadline - time.monotonic())
+        try:
+            with socket.create_connection((parts.hostname, port), timeout=min(2.0, left)) as plain:
+                if parts.scheme == "ws":
+                    with context.wrap_socket(plain):
+                        return True
+                plain.sendall(f"GET /healthz HTTP/1.1\r\nHost: {parts.netloc}\r\nConnection: close\r\n\r\n".encode())
+                answer = plain.recv(5)
+        except (OSError, EOFError):  # ssl.SSLError is an OSError
+            return False
+        return answer == b"HTTP/"
+
+    def _impossible(self, what: str, got: str, next_step: str) -> CannotConnect:
+        self._drop()
+        return CannotConnect(what, where=self.url, got=got, expected="openpi's websocket", next_step=next_step)
+
+    def _without_proxy(self) -> str:
+        return f"NO_PROXY={urlsplit(self.url).hostname} to connect without it"
 
     def _read(self, data: bytes) -> dict[str, Any]:
         from lightwam.wire import openpi
@@ -225,16 +355,17 @@ class Client:
         if connection is not None:
             connection.close()
 
-    def _failed(self, why: str) -> ConnectionLost:
+    def _failed(self, why: str, proxy: Proxy | None = None) -> ConnectionLost:
         """Drops the connection, and keeps the next try waiting."""
         self._drop()
         wait = min(FIRST_WAIT_SECONDS * 2**self._failures, LONGEST_WAIT_SECONDS)
         self._failures, self._not_before = self._failures + 1, time.monotonic() + wait
-        return self._lost("the client is closed" if self._closed.is_set() else why)
+        return self._lost("the client is closed" if self._closed.is_set() else why, proxy)
 
-    def _lost(self, why: str) -> ConnectionLost:
+    def _lost(self, why: str, proxy: Proxy | None = None) -> ConnectionLost:
+        step = f"start the server, or the proxy, or {self._without_proxy()}" if proxy else "start the server"
         return ConnectionLost("no answer from the policy server", where=self.url, got=why,
-                              next_step="start the server; the next call connects anew")  # fmt: skip
+                              next_step=f"{step}; the next call connects anew")  # fmt: skip
 
 
 def _is_address(url: str) -> bool:

@@ -4,27 +4,43 @@ from __future__ import annotations
 
 import asyncio
 
-from aiohttp import web
+import numpy as np
+from aiohttp import HttpVersion11, web
 
 from lightwam.errors import WireError
-from lightwam.serve.service import Service, refusal
+from lightwam.serve.connection import refused
+from lightwam.serve.service import Refusal, Service
 from lightwam.serve.settings import Serving
 from lightwam.wire.json_arrays import dumps, loads
 
 STATUS = {"busy": 503, "closing": 503, "bad_message": 400}
 """of an error's code; 500 else"""
+METHODS = "GET, POST"
 
 
 async def act(request: web.BaseRequest, service: Service, settings: Serving, draining: bool) -> web.Response:
-    """200 with {"actions", "infer_ms"}; 400 for a bad observation, 413 a long one, 503 when busy or stopping."""
+    """200 with {"actions", "infer_ms"}; an error in JSON with 400 for a bad observation, 503 when busy or stopping.
+
+    Of HTTP itself: 405 for another method, 408 for a body that takes too long, 411 for one of no length, 413 for one
+    that is too long, 417 for an expectation that is not known.
+    """
     if request.method == "GET":
         return web.json_response({"status": "draining" if draining else "ok"}, status=503 if draining else 200)
     if request.method != "POST":
-        raise web.HTTPMethodNotAllowed(request.method, ["GET", "POST"])
+        response = refused(405, Refusal("bad_message", "/act", f"no {request.method} here", METHODS))
+        response.headers["Allow"] = METHODS
+        return response
+    client, most = str(request.remote), settings.limits.message_bytes
     try:
-        body = await asyncio.wait_for(_body(request, settings.limits.message_bytes), settings.handshake_seconds)
+        body = await asyncio.wait_for(_body(request, most), settings.handshake_seconds)
     except TimeoutError:
-        raise web.HTTPRequestTimeout from None
+        return refused(408, Refusal("bad_message", "the body", "the whole body did not arrive in time",
+                                    f"within {settings.handshake_seconds:g} s (--handshake-seconds)"))  # fmt: skip
+    except _NotRead as error:
+        if error.status == 413:
+            service.refusals.add(client, "the message is too large", setting="--limits.message-bytes",
+                                 expected=error.why.expected, protocol="http")  # fmt: skip
+        return refused(error.status, error.why)
     try:
         try:
             message = await asyncio.to_thread(loads, body, settings.limits)
@@ -33,21 +49,45 @@ async def act(request: web.BaseRequest, service: Service, settings: Serving, dra
         except WireError as error:
             service.reject(error, "http")
             raise
-        done, actions = await service.serve(message, "http")
+        done, actions, family = await service.serve(message, "http")
     except Exception as error:
         # every error goes to the client that caused it
-        why = refusal(error, str(request.remote))
+        why = service.refusal(error, client, "http")
         status = STATUS.get(why.code, 500)
         return web.json_response({"error": why.fields()}, status=status)
+    if family.reply == "list":
+        bare = actions.tolist() if isinstance(actions, np.ndarray) else [
+            {key: part.tolist() for key, part in one.items()} for one in actions]  # fmt: skip
+        return web.json_response(bare)
     reply = {"actions": actions, "infer_ms": done.infer_ms, "waited_ms": done.waited_ms}
     return web.Response(body=dumps(reply), content_type="application/json")
 
 
+class _NotRead(Exception):
+    """A body that is refused by its headers, or while it comes."""
+
+    def __init__(self, status: int, message: str, expected: str) -> None:
+        super().__init__(message)
+        self.status, self.why = status, Refusal("bad_message", "the body", message, expected)
+
+
 async def _body(request: web.BaseRequest, most: int) -> bytes:
+    """The whole body; what its headers say is answered before it is waited for."""
+    too_long = _NotRead(413, "the message is too large", f"at most {most} bytes (--limits.message-bytes)")
+    if request.content_length is None and "chunked" not in request.headers.get("Transfer-Encoding", "").lower():
+        raise _NotRead(411, "the body has no length", "Content-Length, or Transfer-Encoding: chunked")
+    if (request.content_length or 0) > most:
+        raise too_long
+    if expected := request.headers.get("Expect"):
+        if expected.lower() != "100-continue":
+            raise _NotRead(417, f"an expectation that is not known: {expected[:80]!r}", "100-continue")
+        if request.version >= HttpVersion11:  # curl and libcurl wait a second for it before they send
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            request.writer.output_size = 0  # the answer itself was not begun
     parts, size = [], 0
     async for part in request.content.iter_any():
         size += len(part)
         if size > most:
-            raise web.HTTPRequestEntityTooLarge(max_size=most, actual_size=size)
+            raise too_long
         parts.append(part)
     return b"".join(parts)

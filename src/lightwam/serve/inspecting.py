@@ -10,6 +10,7 @@ from jaxtyping import Float32
 
 from lightwam.errors import WireError
 from lightwam.serve.access import Keys
+from lightwam.serve.sentences import CheckSentence
 from lightwam.serve.server import Server
 from lightwam.serve.settings import Serving
 from lightwam.types import Observation
@@ -24,6 +25,7 @@ async def inspecting(
     num_messages: int,
     say: Callable[[str], None] = print,
     ready: Callable[[Server], None] | None = None,
+    check_sentence: CheckSentence | None = None,
 ) -> bool:
     """Prints what is in the first messages, by the family that they fit best; whether each can be answered."""
     fits: list[bool] = []
@@ -32,7 +34,7 @@ async def inspecting(
         if isinstance(message, WireError):
             fit, lines = False, ["it cannot be read:", *str(message).splitlines()]
         else:
-            report = min((inspect(message, family) for family in families), key=num_faults)
+            report = min((inspect(message, family, check_sentence) for family in families), key=num_faults)
             fit, lines = report.fits, report.lines()
         fits.append(fit)
         say("\n".join([f"message {len(fits)}, over {protocol}:", *lines]))
@@ -42,7 +44,7 @@ async def inspecting(
             raise WireError(f"this is a check, and the message {'fits' if fit else 'does not fit'}",
                             where="lightwam check client", next_step="lightwam serve answers")  # fmt: skip
 
-    server = Server(_never, 0, families, {"policy": "none: a check"}, settings, keys, look=look)
+    server = Server(_never, 0, families, {"policy": "none: a check"}, settings, keys, look=look, told=say)
     await server.run(ready)
     return bool(fits) and all(fits)
 

@@ -35,8 +35,12 @@ class Lines(logging.Formatter):
         if self.form == "json":
             return json.dumps(line | ({"traceback": trace} if trace else {}), default=str)
         time, level, event = (line.pop(key) for key in ("time", "level", "event"))
-        fields = " ".join(f"{key}={value}" for key, value in line.items())
+        fields = " ".join(f"{key}={value}" for key, value in line.items()).translate(_ONE_LINE)
         return f"{time} {level:7} {event} {fields}".rstrip() + (f"\n{trace}" if trace else "")
+
+
+_ONE_LINE = {number: f"\\x{number:02x}" for number in (*range(32), 127, 0x85, 0x2028, 0x2029)}
+"""a client's words may be in a line of the log, and must not make another one"""
 
 
 def begin(form: Literal["json", "text"]) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 from aiohttp import WSCloseCode, WSMsgType, web
 
 from lightwam.errors import WireError
-from lightwam.serve.service import Lane, Service, refusal
-from lightwam.wire.limits import Limits
+from lightwam.serve.service import Lane, Service
+from lightwam.wire.limits import Limits, short
 from lightwam.wire.openpi import pack, unpack
 
 
@@ -27,6 +27,10 @@ async def talk(
             message = unpack(data, limits)
             if not isinstance(message, dict):
                 raise WireError("an observation is a map", where="the message", got=type(message).__name__)
+            if {"message_type", "payload"} <= set(message):
+                raise WireError("this is XPolicyLab's protocol, and the port is openpi's", where="the message",
+                                got=short(message["message_type"]), expected="openpi's observation",
+                                next_step="connect to the port of --xpolicylab-port, 19000 by default")  # fmt: skip
         except WireError as error:
             service.reject(error, "openpi")
             raise
@@ -37,7 +41,7 @@ async def talk(
         data, came = request
         try:
             message = read(data)
-            done, actions = await service.serve(message, "openpi")
+            done, actions, _ = await service.serve(message, "openpi")
         except Exception as error:
             # every error goes to the client that caused it, and its connection ends
             await end(error)
@@ -52,12 +56,14 @@ async def talk(
 
     async def end(error: Exception) -> None:
         if not socket.closed:
-            await socket.send_str(json.dumps(refusal(error, client).fields()))
+            await socket.send_str(json.dumps(service.refusal(error, client, "openpi").fields()))
             await socket.close(code=WSCloseCode.INTERNAL_ERROR, message=b"see the text before")
 
     lane = Lane(answer)
     try:
         async for message in socket:
+            if message.type is WSMsgType.ERROR:  # the connection broke its protocol, or a limit, and is closed
+                break
             try:
                 if message.type is not WSMsgType.BINARY:
                     raise WireError("an observation is a binary frame", where="the websocket", got="a text frame",

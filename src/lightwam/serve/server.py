@@ -6,7 +6,7 @@ Two ports, since openpi's server speaks first and XPolicyLab's client does, and 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -17,15 +17,19 @@ from lightwam.errors import ConfigError, WireError
 from lightwam.serve import http, openpi, xpolicylab
 from lightwam.serve.access import Keys, tls
 from lightwam.serve.batcher import Act, Batcher
+from lightwam.serve.connection import Answering, Connection, Handler, Socket, refused
 from lightwam.serve.logs import note
 from lightwam.serve.metrics import Metrics
+from lightwam.serve.refusals import Refusals
+from lightwam.serve.sentences import CheckSentence
 from lightwam.serve.service import Refusal, Service
 from lightwam.serve.settings import Serving
 from lightwam.wire.family import Family
 
 GOODBYE_SECONDS = 2.0
 """so long clients are waited for when the server stops"""
-Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+NO_PAGES = "web pages must not ask without a key, and browsers send an Origin header, as do some clients"
+NO_ORIGIN = "no Origin header (websocket-client: create_connection(url, suppress_origin=True)), or an API key"
 
 
 class Newer(NamedTuple):
@@ -52,6 +56,10 @@ class Server:
     keys: Keys = field(default_factory=Keys)
     newer: Callable[[int], Newer | None] | None = None
     look: Callable[[Mapping[str, Any] | WireError, str], None] | None = None
+    check_sentence: CheckSentence | None = None
+    """refuses sentences that the policy's text encoder cannot read (`serve.sentences`)"""
+    told: Callable[[str], None] | None = None
+    """hears of every client that is refused, once a peer and reason, as the log does"""
 
     def __post_init__(self) -> None:
         self.metrics = Metrics()
@@ -61,8 +69,9 @@ class Server:
         self.draining = False
         self.gave_up = False
         """the model was still thinking when the time to drain was over"""
-        self._sockets: dict[web.WebSocketResponse, asyncio.Transport] = {}
+        self._sockets: dict[Socket, asyncio.Transport] = {}
         self._connections: set[asyncio.Transport] = set()
+        self._deaf: set[Socket] = set()
 
     async def run(self, ready: Callable[[Server], None] | None = None) -> None:
         """Listens and answers until `stopping` is set; then takes nothing new, answers what it has, and returns.
@@ -77,7 +86,8 @@ class Server:
             most_together=settings.most_together,
             window_seconds=settings.window_ms / 1000,
         )
-        self.service = Service(self.batcher, self.families, self.metrics, self.look)
+        self.refusals = Refusals(self.told)
+        self.service = Service(self.batcher, self.families, self.metrics, self.look, self.check_sentence, self.refusals)
         self.batcher.open()
         try:
             servers = await self._listen()
@@ -95,15 +105,15 @@ class Server:
                 task.cancel()
             await self._drain(servers)
 
-    async def _listen(self) -> list[tuple[asyncio.Server, web.Server]]:
+    async def _listen(self) -> list[tuple[asyncio.Server, Answering]]:
         settings = self.settings
         doors: list[tuple[str, int, Handler]] = [("openpi", settings.port, self._main_door)]
         if settings.xpolicylab_port is not None:
             doors.append(("xpolicylab", settings.xpolicylab_port, self._xpolicylab_door))
         secure = tls(settings.tls_certificate, settings.tls_key)
-        servers: list[tuple[asyncio.Server, web.Server]] = []
+        servers: list[tuple[asyncio.Server, Answering]] = []
         for name, port, handler in doors:
-            answering = web.Server(self._guarded(handler), access_log=None, handler_cancellation=True)
+            answering = Answering(self._guarded(handler), self._unreadable)
             try:
                 listening = await asyncio.get_running_loop().create_server(
                     self._connection(answering), settings.host, port, ssl=secure, backlog=settings.most_clients,
@@ -118,7 +128,7 @@ class Server:
             servers.append((listening, answering))
         return servers
 
-    def _connection(self, answering: web.Server) -> Callable[[], asyncio.Protocol]:
+    def _connection(self, answering: Answering) -> Callable[[], asyncio.Protocol]:
         """Connections that say nothing in time are closed; under TLS, shaking hands has that time of its own."""
         seconds = self.settings.handshake_seconds * (2 if self.settings.tls_certificate else 1)
 
@@ -138,6 +148,12 @@ class Server:
         """Behind a door: at most so many connections, no web pages, and nobody without a key."""
 
         async def guard(request: web.BaseRequest) -> web.StreamResponse:
+            response = await admit(request)
+            if response.status >= 400 and response.keep_alive is False and isinstance(request.protocol, Connection):
+                request.protocol.end_when_quiet()
+            return response
+
+        async def admit(request: web.BaseRequest) -> web.StreamResponse:
             transport = request.transport
             if transport is None:
                 raise web.HTTPBadRequest
@@ -145,22 +161,40 @@ class Server:
                 # openpi's clients and load balancers ask this, without a key
                 return self._health()
             if not self.keys.admit(request.headers.get("Authorization")):
-                note("refused", client=request.remote, why="no key, or a wrong one")
-                return refused(401, Refusal("unauthorized", "the Authorization header", "no valid API key",
-                                            "Authorization: Api-Key KEY"))  # fmt: skip
+                why = Refusal("unauthorized", "the Authorization header", "no valid API key",
+                              "Authorization: Api-Key KEY")  # fmt: skip
+                return self._refuse(request, 401, why, "--api-keys")
             if "Origin" in request.headers and not self.keys:
-                # a robot's client sends none; a page in somebody's browser does, and may not drive the robot
-                return refused(403, Refusal("unauthorized", "the Origin header", "web pages may not ask without a key",
-                                            "a client that is not a web page"))  # fmt: skip
+                # a page in somebody's browser sends one, and may not drive the robot
+                return self._refuse(request, 403, Refusal("unauthorized", "the Origin header", NO_PAGES, NO_ORIGIN),
+                                    "--api-keys")  # fmt: skip
             if transport not in self._connections:
                 self._connections = {one for one in self._connections if not one.is_closing()}
                 if len(self._connections) >= self.settings.most_clients:
-                    return refused(503, Refusal("too_many_clients", "the server", "too many connections",
-                                                f"at most {self.settings.most_clients}"))  # fmt: skip
+                    why = Refusal("too_many_clients", "the server", "too many connections",
+                                  f"at most {self.settings.most_clients}")  # fmt: skip
+                    return self._refuse(request, 503, why, "--most-clients")
                 self._connections.add(transport)
-            return await handler(request)
+            try:
+                return await handler(request)
+            except web.HTTPException as error:  # of shaking a websocket's hands
+                why = Refusal("bad_message", request.path, (error.text or error.reason).strip()[:200], "a websocket")
+                return self._refuse(request, error.status, why, "the client's library")
 
         return guard
+
+    def _refuse(self, request: web.BaseRequest, status: int, why: Refusal, setting: str) -> web.Response:
+        """Turns a request away, and says so in the log."""
+        self.refusals.add(str(request.remote), why.message, setting=setting, expected=why.expected)
+        return refused(status, why)
+
+    def _unreadable(self, request: web.BaseRequest, why: Refusal, is_tls: bool) -> None:
+        """Notes a request that is not HTTP, or whose handler failed."""
+        if is_tls:
+            self.refusals.add(str(request.remote), "the client speaks TLS, and this server does not",
+                              expected="ws:// or http:// in the client", setting="--tls-certificate")  # fmt: skip
+        else:
+            self.refusals.add(str(request.remote), why.message, setting="the client", expected=why.expected)
 
     def _health(self) -> web.Response:
         """Whether requests are answered; the connection ends with it, so that nobody keeps a place without a key."""
@@ -176,13 +210,15 @@ class Server:
             return self._measured()
         if request.path == "/act":
             return await http.act(request, self.service, self.settings, self.draining)
-        return refused(404, Refusal("bad_message", request.path, "nothing is here",
-                                    "a websocket, or POST /act, GET /act, GET /healthz, GET /metrics"))  # fmt: skip
+        why = Refusal("bad_message", request.path[:200], "nothing is here",
+                      "a websocket, or POST /act, GET /act, GET /healthz, GET /metrics")  # fmt: skip
+        return self._refuse(request, 404, why, "the client's address")
 
     async def _xpolicylab_door(self, request: web.BaseRequest) -> web.StreamResponse:
         if request.headers.get("Upgrade", "").lower() != "websocket":
-            return refused(426, Refusal("bad_message", request.path, "this port speaks XPolicyLab's websocket only",
-                                        f"HTTP on port {self.ports['openpi']}"))  # fmt: skip
+            why = Refusal("bad_message", request.path[:200], "this port speaks XPolicyLab's websocket only",
+                          f"HTTP on port {self.ports['openpi']}")  # fmt: skip
+            return self._refuse(request, 426, why, "--xpolicylab-port")
         return await self._talk(request, "xpolicylab")
 
     def _measured(self) -> web.Response:
@@ -197,12 +233,7 @@ class Server:
         if self.draining:
             return refused(503, Refusal("closing", "the server", "the server is stopping", ""))
         settings = self.settings
-        socket = web.WebSocketResponse(
-            max_msg_size=settings.limits.message_bytes,
-            heartbeat=settings.heartbeat_seconds,
-            compress=False,
-            timeout=2.0,
-        )
+        socket = Socket(settings.limits.message_bytes, settings.heartbeat_seconds)
         try:
             await socket.prepare(request)
         except ConnectionError:  # it left while its hand was being shaken
@@ -219,14 +250,43 @@ class Server:
                 await openpi.talk(socket, client, self.service, self.metadata, settings.limits)
             else:
                 await xpolicylab.talk(socket, client, self.service, settings.limits)
+            if socket.is_too_large:
+                self.metrics.requests.labels(name, "bad_message").inc()
+                self.refusals.add(client, "the message is too large", setting="--limits.message-bytes",
+                                  expected=f"at most {settings.limits.message_bytes} bytes", protocol=name)  # fmt: skip
+                assert isinstance(request.protocol, Connection)
+                await socket.linger(request.protocol, request.transport)
         except (ConnectionError, aiohttp.ClientConnectionError):
             note("lost", client=client, protocol=name)
         finally:
             gauge.dec()
             self.batcher.num_clients -= 1
             del self._sockets[socket]
-            note("left", client=client, protocol=name, code=socket.close_code)
+            why, level = self._why_left(socket)
+            code = aiohttp.WSCloseCode.MESSAGE_TOO_BIG if socket.is_too_large else socket.close_code
+            note("left", level, client=client, protocol=name, code=code, why=why)
         return socket
+
+    def _why_left(self, socket: Socket) -> tuple[str, int]:
+        """Why a connection ended, and the level of that news."""
+        error, code = socket.exception(), socket.close_code
+        if self.draining:
+            return "the server is stopping", 20
+        if socket in self._deaf:
+            self._deaf.discard(socket)
+            return "cut off: it did not read what was sent", 30
+        if socket.is_too_large:
+            return "cut off: its message was too large (--limits.message-bytes)", 30
+        if isinstance(error, TimeoutError):
+            seconds = 1.5 * self.settings.heartbeat_seconds
+            return f"cut off: silent for {seconds:g} s, a ping unanswered (--heartbeat-seconds)", 30
+        if isinstance(error, aiohttp.WebSocketError):
+            return f"cut off: it broke the websocket's protocol: {error}", 30
+        if code == aiohttp.WSCloseCode.INTERNAL_ERROR:
+            return "a message was refused", 20
+        if code in (None, aiohttp.WSCloseCode.ABNORMAL_CLOSURE):
+            return "the connection was lost", 20
+        return "the client closed it", 20
 
     async def _follow(self) -> None:
         """Changes over to newer weights; those that cannot be loaded are noted, and the old ones go on."""
@@ -247,7 +307,7 @@ class Server:
                 self.metadata = {**self.metadata, "step": newer.step}
                 self.metrics.reloads.labels("ok").inc()
 
-    async def _drain(self, servers: list[tuple[asyncio.Server, web.Server]]) -> None:
+    async def _drain(self, servers: list[tuple[asyncio.Server, Answering]]) -> None:
         self.draining = True
         note("draining", waiting=self.batcher.num_waiting)
         for listening, _ in servers:
@@ -271,21 +331,15 @@ class Server:
 
     async def _cut_off(self) -> None:
         """Ends connections whose clients read nothing of what waits for them: no send waits for them longer."""
-        stuck: dict[asyncio.Transport, tuple[int, int]] = {}
+        stuck: dict[Socket, tuple[int, int]] = {}
         every = self.settings.heartbeat_seconds / 4
         while True:
             await asyncio.sleep(every)
-            left = {one: one.get_write_buffer_size() for one in self._sockets.values()}
+            left = {one: transport.get_write_buffer_size() for one, transport in self._sockets.items()}
             stuck = {one: (size, stuck[one][1] + 1 if one in stuck and size >= stuck[one][0] else 0)
                      for one, size in left.items() if size}  # fmt: skip
             for one, (size, times) in stuck.items():
-                if times >= 4:
+                if times >= 6:
                     note("cut off: it does not read", 30, unread_bytes=size)
-                    one.abort()
-
-
-def refused(status: int, why: Refusal) -> web.Response:
-    """An error over HTTP, which ends its connection: nobody who was turned away keeps a place."""
-    response = web.json_response({"error": why.fields()}, status=status)
-    response.force_close()
-    return response
+                    self._deaf.add(one)
+                    self._sockets[one].abort()

@@ -11,13 +11,15 @@ import contextlib
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from lightwam.errors import LightwamError, WireError
+from lightwam.errors import LightwamError, PromptError, WireError
 from lightwam.serve.batcher import Answer, Batcher, Busy, Closing
 from lightwam.serve.logs import note
 from lightwam.serve.metrics import Metrics
+from lightwam.serve.refusals import Refusals
+from lightwam.serve.sentences import CheckSentence
 from lightwam.wire.family import Family, shown
 
 MOST_IN_FLIGHT = 4
@@ -38,17 +40,15 @@ class Refusal(NamedTuple):
         return self._asdict()
 
 
-def refusal(error: Exception, client: str) -> Refusal:
-    """What a client is told of an error. Of one that is not the client's, no more than where the log has it."""
-    if isinstance(error, LightwamError):
-        code = {Busy: "busy", Closing: "closing", WireError: "bad_message"}.get(type(error), "internal")
-        if code != "internal":
-            got = "" if error.got is None else f"; got {error.got}"
-            step = f"; {error.next_step}" if error.next_step else ""
-            return Refusal(code, str(error.where or ""), f"{error.what}{got}{step}", str(error.expected or ""))
-    number = uuid.uuid4().hex[:12]
-    note("the policy failed", 40, error=error, client=client, number=number)
-    return Refusal("internal", "the server", f"the policy failed; the server's log has it under number {number}", "")
+def code_of(error: Exception) -> str:
+    """What an error counts as: the client's fault, the moment's, or the policy's."""
+    codes: Mapping[type[Exception], str] = {
+        Busy: "busy",
+        Closing: "closing",
+        WireError: "bad_message",
+        PromptError: "bad_message",
+    }
+    return next((code for kind, code in codes.items() if isinstance(error, kind)), "internal")
 
 
 @dataclass
@@ -60,6 +60,27 @@ class Service:
     metrics: Metrics
     look: Callable[[Mapping[str, Any] | WireError, str], None] | None = None
     """sees every message, or why it could not be read, with its protocol, before it is answered"""
+    check_sentence: CheckSentence | None = None
+    """refuses a sentence that the policy's text encoder cannot read, before it waits with those of other clients"""
+
+    refusals: Refusals = field(default_factory=Refusals)
+    """what the server's log is told of messages that were refused"""
+
+    def refusal(self, error: Exception, client: str, protocol: str) -> Refusal:
+        """What a client is told of an error. Of one that is not the client's, no more than where the log has it."""
+        code = code_of(error)
+        if code != "internal" and isinstance(error, LightwamError):
+            if code == "bad_message" and self.look is None:  # a check has printed it already
+                self.refusals.message(client, error, protocol)
+            got = "" if error.got is None else f"; got {error.got}"
+            step = f"; {error.next_step}" if error.next_step else ""
+            where = "prompt" if isinstance(error, PromptError) else str(error.where or "")
+            return Refusal(code, where, f"{error.what}{got}{step}", str(error.expected or ""))
+        number = uuid.uuid4().hex[:12]
+        note("the policy failed", 40, error=error, client=client, number=number)
+        return Refusal(
+            "internal", "the server", f"the policy failed; the server's log has it under number {number}", ""
+        )
 
     def reject(self, error: WireError, protocol: str) -> None:
         """Counts a message that could not even be read."""
@@ -67,23 +88,29 @@ class Service:
         if self.look is not None:
             self.look(error, protocol)
 
-    async def serve(self, message: Mapping[str, Any], protocol: str) -> tuple[Answer, Any]:
-        """The answer to one message, and its actions as the message's family wants them."""
+    async def serve(self, message: Mapping[str, Any], protocol: str) -> tuple[Answer, Any, Family]:
+        """The answer to one message, and its actions as the message's family wants them, which is the third."""
         begun, outcome = time.perf_counter(), "internal"
         try:
             if self.look is not None:
                 self.look(message, protocol)
             family = spoken(self.families, message)
-            answer = await self.batcher.ask(family.observation(message))
+            if family.is_encoded(message):
+                observation = await asyncio.to_thread(family.observation, message)
+            else:
+                observation = family.observation(message)
+            if self.check_sentence is not None:
+                self.check_sentence(observation.instruction)
+            answer = await self.batcher.ask(observation)
             actions, outcome = family.actions(answer.actions), "ok"
             self.metrics.infer.observe(answer.infer_ms / 1000)
             self.metrics.together.observe(answer.num_together)
-            return answer, actions
+            return answer, actions, family
         except asyncio.CancelledError:
             outcome = "gone"
             raise
-        except (Busy, Closing, WireError) as error:
-            outcome = {Busy: "busy", Closing: "closing"}.get(type(error), "bad_message")
+        except LightwamError as error:
+            outcome = code_of(error)
             raise
         finally:
             self.metrics.requests.labels(protocol, outcome).inc()

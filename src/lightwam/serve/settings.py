@@ -41,11 +41,11 @@ class Serving:
     most_clients: int = 128
     """open connections; one more is refused"""
     limits: Limits = field(default_factory=Limits)
-    """sizes of messages, arrays and texts"""
+    """sizes of messages, arrays and texts; openpi's clients are told in the greeting how large a message may be"""
     handshake_seconds: float = 10.0
     """for a connection to say what it wants, and for an HTTP body to arrive"""
-    heartbeat_seconds: float = 20.0
-    """between the pings by which a dead connection is found"""
+    heartbeat_seconds: float = 30.0
+    """a client that was silent so long is pinged; one that then is silent half as long again is cut off"""
     drain_seconds: float = 30.0
     """on SIGTERM, for what is asked already to be answered"""
     follow_seconds: float = 0.0

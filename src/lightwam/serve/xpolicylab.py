@@ -7,13 +7,14 @@ from typing import Any
 from aiohttp import WSMsgType, web
 
 from lightwam.errors import WireError
-from lightwam.serve.service import Lane, Service, refusal
+from lightwam.serve.service import Lane, Service
 from lightwam.wire.limits import Limits
 from lightwam.wire.xpolicylab import Envelope, answer, pack, refuse, unpack
 
 
 async def talk(socket: web.WebSocketResponse, client: str, service: Service, limits: Limits) -> None:
     """Serves one client until it leaves. A bad frame costs its own answer, not the connection."""
+    num_frames = 0
 
     async def act(frame: Envelope) -> None:
         try:
@@ -21,7 +22,7 @@ async def talk(socket: web.WebSocketResponse, client: str, service: Service, lim
             if not isinstance(observation, dict):
                 raise WireError("infer carries an observation", where="payload.observation",
                                 got=type(observation).__name__, expected="a map")  # fmt: skip
-            done, actions = await service.serve(observation, "xpolicylab")
+            done, actions, _ = await service.serve(observation, "xpolicylab")
             reply: dict[str, Any] = {"actions": actions, "latency_ms": done.infer_ms + done.waited_ms}
             await socket.send_bytes(pack(answer(frame, reply)))
         except Exception as error:
@@ -30,13 +31,16 @@ async def talk(socket: web.WebSocketResponse, client: str, service: Service, lim
 
     async def fail(request: Envelope | bytes | None, error: Exception) -> None:
         if not socket.closed:
-            why = refusal(error, client)
+            why = service.refusal(error, client, "xpolicylab")
             code = "infer_failed" if isinstance(request, Envelope) else "invalid_frame"
             await socket.send_bytes(pack(refuse(request, code, why.message, why.fields())))
 
     lane = Lane(act)
     try:
         async for message in socket:
+            if message.type is WSMsgType.ERROR:  # the connection broke its protocol, or a limit, and is closed
+                break
+            num_frames += 1
             request: Envelope | bytes | None = None
             try:
                 if message.type is not WSMsgType.BINARY:
@@ -56,5 +60,9 @@ async def talk(socket: web.WebSocketResponse, client: str, service: Service, lim
             except Exception as error:
                 # every error goes to the client that caused it
                 await fail(request, error)
+        if not num_frames:
+            service.refusals.add(client, "it waited to be greeted, and left: XPolicyLab's clients speak first",
+                                 expected="openpi's clients on openpi's port", setting="the client's port",
+                                 protocol="xpolicylab")  # fmt: skip
     finally:
         await lane.drop()

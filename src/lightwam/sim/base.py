@@ -2,6 +2,7 @@
 
 An adapter is a module with four names: `TASKS` and `CAMERAS` (tuples of str), `make(config, task) -> Simulator`, and,
 where demonstrations are wanted, `make_expert(config, simulator) -> Expert` (its own module for the adapters in here).
+A fifth, `TESTED` (package -> `sim.tested.Package`), says which versions it was tested with.
 One of your own needs no registration: put its import path ("my_robot.sim") where "metaworld" would stand.
 """
 
@@ -18,8 +19,10 @@ import numpy as np
 from jaxtyping import Float32
 
 from lightwam.config import SimConfig
-from lightwam.errors import SimulatorError, did_you_mean
+from lightwam.errors import SetupError, SimulatorError, did_you_mean
+from lightwam.sim.tested import compared
 from lightwam.types import Observation
+from lightwam.versions import versions
 
 
 @dataclass(frozen=True)
@@ -123,9 +126,11 @@ _ADAPTERS = {
 def make(config: SimConfig, task: str) -> Simulator:
     """The simulator that `config.name` names, with `task` in it, not yet reset.
 
-    Raises SimulatorError for an unknown name, task or camera, and for a simulator that is not installed.
+    Raises SimulatorError for an unknown name, task or camera, and its SetupError for a simulator that is not installed,
+    or in a version that is known not to work.
     """
     module = _module(config.name, expert=False)
+    version_warnings(config.name)
     require_known(task, module.TASKS, f"{config.name} task")
     for camera in config.cameras:
         require_known(camera, module.CAMERAS, f"{config.name} camera")
@@ -141,6 +146,20 @@ def make(config: SimConfig, task: str) -> Simulator:
 def make_expert(config: SimConfig, simulator: Simulator) -> Expert:
     """The scripted expert for a simulator made by `make(config, ...)`; one expert an episode."""
     return _module(config.name, expert=True).make_expert(config, simulator)
+
+
+def version_warnings(name: str) -> tuple[str, ...]:
+    """A line for each package of the adapter `name` in another version than it was tested with.
+
+    SetupError for a version that is known not to work.
+    """
+    return compared(name, vars(_module(name, expert=False)).get("TESTED", {}))
+
+
+def installed(name: str) -> dict[str, str]:
+    """The installed versions of the packages that the adapter `name` says it was tested with."""
+    stated = vars(_module(name, expert=False)).get("TESTED", {})
+    return {package: version for package, version in versions(stated).items() if package in stated}
 
 
 def tasks(name: str) -> tuple[str, ...]:
@@ -170,6 +189,12 @@ def finite_action(action: np.ndarray, dim: int, where: str) -> Float32[np.ndarra
     return array
 
 
+def require_seed(seed: int, where: str) -> None:
+    """Raises SimulatorError for a negative seed, which no generator takes."""
+    if seed < 0:
+        raise SimulatorError("a seed must not be negative", where=where, got=seed, expected=">= 0")
+
+
 def not_reset(where: str) -> SimulatorError:
     """The error of a simulator that is used before `reset`, or after `close`."""
     return SimulatorError("the simulator is not in an episode", where=where, next_step="call reset(seed) first")
@@ -188,7 +213,7 @@ def _module(name: str, *, expert: bool) -> ModuleType:
     for package in adapter.packages:
         if importlib.util.find_spec(package) is None:
             install = f"pip install 'lightwam[{adapter.extra}]'" if adapter.extra else "install it, or fix sim.name"
-            raise SimulatorError(
+            raise SetupError(
                 f"the simulator {name!r} needs a package that is not installed", got=package, next_step=install
             )
     module = importlib.import_module(adapter.expert if expert else adapter.simulator)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lightwam.config import SimConfig
-from lightwam.errors import SimulatorError
+from lightwam.errors import SetupError, SimulatorError
 from lightwam.sim import base
 from lightwam.sim.base import Expert, Simulator, StepOutcome
 from lightwam.types import Observation
@@ -43,7 +43,7 @@ def check_simulator(
     """Every broken promise of the simulator that `make(config, task)` gives; an empty list when it keeps them all.
 
     Makes three simulators and runs some dozens of steps in each, and a few episodes by the expert (None leaves it out).
-    Raises what `make` raises.
+    Raises what `make` raises, and SetupError where the machine is at fault: that says nothing of the adapter.
     """
     findings: list[Finding] = []
     fresh, used, other = (make(config, task) for _ in range(3))
@@ -64,8 +64,15 @@ def check_simulator(
     for name, check in checks:
         try:
             findings += check()
+        except SetupError:
+            raise
+        except ImportError as error:
+            raise SetupError("a package that the simulator imports is missing or broken", where=f"{config.name}/{task}",
+                             got=f"{type(error).__name__}: {error}", next_step="install it") from error  # fmt: skip
         except Exception as error:  # a simulator may fail in any way, and each is a finding
-            findings.append(Finding(f"{name}: the simulator raised", f"{type(error).__name__}: {error}", "no error"))
+            got = f"{type(error).__name__}: {error}"
+            if all(finding.got != got for finding in findings):  # else all checks end in a reset that fails
+                findings.append(Finding(f"{name}: the simulator raised", got, "no error"))
     return findings
 
 
@@ -177,6 +184,8 @@ def _expert(config: SimConfig, simulator: Simulator, make_expert: MakeExpert) ->
         simulator.reset(seed)
         try:
             expert = make_expert(config, simulator)
+        except SetupError:
+            raise
         except SimulatorError:  # said so: there is none for this task
             return
         for _ in range(config.max_steps):
@@ -204,6 +213,8 @@ def _close(simulator: Simulator) -> Iterator[Finding]:
 def _refused(label: str, call: Callable[[], object]) -> Iterator[Finding]:
     try:
         call()
+    except SetupError:
+        raise
     except SimulatorError:
         return
     except Exception as error:  # any other error is the finding

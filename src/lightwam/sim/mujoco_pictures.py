@@ -10,16 +10,13 @@ from __future__ import annotations
 
 import atexit
 import copy
-import ctypes.util
-import os
-import sys
 import weakref
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-from lightwam.errors import SimulatorError
+from lightwam.sim.opengl import gl_context
 
 FINE_MESH_FACES = 1000
 """meshes of fewer triangles are drawn as they are"""
@@ -48,7 +45,7 @@ class MujocoPictures:
             drawn.vis.quality.shadowsize, drawn.vis.quality.offsamples = 0, 0
         drawn.vis.global_.offheight, drawn.vis.global_.offwidth = height, width
         self._mujoco, self.model = mujoco, model
-        self._gl: Any = _gl_context(height, width)
+        self._gl: Any = gl_context(height, width)
         self._gl.make_current()
         self._context = mujoco.MjrContext(drawn, mujoco.mjtFontScale.mjFONTSCALE_100)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
@@ -184,39 +181,6 @@ def coarse(model: Any, grain: float) -> Any:
             getattr(drawn, name)[start : start + len(kept)] = getattr(model, name)[faces][kept]
         drawn.mesh_facenum[mesh] = len(kept)
     return drawn
-
-
-def choose_gl() -> None:
-    """Settles how MuJoCo draws, before its first import.
-
-    Without a display, EGL is the way on Linux, OSMesa the second best. One llvmpipe thread a process: more of them
-    fight with the other worker processes and make each picture slower.
-    """
-    os.environ.setdefault("LP_NUM_THREADS", "1")
-    if sys.platform != "linux" or os.environ.get("MUJOCO_GL"):
-        return
-    if ctypes.util.find_library("EGL"):
-        os.environ["MUJOCO_GL"] = "egl"
-    elif ctypes.util.find_library("OSMesa"):
-        os.environ["MUJOCO_GL"] = "osmesa"
-        print("lightwam: no EGL library here, MuJoCo draws with OSMesa (set MUJOCO_GL to choose)", file=sys.stderr)
-    else:
-        raise SimulatorError(
-            "MuJoCo cannot draw: neither EGL nor OSMesa is installed",
-            next_step="apt install libegl1 libgl1 (or libosmesa6), or set MUJOCO_GL yourself",
-        )
-
-
-def _gl_context(height: int, width: int) -> Any:
-    """What MUJOCO_GL names now: mujoco itself looks at it when it is imported, which may have been too early."""
-    kind = os.environ.get("MUJOCO_GL", "").lower()
-    if kind == "egl":
-        from mujoco.egl import GLContext
-    elif kind == "osmesa":
-        from mujoco.osmesa import GLContext
-    else:
-        from mujoco.gl_context import GLContext
-    return GLContext(width, height)
 
 
 def _cluster(

@@ -11,7 +11,7 @@ from jaxtyping import Float32, UInt8
 
 from lightwam.config import SimConfig
 from lightwam.errors import SimulatorError
-from lightwam.sim.base import Simulator, StepOutcome, finite_action, not_reset
+from lightwam.sim.base import Simulator, StepOutcome, finite_action, not_reset, require_seed
 from lightwam.types import Observation
 
 COLOURS = {"red": (220, 40, 40), "blue": (50, 80, 230), "green": (40, 180, 60), "yellow": (235, 205, 40)}
@@ -45,6 +45,7 @@ class PointSimulator(Simulator):
 
     def reset(self, seed: int) -> None:
         """Places the point and the dots."""
+        require_seed(seed, f"point/{self.task}")
         rng = np.random.default_rng(seed)
         places: list[tuple[float, float]] = []
         while len(places) < len(COLOURS) + 1:

@@ -31,12 +31,13 @@ class HashedText:
     def __init__(self, config: HashedTextConfig) -> None:
         if config.dim % 2 or config.dim < 8:
             raise ConfigError("not a text width", where="text.dim", got=config.dim, expected="even, >= 8")
-        self.dim, self.num_tokens = config.dim, config.num_tokens
+        self.dim, self.num_tokens, self._truncate = config.dim, config.num_tokens, config.truncate
 
     def encode(self, instructions: Sequence[str]) -> Float[Tensor, "B L E"]:
-        """One state a word, zeros after the last; an empty or too long instruction raises PromptError.
+        """One state a word, zeros after the last.
 
-        States have a mean square near 1 an element, like a normalised encoder's.
+        An empty instruction raises PromptError, and so does one of too many words, unless `config.truncate`: then the
+        first num_tokens of them are read. States have a mean square near 1 an element, like a normalised encoder's.
         """
         states = torch.zeros(len(instructions), self.num_tokens, self.dim)
         for row, instruction in enumerate(instructions):
@@ -45,22 +46,16 @@ class HashedText:
                 states[row, place] = torch.from_numpy(state * math.sqrt(self.dim / (1 + PLACE_SCALE**2)))
         return states
 
-    def check(self, instructions: Sequence[str]) -> None:
-        """Raise PromptError naming the first instruction that `encode` would refuse."""
-        for instruction in instructions:
-            self._words(instruction)
-
     def _words(self, instruction: str) -> list[str]:
-        words = re.findall(r"\w+|[^\w\s]", instruction.lower())
-        if not 1 <= len(words) <= self.num_tokens:
-            raise PromptError(
-                "the instruction does not fit the text encoder",
-                where=repr(instruction),
-                got=f"{len(words)} words",
-                expected=f"1..{self.num_tokens}",
-                next_step="shorten it, or train with a larger text.num_tokens",
-            )
-        return words
+        found = words(instruction)
+        if not found or (len(found) > self.num_tokens and not self._truncate):
+            raise PromptError(instruction, len(found), self.num_tokens, "words")
+        return found[: self.num_tokens]
+
+
+def words(text: str) -> list[str]:
+    """The words of a text in lower case; a punctuation mark is a word of its own."""
+    return re.findall(r"\w+|[^\w\s]", text.lower())
 
 
 @functools.lru_cache(maxsize=4096)

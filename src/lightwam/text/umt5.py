@@ -22,7 +22,7 @@ from torch import Tensor
 
 from lightwam.config import Umt5Config
 from lightwam.data.damage import likely_cause
-from lightwam.errors import CheckpointError, ConfigError
+from lightwam.errors import CheckpointError, ConfigError, PromptError
 from lightwam.weights.files import (
     differences,
     first_few,
@@ -36,6 +36,7 @@ from lightwam.weights.files import (
 
 NUM_KEPT = 256
 """sentences whose states are kept, the latest used; at most 1 MiB each in bfloat16"""
+UNIT = "tokens, the end's included"
 
 FIXED: dict[str, Any] = {
     "feed_forward_proj": "gated-gelu",
@@ -71,7 +72,7 @@ class Umt5Text:
     def __init__(self, encoder: Any, tokenizer: Any, config: Umt5Config, device: torch.device | str = "cpu") -> None:
         """Around transformers' UMT5EncoderModel on the CPU, whose weights are frozen, and its tokenizer."""
         self.device = torch.device(device)
-        self.dim, self.num_tokens = config.dim, config.num_tokens
+        self.dim, self.num_tokens, self._truncate = config.dim, config.num_tokens, config.truncate
         self.encoder, self.tokenizer = encoder.eval().requires_grad_(False), tokenizer
         self._kept: OrderedDict[str, Tensor] = OrderedDict()
 
@@ -90,7 +91,7 @@ class Umt5Text:
         not `config.dim`, or transformers is not installed.
         """
         library, path = _library(), locate(source, "text_encoder")
-        tokenizer = _read_tokenizer(library, locate(source, "tokenizer"))
+        tokenizer = read_tokenizer(source)
         if path.is_dir():
             _check_config(path / "config.json")
         tensors = _with_one_table(read_tensors(path), path)
@@ -122,7 +123,8 @@ class Umt5Text:
     def encode(self, instructions: Sequence[str]) -> Float[Tensor, "B L E"]:
         """One state a token, the end's included, zeros after it; the text is cleaned first (`cleaned`).
 
-        An empty instruction, or one of more than num_tokens tokens, raises ConfigError: nothing is cut off.
+        An empty instruction raises PromptError, and so does one of more than num_tokens tokens, unless
+        `config.truncate`: then the tokens before the end's are cut to those that there is space for, as Wan cuts them.
         """
         sentences = [cleaned(instruction) for instruction in instructions]
         tokens = {sentence: self._tokens(sentence) for sentence in dict.fromkeys(sentences)}
@@ -134,15 +136,10 @@ class Umt5Text:
         return states
 
     def _tokens(self, sentence: str) -> list[int]:
-        ids: list[int] = self.tokenizer(sentence, truncation=False, padding=False).input_ids
-        if not sentence or len(ids) > self.num_tokens:
-            raise ConfigError(
-                "the instruction does not fit the text encoder",
-                where=repr(sentence),
-                got=f"{len(ids)} tokens, the end's included" if sentence else "nothing",
-                expected=f"some text, of at most {self.num_tokens} tokens",
-                next_step="shorten it, or train with a larger text.num_tokens",
-            )
+        ids = token_ids(self.tokenizer, sentence)
+        if not ids or (len(ids) > self.num_tokens and not self._truncate):
+            raise PromptError(sentence, len(ids), self.num_tokens, UNIT)
+        ids = ids if len(ids) <= self.num_tokens else [*ids[: self.num_tokens - 1], ids[-1]]
         if max(ids) >= (num_rows := self.encoder.config.vocab_size):
             raise CheckpointError(
                 "the tokenizer knows tokens that the encoder does not",
@@ -179,6 +176,12 @@ class Umt5Text:
         return self._kept[sentence]
 
 
+def token_ids(tokenizer: Any, sentence: str) -> list[int]:
+    """The tokens of a cleaned sentence, the end's last; none for no text."""
+    ids: list[int] = tokenizer(sentence, truncation=False, padding=False).input_ids if sentence else []
+    return ids
+
+
 def cleaned(text: str) -> str:
     """Text as Wan cleans prompts: HTML's escapes undone, twice, and white space collapsed to single spaces.
 
@@ -211,7 +214,9 @@ def _library() -> Any:
     return transformers
 
 
-def _read_tokenizer(library: Any, path: Path) -> Any:
+def read_tokenizer(source: Path | str) -> Any:
+    """The tokenizer of `source` alone; raises as `Umt5Text.load`."""
+    library, path = _library(), locate(source, "tokenizer")
     try:
         tokenizer = library.AutoTokenizer.from_pretrained(str(path), local_files_only=True)
     except Exception as error:  # a torn file raises anything, by the kind of tokenizer

@@ -118,9 +118,9 @@ class _File:
         self.path = path
 
     def family(self, table: Mapping[str, Any]) -> Family:
-        self.known(table, "", needed=("name", "prompt", "state"),
-                   optional=("cameras", "any_camera", "pictures", "turned", "action", "action_dim", "state_units",
-                             "action_units"))  # fmt: skip
+        self.known(table, "", needed=("name", "prompt"),
+                   optional=("state", "cameras", "any_camera", "pictures", "turned", "action", "action_dim",
+                             "state_units", "action_units", "reply"))  # fmt: skip
         if not table.get("cameras") and "any_camera" not in table:
             raise self.wrong("cameras", "none", "a table of cameras, or any_camera")
         cameras = self.of("cameras", table.get("cameras", {}), dict, "a table: the run's camera = where it lies")
@@ -128,6 +128,10 @@ class _File:
         if layout not in ("HWC", "CHW or HWC"):
             raise self.wrong("pictures", repr(layout), '"HWC" or "CHW or HWC"')
         pictures: Literal["HWC", "CHW or HWC"] = layout
+        form = table.get("reply", "map")
+        if form not in ("map", "list"):
+            raise self.wrong("reply", repr(form), '"map" or "list"')
+        reply: Literal["map", "list"] = form
         return Family(
             self.of("name", table["name"], str, "a name"),
             prompt=tuple(self.keys(f"prompt[{i}]", one) for i, one in enumerate(self.many("prompt", table))),
@@ -140,6 +144,7 @@ class _File:
             action_dim=self.size("action_dim", table["action_dim"]) if "action_dim" in table else None,
             state_units=self.units("state_units", table),
             action_units=self.units("action_units", table),
+            reply=reply,
         )
 
     def wrong(self, key: str, got: object, expected: object, next_step: str = "") -> ConfigError:
@@ -187,9 +192,10 @@ class _File:
         return int(value)
 
     def state(self, key: str, value: Any) -> StatePart:
-        self.known(value, key, needed=("keys",), optional=("length",))
+        self.known(value, key, needed=("keys",), optional=("length", "row"))
         length = self.size(f"{key}.length", value["length"]) if "length" in value else None
-        return StatePart(self.keys(f"{key}.keys", value["keys"]), length)
+        row = self.of(f"{key}.row", value.get("row", False), bool, "true or false")
+        return StatePart(self.keys(f"{key}.keys", value["keys"]), length, row)
 
     def action(self, key: str, value: Any) -> ActionPart:
         self.known(value, key, needed=("key", "length"))

@@ -15,7 +15,7 @@ from jaxtyping import Float32, UInt8
 
 from lightwam.errors import ConfigError, WireError, did_you_mean
 from lightwam.types import Observation
-from lightwam.wire.limits import short
+from lightwam.wire.limits import Encoded, short
 
 KeyPath = tuple[str, ...]
 """keys from the top of a message downwards; openpi's contain slashes, so they are not written as one text"""
@@ -30,6 +30,8 @@ class StatePart:
 
     path: KeyPath
     length: int | None = None
+    row: bool = False
+    """the client sends it as a table of one row, (1, n)"""
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,8 @@ class Family:
     name: str
     prompt: tuple[KeyPath, ...]
     """where the sentence may lie; the first that is there is taken"""
-    state: tuple[StatePart, ...]
-    """its parts in the policy's order"""
+    state: tuple[StatePart, ...] = ()
+    """its parts in the policy's order; none: the robot has no state"""
     cameras: Mapping[str, KeyPath] = field(default_factory=dict)
     """the policy's camera -> its picture"""
     any_camera: KeyPath | None = None
@@ -79,6 +81,8 @@ class Family:
     """numbers in an action, where the family's robots agree on that"""
     state_units: tuple[Unit, ...] = ()
     action_units: tuple[Unit, ...] = ()
+    reply: Literal["map", "list"] = "map"
+    """over HTTP: a map with "actions", or the bare list of actions"""
 
     def claims(self, message: Any) -> bool:
         """Whether all of the cameras' pictures are in the message, whatever they are."""
@@ -86,6 +90,12 @@ class Family:
             return all(found_at(message, path) is not None for path in self.cameras.values())
         except WireError:
             return False
+
+    def is_encoded(self, message: Any) -> bool:
+        """Whether reading the message takes decoding pictures, which takes milliseconds."""
+        return self.claims(message) and any(
+            isinstance(found_at(message, path), Encoded) for path in self.cameras.values()
+        )
 
     def observation(self, message: Any) -> Observation:
         """What the policy sees; pictures are views of the message. WireError with the key that is missing or wrong."""
@@ -96,10 +106,11 @@ class Family:
         """One camera's picture; WireError when it is missing, or not uint8 of the family's layout."""
         path = self.cameras[camera]
         found, where = found_at(message, path), shown(path)
+        if isinstance(found, Encoded):
+            picture = found.decoded(where)
+            return picture[::-1, ::-1] if self.turned else picture
         if not isinstance(found, np.ndarray) or found.dtype != np.uint8:
-            got = f"{found.dtype} {found.shape}" if isinstance(found, np.ndarray) else type(found).__name__
-            raise WireError("a picture is not uint8", where=where, got=got, expected="uint8 RGB in 0..255",
-                            next_step="of floats in 0..1 send (255 * x).round().astype(np.uint8)")  # fmt: skip
+            raise _no_picture(found, where)
         if found.ndim == 3 and 0 not in found.shape:
             if found.shape[2] == 3:
                 return found[::-1, ::-1] if self.turned else found
@@ -112,8 +123,10 @@ class Family:
 
     def vector(self, message: Any, part: StatePart) -> Float32[np.ndarray, " n"]:
         """One part of the state, as the client counts; WireError when it is missing, not numbers, or not that many."""
-        where = shown(part.path)
-        numbers = _numbers(found_at(message, part.path), where)
+        where, found = shown(part.path), found_at(message, part.path)
+        if part.row and isinstance(found, np.ndarray) and found.ndim == 2 and len(found) == 1:
+            found = found[0]
+        numbers = _numbers(found, where)
         if part.length not in (None, len(numbers)):
             raise WireError("a part of the state has another length", where=where, got=len(numbers),
                             expected=part.length)  # fmt: skip
@@ -123,7 +136,7 @@ class Family:
 
     def full_state(self, message: Any) -> Float32[np.ndarray, " P"]:
         """All parts of the state in the policy's units."""
-        state = np.concatenate([self.vector(message, part) for part in self.state])
+        state = np.concatenate([np.zeros(0, np.float32), *(self.vector(message, part) for part in self.state)])
         for unit in self.state_units:
             if not -len(state) <= unit.dim < len(state):
                 raise WireError("the state has no such number", where="state", got=f"{len(state)} numbers",
@@ -170,13 +183,13 @@ class Family:
         for unit in self.state_units:
             state[unit.dim] = unit.told(state[unit.dim])
         ends = np.cumsum([part.length for part in self.state])
-        assert ends[-1] == len(state), "a family is fitted to its world before it speaks"
+        assert sum(part.length or 0 for part in self.state) == len(state), "a family is fitted before it speaks"
         message: dict[str, Any] = {}
         for camera, path in self.cameras.items():
             picture = seen.frames[camera]
             _put(message, path, np.ascontiguousarray(picture[::-1, ::-1]) if self.turned else picture)
-        for part, numbers in zip(self.state, np.split(state, ends[:-1]), strict=True):
-            _put(message, part.path, numbers)
+        for part, numbers in zip(self.state, np.split(state, ends[:-1]) if self.state else (), strict=True):
+            _put(message, part.path, numbers[None] if part.row else numbers)
         _put(message, self.prompt[0], seen.instruction)
         return message
 
@@ -253,13 +266,27 @@ def _with_lengths(family: Family, state_dim: int) -> tuple[StatePart, ...]:
     """The state's parts, the length of one that has none worked out."""
     known = sum(part.length or 0 for part in family.state)
     open_parts = [part for part in family.state if part.length is None]
+    if state_dim == 0 and not known:
+        return ()  # what a client sends of a state all the same is not read
     if known + len(open_parts) > state_dim or (not open_parts and known != state_dim):
-        told = ", ".join(f"{shown(part.path)} ({part.length or 'any'})" for part in family.state)
+        told = ", ".join(f"{shown(part.path)} ({part.length or 'any'})" for part in family.state) or "no state"
         raise ConfigError("the run has another state than this family's robots", where=f"{family.name}: state",
                           got=f"{state_dim} numbers in the run", expected=told, next_step=GUIDE)  # fmt: skip
     if len(open_parts) != 1:
         return family.state
     return tuple(part if part.length else replace(part, length=state_dim - known) for part in family.state)
+
+
+def _no_picture(found: Any, where: str) -> WireError:
+    """What is wrong with a picture that is neither uint8 nor encoded."""
+    got, expected = type(found).__name__, "uint8 RGB in 0..255, or a whole PNG or JPEG"
+    if isinstance(found, (bytes, str)):
+        return WireError("an encoded picture is neither PNG nor JPEG", where=where, got=f"{got}, {short(found[:24])}",
+                         expected="PNG or JPEG: as bytes, or over HTTP in base64 or as a data URL")  # fmt: skip
+    if isinstance(found, np.ndarray):
+        got = f"{found.dtype} {found.shape}"
+    return WireError("a picture is not uint8", where=where, got=got, expected=expected,
+                     next_step="of floats in 0..1 send (255 * x).round().astype(np.uint8)")  # fmt: skip
 
 
 def found_at(message: Any, path: KeyPath) -> Any:

@@ -62,13 +62,23 @@ class Report:
         return lines
 
 
-def inspect(message: Any, family: Family) -> Report:
-    """Every part of `message` that the fitted `family` reads, with what is wrong or odd about it; never an error."""
+def inspect(message: Any, family: Family, check_sentence: Callable[[str], None] | None = None) -> Report:
+    """Every part of `message` that the fitted `family` reads, with what is wrong or odd about it; never an error.
+
+    `check_sentence` raises a LightwamError for a sentence that the run's text encoder cannot read.
+    """
+
+    def sentence() -> str:
+        text = family.instruction(message)
+        if check_sentence is not None:
+            check_sentence(text)
+        return text
+
     readings = [_reading(f"camera {camera}", path, partial(family.picture, message, camera), _picture)
                 for camera, path in family.cameras.items()]  # fmt: skip
     readings += [_reading("state", part.path, partial(family.vector, message, part), _vector)
                  for part in family.state]  # fmt: skip
-    readings.append(_reading("instruction", family.prompt[0], partial(family.instruction, message), _sentence,
+    readings.append(_reading("instruction", family.prompt[0], sentence, _sentence,
                              where=" or ".join(map(shown, family.prompt))))  # fmt: skip
     read = {*family.cameras.values(), *(part.path for part in family.state), *family.prompt}
     return Report(family.name, tuple(readings), tuple(_unread(message, read)))

@@ -1,4 +1,7 @@
-"""JSON with arrays as base64, as PyPI `json-numpy` 2.1 writes and reads it: what HTTP clients of `/act` send."""
+"""JSON with arrays as base64, as PyPI `json-numpy` 2.1 writes and reads it: what HTTP clients of `/act` send.
+
+openpi's own form is read as well, with base64 for its bytes: {"__ndarray__": true, "data", "dtype", "shape"}.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from lightwam.errors import WireError
 from lightwam.wire.limits import LIMITS, Counter, Limits, Reader, array, fields_of, sendable, short, too_many
 
 DATA, DTYPE, SHAPE = "__numpy__", "dtype", "shape"
+OPENPI = "__ndarray__"
 
 
 def dumps(tree: Any) -> bytes:
@@ -36,7 +40,7 @@ def loads(data: bytes, limits: Limits = LIMITS) -> Any:
     except (ValueError, RecursionError) as error:  # ValueError: no UTF-8, no JSON, a number of thousands of digits
         raise WireError("the message is not sound JSON", where="message", got=f"{len(data)} bytes: {short(str(error))}",
                         expected="one JSON value in UTF-8") from error  # fmt: skip
-    return Reader(limits, (DATA,), _read_array).tree(found)
+    return Reader(limits, (DATA, OPENPI), _read_array).tree(found)
 
 
 def _of_array(value: Any) -> dict[str, Any]:
@@ -47,7 +51,12 @@ def _of_array(value: Any) -> dict[str, Any]:
 
 
 def _read_array(found: Mapping[Any, Any], where: str, limits: Limits) -> np.ndarray | np.generic:
-    text, dtype, shape = fields_of(found, (DATA, DTYPE, SHAPE), where)
+    if OPENPI in found:
+        mark, text, dtype, shape = fields_of(found, (OPENPI, "data", DTYPE, SHAPE), where)
+        if mark is not True:
+            raise WireError("an array is not marked as one", where=where, got=short(mark), expected=True)
+    else:
+        text, dtype, shape = fields_of(found, (DATA, DTYPE, SHAPE), where)
     if not isinstance(text, str):
         raise WireError("an array's data are not text", where=where, got=type(text).__name__, expected="base64")
     try:

@@ -6,6 +6,9 @@ once, from the top, so that each fault is told with the keys that lead to it.
 
 from __future__ import annotations
 
+import base64
+import binascii
+import difflib
 import math
 import reprlib
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
@@ -13,14 +16,49 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 
 from lightwam.errors import WireError
+from lightwam.pictures import JPEG, PNG, PictureError, decode, is_encoded
 
 MIB = 1 << 20
 MOST_AXES = 8
 DTYPES: Mapping[str, tuple[int, ...]] = {"b": (1,), "i": (1, 2, 4, 8), "u": (1, 2, 4, 8), "f": (2, 4, 8)}
 """kind of number -> bytes that one may have"""
-NUMBERS = "numbers: b1, i1 to i8, u1 to u8, f2 to f8"
+NUMBERS = "numbers: b1, i1 to i8, u1 to u8, f2 to f8, or by name: bool, uint8, float32 and the like"
+NAMED: Mapping[str, np.dtype[Any]] = {
+    np.dtype(f"{kind}{size}").name: np.dtype(f"{kind}{size}") for kind, sizes in DTYPES.items() for size in sizes
+}
+"""dtypes by numpy's names"""
+PICTURE_STARTS = tuple(base64.b64encode(start[: len(start) // 3 * 3]).decode() for start in (PNG, JPEG))
+"""how a PNG and a JPEG begin in base64"""
+CONVERT = "convert it before sending: np.asarray(x, np.float32), pictures uint8"
+INSTEAD: Mapping[str, str] = {
+    "O": "an array of objects holds lists of different lengths, or no numbers: send np.asarray(x, np.float32)",
+    "U": "send a text as a text, not as an array",
+    "S": "send a text as a text, not as an array",
+    "V": "send each field of a structure as an array of its own",
+    "c": "send the real and the imaginary part as two arrays",
+    "M": "send times as float64, in seconds",
+    "m": "send times as float64, in seconds",
+    "f": "float32 is '<f4', float64 is '<f8'; wider ones have to be converted",
+}
+"""numpy's letter for a kind of dtype -> what to do instead"""
+WORDS: Mapping[str, str] = {
+    "object": "O",
+    "str": "U",
+    "string": "U",
+    "bytes": "S",
+    "void": "V",
+    "complex64": "c",
+    "complex128": "c",
+    "datetime64": "M",
+    "timedelta64": "m",
+    "bfloat16": "f",
+    "float128": "f",
+    "longdouble": "f",
+}
+"""the same kinds by their names"""
 
 
 @dataclass(frozen=True)
@@ -81,11 +119,40 @@ ReadArray = Callable[[Mapping[Any, Any], str, Limits], Any]
 """map that stands for an array, where it stands, limits -> the array"""
 
 
-class Reader:
-    """Turns a parsed message into a tree with arrays; `marks` are keys by which a map stands for an array."""
+@dataclass(frozen=True, repr=False)
+class Encoded:
+    """A picture as PNG or JPEG, not decoded yet: only what a family asks for is."""
 
-    def __init__(self, limits: Limits, marks: Collection[Hashable], read_array: ReadArray) -> None:
-        self.limits, self.marks, self.read_array = limits, marks, read_array
+    data: bytes
+    most_bytes: int
+    """of the picture decoded"""
+    legacy: bool
+    """from XPolicyLab, where an unmarked JPEG has red and blue swapped"""
+
+    def __repr__(self) -> str:
+        kind = "PNG" if self.data.startswith(PNG) else "JPEG" if self.data.startswith(JPEG) else "a picture"
+        return f"{kind} of {len(self.data)} bytes"
+
+    def decoded(self, where: str) -> UInt8[np.ndarray, "height width 3"]:
+        """The RGB picture; WireError when it is not whole, or too large."""
+        try:
+            return decode(self.data, self.most_bytes, legacy=self.legacy)
+        except PictureError as error:
+            raise WireError("an encoded picture cannot be used", where=where, got=str(error),
+                            expected=f"a whole PNG or JPEG, RGB or grey, of at most {self.most_bytes} bytes decoded",
+                            next_step="send it whole; smaller; or raise --limits.array-bytes") from error  # fmt: skip
+
+
+class Reader:
+    """Turns a parsed message into a tree with arrays; `marks` are keys by which a map stands for an array.
+
+    `legacy` is as `Encoded` has it.
+    """
+
+    def __init__(
+        self, limits: Limits, marks: Collection[Hashable], read_array: ReadArray, *, legacy: bool = False
+    ) -> None:
+        self.limits, self.marks, self.read_array, self.legacy = limits, marks, read_array, legacy
         self.num_arrays = 0
 
     def tree(self, found: Any, where: str = "", depth: int = 0) -> Any:
@@ -99,7 +166,10 @@ class Reader:
             self._check_depth(where, depth)
             return [self.tree(item, below(where, i), depth + 1) for i, item in enumerate(found)]
         if isinstance(found, str):
-            return self._text(found, where)
+            data = _picture_in(found)
+            return self._text(found, where) if data is None else self._encoded(data, where)
+        if isinstance(found, bytes) and is_encoded(found):
+            return self._encoded(found, where)
         if isinstance(found, int) and not -(1 << 63) <= found < 1 << 64:
             raise WireError("a number is too large", where=where or "message", got=f"{found.bit_length()} bits",
                             expected="at most 64 bits")  # fmt: skip
@@ -109,12 +179,24 @@ class Reader:
                         expected="a map, list, text, number or array")  # fmt: skip
 
     def _array(self, found: Mapping[Any, Any], where: str) -> Any:
+        self._count_array(where)
+        read = self.read_array(found, where or "message", self.limits)
+        if isinstance(read, np.ndarray) and read.dtype == np.uint8 and read.ndim == 1:
+            start = read[:8].tobytes()
+            if is_encoded(start):
+                return Encoded(read.tobytes(), self.limits.array_bytes, self.legacy)
+        return read
+
+    def _encoded(self, data: bytes, where: str) -> Encoded:
+        self._count_array(where)
+        return Encoded(data, self.limits.array_bytes, self.legacy)
+
+    def _count_array(self, where: str) -> None:
         self.num_arrays += 1
         if self.num_arrays > self.limits.num_arrays:
             raise WireError("the message has too many arrays", where=where or "message",
                             got=f"more than {self.limits.num_arrays}",
                             expected=f"at most {self.limits.num_arrays}")  # fmt: skip
-        return self.read_array(found, where or "message", self.limits)
 
     def _check_depth(self, where: str, depth: int) -> None:
         if depth >= self.limits.depth:
@@ -130,13 +212,27 @@ class Reader:
     def _text(self, text: str, where: str) -> str:
         if len(text) > self.limits.text_chars:
             raise WireError("a text is too long", where=where or "message", got=f"{len(text)} characters",
-                            expected=f"at most {self.limits.text_chars}")  # fmt: skip
+                            expected=f"at most {self.limits.text_chars}",
+                            next_step="a picture in base64 has to be a PNG or JPEG")  # fmt: skip
         try:
             text.encode()
         except UnicodeEncodeError as error:  # half of a character, which JSON can say and nobody can print
             raise WireError("a text is not Unicode", where=where or "message", got=str(error.reason),
                             expected="text that UTF-8 can hold") from error  # fmt: skip
         return text
+
+
+def _picture_in(text: str) -> bytes | None:
+    """The PNG or JPEG of a text in base64, plain or as a data URL; None for other texts."""
+    start, comma, _ = text[:64].partition(",")
+    is_url = bool(comma) and start.startswith("data:image/") and start.endswith(";base64")
+    if not is_url and not text.startswith(PICTURE_STARTS):
+        return None
+    try:
+        data = binascii.a2b_base64(text[len(start) + 1 :] if is_url else text)
+    except (binascii.Error, ValueError):  # ValueError: not ASCII
+        return None
+    return data if is_url or is_encoded(data) else None
 
 
 def array(dtype: Any, shape: Any, data: Any, where: str, limits: Limits) -> np.ndarray:
@@ -166,13 +262,36 @@ def array(dtype: Any, shape: Any, data: Any, where: str, limits: Limits) -> np.n
 
 
 def number_kind(dtype: Any, where: str) -> np.dtype[Any]:
-    """The dtype of numbers that `dtype` names ("<f4", "|u1"); WireError for objects, texts, structures and the like."""
-    name = dtype if isinstance(dtype, str) else ""
+    """The dtype of numbers that `dtype` names, as numpy writes it ("<f4", "|u1") or as people do ("float32", "uint8").
+
+    WireError for objects, texts, structures and the like, and for names of no dtype, each with what to send in its
+    place. A name without byte order is little-endian, as all robots' computers are.
+    """
+    name = dtype.decode("ascii", "replace") if isinstance(dtype, bytes) else dtype if isinstance(dtype, str) else ""
     bare = name[1:] if name[:1] in tuple("<>|=") else name
+    if name in NAMED:
+        return NAMED[name]
     if bare[1:] not in tuple(str(size) for size in DTYPES.get(bare[:1], ())):
+        step = _instead(bare) if isinstance(dtype, (str, bytes)) else INSTEAD["V"]
         raise WireError("an array's dtype is not one of numbers", where=where, got=short(dtype), expected=NUMBERS,
-                        next_step="convert it before sending: np.asarray(x, np.float32), pictures uint8")  # fmt: skip
+                        next_step=step)  # fmt: skip
     return np.dtype(name)
+
+
+def _instead(bare: str) -> str:
+    """What to send in place of an array whose dtype, without its byte order, is this."""
+    if "," in bare:
+        return INSTEAD["V"]
+    size = bare[1:].partition("[")[0]  # times have a unit in brackets
+    if bare[:1] in INSTEAD and (not size or size.isdigit()):
+        return INSTEAD[bare[0]]
+    word = bare[:64].lower()
+    inner = [name for name in NAMED if name in word and f"b{name}" not in word]  # "torch.float32", "Float32Array"
+    near = difflib.get_close_matches(word, [*NAMED, *WORDS], n=1, cutoff=0.5)
+    found = max(inner, key=len, default=near[0] if near else "")
+    if found in NAMED:
+        return f"did you mean {found!r}, which is {NAMED[found].str!r}?"
+    return INSTEAD[WORDS[found]] if found else CONVERT
 
 
 def scalar(kind: np.dtype[Any], value: Any, where: str) -> np.generic:

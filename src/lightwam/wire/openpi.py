@@ -6,15 +6,15 @@ with `actions`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from lightwam.errors import WireError
-from lightwam.wire.limits import LIMITS, Limits, array, fields_of, number_kind, scalar, sendable, short
+from lightwam.wire.limits import LIMITS, Limits, sendable
 from lightwam.wire.packed import packed, unpacked
 
+MESSAGE_BYTES = "message_bytes"
+"""key of our servers' greeting: how large a message they take"""
 ARRAY, SCALAR, DATA, DTYPE, SHAPE = b"__ndarray__", b"__npgeneric__", b"data", b"dtype", b"shape"
 
 
@@ -25,7 +25,7 @@ def pack(tree: Any) -> bytes:
 
 def unpack(data: bytes, limits: Limits = LIMITS) -> Any:
     """The tree of a message, its arrays as read-only views; WireError, and nothing else, whatever the bytes are."""
-    return unpacked(data, limits, (ARRAY, SCALAR), _read_array)
+    return unpacked(data, limits)
 
 
 def _of_array(value: Any) -> dict[bytes, Any]:
@@ -35,15 +35,3 @@ def _of_array(value: Any) -> dict[bytes, Any]:
     if isinstance(value, np.generic):
         return {SCALAR: True, DATA: value.item(), DTYPE: value.dtype.str}
     return {ARRAY: True, DATA: value.tobytes(), DTYPE: value.dtype.str, SHAPE: value.shape}
-
-
-def _read_array(found: Mapping[Any, Any], where: str, limits: Limits) -> np.ndarray | np.generic:
-    if ARRAY in found:
-        mark, data, dtype, shape = fields_of(found, (ARRAY, DATA, DTYPE, SHAPE), where)
-    else:
-        mark, data, dtype = fields_of(found, (SCALAR, DATA, DTYPE), where)
-    if mark is not True:
-        raise WireError("an array is not marked as one", where=where, got=short(mark), expected=True)
-    return (
-        array(dtype, shape, data, where, limits) if ARRAY in found else scalar(number_kind(dtype, where), data, where)
-    )

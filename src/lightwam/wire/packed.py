@@ -1,14 +1,34 @@
-"""msgpack under limits: what openpi's and XPolicyLab's messages have in common."""
+"""msgpack under limits: what openpi's and XPolicyLab's messages have in common.
+
+Both encodings of arrays are read on either protocol, openpi's (`__ndarray__`) and that of PyPI `msgpack-numpy` (`nd`).
+Their keys are bytes in Python, and texts as soon as another language or codec writes them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgpack
+import numpy as np
 
 from lightwam.errors import WireError
-from lightwam.wire.limits import Counter, Limits, ReadArray, Reader, short
+from lightwam.pictures import is_encoded
+from lightwam.wire.limits import (
+    CONVERT,
+    Counter,
+    Limits,
+    ReadArray,
+    Reader,
+    array,
+    fields_of,
+    number_kind,
+    scalar,
+    short,
+)
+
+MARKS = (b"__ndarray__", "__ndarray__", b"__npgeneric__", "__npgeneric__", b"nd", "nd")
+"""keys by which a map stands for an array or a number"""
 
 
 def packed(tree: Any, of_array: Callable[[Any], Any]) -> bytes:
@@ -20,8 +40,8 @@ def packed(tree: Any, of_array: Callable[[Any], Any]) -> bytes:
                         expected="maps, lists, texts, numbers of 64 bits and arrays") from error  # fmt: skip
 
 
-def unpacked(data: bytes, limits: Limits, marks: Collection[Hashable], read_array: ReadArray) -> Any:
-    """The tree of one msgpack value. WireError whatever else the bytes are.
+def unpacked(data: bytes, limits: Limits, read: ReadArray | None = None, *, legacy: bool = False) -> Any:
+    """The tree of one msgpack value, arrays read by `read_array` or `read`. WireError whatever else the bytes are.
 
     msgpack makes a list of the announced length before it has read it, up to 1,024 of them inside one another: with
     `num_items` 4,096 that is 32 MiB for a moment, and no more.
@@ -35,7 +55,7 @@ def unpacked(data: bytes, limits: Limits, marks: Collection[Hashable], read_arra
             strict_map_key=True,
             list_hook=counter.entries,
             object_pairs_hook=counter.pairs,
-            max_str_len=4 * limits.text_chars,
+            max_str_len=limits.array_bytes,
             max_bin_len=limits.array_bytes,
             max_array_len=limits.num_items,
             max_map_len=limits.num_items,
@@ -45,4 +65,39 @@ def unpacked(data: bytes, limits: Limits, marks: Collection[Hashable], read_arra
         reason = str(error) or type(error).__name__
         raise WireError("the message is not sound msgpack", where="message", got=f"{len(data)} bytes: {short(reason)}",
                         expected="one msgpack value within the limits") from error  # fmt: skip
-    return Reader(limits, marks, read_array).tree(found)
+    return Reader(limits, MARKS, read or read_array, legacy=legacy).tree(found)
+
+
+def read_array(found: Mapping[Any, Any], where: str, limits: Limits) -> np.ndarray | np.generic:
+    """The array or number that a map stands for, a read-only view; WireError when it is incomplete or none."""
+    named = {key.decode(errors="replace") if isinstance(key, bytes) else key: item for key, item in found.items()}
+    if len(named) != len(found):
+        raise WireError("a key comes twice", where=where, got=short(list(found)), expected="every key once")
+    if "nd" in named:
+        return _msgpack_numpy(named, where, limits)
+    if "__npgeneric__" in named:
+        mark, data, dtype = fields_of(named, ("__npgeneric__", "data", "dtype"), where)
+    else:
+        mark, data, dtype, shape = fields_of(named, ("__ndarray__", "data", "dtype", "shape"), where)
+    if mark is not True:
+        raise WireError("an array is not marked as one", where=where, got=short(mark), expected=True)
+    if "__npgeneric__" in named:
+        return scalar(number_kind(dtype, where), data, where)
+    return array(dtype, shape, data, where, limits)
+
+
+def _msgpack_numpy(found: Mapping[str, Any], where: str, limits: Limits) -> np.ndarray | np.generic:
+    if found["nd"] is False:
+        _, dtype, data = fields_of(found, ("nd", "type", "data"), where)
+        if isinstance(data, bytes) and is_encoded(data):  # numpy's bytes_, as HDF5 holds a picture
+            return np.frombuffer(data, np.uint8)
+        return array(dtype, [], data, where, limits)[()]
+    # `kind` came with msgpack-numpy 0.4.4; V stands for structures and O for pickles
+    mark, dtype, shape, data = fields_of(found, ("nd", "type", "shape", "data"), where, optional="kind")
+    if shape == [] and isinstance(data, bytes) and is_encoded(data):
+        return np.frombuffer(data, np.uint8)
+    if mark is not True or found.get("kind", b"") not in (b"", ""):
+        raise WireError("an array is not one of numbers", where=where,
+                        got=f"nd {short(mark)}, kind {short(found.get('kind'))}", expected="nd true, kind empty",
+                        next_step=CONVERT)  # fmt: skip
+    return array(dtype, shape, data, where, limits)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from lightwam.errors import WireError, did_you_mean
-from lightwam.wire.limits import LIMITS, Limits, array, fields_of, sendable, short
+from lightwam.wire.limits import LIMITS, Limits, sendable, short
 from lightwam.wire.packed import packed, unpacked
 
 ANSWERS: Mapping[str, str] = {
@@ -59,7 +59,7 @@ def pack(envelope: Envelope) -> bytes:
 
 def unpack(data: bytes, limits: Limits = LIMITS) -> Envelope:
     """The envelope of a frame, its arrays as read-only views; WireError, and nothing else, whatever the bytes are."""
-    found = unpacked(data, limits, (MARK,), _read_array)
+    found = unpacked(data, limits, legacy=True)
     if not isinstance(found, dict):
         raise WireError("the message is not an envelope", where="message", got=type(found).__name__, expected="a map")
     kind = found.get("message_type")
@@ -106,7 +106,7 @@ def refuse(
 def _ids(data: bytes) -> Envelope | None:
     """What can be known of a message that `unpack` refused: its ids, if it is a map that has them."""
     try:
-        found = unpacked(data, LIMITS, (MARK,), lambda found, where, limits: None)
+        found = unpacked(data, LIMITS, lambda found, where, limits: None)
         return Envelope("error", _id(found, "message_id", needed=True) or "", _id(found, "evaluation_id") or "",
                         trial_id=_id(found, "trial_id"), step=_whole(found, "step") or 0)  # fmt: skip
     except WireError:
@@ -136,16 +136,3 @@ def _of_array(value: Any) -> dict[bytes, Any]:
     if isinstance(value, np.generic):
         return {MARK: False, DTYPE: value.dtype.str, DATA: value.tobytes()}
     return {MARK: True, DTYPE: value.dtype.str, KIND: b"", SHAPE: value.shape, DATA: value.tobytes()}
-
-
-def _read_array(found: Mapping[Any, Any], where: str, limits: Limits) -> np.ndarray | np.generic:
-    if found[MARK] is False:
-        _, dtype, data = fields_of(found, (MARK, DTYPE, DATA), where)
-        return array(dtype, [], data, where, limits)[()]
-    # `kind` came with msgpack-numpy 0.4.4; V stands for structures and O for pickles
-    mark, dtype, shape, data = fields_of(found, (MARK, DTYPE, SHAPE, DATA), where, optional=KIND)
-    if mark is not True or found.get(KIND, b"") not in (b"", ""):
-        raise WireError("an array is not one of numbers", where=where,
-                        got=f"nd {short(mark)}, kind {short(found.get(KIND))}", expected="nd true, kind empty",
-                        next_step="convert it before sending: np.asarray(x, np.float32), pictures uint8")  # fmt: skip
-    return array(dtype, shape, data, where, limits)

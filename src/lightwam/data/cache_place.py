@@ -1,0 +1,182 @@
+"""Where caches lie, which process may write one, and what killed processes left there.
+
+A cache is made in a draft folder beside its place, `NAME.part-DIGEST`, and renamed when it is whole. The digest is of
+all that the content depends on, so the next process finds what a killed one had made and goes on behind it. A file lock
+inside says whether a process is at work there: the kernel drops it when that process ends, however it ends.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lightwam.errors import DatasetError
+
+VARIABLE = "LIGHTWAM_CACHE"
+"""environment variable: the folder for caches where no --cache is given"""
+LOCK = "lock"
+POLL_SECONDS = 1.0
+"""how often a process that waits for another one's draft looks again"""
+ELSEWHERE = f"--cache DIR (or {VARIABLE}=DIR) keeps it in another folder"
+_LEFT = re.compile(r"(.+)\.(?:(?:draft|old)-([0-9]+)|part-[0-9a-f]{16})")
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def cache_home(root: Path, cache: Path | None = None) -> Path:
+    """Return the folder for what is made of the dataset at `root`: its own, or one in `cache` (else LIGHTWAM_CACHE).
+
+    DatasetError when that is a file.
+    """
+    given = cache or os.environ.get(VARIABLE)
+    if not given:
+        return root
+    folder = Path(given).expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise DatasetError("the cache must be in a folder", where=folder, got="a file",
+                           next_step=f"give a folder: --cache DIR, or {VARIABLE}")  # fmt: skip
+    return folder / f"{_plain(root.resolve().name)}.lightwam"
+
+
+def named(words: str, fingerprint: Mapping[str, Any]) -> str:
+    """Return a folder's name that says `words` and differs where the fingerprint does."""
+    return f"{_plain(words)[:48]}-{_digest(fingerprint, 8)}"
+
+
+def check_room(path: Path, num_bytes: int) -> None:
+    """Raise DatasetError unless `path` can be made and its disk has room for so many bytes."""
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        got = f"{folder} {'cannot be written to' if folder.is_dir() else 'is a file'}"
+        raise DatasetError("the cache's folder must be writable", where=path, got=got, next_step=ELSEWHERE)
+    free = shutil.disk_usage(folder).free
+    if free < num_bytes:
+        raise DatasetError("the cache must fit on the disk", where=path, got=f"{free / 2**20:.0f} MiB free",
+                           expected=f"{num_bytes / 2**20:.0f} MiB", next_step=f"free some, or {ELSEWHERE}")  # fmt: skip
+
+
+def not_written(error: OSError, path: Path, need: str, kept: str) -> DatasetError:
+    """Return the error of a cache at `path` that could not be written: `need` says how much room, `kept` what stays."""
+    full = error.errno in _FULL
+    next_step = f"it needs {need}; {kept}"
+    return DatasetError(
+        "the cache could not be written",
+        where=error.filename or path,
+        got=error,
+        expected="a writable disk with room",
+        next_step=f"free some space: {next_step}" if full else f"{next_step}; {ELSEWHERE}",
+    )
+
+
+def draft_folder(path: Path, fingerprint: Mapping[str, Any]) -> Path:
+    """Return the folder in which a cache of this fingerprint is made, before it is renamed to `path`."""
+    return path.with_name(f"{path.name}.part-{_digest(fingerprint, 16)}")
+
+
+@contextmanager
+def drafting(folder: Path, waiting: Callable[[], None]) -> Iterator[bool]:
+    """Hold the draft `folder`, made if need be; yields whether another process had to be waited for.
+
+    `waiting` is called every POLL_SECONDS meanwhile. What is inside `folder` is the caller's to rename or remove; left
+    there, it is what the next process goes on with. OSError.
+    """
+    waited = False
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:  # another process renamed its folder just now
+            continue
+        try:
+            while not _locked(lock):
+                waited = True
+                waiting()
+                time.sleep(POLL_SECONDS)
+            if _is_there(folder / LOCK, lock):  # else the one that we waited for has renamed it: it is whole
+                yield waited
+                return
+        finally:
+            os.close(lock)
+
+
+def remove_leftovers(folder: Path, name: str | None = None, keep: Path | None = None) -> None:
+    """Remove what dead processes left in `folder`: drafts and replaced caches (of the cache `name` alone, if given).
+
+    A draft that a process is writing is left alone, and so is `keep`.
+    """
+    for left in sorted(folder.iterdir()) if folder.is_dir() else ():
+        match = _LEFT.fullmatch(left.name)
+        if match is None or left == keep or (name is not None and match[1] != name) or not left.is_dir():
+            continue
+        if match[2] is not None:  # PID of the process that made it
+            if not _runs(int(match[2])):
+                shutil.rmtree(left, ignore_errors=True)
+        elif (left / LOCK).exists():
+            _remove_unless_held(left)
+        else:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _remove_unless_held(draft: Path) -> None:
+    try:
+        lock = os.open(draft / LOCK, os.O_RDWR)
+    except OSError:  # renamed just now, or read-only: nothing to remove
+        return
+    try:
+        if _locked(lock, unsure=False) and _is_there(draft / LOCK, lock):
+            shutil.rmtree(draft, ignore_errors=True)
+    finally:
+        os.close(lock)
+
+
+def _locked(lock: int, unsure: bool = True) -> bool:
+    """Whether this process has the lock now; `unsure` where the file system has none."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return unsure
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        return unsure
+    return True
+
+
+def _is_there(path: Path, opened: int) -> bool:
+    """Whether `path` is still the file that was opened."""
+    return path.exists() and os.path.samestat(path.stat(), os.fstat(opened))
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process of another number than ours runs here."""
+    if pid == os.getpid():  # drafts that bear our number are those of an earlier process
+        return False
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _digest(fingerprint: Mapping[str, Any], digits: int) -> str:
+    text = json.dumps(fingerprint, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=digits // 2).hexdigest()
+
+
+def _plain(words: str) -> str:
+    return re.sub(r"[^\w.+-]+", "-", words) or "dataset"

@@ -1,0 +1,90 @@
+"""Everything that is wrong with a LeRobotDataset at once, and what is only worth knowing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lightwam.data.lerobot import LeRobotDataset
+from lightwam.data.lerobot.columns import time_notes
+from lightwam.data.lerobot.features import FeatureNames
+from lightwam.data.lerobot.meta import columns_of
+from lightwam.data.lerobot.rows import Rows
+from lightwam.data.video import VideoReader
+from lightwam.errors import DatasetError
+
+NUM_ALIKE = 5
+"""so many faults of one kind are spelled out"""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What `examine` found."""
+
+    faults: tuple[DatasetError, ...]
+    notes: tuple[str, ...]
+    """what is no fault"""
+    dataset: LeRobotDataset | None
+    """None where too little can be read to open it"""
+
+    def lines(self) -> list[str]:
+        """The faults, each with its fix; of a kind the first few and how many more there are."""
+        kinds: dict[str, list[DatasetError]] = {}
+        for fault in self.faults:
+            kinds.setdefault(fault.what, []).append(fault)
+        lines = []
+        for what, alike in kinds.items():
+            lines += [str(fault) for fault in alike[:NUM_ALIKE]]
+            if len(alike) > NUM_ALIKE:
+                lines.append(f"{what}: {len(alike) - NUM_ALIKE} more of this kind")
+        return lines
+
+
+def examine(
+    root: Path, names: FeatureNames | None = None, progress: Callable[[int, int], None] | None = None
+) -> Findings:
+    """Read every table and picture of the dataset at `root`, going on behind each fault as far as that makes sense.
+
+    `progress` is called with the pictures done and in all.
+    """
+    faults: list[DatasetError] = []
+    try:
+        dataset = LeRobotDataset(root, names, faults.append)
+    except DatasetError as fault:
+        every = [*faults, fault, *_unreadable(root)]
+        return Findings(tuple({str(one): one for one in every}.values()), (), None)
+    rows = dataset.rows(faults.append)
+    faults += dataset.faults(rows, progress)
+    once = {str(fault): fault for fault in faults}
+    return Findings(tuple(once.values()), tuple(_notes(dataset, rows)), dataset)
+
+
+def _unreadable(root: Path) -> Iterator[DatasetError]:
+    """Yield a fault for every table and video that cannot be opened, where too little else can be read."""
+    for path in sorted((root / "data").glob("*/*.parquet")):
+        try:
+            columns_of(path)
+        except DatasetError as fault:
+            yield fault
+    for path in sorted((root / "videos").rglob("*.mp4")):
+        try:
+            VideoReader(path).close()
+        except DatasetError as fault:
+            yield fault
+
+
+def _notes(dataset: LeRobotDataset, rows: Rows) -> list[str]:
+    notes = [f"camera {name} is left out: {left.reason.what} ({left.reason.got})"
+             for name, left in dataset.left_out.items() if not left.fault]  # fmt: skip
+    if not dataset.state_dim:
+        proposal = dataset.state_proposal()
+        more = f"; if it has one, {proposal}" if proposal else ""
+        notes.append(f"there is no observation.state: a robot without a state{more}")
+    used = {episode.data_path for episode in dataset.episodes}
+    for path in sorted((dataset.root / "data").glob("*/*.parquet")):
+        if path not in used:
+            notes.append(f"{path} belongs to no episode and is not read (LeRobot reads it)")
+    if not rows.broken and rows.vectors.timestamp is not None:
+        notes += time_notes(rows.vectors.timestamp, dataset.episode_start, dataset.fps)
+    return notes

@@ -1,0 +1,183 @@
+"""The features that info.json declares: which are state, action and cameras, under LeRobot's names or others."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from lightwam.errors import ConfigError, DatasetError, did_you_mean
+
+STATE, ACTION, CAMERA_PREFIX = "observation.state", "action", "observation.images."
+OWN = ("timestamp", "frame_index", "episode_index", "index", "task_index")
+"""features that LeRobot adds by itself"""
+
+
+@dataclass(frozen=True)
+class FeatureNames:
+    """What a dataset calls the features that are read; the defaults are LeRobot's, some publications have their own."""
+
+    state: str = STATE
+    action: str = ACTION
+    cameras: Mapping[str, str] | None = None
+    """camera -> feature; None: every feature whose name begins with "observation.images." """
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    """camera -> feature, beside those"""
+
+    def pairs(self) -> tuple[str, ...]:
+        """As `parse_names` takes them, those alone that are not LeRobot's."""
+        named = {self.state: STATE, self.action: ACTION}
+        named |= {feature: camera for camera, feature in {**(self.cameras or {}), **self.renamed}.items()}
+        return tuple(f"{feature}={name}" for feature, name in sorted(named.items()) if feature not in (STATE, ACTION))
+
+
+def parse_names(pairs: Sequence[str]) -> FeatureNames:
+    """The names that `--names FEATURE=NAME ...` gives; NAME is a camera, observation.state or action.
+
+    ConfigError when a pair has another form, or a feature or name is given twice.
+    """
+    features: dict[str, str] = {}
+    for pair in pairs:
+        feature, _, name = pair.partition("=")
+        name = name.removeprefix(CAMERA_PREFIX)
+        if not feature or not re.fullmatch(r"[\w.-]+", name):
+            raise ConfigError("--names takes pairs FEATURE=NAME", got=pair, expected="NAME: a camera, "
+                              f"{STATE} or {ACTION}", next_step="--names observation.image=front")  # fmt: skip
+        if name in features or feature in features.values():
+            raise ConfigError("--names gives a feature or a name twice", got=" ".join(pairs),
+                              expected="each once")  # fmt: skip
+        features[name] = feature
+    return FeatureNames(features.pop(STATE, STATE), features.pop(ACTION, ACTION), renamed=features)
+
+
+@dataclass(frozen=True)
+class Camera:
+    """One camera's feature."""
+
+    key: str
+    size: tuple[int, int]
+    """height, width"""
+    stored: Literal["video", "image"]
+    """in mp4 files, or as PNG or JPEG bytes in the table"""
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A camera that cannot be used, which matters only to a recipe that places it."""
+
+    reason: DatasetError
+    fault: bool
+    """whether the dataset is broken there; a depth camera is fine and yet of no use"""
+
+
+def vector_feature(
+    features: Mapping[str, Any], key: str, names: FeatureNames, where: str
+) -> tuple[int, tuple[str, ...]]:
+    """Dimensions and their names of a feature that is one vector a frame; unnamed ones are called by their number.
+
+    A dataset without "observation.state" is one of a robot without a state: 0 dimensions.
+    """
+    if key == STATE and key not in features:
+        return 0, ()
+    if key not in features:
+        raise DatasetError("a feature is missing", where=where, got=", ".join(sorted(features)), expected=key,
+                           next_step=proposal(features, names) or did_you_mean(key, features))  # fmt: skip
+    feature, where = features[key], f"{where} {key}"
+    shape = feature.get("shape") if isinstance(feature, dict) else None
+    if not isinstance(shape, list) or len(shape) != 1 or type(shape[0]) is not int or shape[0] < 1:
+        raise DatasetError("a feature is not a vector", where=where, got=feature, expected='"shape": [dims]')
+    if feature.get("dtype") not in ("float32", "float64"):
+        raise DatasetError("a feature has the wrong dtype", where=where, got=feature.get("dtype"), expected="float32")
+    return shape[0], _dim_names(feature.get("names"), shape[0])
+
+
+def _dim_names(names: Any, dims: int) -> tuple[str, ...]:
+    """LeRobot's forms: ["x", "y"], {"motors": ["x", "y"]} or {"x": 0, "y": 1}; any other is numbered."""
+    while isinstance(names, dict) and len(names) == 1 and isinstance(next(iter(names.values())), list | dict):
+        names = next(iter(names.values()))
+    if isinstance(names, dict) and sorted(names.values(), key=str) == sorted(range(dims), key=str):
+        names = sorted(names, key=names.__getitem__)
+    named = isinstance(names, list) and len(names) == dims
+    return tuple(map(str, names if named else range(dims)))
+
+
+def read_cameras(
+    features: Mapping[str, Any], names: FeatureNames, where: str
+) -> tuple[dict[str, Camera], dict[str, LeftOut]]:
+    """Every camera by its name, and those that cannot be used; DatasetError when there is no other."""
+    keys = names.cameras
+    if keys is None:
+        taken = set(names.renamed.values())
+        keys = {key.removeprefix(CAMERA_PREFIX): key for key in features if key.startswith(CAMERA_PREFIX)}
+        keys = {name: key for name, key in keys.items() if key not in taken}
+        if twice := sorted(keys.keys() & names.renamed.keys()):
+            raise DatasetError("--names calls two cameras alike", where=where, got=f"{names.renamed[twice[0]]} and "
+                               f"{keys[twice[0]]} are both {twice[0]}", expected="another name for one of them",
+                               next_step=f"--names {keys[twice[0]]}=NAME too")  # fmt: skip
+        keys |= names.renamed
+    for key in keys.values():
+        if key not in features:
+            raise DatasetError("a feature is missing", where=where, got=", ".join(sorted(features)), expected=key,
+                               next_step=did_you_mean(key, features))  # fmt: skip
+    cameras: dict[str, Camera] = {}
+    left: dict[str, LeftOut] = {}
+    for name, key in keys.items():
+        found = _camera(key, features[key], f"{where} {key}")
+        if isinstance(found, Camera):
+            cameras[name] = found
+        else:
+            left[name] = found
+    if not cameras:
+        reasons = "; ".join(f"{name}: {one.reason.what}" for name, one in left.items())
+        raise DatasetError("a dataset without a camera", where=where, got=reasons or ", ".join(sorted(features)),
+                           expected=CAMERA_PREFIX + "NAME", next_step=proposal(features, names))  # fmt: skip
+    return cameras, left
+
+
+def _camera(key: str, feature: Any, where: str) -> Camera | LeftOut:
+    if not isinstance(feature, dict) or feature.get("dtype") not in ("video", "image"):
+        reason = DatasetError("a camera is stored neither as video nor as images", where=where, got=feature,
+                              expected='"dtype": "video" or "image"')  # fmt: skip
+        return LeftOut(reason, fault=True)
+    shape = feature.get("shape")
+    if not isinstance(shape, list) or not shape or not all(type(n) is int and n > 0 for n in shape):
+        reason = DatasetError("a camera has no shape", where=where, got=shape, expected="[height, width, 3]")
+        return LeftOut(reason, fault=True)
+    if len(shape) != 3 or 3 not in (shape[0], shape[2]) or _is_depth(feature):
+        reason = DatasetError("a camera is not RGB", where=where, got="depth" if _is_depth(feature) else shape,
+                              expected="[height, width, 3]")  # fmt: skip
+        return LeftOut(reason, fault=False)
+    height, width = shape[:2] if shape[2] == 3 else shape[1:]
+    return Camera(key, (height, width), feature["dtype"])
+
+
+def _is_depth(feature: Mapping[str, Any]) -> bool:
+    about = feature.get("info") or feature.get("video_info") or {}
+    return any(about.get(key) is True for key in ("is_depth_map", "video.is_depth_map"))
+
+
+def proposal(features: Mapping[str, Any], names: FeatureNames) -> str:
+    """A `--names` line that may say which feature is which, beside `names`; "" when nothing is to be guessed."""
+    given = {pair.partition("=")[0]: pair.partition("=")[2] for pair in names.pairs()}
+    guessed = {feature: name for feature, name in given.items() if feature in features}
+    known = len(guessed)
+    vectors = [key for key, one in features.items() if key not in OWN and _looks_like_vector(one)]
+    for name, words in ((STATE, ("state", "proprio", "qpos", "joint")), (ACTION, ("action",))):
+        likely = [key for word in words for key in vectors if word in key.lower()]
+        if name not in features and name not in guessed.values() and likely:
+            guessed[min(likely, key=lambda key: len(key) if words[0] in key.lower() else 1000 + len(key))] = name
+    cameras = [key for key, one in features.items() if isinstance(_camera(key, one, ""), Camera)]
+    others = [key for key in cameras if not key.startswith(CAMERA_PREFIX) and key not in guessed]
+    for key in others:
+        telling = re.sub(r"(observation|images?|rgb)(?=[\W_]|$)", "", key)
+        camera = re.sub(r"[\W_]+", "_", telling).strip("_") or "front"
+        guessed[key] = f"{camera}_{len(guessed)}" if camera in guessed.values() else camera
+    if len(guessed) == known:
+        return ""
+    return "say which feature is which, for example --names " + " ".join(f"{k}={name}" for k, name in guessed.items())
+
+
+def _looks_like_vector(feature: Any) -> bool:
+    shape = feature.get("shape") if isinstance(feature, dict) else None
+    return isinstance(shape, list) and len(shape) == 1 and str(feature.get("dtype")).startswith("float")

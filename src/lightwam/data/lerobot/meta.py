@@ -1,0 +1,284 @@
+"""The meta folder of a LeRobotDataset, v3.0, v2.1 or v2.0: tasks and episodes, every key typed and checked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lightwam.data.damage import likely_cause, what_lies_there
+from lightwam.data.lerobot.features import Camera, LeftOut
+from lightwam.errors import DatasetError
+
+EXTRA = "lightwam/extra"
+"""our own column of the episodes table: a JSON object an episode"""
+
+ColumnKind = Literal["whole", "number", "text", "texts", "any"]
+"""whole: integers, or floating-point numbers that are whole (pandas makes such)"""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Where one episode's pictures of one camera lie."""
+
+    path: Path
+    start: float
+    """seconds from the start of the file"""
+    end: float | None = None
+    """the same of the clip's end, where the episodes table says it"""
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One episode's row."""
+
+    index: int
+    length: int
+    """frames"""
+    tasks: tuple[str, ...]
+    """the sentences that the episodes table names; () where it names none"""
+    data_path: Path
+    clips: Mapping[str, Clip]
+    """camera -> pictures, of those that are stored as video"""
+    extra: Mapping[str, Any]
+    """what the collector noted, for example {"seed": 7}"""
+    rows: tuple[int, int] | None = None
+    """its first row among all rows and the one behind its last, where the episodes table says it"""
+
+
+def read_table(path: Path, columns: Mapping[str, ColumnKind]) -> pa.Table:
+    """Those columns of a parquet file; DatasetError when it is broken, or a column is missing, mistyped or has gaps."""
+    known = columns_of(path)
+    if missing := [name for name in columns if name not in known]:
+        raise DatasetError("columns are missing", where=path, got=", ".join(known), expected=", ".join(missing))
+    try:
+        table = pq.read_table(path, columns=list(columns))
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(path, error) from error
+    for name, kind in columns.items():
+        column = table.column(name)
+        if (column.null_count and kind != "texts") or not _is_kind(column.type, kind):
+            got = f"{column.type}, {column.null_count} empty"
+            raise DatasetError(
+                "a column is mistyped or has gaps", where=f"{path} column {name}", got=got, expected=kind
+            )
+    return table
+
+
+def columns_of(path: Path) -> list[str]:
+    """The names of a parquet file's columns; DatasetError when it is broken."""
+    try:
+        names: list[str] = pq.read_schema(path).names
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(path, error) from error
+    return names
+
+
+def _unreadable(path: Path, error: Exception) -> DatasetError:
+    return DatasetError("a table cannot be read", where=path, got=likely_cause(path) or error,
+                        expected="a whole parquet file", next_step="copy it again")  # fmt: skip
+
+
+def missing_file(path: Path, root: Path, named_by: str = "") -> DatasetError:
+    """The error for a file of the dataset at `root` that is not there; `named_by`: the pattern that names it."""
+    expected = str(path.relative_to(root)) + (f" (by {named_by} in meta/info.json)" if named_by else "")
+    return DatasetError("a file of the dataset is missing", where=path, got=what_lies_there(path, root),
+                        expected=expected, next_step="copy it again, or rename it back")  # fmt: skip
+
+
+def _is_kind(arrow: pa.DataType, kind: ColumnKind) -> bool:
+    is_text = pa.types.is_string(arrow) or pa.types.is_large_string(arrow)
+    is_list = pa.types.is_list(arrow) or pa.types.is_large_list(arrow)
+    is_number = pa.types.is_integer(arrow) or pa.types.is_floating(arrow)
+    return {
+        "whole": is_number,
+        "number": is_number,
+        "text": is_text,
+        "texts": is_list and _is_kind(arrow.value_type, "text"),
+        "any": True,
+    }[kind]
+
+
+def _whole(value: int | float, where: object) -> int:
+    """An integer that may be stored as a floating-point number; DatasetError when it is not whole."""
+    if not float(value).is_integer():
+        raise DatasetError("a number is not whole", where=where, got=value, expected="an integer")
+    return int(value)
+
+
+def read_tasks(root: Path, version: str) -> tuple[str, ...]:
+    """Task sentences in the order of their index."""
+    if version.startswith("v2"):
+        path = root / "meta" / "tasks.jsonl"
+        rows = _json_lines(path, root, {"task_index": int, "task": str})
+        pairs = [(row["task_index"], row["task"]) for _, row in rows]
+    else:
+        path = root / "meta" / "tasks.parquet"
+        if not path.is_file():
+            raise missing_file(path, root)
+        # pandas stores the sentences as a named or as a nameless index
+        text = "__index_level_0__" if "__index_level_0__" in columns_of(path) else "task"
+        table = read_table(path, {text: "text", "task_index": "whole"})
+        indices = [_whole(value, f"{path} task_index") for value in table["task_index"].to_pylist()]
+        pairs = list(zip(indices, table[text].to_pylist(), strict=True))
+    tasks = dict(pairs)
+    if not tasks or sorted(index for index, _ in pairs) != list(range(len(pairs))):
+        raise DatasetError("tasks are not numbered without gaps from 0", where=path,
+                           got=sorted(index for index, _ in pairs),
+                           next_step="number them anew, in the rows' task_index too")  # fmt: skip
+    return tuple(tasks[i] for i in range(len(tasks)))
+
+
+def read_episodes(
+    root: Path, version: str, info: Mapping[str, Any], cameras: Mapping[str, Camera]
+) -> tuple[tuple[Episode, ...], dict[str, LeftOut]]:
+    """All episodes, by index, and the cameras whose pictures the episodes table does not tell.
+
+    DatasetError when they are not numbered without gaps from 0 or one is empty.
+    """
+    videos = {name: camera.key for name, camera in cameras.items() if camera.stored == "video"}
+    found, broken = (_v30_episodes if version == "v3.0" else _v2_episodes)(root, info, videos)
+    found.sort(key=lambda pair: pair[1].index)
+    indices = [episode.index for _, episode in found]
+    if not indices or indices != list(range(len(indices))):
+        gap = next((i for i, index in enumerate(indices) if i != index), 0)
+        got = f"{indices[gap : gap + 1] or 'none'} in place {gap}"
+        if gap and indices[gap] == indices[gap - 1]:
+            got = f"episode {indices[gap]} twice, in {found[gap - 1][0]} and in {found[gap][0]}"
+        raise DatasetError("episodes are not numbered without gaps from 0", where=root / "meta", got=got, expected=gap,
+                           next_step="renumber the episodes, or copy the dataset again")  # fmt: skip
+    if empty := [episode.index for _, episode in found if episode.length < 1]:
+        raise DatasetError("an episode is empty", where=root / "meta", got=f"episode {empty[0]}",
+                           expected="1 frame or more", next_step="leave it out of the tables")  # fmt: skip
+    return tuple(episode for _, episode in found), {name: LeftOut(error, True) for name, error in broken.items()}
+
+
+Found = tuple[list[tuple[str, Episode]], dict[str, DatasetError]]
+"""every episode with the place of its row, and the cameras that are broken"""
+
+
+def _v30_episodes(root: Path, info: Mapping[str, Any], videos: Mapping[str, str]) -> Found:
+    folder = root / "meta" / "episodes"
+    paths = sorted(folder.glob("*/*.parquet"))
+    if not paths:
+        raise DatasetError("the episodes table is missing", where=folder, expected="chunk-*/file-*.parquet",
+                           got=sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))[:5] or "nothing",
+                           next_step="copy it again, or give it back its name if it was renamed")  # fmt: skip
+    episodes: list[tuple[str, Episode]] = []
+    broken: dict[str, DatasetError] = {}
+    for path in paths:
+        known = columns_of(path)
+        columns: dict[str, ColumnKind] = {"episode_index": "whole", "data/chunk_index": "whole",
+                                          "data/file_index": "whole"}  # fmt: skip
+        columns |= {"length": "whole"} if "length" in known or "dataset_to_index" not in known else {}
+        maybe: dict[str, ColumnKind] = {EXTRA: "text", "tasks": "texts", "dataset_from_index": "whole",
+                                        "dataset_to_index": "whole"}  # fmt: skip
+        rows = read_table(path, columns | {key: maybe[key] for key in maybe if key in known}).to_pylist()
+        clips: list[dict[str, Clip]] = [{} for _ in rows]
+        for camera, key in videos.items():
+            try:
+                for clip, found in zip(clips, _v30_clips(root, info, key, path, known), strict=True):
+                    clip[camera] = found
+            except DatasetError as error:
+                broken.setdefault(camera, error)
+        for row, some in zip(rows, clips, strict=True):
+            episodes.append((str(path), _v30_episode(root, info, path, row, some)))
+    return episodes, broken
+
+
+def _v30_clips(root: Path, info: Mapping[str, Any], key: str, path: Path, known: list[str]) -> Iterator[Clip]:
+    """One camera's clips, a row an episode; `to_timestamp` need not be there."""
+    spot = f"videos/{key}/"
+    columns: dict[str, ColumnKind] = {spot + "chunk_index": "whole", spot + "file_index": "whole",
+                                      spot + "from_timestamp": "number"}  # fmt: skip
+    columns |= {spot + "to_timestamp": "number"} if spot + "to_timestamp" in known else {}
+    for row in read_table(path, columns).to_pylist():
+        chunk, file = (_whole(row[spot + part], f"{path} {spot}{part}") for part in ("chunk_index", "file_index"))
+        start, end = row[spot + "from_timestamp"], row.get(spot + "to_timestamp")
+        yield Clip(_path_of(root, info, "video_path", video_key=key, chunk_index=chunk, file_index=file),
+                   float(start), None if end is None else float(end))  # fmt: skip
+
+
+def _v30_episode(
+    root: Path, info: Mapping[str, Any], path: Path, row: dict[str, Any], clips: Mapping[str, Clip]
+) -> Episode:
+    parts = ("episode_index", "length", "data/chunk_index", "data/file_index", "dataset_from_index", "dataset_to_index")
+    whole = {key: _whole(row[key], f"{path} {key}") for key in parts if key in row}
+    span = (whole["dataset_from_index"], whole["dataset_to_index"]) if len(whole.keys() & parts[4:]) == 2 else None
+    length = whole["length"] if "length" in whole or span is None else span[1] - span[0]
+    data_path = _path_of(
+        root, info, "data_path", chunk_index=whole["data/chunk_index"], file_index=whole["data/file_index"]
+    )
+    try:
+        extra = json.loads(row.get(EXTRA, "{}"))
+    except ValueError as error:
+        where = f"{path} {EXTRA} of episode {row['episode_index']}"
+        raise DatasetError("an episode's note is not JSON", where=where, got=row[EXTRA]) from error
+    return Episode(whole["episode_index"], length, tuple(row.get("tasks") or ()), data_path, clips, extra, span)
+
+
+def _v2_episodes(root: Path, info: Mapping[str, Any], videos: Mapping[str, str]) -> Found:
+    per_chunk = info.get("chunks_size")
+    if type(per_chunk) is not int or per_chunk < 1:
+        raise DatasetError("a key of info.json is missing or mistyped", where=root / "meta" / "info.json",
+                           got=f"chunks_size = {per_chunk!r}", expected="int >= 1")  # fmt: skip
+    episodes: list[tuple[str, Episode]] = []
+    broken: dict[str, DatasetError] = {}
+    for place, row in _json_lines(root / "meta" / "episodes.jsonl", root, {"episode_index": int, "length": int}):
+        index, tasks = row["episode_index"], row.get("tasks", [])
+        if not isinstance(tasks, list):
+            raise DatasetError("a key is missing or mistyped", where=place, got=f"tasks = {tasks!r}", expected="a list")
+        spot = {"episode_chunk": index // per_chunk, "episode_index": index}
+        clips = {}
+        for camera, key in videos.items():
+            try:
+                clips[camera] = Clip(_path_of(root, info, "video_path", video_key=key, **spot), 0.0)
+            except DatasetError as error:
+                broken.setdefault(camera, error)
+        data_path = _path_of(root, info, "data_path", **spot)
+        episodes.append((place, Episode(index, row["length"], tuple(map(str, tasks)), data_path, clips, {})))
+    return episodes, broken
+
+
+def _path_of(root: Path, info: Mapping[str, Any], key: str, **parts: Any) -> Path:
+    pattern, where = info.get(key), f"{root / 'meta' / 'info.json'} {key}"
+    if not isinstance(pattern, str):
+        raise DatasetError(
+            "a key of info.json is missing or mistyped", where=where, got=repr(pattern), expected="a path"
+        )
+    try:
+        return root / pattern.format(**parts)
+    except (KeyError, ValueError, IndexError) as error:
+        expected = sorted(parts)
+        raise DatasetError("a path pattern has an unknown part", where=where, got=pattern, expected=expected) from error
+
+
+def _json_lines(path: Path, root: Path, kinds: Mapping[str, type]) -> list[tuple[str, dict[str, Any]]]:
+    r"""Every line's place and object. Lines end at \n alone: a sentence may hold other separators, as U+2028."""
+    if not path.is_file():
+        raise missing_file(path, root)
+    try:
+        lines = path.read_bytes().decode("utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise DatasetError("a file of the dataset is not UTF-8", where=path, got=likely_cause(path) or error,
+                           expected="JSON lines in UTF-8", next_step="write it anew as UTF-8") from error  # fmt: skip
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        place = f"{path}:{number}"
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DatasetError("a line is not JSON", where=place, got=likely_cause(path) or repr(line[:100]),
+                               expected="a JSON object a line", next_step="copy it again") from error  # fmt: skip
+        if not isinstance(row, dict) or not all(isinstance(row.get(key), kind) for key, kind in kinds.items()):
+            expected = {key: kind.__name__ for key, kind in kinds.items()}
+            raise DatasetError("a key is missing or mistyped", where=place, got=line[:200], expected=expected)
+        rows.append((place, row))
+    return rows

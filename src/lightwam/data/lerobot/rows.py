@@ -1,0 +1,317 @@
+"""The rows of a LeRobotDataset: state, action, task and time of every frame, and whether their columns agree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float32, Float64, Int64
+
+from lightwam.data.lerobot.features import ACTION, STATE, FeatureNames
+from lightwam.data.lerobot.meta import Clip, ColumnKind, Episode, columns_of, missing_file, read_table
+from lightwam.errors import DatasetError
+
+Tell = Callable[[DatasetError], None]
+"""takes a fault: raises it, or keeps it and lets the reader go on"""
+SLACK = 1e-3
+"""seconds: times in the tables may be off by as much before they contradict one another"""
+INDICES = ("episode_index", "task_index")
+MAYBE = ("timestamp", "frame_index", "index")
+"""columns that are read where they are there"""
+
+
+def refuse(fault: DatasetError) -> None:
+    """Raise the first fault; the `Tell` of everyone who wants to use the dataset."""
+    raise fault
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """The numbers of all frames, episodes one behind the other, in robot units."""
+
+    state: Float32[np.ndarray, "N P"]
+    action: Float32[np.ndarray, "N A"]
+    task_index: Int64[np.ndarray, " episodes"]
+    """of every episode's first frame"""
+    frame_task: Int64[np.ndarray, " N"]
+    """of every frame: a task may change within an episode"""
+    timestamp: Float64[np.ndarray, " N"] | None
+    """seconds from the episode's start in its videos; None where a dataset without videos has none"""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What `read_rows` found."""
+
+    vectors: Vectors
+    index: Int64[np.ndarray, " N"] | None
+    """the column `index`, where every data file has it"""
+    broken: frozenset[int]
+    """episodes with a fault that was told"""
+    astray: Mapping[Path, tuple[int, ...]]
+    """data file -> episodes with rows in it, which the episodes table does not place there"""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What `read_rows` must know of a dataset."""
+
+    root: Path
+    episodes: Sequence[Episode]
+    starts: Int64[np.ndarray, " episodes_and_1"]
+    """first row of every episode, and the number of rows"""
+    names: FeatureNames
+    state_dim: int
+    action_dim: int
+    tasks: Sequence[str]
+    has_videos: bool
+
+
+def read_rows(layout: Layout, tell: Tell = refuse) -> Rows:
+    """Every data file's rows; each fault of an episode is told, and what was found of it stays zeros."""
+    count = int(layout.starts[-1])
+    state = np.zeros((count, layout.state_dim), np.float32)
+    action = np.zeros((count, layout.action_dim), np.float32)
+    task, time, index = np.zeros(count, np.int64), np.zeros(count, np.float64), np.zeros(count, np.int64)
+    has_time = has_index = True
+    table: _Table | None = None
+    path: Path | None = None
+    broken: set[int] = set()
+    astray: dict[Path, tuple[int, ...]] = {}
+    for episode, start in zip(layout.episodes, layout.starts[:-1].tolist(), strict=True):
+        if path != episode.data_path:
+            path, table = episode.data_path, None
+            try:
+                table = _Table(path, layout)
+                astray |= table.astray()
+            except DatasetError as error:
+                tell(error)
+        faults = [] if table is None else [*table.faults(episode)]
+        for fault in faults:
+            tell(fault)
+        if table is None or faults:
+            broken.add(episode.index)
+            continue
+        found, span = table.found(episode), slice(start, start + episode.length)
+        state[span], action[span], task[span] = table.state[found], table.action[found], table.task[found]
+        has_time, has_index = has_time and table.time is not None, has_index and table.index is not None
+        time[span] = 0 if table.time is None else table.time[found]
+        index[span] = 0 if table.index is None else table.index[found]
+    vectors = Vectors(state, action, task[layout.starts[:-1]], task, time if has_time else None)
+    return Rows(vectors, index if has_index else None, frozenset(broken), astray)
+
+
+class _Table:
+    """One data file, read whole."""
+
+    def __init__(self, path: Path, layout: Layout) -> None:
+        if not path.is_file():
+            raise missing_file(path, layout.root, "data_path")
+        names = layout.names
+        dims = {names.state: layout.state_dim} if layout.state_dim else {}
+        dims |= {names.action: layout.action_dim}
+        known = columns_of(path)
+        maybe = [name for name in MAYBE if name in known]
+        numbers: dict[str, ColumnKind] = {**dict.fromkeys(INDICES, "whole"), **dict.fromkeys(maybe, "any")}
+        vectors: dict[str, ColumnKind] = dict.fromkeys(dims, "any")
+        table = read_table(path, vectors | numbers)
+        self.path, self._layout = path, layout
+        columns = {name: _matrix(table, name, dim, path) for name, dim in dims.items()}
+        columns |= {name: _matrix(table, name, 1, path)[:, 0] for name in numbers}
+        self.state = columns.get(names.state, np.zeros((len(table), 0), np.float32))
+        self.action = columns[names.action]
+        self.time = columns["timestamp"].astype(np.float64) if "timestamp" in columns else None
+        whole = {name: _integers(columns[name], f"{path} column {name}") for name in numbers if name != "timestamp"}
+        self.task, self.frame, self.index = whole["task_index"], whole.get("frame_index"), whole.get("index")
+        self._order = np.argsort(whole["episode_index"], kind="stable")
+        self._episode = whole["episode_index"][self._order]
+        if self.time is None and layout.has_videos:
+            raise DatasetError("columns are missing", where=path, got=", ".join(known), expected="timestamp",
+                               next_step="add it: seconds from the start of the episode's video, a row (where no row "
+                               "was cut out, frame_index / fps)")  # fmt: skip
+
+    def found(self, episode: Episode) -> Int64[np.ndarray, " T"]:
+        """The episode's rows, as they lie in the file."""
+        first, last = np.searchsorted(self._episode, [episode.index, episode.index + 1])
+        return self._order[first:last]
+
+    def astray(self) -> dict[Path, tuple[int, ...]]:
+        """This file, and the episodes with rows in it that belong elsewhere; nothing where there are none."""
+        placed = [episode.index for episode in self._layout.episodes if episode.data_path == self.path]
+        others = np.setdiff1d(self._episode, placed).tolist()
+        return {self.path: tuple(others)} if others else {}
+
+    def faults(self, episode: Episode) -> Iterator[DatasetError]:
+        """Everything that is wrong with an episode's rows."""
+        found, where = self.found(episode), f"{self.path} episode {episode.index}"
+        if len(found) != episode.length:
+            yield self._other_length(episode, len(found), where)
+            return
+        if self.time is not None:
+            yield from _time_faults(self.time[found], None if self.frame is None else self.frame[found], where)
+        for name, values in ((STATE, self.state[found]), (ACTION, self.action[found])):
+            if fault := not_finite(values, f"{where} {name}"):
+                yield fault
+        yield from self._task_faults(self.task[found], episode, where)
+
+    def _other_length(self, episode: Episode, got: int, where: str) -> DatasetError:
+        if not got:
+            others = {other.data_path for other in self._layout.episodes} - {self.path}
+            for path in sorted(path for path in others if path.is_file()):
+                if (read_table(path, {"episode_index": "whole"})["episode_index"].to_numpy() == episode.index).any():
+                    return DatasetError("an episode's rows lie in another file than the tables say", where=where,
+                                        got=path, expected=self.path,
+                                        next_step="was a file renamed or exchanged? rename it back")  # fmt: skip
+            held = np.unique(self._episode)[:5].tolist()
+            return DatasetError("a data file lacks an episode", where=where,
+                                got=f"rows of episodes {held}" if held else "no rows", expected=episode.index,
+                                next_step="was a file renamed or exchanged? else copy the dataset again")  # fmt: skip
+        return DatasetError(
+            "an episode has another length than the episodes table says",
+            where=where,
+            got=got,
+            expected=episode.length,
+            next_step="rows were cut or added by hand, or the file was cut short: set length, or copy it again",
+        )
+
+    def _task_faults(self, task: Int64[np.ndarray, " T"], episode: Episode, where: str) -> Iterator[DatasetError]:
+        tasks = self._layout.tasks
+        for one in np.unique(task).tolist():
+            if not 0 <= one < len(tasks):
+                yield DatasetError("a task_index has no sentence", where=where, got=one,
+                                   expected=f"0..{len(tasks) - 1}",
+                                   next_step="add it to meta/tasks, or mend the rows' task_index")  # fmt: skip
+            elif episode.tasks and tasks[one] not in episode.tasks:
+                yield DatasetError("tables disagree on an episode's task", where=where,
+                                   got=f"task_index {one}, {tasks[one]!r}",
+                                   expected=f"as in meta/episodes: {', '.join(map(repr, episode.tasks))}",
+                                   next_step="mend the one that is wrong")  # fmt: skip
+
+
+def _time_faults(
+    time: Float64[np.ndarray, " T"], frame: Int64[np.ndarray, " T"] | None, where: str
+) -> Iterator[DatasetError]:
+    """What is wrong with the times of an episode's rows, or where frame_index contradicts them.
+
+    frame_index may count the rows, or grow with the time where rows were cut out and it was left as it was.
+    """
+    if (bad := np.flatnonzero(~np.isfinite(time))).size:
+        yield DatasetError("a timestamp is not finite", where=f"{where} row {int(bad[0])}", got=float(time[bad[0]]),
+                           expected="seconds from the episode's start", next_step="write the true one")  # fmt: skip
+        return
+    if (bad := np.flatnonzero(np.diff(time) < 0)).size:
+        row = int(bad[0]) + 1
+        yield DatasetError("an episode's rows do not lie in the order of time", where=f"{where} row {row}",
+                           got=f"timestamp {time[row]:.4f} s behind {time[row - 1]:.4f} s",
+                           expected="timestamps that rise",
+                           next_step="sort the rows by episode_index and timestamp")  # fmt: skip
+        return
+    if frame is None or (frame == np.arange(len(frame))).all():
+        return
+    rate = frame[-1] / time[-1] if time[-1] > 0 else 0.0
+    if (np.diff(frame) > 0).all() and np.abs(time * rate - frame).max() < 0.25:
+        return
+    row = int(np.flatnonzero(frame != np.arange(len(frame)))[0])
+    yield DatasetError("frame_index and timestamp disagree", where=f"{where} row {row}",
+                       got=f"frame_index {frame[row]} at {time[row]:.4f} s",
+                       expected=f"{row}, or a frame_index that grows with timestamp",
+                       next_step="timestamp tells a row's picture, as in LeRobot: where it is true, write frame_index "
+                       "as 0, 1, 2, ...; else write the true timestamps")  # fmt: skip
+
+
+def not_finite(values: np.ndarray, where: str) -> DatasetError | None:
+    """The fault that names the first frame and dimension of values [T, D] that is NaN or infinite, if one is."""
+    bad = np.argwhere(~np.isfinite(values))
+    if not len(bad):
+        return None
+    frame, dim = map(int, bad[0])
+    return DatasetError(
+        "a value is not finite",
+        where=f"{where} frame {frame} dim {dim}",
+        got=f"{float(values[frame, dim])}" + (f", the first of {len(bad)}" if len(bad) > 1 else ""),
+        expected="a finite number",
+        next_step="repair or leave out this episode",
+    )
+
+
+def check_finite(values: np.ndarray, where: str) -> None:
+    """Raise DatasetError naming the first frame and dimension of values [T, D] that is NaN or infinite."""
+    if fault := not_finite(values, where):
+        raise fault
+
+
+def span_place(episode: Episode, camera: str) -> str:
+    """Where an episode's part of a camera's video is written down, for errors."""
+    return f"meta/episodes, episode {episode.index}, camera {camera}"
+
+
+def span_faults(
+    episodes: Sequence[Episode], camera: str, last: Mapping[int, float], frame_time: float
+) -> Iterator[DatasetError]:
+    """Where an episode's part of a camera's video contradicts its own end, its rows, or a neighbour in the same file.
+
+    `last`: episode -> the timestamp of its last row, of those episodes whose rows are sound. A row's picture must come
+    before the next episode's first; how long pictures last is not known here, as a video may have more than rows.
+    """
+    files: dict[Path, list[tuple[Clip, Episode]]] = {}
+    for episode in episodes:
+        clip, where = episode.clips[camera], span_place(episode, camera)
+        if not np.isfinite([clip.start, clip.end or 0.0]).all():
+            yield DatasetError("an episode's time in its video is not finite", where=where,
+                               got=f"from_timestamp {clip.start}, to_timestamp {clip.end}",
+                               expected="seconds from the file's start", next_step="write the true ones")  # fmt: skip
+            continue
+        files.setdefault(clip.path, []).append((clip, episode))
+        if clip.end is not None and episode.index in last and clip.start + last[episode.index] > clip.end + SLACK:
+            yield DatasetError("from_timestamp, to_timestamp and the rows' timestamp disagree", where=where,
+                               got=f"{clip.start:.4f} s + {last[episode.index]:.4f} s of the last row",
+                               expected=f"before to_timestamp, {clip.end:.4f} s",
+                               next_step="mend the one that is wrong; the next episode's pictures would be "
+                               "read")  # fmt: skip
+    for path, some in files.items():
+        some.sort(key=lambda pair: pair[0].start)
+        for (clip, episode), (after, other) in pairwise(some):
+            row = clip.start + last.get(episode.index, 0.0)
+            end = row if clip.end is None else max(row, clip.end)
+            if row > after.start - SLACK or end > after.start + 0.25 * frame_time:
+                yield DatasetError("two episodes overlap in a video", where=f"{path}",
+                                   got=f"episode {episode.index} {clip.start:.4f} to {end:.4f} s, "
+                                   f"episode {other.index} from {after.start:.4f} s",
+                                   expected="one behind the other",
+                                   next_step="mend from_timestamp and to_timestamp in meta/episodes")  # fmt: skip
+
+
+def _integers(values: np.ndarray, where: str) -> Int64[np.ndarray, " rows"]:
+    if (bad := np.flatnonzero(~np.isfinite(values) | (values != np.rint(values)))).size:
+        row = int(bad[0])
+        raise DatasetError("a column is not of whole numbers", where=f"{where} row {row}", got=float(values[row]),
+                           expected="integers", next_step="write it as int64")  # fmt: skip
+    return values.astype(np.int64)
+
+
+def _matrix(table: pa.Table, name: str, dim: int, path: Path) -> np.ndarray:
+    """A column of numbers (dim 1) or of lists of `dim` numbers as an array [rows, dim]."""
+    pieces, where, kind = [], f"{path} column {name}", table.schema.field(name).type
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    number = kind.value_type if is_list else kind
+    if not (pa.types.is_floating(number) or pa.types.is_integer(number)):
+        raise DatasetError("a column is not of numbers", where=where, got=kind, expected=f"lists of {dim} numbers",
+                           next_step="write the dataset again with this feature as numbers")  # fmt: skip
+    for chunk in table.column(name).chunks:
+        rows = len(chunk)
+        if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+            widths = np.unique(chunk.value_lengths().to_numpy(zero_copy_only=False))
+        else:
+            widths = np.array([kind.list_size if pa.types.is_fixed_size_list(kind) else 1])
+        if chunk.null_count or widths.tolist() not in ([], [dim]):
+            got = "rows without a value" if chunk.null_count else f"widths {widths.tolist()}"
+            raise DatasetError("a column has another width than info.json says", where=where, got=got, expected=dim)
+        values = chunk.flatten() if is_list else chunk
+        if values.null_count:
+            raise DatasetError("a column has gaps", where=where, got=f"{values.null_count} empty", expected="numbers")
+        pieces.append(values.to_numpy(zero_copy_only=False).reshape(rows, dim))
+    return np.concatenate(pieces) if pieces else np.empty((0, dim), np.float32)

@@ -1,0 +1,128 @@
+"""What aiohttp leaves open: HTTP's own errors in our JSON, and a goodbye that is heard before the connection ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+from typing import Any
+
+from aiohttp import WSCloseCode, web
+from aiohttp.http_exceptions import LineTooLong
+
+from lightwam.serve.logs import note
+from lightwam.serve.service import Refusal
+
+LINGER_SECONDS = 60.0
+"""at most so long the rest of a refused message is read, and thrown away, so that its client hears the refusal"""
+QUIET_SECONDS = 1.0
+"""so long without a byte is the end of it"""
+TLS = b"\x16\x03"
+"""how a client begins that shakes hands under TLS"""
+Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+RequestFailed = Callable[[web.BaseRequest, Refusal, bool], None]
+"""notes a request that could not even be read, and whether it began as TLS does"""
+
+
+def refused(status: int, why: Refusal) -> web.Response:
+    """An error over HTTP, which ends its connection: nobody who was turned away keeps a place."""
+    response = web.json_response({"error": why.fields()}, status=status)
+    response.force_close()
+    return response
+
+
+class Answering(web.Server):
+    """aiohttp's server of a handler, on connections of ours."""
+
+    def __init__(self, handler: Handler, failed: RequestFailed) -> None:
+        super().__init__(handler, handler_cancellation=True)
+        self._failed = failed
+
+    def __call__(self) -> web.RequestHandler:
+        """One connection."""
+        return Connection(self, self._failed, loop=asyncio.get_running_loop(), access_log=None,
+                          lingering_time=LINGER_SECONDS)  # fmt: skip
+
+
+class Connection(web.RequestHandler):
+    """aiohttp's, which answers what is not HTTP in the form of all errors, and knows when it last heard something."""
+
+    def __init__(self, server: web.Server, failed: RequestFailed, **settings: Any) -> None:
+        super().__init__(server, **settings)
+        self._failed = failed
+        self.heard = asyncio.get_running_loop().time()
+        """of the event loop's clock, when bytes came last"""
+        self._first = b""
+
+    def data_received(self, data: bytes) -> None:
+        """Takes bytes in."""
+        self.heard = asyncio.get_running_loop().time()
+        self._first = self._first or data[:2]
+        super().data_received(data)
+
+    def end_when_quiet(self) -> None:
+        """Ends the connection once its client has nothing more to say: closed sooner, it would lose our last word."""
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+
+        def look() -> None:
+            if self.transport is None or self.transport.is_closing():
+                return
+            if loop.time() >= min(begun + LINGER_SECONDS, max(begun, self.heard) + QUIET_SECONDS):
+                self.transport.close()
+            else:
+                loop.call_later(QUIET_SECONDS / 20, look)
+
+        look()
+
+    def answer_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """The answer to a request that could not be read, or whose handler failed."""
+        if request.writer.output_size > 0:  # an answer was begun: there can be no other
+            raise ConnectionError("the answer broke off")
+        if status == 500:
+            if not isinstance(exc, (ConnectionError, web.RequestPayloadError)):  # those are of clients that left
+                note("a request failed", 40, error=exc, client=request.remote)
+            self.end_when_quiet()
+            return refused(500, Refusal("internal", "the server", "the request failed; the server's log has why", ""))
+        status = 431 if isinstance(exc, LineTooLong) else status
+        why = Refusal("bad_message", "the request", (message or HTTPStatus(status).phrase).splitlines()[0][:200],
+                      "HTTP/1.1")  # fmt: skip
+        self._failed(request, why, self._first == TLS)
+        self.end_when_quiet()
+        return refused(status, why)
+
+    handle_error = answer_error  # aiohttp's name
+
+
+class Socket(web.WebSocketResponse):
+    """aiohttp's, which says why a message is too large, and whose client hears it though it is still sending."""
+
+    def __init__(self, message_bytes: int, heartbeat_seconds: float) -> None:
+        super().__init__(max_msg_size=message_bytes, heartbeat=heartbeat_seconds, compress=False, timeout=2.0)
+        self._too_large = f"a message may have at most {message_bytes} bytes (lightwam serve --limits.message-bytes)"
+        self.is_too_large = False
+        """the client sent more than it may"""
+
+    async def close(self, *, code: int = WSCloseCode.OK, message: bytes = b"", drain: bool = True) -> bool:
+        """Says goodbye."""
+        if code == WSCloseCode.MESSAGE_TOO_BIG and not self.closed:
+            self.is_too_large, message = True, self._too_large.encode()
+        return await super().close(code=code, message=message, drain=drain)
+
+    def _close_transport(self) -> None:
+        # a connection that is closed with bytes unread is reset, and the goodbye lost
+        if not self.is_too_large:
+            super()._close_transport()
+
+    async def linger(self, connection: Connection, transport: asyncio.Transport) -> None:
+        """Throws away what still comes of a message that was too large, until the client has nothing more to say."""
+        transport.resume_reading()
+        connection.end_when_quiet()
+        while not transport.is_closing():
+            await asyncio.sleep(QUIET_SECONDS / 20)

@@ -1,0 +1,358 @@
+"""Datasets as others have them: other names, cameras of no use, files that are not what they should be, any text."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from lightwam import checkpoint
+from lightwam.cli import main
+from lightwam.config import CameraPlace, CodecConfig
+from lightwam.data.cache import FrameCache
+from lightwam.data.lerobot import LeRobotDataset
+from lightwam.data.lerobot.check import examine
+from lightwam.data.lerobot.features import FeatureNames, parse_names, proposal
+from lightwam.data.lerobot_writer import LeRobotWriter
+from lightwam.errors import CheckpointError, ConfigError, DatasetError
+from lightwam.processing import open_data
+
+DATA, EPISODES = "data/chunk-000/file-000.parquet", "meta/episodes/chunk-000/file-000.parquet"
+VIDEO = "videos/observation.images.wrist/chunk-000/file-000.mp4"
+CONFIG = CodecConfig(canvas=(16, 16), places=(CameraPlace("front", 0, 0, 16, 16),))
+LENGTHS = (4, 3)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("others") / "set"
+    with LeRobotWriter(root, 10, "arm", {"front": (16, 16), "wrist": (16, 16)}, ["x", "y"], ["u"]) as out:
+        for number, length in enumerate(LENGTHS):
+            frames = {camera: np.full((length, 16, 16, 3), 90, np.uint8) for camera in ("front", "wrist")}
+            state, action = np.full((length, 2), number, np.float32), np.ones((length, 1), np.float32)
+            out.add_episode(frames, state, action, f"task {number}")
+    return root
+
+
+@pytest.fixture
+def root(written: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(written, tmp_path / "set"))
+
+
+def edit_info(root: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    info = json.loads((root / "meta/info.json").read_text())
+    change(info)
+    (root / "meta/info.json").write_text(json.dumps(info))
+
+
+def rename(root: Path, pairs: dict[str, str]) -> None:
+    """Call features otherwise, everywhere."""
+    edit_info(root, lambda info: info.update(features={pairs.get(k, k): v for k, v in info["features"].items()}))
+    for path in (DATA, EPISODES):
+        table = pq.read_table(root / path)
+        known = [pairs.get(name, name) for name in table.column_names]
+        for old, new in pairs.items():
+            known = [name.replace(f"videos/{old}/", f"videos/{new}/") for name in known]
+        pq.write_table(table.rename_columns(known), root / path)
+    for old, new in pairs.items():
+        if (root / "videos" / old).is_dir():
+            (root / "videos" / old).rename(root / "videos" / new)
+
+
+# Names
+
+
+OPENPI = {"observation.images.front": "image", "observation.images.wrist": "wrist_image",
+          "observation.state": "state", "action": "actions"}  # fmt: skip
+LINE = "state=observation.state actions=action image=front wrist_image=wrist"
+
+
+def test_other_names_are_read_and_a_refusal_proposes_the_line(root: Path, written: Path) -> None:
+    rename(root, OPENPI)
+    with pytest.raises(DatasetError, match=rf"next: .*--names {LINE}$"):
+        LeRobotDataset(root)
+    found = examine(root)
+    assert found.dataset is None and len(found.faults) == 2 and all(LINE in str(fault) for fault in found.faults)
+    data, plain = LeRobotDataset(root, parse_names(LINE.split())), LeRobotDataset(written)
+    data.check()
+    assert data.cameras == plain.cameras
+    np.testing.assert_array_equal(data.vectors.state, plain.vectors.state)
+    assert data.fingerprint()["names"] == "actions=action image=front state=observation.state wrist_image=wrist"
+    assert "names" not in plain.fingerprint()
+
+
+def test_a_name_may_stand_beside_those_of_lerobot(root: Path) -> None:
+    rename(root, {"observation.images.front": "observation.image"})
+    data = LeRobotDataset(root, parse_names(["observation.image=front"]))
+    assert sorted(data.cameras) == ["front", "wrist"]
+    data = LeRobotDataset(root, parse_names(["observation.image=front", "observation.images.wrist=hand"]))
+    assert sorted(data.cameras) == ["front", "hand"]
+    with pytest.raises(DatasetError, match=r"feature is missing(.|\n)*did you mean 'observation.image'"):
+        LeRobotDataset(root, parse_names(["observation.imag=front"]))
+
+
+@pytest.mark.parametrize(
+    ("features", "line"),
+    [
+        (["observation.image", "observation.state", "action"], "observation.image=front"),
+        (["image", "wrist_image", "state", "actions"], LINE),
+        (["observation.images.top", "observation.state", "actions"], "actions=action"),
+        (["observation.exterior_image_1_left", "observation.joint_position", "action"],
+         "observation.joint_position=observation.state observation.exterior_image_1_left=exterior_1_left"),
+        (["observation.images.top", "observation.state", "action"], ""),
+    ],
+)  # fmt: skip
+def test_the_proposal_is_a_line_to_copy(features: list[str], line: str) -> None:
+    table = {key: {"dtype": "video", "shape": [8, 8, 3]} if "image" in key else {"dtype": "float32", "shape": [3]}
+             for key in features} | {"timestamp": {"dtype": "float32", "shape": [1]}}  # fmt: skip
+    proposed = proposal(table, FeatureNames())
+    assert proposed.partition("--names ")[2] == line
+    assert not line or parse_names(line.split()).pairs()
+
+
+@pytest.mark.parametrize(
+    "pairs", [["front"], ["=front"], ["image="], ["a=b/c"], ["a=front", "b=front"], ["a=b", "a=c"]]
+)
+def test_malformed_names_are_refused(pairs: list[str]) -> None:
+    with pytest.raises(ConfigError, match="--names"):
+        parse_names(pairs)
+
+
+def test_a_run_keeps_its_names(tmp_path: Path) -> None:
+    assert checkpoint.feature_names(tmp_path, ("image=front",)) == ("image=front",)
+    checkpoint.write_dataset(tmp_path, Path("set"), 2, {"a": "1"}, ("image=front",))
+    checkpoint.check_dataset(tmp_path, Path("set"), {"a": "1"})
+    assert (
+        checkpoint.feature_names(tmp_path) == checkpoint.feature_names(tmp_path, ("image=front",)) == ("image=front",)
+    )
+    with pytest.raises(CheckpointError, match=r"other names of features(.|\n)*image=top(.|\n)*image=front"):
+        checkpoint.feature_names(tmp_path, ("image=top",))
+    checkpoint.write_dataset(tmp_path, Path("set"), 2, {"a": "1"})
+    assert checkpoint.feature_names(tmp_path) == ()
+
+
+def test_two_cameras_are_not_called_alike(root: Path) -> None:
+    with pytest.raises(
+        DatasetError, match=r"two cameras alike(.|\n)*images.wrist and observation.images.front are both"
+    ):
+        LeRobotDataset(root, parse_names(["observation.images.wrist=front"]))
+
+
+def test_training_goes_on_without_naming_again(tiny: Any, tmp_path: Path) -> None:
+    rename(tiny.dataset, {"observation.images.top": "image", "action": "actions"})
+    names, run = parse_names(["image=top", "actions=action"]), tmp_path / "named"
+    checkpoint.start_run(run, tiny.recipe)
+    first, _ = open_data(tiny.recipe, tiny.dataset, run, lambda line: None, names=names)
+    assert checkpoint.read_json(run / "dataset.json")["names"] == ["actions=action", "image=top"]
+    again, _ = open_data(tiny.recipe, tiny.dataset, run, lambda line: None)
+    np.testing.assert_array_equal(first.action, again.action)
+    with pytest.raises(CheckpointError, match="other names"):
+        open_data(
+            tiny.recipe, tiny.dataset, run, lambda line: None, names=parse_names(["image=front", "actions=action"])
+        )
+
+
+def test_a_camera_that_a_recipe_misses_may_be_named(root: Path, tmp_path: Path) -> None:
+    top = CodecConfig(canvas=(16, 16), places=(CameraPlace("top", 0, 0, 16, 16),))
+    with pytest.raises(DatasetError, match=r"--names observation.images.front=top"):
+        FrameCache.build(LeRobotDataset(root), top, tmp_path / "cache")
+    named = LeRobotDataset(root, parse_names(["observation.images.front=top"]))
+    assert FrameCache.build(named, top, tmp_path / "cache").num_steps == 7
+
+
+def test_a_robot_without_a_state(root: Path) -> None:
+    rename(root, {"observation.state": "pose"})
+    data = LeRobotDataset(root)
+    data.check()
+    assert data.state_dim == 0 and data.vectors.state.shape == (7, 0)
+    assert data.stats["observation.state"].mean.shape == (0,)
+    (note,) = examine(root).notes
+    assert "without a state" in note
+    rename(root, {"pose": "state"})
+    (note,) = examine(root).notes
+    assert "--names state=observation.state" in note
+
+
+# What is not used
+
+
+def test_a_depth_camera_is_left_alone(root: Path, tmp_path: Path) -> None:
+    def depth(info: dict[str, Any]) -> None:
+        feature = info["features"]["observation.images.wrist"]
+        info["features"]["observation.images.wrist"] = feature | {"shape": [16, 16, 1], "info": {"is_depth_map": True}}
+
+    edit_info(root, depth)
+    found = examine(root)
+    assert not found.faults and found.notes == ("camera wrist is left out: a camera is not RGB (depth)",)
+    data = LeRobotDataset(root)
+    assert list(data.cameras) == ["front"] and VIDEO not in data.fingerprint()
+    assert FrameCache.build(data, CONFIG, tmp_path / "cache").num_steps == 7
+    wrist = CodecConfig(canvas=(16, 16), places=(CameraPlace("wrist", 0, 0, 16, 16),))
+    with pytest.raises(DatasetError, match="not RGB"):
+        FrameCache.build(data, wrist, tmp_path / "other")
+
+
+def lose_columns(root: Path) -> None:
+    table = pq.read_table(root / EPISODES)
+    pq.write_table(
+        table.drop_columns([name for name in table.column_names if "images.wrist/" in name]), root / EPISODES
+    )
+
+
+UNUSED: dict[str, Callable[[Path], object]] = {
+    "no video": lambda root: (root / VIDEO).unlink(),
+    "broken video": lambda root: (root / VIDEO).write_bytes(b"\0" * 100),
+    "not in the episodes table": lose_columns,
+    "of an unknown kind": lambda root: edit_info(
+        root, lambda info: info["features"]["observation.images.wrist"].update(dtype="pointcloud")
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNUSED)
+def test_a_broken_camera_stops_only_who_uses_it(root: Path, tmp_path: Path, name: str) -> None:
+    UNUSED[name](root)
+    data = LeRobotDataset(root)
+    assert FrameCache.build(data, CONFIG, tmp_path / "cache").num_steps == 7
+    wrist = CodecConfig(canvas=(16, 16), places=(CameraPlace("wrist", 0, 0, 16, 16),))
+    with pytest.raises(DatasetError, match="wrist"):
+        FrameCache.build(data, wrist, tmp_path / "other")
+    assert any("wrist" in str(fault) for fault in examine(root).faults)
+
+
+def test_without_the_tasks_of_episodes_sentences_follow_from_task_index(root: Path) -> None:
+    pq.write_table(pq.read_table(root / EPISODES).drop_columns(["tasks"]), root / EPISODES)
+    data = LeRobotDataset(root)
+    data.check()
+    assert [data.tasks[task] for task in data.vectors.task_index] == ["task 0", "task 1"]
+
+
+# Files that are not what they should be
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 64 + b"\nsize 12345\n"
+PAGE = b"<!DOCTYPE html><html><body>Log in to download</body></html>"
+FILES = (DATA, EPISODES, "meta/tasks.parquet", "meta/info.json", VIDEO)
+STRANGE = {"empty": (b"", "is empty"), "pointer": (POINTER, "git-lfs pointer"), "page": (PAGE, "web page")}
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("kind", STRANGE)
+def test_a_file_that_is_another_thing_is_named_with_the_cause(root: Path, file: str, kind: str) -> None:
+    content, words = STRANGE[kind]
+    (root / file).write_bytes(content)
+    assert [fault for fault in examine(root).faults if str(root / file) in str(fault) and words in str(fault)]
+    with pytest.raises(DatasetError, match=words):
+        LeRobotDataset(root).check()
+
+
+@pytest.mark.parametrize("file", [DATA, EPISODES, "meta/tasks.parquet"])
+def test_a_table_whose_writer_was_not_closed_is_told(root: Path, file: str) -> None:
+    (root / file).write_bytes((root / file).read_bytes()[:-30])
+    with pytest.raises(DatasetError, match=rf"{file}(.|\n)*no footer: its writer was not closed"):
+        LeRobotDataset(root).check()
+
+
+@pytest.mark.parametrize("file", [DATA, VIDEO, EPISODES])
+def test_a_renamed_file_is_told_by_what_lies_there(root: Path, file: str) -> None:
+    """But LeRobot takes any name for a table of episodes, and so do we."""
+    path = root / file
+    path.rename(path.with_name(f"mine{path.suffix}"))
+    if file == EPISODES:
+        LeRobotDataset(root).check()
+        return
+    with pytest.raises(DatasetError, match=rf"is missing(.|\n)*got: mine{path.suffix} in (.|\n)*_path in meta/info"):
+        LeRobotDataset(root).check()
+
+
+def test_two_files_that_were_exchanged_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lightwam.data import lerobot_pack
+
+    monkeypatch.setattr(lerobot_pack, "DATA_BYTES", 1)
+    with LeRobotWriter(tmp_path, 10, "arm", {"front": (16, 16)}, ["x"], ["u"]) as out:
+        for length in LENGTHS:
+            row = np.zeros((length, 1), np.float32)
+            out.add_episode({"front": np.zeros((length, 16, 16, 3), np.uint8)}, row, row, "task")
+    first, second = (tmp_path / DATA.replace("file-000", f"file-00{i}") for i in (0, 1))
+    first.rename(tmp_path / "x"), second.rename(first), (tmp_path / "x").rename(second)
+    with pytest.raises(DatasetError, match=r"rows lie in another file(.|\n)*file-001\.parquet(.|\n)*file-000\.parquet"):
+        assert LeRobotDataset(tmp_path).vectors
+
+
+def test_an_episode_in_two_tables_is_told_with_both(root: Path) -> None:
+    shutil.copy(root / EPISODES, (root / EPISODES).with_name("file-000 (copy).parquet"))
+    with pytest.raises(DatasetError, match=r"episode 0 twice, in (.|\n)*file-000 \(copy\)\.parquet"):
+        LeRobotDataset(root)
+
+
+# Text
+
+
+def older(root: Path, tasks: bytes) -> Path:
+    """The older layout's tables of tasks and episodes; nothing else of it is read here."""
+    edit_info(root, lambda info: info.update(codebase_version="v2.1",
+              data_path=DATA.replace("chunk-000", "chunk-{episode_chunk:03d}"), video_path=VIDEO))  # fmt: skip
+    (root / "meta/tasks.jsonl").write_bytes(tasks)
+    rows = [json.dumps({"episode_index": i, "length": length}) for i, length in enumerate(LENGTHS)]
+    (root / "meta/episodes.jsonl").write_text("\r\n".join(rows) + "\r\n\n")
+    return root
+
+
+def test_json_lines_end_at_line_feeds_alone(root: Path) -> None:
+    sentences = ("put\u2028it\u2029 there\x85", "把红色方块放进盒子")
+    lines = [json.dumps({"task_index": i, "task": task}, ensure_ascii=False) for i, task in enumerate(sentences)]
+    assert LeRobotDataset(older(root, "\n".join(lines).encode())).tasks == sentences
+    older(root, b'{"task_index": 0, "task": "caf\xe9"}\n')
+    with pytest.raises(DatasetError, match=r"not UTF-8(.|\n)*tasks\.jsonl"):
+        LeRobotDataset(root)
+
+
+def test_text_is_utf_8_whatever_the_locale(root: Path) -> None:
+    older(root, '{"task_index": 0, "task": "放进"}\n{"task_index": 1, "task": "é"}\n'.encode())
+    edit = (root / "meta/info.json").read_text().replace('"arm"', '"机械臂"')
+    (root / "meta/info.json").write_text(edit, encoding="utf-8")
+    script = """
+import sys
+from lightwam.data.lerobot import LeRobotDataset
+data = LeRobotDataset(sys.argv[1])
+print(ascii((data.tasks, data.robot_type)))
+"""
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run([sys.executable, "-c", script, str(root)], env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == ascii((("放进", "é"), "机械臂")), done.stderr
+
+
+# The command
+
+
+def test_check_dataset_prints_all_faults_and_notes(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "dataset", str(root)]) == 0
+    assert "sound; 2 episodes, 7 frames, cameras front, wrist, 2 tasks" in capsys.readouterr().out
+    table = pq.read_table(root / DATA)
+    place = table.schema.get_field_index("action")
+    pq.write_table(table.set_column(place, "action", pa.array([float("inf")] * 7)), root / DATA)
+    edit_info(root, lambda info: info.update(total_frames=8))
+    (root / VIDEO).unlink()
+    assert main(["check", "dataset", str(root)]) == 2
+    out, err = capsys.readouterr()
+    for words in ("total_frames", "episode 0 action frame 0", "episode 1 action frame 0", VIDEO, "next: "):
+        assert words in out
+    assert "4 faults, listed above" in err
+
+
+def test_check_dataset_takes_names(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rename(root, OPENPI)
+    assert main(["check", "dataset", str(root), "--names", *LINE.split()]) == 0
+    assert "sound" in capsys.readouterr().out
+    assert main(["check", "dataset", str(root)]) == 2
+    assert LINE in capsys.readouterr().out
