@@ -136,7 +136,7 @@ def _trouble_elsewhere() -> str:
     command = [sys.executable, "-c", TRIAL]
     environment = os.environ | {WORD: "egl", PLATFORM: "egl", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=TRIAL_SECONDS,
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=TRIAL_SECONDS,
                               env=environment)  # fmt: skip
     except subprocess.TimeoutExpired:
         return f"no answer in {TRIAL_SECONDS:.0f} s"
