@@ -72,7 +72,7 @@ def read_json(path: Path) -> Any:
             "a file of the run is missing", where=path, next_step="is this a run directory? `lightwam train` makes one"
         )
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise CheckpointError("a file of the run is not JSON", where=path, got=likely_cause(path) or error,
                               next_step="copy the run again") from error  # fmt: skip

@@ -39,7 +39,7 @@ from lightwam.encoders import (
 from lightwam.errors import CheckpointError, DatasetError, PromptError
 from lightwam.latents.dct import DctLatents
 from lightwam.progress import Progress
-from lightwam.start import Start
+from lightwam.start import Start, note_start
 from lightwam.types import Batch, LatentCodec, Latents, Windows
 from lightwam.weights.files import Part, digest, locate
 
@@ -106,17 +106,18 @@ def open_data(
     if begun:
         checkpoint.check_dataset(run, dataset, sources.files)
     sources.check(prompts=not begun)
+    kept = start if start is not None and start.statistics == "kept" else None
+    if kept is not None and not isinstance(recipe.latents, DctConfig):
+        check_vae(kept.measured, sources.vae, kept.run)
     checkpoint.start_run(run, recipe)
     opened, vae = sources.open(say)
     if not begun:
         codec = codec_of(recipe, data)
+        note_start(run, start)
         if start is not None:
             say(start.line(codec))
-            start.write(run)
-        if start is not None and start.statistics == "kept":
-            codec, measured = start.codec, start.measured
-            if vae is not None:
-                check_vae(measured, vae, start.run)
+        if kept is not None:
+            codec, measured = kept.codec, kept.measured
         else:
             measured = _measure(recipe, opened, codec) if vae is None else vae
         begin_run(recipe, data, sources.files, run, codec, measured, sources.prompts())

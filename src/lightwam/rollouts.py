@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from lightwam.config import SimConfig
+from lightwam.data.files import writing
 from lightwam.data.video import write_video
 from lightwam.sim import base
 from lightwam.sim.disturb import Disturbance, Disturbed
@@ -109,7 +110,7 @@ class Player:
         for action in job.actions:
             simulator.step(action)
             pictures.append(simulator.observe().frames[camera])
-        with tempfile.TemporaryDirectory() as folder:
+        with writing(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "film.mp4"
             write_video(path, np.stack(pictures), max(1, round(simulator.fps)))
             return Film(path.read_bytes())

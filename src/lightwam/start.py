@@ -18,6 +18,7 @@ from lightwam import checkpoint
 from lightwam.checkpoint import Weights
 from lightwam.codec import Codec
 from lightwam.config import Recipe, to_dict
+from lightwam.data.files import writing
 from lightwam.errors import CheckpointError
 from lightwam.model.light_wam import LightWAM
 from lightwam.stats import FeatureStats
@@ -43,11 +44,6 @@ class Start:
     measured: Any
     """what was measured of its latents"""
 
-    def write(self, run: Path) -> None:
-        """Note it in `run`, which goes on from it without being told again."""
-        told = {"run": str(self.run.absolute()), "step": self.step, "statistics": self.statistics}
-        checkpoint.write_json(run / FILE, told)
-
     def line(self, new: Codec) -> str:
         """What is to be said at the start, in one line; `new` is the codec as it would be measured on the new data."""
         kept = self.statistics == "kept"
@@ -58,6 +54,16 @@ class Start:
             return f"statistics: kept from {self.run}; {where}; --statistics new measures them anew"
         where = f"so its weights begin in other units, most {most}" if odd else "which are the same"
         return f"statistics: measured on the new dataset, not kept from {self.run}; {where}"
+
+
+def note_start(run: Path, start: Start | None) -> None:
+    """Note in a new run what it starts from; without a start, drop the note of an attempt that never began."""
+    if start is not None:
+        told = {"run": str(start.run.absolute()), "step": start.step, "statistics": start.statistics}
+        checkpoint.write_json(run / FILE, told)
+    elif (run / FILE).exists():
+        with writing(run / FILE):
+            (run / FILE).unlink()
 
 
 def starting(run: Path, recipe: Recipe, start_from: Path | None, statistics: Statistics) -> Start | None:

@@ -81,6 +81,7 @@ def train(
             f"the start, on {world.device}", "a larger device, or more of them (--parallel fsdp)"
         ):
             session = _start(recipe, run, start, opened, processing, world, parallel)
+        del start  # its weights are in the model now
         if session.step and world.leads:
             say(f"going on from step {session.step}")
         world.wait()

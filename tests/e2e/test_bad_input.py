@@ -169,7 +169,7 @@ def test_weights_of_another_config(tiny: Any, told: Told) -> None:
     recipe["model"]["backbone"]["num_blocks"] = 3
     (tiny.run / "recipe.json").write_text(json.dumps(recipe))
     text = told("eval", tiny.run)
-    assert "weights do not fit the model" in text
+    assert "the weights do not fit the model" in text
     assert "blocks.2" in text
 
 

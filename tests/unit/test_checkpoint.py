@@ -308,6 +308,11 @@ def test_json_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert checkpoint.read_json(path) == {"x": 1}
 
 
+def test_a_byte_order_mark_of_an_editor_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"x": "移"}', encoding="utf-8-sig")
+    assert checkpoint.read_json(tmp_path / "a.json") == {"x": "移"}
+
+
 def test_fill_copies_every_value() -> None:
     module = torch.nn.Linear(2, 3)
     weights = {"weight": torch.ones(3, 2), "bias": torch.arange(3.0)}

@@ -168,3 +168,11 @@ def test_a_broken_note_is_named(two: Two, tmp_path: Path, content: str) -> None:
     (run / "start.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"start\.json"):
         starting(run, two.recipe, None, "kept")
+
+
+def test_the_note_of_an_attempt_that_never_began_does_not_count(two: Two, tmp_path: Path) -> None:
+    run = tmp_path / "new"
+    begin(two, run, start_from=two.old)
+    (run / "processing.json").unlink()  # with it the run has begun
+    begin(two, run)
+    assert not (run / "start.json").exists() and starting(run, two.recipe, None, "kept") is None
