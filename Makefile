@@ -10,10 +10,14 @@ DEV := $(VENV)/.ready-to-develop
 RAY := $(VENV)/.ready-for-ray
 LEROBOT := .venv-lerobot
 LEROBOT_PYTHON ?= python3.12
+LOWEST := .venv-lowest
+LOWEST_TORCH ?=
+LOWEST_TOOLS := 'pytest>=8' 'pytest-timeout>=2.3' 'hypothesis>=6.100' 'beartype>=0.20' 'h5py>=3.11' 'huggingface-hub>=0.25' \
+	'pillow>=10' 'msgpack-numpy>=0.4.8' 'json-numpy>=2.1' 'inspect-robots-xpolicylab==0.1.0'
 GL_PACKAGES := libegl1 libgl1 libgl1-mesa-dri libopengl0
 INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: help demo report test slow gpu lerobot lint types format gl clean
+.PHONY: help demo report test slow gpu lerobot lowest lint types format gl clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -37,6 +41,9 @@ gpu: $(DEV)  ## the tests that need a CUDA device
 lerobot: $(LEROBOT)/.ready  ## the LeRobot plugin with LeRobot itself (Python 3.12, a download of 6 GB)
 	@$(LEROBOT)/bin/python -m pytest -c lerobot_policy_lightwam/pyproject.toml lerobot_policy_lightwam
 
+lowest: $(LOWEST)/.ready  ## the core's tests with the lowest versions allowed; LOWEST_TORCH=2.13.0 takes another torch
+	@$(LOWEST)/bin/python -m pytest tests/unit tests/e2e
+
 lint: $(DEV)  ## ruff
 	@$(BIN)/ruff check .
 
@@ -57,7 +64,7 @@ gl:  ## off-screen OpenGL for MuJoCo's pictures; installed where that needs no p
 	fi
 
 clean:  ## forget the virtual environment and the tools' caches; runs/ and data/ stay
-	@rm -rf $(VENV) $(LEROBOT) .pytest_cache .hypothesis .ruff_cache .mypy_cache
+	@rm -rf $(VENV) $(LEROBOT) $(LOWEST) .pytest_cache .hypothesis .ruff_cache .mypy_cache
 
 $(BIN)/python:
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -87,4 +94,13 @@ $(LEROBOT)/.ready: pyproject.toml lerobot_policy_lightwam/pyproject.toml
 	@test -x $(LEROBOT)/bin/python || "$(LEROBOT_PYTHON)" -m venv $(LEROBOT)
 	@$(LEROBOT)/bin/python -m pip install --quiet --disable-pip-version-check 'pytest>=8' 'pytest-timeout>=2.3' 'beartype>=0.20' \
 		--editable . --editable './lerobot_policy_lightwam[commands]' --editable lerobot_policy_lightwam/tests/lerobot_env_point
+	@touch $@
+
+$(LOWEST)/.ready: pyproject.toml .ci/lowest
+	@echo "installing the lowest versions that pyproject.toml allows into $(LOWEST)"
+	@test -x $(LOWEST)/bin/python || "$(PYTHON)" -m venv $(LOWEST)
+	@"$(PYTHON)" .ci/lowest $(LOWEST_TORCH) > $(LOWEST)/pins.txt
+	@$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(LOWEST)/pins.txt \
+		--requirement $(LOWEST)/pins.txt $(LOWEST_TOOLS) --editable .
+	@$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --constraint constraints.txt openpi-client
 	@touch $@

@@ -121,7 +121,7 @@ def feature_names(run: Path, asked: Sequence[str] = ()) -> tuple[str, ...]:
     path = run / "dataset.json"
     if not path.is_file():
         return tuple(asked)
-    known = tuple(read_table(path, ("fingerprint", "path"), maybe=OLDER_LACK).get("names", ()))
+    known = tuple(_read_table(path, ("fingerprint", "path"), maybe=OLDER_LACK).get("names", ()))
     if asked and tuple(asked) != known:
         raise CheckpointError("the run was trained with other names of features", where=path,
                               got="--names " + " ".join(asked), expected=" ".join(known) or "LeRobot's own names",
@@ -131,7 +131,7 @@ def feature_names(run: Path, asked: Sequence[str] = ()) -> tuple[str, ...]:
 
 def check_dataset(run: Path, dataset: Path, fingerprint: Mapping[str, str]) -> None:
     """Refuse to go on with other data than the run began with; the same data may lie at another place."""
-    began = read_table(run / "dataset.json", ("fingerprint", "path"), maybe=OLDER_LACK)
+    began = _read_table(run / "dataset.json", ("fingerprint", "path"), maybe=OLDER_LACK)
     differences = list(_differences(began["fingerprint"], dict(fingerprint)))
     if differences:
         more = f"; {len(differences) - 4} more" if len(differences) > 4 else ""
@@ -152,7 +152,7 @@ def write_processing(run: Path, codec: Codec, latents: Mapping[str, Any]) -> Non
 def read_processing(run: Path) -> tuple[Codec, Any]:
     """The codec that the run was trained with, and what was measured of its latents; ConfigError or CheckpointError."""
     path = run / "processing.json"
-    data = read_table(path, ("codec", "latents"))
+    data = _read_table(path, ("codec", "latents"))
     return Codec.from_dict(data["codec"], f"{path} codec"), data["latents"]
 
 
@@ -294,7 +294,7 @@ def _read_weights(path: Path) -> Weights:
     return weights
 
 
-def read_table(path: Path, names: tuple[str, ...], maybe: tuple[str, ...] = ()) -> dict[str, Any]:
+def _read_table(path: Path, names: tuple[str, ...], maybe: tuple[str, ...] = ()) -> dict[str, Any]:
     """The JSON object at `path`, with just these keys; those of `maybe` may be missing."""
     return _check_keys(read_json(path), path, names, maybe)
 

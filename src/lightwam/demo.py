@@ -74,14 +74,13 @@ def check_world(recipe: Recipe) -> None:
             simulator = base.make(recipe.sim, task)
             stack.callback(simulator.close)
             check_prompts(recipe, [simulator.instruction])
-            for name, got, expected in (
-                ("state_dim", len(simulator.state_names), recipe.model.state_dim),
-                ("action_dim", simulator.action_dim, recipe.model.action_dim),
+            for option, got, expected in (
+                ("--model.state-dim", len(simulator.state_names), recipe.model.state_dim),
+                ("--model.action-dim", simulator.action_dim, recipe.model.action_dim),
             ):
                 if got != expected:
-                    raise ConfigError("the model must have the simulator's widths", where=f"model.{name}",
-                                      got=expected, expected=f"{got} ({recipe.sim.name}/{task})",
-                                      next_step=f"--model.{name.replace('_', '-')} {got}")  # fmt: skip
+                    raise ConfigError("the model must have the simulator's widths", where=option, got=expected,
+                                      expected=f"{got} ({recipe.sim.name}/{task})")  # fmt: skip
 
 
 def swap(run: Path, say: Callable[[str], None] = print) -> None:

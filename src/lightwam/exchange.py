@@ -11,8 +11,8 @@ import torch
 from lightwam import checkpoint
 from lightwam.checkpoint import Checkpoint
 from lightwam.checks import check
-from lightwam.config import LATENTS, DctConfig, Recipe
-from lightwam.data.cache_place import cache_home, check_room
+from lightwam.config import DctConfig, Recipe
+from lightwam.data.cache_place import cache_home
 from lightwam.data.files import writing
 from lightwam.data.lerobot import LeRobotDataset
 from lightwam.data.lerobot.features import FeatureNames
@@ -53,7 +53,7 @@ def adopt(
     The dataset gives what a published checkpoint lacks: the statistics of state and action, and the task sentences,
     whose states are made (on `device`) and kept in the folder `cache`, as `processing.open_data` says. The run is there
     whole or not at all. Raises CheckpointError when the file is of another model, or `run` exists already, DatasetError
-    when the dataset does not fit the recipe, PromptError for a sentence that does not fit the text encoder.
+    when the dataset or one of its sentences does not fit the recipe.
     """
     check(recipe)
     if isinstance(recipe.latents, DctConfig):
@@ -65,7 +65,6 @@ def adopt(
     check_data(recipe, data)
     check_tasks(recipe, data)
     sources = Sources(recipe, data, cache_home(data.root, cache))
-    check_room(sources.home / LATENTS / checkpoint.PROMPTS, 0)
     cache_prompts(recipe, data, device_called(device), sources.home)
     beside = run.with_name(f".{run.name}.{os.getpid()}")
     try:

@@ -12,6 +12,7 @@ import json
 import netrc
 import os
 import secrets
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -28,6 +29,8 @@ FILE = "listeners.json"
 """in the run directory: listener -> what it calls the run, and the last step that it heard before the newest start"""
 MODULES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb", "trackio": "trackio"}
 PROJECT = "lightwam"
+WANDB_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")
+"""under which netrc may hold its key; the second since wandb 0.31"""
 
 
 def check(recipe: Recipe) -> None:
@@ -73,6 +76,7 @@ def _open(
     module = _load(name)
     try:
         if name == "tensorboard":
+            stack.enter_context(_quiet_threads())
             tell, close = _tensorboard(module, run, begun)
         else:
             tell, close = _tracker(name, module, recipe, run, heard)
@@ -108,6 +112,22 @@ class _Guarded:
             self.failed = True
             self.say(f"train: the listener {self.name} failed{when} and hears no more ({_first_line(error)}); "
                      "log.jsonl has every row")  # fmt: skip
+
+
+@contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """TensorBoard's thread prints the error that stops it, which the next call raises again: once is enough."""
+    before = threading.excepthook
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        if not type(args.thread).__module__.startswith("tensorboard"):
+            before(args)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def _tensorboard(module: Any, run: Path, begun: int) -> tuple[Listener, Callable[[], Any]]:
@@ -164,12 +184,12 @@ def _wandb_key() -> bool:
     """Whether W&B would find a key where it looks for one: environment, settings, netrc."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE") or _wandb_setting("api_key"):
         return True
-    address = os.environ.get("WANDB_BASE_URL") or _wandb_setting("base_url") or "https://api.wandb.ai"
-    home = Path.home()
-    given = os.environ.get("NETRC")
+    address = os.environ.get("WANDB_BASE_URL") or _wandb_setting("base_url")
+    hosts = [urlsplit(address).netloc] if address else WANDB_HOSTS
+    home, given = Path.home(), os.environ.get("NETRC")
     for path in [Path(given).expanduser()] if given else [home / ".netrc", home / "_netrc"]:
         try:
-            if netrc.netrc(path).authenticators(urlsplit(address).netloc):
+            if any(map(netrc.netrc(path).authenticators, hosts)):
                 return True
         except (OSError, netrc.NetrcParseError):  # W&B passes over such a file, too
             continue

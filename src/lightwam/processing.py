@@ -92,9 +92,9 @@ def open_data(
     What can be checked in seconds is checked first, before `run` is touched and before anything is decoded. Pictures
     are decoded here when they are not yet; latents of a VAE must have been made by `lightwam cache`. Caches lie in the
     folder `cache` (else where LIGHTWAM_CACHE says, else in the dataset's). Statistics are measured once and then belong
-    to the run. Raises DatasetError when the dataset does not fit the model, the cache is stale or cannot be written,
-    CheckpointError when the run holds another recipe or began with
-    another dataset or VAE.
+    to the run. Raises DatasetError when the dataset or one of its sentences does not fit the recipe, and when the cache
+    is stale or cannot be written; CheckpointError when the run holds another recipe, or began with another dataset or
+    VAE.
     """
     pairs = checkpoint.feature_names(run, () if names is None else names.pairs())
     data = LeRobotDataset(dataset, parse_names(pairs))
@@ -279,7 +279,6 @@ def make_cache(
         with distributed.world("cpu") as world, world.leader_first():
             sources.open(say)
         return
-    check_room(sources.home / LATENTS / checkpoint.PROMPTS, 0)
     with (
         distributed.world(device) as world,
         distributed.memory_said(f"encoding on {world.device}", "a larger device, or --device cpu"),
@@ -315,6 +314,7 @@ def cache_prompts(recipe: Recipe, data: LeRobotDataset, device: torch.device | s
     known = checkpoint.read_tensors(path) if checkpoint.read_about(path) == made_by else {}
     wanted = [recipe.prompt.format(task=task) for task in data.tasks]
     if missing := [prompt for prompt in wanted if prompt not in known]:
+        check_room(path, 2 * len(wanted) * text.num_tokens * text.dim)
         states = open_text(recipe, device).encode(missing).to("cpu", torch.bfloat16)
         checkpoint.write_tensors(path, known | dict(zip(missing, states, strict=True)), made_by)
 

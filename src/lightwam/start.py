@@ -18,7 +18,7 @@ from lightwam import checkpoint
 from lightwam.checkpoint import Weights
 from lightwam.codec import Codec
 from lightwam.config import Recipe, to_dict
-from lightwam.errors import CheckpointError, ConfigError
+from lightwam.errors import CheckpointError
 from lightwam.model.light_wam import LightWAM
 from lightwam.stats import FeatureStats
 from lightwam.weights.files import check_tensors
@@ -54,9 +54,7 @@ class Start:
         odd = sorted(_changes(self.codec, new, beyond=kept), reverse=True)
         most = odd[0][1] if odd else ""
         if kept:
-            where = (
-                f"the new data leave its range, {len(odd)} dims, most {most}" if odd else "the new data lie within it"
-            )
+            where = f"{len(odd)} dims of the new data leave its range, most {most}" if odd else "no new value leaves it"
             return f"statistics: kept from {self.run}; {where}; --statistics new measures them anew"
         where = f"so its weights begin in other units, most {most}" if odd else "which are the same"
         return f"statistics: measured on the new dataset, not kept from {self.run}; {where}"
@@ -69,8 +67,7 @@ def starting(run: Path, recipe: Recipe, start_from: Path | None, statistics: Sta
     CheckpointError when it began otherwise than is asked now, when the run to start from is missing or damaged, holds
     weights of another model or that are not finite, or has statistics that this recipe cannot keep.
     """
-    if statistics not in get_args(Statistics):
-        raise ConfigError("statistics must be kept or new", where="statistics", got=repr(statistics))
+    assert statistics in get_args(Statistics), statistics
     if not (run / "processing.json").exists():
         return None if start_from is None else _read(start_from, None, statistics, recipe)
     if (began := _began(run)) is not None:
@@ -99,10 +96,11 @@ def _read(run: Path, step: int | None, statistics: Statistics, recipe: Recipe) -
 def _began(run: Path) -> dict[str, Any] | None:
     if not (run / FILE).exists():
         return None
-    began = checkpoint.read_table(run / FILE, ("run", "statistics", "step"))
-    if began["statistics"] not in get_args(Statistics) or type(began["step"]) is not int:
+    began: dict[str, Any] = checkpoint.read_json(run / FILE)
+    kinds = {name: type(value) for name, value in began.items()} if isinstance(began, dict) else {}
+    if kinds != {"run": str, "step": int, "statistics": str} or began["statistics"] not in get_args(Statistics):
         raise CheckpointError("a file of the run has an unknown layout", where=run / FILE, got=began,
-                              next_step="copy the run again")  # fmt: skip
+                              expected="run, step and statistics", next_step="copy the run again")  # fmt: skip
     return began
 
 

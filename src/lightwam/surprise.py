@@ -119,8 +119,8 @@ class Calibration:
     tasks: dict[str, int]
     """undisturbed episodes by task"""
     threshold: float
-    centre: Float[np.ndarray, 2]
-    scale: Float[np.ndarray, 2]
+    centre: Float[np.ndarray, " 2"]
+    scale: Float[np.ndarray, " 2"]
     moments: Float[np.ndarray, " moments"]
     """the scores of undisturbed moments, in rising order"""
     episodes: Float[np.ndarray, " episodes"]
@@ -211,7 +211,7 @@ def out_of_fold(
     return out
 
 
-def usual(parts: Float[np.ndarray, "moments 2"]) -> tuple[Float[np.ndarray, 2], Float[np.ndarray, 2]]:
+def usual(parts: Float[np.ndarray, "moments 2"]) -> tuple[Float[np.ndarray, " 2"], Float[np.ndarray, " 2"]]:
     """Median of each part, and its spread as the median distance from that, scaled to a normal's standard deviation."""
     centre = np.median(parts, axis=0)
     return centre, 1.4826 * np.median(np.abs(parts - centre), axis=0) + 1e-9
@@ -268,7 +268,7 @@ class Watch:
             raise CheckpointError("the watch was calibrated with another policy", where=FILE,
                                   got=f"step {calibration.checkpoint_step}, latents {got}",
                                   expected=f"step {policy.step}, latents {shape}",
-                                  next_step="calibrate again: lightwam watch RUN --folder another")  # fmt: skip
+                                  next_step="calibrate again: remove RUN/watch, then lightwam watch RUN")  # fmt: skip
         self.policy, self.calibration = policy, calibration
 
     @classmethod

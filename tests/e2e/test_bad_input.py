@@ -2,12 +2,15 @@
 
 import importlib.util
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from lightwam import recipes
@@ -82,6 +85,63 @@ def test_a_camera_that_the_dataset_lacks(tiny: Any, tmp_path: Path, told: Told) 
     assert "front" in text or "observation.images" in text
 
 
+def rename_tasks(dataset: Path, sentence: str) -> None:
+    """Give every task of a dataset a sentence that ends with its number."""
+    path = dataset / "meta" / "tasks.parquet"
+    tasks = pq.read_table(path).to_pylist()
+    (name,) = (key for key in tasks[0] if key != "task_index")
+    new = {row[name]: f"{sentence}{row['task_index']}" if sentence else "" for row in tasks}
+    for table in (path, *(dataset / "meta" / "episodes").rglob("*.parquet")):
+        found = pq.read_table(table)
+        for column in {name, "tasks"} & set(found.column_names):
+            given = [[new[one] for one in v] if isinstance(v, list) else new[v] for v in found[column].to_pylist()]
+            found = found.set_column(found.column_names.index(column), column, pa.array(given))
+        pq.write_table(found.replace_schema_metadata(pq.read_schema(table).metadata), table)
+
+
+def test_a_sentence_that_is_too_long_costs_nothing(tiny: Any, tmp_path: Path, told: Told) -> None:
+    shutil.rmtree(tiny.dataset / "cache")
+    rename_tasks(tiny.dataset, "move slowly and with great care to the dot number ")
+    for command in ("train", "cache"):
+        words = [command, "point", "--data", tiny.dataset, *(["--run", tmp_path / "new"] * (command == "train")), *SAME]
+        text = told(*words)
+        assert f"{tiny.dataset} task 0: 'move slowly" in text
+        assert "got: 11 words" in text and "--text.num-tokens" in text
+        assert not (tmp_path / "new").exists() and not (tiny.dataset / "cache").exists()
+    assert main([str(word) for word in [*train_words(tiny, tmp_path / "new"), "--text.num-tokens", "11"]]) == 0
+
+
+def test_a_camera_that_is_not_there_costs_nothing(tiny: Any, tmp_path: Path, told: Told) -> None:
+    near = ["--codec.places.0.camera", "near", "--sim.cameras", "near"]
+    assert "expected: near" in told(*train_words(tiny, tmp_path / "new"), *near)
+    assert "expected: near" in told("cache", "point", "--data", tiny.dataset, *near)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_dataset_that_cannot_be_written_to(
+    tiny: Any, tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(tiny.dataset / "cache")
+    able = os.access
+    with monkeypatch.context() as patch:  # as root, rights alone refuse nothing
+        patch.setattr(os, "access", lambda path, *rest: Path(path) != tiny.dataset and able(path, *rest))
+        text = told(*train_words(tiny, tmp_path / "new"))
+        assert f"{tiny.dataset} cannot be written to" in text and "--cache DIR" in text
+        assert not (tmp_path / "new").exists() and not (tiny.dataset / "cache").exists()
+        words = [*train_words(tiny, tmp_path / "new"), "--cache", tmp_path / "c"]
+        assert main([str(word) for word in words]) == 0
+    (tmp_path / "file").write_text("")
+    assert "got: a file" in told(*train_words(tiny, tmp_path / "other"), "--cache", tmp_path / "file")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_demo_that_cannot_work_costs_nothing(tmp_path: Path, told: Told) -> None:
+    demo = ["demo", "point", "--run", tmp_path / "new"]
+    assert "got: 5 words" in told(*demo, "--text.num-tokens", "3")
+    assert "--model.state-dim 2" in told(*demo, "--model.state-dim", "3")
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_camera_that_the_simulator_lacks(tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = recipes.point()
     tip = replace(recipe.codec.places[0], camera="tip")
@@ -108,7 +168,7 @@ def test_weights_of_another_config(tiny: Any, told: Told) -> None:
     recipe["model"]["backbone"]["num_blocks"] = 3
     (tiny.run / "recipe.json").write_text(json.dumps(recipe))
     text = told("eval", tiny.run)
-    assert "tensors do not fit the model" in text
+    assert "weights do not fit the model" in text
     assert "blocks.2" in text
 
 

@@ -46,7 +46,9 @@ def test_commands_and_recipes_in_the_documents_exist(house: Any) -> None:
     assert not wrong, wrong
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "lint", "types", "slow", "lerobot", "report", "gl", "clean"])
+@pytest.mark.parametrize(
+    "target", ["demo", "test", "lint", "types", "slow", "lerobot", "lowest", "report", "gl", "clean"]
+)
 def test_make_can_plan_every_target(target: str, house: Any) -> None:
     done = subprocess.run(["make", "--dry-run", target], cwd=house.root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -59,3 +61,14 @@ def test_ci_runs_what_make_test_runs(house: Any) -> None:
 def test_the_readme_is_one_screen(house: Any) -> None:
     lines = (house.root / "README.md").read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 60
+
+
+def test_a_script_that_starts_processes_has_a_main_guard(house: Any) -> None:
+    blocks = [
+        (path.name, block)
+        for path, text in pages(house).items()
+        for block in re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+        if re.search(r"\b(evaluate|collect|watch|check_experts|Workers|bench_\w+)\(", block)
+    ]
+    assert {"python.md", "evaluation.md"} <= {name for name, _ in blocks}
+    assert all('if __name__ == "__main__":' in block for _, block in blocks)

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -89,3 +90,12 @@ def test_whatever_make_installs_is_pinned(house: Any) -> None:
 def test_torch_has_no_upper_bound(house: Any) -> None:
     (torch,) = (line for line in project(house.root)["dependencies"] if line.startswith("torch"))
     assert torch == "torch>=2.7"
+
+
+def test_the_lowest_versions_are_those_that_are_allowed(house: Any) -> None:
+    """`make lowest` installs them: `.ci/lowest` reads pyproject.toml."""
+    command = [sys.executable, str(house.root / ".ci" / "lowest")]
+    pins = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert pins == [line.replace(">=", "==") for line in project(house.root)["dependencies"]]
+    other = subprocess.run([*command, "2.99"], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert other == [pin if not pin.startswith("torch==") else "torch==2.99" for pin in pins]

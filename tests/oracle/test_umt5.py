@@ -277,6 +277,11 @@ def test_another_width_is_refused(diffusers_folder: Path) -> None:
         (lambda s: s.update({"norm.weight": torch.ones(7)}), r"of another shape: norm.weight \[7\], expected \[24\]"),
         (lambda s: s.update({"blocks.0.pos_embedding.embedding.weight": torch.ones(16, 4)}), r"\[16, 4\]"),
         (lambda s: s.update({"norm.weight": torch.ones(24).int()}), "not of floating point: norm.weight"),
+        (
+            lambda s: s["norm.weight"][:1].fill_(float("inf")),
+            r"not finite: norm.weight \(0 NaN and 1",
+        ),
+        (lambda s: [s.update({f"module.{k}": s.pop(k)}) for k in list(s)], "begin with 'module.'"),
         (lambda s: s.pop("token_embedding.weight"), "not the weights of UMT5"),
         (lambda s: s.update({"blocks.0.attn.q.weight": torch.ones(7)}), "not the weights of UMT5"),
         (lambda s: s.clear(), "not the weights of UMT5"),

@@ -261,6 +261,8 @@ def of_other_shape(state: dict[str, Tensor]) -> None:
         (with_more, r"unknown: encoder\.more\.weight"),
         (of_other_shape, r"of another shape: conv1.weight \[3, 3, 1, 1, 1\], expected \[32, 32, 1, 1, 1\]"),
         (lambda state: state.update({"conv1.bias": torch.zeros(32).int()}), "not of floating point: conv1.bias"),
+        (lambda state: state["conv1.bias"].fill_(float("nan")), r"not finite: conv1.bias \(32 NaN"),
+        (lambda state: [state.update({f"module.{k}": state.pop(k)}) for k in list(state)], "begin with 'module.'"),
         (lambda state: state.pop("conv2.bias"), "not the official file"),
         (lambda state: state.update({"conv2.bias": torch.zeros(8)}), "number of latent channels"),
         (lambda state: state.clear(), "not the official file"),

@@ -240,6 +240,12 @@ def test_an_image_to_video_transformer_is_refused_as_that(tmp_path: Path, names:
     assert f"unknown: {key}" in message and "image-to-video" in message
 
 
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path, official: dict[str, Tensor]) -> None:
+    spoilt = official["head.head.bias"].clone()
+    spoilt[0] = float("nan")
+    assert "not finite: head.head.bias (1 NaN" in refused(tmp_path, official | {"head.head.bias": spoilt})
+
+
 @pytest.mark.parametrize("prefix", ["model.diffusion_model.", "unet."])
 def test_other_names_are_refused_as_no_wan_transformer(
     tmp_path: Path, official: dict[str, Tensor], prefix: str

@@ -32,7 +32,7 @@ class ServedProcess:
 
     def memory_mib(self) -> float:
         """Resident memory."""
-        found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{self.pid}/status").read_text())
+        found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{self.pid}/status").read_text(encoding="utf-8"))
         assert found is not None
         return int(found.group(1)) / 1024
 

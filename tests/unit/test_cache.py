@@ -2,7 +2,14 @@
 
 import dataclasses
 import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
@@ -10,7 +17,9 @@ import pytest
 from lightwam.codec import place_cameras
 from lightwam.config import CameraPlace, CodecConfig
 from lightwam.data import cache as cache_module
-from lightwam.data.cache import FrameCache
+from lightwam.data import cache_base, cache_place
+from lightwam.data.cache import FrameCache, frames_folder
+from lightwam.data.cache_base import Canvases
 from lightwam.data.lerobot import LeRobotDataset
 from lightwam.data.lerobot_writer import LeRobotWriter
 from lightwam.errors import DatasetError
@@ -134,6 +143,202 @@ def test_a_full_disk_says_how_much_is_needed(
     with pytest.raises(DatasetError, match=r"No space left(.|\n)*it needs \d+ MiB"):
         FrameCache.build(dataset, CONFIG, path)
     assert not path.exists()
+
+
+def test_a_disk_that_fills_up_loses_nothing(
+    dataset: LeRobotDataset, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unbroken = FrameCache.build(dataset, CONFIG, path.with_name("unbroken"))
+    monkeypatch.setattr(cache_module, "EPISODES_A_JOB", 2)
+    calls, sync = iter(range(100)), os.fsync
+
+    def full(file: int) -> None:
+        if next(calls) == 4:  # the pictures of the third job: two calls a job
+            raise OSError(28, "No space left on device")
+        sync(file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(DatasetError, match=r"No space left(.|\n)*free some space: it needs 1 MiB(.|\n)*behind it"):
+            FrameCache.build(dataset, CONFIG, path)
+    decoded = decoded_by(monkeypatch)
+    cache = FrameCache.build(dataset, CONFIG, path)
+    assert sorted(decoded) == list(range(4, NUM_EPISODES))
+    np.testing.assert_array_equal(cache.frames, unbroken.frames)
+
+
+def decoded_by(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list that grows by every episode that is decoded from now on."""
+    decoded: list[int] = []
+    stream = Canvases.stream
+
+    def noted(self: Canvases, index: int) -> Iterator[np.ndarray]:
+        decoded.append(index)
+        return stream(self, index)
+
+    monkeypatch.setattr(Canvases, "stream", noted)
+    return decoded
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import test_cache as test
+from lightwam.data import cache
+
+cache.EPISODES_A_JOB = 1
+write = cache.write_atomically
+
+def die_behind_the_fifth(path, data):
+    write(path, data)
+    if b"5" in data:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+cache.write_atomically = die_behind_the_fifth
+test.FrameCache.build(test.LeRobotDataset(Path(sys.argv[2])), test.CONFIG, Path(sys.argv[3]))
+"""
+
+
+def test_a_killed_build_goes_on_where_it_was(
+    dataset: LeRobotDataset, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unbroken = FrameCache.build(dataset, CONFIG, path.with_name("unbroken"))
+    arguments = [str(Path(__file__).parent), str(dataset.root), str(path)]
+    done = subprocess.run([sys.executable, "-c", KILLED, *arguments], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert len(list(path.parent.glob("cache.part-*"))) == 1
+    safe, decoded, seen = 5, decoded_by(monkeypatch), list[tuple[int, int]]()
+    cache = FrameCache.build(dataset, CONFIG, path, lambda *row: seen.append(row))
+    assert sorted(decoded) == list(range(safe, NUM_EPISODES))
+    assert seen[0] == (dataset.episode_start[safe], dataset.num_frames) and seen[-1][0] == dataset.num_frames
+    np.testing.assert_array_equal(cache.frames, unbroken.frames)
+    assert sorted(os.listdir(path)) == sorted(os.listdir(unbroken.path))
+    assert sorted(entry.name for entry in path.parent.iterdir()) == ["cache", "set", "unbroken"]
+
+
+def test_what_was_decoded_of_another_dataset_is_dropped(
+    dataset: LeRobotDataset, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache_module, "EPISODES_A_JOB", 1)
+    with pytest.raises(KeyboardInterrupt):
+        FrameCache.build(dataset, CONFIG, path, stop_after(dataset.num_frames // 2))
+    assert len(list(path.parent.glob("cache.part-*"))) == 1
+    add_episodes(dataset.root, range(2))
+    more, decoded = LeRobotDataset(dataset.root), decoded_by(monkeypatch)
+    FrameCache.build(more, CONFIG, path)
+    assert sorted(decoded) == list(range(more.num_episodes))
+    assert sorted(entry.name for entry in path.parent.iterdir()) == ["cache", "set"]
+
+
+def stop_after(frames: int) -> Callable[[int, int], None]:
+    def progress(done: int, total: int) -> None:
+        if done > frames:
+            raise KeyboardInterrupt
+
+    return progress
+
+
+def test_of_two_builds_at_once_one_decodes(
+    dataset: LeRobotDataset, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache_place, "POLL_SECONDS", 0.01)
+    decoded, barrier, began = decoded_by(monkeypatch), Event(), Event()
+    stream = Canvases.stream
+
+    def slow(self: Canvases, index: int) -> Iterator[np.ndarray]:
+        began.set()
+        assert barrier.wait(30)
+        return stream(self, index)
+
+    monkeypatch.setattr(Canvases, "stream", slow)
+    with ThreadPoolExecutor(2) as pool:
+        one = pool.submit(FrameCache.fresh, dataset, CONFIG, path)
+        assert began.wait(30)
+        told = Event()
+        other = pool.submit(FrameCache.fresh, dataset, CONFIG, path, lambda done, total: told.set())
+        assert told.wait(30)  # it waits, and says how far the first one is
+        barrier.set()
+        np.testing.assert_array_equal(one.result().frames, other.result().frames)
+    assert sorted(decoded) == list(range(NUM_EPISODES))
+
+
+def test_pictures_a_few_at_a_time_are_the_same(
+    dataset: LeRobotDataset, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = FrameCache.build(dataset, CONFIG, path)
+    monkeypatch.setattr(cache_base, "BYTES_AT_ONCE", 1)
+    monkeypatch.setattr(cache_module, "FRAMES_A_JOB", 1)
+    np.testing.assert_array_equal(FrameCache.build(dataset, CONFIG, path.with_name("b")).frames, whole.frames)
+
+
+def test_long_episodes_are_jobs_of_their_own(dataset: LeRobotDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert list(cache_module._jobs(dataset, 0)) == [range(8), range(8, NUM_EPISODES)]
+    monkeypatch.setattr(cache_module, "FRAMES_A_JOB", 5)  # lengths are 2, 3, 4, 2, 3, 4, ...
+    jobs = list(cache_module._jobs(dataset, 1))
+    assert [*jobs[0], *jobs[1]] == [1, 2, 3, 4] and sum(map(len, jobs)) == NUM_EPISODES - 1
+
+
+MEMORY = """
+import resource, sys
+from pathlib import Path
+import numpy as np, torch
+from lightwam.config import CameraPlace, CodecConfig
+from lightwam.data import cache
+from lightwam.data.latent_cache import LatentCache
+from lightwam.data.latent_encoder import ClipEncoder
+from lightwam.data.lerobot import LeRobotDataset
+from lightwam.types import Latents
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+def encode(canvases):
+    zeros = torch.zeros(len(canvases), 4, 3, 8, 8)
+    return Latents(zeros[:, :, :1], zeros[:, :, :, ::2, ::2].contiguous())
+
+cache.FRAMES_A_JOB = 1  # an episode a thread
+places = tuple(CameraPlace(name, 0, 64 * i, 64, 64) for i, name in enumerate(("front", "wrist")))
+config = CodecConfig(canvas=(64, 128), places=places, video_stride=1)
+for root in sys.argv[1:]:  # what a small one needs is not of interest
+    data, before = LeRobotDataset(Path(root)), peak()
+    cache.FrameCache.build(data, config, Path(root + "-frames"))
+    LatentCache.build(data, config, 8, ClipEncoder(encode, {}), Path(root + "-latents"))
+    data.check()
+print(peak() - before)
+"""
+
+
+def test_memory_does_not_grow_with_an_episodes_length(tmp_path: Path) -> None:
+    """Decode, encode and check two episodes of 88 MiB on two threads; before pictures were streamed it took 330 MiB."""
+    size, random = (240, 320), np.random.default_rng(0)
+    picture = np.kron(random.integers(0, 256, (24, 32, 3), np.uint8), np.ones((10, 10, 1), np.uint8))
+    for name, length in (("small", 2), ("long", 200)):
+        with LeRobotWriter(tmp_path / name, 10, "arm", {"front": size, "wrist": size}, ["x"], ["u"]) as out:
+            clip, vector = np.broadcast_to(picture, (length, *picture.shape)), np.zeros((length, 1), np.float32)
+            for _ in range(2):
+                out.add_episode({"front": clip, "wrist": clip}, vector, vector, "task")
+    roots = [str(tmp_path / "small"), str(tmp_path / "long")]
+    done = subprocess.run([sys.executable, "-c", MEMORY, *roots], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 150
+
+
+def test_each_codec_has_a_folder_and_an_older_cache_is_taken(dataset: LeRobotDataset, tmp_path: Path) -> None:
+    files, folder = dataset.fingerprint(), dataset.root / "cache"
+    other = dataclasses.replace(CONFIG, places=PLACES[::-1])
+    first, second = (frames_folder(folder, dataset, config, files) for config in (CONFIG, other))
+    assert first.parent == second.parent == folder and first != second and first.name.startswith("16x32-front+wrist-")
+    same = dataclasses.replace(CONFIG, video_stride=2, state_norm="z_score")
+    assert frames_folder(folder, dataset, same, files) == first
+    # in the dataset a cache of what it was before is replaced; elsewhere it may be another dataset's
+    elsewhere = tmp_path / "c" / "set.lightwam" / "cache"
+    changed = dict(files) | {"meta/info.json": "other"}
+    assert frames_folder(folder, dataset, CONFIG, changed) == first
+    assert frames_folder(elsewhere, dataset, CONFIG, changed) != frames_folder(elsewhere, dataset, CONFIG, files)
+    FrameCache.build(dataset, CONFIG, folder)  # where earlier versions made it
+    assert frames_folder(folder, dataset, CONFIG, files) == folder
+    assert frames_folder(folder, dataset, other, files) == second
 
 
 def test_a_camera_that_the_dataset_lacks_is_named(dataset: LeRobotDataset, path: Path) -> None:

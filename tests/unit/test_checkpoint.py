@@ -331,3 +331,38 @@ def test_fill_lists_what_does_not_fit_and_changes_nothing(weights: dict[str, tor
         checkpoint.fill(module, weights, Path("here"))
     assert told in str(caught.value)
     assert same(dict(module.state_dict()), before)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "ema.safetensors", "frozen.safetensors"])
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path, name: str) -> None:
+    saved = content(3)
+    tables = {"model.safetensors": saved.model, "ema.safetensors": saved.ema, "frozen.safetensors": {"f.weight": 1}}
+    spoilt = {next(iter(tables[name] or {})): torch.tensor([1.0, float("inf")])}
+    checkpoint.write_tensors(tmp_path / checkpoint.FROZEN, spoilt if name == checkpoint.FROZEN else {})
+    bad = {"model": spoilt} if name.startswith("model") else {"ema": spoilt} if name.startswith("ema") else {}
+    checkpoint.save(tmp_path, replace(saved, **bad))
+    with pytest.raises(CheckpointError, match=r"not finite: \w+\.weight \(0 NaN and 1 inf of 2 numbers\)") as caught:
+        checkpoint.run_weights(tmp_path, checkpoint.load(tmp_path))
+    assert name in str(caught.value.where)
+
+
+def test_names_with_a_prefix_are_refused_by_that(tmp_path: Path) -> None:
+    weights = {f"_orig_mod.{name}": value for name, value in torch.nn.Linear(2, 3).state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"all names begin with '_orig_mod\.', as torch\.compile saves them"):
+        checkpoint.fill(torch.nn.Linear(2, 3), weights, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "meta.json"])
+def test_a_pointer_in_the_place_of_a_file_is_recognised(tmp_path: Path, name: str) -> None:
+    place = checkpoint.save(tmp_path, content(3))
+    (place / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 10\n")
+    with pytest.raises(CheckpointError, match="git lfs pull"):
+        checkpoint.load(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["[]", '{"format": 1}', '{"format": 1, "step": 3, "files": {}, "odd": 1}'])
+def test_meta_of_another_layout_is_refused(tmp_path: Path, damage: str) -> None:
+    place = checkpoint.save(tmp_path, content(3))
+    (place / "meta.json").write_text(damage)
+    with pytest.raises(CheckpointError, match=r"format|meta\.json"):
+        checkpoint.load(tmp_path)

@@ -3,9 +3,11 @@
 The functions behind the commands are replaced by recorders, so nothing is trained, simulated or even imported.
 """
 
+import importlib
 import json
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -16,7 +18,8 @@ import pytest
 from lightwam import cli, recipes
 from lightwam.cli import main
 from lightwam.commands import show
-from lightwam.config import EvalConfig, Recipe
+from lightwam.commands.options import parse
+from lightwam.config import EvalConfig, Recipe, Umt5Config
 from lightwam.data.lerobot.features import FeatureNames
 from lightwam.errors import DatasetError
 from lightwam.policy import Policy
@@ -156,6 +159,41 @@ def test_tuples_and_switches_can_be_overridden(record: Callable[..., Calls]) -> 
     assert recipe.train.listeners == ("tensorboard",)
     assert recipe.prompt == "go: {task}"
     assert root == Path("data/point")
+
+
+@pytest.mark.parametrize(
+    ("command", "function"),
+    [("train", "train.train"), ("collect", "collect.collect"), ("cache", "processing.make_cache"),
+     ("demo", "demo.demo"), ("check expert", "expert_check.check_experts")],
+)  # fmt: skip
+def test_sections_of_several_kinds_are_overridden_by_plain_names(
+    command: str, function: str, record: Callable[..., Calls]
+) -> None:
+    module, name = function.split(".")
+    calls = record(f"lightwam.{module}", name, SimpleNamespace(root="x", episodes=0, frames=0, new_episodes=0))
+    with suppress(TypeError):  # what comes back is not of interest
+        main([*command.split(), "point", "--text.num-tokens", "24", "--train.steps", "9"])
+    assert calls[0][0].text == replace(recipes.point().text, num_tokens=24)
+    assert calls[0][0].train.steps == 9
+
+
+def test_the_help_shows_the_options_of_the_recipes_own_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "libero-10", "--help"])
+    out = capsys.readouterr().out
+    assert "--text.num-tokens" in out and "--latents.channels" in out and "--latents.luma-channels" not in out
+
+
+def test_another_kind_is_chosen_by_its_word_and_not_by_a_value(
+    record: Callable[..., Calls], capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = record("lightwam.train", "train")
+    words = ["train", "point", "--weights", "w", "--train.steps", "7", "text:umt5-config", "--text.dim", "32"]
+    assert main(words) == 0
+    assert calls[0][0].text == Umt5Config(dim=32) and calls[0][0].train.steps == 7
+    with pytest.raises(SystemExit):
+        main(["train", "point", "--text.kind", "umt5"])
+    assert "hashed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("words", "name"), [([], "demo"), (["point"], "point"), (["--run", "runs/demo"], "demo")])
@@ -427,3 +465,31 @@ def test_show_for_the_eye(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (3 << 30, "3.0 GiB")])
 def test_sizes_in_words(count: int, text: str) -> None:
     assert show.size(count) == text
+
+
+def test_what_the_machine_refuses_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(arguments: list[str]) -> None:
+        raise PermissionError(13, "Permission denied", "runs/x/ema.safetensors")
+
+    monkeypatch.setattr(show, "run", refuse)
+    assert main(["show"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("lightwam: a file cannot be used\n  where: runs/x/ema.safetensors\n  got: Permission denied")
+
+    def break_(arguments: list[str]) -> None:
+        raise FileNotFoundError(2, "No such file", "x")  # a bug of ours: its traceback is wanted
+
+    monkeypatch.setattr(show, "run", break_)
+    with pytest.raises(FileNotFoundError):
+        main(["show"])
+
+
+def test_text_of_the_command_line_is_utf_8_where_the_locale_is_not(tmp_path: Path) -> None:
+    there = tmp_path / "gr\udcc3\udcbcn"
+    recipe = replace(recipes.point(), notes="", weights=str(there))
+    options = parse(recipe, ["--notes", "gr\udcc3\udcbcn", "--prompt", "\udcff{task}"], "show")
+    assert (options.notes, options.prompt) == ("gr\u00fcn", "\\xff{task}")
+    there.mkdir()
+    assert parse(recipe, ["--weights", str(there), "--notes", "\udcff"], "show").weights == str(there)

@@ -3,12 +3,14 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,11 +19,11 @@ import torch
 
 from lightwam.codec import Codec
 from lightwam.config import CameraPlace, CodecConfig, DctConfig
-from lightwam.data import latent_cache, latent_shards
+from lightwam.data import cache_base, latent_cache, latent_shards
 from lightwam.data.cache import FrameCache
 from lightwam.data.cache_base import Cache
 from lightwam.data.files import file_fingerprint
-from lightwam.data.latent_cache import LatentCache
+from lightwam.data.latent_cache import LatentCache, latents_folder, latents_here
 from lightwam.data.latent_encoder import ClipEncoder, Encode
 from lightwam.data.latent_pack import pack, unpack
 from lightwam.data.lerobot import LeRobotDataset
@@ -247,6 +249,64 @@ def test_libero_takes_at_most_half_of_the_published_room(build: Callable[..., No
     assert LatentCache.open(path).bytes_per_sample < 0.335 * published
     on_disk = sum(len(data) for name, data in contents(path).items() if name.startswith("shards/"))
     assert on_disk == pytest.approx(LatentCache.open(path).bytes_per_sample * sum(LENGTHS))
+
+
+@pytest.mark.parametrize(("bytes_at_once", "spool"), [(1, 100), (16 * 32 * 3 * 3 * 5, 10**9)])
+def test_its_bytes_do_not_depend_on_how_much_is_in_memory(
+    build: Callable[..., None], path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    bytes_at_once: int, spool: int,
+) -> None:  # fmt: skip
+    batches: list[int] = []
+
+    def noted(canvases: np.ndarray) -> Latents:
+        batches.append(len(canvases))
+        # every frame of every window counts
+        sums = torch.from_numpy(canvases.astype(np.float32).mean(axis=(2, 3, 4)))[:, None, :, None, None]
+        whole = sums.expand(-1, 1, -1, 2, 4).clone()
+        return Latents(whole[:, :, :1], pool(whole))
+
+    build(tmp_path / "whole", encode=noted, batch_size=3)
+    first, batches = batches, []
+    monkeypatch.setattr(cache_base, "BYTES_AT_ONCE", bytes_at_once)
+    monkeypatch.setattr(latent_cache, "SPOOL_BYTES", spool)
+    build(encode=noted, batch_size=3)
+    assert batches == first and sum(batches) == sum(LENGTHS)
+    assert contents(path) == contents(tmp_path / "whole")
+
+
+def test_each_make_has_a_folder_and_an_older_cache_is_taken(
+    build: Callable[..., None], dataset: LeRobotDataset, path: Path
+) -> None:
+    def place(config: CodecConfig = CONFIG, horizon: int = HORIZON, about: dict[str, Any] = ABOUT) -> Path:
+        return latents_folder(path, dataset, config, horizon, about)
+
+    other = dataclasses.replace(CONFIG, places=PLACES[::-1])
+    places = {place(), place(other), place(horizon=16), place(about={"kind": "dct", "digest": "xyz"})}
+    assert (
+        len(places) == 4 and {one.parent for one in places} == {path} and place().name.startswith("dct-16x32-8steps-")
+    )
+    assert latents_here(path) == []
+    build(place())
+    with pytest.raises(DatasetError, match=r"no latent cache here(.|\n)*dct-16x32-8steps-\w+: horizon: 8 in the cache"):
+        LatentCache.open(place(horizon=16), dataset, CONFIG, 16, ABOUT)
+    build(path, codec_config=other, share=Share(0, 2))  # where earlier versions made it, and begun only
+    assert place(other) == path and place() != path
+    assert latents_here(path) == [path, place()]
+
+
+def test_a_disk_without_room_for_it_is_refused_after_the_first_batch(
+    build: Callable[..., None], encode: Encode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches: list[int] = []
+
+    def noted(canvases: np.ndarray) -> Latents:
+        batches.append(len(canvases))
+        return encode(canvases)
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=9))
+    with pytest.raises(DatasetError, match=r"fit on the disk(.|\n)*got: 0 MiB free(.|\n)*--cache DIR"):
+        build(encode=noted)
+    assert len(batches) == 1
 
 
 # --- never broken by a kill, never half

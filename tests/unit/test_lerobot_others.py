@@ -25,6 +25,7 @@ from lightwam.data.lerobot.check import examine
 from lightwam.data.lerobot.features import FeatureNames, parse_names, proposal
 from lightwam.data.lerobot_writer import LeRobotWriter
 from lightwam.errors import CheckpointError, ConfigError, DatasetError
+from lightwam.processing import open_data
 
 DATA, EPISODES = "data/chunk-000/file-000.parquet", "meta/episodes/chunk-000/file-000.parquet"
 VIDEO = "videos/observation.images.wrist/chunk-000/file-000.mp4"
@@ -140,11 +141,41 @@ def test_a_run_keeps_its_names(tmp_path: Path) -> None:
     assert checkpoint.feature_names(tmp_path) == ()
 
 
+def test_two_cameras_are_not_called_alike(root: Path) -> None:
+    with pytest.raises(
+        DatasetError, match=r"two cameras alike(.|\n)*images.wrist and observation.images.front are both"
+    ):
+        LeRobotDataset(root, parse_names(["observation.images.wrist=front"]))
+
+
+def test_training_goes_on_without_naming_again(tiny: Any, tmp_path: Path) -> None:
+    rename(tiny.dataset, {"observation.images.top": "image", "action": "actions"})
+    names, run = parse_names(["image=top", "actions=action"]), tmp_path / "named"
+    checkpoint.start_run(run, tiny.recipe)
+    first, _ = open_data(tiny.recipe, tiny.dataset, run, lambda line: None, names=names)
+    assert checkpoint.read_json(run / "dataset.json")["names"] == ["actions=action", "image=top"]
+    again, _ = open_data(tiny.recipe, tiny.dataset, run, lambda line: None)
+    np.testing.assert_array_equal(first.action, again.action)
+    with pytest.raises(CheckpointError, match="other names"):
+        open_data(
+            tiny.recipe, tiny.dataset, run, lambda line: None, names=parse_names(["image=front", "actions=action"])
+        )
+
+
+def test_a_camera_that_a_recipe_misses_may_be_named(root: Path, tmp_path: Path) -> None:
+    top = CodecConfig(canvas=(16, 16), places=(CameraPlace("top", 0, 0, 16, 16),))
+    with pytest.raises(DatasetError, match=r"--names observation.images.front=top"):
+        FrameCache.build(LeRobotDataset(root), top, tmp_path / "cache")
+    named = LeRobotDataset(root, parse_names(["observation.images.front=top"]))
+    assert FrameCache.build(named, top, tmp_path / "cache").num_steps == 7
+
+
 def test_a_robot_without_a_state(root: Path) -> None:
     rename(root, {"observation.state": "pose"})
     data = LeRobotDataset(root)
     data.check()
     assert data.state_dim == 0 and data.vectors.state.shape == (7, 0)
+    assert data.stats["observation.state"].mean.shape == (0,)
     (note,) = examine(root).notes
     assert "without a state" in note
     rename(root, {"pose": "state"})

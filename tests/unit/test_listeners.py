@@ -2,7 +2,10 @@
 
 import importlib
 import json
+import resource
 import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -140,9 +143,10 @@ def test_files_may_hold_wandbs_key_or_spare_it(
     tiny_recipe: Recipe, no_log_in: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe, netrc = with_listeners(tiny_recipe, "wandb"), no_log_in / ".netrc"
-    netrc.write_text("machine api.wandb.ai\n  login user\n  password k\n")
-    netrc.chmod(0o600)
-    check(recipe)
+    for host in ("api.wandb.ai", "api.forge.coreweave.com"):
+        netrc.write_text(f"machine {host}\n  login user\n  password k\n")
+        netrc.chmod(0o600)
+        check(recipe)
     monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
     with pytest.raises(ConfigError, match="wandb login"):
         check(recipe)
@@ -190,6 +194,26 @@ def test_a_run_id_that_the_user_gives_is_taken(
     with listen(with_listeners(tiny_recipe, "wandb"), tmp_path / "run"):
         assert calls[0][1]["id"] == "mine"
     assert json.loads((tmp_path / "run" / "listeners.json").read_text()) == {"wandb": {"run": "mine", "step": 0}}
+
+
+def test_a_full_disk_stops_tensorboard_alone_and_is_told_once(
+    tiny_recipe: Recipe, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before, said = resource.getrlimit(resource.RLIMIT_FSIZE), list[str]()
+    hook = threading.excepthook
+    with listen(with_listeners(tiny_recipe, "tensorboard"), tmp_path, say=said.append) as (listener,):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))  # the system lets no file grow beyond
+        try:
+            for step in range(10_000):
+                listener(step, ROW)
+                if said:
+                    break
+                time.sleep(0.01)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    (line,) = said
+    assert "tensorboard failed" in line and "File too large" in line
+    assert "Traceback" not in capfd.readouterr().err and threading.excepthook is hook
 
 
 def test_tensorboard_hides_what_comes_again(

@@ -92,6 +92,14 @@ def test_osmesa_asked_for_and_missing(
     assert {name: os.environ.get(name) for name in NAMES if name in os.environ} == variables
 
 
+def test_an_egl_that_is_asked_for_and_missing(clean: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    clean(MUJOCO_GL="egl")
+    monkeypatch.setattr(opengl.ctypes.util, "find_library", lambda name: None)
+    monkeypatch.setattr(opengl, "trouble", lambda: "ImportError: Unable to load EGL library")
+    with pytest.raises(SetupError, match=r"EGL is not installed[\s\S]*libegl1[\s\S]*and unset MUJOCO_GL"):
+        opengl.choose_gl()
+
+
 @pytest.mark.parametrize(
     ("egl", "trial", "kind", "told"),
     [

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from in_here import InHere
 
 import lightwam.policy
 from lightwam import checkpoint, encoders
@@ -270,13 +271,15 @@ def test_the_docstrings_example(point_run: Path) -> None:
     assert result.failed == 0, "".join(told)
 
 
-def test_the_documented_code_runs(point_run: Path, fake_hub: Any) -> None:
+def test_the_documented_code_runs(point_run: Path, fake_hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightwam.evaluate.Workers", InHere)
     page = (Path(__file__).parents[2] / "docs" / "python.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     assert len(blocks) > 5
-    names: dict[str, Any] = {}
+    names: dict[str, Any] = {"__name__": "__main__"}
     for block in blocks:
         exec(compile(block, "docs/python.md", "exec"), names)
+    assert names["result"]["trials"] == 4
     assert names["policy"].cameras == ("top",) and names["policy"].recipe.model.state_dim == 2
     assert names["chunk"].shape == (8, 2) and names["chunk"].dtype == np.float32
     assert names["action"].shape == (2,) and names["action"].dtype == np.float32

@@ -164,3 +164,18 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(CheckpointError, match=r"could not save(.|\n)*something else lies there"):
         published.write(tmp_path / "file" / "x.pt", Published(state, 0, "torch.float32"), CONFIG)
+
+
+def test_weights_that_are_not_finite_are_refused_by_name(path: Path) -> None:
+    rewrite(path, lambda content: content["proprio_encoder"]["weight"].view(-1)[:2].fill_(float("nan")))
+    with pytest.raises(CheckpointError, match=r"not finite: proprio_encoder weight \(2 NaN"):
+        published.load(path, CONFIG)
+
+
+def test_a_prefix_of_all_names_of_a_section_is_recognised(path: Path) -> None:
+    def wrap(content: dict[str, Any]) -> None:
+        content["mot"] = {f"module.{name}": tensor for name, tensor in content["mot"].items()}
+
+    rewrite(path, wrap)
+    with pytest.raises(CheckpointError, match=r"1 differences\n    mot all names begin with 'module\.'"):
+        published.read(path, CONFIG)

@@ -166,9 +166,13 @@ def test_the_older_layout_is_read_by_time_too(tmp_path: Path, name: str) -> None
     assert_right(as_v21(write(tmp_path, READ[name][:1])))
 
 
-def test_a_video_may_have_more_pictures_than_rows(tmp_path: Path) -> None:
-    part = replace(whole(0, 20), numbers=tuple(range(0, 40, 2)))
-    assert_right(write(tmp_path, [part], video_fps=2 * FPS))
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_video_may_have_more_pictures_than_rows(tmp_path: Path, more: int) -> None:
+    """An odd number of them too: the next episode then begins half a row behind the last row."""
+    first = Part(0.0, (19 + more) / 20, tuple(i / FPS for i in range(10)), tuple(range(0, 20, 2)))
+    start = 19 + more
+    second = Part(start / 20, 2.0, tuple(i / FPS for i in range(10)), tuple(range(start, 39, 2)))
+    assert_right(write(tmp_path, [first, second], video_fps=2 * FPS))
 
 
 SOUND = [whole(0, 20), whole(20, 20)]
@@ -299,13 +303,13 @@ def test_rising_times_are_read_without_a_seek(tmp_path: Path, monkeypatch: pytes
 
 
 def test_times_that_float32_rounds_are_not_refused_in_long_videos(tmp_path: Path) -> None:
-    """Half an hour in, float32 knows times to 1.2e-4 s: LeRobot compares such, and so finds them equal."""
-    moments = [1800 + i / 30 for i in range(40)]
+    """50 minutes in, float32 knows times to 2.4e-4 s: LeRobot compares such, and so finds them equal."""
+    moments = [3000 + i / 30 for i in range(40)]
     times = np.array(moments).astype(np.float32).astype(np.float64)
     with VideoReader(encode(tmp_path / "a.mp4", moments)) as reader:
         assert numbers(reader.read(times)) == [*range(40)]
         with pytest.raises(DatasetError, match="no picture"):
-            reader.read(times + 3e-4)
+            reader.read(times + 6e-4)
 
 
 def test_reading_goes_on_behind_a_fault(tmp_path: Path) -> None:
@@ -326,6 +330,18 @@ def change(root: Path, path: str, name: str, values: Callable[[list[Any]], list[
     pq.write_table(table.set_column(place, name, column), root / path)
 
 
+def more_rows(root: Path) -> pa.Table:
+    """Two rows of an episode 7, behind the others."""
+    table = pq.read_table(root / DATA).slice(38)
+    for name, values in (("episode_index", [7, 7]), ("index", [40, 41])):
+        table = table.set_column(table.schema.get_field_index(name), name, pa.array(values, pa.int64()))
+    return table
+
+
+def add_column(root: Path, path: str, name: str, values: list[int]) -> None:
+    pq.write_table(pq.read_table(root / path).append_column(name, pa.array(values)), root / path)
+
+
 DISAGREE: dict[str, tuple[Callable[[Path], None], str]] = {
     "index": (lambda root: change(root, DATA, "index", lambda v: [*v[:25], 3, *v[26:]]),
               r"index does not rise(.|\n)*episode 1 row 5(.|\n)*3 behind 24"),
@@ -333,6 +349,12 @@ DISAGREE: dict[str, tuple[Callable[[Path], None], str]] = {
                            r"dataset_to_index and length disagree(.|\n)*episode 1(.|\n)*21 to 40"),
     "both": (lambda root: [change(root, EPISODES, f"dataset_{a}_index", lambda v: [x + 7 for x in v])
                            for a in ("from", "to")] and None, r"lengths of the episodes before(.|\n)*7 to 27"),
+    "rows of no episode": (lambda root: pq.write_table(
+                               pa.concat_tables([pq.read_table(root / DATA), more_rows(root)]), root / DATA),
+                           r"does not place there(.|\n)*file-000\.parquet(.|\n)*episode_index 7"),
+    "number of a table": (lambda root: add_column(root, EPISODES, "meta/episodes/chunk_index", [0, 0])
+                          or add_column(root, EPISODES, "meta/episodes/file_index", [0, 1]),
+                          r"other numbers than it says(.|\n)*\(0, 1\)"),
     "total_tasks": (lambda root: write_info(root, json.loads((root / "meta/info.json").read_text())
                                             | {"total_tasks": 3}), r"total_tasks(.|\n)*3 tasks(.|\n)*2 tasks"),
 }  # fmt: skip
@@ -346,6 +368,13 @@ def test_check_tells_columns_that_disagree_though_reading_needs_them_not(tmp_pat
     assert re.search(words, str(faults[0])) and len({fault.what for fault in faults}) == 1
     assert all(fault.next_step for fault in faults)
     assert numbers(LeRobotDataset(tmp_path).frames(1, "front")) == [*range(20, 40)]
+
+
+def test_a_table_of_no_episode_is_a_note(tmp_path: Path) -> None:
+    root = write(tmp_path, SOUND)
+    pq.write_table(more_rows(root), (root / DATA).with_name("copy.parquet"))
+    (note,) = examine(root).notes
+    assert "copy.parquet belongs to no episode" in note
 
 
 def test_what_is_redundant_need_not_be_there(tmp_path: Path) -> None:

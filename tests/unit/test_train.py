@@ -2,9 +2,12 @@
 
 import json
 import math
+import resource
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -85,6 +88,54 @@ def test_lines_after_the_last_checkpoint_and_a_torn_one_are_written_again(tiny: 
     assert all(torch.equal(again.model[name], value) for name, value in checkpoint.load(tiny.run).model.items())
 
 
+def test_a_full_disk_while_logging_is_told_and_the_same_command_goes_on(tiny: Any, tmp_path: Path) -> None:
+    run = tmp_path / "new"
+    train(tiny.recipe, tiny.dataset, run, stop_after=0, say=quiet)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, before[1]))  # the system lets no file grow beyond: one line of log
+    try:
+        with pytest.raises(CheckpointError, match=r"could not save(.|\n)*log\.jsonl(.|\n)*larger than allowed"):
+            train(tiny.recipe, tiny.dataset, run, say=quiet)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [row["step"] for row in rows(run)] == [1] and checkpoint.steps(run) == []
+    train(tiny.recipe, tiny.dataset, run, say=quiet)
+    assert [row["step"] for row in rows(run)] == [1, 2, 3, 4, 5, 6]
+    assert bits(run) == bits(tiny.run)
+
+
+def test_a_broken_line_of_the_log_is_named(tiny: Any) -> None:
+    log = tiny.run / "log.jsonl"
+    first, *others = log.read_text().splitlines()
+    log.write_text("\n".join([first, '{"loss": 1}', *others]) + "\n")
+    with pytest.raises(CheckpointError, match=r"log\.jsonl:2(.|\n)*delete this line"):
+        train(tiny.recipe, tiny.dataset, tiny.run, say=quiet)
+
+
+def test_listeners_are_asked_before_anything_is_decoded_or_claimed(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    shutil.rmtree(tiny.dataset / "cache")
+    with pytest.raises(ConfigError, match="not installed"):
+        train(shorter(tiny.recipe, listeners=("wandb",)), tiny.dataset, tmp_path / "new", say=quiet)
+    assert not (tmp_path / "new").exists() and not (tiny.dataset / "cache").exists()
+
+
+def test_a_listener_joins_a_run_that_goes_on(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[int] = []
+    wandb: Any = ModuleType("wandb")
+    wandb.init, wandb.finish = lambda **_: None, lambda: None
+    wandb.log = lambda row, step: told.append(step)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    recipe = shorter(tiny.recipe, listeners=("wandb",))
+    for _ in range(2):
+        shutil.rmtree(tiny.run / "checkpoints" / "step_00000006")
+        train(recipe, tiny.dataset, tiny.run, say=quiet)
+        assert told == [5, 6]  # the second time both were told already: the log has them
+
+
 def test_the_log_has_what_the_report_reads(tiny_once: Any) -> None:
     names = {"step", "loss", "loss_video", "loss_action", "grad_norm", "learning_rate", "samples_per_second",
              "seconds", "wait_share"}  # fmt: skip
@@ -146,6 +197,56 @@ def test_pictures_of_another_codec_are_decoded_again(tiny: Any, tmp_path: Path) 
     assert len(said) == 1
 
 
+def test_two_codecs_that_take_turns_decode_once_each(tiny: Any, tmp_path: Path) -> None:
+    said: list[str] = []
+    (place,) = tiny.recipe.codec.places
+    cropped = replace(tiny.recipe.codec, places=(replace(place, crop=(0.0, 0.0, 0.5, 0.5)),))
+    other = replace(tiny.recipe, codec=cropped)
+    for turn in range(2):
+        open_data(tiny.recipe, tiny.dataset, tiny.run, said.append)
+        open_data(other, tiny.dataset, tmp_path / "other", said.append)
+        assert len(said) == 1, turn
+
+
+def contents(folder: Path) -> dict[str, int]:
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("by", ["option", "variable"])
+def test_a_cache_elsewhere_leaves_the_dataset_alone(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    said: list[str] = []
+    shutil.rmtree(tiny.dataset / "cache")
+    (tmp_path / "link").symlink_to(tiny.dataset)
+    before, given = contents(tiny.dataset), Path("c") if by == "option" else None
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LIGHTWAM_CACHE", "c" if by == "variable" else "")
+    for dataset in (tiny.dataset, tmp_path / "link"):
+        open_data(tiny.recipe, dataset, tiny.run, said.append, cache=given)
+    assert len(list((tmp_path / "c" / "dataset.lightwam" / "cache").glob("*/frames.npy"))) == 1
+    assert len(said) == 1 and contents(tiny.dataset) == before
+
+
+def test_an_older_cache_in_the_datasets_folder_is_used(tiny: Any) -> None:
+    said: list[str] = []
+    (folder,) = (tiny.dataset / "cache").iterdir()
+    for path in folder.iterdir():
+        path.rename(folder.parent / path.name)
+    folder.rmdir()
+    cache, _ = open_data(tiny.recipe, tiny.dataset, tiny.run, said.append)
+    assert cache.path == tiny.dataset / "cache" and said == []
+
+
+def test_the_next_start_removes_what_a_killed_one_left(tiny: Any) -> None:
+    left = tiny.dataset / "cache.draft-999999999", tiny.dataset / "cache" / "16x16-top-ab.part-0123456789abcdef"
+    for folder in left:
+        folder.mkdir()
+        (folder / "frames.npy").write_bytes(b"x")
+    open_data(tiny.recipe, tiny.dataset, tiny.run, quiet)
+    assert not any(folder.exists() for folder in left)
+
+
 def test_a_run_does_not_go_on_with_another_dataset(tiny: Any, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     shutil.copytree(tiny.dataset, elsewhere)
@@ -182,7 +283,7 @@ def test_a_dataset_of_another_robot_is_refused(tiny: Any, tmp_path: Path) -> Non
     with pytest.raises(DatasetError, match=r"observation\.state") as caught:
         train(wider, tiny.dataset, tmp_path / "new", say=quiet)
     assert "expected: 3" in str(caught.value)
-    assert not (tmp_path / "new" / "processing.json").exists()  # of a dataset that is not the run's
+    assert not (tmp_path / "new").exists()  # the right recipe may have it
 
 
 def test_a_nan_among_the_actions_is_refused(tiny: Any, tmp_path: Path) -> None:

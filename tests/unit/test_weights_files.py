@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
 from lightwam.errors import CheckpointError
-from lightwam.weights.files import Part, digest, locate, read_tensors
+from lightwam.weights.files import Part, check_tensors, digest, locate, read_tensors, shared_prefix
 
 PARTS: tuple[Part, ...] = ("backbone", "vae", "text_encoder", "tokenizer")
 OFFICIAL = (
@@ -370,3 +370,101 @@ def test_a_digest_of_an_index_counts_its_shards_alone(tmp_path: Path) -> None:
     (tmp_path / PLACES["b"]).unlink()
     with pytest.raises(CheckpointError, match="a weights file is missing"):
         digest(index)
+
+
+WANTED = {name: tensor.shape for name, tensor in TENSORS.items()}
+
+
+def refused(found: dict[str, Tensor], wanted: dict[str, torch.Size] = WANTED) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        check_tensors("these weights do not fit", "x.pt", found, wanted, "take others")
+    return str(caught.value)
+
+
+def test_weights_that_fit_pass() -> None:
+    check_tensors("no", "x.pt", dict(TENSORS), WANTED, "")
+    check_tensors("no", "x.pt", {"a": torch.zeros(0)}, {"a": torch.Size([0])}, "")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("value", "told"), [(float("nan"), "1 NaN and 0 inf"), (float("-inf"), "0 NaN and 1 inf")])
+def test_a_weight_that_is_not_finite_is_refused_by_name(dtype: torch.dtype, value: float, told: str) -> None:
+    spoilt = torch.ones(2, 3, dtype=dtype)
+    spoilt[1, 2] = value
+    message = refused(TENSORS | {"a.weight": spoilt})
+    assert f"not finite: a.weight ({told} of 6 numbers)" in message and "1 differences" in message
+
+
+def test_a_list_of_tensors_is_bounded_and_counted_with_some_of_every_kind() -> None:
+    wanted = {f"layer.{i}": torch.Size([2]) for i in range(40)}
+    found = {f"layer.{i}": torch.zeros(3) for i in range(20)} | {"other": torch.zeros(1)}
+    message = refused(found, wanted)
+    assert "41 differences" in message and "and 36 more" in message and message.count("\n    ") == 6
+    assert "missing: layer.20" in message and "unknown: other" in message and "of another shape: layer.0 " in message
+    nan = {name: torch.full((2,), float("nan")) for name in wanted}
+    message = refused(nan, wanted)
+    assert "40 differences" in message and "and 35 more" in message and message.count("not finite: ") == 5
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod.", "model.diffusion_model."])
+def test_a_prefix_of_all_names_is_recognised_and_named(prefix: str) -> None:
+    message = refused({f"{prefix}{name}": tensor for name, tensor in TENSORS.items()})
+    assert f"all names begin with {prefix!r}" in message and "take it off" in message
+    assert "1 differences" in message and "missing" not in message
+    missing = {f"{prefix}{name}": tensor for name, tensor in TENSORS.items() if name != "b"}
+    assert "2 differences" in refused(missing) and "missing: b" in refused(missing)
+
+
+def test_a_prefix_that_the_file_lacks_is_named_too() -> None:
+    message = refused(dict(TENSORS), {f"dit.{name}": shape for name, shape in WANTED.items()})
+    assert "no name begins with 'dit.'" in message and "1 differences" in message
+
+
+def test_what_is_no_prefix_of_all_is_none() -> None:
+    assert shared_prefix(["module.a", "b"], ["a", "b"]) == ""
+    assert shared_prefix(["module.a", "module.b"], ["c"]) == ""
+    assert shared_prefix(["modulea", "moduleb"], ["a", "b"]) == ""
+    assert shared_prefix([], ["a"]) == ""
+    assert shared_prefix(["x.blocks.0.q", "x.blocks.1.q"], ["blocks.0.q", "blocks.1.q"]) == "x."
+
+
+def test_quantised_weights_mean_nothing_without_their_scales() -> None:
+    eight = TENSORS["a.weight"].to(torch.float8_e4m3fn)
+    assert "8-bit floating point, which is quantised: a.weight float8_e4m3fn" in refused(TENSORS | {"a.weight": eight})
+    assert "not of floating point: a.weight int8" in refused(TENSORS | {"a.weight": torch.ones(2, 3).to(torch.int8)})
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 10\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "the file is empty"),
+        (POINTER, "git lfs pull"),
+        (b"<!DOCTYPE html>\n<html>", "a web page"),
+        (bytes(100), "begins with zeros"),
+        (save(TENSORS)[:-5], "it is cut short"),
+        (b"\x09\0\0\0\0\0\0\0[1, 2, 3]", "cannot be read as safetensors"),
+    ],
+    ids=["empty", "pointer", "page", "zeros", "short", "no header"],
+)
+def test_a_file_that_is_something_else_says_what(tmp_path: Path, content: bytes, told: str) -> None:
+    (tmp_path / "x.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match="cannot be read as safetensors") as caught:
+        read_tensors(tmp_path / "x.safetensors")
+    assert told in str(caught.value) and "fetch it again" in str(caught.value)
+
+
+def test_pickles_and_indices_may_be_pointers_too(tmp_path: Path) -> None:
+    for name in ("x.pth", INDEX):
+        (tmp_path / name).write_bytes(POINTER)
+        with pytest.raises(CheckpointError, match="git lfs pull"):
+            read_tensors(tmp_path / name)
+
+
+def test_tensors_that_lie_one_level_down_are_found(tmp_path: Path) -> None:
+    torch.save({"state_dict": TENSORS, "epoch": 3}, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match="not a table of tensors") as caught:
+        read_tensors(tmp_path / "x.pt")
+    assert caught.value.got == "state_dict: dict, epoch: int" and "'state_dict'" in caught.value.next_step

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +18,7 @@ from lerobot_policy_lightwam.modeling_lightwam import LightWAMPolicy
 from lerobot_policy_lightwam.processor_lightwam import make_lightwam_pre_post_processors
 from lightwam import checkpoint
 from lightwam.config import to_dict
+from lightwam.data.files import writing
 from lightwam.errors import CheckpointError, LightwamError
 
 
@@ -34,7 +37,9 @@ class ConvertOptions:
 
 
 def convert(options: ConvertOptions) -> LightWAMPolicy:
-    """Write the checkpoint; CheckpointError when the run is damaged or `out` holds something already.
+    """Write the checkpoint, whole or not at all.
+
+    CheckpointError when the run is damaged, `out` holds something already, or the disk is full.
 
     Token states of the run's prompts are not carried over: a pretrained text encoder is opened where it is needed.
     """
@@ -58,9 +63,15 @@ def convert(options: ConvertOptions) -> LightWAMPolicy:
     saved = checkpoint.load(run, options.step, training=False)
     checkpoint.fill(policy.model, checkpoint.run_weights(run, saved, ema=options.ema), run)
     stats = {OBS_STATE: codec.state.to_dict(), ACTION: codec.action.to_dict()}
-    policy.save_pretrained(out)
-    for processor in make_lightwam_pre_post_processors(config, stats):
-        processor.save_pretrained(out)
+    beside = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        with writing(out):
+            policy.save_pretrained(beside)
+            for processor in make_lightwam_pre_post_processors(config, stats):
+                processor.save_pretrained(beside)
+            beside.replace(out)  # an empty folder may be there
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
     return policy.eval()
 
 

@@ -15,7 +15,7 @@ from lightwam.commands.options import AnyRecipe, Names, named_recipe, parse
 class CacheOptions:
     """Encode a dataset once: VAE latents of every window and the prompts' token states, beside the data.
 
-    Goes on where it stopped. Over several processes or GPUs: torchrun --nproc-per-node 4 -m lightwam cache RECIPE ...
+    Goes on where it stopped. Over several processes: torchrun --nproc-per-node 4 -m -- lightwam cache RECIPE ...
     A recipe without pretrained encoders gets its pictures decoded, which `lightwam train` would do by itself.
     """
 

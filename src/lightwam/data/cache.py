@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -303,7 +304,7 @@ def _disk_errors(path: Path, dataset: LeRobotDataset, config: CodecConfig, draft
     try:
         yield
     except OSError as error:
-        need = f"{_bytes_missing(dataset, config, draft) / 2**20:.0f} MiB"
+        need = f"{math.ceil(_bytes_missing(dataset, config, draft) / 2**20)} MiB"
         kept = "what is decoded is kept, and the same command goes on behind it"
         raise not_written(error, path, need, kept) from error
 

@@ -23,7 +23,7 @@ from lightwam.types import Latents
 TABLES = ("state", "action", "episode_start", "task_index")
 Progress = Callable[[int, int], None]
 """called with frames or windows done, and in all; the first time before any is done"""
-BYTES_AT_ONCE = 16 * 2**20
+BYTES_AT_ONCE = 4 * 2**20
 """a thread decodes as much, pictures and their canvases, before it goes on; resizing takes some five times that"""
 NUM_NAMED = 5
 """so many faults are spelled out in an error"""
@@ -91,7 +91,8 @@ def check_cameras(dataset: LeRobotDataset, config: CodecConfig) -> None:
         if place.camera not in dataset.cameras and place.camera not in dataset.left_out:
             raise DatasetError("the codec places a camera that the dataset lacks", where=dataset.root,
                                got=", ".join(sorted(dataset.cameras)), expected=place.camera,
-                               next_step=did_you_mean(place.camera, dataset.cameras))  # fmt: skip
+                               next_step=f"{did_you_mean(place.camera, dataset.cameras)}; or call one of them so: "
+                               f"--names {dataset.feature_of(min(dataset.cameras))}={place.camera}")  # fmt: skip
         dataset.check_camera(place.camera)
 
 

@@ -56,9 +56,8 @@ def check_room(path: Path, num_bytes: int) -> None:
     """Raise DatasetError unless `path` can be made and its disk has room for so many bytes."""
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise DatasetError("the cache's folder must be writable", where=path,
-                           got=f"{folder} is {'read-only' if folder.is_dir() else 'a file'}",
-                           next_step=ELSEWHERE)  # fmt: skip
+        got = f"{folder} {'cannot be written to' if folder.is_dir() else 'is a file'}"
+        raise DatasetError("the cache's folder must be writable", where=path, got=got, next_step=ELSEWHERE)
     free = shutil.disk_usage(folder).free
     if free < num_bytes:
         raise DatasetError("the cache must fit on the disk", where=path, got=f"{free / 2**20:.0f} MiB free",

@@ -130,6 +130,7 @@ class LatentCache(Cache):
         _refuse_another(path, fingerprint)
         if _is_whole(path):
             return
+        check_room(path, 0)
         with _writing(path, "a few KiB to begin with"):
             (path / "shards").mkdir(parents=True, exist_ok=True)
             for folder in (path, path / "shards"):

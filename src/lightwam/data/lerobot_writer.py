@@ -39,6 +39,12 @@ class EpisodeNote:
     extra: Mapping[str, Any]
 
 
+def _notes(packed: LeRobotDataset) -> list[EpisodeNote]:
+    """Of every episode of a dataset; the sentence is its first row's."""
+    first = (packed.tasks[task] for task in packed.vectors.task_index)
+    return [EpisodeNote(task, e.length, e.extra) for task, e in zip(first, packed.episodes, strict=True)]
+
+
 class LeRobotWriter:
     """Add episodes, then close. One writer a root at a time.
 
@@ -65,9 +71,7 @@ class LeRobotWriter:
             if self._packed.version != "v3.0":
                 raise DatasetError("only v3.0 can be written to", where=self.root, got=self._packed.version)
             self._check_same(self._packed.info, self.root / "meta" / "info.json")
-        self._notes = (
-            [EpisodeNote(e.tasks[0], e.length, e.extra) for e in self._packed.episodes] if self._packed else []
-        )
+        self._notes = _notes(self._packed) if self._packed else []
         self._open_incoming()
 
     @property

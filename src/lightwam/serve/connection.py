@@ -105,7 +105,7 @@ class Socket(web.WebSocketResponse):
 
     def __init__(self, message_bytes: int, heartbeat_seconds: float) -> None:
         super().__init__(max_msg_size=message_bytes, heartbeat=heartbeat_seconds, compress=False, timeout=2.0)
-        self._too_large = f"a message may have at most {message_bytes} bytes (lightwam serve --limits.message-bytes)"
+        self._too_large = f"a message may have at most {message_bytes} bytes (the server's --limits.message-bytes)"
         self.is_too_large = False
         """the client sent more than it may"""
 

@@ -100,7 +100,7 @@ def _kind() -> str:
     if not egl and not osmesa:
         raise SetupError("MuJoCo cannot draw: neither EGL nor OSMesa is installed",
                          next_step="apt install libegl1 libgl1 (or libosmesa6), or set MUJOCO_GL yourself")  # fmt: skip
-    if not osmesa or DEVICE in os.environ:  # who names a device wants that one
+    if egl and (not osmesa or DEVICE in os.environ):  # a device that is named is wanted
         return "egl"
     reason = _trouble_elsewhere() if egl else "it is not installed"
     if not reason:
@@ -136,7 +136,7 @@ def _trouble_elsewhere() -> str:
     command = [sys.executable, "-c", TRIAL]
     environment = os.environ | {WORD: "egl", PLATFORM: "egl", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=TRIAL_SECONDS,
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=TRIAL_SECONDS,
                               env=environment)  # fmt: skip
     except subprocess.TimeoutExpired:
         return f"no answer in {TRIAL_SECONDS:.0f} s"
@@ -160,9 +160,10 @@ def _refused(kind: str, reason: str) -> SetupError:
             return SetupError("EGL has no such device", where=DEVICE, got=repr(device),
                               expected=f"one of {known}" if count else known, next_step=f"unset {DEVICE}")  # fmt: skip
     named = [f"{name}={os.environ[name]}" for name in (WORD, DEVICE, *VENDORS) if os.environ.get(name)]
-    return SetupError("MuJoCo cannot draw: EGL is installed and does not start", where=", ".join(named) or None,
+    state = "is installed and does not start" if ctypes.util.find_library("EGL") else "is not installed"
+    return SetupError(f"MuJoCo cannot draw: EGL {state}", where=", ".join(named) or None,
                       got=reason, expected="NVIDIA's driver (in a container NVIDIA_DRIVER_CAPABILITIES=all), or Mesa's",
-                      next_step=f"apt install libegl-mesa0 libgl1-mesa-dri; or {SOFTWARE}"
+                      next_step=f"apt install libegl1 libegl-mesa0 libgl1-mesa-dri; or {SOFTWARE}"
                       + (f" and unset {WORD}" if os.environ.get(WORD) else ""))  # fmt: skip
 
 

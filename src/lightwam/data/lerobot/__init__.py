@@ -17,7 +17,7 @@ from jaxtyping import Float64, Int64, UInt8
 
 from lightwam.data.files import file_fingerprint, read_json
 from lightwam.data.images import ImageReader
-from lightwam.data.lerobot.columns import column_faults, total_fault
+from lightwam.data.lerobot.columns import column_faults, table_faults, total_fault
 from lightwam.data.lerobot.features import (
     ACTION,
     STATE,
@@ -46,8 +46,8 @@ from lightwam.stats import FeatureStats, measure
 
 __all__ = ["LeRobotDataset", "Pictures", "Vectors", "check_finite"]
 VERSIONS = ("v3.0", "v2.1", "v2.0")
-BATCH = 64
-"""pictures in memory while all are checked"""
+CHECKED_AT_ONCE = 16
+"""pictures in memory while all of them are checked"""
 Read = TypeVar("Read")
 
 
@@ -186,6 +186,7 @@ class LeRobotDataset:
         """Yield what is wrong between the columns of `rows` and with pictures, decoding all that can be."""
         yield from column_faults(rows, self.episodes, self.episode_start)
         yield from total_fault(self.info, "total_tasks", len(self.tasks), self.root)
+        yield from table_faults(self.root)
         for left in self.left_out.values():
             if left.fault:
                 yield left.reason
@@ -224,6 +225,10 @@ class LeRobotDataset:
         if self._uneven():
             known["pictures"] = "by the rows' timestamp"
         return known
+
+    def feature_of(self, camera: str) -> str:
+        """The feature that a camera's pictures come from."""
+        return self._cameras[camera].key
 
     def state_proposal(self) -> str:
         """What to say when a state is missed: a line of `--names` that may give it, "" where none is to be guessed."""
@@ -318,13 +323,13 @@ class Pictures:
     def faults(self, episode: Episode, camera: str) -> Iterator[DatasetError]:
         """Decode an episode's pictures and yield what is wrong with them: the first thing, and no more."""
         try:
-            for _ in self.stream(episode, camera, BATCH):
+            for _ in self.stream(episode, camera, CHECKED_AT_ONCE):
                 pass
         except DatasetError as fault:
             yield fault
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         for reader in self._open.values():
             reader.close()
         self._open.clear()

@@ -81,6 +81,10 @@ def _notes(dataset: LeRobotDataset, rows: Rows) -> list[str]:
         proposal = dataset.state_proposal()
         more = f"; if it has one, {proposal}" if proposal else ""
         notes.append(f"there is no observation.state: a robot without a state{more}")
+    used = {episode.data_path for episode in dataset.episodes}
+    for path in sorted((dataset.root / "data").glob("*/*.parquet")):
+        if path not in used:
+            notes.append(f"{path} belongs to no episode and is not read (LeRobot reads it)")
     if not rows.broken and rows.vectors.timestamp is not None:
         notes += time_notes(rows.vectors.timestamp, dataset.episode_start, dataset.fps)
     return notes

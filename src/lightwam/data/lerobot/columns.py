@@ -5,6 +5,7 @@ Reading does not depend on these, LeRobot's own reader depends on some: `lightwa
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from lightwam.data.lerobot.meta import Episode
+from lightwam.data.lerobot.meta import Episode, columns_of, read_table
 from lightwam.data.lerobot.rows import Rows
 from lightwam.errors import DatasetError
 
@@ -45,6 +46,11 @@ def column_faults(
             yield DatasetError("dataset_from_index disagrees with the lengths of the episodes before", where=where,
                                got=f"{episode.rows[0]} to {episode.rows[1]}", expected=f"{first} to {last}",
                                next_step="write dataset_from_index and dataset_to_index anew")  # fmt: skip
+    for path, others in rows.astray.items():
+        yield DatasetError("a data file has rows of episodes that the episodes table does not place there", where=path,
+                           got=f"episode_index {', '.join(map(str, others[:5]))}{', ...' * (len(others) > 5)}",
+                           expected="rows of the episodes of meta/episodes alone",
+                           next_step="write those episodes into the table, or take their rows out")  # fmt: skip
     if rows.index is None or rows.broken:
         return
     if (bad := np.flatnonzero(np.diff(rows.index) <= 0)).size:
@@ -54,6 +60,21 @@ def column_faults(
                            where=f"{episode.data_path} episode {episode.index} row {row - int(starts[episode.index])}",
                            got=f"{rows.index[row]} behind {rows.index[row - 1]}", expected=row,
                            next_step="number the rows anew: index 0, 1, 2, ... over all episodes")  # fmt: skip
+
+
+def table_faults(root: Path) -> Iterator[DatasetError]:
+    """Where a table of episodes (v3.0) lies under other numbers than its own columns say."""
+    names = ("meta/episodes/chunk_index", "meta/episodes/file_index")
+    for path in sorted((root / "meta" / "episodes").glob("chunk-*/file-*.parquet")):
+        if not {*names} <= {*columns_of(path)}:
+            continue
+        table = read_table(path, dict.fromkeys(names, "whole"))
+        told = {tuple(map(int, pair)) for pair in zip(*(table[name].to_pylist() for name in names), strict=True)}
+        numbers = re.findall(r"\d+", f"{path.parent.name} {path.stem}")
+        if others := sorted(told - {tuple(map(int, numbers))}):
+            yield DatasetError("a table of episodes lies under other numbers than it says", where=path,
+                               got=f"chunk_index, file_index {others[0]}", expected=f"those of {path.name}",
+                               next_step="was the file renamed? rename it back, or mend the columns")  # fmt: skip
 
 
 def time_notes(

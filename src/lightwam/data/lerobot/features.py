@@ -110,7 +110,12 @@ def read_cameras(
     if keys is None:
         taken = set(names.renamed.values())
         keys = {key.removeprefix(CAMERA_PREFIX): key for key in features if key.startswith(CAMERA_PREFIX)}
-        keys = {name: key for name, key in keys.items() if key not in taken} | dict(names.renamed)
+        keys = {name: key for name, key in keys.items() if key not in taken}
+        if twice := sorted(keys.keys() & names.renamed.keys()):
+            raise DatasetError("--names calls two cameras alike", where=where, got=f"{names.renamed[twice[0]]} and "
+                               f"{keys[twice[0]]} are both {twice[0]}", expected="another name for one of them",
+                               next_step=f"--names {keys[twice[0]]}=NAME too")  # fmt: skip
+        keys |= names.renamed
     for key in keys.values():
         if key not in features:
             raise DatasetError("a feature is missing", where=where, got=", ".join(sorted(features)), expected=key,

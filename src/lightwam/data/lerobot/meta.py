@@ -62,7 +62,7 @@ def read_table(path: Path, columns: Mapping[str, ColumnKind]) -> pa.Table:
         raise _unreadable(path, error) from error
     for name, kind in columns.items():
         column = table.column(name)
-        if column.null_count or not _is_kind(column.type, kind):
+        if (column.null_count and kind != "texts") or not _is_kind(column.type, kind):
             got = f"{column.type}, {column.null_count} empty"
             raise DatasetError(
                 "a column is mistyped or has gaps", where=f"{path} column {name}", got=got, expected=kind
@@ -219,7 +219,7 @@ def _v30_episode(
     except ValueError as error:
         where = f"{path} {EXTRA} of episode {row['episode_index']}"
         raise DatasetError("an episode's note is not JSON", where=where, got=row[EXTRA]) from error
-    return Episode(whole["episode_index"], length, tuple(row.get("tasks", ())), data_path, clips, extra, span)
+    return Episode(whole["episode_index"], length, tuple(row.get("tasks") or ()), data_path, clips, extra, span)
 
 
 def _v2_episodes(root: Path, info: Mapping[str, Any], videos: Mapping[str, str]) -> Found:

@@ -17,6 +17,8 @@ from lightwam.errors import DatasetError
 
 Tell = Callable[[DatasetError], None]
 """takes a fault: raises it, or keeps it and lets the reader go on"""
+SLACK = 1e-3
+"""seconds: times in the tables may be off by as much before they contradict one another"""
 INDICES = ("episode_index", "task_index")
 MAYBE = ("timestamp", "frame_index", "index")
 """columns that are read where they are there"""
@@ -50,6 +52,8 @@ class Rows:
     """the column `index`, where every data file has it"""
     broken: frozenset[int]
     """episodes with a fault that was told"""
+    astray: Mapping[Path, tuple[int, ...]]
+    """data file -> episodes with rows in it, which the episodes table does not place there"""
 
 
 @dataclass(frozen=True)
@@ -77,11 +81,13 @@ def read_rows(layout: Layout, tell: Tell = refuse) -> Rows:
     table: _Table | None = None
     path: Path | None = None
     broken: set[int] = set()
+    astray: dict[Path, tuple[int, ...]] = {}
     for episode, start in zip(layout.episodes, layout.starts[:-1].tolist(), strict=True):
         if path != episode.data_path:
             path, table = episode.data_path, None
             try:
                 table = _Table(path, layout)
+                astray |= table.astray()
             except DatasetError as error:
                 tell(error)
         faults = [] if table is None else [*table.faults(episode)]
@@ -96,7 +102,7 @@ def read_rows(layout: Layout, tell: Tell = refuse) -> Rows:
         time[span] = 0 if table.time is None else table.time[found]
         index[span] = 0 if table.index is None else table.index[found]
     vectors = Vectors(state, action, task[layout.starts[:-1]], task, time if has_time else None)
-    return Rows(vectors, index if has_index else None, frozenset(broken))
+    return Rows(vectors, index if has_index else None, frozenset(broken), astray)
 
 
 class _Table:
@@ -132,6 +138,12 @@ class _Table:
         """The episode's rows, as they lie in the file."""
         first, last = np.searchsorted(self._episode, [episode.index, episode.index + 1])
         return self._order[first:last]
+
+    def astray(self) -> dict[Path, tuple[int, ...]]:
+        """This file, and the episodes with rows in it that belong elsewhere; nothing where there are none."""
+        placed = [episode.index for episode in self._layout.episodes if episode.data_path == self.path]
+        others = np.setdiff1d(self._episode, placed).tolist()
+        return {self.path: tuple(others)} if others else {}
 
     def faults(self, episode: Episode) -> Iterator[DatasetError]:
         """Everything that is wrong with an episode's rows."""
@@ -242,9 +254,9 @@ def span_faults(
 ) -> Iterator[DatasetError]:
     """Where an episode's part of a camera's video contradicts its own end, its rows, or a neighbour in the same file.
 
-    `last`: episode -> the timestamp of its last row, of those episodes whose rows are sound.
+    `last`: episode -> the timestamp of its last row, of those episodes whose rows are sound. A row's picture must come
+    before the next episode's first; how long pictures last is not known here, as a video may have more than rows.
     """
-    slack = 0.25 * frame_time
     files: dict[Path, list[tuple[Clip, Episode]]] = {}
     for episode in episodes:
         clip, where = episode.clips[camera], span_place(episode, camera)
@@ -254,7 +266,7 @@ def span_faults(
                                expected="seconds from the file's start", next_step="write the true ones")  # fmt: skip
             continue
         files.setdefault(clip.path, []).append((clip, episode))
-        if clip.end is not None and episode.index in last and clip.start + last[episode.index] > clip.end + slack:
+        if clip.end is not None and episode.index in last and clip.start + last[episode.index] > clip.end + SLACK:
             yield DatasetError("from_timestamp, to_timestamp and the rows' timestamp disagree", where=where,
                                got=f"{clip.start:.4f} s + {last[episode.index]:.4f} s of the last row",
                                expected=f"before to_timestamp, {clip.end:.4f} s",
@@ -263,9 +275,9 @@ def span_faults(
     for path, some in files.items():
         some.sort(key=lambda pair: pair[0].start)
         for (clip, episode), (after, other) in pairwise(some):
-            end = clip.start + last.get(episode.index, 0.0) + frame_time
-            end = end if clip.end is None else max(end, clip.end)
-            if end > after.start + slack:
+            row = clip.start + last.get(episode.index, 0.0)
+            end = row if clip.end is None else max(row, clip.end)
+            if row > after.start - SLACK or end > after.start + 0.25 * frame_time:
                 yield DatasetError("two episodes overlap in a video", where=f"{path}",
                                    got=f"episode {episode.index} {clip.start:.4f} to {end:.4f} s, "
                                    f"episode {other.index} from {after.start:.4f} s",

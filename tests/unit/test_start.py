@@ -1,0 +1,170 @@
+"""start.py: a run that starts from another keeps its statistics, unless they are to be measured anew."""
+
+import json
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from lightwam import checkpoint
+from lightwam.data.lerobot import LeRobotDataset
+from lightwam.data.lerobot_writer import LeRobotWriter
+from lightwam.errors import CheckpointError, LightwamError
+from lightwam.start import Start, starting
+from lightwam.train import train
+
+
+@dataclass(frozen=True)
+class Two:
+    """A trained run, and a dataset of the same robot with other ranges."""
+
+    recipe: Any
+    old: Path
+    dataset: Path
+
+
+@pytest.fixture(scope="module")
+def wider(tiny_once: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demonstrations again, their second action three times as large, the first state moved by 10."""
+    root, data = tmp_path_factory.mktemp("wider") / "dataset", LeRobotDataset(tiny_once.dataset)
+    size = (tiny_once.recipe.sim.height, tiny_once.recipe.sim.width)
+    camera = tiny_once.recipe.sim.cameras[0]
+    with LeRobotWriter(root, round(data.fps), "point", {camera: size}, ("x", "y"), ("x", "y")) as writer:
+        for number in range(2):
+            state = np.linspace([9.9, 0], [10.1, 0.1], 12, dtype=np.float32) + number
+            action = np.linspace([-0.5, -3], [0.5, 3], 12, dtype=np.float32)
+            writer.add_episode({camera: np.full((12, *size, 3), 90, np.uint8)}, state, action, data.tasks[0])
+    return root
+
+
+@pytest.fixture
+def two(tiny_once: Any, wider: Path, tmp_path: Path) -> Two:
+    shutil.copytree(wider, tmp_path / "wider")
+    return Two(tiny_once.recipe, tiny_once.run, tmp_path / "wider")
+
+
+def begin(two: Two, run: Path, **words: Any) -> list[str]:
+    """What is said by a training that stops before its first step."""
+    said: list[str] = []
+    train(two.recipe, two.dataset, run, stop_after=0, say=said.append, **words)
+    return [line for line in said if line.startswith("statistics")]
+
+
+def test_statistics_are_kept_and_that_is_said(two: Two, tmp_path: Path) -> None:
+    (line,) = begin(two, tmp_path / "new", start_from=two.old)
+    assert f"kept from {two.old}" in line and "--statistics new" in line
+    assert "dims of the new data leave its range" in line and "state[0]: 9.9 to 11.1, was" in line
+    assert (tmp_path / "new" / "processing.json").read_bytes() == (two.old / "processing.json").read_bytes()
+    told = checkpoint.read_json(tmp_path / "new" / "start.json")
+    assert told == {"run": str(two.old), "step": 6, "statistics": "kept"}
+
+
+def test_statistics_are_measured_anew_when_asked_and_that_is_said(two: Two, tmp_path: Path) -> None:
+    (line,) = begin(two, tmp_path / "new", start_from=two.old, statistics="new")
+    assert f"not kept from {two.old}" in line and "begin in other units, most state[0]" in line
+    codec, measured = checkpoint.read_processing(tmp_path / "new")
+    old, theirs = checkpoint.read_processing(two.old)
+    assert codec.state.max[0] == pytest.approx(11.1) and old.state.max[0] < 2
+    assert measured != theirs
+
+
+def test_on_its_own_data_nothing_leaves_the_range(tiny_once: Any, tmp_path: Path) -> None:
+    same = Two(tiny_once.recipe, tiny_once.run, tiny_once.dataset)
+    (line,) = begin(same, tmp_path / "kept", start_from=same.old)
+    assert "no new value leaves it" in line
+    (line,) = begin(same, tmp_path / "new", start_from=same.old, statistics="new")
+    assert "which are the same" in line
+
+
+def test_a_run_goes_on_as_it_began_without_being_told_again(two: Two, tmp_path: Path) -> None:
+    run = tmp_path / "new"
+    begin(two, run, start_from=two.old)  # killed before its first checkpoint
+    before = (run / "processing.json").read_bytes()
+    start = starting(run, two.recipe, None, "kept")
+    assert isinstance(start, Start) and start.statistics == "kept"
+    train(replace(two.recipe, notes="more"), two.dataset, run, stop_after=2, say=lambda line: None)
+    assert starting(run, two.recipe, None, "kept") is None
+    assert starting(run, two.recipe, two.old, "kept") is None
+    with pytest.raises(CheckpointError, match="has kept the statistics"):
+        train(two.recipe, two.dataset, run, start_from=two.old, statistics="new", say=lambda line: None)
+    with pytest.raises(CheckpointError, match="started from another one"):
+        train(two.recipe, two.dataset, run, start_from=tmp_path / "other", say=lambda line: None)
+    assert (run / "processing.json").read_bytes() == before
+
+
+def test_the_first_weights_are_those_of_the_run_even_after_a_kill(two: Two, tmp_path: Path) -> None:
+    """Learning nothing, the run ends with the weights that it began with."""
+    frozen = replace(two.recipe.train, learning_rate=1e-30, muon_learning_rate=0.0, steps=1)
+    still = replace(two, recipe=replace(two.recipe, train=frozen))
+    begin(still, tmp_path / "new", start_from=two.old)
+    train(still.recipe, two.dataset, tmp_path / "new", say=lambda line: None)
+    given = checkpoint.run_weights(two.old, checkpoint.load(two.old))
+    for name, value in checkpoint.load(tmp_path / "new").model.items():
+        torch.testing.assert_close(value, given[name])
+
+
+def test_what_cannot_be_kept_is_refused_before_the_run_is_claimed(two: Two, tmp_path: Path) -> None:
+    (place,) = two.recipe.codec.places
+    others = {
+        "codec.action_norm": replace(two.recipe, codec=replace(two.recipe.codec, action_norm="z_score")),
+        "codec.places": replace(
+            two.recipe, codec=replace(two.recipe.codec, places=(replace(place, crop=(0.0, 0.0, 0.5, 0.5)),))
+        ),
+        "model.state_dim": replace(two.recipe, model=replace(two.recipe.model, state_dim=5)),
+        "latents": replace(two.recipe, latents=replace(two.recipe.latents, luma_channels=2, chroma_channels=3)),
+    }
+    for name, recipe in others.items():
+        with pytest.raises(LightwamError) as caught:
+            begin(replace(two, recipe=recipe), tmp_path / "new", start_from=two.old)
+        assert name in str(caught.value) and "--statistics new" in str(caught.value)
+        assert not (tmp_path / "new").exists()
+    begin(replace(two, recipe=others["codec.action_norm"]), tmp_path / "new", start_from=two.old, statistics="new")
+
+
+def test_a_run_to_start_from_is_looked_at_before_anything_is_written(two: Two, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="nowhere"):
+        begin(two, tmp_path / "new", start_from=tmp_path / "nowhere")
+    deeper = replace(two.recipe, model=replace(two.recipe.model, horizon=16, supervised_prefix=16))
+    wide = replace(deeper, model=replace(two.recipe.model, expert=replace(two.recipe.model.expert, trunk_width=80)))
+    with pytest.raises(CheckpointError, match="of another model"):
+        begin(replace(two, recipe=wide), tmp_path / "new", start_from=two.old)
+    damaged = tmp_path / "damaged"
+    shutil.copytree(two.old, damaged)
+    spoil(damaged)
+    with pytest.raises(CheckpointError, match=r"not finite: .*\(1 NaN and 0 inf"):
+        begin(two, tmp_path / "new", start_from=damaged)
+    assert not (tmp_path / "new").exists() and not (two.dataset / "cache").exists()
+
+
+def spoil(run: Path) -> None:
+    """One NaN in the newest checkpoint's average, with a digest that fits."""
+    place = checkpoint.place_of(run)
+    weights = safetensors.torch.load_file(place / "ema.safetensors")
+    next(iter(weights.values())).view(-1)[0] = float("nan")
+    safetensors.torch.save_file(weights, place / "ema.safetensors")
+    meta = checkpoint.read_json(place / "meta.json")
+    meta["files"]["ema.safetensors"] = checkpoint._digest(place / "ema.safetensors")
+    (place / "meta.json").write_text(json.dumps(meta))
+
+
+def test_a_run_of_an_older_version_has_no_note(two: Two, tmp_path: Path) -> None:
+    run = tmp_path / "new"
+    begin(two, run)
+    assert not (run / "start.json").exists()
+    assert starting(run, two.recipe, None, "kept") is None
+    start = starting(run, two.recipe, two.old, "kept")
+    assert start is not None and start.statistics == "new"  # which is what that version did
+
+
+@pytest.mark.parametrize("content", ["[]", '{"run": "a"}', '{"run": "a", "step": "1", "statistics": "kept"}'])
+def test_a_broken_note_is_named(two: Two, tmp_path: Path, content: str) -> None:
+    run = tmp_path / "new"
+    begin(two, run)
+    (run / "start.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"start\.json"):
+        starting(run, two.recipe, None, "kept")
