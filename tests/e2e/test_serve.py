@@ -1,5 +1,6 @@
 """The server over real sockets: other people's clients, many at once, wrong ones, and its end."""
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -25,6 +26,8 @@ from websockets.exceptions import ConnectionClosed, InvalidMessage, InvalidStatu
 from websockets.sync.client import ClientConnection, connect
 
 from lightwam.errors import ConfigError
+from lightwam.serve.access import Keys
+from lightwam.serve.inspecting import inspecting
 from lightwam.serve.refusals import MOST_KEPT, Refusals
 from lightwam.serve.server import Newer, Server
 from lightwam.serve.settings import Serving
@@ -375,6 +378,27 @@ def test_what_is_refused_stands_in_the_log_once_with_the_setting(caplog: pytest.
     (origin,) = (line for line in lines if "Origin" in line["why"])
     assert "suppress_origin=True" in origin["expected"]
     assert len(told) == 3 and "suppress_origin=True" in told[0]
+
+
+def test_a_check_of_a_client_prints_whom_it_refuses_and_goes_on() -> None:
+    """Without that it would wait in silence while the robot's client is turned away."""
+    said: list[str] = []
+    listening, servers = threading.Event(), list[Server]()
+
+    def ready(server: Server) -> None:
+        servers.append(server)
+        listening.set()
+
+    settings = Serving(port=0, xpolicylab_port=0, limits=Limits(message_bytes=5000))
+    check = inspecting(chosen(("libero",), *LIBERO, {}), settings, Keys(), 1, said.append, ready)
+    with ThreadPoolExecutor(1) as thread:
+        fits = thread.submit(asyncio.run, check)
+        assert listening.wait(10)
+        assert ask(servers[0], "POST", "/act", b"{}", {"Origin": "http://robot"})[0] == 403
+        assert ask(servers[0], "POST", "/act", b"x" * 6000)[0] == 413
+        assert ask(servers[0], "POST", "/act", json_numpy.dumps(message(1)))[0] == 400
+        assert fits.result(20)
+    assert "suppress_origin=True" in said[0] and "5000" in said[1] and said[2].startswith("message 1, over http:")
 
 
 def test_a_client_at_the_other_protocols_port_is_noted(caplog: pytest.LogCaptureFixture) -> None:

@@ -241,6 +241,7 @@ def trusting(certificate: Path) -> ssl.SSLContext:
     ("answer", "word"),
     [
         (b"SSH-2.0-OpenSSH_9.6\r\n", "does not speak HTTP"),
+        (b"HTTP/1.0 200 OK\r\n\r\nhi", "is an HTTP server"),
         (b"HTTP/1.1 404 Not Found\r\nContent-Length: 4\r\n\r\nlost", "HTTP 404"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", "HTTP 200"),
         (b"HTTP/1.1 426 Upgrade Required\r\nContent-Length: 0\r\n\r\n", "HTTP 426"),

@@ -278,7 +278,10 @@ class Client:
                 step = "ws:// in place of wss://" if secure else "wss:// in place of ws://"
                 return self._impossible(what, why, step)
             case problems.InvalidMessage() if not isinstance(error.__cause__, (EOFError, OSError)):
-                return self._impossible("what listens there does not speak HTTP", f"{why}: {error.__cause__}",
+                kind = (
+                    "is an HTTP server, not openpi's" if "HTTP/1.0" in str(error.__cause__) else "does not speak HTTP"
+                )
+                return self._impossible(f"what listens there {kind}", f"{why}: {error.__cause__}",
                                         "another port: openpi's is 8000, where nothing else was said")  # fmt: skip
             case problems.InvalidMessage() | TimeoutError() | OSError() | EOFError() | problems.ProxyError():
                 return self._failed(f"by the proxy {proxy}: {why}" if proxy else why, proxy)

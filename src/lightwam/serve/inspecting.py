@@ -34,7 +34,7 @@ async def inspecting(
         if isinstance(message, WireError):
             fit, lines = False, ["it cannot be read:", *str(message).splitlines()]
         else:
-            report = min((inspect(message, family, check_sentence) for family in families), key=num_faults)
+            report = min((inspect(message, family, check_sentence) for family in families), key=misfit)
             fit, lines = report.fits, report.lines()
         fits.append(fit)
         say("\n".join([f"message {len(fits)}, over {protocol}:", *lines]))
@@ -49,9 +49,9 @@ async def inspecting(
     return bool(fits) and all(fits)
 
 
-def num_faults(report: Report) -> int:
-    """What a family does not find in a message."""
-    return sum(bool(reading.fault) for reading in report.readings)
+def misfit(report: Report) -> tuple[int, int]:
+    """How far a family is from a message: what it does not find there, and then what it leaves unread."""
+    return sum(bool(reading.fault) for reading in report.readings), len(report.unread)
 
 
 def _never(observations: Sequence[Observation]) -> Float32[np.ndarray, "B H A"]:
