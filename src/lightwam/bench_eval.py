@@ -57,7 +57,7 @@ def bench_eval(recipe: Recipe, *, as_json: bool = False, say: Callable[[str], No
             same = same and alike(ends["every_step"], ends["eval"])
             episodes += len(ends["eval"])
     totals = {way: sum(rows) for way, rows in seconds.items()}
-    result = {
+    result: dict[str, Any] = {
         "recipe": recipe.name,
         "episodes": episodes,
         "max_steps": recipe.sim.max_steps,
