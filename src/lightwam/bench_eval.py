@@ -57,7 +57,7 @@ def bench_eval(recipe: Recipe, *, as_json: bool = False, say: Callable[[str], No
             same = same and alike(ends["every_step"], ends["eval"])
             episodes += len(ends["eval"])
     totals = {way: sum(rows) for way, rows in seconds.items()}
-    result = {
+    result: dict[str, Any] = {
         "recipe": recipe.name,
         "episodes": episodes,
         "max_steps": recipe.sim.max_steps,
@@ -69,6 +69,8 @@ def bench_eval(recipe: Recipe, *, as_json: bool = False, say: Callable[[str], No
         "same_outcomes": same,
         "machine": machine() | versions(),
     }
+    if warnings := base.version_warnings(recipe.sim.name):
+        result["warnings"] = list(warnings)
     say(json.dumps(result, indent=2) if as_json else table(result))
     return result
 
@@ -135,5 +137,6 @@ def table(result: dict[str, Any]) -> str:
             f"  one process, a picture every step   {result['every_step_s']:8.1f} s",
             f"  lightwam eval, {result['workers']:2} processes         {result['eval_s']:8.1f} s",
             f"  {result['ratio']:.3f} of the one process's time; episodes {alike}",
+            *(f"  warning: {line}" for line in result.get("warnings", ())),
         ]
     )

@@ -108,7 +108,8 @@ def watch(
     Raises ConfigError for too few episodes, CheckpointError when RUN/watch holds other settings', SimulatorError as an
     evaluation does, and KeyboardInterrupt after Ctrl-C with every finished episode kept.
     """
-    require_main_guard()  # before a policy is loaded
+    if settings.workers:
+        require_main_guard()  # before a policy is loaded
     policy = policy or Policy.load(run, device="auto")
     recipe, place = check(policy.recipe), run / FOLDER
     for warning in base.version_warnings(recipe.sim.name):

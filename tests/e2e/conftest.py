@@ -32,6 +32,8 @@ def save_tokenizer(folder: Path) -> None:
 @pytest.fixture(scope="session")
 def tiny_wan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in diffusers' layout: transformer, VAE, text encoder, tokenizer."""
+    pytest.importorskip("diffusers")
+    pytest.importorskip("transformers")
     from diffusers import AutoencoderKLWan, WanTransformer3DModel
     from transformers import UMT5Config, UMT5EncoderModel
 

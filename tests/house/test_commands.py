@@ -144,6 +144,8 @@ def refusal(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
             return capsys.readouterr().err.strip().splitlines()[-1]
         if not given.module or given.training_script != "lightwam":
             return f"torchrun would start {given.training_script!r}"
+        if words[words.index("lightwam") - 1] != "--":
+            return "torchrun would take --run for its own: -m -- lightwam"
         words = given.training_script_args
     if words in ([words[0]], [words[0], *(kind for kind in KINDS.get(words[0], ()) if kind == words[-1])]):
         return ""  # a command by its name
@@ -191,6 +193,7 @@ def test_every_command_that_a_text_gives_parses(
         ("see lightwam serve RUN --prot 8000, then ask", False),
         ("lightwam eval ws://HOST:8000 demo --run runs/a --eval.trials many", True),
         ("torchrun --nproc-per-node 2 -m lightwam train demo --run runs/a", True),
+        ("torchrun --nproc-per-node 2 -m lightwam train demo --data data/a", True),
         ("torchrun --nproc-per-node 2 -m -- lightwam train demo --rum runs/a", True),
     ],
 )

