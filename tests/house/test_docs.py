@@ -72,3 +72,11 @@ def test_a_script_that_starts_processes_has_a_main_guard(house: Any) -> None:
     ]
     assert {"python.md", "evaluation.md"} <= {name for name, _ in blocks}
     assert all('if __name__ == "__main__":' in block for _, block in blocks)
+
+
+def test_every_test_that_a_document_names_exists(house: Any) -> None:
+    named = {found for text in pages(house).values() for found in re.findall(r"`(test_\w+\.py)::(test_\w+)`", text)}
+    texts = [(path.name, path.read_text(encoding="utf-8")) for path in (house.root / "tests").glob("*/test_*.py")]
+    there = {(file, test) for file, text in texts for test in re.findall(r"def (test_\w+)\(", text)}
+    missing = sorted(named - there)
+    assert len(named) > 60 and not missing, missing
