@@ -48,7 +48,10 @@ def _closed() -> Iterator[None]:
     """openpi's client cannot be closed by those who use it."""
     yield
     while OPEN:
-        OPEN.pop().close()
+        connection = OPEN.pop()
+        connection.close()
+        connection.recv_events_thread.join(10)  # on a busy machine its socket would be open still
+        connection.socket.close()
 
 
 def openpi(server: Server, key: str | None = None) -> WebsocketClientPolicy:
