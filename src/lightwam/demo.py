@@ -81,7 +81,7 @@ def check_world(recipe: Recipe, say: Callable[[str], None] = print) -> None:
                 ("--model.state-dim", len(simulator.state_names), recipe.model.state_dim),
                 ("--model.action-dim", simulator.action_dim, recipe.model.action_dim),
             ):
-                if got != expected:
+                if got != expected and (expected or option == "--model.action-dim"):
                     raise ConfigError("the model must have the simulator's widths", where=option, got=expected,
                                       expected=f"{got} ({recipe.sim.name}/{task})")  # fmt: skip
 

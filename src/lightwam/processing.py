@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from lightwam.errors import CheckpointError, DatasetError, PromptError
 from lightwam.latents.dct import DctLatents
 from lightwam.progress import Progress
 from lightwam.start import Start, note_start
+from lightwam.stats import measure
 from lightwam.types import Batch, LatentCodec, Latents, Windows
 from lightwam.weights.files import Part, digest, locate
 
@@ -111,6 +112,8 @@ def open_data(
         check_vae(kept.measured, sources.vae, kept.run)
     checkpoint.start_run(run, recipe)
     opened, vae = sources.open(say)
+    if not recipe.model.state_dim:
+        opened = replace(opened, state=opened.state[:, :0])
     if not begun:
         codec = codec_of(recipe, data)
         note_start(run, start)
@@ -237,8 +240,9 @@ class Sources:
 
 
 def codec_of(recipe: Recipe, data: LeRobotDataset) -> Codec:
-    """The recipe's codec with the dataset's statistics."""
-    return Codec(recipe.codec, data.stats["observation.state"], data.stats["action"])
+    """Return the recipe's codec with the dataset's statistics; a model of `state_dim` 0 has none of the state."""
+    state = data.stats["observation.state"] if recipe.model.state_dim else measure(data.vectors.state[:, :0])
+    return Codec(recipe.codec, state, data.stats["action"])
 
 
 def begin_run(
@@ -321,12 +325,12 @@ def cache_prompts(recipe: Recipe, data: LeRobotDataset, device: torch.device | s
 
 
 def check_sizes(recipe: Recipe, data: LeRobotDataset) -> None:
-    """DatasetError when state or action have not the model's widths."""
+    """Raise DatasetError when state or action do not have the model's widths; with `state_dim` 0 no state is read."""
     for name, option, got, expected in (
         ("observation.state", "--model.state-dim", data.state_dim, recipe.model.state_dim),
         ("action", "--model.action-dim", data.action_dim, recipe.model.action_dim),
     ):
-        if got != expected:
+        if got != expected and (expected or name == "action"):  # a model without a state reads none
             raise DatasetError("the dataset does not fit the model", where=f"{data.root}: {name}",
                                got=got or "no such feature", expected=expected,
                                next_step=data.state_proposal() or f"train for this robot: {option} {got}")  # fmt: skip

@@ -49,6 +49,7 @@ def batch_of(recipe: Recipe, size: int = 2) -> Batch:
 
 
 def test_it_trains_is_saved_and_acts_the_same_with_the_engine(recipe: Recipe, tmp_path: Path) -> None:
+    torch.manual_seed(0)
     model = LightWAM(recipe.model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     batch = batch_of(recipe)
@@ -107,12 +108,14 @@ def test_fewer_than_none_is_refused(recipe: Recipe) -> None:
         checks.check(replace(recipe, model=replace(recipe.model, action_dim=0)))
 
 
-def test_a_dataset_without_a_state_is_trained_on(tiny: Any, tmp_path: Path) -> None:
-    info = tiny.dataset / "meta" / "info.json"
-    about = json.loads(info.read_text())
-    del about["features"]["observation.state"]
-    info.write_text(json.dumps(about))
-    shutil.rmtree(tiny.dataset / "cache")
+@pytest.mark.parametrize("has_one", [True, False])
+def test_a_dataset_is_trained_on_with_or_without_a_state(has_one: bool, tiny: Any, tmp_path: Path) -> None:
+    if not has_one:
+        info = tiny.dataset / "meta" / "info.json"
+        about = json.loads(info.read_text())
+        del about["features"]["observation.state"]
+        info.write_text(json.dumps(about))
+        shutil.rmtree(tiny.dataset / "cache")
     stateless = replace(tiny.recipe, model=replace(tiny.recipe.model, state_dim=0))
     run = train(stateless, tiny.dataset, tmp_path / "stateless", say=lambda line: None)
     policy = Policy.load(run, engine=True)
