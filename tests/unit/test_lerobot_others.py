@@ -237,7 +237,60 @@ def test_without_the_tasks_of_episodes_sentences_follow_from_task_index(root: Pa
     assert [data.tasks[task] for task in data.vectors.task_index] == ["task 0", "task 1"]
 
 
+def rows_of(root: Path, **columns: list[Any]) -> None:
+    table = pq.read_table(root / DATA)
+    for name, values in columns.items():
+        table = table.set_column(table.schema.get_field_index(name), name, pa.array(values))
+    pq.write_table(table, root / DATA)
+
+
+def tasks_of(root: Path, sentences: dict[int, str], name: str = "__index_level_0__") -> None:
+    pq.write_table(pa.table({"task_index": [*sentences], name: [*sentences.values()]}), root / "meta/tasks.parquet")
+
+
+@pytest.mark.parametrize("name", ["__index_level_0__", "task", "tasks"])
+def test_a_task_keeps_its_number_where_others_were_taken_out(root: Path, name: str) -> None:
+    """And where the table has another order, which `check dataset` tells: LeRobot reads the row of that number."""
+    rows_of(root, task_index=[5] * 4 + [2] * 3)
+    tasks_of(root, {5: "task 0", 2: "task 1"}, name)
+    data = LeRobotDataset(root)
+    assert [data.tasks[task] for task in data.vectors.task_index] == ["task 0", "task 1"]
+    assert (data.used_tasks, data.tasks.count("")) == ((2, 5), 4)
+    assert [fault.what for fault in examine(root).faults] == ["tasks do not stand in the order of task_index"]
+    rows_of(root, task_index=[5] * 4 + [3] * 3)
+    with pytest.raises(DatasetError, match=r"has no sentence(.|\n)*got: 3(.|\n)*one of 2, 5"):
+        assert LeRobotDataset(root).vectors
+
+
+@pytest.mark.parametrize("dtype", ["int64", "int8", "float16", "float64"])
+def test_a_state_of_any_kind_of_numbers_is_read(root: Path, dtype: str) -> None:
+    edit_info(root, lambda info: info["features"]["observation.state"].update(dtype=dtype))
+    values = pa.array([[1, 2]] * 7, pa.list_(pa.from_numpy_dtype(np.dtype(dtype))))
+    rows_of(root, **{"observation.state": values})
+    assert (LeRobotDataset(root).vectors.state == [1, 2]).all() and not examine(root).faults
+
+
 # Files that are not what they should be
+
+
+@pytest.mark.parametrize("left", ["._{}", ".{}.a1b2", "Thumbs.db", ".DS_Store"])
+def test_files_that_other_systems_leave_are_no_part_of_it(root: Path, left: str) -> None:
+    """macOS puts one beside every file that it copies to another disk; downloads have hidden drafts."""
+    known = LeRobotDataset(root).fingerprint()
+    for path in [path for path in root.rglob("*") if path.is_file()]:
+        path.with_name(left.format(path.name)).write_bytes(b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        ")
+    (root / "data/.cache").mkdir()
+    shutil.copy(root / DATA, root / "data/.cache/file-000.parquet")
+    found = examine(root)
+    assert not found.faults and not found.notes and LeRobotDataset(root).fingerprint() == known
+
+
+@pytest.mark.parametrize("pattern", ["/data/{chunk_index}.parquet", "{chunk_index.x}", "{chunk_index[0]}", "{", "{0}"])
+@pytest.mark.parametrize("key", ["data_path", "video_path"])
+def test_a_pattern_that_gives_no_path_is_named(root: Path, key: str, pattern: str) -> None:
+    edit_info(root, lambda info: info.update({key: pattern}))
+    with pytest.raises(DatasetError, match=rf"a path pattern(.|\n)*{key}"):
+        LeRobotDataset(root).check()
 
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 64 + b"\nsize 12345\n"
@@ -312,6 +365,8 @@ def test_json_lines_end_at_line_feeds_alone(root: Path) -> None:
     sentences = ("put\u2028it\u2029 there\x85", "把红色方块放进盒子")
     lines = [json.dumps({"task_index": i, "task": task}, ensure_ascii=False) for i, task in enumerate(sentences)]
     assert LeRobotDataset(older(root, "\n".join(lines).encode())).tasks == sentences
+    marked = "\ufeff" + "\r\n".join(lines)  # as Windows' editors save it
+    assert LeRobotDataset(older(root, marked.encode())).tasks == sentences
     older(root, b'{"task_index": 0, "task": "caf\xe9"}\n')
     with pytest.raises(DatasetError, match=r"not UTF-8(.|\n)*tasks\.jsonl"):
         LeRobotDataset(root)
@@ -319,17 +374,18 @@ def test_json_lines_end_at_line_feeds_alone(root: Path) -> None:
 
 def test_text_is_utf_8_whatever_the_locale(root: Path) -> None:
     older(root, '{"task_index": 0, "task": "放进"}\n{"task_index": 1, "task": "é"}\n'.encode())
+    root = root.rename(root.with_name("données 数"))
     edit = (root / "meta/info.json").read_text().replace('"arm"', '"机械臂"')
     (root / "meta/info.json").write_text(edit, encoding="utf-8")
     script = """
 import sys
 from lightwam.data.lerobot import LeRobotDataset
 data = LeRobotDataset(sys.argv[1])
-print(ascii((data.tasks, data.robot_type)))
+print(ascii((data.tasks, data.robot_type)), data.vectors.state.shape, data.frames(0, "front").shape)
 """
     environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     done = subprocess.run([sys.executable, "-c", script, str(root)], env=environment, capture_output=True, text=True)
-    assert done.stdout.strip() == ascii((("放进", "é"), "机械臂")), done.stderr
+    assert done.stdout.strip() == ascii((("放进", "é"), "机械臂")) + " (7, 2) (4, 16, 16, 3)", done.stderr
 
 
 # The command

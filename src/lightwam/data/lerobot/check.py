@@ -9,7 +9,7 @@ from pathlib import Path
 from lightwam.data.lerobot import LeRobotDataset
 from lightwam.data.lerobot.columns import time_notes
 from lightwam.data.lerobot.features import FeatureNames
-from lightwam.data.lerobot.meta import columns_of
+from lightwam.data.lerobot.meta import columns_of, tables_in
 from lightwam.data.lerobot.rows import Rows
 from lightwam.data.video import VideoReader
 from lightwam.errors import DatasetError
@@ -62,12 +62,12 @@ def examine(
 
 def _unreadable(root: Path) -> Iterator[DatasetError]:
     """Yield a fault for every table and video that cannot be opened, where too little else can be read."""
-    for path in sorted((root / "data").glob("*/*.parquet")):
+    for path in tables_in(root / "data"):
         try:
             columns_of(path)
         except DatasetError as fault:
             yield fault
-    for path in sorted((root / "videos").rglob("*.mp4")):
+    for path in sorted((root / "videos").rglob("[!.]*.mp4")):
         try:
             VideoReader(path).close()
         except DatasetError as fault:
@@ -82,7 +82,7 @@ def _notes(dataset: LeRobotDataset, rows: Rows) -> list[str]:
         more = f"; if it has one, {proposal}" if proposal else ""
         notes.append(f"there is no observation.state: a robot without a state{more}")
     used = {episode.data_path for episode in dataset.episodes}
-    for path in sorted((dataset.root / "data").glob("*/*.parquet")):
+    for path in tables_in(dataset.root / "data"):
         if path not in used:
             notes.append(f"{path} belongs to no episode and is not read (LeRobot reads it)")
     if not rows.broken and rows.vectors.timestamp is not None:

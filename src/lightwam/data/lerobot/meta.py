@@ -18,6 +18,8 @@ from lightwam.errors import DatasetError
 EXTRA = "lightwam/extra"
 """our own column of the episodes table: a JSON object an episode"""
 
+MOST_TASKS = 1_000_000
+
 ColumnKind = Literal["whole", "number", "text", "texts", "any"]
 """whole: integers, or floating-point numbers that are whole (pandas makes such)"""
 
@@ -58,7 +60,8 @@ def read_table(path: Path, columns: Mapping[str, ColumnKind]) -> pa.Table:
         raise DatasetError("columns are missing", where=path, got=", ".join(known), expected=", ".join(missing),
                            next_step="add them, or copy the file again")  # fmt: skip
     try:
-        table = pq.read_table(path, columns=list(columns))
+        with path.open("rb") as file:  # pyarrow takes a path's name for UTF-8, which the locale may not say
+            table = pq.read_table(file, columns=list(columns))
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(path, error) from error
     for name, kind in columns.items():
@@ -75,10 +78,16 @@ def read_table(path: Path, columns: Mapping[str, ColumnKind]) -> pa.Table:
     return table
 
 
+def tables_in(folder: Path) -> list[Path]:
+    """The parquet files one folder below `folder`, sorted; hidden ones are macOS's or of a download."""
+    return sorted(folder.glob("[!.]*/[!.]*.parquet"))
+
+
 def columns_of(path: Path) -> list[str]:
     """The names of a parquet file's columns; DatasetError when it is broken."""
     try:
-        names: list[str] = pq.read_schema(path).names
+        with path.open("rb") as file:
+            names: list[str] = pq.read_schema(file).names
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(path, error) from error
     return names
@@ -117,8 +126,8 @@ def _whole(value: int | float, where: object) -> int:
     return int(value)
 
 
-def read_tasks(root: Path, version: str) -> tuple[str, ...]:
-    """Task sentences in the order of their index."""
+def read_tasks(root: Path, version: str) -> dict[int, str]:
+    """Task sentences by their index, in the table's order. Indices may have gaps, as where a task was taken out."""
     if version.startswith("v2"):
         path = root / "meta" / "tasks.jsonl"
         rows = _json_lines(path, root, {"task_index": int, "task": str})
@@ -127,17 +136,20 @@ def read_tasks(root: Path, version: str) -> tuple[str, ...]:
         path = root / "meta" / "tasks.parquet"
         if not path.is_file():
             raise missing_file(path, root)
-        # pandas stores the sentences as a named or as a nameless index
-        text = "__index_level_0__" if "__index_level_0__" in columns_of(path) else "task"
+        # pandas stores the sentences as an index, nameless or under any name
+        known = columns_of(path)
+        others = [name for name in known if name != "task_index"]
+        named = next((name for name in ("__index_level_0__", "task") if name in known), "task")
+        text = others[0] if len(others) == 1 else named
         table = read_table(path, {text: "text", "task_index": "whole"})
         indices = [_whole(value, f"{path} task_index") for value in table["task_index"].to_pylist()]
         pairs = list(zip(indices, table[text].to_pylist(), strict=True))
-    tasks = dict(pairs)
-    if not tasks or sorted(index for index, _ in pairs) != list(range(len(pairs))):
-        raise DatasetError("tasks are not numbered without gaps from 0", where=path,
-                           got=sorted(index for index, _ in pairs),
+    numbers = [index for index, _ in pairs]
+    if not pairs or len({*numbers}) < len(numbers) or not 0 <= min(numbers) <= max(numbers) < MOST_TASKS:
+        raise DatasetError("tasks are not numbered", where=path, got=sorted(numbers)[:20] or "no tasks",
+                           expected=f"each its own task_index, 0 to {MOST_TASKS - 1}",
                            next_step="number them anew, in the rows' task_index too")  # fmt: skip
-    return tuple(tasks[i] for i in range(len(tasks)))
+    return dict(pairs)
 
 
 def read_episodes(
@@ -160,7 +172,8 @@ def read_episodes(
                            next_step="renumber the episodes, or copy the dataset again")  # fmt: skip
     if empty := [episode.index for _, episode in found if episode.length < 1]:
         raise DatasetError("an episode is empty", where=root / "meta", got=f"episode {empty[0]}",
-                           expected="1 frame or more", next_step="leave it out of the tables")  # fmt: skip
+                           expected="1 frame or more",
+                           next_step="leave it out of the tables, and number the episodes behind it anew")  # fmt: skip
     return tuple(episode for _, episode in found), {name: LeftOut(error, True) for name, error in broken.items()}
 
 
@@ -170,7 +183,7 @@ Found = tuple[list[tuple[str, Episode]], dict[str, DatasetError]]
 
 def _v30_episodes(root: Path, info: Mapping[str, Any], videos: Mapping[str, str]) -> Found:
     folder = root / "meta" / "episodes"
-    paths = sorted(folder.glob("*/*.parquet"))
+    paths = tables_in(folder)
     if not paths:
         raise DatasetError("the episodes table is missing", where=folder, expected="chunk-*/file-*.parquet",
                            got=sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))[:5] or "nothing",
@@ -265,11 +278,16 @@ def _path_of(root: Path, info: Mapping[str, Any], key: str, **parts: Any) -> Pat
             next_step="mend meta/info.json, or copy it again",
         )
     try:
-        return root / pattern.format(**parts)
-    except (KeyError, ValueError, IndexError) as error:
+        path = Path(pattern.format(**parts))
+    except (KeyError, ValueError, IndexError, AttributeError, TypeError) as error:
         expected = sorted(parts)
         raise DatasetError("a path pattern has an unknown part", where=where, got=pattern, expected=expected,
                            next_step="mend the pattern in meta/info.json") from error  # fmt: skip
+    if path.is_absolute():
+        raise DatasetError("a path pattern leads out of the dataset", where=where, got=pattern,
+                           expected="a path within the dataset's folder",
+                           next_step="mend the pattern in meta/info.json")  # fmt: skip
+    return root / path
 
 
 def _json_lines(path: Path, root: Path, kinds: Mapping[str, type]) -> list[tuple[str, dict[str, Any]]]:
@@ -277,7 +295,7 @@ def _json_lines(path: Path, root: Path, kinds: Mapping[str, type]) -> list[tuple
     if not path.is_file():
         raise missing_file(path, root)
     try:
-        lines = path.read_bytes().decode("utf-8").split("\n")
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise DatasetError("a file of the dataset is not UTF-8", where=path, got=likely_cause(path) or error,
                            expected="JSON lines in UTF-8", next_step="write it anew as UTF-8") from error  # fmt: skip

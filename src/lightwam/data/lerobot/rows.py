@@ -67,7 +67,8 @@ class Layout:
     names: FeatureNames
     state_dim: int
     action_dim: int
-    tasks: Sequence[str]
+    tasks: Mapping[int, str]
+    """sentences by task_index"""
     has_videos: bool
 
 
@@ -181,9 +182,9 @@ class _Table:
     def _task_faults(self, task: Int64[np.ndarray, " T"], episode: Episode, where: str) -> Iterator[DatasetError]:
         tasks = self._layout.tasks
         for one in np.unique(task).tolist():
-            if not 0 <= one < len(tasks):
-                yield DatasetError("a task_index has no sentence", where=where, got=one,
-                                   expected=f"0..{len(tasks) - 1}",
+            if one not in tasks:
+                known = ", ".join(map(str, sorted(tasks)[:20])) + ", ..." * (len(tasks) > 20)
+                yield DatasetError("a task_index has no sentence", where=where, got=one, expected=f"one of {known}",
                                    next_step="add it to meta/tasks, or mend the rows' task_index")  # fmt: skip
             elif episode.tasks and tasks[one] not in episode.tasks:
                 yield DatasetError("tables disagree on an episode's task", where=where,
