@@ -262,6 +262,40 @@ def test_a_task_keeps_its_number_where_others_were_taken_out(root: Path, name: s
         assert LeRobotDataset(root).vectors
 
 
+FORMS: dict[str, tuple[str, str, Callable[[list[Any]], pa.Array]]] = {
+    "sentences as pandas' categories": ("meta/tasks.parquet", "__index_level_0__",
+                                        lambda values: pa.array(values).dictionary_encode()),
+    "sentences as polars' views": ("meta/tasks.parquet", "__index_level_0__",
+                                   lambda values: pa.array(values, pa.string_view())),
+    "an episode's one task without a list": (EPISODES, "tasks", lambda values: pa.array([one for one, in values])),
+    "no episode's tasks": (EPISODES, "tasks", lambda values: pa.nulls(len(values))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_column_may_be_stored_in_other_forms(root: Path, name: str) -> None:
+    file, column, form = FORMS[name]
+    table = pq.read_table(root / file)
+    place = table.schema.get_field_index(column)
+    pq.write_table(table.set_column(place, column, form(table.column(column).to_pylist())), root / file)
+    data = LeRobotDataset(root)
+    assert [data.tasks[task] for task in data.vectors.task_index] == ["task 0", "task 1"] and not examine(root).faults
+
+
+def test_episodes_in_another_order_in_a_video_are_told(root: Path) -> None:
+    """Reading cannot know whether two of equal length were exchanged."""
+    edit_info(root, lambda info: info.update(codebase_version="3.0"))  # without its v
+    assert not examine(root).notes
+    table = pq.read_table(root / EPISODES)
+    for part, values in (("from_timestamp", [0.3, 0.0]), ("to_timestamp", [0.7, 0.3])):
+        place = table.schema.get_field_index(f"videos/observation.images.wrist/{part}")
+        table = table.set_column(place, table.schema.field(place).name, pa.array(values))
+    pq.write_table(table, root / EPISODES)
+    assert examine(root).notes == (
+        "episode 1 lies before episode 0 in the videos of camera wrist: look whether its pictures are its own",
+    )
+
+
 @pytest.mark.parametrize("dtype", ["int64", "int8", "float16", "float64"])
 def test_a_state_of_any_kind_of_numbers_is_read(root: Path, dtype: str) -> None:
     edit_info(root, lambda info: info["features"]["observation.state"].update(dtype=dtype))

@@ -46,6 +46,7 @@ from lightwam.stats import FeatureStats, measure
 
 __all__ = ["LeRobotDataset", "Pictures", "Vectors", "check_finite"]
 VERSIONS = ("v3.0", "v2.1", "v2.0")
+NAMED = {str: "text", dict: "an object"}
 CHECKED_AT_ONCE = 16
 """pictures in memory while all of them are checked"""
 Read = TypeVar("Read")
@@ -71,7 +72,7 @@ class LeRobotDataset:
             )
             raise DatasetError("no dataset here", where=self.root, expected="meta/info.json", next_step=hint)
         self.info = read_json(info_path)
-        self.version = str(self._info("codebase_version", str))
+        self.version = f"v{str(self._info('codebase_version', str)).removeprefix('v')}"
         if self.version not in VERSIONS:
             raise DatasetError("unknown codebase_version", where=info_path, got=self.version, expected=VERSIONS,
                                next_step="convert it with LeRobot's own converters")  # fmt: skip
@@ -282,7 +283,8 @@ class LeRobotDataset:
         value = self.info.get(key)
         if not isinstance(value, kind) or isinstance(value, bool):
             raise DatasetError("a key of info.json is missing or mistyped", where=self.root / "meta" / "info.json",
-                               got=f"{key} = {value!r}", expected=kind,
+                               got=f"{key} = {value!r}",
+                               expected="a number" if isinstance(kind, tuple) else NAMED[kind],
                                next_step="mend meta/info.json, or copy it again")  # fmt: skip
         return value
 

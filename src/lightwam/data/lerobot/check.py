@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from lightwam.data.lerobot import LeRobotDataset
@@ -74,6 +75,16 @@ def _unreadable(root: Path) -> Iterator[DatasetError]:
             yield fault
 
 
+def _order_notes(dataset: LeRobotDataset, camera: str) -> Iterator[str]:
+    """Say where the episodes lie in another order in a camera's videos: two of equal length may have been exchanged."""
+    clips = [episode.clips[camera] for episode in dataset.episodes if camera in episode.clips]
+    for number, (before, clip) in enumerate(pairwise(clips)):
+        if (clip.path, clip.start) < (before.path, before.start):
+            yield (f"episode {number + 1} lies before episode {number} in the videos of camera {camera}: look whether "
+                   "its pictures are its own")  # fmt: skip
+            return
+
+
 def _notes(dataset: LeRobotDataset, rows: Rows) -> list[str]:
     notes = [f"camera {name} is left out: {left.reason.what} ({left.reason.got})"
              for name, left in dataset.left_out.items() if not left.fault]  # fmt: skip
@@ -81,6 +92,7 @@ def _notes(dataset: LeRobotDataset, rows: Rows) -> list[str]:
         proposal = dataset.state_proposal()
         more = f"; if it has one, {proposal}" if proposal else ""
         notes.append(f"there is no observation.state: a robot without a state{more}")
+    notes += [note for camera in dataset.cameras for note in _order_notes(dataset, camera)]
     used = {episode.data_path for episode in dataset.episodes}
     for path in tables_in(dataset.root / "data"):
         if path not in used:

@@ -65,7 +65,8 @@ def read_table(path: Path, columns: Mapping[str, ColumnKind]) -> pa.Table:
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(path, error) from error
     for name, kind in columns.items():
-        column = table.column(name)
+        column = _plain(table.column(name))
+        table = table.set_column(table.schema.get_field_index(name), name, column)
         if (column.null_count and kind != "texts") or not _is_kind(column.type, kind):
             got = f"{column.type}, {column.null_count} empty"
             raise DatasetError(
@@ -76,6 +77,13 @@ def read_table(path: Path, columns: Mapping[str, ColumnKind]) -> pa.Table:
                 next_step="write the column anew, without gaps",
             )
     return table
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The column without pandas' categories and polars' views."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    return column.cast(pa.string()) if pa.types.is_string_view(column.type) else column
 
 
 def tables_in(folder: Path) -> list[Path]:
@@ -105,15 +113,19 @@ def missing_file(path: Path, root: Path, named_by: str = "") -> DatasetError:
                         expected=expected, next_step="copy it again, or rename it back")  # fmt: skip
 
 
+def _is_text(arrow: pa.DataType) -> bool:
+    return pa.types.is_string(arrow) or pa.types.is_large_string(arrow) or pa.types.is_string_view(arrow)
+
+
 def _is_kind(arrow: pa.DataType, kind: ColumnKind) -> bool:
-    is_text = pa.types.is_string(arrow) or pa.types.is_large_string(arrow)
+    is_text = _is_text(arrow)
     is_list = pa.types.is_list(arrow) or pa.types.is_large_list(arrow)
     is_number = pa.types.is_integer(arrow) or pa.types.is_floating(arrow)
     return {
         "whole": is_number,
         "number": is_number,
         "text": is_text,
-        "texts": is_list and _is_kind(arrow.value_type, "text"),
+        "texts": is_text or pa.types.is_null(arrow) or (is_list and _is_text(arrow.value_type)),
         "any": True,
     }[kind]
 
@@ -239,7 +251,9 @@ def _v30_episode(
         where = f"{path} {EXTRA} of episode {row['episode_index']}"
         raise DatasetError("an episode's note is not JSON", where=where, got=row[EXTRA],
                            next_step="write a JSON object there, as {}") from error  # fmt: skip
-    return Episode(whole["episode_index"], length, tuple(row.get("tasks") or ()), data_path, clips, extra, span)
+    named = row.get("tasks") or ()
+    tasks = (named,) if isinstance(named, str) else tuple(named)
+    return Episode(whole["episode_index"], length, tasks, data_path, clips, extra, span)
 
 
 def _v2_episodes(root: Path, info: Mapping[str, Any], videos: Mapping[str, str]) -> Found:
@@ -251,7 +265,8 @@ def _v2_episodes(root: Path, info: Mapping[str, Any], videos: Mapping[str, str])
     episodes: list[tuple[str, Episode]] = []
     broken: dict[str, DatasetError] = {}
     for place, row in _json_lines(root / "meta" / "episodes.jsonl", root, {"episode_index": int, "length": int}):
-        index, tasks = row["episode_index"], row.get("tasks", [])
+        index, tasks = row["episode_index"], row.get("tasks") or []
+        tasks = [tasks] if isinstance(tasks, str) else tasks
         if not isinstance(tasks, list):
             raise DatasetError("a key is missing or mistyped", where=place, got=f"tasks = {tasks!r}", expected="a list",
                                next_step="mend the line, or copy the file again")  # fmt: skip
