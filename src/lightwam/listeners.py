@@ -227,5 +227,5 @@ def _load(name: str) -> Any:
             "a listener's package cannot be imported",
             where="train.listeners",
             got=f"{name} ({_first_line(error)})",
-            next_step=f'install it anew: pip install --force-reinstall "lightwam[{name}]", or leave it out',
+            next_step=f'install it anew (pip uninstall, then pip install "lightwam[{name}]"), or leave it out',
         ) from error

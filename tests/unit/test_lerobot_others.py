@@ -362,6 +362,24 @@ def test_a_renamed_file_is_told_by_what_lies_there(root: Path, file: str) -> Non
         LeRobotDataset(root).check()
 
 
+@pytest.mark.parametrize("file", [DATA, VIDEO, "meta/tasks.parquet"])
+def test_a_folder_in_the_place_of_a_file_is_told(root: Path, file: str) -> None:
+    (root / file).unlink()
+    (root / file).mkdir()
+    with pytest.raises(DatasetError, match="got: a folder of that name"):
+        LeRobotDataset(root).check()
+
+
+def test_what_no_memory_holds_is_told(root: Path) -> None:
+    table = pq.read_table(root / EPISODES)
+    place = table.schema.get_field_index("length")
+    pq.write_table(table.set_column(place, "length", pa.array([4, 10**13])), root / EPISODES)
+    assert "10000000000000 in episode 1" in str(examine(root).faults[-1])
+    (root / "meta/info.json").write_text("[" * 100_000)
+    with pytest.raises(DatasetError, match="not JSON"):
+        LeRobotDataset(root)
+
+
 def test_two_files_that_were_exchanged_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lightwam.data import lerobot_pack
 

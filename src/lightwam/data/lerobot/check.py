@@ -55,7 +55,10 @@ def examine(
     except DatasetError as fault:
         every = [*faults, fault, *_unreadable(root)]
         return Findings(tuple({str(one): one for one in every}.values()), (), None)
-    rows = dataset.rows(faults.append)
+    try:
+        rows = dataset.rows(faults.append)
+    except DatasetError as fault:
+        return Findings((*faults, fault), (), None)
     faults += dataset.faults(rows, progress)
     once = {str(fault): fault for fault in faults}
     return Findings(tuple(once.values()), tuple(_notes(dataset, rows)), dataset)

@@ -75,8 +75,14 @@ class Layout:
 def read_rows(layout: Layout, tell: Tell = refuse) -> Rows:
     """Every data file's rows; each fault of an episode is told, and what was found of it stays zeros."""
     count = int(layout.starts[-1])
-    state = np.zeros((count, layout.state_dim), np.float32)
-    action = np.zeros((count, layout.action_dim), np.float32)
+    try:
+        state = np.zeros((count, layout.state_dim), np.float32)
+        action = np.zeros((count, layout.action_dim), np.float32)
+    except MemoryError as error:
+        longest = max(layout.episodes, key=lambda episode: episode.length)
+        raise DatasetError("more frames than memory holds", where=layout.root / "meta",
+                           got=f"{count}, of which {longest.length} in episode {longest.index}", expected="the rows'",
+                           next_step="mend length in meta/episodes") from error  # fmt: skip
     task, time, index = np.zeros(count, np.int64), np.zeros(count, np.float64), np.zeros(count, np.int64)
     has_time = has_index = True
     table: _Table | None = None
