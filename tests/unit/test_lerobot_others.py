@@ -426,6 +426,8 @@ def test_json_lines_end_at_line_feeds_alone(root: Path) -> None:
 
 def test_text_is_utf_8_whatever_the_locale(root: Path) -> None:
     older(root, '{"task_index": 0, "task": "放进"}\n{"task_index": 1, "task": "é"}\n'.encode())
+    (root / VIDEO).rename(root / "videos/腕.mp4")
+    edit_info(root, lambda info: info.update(video_path="videos/腕.mp4"))
     root = root.rename(root.with_name("données 数"))
     edit = (root / "meta/info.json").read_text().replace('"arm"', '"机械臂"')
     (root / "meta/info.json").write_text(edit, encoding="utf-8")

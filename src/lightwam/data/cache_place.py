@@ -50,7 +50,7 @@ def cache_home(root: Path, cache: Path | None = None) -> Path:
 
 def named(words: str, fingerprint: Mapping[str, Any]) -> str:
     """Return a folder's name that says `words` and differs where the fingerprint does."""
-    return f"{_plain(words)[:48]}-{_digest(fingerprint, 8)}"
+    return os.fsdecode(f"{_plain(words)[:48]}-{_digest(fingerprint, 8)}".encode())
 
 
 def check_room(path: Path, num_bytes: int) -> None:

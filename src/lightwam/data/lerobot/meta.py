@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -293,7 +294,8 @@ def _path_of(root: Path, info: Mapping[str, Any], key: str, **parts: Any) -> Pat
             next_step="mend meta/info.json, or copy it again",
         )
     try:
-        path = Path(pattern.format(**parts))
+        # names of files are UTF-8, too, where the locale does not say so
+        path = Path(os.fsdecode(pattern.format(**parts).encode()))
     except (KeyError, ValueError, IndexError, AttributeError, TypeError) as error:
         expected = sorted(parts)
         raise DatasetError("a path pattern has an unknown part", where=where, got=pattern, expected=expected,
