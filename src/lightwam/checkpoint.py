@@ -37,7 +37,7 @@ from lightwam.config import Recipe, from_dict, to_dict
 from lightwam.data.damage import likely_cause
 from lightwam.data.files import replacing, write_file, writing
 from lightwam.errors import CheckpointError
-from lightwam.weights.files import check_finite, check_tensors
+from lightwam.weights.files import check_finite, check_tensors, not_finite
 
 FORMAT = 1
 FROZEN, PROMPTS, TRAINING = "frozen.safetensors", "prompts.safetensors", "training.pt"
@@ -241,10 +241,10 @@ def whole(run: Path, step: int | None = None, *, training: bool = True) -> tuple
             raise CheckpointError(
                 "a checkpoint file is damaged",
                 where=path,
-                got=likely_cause(path) or "missing or other bytes than were written",
+                got=likely_cause(path) or _what_changed(path),
                 expected=digest,
                 next_step="copy the run again"
-                if path.name == FROZEN
+                if path.name == FROZEN or place_of(run) == place == place_of(run, steps(run)[0])
                 else f"delete {place}; an older checkpoint is used then",
             )
     return place, meta
@@ -258,6 +258,7 @@ def load(run: Path, step: int | None = None, *, training: bool = True) -> Checkp
     place, meta = whole(run, step, training=training)
     ema = _read_weights(place / "ema.safetensors") if "ema.safetensors" in meta["files"] else None
     state = torch.load(place / TRAINING, weights_only=True) if training else {}
+    check_finite(dict(_tensors(state)), place / TRAINING)
     return Checkpoint(meta["step"], _read_weights(place / "model.safetensors"), ema, state)
 
 
@@ -317,6 +318,26 @@ def _frozen_digest(run: Path) -> str | None:
         digest: str | None = read_json(run / "checkpoints" / f"step_{known[-1]:08d}" / "meta.json").get("frozen")
         return digest
     return _digest(run / FROZEN) if (run / FROZEN).exists() else None
+
+
+def _what_changed(path: Path) -> str:
+    """What is wrong with a file that has not the digest it was written with."""
+    if not path.is_file():
+        return "no such file"
+    try:
+        lines = not_finite(safetensors.torch.load_file(path)) if path.suffix == ".safetensors" else []
+    except (safetensors.SafetensorError, OSError):
+        lines = []
+    return "; ".join(["other bytes than were written", *lines[:1]])
+
+
+def _tensors(tree: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Every tensor in nested tables with its place there, as optimizer.state.3.exp_avg."""
+    if isinstance(tree, Tensor):
+        yield name.removeprefix("."), tree
+    elif isinstance(tree, Mapping | list | tuple):
+        for key, value in tree.items() if isinstance(tree, Mapping) else enumerate(tree):
+            yield from _tensors(value, f"{name}.{key}")
 
 
 def _num_bytes(tree: Any) -> int:

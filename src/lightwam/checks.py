@@ -38,6 +38,9 @@ def check(recipe: Recipe) -> Recipe:
     pretrained = isinstance(recipe.latents, WanVaeConfig) or isinstance(recipe.text, Umt5Config)
     _require(bool(recipe.weights) or not pretrained, "no weights are named for the VAE or text encoder", "weights",
              repr(recipe.weights), "a folder or Hub repo id", "--weights /path/to/Wan2.1-T2V-1.3B")  # fmt: skip
+    least = 2 if isinstance(recipe.text, Umt5Config) and recipe.text.truncate else 1
+    _require(recipe.text.num_tokens >= least, "the text encoder must hold a word", "text.num_tokens",
+             recipe.text.num_tokens, f">= {least}")  # fmt: skip
     names = [name for _, name, _, _ in string.Formatter().parse(recipe.prompt) if name is not None]
     _require(names == ["task"], "the prompt must hold {task} once, and no other {...}", "prompt", repr(recipe.prompt),
              "'{task}', or words around it")  # fmt: skip

@@ -222,3 +222,10 @@ def _load(name: str) -> Any:
             got=f"{name} ({error})",
             next_step=f'pip install "lightwam[{name}]", or leave it out',
         ) from error
+    except Exception as error:  # a package that does not fit the others raises anything while it is imported
+        raise ConfigError(
+            "a listener's package cannot be imported",
+            where="train.listeners",
+            got=f"{name} ({_first_line(error)})",
+            next_step=f'install it anew (pip uninstall, then pip install "lightwam[{name}]"), or leave it out',
+        ) from error

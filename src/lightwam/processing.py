@@ -133,7 +133,11 @@ def open_data(
     if not known and not isinstance(recipe.text, HashedTextConfig):
         raise CheckpointError("a file of the run is missing", where=run / checkpoint.PROMPTS,
                               next_step="copy the run again")  # fmt: skip
-    return opened, Processing(codec, latents, Prompts(recipe, known).states(opened.tasks))
+    used = np.unique(opened.task_index)  # other sentences of the table need not fit the encoder
+    states = Prompts(recipe, known).states([opened.tasks[task] for task in used])
+    prompts = states.new_zeros(len(opened.tasks), *states.shape[1:])
+    prompts[torch.from_numpy(used)] = states
+    return opened, Processing(codec, latents, prompts)
 
 
 def check_data(recipe: Recipe, data: LeRobotDataset) -> None:
@@ -148,14 +152,16 @@ def check_tasks(recipe: Recipe, data: LeRobotDataset, say: Callable[[str], None]
     Raises as `Sentences` does, too: of UMT5 the tokenizer must be there.
     """
     sentences = Sentences(recipe)
-    for index, task in enumerate(data.tasks):
+    for index in data.used_tasks:
+        task = data.tasks[index]
         try:
             truncated = sentences.check(task)
         except PromptError as error:
             table = "the dataset's table of tasks"
             step = f"shorten it in {table}, or give --text.num-tokens or --text.truncate"
             next_step = step if task.strip() else f"describe the task in {table}"
-            raise DatasetError("a task sentence must fit the text encoder", where=f"{data.root} task {index}: {task!r}",
+            raise DatasetError("a task sentence must fit the text encoder",
+                               where=f"{data.root} task {index}: {task[:200]!r}",
                                got=error.got, expected=error.expected, next_step=next_step) from error  # fmt: skip
         if truncated:
             say(truncated)
@@ -222,7 +228,9 @@ class Sources:
         known: Weights = {}
         for path in reversed(paths):
             known |= {name: state for name, state in checkpoint.read_tensors(path).items() if state.shape == expected}
-        wanted = [self.recipe.prompt.format(task=task) for task in self.data.tasks]
+        wanted = [
+            self.recipe.prompt.format(task=task) for task in map(self.data.tasks.__getitem__, self.data.used_tasks)
+        ]
         for prompt in wanted:
             if prompt not in known:
                 raise DatasetError("a prompt has no token states of this recipe", where=paths[0], got=repr(prompt),
@@ -317,7 +325,7 @@ def cache_prompts(recipe: Recipe, data: LeRobotDataset, device: torch.device | s
     made_by = {"encoder": f"{text.kind} {text.num_tokens}x{text.dim}"}
     made_by |= {part: digest(locate(recipe.weights, part)) for part in TEXT_PARTS}
     known = checkpoint.read_tensors(path) if checkpoint.read_about(path) == made_by else {}
-    wanted = [recipe.prompt.format(task=task) for task in data.tasks]
+    wanted = [recipe.prompt.format(task=task) for task in map(data.tasks.__getitem__, data.used_tasks)]
     if missing := [prompt for prompt in wanted if prompt not in known]:
         check_room(path, 2 * len(wanted) * text.num_tokens * text.dim)
         states = open_text(recipe, device).encode(missing).to("cpu", torch.bfloat16)

@@ -132,12 +132,14 @@ def _check_kept(recipe: Recipe, theirs: Recipe, codec: Codec, run: Path) -> None
         f"{name}: that run has {to_dict(old)}, asked {to_dict(new)}" for name, (old, new) in pairs.items() if old != new
     ]
     if odd:
+        same_model = all(old == new for name, (old, new) in pairs.items() if name.startswith("model."))
+        anew = "or measure anew: --statistics new" if same_model else "or train anew: its weights have those widths too"
         raise CheckpointError(
             "the statistics of the run to start from cannot be kept",
             where=run,
             got="; ".join(odd),
             expected="the same cameras, normalisation, latents and widths",
-            next_step="give that run's settings, or measure anew: --statistics new",
+            next_step=f"give that run's settings, {anew}",
         )
 
 

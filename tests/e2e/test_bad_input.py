@@ -111,6 +111,13 @@ def test_a_sentence_that_is_too_long_costs_nothing(tiny: Any, tmp_path: Path, to
     assert main([str(word) for word in [*train_words(tiny, tmp_path / "new"), "--text.num-tokens", "11"]]) == 0
 
 
+def test_a_sentence_that_no_row_has_need_not_fit(tiny: Any, tmp_path: Path) -> None:
+    table = pq.read_table(tiny.dataset / "meta" / "tasks.parquet")
+    more = pa.table({"task_index": [5], "__index_level_0__": ["never said, " * 100]}, schema=table.schema)
+    pq.write_table(pa.concat_tables([more, table]), tiny.dataset / "meta" / "tasks.parquet")
+    assert main([str(word) for word in train_words(tiny, tmp_path / "new")]) == 0
+
+
 def test_a_camera_that_is_not_there_costs_nothing(tiny: Any, tmp_path: Path, told: Told) -> None:
     near = ["--codec.places.0.camera", "near", "--sim.cameras", "near"]
     assert "expected: near" in told(*train_words(tiny, tmp_path / "new"), *near)

@@ -52,10 +52,10 @@ def test_sentences_of_any_script_train_and_print_where_the_locale_is_c(tiny: Any
         json.dumps(json.loads((tiny.run / "recipe.json").read_text()) | {"notes": "grün 移"}, ensure_ascii=False),
         encoding="utf-8",
     )
-    new = tmp_path / "new"
+    dataset, new = tiny.dataset.rename(tmp_path / "données 数"), tmp_path / "à neuf"
     c_locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": ""}
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, tiny.run, tiny.dataset, new], env=os.environ | c_locale, capture_output=True
+        [sys.executable, "-c", SCRIPT, tiny.run, dataset, new], env=os.environ | c_locale, capture_output=True
     )
     assert done.returncode == 0, done.stderr.decode()
     assert rb"\u79fb\u52a8\u5230\u2028" in done.stdout

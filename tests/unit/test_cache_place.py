@@ -74,7 +74,9 @@ def test_a_folder_without_rights_or_room_is_refused_before_anything_is_made(
             check_room(place, 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, 3 * 2**20))
     check_room(place, 3 * 2**20)
-    with pytest.raises(DatasetError, match=r"fit on the disk(.|\n)*got: 3 MiB free\n.*expected: 4 MiB\n.*--cache DIR"):
+    with pytest.raises(
+        DatasetError, match=r"fit on the disk(.|\n)*got: 3.0 MiB free\n.*expected: 4.0 MiB\n.*--cache DIR"
+    ):
         check_room(place, 4 * 2**20)
     assert names(tmp_path) == []
 

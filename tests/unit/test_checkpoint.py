@@ -351,6 +351,30 @@ def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path, name: s
     assert name in str(caught.value.where)
 
 
+def test_an_optimisers_state_that_is_not_finite_is_refused_by_name(tmp_path: Path) -> None:
+    saved, moments = content(3), {"state": {7: {"exp_avg": torch.tensor([float("nan"), 0.0])}}}
+    checkpoint.save(tmp_path, replace(saved, training={"optimizer": moments, "steps": [1, 2]}))
+    with pytest.raises(CheckpointError, match=r"not finite: optimizer\.state\.7\.exp_avg \(1 NaN") as caught:
+        checkpoint.load(tmp_path)
+    assert "training.pt" in str(caught.value.where)
+    assert checkpoint.load(tmp_path, training=False).step == 3
+
+
+def test_a_file_that_was_changed_is_refused_with_the_tensor_that_is_not_finite(tmp_path: Path) -> None:
+    place = checkpoint.save(tmp_path, content(3))
+    weights = safetensors.torch.load_file(place / "model.safetensors")
+    name = min(weights)
+    safetensors.torch.save_file(
+        weights | {name: torch.full_like(weights[name], float("nan"))}, place / "model.safetensors"
+    )
+    with pytest.raises(CheckpointError, match=rf"other bytes(.|\n)*not finite: {name} (.|\n)*next: copy the run again"):
+        checkpoint.load(tmp_path)  # there is no older one to fall back to
+    (place / "model.safetensors").unlink()
+    checkpoint.save(tmp_path, content(4)).joinpath("model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"no such file(.|\n)*an older checkpoint is used then"):
+        checkpoint.load(tmp_path)
+
+
 def test_names_with_a_prefix_are_refused_by_that(tmp_path: Path) -> None:
     weights = {f"_orig_mod.{name}": value for name, value in torch.nn.Linear(2, 3).state_dict().items()}
     with pytest.raises(CheckpointError, match=r"all names begin with '_orig_mod\.', as torch\.compile saves them"):

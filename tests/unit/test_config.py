@@ -98,6 +98,7 @@ BAD = [
     ("train.betas", (0.9, 1.0), r"train.betas\[1\]"),
     ("train.warmup_steps", -1, "train.warmup_steps"),
     ("train.shift_pixels", -1, "train.shift_pixels"),
+    ("text.num_tokens", 0, "text.num_tokens"),
     ("prompt", "do it", "prompt"),
     ("prompt", "{task} {colour}", "prompt"),
     ("prompt", "{task} {task}", "prompt"),

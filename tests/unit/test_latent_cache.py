@@ -304,7 +304,7 @@ def test_a_disk_without_room_for_it_is_refused_after_the_first_batch(
         return encode(canvases)
 
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=9))
-    with pytest.raises(DatasetError, match=r"fit on the disk(.|\n)*got: 0 MiB free(.|\n)*--cache DIR"):
+    with pytest.raises(DatasetError, match=r"fit on the disk(.|\n)*got: 0.0 MiB free(.|\n)*--cache DIR"):
         build(encode=noted)
     assert len(batches) == 1
 

@@ -237,7 +237,94 @@ def test_without_the_tasks_of_episodes_sentences_follow_from_task_index(root: Pa
     assert [data.tasks[task] for task in data.vectors.task_index] == ["task 0", "task 1"]
 
 
+def rows_of(root: Path, **columns: list[Any]) -> None:
+    table = pq.read_table(root / DATA)
+    for name, values in columns.items():
+        table = table.set_column(table.schema.get_field_index(name), name, pa.array(values))
+    pq.write_table(table, root / DATA)
+
+
+def tasks_of(root: Path, sentences: dict[int, str], name: str = "__index_level_0__") -> None:
+    pq.write_table(pa.table({"task_index": [*sentences], name: [*sentences.values()]}), root / "meta/tasks.parquet")
+
+
+@pytest.mark.parametrize("name", ["__index_level_0__", "task", "tasks"])
+def test_a_task_keeps_its_number_where_others_were_taken_out(root: Path, name: str) -> None:
+    """And where the table has another order, which `check dataset` tells: LeRobot reads the row of that number."""
+    rows_of(root, task_index=[5] * 4 + [2] * 3)
+    tasks_of(root, {5: "task 0", 2: "task 1"}, name)
+    data = LeRobotDataset(root)
+    assert [data.tasks[task] for task in data.vectors.task_index] == ["task 0", "task 1"]
+    assert (data.used_tasks, data.tasks.count("")) == ((2, 5), 4)
+    assert [fault.what for fault in examine(root).faults] == ["tasks do not stand in the order of task_index"]
+    rows_of(root, task_index=[5] * 4 + [3] * 3)
+    with pytest.raises(DatasetError, match=r"has no sentence(.|\n)*got: 3(.|\n)*one of 2, 5"):
+        assert LeRobotDataset(root).vectors
+
+
+FORMS: dict[str, tuple[str, str, Callable[[list[Any]], pa.Array]]] = {
+    "sentences as pandas' categories": ("meta/tasks.parquet", "__index_level_0__",
+                                        lambda values: pa.array(values).dictionary_encode()),
+    "sentences as polars' views": ("meta/tasks.parquet", "__index_level_0__",
+                                   lambda values: pa.array(values, pa.string_view())),
+    "an episode's one task without a list": (EPISODES, "tasks", lambda values: pa.array([one for one, in values])),
+    "no episode's tasks": (EPISODES, "tasks", lambda values: pa.nulls(len(values))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_column_may_be_stored_in_other_forms(root: Path, name: str) -> None:
+    file, column, form = FORMS[name]
+    table = pq.read_table(root / file)
+    place = table.schema.get_field_index(column)
+    pq.write_table(table.set_column(place, column, form(table.column(column).to_pylist())), root / file)
+    data = LeRobotDataset(root)
+    assert [data.tasks[task] for task in data.vectors.task_index] == ["task 0", "task 1"] and not examine(root).faults
+
+
+def test_episodes_in_another_order_in_a_video_are_told(root: Path) -> None:
+    """Reading cannot know whether two of equal length were exchanged."""
+    edit_info(root, lambda info: info.update(codebase_version="3.0"))  # without its v
+    assert not examine(root).notes
+    table = pq.read_table(root / EPISODES)
+    for part, values in (("from_timestamp", [0.3, 0.0]), ("to_timestamp", [0.7, 0.3])):
+        place = table.schema.get_field_index(f"videos/observation.images.wrist/{part}")
+        table = table.set_column(place, table.schema.field(place).name, pa.array(values))
+    pq.write_table(table, root / EPISODES)
+    assert examine(root).notes == (
+        "episode 1 lies before episode 0 in the videos of camera wrist: look whether its pictures are its own",
+    )
+
+
+@pytest.mark.parametrize("dtype", ["int64", "int8", "float16", "float64"])
+def test_a_state_of_any_kind_of_numbers_is_read(root: Path, dtype: str) -> None:
+    edit_info(root, lambda info: info["features"]["observation.state"].update(dtype=dtype))
+    values = pa.array([[1, 2]] * 7, pa.list_(pa.from_numpy_dtype(np.dtype(dtype))))
+    rows_of(root, **{"observation.state": values})
+    assert (LeRobotDataset(root).vectors.state == [1, 2]).all() and not examine(root).faults
+
+
 # Files that are not what they should be
+
+
+@pytest.mark.parametrize("left", ["._{}", ".{}.a1b2", "Thumbs.db", ".DS_Store"])
+def test_files_that_other_systems_leave_are_no_part_of_it(root: Path, left: str) -> None:
+    """macOS puts one beside every file that it copies to another disk; downloads have hidden drafts."""
+    known = LeRobotDataset(root).fingerprint()
+    for path in [path for path in root.rglob("*") if path.is_file()]:
+        path.with_name(left.format(path.name)).write_bytes(b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        ")
+    (root / "data/.cache").mkdir()
+    shutil.copy(root / DATA, root / "data/.cache/file-000.parquet")
+    found = examine(root)
+    assert not found.faults and not found.notes and LeRobotDataset(root).fingerprint() == known
+
+
+@pytest.mark.parametrize("pattern", ["/data/{chunk_index}.parquet", "{chunk_index.x}", "{chunk_index[0]}", "{", "{0}"])
+@pytest.mark.parametrize("key", ["data_path", "video_path"])
+def test_a_pattern_that_gives_no_path_is_named(root: Path, key: str, pattern: str) -> None:
+    edit_info(root, lambda info: info.update({key: pattern}))
+    with pytest.raises(DatasetError, match=rf"a path pattern(.|\n)*{key}"):
+        LeRobotDataset(root).check()
 
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 64 + b"\nsize 12345\n"
@@ -273,6 +360,24 @@ def test_a_renamed_file_is_told_by_what_lies_there(root: Path, file: str) -> Non
         return
     with pytest.raises(DatasetError, match=rf"is missing(.|\n)*got: mine{path.suffix} in (.|\n)*_path in meta/info"):
         LeRobotDataset(root).check()
+
+
+@pytest.mark.parametrize("file", [DATA, VIDEO, "meta/tasks.parquet"])
+def test_a_folder_in_the_place_of_a_file_is_told(root: Path, file: str) -> None:
+    (root / file).unlink()
+    (root / file).mkdir()
+    with pytest.raises(DatasetError, match="got: a folder of that name"):
+        LeRobotDataset(root).check()
+
+
+def test_what_no_memory_holds_is_told(root: Path) -> None:
+    table = pq.read_table(root / EPISODES)
+    place = table.schema.get_field_index("length")
+    pq.write_table(table.set_column(place, "length", pa.array([4, 10**13])), root / EPISODES)
+    assert "10000000000000 in episode 1" in str(examine(root).faults[-1])
+    (root / "meta/info.json").write_text("[" * 100_000)
+    with pytest.raises(DatasetError, match="not JSON"):
+        LeRobotDataset(root)
 
 
 def test_two_files_that_were_exchanged_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,6 +417,8 @@ def test_json_lines_end_at_line_feeds_alone(root: Path) -> None:
     sentences = ("put\u2028it\u2029 there\x85", "把红色方块放进盒子")
     lines = [json.dumps({"task_index": i, "task": task}, ensure_ascii=False) for i, task in enumerate(sentences)]
     assert LeRobotDataset(older(root, "\n".join(lines).encode())).tasks == sentences
+    marked = "\ufeff" + "\r\n".join(lines)  # as Windows' editors save it
+    assert LeRobotDataset(older(root, marked.encode())).tasks == sentences
     older(root, b'{"task_index": 0, "task": "caf\xe9"}\n')
     with pytest.raises(DatasetError, match=r"not UTF-8(.|\n)*tasks\.jsonl"):
         LeRobotDataset(root)
@@ -319,17 +426,20 @@ def test_json_lines_end_at_line_feeds_alone(root: Path) -> None:
 
 def test_text_is_utf_8_whatever_the_locale(root: Path) -> None:
     older(root, '{"task_index": 0, "task": "放进"}\n{"task_index": 1, "task": "é"}\n'.encode())
+    (root / VIDEO).rename(root / "videos/腕.mp4")
+    edit_info(root, lambda info: info.update(video_path="videos/腕.mp4"))
+    root = root.rename(root.with_name("données 数"))
     edit = (root / "meta/info.json").read_text().replace('"arm"', '"机械臂"')
     (root / "meta/info.json").write_text(edit, encoding="utf-8")
     script = """
 import sys
 from lightwam.data.lerobot import LeRobotDataset
 data = LeRobotDataset(sys.argv[1])
-print(ascii((data.tasks, data.robot_type)))
+print(ascii((data.tasks, data.robot_type)), data.vectors.state.shape, data.frames(0, "front").shape)
 """
     environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     done = subprocess.run([sys.executable, "-c", script, str(root)], env=environment, capture_output=True, text=True)
-    assert done.stdout.strip() == ascii((("放进", "é"), "机械臂")), done.stderr
+    assert done.stdout.strip() == ascii((("放进", "é"), "机械臂")) + " (7, 2) (4, 16, 16, 3)", done.stderr
 
 
 # The command

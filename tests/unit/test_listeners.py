@@ -121,6 +121,16 @@ def no_log_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return home
 
 
+def test_a_package_that_breaks_while_it_is_imported_is_named(
+    tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "trackio.py").write_text("raise TypeError('Descriptors cannot be created directly')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "trackio", raising=False)
+    with pytest.raises(ConfigError, match=r"cannot be imported(.|\n)*trackio \(TypeError: Descriptors"):
+        check(with_listeners(tiny_recipe, "trackio"))
+
+
 def test_without_a_key_for_wandb_the_run_is_refused_at_once(tiny_recipe: Recipe, no_log_in: Path) -> None:
     with pytest.raises(ConfigError, match="wandb login") as caught:
         check(with_listeners(tiny_recipe, "wandb"))

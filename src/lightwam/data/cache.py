@@ -304,7 +304,7 @@ def _disk_errors(dataset: LeRobotDataset, config: CodecConfig, draft: Path) -> I
     try:
         yield
     except OSError as error:
-        need = f"{math.ceil(_bytes_missing(dataset, config, draft) / 2**20)} MiB"
+        need = f"{max(1, math.ceil(_bytes_missing(dataset, config, draft) / 2**20))} MiB"
         kept = "what is decoded is kept, and the same command goes on behind it"
         raise not_written(error, draft / "frames.npy", need, kept) from error
 

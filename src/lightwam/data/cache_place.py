@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -49,7 +50,7 @@ def cache_home(root: Path, cache: Path | None = None) -> Path:
 
 def named(words: str, fingerprint: Mapping[str, Any]) -> str:
     """Return a folder's name that says `words` and differs where the fingerprint does."""
-    return f"{_plain(words)[:48]}-{_digest(fingerprint, 8)}"
+    return os.fsdecode(f"{_plain(words)[:48]}-{_digest(fingerprint, 8)}".encode())
 
 
 def check_room(path: Path, num_bytes: int) -> None:
@@ -60,8 +61,9 @@ def check_room(path: Path, num_bytes: int) -> None:
         raise DatasetError("the cache's folder must be writable", where=path, got=got, next_step=ELSEWHERE)
     free = shutil.disk_usage(folder).free
     if free < num_bytes:
-        raise DatasetError("the cache must fit on the disk", where=path, got=f"{free / 2**20:.0f} MiB free",
-                           expected=f"{num_bytes / 2**20:.0f} MiB", next_step=f"free some, or {ELSEWHERE}")  # fmt: skip
+        needed = math.ceil(10 * num_bytes / 2**20) / 10
+        raise DatasetError("the cache must fit on the disk", where=path, got=f"{free / 2**20:.1f} MiB free",
+                           expected=f"{needed:.1f} MiB", next_step=f"free some, or {ELSEWHERE}")  # fmt: skip
 
 
 def not_written(error: OSError, path: Path, need: str, kept: str) -> DatasetError:

@@ -14,6 +14,8 @@ def what_lies_there(path: Path, root: Path) -> str:
     """Say what the nearest folder that exists holds in the place of the missing file `path` of the dataset `root`."""
     if path.is_symlink():
         return f"a link to {path.readlink()}, where nothing lies"
+    if path.is_dir():
+        return "a folder of that name"
     folder = next(parent for parent in path.parents if parent.is_dir() or parent == root)
     names = sorted(item.name for item in folder.iterdir()) if folder.is_dir() else []
     more = f" and {len(names) - NUM_NAMED} more" if len(names) > NUM_NAMED else ""

@@ -215,7 +215,7 @@ def read_json(path: Path) -> dict[str, Any]:
                            next_step="copy it again")  # fmt: skip
     try:
         data = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DatasetError("a file of the dataset is not JSON", where=path, got=likely_cause(path) or error,
                            expected="a JSON object in UTF-8", next_step="copy it again") from error  # fmt: skip
     if not isinstance(data, dict):

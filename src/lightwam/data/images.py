@@ -28,13 +28,19 @@ class ImageReader:
     def __init__(self, path: Path, key: str, size: tuple[int, int]) -> None:
         self.path, self._key, self._size = path, key, size
         try:
-            self._file = pq.ParquetFile(path)
+            self._raw = path.open("rb")  # pyarrow takes a path's name for UTF-8, which the locale may not say
+        except OSError as error:
+            raise self._broken(error) from error
+        try:
+            self._file = pq.ParquetFile(self._raw)
             self._episode = self._file.read(columns=["episode_index"])["episode_index"].to_numpy()
         except (pa.ArrowException, OSError, KeyError) as error:
+            self._raw.close()
             raise self._broken(error) from error
         schema = self._file.schema_arrow
         kind = schema.field(key).type if key in schema.names else None
         if kind is None or not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
+            self._raw.close()
             raise DatasetError("a column holds no pictures", where=f"{path} column {key}", got=kind or "no such column",
                                expected="a struct of bytes and path",
                                next_step="mend the dtype in meta/info.json, or the column")  # fmt: skip
@@ -96,4 +102,5 @@ class ImageReader:
     def close(self) -> None:
         """Let go of the file."""
         self._file.close()
+        self._raw.close()
         self._bytes = pa.array([], pa.binary())

@@ -142,7 +142,7 @@ class LatentCache(Cache):
         windows_of = WindowEncoder(dataset, codec_config, horizon, encoder)
         _make(windows_of, list(zip(made, parts, strict=True))[rank::world], path, rank, progress)
         if all(shard.whole() for shard in made):
-            with _writing(path, f"{sum(array.nbytes for array in arrays.values()) / 2**20:.0f} MiB more"):
+            with _writing(path, f"{sum(array.nbytes for array in arrays.values()) / 2**20:.1f} MiB more"):
                 _finish(path, dataset, arrays, fingerprint, made, rank)
 
     @classmethod
@@ -229,13 +229,13 @@ def _make(
                 to_write = (total - done + shard.windows) * len(records[0])
                 if shard is missing[0][0] and not lengths:
                     check_room(shard.data, to_write)
-                with _writing(path, f"about {to_write / 2**20:.0f} MiB more"):
+                with _writing(path, f"about {to_write / 2**20:.1f} MiB more"):
                     spool.writelines(records)
                 lengths += map(len, records)
                 done += len(records)
                 tell(done, total)
             spool.seek(0)
-            with _writing(path, f"about {to_write / 2**20:.0f} MiB more"):
+            with _writing(path, f"about {to_write / 2**20:.1f} MiB more"):
                 assert encoder.shape is not None
                 shard.write(encoder.shape, iter(partial(spool.read, 2**20), b""), lengths, rank)
 

@@ -98,7 +98,7 @@ class _Packer:
         episodes = pa.Table.from_pylist(self.rows)
         if self.old is not None:
             episodes = pa.concat_tables([self.old, episodes], promote_options="default")
-        pq.write_table(episodes, meta / "episodes" / "chunk-000" / "file-000.parquet")
+        _write_table(episodes, meta / "episodes" / "chunk-000" / "file-000.parquet")
         _write_tasks(self.tasks, meta / "tasks.parquet")
         write_atomically(meta / "stats.json", json.dumps(self._stats(episodes), indent=1).encode())
         write_atomically(meta / "info.json", json.dumps(self._info(len(episodes)), indent=2).encode())
@@ -129,7 +129,7 @@ class _Packer:
             chunk, file = divmod(number, CHUNK_FILES)
             path = self.root / DATA_PATH.format(chunk_index=chunk, file_index=file)
             path.parent.mkdir(parents=True, exist_ok=True)
-            pq.write_table(pa.concat_tables([self._data_table(i) for i in group]), path)
+            _write_table(pa.concat_tables([self._data_table(i) for i in group]), path)
             for i in group:
                 self.rows[i] |= {"data/chunk_index": chunk, "data/file_index": file}
 
@@ -167,7 +167,7 @@ class _Packer:
         vectors = [name for name in features if not name.startswith(CAMERA_PREFIX)]
         running = {name: RunningStats() for name in vectors}
         for path in sorted((self.root / "data").glob("chunk-*/file-*.parquet")):
-            table = pq.read_table(path, columns=vectors)
+            table = _read_table(path, vectors)
             for name in vectors:
                 running[name].update(_numpy(table[name], features[name]["shape"][0]))
         stats = {name: _merge_picture_stats(episodes, name) for name in features if name.startswith(CAMERA_PREFIX)}
@@ -189,7 +189,7 @@ class _Packer:
 
 def _old_episodes(root: Path) -> pa.Table:
     paths = sorted((root / "meta" / "episodes").glob("chunk-*/file-*.parquet"))
-    return pa.concat_tables([pq.read_table(path) for path in paths])
+    return pa.concat_tables([_read_table(path) for path in paths])
 
 
 def _groups(sizes: Sequence[int], limit: int) -> list[list[int]]:
@@ -237,6 +237,16 @@ def _merge_picture_stats(episodes: pa.Table, key: str) -> dict[str, Any]:
     return {name: value.reshape(3, 1, 1).tolist() for name, value in merged.items()} | {"count": [int(counts.sum())]}
 
 
+def _read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    with path.open("rb") as file:
+        return pq.read_table(file, columns=columns)
+
+
+def _write_table(table: pa.Table, path: Path) -> None:
+    with path.open("wb") as file:  # pyarrow takes a path's name for UTF-8, which the locale may not say
+        pq.write_table(table, file)
+
+
 def _write_tasks(tasks: Sequence[str], path: Path) -> None:
     """The table that LeRobot reads with pandas: the sentence is the index, so the schema says so in pandas' words."""
     index = "__index_level_0__"
@@ -250,4 +260,4 @@ def _write_tasks(tasks: Sequence[str], path: Path) -> None:
                     for name, field, kind, numpy in kinds],
     }  # fmt: skip
     table = pa.table({"task_index": pa.array(range(len(tasks)), pa.int64()), index: pa.array(tasks, pa.string())})
-    pq.write_table(table.replace_schema_metadata({"pandas": json.dumps(pandas)}), path)
+    _write_table(table.replace_schema_metadata({"pandas": json.dumps(pandas)}), path)

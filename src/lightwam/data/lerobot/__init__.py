@@ -17,7 +17,7 @@ from jaxtyping import Float64, Int64, UInt8
 
 from lightwam.data.files import file_fingerprint, read_json
 from lightwam.data.images import ImageReader
-from lightwam.data.lerobot.columns import column_faults, table_faults, total_fault
+from lightwam.data.lerobot.columns import column_faults, table_faults, task_order_fault, total_fault
 from lightwam.data.lerobot.features import (
     ACTION,
     STATE,
@@ -28,7 +28,7 @@ from lightwam.data.lerobot.features import (
     read_cameras,
     vector_feature,
 )
-from lightwam.data.lerobot.meta import Episode, missing_file, read_episodes, read_tasks
+from lightwam.data.lerobot.meta import Episode, missing_file, read_episodes, read_tasks, tables_in
 from lightwam.data.lerobot.rows import (
     Layout,
     Rows,
@@ -46,6 +46,7 @@ from lightwam.stats import FeatureStats, measure
 
 __all__ = ["LeRobotDataset", "Pictures", "Vectors", "check_finite"]
 VERSIONS = ("v3.0", "v2.1", "v2.0")
+NAMED = {str: "text", dict: "an object"}
 CHECKED_AT_ONCE = 16
 """pictures in memory while all of them are checked"""
 Read = TypeVar("Read")
@@ -55,7 +56,8 @@ class LeRobotDataset:
     """A dataset on disk. Opening checks the meta folder and that the tables are there; `check` checks all of it.
 
     Attributes: root, info (info.json), version, fps, robot_type, names, cameras (name -> (height, width)), left_out
-    (cameras that cannot be used), state_dim, state_names, action_dim, action_names, tasks (sentences by index),
+    (cameras that cannot be used), state_dim, state_names, action_dim, action_names, tasks (sentences by index, ""
+    where an index is missing),
     episodes. `names`: for datasets that call their features otherwise than LeRobot does. A camera's files are looked at
     when it is used. `tell` is given every fault that leaves something to be read; by default it raises the first.
     """
@@ -70,7 +72,7 @@ class LeRobotDataset:
             )
             raise DatasetError("no dataset here", where=self.root, expected="meta/info.json", next_step=hint)
         self.info = read_json(info_path)
-        self.version = str(self._info("codebase_version", str))
+        self.version = f"v{str(self._info('codebase_version', str)).removeprefix('v')}"
         if self.version not in VERSIONS:
             raise DatasetError("unknown codebase_version", where=info_path, got=self.version, expected=VERSIONS,
                                next_step="convert it with LeRobot's own converters")  # fmt: skip
@@ -110,7 +112,8 @@ class LeRobotDataset:
         )
         no_cameras = dict[str, Camera](), dict[str, LeftOut]()
         cameras, self.left_out = part(lambda: read_cameras(features, names, str(where)), no_cameras)
-        self.tasks = part(lambda: read_tasks(self.root, self.version), tuple[str, ...]())
+        self._task_table = part(lambda: read_tasks(self.root, self.version), dict[int, str]())
+        self.tasks = tuple(self._task_table.get(i, "") for i in range(max(self._task_table, default=-1) + 1))
         no_episodes = tuple[Episode, ...](), dict[str, LeftOut]()
         self.episodes, broken = part(lambda: read_episodes(self.root, self.version, self.info, cameras), no_episodes)
         if lost:
@@ -140,6 +143,11 @@ class LeRobotDataset:
     def vectors(self) -> Vectors:
         """State, action, task and time of everything, checked: widths, finite values, order of time, whole episodes."""
         return self.rows().vectors
+
+    @cached_property
+    def used_tasks(self) -> tuple[int, ...]:
+        """The indices of the tasks that some row has: the others' sentences are read by nobody."""
+        return tuple(np.unique(self.vectors.frame_task).tolist())
 
     @cached_property
     def stats(self) -> dict[str, FeatureStats]:
@@ -180,13 +188,14 @@ class LeRobotDataset:
         """All rows, of which `vectors` are those that training reads; every fault in them is told."""
         has_videos = any(camera.stored == "video" for camera in self._cameras.values())
         layout = Layout(self.root, self.episodes, self.episode_start, self.names, self.state_dim, self.action_dim,
-                        self.tasks, has_videos)  # fmt: skip
+                        self._task_table, has_videos)  # fmt: skip
         return read_rows(layout, tell)
 
     def faults(self, rows: Rows, progress: Callable[[int, int], None] | None = None) -> Iterator[DatasetError]:
         """Yield what is wrong between the columns of `rows` and with pictures, decoding all that can be."""
         yield from column_faults(rows, self.episodes, self.episode_start)
-        yield from total_fault(self.info, "total_tasks", len(self.tasks), self.root)
+        yield from total_fault(self.info, "total_tasks", len(self._task_table), self.root)
+        yield from task_order_fault(self.root, self.version, self._task_table)
         yield from table_faults(self.root)
         for left in self.left_out.values():
             if left.fault:
@@ -214,7 +223,7 @@ class LeRobotDataset:
             meta / "info.json",
             *meta.glob("tasks.*"),
             *meta.glob("episodes.jsonl"),
-            *meta.glob("episodes/*/*.parquet"),
+            *tables_in(meta / "episodes"),
         }
         for episode in self.episodes:
             clips = (episode.clips[name] for name, camera in self._cameras.items() if camera.stored == "video")
@@ -274,7 +283,8 @@ class LeRobotDataset:
         value = self.info.get(key)
         if not isinstance(value, kind) or isinstance(value, bool):
             raise DatasetError("a key of info.json is missing or mistyped", where=self.root / "meta" / "info.json",
-                               got=f"{key} = {value!r}", expected=kind,
+                               got=f"{key} = {value!r}",
+                               expected="a number" if isinstance(kind, tuple) else NAMED[kind],
                                next_step="mend meta/info.json, or copy it again")  # fmt: skip
         return value
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from lightwam.data.lerobot import LeRobotDataset
 from lightwam.data.lerobot.columns import time_notes
 from lightwam.data.lerobot.features import FeatureNames
-from lightwam.data.lerobot.meta import columns_of
+from lightwam.data.lerobot.meta import columns_of, tables_in
 from lightwam.data.lerobot.rows import Rows
 from lightwam.data.video import VideoReader
 from lightwam.errors import DatasetError
@@ -54,7 +55,10 @@ def examine(
     except DatasetError as fault:
         every = [*faults, fault, *_unreadable(root)]
         return Findings(tuple({str(one): one for one in every}.values()), (), None)
-    rows = dataset.rows(faults.append)
+    try:
+        rows = dataset.rows(faults.append)
+    except DatasetError as fault:
+        return Findings((*faults, fault), (), None)
     faults += dataset.faults(rows, progress)
     once = {str(fault): fault for fault in faults}
     return Findings(tuple(once.values()), tuple(_notes(dataset, rows)), dataset)
@@ -62,16 +66,26 @@ def examine(
 
 def _unreadable(root: Path) -> Iterator[DatasetError]:
     """Yield a fault for every table and video that cannot be opened, where too little else can be read."""
-    for path in sorted((root / "data").glob("*/*.parquet")):
+    for path in tables_in(root / "data"):
         try:
             columns_of(path)
         except DatasetError as fault:
             yield fault
-    for path in sorted((root / "videos").rglob("*.mp4")):
+    for path in sorted((root / "videos").rglob("[!.]*.mp4")):
         try:
             VideoReader(path).close()
         except DatasetError as fault:
             yield fault
+
+
+def _order_notes(dataset: LeRobotDataset, camera: str) -> Iterator[str]:
+    """Say where the episodes lie in another order in a camera's videos: two of equal length may have been exchanged."""
+    clips = [episode.clips[camera] for episode in dataset.episodes if camera in episode.clips]
+    for number, (before, clip) in enumerate(pairwise(clips)):
+        if (clip.path, clip.start) < (before.path, before.start):
+            yield (f"episode {number + 1} lies before episode {number} in the videos of camera {camera}: look whether "
+                   "its pictures are its own")  # fmt: skip
+            return
 
 
 def _notes(dataset: LeRobotDataset, rows: Rows) -> list[str]:
@@ -81,8 +95,9 @@ def _notes(dataset: LeRobotDataset, rows: Rows) -> list[str]:
         proposal = dataset.state_proposal()
         more = f"; if it has one, {proposal}" if proposal else ""
         notes.append(f"there is no observation.state: a robot without a state{more}")
+    notes += [note for camera in dataset.cameras for note in _order_notes(dataset, camera)]
     used = {episode.data_path for episode in dataset.episodes}
-    for path in sorted((dataset.root / "data").glob("*/*.parquet")):
+    for path in tables_in(dataset.root / "data"):
         if path not in used:
             notes.append(f"{path} belongs to no episode and is not read (LeRobot reads it)")
     if not rows.broken and rows.vectors.timestamp is not None:

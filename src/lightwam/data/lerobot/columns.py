@@ -28,6 +28,20 @@ def total_fault(info: Mapping[str, Any], key: str, expected: int, root: Path) ->
                            next_step=f"write {key} {expected}, or copy meta/ again if {table} are missing")  # fmt: skip
 
 
+def task_order_fault(root: Path, version: str, tasks: Mapping[int, str]) -> Iterator[DatasetError]:
+    """One fault where sentences of a v3.0 table do not stand in the place of their task_index: LeRobot takes the place.
+
+    A place that stays in LeRobot's bounds gives it another sentence, without a word.
+    """
+    if version == "v3.0" and [*tasks] != list(range(len(tasks))):
+        yield DatasetError("tasks do not stand in the order of task_index",
+                           where=root / "meta" / "tasks.parquet",
+                           got=f"task_index {', '.join(map(str, [*tasks][:20]))}",
+                           expected="0, 1, 2, ...",
+                           next_step="sort the table, and number it without gaps, in the rows' task_index too: "
+                           "lightwam reads task_index, but LeRobot the row of that number")  # fmt: skip
+
+
 def column_faults(
     rows: Rows, episodes: Sequence[Episode], starts: Int64[np.ndarray, " episodes_and_1"]
 ) -> Iterator[DatasetError]:

@@ -89,9 +89,9 @@ def vector_feature(
     if not isinstance(shape, list) or len(shape) != 1 or type(shape[0]) is not int or shape[0] < 1:
         raise DatasetError("a feature is not a vector", where=where, got=feature, expected='"shape": [dims]',
                            next_step="mend its shape in meta/info.json")  # fmt: skip
-    if feature.get("dtype") not in ("float32", "float64"):
-        raise DatasetError("a feature has the wrong dtype", where=where, got=feature.get("dtype"), expected="float32",
-                           next_step="write the feature as float32")  # fmt: skip
+    if not re.fullmatch(r"float(16|32|64)|u?int(8|16|32|64)", str(feature.get("dtype"))):
+        raise DatasetError("a feature has the wrong dtype", where=where, got=feature.get("dtype"),
+                           expected="numbers, as float32", next_step="write the feature as float32")  # fmt: skip
     return shape[0], _dim_names(feature.get("names"), shape[0])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from lightwam.errors import DatasetError
 
 EXTRA = "lightwam/extra"
 """our own column of the episodes table: a JSON object an episode"""
+
+MOST_TASKS = 1_000_000
 
 ColumnKind = Literal["whole", "number", "text", "texts", "any"]
 """whole: integers, or floating-point numbers that are whole (pandas makes such)"""
@@ -58,11 +61,13 @@ def read_table(path: Path, columns: Mapping[str, ColumnKind]) -> pa.Table:
         raise DatasetError("columns are missing", where=path, got=", ".join(known), expected=", ".join(missing),
                            next_step="add them, or copy the file again")  # fmt: skip
     try:
-        table = pq.read_table(path, columns=list(columns))
+        with path.open("rb") as file:  # pyarrow takes a path's name for UTF-8, which the locale may not say
+            table = pq.read_table(file, columns=list(columns))
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(path, error) from error
     for name, kind in columns.items():
-        column = table.column(name)
+        column = _plain(table.column(name))
+        table = table.set_column(table.schema.get_field_index(name), name, column)
         if (column.null_count and kind != "texts") or not _is_kind(column.type, kind):
             got = f"{column.type}, {column.null_count} empty"
             raise DatasetError(
@@ -75,10 +80,23 @@ def read_table(path: Path, columns: Mapping[str, ColumnKind]) -> pa.Table:
     return table
 
 
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The column without pandas' categories and polars' views."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    return column.cast(pa.string()) if pa.types.is_string_view(column.type) else column
+
+
+def tables_in(folder: Path) -> list[Path]:
+    """The parquet files one folder below `folder`, sorted; hidden ones are macOS's or of a download."""
+    return sorted(folder.glob("[!.]*/[!.]*.parquet"))
+
+
 def columns_of(path: Path) -> list[str]:
     """The names of a parquet file's columns; DatasetError when it is broken."""
     try:
-        names: list[str] = pq.read_schema(path).names
+        with path.open("rb") as file:
+            names: list[str] = pq.read_schema(file).names
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(path, error) from error
     return names
@@ -96,15 +114,19 @@ def missing_file(path: Path, root: Path, named_by: str = "") -> DatasetError:
                         expected=expected, next_step="copy it again, or rename it back")  # fmt: skip
 
 
+def _is_text(arrow: pa.DataType) -> bool:
+    return pa.types.is_string(arrow) or pa.types.is_large_string(arrow) or pa.types.is_string_view(arrow)
+
+
 def _is_kind(arrow: pa.DataType, kind: ColumnKind) -> bool:
-    is_text = pa.types.is_string(arrow) or pa.types.is_large_string(arrow)
+    is_text = _is_text(arrow)
     is_list = pa.types.is_list(arrow) or pa.types.is_large_list(arrow)
     is_number = pa.types.is_integer(arrow) or pa.types.is_floating(arrow)
     return {
         "whole": is_number,
         "number": is_number,
         "text": is_text,
-        "texts": is_list and _is_kind(arrow.value_type, "text"),
+        "texts": is_text or pa.types.is_null(arrow) or (is_list and _is_text(arrow.value_type)),
         "any": True,
     }[kind]
 
@@ -117,8 +139,8 @@ def _whole(value: int | float, where: object) -> int:
     return int(value)
 
 
-def read_tasks(root: Path, version: str) -> tuple[str, ...]:
-    """Task sentences in the order of their index."""
+def read_tasks(root: Path, version: str) -> dict[int, str]:
+    """Task sentences by their index, in the table's order. Indices may have gaps, as where a task was taken out."""
     if version.startswith("v2"):
         path = root / "meta" / "tasks.jsonl"
         rows = _json_lines(path, root, {"task_index": int, "task": str})
@@ -127,17 +149,20 @@ def read_tasks(root: Path, version: str) -> tuple[str, ...]:
         path = root / "meta" / "tasks.parquet"
         if not path.is_file():
             raise missing_file(path, root)
-        # pandas stores the sentences as a named or as a nameless index
-        text = "__index_level_0__" if "__index_level_0__" in columns_of(path) else "task"
+        # pandas stores the sentences as an index, nameless or under any name
+        known = columns_of(path)
+        others = [name for name in known if name != "task_index"]
+        named = next((name for name in ("__index_level_0__", "task") if name in known), "task")
+        text = others[0] if len(others) == 1 else named
         table = read_table(path, {text: "text", "task_index": "whole"})
         indices = [_whole(value, f"{path} task_index") for value in table["task_index"].to_pylist()]
         pairs = list(zip(indices, table[text].to_pylist(), strict=True))
-    tasks = dict(pairs)
-    if not tasks or sorted(index for index, _ in pairs) != list(range(len(pairs))):
-        raise DatasetError("tasks are not numbered without gaps from 0", where=path,
-                           got=sorted(index for index, _ in pairs),
+    numbers = [index for index, _ in pairs]
+    if not pairs or len({*numbers}) < len(numbers) or not 0 <= min(numbers) <= max(numbers) < MOST_TASKS:
+        raise DatasetError("tasks are not numbered", where=path, got=sorted(numbers)[:20] or "no tasks",
+                           expected=f"each its own task_index, 0 to {MOST_TASKS - 1}",
                            next_step="number them anew, in the rows' task_index too")  # fmt: skip
-    return tuple(tasks[i] for i in range(len(tasks)))
+    return dict(pairs)
 
 
 def read_episodes(
@@ -160,7 +185,8 @@ def read_episodes(
                            next_step="renumber the episodes, or copy the dataset again")  # fmt: skip
     if empty := [episode.index for _, episode in found if episode.length < 1]:
         raise DatasetError("an episode is empty", where=root / "meta", got=f"episode {empty[0]}",
-                           expected="1 frame or more", next_step="leave it out of the tables")  # fmt: skip
+                           expected="1 frame or more",
+                           next_step="leave it out of the tables, and number the episodes behind it anew")  # fmt: skip
     return tuple(episode for _, episode in found), {name: LeftOut(error, True) for name, error in broken.items()}
 
 
@@ -170,7 +196,7 @@ Found = tuple[list[tuple[str, Episode]], dict[str, DatasetError]]
 
 def _v30_episodes(root: Path, info: Mapping[str, Any], videos: Mapping[str, str]) -> Found:
     folder = root / "meta" / "episodes"
-    paths = sorted(folder.glob("*/*.parquet"))
+    paths = tables_in(folder)
     if not paths:
         raise DatasetError("the episodes table is missing", where=folder, expected="chunk-*/file-*.parquet",
                            got=sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))[:5] or "nothing",
@@ -226,7 +252,9 @@ def _v30_episode(
         where = f"{path} {EXTRA} of episode {row['episode_index']}"
         raise DatasetError("an episode's note is not JSON", where=where, got=row[EXTRA],
                            next_step="write a JSON object there, as {}") from error  # fmt: skip
-    return Episode(whole["episode_index"], length, tuple(row.get("tasks") or ()), data_path, clips, extra, span)
+    named = row.get("tasks") or ()
+    tasks = (named,) if isinstance(named, str) else tuple(named)
+    return Episode(whole["episode_index"], length, tasks, data_path, clips, extra, span)
 
 
 def _v2_episodes(root: Path, info: Mapping[str, Any], videos: Mapping[str, str]) -> Found:
@@ -238,7 +266,8 @@ def _v2_episodes(root: Path, info: Mapping[str, Any], videos: Mapping[str, str])
     episodes: list[tuple[str, Episode]] = []
     broken: dict[str, DatasetError] = {}
     for place, row in _json_lines(root / "meta" / "episodes.jsonl", root, {"episode_index": int, "length": int}):
-        index, tasks = row["episode_index"], row.get("tasks", [])
+        index, tasks = row["episode_index"], row.get("tasks") or []
+        tasks = [tasks] if isinstance(tasks, str) else tasks
         if not isinstance(tasks, list):
             raise DatasetError("a key is missing or mistyped", where=place, got=f"tasks = {tasks!r}", expected="a list",
                                next_step="mend the line, or copy the file again")  # fmt: skip
@@ -265,11 +294,17 @@ def _path_of(root: Path, info: Mapping[str, Any], key: str, **parts: Any) -> Pat
             next_step="mend meta/info.json, or copy it again",
         )
     try:
-        return root / pattern.format(**parts)
-    except (KeyError, ValueError, IndexError) as error:
+        # names of files are UTF-8, too, where the locale does not say so
+        path = Path(os.fsdecode(pattern.format(**parts).encode()))
+    except (KeyError, ValueError, IndexError, AttributeError, TypeError) as error:
         expected = sorted(parts)
         raise DatasetError("a path pattern has an unknown part", where=where, got=pattern, expected=expected,
                            next_step="mend the pattern in meta/info.json") from error  # fmt: skip
+    if path.is_absolute():
+        raise DatasetError("a path pattern leads out of the dataset", where=where, got=pattern,
+                           expected="a path within the dataset's folder",
+                           next_step="mend the pattern in meta/info.json")  # fmt: skip
+    return root / path
 
 
 def _json_lines(path: Path, root: Path, kinds: Mapping[str, type]) -> list[tuple[str, dict[str, Any]]]:
@@ -277,7 +312,7 @@ def _json_lines(path: Path, root: Path, kinds: Mapping[str, type]) -> list[tuple
     if not path.is_file():
         raise missing_file(path, root)
     try:
-        lines = path.read_bytes().decode("utf-8").split("\n")
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise DatasetError("a file of the dataset is not UTF-8", where=path, got=likely_cause(path) or error,
                            expected="JSON lines in UTF-8", next_step="write it anew as UTF-8") from error  # fmt: skip

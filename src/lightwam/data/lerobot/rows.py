@@ -67,15 +67,22 @@ class Layout:
     names: FeatureNames
     state_dim: int
     action_dim: int
-    tasks: Sequence[str]
+    tasks: Mapping[int, str]
+    """sentences by task_index"""
     has_videos: bool
 
 
 def read_rows(layout: Layout, tell: Tell = refuse) -> Rows:
     """Every data file's rows; each fault of an episode is told, and what was found of it stays zeros."""
     count = int(layout.starts[-1])
-    state = np.zeros((count, layout.state_dim), np.float32)
-    action = np.zeros((count, layout.action_dim), np.float32)
+    try:
+        state = np.zeros((count, layout.state_dim), np.float32)
+        action = np.zeros((count, layout.action_dim), np.float32)
+    except MemoryError as error:
+        longest = max(layout.episodes, key=lambda episode: episode.length)
+        raise DatasetError("more frames than memory holds", where=layout.root / "meta",
+                           got=f"{count}, of which {longest.length} in episode {longest.index}", expected="the rows'",
+                           next_step="mend length in meta/episodes") from error  # fmt: skip
     task, time, index = np.zeros(count, np.int64), np.zeros(count, np.float64), np.zeros(count, np.int64)
     has_time = has_index = True
     table: _Table | None = None
@@ -181,9 +188,9 @@ class _Table:
     def _task_faults(self, task: Int64[np.ndarray, " T"], episode: Episode, where: str) -> Iterator[DatasetError]:
         tasks = self._layout.tasks
         for one in np.unique(task).tolist():
-            if not 0 <= one < len(tasks):
-                yield DatasetError("a task_index has no sentence", where=where, got=one,
-                                   expected=f"0..{len(tasks) - 1}",
+            if one not in tasks:
+                known = ", ".join(map(str, sorted(tasks)[:20])) + ", ..." * (len(tasks) > 20)
+                yield DatasetError("a task_index has no sentence", where=where, got=one, expected=f"one of {known}",
                                    next_step="add it to meta/tasks, or mend the rows' task_index")  # fmt: skip
             elif episode.tasks and tasks[one] not in episode.tasks:
                 yield DatasetError("tables disagree on an episode's task", where=where,
