@@ -46,7 +46,7 @@ FREE = ("notes", "weights", "train.micro_batch", "train.checkpointing", "train.l
 Weights = dict[str, Tensor]
 
 OPTIONAL_KEYS = ("episodes", "names")
-"""keys of dataset.json: older runs have no "episodes"; runs on datasets with LeRobot's feature names have no "names" """
+"""keys of dataset.json that may be missing: "episodes" in older runs, "names" where features have LeRobot's names"""
 
 
 @dataclass(frozen=True)

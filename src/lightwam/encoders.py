@@ -98,7 +98,7 @@ class Sentences:
             raise PromptError(instruction, count, most, self._unit)
         if count <= most:
             return ""
-        return f"text.truncate: only the first {most} of {count} {self._unit}, are read: {instruction!r}"
+        return f"text.truncate: {instruction!r} has {count} {self._unit}; only the first {most} are read"
 
 
 def check_prompts(recipe: Recipe, instructions: Sequence[str], say: Callable[[str], None] = print) -> None:

@@ -47,10 +47,10 @@ REASONS = {
     errno.EROFS: ("read-only", "name another folder"),
     errno.EACCES: ("no permission for user", "the right to write"),
     errno.EPERM: ("no permission for user", "the right to write"),
-    errno.EISDIR: ("something else lies there", "move it away"),
-    errno.ENOTDIR: ("something else lies there", "move it away"),
+    errno.EISDIR: ("something else is there", "move it away"),
+    errno.ENOTDIR: ("something else is there", "move it away"),
     errno.EMFILE: ("too many files are open", "ulimit -n"),
-    errno.ENAMETOOLONG: ("no such name", "choose another"),
+    errno.ENAMETOOLONG: ("path cannot be used", "choose another"),
     errno.EIO: ("the drive fails", "check the drive"),
 }
 
