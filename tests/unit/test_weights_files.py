@@ -444,7 +444,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 10
         (POINTER, "git lfs pull"),
         (b"<!DOCTYPE html>\n<html>", "a web page"),
         (bytes(100), "begins with zeros"),
-        (save(TENSORS)[:-5], "it is cut short"),
+        (save(TENSORS)[:-5], "was cut short"),
         (b"\x09\0\0\0\0\0\0\0[1, 2, 3]", "cannot be read as safetensors"),
     ],
     ids=["empty", "pointer", "page", "zeros", "short", "no header"],
