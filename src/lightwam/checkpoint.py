@@ -36,7 +36,7 @@ from lightwam.codec import Codec
 from lightwam.config import Recipe, from_dict, to_dict
 from lightwam.data.damage import likely_cause
 from lightwam.data.files import replacing, write_file, writing
-from lightwam.errors import CheckpointError
+from lightwam.errors import CheckpointError, first_few
 from lightwam.weights.files import check_finite, check_tensors
 
 FORMAT = 1
@@ -134,11 +134,10 @@ def check_dataset(run: Path, dataset: Path, fingerprint: Mapping[str, str]) -> N
     began = _read_table(run / "dataset.json", ("fingerprint", "path"), maybe=OPTIONAL_KEYS)
     differences = list(_differences(began["fingerprint"], dict(fingerprint)))
     if differences:
-        more = f"; {len(differences) - 4} more" if len(differences) > 4 else ""
         raise CheckpointError(
             "the run was trained on another dataset",
             where=run,
-            got=f"{dataset.absolute()} ({'; '.join(differences[:4])}{more})",
+            got=f"{dataset.absolute()} ({first_few(differences, 4, '; ')})",
             expected=f"{began['path']}, as it was when the run began",
             next_step="give that dataset, or choose another --run",
         )

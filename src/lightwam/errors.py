@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class LightwamError(Exception):
@@ -53,6 +53,12 @@ class SetupError(SimulatorError):
 
 class WireError(LightwamError):
     """An observation or a message that does not fit what the policy was trained on."""
+
+
+def first_few(words: Sequence[str], most: int = 5, separator: str = ", ") -> str:
+    """Join the first `most` words of a list for an error, and the number of the others."""
+    more = f"{separator}and {len(words) - most} more" if len(words) > most else ""
+    return separator.join(words[:most]) + more
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -17,7 +17,7 @@ from lightwam import config as configs
 from lightwam.codec import place_cameras
 from lightwam.config import CodecConfig
 from lightwam.data.lerobot import LeRobotDataset
-from lightwam.errors import ConfigError, DatasetError, did_you_mean
+from lightwam.errors import ConfigError, DatasetError, did_you_mean, first_few
 from lightwam.types import Latents
 
 TABLES = ("state", "action", "episode_start", "task_index")
@@ -144,6 +144,5 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def listed(faults: list[str]) -> str:
-    """The first faults, and how many more there are."""
-    more = f"; {len(faults) - NUM_NAMED} more" if len(faults) > NUM_NAMED else ""
-    return "; ".join(faults[:NUM_NAMED]) + more
+    """Join the first faults, and the number of the others."""
+    return first_few(faults, NUM_NAMED, separator="; ")

@@ -22,10 +22,9 @@ from torch import Tensor
 
 from lightwam.config import Umt5Config
 from lightwam.data.damage import likely_cause
-from lightwam.errors import CheckpointError, ConfigError, PromptError
+from lightwam.errors import CheckpointError, ConfigError, PromptError, first_few
 from lightwam.weights.files import (
     differences,
-    first_few,
     infinite,
     locate,
     prefix_line,

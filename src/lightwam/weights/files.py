@@ -13,7 +13,7 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lightwam.data.damage import likely_cause
-from lightwam.errors import CheckpointError
+from lightwam.errors import CheckpointError, first_few
 
 Part = Literal["backbone", "vae", "text_encoder", "tokenizer"]
 
@@ -221,21 +221,13 @@ def refusal(what: str, path: Path | str, lines: list[str], next_step: str) -> Ch
     for line in lines:
         kinds.setdefault(line.partition(":")[0], []).append(line)
     mixed = [line for row in itertools.zip_longest(*kinds.values()) for line in row if line is not None]
-    more = len(lines) - NUM_TENSORS_LISTED
-    listed = "".join(f"\n    {line}" for line in mixed[:NUM_TENSORS_LISTED])
     return CheckpointError(
         what,
         where=path,
-        got=f"{len(lines)} differences{listed}" + (f"\n    and {more} more" if more > 0 else ""),
+        got=f"{len(lines)} differences\n    " + first_few(mixed, NUM_TENSORS_LISTED, separator="\n    "),
         expected="exactly the tensors of the config's model, with finite numbers",
         next_step=next_step,
     )
-
-
-def first_few(words: Sequence[str]) -> str:
-    """Join the first words of a list for an error, with the number of the others."""
-    more = f", and {len(words) - NUM_TENSORS_LISTED} more" if len(words) > NUM_TENSORS_LISTED else ""
-    return ", ".join(words[:NUM_TENSORS_LISTED]) + more
 
 
 def _odd_dtype(name: str, tensor: Tensor) -> str:
@@ -306,8 +298,7 @@ def _one_file(folder: Path, what: str, found: list[Path]) -> Path:
 
 def _listing(folder: Path) -> str:
     names = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir()) if folder.is_dir() else []
-    more = f", and {len(names) - NUM_LISTED} more" if len(names) > NUM_LISTED else ""
-    return (", ".join(names[:NUM_LISTED]) or "nothing") + more
+    return first_few(names, NUM_LISTED) or "nothing"
 
 
 def _table(found: Any, path: Path) -> dict[str, Tensor]:
