@@ -3,8 +3,8 @@
     recipe.json      the config; of a begun run only what is FREE may change
     dataset.json     what it was trained on: path, and every file with size and hash
     processing.json  what was measured on the data: the codec's and the latents' statistics
-    start.json       which run it started from, when it started from one, and whose statistics it has
-    listeners.json   what W&B or trackio call it, when they listen
+    start.json       with --start-from: the run it started from, and where its statistics come from
+    listeners.json   its id in W&B or trackio, when it logs to them
     frozen.safetensors    weights that training leaves alone, when there are such
     prompts.safetensors   token states of the prompts, when a pretrained text encoder made them
     checkpoints/step_00000500/
@@ -36,7 +36,7 @@ from lightwam.codec import Codec
 from lightwam.config import Recipe, from_dict, to_dict
 from lightwam.data.damage import likely_cause
 from lightwam.data.files import replacing, write_file, writing
-from lightwam.errors import CheckpointError
+from lightwam.errors import CheckpointError, first_few
 from lightwam.weights.files import check_finite, check_tensors, not_finite
 
 FORMAT = 1
@@ -45,8 +45,8 @@ FREE = ("notes", "weights", "train.micro_batch", "train.checkpointing", "train.l
 """settings that may change while a run goes on: they do not touch what is learnt"""
 Weights = dict[str, Tensor]
 
-OLDER_LACK = ("episodes", "names")
-"""keys of dataset.json that older runs lack, and runs on datasets with LeRobot's own names"""
+OPTIONAL_KEYS = ("episodes", "names")
+"""keys of dataset.json that may be missing: "episodes" in older runs, "names" where features have LeRobot's names"""
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ def start_run(run: Path, recipe: Recipe) -> None:
 
     Settings that are FREE to change are written anew.
     """
-    wanted = _plain(recipe)
-    began = _plain(read_recipe(run)) if (run / "recipe.json").exists() else None
+    wanted = _as_json(recipe)
+    began = _as_json(read_recipe(run)) if (run / "recipe.json").exists() else None
     if began is not None and (differences := list(_differences(began, wanted))):
         raise CheckpointError(
             "the run directory belongs to another config",
@@ -107,38 +107,37 @@ def write_dataset(
 ) -> None:
     """Note what a new run is trained on; `fingerprint` is the dataset's, every file with size and hash.
 
-    `names`: the pairs FEATURE=NAME of a dataset whose features are not called as LeRobot calls them.
+    `names`: the pairs FEATURE=NAME of a dataset whose features do not have LeRobot's names.
     """
-    told = {"path": str(dataset.absolute()), "episodes": episodes, "fingerprint": dict(fingerprint)}
-    write_json(run / "dataset.json", told | ({"names": list(names)} if names else {}))
+    about = {"path": str(dataset.absolute()), "episodes": episodes, "fingerprint": dict(fingerprint)}
+    write_json(run / "dataset.json", about | ({"names": list(names)} if names else {}))
 
 
 def feature_names(run: Path, asked: Sequence[str] = ()) -> tuple[str, ...]:
-    """The pairs FEATURE=NAME that a run was begun with, or for a new one those that are asked for.
+    """Return the pairs FEATURE=NAME that the run uses: its own, or `asked` for a new run.
 
-    CheckpointError when the run has others than those.
+    CheckpointError when `asked` differs from the run's own.
     """
     path = run / "dataset.json"
     if not path.is_file():
         return tuple(asked)
-    known = tuple(_read_table(path, ("fingerprint", "path"), maybe=OLDER_LACK).get("names", ()))
+    known = tuple(_read_table(path, ("fingerprint", "path"), maybe=OPTIONAL_KEYS).get("names", ()))
     if asked and tuple(asked) != known:
-        raise CheckpointError("the run was trained with other names of features", where=path,
+        raise CheckpointError("--names must be those the run was trained with", where=path,
                               got="--names " + " ".join(asked), expected=" ".join(known) or "LeRobot's own names",
-                              next_step="leave --names out: the run keeps its own")  # fmt: skip
+                              next_step="omit --names: the run keeps its own")  # fmt: skip
     return known
 
 
 def check_dataset(run: Path, dataset: Path, fingerprint: Mapping[str, str]) -> None:
     """Refuse to go on with other data than the run began with; the same data may lie at another place."""
-    began = _read_table(run / "dataset.json", ("fingerprint", "path"), maybe=OLDER_LACK)
+    began = _read_table(run / "dataset.json", ("fingerprint", "path"), maybe=OPTIONAL_KEYS)
     differences = list(_differences(began["fingerprint"], dict(fingerprint)))
     if differences:
-        more = f"; {len(differences) - 4} more" if len(differences) > 4 else ""
         raise CheckpointError(
             "the run was trained on another dataset",
             where=run,
-            got=f"{dataset.absolute()} ({'; '.join(differences[:4])}{more})",
+            got=f"{dataset.absolute()} ({first_few(differences, 4, '; ')})",
             expected=f"{began['path']}, as it was when the run began",
             next_step="give that dataset, or choose another --run",
         )
@@ -163,9 +162,9 @@ def write_tensors(path: Path, tensors: Weights, about: dict[str, str] | None = N
 
 
 def read_tensors(path: Path) -> Weights:
-    """What `write_tensors` wrote; nothing when there is no such file.
+    """Read what `write_tensors` wrote; {} when there is no such file.
 
-    CheckpointError when it is torn, or names the tensors that hold NaN or inf.
+    CheckpointError when the file is damaged, and when tensors hold NaN or inf, naming them.
     """
     return _read_weights(path) if path.exists() else {}
 
@@ -253,7 +252,7 @@ def whole(run: Path, step: int | None = None, *, training: bool = True) -> tuple
 def load(run: Path, step: int | None = None, *, training: bool = True) -> Checkpoint:
     """The checkpoint of `step` (the newest by default), every file checked as by `whole`.
 
-    CheckpointError also names the tensors that hold NaN or inf.
+    CheckpointError also when tensors hold NaN or inf, naming them.
     """
     place, meta = whole(run, step, training=training)
     ema = _read_weights(place / "ema.safetensors") if "ema.safetensors" in meta["files"] else None
@@ -341,7 +340,7 @@ def _tensors(tree: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
 
 
 def _num_bytes(tree: Any) -> int:
-    """Bytes of all tensors in nested tables."""
+    """Count the bytes of all tensors in nested dictionaries and lists."""
     if isinstance(tree, Tensor):
         return tree.nbytes
     if isinstance(tree, Mapping):
@@ -358,7 +357,7 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _plain(recipe: Recipe) -> dict[str, Any]:
+def _as_json(recipe: Recipe) -> dict[str, Any]:
     values: dict[str, Any] = json.loads(json.dumps(to_dict(recipe)))
     return values
 

@@ -65,7 +65,7 @@ def _check_train(train: TrainConfig) -> None:
 
 
 def check_seed(name: str, seed: int) -> None:
-    """ConfigError for a negative seed, which no generator of random numbers takes."""
+    """Raise ConfigError for a negative seed, which no random number generator accepts."""
     _require(seed >= 0, "a seed must not be negative", name, seed, ">= 0")
 
 

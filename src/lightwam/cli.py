@@ -46,11 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Ctrl-C. Every command may be given again after a Ctrl-C: it goes on from what it had saved.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    _print_everything()
+    _escape_unprintable()
     try:
         return _dispatch(arguments)
     except LightwamError as error:
-        return _told(error)
+        return _report(error)
     except KeyboardInterrupt:
         print(f"\nlightwam: stopped. To go on: {shlex.join(['lightwam', *arguments])}", file=sys.stderr)
         return INTERRUPTED
@@ -63,20 +63,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         if (known := machine_error(error)) is None:
             raise
-        return _told(known)
+        return _report(known)
 
 
-def _told(error: LightwamError) -> int:
+def _report(error: LightwamError) -> int:
     if os.environ.get("LIGHTWAM_DEBUG") == "1":
         raise error
     print(f"lightwam: {error}", file=sys.stderr)
     return USER_ERROR
 
 
-def _print_everything() -> None:
-    """Print signs that the terminal's locale lacks by their number: a sentence in Chinese must not stop a training."""
+def _escape_unprintable() -> None:
+    """Print characters that the terminal's encoding lacks as escapes: a Chinese sentence must not stop a training."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a test, or a program around us, may have put in another
+        if isinstance(stream, io.TextIOWrapper):  # a test, or a calling program, may have replaced it
             stream.reconfigure(errors="backslashreplace")
 
 

@@ -65,7 +65,7 @@ def collect(recipe: Recipe, root: Path, say: Callable[[str], None] = print) -> C
 
     Ctrl-C ends the work in hand, closes the dataset with all that is done, and raises KeyboardInterrupt; the same call
     continues it. A seed whose worker process dies is tried again in another. Raises DatasetError when `root` holds
-    another dataset, or one of other versions of the simulator, or the disk is full, SimulatorError when a simulator or
+    another dataset or one made with other simulator versions, or the disk is full; SimulatorError when a simulator or
     an expert fails or a seed ends its worker again and again, naming task and seed; what is done is kept then too.
     LeRobot's fps is a whole number, so a rate such as 80 / 3 is rounded there.
     """
@@ -316,11 +316,11 @@ class _Plan:
                 expected={"task": " or ".join(self._turns), **self._settings},
                 next_step="collect into another folder, or remove this one",
             )
-        made, here = extra.get("versions") or {}, self._versions  # older datasets do not say
-        if odd := {name: made[name] for name in made.keys() & here.keys() if made[name] != here[name]}:
+        then, now = extra.get("versions") or {}, self._versions  # older datasets have no versions
+        if odd := {name: then[name] for name in then.keys() & now.keys() if then[name] != now[name]}:
             raise DatasetError("this dataset was made by other versions of the simulator", where=where, got=odd,
-                               expected={name: here[name] for name in odd},
-                               next_step="install those again, or collect into another folder")  # fmt: skip
+                               expected={name: now[name] for name in odd},
+                               next_step="install those versions again, or collect into another folder")  # fmt: skip
         turn.demos += 1
         turn.next_seed = turn.settled_seed = int(extra["seed"]) + 1
 

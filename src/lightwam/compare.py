@@ -98,7 +98,7 @@ def _protocol(place: Path) -> dict[str, Any]:
 
 
 def _warnings(place: Path) -> list[str]:
-    """What the result says of its simulator; nothing where it is unfinished, or older than such warnings."""
+    """Return the result's warnings about its simulator; [] when it is unfinished or has none."""
     path = place / "result.json"
     result = checkpoint.read_json(path) if path.is_file() else None
     return list(map(str, result.get("warnings", ()))) if isinstance(result, dict) else []

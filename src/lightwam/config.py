@@ -2,7 +2,7 @@
 
 A named experiment is a function in recipes.py that returns a whole `Recipe`. A run directory holds its recipe as JSON;
 reading it back is strict both ways: an unknown key, a missing key or a value of another type is refused by name. Only a
-field that was `added` later may be missing, so that runs of before stay readable.
+field that was `added` later may be missing, so that older runs can still be loaded.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NormKind = Literal["min_max", "z_score", "quantile", "identity"]
 
 
 def added(default: Any) -> Any:
-    """A field that recipes written before it existed lack; they are read with `default`, which is what they meant."""
+    """Declare a field that older recipes lack; they are read with `default`, which gives the behaviour they had."""
     return field(default=default, metadata={"added": True})
 
 
@@ -74,7 +74,7 @@ class ModelConfig:
     expert: ExpertConfig
     flow: FlowConfig
     state_dim: int
-    """numbers in a robot's state; 0: the robot has none, and acts by its pictures and the sentence alone"""
+    """numbers in a robot's state; 0: no state, the policy sees only the pictures and the sentence"""
     action_dim: int
     horizon: int = 32
     """actions in a chunk"""

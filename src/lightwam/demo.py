@@ -33,9 +33,9 @@ SWAP_TRIALS = 5
 def demo(recipe: Recipe, run: Path, say: Callable[[str], None] = print, cache: Path | None = None) -> dict[str, Any]:
     """Do all of it under `run`; returns what is written to RUN/result.json.
 
-    What the simulators show at once not to fit the recipe is refused before anything is written: ConfigError for
-    widths and for a listener that cannot be used, PromptError for a sentence. Decoded pictures lie in the folder
-    `cache`, as `processing.open_data` says.
+    Checked before anything is written: ConfigError when the model's state or action width is not the simulator's, or
+    a logger cannot be used; PromptError when a task's sentence does not fit the text encoder. `cache`: as for
+    `processing.open_data`.
 
     Every part goes on where an interrupted one stopped; the wall seconds of all attempts add up. The demonstrations
     are in RUN/dataset.
@@ -71,7 +71,7 @@ def demo(recipe: Recipe, run: Path, say: Callable[[str], None] = print, cache: P
 
 
 def check_world(recipe: Recipe, say: Callable[[str], None] = print) -> None:
-    """Raise ConfigError or PromptError when what the recipe's simulators say does not fit its model or text encoder."""
+    """Raise ConfigError or PromptError when a simulator does not fit the recipe's model or text encoder."""
     with contextlib.ExitStack() as stack:
         for task in recipe.sim.tasks:
             simulator = base.make(recipe.sim, task)

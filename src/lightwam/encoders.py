@@ -73,12 +73,12 @@ def open_text(recipe: Recipe, device: torch.device | str = "cpu") -> TextEncoder
 
 
 class Sentences:
-    """Instructions counted as the recipe's text encoder reads them; of UMT5 only the tokenizer is opened."""
+    """Length check of instructions for the recipe's text encoder; for UMT5 only the tokenizer is loaded."""
 
     def __init__(self, recipe: Recipe) -> None:
         """CheckpointError when UMT5's tokenizer is not there, ConfigError when transformers is not installed."""
         self.recipe = recipe
-        own = "" if recipe.prompt == "{task}" else ", the recipe's own around the sentence included"
+        own = "" if recipe.prompt == "{task}" else ", including the recipe's own words around the sentence"
         if isinstance(recipe.text, HashedTextConfig):
             self._count, self._unit = (lambda text: len(words(text))), f"words{own}"
             return
@@ -88,9 +88,9 @@ class Sentences:
         self._count, self._unit = (lambda text: len(umt5.token_ids(tokenizer, umt5.cleaned(text)))), f"{umt5.UNIT}{own}"
 
     def check(self, instruction: str) -> str:
-        """Raise PromptError for an empty instruction, and for a longer one than the encoder holds.
+        """Raise PromptError for an instruction that is empty or longer than the encoder allows.
 
-        Of one that the recipe truncates, returns what has to be told of it; else "".
+        Returns a warning for one that the recipe truncates; else "".
         """
         most = self.recipe.text.num_tokens
         count = self._count(self.recipe.prompt.format(task=instruction)) if self._count(instruction) else 0
@@ -98,18 +98,18 @@ class Sentences:
             raise PromptError(instruction, count, most, self._unit)
         if count <= most:
             return ""
-        return f"text.truncate: the first {most} of {count} {self._unit}, are read of {instruction!r}"
+        return f"text.truncate: {instruction!r} has {count} {self._unit}; only the first {most} are read"
 
 
 def check_prompts(recipe: Recipe, instructions: Sequence[str], say: Callable[[str], None] = print) -> None:
     """Raise PromptError when one of the instructions does not fit the recipe's text encoder; opens no weights.
 
-    Those that the recipe truncates are told by `say`, with their lengths. Raises as `Sentences` does, too.
+    A warning for each one that the recipe truncates goes to `say`. Raises as `Sentences` does, too.
     """
     sentences = Sentences(recipe)
-    for told in map(sentences.check, dict.fromkeys(instructions)):
-        if told:
-            say(told)
+    for warning in map(sentences.check, dict.fromkeys(instructions)):
+        if warning:
+            say(warning)
 
 
 class Prompts:
@@ -131,7 +131,7 @@ class Prompts:
         for table in (self.known, self._more):
             if prompt in table:
                 return table[prompt]
-        if not instruction.strip():  # a recipe's own words around nothing would pass for a sentence
+        if not instruction.strip():  # with the recipe's own words around it, it would not look empty
             raise PromptError(instruction, 0, self.recipe.text.num_tokens, "words")
         if self._encoder is None:
             self._encoder = open_text(self.recipe, self.device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class LightwamError(Exception):
@@ -25,14 +25,14 @@ class ConfigError(LightwamError):
 
 
 class PromptError(ConfigError):
-    """A sentence that the run's text encoder cannot take: empty, or with more tokens than it holds."""
+    """A sentence that does not fit the run's text encoder: empty, or too long."""
 
     def __init__(self, sentence: str, count: int, most: int, unit: str) -> None:
-        """`count` is how many `unit` ("words", "tokens ...") the sentence has, `most` how many the encoder holds."""
+        """`count`: words or tokens (`unit`) of the sentence; `most`: the encoder's maximum."""
         what, expected = "the instruction does not fit the text encoder", f"1 to {most} {unit}"
         step = "shorten it, or train with a larger text.num_tokens, or with text.truncate"
         super().__init__(what, where=repr(sentence), got=f"{count} {unit}", expected=expected,
-                         next_step=step if count else "say what is to be done")  # fmt: skip
+                         next_step=step if count else "send a sentence that says what to do")  # fmt: skip
 
 
 class DatasetError(LightwamError):
@@ -48,12 +48,17 @@ class SimulatorError(LightwamError):
 
 
 class SetupError(SimulatorError):
-    """A simulator that cannot run on this machine: a package, a version, a driver, a folder or a setting of the
-    environment is wrong, and its adapter is not."""
+    """A simulator that cannot run on this machine: a wrong package, version, driver, folder or environment variable."""
 
 
 class WireError(LightwamError):
     """An observation or a message that does not fit what the policy was trained on."""
+
+
+def first_few(words: Sequence[str], most: int = 5, separator: str = ", ") -> str:
+    """Join the first `most` words of a list for an error, and the number of the others."""
+    more = f"{separator}and {len(words) - most} more" if len(words) > most else ""
+    return separator.join(words[:most]) + more
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

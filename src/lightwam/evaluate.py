@@ -82,9 +82,9 @@ def evaluate(
     would be executed than were supervised (or than a chunk has), CheckpointError when the folder holds an evaluation
     under other settings or a broken file, SimulatorError when an episode ends its worker again and again,
     whatever the policy raises, and KeyboardInterrupt after Ctrl-C, with every finished episode kept. ConfigError in a
-    script without `if __name__ == "__main__":`, which every simulator's process would run again.
+    script without `if __name__ == "__main__":`, because every worker process would run it again.
 
-    A simulator in another version than its adapter was tested with is told of first, and in the result's "warnings".
+    A simulator version that its adapter was not tested with is reported to `say` and in the result's "warnings".
 
     `latency_ms` is of every answer of every episode, whether it was asked for alone or in a batch. `wall_seconds` adds
     up over attempts; of a killed one it counts up to the last episode that it finished.

@@ -51,9 +51,9 @@ def adopt(
     """Make `run` from the published checkpoint `file`; returns it.
 
     The dataset gives what a published checkpoint lacks: the statistics of state and action, and the task sentences,
-    whose states are made (on `device`) and kept in the folder `cache`, as `processing.open_data` says. The run is there
-    whole or not at all. Raises CheckpointError when the file is of another model, or `run` exists already, DatasetError
-    when the dataset or one of its sentences does not fit the recipe.
+    which are encoded (on `device`) and cached in `cache`, as for `processing.open_data`. The run is there whole or not
+    at all. Raises CheckpointError when the file is of another model, or `run` exists already, DatasetError when the
+    dataset or one of its sentences does not fit the recipe.
     """
     check(recipe)
     if isinstance(recipe.latents, DctConfig):

@@ -1,7 +1,7 @@
 """Optional listeners to the training log: TensorBoard, Weights & Biases, trackio. log.jsonl stays the truth.
 
-A run that goes on is the same run for its listeners: what they call it is kept in listeners.json, and steps that they
-heard before a kill are not told twice. A listener that fails while training loses its rows, not the training.
+A resumed run continues the same W&B or trackio run: its id is kept in listeners.json, and steps that were logged
+before a kill are not logged twice. A listener that fails while training loses its rows, not the training.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from lightwam.errors import ConfigError, LightwamError
 Listener = Callable[[int, Mapping[str, float]], None]
 
 FILE = "listeners.json"
-"""in the run directory: listener -> what it calls the run, and the last step that it heard before the newest start"""
+"""in the run directory: listener -> its id of the run, and the last step logged before the newest start"""
 MODULES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb", "trackio": "trackio"}
 PROJECT = "lightwam"
 WANDB_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")
-"""under which netrc may hold its key; the second since wandb 0.31"""
+"""hosts whose key in netrc is W&B's; the second since wandb 0.31"""
 
 
 def check(recipe: Recipe) -> None:
-    """Raise ConfigError unless the listeners that `recipe.train.listeners` names are installed and may be used.
+    """Raise ConfigError unless the listeners of `recipe.train.listeners` are installed and W&B has a key.
 
-    Nothing goes over a network: of Weights & Biases it is asked whether a key can be found at all.
+    Uses no network: it checks that a key for Weights & Biases can be found, not that it is valid.
     """
     for name in recipe.train.listeners:
         _load(name)
         if name == "wandb" and not _wandb_is_local() and not _wandb_key():
             raise ConfigError(
-                "W&B does not know who you are",
+                "W&B has no API key",
                 where="train.listeners",
                 got="no WANDB_API_KEY, and no log-in on this machine",
                 expected="an API key of Weights & Biases",
@@ -60,11 +60,11 @@ def listen(
     heard: int = 0,
     say: Callable[[str], None] = print,
 ) -> Iterator[list[Listener]]:
-    """The listeners that `recipe.train.listeners` names, closed at the end; ConfigError when one cannot start.
+    """Open the listeners of `recipe.train.listeners` and close them at the end; ConfigError when one cannot start.
 
-    Of processes that train together only the one that leads has any. Training goes on from step `begun`; before the
-    newest start rows up to step `heard` were told, which is more where a process was killed. A listener that fails
-    later is said to have failed, once, and is told nothing more.
+    Only the leading process (`leads`) has any. Training resumes at step `begun`; rows up to step `heard` were logged
+    before, which is more than `begun` when a process was killed. A listener that fails later is reported once to `say`
+    and gets no more rows.
     """
     with ExitStack() as stack:
         yield [_open(name, recipe, run, stack, begun, heard, say) for name in recipe.train.listeners if leads]
@@ -82,19 +82,19 @@ def _open(
             tell, close = _tracker(name, module, recipe, run, heard)
     except LightwamError:
         raise
-    except Exception as error:  # each has errors of its own, which change with its version
-        ways = {"wandb": "check key and network (`wandb login`), or set WANDB_MODE=offline",
-                "trackio": "check its settings", "tensorboard": "check the right to write"}  # fmt: skip
+    except Exception as error:  # each package has its own errors, which change with its version
+        advice = {"wandb": "check key and network (`wandb login`), or set WANDB_MODE=offline",
+                  "trackio": "check its settings", "tensorboard": "check the permissions"}  # fmt: skip
         again = f"; delete {run / FILE} to begin a new run there" if (run / FILE).exists() else ""
         raise ConfigError(f"the listener {name} cannot start", where="train.listeners", got=_first_line(error),
-                          next_step=f"{ways[name]}, or leave it out{again}") from error  # fmt: skip
+                          next_step=f"{advice[name]}, or leave it out{again}") from error  # fmt: skip
     guarded = _Guarded(name, tell, say)
     stack.callback(guarded.attempt, close)
     return guarded
 
 
 class _Guarded:
-    """A listener whose failure is told once and stops it alone."""
+    """A listener whose first failure is reported and stops it, not the training."""
 
     def __init__(self, name: str, tell: Listener, say: Callable[[str], None]) -> None:
         self.name, self.tell, self.say, self.failed = name, tell, say, False
@@ -103,20 +103,20 @@ class _Guarded:
         self.attempt(lambda: self.tell(step, row), f" at step {step}")
 
     def attempt(self, call: Callable[[], Any], when: str = "") -> None:
-        """Do what may fail, unless something failed before."""
+        """Call `call` and report its failure, unless something failed before."""
         if self.failed:
             return
         try:
             call()
-        except Exception as error:  # network, disk, or a fault of the package: never the training's
+        except Exception as error:  # network, disk, or a bug of the package: never stops the training
             self.failed = True
-            self.say(f"train: the listener {self.name} failed{when} and hears no more ({_first_line(error)}); "
+            self.say(f"train: the listener {self.name} failed{when} and is stopped ({_first_line(error)}); "
                      "log.jsonl has every row")  # fmt: skip
 
 
 @contextmanager
 def _quiet_threads() -> Iterator[None]:
-    """TensorBoard's thread prints the error that stops it, which the next call raises again: once is enough."""
+    """Silence the error that TensorBoard's thread prints when it stops: the next call raises it again."""
     before = threading.excepthook
 
     def hook(args: threading.ExceptHookArgs) -> None:
@@ -131,7 +131,7 @@ def _quiet_threads() -> Iterator[None]:
 
 
 def _tensorboard(module: Any, run: Path, begun: int) -> tuple[Listener, Callable[[], Any]]:
-    # what a killed process wrote after its last checkpoint is hidden: it comes again
+    # hide what a killed process wrote after its last checkpoint: those steps are trained again
     writer = module.SummaryWriter(str(run / "tensorboard"), purge_step=begun + 1 if begun else None)
 
     def tell(step: int, row: Mapping[str, float]) -> None:
@@ -142,15 +142,15 @@ def _tensorboard(module: Any, run: Path, begun: int) -> tuple[Listener, Callable
 
 
 def _tracker(name: str, module: Any, recipe: Recipe, run: Path, heard: int) -> tuple[Listener, Callable[[], Any]]:
-    """Weights & Biases and trackio share one interface; the former knows a run by its id, the latter by its name."""
+    """Open W&B or trackio, which share one interface; W&B identifies a run by its id, trackio by its name."""
     known, shown = _known(run), f"{recipe.name}-{run.absolute().name}"
     if (before := known.get(name)) is None:
-        # trackio takes two runs of one name for one, and there may be another directory of this name
+        # trackio merges runs of the same name, and another run directory may have this name
         fresh = os.environ.get("WANDB_RUN_ID") if name == "wandb" else f"{shown}-{secrets.token_hex(2)}"
         before = {"run": fresh or secrets.token_hex(4), "step": 0}
     else:
         before = {"run": before["run"], "step": max(before["step"], heard)}
-    write_file(run / FILE, json.dumps(known | {name: before}, indent=2) + "\n")  # first: a kill must not lose the id
+    write_file(run / FILE, json.dumps(known | {name: before}, indent=2) + "\n")  # before init: a kill must not lose it
     called = {"id": before["run"], "name": shown} if name == "wandb" else {"name": before["run"]}
     module.init(project=PROJECT, config=to_dict(recipe), resume="allow", **called)
 
@@ -181,23 +181,23 @@ def _wandb_is_local() -> bool:
 
 
 def _wandb_key() -> bool:
-    """Whether W&B would find a key where it looks for one: environment, settings, netrc."""
+    """Whether W&B would find a key in the environment, its settings or netrc."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE") or _wandb_setting("api_key"):
         return True
     address = os.environ.get("WANDB_BASE_URL") or _wandb_setting("base_url")
     hosts = [urlsplit(address).netloc] if address else WANDB_HOSTS
-    home, given = Path.home(), os.environ.get("NETRC")
-    for path in [Path(given).expanduser()] if given else [home / ".netrc", home / "_netrc"]:
+    home, netrc_path = Path.home(), os.environ.get("NETRC")
+    for path in [Path(netrc_path).expanduser()] if netrc_path else [home / ".netrc", home / "_netrc"]:
         try:
             if any(map(netrc.netrc(path).authenticators, hosts)):
                 return True
-        except (OSError, netrc.NetrcParseError):  # W&B passes over such a file, too
+        except (OSError, netrc.NetrcParseError):  # W&B ignores such a file, too
             continue
     return False
 
 
 def _wandb_setting(key: str) -> str:
-    """A setting of the files that `wandb login` and `wandb offline` write; nothing where none has it."""
+    """Read a setting from the files that `wandb login` and `wandb offline` write; "" if it is not set."""
     root = Path(os.environ.get("WANDB_DIR") or ".")
     folder = Path(os.environ.get("WANDB_CONFIG_DIR") or Path.home() / ".config" / "wandb")
     settings = configparser.ConfigParser(interpolation=None)

@@ -1,4 +1,4 @@
-"""PNG and JPEG, from a dataset's table or a robot's message: one way to decode them, bounded before it begins."""
+"""Decoding PNG and JPEG from a dataset's table or a robot's message, with a size limit checked before decoding."""
 
 from __future__ import annotations
 
@@ -10,45 +10,43 @@ import numpy as np
 from jaxtyping import UInt8
 
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
-"""first bytes"""
+"""first bytes of such a file"""
 RGB_MARK = b"XPL-RGB1"
-"""comment of a JPEG that XPolicyLab's clients wrote with red as red; their older ones swap red and blue, unmarked"""
+"""comment in a JPEG of XPolicyLab's newer clients; their older ones swap red and blue and write no comment"""
 NEEDED = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
-"""chunks of a PNG that are decoded; others may unpack to any size"""
+"""chunks of a PNG that are decoded; others may decompress to any size"""
 MOST_SCANS = 64
-"""of a progressive JPEG; each is a pass over the whole picture"""
+"""of a progressive JPEG; each scan is a pass over the whole picture"""
 
 
 class PictureError(ValueError):
-    """Bytes that are not a whole PNG or JPEG, or one of too many pixels."""
+    """Bytes that are not a complete PNG or JPEG, or have too many pixels."""
 
 
 def is_encoded(data: bytes) -> bool:
-    """Whether bytes begin as a PNG or a JPEG does."""
+    """Return whether the bytes begin like a PNG or a JPEG."""
     return data.startswith((PNG, JPEG))
 
 
 def decode(data: bytes, most_bytes: int, *, legacy: bool = False) -> UInt8[np.ndarray, "height width 3"]:
-    """The RGB picture of a whole PNG or JPEG; transparency is left out, grey becomes three equal colours.
+    """Decode a complete PNG or JPEG to RGB; transparency is dropped, grey is repeated in all three colours.
 
-    `most_bytes` bounds the picture decoded, height * width * 3; the size is read before anything is decoded. `legacy`:
-    a JPEG without XPolicyLab's mark has red and blue swapped. Raises PictureError.
+    `most_bytes` limits the decoded size, height * width * 3, which is read before anything is decoded. `legacy`: a JPEG
+    without XPolicyLab's mark has red and blue swapped. Raises PictureError.
     """
     if data.startswith(PNG):
         name, size, data = "png", *_png(data)
     elif data.startswith(JPEG):
         name, size = "mjpeg", _jpeg(data)
     else:
-        raise PictureError(f"bytes that begin with {data[:8]!r}, which no PNG or JPEG does")
+        raise PictureError(f"neither PNG nor JPEG: it begins with {data[:8]!r}")
     if 0 in size or size[0] * size[1] * 3 > most_bytes:
-        raise PictureError(
-            f"{size[0]} x {size[1]} pixels, where at most {most_bytes // 3} are allowed, and at least one"
-        )
+        raise PictureError(f"{size[0]} x {size[1]} pixels; between 1 and {most_bytes // 3} are allowed")
     import av
 
-    # a decoder a picture: FFmpeg's for PNG, used again, adds the last picture's first row to the next one
+    # a new decoder for every picture: FFmpeg's for PNG, reused, adds the last picture's first row to the next one
     decoder: Any = av.CodecContext.create(name, "r")
-    decoder.thread_count = 1  # more would hold the picture back
+    decoder.thread_count = 1  # with more, the picture would only come with the next packet
     try:
         frames = decoder.decode(av.Packet(data))
     except av.FFmpegError as error:
@@ -60,7 +58,7 @@ def decode(data: bytes, most_bytes: int, *, legacy: bool = False) -> UInt8[np.nd
 
 
 def _png(data: bytes) -> tuple[tuple[int, int], bytes]:
-    """Height and width of a whole PNG, and what of it has to be decoded."""
+    """Return height and width of a complete PNG, and its bytes without optional chunks."""
     kept, at, size = [PNG], len(PNG), (0, 0)
     while at + 12 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, at)
@@ -81,7 +79,7 @@ def _png(data: bytes) -> tuple[tuple[int, int], bytes]:
 
 
 def _jpeg(data: bytes) -> tuple[int, int]:
-    """Height and width of a whole JPEG."""
+    """Return height and width of a complete JPEG."""
     size = None
     segments, scan = _segments(data)
     for marker, body in segments:
@@ -90,7 +88,7 @@ def _jpeg(data: bytes) -> tuple[int, int]:
             if colours not in (1, 3):
                 raise PictureError(f"a JPEG of {colours} colours, not RGB or grey")
             size = height, width
-    if size is None or data.find(b"\xff\xd9", scan) < 0:  # among a scan's bytes there is no such mark
+    if size is None or data.find(b"\xff\xd9", scan) < 0:  # a scan's own bytes cannot contain this marker
         raise PictureError("a JPEG that is cut short")
     if data.count(b"\xff\xda", scan) > MOST_SCANS:
         raise PictureError(f"a JPEG of more than {MOST_SCANS} scans")
@@ -98,18 +96,18 @@ def _jpeg(data: bytes) -> tuple[int, int]:
 
 
 def _segments(data: bytes) -> tuple[list[tuple[int, bytes]], int]:
-    """A JPEG's markers before its first scan, each with what follows it, and where the scan begins."""
-    found, at = [], 2
+    """Return a JPEG's segments before its first scan, each with its marker, and where the scan begins."""
+    segments, at = [], 2
     while at + 4 <= len(data) and data[at] == 0xFF:
         marker, length = data[at + 1], struct.unpack_from(">H", data, at + 2)[0]
-        if marker == 0xFF:  # a filler
+        if marker == 0xFF:  # padding
             at += 1
             continue
         if marker in (0xDA, 0xD9):
             break
-        found.append((marker, data[at + 4 : at + 2 + length]))
+        segments.append((marker, data[at + 4 : at + 2 + length]))
         at += 2 + length
-    return found, at
+    return segments, at
 
 
 def _is_marked(data: bytes) -> bool:

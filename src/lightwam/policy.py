@@ -34,7 +34,7 @@ FIELDS = {"frames", "state", "instruction"}
 MOST_SHOWN = 64
 """numbers of a state that an error shows"""
 FARTHEST = 1e9
-"""of a normalised state: what lies beyond would make the model's numbers infinite, and is nobody's state"""
+"""largest normalised state accepted; beyond it the model's numbers become infinite"""
 
 
 class Policy:
@@ -237,9 +237,9 @@ class Policy:
         return [a[0].mean(0).unflatten(-1, (rows, columns)).float().cpu().numpy() for a in attention]
 
     def _fields(self, observation: Seen) -> Mapping[str, Any]:
-        """Frames, state and instruction by name; WireError when one is missing, unknown or of another kind.
+        """Return frames, state and instruction by name; WireError when one is missing, unknown or of another kind.
 
-        A policy that was trained without a state needs none, and reads none.
+        A policy trained without a state needs none and ignores it.
         """
         fields = vars(observation) if isinstance(observation, Observation) else observation
         if self.recipe.model.state_dim == 0 and isinstance(fields, Mapping):
@@ -265,13 +265,13 @@ class Policy:
         return np.stack([self.codec.canvas(one["frames"]) for one in seen])
 
     def _states(self, seen: Sequence[Mapping[str, Any]]) -> Float[Tensor, "B P"]:
-        with np.errstate(over="ignore"):  # what becomes infinite is refused below
+        with np.errstate(over="ignore"):  # infinities are refused below
             state = self.codec.encode_state(np.stack([self._state(one["state"]) for one in seen]))
         if (far := np.abs(state) > FARTHEST).any():
             dims = sorted(set(np.argwhere(far)[:, -1].tolist()))
-            raise WireError("the state is far beyond all that training saw", where=f"observation.state dims {dims}",
-                            got=f"{np.abs(state).max():.3g} of the training's ranges", expected=f"at most {FARTHEST:g}",
-                            next_step="send it in the units that the run was trained on")  # fmt: skip
+            raise WireError("the state is far outside the training data", where=f"observation.state dims {dims}",
+                            got=f"{np.abs(state).max():.3g} times the training range", expected=f"at most {FARTHEST:g}",
+                            next_step="send it in the units of the training data")  # fmt: skip
         return torch.from_numpy(state)
 
     def _state(self, given: Any) -> Float32[np.ndarray, " P"]:

@@ -45,7 +45,7 @@ from lightwam.types import Batch, LatentCodec, Latents, Windows
 from lightwam.weights.files import Part, digest, locate
 
 FRAMES = "cache"
-"""the folder of a dataset for its decoded pictures"""
+"""subfolder of a dataset for its decoded pictures"""
 TEXT_PARTS: tuple[Part, ...] = ("text_encoder", "tokenizer")
 FIT_FRAMES = 256
 """pictures, evenly spaced over the dataset, that the latents' statistics are measured on"""
@@ -88,19 +88,18 @@ def open_data(
     start: Start | None = None,
     cache: Path | None = None,
 ) -> tuple[Cache, Processing]:
-    """Claim the directory `run` for a recipe and a dataset; returns the dataset's cache and its processing.
+    """Begin or resume `run` with a recipe and a dataset; returns the dataset's cache and its processing.
 
-    What can be checked in seconds is checked first, before `run` is touched and before anything is decoded. Pictures
-    are decoded here when they are not yet; latents of a VAE must have been made by `lightwam cache`. Caches lie in the
-    folder `cache` (else where LIGHTWAM_CACHE says, else in the dataset's). Statistics are measured once and then belong
-    to the run. Raises DatasetError when the dataset or one of its sentences does not fit the recipe, and when the cache
-    is stale or cannot be written; CheckpointError when the run holds another recipe, or began with another dataset or
-    VAE.
+    Quick checks come first, before `run` is written and before anything is decoded. Pictures are decoded here if they
+    are not yet; latents of a VAE must have been made by `lightwam cache`. `cache` is the folder for caches; by default
+    $LIGHTWAM_CACHE, else the dataset's own folder. Statistics are measured once and stored in the run. Raises
+    DatasetError when the dataset or one of its sentences does not fit the recipe, and when the cache is stale or cannot
+    be written; CheckpointError when the run holds another recipe, or began with another dataset or VAE.
     """
     pairs = checkpoint.feature_names(run, () if names is None else names.pairs())
     data = LeRobotDataset(dataset, parse_names(pairs))
     check_data(recipe, data)
-    if isinstance(recipe.text, HashedTextConfig):  # other encoders' states were made, and checked, by `lightwam cache`
+    if isinstance(recipe.text, HashedTextConfig):  # `lightwam cache` has checked the sentences for other encoders
         check_tasks(recipe, data, say)
     sources = Sources(recipe, data, cache_home(data.root, cache))
     begun = (run / "processing.json").exists()
@@ -141,15 +140,15 @@ def open_data(
 
 
 def check_data(recipe: Recipe, data: LeRobotDataset) -> None:
-    """Raise DatasetError when the dataset lacks a camera of the recipe, or state or action have another width."""
+    """Raise DatasetError when the dataset lacks a camera of the recipe, or its state or action has another width."""
     check_cameras(data, recipe.codec)
     check_sizes(recipe, data)
 
 
 def check_tasks(recipe: Recipe, data: LeRobotDataset, say: Callable[[str], None] = print) -> None:
-    """Raise DatasetError when a task sentence does not fit the recipe's text encoder; `say` lists the truncated ones.
+    """Raise DatasetError when a task sentence does not fit the recipe's text encoder; truncated ones go to `say`.
 
-    Raises as `Sentences` does, too: of UMT5 the tokenizer must be there.
+    Raises as `Sentences` does, too: UMT5 needs its tokenizer.
     """
     sentences = Sentences(recipe)
     for index in data.used_tasks:
@@ -169,7 +168,7 @@ def check_tasks(recipe: Recipe, data: LeRobotDataset, say: Callable[[str], None]
 
 @dataclass(frozen=True)
 class Sources:
-    """What training reads of one dataset, under `home`: decoded pictures, or a VAE's latents and states of prompts."""
+    """One dataset's caches in the folder `home`: decoded pictures, or a VAE's latents and the prompts' token states."""
 
     recipe: Recipe
     data: LeRobotDataset
@@ -187,7 +186,7 @@ class Sources:
 
     @cached_property
     def vae(self) -> dict[str, str]:
-        """Which VAE it is."""
+        """The identity of the VAE."""
         return vae_identity(self.recipe)
 
     @property
@@ -201,7 +200,7 @@ class Sources:
         return latents_folder(home / LATENTS, self.data, self.recipe.codec, horizon, self.made_by, self.files)
 
     def check(self, prompts: bool) -> None:
-        """Raise DatasetError when what `open` makes cannot be written, or what it only reads is not there."""
+        """Raise DatasetError when `open` could not write its cache, or a cache that it only reads is missing."""
         if isinstance(self.recipe.latents, DctConfig):
             FrameCache.check_place(self.data, self.recipe.codec, self.frames, self.files)
         else:
@@ -210,7 +209,7 @@ class Sources:
             self.prompts()
 
     def open(self, say: Callable[[str], None]) -> tuple[FrameCache, None] | tuple[LatentCache, dict[str, str]]:
-        """The decoded pictures, made when there are none or stale ones; or a VAE's latents and which VAE it is."""
+        """Open the decoded pictures, made again if missing or stale; or a VAE's latents, with the VAE's identity."""
         if not isinstance(self.recipe.latents, DctConfig):
             return self._open_latents(), self.vae
         for folder, name in ((self.home, FRAMES), (self.home / FRAMES, None)):
@@ -220,7 +219,7 @@ class Sources:
             return FrameCache.fresh(self.data, self.recipe.codec, self.frames, tell, self.files), None
 
     def prompts(self) -> Weights:
-        """The prompts' states of a pretrained text encoder, from the cache; DatasetError when one is not there."""
+        """Read the prompts' states of a pretrained text encoder from the cache; DatasetError when one is missing."""
         if isinstance(self.recipe.text, HashedTextConfig):
             return {}
         expected = (self.recipe.text.num_tokens, self.recipe.text.dim)
@@ -238,7 +237,7 @@ class Sources:
         return {prompt: known[prompt] for prompt in wanted}
 
     def _open_latents(self) -> LatentCache:
-        """Hours of work may lie in the dataset's own folder: they are read wherever others would be made."""
+        """Open the latents in `home`, or else in the dataset's own folder: they took hours to make."""
         paths = [self.latents(home) for home in self._homes()]
         path = next((path for path in paths if (path / "cache.json").is_file()), paths[0])
         return LatentCache.open(path, self.data, self.recipe.codec, self.recipe.model.horizon, self.made_by)
@@ -280,9 +279,9 @@ def make_cache(
 ) -> None:
     """Make ahead what training reads: decoded pictures, or a VAE's latents and the prompts' token states.
 
-    Goes on where it stopped. Under torchrun every process makes its share. It lies where `open_data` looks for it.
-    DatasetError when the dataset is broken or does not fit the recipe or the cache cannot be written, CheckpointError
-    when weights are missing.
+    Goes on where it stopped. Under torchrun every process makes its share. `cache` as in `open_data`. DatasetError when
+    the dataset is broken or does not fit the recipe, or the cache cannot be written; CheckpointError when weights are
+    missing.
     """
     data = LeRobotDataset(dataset, names)
     check_data(recipe, data)
@@ -320,7 +319,7 @@ def _cache_latents(sources: Sources, world: World, say: Callable[[str], None]) -
 
 
 def cache_prompts(recipe: Recipe, data: LeRobotDataset, device: torch.device | str, home: Path) -> None:
-    """Encode the prompts of a dataset's tasks that are not cached under `home` yet; another encoder's are made anew."""
+    """Encode the prompts of a dataset's tasks that are not cached under `home`; another encoder's are replaced."""
     path, text = home / LATENTS / checkpoint.PROMPTS, recipe.text
     made_by = {"encoder": f"{text.kind} {text.num_tokens}x{text.dim}"}
     made_by |= {part: digest(locate(recipe.weights, part)) for part in TEXT_PARTS}
@@ -333,7 +332,7 @@ def cache_prompts(recipe: Recipe, data: LeRobotDataset, device: torch.device | s
 
 
 def check_sizes(recipe: Recipe, data: LeRobotDataset) -> None:
-    """Raise DatasetError when state or action do not have the model's widths; with `state_dim` 0 no state is read."""
+    """Raise DatasetError when state or action does not have the model's width; with `state_dim` 0 no state is read."""
     for name, option, got, expected in (
         ("observation.state", "--model.state-dim", data.state_dim, recipe.model.state_dim),
         ("action", "--model.action-dim", data.action_dim, recipe.model.action_dim),

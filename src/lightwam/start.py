@@ -1,7 +1,7 @@
-"""What a new run takes from another one: its first weights, and the statistics that these weights were trained in.
+"""Starting a run from another one (--start-from): its weights, and the statistics they were trained with.
 
-A weight means what it means in normalised units: under other statistics the same weights act otherwise from the first
-step. So a run that starts from another keeps that run's statistics, unless they are to be measured anew.
+Weights work in normalised units: with other statistics the same weights give other actions. So the new run keeps the
+other run's statistics, unless told to measure its own (--statistics new).
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from lightwam.stats import FeatureStats
 from lightwam.weights.files import check_tensors
 
 Statistics = Literal["kept", "new"]
-"""of the run that another one starts from: kept, or measured on the new dataset"""
+"""keep the statistics of the run that another one starts from, or measure them on the new dataset"""
 FILE = "start.json"
-"""in the directory of a run that started from another: which one, at which step, and whose statistics it has"""
+"""in a run that started from another one: that run, its step, and which statistics are used"""
 SAME = ("canvas", "places", "state_norm", "action_norm")
-"""settings of the codec that statistics are of; its others may differ"""
+"""settings of the codec that must be equal to keep the statistics"""
 
 
 @dataclass(frozen=True)
 class Start:
-    """A run to start from, read whole."""
+    """A run to start from, loaded."""
 
     run: Path
     step: int
@@ -42,36 +42,36 @@ class Start:
     weights: Weights
     codec: Codec
     measured: Any
-    """what was measured of its latents"""
+    """statistics of its latents"""
 
     def line(self, new: Codec) -> str:
-        """What is to be said at the start, in one line; `new` is the codec as it would be measured on the new data."""
+        """Describe in one line which statistics are used; `new` is the codec measured on the new dataset."""
         kept = self.statistics == "kept"
         odd = sorted(_changes(self.codec, new, beyond=kept), reverse=True)
         most = odd[0][1] if odd else ""
         if kept:
             where = f"{len(odd)} dims of the new data leave its range, most {most}" if odd else "no new value leaves it"
-            return f"statistics: kept from {self.run}; {where}; --statistics new measures them anew"
+            return f"statistics: kept from {self.run}; {where}; --statistics new measures them again"
         where = f"so its weights begin in other units, most {most}" if odd else "which are the same"
         return f"statistics: measured on the new dataset, not kept from {self.run}; {where}"
 
 
 def note_start(run: Path, start: Start | None) -> None:
-    """Note in a new run what it starts from; without a start, drop the note of an attempt that never began."""
+    """Record in a new run what it starts from; without a start, delete the record of an attempt that never began."""
     if start is not None:
-        told = {"run": str(start.run.absolute()), "step": start.step, "statistics": start.statistics}
-        checkpoint.write_json(run / FILE, told)
+        about = {"run": str(start.run.absolute()), "step": start.step, "statistics": start.statistics}
+        checkpoint.write_json(run / FILE, about)
     elif (run / FILE).exists():
         with writing(run / FILE):
             (run / FILE).unlink()
 
 
 def starting(run: Path, recipe: Recipe, start_from: Path | None, statistics: Statistics) -> Start | None:
-    """What `run` starts from; None when from nothing, or when it has checkpoints already.
+    """Load what `run` starts from; None when it starts from nothing, or has checkpoints already.
 
-    A run that has begun keeps what it began with, whether or not it is asked for again. Nothing is written. Raises
-    CheckpointError when it began otherwise than is asked now, when the run to start from is missing or damaged, holds
-    weights of another model or that are not finite, or has statistics that this recipe cannot keep.
+    A run that has begun keeps its start, whether or not `start_from` is given again. Writes nothing. Raises
+    CheckpointError when the run began with another start, or when the run to start from is missing or damaged, has
+    weights of another model or not finite, or has statistics that this recipe cannot keep.
     """
     assert statistics in get_args(Statistics), statistics
     if not (run / "processing.json").exists():
@@ -79,7 +79,7 @@ def starting(run: Path, recipe: Recipe, start_from: Path | None, statistics: Sta
     if (began := _began(run)) is not None:
         _check_same(run, began, start_from, statistics)
         again = (Path(began["run"]), began["step"], began["statistics"])
-    elif start_from is not None:  # begun by an older version, which took no note and always measured
+    elif start_from is not None:  # begun by an older version, which recorded nothing and always measured
         again = (start_from, None, "new")
     else:
         return None
@@ -111,14 +111,15 @@ def _began(run: Path) -> dict[str, Any] | None:
 
 
 def _check_same(run: Path, began: dict[str, Any], start_from: Path | None, statistics: Statistics) -> None:
-    """A run goes on as it began."""
+    """Raise CheckpointError when the options differ from those the run began with."""
     if start_from is not None and Path(began["run"]) != start_from.absolute():
-        raise CheckpointError("the run started from another one", where=run, got=f"--start-from {start_from}",
-                              expected=began["run"], next_step="leave it out, or choose another --run")  # fmt: skip
+        raise CheckpointError("--start-from must be the run that this one started from", where=run,
+                              got=f"--start-from {start_from}", expected=began["run"],
+                              next_step="omit it, or choose another --run")  # fmt: skip
     if statistics == "new" and began["statistics"] == "kept":
-        raise CheckpointError("the run has kept the statistics of the one that it started from", where=run,
-                              got="--statistics new", expected="kept, as it began",
-                              next_step="leave it out, or choose another --run")  # fmt: skip
+        raise CheckpointError("--statistics must be as when the run began", where=run,
+                              got="--statistics new", expected="kept",
+                              next_step="omit it, or choose another --run")  # fmt: skip
 
 
 def _check_kept(recipe: Recipe, theirs: Recipe, codec: Codec, run: Path) -> None:
@@ -139,12 +140,12 @@ def _check_kept(recipe: Recipe, theirs: Recipe, codec: Codec, run: Path) -> None
             where=run,
             got="; ".join(odd),
             expected="the same cameras, normalisation, latents and widths",
-            next_step=f"give that run's settings, {anew}",
+            next_step=f"use that run's settings, {anew}",
         )
 
 
 def _changes(old: Codec, new: Codec, *, beyond: bool) -> Iterator[tuple[float, str]]:
-    """Dims of state and action whose range differs, or goes `beyond` the old one: by how much of it, and in words."""
+    """Yield the dims of state and action whose range differs (or only those beyond the old one): how much, in words."""
     for name in ("state", "action"):
         one, other = getattr(old, name), getattr(new, name)
         if one.dim != other.dim:  # statistics are new, and so is the robot

@@ -57,12 +57,11 @@ def train(
     `stop_after` ends the session early, after that step and its checkpoint (0: before the first). `device` is "auto"
     (a GPU where there is one), "cpu" or "cuda"; `parallel` says how processes under torchrun share the work. A new run
     takes its first weights from the run `start_from`, if given; else the recipe's pretrained ones, or random. With
-    `start_from` it keeps that run's `statistics` of state, action and latents ("kept"), or measures its own ("new"):
-    one line says which, and the run has them for good. `names`: what the dataset calls its features, if not as LeRobot
-    does; a run keeps them. Decoded pictures and latents lie in the folder `cache`, as `processing.open_data` says.
-    Returns `run`.
+    `start_from` it keeps that run's `statistics` of state, action and latents ("kept") or measures its own ("new"),
+    says which, and never changes them later. `names`: the features of a dataset without LeRobot's names; a run keeps
+    them. `cache` as in `processing.open_data`. Returns `run`.
 
-    Raises CheckpointError when `run` holds another recipe, began with another dataset or otherwise, or has a damaged
+    Raises CheckpointError when `run` holds another recipe, began with another dataset, start or names, or has a damaged
     checkpoint, or `start_from` does not fit; DatasetError when the data do not fit or the loss is not finite;
     ConfigError when memory runs out, or a listener is not installed or has no credentials.
     """
@@ -88,11 +87,11 @@ def train(
         heard = _cut_log(run / "log.jsonl", session.step) if world.leads else 0
         last = min(recipe.train.steps, recipe.train.steps if stop_after is None else stop_after)
         with (
-            listen(recipe, run, world.leads, begun=session.step, heard=heard, say=say) as told,
+            listen(recipe, run, world.leads, begun=session.step, heard=heard, say=say) as opened_listeners,
             session.loader,
             Progress("train", last, session.step, "step", say, silent=not world.leads) as progress,
         ):
-            _loop(session, last, run, told, progress)
+            _loop(session, last, run, opened_listeners, progress)
     return run
 
 
@@ -240,7 +239,7 @@ class Session:
         self.step, self.seconds = saved.step, saved.training["seconds"]
 
 
-def _loop(session: Session, last: int, run: Path, told: list[Listener], progress: Progress) -> None:
+def _loop(session: Session, last: int, run: Path, to_listeners: list[Listener], progress: Progress) -> None:
     settings, since, waited = session.recipe.train, time.perf_counter(), session.loader.wait_seconds
     steps_then = session.step
     while session.step < last:
@@ -257,7 +256,7 @@ def _loop(session: Session, last: int, run: Path, told: list[Listener], progress
             since, waited, steps_then = now, session.loader.wait_seconds, session.step
             if session.world.leads:
                 append_line(run / "log.jsonl", json.dumps({"step": session.step, **row}))
-            for listener in told:
+            for listener in to_listeners:
                 listener(session.step, row)
         progress.advance(f"loss {row['loss']:.4f}  action {row['loss_action']:.4f}  video {row['loss_video']:.4f}")
         if session.step % settings.save_every == 0 or session.step == last:
@@ -306,16 +305,16 @@ def ema_keep(step: int, decay: float) -> float:
 def _cut_log(path: Path, step: int) -> int:
     """Drop the lines that a killed session wrote after its last checkpoint: they will be written again.
 
-    Returns the last step that stood there, 0 without a line. A last line that a kill or a full disk cut short is
-    dropped, too; CheckpointError names any other that is no line of the log.
+    Returns the last step in the log before, 0 without lines. An incomplete last line is dropped too; CheckpointError
+    names any other broken line.
     """
     if not path.exists():
         return 0
     lines = [(_step_of(line, f"{path}:{number}"), line) for number, line in enumerate(whole_lines(path), 1)]
-    kept = "".join(f"{line}\n" for its, line in lines if its <= step)
+    kept = "".join(f"{line}\n" for at, line in lines if at <= step)
     if kept.encode() != path.read_bytes():
         write_file(path, kept)
-    return max((its for its, _ in lines), default=0)
+    return max((at for at, _ in lines), default=0)
 
 
 def _step_of(line: str, where: str) -> int:

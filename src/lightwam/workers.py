@@ -33,9 +33,9 @@ Reply = tuple[Any, Exception | None, str]
 
 GUARD = 'if __name__ == "__main__":'
 NO_GUARD = 87
-"""exit status of a worker that finds itself in the user's script again, about to start workers"""
+"""exit status of a worker that runs the user's script again and would start workers itself"""
 LONGEST = 300
-"""characters of an unexpected error that are repeated"""
+"""characters of an unexpected error's text that are kept"""
 DEATHS_IN_A_ROW = 3
 """a job whose worker dies this often is not tried again"""
 
@@ -109,7 +109,7 @@ class Workers(Generic[Job, Answer]):
     """
 
     def __init__(self, count: int, run: Callable[[Job], Answer]) -> None:
-        """ConfigError when a script without a main guard would start them."""
+        """Raise ConfigError when a script without a main guard would start them."""
         self._run, self._here = run, count == 0
         if count:
             require_main_guard()
@@ -213,7 +213,7 @@ def attempt(run: Callable[[Job], Answer], job: Job) -> Reply:
 
 
 def _brief(error: Exception) -> str:
-    """An error in a line, and where it was raised: some hold arrays, and the traceback is long."""
+    """Format an error in one line, with where it was raised; the text is cut, as some contain arrays."""
     place = traceback.extract_tb(error.__traceback__)[-1]
     text = f"{type(error).__name__}: {' '.join(str(error).split())}"
     return f"{text[:LONGEST]}{'...' if len(text) > LONGEST else ''} ({place.filename}:{place.lineno})"
@@ -231,17 +231,17 @@ def taken(job: object, reply: Reply) -> Any:
 
 
 def require_main_guard() -> None:
-    """ConfigError when workers started now would run the calling script again, each of them, and so without end.
+    """Raise ConfigError when the calling script has no main guard, so that every worker would run it again.
 
-    A new process imports the script that the first one runs; what is not under `if __name__ == "__main__":` runs there
-    too. In such a process this ends it, with an exit status that the parent knows.
+    A new process imports the parent's script, and runs what is not under `if __name__ == "__main__":`. When called in
+    such a process, exits with a status that the parent knows.
     """
     if vars(multiprocessing.process.current_process()).get("_inheriting"):
         sys.exit(NO_GUARD)
     main = vars(sys.modules["__main__"])
     file, spec = main.get("__file__"), main.get("__spec__")
     if file is None or (spec is not None and spec.name.rpartition(".")[2] == "__main__"):
-        return  # a notebook, python -c, python -m PACKAGE: nothing is imported again
+        return  # a notebook, python -c, python -m PACKAGE: no script is imported again
     if file == "<stdin>":
         raise _unguarded("standard input, which other processes cannot read")
     frame: FrameType | None = sys._getframe()
@@ -254,8 +254,10 @@ def require_main_guard() -> None:
 
 
 def _guarded(script: Path, line: int) -> bool:
-    """Whether a script's statement at `line` is under a condition on `__name__`, or after one of the other kind
-    (`if __name__ != "__main__": ...`); True if the script cannot be read: then the worker finds out."""
+    """Whether a script's statement at `line` is inside `if __name__ == ...`, or after `if __name__ != ...`.
+
+    True if the script cannot be parsed: the worker finds out then.
+    """
     try:
         tree = ast.parse(script.read_bytes())
     except (OSError, SyntaxError):
@@ -274,8 +276,8 @@ def _unguarded(where: str) -> ConfigError:
     return ConfigError(
         "a script that starts worker processes must have a main guard",
         where=where,
-        expected=f"{GUARD}  # and what the script does indented under it, in a file",
-        next_step=f"put what calls lightwam under `{GUARD}`",
+        expected=f"a file with `{GUARD}`",
+        next_step=f"put the code that calls lightwam under `{GUARD}`",
     )
 
 

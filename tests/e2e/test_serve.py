@@ -413,7 +413,7 @@ def test_a_client_at_the_other_protocols_port_is_noted(caplog: pytest.LogCapture
         other.send(msgpack_numpy.packb(hello))
         assert "--xpolicylab-port" in json.loads(other.recv())["message"]
     whys = [vars(record)["fields"]["why"] for record in caplog.records if record.message == "refused"]
-    assert [any(word in why for why in whys) for word in ("XPolicyLab's protocol", "speak first")] == [True, True]
+    assert [any(word in why for why in whys) for word in ("XPolicyLab's protocol", "send first")] == [True, True]
 
 
 def test_refusals_are_remembered_of_a_bounded_number_of_peers(caplog: pytest.LogCaptureFixture) -> None:

@@ -256,7 +256,7 @@ def test_sentences_are_counted_by_the_tokenizer_alone(tmp_path: Path) -> None:
             check_prompts(replace(recipe, text=replace(CONFIG, num_tokens=11)), [sentence])
     told: list[str] = []
     check_prompts(replace(recipe, text=Umt5Config(4, 24, truncate=True)), PROMPTS, told.append)
-    assert len(told) == 1 and "first 4 of 10 tokens" in told[0]
+    assert len(told) == 1 and "has 10 tokens" in told[0] and "only the first 4 are read" in told[0]
 
 
 def test_a_sentence_that_just_fits_is_taken(diffusers_folder: Path) -> None:

@@ -159,7 +159,9 @@ def test_a_disk_that_fills_up_loses_nothing(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(DatasetError, match=r"No space left(.|\n)*free some space: it needs 1 MiB(.|\n)*behind it"):
+        with pytest.raises(
+            DatasetError, match=r"No space left(.|\n)*free some space: it needs 1 MiB(.|\n)*resumes after them"
+        ):
             FrameCache.build(dataset, CONFIG, path)
     decoded = decoded_by(monkeypatch)
     cache = FrameCache.build(dataset, CONFIG, path)

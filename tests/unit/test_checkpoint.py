@@ -2,9 +2,7 @@
 
 import json
 import os
-import resource
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
+from disk import largest_file
 
 from lightwam import checkpoint, recipes
 from lightwam.checkpoint import Checkpoint
@@ -177,17 +176,6 @@ def test_a_full_disk_is_told_and_the_older_one_stays(
     assert "MiB free" in str(caught.value)
     assert entries(tmp_path) == ["step_00000003"]
     assert checkpoint.load(tmp_path).step == 3
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """The system itself refuses to let a file grow beyond `size` bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("size", [100, 250_000])

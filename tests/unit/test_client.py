@@ -201,7 +201,7 @@ def test_refusals_over_http_keep_their_fields() -> None:
 def test_no_server_is_a_lost_connection_after_some_tries() -> None:
     with server(answer) as url:
         pass
-    with Client(url, attempts=2) as client, pytest.raises(ConnectionLost, match="connects anew") as raised:
+    with Client(url, attempts=2) as client, pytest.raises(ConnectionLost, match="reconnects") as raised:
         client.act(SEEN)
     assert raised.value.where == url
     with Client(url, attempts=100, timeout_seconds=0.2) as client:

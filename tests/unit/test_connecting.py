@@ -214,10 +214,10 @@ def test_a_missing_package_for_socks_is_told(monkeypatch: pytest.MonkeyPatch) ->
 def test_tls_at_one_end_alone(certificate: Path) -> None:
     with openpi_server(ssl=server_side(certificate)) as port:
         error, seconds = raised(f"ws://127.0.0.1:{port}")
-        assert isinstance(error, CannotConnect) and "wss:// in place of ws://" in str(error) and seconds < 10
+        assert isinstance(error, CannotConnect) and "use wss:// instead of ws://" in str(error) and seconds < 10
     with openpi_server() as port:
         error, seconds = raised(f"wss://127.0.0.1:{port}")
-        assert isinstance(error, CannotConnect) and "ws:// in place of wss://" in str(error) and seconds < 10
+        assert isinstance(error, CannotConnect) and "use ws:// instead of wss://" in str(error) and seconds < 10
 
 
 def test_a_certificate_that_is_not_trusted(certificate: Path) -> None:
@@ -245,7 +245,7 @@ def trusting(certificate: Path) -> ssl.SSLContext:
         (b"HTTP/1.1 404 Not Found\r\nContent-Length: 4\r\n\r\nlost", "HTTP 404"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", "HTTP 200"),
         (b"HTTP/1.1 426 Upgrade Required\r\nContent-Length: 0\r\n\r\n", "HTTP 426"),
-        (b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: something\r\nConnection: Upgrade\r\n\r\n", "no websocket"),
+        (b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: something\r\nConnection: Upgrade\r\n\r\n", "not a websocket"),
     ],
 )
 def test_another_kind_of_server_is_told_at_once(answer: bytes, word: str) -> None:
@@ -285,7 +285,7 @@ def test_a_server_that_never_greets_is_another_kind_after_some_tries(monkeypatch
         thread.start()
         with Client(f"ws://127.0.0.1:{running.socket.getsockname()[1]}", timeout_seconds=0.2, attempts=1) as client:
             for _ in range(client_module.MOST_SILENT - 1):
-                with pytest.raises(ConnectionLost, match="does not greet"):
+                with pytest.raises(ConnectionLost, match="sends no greeting"):
                     client.act({})
                 client._not_before = 0.0
             with pytest.raises(CannotConnect, match="XPolicyLab"):

@@ -2,17 +2,15 @@
 
 import errno
 import os
-import resource
 import shutil
 from collections import namedtuple
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from disk import largest_file
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
@@ -21,17 +19,6 @@ from lightwam.data.video import encode_video
 from lightwam.errors import CheckpointError, DatasetError, LightwamError
 
 BIG = np.random.default_rng(0).integers(0, 255, 100_000, np.uint8)
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """The system itself refuses to let a file grow beyond `size` bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def refusal(path: Path, error: Exception, **words: Any) -> LightwamError:
@@ -47,10 +34,10 @@ REASONS = {
     errno.EROFS: ("read-only", "name another folder"),
     errno.EACCES: ("no permission for user", "the right to write"),
     errno.EPERM: ("no permission for user", "the right to write"),
-    errno.EISDIR: ("something else lies there", "move it away"),
-    errno.ENOTDIR: ("something else lies there", "move it away"),
+    errno.EISDIR: ("something else is there", "move it away"),
+    errno.ENOTDIR: ("something else is there", "move it away"),
     errno.EMFILE: ("too many files are open", "ulimit -n"),
-    errno.ENAMETOOLONG: ("no such name", "choose another"),
+    errno.ENAMETOOLONG: ("path cannot be used", "choose another"),
     errno.EIO: ("the drive fails", "check the drive"),
 }
 

@@ -135,7 +135,7 @@ def test_a_run_keeps_its_names(tmp_path: Path) -> None:
     assert (
         checkpoint.feature_names(tmp_path) == checkpoint.feature_names(tmp_path, ("image=front",)) == ("image=front",)
     )
-    with pytest.raises(CheckpointError, match=r"other names of features(.|\n)*image=top(.|\n)*image=front"):
+    with pytest.raises(CheckpointError, match=r"--names must be those(.|\n)*image=top(.|\n)*image=front"):
         checkpoint.feature_names(tmp_path, ("image=top",))
     checkpoint.write_dataset(tmp_path, Path("set"), 2, {"a": "1"})
     assert checkpoint.feature_names(tmp_path) == ()
@@ -143,7 +143,7 @@ def test_a_run_keeps_its_names(tmp_path: Path) -> None:
 
 def test_two_cameras_are_not_called_alike(root: Path) -> None:
     with pytest.raises(
-        DatasetError, match=r"two cameras alike(.|\n)*images.wrist and observation.images.front are both"
+        DatasetError, match=r"two cameras the same name(.|\n)*images.wrist and observation.images.front are both"
     ):
         LeRobotDataset(root, parse_names(["observation.images.wrist=front"]))
 
@@ -156,7 +156,7 @@ def test_training_goes_on_without_naming_again(tiny: Any, tmp_path: Path) -> Non
     assert checkpoint.read_json(run / "dataset.json")["names"] == ["actions=action", "image=top"]
     again, _ = open_data(tiny.recipe, tiny.dataset, run, lambda line: None)
     np.testing.assert_array_equal(first.action, again.action)
-    with pytest.raises(CheckpointError, match="other names"):
+    with pytest.raises(CheckpointError, match="--names must be"):
         open_data(
             tiny.recipe, tiny.dataset, run, lambda line: None, names=parse_names(["image=front", "actions=action"])
         )
@@ -390,7 +390,7 @@ def test_two_files_that_were_exchanged_are_told(tmp_path: Path, monkeypatch: pyt
             out.add_episode({"front": np.zeros((length, 16, 16, 3), np.uint8)}, row, row, "task")
     first, second = (tmp_path / DATA.replace("file-000", f"file-00{i}") for i in (0, 1))
     first.rename(tmp_path / "x"), second.rename(first), (tmp_path / "x").rename(second)
-    with pytest.raises(DatasetError, match=r"rows lie in another file(.|\n)*file-001\.parquet(.|\n)*file-000\.parquet"):
+    with pytest.raises(DatasetError, match=r"rows are in another file(.|\n)*file-001\.parquet(.|\n)*file-000\.parquet"):
         assert LeRobotDataset(tmp_path).vectors
 
 

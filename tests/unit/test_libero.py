@@ -326,7 +326,7 @@ def test_a_libero_that_would_ask_is_refused(tmp_path: Path, monkeypatch: pytest.
     found = importlib.util.spec_from_file_location("libero.libero", asking)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: found)
     monkeypatch.setenv("LIBERO_CONFIG_PATH", str(tmp_path))
-    with pytest.raises(SimulatorError, match=r"has not been set up[\s\S]*answer what it asks"):
+    with pytest.raises(SimulatorError, match=r"has not been set up[\s\S]*answer it"):
         libero.make(PLAIN, "libero_object/0")
     (tmp_path / "config.yaml").touch()
     libero.make(PLAIN, "libero_object/0")

@@ -56,8 +56,8 @@ def test_what_the_machine_lacks_is_one_short_error(variables: dict[str, str], to
 @pytest.mark.parametrize(
     ("variables", "told"),
     [
-        ({"MUJOCO_GL": "disabled"}, r"told not to draw[\s\S]*unset MUJOCO_GL"),
-        ({"MUJOCO_GL": "vulkan"}, r"no such way of drawing[\s\S]*'vulkan'[\s\S]*unset MUJOCO_GL"),
+        ({"MUJOCO_GL": "disabled"}, r"rendering is switched off[\s\S]*unset MUJOCO_GL"),
+        ({"MUJOCO_GL": "vulkan"}, r"no such OpenGL backend[\s\S]*'vulkan'[\s\S]*unset MUJOCO_GL"),
         ({"MUJOCO_GL": "egl", "PYOPENGL_PLATFORM": "osmesa"}, r"contradict[\s\S]*egl, osmesa[\s\S]*unset PYOPENGL"),
         ({"PYOPENGL_PLATFORM": "x11"}, r"contradict[\s\S]*unset, x11[\s\S]*unset PYOPENGL"),
     ],
@@ -86,7 +86,7 @@ def test_osmesa_asked_for_and_missing(
     monkeypatch.setattr(opengl, "trouble", lambda: "AttributeError: 'NoneType' object has no attribute 'glGetError'")
     (name,) = variables
     with pytest.raises(
-        SetupError, match=rf"{name}=osmesa\s+got: it is not installed[\s\S]*libosmesa6, or unset {name}:"
+        SetupError, match=rf"{name}=osmesa\s+got: it is not installed[\s\S]*libosmesa6, or unset {name} to try EGL"
     ):
         opengl.choose_gl()
     assert {name: os.environ.get(name) for name in NAMES if name in os.environ} == variables

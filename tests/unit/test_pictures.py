@@ -79,7 +79,7 @@ def test_xpolicylabs_unmarked_jpegs_have_red_and_blue_swapped() -> None:
 @pytest.mark.parametrize(
     ("data", "what"),
     [
-        (b"GIF89a" + bytes(20), "no PNG or JPEG"),
+        (b"GIF89a" + bytes(20), "neither PNG nor JPEG"),
         (png(picture())[:-20], "cut short"),
         (jpeg(picture())[:-40], "cut short"),
         (b"\xff\xd8\xff\xe0\x00\x02\xff\xd9", "cut short"),
@@ -164,7 +164,7 @@ def test_those_that_cannot_be_used_are_named(value: Any, what: str) -> None:
 
 def test_a_url_of_another_kind_is_named() -> None:
     body = {"images": {"top": "data:image/gif;base64,R0lGODlhAQABAAAAACw="}, "state": [0, 0], "prompt": "go"}
-    with pytest.raises(WireError, match="begin with b'GIF89a"):
+    with pytest.raises(WireError, match="begins with b'GIF89a"):
         FAMILY.observation(json_arrays.loads(json.dumps(body).encode()))
 
 

@@ -309,6 +309,6 @@ def test_a_state_that_would_make_the_model_infinite_is_refused(
     policy = Policy.load(tiny_once.run, engine=engine)
     state = seen[0].state.copy()
     state[1] = far
-    with pytest.raises(WireError, match="far beyond") as caught:
+    with pytest.raises(WireError, match="far outside") as caught:
         policy.act(replace(seen[0], state=state))
     assert "dims [1]" in str(caught.value)

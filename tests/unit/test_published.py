@@ -162,7 +162,7 @@ def test_a_section_that_is_no_table_of_tensors_is_refused(path: Path) -> None:
 def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     state = LightWAM(CONFIG).state_dict()
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(CheckpointError, match=r"could not save(.|\n)*something else lies there"):
+    with pytest.raises(CheckpointError, match=r"could not save(.|\n)*something else is there"):
         published.write(tmp_path / "file" / "x.pt", Published(state, 0, "torch.float32"), CONFIG)
 
 

@@ -188,15 +188,15 @@ def swapped(part: Part) -> Part:
 
 REFUSED: dict[str, tuple[list[Part], str]] = {
     "start off the grid": ([SOUND[0], replace(SOUND[1], start=2.03, end=4.03)],
-                           r"no picture of a video lies at a row's time(.|\n)*episode 1 row 0(.|\n)*2\.0300"),
+                           r"the video has no frame at a row's time(.|\n)*episode 1 row 0(.|\n)*2\.0300"),
     "rows off the grid": ([replace(SOUND[0], times=tuple(t + 0.04 for t in SOUND[0].times))],
-                          r"pictures at 0\.0000 and 0\.1000 s(.|\n)*0\.0400 s"),
+                          r"frames at 0\.0000 and 0\.1000 s(.|\n)*0\.0400 s"),
     "start later, end not": ([replace(SOUND[0], start=0.1), SOUND[1]], r"overlap(.|\n)*episode 0 0\.1000"),
     "end earlier": ([replace(SOUND[0], end=1.0), SOUND[1]], r"disagree(.|\n)*episode 0(.|\n)*to_timestamp, 1\.0000"),
     "start in the neighbour": ([SOUND[0], replace(SOUND[1], start=1.5)], r"overlap(.|\n)*episode 1 from 1\.5000 s"),
     "both begin at once": ([SOUND[0], replace(SOUND[1], start=0.0, end=2.0)], "overlap"),
-    "before the file": ([replace(SOUND[0], start=-1.0)], r"first picture at 0\.0000 s(.|\n)*-1\.0000 s"),
-    "behind the file": ([replace(SOUND[1], start=3.0, end=5.0)], r"shorter(.|\n)*last picture at 3\.9000 s"),
+    "before the file": ([replace(SOUND[0], start=-1.0)], r"first frame at 0\.0000 s(.|\n)*-1\.0000 s"),
+    "behind the file": ([replace(SOUND[1], start=3.0, end=5.0)], r"shorter(.|\n)*last frame at 3\.9000 s"),
     "start is no number": ([replace(SOUND[0], start=float("nan"))], "not finite(.|\n)*from_timestamp nan"),
     "no number": ([nan_time(SOUND[0])], "timestamp is not finite(.|\n)*episode 0 row 3"),
     "out of order": ([swapped(SOUND[0])], "order of time(.|\n)*episode 0 row 4"),
@@ -233,7 +233,7 @@ def test_rows_without_a_timestamp_are_refused_with_the_fix(tmp_path: Path) -> No
 def test_notes_tell_how_rows_lie_in_time(tmp_path: Path) -> None:
     assert examine(write(tmp_path / "whole", SOUND)).notes == ()
     (cut,) = examine(write(tmp_path / "cut", READ["cut in the middle"])).notes
-    assert "1 of 2 episodes" in cut and "row 5 comes 0.5000 s behind row 4, not 0.1000 s" in cut
+    assert "1 of 2 episodes" in cut and "row 5 comes 0.5000 s after row 4, not 0.1000 s" in cut
     thin = examine(write(tmp_path / "thin", [rows(whole(0, 40), [*range(0, 40, 2)])])).notes
     assert "5 a second" in thin[0] and "info.json says 10 fps" in thin[0]
     (late,) = examine(write(tmp_path / "late", [rows(whole(0, 20), [*range(4, 20)])])).notes
@@ -308,13 +308,13 @@ def test_times_that_float32_rounds_are_not_refused_in_long_videos(tmp_path: Path
     times = np.array(moments).astype(np.float32).astype(np.float64)
     with VideoReader(encode(tmp_path / "a.mp4", moments)) as reader:
         assert numbers(reader.read(times)) == [*range(40)]
-        with pytest.raises(DatasetError, match="no picture"):
+        with pytest.raises(DatasetError, match="the video has no frame"):
             reader.read(times + 6e-4)
 
 
 def test_reading_goes_on_behind_a_fault(tmp_path: Path) -> None:
     with VideoReader(encode(tmp_path / "a.mp4", [i / 30 for i in range(40)])) as reader:
-        for wrong, words in ((0.35, "no picture"), (9.0, "shorter")):
+        for wrong, words in ((0.35, "the video has no frame"), (9.0, "shorter")):
             with pytest.raises(DatasetError, match=words):
                 reader.read(np.array([0.1, wrong]))
             assert numbers(reader.read(np.array([0.2, 0.3]))) == [6, 9]
@@ -344,17 +344,17 @@ def add_column(root: Path, path: str, name: str, values: list[int]) -> None:
 
 DISAGREE: dict[str, tuple[Callable[[Path], None], str]] = {
     "index": (lambda root: change(root, DATA, "index", lambda v: [*v[:25], 3, *v[26:]]),
-              r"index does not rise(.|\n)*episode 1 row 5(.|\n)*3 behind 24"),
+              r"index must rise(.|\n)*episode 1 row 5(.|\n)*3 after 24"),
     "dataset_from_index": (lambda root: change(root, EPISODES, "dataset_from_index", lambda v: [0, 21]),
                            r"dataset_to_index and length disagree(.|\n)*episode 1(.|\n)*21 to 40"),
     "both": (lambda root: [change(root, EPISODES, f"dataset_{a}_index", lambda v: [x + 7 for x in v])
                            for a in ("from", "to")] and None, r"lengths of the episodes before(.|\n)*7 to 27"),
     "rows of no episode": (lambda root: pq.write_table(
                                pa.concat_tables([pq.read_table(root / DATA), more_rows(root)]), root / DATA),
-                           r"does not place there(.|\n)*file-000\.parquet(.|\n)*episode_index 7"),
+                           r"puts elsewhere(.|\n)*file-000\.parquet(.|\n)*episode_index 7"),
     "number of a table": (lambda root: add_column(root, EPISODES, "meta/episodes/chunk_index", [0, 0])
                           or add_column(root, EPISODES, "meta/episodes/file_index", [0, 1]),
-                          r"other numbers than it says(.|\n)*\(0, 1\)"),
+                          r"another file's numbers(.|\n)*\(0, 1\)"),
     "total_tasks": (lambda root: write_info(root, json.loads((root / "meta/info.json").read_text())
                                             | {"total_tasks": 3}), r"total_tasks(.|\n)*3 tasks(.|\n)*2 tasks"),
 }  # fmt: skip
@@ -415,7 +415,7 @@ def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
     found = examine(root)
     whats = [fault.what for fault in found.faults]
     assert whats.count("info.json disagrees with the episodes table") == 2
-    assert {"a value is not finite", "no picture of a video lies at a row's time"} <= {*whats}
+    assert {"a value is not finite", "the video has no frame at a row's time"} <= {*whats}
     assert all(fault.next_step for fault in found.faults)
     (root / DATA).write_bytes((root / DATA).read_bytes()[:-10])
     (root / EPISODES).write_bytes(b"")

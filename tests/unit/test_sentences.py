@@ -48,7 +48,7 @@ def test_what_does_not_fit_is_refused_with_its_length(sentence: str, words: int)
 def test_words_of_the_recipes_own_count_and_do_not_make_an_empty_sentence_one() -> None:
     asked = recipe("the robot is to {task} now")
     check_prompts(asked, ["a b c"])
-    with pytest.raises(PromptError, match="9 words, the recipe's own"):
+    with pytest.raises(PromptError, match="9 words, including the recipe's own"):
         check_prompts(asked, ["a b c d"])
     with pytest.raises(PromptError, match="0 words"):
         check_prompts(asked, [" "])
@@ -59,7 +59,7 @@ def test_words_of_the_recipes_own_count_and_do_not_make_an_empty_sentence_one() 
 def test_truncation_reads_the_first_words_and_is_told() -> None:
     told: list[str] = []
     check_prompts(recipe(truncate=True), ["close it", LONG, LONG], told.append)
-    assert len(told) == 1 and "the first 8 of 12 words" in told[0] and LONG in told[0]
+    assert len(told) == 1 and "has 12 words; only the first 8 are read" in told[0] and LONG in told[0]
     config = HashedTextConfig(num_tokens=8, dim=64, truncate=True)
     first = " ".join(LONG.split()[:8])
     assert torch.equal(HashedText(config).encode([LONG]), HashedText(config).encode([first]))

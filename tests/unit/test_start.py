@@ -90,9 +90,9 @@ def test_a_run_goes_on_as_it_began_without_being_told_again(two: Two, tmp_path: 
     train(replace(two.recipe, notes="more"), two.dataset, run, stop_after=2, say=lambda line: None)
     assert starting(run, two.recipe, None, "kept") is None
     assert starting(run, two.recipe, two.old, "kept") is None
-    with pytest.raises(CheckpointError, match="has kept the statistics"):
+    with pytest.raises(CheckpointError, match="--statistics must be as"):
         train(two.recipe, two.dataset, run, start_from=two.old, statistics="new", say=lambda line: None)
-    with pytest.raises(CheckpointError, match="started from another one"):
+    with pytest.raises(CheckpointError, match="--start-from must be the run"):
         train(two.recipe, two.dataset, run, start_from=tmp_path / "other", say=lambda line: None)
     assert (run / "processing.json").read_bytes() == before
 

@@ -77,7 +77,7 @@ def test_a_video_that_is_too_short_says_how_much_is_there(joined: Path) -> None:
 
 
 def test_another_frame_rate_is_noticed(joined: Path) -> None:
-    with VideoReader(joined) as reader, pytest.raises(DatasetError, match=r"no picture(.|\n)*0\.0500 s"):
+    with VideoReader(joined) as reader, pytest.raises(DatasetError, match=r"no frame(.|\n)*0\.0500 s"):
         reader.read(times(0, 13) / 2)
 
 

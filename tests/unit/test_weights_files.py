@@ -409,7 +409,7 @@ def test_a_list_of_tensors_is_bounded_and_counted_with_some_of_every_kind() -> N
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod.", "model.diffusion_model."])
 def test_a_prefix_of_all_names_is_recognised_and_named(prefix: str) -> None:
     message = refused({f"{prefix}{name}": tensor for name, tensor in TENSORS.items()})
-    assert f"all names begin with {prefix!r}" in message and "take it off" in message
+    assert f"all names begin with {prefix!r}" in message and "remove it from each name" in message
     assert "1 differences" in message and "missing" not in message
     missing = {f"{prefix}{name}": tensor for name, tensor in TENSORS.items() if name != "b"}
     assert "2 differences" in refused(missing) and "missing: b" in refused(missing)
@@ -444,7 +444,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 10
         (POINTER, "git lfs pull"),
         (b"<!DOCTYPE html>\n<html>", "a web page"),
         (bytes(100), "begins with zeros"),
-        (save(TENSORS)[:-5], "it is cut short"),
+        (save(TENSORS)[:-5], "was cut short"),
         (b"\x09\0\0\0\0\0\0\0[1, 2, 3]", "cannot be read as safetensors"),
     ],
     ids=["empty", "pointer", "page", "zeros", "short", "no header"],

@@ -93,7 +93,7 @@ def packed_array(**changes: Any) -> bytes:
         ({"data": None}, "incomplete"),
         ({"shape": None}, "incomplete"),
         ({"__ndarray__": None}, "a key is not text"),
-        ({"__ndarray__": False}, "not marked"),
+        ({"__ndarray__": False}, "mark must be true"),
         ({"order": "F"}, "keys that none has"),
         ({"data": "text"}, "not bytes"),
         ({"data": bytes(9)}, "do not fill"),

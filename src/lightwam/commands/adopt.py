@@ -24,7 +24,7 @@ class AdoptOptions:
     """the run directory to make"""
     names: Names = ()
     cache: Path | None = None
-    """folder for what is made of datasets; by default LIGHTWAM_CACHE names it, else it is the dataset's own"""
+    """folder for caches; default: $LIGHTWAM_CACHE, else the dataset's own folder"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """where prompts are encoded"""
 

@@ -55,14 +55,14 @@ class ExpertOptions:
 class DatasetOptions:
     """Check a LeRobot dataset, v3.0 or v2: every file, type, shape and number of it, and of its latent cache.
 
-    Everything that is wrong is listed at once, each fault with its fix, and what is only worth knowing as a note. PATH
-    may also be LIBERO's own HDF5 files.
+    All faults are listed at once, each with its fix; harmless oddities are printed as notes. PATH may also be LIBERO's
+    own HDF5 files.
     """
 
     path: Annotated[Path, tyro.conf.Positional]
     names: Names = ()
     cache: Path | None = None
-    """folder with its latents; by default LIGHTWAM_CACHE names it, else it is the dataset's own"""
+    """folder for caches, as for `lightwam train`; default: $LIGHTWAM_CACHE, else the dataset's own folder"""
 
 
 @dataclass(frozen=True)
@@ -172,16 +172,17 @@ def _check_dataset(arguments: Sequence[str]) -> None:
                 lines.append(stack.enter_context(Progress("check", total, unit="picture")))
             lines[0].advance(count=done - lines[0].done)
 
-        found = examine(options.path, parse_names(options.names), tell)
-    for note in found.notes:
+        findings = examine(options.path, parse_names(options.names), tell)
+    for note in findings.notes:
         print(f"note: {note}")
-    if len(found.faults) == 1:
-        raise found.faults[0]
-    if found.faults:
-        print("\n".join(found.lines()))
-        raise DatasetError("the dataset is broken", where=options.path, got=f"{len(found.faults)} faults, listed above",
-                           expected="none", next_step="mend them, then check again")  # fmt: skip
-    dataset = found.dataset
+    if len(findings.faults) == 1:
+        raise findings.faults[0]
+    if findings.faults:
+        print("\n".join(findings.lines()))
+        raise DatasetError("the dataset is broken", where=options.path,
+                           got=f"{len(findings.faults)} faults, listed above",
+                           expected="none", next_step="fix them, then check again")  # fmt: skip
+    dataset = findings.dataset
     assert dataset is not None
     print(
         f"{options.path}: sound; {dataset.num_episodes} episodes, {dataset.num_frames} frames, "

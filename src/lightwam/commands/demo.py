@@ -18,7 +18,7 @@ class DemoOptions:
     run: Path
     """where everything goes: dataset, checkpoints, episodes, result.json, report.html"""
     cache: Path | None = None
-    """folder for what is made of datasets; by default LIGHTWAM_CACHE names it, else it is the dataset's own"""
+    """folder for caches; default: $LIGHTWAM_CACHE, else the dataset's own folder"""
 
 
 def run(arguments: Sequence[str]) -> None:

@@ -25,7 +25,7 @@ Names = Annotated[
     tuple[str, ...],
     tyro.conf.arg(
         metavar="FEATURE=NAME",
-        help="what a dataset with other names calls its features; NAME is a camera, observation.state or action: "
+        help="maps the features of a dataset without LeRobot's names; NAME is a camera, observation.state or action: "
         "--names image=front state=observation.state actions=action. A run keeps them.",
     ),
 ]
@@ -62,10 +62,10 @@ def wants_help(arguments: Sequence[str]) -> bool:
 
 
 def parse(defaults: Options, arguments: Sequence[str], command: str) -> Options:
-    """`defaults` with the command line's options in it; an unknown option ends the process with suggestions, code 2.
+    """Return `defaults` changed by the command line; an unknown option exits with code 2 and suggestions.
 
     Sections of several kinds (`latents`, `text`) have the options of the recipe's own kind: `--text.num-tokens 24`. A
-    word such as `text:umt5-config`, behind all other options, chooses another kind, whose options follow that word.
+    word such as `text:umt5-config`, after all other options, chooses another kind, whose options follow that word.
     """
     switches = any(_SWITCH.match(word) for word in arguments)
     config = () if switches else (tyro.conf.AvoidSubcommands,)
@@ -76,7 +76,7 @@ def parse(defaults: Options, arguments: Sequence[str], command: str) -> Options:
 
 
 def as_utf8(options: Options) -> Options:
-    """`options` with texts that the locale could not read (LC_ALL=C) read as UTF-8; paths stay as they are."""
+    """Return `options` with text that the locale could not decode (LC_ALL=C) decoded as UTF-8; paths are kept."""
 
     def read(value: Any) -> Any:
         if isinstance(value, str) and not _is_text(value) and not Path(value).exists():
@@ -87,13 +87,13 @@ def as_utf8(options: Options) -> Options:
             return dataclasses.replace(value, **{f.name: read(getattr(value, f.name)) for f in fields(value) if f.init})
         return value
 
-    made: Options = read(options)
-    return made
+    decoded: Options = read(options)
+    return decoded
 
 
 def _is_text(argument: str) -> bool:
-    """Whether the argument's bytes were text in this locale: those that were not stand in it as lone surrogates."""
-    return not any("\ud800" <= sign <= "\udfff" for sign in argument)
+    """Whether this locale could decode all bytes of the argument; Python keeps the others as lone surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in argument)
 
 
 def given(arguments: Sequence[str]) -> frozenset[str]:

@@ -114,7 +114,7 @@ def playable(policy: Policy) -> Act:
 
 
 def metadata(policy: Policy, settings: Serving) -> dict[str, Any]:
-    """What openpi's clients are greeted with: what this policy expects, what it gives, and what the server takes."""
+    """Return the metadata sent to openpi's clients: what the policy expects and returns, and the server's limits."""
     from lightwam import __version__
     from lightwam.wire.openpi import MESSAGE_BYTES
 

@@ -22,7 +22,7 @@ class TrainOptions:
     """the run directory: config, codec, log, checkpoints"""
     names: Names = ()
     cache: Path | None = None
-    """folder for what is made of datasets; by default LIGHTWAM_CACHE names it, else it is the dataset's own"""
+    """folder for caches; default: $LIGHTWAM_CACHE, else the dataset's own folder"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU where there is one"""
     parallel: Literal["ddp", "fsdp"] = "ddp"

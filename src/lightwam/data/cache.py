@@ -44,7 +44,7 @@ FORMAT = 1
 NUM_THREADS = 2
 EPISODES_A_JOB = 8
 FRAMES_A_JOB = 512
-"""a job of a thread ends with the episode that reaches so many"""
+"""frames after which a thread's job ends, at the end of that episode"""
 JOURNAL = "done.json"
 Files = Mapping[str, str]
 """a dataset's fingerprint: every file with size and hash"""
@@ -77,10 +77,10 @@ class FrameCache(Cache):
     ) -> FrameCache:
         """Decode everything into `path` (a folder), replacing what is there once the new one is whole.
 
-        A build that was killed, or found the disk full, goes on behind the episodes that it had decoded. Of processes
-        that build the same cache at once one decodes and the others wait for it. `files` is the dataset's fingerprint,
-        where it is known. Raises DatasetError for whatever is wrong in the dataset, when the codec places a camera it
-        lacks, when `path` holds something else, and when it cannot be written.
+        A build that was killed, or ran out of disk space, resumes after the last decoded episode. When several
+        processes build the same cache, one decodes and the others wait. `files` is the dataset's fingerprint, if known.
+        Raises DatasetError for whatever is wrong in the dataset, when the codec places a camera it lacks, when `path`
+        holds something else, and when it cannot be written.
         """
         path = Path(path)
         if others := _others(path):
@@ -105,7 +105,7 @@ class FrameCache(Cache):
                 _make(dataset, codec_config, draft, fingerprint, progress)
                 _replace_folder(draft, path)
                 (path / LOCK).unlink(missing_ok=True)
-            except LightwamError:  # the dataset is at fault, and mended it is another one
+            except LightwamError:  # the dataset is at fault; fixing it changes its fingerprint
                 shutil.rmtree(draft, ignore_errors=True)
                 if first and not any(path.parent.iterdir()):
                     path.parent.rmdir()
@@ -134,7 +134,7 @@ class FrameCache(Cache):
     def fits(
         cls, path: Path | str, dataset: LeRobotDataset, codec_config: CodecConfig, files: Files | None = None
     ) -> bool:
-        """Whether the cache at `path` is there, whole, and made from just this."""
+        """Return whether the cache at `path` is complete and was made from this dataset and codec."""
         path = Path(path)
         if not (path / "cache.json").is_file():
             return False
@@ -149,7 +149,7 @@ class FrameCache(Cache):
         progress: Progress | None = None,
         files: Files | None = None,
     ) -> FrameCache:
-        """The cache at `path` if it fits; else it is built."""
+        """Open the cache at `path` if it fits, else build it."""
         if cls.fits(path, dataset, codec_config, files):
             return cls.open(path)
         return cls.build(dataset, codec_config, path, progress, files)
@@ -158,17 +158,17 @@ class FrameCache(Cache):
     def check_place(
         cls, dataset: LeRobotDataset, codec_config: CodecConfig, path: Path, files: Files | None = None
     ) -> None:
-        """Raise DatasetError where `fresh` would find at once that it cannot write: no right to, or no room."""
+        """Raise DatasetError when `fresh` would have to build and cannot: no permission, or no space on the disk."""
         if not cls.fits(path, dataset, codec_config, files):
             check_room(path, _bytes_missing(dataset, codec_config, draft_of(dataset, codec_config, path, files)))
 
 
 def frames_folder(folder: Path, dataset: LeRobotDataset, codec_config: CodecConfig, files: Files) -> Path:
-    """Return where in `folder` the cache for a codec lies or belongs: a folder for each codec.
+    """Return the subfolder of `folder` for this codec's cache.
 
-    It is named after cameras and canvas; outside the dataset's own folder also after what the dataset is made of, so
-    that datasets of one name do not replace each other's. A cache at `folder` itself, as earlier versions made them, is
-    taken when it fits.
+    Its name has cameras, canvas and a digest; outside the dataset's own folder the digest includes the dataset's files,
+    so that datasets of the same name do not overwrite each other. A cache at `folder` itself, where earlier versions
+    put it, is used when it fits.
     """
     if FrameCache.fits(folder, dataset, codec_config, files):
         return folder
@@ -181,7 +181,7 @@ def frames_folder(folder: Path, dataset: LeRobotDataset, codec_config: CodecConf
 
 
 def draft_of(dataset: LeRobotDataset, codec_config: CodecConfig, path: Path, files: Files | None = None) -> Path:
-    """Return the folder in which the cache is made before it is renamed to `path`."""
+    """Return the temporary folder that the cache is written to before it is renamed to `path`."""
     return draft_folder(path, _fingerprint(dataset, codec_config, files))
 
 
@@ -192,13 +192,13 @@ def _others(path: Path) -> list[str]:
 
 
 def _faults(path: Path, about: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> list[str]:
-    """Everything that speaks against using the cache, in words."""
-    found = []
+    """List why the cache cannot be used: files of another size, another fingerprint."""
+    faults = []
     for name, size in about["files"].items():
         got = (path / name).stat().st_size if (path / name).is_file() else "no"
         if got != size:
-            found.append(f"{name} has {got} bytes, not {size}")
-    return found + differences(about["fingerprint"], fingerprint)
+            faults.append(f"{name} has {got} bytes, not {size}")
+    return faults + differences(about["fingerprint"], fingerprint)
 
 
 def _fingerprint(
@@ -216,7 +216,7 @@ def _fingerprint(
 def _make(
     dataset: LeRobotDataset, config: CodecConfig, draft: Path, fingerprint: dict[str, Any], progress: Progress | None
 ) -> None:
-    """The whole cache in `draft`."""
+    """Write the whole cache into `draft`."""
     arrays = tables(dataset)
     _decode(dataset, config, draft, progress)
     for name, array in arrays.items():
@@ -228,7 +228,7 @@ def _make(
 
 
 def _decode(dataset: LeRobotDataset, config: CodecConfig, draft: Path, progress: Progress | None) -> None:
-    """All pictures into frames.npy; the journal says how many of the first episodes are safely there."""
+    """Decode all pictures into frames.npy; the journal counts the first episodes that are safely on the disk."""
     # Written through files, not a memory map: a full disk is then an error and not a bus fault.
     path, header, begun = draft / "frames.npy", _header(dataset, config), _episodes_done(draft)
     if not path.is_file() or path.stat().st_size < len(header) + dataset.episode_start[begun] * _picture_bytes(config):
@@ -259,7 +259,7 @@ def _decode(dataset: LeRobotDataset, config: CodecConfig, draft: Path, progress:
     with ThreadPoolExecutor(NUM_THREADS) as pool, path.open("r+b") as whole:
         try:
             for finished in pool.map(decode_some, _jobs(dataset, begun)):
-                os.fsync(whole.fileno())  # whatever the journal names is there, also after a power failure
+                os.fsync(whole.fileno())  # before the journal counts them: holds after a power failure too
                 write_atomically(draft / JOURNAL, json.dumps({"episodes": finished}).encode())
         except BaseException:
             stop.set()
@@ -268,7 +268,7 @@ def _decode(dataset: LeRobotDataset, config: CodecConfig, draft: Path, progress:
 
 
 def _jobs(dataset: LeRobotDataset, first: int) -> Iterator[range]:
-    """Episodes from `first` on, some at a time: few where they are long, so that both threads have work."""
+    """Yield ranges of episodes from `first` on; few at a time where they are long, so that both threads have work."""
     frames = 0
     for episode in dataset.episodes[first:]:
         frames += episode.length
@@ -280,7 +280,7 @@ def _jobs(dataset: LeRobotDataset, first: int) -> Iterator[range]:
 
 
 def _episodes_done(draft: Path) -> int:
-    """How many of the first episodes an earlier process left decoded."""
+    """Count the first episodes that an earlier process has decoded."""
     return int(read_json(draft / JOURNAL)["episodes"]) if (draft / JOURNAL).is_file() else 0
 
 
@@ -295,7 +295,7 @@ def _picture_bytes(config: CodecConfig) -> int:
 
 
 def _bytes_missing(dataset: LeRobotDataset, config: CodecConfig, draft: Path) -> int:
-    """What the disk must still take."""
+    """Bytes that are still to be written."""
     return (dataset.num_frames - int(dataset.episode_start[_episodes_done(draft)])) * _picture_bytes(config)
 
 
@@ -305,7 +305,7 @@ def _disk_errors(dataset: LeRobotDataset, config: CodecConfig, draft: Path) -> I
         yield
     except OSError as error:
         need = f"{max(1, math.ceil(_bytes_missing(dataset, config, draft) / 2**20))} MiB"
-        kept = "what is decoded is kept, and the same command goes on behind it"
+        kept = "decoded episodes are kept, and the same command resumes after them"
         raise not_written(error, draft / "frames.npy", need, kept) from error
 
 

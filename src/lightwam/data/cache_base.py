@@ -17,14 +17,14 @@ from lightwam import config as configs
 from lightwam.codec import place_cameras
 from lightwam.config import CodecConfig
 from lightwam.data.lerobot import LeRobotDataset
-from lightwam.errors import ConfigError, DatasetError, did_you_mean
+from lightwam.errors import ConfigError, DatasetError, did_you_mean, first_few
 from lightwam.types import Latents
 
 TABLES = ("state", "action", "episode_start", "task_index")
 Progress = Callable[[int, int], None]
 """called with frames or windows done, and in all; the first time before any is done"""
 BYTES_AT_ONCE = 4 * 2**20
-"""a thread decodes as much, pictures and their canvases, before it goes on; resizing takes some five times that"""
+"""pictures and canvases that a thread decodes at a time; resizing takes about five times as much memory"""
 NUM_NAMED = 5
 """so many faults are spelled out in an error"""
 
@@ -86,12 +86,12 @@ def read_tables(path: Path) -> dict[str, np.ndarray]:
 
 
 def check_cameras(dataset: LeRobotDataset, config: CodecConfig) -> None:
-    """DatasetError when the codec places a camera that the dataset lacks, or that cannot be used."""
+    """Raise DatasetError when the codec places a camera that the dataset lacks, or one with a fault."""
     for place in config.places:
         if place.camera not in dataset.cameras and place.camera not in dataset.left_out:
             raise DatasetError("the codec places a camera that the dataset lacks", where=dataset.root,
                                got=", ".join(sorted(dataset.cameras)), expected=place.camera,
-                               next_step=f"{did_you_mean(place.camera, dataset.cameras)}; or call one of them so: "
+                               next_step=f"{did_you_mean(place.camera, dataset.cameras)}; or rename one: "
                                f"--names {dataset.feature_of(min(dataset.cameras))}={place.camera}")  # fmt: skip
         dataset.check_camera(place.camera)
 
@@ -107,7 +107,7 @@ class Canvases:
         self._pictures = dataset.pictures()
 
     def stream(self, index: int) -> Iterator[UInt8[np.ndarray, "T height width 3"]]:
-        """Yield all of one episode in order, a few at a time: memory does not depend on the episode's length."""
+        """Yield all of one episode in order, a few at a time: the memory used does not grow with the episode."""
         episode = self._dataset.episodes[index]
         cameras = list(dict.fromkeys(place.camera for place in self._config.places))
         sizes = [self._config.canvas, *(self._dataset.cameras[camera] for camera in cameras)]
@@ -144,6 +144,5 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def listed(faults: list[str]) -> str:
-    """The first faults, and how many more there are."""
-    more = f"; {len(faults) - NUM_NAMED} more" if len(faults) > NUM_NAMED else ""
-    return "; ".join(faults[:NUM_NAMED]) + more
+    """Join the first faults, and the number of the others."""
+    return first_few(faults, NUM_NAMED, separator="; ")

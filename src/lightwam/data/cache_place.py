@@ -1,8 +1,8 @@
-"""Where caches lie, which process may write one, and what killed processes left there.
+"""Cache folders: where they are, which process may write one, and removing what killed processes left.
 
-A cache is made in a draft folder beside its place, `NAME.part-DIGEST`, and renamed when it is whole. The digest is of
-all that the content depends on, so the next process finds what a killed one had made and goes on behind it. A file lock
-inside says whether a process is at work there: the kernel drops it when that process ends, however it ends.
+A cache is written to a temporary folder next to it, `NAME.part-DIGEST`, and renamed when it is complete. The digest is
+of everything that the content depends on, so the next process finds and resumes what a killed one had written. A file
+lock inside is held by the process that writes; the kernel releases it when that process ends, however it ends.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from typing import Any
 from lightwam.errors import DatasetError
 
 VARIABLE = "LIGHTWAM_CACHE"
-"""environment variable: the folder for caches where no --cache is given"""
+"""environment variable: the folder for caches when --cache is not given"""
 LOCK = "lock"
 POLL_SECONDS = 1.0
-"""how often a process that waits for another one's draft looks again"""
+"""between two tries for a lock that another process holds"""
 ELSEWHERE = f"--cache DIR (or {VARIABLE}=DIR) keeps it in another folder"
 _LEFT = re.compile(r"(.+)\.(?:(?:draft|old)-([0-9]+)|part-[0-9a-f]{16})")
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
@@ -34,14 +34,14 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def cache_home(root: Path, cache: Path | None = None) -> Path:
-    """Return the folder for what is made of the dataset at `root`: its own, or one in `cache` (else LIGHTWAM_CACHE).
+    """Return the folder for caches of the dataset at `root`: one in `cache` or LIGHTWAM_CACHE, else `root` itself.
 
-    DatasetError when that is a file.
+    DatasetError when `cache` is a file.
     """
-    given = cache or os.environ.get(VARIABLE)
-    if not given:
+    parent = cache or os.environ.get(VARIABLE)
+    if not parent:
         return root
-    folder = Path(given).expanduser()
+    folder = Path(parent).expanduser()
     if folder.exists() and not folder.is_dir():
         raise DatasetError("the cache must be in a folder", where=folder, got="a file",
                            next_step=f"give a folder: --cache DIR, or {VARIABLE}")  # fmt: skip
@@ -49,12 +49,12 @@ def cache_home(root: Path, cache: Path | None = None) -> Path:
 
 
 def named(words: str, fingerprint: Mapping[str, Any]) -> str:
-    """Return a folder's name that says `words` and differs where the fingerprint does."""
+    """Return a folder name made of `words` and a digest of the fingerprint."""
     return os.fsdecode(f"{_plain(words)[:48]}-{_digest(fingerprint, 8)}".encode())
 
 
 def check_room(path: Path, num_bytes: int) -> None:
-    """Raise DatasetError unless `path` can be made and its disk has room for so many bytes."""
+    """Raise DatasetError unless `path` can be created and its disk has `num_bytes` free."""
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         got = f"{folder} {'cannot be written to' if folder.is_dir() else 'is a file'}"
@@ -67,7 +67,10 @@ def check_room(path: Path, num_bytes: int) -> None:
 
 
 def not_written(error: OSError, path: Path, need: str, kept: str) -> DatasetError:
-    """Return the error of a cache at `path` that could not be written: `need` says how much room, `kept` what stays."""
+    """Return the error for a cache at `path` that could not be written.
+
+    `need`: the space it takes, in words; `kept`: what is not lost.
+    """
     full = error.errno in _FULL
     next_step = f"it needs {need}; {kept}"
     return DatasetError(
@@ -80,30 +83,30 @@ def not_written(error: OSError, path: Path, need: str, kept: str) -> DatasetErro
 
 
 def draft_folder(path: Path, fingerprint: Mapping[str, Any]) -> Path:
-    """Return the folder in which a cache of this fingerprint is made, before it is renamed to `path`."""
+    """Return the temporary folder for a cache of this fingerprint, which is renamed to `path` when complete."""
     return path.with_name(f"{path.name}.part-{_digest(fingerprint, 16)}")
 
 
 @contextmanager
 def drafting(folder: Path, waiting: Callable[[], None]) -> Iterator[bool]:
-    """Hold the draft `folder`, made if need be; yields whether another process had to be waited for.
+    """Lock the temporary `folder`, creating it if missing; yields whether it had to wait for another process.
 
-    `waiting` is called every POLL_SECONDS meanwhile. What is inside `folder` is the caller's to rename or remove; left
-    there, it is what the next process goes on with. OSError.
+    `waiting` is called every POLL_SECONDS while it waits. The caller renames or removes the folder; if it does neither,
+    the next process resumes from it. OSError.
     """
     waited = False
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         try:
             lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-        except FileNotFoundError:  # another process renamed its folder just now
+        except FileNotFoundError:  # another process has just renamed its folder
             continue
         try:
             while not _locked(lock):
                 waited = True
                 waiting()
                 time.sleep(POLL_SECONDS)
-            if _is_there(folder / LOCK, lock):  # else the one that we waited for has renamed it: it is whole
+            if _is_there(folder / LOCK, lock):  # else the other process has finished and renamed it
                 yield waited
                 return
         finally:
@@ -111,15 +114,15 @@ def drafting(folder: Path, waiting: Callable[[], None]) -> Iterator[bool]:
 
 
 def remove_leftovers(folder: Path, name: str | None = None, keep: Path | None = None) -> None:
-    """Remove what dead processes left in `folder`: drafts and replaced caches (of the cache `name` alone, if given).
+    """Remove what dead processes left in `folder`: unfinished and replaced caches (only of the cache `name`, if given).
 
-    A draft that a process is writing is left alone, and so is `keep`.
+    Skips `keep`, and folders that a running process is writing.
     """
     for left in sorted(folder.iterdir()) if folder.is_dir() else ():
         match = _LEFT.fullmatch(left.name)
         if match is None or left == keep or (name is not None and match[1] != name) or not left.is_dir():
             continue
-        if match[2] is not None:  # PID of the process that made it
+        if match[2] is not None:  # the PID of its process
             if not _runs(int(match[2])):
                 shutil.rmtree(left, ignore_errors=True)
         elif (left / LOCK).exists():
@@ -131,7 +134,7 @@ def remove_leftovers(folder: Path, name: str | None = None, keep: Path | None = 
 def _remove_unless_held(draft: Path) -> None:
     try:
         lock = os.open(draft / LOCK, os.O_RDWR)
-    except OSError:  # renamed just now, or read-only: nothing to remove
+    except OSError:  # just renamed, or read-only: nothing to remove
         return
     try:
         if _locked(lock, unsure=False) and _is_there(draft / LOCK, lock):
@@ -141,7 +144,7 @@ def _remove_unless_held(draft: Path) -> None:
 
 
 def _locked(lock: int, unsure: bool = True) -> bool:
-    """Whether this process has the lock now; `unsure` where the file system has none."""
+    """Try to take the lock; True if taken, `unsure` if the file system has no locks."""
     try:
         import fcntl
     except ImportError:  # Windows
@@ -163,8 +166,8 @@ def _is_there(path: Path, opened: int) -> bool:
 
 
 def _runs(pid: int) -> bool:
-    """Whether a process of another number than ours runs here."""
-    if pid == os.getpid():  # drafts that bear our number are those of an earlier process
+    """Whether another process with this PID is running."""
+    if pid == os.getpid():  # left by an earlier process with our PID
         return False
     try:
         os.kill(pid, 0)

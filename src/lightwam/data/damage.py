@@ -1,4 +1,4 @@
-"""What a file that is missing or cannot be read seems to be: renamed, a pointer, a web page, cut short."""
+"""Likely causes of a missing or unreadable file: renamed, a git-lfs pointer, a web page, cut short."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 
 HEAD_BYTES = 1024
 NUM_NAMED = 5
-"""so many neighbours of a missing file are listed"""
+"""neighbours of a missing file that an error lists"""
 
 
 def what_lies_there(path: Path, root: Path) -> str:
-    """Say what the nearest folder that exists holds in the place of the missing file `path` of the dataset `root`."""
+    """List what is in the nearest existing folder around the missing file `path` of the dataset `root`."""
     if path.is_symlink():
-        return f"a link to {path.readlink()}, where nothing lies"
+        return f"a broken link to {path.readlink()}"
     if path.is_dir():
         return "a folder of that name"
     folder = next(parent for parent in path.parents if parent.is_dir() or parent == root)
@@ -23,22 +23,22 @@ def what_lies_there(path: Path, root: Path) -> str:
 
 
 def likely_cause(path: Path) -> str:
-    """Say what a file that cannot be read seems to be, from its first and last bytes; "" where they tell nothing."""
+    """Guess from its first and last bytes why a file cannot be read; "" without a guess."""
     try:
         with path.open("rb") as file:
             head = file.read(HEAD_BYTES)
             file.seek(max(0, path.stat().st_size - 4))
             tail = file.read(4)
-    except OSError:  # missing, a folder, not to be read: the caller's own error says so
+    except OSError:  # missing, a folder, no permission: the caller's own error says so
         return ""
     if not head:
         return "the file is empty: its download or copy was cut short"
     if head.startswith(b"version https://git-lfs"):
         return "a git-lfs pointer, not the file itself: `git lfs pull` fetches it"
     if re.match(rb"\s*<(!doctype|html)", head, re.IGNORECASE):
-        return "a web page, not the file: its address needs a log-in, or is a page's"
+        return "a web page, not the file: the download needs a log-in, or its URL is that of a page"
     if not any(head):
-        return "it begins with zeros: a copy that was cut short, or a disk that failed"
+        return "it begins with zeros: its copy was cut short, or the disk failed"
     if head.startswith(b"PAR1") and tail != b"PAR1":
         return "it has no footer: its writer was not closed (LeRobot: dataset.finalize()), or its copy was cut short"
     if path.suffix in (".parquet", ".mp4") and len(head) < HEAD_BYTES and head.isascii():

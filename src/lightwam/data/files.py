@@ -1,7 +1,7 @@
-"""Files written and read: whole or absent, in UTF-8, with what the disk refuses said in one error; fingerprints.
+"""Reading and writing files: atomic writes, UTF-8, one kind of error for a full or failing disk; fingerprints.
 
-Whatever lightwam writes goes through `writing`, or through one of the functions here that use it. Training, evaluation
-and collecting go on from what was saved, so a refusal of the disk loses nothing: the error says so.
+Everything lightwam writes goes through `writing`, or one of the functions here that use it. Training, evaluation and
+collecting resume from what was saved, so a disk error loses nothing, and the error says so.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ GOES_ON = "run the same command again: it goes on from what was saved"
 OS_ERROR = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")
 """the system's number in the message of a library that wraps its error (safetensors, pyarrow)"""
 TORCH_WRITES = ("inline_container", "PytorchStreamWriter", "unexpected pos")
-"""in the messages of torch.save where a write fails"""
+"""found in torch.save's message when a write fails"""
 
 
 @contextlib.contextmanager
@@ -42,10 +42,10 @@ def writing(
     num_bytes: int | None = None,
     goes_on: str = GOES_ON,
 ) -> Iterator[None]:
-    """Turn what the disk refuses inside into one error of `kind`: the file, the reason, and what is needed.
+    """Turn an operating system's error inside into one of `kind` that names the file, the reason and what is needed.
 
-    `place` is the file or folder that is written, `num_bytes` its size where that is known. Errors of the operating
-    system count, also where torch or safetensors wrap them; any other error passes as it is.
+    `place` is the file or folder being written, `num_bytes` its size, if known. Errors that torch or safetensors wrap
+    count too; any other error is raised unchanged.
     """
     try:
         yield
@@ -63,13 +63,13 @@ def refused(
     num_bytes: int | None = None,
     goes_on: str = GOES_ON,
 ) -> LightwamError:
-    """Return the error that `writing` raises when `error` stopped the writing of `place`."""
+    """Return the error that `writing` raises when writing `place` failed with `error`."""
     folder = next(path for path in (place, *place.absolute().parents) if path.is_dir())
     free = shutil.disk_usage(folder).free
     number = _number(error)
-    if number is None and free < max(2**20, num_bytes or 0):  # numpy and torch may say no more than "0 written"
+    if number is None and free < max(2**20, num_bytes or 0):  # numpy and torch may only say "0 written"
         number = errno.ENOSPC
-    reason, expected, next_step = _told(number, folder, num_bytes)
+    reason, expected, next_step = _explain(number, folder, num_bytes)
     got = f"{reason} ({os.strerror(number)}" if number and reason else f"{error} ("
     got += f"{'; ' if reason else ''}{free / 2**20:.0f} MiB free)"
     return kind("could not save", where=place, got=got, expected=expected, next_step=f"{next_step}, then {goes_on}")
@@ -79,35 +79,35 @@ MACHINE = {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE),
     *(errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG, errno.ELOOP),
 }
-"""errors of the operating system that speak of the machine and its files, never of a fault in lightwam"""
+"""the operating system's errors about the machine and its files, never a bug in lightwam"""
 
 
 def machine_error(error: OSError) -> LightwamError | None:
-    """Return what to say of an error that came from where nobody expected it; None when it may be a fault of ours."""
+    """Return the error to show for an unexpected `error` of the operating system; None when it may be our own bug."""
     if error.errno not in MACHINE:
         return None
     place = Path(os.fsdecode(error.filename)) if isinstance(error.filename, (str, bytes)) else None
     if error.errno in (errno.EACCES, errno.EPERM):
         next_step = f"give user {os.geteuid()} the right to it"
     else:
-        next_step = _told(error.errno, place or Path("."), None)[2] or "name another file"
+        next_step = _explain(error.errno, place or Path("."), None)[2] or "name another file"
     return CheckpointError("a file cannot be used", where=place, got=error.strerror, next_step=next_step)
 
 
 def _number(error: BaseException) -> int | None:
-    """The operating system's number of an error, also of the one that it wraps or that it came after."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError) and seen.errno:
-            return seen.errno
-        if found := OS_ERROR.search(str(seen)):
-            return int(found[1] or found[2])
-        seen = seen.__cause__ or seen.__context__
+    """Find the errno of an error, of its cause, or of its context."""
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, OSError) and link.errno:
+            return link.errno
+        if match := OS_ERROR.search(str(link)):
+            return int(match[1] or match[2])
+        link = link.__cause__ or link.__context__
     return None
 
 
-def _told(number: int | None, folder: Path, num_bytes: int | None) -> tuple[str, str, str]:
-    """Reason, what is expected and what to do, of an error number; no reason for one that says enough itself."""
+def _explain(number: int | None, folder: Path, num_bytes: int | None) -> tuple[str, str, str]:
+    """Return reason, expectation and next step for an errno; the reason is "" when the error's own text is enough."""
     room = "room on the disk" if num_bytes is None else f"{max(1, num_bytes / 2**20):.0f} MiB free"
     if number == errno.ENOSPC:
         return "the disk is full", room, "free some space"
@@ -124,9 +124,9 @@ def _told(number: int | None, folder: Path, num_bytes: int | None) -> tuple[str,
         reason = f"no permission for user {os.geteuid()}; {folder} is of user {about.st_uid}, {mode}"
         return reason, "permission to write", f"give this user the right to write {folder}, or name another folder"
     if number in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY):
-        return "something else lies there", "a free place", "move it away, or name another folder"
+        return "something else is there", "no file or folder of that name", "move it away, or name another folder"
     if number in (errno.ENAMETOOLONG, errno.ELOOP):
-        return "no such name is possible here", "a shorter path, without links that lead in a circle", "choose another"
+        return "the path cannot be used", "a shorter path, without circular links", "choose another"
     if number in (errno.EMFILE, errno.ENFILE):
         return "too many files are open", "a higher limit", "raise it (`ulimit -n`)"
     if number in (errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ETIMEDOUT):
@@ -138,10 +138,10 @@ def _told(number: int | None, folder: Path, num_bytes: int | None) -> tuple[str,
 def replacing(
     path: Path, kind: type[LightwamError] = CheckpointError, *, num_bytes: int | None = None, goes_on: str = GOES_ON
 ) -> Iterator[Path]:
-    """Give a path to write the new content of `path` to; on leaving, it takes the place of what was there.
+    """Yield a temporary path for the new content of `path`, and rename it to `path` at the end.
 
-    A reader sees the old file or the new one, whenever we are killed. An error inside, Ctrl-C too, leaves the old one
-    and no draft. What the disk refuses is told as by `writing`.
+    A reader sees the old file or the new one, whenever we are killed. After an error inside, or Ctrl-C, the old file is
+    kept and the temporary one removed. Disk errors are raised as by `writing`.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     with writing(path, kind, num_bytes=num_bytes, goes_on=goes_on):
@@ -156,11 +156,11 @@ def replacing(
 
 
 def write_file(path: Path, content: bytes | str, kind: type[LightwamError] = CheckpointError) -> None:
-    """Write `content` (text as UTF-8) to `path`, there whole or not at all; what the disk refuses is of `kind`.
+    """Write `content` (text as UTF-8) to `path` atomically; disk errors are raised as `kind`.
 
-    A file that holds just this is left alone, so that what is finished can be asked for again on a read-only disk.
+    A file that holds `content` already is not touched: a finished command can be repeated on a read-only disk.
     """
-    # a path that is not UTF-8 is in Python's text as lone surrogates, which UTF-8 does not have
+    # Python represents a path that is not UTF-8 with lone surrogates, which UTF-8 cannot encode
     data = content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace")
     with writing(path, kind):
         if path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data:
@@ -170,12 +170,12 @@ def write_file(path: Path, content: bytes | str, kind: type[LightwamError] = Che
 
 
 def append_line(path: Path, line: str, kind: type[LightwamError] = CheckpointError) -> None:
-    """Add one line, given without its end, to a file of lines: all of it or, when the disk refuses, nothing."""
+    """Append `line` and a newline to a file: all of it or, on a disk error, nothing."""
     data = line.encode() + b"\n"
     with writing(path, kind, num_bytes=len(data)), path.open("ab", buffering=0) as file:
         size, rest = file.tell(), memoryview(data)
         try:
-            while rest:  # a short write: the system says why when it is asked again
+            while rest:  # after a short write, the next one raises the reason
                 rest = rest[file.write(rest) :]
         except BaseException:
             file.truncate(size)
@@ -183,10 +183,9 @@ def append_line(path: Path, line: str, kind: type[LightwamError] = CheckpointErr
 
 
 def whole_lines(path: Path) -> list[str]:
-    """Return the lines of a file of JSON lines, without their ends; a last one that was cut short is left out.
+    r"""Return the complete lines of a JSON Lines file, without their "\n"; an incomplete last line is dropped.
 
-    Lines end at the line feed only: U+2028 and its like may stand inside a sentence. Bytes that are no UTF-8 are
-    replaced.
+    Only "\n" ends a line: a sentence may contain U+2028 and the like. Invalid UTF-8 is replaced.
     """
     return [line.decode("utf-8", "replace") for line in path.read_bytes().split(b"\n")[:-1]]
 
@@ -194,8 +193,8 @@ def whole_lines(path: Path) -> list[str]:
 def write_atomically(path: Path, *data: bytes, draft: str = "draft") -> None:
     """Write a file so that `path` holds either what was there before or all of `data`, whenever we are killed.
 
-    It is written beside its place as NAME.`draft`, which must not be another writer's. OSError leaves no draft behind:
-    for callers that turn it into an error of their own with `writing`.
+    It is written beside its place as NAME.`draft`, which must not be another writer's. OSError leaves no draft behind;
+    callers turn it into a LightwamError with `writing`.
     """
     beside = path.with_name(f"{path.name}.{draft}")
     try:

@@ -16,7 +16,7 @@ from lightwam.errors import DatasetError
 from lightwam.pictures import PictureError, decode, is_encoded
 
 MOST_BYTES = 1 << 28
-"""of one picture decoded"""
+"""most bytes of one decoded picture"""
 
 
 class ImageReader:
@@ -43,7 +43,7 @@ class ImageReader:
             self._raw.close()
             raise DatasetError("a column holds no pictures", where=f"{path} column {key}", got=kind or "no such column",
                                expected="a struct of bytes and path",
-                               next_step="mend the dtype in meta/info.json, or the column")  # fmt: skip
+                               next_step="correct the dtype in meta/info.json, or the column")  # fmt: skip
         groups = (self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups))
         self._starts = np.cumsum([0, *groups])
         self._group, self._bytes = -1, pa.array([], pa.binary())
@@ -53,7 +53,7 @@ class ImageReader:
         return next(self.stream(episode, length, length))
 
     def stream(self, episode: int, length: int, batch: int) -> Iterator[UInt8[np.ndarray, "n height width 3"]]:
-        """The same pictures, at most `batch` of them in memory at a time."""
+        """Yield the same pictures, at most `batch` of them at a time."""
         rows = np.flatnonzero(self._episode == episode)
         if len(rows) != length:
             raise DatasetError("an episode has another length than the episodes table says",

@@ -49,7 +49,7 @@ FORMAT = "latents 1"
 SHARD_WINDOWS = 1024
 """a shard's episodes have together at most so many windows, unless it is one long episode"""
 SPOOL_BYTES = 256 * 2**20
-"""a shard is gathered in memory up to this size, then on the disk"""
+"""a shard is held in memory up to this size, then in a temporary file"""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -187,10 +187,10 @@ def latents_folder(
     about: Mapping[str, Any],
     files: Mapping[str, str] | None = None,
 ) -> Path:
-    """Return where in `folder` the latents of this encoder (in bfloat16) lie or belong: a folder for each make.
+    """Return the subfolder of `folder` for the latents (bfloat16) of this dataset, codec, horizon and encoder.
 
-    `files` is the dataset's fingerprint, where it is known. A cache at `folder` itself, as earlier versions made them,
-    is taken when it fits, whole or begun.
+    `files` is the dataset's fingerprint, if known. A cache at `folder` itself, where earlier versions put it, is used
+    when it fits, complete or not.
     """
     fingerprint = _fingerprint(dataset, codec_config, horizon, about, torch.bfloat16, files)
     if any(not differences(then, fingerprint) for then in _fingerprints(folder)):
@@ -200,16 +200,16 @@ def latents_folder(
 
 
 def latents_here(folder: Path) -> list[Path]:
-    """Return the latent caches in `folder`, whole or begun."""
+    """List the latent caches in `folder`, complete or not."""
     places = [folder, *sorted(folder.iterdir())] if folder.is_dir() else []
     return [place for place in places if _fingerprints(place)]
 
 
 def _fingerprints(path: Path) -> list[dict[str, Any]]:
-    """Of the cache at `path`: of the whole one, of the begun one."""
+    """Read the fingerprints of the caches at `path`: a complete one, an unfinished one."""
     files = [path / name for name in ("cache.json", "begun.json") if (path / name).is_file()]
-    found = [read_json(file).get("fingerprint", {}) for file in files]
-    return [one for one in found if one.get("format") == FORMAT]
+    fingerprints = [read_json(file).get("fingerprint", {}) for file in files]
+    return [one for one in fingerprints if one.get("format") == FORMAT]
 
 
 def _make(
@@ -223,7 +223,7 @@ def _make(
     tell(done, total)
     for shard, episodes in missing:
         lengths: list[int] = []
-        # a long episode is a shard by itself, too large for memory; the file on disk has no name, so a kill removes it
+        # a long episode is a shard by itself and may not fit in memory; the file has no name, so a kill removes it
         with tempfile.SpooledTemporaryFile(SPOOL_BYTES, dir=str(shard.folder)) as spool:
             for records in encoder.records(episodes):
                 to_write = (total - done + shard.windows) * len(records[0])
@@ -288,7 +288,7 @@ def _about(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
     others = [f"{other.name}: {listed(differences(_fingerprints(other)[0], wanted))}"
               for other in latents_here(path.parent)]  # fmt: skip
     raise DatasetError("no latent cache here", where=path, got="; ".join(others[:NUM_NAMED]) or None,
-                       expected="one made from just this", next_step="make it: `lightwam cache`")  # fmt: skip
+                       expected="one made from these", next_step="make it: `lightwam cache`")  # fmt: skip
 
 
 def _is_whole(path: Path) -> bool:

@@ -59,7 +59,7 @@ class WindowEncoder:
                     yield [pack(row, first + begin + number) for number, row in enumerate(values)]
 
     def _clips(self, canvases: Canvases, episode: int) -> Iterator[tuple[int, UInt8[np.ndarray, "B F height width 3"]]]:
-        """Batches of an episode's windows, each with its first frame; no more canvases are held than a batch reads."""
+        """Yield batches of an episode's windows, each with its first frame; holds only the canvases a batch needs."""
         length, reach = self._dataset.episodes[episode].length, self._batch_size + int(self._steps[-1])
         held, begin = np.empty((0, *self._config.canvas, 3), np.uint8), 0
         for more in canvases.stream(episode):

@@ -109,7 +109,7 @@ class Shard:
         return True
 
     def write(self, shape: Shape, records: Iterable[bytes], lengths: Sequence[int], rank: int) -> None:
-        """Put the shard in place, data, then index; `records` one behind the other, in pieces of any size."""
+        """Write the shard's data, then its index; `records` is their concatenation, in pieces of any size."""
         header = _HEADER.pack(MAGIC, self.identity, *shape)
         self.index.unlink(missing_ok=True)
         write_whole(self.data, itertools.chain([header], records), rank)

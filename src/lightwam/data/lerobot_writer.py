@@ -40,7 +40,7 @@ class EpisodeNote:
 
 
 def _notes(packed: LeRobotDataset) -> list[EpisodeNote]:
-    """Of every episode of a dataset; the sentence is its first row's."""
+    """Return a note for every episode of a dataset; the sentence is its first row's."""
     first = (packed.tasks[task] for task in packed.vectors.task_index)
     return [EpisodeNote(task, e.length, e.extra) for task, e in zip(first, packed.episodes, strict=True)]
 

@@ -86,14 +86,14 @@ class Source(Protocol):
 def open_source(path: Path, names: FeatureNames | None = None) -> Source:
     """The source at `path`, its tables and shapes checked; DatasetError when it is broken or none that is known.
 
-    `names`: what a LeRobot dataset calls its features, where it is not among the published ways.
+    `names`: the feature names of a LeRobot dataset that has none of the published sets of names.
     """
     if (path / "meta" / "info.json").is_file():
         return LeRobotSource(path, names or FeatureNames())
     if libero_hdf5.demo_files(path):
         if names is not None and names.pairs():
-            raise DatasetError("LIBERO's own files have no other names", where=path, got=" ".join(names.pairs()),
-                               next_step="leave --names out")  # fmt: skip
+            raise DatasetError("--names does not apply to LIBERO's own files", where=path, got=" ".join(names.pairs()),
+                               next_step="omit --names")  # fmt: skip
         return Hdf5Source(path)
     inside = sorted(item.name for item in path.iterdir())[:NUM_NAMED] if path.is_dir() else None
     raise DatasetError(
@@ -186,7 +186,7 @@ class LeRobotSource:
         episode, vectors = self._episodes[name], self._data.vectors
         rows = slice(*self._data.episode_start[episode.index : episode.index + 2])
         if len(sentences := {self._data.tasks[task] for task in vectors.frame_task[rows]}) > 1:
-            raise DatasetError("a demonstration of LIBERO has one sentence", where=str(name), got=sorted(sentences),
+            raise DatasetError("a LIBERO demonstration must have one sentence", where=str(name), got=sorted(sentences),
                                expected="one", next_step="split the episode where its task changes")  # fmt: skip
         return SourceDemo(
             frames={camera: self._pictures.clip(episode, camera) for camera in self.sizes},

@@ -22,9 +22,9 @@ PIXEL_FORMAT = "yuv444p"
 ENCODER_OPTIONS = {"crf": "18", "preset": "ultrafast", "bf": "0"}
 KEYFRAME_EVERY = 10
 TOLERANCE = 1e-4
-"""seconds: so far may a picture lie from the time of its row (LeRobot's tolerance_s)"""
+"""seconds between a row's time and its nearest frame, at most (LeRobot's tolerance_s)"""
 SEEK_BEYOND = 2.0
-"""seconds: pictures up to so far ahead are reached by decoding, those farther by a seek"""
+"""seconds: frames up to this far ahead are reached by decoding, later ones by a seek"""
 
 
 def _converter(pixel_format: str) -> Callable[[Any], Any]:
@@ -105,18 +105,18 @@ def _append_packets(joined: Any, target: Any, packets: Iterator[Any], frames_bef
 
 
 def _no_picture(where: str, moment: float, before: float | None, after: float) -> DatasetError:
-    got = f"pictures at {before:.4f} and {after:.4f} s" if before is not None else f"the first picture at {after:.4f} s"
-    return DatasetError("no picture of a video lies at a row's time", where=where, got=got,
+    got = f"frames at {before:.4f} and {after:.4f} s" if before is not None else f"the first frame at {after:.4f} s"
+    return DatasetError("the video has no frame at a row's time", where=where, got=got,
                         expected=f"one within {TOLERANCE} s of {moment:.4f} s (from_timestamp + timestamp)",
-                        next_step="mend the row's timestamp, or from_timestamp in meta/episodes (LeRobot refuses this "
-                        "row too), or leave this episode out")  # fmt: skip
+                        next_step="correct the row's timestamp, or from_timestamp in meta/episodes (LeRobot refuses "
+                        "this row too), or leave this episode out")  # fmt: skip
 
 
 class VideoReader:
-    """Pictures of one video file by their time. Times that rise go on decoding without a seek.
+    """The frames of one video file, by their time. Rising times are decoded without a seek.
 
-    Not for use by two threads at once. Raises DatasetError when the file is missing or broken, or has no picture at a
-    time that is asked for.
+    Not for use by two threads at once. Raises DatasetError when the file is missing or broken, or has no frame at a
+    requested time.
     """
 
     def __init__(self, path: Path) -> None:
@@ -139,21 +139,21 @@ class VideoReader:
         self._convert = _converter("rgb24")
         self._frames: Iterator[Any] = iter(())
         self._latest: Any = None
-        """the frame decoded last, None when decoding cannot go on from it"""
+        """the frame decoded last; None when decoding cannot continue from it"""
         self._moment = 0.0
         """its time"""
 
     def read(self, times: Float64[np.ndarray, " T"]) -> UInt8[np.ndarray, "T height width 3"]:
-        """The pictures at these times, seconds from the start of the file."""
+        """Decode the frames at these times, seconds from the start of the file."""
         return next(self.stream(times, len(times)))
 
     def stream(
         self, times: Float64[np.ndarray, " T"], batch: int, what: str = ""
     ) -> Iterator[UInt8[np.ndarray, "n height width 3"]]:
-        """The same pictures, at most `batch` of them in memory at a time; errors say of `what` they are.
+        """Yield the same frames, at most `batch` at a time; `what` goes before the row number in errors.
 
-        As in LeRobot a time's picture is the one nearest to it, and none may be farther than TOLERANCE. LeRobot
-        compares in float32, so as much as that rounds is allowed on top.
+        As in LeRobot, a time's frame is the nearest one and must be within TOLERANCE. LeRobot compares in float32, so
+        that rounding is allowed on top.
         """
         slack = (TOLERANCE + np.spacing(np.abs(times).astype(np.float32)).astype(np.float64)).tolist()
         moments = times.tolist()
@@ -165,7 +165,7 @@ class VideoReader:
             yield out
 
     def _at(self, moment: float, slack: float, what: str) -> Any:
-        """The frame whose time is within `slack` of `moment`."""
+        """Decode the frame whose time is within `slack` of `moment`."""
         import av
 
         if self._latest is not None and abs(self._moment - moment) < slack:
@@ -194,10 +194,10 @@ class VideoReader:
         raise DatasetError(
             "a video is shorter than its episode",
             where=f"{self.path} {what}",
-            got="no picture" if before is None else f"the last picture at {before:.4f} s",
+            got="no frame" if before is None else f"the last frame at {before:.4f} s",
             expected=f"one at {moment:.4f} s (from_timestamp + timestamp)",
-            next_step="the video was cut short, or the times in the tables are wrong: copy the dataset again, mend "
-            "them, or leave this episode out",
+            next_step="the video was cut short, or the times in the tables are wrong: copy the dataset again, correct "
+            "the times, or leave this episode out",
         )
 
     def _copy(self, frame: Any, out: UInt8[np.ndarray, "height width 3"]) -> None:

@@ -20,9 +20,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightwam.data.damage import likely_cause
-from lightwam.errors import CheckpointError, ConfigError
+from lightwam.errors import CheckpointError, ConfigError, first_few
 from lightwam.latents.wan_frame import FrameEncoder, precise
-from lightwam.weights.files import check_tensors, first_few, locate, prefix_line, read_tensors, shared_prefix
+from lightwam.weights.files import check_tensors, locate, prefix_line, read_tensors, shared_prefix
 
 SPATIAL_STRIDE = 8
 TEMPORAL_STRIDE = 4

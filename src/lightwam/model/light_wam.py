@@ -158,10 +158,10 @@ def part_of(name: str) -> str:
 
 
 def _proprio_encoder(state_dim: int, width: int) -> nn.Linear:
-    """State -> its token. Without a state the token is the bias, which starts at zero and is trained."""
+    """Build the layer state -> token. Without a state the token is the bias, which starts at zero and is trained."""
     if state_dim:
         return nn.Linear(state_dim, width)
-    encoder = nn.Linear(1, width)  # torch warns of a width of 0 when it fills in the first weights
+    encoder = nn.Linear(1, width)  # not 0: torch's initialisation warns about empty weights
     encoder.in_features, encoder.weight = 0, nn.Parameter(encoder.weight.detach()[:, :0].clone())
     nn.init.zeros_(encoder.bias)
     return encoder

@@ -1,9 +1,9 @@
 """An openpi client: observations to a server over a websocket, chunks of actions back.
 
 The protocol is openpi's (PyPI `openpi-client` 0.1.2), so any server that speaks it will do. What that client leaves to
-chance is decided here. Faults that pass, as a server that is gone, silent or busy, are a `ConnectionLost`: the next
-call connects anew, waiting longer after every failure. Faults that last are raised at once: a refusal as a `Refused`,
-with its fields, and what makes a connection impossible (another protocol, TLS at one end alone) as a `CannotConnect`.
+chance is decided here. Temporary faults (the server is gone, silent or busy) are a `ConnectionLost`: the next call
+reconnects, waiting longer after every failure. Permanent ones are raised at once: a refusal as a `Refused`, with its
+fields, and what makes connecting impossible (another protocol, TLS at only one end) as a `CannotConnect`.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ CLOSE_SECONDS = 0.5
 OUR_FAULT = (1003, 1007, 1008, 1009)
 """codes of a websocket's end that say the message was wrong: its kind, its bytes, against the rules, too long"""
 LASTING = (1002, 1003, 1007, 1008, 1009, 1010)
-"""codes of a websocket's end before a word was said that another try would get as well; those from 3000 up are, too"""
+"""close codes before the greeting that a retry would get again; so are those from 3000 up"""
 SHORTAGE = (408, 425, 429, 500, 502, 503, 504)
-"""HTTP statuses that may be others in a moment"""
+"""HTTP statuses that are worth a retry"""
 MOST_SILENT = 3
-"""connections in a row on which the server says nothing, after which it is taken for another kind of server"""
+"""connections in a row without a greeting, after which the server is taken for another kind of server"""
 BUSY, CLOSING = "busy", "closing"
 """codes of refusals that say nothing of the message: another try, another connection"""
 
@@ -52,16 +52,16 @@ class Refused(WireError):
 
 
 class CannotConnect(LightwamError):
-    """No connection is possible as things are: another try would fail alike."""
+    """A connection that cannot be made until something is changed: a retry would fail the same way."""
 
 
 class Client:
     """One connection to an openpi server, made by the first call that needs it. Calls from several threads take turns.
 
     `timeout_seconds` is for a whole call, connecting and a busy server included. `attempts` are tries to connect within
-    it. `ssl_context` is for a wss:// server with a certificate of one's own. `message_bytes` bounds an answer, and an
-    observation for a server whose greeting does not say what it takes; ours do. Proxies are those of the environment,
-    never for this machine or for what NO_PROXY names.
+    it. `ssl_context` is for a wss:// server with a self-made certificate. `message_bytes` limits answers, and
+    observations for a server whose greeting has no limit; lightwam's has. Proxies come from the environment, and are
+    never used for this machine or for hosts in NO_PROXY.
     """
 
     def __init__(
@@ -106,10 +106,10 @@ class Client:
         return self._metadata
 
     def connect(self) -> None:
-        """Connects, unless connected.
+        """Connect, unless connected.
 
         ConnectionLost when that fails and may succeed later, Refused when the server wants another key, CannotConnect
-        when what is there is no openpi server, or cannot be reached in this way, ConfigError for a proxy that cannot be
+        when the address has no openpi server or cannot be reached this way, ConfigError for a proxy that cannot be
         used.
         """
         with self._lock:
@@ -118,9 +118,9 @@ class Client:
     def infer(self, observation: Mapping[str, Any]) -> dict[str, Any]:
         """The server's answer to an observation; its arrays are read-only. "actions" is the chunk (H, A).
 
-        Raises Refused (a WireError) for what the server does not take, WireError for what cannot be sent or read,
-        ConnectionLost when the server is gone, does not answer in time, or stays busy (the next call connects anew),
-        and what `connect` raises.
+        Raises Refused (a WireError) for what the server does not accept, WireError for what cannot be sent or read,
+        ConnectionLost when the server is gone, does not answer in time, or stays busy (the next call reconnects), and
+        what `connect` raises.
         """
         from lightwam.wire import openpi
 
@@ -200,16 +200,16 @@ class Client:
         raise failure
 
     def _check_size(self, message: bytes) -> None:
-        """WireError for a message that the server would end the connection for."""
+        """Raise WireError for a message so large that the server would close the connection."""
         from lightwam.wire.openpi import MESSAGE_BYTES
 
-        told = self._metadata.get(MESSAGE_BYTES)
-        most, whose = (told, "--limits.message-bytes of lightwam serve") if type(told) is int else (
+        limit = self._metadata.get(MESSAGE_BYTES)
+        most, whose = (limit, "--limits.message-bytes of lightwam serve") if type(limit) is int else (
             self._message_bytes, "Client(message_bytes=...)")  # fmt: skip
         if len(message) > most:
             raise WireError("the observation is too large", where=self.url, got=f"{len(message)} bytes",
                             expected=f"at most {most}",
-                            next_step=f"smaller pictures; uint8, not floats; or raise {whose}")  # fmt: skip
+                            next_step=f"send smaller pictures, as uint8 and not floats; or raise {whose}")  # fmt: skip
 
     def _dial(self, deadline: float) -> Any:
         """One try to connect and to hear the server's first word."""
@@ -243,12 +243,12 @@ class Client:
         return connection
 
     def _not_made(self, error: Exception, proxy: Proxy | None, deadline: float) -> LightwamError:
-        """What it means that no websocket came about: ConnectionLost where that may pass."""
+        """Turn a failed connection attempt into our error: ConnectionLost if a retry may succeed."""
         import websockets.exceptions as problems
 
         why = str(error) or type(error).__name__
         match error:
-            case ImportError():  # websockets needs it for SOCKS alone
+            case ImportError():  # websockets needs python-socks only for SOCKS
                 return ConfigError("a package that the proxy needs is not installed", where=proxy, got=why,
                                    next_step=f"pip install python-socks; or {self._without_proxy()}")  # fmt: skip
             case problems.InvalidProxy() | ValueError() if proxy and not isinstance(error, ssl.SSLError):
@@ -269,26 +269,26 @@ class Client:
                                         "the certificate names")  # fmt: skip
             case ssl.SSLError() if not isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
                 return self._impossible("the server does not speak TLS as this client does", why,
-                                        "ws:// in place of wss://, if it has no certificate")  # fmt: skip
+                                        "use ws:// instead of wss:// if it has no certificate")  # fmt: skip
             case problems.InvalidMessage() | EOFError() | ConnectionResetError() | ssl.SSLError() if (
                 proxy is None and self._speaks_otherwise(deadline)
             ):
                 secure = self.url.startswith("wss:")
                 what = "the server does not speak TLS" if secure else "the server speaks TLS"
-                step = "ws:// in place of wss://" if secure else "wss:// in place of ws://"
+                step = "use ws:// instead of wss://" if secure else "use wss:// instead of ws://"
                 return self._impossible(what, why, step)
             case problems.InvalidMessage() if not isinstance(error.__cause__, (EOFError, OSError)):
                 kind = (
                     "is an HTTP server, not openpi's" if "HTTP/1.0" in str(error.__cause__) else "does not speak HTTP"
                 )
-                return self._impossible(f"what listens there {kind}", f"{why}: {error.__cause__}",
-                                        "another port: openpi's is 8000, where nothing else was said")  # fmt: skip
+                return self._impossible(f"the server {kind}", f"{why}: {error.__cause__}",
+                                        "try another port: openpi's default is 8000")  # fmt: skip
             case problems.InvalidMessage() | TimeoutError() | OSError() | EOFError() | problems.ProxyError():
                 return self._failed(f"by the proxy {proxy}: {why}" if proxy else why, proxy)
-        return self._impossible("what listens there is no websocket server", why, "another port, or address")
+        return self._impossible("this is not a websocket server", why, "try another port or address")
 
     def _no_websocket(self, error: Any) -> LightwamError:
-        """What an HTTP answer to the handshake means."""
+        """Turn an HTTP answer to the handshake into our error."""
         status, body = error.response.status_code, (error.response.body or b"").decode(errors="replace")
         if status in SHORTAGE:
             return self._failed(f"HTTP {status}")
@@ -296,29 +296,30 @@ class Client:
         if status in (401, 403) or refusal.where is not None:
             self._drop()
             return refusal if body else refused(f"HTTP {status}", str(status))
-        return self._impossible("what listens there is an HTTP server, not openpi's", f"HTTP {status}",
-                                "another port, or address")  # fmt: skip
+        return self._impossible("this is an HTTP server, not openpi's", f"HTTP {status}",
+                                "try another port or address")  # fmt: skip
 
     def _no_greeting(self, error: Exception) -> LightwamError:
-        """What it means that a websocket was made, and nothing heard on it."""
+        """Turn a missing greeting on an open websocket into our error."""
         import websockets.exceptions as problems
 
         if isinstance(error, problems.ConnectionClosed) and error.rcvd is not None:
             code = error.rcvd.code
             if code in LASTING or code >= 3000:
-                return self._impossible("the server ended the connection before a word was said",
-                                        f"{code} {error.rcvd.reason}".strip(), "another port, or address")  # fmt: skip
+                return self._impossible("the server closed the connection before its greeting",
+                                        f"{code} {error.rcvd.reason}".strip(),
+                                        "try another port or address")  # fmt: skip
         if isinstance(error, TimeoutError):
             self._num_silent += 1
-            what = "a websocket server that does not greet, as openpi's does"
+            what = "a websocket server that sends no greeting, as openpi's does"
             if self._num_silent >= MOST_SILENT:
-                return self._impossible(f"what listens there is {what}", f"nothing, {self._num_silent} times",
-                                        "another port: XPolicyLab's protocol has one of its own")  # fmt: skip
+                return self._impossible(f"this is {what}", f"nothing, {self._num_silent} times",
+                                        "try another port: XPolicyLab's protocol has its own")  # fmt: skip
             return self._failed(what)
         return self._failed(str(error) or type(error).__name__)
 
     def _speaks_otherwise(self, deadline: float) -> bool:
-        """Whether TLS answers at a ws:// address, or HTTP without it at a wss:// one."""
+        """Whether a ws:// address answers with TLS, or a wss:// address without it."""
         parts, answer = urlsplit(self.url), b""
         context = ssl.create_default_context()
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
@@ -368,7 +369,7 @@ class Client:
     def _lost(self, why: str, proxy: Proxy | None = None) -> ConnectionLost:
         step = f"start the server, or the proxy, or {self._without_proxy()}" if proxy else "start the server"
         return ConnectionLost("no answer from the policy server", where=self.url, got=why,
-                              next_step=f"{step}; the next call connects anew")  # fmt: skip
+                              next_step=f"{step}; the next call reconnects")  # fmt: skip
 
 
 def _is_address(url: str) -> bool:

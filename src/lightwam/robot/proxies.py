@@ -1,4 +1,4 @@
-"""Which proxy leads to a server, by the environment: never to this machine, nor to what NO_PROXY names."""
+"""The proxy for a server's address, from the environment; none for this machine or for hosts in NO_PROXY."""
 
 from __future__ import annotations
 
@@ -9,50 +9,49 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 ORDER = {"ws": ("ws", "socks", "https", "http"), "wss": ("wss", "socks", "https")}
-"""an address's scheme -> the variables SCHEME_proxy that count for it, the first that is set first, as websockets has
-them"""
+"""scheme of an address -> the variables SCHEME_proxy to read, in this order, as websockets does"""
 
 
 @dataclass(frozen=True)
 class Proxy:
-    """A proxy, and where it was named."""
+    """A proxy, and the setting it comes from."""
 
     address: str
     source: str
     """the environment variable, or the system's settings"""
 
     def __str__(self) -> str:
-        """Without user and password."""
+        """Format the address without user and password."""
         parts = urlsplit(self.address)
         host = parts.netloc.rpartition("@")[2]
         return f"{parts.scheme}://{host} (from {self.source})"
 
 
 def proxy_for(url: str) -> Proxy | None:
-    """The proxy of the environment, or of the system's settings, by which to reach a ws:// or wss:// address.
+    """Return the proxy for a ws:// or wss:// address, from the environment or the system's settings.
 
-    None for this machine (localhost, 127.0.0.0/8, ::1), for what NO_PROXY or no_proxy names, and where none is set.
+    None without a proxy, for this machine (localhost, 127.0.0.0/8, ::1), and for hosts in NO_PROXY or no_proxy.
     """
     parts = urlsplit(url)
     host = (parts.hostname or "").rstrip(".")
     port = parts.port or (443 if parts.scheme == "wss" else 80)
     if _is_this_machine(host) or is_excepted(host, port, _variable("no_proxy")[1]):
         return None
-    found = urllib.request.getproxies()
+    proxies = urllib.request.getproxies()
     for scheme in ORDER[parts.scheme]:
-        if address := found.get(scheme):
+        if address := proxies.get(scheme):
             name, value = _variable(f"{scheme}_proxy")
-            if scheme == "socks" and address.startswith("http://"):  # how macOS tells one
+            if scheme == "socks" and address.startswith("http://"):  # macOS's form of it
                 address = "socks5h://" + address.removeprefix("http://")
             return Proxy(address, name if value else "the system's settings")
     return None
 
 
 def is_excepted(host: str, port: int, exceptions: str) -> bool:
-    """Whether a list as NO_PROXY holds it names a host.
+    """Return whether `exceptions`, the value of NO_PROXY, includes a host.
 
-    Entries are divided by commas: `*`, a host or a domain with all below it (with or without a leading dot), an
-    address, a network (10.0.0.0/8), each with or without a port.
+    Its entries, separated by commas: `*`, a host or domain and its subdomains (with or without a leading dot), an IP
+    address, a network (10.0.0.0/8); each with or without a port.
     """
     address = _address(host)
     for entry in (one.strip().lower() for one in exceptions.split(",")):
@@ -68,7 +67,7 @@ def is_excepted(host: str, port: int, exceptions: str) -> bool:
             if address is not None and address in ipaddress.ip_interface(entry).network:
                 return True
         except ValueError:
-            continue  # a name
+            continue  # a host name
     return False
 
 
@@ -79,18 +78,18 @@ def _is_this_machine(host: str) -> bool:
 
 def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        found = ipaddress.ip_address(host.partition("%")[0])
+        address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
         return None
-    return found.ipv4_mapped or found if isinstance(found, ipaddress.IPv6Address) else found
+    return address.ipv4_mapped or address if isinstance(address, ipaddress.IPv6Address) else address
 
 
 _ELSEWHERE = ipaddress.ip_address("192.0.2.1")
 
 
 def _variable(name: str) -> tuple[str, str]:
-    """A variable that is written small or large, as it is set, and its value; the small one counts first."""
-    for written in (name, name.upper()):
-        if value := os.environ.get(written, ""):
-            return written, value
+    """Return the name and value of an environment variable in lower case or, if not set, in upper case."""
+    for spelling in (name, name.upper()):
+        if value := os.environ.get(spelling, ""):
+            return spelling, value
     return name, ""

@@ -1,4 +1,4 @@
-"""What aiohttp leaves open: HTTP's own errors in our JSON, and a goodbye that is heard before the connection ends."""
+"""aiohttp's connections, changed: HTTP errors as JSON, and a last message that arrives before the connection closes."""
 
 from __future__ import annotations
 
@@ -14,54 +14,54 @@ from lightwam.serve.logs import note
 from lightwam.serve.service import Refusal
 
 LINGER_SECONDS = 60.0
-"""at most so long the rest of a refused message is read, and thrown away, so that its client hears the refusal"""
+"""how long the rest of a refused message is read and discarded, at most, so that its client gets the refusal"""
 QUIET_SECONDS = 1.0
-"""so long without a byte is the end of it"""
+"""without a byte for this long, the client has nothing more to send"""
 TLS = b"\x16\x03"
-"""how a client begins that shakes hands under TLS"""
+"""first bytes of a TLS handshake"""
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 RequestFailed = Callable[[web.BaseRequest, Refusal, bool], None]
-"""notes a request that could not even be read, and whether it began as TLS does"""
+"""logs a request that could not be read, with whether it began like TLS"""
 
 
 def refused(status: int, why: Refusal) -> web.Response:
-    """An error over HTTP, which ends its connection: nobody who was turned away keeps a place."""
+    """Make an HTTP error that closes its connection, so that refused clients do not count as connected."""
     response = web.json_response({"error": why.fields()}, status=status)
     response.force_close()
     return response
 
 
 class Answering(web.Server):
-    """aiohttp's server of a handler, on connections of ours."""
+    """aiohttp's server, with our `Connection`."""
 
     def __init__(self, handler: Handler, failed: RequestFailed) -> None:
         super().__init__(handler, handler_cancellation=True)
         self._failed = failed
 
     def __call__(self) -> web.RequestHandler:
-        """One connection."""
+        """Make one connection."""
         return Connection(self, self._failed, loop=asyncio.get_running_loop(), access_log=None,
                           lingering_time=LINGER_SECONDS)  # fmt: skip
 
 
 class Connection(web.RequestHandler):
-    """aiohttp's, which answers what is not HTTP in the form of all errors, and knows when it last heard something."""
+    """aiohttp's connection that answers invalid HTTP with our JSON errors, and knows when it last received bytes."""
 
     def __init__(self, server: web.Server, failed: RequestFailed, **settings: Any) -> None:
         super().__init__(server, **settings)
         self._failed = failed
         self.heard = asyncio.get_running_loop().time()
-        """of the event loop's clock, when bytes came last"""
+        """when bytes came last, by the event loop's clock"""
         self._first = b""
 
     def data_received(self, data: bytes) -> None:
-        """Takes bytes in."""
+        """Receive bytes."""
         self.heard = asyncio.get_running_loop().time()
         self._first = self._first or data[:2]
         super().data_received(data)
 
     def end_when_quiet(self) -> None:
-        """Ends the connection once its client has nothing more to say: closed sooner, it would lose our last word."""
+        """Close the connection once its client stops sending: closed earlier, our last message would be lost."""
         loop = asyncio.get_running_loop()
         begun = loop.time()
 
@@ -82,11 +82,11 @@ class Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """The answer to a request that could not be read, or whose handler failed."""
-        if request.writer.output_size > 0:  # an answer was begun: there can be no other
+        """Answer a request that could not be read, or whose handler failed."""
+        if request.writer.output_size > 0:  # an answer has been started: it cannot be replaced
             raise ConnectionError("the answer broke off")
         if status == 500:
-            if not isinstance(exc, (ConnectionError, web.RequestPayloadError)):  # those are of clients that left
+            if not isinstance(exc, (ConnectionError, web.RequestPayloadError)):  # those mean that the client left
                 note("a request failed", 40, error=exc, client=request.remote)
             self.end_when_quiet()
             return refused(500, Refusal("internal", "the server", "the request failed; the server's log has why", ""))
@@ -101,27 +101,27 @@ class Connection(web.RequestHandler):
 
 
 class Socket(web.WebSocketResponse):
-    """aiohttp's, which says why a message is too large, and whose client hears it though it is still sending."""
+    """aiohttp's websocket that says why a message is too large, also to a client that is still sending."""
 
     def __init__(self, message_bytes: int, heartbeat_seconds: float) -> None:
         super().__init__(max_msg_size=message_bytes, heartbeat=heartbeat_seconds, compress=False, timeout=2.0)
         self._too_large = f"a message may have at most {message_bytes} bytes (the server's --limits.message-bytes)"
         self.is_too_large = False
-        """the client sent more than it may"""
+        """the client's message was over the limit"""
 
     async def close(self, *, code: int = WSCloseCode.OK, message: bytes = b"", drain: bool = True) -> bool:
-        """Says goodbye."""
+        """Send the close frame."""
         if code == WSCloseCode.MESSAGE_TOO_BIG and not self.closed:
             self.is_too_large, message = True, self._too_large.encode()
         return await super().close(code=code, message=message, drain=drain)
 
     def _close_transport(self) -> None:
-        # a connection that is closed with bytes unread is reset, and the goodbye lost
+        # closing a connection with unread bytes resets it, and the close frame is lost
         if not self.is_too_large:
             super()._close_transport()
 
     async def linger(self, connection: Connection, transport: asyncio.Transport) -> None:
-        """Throws away what still comes of a message that was too large, until the client has nothing more to say."""
+        """Discard the rest of a message that was too large, until the client stops sending."""
         transport.resume_reading()
         connection.end_when_quiet()
         while not transport.is_closing():

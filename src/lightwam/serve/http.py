@@ -19,15 +19,15 @@ METHODS = "GET, POST"
 
 
 async def act(request: web.BaseRequest, service: Service, settings: Serving, draining: bool) -> web.Response:
-    """200 with {"actions", "infer_ms"}; an error in JSON with 400 for a bad observation, 503 when busy or stopping.
+    """Answer 200 with {"actions", "infer_ms"}; a JSON error with 400 for a bad observation, 503 when busy or stopping.
 
-    Of HTTP itself: 405 for another method, 408 for a body that takes too long, 411 for one of no length, 413 for one
-    that is too long, 417 for an expectation that is not known.
+    HTTP's own errors: 405 for another method, 408 for a body that takes too long, 411 for a body without a length, 413
+    for one that is too large, 417 for an unknown Expect header.
     """
     if request.method == "GET":
         return web.json_response({"status": "draining" if draining else "ok"}, status=503 if draining else 200)
     if request.method != "POST":
-        response = refused(405, Refusal("bad_message", "/act", f"no {request.method} here", METHODS))
+        response = refused(405, Refusal("bad_message", "/act", f"{request.method} is not allowed", METHODS))
         response.headers["Allow"] = METHODS
         return response
     client, most = str(request.remote), settings.limits.message_bytes
@@ -64,7 +64,7 @@ async def act(request: web.BaseRequest, service: Service, settings: Serving, dra
 
 
 class _NotRead(Exception):
-    """A body that is refused by its headers, or while it comes."""
+    """A body that is refused by its headers, or while it is being read."""
 
     def __init__(self, status: int, message: str, expected: str) -> None:
         super().__init__(message)
@@ -72,7 +72,7 @@ class _NotRead(Exception):
 
 
 async def _body(request: web.BaseRequest, most: int) -> bytes:
-    """The whole body; what its headers say is answered before it is waited for."""
+    """Read the whole body; its headers are checked first."""
     too_long = _NotRead(413, "the message is too large", f"at most {most} bytes (--limits.message-bytes)")
     if request.content_length is None and "chunked" not in request.headers.get("Transfer-Encoding", "").lower():
         raise _NotRead(411, "the body has no length", "Content-Length, or Transfer-Encoding: chunked")
@@ -80,10 +80,10 @@ async def _body(request: web.BaseRequest, most: int) -> bytes:
         raise too_long
     if expected := request.headers.get("Expect"):
         if expected.lower() != "100-continue":
-            raise _NotRead(417, f"an expectation that is not known: {expected[:80]!r}", "100-continue")
+            raise _NotRead(417, f"unknown Expect header: {expected[:80]!r}", "100-continue")
         if request.version >= HttpVersion11:  # curl and libcurl wait a second for it before they send
             await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            request.writer.output_size = 0  # the answer itself was not begun
+            request.writer.output_size = 0  # the answer itself has not been started
     parts, size = [], 0
     async for part in request.content.iter_any():
         size += len(part)

@@ -50,7 +50,7 @@ async def inspecting(
 
 
 def misfit(report: Report) -> tuple[int, int]:
-    """How far a family is from a message: what it does not find there, and then what it leaves unread."""
+    """Return how badly a family fits a message: the number of faults, then the number of unread entries."""
     return sum(bool(reading.fault) for reading in report.readings), len(report.unread)
 
 

@@ -40,7 +40,7 @@ class Lines(logging.Formatter):
 
 
 _ONE_LINE = {number: f"\\x{number:02x}" for number in (*range(32), 127, 0x85, 0x2028, 0x2029)}
-"""a client's words may be in a line of the log, and must not make another one"""
+"""escapes for line breaks and control characters in a client's text, so that it cannot forge a line of the log"""
 
 
 def begin(form: Literal["json", "text"]) -> None:

@@ -28,7 +28,7 @@ async def talk(
             if not isinstance(message, dict):
                 raise WireError("an observation is a map", where="the message", got=type(message).__name__)
             if {"message_type", "payload"} <= set(message):
-                raise WireError("this is XPolicyLab's protocol, and the port is openpi's", where="the message",
+                raise WireError("this is XPolicyLab's protocol on openpi's port", where="the message",
                                 got=short(message["message_type"]), expected="openpi's observation",
                                 next_step="connect to the port of --xpolicylab-port, 19000 by default")  # fmt: skip
         except WireError as error:

@@ -1,4 +1,4 @@
-"""What was refused, for the person who runs the server: once a peer and reason, with the setting that changes it."""
+"""The log of refusals, for the operator of a server: one line a peer and reason, with the setting that changes it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lightwam.errors import LightwamError, PromptError
 from lightwam.serve.logs import note
 
 MOST_KEPT = 1024
-"""pairs of a peer and a reason that are remembered, the latest"""
+"""pairs of peer and reason that are remembered; the oldest are evicted"""
 SETTINGS: Mapping[str, str] = {
     "the message is too large": "--limits.message-bytes",
     "an array is too large": "--limits.array-bytes",
@@ -18,18 +18,19 @@ SETTINGS: Mapping[str, str] = {
     "the message is too deep": "--limits.depth",
     "a text is too long": "--limits.text-chars",
 }
-"""what was wrong -> the option of `lightwam serve` that allows more; of all else, how robots name things"""
-HOW_ROBOTS_SPEAK = "--families, --renames (lightwam check client tells what comes)"
+"""what was wrong -> the option of `lightwam serve` that allows more"""
+FORMAT_OPTIONS = "--families, --renames (lightwam check client shows what arrives)"
+"""the options for all other messages: how robots name things"""
 
 
 class Refusals:
-    """Notes every refusal in the log the first time that a peer meets it, and hands it to `tell`, if there is one."""
+    """A log that has each refusal once for every peer, and passes it to `tell`, if given."""
 
     def __init__(self, tell: Callable[[str], None] | None = None) -> None:
         self._tell, self._seen = tell, OrderedDict[tuple[str, str], None]()
 
     def add(self, client: str, why: str, *, setting: str, expected: str = "", protocol: str = "http") -> None:
-        """`client` is the peer's address, with or without the number of its connection."""
+        """Log a refusal; `client` is the peer's address, with or without the number of its connection."""
         key = client.partition("/")[0], why
         known = key in self._seen
         self._seen[key] = None
@@ -43,9 +44,9 @@ class Refusals:
             self._tell(f"refused {client}: {why}" + f"; expected: {expected}" * bool(expected))
 
     def message(self, client: str, error: LightwamError, protocol: str) -> None:
-        """A message that was refused."""
+        """Log a refused message."""
         is_sentence = isinstance(error, PromptError)
-        setting = "text.num_tokens, text.truncate of the recipe" if is_sentence else HOW_ROBOTS_SPEAK
+        setting = "text.num_tokens, text.truncate of the recipe" if is_sentence else FORMAT_OPTIONS
         why = error.what if is_sentence or not error.where else f"{error.what} ({error.where})"
         self.add(client, why, setting=SETTINGS.get(error.what, setting), expected=str(error.expected or ""),
                  protocol=protocol)  # fmt: skip

@@ -1,4 +1,4 @@
-"""Whether the run's text encoder can read a client's sentence, asked before the policy is."""
+"""Checking that the run's text encoder can read a client's sentence, before the policy is called."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from lightwam.errors import CheckpointError, ConfigError, WireError
 from lightwam.serve.logs import note
 
 CheckSentence = Callable[[str], None]
-"""raises PromptError or WireError for a sentence that the policy cannot be asked with"""
-MOST_TOLD = 256
-"""truncated sentences that the log names, each once"""
+"""raises PromptError or WireError for a sentence that the policy cannot take"""
+MOST_LOGGED = 256
+"""truncated sentences that are logged, each once"""
 
 
 def sentence_check(recipe: Recipe, known: Collection[str]) -> CheckSentence:
-    """The check of a run's sentences; `known` are the prompts whose states the run holds.
+    """Return the check of sentences for a run; `known` are the prompts whose states the run has.
 
-    Without the text encoder on this machine known prompts alone are taken, which the log says at once. CheckpointError
-    or ConfigError when there are none of them either.
+    If this machine lacks the text encoder, only known prompts are accepted, which is logged at once. CheckpointError or
+    ConfigError if there are no known prompts either.
     """
-    told: set[str] = set()
+    logged: set[str] = set()
     sentences: Sentences | None = None
     try:
         sentences = Sentences(recipe)
@@ -31,18 +31,18 @@ def sentence_check(recipe: Recipe, known: Collection[str]) -> CheckSentence:
         note("the text encoder is not here: only the run's own sentences are answered", 30, sentences=len(known),
              where=error.where, why=error.what, setting="--weights")  # fmt: skip
 
-    def tell(what: str) -> None:
-        if what and what not in told and len(told) < MOST_TOLD:
-            told.add(what)
+    def log(what: str) -> None:
+        if what and what not in logged and len(logged) < MOST_LOGGED:
+            logged.add(what)
             note("a sentence is truncated", 30, what=what)
 
     def check(sentence: str) -> None:
         if sentences is not None and (recipe.text.truncate or recipe.prompt.format(task=sentence) not in known):
-            tell(sentences.check(sentence))
+            log(sentences.check(sentence))
         elif sentences is None and recipe.prompt.format(task=sentence) not in known:
             raise WireError("the sentence is new, and the text encoder is not on the server", where="prompt",
                             expected="a sentence of the run's training",
-                            next_step="start the server with --weights PATH of the text encoder")  # fmt: skip
+                            next_step="start the server with --weights, a path to the text encoder")  # fmt: skip
 
     if recipe.text.truncate:
         note("longer sentences are truncated", 30, tokens=recipe.text.num_tokens, setting="text.truncate")

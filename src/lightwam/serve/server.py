@@ -28,7 +28,7 @@ from lightwam.wire.family import Family
 
 GOODBYE_SECONDS = 2.0
 """so long clients are waited for when the server stops"""
-NO_PAGES = "web pages must not ask without a key, and browsers send an Origin header, as do some clients"
+NO_PAGES = "a request with an Origin header needs an API key, to keep web pages out"
 NO_ORIGIN = "no Origin header (websocket-client: create_connection(url, suppress_origin=True)), or an API key"
 
 
@@ -59,7 +59,7 @@ class Server:
     check_sentence: CheckSentence | None = None
     """refuses sentences that the policy's text encoder cannot read (`serve.sentences`)"""
     told: Callable[[str], None] | None = None
-    """hears of every client that is refused, once a peer and reason, as the log does"""
+    """called with every logged refusal of a client"""
 
     def __post_init__(self) -> None:
         self.metrics = Metrics()
@@ -177,19 +177,19 @@ class Server:
                 self._connections.add(transport)
             try:
                 return await handler(request)
-            except web.HTTPException as error:  # of shaking a websocket's hands
+            except web.HTTPException as error:  # a failed websocket handshake
                 why = Refusal("bad_message", request.path, (error.text or error.reason).strip()[:200], "a websocket")
                 return self._refuse(request, error.status, why, "the client's library")
 
         return guard
 
     def _refuse(self, request: web.BaseRequest, status: int, why: Refusal, setting: str) -> web.Response:
-        """Turns a request away, and says so in the log."""
+        """Refuse a request, and log it."""
         self.refusals.add(str(request.remote), why.message, setting=setting, expected=why.expected)
         return refused(status, why)
 
     def _unreadable(self, request: web.BaseRequest, why: Refusal, is_tls: bool) -> None:
-        """Notes a request that is not HTTP, or whose handler failed."""
+        """Log a request that is not HTTP, or whose handler failed."""
         if is_tls:
             self.refusals.add(str(request.remote), "the client speaks TLS, and this server does not",
                               expected="ws:// or http:// in the client", setting="--tls-certificate")  # fmt: skip
@@ -268,7 +268,7 @@ class Server:
         return socket
 
     def _why_left(self, socket: Socket) -> tuple[str, int]:
-        """Why a connection ended, and the level of that news."""
+        """Return why a connection ended, and the log level for it."""
         error, code = socket.exception(), socket.close_code
         if self.draining:
             return "the server is stopping", 20

@@ -41,7 +41,7 @@ class Refusal(NamedTuple):
 
 
 def code_of(error: Exception) -> str:
-    """What an error counts as: the client's fault, the moment's, or the policy's."""
+    """Return an error's code for the client; "internal" when the policy is at fault."""
     codes: Mapping[type[Exception], str] = {
         Busy: "busy",
         Closing: "closing",
@@ -61,13 +61,12 @@ class Service:
     look: Callable[[Mapping[str, Any] | WireError, str], None] | None = None
     """sees every message, or why it could not be read, with its protocol, before it is answered"""
     check_sentence: CheckSentence | None = None
-    """refuses a sentence that the policy's text encoder cannot read, before it waits with those of other clients"""
-
+    """refuses a sentence that the policy's text encoder cannot read, before it is queued for a batch"""
     refusals: Refusals = field(default_factory=Refusals)
-    """what the server's log is told of messages that were refused"""
+    """the log of refused messages"""
 
     def refusal(self, error: Exception, client: str, protocol: str) -> Refusal:
-        """What a client is told of an error. Of one that is not the client's, no more than where the log has it."""
+        """Return what a client may know about an error; for an internal one only its number in the log."""
         code = code_of(error)
         if code != "internal" and isinstance(error, LightwamError):
             if code == "bad_message" and self.look is None:  # a check has printed it already
@@ -89,7 +88,7 @@ class Service:
             self.look(error, protocol)
 
     async def serve(self, message: Mapping[str, Any], protocol: str) -> tuple[Answer, Any, Family]:
-        """The answer to one message, and its actions as the message's family wants them, which is the third."""
+        """Answer one message: the answer, its actions in the format of the message's family, and that family."""
         begun, outcome = time.perf_counter(), "internal"
         try:
             if self.look is not None:

@@ -41,11 +41,11 @@ class Serving:
     most_clients: int = 128
     """open connections; one more is refused"""
     limits: Limits = field(default_factory=Limits)
-    """sizes of messages, arrays and texts; openpi's clients are told in the greeting how large a message may be"""
+    """largest messages, arrays and texts; the greeting of openpi's protocol has message_bytes"""
     handshake_seconds: float = 10.0
     """for a connection to say what it wants, and for an HTTP body to arrive"""
     heartbeat_seconds: float = 30.0
-    """a client that was silent so long is pinged; one that then is silent half as long again is cut off"""
+    """seconds of silence after which a client is pinged; after half as long again it is cut off"""
     drain_seconds: float = 30.0
     """on SIGTERM, for what is asked already to be answered"""
     follow_seconds: float = 0.0

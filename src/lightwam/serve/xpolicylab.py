@@ -61,7 +61,7 @@ async def talk(socket: web.WebSocketResponse, client: str, service: Service, lim
                 # every error goes to the client that caused it
                 await fail(request, error)
         if not num_frames:
-            service.refusals.add(client, "it waited to be greeted, and left: XPolicyLab's clients speak first",
+            service.refusals.add(client, "it left without sending anything: XPolicyLab's clients send first",
                                  expected="openpi's clients on openpi's port", setting="the client's port",
                                  protocol="xpolicylab")  # fmt: skip
     finally:

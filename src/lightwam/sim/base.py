@@ -2,7 +2,7 @@
 
 An adapter is a module with four names: `TASKS` and `CAMERAS` (tuples of str), `make(config, task) -> Simulator`, and,
 where demonstrations are wanted, `make_expert(config, simulator) -> Expert` (its own module for the adapters in here).
-A fifth, `TESTED` (package -> `sim.tested.Package`), says which versions it was tested with.
+An optional fifth, `TESTED` (package -> `sim.tested.Package`), has the package versions it was tested with.
 One of your own needs no registration: put its import path ("my_robot.sim") where "metaworld" would stand.
 """
 
@@ -126,8 +126,8 @@ _ADAPTERS = {
 def make(config: SimConfig, task: str) -> Simulator:
     """The simulator that `config.name` names, with `task` in it, not yet reset.
 
-    Raises SimulatorError for an unknown name, task or camera, and its SetupError for a simulator that is not installed,
-    or in a version that is known not to work.
+    Raises SimulatorError for an unknown name, task or camera, SetupError for a simulator that is not installed or has a
+    version that is known not to work.
     """
     module = _module(config.name, expert=False)
     version_warnings(config.name)
@@ -149,7 +149,7 @@ def make_expert(config: SimConfig, simulator: Simulator) -> Expert:
 
 
 def version_warnings(name: str) -> tuple[str, ...]:
-    """A line for each package of the adapter `name` in another version than it was tested with.
+    """Return a warning for each package whose version the adapter `name` was not tested with.
 
     SetupError for a version that is known not to work.
     """
@@ -157,7 +157,7 @@ def version_warnings(name: str) -> tuple[str, ...]:
 
 
 def installed(name: str) -> dict[str, str]:
-    """The installed versions of the packages that the adapter `name` says it was tested with."""
+    """Return the installed versions of the packages in the adapter's TESTED."""
     stated = vars(_module(name, expert=False)).get("TESTED", {})
     return {package: version for package, version in versions(stated).items() if package in stated}
 
@@ -190,7 +190,7 @@ def finite_action(action: np.ndarray, dim: int, where: str) -> Float32[np.ndarra
 
 
 def require_seed(seed: int, where: str) -> None:
-    """Raises SimulatorError for a negative seed, which no generator takes."""
+    """Raise SimulatorError for a negative seed, which no random number generator accepts."""
     if seed < 0:
         raise SimulatorError("a seed must not be negative", where=where, got=seed, expected=">= 0")
 

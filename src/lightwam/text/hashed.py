@@ -36,8 +36,8 @@ class HashedText:
     def encode(self, instructions: Sequence[str]) -> Float[Tensor, "B L E"]:
         """One state a word, zeros after the last.
 
-        An empty instruction raises PromptError, and so does one of too many words, unless `config.truncate`: then the
-        first num_tokens of them are read. States have a mean square near 1 an element, like a normalised encoder's.
+        An empty instruction raises PromptError, and so does one with too many words, unless `config.truncate`: then
+        the first num_tokens are read. States have a mean square near 1 an element, like a normalised encoder's.
         """
         states = torch.zeros(len(instructions), self.num_tokens, self.dim)
         for row, instruction in enumerate(instructions):
@@ -47,14 +47,14 @@ class HashedText:
         return states
 
     def _words(self, instruction: str) -> list[str]:
-        found = words(instruction)
-        if not found or (len(found) > self.num_tokens and not self._truncate):
-            raise PromptError(instruction, len(found), self.num_tokens, "words")
-        return found[: self.num_tokens]
+        split = words(instruction)
+        if not split or (len(split) > self.num_tokens and not self._truncate):
+            raise PromptError(instruction, len(split), self.num_tokens, "words")
+        return split[: self.num_tokens]
 
 
 def words(text: str) -> list[str]:
-    """The words of a text in lower case; a punctuation mark is a word of its own."""
+    """Split a text into lower-case words; a punctuation mark is a word of its own."""
     return re.findall(r"\w+|[^\w\s]", text.lower())
 
 

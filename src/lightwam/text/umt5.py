@@ -22,10 +22,9 @@ from torch import Tensor
 
 from lightwam.config import Umt5Config
 from lightwam.data.damage import likely_cause
-from lightwam.errors import CheckpointError, ConfigError, PromptError
+from lightwam.errors import CheckpointError, ConfigError, PromptError, first_few
 from lightwam.weights.files import (
     differences,
-    first_few,
     infinite,
     locate,
     prefix_line,
@@ -36,7 +35,7 @@ from lightwam.weights.files import (
 
 NUM_KEPT = 256
 """sentences whose states are kept, the latest used; at most 1 MiB each in bfloat16"""
-UNIT = "tokens, the end's included"
+UNIT = "tokens, including the end token"
 
 FIXED: dict[str, Any] = {
     "feed_forward_proj": "gated-gelu",
@@ -109,7 +108,7 @@ class Umt5Text:
         if wrong:
             raise refusal(what, path, wrong, next_step)
         state: dict[str, Tensor] = {}
-        for ours, theirs in names.items():  # one tensor at a time: no second copy of all is held, each is read once
+        for ours, theirs in names.items():  # one tensor at a time: never two copies of the model, and each is read once
             tensor = tensors.pop(theirs)
             if line := infinite(theirs, tensor):
                 wrong.append(line)
@@ -124,7 +123,7 @@ class Umt5Text:
         """One state a token, the end's included, zeros after it; the text is cleaned first (`cleaned`).
 
         An empty instruction raises PromptError, and so does one of more than num_tokens tokens, unless
-        `config.truncate`: then the tokens before the end's are cut to those that there is space for, as Wan cuts them.
+        `config.truncate`: then the first num_tokens - 1 tokens and the end token are read, as Wan does.
         """
         sentences = [cleaned(instruction) for instruction in instructions]
         tokens = {sentence: self._tokens(sentence) for sentence in dict.fromkeys(sentences)}
@@ -177,7 +176,7 @@ class Umt5Text:
 
 
 def token_ids(tokenizer: Any, sentence: str) -> list[int]:
-    """The tokens of a cleaned sentence, the end's last; none for no text."""
+    """Tokenize a cleaned sentence, with the end token; [] for no text."""
     ids: list[int] = tokenizer(sentence, truncation=False, padding=False).input_ids if sentence else []
     return ids
 
@@ -215,7 +214,7 @@ def _library() -> Any:
 
 
 def read_tokenizer(source: Path | str) -> Any:
-    """The tokenizer of `source` alone; raises as `Umt5Text.load`."""
+    """Load only the tokenizer of `source`; raises as `Umt5Text.load`."""
     library, path = _library(), locate(source, "tokenizer")
     try:
         tokenizer = library.AutoTokenizer.from_pretrained(str(path), local_files_only=True)

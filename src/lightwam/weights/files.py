@@ -13,7 +13,7 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lightwam.data.damage import likely_cause
-from lightwam.errors import CheckpointError
+from lightwam.errors import CheckpointError, first_few
 
 Part = Literal["backbone", "vae", "text_encoder", "tokenizer"]
 
@@ -49,9 +49,9 @@ REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 SHARD = re.compile(r"-\d+-of-\d+\.")
 NUM_LISTED = 12
 NUM_TENSORS_LISTED = 5
-"""of tensors that do not fit, those that an error lists; the others are counted"""
+"""tensors that do not fit that an error lists; it counts the rest"""
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-"""dtypes whose values are the weights; those of 8 bits and integers are quantised, and mean nothing without scales"""
+"""accepted dtypes; 8-bit floats and integers are quantised, and useless without their scales"""
 
 
 def locate(source: str | Path, part: Part) -> Path:
@@ -147,7 +147,7 @@ def digest(path: Path) -> str:
 def check_tensors(
     what: str, path: Path | str, found: Mapping[str, Tensor], wanted: Mapping[str, torch.Size], next_step: str
 ) -> None:
-    """Raise the CheckpointError `what` unless `found` has just the tensors that are `wanted`, all of finite numbers."""
+    """Raise the CheckpointError `what` unless `found` has exactly the `wanted` tensors, with finite numbers."""
     if lines := differences(found, wanted):
         raise refusal(what, path, lines, next_step)
     check_finite(found, path)
@@ -160,17 +160,17 @@ def check_finite(found: Mapping[str, Tensor], path: Path | str) -> None:
 
 
 def differences(found: Mapping[str, Tensor], wanted: Mapping[str, torch.Size], where: str = "") -> list[str]:
-    """A line for every tensor that is missing, unknown, of another shape or of no floating point of 16 bits or more.
+    """List every tensor that is missing, unknown, of another shape, or not of floating point with 16 bits or more.
 
-    A prefix that all names of the file have, or lack, is one line, which says what to do; the names are then compared
-    without it. No line when all tensors are accounted for. `where` goes before every name.
+    A prefix that all names have, or all lack, is listed once, with the fix; the names are then compared without it.
+    `where` goes before every name.
     """
     lines = []
     if prefix := shared_prefix(found, wanted):
         lines.append(f"{where}{prefix_line(prefix)}")
         found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
     elif prefix := shared_prefix(wanted, found):
-        lines.append(f"{where}no name begins with {prefix!r}, as all are expected to: add it to each")
+        lines.append(f"{where}no name begins with {prefix!r}, and all should: add it to each")
         found = {f"{prefix}{name}": tensor for name, tensor in found.items()}
     lines += [f"missing: {where}{name}" for name in wanted if name not in found]
     lines += [f"unknown: {where}{name}" for name in found if name not in wanted]
@@ -183,13 +183,13 @@ def differences(found: Mapping[str, Tensor], wanted: Mapping[str, torch.Size], w
 
 
 def prefix_line(prefix: str) -> str:
-    """Say that all names of a file begin with `prefix`, which none should, and what to do."""
+    """Say that all names of a file begin with `prefix` and should not, and what to do."""
     by = {"module.": ", as DataParallel saves them", "_orig_mod.": ", as torch.compile saves them"}.get(prefix, "")
-    return f"all names begin with {prefix!r}{by}: take it off each name and save the file again"
+    return f"all names begin with {prefix!r}{by}: remove it from each name and save the file again"
 
 
 def shared_prefix(found: Iterable[str], wanted: Iterable[str]) -> str:
-    """Return the prefix, whole words of the dotted names, that all `found` names have before a `wanted` one, or ""."""
+    """Return the dotted prefix that all `found` names share and that turns them into `wanted` names when removed."""
     names, known = list(found), set(wanted)
     if not names or any(name in known for name in names):
         return ""
@@ -202,13 +202,13 @@ def shared_prefix(found: Iterable[str], wanted: Iterable[str]) -> str:
 
 
 def not_finite(found: Mapping[str, Tensor], where: str = "") -> list[str]:
-    """A line for every tensor that holds NaN or inf. Each is read once, which a file mapped from the disk takes."""
+    """List the tensors that hold NaN or inf. Reads every value once, from the disk if the file is memory-mapped."""
     return [line for name, tensor in found.items() if (line := infinite(where + name, tensor))]
 
 
 def infinite(name: str, tensor: Tensor) -> str:
-    """Say how many NaN and inf a tensor holds; nothing when all its numbers are finite."""
-    # the smallest and the largest are NaN when any number is; isfinite().all() takes 25 times as long
+    """Say how many NaN and inf a tensor holds; "" when all its numbers are finite."""
+    # minimum and maximum are NaN when any number is; isfinite().all() takes 25 times as long
     if not tensor.numel() or tensor.dtype not in FLOATS or all(bool(end.isfinite()) for end in tensor.aminmax()):
         return ""
     nan, inf = int(tensor.isnan().sum()), int(tensor.isinf().sum())
@@ -216,26 +216,18 @@ def infinite(name: str, tensor: Tensor) -> str:
 
 
 def refusal(what: str, path: Path | str, lines: list[str], next_step: str) -> CheckpointError:
-    """The error that lists the first `differences` of a file from the model, some of every kind, and counts all."""
+    """Return the error that lists the first `differences` of a file from the model, some of each kind, and a count."""
     kinds: dict[str, list[str]] = {}
     for line in lines:
         kinds.setdefault(line.partition(":")[0], []).append(line)
     mixed = [line for row in itertools.zip_longest(*kinds.values()) for line in row if line is not None]
-    more = len(lines) - NUM_TENSORS_LISTED
-    listed = "".join(f"\n    {line}" for line in mixed[:NUM_TENSORS_LISTED])
     return CheckpointError(
         what,
         where=path,
-        got=f"{len(lines)} differences{listed}" + (f"\n    and {more} more" if more > 0 else ""),
-        expected="every tensor of the config's model, and no other, of finite numbers",
+        got=f"{len(lines)} differences\n    " + first_few(mixed, NUM_TENSORS_LISTED, separator="\n    "),
+        expected="exactly the tensors of the config's model, with finite numbers",
         next_step=next_step,
     )
-
-
-def first_few(words: Sequence[str]) -> str:
-    """The first of a list for an error, and how many more there are."""
-    more = f", and {len(words) - NUM_TENSORS_LISTED} more" if len(words) > NUM_TENSORS_LISTED else ""
-    return ", ".join(words[:NUM_TENSORS_LISTED]) + more
 
 
 def _odd_dtype(name: str, tensor: Tensor) -> str:
@@ -306,8 +298,7 @@ def _one_file(folder: Path, what: str, found: list[Path]) -> Path:
 
 def _listing(folder: Path) -> str:
     names = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir()) if folder.is_dir() else []
-    more = f", and {len(names) - NUM_LISTED} more" if len(names) > NUM_LISTED else ""
-    return (", ".join(names[:NUM_LISTED]) or "nothing") + more
+    return first_few(names, NUM_LISTED) or "nothing"
 
 
 def _table(found: Any, path: Path) -> dict[str, Tensor]:
@@ -316,9 +307,9 @@ def _table(found: Any, path: Path) -> dict[str, Tensor]:
     odd += [f"{name!r} for a name" for name, _ in pairs if not isinstance(name, str)]
     if odd:
         inside = [name for name, value in pairs if _holds_tensors(value)]
-        way = f"save what lies under {inside[0]!r} as a file of its own" if inside else ""
+        way = f"save what is under {inside[0]!r} as a file of its own" if inside else ""
         raise CheckpointError("not a table of tensors", where=path, got=first_few(odd),
-                              expected="name -> tensor, and no more", next_step=way)  # fmt: skip
+                              expected="only name -> tensor", next_step=way)  # fmt: skip
     return dict(found)
 
 
@@ -340,16 +331,16 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _cut_short(path: Path) -> str:
-    """How much of a safetensors file is there, by its own header; nothing when that is not less than all."""
+    """Say how many bytes a safetensors file lacks by its own header; "" when it is complete or has no header."""
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(min(length, 100_000_000)))
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
         whole, there = 8 + length + max(ends), path.stat().st_size
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):  # no header to be read
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):  # the header cannot be read
         return ""
-    return f"{there} bytes, of {whole} that its header speaks of: it is cut short" if there < whole else ""
+    return f"{there} of {whole} bytes: the file was cut short" if there < whole else ""
 
 
 def _read_index(path: Path) -> dict[str, str]:

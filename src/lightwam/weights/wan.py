@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from lightwam.config import BackboneConfig
-from lightwam.errors import CheckpointError
+from lightwam.errors import CheckpointError, first_few
 from lightwam.model.dit import DiT
-from lightwam.weights.files import check_tensors, first_few, locate, prefix_line, read_tensors, shared_prefix
+from lightwam.weights.files import check_tensors, locate, prefix_line, read_tensors, shared_prefix
 from lightwam.weights.published import backbone_names
 
 IMAGE_PARTS = ("img_emb.", "_img.", "image_embedder.", "add_k_proj.", "norm_added_")

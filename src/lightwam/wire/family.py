@@ -31,7 +31,7 @@ class StatePart:
     path: KeyPath
     length: int | None = None
     row: bool = False
-    """the client sends it as a table of one row, (1, n)"""
+    """the client sends it with shape (1, n)"""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Family:
     prompt: tuple[KeyPath, ...]
     """where the sentence may lie; the first that is there is taken"""
     state: tuple[StatePart, ...] = ()
-    """its parts in the policy's order; none: the robot has no state"""
+    """its parts in the policy's order; (): the robot has no state"""
     cameras: Mapping[str, KeyPath] = field(default_factory=dict)
     """the policy's camera -> its picture"""
     any_camera: KeyPath | None = None
@@ -82,7 +82,7 @@ class Family:
     state_units: tuple[Unit, ...] = ()
     action_units: tuple[Unit, ...] = ()
     reply: Literal["map", "list"] = "map"
-    """over HTTP: a map with "actions", or the bare list of actions"""
+    """over HTTP: a map with "actions", or only the list of actions"""
 
     def claims(self, message: Any) -> bool:
         """Whether all of the cameras' pictures are in the message, whatever they are."""
@@ -92,7 +92,7 @@ class Family:
             return False
 
     def is_encoded(self, message: Any) -> bool:
-        """Whether reading the message takes decoding pictures, which takes milliseconds."""
+        """Return whether pictures in the message must be decoded, which takes milliseconds."""
         return self.claims(message) and any(
             isinstance(found_at(message, path), Encoded) for path in self.cameras.values()
         )
@@ -267,7 +267,7 @@ def _with_lengths(family: Family, state_dim: int) -> tuple[StatePart, ...]:
     known = sum(part.length or 0 for part in family.state)
     open_parts = [part for part in family.state if part.length is None]
     if state_dim == 0 and not known:
-        return ()  # what a client sends of a state all the same is not read
+        return ()  # a client's state is ignored
     if known + len(open_parts) > state_dim or (not open_parts and known != state_dim):
         told = ", ".join(f"{shown(part.path)} ({part.length or 'any'})" for part in family.state) or "no state"
         raise ConfigError("the run has another state than this family's robots", where=f"{family.name}: state",
@@ -278,7 +278,7 @@ def _with_lengths(family: Family, state_dim: int) -> tuple[StatePart, ...]:
 
 
 def _no_picture(found: Any, where: str) -> WireError:
-    """What is wrong with a picture that is neither uint8 nor encoded."""
+    """Return the error for a picture that is neither uint8 nor encoded."""
     got, expected = type(found).__name__, "uint8 RGB in 0..255, or a whole PNG or JPEG"
     if isinstance(found, (bytes, str)):
         return WireError("an encoded picture is neither PNG nor JPEG", where=where, got=f"{got}, {short(found[:24])}",
@@ -286,7 +286,7 @@ def _no_picture(found: Any, where: str) -> WireError:
     if isinstance(found, np.ndarray):
         got = f"{found.dtype} {found.shape}"
     return WireError("a picture is not uint8", where=where, got=got, expected=expected,
-                     next_step="of floats in 0..1 send (255 * x).round().astype(np.uint8)")  # fmt: skip
+                     next_step="convert floats in 0..1 with (255 * x).round().astype(np.uint8)")  # fmt: skip
 
 
 def found_at(message: Any, path: KeyPath) -> Any:

@@ -63,7 +63,7 @@ class Report:
 
 
 def inspect(message: Any, family: Family, check_sentence: Callable[[str], None] | None = None) -> Report:
-    """Every part of `message` that the fitted `family` reads, with what is wrong or odd about it; never an error.
+    """Report every part of `message` that the fitted `family` reads, with what is wrong or odd; never raises.
 
     `check_sentence` raises a LightwamError for a sentence that the run's text encoder cannot read.
     """

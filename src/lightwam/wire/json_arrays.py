@@ -54,7 +54,7 @@ def _read_array(found: Mapping[Any, Any], where: str, limits: Limits) -> np.ndar
     if OPENPI in found:
         mark, text, dtype, shape = fields_of(found, (OPENPI, "data", DTYPE, SHAPE), where)
         if mark is not True:
-            raise WireError("an array is not marked as one", where=where, got=short(mark), expected=True)
+            raise WireError(f"{OPENPI} must be true", where=where, got=short(mark), expected=True)
     else:
         text, dtype, shape = fields_of(found, (DATA, DTYPE, SHAPE), where)
     if not isinstance(text, str):

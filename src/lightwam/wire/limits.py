@@ -25,7 +25,7 @@ MIB = 1 << 20
 MOST_AXES = 8
 DTYPES: Mapping[str, tuple[int, ...]] = {"b": (1,), "i": (1, 2, 4, 8), "u": (1, 2, 4, 8), "f": (2, 4, 8)}
 """kind of number -> bytes that one may have"""
-NUMBERS = "numbers: b1, i1 to i8, u1 to u8, f2 to f8, or by name: bool, uint8, float32 and the like"
+NUMBERS = "b1, i1 to i8, u1 to u8 or f2 to f8, or a name such as bool, uint8, float32"
 NAMED: Mapping[str, np.dtype[Any]] = {
     np.dtype(f"{kind}{size}").name: np.dtype(f"{kind}{size}") for kind, sizes in DTYPES.items() for size in sizes
 }
@@ -43,7 +43,7 @@ INSTEAD: Mapping[str, str] = {
     "m": "send times as float64, in seconds",
     "f": "float32 is '<f4', float64 is '<f8'; wider ones have to be converted",
 }
-"""numpy's letter for a kind of dtype -> what to do instead"""
+"""numpy's letter for a kind of dtype -> what to send instead"""
 WORDS: Mapping[str, str] = {
     "object": "O",
     "str": "U",
@@ -58,7 +58,7 @@ WORDS: Mapping[str, str] = {
     "float128": "f",
     "longdouble": "f",
 }
-"""the same kinds by their names"""
+"""name of a dtype -> its letter in INSTEAD"""
 
 
 @dataclass(frozen=True)
@@ -121,11 +121,11 @@ ReadArray = Callable[[Mapping[Any, Any], str, Limits], Any]
 
 @dataclass(frozen=True, repr=False)
 class Encoded:
-    """A picture as PNG or JPEG, not decoded yet: only what a family asks for is."""
+    """A PNG or JPEG that is not decoded yet: only the pictures that a family reads are."""
 
     data: bytes
     most_bytes: int
-    """of the picture decoded"""
+    """largest decoded size"""
     legacy: bool
     """from XPolicyLab, where an unmarked JPEG has red and blue swapped"""
 
@@ -134,19 +134,20 @@ class Encoded:
         return f"{kind} of {len(self.data)} bytes"
 
     def decoded(self, where: str) -> UInt8[np.ndarray, "height width 3"]:
-        """The RGB picture; WireError when it is not whole, or too large."""
+        """Decode the RGB picture; WireError when it is incomplete or too large."""
         try:
             return decode(self.data, self.most_bytes, legacy=self.legacy)
         except PictureError as error:
             raise WireError("an encoded picture cannot be used", where=where, got=str(error),
                             expected=f"a whole PNG or JPEG, RGB or grey, of at most {self.most_bytes} bytes decoded",
-                            next_step="send it whole; smaller; or raise --limits.array-bytes") from error  # fmt: skip
+                            next_step="send all of it, send it smaller, or raise --limits.array-bytes",
+                            ) from error  # fmt: skip
 
 
 class Reader:
-    """Turns a parsed message into a tree with arrays; `marks` are keys by which a map stands for an array.
+    """Converter of a parsed message to a tree with arrays; `marks` are the keys by which a map stands for an array.
 
-    `legacy` is as `Encoded` has it.
+    `legacy`: as in `Encoded`.
     """
 
     def __init__(
@@ -213,7 +214,7 @@ class Reader:
         if len(text) > self.limits.text_chars:
             raise WireError("a text is too long", where=where or "message", got=f"{len(text)} characters",
                             expected=f"at most {self.limits.text_chars}",
-                            next_step="a picture in base64 has to be a PNG or JPEG")  # fmt: skip
+                            next_step="a picture in base64 must be a PNG or JPEG")  # fmt: skip
         try:
             text.encode()
         except UnicodeEncodeError as error:  # half of a character, which JSON can say and nobody can print
@@ -223,7 +224,7 @@ class Reader:
 
 
 def _picture_in(text: str) -> bytes | None:
-    """The PNG or JPEG of a text in base64, plain or as a data URL; None for other texts."""
+    """Decode a PNG or JPEG from base64, plain or in a data URL; None for other texts."""
     start, comma, _ = text[:64].partition(",")
     is_url = bool(comma) and start.startswith("data:image/") and start.endswith(";base64")
     if not is_url and not text.startswith(PICTURE_STARTS):
@@ -262,10 +263,10 @@ def array(dtype: Any, shape: Any, data: Any, where: str, limits: Limits) -> np.n
 
 
 def number_kind(dtype: Any, where: str) -> np.dtype[Any]:
-    """The dtype of numbers that `dtype` names, as numpy writes it ("<f4", "|u1") or as people do ("float32", "uint8").
+    """Parse a dtype of numbers, as numpy writes it ("<f4", "|u1") or by name ("float32", "uint8").
 
-    WireError for objects, texts, structures and the like, and for names of no dtype, each with what to send in its
-    place. A name without byte order is little-endian, as all robots' computers are.
+    WireError for objects, texts, structures and the like, and for unknown names, with what to send instead. Without a
+    byte order it is little-endian, as all robots' computers are.
     """
     name = dtype.decode("ascii", "replace") if isinstance(dtype, bytes) else dtype if isinstance(dtype, str) else ""
     bare = name[1:] if name[:1] in tuple("<>|=") else name
@@ -279,7 +280,7 @@ def number_kind(dtype: Any, where: str) -> np.dtype[Any]:
 
 
 def _instead(bare: str) -> str:
-    """What to send in place of an array whose dtype, without its byte order, is this."""
+    """Say what to send instead of an array of the dtype `bare`, which has no byte order."""
     if "," in bare:
         return INSTEAD["V"]
     size = bare[1:].partition("[")[0]  # times have a unit in brackets
@@ -288,10 +289,10 @@ def _instead(bare: str) -> str:
     word = bare[:64].lower()
     inner = [name for name in NAMED if name in word and f"b{name}" not in word]  # "torch.float32", "Float32Array"
     near = difflib.get_close_matches(word, [*NAMED, *WORDS], n=1, cutoff=0.5)
-    found = max(inner, key=len, default=near[0] if near else "")
-    if found in NAMED:
-        return f"did you mean {found!r}, which is {NAMED[found].str!r}?"
-    return INSTEAD[WORDS[found]] if found else CONVERT
+    likely = max(inner, key=len, default=near[0] if near else "")
+    if likely in NAMED:
+        return f"did you mean {likely!r}, which is {NAMED[likely].str!r}?"
+    return INSTEAD[WORDS[likely]] if likely else CONVERT
 
 
 def scalar(kind: np.dtype[Any], value: Any, where: str) -> np.generic:
@@ -300,7 +301,7 @@ def scalar(kind: np.dtype[Any], value: Any, where: str) -> np.generic:
     if type(value) not in allowed.get(kind.kind, (int,)):
         raise WireError("a number is of another type than it says", where=where, got=short(value), expected=kind)
     if kind.kind in "iu" and not np.iinfo(kind).min <= value <= np.iinfo(kind).max:  # NumPy 1 would wrap it around
-        raise WireError("a number does not fit its type", where=where, got=short(value), expected=kind)
+        raise WireError("a number must fit its dtype", where=where, got=short(value), expected=kind)
     try:
         with np.errstate(over="ignore"):
             return kind.newbyteorder("=").type(value)

@@ -14,7 +14,7 @@ from lightwam.wire.limits import LIMITS, Limits, sendable
 from lightwam.wire.packed import packed, unpacked
 
 MESSAGE_BYTES = "message_bytes"
-"""key of our servers' greeting: how large a message they take"""
+"""key of our servers' greeting: the largest message they accept"""
 ARRAY, SCALAR, DATA, DTYPE, SHAPE = b"__ndarray__", b"__npgeneric__", b"data", b"dtype", b"shape"
 
 

@@ -1,7 +1,7 @@
 """msgpack under limits: what openpi's and XPolicyLab's messages have in common.
 
-Both encodings of arrays are read on either protocol, openpi's (`__ndarray__`) and that of PyPI `msgpack-numpy` (`nd`).
-Their keys are bytes in Python, and texts as soon as another language or codec writes them.
+Either protocol may use either encoding of arrays, openpi's (`__ndarray__`) or that of PyPI `msgpack-numpy` (`nd`). The
+keys are bytes when Python wrote them, and texts when another language or codec did.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def packed(tree: Any, of_array: Callable[[Any], Any]) -> bytes:
 
 
 def unpacked(data: bytes, limits: Limits, read: ReadArray | None = None, *, legacy: bool = False) -> Any:
-    """The tree of one msgpack value, arrays read by `read_array` or `read`. WireError whatever else the bytes are.
+    """Read one msgpack value, its arrays with `read_array` or `read`. WireError for any other bytes.
 
     msgpack makes a list of the announced length before it has read it, up to 1,024 of them inside one another: with
     `num_items` 4,096 that is 32 MiB for a moment, and no more.
@@ -69,7 +69,7 @@ def unpacked(data: bytes, limits: Limits, read: ReadArray | None = None, *, lega
 
 
 def read_array(found: Mapping[Any, Any], where: str, limits: Limits) -> np.ndarray | np.generic:
-    """The array or number that a map stands for, a read-only view; WireError when it is incomplete or none."""
+    """Read the array or number that a map stands for, as a read-only view; WireError when the map is not one."""
     named = {key.decode(errors="replace") if isinstance(key, bytes) else key: item for key, item in found.items()}
     if len(named) != len(found):
         raise WireError("a key comes twice", where=where, got=short(list(found)), expected="every key once")
@@ -80,7 +80,7 @@ def read_array(found: Mapping[Any, Any], where: str, limits: Limits) -> np.ndarr
     else:
         mark, data, dtype, shape = fields_of(named, ("__ndarray__", "data", "dtype", "shape"), where)
     if mark is not True:
-        raise WireError("an array is not marked as one", where=where, got=short(mark), expected=True)
+        raise WireError("an array's mark must be true", where=where, got=short(mark), expected=True)
     if "__npgeneric__" in named:
         return scalar(number_kind(dtype, where), data, where)
     return array(dtype, shape, data, where, limits)
@@ -97,7 +97,7 @@ def _msgpack_numpy(found: Mapping[str, Any], where: str, limits: Limits) -> np.n
     if shape == [] and isinstance(data, bytes) and is_encoded(data):
         return np.frombuffer(data, np.uint8)
     if mark is not True or found.get("kind", b"") not in (b"", ""):
-        raise WireError("an array is not one of numbers", where=where,
+        raise WireError("an array must be one of numbers", where=where,
                         got=f"nd {short(mark)}, kind {short(found.get('kind'))}", expected="nd true, kind empty",
                         next_step=CONVERT)  # fmt: skip
     return array(dtype, shape, data, where, limits)

@@ -48,7 +48,7 @@ __all__ = ["LeRobotDataset", "Pictures", "Vectors", "check_finite"]
 VERSIONS = ("v3.0", "v2.1", "v2.0")
 NAMED = {str: "text", dict: "an object"}
 CHECKED_AT_ONCE = 16
-"""pictures in memory while all of them are checked"""
+"""pictures that `check` decodes at a time"""
 Read = TypeVar("Read")
 
 
@@ -57,9 +57,8 @@ class LeRobotDataset:
 
     Attributes: root, info (info.json), version, fps, robot_type, names, cameras (name -> (height, width)), left_out
     (cameras that cannot be used), state_dim, state_names, action_dim, action_names, tasks (sentences by index, ""
-    where an index is missing),
-    episodes. `names`: for datasets that call their features otherwise than LeRobot does. A camera's files are looked at
-    when it is used. `tell` is given every fault that leaves something to be read; by default it raises the first.
+    where an index is missing), episodes. `names`: for datasets without LeRobot's feature names. A camera's files are
+    checked when it is used. `tell` gets every fault after which reading can continue; by default it raises the first.
     """
 
     def __init__(self, root: Path | str, names: FeatureNames | None = None, tell: Tell = refuse) -> None:
@@ -80,7 +79,7 @@ class LeRobotDataset:
         if not 0 < self.fps < float("inf"):
             raise DatasetError("a key of info.json is missing or mistyped", where=info_path, got=f"fps = {self.fps}",
                                expected="frames a second, above 0",
-                               next_step="mend meta/info.json, or copy it again")  # fmt: skip
+                               next_step="correct meta/info.json, or copy it again")  # fmt: skip
         self.robot_type = str(self.info.get("robot_type"))
         self._read_meta(self._info("features", dict), info_path, tell)
         self._checked_cameras: set[str] = set()
@@ -92,7 +91,7 @@ class LeRobotDataset:
                 tell(missing_file(path, self.root, "data_path"))
 
     def _read_meta(self, features: Mapping[str, Any], where: Path, tell: Tell) -> None:
-        """The features, tasks and episodes; without one of them there is nothing more to read."""
+        """Read features, tasks and episodes; raises the first fault once all of them were tried."""
         lost: list[DatasetError] = []
 
         def part(read: Callable[[], Read], nothing: Read) -> Read:
@@ -141,7 +140,7 @@ class LeRobotDataset:
 
     @cached_property
     def vectors(self) -> Vectors:
-        """State, action, task and time of everything, checked: widths, finite values, order of time, whole episodes."""
+        """State, action, task and time of all rows, checked: widths, finite values, order of time, whole episodes."""
         return self.rows().vectors
 
     @cached_property
@@ -164,7 +163,7 @@ class LeRobotDataset:
         return Pictures(self._cameras, self._times(self.vectors), self.check_camera)
 
     def check_camera(self, name: str) -> None:
-        """DatasetError when a camera is unknown or cannot be used, a video is missing, or its episodes' times clash."""
+        """Raise DatasetError when a camera is unknown or unusable, a video is missing, or its episodes' times clash."""
         if name in self._checked_cameras:
             return
         if name in self.left_out:
@@ -185,14 +184,14 @@ class LeRobotDataset:
             raise fault
 
     def rows(self, tell: Tell = refuse) -> Rows:
-        """All rows, of which `vectors` are those that training reads; every fault in them is told."""
+        """Read all rows; every fault in them goes to `tell`."""
         has_videos = any(camera.stored == "video" for camera in self._cameras.values())
         layout = Layout(self.root, self.episodes, self.episode_start, self.names, self.state_dim, self.action_dim,
                         self._task_table, has_videos)  # fmt: skip
         return read_rows(layout, tell)
 
     def faults(self, rows: Rows, progress: Callable[[int, int], None] | None = None) -> Iterator[DatasetError]:
-        """Yield what is wrong between the columns of `rows` and with pictures, decoding all that can be."""
+        """Yield what is wrong with the columns of `rows` and with the pictures, decoding all that can be decoded."""
         yield from column_faults(rows, self.episodes, self.episode_start)
         yield from total_fault(self.info, "total_tasks", len(self._task_table), self.root)
         yield from task_order_fault(self.root, self.version, self._task_table)
@@ -215,8 +214,8 @@ class LeRobotDataset:
     def fingerprint(self) -> dict[str, str]:
         """What the dataset is made of: every file of tables and pictures with its size and hash.
 
-        Where features have other names, or rows do not lie as evenly as they are numbered, that is in it too: caches
-        made before either was read are of other pictures.
+        It also includes --names, and whether pictures are selected by uneven timestamps: caches made by versions
+        without either hold other pictures.
         """
         meta = self.root / "meta"
         paths = {
@@ -241,18 +240,18 @@ class LeRobotDataset:
         return self._cameras[camera].key
 
     def state_proposal(self) -> str:
-        """What to say when a state is missed: a line of `--names` that may give it, "" where none is to be guessed."""
+        """Guess the `--names` option that would give a missing state; "" without a guess."""
         return "" if self.state_dim else proposal(self.info["features"], self.names)
 
     def _uneven(self) -> bool:
-        """Whether some row's picture is not the one of its number in the episode's video."""
+        """Whether some row's picture is not the one with the row's number in the episode's video."""
         if self.vectors.timestamp is None or all(camera.stored == "image" for camera in self._cameras.values()):
             return False
         number = np.arange(self.num_frames) - np.repeat(self.episode_start[:-1], np.diff(self.episode_start))
         return bool((np.abs(self.vectors.timestamp * self.fps - number) >= 0.5).any())
 
     def _times(self, vectors: Vectors) -> Callable[[Episode], Float64[np.ndarray, " T"]]:
-        """Episode -> the times of its rows; number / fps in a dataset without videos, where nothing depends on it."""
+        """Return the function episode -> times of its rows; row / fps without timestamps, where it does not matter."""
 
         def times(episode: Episode) -> Float64[np.ndarray, " T"]:
             if vectors.timestamp is None:
@@ -262,13 +261,13 @@ class LeRobotDataset:
         return times
 
     def _places(self, episode: Episode, camera: str) -> set[object]:
-        """Where a fault lies that keeps an episode's pictures from being decoded."""
+        """Return the locations at which a fault prevents decoding an episode's pictures."""
         if self._cameras[camera].stored == "image":
             return set()
         return {episode.clips[camera].path, span_place(episode, camera)}
 
     def _camera_faults(self, name: str, vectors: Vectors, broken: frozenset[int]) -> Iterator[DatasetError]:
-        """What is wrong with a camera's files before any picture is decoded."""
+        """Yield what is wrong with a camera's files, without decoding pictures."""
         if self._cameras[name].stored == "image":
             return
         for path in sorted({episode.clips[name].path for episode in self.episodes}):
@@ -285,15 +284,15 @@ class LeRobotDataset:
             raise DatasetError("a key of info.json is missing or mistyped", where=self.root / "meta" / "info.json",
                                got=f"{key} = {value!r}",
                                expected="a number" if isinstance(kind, tuple) else NAMED[kind],
-                               next_step="mend meta/info.json, or copy it again")  # fmt: skip
+                               next_step="correct meta/info.json, or copy it again")  # fmt: skip
         return value
 
 
 class Pictures:
-    """Decodes the pictures of one episode after another; of every camera the latest file stays open.
+    """A decoder of episodes' pictures that keeps the latest file of every camera open.
 
-    For one thread, in a `with` block. `times` gives the times of an episode's rows; `check` is called with a camera
-    that is to be used.
+    For one thread, in a `with` block. `times` returns the times of an episode's rows; `check` is called with every
+    camera before it is read.
     """
 
     def __init__(
@@ -306,13 +305,13 @@ class Pictures:
         self._open: dict[str, VideoReader | ImageReader] = {}
 
     def clip(self, episode: Episode, camera: str) -> UInt8[np.ndarray, "T height width 3"]:
-        """All pictures of one episode from one camera."""
+        """Decode all pictures of one episode from one camera."""
         return next(self.stream(episode, camera, episode.length))
 
     def stream(self, episode: Episode, camera: str, batch: int) -> Iterator[UInt8[np.ndarray, "n height width 3"]]:
-        """The same pictures, at most `batch` of them in memory at a time.
+        """Yield the same pictures, at most `batch` of them at a time.
 
-        Streams of several cameras may be read in turns; of one camera, one must end before the next begins.
+        Streams of several cameras may be interleaved; a camera's stream must end before its next one begins.
         """
         self._check(camera)
         about, clip = self._cameras[camera], episode.clips.get(camera)
@@ -334,7 +333,7 @@ class Pictures:
         return reader.stream(clip.start + self._times(episode), batch, f"episode {episode.index} ")
 
     def faults(self, episode: Episode, camera: str) -> Iterator[DatasetError]:
-        """Decode an episode's pictures and yield what is wrong with them: the first thing, and no more."""
+        """Decode an episode's pictures and yield the first fault, if any."""
         try:
             for _ in self.stream(episode, camera, CHECKED_AT_ONCE):
                 pass

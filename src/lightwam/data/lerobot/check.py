@@ -1,4 +1,4 @@
-"""Everything that is wrong with a LeRobotDataset at once, and what is only worth knowing."""
+"""The check of a whole LeRobotDataset (`lightwam check dataset`): all faults at once, notes on harmless oddities."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from lightwam.data.video import VideoReader
 from lightwam.errors import DatasetError
 
 NUM_ALIKE = 5
-"""so many faults of one kind are spelled out"""
+"""faults of one kind that are printed in full"""
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What `examine` found."""
+    """The result of `examine`."""
 
     faults: tuple[DatasetError, ...]
     notes: tuple[str, ...]
-    """what is no fault"""
+    """oddities that are not faults"""
     dataset: LeRobotDataset | None
     """None where too little can be read to open it"""
 
     def lines(self) -> list[str]:
-        """The faults, each with its fix; of a kind the first few and how many more there are."""
+        """Format the faults, each with its fix; of one kind only the first few and a count."""
         kinds: dict[str, list[DatasetError]] = {}
         for fault in self.faults:
             kinds.setdefault(fault.what, []).append(fault)
@@ -45,9 +45,9 @@ class Findings:
 def examine(
     root: Path, names: FeatureNames | None = None, progress: Callable[[int, int], None] | None = None
 ) -> Findings:
-    """Read every table and picture of the dataset at `root`, going on behind each fault as far as that makes sense.
+    """Read every table and picture of the dataset at `root`, continuing after each fault as far as possible.
 
-    `progress` is called with the pictures done and in all.
+    `progress` is called with the pictures done and their total.
     """
     faults: list[DatasetError] = []
     try:

@@ -1,6 +1,6 @@
-"""Whether the columns and totals of a LeRobotDataset agree that say the same thing twice, and how its rows lie in time.
+"""Consistency checks of a LeRobotDataset's redundant columns and totals, and notes on the times of its rows.
 
-Reading does not depend on these, LeRobot's own reader depends on some: `lightwam check dataset` tells them.
+lightwam reads none of these redundant values, but LeRobot reads some: `lightwam check dataset` reports them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lightwam.errors import DatasetError
 
 
 def total_fault(info: Mapping[str, Any], key: str, expected: int, root: Path) -> Iterator[DatasetError]:
-    """One fault where info.json has a total, as "total_frames", that is not the tables'."""
+    """Yield a fault when a total in info.json, such as "total_frames", differs from the tables."""
     got, what = info.get(key, expected), key.removeprefix("total_")
     if got != expected or isinstance(got, bool):
         table = "tasks" if what == "tasks" else "episodes"
@@ -45,7 +45,7 @@ def task_order_fault(root: Path, version: str, tasks: Mapping[int, str]) -> Iter
 def column_faults(
     rows: Rows, episodes: Sequence[Episode], starts: Int64[np.ndarray, " episodes_and_1"]
 ) -> Iterator[DatasetError]:
-    """Where the rows' `index`, or dataset_from_index and dataset_to_index of the episodes table, contradict the rows.
+    """Yield where the column `index`, or the episodes table's dataset_from_index and dataset_to_index, are wrong.
 
     `index` may have gaps where rows were cut out, but must rise.
     """
@@ -55,46 +55,46 @@ def column_faults(
         if episode.rows is not None and episode.rows[1] - episode.rows[0] != episode.length:
             yield DatasetError("dataset_from_index, dataset_to_index and length disagree", where=where,
                                got=f"{episode.rows[0]} to {episode.rows[1]}, length {episode.length}",
-                               expected=f"{first} to {last}", next_step="write those two anew")  # fmt: skip
+                               expected=f"{first} to {last}", next_step="correct those two columns")  # fmt: skip
         elif episode.rows is not None and episode.rows != (first, last):
             yield DatasetError("dataset_from_index disagrees with the lengths of the episodes before", where=where,
                                got=f"{episode.rows[0]} to {episode.rows[1]}", expected=f"{first} to {last}",
-                               next_step="write dataset_from_index and dataset_to_index anew")  # fmt: skip
+                               next_step="correct dataset_from_index and dataset_to_index")  # fmt: skip
     for path, others in rows.astray.items():
-        yield DatasetError("a data file has rows of episodes that the episodes table does not place there", where=path,
+        yield DatasetError("a data file has rows of episodes that the episodes table puts elsewhere", where=path,
                            got=f"episode_index {', '.join(map(str, others[:5]))}{', ...' * (len(others) > 5)}",
-                           expected="rows of the episodes of meta/episodes alone",
-                           next_step="write those episodes into the table, or take their rows out")  # fmt: skip
+                           expected="only rows of episodes that meta/episodes puts there",
+                           next_step="add those episodes to the table, or remove their rows")  # fmt: skip
     if rows.index is None or rows.broken:
         return
     if (bad := np.flatnonzero(np.diff(rows.index) <= 0)).size:
         row = int(bad[0]) + 1
         episode = episodes[int(np.searchsorted(starts, row, side="right")) - 1]
-        yield DatasetError("the column index does not rise from row to row",
+        yield DatasetError("the column index must rise from row to row",
                            where=f"{episode.data_path} episode {episode.index} row {row - int(starts[episode.index])}",
-                           got=f"{rows.index[row]} behind {rows.index[row - 1]}", expected=row,
-                           next_step="number the rows anew: index 0, 1, 2, ... over all episodes")  # fmt: skip
+                           got=f"{rows.index[row]} after {rows.index[row - 1]}", expected=row,
+                           next_step="renumber the rows: index 0, 1, 2, ... over all episodes")  # fmt: skip
 
 
 def table_faults(root: Path) -> Iterator[DatasetError]:
-    """Where a table of episodes (v3.0) lies under other numbers than its own columns say."""
+    """Yield where a table of episodes (v3.0) is in a file with other numbers than its own columns have."""
     names = ("meta/episodes/chunk_index", "meta/episodes/file_index")
     for path in sorted((root / "meta" / "episodes").glob("chunk-*/file-*.parquet")):
         if not {*names} <= {*columns_of(path)}:
             continue
         table = read_table(path, dict.fromkeys(names, "whole"))
-        told = {tuple(map(int, pair)) for pair in zip(*(table[name].to_pylist() for name in names), strict=True)}
+        stated = {tuple(map(int, pair)) for pair in zip(*(table[name].to_pylist() for name in names), strict=True)}
         numbers = re.findall(r"\d+", f"{path.parent.name} {path.stem}")
-        if others := sorted(told - {tuple(map(int, numbers))}):
-            yield DatasetError("a table of episodes lies under other numbers than it says", where=path,
+        if others := sorted(stated - {tuple(map(int, numbers))}):
+            yield DatasetError("a table of episodes has another file's numbers", where=path,
                                got=f"chunk_index, file_index {others[0]}", expected=f"those of {path.name}",
-                               next_step="was the file renamed? rename it back, or mend the columns")  # fmt: skip
+                               next_step="was the file renamed? rename it back, or correct the columns")  # fmt: skip
 
 
 def time_notes(
     timestamp: Float64[np.ndarray, " N"], starts: Int64[np.ndarray, " episodes_and_1"], fps: float
 ) -> Iterator[str]:
-    """What a person should know of rows that do not lie 1 / fps apart: a window takes them for control steps."""
+    """Yield notes on rows that are not 1 / fps apart: training takes each row for one control step."""
     steps, firsts = np.diff(timestamp), starts[1:-1] - 1
     inside = np.ones(len(steps), bool)
     inside[firsts] = False
@@ -102,16 +102,16 @@ def time_notes(
         return
     usual = float(np.median(steps[inside]))
     if abs(usual * fps - 1) > 0.1 and usual > 0:
-        yield (f"rows lie {usual:.4f} s apart, {1 / usual:.4g} a second, but info.json says {fps:g} fps: "
-               "a control step is a row")  # fmt: skip
+        yield (f"rows are {usual:.4f} s apart, {1 / usual:.4g} a second, but info.json says {fps:g} fps: "
+               "each row is one control step")  # fmt: skip
     uneven = np.flatnonzero(inside & (np.abs(steps - usual) > 0.1 / fps))
     if uneven.size:
         episodes = np.searchsorted(starts, uneven, side="right") - 1
         first, row = int(episodes[0]), int(uneven[0] - starts[episodes[0]])
-        yield (f"rows of {len(np.unique(episodes))} of {len(starts) - 1} episodes do not lie evenly in time (in "
-               f"episode {first} row {row + 1} comes {steps[uneven[0]]:.4f} s behind row {row}, not {usual:.4f} s): "
-               "windows go over such gaps as over one control step")  # fmt: skip
+        yield (f"rows of {len(np.unique(episodes))} of {len(starts) - 1} episodes are not evenly spaced in time (in "
+               f"episode {first} row {row + 1} comes {steps[uneven[0]]:.4f} s after row {row}, not {usual:.4f} s): "
+               "training treats each gap as one control step")  # fmt: skip
     late = np.flatnonzero(timestamp[starts[:-1]] > 0.5 / fps)
     if late.size:
         yield (f"rows of {len(late)} of {len(starts) - 1} episodes begin later than their video (episode "
-               f"{int(late[0])} at {timestamp[starts[late[0]]]:.4f} s): the pictures before are not read")  # fmt: skip
+               f"{int(late[0])} at {timestamp[starts[late[0]]]:.4f} s): earlier pictures are not read")  # fmt: skip

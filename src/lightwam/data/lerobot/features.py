@@ -1,4 +1,4 @@
-"""The features that info.json declares: which are state, action and cameras, under LeRobot's names or others."""
+"""The features that info.json declares: state, action and cameras, under LeRobot's names or those of --names."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ OWN = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 
 @dataclass(frozen=True)
 class FeatureNames:
-    """What a dataset calls the features that are read; the defaults are LeRobot's, some publications have their own."""
+    """The dataset's names of the features that are read; the defaults are LeRobot's."""
 
     state: str = STATE
     action: str = ACTION
     cameras: Mapping[str, str] | None = None
     """camera -> feature; None: every feature whose name begins with "observation.images." """
     renamed: Mapping[str, str] = field(default_factory=dict)
-    """camera -> feature, beside those"""
+    """camera -> feature, in addition to `cameras`"""
 
     def pairs(self) -> tuple[str, ...]:
-        """As `parse_names` takes them, those alone that are not LeRobot's."""
+        """Return the pairs for `parse_names`, without those that are LeRobot's own names."""
         named = {self.state: STATE, self.action: ACTION}
         named |= {feature: camera for camera, feature in {**(self.cameras or {}), **self.renamed}.items()}
         return tuple(f"{feature}={name}" for feature, name in sorted(named.items()) if feature not in (STATE, ACTION))
 
 
 def parse_names(pairs: Sequence[str]) -> FeatureNames:
-    """The names that `--names FEATURE=NAME ...` gives; NAME is a camera, observation.state or action.
+    """Parse the pairs of `--names FEATURE=NAME ...`; NAME is a camera, observation.state or action.
 
-    ConfigError when a pair has another form, or a feature or name is given twice.
+    ConfigError when a pair has another form, or a feature or name occurs twice.
     """
     features: dict[str, str] = {}
     for pair in pairs:
@@ -65,19 +65,19 @@ class Camera:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A camera that cannot be used, which matters only to a recipe that places it."""
+    """A camera that cannot be used; an error only for recipes that place it."""
 
     reason: DatasetError
     fault: bool
-    """whether the dataset is broken there; a depth camera is fine and yet of no use"""
+    """whether the dataset is broken; False for a depth camera, which is valid but not used"""
 
 
 def vector_feature(
     features: Mapping[str, Any], key: str, names: FeatureNames, where: str
 ) -> tuple[int, tuple[str, ...]]:
-    """Dimensions and their names of a feature that is one vector a frame; unnamed ones are called by their number.
+    """Read the width and the dimension names of a vector feature; unnamed dimensions get their number.
 
-    A dataset without "observation.state" is one of a robot without a state: 0 dimensions.
+    A dataset without "observation.state" has a state of 0 dimensions.
     """
     if key == STATE and key not in features:
         return 0, ()
@@ -88,7 +88,7 @@ def vector_feature(
     shape = feature.get("shape") if isinstance(feature, dict) else None
     if not isinstance(shape, list) or len(shape) != 1 or type(shape[0]) is not int or shape[0] < 1:
         raise DatasetError("a feature is not a vector", where=where, got=feature, expected='"shape": [dims]',
-                           next_step="mend its shape in meta/info.json")  # fmt: skip
+                           next_step="correct its shape in meta/info.json")  # fmt: skip
     if not re.fullmatch(r"float(16|32|64)|u?int(8|16|32|64)", str(feature.get("dtype"))):
         raise DatasetError("a feature has the wrong dtype", where=where, got=feature.get("dtype"),
                            expected="numbers, as float32", next_step="write the feature as float32")  # fmt: skip
@@ -96,7 +96,7 @@ def vector_feature(
 
 
 def _dim_names(names: Any, dims: int) -> tuple[str, ...]:
-    """LeRobot's forms: ["x", "y"], {"motors": ["x", "y"]} or {"x": 0, "y": 1}; any other is numbered."""
+    """Read LeRobot's forms ["x", "y"], {"motors": ["x", "y"]} and {"x": 0, "y": 1}; number the dimensions of others."""
     while isinstance(names, dict) and len(names) == 1 and isinstance(next(iter(names.values())), list | dict):
         names = next(iter(names.values()))
     if isinstance(names, dict) and sorted(names.values(), key=str) == sorted(range(dims), key=str):
@@ -108,15 +108,16 @@ def _dim_names(names: Any, dims: int) -> tuple[str, ...]:
 def read_cameras(
     features: Mapping[str, Any], names: FeatureNames, where: str
 ) -> tuple[dict[str, Camera], dict[str, LeftOut]]:
-    """Every camera by its name, and those that cannot be used; DatasetError when there is no other."""
+    """Return the cameras by name, and those that cannot be used; DatasetError when no camera can be used."""
     keys = names.cameras
     if keys is None:
         taken = set(names.renamed.values())
         keys = {key.removeprefix(CAMERA_PREFIX): key for key in features if key.startswith(CAMERA_PREFIX)}
         keys = {name: key for name, key in keys.items() if key not in taken}
         if twice := sorted(keys.keys() & names.renamed.keys()):
-            raise DatasetError("--names calls two cameras alike", where=where, got=f"{names.renamed[twice[0]]} and "
-                               f"{keys[twice[0]]} are both {twice[0]}", expected="another name for one of them",
+            raise DatasetError("--names gives two cameras the same name", where=where,
+                               got=f"{names.renamed[twice[0]]} and {keys[twice[0]]} are both {twice[0]}",
+                               expected="another name for one of them",
                                next_step=f"--names {keys[twice[0]]}=NAME too")  # fmt: skip
         keys |= names.renamed
     for key in keys.values():
@@ -126,11 +127,11 @@ def read_cameras(
     cameras: dict[str, Camera] = {}
     left: dict[str, LeftOut] = {}
     for name, key in keys.items():
-        found = _camera(key, features[key], f"{where} {key}")
-        if isinstance(found, Camera):
-            cameras[name] = found
+        camera = _camera(key, features[key], f"{where} {key}")
+        if isinstance(camera, Camera):
+            cameras[name] = camera
         else:
-            left[name] = found
+            left[name] = camera
     if not cameras:
         reasons = "; ".join(f"{name}: {one.reason.what}" for name, one in left.items())
         raise DatasetError("a dataset without a camera", where=where, got=reasons or ", ".join(sorted(features)),
@@ -144,12 +145,12 @@ def _camera(key: str, feature: Any, where: str) -> Camera | LeftOut:
     if not isinstance(feature, dict) or feature.get("dtype") not in ("video", "image"):
         reason = DatasetError("a camera is stored neither as video nor as images", where=where, got=feature,
                               expected='"dtype": "video" or "image"',
-                              next_step="mend its dtype in meta/info.json")  # fmt: skip
+                              next_step="correct its dtype in meta/info.json")  # fmt: skip
         return LeftOut(reason, fault=True)
     shape = feature.get("shape")
     if not isinstance(shape, list) or not shape or not all(type(n) is int and n > 0 for n in shape):
         reason = DatasetError("a camera has no shape", where=where, got=shape, expected="[height, width, 3]",
-                              next_step="mend its shape in meta/info.json")  # fmt: skip
+                              next_step="correct its shape in meta/info.json")  # fmt: skip
         return LeftOut(reason, fault=True)
     if len(shape) != 3 or 3 not in (shape[0], shape[2]) or _is_depth(feature):
         reason = DatasetError("a camera is not RGB", where=where, got="depth" if _is_depth(feature) else shape,
@@ -166,7 +167,7 @@ def _is_depth(feature: Mapping[str, Any]) -> bool:
 
 
 def proposal(features: Mapping[str, Any], names: FeatureNames) -> str:
-    """A `--names` line that may say which feature is which, beside `names`; "" when nothing is to be guessed."""
+    """Guess a `--names` option for features that `names` does not cover; "" without a guess."""
     given = {pair.partition("=")[0]: pair.partition("=")[2] for pair in names.pairs()}
     guessed = {feature: name for feature, name in given.items() if feature in features}
     known = len(guessed)
@@ -183,7 +184,7 @@ def proposal(features: Mapping[str, Any], names: FeatureNames) -> str:
         guessed[key] = f"{camera}_{len(guessed)}" if camera in guessed.values() else camera
     if len(guessed) == known:
         return ""
-    return "say which feature is which, for example --names " + " ".join(f"{k}={name}" for k, name in guessed.items())
+    return "name the features, for example --names " + " ".join(f"{k}={name}" for k, name in guessed.items())
 
 
 def _looks_like_vector(feature: Any) -> bool:

@@ -1,4 +1,4 @@
-"""The meta folder of a LeRobotDataset, v3.0, v2.1 or v2.0: tasks and episodes, every key typed and checked."""
+"""Reading the meta folder of a LeRobotDataset, v3.0, v2.1 or v2.0: tasks and episodes, every key typed and checked."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ EXTRA = "lightwam/extra"
 MOST_TASKS = 1_000_000
 
 ColumnKind = Literal["whole", "number", "text", "texts", "any"]
-"""whole: integers, or floating-point numbers that are whole (pandas makes such)"""
+"""whole: integers, also when pandas stored them as floating-point numbers"""
 
 
 @dataclass(frozen=True)
 class Clip:
-    """Where one episode's pictures of one camera lie."""
+    """One episode's part of one camera's video."""
 
     path: Path
     start: float
     """seconds from the start of the file"""
     end: float | None = None
-    """the same of the clip's end, where the episodes table says it"""
+    """seconds from the start of the file to the clip's end; None where the episodes table does not have it"""
 
 
 @dataclass(frozen=True)
@@ -44,18 +44,18 @@ class Episode:
     length: int
     """frames"""
     tasks: tuple[str, ...]
-    """the sentences that the episodes table names; () where it names none"""
+    """the sentences in the episodes table; () if it has none"""
     data_path: Path
     clips: Mapping[str, Clip]
-    """camera -> pictures, of those that are stored as video"""
+    """camera -> its clip; only cameras stored as video"""
     extra: Mapping[str, Any]
     """what the collector noted, for example {"seed": 7}"""
     rows: tuple[int, int] | None = None
-    """its first row among all rows and the one behind its last, where the episodes table says it"""
+    """first row among all rows, and last row + 1; None where the episodes table does not have them"""
 
 
 def read_table(path: Path, columns: Mapping[str, ColumnKind]) -> pa.Table:
-    """Those columns of a parquet file; DatasetError when it is broken, or a column is missing, mistyped or has gaps."""
+    """Read columns of a parquet file; DatasetError when it is broken, or a column is missing, mistyped or has gaps."""
     known = columns_of(path)
     if missing := [name for name in columns if name not in known]:
         raise DatasetError("columns are missing", where=path, got=", ".join(known), expected=", ".join(missing),
@@ -75,7 +75,7 @@ def read_table(path: Path, columns: Mapping[str, ColumnKind]) -> pa.Table:
                 where=f"{path} column {name}",
                 got=got,
                 expected=kind,
-                next_step="write the column anew, without gaps",
+                next_step="rewrite the column, without gaps",
             )
     return table
 
@@ -93,7 +93,7 @@ def tables_in(folder: Path) -> list[Path]:
 
 
 def columns_of(path: Path) -> list[str]:
-    """The names of a parquet file's columns; DatasetError when it is broken."""
+    """Read the names of a parquet file's columns; DatasetError when it is broken."""
     try:
         with path.open("rb") as file:
             names: list[str] = pq.read_schema(file).names
@@ -108,7 +108,7 @@ def _unreadable(path: Path, error: Exception) -> DatasetError:
 
 
 def missing_file(path: Path, root: Path, named_by: str = "") -> DatasetError:
-    """The error for a file of the dataset at `root` that is not there; `named_by`: the pattern that names it."""
+    """Return the error for a missing file of the dataset at `root`; `named_by`: the key of info.json for its path."""
     expected = str(path.relative_to(root)) + (f" (by {named_by} in meta/info.json)" if named_by else "")
     return DatasetError("a file of the dataset is missing", where=path, got=what_lies_there(path, root),
                         expected=expected, next_step="copy it again, or rename it back")  # fmt: skip
@@ -132,7 +132,7 @@ def _is_kind(arrow: pa.DataType, kind: ColumnKind) -> bool:
 
 
 def _whole(value: int | float, where: object) -> int:
-    """An integer that may be stored as a floating-point number; DatasetError when it is not whole."""
+    """Convert a number to int; DatasetError when it is not whole."""
     if not float(value).is_integer():
         raise DatasetError("a number is not whole", where=where, got=value, expected="an integer",
                            next_step="write the true number")  # fmt: skip
@@ -161,40 +161,40 @@ def read_tasks(root: Path, version: str) -> dict[int, str]:
     if not pairs or len({*numbers}) < len(numbers) or not 0 <= min(numbers) <= max(numbers) < MOST_TASKS:
         raise DatasetError("tasks are not numbered", where=path, got=sorted(numbers)[:20] or "no tasks",
                            expected=f"each its own task_index, 0 to {MOST_TASKS - 1}",
-                           next_step="number them anew, in the rows' task_index too")  # fmt: skip
+                           next_step="renumber them, in the rows' task_index too")  # fmt: skip
     return dict(pairs)
 
 
 def read_episodes(
     root: Path, version: str, info: Mapping[str, Any], cameras: Mapping[str, Camera]
 ) -> tuple[tuple[Episode, ...], dict[str, LeftOut]]:
-    """All episodes, by index, and the cameras whose pictures the episodes table does not tell.
+    """Read all episodes, by index, and the cameras whose clips cannot be read from the episodes table.
 
-    DatasetError when they are not numbered without gaps from 0 or one is empty.
+    DatasetError when episodes are not numbered without gaps from 0, or one is empty.
     """
     videos = {name: camera.key for name, camera in cameras.items() if camera.stored == "video"}
-    found, broken = (_v30_episodes if version == "v3.0" else _v2_episodes)(root, info, videos)
-    found.sort(key=lambda pair: pair[1].index)
-    indices = [episode.index for _, episode in found]
+    rows, broken = (_v30_episodes if version == "v3.0" else _v2_episodes)(root, info, videos)
+    rows.sort(key=lambda pair: pair[1].index)
+    indices = [episode.index for _, episode in rows]
     if not indices or indices != list(range(len(indices))):
         gap = next((i for i, index in enumerate(indices) if i != index), 0)
         got = f"{indices[gap : gap + 1] or 'none'} in place {gap}"
         if gap and indices[gap] == indices[gap - 1]:
-            got = f"episode {indices[gap]} twice, in {found[gap - 1][0]} and in {found[gap][0]}"
+            got = f"episode {indices[gap]} twice, in {rows[gap - 1][0]} and in {rows[gap][0]}"
         raise DatasetError("episodes are not numbered without gaps from 0", where=root / "meta", got=got, expected=gap,
                            next_step="renumber the episodes, or copy the dataset again")  # fmt: skip
-    if empty := [episode.index for _, episode in found if episode.length < 1]:
+    if empty := [episode.index for _, episode in rows if episode.length < 1]:
         raise DatasetError("an episode is empty", where=root / "meta", got=f"episode {empty[0]}",
                            expected="1 frame or more",
-                           next_step="leave it out of the tables, and number the episodes behind it anew")  # fmt: skip
-    return tuple(episode for _, episode in found), {name: LeftOut(error, True) for name, error in broken.items()}
+                           next_step="leave it out of the tables, and renumber the episodes after it")  # fmt: skip
+    return tuple(episode for _, episode in rows), {name: LeftOut(error, True) for name, error in broken.items()}
 
 
-Found = tuple[list[tuple[str, Episode]], dict[str, DatasetError]]
-"""every episode with the place of its row, and the cameras that are broken"""
+EpisodeRows = tuple[list[tuple[str, Episode]], dict[str, DatasetError]]
+"""every episode with the location of its row, and the broken cameras"""
 
 
-def _v30_episodes(root: Path, info: Mapping[str, Any], videos: Mapping[str, str]) -> Found:
+def _v30_episodes(root: Path, info: Mapping[str, Any], videos: Mapping[str, str]) -> EpisodeRows:
     folder = root / "meta" / "episodes"
     paths = tables_in(folder)
     if not paths:
@@ -214,8 +214,8 @@ def _v30_episodes(root: Path, info: Mapping[str, Any], videos: Mapping[str, str]
         clips: list[dict[str, Clip]] = [{} for _ in rows]
         for camera, key in videos.items():
             try:
-                for clip, found in zip(clips, _v30_clips(root, info, key, path, known), strict=True):
-                    clip[camera] = found
+                for some, clip in zip(clips, _v30_clips(root, info, key, path, known), strict=True):
+                    some[camera] = clip
             except DatasetError as error:
                 broken.setdefault(camera, error)
         for row, some in zip(rows, clips, strict=True):
@@ -224,7 +224,7 @@ def _v30_episodes(root: Path, info: Mapping[str, Any], videos: Mapping[str, str]
 
 
 def _v30_clips(root: Path, info: Mapping[str, Any], key: str, path: Path, known: list[str]) -> Iterator[Clip]:
-    """One camera's clips, a row an episode; `to_timestamp` need not be there."""
+    """Yield one camera's clip of every row; `to_timestamp` is optional."""
     spot = f"videos/{key}/"
     columns: dict[str, ColumnKind] = {spot + "chunk_index": "whole", spot + "file_index": "whole",
                                       spot + "from_timestamp": "number"}  # fmt: skip
@@ -257,12 +257,12 @@ def _v30_episode(
     return Episode(whole["episode_index"], length, tasks, data_path, clips, extra, span)
 
 
-def _v2_episodes(root: Path, info: Mapping[str, Any], videos: Mapping[str, str]) -> Found:
+def _v2_episodes(root: Path, info: Mapping[str, Any], videos: Mapping[str, str]) -> EpisodeRows:
     per_chunk = info.get("chunks_size")
     if type(per_chunk) is not int or per_chunk < 1:
         raise DatasetError("a key of info.json is missing or mistyped", where=root / "meta" / "info.json",
                            got=f"chunks_size = {per_chunk!r}", expected="int >= 1",
-                           next_step="mend meta/info.json, or copy it again")  # fmt: skip
+                           next_step="correct meta/info.json, or copy it again")  # fmt: skip
     episodes: list[tuple[str, Episode]] = []
     broken: dict[str, DatasetError] = {}
     for place, row in _json_lines(root / "meta" / "episodes.jsonl", root, {"episode_index": int, "length": int}):
@@ -270,7 +270,7 @@ def _v2_episodes(root: Path, info: Mapping[str, Any], videos: Mapping[str, str])
         tasks = [tasks] if isinstance(tasks, str) else tasks
         if not isinstance(tasks, list):
             raise DatasetError("a key is missing or mistyped", where=place, got=f"tasks = {tasks!r}", expected="a list",
-                               next_step="mend the line, or copy the file again")  # fmt: skip
+                               next_step="correct the line, or copy the file again")  # fmt: skip
         spot = {"episode_chunk": index // per_chunk, "episode_index": index}
         clips = {}
         for camera, key in videos.items():
@@ -291,7 +291,7 @@ def _path_of(root: Path, info: Mapping[str, Any], key: str, **parts: Any) -> Pat
             where=where,
             got=repr(pattern),
             expected="a path",
-            next_step="mend meta/info.json, or copy it again",
+            next_step="correct meta/info.json, or copy it again",
         )
     try:
         # names of files are UTF-8, too, where the locale does not say so
@@ -299,23 +299,23 @@ def _path_of(root: Path, info: Mapping[str, Any], key: str, **parts: Any) -> Pat
     except (KeyError, ValueError, IndexError, AttributeError, TypeError) as error:
         expected = sorted(parts)
         raise DatasetError("a path pattern has an unknown part", where=where, got=pattern, expected=expected,
-                           next_step="mend the pattern in meta/info.json") from error  # fmt: skip
+                           next_step="correct the pattern in meta/info.json") from error  # fmt: skip
     if path.is_absolute():
         raise DatasetError("a path pattern leads out of the dataset", where=where, got=pattern,
                            expected="a path within the dataset's folder",
-                           next_step="mend the pattern in meta/info.json")  # fmt: skip
+                           next_step="correct the pattern in meta/info.json")  # fmt: skip
     return root / path
 
 
 def _json_lines(path: Path, root: Path, kinds: Mapping[str, type]) -> list[tuple[str, dict[str, Any]]]:
-    r"""Every line's place and object. Lines end at \n alone: a sentence may hold other separators, as U+2028."""
+    r"""Read every line's location and object. Only \n ends a line: a sentence may contain U+2028 and the like."""
     if not path.is_file():
         raise missing_file(path, root)
     try:
         lines = path.read_bytes().decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise DatasetError("a file of the dataset is not UTF-8", where=path, got=likely_cause(path) or error,
-                           expected="JSON lines in UTF-8", next_step="write it anew as UTF-8") from error  # fmt: skip
+                           expected="JSON lines in UTF-8", next_step="save it as UTF-8") from error  # fmt: skip
     rows = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -329,6 +329,6 @@ def _json_lines(path: Path, root: Path, kinds: Mapping[str, type]) -> list[tuple
         if not isinstance(row, dict) or not all(isinstance(row.get(key), kind) for key, kind in kinds.items()):
             expected = {key: kind.__name__ for key, kind in kinds.items()}
             raise DatasetError("a key is missing or mistyped", where=place, got=line[:200], expected=expected,
-                               next_step="mend the line, or copy the file again")  # fmt: skip
+                               next_step="correct the line, or copy the file again")  # fmt: skip
         rows.append((place, row))
     return rows

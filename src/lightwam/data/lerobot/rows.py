@@ -1,4 +1,4 @@
-"""The rows of a LeRobotDataset: state, action, task and time of every frame, and whether their columns agree."""
+"""Reading the rows of a LeRobotDataset: state, action, task and time of every frame, and checks that they agree."""
 
 from __future__ import annotations
 
@@ -16,49 +16,49 @@ from lightwam.data.lerobot.meta import Clip, ColumnKind, Episode, columns_of, mi
 from lightwam.errors import DatasetError
 
 Tell = Callable[[DatasetError], None]
-"""takes a fault: raises it, or keeps it and lets the reader go on"""
+"""handles a fault: raises it, or collects it so that reading continues"""
 SLACK = 1e-3
-"""seconds: times in the tables may be off by as much before they contradict one another"""
+"""seconds: tolerance when times in the tables are compared"""
 INDICES = ("episode_index", "task_index")
 MAYBE = ("timestamp", "frame_index", "index")
-"""columns that are read where they are there"""
+"""optional columns"""
 
 
 def refuse(fault: DatasetError) -> None:
-    """Raise the first fault; the `Tell` of everyone who wants to use the dataset."""
+    """Raise the fault: the `Tell` for using the dataset rather than checking it."""
     raise fault
 
 
 @dataclass(frozen=True)
 class Vectors:
-    """The numbers of all frames, episodes one behind the other, in robot units."""
+    """The numbers of all frames, episode after episode, in robot units."""
 
     state: Float32[np.ndarray, "N P"]
     action: Float32[np.ndarray, "N A"]
     task_index: Int64[np.ndarray, " episodes"]
-    """of every episode's first frame"""
+    """task of every episode's first frame"""
     frame_task: Int64[np.ndarray, " N"]
-    """of every frame: a task may change within an episode"""
+    """task of every frame: it may change within an episode"""
     timestamp: Float64[np.ndarray, " N"] | None
-    """seconds from the episode's start in its videos; None where a dataset without videos has none"""
+    """seconds from the episode's start in its videos; None for a dataset without videos and timestamps"""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """What `read_rows` found."""
+    """The result of `read_rows`."""
 
     vectors: Vectors
     index: Int64[np.ndarray, " N"] | None
-    """the column `index`, where every data file has it"""
+    """the column `index`, if every data file has it"""
     broken: frozenset[int]
-    """episodes with a fault that was told"""
+    """episodes with a fault; their values stay zero"""
     astray: Mapping[Path, tuple[int, ...]]
-    """data file -> episodes with rows in it, which the episodes table does not place there"""
+    """data file -> episodes with rows in it that the episodes table puts elsewhere"""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What `read_rows` must know of a dataset."""
+    """What `read_rows` needs to know about a dataset."""
 
     root: Path
     episodes: Sequence[Episode]
@@ -73,7 +73,7 @@ class Layout:
 
 
 def read_rows(layout: Layout, tell: Tell = refuse) -> Rows:
-    """Every data file's rows; each fault of an episode is told, and what was found of it stays zeros."""
+    """Read every data file's rows; faults go to `tell`, and the values of an episode with a fault stay zero."""
     count = int(layout.starts[-1])
     try:
         state = np.zeros((count, layout.state_dim), np.float32)
@@ -103,11 +103,11 @@ def read_rows(layout: Layout, tell: Tell = refuse) -> Rows:
         if table is None or faults:
             broken.add(episode.index)
             continue
-        found, span = table.found(episode), slice(start, start + episode.length)
-        state[span], action[span], task[span] = table.state[found], table.action[found], table.task[found]
+        rows, span = table.rows_of(episode), slice(start, start + episode.length)
+        state[span], action[span], task[span] = table.state[rows], table.action[rows], table.task[rows]
         has_time, has_index = has_time and table.time is not None, has_index and table.index is not None
-        time[span] = 0 if table.time is None else table.time[found]
-        index[span] = 0 if table.index is None else table.index[found]
+        time[span] = 0 if table.time is None else table.time[rows]
+        index[span] = 0 if table.index is None else table.index[rows]
     vectors = Vectors(state, action, task[layout.starts[:-1]], task, time if has_time else None)
     return Rows(vectors, index if has_index else None, frozenset(broken), astray)
 
@@ -141,42 +141,42 @@ class _Table:
                                next_step="add it: seconds from the start of the episode's video, a row (where no row "
                                "was cut out, frame_index / fps)")  # fmt: skip
 
-    def found(self, episode: Episode) -> Int64[np.ndarray, " T"]:
-        """The episode's rows, as they lie in the file."""
+    def rows_of(self, episode: Episode) -> Int64[np.ndarray, " T"]:
+        """Return the numbers of the episode's rows, in the file's order."""
         first, last = np.searchsorted(self._episode, [episode.index, episode.index + 1])
         return self._order[first:last]
 
     def astray(self) -> dict[Path, tuple[int, ...]]:
-        """This file, and the episodes with rows in it that belong elsewhere; nothing where there are none."""
+        """Return {this file: episodes with rows in it that belong elsewhere}; {} without such rows."""
         placed = [episode.index for episode in self._layout.episodes if episode.data_path == self.path]
         others = np.setdiff1d(self._episode, placed).tolist()
         return {self.path: tuple(others)} if others else {}
 
     def faults(self, episode: Episode) -> Iterator[DatasetError]:
-        """Everything that is wrong with an episode's rows."""
-        found, where = self.found(episode), f"{self.path} episode {episode.index}"
-        if len(found) != episode.length:
-            yield self._other_length(episode, len(found), where)
+        """Yield everything that is wrong with an episode's rows."""
+        rows, where = self.rows_of(episode), f"{self.path} episode {episode.index}"
+        if len(rows) != episode.length:
+            yield self._other_length(episode, len(rows), where)
             return
         if self.time is not None:
-            yield from _time_faults(self.time[found], None if self.frame is None else self.frame[found], where)
-        for name, values in ((STATE, self.state[found]), (ACTION, self.action[found])):
+            yield from _time_faults(self.time[rows], None if self.frame is None else self.frame[rows], where)
+        for name, values in ((STATE, self.state[rows]), (ACTION, self.action[rows])):
             if fault := not_finite(values, f"{where} {name}"):
                 yield fault
-        yield from self._task_faults(self.task[found], episode, where)
+        yield from self._task_faults(self.task[rows], episode, where)
 
     def _other_length(self, episode: Episode, got: int, where: str) -> DatasetError:
         if not got:
             others = {other.data_path for other in self._layout.episodes} - {self.path}
             for path in sorted(path for path in others if path.is_file()):
                 if (read_table(path, {"episode_index": "whole"})["episode_index"].to_numpy() == episode.index).any():
-                    return DatasetError("an episode's rows lie in another file than the tables say", where=where,
+                    return DatasetError("an episode's rows are in another file than the tables say", where=where,
                                         got=path, expected=self.path,
-                                        next_step="was a file renamed or exchanged? rename it back")  # fmt: skip
+                                        next_step="was a file renamed or swapped? rename it back")  # fmt: skip
             held = np.unique(self._episode)[:5].tolist()
             return DatasetError("a data file lacks an episode", where=where,
                                 got=f"rows of episodes {held}" if held else "no rows", expected=episode.index,
-                                next_step="was a file renamed or exchanged? else copy the dataset again")  # fmt: skip
+                                next_step="was a file renamed or swapped? else copy the dataset again")  # fmt: skip
         return DatasetError(
             "an episode has another length than the episodes table says",
             where=where,
@@ -191,20 +191,20 @@ class _Table:
             if one not in tasks:
                 known = ", ".join(map(str, sorted(tasks)[:20])) + ", ..." * (len(tasks) > 20)
                 yield DatasetError("a task_index has no sentence", where=where, got=one, expected=f"one of {known}",
-                                   next_step="add it to meta/tasks, or mend the rows' task_index")  # fmt: skip
+                                   next_step="add it to meta/tasks, or correct the rows' task_index")  # fmt: skip
             elif episode.tasks and tasks[one] not in episode.tasks:
                 yield DatasetError("tables disagree on an episode's task", where=where,
                                    got=f"task_index {one}, {tasks[one]!r}",
                                    expected=f"as in meta/episodes: {', '.join(map(repr, episode.tasks))}",
-                                   next_step="mend the one that is wrong")  # fmt: skip
+                                   next_step="correct the wrong one")  # fmt: skip
 
 
 def _time_faults(
     time: Float64[np.ndarray, " T"], frame: Int64[np.ndarray, " T"] | None, where: str
 ) -> Iterator[DatasetError]:
-    """What is wrong with the times of an episode's rows, or where frame_index contradicts them.
+    """Yield what is wrong with the times of an episode's rows, and where frame_index contradicts them.
 
-    frame_index may count the rows, or grow with the time where rows were cut out and it was left as it was.
+    frame_index may count the rows, or grow with time where rows were cut out later and it was not renumbered.
     """
     if (bad := np.flatnonzero(~np.isfinite(time))).size:
         yield DatasetError("a timestamp is not finite", where=f"{where} row {int(bad[0])}", got=float(time[bad[0]]),
@@ -212,9 +212,9 @@ def _time_faults(
         return
     if (bad := np.flatnonzero(np.diff(time) < 0)).size:
         row = int(bad[0]) + 1
-        yield DatasetError("an episode's rows do not lie in the order of time", where=f"{where} row {row}",
-                           got=f"timestamp {time[row]:.4f} s behind {time[row - 1]:.4f} s",
-                           expected="timestamps that rise",
+        yield DatasetError("an episode's rows must be in order of time", where=f"{where} row {row}",
+                           got=f"timestamp {time[row]:.4f} s after {time[row - 1]:.4f} s",
+                           expected="rising timestamps",
                            next_step="sort the rows by episode_index and timestamp")  # fmt: skip
         return
     if frame is None or (frame == np.arange(len(frame))).all():
@@ -226,12 +226,12 @@ def _time_faults(
     yield DatasetError("frame_index and timestamp disagree", where=f"{where} row {row}",
                        got=f"frame_index {frame[row]} at {time[row]:.4f} s",
                        expected=f"{row}, or a frame_index that grows with timestamp",
-                       next_step="timestamp tells a row's picture, as in LeRobot: where it is true, write frame_index "
-                       "as 0, 1, 2, ...; else write the true timestamps")  # fmt: skip
+                       next_step="as in LeRobot, timestamp selects a row's picture: if it is right, write frame_index "
+                       "as 0, 1, 2, ...; else correct the timestamps")  # fmt: skip
 
 
 def not_finite(values: np.ndarray, where: str) -> DatasetError | None:
-    """The fault that names the first frame and dimension of values [T, D] that is NaN or infinite, if one is."""
+    """Return a fault naming the first NaN or infinite frame and dimension of values [T, D]; None if all are finite."""
     bad = np.argwhere(~np.isfinite(values))
     if not len(bad):
         return None
@@ -252,17 +252,17 @@ def check_finite(values: np.ndarray, where: str) -> None:
 
 
 def span_place(episode: Episode, camera: str) -> str:
-    """Where an episode's part of a camera's video is written down, for errors."""
+    """Name the row of the episodes table that has an episode's part of a camera's video, for errors."""
     return f"meta/episodes, episode {episode.index}, camera {camera}"
 
 
 def span_faults(
     episodes: Sequence[Episode], camera: str, last: Mapping[int, float], frame_time: float
 ) -> Iterator[DatasetError]:
-    """Where an episode's part of a camera's video contradicts its own end, its rows, or a neighbour in the same file.
+    """Yield where an episode's part of a camera's video contradicts its end, its rows, or the next episode's part.
 
-    `last`: episode -> the timestamp of its last row, of those episodes whose rows are sound. A row's picture must come
-    before the next episode's first; how long pictures last is not known here, as a video may have more than rows.
+    `last`: episode -> timestamp of its last row, for episodes without faults. Every row's picture must come before the
+    next episode's first one; a clip may be longer than its rows, so its true end is not known here.
     """
     files: dict[Path, list[tuple[Clip, Episode]]] = {}
     for episode in episodes:
@@ -277,7 +277,7 @@ def span_faults(
             yield DatasetError("from_timestamp, to_timestamp and the rows' timestamp disagree", where=where,
                                got=f"{clip.start:.4f} s + {last[episode.index]:.4f} s of the last row",
                                expected=f"before to_timestamp, {clip.end:.4f} s",
-                               next_step="mend the one that is wrong; the next episode's pictures would be "
+                               next_step="correct the wrong one: the next episode's pictures would be "
                                "read")  # fmt: skip
     for path, some in files.items():
         some.sort(key=lambda pair: pair[0].start)
@@ -288,8 +288,8 @@ def span_faults(
                 yield DatasetError("two episodes overlap in a video", where=f"{path}",
                                    got=f"episode {episode.index} {clip.start:.4f} to {end:.4f} s, "
                                    f"episode {other.index} from {after.start:.4f} s",
-                                   expected="one behind the other",
-                                   next_step="mend from_timestamp and to_timestamp in meta/episodes")  # fmt: skip
+                                   expected="one after the other",
+                                   next_step="correct from_timestamp and to_timestamp in meta/episodes")  # fmt: skip
 
 
 def _integers(values: np.ndarray, where: str) -> Int64[np.ndarray, " rows"]:
@@ -301,7 +301,7 @@ def _integers(values: np.ndarray, where: str) -> Int64[np.ndarray, " rows"]:
 
 
 def _matrix(table: pa.Table, name: str, dim: int, path: Path) -> np.ndarray:
-    """A column of numbers (dim 1) or of lists of `dim` numbers as an array [rows, dim]."""
+    """Convert a column of numbers (dim 1) or of lists of `dim` numbers to an array [rows, dim]."""
     pieces, where, kind = [], f"{path} column {name}", table.schema.field(name).type
     is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     number = kind.value_type if is_list else kind
@@ -317,7 +317,7 @@ def _matrix(table: pa.Table, name: str, dim: int, path: Path) -> np.ndarray:
         if chunk.null_count or widths.tolist() not in ([], [dim]):
             got = "rows without a value" if chunk.null_count else f"widths {widths.tolist()}"
             raise DatasetError("a column has another width than info.json says", where=where, got=got, expected=dim,
-                               next_step="write the true shape into meta/info.json, or mend the rows")  # fmt: skip
+                               next_step="write the true shape into meta/info.json, or correct the rows")  # fmt: skip
         values = chunk.flatten() if is_list else chunk
         if values.null_count:
             raise DatasetError("a column has gaps", where=where, got=f"{values.null_count} empty", expected="numbers",
