@@ -9,6 +9,7 @@ with its fields, and what makes a connection impossible (another protocol, TLS a
 from __future__ import annotations
 
 import json
+import logging
 import socket
 import ssl
 import threading
@@ -20,6 +21,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from lightwam.errors import ConfigError, LightwamError, WireError
+from lightwam.robot.addresses import OTHER_PORT, is_address, speaks_otherwise
 from lightwam.robot.proxies import Proxy, proxy_for
 
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.05, 2.0
@@ -34,6 +36,10 @@ SHORTAGE = (408, 425, 429, 500, 502, 503, 504)
 """HTTP statuses that may be others in a moment"""
 MOST_SILENT = 3
 """connections in a row on which the server says nothing, after which it is taken for another kind of server"""
+TOO_LARGE = 1009
+"""code with which a websocket is ended over a message that is too long"""
+LOGGER = logging.getLogger("lightwam.robot.websockets")
+LOGGER.addHandler(logging.NullHandler())  # what websockets has to say of a broken handshake is in our error
 BUSY, CLOSING = "busy", "closing"
 """codes of refusals that say nothing of the message: another try, another connection"""
 
@@ -78,7 +84,7 @@ class Client:
 
         ConfigError for a `url` that is no ws://HOST:PORT or wss://HOST:PORT, and for a key that cannot be sent.
         """
-        if not _is_address(url):
+        if not is_address(url):
             raise ConfigError("not the address of a websocket", where="url", got=repr(url),
                               expected="ws://HOST:PORT or wss://HOST:PORT")  # fmt: skip
         if ssl_context is not None and not url.startswith("wss:"):
@@ -176,7 +182,7 @@ class Client:
                 self._drop()
                 reason = error.rcvd.reason or "the server ended the connection over this message"
                 raise Refused(reason, code=str(error.rcvd.code), where=self.url) from error
-            raise self._failed(str(error)) from error
+            raise self._too_large(error) or self._failed(str(error)) from error
         except OSError as error:
             raise self._failed(str(error)) from error
 
@@ -223,9 +229,10 @@ class Client:
             connection = connect(
                 self.url, compression=None, max_size=self._message_bytes, additional_headers=self._headers,
                 open_timeout=left, close_timeout=CLOSE_SECONDS, ping_interval=None, ssl=self._ssl,
-                proxy=proxy.address if proxy else None,
+                proxy=proxy.address if proxy else None, logger=LOGGER,
             ).__enter__()  # fmt: skip
-        except (OSError, EOFError, ImportError, ValueError, problems.WebSocketException) as error:
+        except (OSError, EOFError, ImportError, ValueError, AssertionError, problems.WebSocketException) as error:
+            # websockets asserts that nothing broke while it said its first word
             raise self._not_made(error, proxy, deadline) from error
         self._connection = connection
         try:
@@ -235,9 +242,16 @@ class Client:
         self._num_silent = 0
         if isinstance(hello, str):
             refusal = refused(hello)
+            if not refusal.code:  # another program's greeting, or an error before anything was asked
+                raise self._impossible("what listens there begins with a text, and openpi's server with a map",
+                                       hello[:200], "another port, or address")  # fmt: skip
             failure = self._failed(f"refused: {refusal.what}")
             raise failure if refusal.code in (BUSY, CLOSING) else refusal
-        self._metadata = self._read(hello)
+        try:
+            self._metadata = self._read(hello)
+        except WireError as error:
+            raise self._impossible("what listens there does not begin with a map, as openpi's server does",
+                                   f"{error.got}", "another port, or address") from error  # fmt: skip
         if self._closed.is_set():  # while it was dialled
             raise self._failed("")
         return connection
@@ -247,6 +261,10 @@ class Client:
         import websockets.exceptions as problems
 
         why = str(error) or type(error).__name__
+        if isinstance(error, problems.InvalidMessage) and error.__cause__ is not None:
+            why += f": {error.__cause__}"
+        if proxy is not None:
+            why = why.replace(proxy.address, proxy.shown)  # its password is nobody's business
         match error:
             case ImportError():  # websockets needs it for SOCKS alone
                 return ConfigError("a package that the proxy needs is not installed", where=proxy, got=why,
@@ -258,10 +276,13 @@ class Client:
             case problems.InvalidProxyStatus() if error.response.status_code not in SHORTAGE:
                 return self._impossible(f"the proxy {proxy} refuses to connect", f"HTTP {error.response.status_code}",
                                         self._without_proxy())  # fmt: skip
-            case problems.InvalidProxyMessage():
+            case problems.InvalidProxyMessage() if not isinstance(error.__cause__, (EOFError, OSError)):
                 return self._impossible(f"the proxy {proxy} is not one", why, self._without_proxy())
             case problems.InvalidStatus():
                 return self._no_websocket(error)
+            case ssl.SSLError() if proxy and proxy.address.startswith("https:") and self.url.startswith("ws:"):
+                step = f"http:// in place of https:// in {proxy.source}; or {self._without_proxy()}"
+                return self._impossible(f"the proxy {proxy} does not speak TLS as this client does", why, step)
             case ssl.SSLCertVerificationError():
                 return self._impossible("the server's certificate is not trusted", error.verify_message or why,
                                         "Client(ssl_context=ssl.create_default_context(cafile=CERTIFICATE)), or "
@@ -270,20 +291,33 @@ class Client:
             case ssl.SSLError() if not isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
                 return self._impossible("the server does not speak TLS as this client does", why,
                                         "ws:// in place of wss://, if it has no certificate")  # fmt: skip
-            case problems.InvalidMessage() | EOFError() | ConnectionResetError() | ssl.SSLError() if (
-                proxy is None and self._speaks_otherwise(deadline)
-            ):
-                secure = self.url.startswith("wss:")
-                what = "the server does not speak TLS" if secure else "the server speaks TLS"
-                step = "ws:// in place of wss://" if secure else "wss:// in place of ws://"
+            case (
+                problems.InvalidMessage()
+                | EOFError()
+                | ConnectionResetError()
+                | BrokenPipeError()
+                | AssertionError()
+                | problems.ConnectionClosed()
+                | ssl.SSLError()
+            ) if proxy is None and (other := speaks_otherwise(self.url, deadline - time.monotonic())):
+                what, step = other
                 return self._impossible(what, why, step)
             case problems.InvalidMessage() if not isinstance(error.__cause__, (EOFError, OSError)):
                 kind = (
                     "is an HTTP server, not openpi's" if "HTTP/1.0" in str(error.__cause__) else "does not speak HTTP"
                 )
-                return self._impossible(f"what listens there {kind}", f"{why}: {error.__cause__}",
-                                        "another port: openpi's is 8000, where nothing else was said")  # fmt: skip
-            case problems.InvalidMessage() | TimeoutError() | OSError() | EOFError() | problems.ProxyError():
+                return self._impossible(f"what listens there {kind}", why, OTHER_PORT)
+            case (
+                problems.InvalidMessage()
+                | TimeoutError()
+                | OSError()
+                | EOFError()
+                | AssertionError()
+                | problems.ConnectionClosed()
+                | problems.ProxyError()
+            ):
+                if isinstance(error, socket.gaierror) and proxy is None:
+                    why += ": the address's host is not known here"
                 return self._failed(f"by the proxy {proxy}: {why}" if proxy else why, proxy)
         return self._impossible("what listens there is no websocket server", why, "another port, or address")
 
@@ -295,7 +329,10 @@ class Client:
         refusal = refused(body, str(status))
         if status in (401, 403) or refusal.where is not None:
             self._drop()
-            return refusal if body else refused(f"HTTP {status}", str(status))
+            if refusal.where is not None:
+                return refusal
+            what = "the server, or a proxy before it, wants other credentials"
+            return Refused(what, code=str(status), where=self.url, expected="Client(api_key=...) as it knows one")
         return self._impossible("what listens there is an HTTP server, not openpi's", f"HTTP {status}",
                                 "another port, or address")  # fmt: skip
 
@@ -303,6 +340,8 @@ class Client:
         """What it means that a websocket was made, and nothing heard on it."""
         import websockets.exceptions as problems
 
+        if isinstance(error, problems.ConnectionClosed) and (too_large := self._too_large(error)):
+            return too_large
         if isinstance(error, problems.ConnectionClosed) and error.rcvd is not None:
             code = error.rcvd.code
             if code in LASTING or code >= 3000:
@@ -317,22 +356,14 @@ class Client:
             return self._failed(what)
         return self._failed(str(error) or type(error).__name__)
 
-    def _speaks_otherwise(self, deadline: float) -> bool:
-        """Whether TLS answers at a ws:// address, or HTTP without it at a wss:// one."""
-        parts, answer = urlsplit(self.url), b""
-        context = ssl.create_default_context()
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        port, left = parts.port or (443 if parts.scheme == "wss" else 80), max(0.05, deadline - time.monotonic())
-        try:
-            with socket.create_connection((parts.hostname, port), timeout=min(2.0, left)) as plain:
-                if parts.scheme == "ws":
-                    with context.wrap_socket(plain):
-                        return True
-                plain.sendall(f"GET /healthz HTTP/1.1\r\nHost: {parts.netloc}\r\nConnection: close\r\n\r\n".encode())
-                answer = plain.recv(5)
-        except (OSError, EOFError):  # ssl.SSLError is an OSError
-            return False
-        return answer == b"HTTP/"
+    def _too_large(self, error: Any) -> WireError | None:
+        """The refusal of an answer that this client ended the connection over, None if it ended for another reason."""
+        if error.sent is None or error.sent.code != TOO_LARGE or error.rcvd_then_sent:
+            return None
+        self._drop()
+        return WireError("the server's answer is too large", where=self.url, got=error.sent.reason,
+                         expected=f"at most {self._message_bytes} bytes",
+                         next_step="Client(message_bytes=...), if it is openpi's server")  # fmt: skip
 
     def _impossible(self, what: str, got: str, next_step: str) -> CannotConnect:
         self._drop()
@@ -343,14 +374,18 @@ class Client:
 
     def _read(self, data: bytes) -> dict[str, Any]:
         from lightwam.wire import openpi
+        from lightwam.wire.limits import Limits
 
+        most = max(self._message_bytes, Limits.message_bytes)
         try:
-            answer = openpi.unpack(data)
-            if not isinstance(answer, dict):
-                raise WireError("the server's message is not a map", where=self.url, got=type(answer).__name__)
-        except WireError:
+            answer = openpi.unpack(data, Limits(message_bytes=most, array_bytes=most))
+        except WireError as error:
             self._drop()
-            raise
+            raise WireError("the server's answer cannot be read", where=self.url, got=f"{error.what}; {error.got}",
+                            expected=error.expected) from error  # fmt: skip
+        if not isinstance(answer, dict):
+            self._drop()
+            raise WireError("the server's message is not a map", where=self.url, got=type(answer).__name__)
         return answer
 
     def _drop(self) -> None:
@@ -371,21 +406,12 @@ class Client:
                               next_step=f"{step}; the next call connects anew")  # fmt: skip
 
 
-def _is_address(url: str) -> bool:
-    """Whether it is a websocket's, with a host and a port that can be one."""
-    try:
-        parts = urlsplit(url)
-        return parts.scheme in ("ws", "wss") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        return False
-
-
 def refused(text: str, code: str = "") -> Refused:
     """What a text frame says: our servers' {"code", "where", "message", "expected"}, or another server's plain text."""
     try:
         said = json.loads(text)
     except ValueError:
-        return Refused(text, code=code)
+        return Refused(text or "the server sent an empty text, which is openpi's for an error", code=code)
     if isinstance(said, dict):
         said = said.get("error", said)  # over HTTP
     if not isinstance(said, dict) or not isinstance(said.get("message"), str):
