@@ -36,8 +36,6 @@ SHORTAGE = (408, 425, 429, 500, 502, 503, 504)
 """HTTP statuses that may be others in a moment"""
 MOST_SILENT = 3
 """connections in a row on which the server says nothing, after which it is taken for another kind of server"""
-TOO_LARGE = 1009
-"""code with which a websocket is ended over a message that is too long"""
 LOGGER = logging.getLogger("lightwam.robot.websockets")
 LOGGER.addHandler(logging.NullHandler())  # what websockets has to say of a broken handshake is in our error
 BUSY, CLOSING = "busy", "closing"
@@ -358,7 +356,7 @@ class Client:
 
     def _too_large(self, error: Any) -> WireError | None:
         """The refusal of an answer that this client ended the connection over, None if it ended for another reason."""
-        if error.sent is None or error.sent.code != TOO_LARGE or error.rcvd_then_sent:
+        if error.sent is None or error.sent.code != 1009 or error.rcvd_then_sent:
             return None
         self._drop()
         return WireError("the server's answer is too large", where=self.url, got=error.sent.reason,
