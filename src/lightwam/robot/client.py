@@ -351,7 +351,7 @@ class Client:
             if self._num_silent >= MOST_SILENT:
                 return self._impossible(f"what listens there is {what}", f"nothing, {self._num_silent} times",
                                         "another port: XPolicyLab's protocol has one of its own")  # fmt: skip
-            return self._failed(what)
+            return self._failed(f"{what}; XPolicyLab's protocol has a port of its own")
         return self._failed(str(error) or type(error).__name__)
 
     def _too_large(self, error: Any) -> WireError | None:
