@@ -176,11 +176,13 @@ class Client:
         except TimeoutError as error:
             raise self._failed(f"no answer in {self._timeout:g} s") from error
         except ConnectionClosed as error:
+            if too_large := self._too_large(error):
+                raise too_large from error
             if error.rcvd is not None and error.rcvd.code in OUR_FAULT:
                 self._drop()
                 reason = error.rcvd.reason or "the server ended the connection over this message"
                 raise Refused(reason, code=str(error.rcvd.code), where=self.url) from error
-            raise self._too_large(error) or self._failed(str(error)) from error
+            raise self._failed(str(error)) from error
         except OSError as error:
             raise self._failed(str(error)) from error
 
@@ -239,8 +241,7 @@ class Client:
             raise self._no_greeting(error) from error
         self._num_silent = 0
         if isinstance(hello, str):
-            refusal = refused(hello)
-            if not refusal.code:  # another program's greeting, or an error before anything was asked
+            if not (refusal := refused(hello)).code:  # another program's greeting, or an error before a question
                 raise self._impossible("what listens there begins with a text, and openpi's server with a map",
                                        hello[:200], "another port, or address")  # fmt: skip
             failure = self._failed(f"refused: {refusal.what}")
