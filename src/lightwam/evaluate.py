@@ -90,7 +90,7 @@ def evaluate(
     up over attempts; of a killed one it counts up to the last episode that it finished.
     """
     began = time.perf_counter()
-    if hire is None:
+    if hire is None and (settings is None or settings.workers):
         require_main_guard()  # before a policy is loaded
     policy = policy or Policy.load(run, device="auto")
     recipe = adapted(policy.recipe, sim or policy.recipe.sim, settings or policy.recipe.eval)

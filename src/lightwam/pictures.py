@@ -20,7 +20,11 @@ MOST_SCANS = 64
 
 
 class PictureError(ValueError):
-    """Bytes that are not a complete PNG or JPEG, or have too many pixels."""
+    """Bytes that are not a complete PNG or JPEG, or have too many pixels; `step` says what to do."""
+
+    def __init__(self, what: str, step: str = "send it whole, as it was encoded") -> None:
+        super().__init__(what)
+        self.step = step
 
 
 def is_encoded(data: bytes) -> bool:
@@ -39,9 +43,10 @@ def decode(data: bytes, most_bytes: int, *, legacy: bool = False) -> UInt8[np.nd
     elif data.startswith(JPEG):
         name, size = "mjpeg", _jpeg(data)
     else:
-        raise PictureError(f"neither PNG nor JPEG: it begins with {data[:8]!r}")
+        raise PictureError(f"neither PNG nor JPEG: it begins with {data[:8]!r}", "encode it as PNG or JPEG")
     if 0 in size or size[0] * size[1] * 3 > most_bytes:
-        raise PictureError(f"{size[0]} x {size[1]} pixels; between 1 and {most_bytes // 3} are allowed")
+        raise PictureError(f"{size[0]} x {size[1]} pixels; between 1 and {most_bytes // 3} are allowed",
+                           "send it smaller, or raise --limits.array-bytes")  # fmt: skip
     import av
 
     # a new decoder for every picture: FFmpeg's for PNG, reused, adds the last picture's first row to the next one
@@ -86,12 +91,12 @@ def _jpeg(data: bytes) -> tuple[int, int]:
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and len(body) >= 6:
             _, height, width, colours = struct.unpack_from(">BHHB", body)
             if colours not in (1, 3):
-                raise PictureError(f"a JPEG of {colours} colours, not RGB or grey")
+                raise PictureError(f"a JPEG of {colours} colours, not RGB or grey", "convert it to RGB first")
             size = height, width
     if size is None or data.find(b"\xff\xd9", scan) < 0:  # a scan's own bytes cannot contain this marker
         raise PictureError("a JPEG that is cut short")
     if data.count(b"\xff\xda", scan) > MOST_SCANS:
-        raise PictureError(f"a JPEG of more than {MOST_SCANS} scans")
+        raise PictureError(f"a JPEG of more than {MOST_SCANS} scans", "encode it as a plain JPEG")
     return size
 
 

@@ -38,17 +38,19 @@ def _no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def openpi_server(greeting: Any = None, ends: int = 0, **settings: Any) -> Iterator[int]:
+def openpi_server(
+    greeting: Any = None, ends: int = 0, talk: Callable[[ServerConnection], None] | None = None, **settings: Any
+) -> Iterator[int]:
     """Answers every observation with a chunk; `ends`: says nothing and ends the connection with this code."""
 
-    def talk(connection: ServerConnection) -> None:
+    def answers(connection: ServerConnection) -> None:
         if ends:
             return connection.close(ends, "no robots")
         connection.send(msgpack_numpy.packb(greeting or {}))
         for _ in connection:
             connection.send(msgpack_numpy.packb({"actions": CHUNK}))
 
-    with serve(talk, "127.0.0.1", 0, compression=None, max_size=None, **settings) as running:
+    with serve(talk or answers, "127.0.0.1", 0, compression=None, max_size=None, **settings) as running:
         thread = threading.Thread(target=running.serve_forever)
         thread.start()
         try:
@@ -120,7 +122,7 @@ def raised(url: str, **settings: Any) -> tuple[LightwamError, float]:
 
 
 @pytest.mark.parametrize(
-    "host", ["localhost", "robot.localhost", "127.0.0.1", "127.9.8.7", "[::1]", "[::ffff:127.0.0.1]"]
+    "host", ["localhost", "robot.localhost", "127.0.0.1", "127.9.8.7", "[::1]", "[::ffff:127.0.0.1]", "0.0.0.0"]
 )
 def test_no_proxy_leads_to_this_machine(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "HTTPS_PROXY", "socks_proxy"):
@@ -188,9 +190,22 @@ def test_faults_of_a_proxy_name_it(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{port}")
         error, _ = raised("ws://robot.invalid:8000", attempts=2)
         assert isinstance(error, ConnectionLost) and "from http_proxy" in str(error)
-    monkeypatch.setenv("http_proxy", "ftp://10.1.1.1:3")
-    error, _ = raised("ws://robot.invalid:8000")
-    assert isinstance(error, ConfigError) and "from http_proxy" in str(error)
+    with tcp_server(says(b"")) as port:  # it ends every connection, as one that is being restarted
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{port}")
+        error, _ = raised("ws://robot.invalid:8000", attempts=2)
+        assert isinstance(error, ConnectionLost) and "from http_proxy" in str(error)
+    with tcp_server(says(b"SSH-2.0-OpenSSH_9.6\r\n")) as port:
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{port}")
+        error, _ = raised("ws://robot.invalid:8000")
+        assert isinstance(error, CannotConnect) and "is not one" in str(error)
+        monkeypatch.setenv("http_proxy", f"https://127.0.0.1:{port}")
+        error, _ = raised("ws://robot.invalid:8000")
+        assert isinstance(error, CannotConnect) and "the proxy https://" in str(error) and "server" not in error.what
+    for address in ("ftp://me:secret@10.1.1.1:3", "me:secret@10.1.1.1:3"):
+        monkeypatch.setenv("http_proxy", address)
+        error, _ = raised("ws://robot.invalid:8000")
+        assert isinstance(error, ConfigError) and "10.1.1.1:3 (from http_proxy)" in str(error)
+        assert "secret" not in str(error)
 
 
 def test_a_missing_package_for_socks_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,6 +256,8 @@ def trusting(certificate: Path) -> ssl.SSLContext:
     ("answer", "word"),
     [
         (b"SSH-2.0-OpenSSH_9.6\r\n", "does not speak HTTP"),
+        (b"J\x00\x00\x00\x0a8.0.30\x00", "does not speak HTTP"),
+        (b"\x00\x00\x12\x04\x00\x00\x00\x00\x00", "does not speak HTTP"),  # gRPC; no end of a line
         (b"HTTP/1.0 200 OK\r\n\r\nhi", "is an HTTP server"),
         (b"HTTP/1.1 404 Not Found\r\nContent-Length: 4\r\n\r\nlost", "HTTP 404"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", "HTTP 200"),
@@ -252,6 +269,55 @@ def test_another_kind_of_server_is_told_at_once(answer: bytes, word: str) -> Non
     with tcp_server(says(answer)) as port:
         error, seconds = raised(f"ws://127.0.0.1:{port}")
     assert isinstance(error, CannotConnect) and word in str(error) and seconds < 10
+
+
+def test_a_program_that_speaks_first_is_told_at_once() -> None:
+    """It has gone before the client has said a word, or says what no line of HTTP is."""
+    with tcp_server(lambda guest: guest.sendall(b"J\x00\x00\x00\x0a8.0.30\x00mysql_native_password")) as port:
+        error, seconds = raised(f"ws://127.0.0.1:{port}")
+    assert isinstance(error, CannotConnect) and "does not speak HTTP" in str(error) and seconds < 10
+
+
+@pytest.mark.parametrize("lost", [None, AssertionError(), BrokenPipeError()])
+def test_a_server_that_leaves_while_hands_are_shaken_may_come_back(
+    lost: Exception | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import websockets.sync.client as theirs
+    from websockets.exceptions import ConnectionClosedError
+
+    def leaves(*_: Any, **__: Any) -> Any:
+        raise lost or ConnectionClosedError(None, None)
+
+    monkeypatch.setattr(theirs, "connect", leaves)
+    error, _ = raised("ws://127.0.0.1:9", attempts=2)
+    assert isinstance(error, ConnectionLost)
+
+
+@pytest.mark.parametrize(
+    "greeting", ["welcome", '{"op": "serverInfo", "name": "foxglove"}', b"\xc1", msgpack_numpy.packb([1, 2])]
+)
+def test_another_websockets_greeting_is_told_at_once(greeting: str | bytes) -> None:
+    def talk(connection: ServerConnection) -> None:
+        connection.send(greeting)
+        connection.recv(10)
+
+    with openpi_server(talk=talk) as port:
+        error, seconds = raised(f"ws://127.0.0.1:{port}")
+    assert isinstance(error, CannotConnect) and "begin" in str(error) and seconds < 10
+    assert str(error.where) == f"ws://127.0.0.1:{port}"
+
+
+def test_a_server_before_which_another_asks_for_credentials() -> None:
+    with tcp_server(says(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 6\r\n\r\n<html>")) as port:
+        error, seconds = raised(f"ws://127.0.0.1:{port}")
+    assert isinstance(error, Refused) and error.code == "401" and "credentials" in error.what and seconds < 10
+    assert "<html>" not in str(error)
+
+
+@pytest.mark.parametrize("address", ["ws://robot:8000/#x", "ws://" + "a" * 80 + ":8000"])
+def test_an_address_that_cannot_be_one_is_no_fault_of_a_server(address: str) -> None:
+    with pytest.raises(ConfigError, match="not the address"):
+        Client(address)
 
 
 @pytest.mark.parametrize("status", [401, 403])
@@ -338,3 +404,29 @@ def test_the_client_goes_by_the_limit_that_the_server_tells() -> None:
         with pytest.raises(WireError, match="too large") as caught:
             client.act(large)
         assert "message_bytes" in caught.value.next_step
+
+
+def test_an_answer_that_is_too_large_is_told_and_not_asked_for_again() -> None:
+    large = {"actions": np.ones((2000, 2), np.float32)}
+
+    def talk(connection: ServerConnection) -> None:
+        connection.send(msgpack_numpy.packb({}))
+        for _ in connection:
+            connection.send(msgpack_numpy.packb(large))
+
+    with openpi_server(talk=talk) as port:
+        error, seconds = raised(f"ws://127.0.0.1:{port}", message_bytes=1000)
+        assert type(error) is WireError and "message_bytes" in error.next_step and seconds < 10
+        with Client(f"ws://127.0.0.1:{port}", message_bytes=100_000) as client:
+            assert client.act({}).shape == (2000, 2)
+
+
+def test_an_answer_that_cannot_be_read_is_the_servers_fault() -> None:
+    def talk(connection: ServerConnection) -> None:
+        connection.send(msgpack_numpy.packb({}))
+        connection.recv(10)
+        connection.send(b"\xc1")
+
+    with openpi_server(talk=talk) as port:
+        error, _ = raised(f"ws://127.0.0.1:{port}")
+    assert type(error) is WireError and "server's answer" in error.what and "ws://" in str(error.where)

@@ -15,6 +15,7 @@ from in_here import InHere
 
 from lightwam import evaluate as module
 from lightwam.checks import check
+from lightwam.commands import eval as eval_command
 from lightwam.config import EvalConfig, Recipe, SimConfig, adapted
 from lightwam.episodes import read_episodes, task_files
 from lightwam.errors import CheckpointError, ConfigError, SimulatorError
@@ -360,3 +361,19 @@ def test_episodes_and_films_survive_their_workers(
     assert result["tasks"] == undisturbed["tasks"]
     after = {key: row | {"video": None} for key, row in read_episodes(tmp_path / "b" / "eval").items()}
     assert kept.items() <= after.items()
+
+
+def test_an_address_of_another_kind_is_no_run() -> None:
+    with pytest.raises(ConfigError, match="not the address of a websocket"):
+        eval_command.run(["http://127.0.0.1:8000", "point"])
+
+
+def test_without_workers_nothing_needs_a_main_guard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise ConfigError("a guard is needed")
+
+    monkeypatch.setattr(module, "require_main_guard", refuse)
+    with pytest.raises(CheckpointError):  # there is no run; that much further it went
+        evaluate(tmp_path, EvalConfig(trials=1, replan=1, workers=0))
+    with pytest.raises(ConfigError, match="guard"):
+        evaluate(tmp_path, EvalConfig(trials=1, replan=1, workers=2))

@@ -396,3 +396,33 @@ def test_a_file_that_is_no_toml_is_refused(tmp_path: Path, content: bytes | None
         path.write_bytes(content)
     with pytest.raises(ConfigError, match="cannot be read"):
         families.read(path)
+
+
+@pytest.mark.parametrize(
+    ("picture", "hint"),
+    [
+        (np.zeros((4, 5, 3), np.float32), "255"),
+        (np.zeros((4, 5, 3), np.uint16), ">> 8"),
+        ([[0]], "np.asarray"),
+        (np.zeros((4, 5), np.uint8), "grey"),
+        (np.zeros((4, 5, 1), np.uint8), "grey"),
+        (np.zeros((1, 4, 5, 3), np.uint8), "no batch"),
+    ],
+)
+def test_the_hint_fits_the_picture(picture: Any, hint: str) -> None:
+    family, message = libero()
+    with pytest.raises(WireError) as refused:
+        family.observation(message | {"observation/image": picture})
+    assert hint in refused.value.next_step
+
+
+def test_a_list_of_numpys_numbers_is_a_state() -> None:
+    family, message = libero()
+    assert family.observation(message | {"observation/state": list(np.arange(8.0))}).state.tolist() == list(range(8))
+
+
+def test_a_sentence_that_is_null_is_called_that() -> None:
+    family, message = libero()
+    with pytest.raises(WireError, match="not text") as refused:
+        family.observation(message | {"prompt": None})
+    assert (refused.value.where, refused.value.got) == ("prompt", "null")

@@ -143,3 +143,13 @@ def test_a_machine_without_opengl_is_told_what_to_install(
     monkeypatch.setattr("lightwam.expert_check.Workers", InHere)
     assert main([*command, *(["--task", "libero_object/0"] if "sim" in command else ["--sim.tasks", "reach"])]) == 2
     assert "neither EGL nor OSMesa is installed" in capsys.readouterr().err
+
+
+def test_a_variable_set_to_nothing_is_unset_and_capitals_are_small(
+    clean: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clean(MUJOCO_EGL_DEVICE_ID="", PYOPENGL_PLATFORM="EGL")
+    monkeypatch.setattr(opengl, "trouble", lambda: "")
+    opengl.choose_gl()
+    assert "MUJOCO_EGL_DEVICE_ID" not in os.environ
+    assert (os.environ["PYOPENGL_PLATFORM"], os.environ["MUJOCO_GL"]) == ("egl", "egl")

@@ -118,11 +118,12 @@ def test_what_a_png_carries_besides_its_picture_is_not_unpacked() -> None:
 
 
 @pytest.mark.parametrize("kind", [png, jpeg])
-@pytest.mark.parametrize("form", ["base64", "url", "lines"])
+@pytest.mark.parametrize("form", ["base64", "url", "lines", "unpadded", "of URLs"])
 def test_over_http_they_come_in_base64(kind: Any, form: str) -> None:
     rgb = picture(200, 260)
     text = base64.b64encode(kind(rgb)).decode()
-    text = {"base64": text, "url": f"data:image/{kind.__name__};base64,{text}",
+    text = {"base64": text, "unpadded": text.rstrip("="), "of URLs": text.translate(str.maketrans("+/", "-_")),
+            "url": f"data:image/{kind.__name__};base64,{text}",
             "lines": "\n".join(text[i : i + 76] for i in range(0, len(text), 76))}[form]  # fmt: skip
     assert len(text) > Limits().text_chars or kind is png
     seen = {"images": {"top": text}, "state": [0.0, 1.0], "prompt": "go"}
@@ -160,6 +161,14 @@ def test_those_that_cannot_be_used_are_named(value: Any, what: str) -> None:
     with pytest.raises(WireError, match=what) as refused:
         FAMILY.observation(sent)
     assert refused.value.where == "images > top"
+
+
+def test_the_next_step_fits_the_picture() -> None:
+    for value, step in ((png(picture())[:-9], "whole"), (png(picture(), size=(5000, 5000)), "smaller")):
+        sent = openpi.unpack(openpi.pack({"images": {"top": value}, "state": np.zeros(2), "prompt": "go"}))
+        with pytest.raises(WireError) as refused:
+            FAMILY.observation(sent)
+        assert step in refused.value.next_step and ("limits" in refused.value.next_step) == (step == "smaller")
 
 
 def test_a_url_of_another_kind_is_named() -> None:

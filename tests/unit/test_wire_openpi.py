@@ -162,6 +162,10 @@ def test_dtypes_are_read_by_their_names(name: str) -> None:
         ("f4,f4", "each field"),
         ([["a", "<f4"]], "each field"),
         ("nonsense", "np.float32"),
+        ("int", "how wide"),
+        ("float", "how wide"),
+        ("f32", "'float32'"),
+        ("d", "'float64'"),
     ],
 )
 def test_the_hint_fits_the_dtype(dtype: Any, hint: str) -> None:
@@ -203,10 +207,10 @@ def nested(levels: int) -> Any:
         (msgpack.packb(msgpack.ExtType(5, b"pickle")), "nobody sends"),
         (msgpack.packb(nested(9)), "too deep"),
         (b"\x91" * 10**6 + b"\x90", "not sound"),
-        (b"\xdd\xff\xff\xff\xff", "not sound"),
-        (b"\xdf\xff\xff\xff\xff", "not sound"),
+        (b"\xdd\xff\xff\xff\xff", "too many"),
+        (b"\xdf\xff\xff\xff\xff", "too many"),
         (b"\xc6\xff\xff\xff\xff", "not sound"),
-        (msgpack.packb(dict.fromkeys(map(str, range(5000)))), "not sound"),
+        (msgpack.packb(dict.fromkeys(map(str, range(5000)))), "too many"),
         (msgpack.packb([[[]] * 2000] * 3), "too many"),
         (msgpack.packb("a" * 4097), "too long"),
         (msgpack.packb({"a" * 4097: 1}), "too long"),
@@ -256,3 +260,48 @@ def test_a_hostile_message_costs_little_memory(name: str) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 40e6 + 4 * len(HOSTILE[name])
+
+
+def test_numpys_other_names_are_read() -> None:
+    for name in ("half", "single", "double"):
+        values = np.arange(3).astype(name)
+        found = openpi.unpack(packed_array(dtype=name, data=values.tobytes(), shape=[3]))["x"]
+        assert found.dtype == np.dtype(name) and found.tolist() == [0, 1, 2]
+
+
+def test_an_array_over_a_limit_is_called_that() -> None:
+    """msgpack's own limits are met first, and the server's log names the setting by these words."""
+    limits = Limits(array_bytes=100, num_items=50)
+    for value, what in ((bytes(101), "an array is too large"), (list(range(51)), "too many entries")):
+        with pytest.raises(WireError, match=what):
+            openpi.unpack(msgpack.packb({"x": value}), limits)
+
+
+@pytest.mark.parametrize(
+    ("data", "hint"),
+    [
+        (msgpack.packb({"x": msgpack.ExtType(17, bytes(4))}), "extension"),
+        (msgpack.packb({"x": msgpack.ExtType(17, bytes(400))}), "extension"),
+        (msgpack.packb({"x": b"\xff\xfe"}, use_bin_type=False), "use_bin_type"),
+    ],
+)
+def test_what_other_codecs_make_of_bytes_is_told_with_the_fix(data: bytes, hint: str) -> None:
+    with pytest.raises(WireError) as refused:
+        openpi.unpack(data)
+    assert hint in refused.value.next_step
+
+
+def test_a_kind_of_null_is_msgpack_numpys_empty_one() -> None:
+    found = openpi.unpack(
+        msgpack.packb({"x": {"nd": True, "type": "<f4", "kind": None, "shape": [1], "data": bytes(4)}})
+    )
+    assert found["x"].tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"), [("press it " * 20, "shorten it"), ("UklGRk4aAABX" * 10, "PNG or JPEG"), ("键" * 101, "shorten")]
+)
+def test_the_hint_for_a_long_text_is_for_a_sentence_or_a_picture(text: str, hint: str) -> None:
+    with pytest.raises(WireError, match="a text is too long") as refused:
+        openpi.unpack(msgpack.packb({"prompt": text}), Limits(text_chars=100))
+    assert hint in refused.value.next_step

@@ -80,6 +80,9 @@ def run(arguments: Sequence[str]) -> None:
     if arguments and arguments[0].startswith(("ws://", "wss://")):
         _eval_server(arguments[0], arguments[1:])
         return
+    if arguments and "://" in arguments[0]:
+        raise ConfigError("not the address of a websocket", where=arguments[0], expected="ws://HOST:PORT or wss://HOST:PORT",
+                          next_step="lightwam eval ws://HOST:PORT RECIPE --run OUT")  # fmt: skip
     path, rest = run_directory(arguments, "eval")
     if wants_help(rest):
         print(USAGE)

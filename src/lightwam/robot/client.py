@@ -9,6 +9,7 @@ fields, and what makes connecting impossible (another protocol, TLS at only one 
 from __future__ import annotations
 
 import json
+import logging
 import socket
 import ssl
 import threading
@@ -20,6 +21,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from lightwam.errors import ConfigError, LightwamError, WireError
+from lightwam.robot.addresses import OTHER_PORT, is_address, speaks_otherwise
 from lightwam.robot.proxies import Proxy, proxy_for
 
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.05, 2.0
@@ -34,6 +36,8 @@ SHORTAGE = (408, 425, 429, 500, 502, 503, 504)
 """HTTP statuses that are worth a retry"""
 MOST_SILENT = 3
 """connections in a row without a greeting, after which the server is taken for another kind of server"""
+LOGGER = logging.getLogger("lightwam.robot.websockets")
+LOGGER.addHandler(logging.NullHandler())  # what websockets logs of a failed handshake is in our error
 BUSY, CLOSING = "busy", "closing"
 """codes of refusals that say nothing of the message: another try, another connection"""
 
@@ -78,7 +82,7 @@ class Client:
 
         ConfigError for a `url` that is no ws://HOST:PORT or wss://HOST:PORT, and for a key that cannot be sent.
         """
-        if not _is_address(url):
+        if not is_address(url):
             raise ConfigError("not the address of a websocket", where="url", got=repr(url),
                               expected="ws://HOST:PORT or wss://HOST:PORT")  # fmt: skip
         if ssl_context is not None and not url.startswith("wss:"):
@@ -172,6 +176,8 @@ class Client:
         except TimeoutError as error:
             raise self._failed(f"no answer in {self._timeout:g} s") from error
         except ConnectionClosed as error:
+            if too_large := self._too_large(error):
+                raise too_large from error
             if error.rcvd is not None and error.rcvd.code in OUR_FAULT:
                 self._drop()
                 reason = error.rcvd.reason or "the server ended the connection over this message"
@@ -223,9 +229,10 @@ class Client:
             connection = connect(
                 self.url, compression=None, max_size=self._message_bytes, additional_headers=self._headers,
                 open_timeout=left, close_timeout=CLOSE_SECONDS, ping_interval=None, ssl=self._ssl,
-                proxy=proxy.address if proxy else None,
+                proxy=proxy.address if proxy else None, logger=LOGGER,
             ).__enter__()  # fmt: skip
-        except (OSError, EOFError, ImportError, ValueError, problems.WebSocketException) as error:
+        except (OSError, EOFError, ImportError, ValueError, AssertionError, problems.WebSocketException) as error:
+            # websockets asserts that nothing broke while it said its first word
             raise self._not_made(error, proxy, deadline) from error
         self._connection = connection
         try:
@@ -234,10 +241,16 @@ class Client:
             raise self._no_greeting(error) from error
         self._num_silent = 0
         if isinstance(hello, str):
-            refusal = refused(hello)
+            if not (refusal := refused(hello)).code:  # another program's greeting, or an error before a question
+                raise self._impossible("what listens there begins with a text, and openpi's server with a map",
+                                       hello[:200], "another port, or address")  # fmt: skip
             failure = self._failed(f"refused: {refusal.what}")
             raise failure if refusal.code in (BUSY, CLOSING) else refusal
-        self._metadata = self._read(hello)
+        try:
+            self._metadata = self._read(hello)
+        except WireError as error:
+            raise self._impossible("what listens there does not begin with a map, as openpi's server does",
+                                   f"{error.got}", "another port, or address") from error  # fmt: skip
         if self._closed.is_set():  # while it was dialled
             raise self._failed("")
         return connection
@@ -246,7 +259,13 @@ class Client:
         """Turn a failed connection attempt into our error: ConnectionLost if a retry may succeed."""
         import websockets.exceptions as problems
 
+        broken = (problems.InvalidMessage, problems.ConnectionClosed, EOFError, ConnectionResetError, BrokenPipeError,
+                  AssertionError, ssl.SSLError)  # fmt: skip
         why = str(error) or type(error).__name__
+        if isinstance(error, problems.InvalidMessage) and error.__cause__ is not None:
+            why += f": {error.__cause__}"
+        if proxy is not None:
+            why = why.replace(proxy.address, proxy.shown)  # its password is nobody's business
         match error:
             case ImportError():  # websockets needs python-socks only for SOCKS
                 return ConfigError("a package that the proxy needs is not installed", where=proxy, got=why,
@@ -258,10 +277,13 @@ class Client:
             case problems.InvalidProxyStatus() if error.response.status_code not in SHORTAGE:
                 return self._impossible(f"the proxy {proxy} refuses to connect", f"HTTP {error.response.status_code}",
                                         self._without_proxy())  # fmt: skip
-            case problems.InvalidProxyMessage():
+            case problems.InvalidProxyMessage() if not isinstance(error.__cause__, (EOFError, OSError)):
                 return self._impossible(f"the proxy {proxy} is not one", why, self._without_proxy())
             case problems.InvalidStatus():
                 return self._no_websocket(error)
+            case ssl.SSLError() if proxy and proxy.address.startswith("https:") and self.url.startswith("ws:"):
+                step = f"http:// in place of https:// in {proxy.source}; or {self._without_proxy()}"
+                return self._impossible(f"the proxy {proxy} does not speak TLS as this client does", why, step)
             case ssl.SSLCertVerificationError():
                 return self._impossible("the server's certificate is not trusted", error.verify_message or why,
                                         "Client(ssl_context=ssl.create_default_context(cafile=CERTIFICATE)), or "
@@ -270,20 +292,21 @@ class Client:
             case ssl.SSLError() if not isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
                 return self._impossible("the server does not speak TLS as this client does", why,
                                         "use ws:// instead of wss:// if it has no certificate")  # fmt: skip
-            case problems.InvalidMessage() | EOFError() | ConnectionResetError() | ssl.SSLError() if (
-                proxy is None and self._speaks_otherwise(deadline)
+            case _ if (
+                proxy is None
+                and isinstance(error, broken)
+                and (other := speaks_otherwise(self.url, deadline - time.monotonic()))
             ):
-                secure = self.url.startswith("wss:")
-                what = "the server does not speak TLS" if secure else "the server speaks TLS"
-                step = "use ws:// instead of wss://" if secure else "use wss:// instead of ws://"
+                what, step = other
                 return self._impossible(what, why, step)
             case problems.InvalidMessage() if not isinstance(error.__cause__, (EOFError, OSError)):
                 kind = (
                     "is an HTTP server, not openpi's" if "HTTP/1.0" in str(error.__cause__) else "does not speak HTTP"
                 )
-                return self._impossible(f"the server {kind}", f"{why}: {error.__cause__}",
-                                        "try another port: openpi's default is 8000")  # fmt: skip
-            case problems.InvalidMessage() | TimeoutError() | OSError() | EOFError() | problems.ProxyError():
+                return self._impossible(f"the server {kind}", why, OTHER_PORT)
+            case _ if isinstance(error, (*broken, OSError, problems.ProxyError)):  # a TimeoutError is an OSError
+                if isinstance(error, socket.gaierror) and proxy is None:
+                    why += ": the address's host is unknown here"
                 return self._failed(f"by the proxy {proxy}: {why}" if proxy else why, proxy)
         return self._impossible("this is not a websocket server", why, "try another port or address")
 
@@ -295,7 +318,10 @@ class Client:
         refusal = refused(body, str(status))
         if status in (401, 403) or refusal.where is not None:
             self._drop()
-            return refusal if body else refused(f"HTTP {status}", str(status))
+            if refusal.where is not None:
+                return refusal
+            what = "the server, or a proxy in front of it, wants other credentials"
+            return Refused(what, code=str(status), where=self.url, expected="Client(api_key=...) with a key it knows")
         return self._impossible("this is an HTTP server, not openpi's", f"HTTP {status}",
                                 "try another port or address")  # fmt: skip
 
@@ -303,6 +329,8 @@ class Client:
         """Turn a missing greeting on an open websocket into our error."""
         import websockets.exceptions as problems
 
+        if isinstance(error, problems.ConnectionClosed) and (too_large := self._too_large(error)):
+            return too_large
         if isinstance(error, problems.ConnectionClosed) and error.rcvd is not None:
             code = error.rcvd.code
             if code in LASTING or code >= 3000:
@@ -315,25 +343,17 @@ class Client:
             if self._num_silent >= MOST_SILENT:
                 return self._impossible(f"this is {what}", f"nothing, {self._num_silent} times",
                                         "try another port: XPolicyLab's protocol has its own")  # fmt: skip
-            return self._failed(what)
+            return self._failed(f"{what}; XPolicyLab's protocol has its own port")
         return self._failed(str(error) or type(error).__name__)
 
-    def _speaks_otherwise(self, deadline: float) -> bool:
-        """Whether a ws:// address answers with TLS, or a wss:// address without it."""
-        parts, answer = urlsplit(self.url), b""
-        context = ssl.create_default_context()
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        port, left = parts.port or (443 if parts.scheme == "wss" else 80), max(0.05, deadline - time.monotonic())
-        try:
-            with socket.create_connection((parts.hostname, port), timeout=min(2.0, left)) as plain:
-                if parts.scheme == "ws":
-                    with context.wrap_socket(plain):
-                        return True
-                plain.sendall(f"GET /healthz HTTP/1.1\r\nHost: {parts.netloc}\r\nConnection: close\r\n\r\n".encode())
-                answer = plain.recv(5)
-        except (OSError, EOFError):  # ssl.SSLError is an OSError
-            return False
-        return answer == b"HTTP/"
+    def _too_large(self, error: Any) -> WireError | None:
+        """Return the refusal of an answer over this client's limit; None if the connection ended for another reason."""
+        if error.sent is None or error.sent.code != 1009 or error.rcvd_then_sent:
+            return None
+        self._drop()
+        return WireError("the server's answer is too large", where=self.url, got=error.sent.reason,
+                         expected=f"at most {self._message_bytes} bytes",
+                         next_step="Client(message_bytes=...), if it is openpi's server")  # fmt: skip
 
     def _impossible(self, what: str, got: str, next_step: str) -> CannotConnect:
         self._drop()
@@ -344,14 +364,18 @@ class Client:
 
     def _read(self, data: bytes) -> dict[str, Any]:
         from lightwam.wire import openpi
+        from lightwam.wire.limits import Limits
 
+        most = max(self._message_bytes, Limits.message_bytes)
         try:
-            answer = openpi.unpack(data)
-            if not isinstance(answer, dict):
-                raise WireError("the server's message is not a map", where=self.url, got=type(answer).__name__)
-        except WireError:
+            answer = openpi.unpack(data, Limits(message_bytes=most, array_bytes=most))
+        except WireError as error:
             self._drop()
-            raise
+            raise WireError("the server's answer cannot be read", where=self.url, got=f"{error.what}; {error.got}",
+                            expected=error.expected) from error  # fmt: skip
+        if not isinstance(answer, dict):
+            self._drop()
+            raise WireError("the server's message is not a map", where=self.url, got=type(answer).__name__)
         return answer
 
     def _drop(self) -> None:
@@ -372,21 +396,12 @@ class Client:
                               next_step=f"{step}; the next call reconnects")  # fmt: skip
 
 
-def _is_address(url: str) -> bool:
-    """Whether it is a websocket's, with a host and a port that can be one."""
-    try:
-        parts = urlsplit(url)
-        return parts.scheme in ("ws", "wss") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        return False
-
-
 def refused(text: str, code: str = "") -> Refused:
     """What a text frame says: our servers' {"code", "where", "message", "expected"}, or another server's plain text."""
     try:
         said = json.loads(text)
     except ValueError:
-        return Refused(text, code=code)
+        return Refused(text or "the server sent an empty text, which is openpi's for an error", code=code)
     if isinstance(said, dict):
         said = said.get("error", said)  # over HTTP
     if not isinstance(said, dict) or not isinstance(said.get("message"), str):

@@ -20,17 +20,21 @@ class Proxy:
     source: str
     """the environment variable, or the system's settings"""
 
+    @property
+    def shown(self) -> str:
+        """The address without user and password."""
+        scheme, mark, rest = self.address.rpartition("://")
+        return f"{scheme}{mark}{rest.rpartition('@')[2]}"
+
     def __str__(self) -> str:
-        """Format the address without user and password."""
-        parts = urlsplit(self.address)
-        host = parts.netloc.rpartition("@")[2]
-        return f"{parts.scheme}://{host} (from {self.source})"
+        """Format the address without user and password, and where it was set."""
+        return f"{self.shown} (from {self.source})"
 
 
 def proxy_for(url: str) -> Proxy | None:
     """Return the proxy for a ws:// or wss:// address, from the environment or the system's settings.
 
-    None without a proxy, for this machine (localhost, 127.0.0.0/8, ::1), and for hosts in NO_PROXY or no_proxy.
+    None without a proxy, for this machine (localhost, 127.0.0.0/8, ::1, 0.0.0.0), and for hosts in NO_PROXY, no_proxy.
     """
     parts = urlsplit(url)
     host = (parts.hostname or "").rstrip(".")
@@ -72,8 +76,9 @@ def is_excepted(host: str, port: int, exceptions: str) -> bool:
 
 
 def _is_this_machine(host: str) -> bool:
-    address = _address(host)
-    return host.lower() == "localhost" or host.lower().endswith(".localhost") or (address or _ELSEWHERE).is_loopback
+    address = _address(host) or _ELSEWHERE
+    is_here = address.is_loopback or address.is_unspecified  # openpi's client connects to 0.0.0.0 by default
+    return host.lower() == "localhost" or host.lower().endswith(".localhost") or is_here
 
 
 def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

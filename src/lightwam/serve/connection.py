@@ -8,7 +8,7 @@ from http import HTTPStatus
 from typing import Any
 
 from aiohttp import WSCloseCode, web
-from aiohttp.http_exceptions import LineTooLong
+from aiohttp.http_exceptions import ContentEncodingError, LineTooLong
 
 from lightwam.serve.logs import note
 from lightwam.serve.service import Refusal
@@ -17,6 +17,8 @@ LINGER_SECONDS = 60.0
 """how long the rest of a refused message is read and discarded, at most, so that its client gets the refusal"""
 QUIET_SECONDS = 1.0
 """without a byte for this long, the client has nothing more to send"""
+ENCODINGS = "Content-Encoding gzip, deflate or none"
+"""of a body"""
 TLS = b"\x16\x03"
 """first bytes of a TLS handshake"""
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
@@ -91,8 +93,10 @@ class Connection(web.RequestHandler):
             self.end_when_quiet()
             return refused(500, Refusal("internal", "the server", "the request failed; the server's log has why", ""))
         status = 431 if isinstance(exc, LineTooLong) else status
-        why = Refusal("bad_message", "the request", (message or HTTPStatus(status).phrase).splitlines()[0][:200],
-                      "HTTP/1.1")  # fmt: skip
+        what = (message or HTTPStatus(status).phrase).splitlines()[0][:200]
+        why = Refusal("bad_message", "the request", what, "HTTP/1.1")
+        if isinstance(exc, ContentEncodingError):
+            why = Refusal("bad_message", "the body", "an encoding that is not known", ENCODINGS)
         self._failed(request, why, self._first == TLS)
         self.end_when_quiet()
         return refused(status, why)

@@ -8,7 +8,7 @@ import numpy as np
 from aiohttp import HttpVersion11, web
 
 from lightwam.errors import WireError
-from lightwam.serve.connection import refused
+from lightwam.serve.connection import ENCODINGS, refused
 from lightwam.serve.service import Refusal, Service
 from lightwam.serve.settings import Serving
 from lightwam.wire.json_arrays import dumps, loads
@@ -34,8 +34,13 @@ async def act(request: web.BaseRequest, service: Service, settings: Serving, dra
     try:
         body = await asyncio.wait_for(_body(request, most), settings.handshake_seconds)
     except TimeoutError:
+        service.refusals.add(client, "the whole body did not arrive in time", setting="--handshake-seconds",
+                             expected=f"within {settings.handshake_seconds:g} s", protocol="http")  # fmt: skip
         return refused(408, Refusal("bad_message", "the body", "the whole body did not arrive in time",
                                     f"within {settings.handshake_seconds:g} s (--handshake-seconds)"))  # fmt: skip
+    except web.RequestPayloadError:  # bytes that are no gzip, a chunk that is none, or the client left
+        return refused(400, Refusal("bad_message", "the body", "the body is not encoded as its header says",
+                                    f"{ENCODINGS}; chunks as HTTP/1.1 has them"))  # fmt: skip
     except _NotRead as error:
         if error.status == 413:
             service.refusals.add(client, "the message is too large", setting="--limits.message-bytes",

@@ -141,8 +141,12 @@ class Server:
 
     def _expect(self, protocol: Any) -> None:
         transport = protocol.transport
-        if transport is not None and transport not in self._connections:
-            transport.abort()
+        if transport is None or transport in self._connections:
+            return
+        peer = transport.get_extra_info("peername") or ("unknown",)
+        self.refusals.add(str(peer[0]), "a connection asked for nothing in time", setting="--handshake-seconds",
+                          expected=f"a request within {self.settings.handshake_seconds:g} s")  # fmt: skip
+        transport.abort()
 
     def _guarded(self, handler: Handler) -> Handler:
         """Behind a door: at most so many connections, no web pages, and nobody without a key."""

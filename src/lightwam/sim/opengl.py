@@ -40,7 +40,11 @@ def choose_gl() -> None:
     SetupError, with one next step, when no backend works or environment variables contradict each other.
     """
     os.environ.setdefault("LP_NUM_THREADS", "1")
+    if not os.environ.get(DEVICE, "unset").strip():  # set to nothing, which MuJoCo takes for a number
+        del os.environ[DEVICE]
     kind = _kind()
+    if os.environ.get(PLATFORM):  # PyOpenGL knows small letters only
+        os.environ[PLATFORM] = os.environ[PLATFORM].lower().strip()
     before = {name: os.environ.get(name) for name in (WORD, PLATFORM)}
     if kind:
         os.environ[WORD] = kind

@@ -117,9 +117,12 @@ class Family:
             if self.pictures == "CHW or HWC" and found.shape[0] == 3:
                 upright = found.transpose(1, 2, 0)
                 return upright[::-1, ::-1] if self.turned else upright
+        step = "one RGB picture a camera: no batch, no history, no fourth channel"
+        if found.ndim == 2 or (found.ndim == 3 and found.shape[2] == 1):
+            step = "of a grey picture send np.repeat(x.reshape(height, width, 1), 3, axis=2)"
         layouts = {"HWC": "(height, width, 3)", "CHW or HWC": "(3, height, width) or (height, width, 3)"}
         raise WireError("a picture has the wrong shape", where=where, got=found.shape, expected=layouts[self.pictures],
-                        next_step="one RGB picture a camera: no batch, no history, no fourth channel")  # fmt: skip
+                        next_step=step)  # fmt: skip
 
     def vector(self, message: Any, part: StatePart) -> Float32[np.ndarray, " n"]:
         """One part of the state, as the client counts; WireError when it is missing, not numbers, or not that many."""
@@ -146,11 +149,13 @@ class Family:
 
     def instruction(self, message: Any) -> str:
         """The sentence, or the first of several; WireError when there is none."""
+        empty: KeyPath = ()
         for path in self.prompt:
             try:
                 found = found_at(message, path)
             except WireError:
                 continue
+            empty = empty or path
             if isinstance(found, list) and found:
                 found = found[0]
             if isinstance(found, str):
@@ -158,6 +163,8 @@ class Family:
             if found is not None:
                 raise WireError("the instruction is not text", where=shown(path), got=type(found).__name__,
                                 expected="text")  # fmt: skip
+        if empty:
+            raise WireError("the instruction is not text", where=shown(empty), got="null", expected="text")
         if not isinstance(message, dict):
             found_at(message, self.prompt[0])
         raise WireError("the instruction is missing", where="message", got=short(sorted(message)),
@@ -283,10 +290,14 @@ def _no_picture(found: Any, where: str) -> WireError:
     if isinstance(found, (bytes, str)):
         return WireError("an encoded picture is neither PNG nor JPEG", where=where, got=f"{got}, {short(found[:24])}",
                          expected="PNG or JPEG: as bytes, or over HTTP in base64 or as a data URL")  # fmt: skip
+    step = "np.asarray(picture, np.uint8)"
     if isinstance(found, np.ndarray):
         got = f"{found.dtype} {found.shape}"
-    return WireError("a picture is not uint8", where=where, got=got, expected=expected,
-                     next_step="convert floats in 0..1 with (255 * x).round().astype(np.uint8)")  # fmt: skip
+        if found.dtype.kind == "f":
+            step = "of floats in 0..1 send (255 * x).round().astype(np.uint8)"
+        elif found.dtype == np.uint16:
+            step = "of 16 bits send (x >> 8).astype(np.uint8)"
+    return WireError("a picture is not uint8", where=where, got=got, expected=expected, next_step=step)
 
 
 def found_at(message: Any, path: KeyPath) -> Any:
@@ -321,9 +332,14 @@ def _nearest(key: str, found: Iterable[str]) -> str:
     return did_you_mean(key, near) if near else "the message is empty"
 
 
+def _is_number(found: Any) -> bool:
+    """Whether it is one of numpy's numbers, as Python's list(vector) has them."""
+    return isinstance(found, np.generic) and found.dtype.kind in "fiu"
+
+
 def _numbers(found: Any, where: str) -> Float32[np.ndarray, " n"]:
     """A vector, one number, or a list of numbers as float32."""
-    if isinstance(found, list) and all(type(one) in (int, float) for one in found):
+    if isinstance(found, list) and all(type(one) in (int, float) or _is_number(one) for one in found):
         found = np.asarray(found, np.float64)
     elif type(found) in (int, float):
         found = np.float64(found)

@@ -30,6 +30,8 @@ NAMED: Mapping[str, np.dtype[Any]] = {
     np.dtype(f"{kind}{size}").name: np.dtype(f"{kind}{size}") for kind, sizes in DTYPES.items() for size in sizes
 }
 """dtypes by numpy's names"""
+STANDARD = str.maketrans("-_", "+/")
+"""from base64 for URLs to base64"""
 PICTURE_STARTS = tuple(base64.b64encode(start[: len(start) // 3 * 3]).decode() for start in (PNG, JPEG))
 """how a PNG and a JPEG begin in base64"""
 CONVERT = "convert it before sending: np.asarray(x, np.float32), pictures uint8"
@@ -43,7 +45,32 @@ INSTEAD: Mapping[str, str] = {
     "m": "send times as float64, in seconds",
     "f": "float32 is '<f4', float64 is '<f8'; wider ones have to be converted",
 }
-"""numpy's letter for a kind of dtype -> what to send instead"""
+"""numpy's letter for a kind of dtype -> what to do instead"""
+NO_EXTENSIONS = "no extension types: send an array's bytes as msgpack's bin (of JavaScript's typed arrays the buffer)"
+ALSO: Mapping[str, str] = {
+    "half": "float16",
+    "single": "float32",
+    "double": "float64",
+}
+"""other names that numpy has for them; not those whose width depends on the machine or the language"""
+WIDTHLESS: Mapping[str, str] = {
+    "float": "say how wide: 'float32' or 'float64'",
+    "int": "say how wide: 'int32' or 'int64'",
+    "integer": "say how wide: 'int32' or 'int64'",
+    "long": "say how wide: 'int32' or 'int64'",
+    "uint": "say how wide: 'uint8', 'uint32' or 'uint64'",
+    "byte": "'uint8' if it counts from 0 to 255",
+    "char": "'uint8' if it counts from 0 to 255",
+    "number": "say what they are: 'float32', 'float64' or 'uint8'",
+    "f": "did you mean 'float32', which is '<f4'?",
+    "d": "did you mean 'float64', which is '<f8'?",
+    "?": "did you mean 'bool', which is '|b1'?",
+    "b": "did you mean 'uint8', which is '|u1'?",
+    "f32": "did you mean 'float32', which is '<f4'?",
+    "f64": "did you mean 'float64', which is '<f8'?",
+    "u8": "did you mean 'uint8', which is '|u1'?",
+}
+"""names that say too little, in small letters -> what to do"""
 WORDS: Mapping[str, str] = {
     "object": "O",
     "str": "U",
@@ -140,8 +167,7 @@ class Encoded:
         except PictureError as error:
             raise WireError("an encoded picture cannot be used", where=where, got=str(error),
                             expected=f"a whole PNG or JPEG, RGB or grey, of at most {self.most_bytes} bytes decoded",
-                            next_step="send all of it, send it smaller, or raise --limits.array-bytes",
-                            ) from error  # fmt: skip
+                            next_step=error.step) from error  # fmt: skip
 
 
 class Reader:
@@ -177,7 +203,7 @@ class Reader:
         if found is None or isinstance(found, (bool, int, float, bytes)):
             return found
         raise WireError("a value of a kind that nobody sends", where=where or "message", got=type(found).__name__,
-                        expected="a map, list, text, number or array")  # fmt: skip
+                        expected="a map, list, text, number or array", next_step=NO_EXTENSIONS)  # fmt: skip
 
     def _array(self, found: Mapping[Any, Any], where: str) -> Any:
         self._count_array(where)
@@ -212,9 +238,12 @@ class Reader:
 
     def _text(self, text: str, where: str) -> str:
         if len(text) > self.limits.text_chars:
-            raise WireError("a text is too long", where=where or "message", got=f"{len(text)} characters",
+            is_data = text.startswith("data:") or (text[:1000].isascii() and not any(map(str.isspace, text[:1000])))
+            step = "a picture in base64 has to be a PNG or JPEG"
+            kind = f"beginning {text[:24]!r}" if is_data else f"{len(text.split())} words"
+            raise WireError("a text is too long", where=where or "message", got=f"{len(text)} characters, {kind}",
                             expected=f"at most {self.limits.text_chars}",
-                            next_step="a picture in base64 must be a PNG or JPEG")  # fmt: skip
+                            next_step=step if is_data else "shorten it, or raise --limits.text-chars")  # fmt: skip
         try:
             text.encode()
         except UnicodeEncodeError as error:  # half of a character, which JSON can say and nobody can print
@@ -227,10 +256,11 @@ def _picture_in(text: str) -> bytes | None:
     """Decode a PNG or JPEG from base64, plain or in a data URL; None for other texts."""
     start, comma, _ = text[:64].partition(",")
     is_url = bool(comma) and start.startswith("data:image/") and start.endswith(";base64")
-    if not is_url and not text.startswith(PICTURE_STARTS):
+    if not is_url and not text[:16].translate(STANDARD).startswith(PICTURE_STARTS):
         return None
     try:
-        data = binascii.a2b_base64(text[len(start) + 1 :] if is_url else text)
+        rest = "".join((text[len(start) + 1 :] if is_url else text).split()).translate(STANDARD)
+        data = binascii.a2b_base64(rest + "=" * (-len(rest) % 4))  # JavaScript's often has no padding
     except (binascii.Error, ValueError):  # ValueError: not ASCII
         return None
     return data if is_url or is_encoded(data) else None
@@ -269,6 +299,7 @@ def number_kind(dtype: Any, where: str) -> np.dtype[Any]:
     byte order it is little-endian, as all robots' computers are.
     """
     name = dtype.decode("ascii", "replace") if isinstance(dtype, bytes) else dtype if isinstance(dtype, str) else ""
+    name = ALSO.get(name, name)
     bare = name[1:] if name[:1] in tuple("<>|=") else name
     if name in NAMED:
         return NAMED[name]
@@ -283,6 +314,8 @@ def _instead(bare: str) -> str:
     """Say what to send instead of an array of the dtype `bare`, which has no byte order."""
     if "," in bare:
         return INSTEAD["V"]
+    if bare.lower() in WIDTHLESS:
+        return WIDTHLESS[bare.lower()]
     size = bare[1:].partition("[")[0]  # times have a unit in brackets
     if bare[:1] in INSTEAD and (not size or size.isdigit()):
         return INSTEAD[bare[0]]

@@ -16,6 +16,7 @@ from lightwam.errors import WireError
 from lightwam.pictures import is_encoded
 from lightwam.wire.limits import (
     CONVERT,
+    NO_EXTENSIONS,
     Counter,
     Limits,
     ReadArray,
@@ -25,6 +26,7 @@ from lightwam.wire.limits import (
     number_kind,
     scalar,
     short,
+    too_many,
 )
 
 MARKS = (b"__ndarray__", "__ndarray__", b"__npgeneric__", "__npgeneric__", b"nd", "nd")
@@ -63,8 +65,16 @@ def unpacked(data: bytes, limits: Limits, read: ReadArray | None = None, *, lega
         )
     except (ValueError, TypeError, OverflowError, msgpack.UnpackException) as error:
         reason = str(error) or type(error).__name__
+        if "max_bin_len" in reason or "max_str_len" in reason:
+            raise WireError("an array is too large", where="message", got=reason.partition(" ")[0] + " bytes",
+                            expected=f"at most {limits.array_bytes} bytes") from error  # fmt: skip
+        if "max_array_len" in reason or "max_map_len" in reason:
+            raise too_many(limits) from error
+        step = NO_EXTENSIONS if "max_ext_len" in reason else ""
+        if isinstance(error, UnicodeDecodeError):
+            step = "texts in UTF-8, bytes as msgpack's bin (in Python use_bin_type=True)"
         raise WireError("the message is not sound msgpack", where="message", got=f"{len(data)} bytes: {short(reason)}",
-                        expected="one msgpack value within the limits") from error  # fmt: skip
+                        expected="one msgpack value within the limits", next_step=step) from error  # fmt: skip
     return Reader(limits, MARKS, read or read_array, legacy=legacy).tree(found)
 
 
@@ -96,7 +106,7 @@ def _msgpack_numpy(found: Mapping[str, Any], where: str, limits: Limits) -> np.n
     mark, dtype, shape, data = fields_of(found, ("nd", "type", "shape", "data"), where, optional="kind")
     if shape == [] and isinstance(data, bytes) and is_encoded(data):
         return np.frombuffer(data, np.uint8)
-    if mark is not True or found.get("kind", b"") not in (b"", ""):
+    if mark is not True or found.get("kind") not in (b"", "", None):
         raise WireError("an array must be one of numbers", where=where,
                         got=f"nd {short(mark)}, kind {short(found.get('kind'))}", expected="nd true, kind empty",
                         next_step=CONVERT)  # fmt: skip
