@@ -162,3 +162,18 @@ def test_the_parser_sees_writes(line: str, found: int) -> None:
 def test_the_parser_sees_lines_split_at_other_signs() -> None:
     assert list(split_by_unicode(ast.parse("path.read_text(encoding='utf-8').splitlines()")))
     assert not list(split_by_unicode(ast.parse("str(error).splitlines()")))
+
+
+def test_tables_are_read_without_pyarrows_threads(house: Any) -> None:
+    """One of them may hold a buffer of Python's while the process ends, which aborts it now and then."""
+    wrong = [
+        f"{path}:{call.lineno}"
+        for path, tree in files(house)
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call)
+        and isinstance(call.func, ast.Attribute)
+        and isinstance(call.func.value, ast.Name)
+        and call.func.value.id == "pq"
+        and call.func.attr in ("read_table", "ParquetDataset")
+    ]
+    assert not wrong, wrong

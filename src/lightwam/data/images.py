@@ -33,7 +33,7 @@ class ImageReader:
             raise self._broken(error) from error
         try:
             self._file = pq.ParquetFile(self._raw)
-            self._episode = self._file.read(columns=["episode_index"])["episode_index"].to_numpy()
+            self._episode = self._file.read(columns=["episode_index"], use_threads=False)["episode_index"].to_numpy()
         except (pa.ArrowException, OSError, KeyError) as error:
             self._raw.close()
             raise self._broken(error) from error
@@ -71,7 +71,7 @@ class ImageReader:
         group = int(np.searchsorted(self._starts, row, side="right")) - 1
         if group != self._group:
             try:
-                column = self._file.read_row_group(group, columns=[self._key]).column(self._key)
+                column = self._file.read_row_group(group, columns=[self._key], use_threads=False).column(self._key)
             except (pa.ArrowException, OSError) as error:
                 raise self._broken(error) from error
             self._group, self._bytes = group, pc.struct_field(column.combine_chunks(), "bytes")

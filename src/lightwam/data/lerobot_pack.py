@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from lightwam.data.files import read_json, write_atomically
 from lightwam.data.lerobot import LeRobotDataset
 from lightwam.data.lerobot.features import ACTION, CAMERA_PREFIX, STATE
-from lightwam.data.lerobot.meta import EXTRA
+from lightwam.data.lerobot.meta import EXTRA, read_parquet
 from lightwam.data.video import PIXEL_FORMAT, join_videos
 from lightwam.stats import QUANTILES, RunningStats
 
@@ -167,7 +167,7 @@ class _Packer:
         vectors = [name for name in features if not name.startswith(CAMERA_PREFIX)]
         running = {name: RunningStats() for name in vectors}
         for path in sorted((self.root / "data").glob("chunk-*/file-*.parquet")):
-            table = _read_table(path, vectors)
+            table = read_parquet(path, vectors)
             for name in vectors:
                 running[name].update(_numpy(table[name], features[name]["shape"][0]))
         stats = {name: _merge_picture_stats(episodes, name) for name in features if name.startswith(CAMERA_PREFIX)}
@@ -189,7 +189,7 @@ class _Packer:
 
 def _old_episodes(root: Path) -> pa.Table:
     paths = sorted((root / "meta" / "episodes").glob("chunk-*/file-*.parquet"))
-    return pa.concat_tables([_read_table(path) for path in paths])
+    return pa.concat_tables([read_parquet(path) for path in paths])
 
 
 def _groups(sizes: Sequence[int], limit: int) -> list[list[int]]:
@@ -235,11 +235,6 @@ def _merge_picture_stats(episodes: pa.Table, key: str) -> dict[str, Any]:
     merged["std"] = np.sqrt(((rows["std"] ** 2 + (rows["mean"] - merged["mean"]) ** 2) * weights).sum(0))
     merged["min"], merged["max"] = rows["min"].min(0), rows["max"].max(0)
     return {name: value.reshape(3, 1, 1).tolist() for name, value in merged.items()} | {"count": [int(counts.sum())]}
-
-
-def _read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    with path.open("rb") as file:
-        return pq.read_table(file, columns=columns)
 
 
 def _write_table(table: pa.Table, path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -54,6 +54,17 @@ class Episode:
     """first row among all rows, and last row + 1; None where the episodes table does not have them"""
 
 
+def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a parquet file, or some of its columns, in this thread; OSError or an error of Arrow's when it is broken.
+
+    The file is opened by Python, as pyarrow takes a path's name for UTF-8, whatever the locale. A file of Python's must
+    not be read by pyarrow's own threads (`pq.read_table` does): they can outlive the call, and one that still holds a
+    buffer of Python's while the process ends aborts it.
+    """
+    with path.open("rb") as file:
+        return pq.ParquetFile(file).read(columns, use_threads=False)
+
+
 def read_table(path: Path, columns: Mapping[str, ColumnKind]) -> pa.Table:
     """Read columns of a parquet file; DatasetError when it is broken, or a column is missing, mistyped or has gaps."""
     known = columns_of(path)
@@ -61,8 +72,7 @@ def read_table(path: Path, columns: Mapping[str, ColumnKind]) -> pa.Table:
         raise DatasetError("columns are missing", where=path, got=", ".join(known), expected=", ".join(missing),
                            next_step="add them, or copy the file again")  # fmt: skip
     try:
-        with path.open("rb") as file:  # pyarrow takes a path's name for UTF-8, which the locale may not say
-            table = pq.read_table(file, columns=list(columns))
+        table = read_parquet(path, list(columns))
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(path, error) from error
     for name, kind in columns.items():
