@@ -110,9 +110,10 @@ def test_a_checkpoint_is_whole(trained: tuple[Path, str]) -> None:
 
 def expected_inputs(policy: LightWAMPolicy, batch: dict[str, Any]) -> Any:
     """By the core's functions alone."""
-    from lightwam.codec import place_cameras, to_pixels
+    from lightwam.codec import place_cameras
     from lightwam.latents.dct import DctLatents
     from lightwam.text.hashed import HashedText
+    from lightwam.types import to_pixels
 
     picture = first_picture(3, "red")[None]
     canvas = place_cameras(policy.recipe.codec, {"top": picture})

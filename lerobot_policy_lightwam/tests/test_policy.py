@@ -214,7 +214,7 @@ def test_latents_are_measured_on_the_first_training_batch_only() -> None:
     with pytest.raises(ConfigError, match="never trained"):
         made.predict_action_chunk(batch)
     pixels = made.train().canvases(batch)
-    from lightwam.codec import to_pixels
+    from lightwam.types import to_pixels
 
     z = made.latents(to_pixels(pixels)).encode(to_pixels(pixels))
     assert z.mean(dim=(0, 2, 3, 4)).abs().max() < 1e-4 and (z.std(dim=(0, 2, 3, 4)) - 1).abs().max() < 1e-3

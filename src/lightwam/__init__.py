@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightwam.policy import Policy as Policy
+    from lightwam.publish import push as push
     from lightwam.types import Observation as Observation
 
 __version__ = "0.1.0"
-__all__ = ["Observation", "Policy", "__version__"]
+__all__ = ["Observation", "Policy", "__version__", "push"]
 
-_PLACES = {"Observation": "lightwam.types", "Policy": "lightwam.policy"}
+_PLACES = {"Observation": "lightwam.types", "Policy": "lightwam.policy", "push": "lightwam.publish"}
 
 
 def __getattr__(name: str) -> Any:

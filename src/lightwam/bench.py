@@ -13,25 +13,22 @@ from typing import Any
 
 import torch
 
+from lightwam.bench_act import PROMPT_TOKENS, random_model
 from lightwam.checks import check
-from lightwam.codec import to_pixels
 from lightwam.config import DctConfig, Recipe
-from lightwam.demo import machine
-from lightwam.distributed import device_called
+from lightwam.devices import device_called
 from lightwam.encoders import encode_clip
 from lightwam.engine.cpu import product_dtype, products
 from lightwam.engine.packed import packed_loss
 from lightwam.latents.dct import DctLatents
-from lightwam.model.light_wam import LightWAM
+from lightwam.machine import machine
 from lightwam.optimizer import Optimizer
 from lightwam.train import flow_draw
-from lightwam.types import Batch, Latents, Losses
+from lightwam.types import Batch, Latents, Losses, to_pixels
 
 WARM_UP, REPETITIONS = 1, 8
 LONG_STEP_S, FEW_REPETITIONS = 5.0, 4
 """steps that take longer than so many seconds are repeated less often"""
-PROMPT_TOKENS = 40
-"""of the random prompts, the rest is padding: what UMT5 makes of the paper's prompt and a LIBERO sentence, roughly"""
 PARTS = ("encode", "forward", "backward", "optimiser")
 
 
@@ -74,25 +71,6 @@ def bench_train(
     result = _result(recipe, {name: table[WARM_UP:] for name, table in rows.items()}, size, place)
     say(json.dumps(result, indent=2) if as_json else table(result))
     return result
-
-
-def random_model(recipe: Recipe, device: torch.device, dtype: torch.dtype) -> LightWAM:
-    """A model of the recipe's sizes with random weights, made in place: no second copy.
-
-    Matrices have the spread of torch's own start, 1 / sqrt(3 n) over n inputs, so nothing grows through the layers;
-    LoRA's updates are a tenth of what that would make them, and vectors (biases, modulation) spread by 0.01.
-    """
-    with torch.device("meta"):
-        model = LightWAM(recipe.model)
-    model = model.to(dtype).to_empty(device=device)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("norm.weight") or ".norm" in name:
-                parameter.fill_(1.0 if name.endswith("weight") else 0.0)
-            else:
-                spread = (3 * parameter[0].numel()) ** -0.5 if parameter.dim() > 1 else 0.01
-                parameter.normal_(0.0, spread * (0.1 if ".up." in name and "lora" in name else 1.0))
-    return model
 
 
 def _encoder(recipe: Recipe, size: int, device: torch.device) -> Callable[[], Latents]:

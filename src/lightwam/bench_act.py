@@ -17,24 +17,24 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightwam import checkpoint
-from lightwam.bench import PROMPT_TOKENS, random_model
+from lightwam.checkpoint import open_processing
 from lightwam.checks import check
-from lightwam.codec import Codec, to_pixels
+from lightwam.codec import Codec
 from lightwam.config import DctConfig, Recipe
-from lightwam.demo import machine
-from lightwam.distributed import device_called
-from lightwam.encoders import Prompts, open_processing
+from lightwam.devices import device_called
+from lightwam.encoders import Prompts
 from lightwam.engine.cpu import product_dtype, products
 from lightwam.engine.engine import Engine, Graph
 from lightwam.engine.fold import tensors
 from lightwam.errors import SimulatorError
 from lightwam.latents.dct import DctLatents
+from lightwam.machine import machine
 from lightwam.model.light_wam import LightWAM
 from lightwam.policy import Policy
 from lightwam.sim import base
 from lightwam.stats import measure
 from lightwam.timing import Call, floor_ms, gmac, in_turns
-from lightwam.types import LatentCodec, Observation
+from lightwam.types import LatentCodec, Observation, to_pixels
 
 WAYS = {
     "plain": "as the published code: every block, LoRA apart, the prompt read at every call, the library's VAE",
@@ -45,6 +45,29 @@ INT8 = {"int8": "the engine with weights in 8 bits, which is not exact"}
 STAGES = ("latent to action", "canvas to action", "camera bytes to robot units")
 """each holds the one before"""
 PARTS = ("cameras to canvas", "canvas to latent", "backbone", "action expert")
+
+
+PROMPT_TOKENS = 40
+"""of the random prompts, the rest is padding: what UMT5 makes of the paper's prompt and a LIBERO sentence, roughly"""
+
+
+def random_model(recipe: Recipe, device: torch.device, dtype: torch.dtype) -> LightWAM:
+    """A model of the recipe's sizes with random weights, made in place: no second copy.
+
+    Matrices have the spread of torch's own start, 1 / sqrt(3 n) over n inputs, so nothing grows through the layers;
+    LoRA's updates are a tenth of what that would make them, and vectors (biases, modulation) spread by 0.01.
+    """
+    with torch.device("meta"):
+        model = LightWAM(recipe.model)
+    model = model.to(dtype).to_empty(device=device)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("norm.weight") or ".norm" in name:
+                parameter.fill_(1.0 if name.endswith("weight") else 0.0)
+            else:
+                spread = (3 * parameter[0].numel()) ** -0.5 if parameter.dim() > 1 else 0.01
+                parameter.normal_(0.0, spread * (0.1 if ".up." in name and "lora" in name else 1.0))
+    return model
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,13 @@ import torch
 from jaxtyping import Float32
 
 from lightwam.errors import ConfigError
+from lightwam.machine import versions
 from lightwam.policy import Policy
 from lightwam.progress import Progress
 from lightwam.robot.rehearsal import Rehearsed, latency_steps, rehearse, switches, ways
 from lightwam.sim import base
 from lightwam.stats import wilson
 from lightwam.types import Observation
-from lightwam.versions import versions
 
 Case = tuple[float, float, str]
 """rate, latency and way"""

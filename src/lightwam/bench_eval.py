@@ -16,14 +16,13 @@ from jaxtyping import Float32
 
 from lightwam.bench_act import of_recipe
 from lightwam.config import EvalConfig, Recipe
-from lightwam.demo import machine
 from lightwam.engine.engine import Engine
 from lightwam.episodes import read_episodes, task_files
 from lightwam.evaluate import evaluate
+from lightwam.machine import machine, versions
 from lightwam.policy import Policy
 from lightwam.sim import base
 from lightwam.sim.base import Trial
-from lightwam.versions import versions
 
 SAME = 1e-3
 """by so much may an action differ, which is answered alone by one way and in a batch by the other"""

@@ -18,11 +18,10 @@ import numpy as np
 import websockets.sync.client
 from jaxtyping import Float32
 
-from lightwam.demo import machine
+from lightwam.machine import machine, versions
 from lightwam.serve.server import Server
 from lightwam.serve.settings import Serving
 from lightwam.types import Observation
-from lightwam.versions import versions
 from lightwam.wire.families import chosen
 from lightwam.wire.openpi import pack, unpack
 from lightwam.workers import require_main_guard

@@ -36,7 +36,9 @@ from lightwam.codec import Codec
 from lightwam.config import Recipe, from_dict, to_dict
 from lightwam.data.damage import likely_cause
 from lightwam.data.files import replacing, write_file, writing
+from lightwam.encoders import open_latents
 from lightwam.errors import CheckpointError, first_few
+from lightwam.types import LatentCodec
 from lightwam.weights.files import check_finite, check_tensors, not_finite
 
 FORMAT = 1
@@ -153,6 +155,12 @@ def read_processing(run: Path) -> tuple[Codec, Any]:
     path = run / "processing.json"
     data = _read_table(path, ("codec", "latents"))
     return Codec.from_dict(data["codec"], f"{path} codec"), data["latents"]
+
+
+def open_processing(run: Path, recipe: Recipe, device: torch.device | str = "cpu") -> tuple[Codec, LatentCodec]:
+    """The codec and the latents that a run was trained with; ConfigError or CheckpointError naming an odd key."""
+    codec, measured = read_processing(run)
+    return codec, open_latents(recipe, measured, f"{run / 'processing.json'} latents", device)
 
 
 def write_tensors(path: Path, tensors: Weights, about: dict[str, str] | None = None) -> None:

@@ -18,6 +18,7 @@ from lightwam import config as configs
 from lightwam.config import CameraPlace, CodecConfig, NormKind
 from lightwam.errors import ConfigError, WireError, did_you_mean
 from lightwam.stats import FeatureStats
+from lightwam.types import to_pixels
 
 CONSTANT_SPAN = 1e-6
 """a dimension whose range is within this share of its magnitude is constant (8 steps of float32)"""
@@ -93,16 +94,6 @@ class Codec:
             FeatureStats.from_dict(data["state"], f"{where}.state"),
             FeatureStats.from_dict(data["action"], f"{where}.action"),
         )
-
-
-def to_pixels(
-    canvas: UInt8[np.ndarray, "B F height width 3"] | UInt8[Tensor, "B F height width 3"],
-) -> Float32[Tensor, "B 3 F height width"]:
-    """Canvases -> model input in [-1, 1]: (x / 255 - 0.5) / 0.5."""
-    if isinstance(canvas, np.ndarray):
-        canvas = torch.from_numpy(canvas if canvas.flags.writeable else canvas.copy())
-    moved = canvas.permute(0, 4, 1, 2, 3)
-    return moved.to(torch.float32, memory_format=torch.contiguous_format).mul_(1 / 127.5).sub_(1)
 
 
 def to_pictures(pixels: Float[Tensor, "B 3 F height width"]) -> UInt8[np.ndarray, "B F height width 3"]:

@@ -13,8 +13,8 @@ from typing import Any
 from lightwam import checkpoint
 from lightwam.episodes import read_episodes
 from lightwam.errors import CheckpointError
+from lightwam.machine import SIMULATORS
 from lightwam.stats import Pairs, mcnemar, paired_difference, wilson
-from lightwam.versions import SIMULATORS
 
 EPISODE_CHOICE = ("sim.tasks", "eval.trials", "eval.first_seed")
 """which episodes there are: pairing takes care of that"""

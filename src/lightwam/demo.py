@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import platform
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -19,6 +17,7 @@ from lightwam.config import EvalConfig, Recipe, SimConfig, from_dict, to_dict
 from lightwam.encoders import check_prompts
 from lightwam.errors import CheckpointError, ConfigError
 from lightwam.evaluate import evaluate
+from lightwam.machine import machine
 from lightwam.policy import Policy
 from lightwam.report import write_report
 from lightwam.report.probe import record_probe
@@ -156,18 +155,3 @@ class Timer:
     def seconds(self) -> dict[str, float]:
         """Every part, and their sum."""
         return self.parts | {"total": sum(self.parts.values())}
-
-
-def machine() -> dict[str, Any]:
-    """What the wall seconds were measured on."""
-    return {"cores": os.cpu_count(), "processor": processor(), "system": platform.platform()}
-
-
-def processor() -> str:
-    """The processor's own name where Linux tells it, else the architecture."""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8", errors="replace").split("\n"):
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

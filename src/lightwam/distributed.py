@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from lightwam.errors import ConfigError
+from lightwam.devices import device_called
 from lightwam.types import Share
 
 PATIENCE = timedelta(days=7)
@@ -74,21 +74,6 @@ class World:
         return value
 
 
-def device_called(name: str) -> torch.device:
-    """ "auto" (a GPU where there is one), "cpu" or "cuda" as this process's device; ConfigError when it is not here."""
-    kind = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
-    if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
-        raise ConfigError("no such device here", where="device", got=name,
-                          expected="auto, cpu, or cuda on a machine that has it", next_step="--device cpu")  # fmt: skip
-    if kind == "cpu":
-        return torch.device("cpu")
-    index, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-    if index >= count:
-        raise ConfigError("more processes than GPUs", where="torchrun", got=f"process {index + 1} of this machine",
-                          expected=f"at most {count}", next_step=f"--nproc-per-node {count}")  # fmt: skip
-    return torch.device("cuda", index)
-
-
 @contextmanager
 def world(device: str = "auto") -> Iterator[World]:
     """The processes that torchrun started (one, without it), joined while inside: NCCL on GPUs, gloo on CPUs.
@@ -105,16 +90,6 @@ def world(device: str = "auto") -> Iterator[World]:
     yield World(local, dist.get_rank(), size)
     # Not after an exception: the others may be inside an exchange that will never end, and the message has to get out.
     dist.destroy_process_group()
-
-
-@contextmanager
-def memory_said(what: str, next_step: str) -> Iterator[None]:
-    """A device that runs out of memory inside raises ConfigError, saying during `what`, and what to do."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise ConfigError("the device ran out of memory", where=what, got=str(error).splitlines()[0],
-                          expected="room for it", next_step=next_step) from error  # fmt: skip
 
 
 def share(

@@ -7,21 +7,17 @@ nor, for sentences it was trained on, the text encoder.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightwam import checkpoint
-from lightwam.codec import Codec
 from lightwam.config import DctConfig, HashedTextConfig, Recipe
 from lightwam.errors import CheckpointError, PromptError
 from lightwam.latents.dct import DctLatents
-from lightwam.model import flow
 from lightwam.text.hashed import HashedText, words
-from lightwam.types import LatentCodec, Latents, TextEncoder
+from lightwam.types import LatentCodec, Latents, TextEncoder, pool
 from lightwam.weights.files import digest, locate
 
 MAX_PROMPTS = 256
@@ -53,13 +49,7 @@ def check_vae(measured: Any, now: Mapping[str, str], where: object) -> None:
 def encode_clip(latents: LatentCodec, pixels: Float[Tensor, "B 3 F height width"]) -> Latents:
     """A clip as the loss reads it: its first frame's latents, and all of them averaged 2x2 in space."""
     z = latents.encode(pixels)
-    return Latents(z[:, :, :1], flow.pool(z))
-
-
-def open_processing(run: Path, recipe: Recipe, device: torch.device | str = "cpu") -> tuple[Codec, LatentCodec]:
-    """The codec and the latents that a run was trained with; ConfigError or CheckpointError naming an odd key."""
-    codec, measured = checkpoint.read_processing(run)
-    return codec, open_latents(recipe, measured, f"{run / 'processing.json'} latents", device)
+    return Latents(z[:, :, :1], pool(z))
 
 
 def open_text(recipe: Recipe, device: torch.device | str = "cpu") -> TextEncoder:

@@ -26,13 +26,13 @@ from lightwam.config import EvalConfig, Recipe, SimConfig, adapted, to_dict
 from lightwam.data.files import append_line, replacing, write_file, writing
 from lightwam.episodes import open_episodes, read_episodes, task_files
 from lightwam.errors import ConfigError
+from lightwam.machine import versions
 from lightwam.policy import Policy
 from lightwam.progress import Progress
 from lightwam.rollouts import Film, Player, Replay, Seen, Segment
 from lightwam.sim import base
 from lightwam.stats import wilson
 from lightwam.types import Observation
-from lightwam.versions import versions
 from lightwam.workers import Crew, Death, Deaths, Workers, interrupt_as_flag, require_main_guard
 
 Players = Crew[Segment | Replay, Seen | Film]

@@ -16,7 +16,7 @@ from lightwam.data.cache_place import cache_home
 from lightwam.data.files import writing
 from lightwam.data.lerobot import LeRobotDataset
 from lightwam.data.lerobot.features import FeatureNames
-from lightwam.distributed import device_called
+from lightwam.devices import device_called
 from lightwam.errors import CheckpointError, ConfigError
 from lightwam.model.light_wam import LightWAM
 from lightwam.processing import Sources, begin_run, cache_prompts, check_data, check_tasks, codec_of

@@ -17,11 +17,12 @@ from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
 from lightwam import checkpoint, hub
+from lightwam.checkpoint import open_processing
 from lightwam.checks import check
 from lightwam.codec import Codec
 from lightwam.config import EvalConfig, Recipe, SimConfig, adapted
-from lightwam.distributed import device_called
-from lightwam.encoders import Prompts, open_processing
+from lightwam.devices import device_called
+from lightwam.encoders import Prompts
 from lightwam.engine.engine import Engine
 from lightwam.errors import ConfigError, WireError
 from lightwam.model.light_wam import LightWAM
@@ -147,24 +148,6 @@ class Policy:
         actor = Engine(model, latents, states, place, dtype, int8=int8) if engine else model.to(place, dtype)
         averaged = ema and saved.ema is not None
         return cls(recipe, codec, latents, prompts, actor, saved.step, run, averaged=averaged)
-
-    def push_to_hub(
-        self,
-        repo: str,
-        *,
-        private: bool = False,
-        token: str | None = None,
-        license: str = hub.LICENSE,
-        dataset: str = "",
-    ) -> str:
-        """Publish the run as `repo` (OWNER/NAME) on the Hugging Face Hub, with a model card; returns its address.
-
-        What goes is what acting needs of the step that was loaded, and the evaluation: `hub.push`, which says more.
-        """
-        if self.run is None:
-            raise ConfigError("this policy is no run's, so there is nothing to publish", where="Policy.push_to_hub",
-                              next_step="train one, and Policy.load it")  # fmt: skip
-        return hub.push(self.run, repo, self.step, private=private, token=token, license=license, dataset=dataset)
 
     def begin(self, replan: int | None = None) -> Episode:
         """An episode that gives one action at a time, and asks for the next chunk after `replan` of them.

@@ -15,8 +15,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from lightwam import checkpoint, distributed
-from lightwam.checkpoint import Weights
-from lightwam.codec import Codec, to_pixels
+from lightwam.checkpoint import Weights, open_processing
+from lightwam.codec import Codec
 from lightwam.config import LATENTS, DctConfig, HashedTextConfig, Recipe
 from lightwam.data.cache import FrameCache, draft_of, frames_folder
 from lightwam.data.cache_base import Cache, check_cameras
@@ -25,23 +25,15 @@ from lightwam.data.latent_cache import LatentCache, latents_folder
 from lightwam.data.latent_encoder import ClipEncoder
 from lightwam.data.lerobot import LeRobotDataset
 from lightwam.data.lerobot.features import FeatureNames, parse_names
+from lightwam.devices import memory_said
 from lightwam.distributed import World
-from lightwam.encoders import (
-    Prompts,
-    Sentences,
-    check_vae,
-    encode_clip,
-    open_latents,
-    open_processing,
-    open_text,
-    vae_identity,
-)
+from lightwam.encoders import Prompts, Sentences, check_vae, encode_clip, open_latents, open_text, vae_identity
 from lightwam.errors import CheckpointError, DatasetError, PromptError
 from lightwam.latents.dct import DctLatents
 from lightwam.progress import Progress
 from lightwam.start import Start, note_start
 from lightwam.stats import measure
-from lightwam.types import Batch, LatentCodec, Latents, Windows
+from lightwam.types import Batch, LatentCodec, Latents, Windows, to_pixels
 from lightwam.weights.files import Part, digest, locate
 
 FRAMES = "cache"
@@ -293,7 +285,7 @@ def make_cache(
         return
     with (
         distributed.world(device) as world,
-        distributed.memory_said(f"encoding on {world.device}", "a larger device, or --device cpu"),
+        memory_said(f"encoding on {world.device}", "a larger device, or --device cpu"),
     ):
         if world.leads:
             cache_prompts(recipe, data, world.device, sources.home)

@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any, Generic
 
 from lightwam.errors import ConfigError, SimulatorError
-from lightwam.versions import OURS, SIMULATORS, versions
+from lightwam.machine import OURS, SIMULATORS, versions
 from lightwam.workers import DEATHS_IN_A_ROW, Answer, Death, Job, attempt, taken
 
 PATIENCE_SECONDS = 60.0

@@ -24,6 +24,7 @@ from lightwam.data.cache_base import Cache
 from lightwam.data.files import append_line, whole_lines, write_file
 from lightwam.data.lerobot.features import FeatureNames
 from lightwam.data.loader import WindowLoader
+from lightwam.devices import memory_said
 from lightwam.distributed import Parallel, World
 from lightwam.engine.cpu import products
 from lightwam.engine.packed import PackedLoss
@@ -76,9 +77,7 @@ def train(
             start = starting(run, recipe, start_from, statistics)
             opened, processing = open_data(recipe, dataset, run, say, names=names, start=start, cache=cache)
         torch.manual_seed(recipe.train.seed)
-        with distributed.memory_said(
-            f"the start, on {world.device}", "a larger device, or more of them (--parallel fsdp)"
-        ):
+        with memory_said(f"the start, on {world.device}", "a larger device, or more of them (--parallel fsdp)"):
             session = _start(recipe, run, start, opened, processing, world, parallel)
         del start  # its weights are in the model now
         if session.step and world.leads:
@@ -194,9 +193,7 @@ class Session:
         means = torch.zeros(3, device=u.device)
         place = self.world.device
         with (
-            distributed.memory_said(
-                f"step {self.step}, {micro} samples at a time on {place}", _smaller(self.recipe.train, micro)
-            ),
+            memory_said(f"step {self.step}, {micro} samples at a time on {place}", _smaller(self.recipe.train, micro)),
             products(place, getattr(torch, self.recipe.train.precision)),
         ):
             for start in range(0, size, micro):

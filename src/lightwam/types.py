@@ -125,3 +125,18 @@ class TextEncoder(Protocol):
     def encode(self, instructions: Sequence[str]) -> Float[Tensor, "B L E"]:
         """One row of L = num_tokens states of width E = dim an instruction."""
         ...
+
+
+def pool(latents: Float[Tensor, "B C T h w"]) -> Float[Tensor, "B C T h2 w2"]:
+    """Latents averaged 2x2 in space, the resolution at which the future is imagined."""
+    return latents.unflatten(3, (-1, 2)).unflatten(5, (-1, 2)).mean(dim=(4, 6))
+
+
+def to_pixels(
+    canvas: UInt8[np.ndarray, "B F height width 3"] | UInt8[Tensor, "B F height width 3"],
+) -> Float32[Tensor, "B 3 F height width"]:
+    """Canvases -> model input in [-1, 1]: (x / 255 - 0.5) / 0.5."""
+    if isinstance(canvas, np.ndarray):
+        canvas = torch.from_numpy(canvas if canvas.flags.writeable else canvas.copy())
+    moved = canvas.permute(0, 4, 1, 2, 3)
+    return moved.to(torch.float32, memory_format=torch.contiguous_format).mul_(1 / 127.5).sub_(1)

@@ -19,10 +19,10 @@ from jaxtyping import Float32, UInt8
 from lightwam.checkpoint import write_json
 from lightwam.checks import check
 from lightwam.data.files import replacing
-from lightwam.demo import machine
 from lightwam.episodes import open_episodes, task_files
 from lightwam.errors import CheckpointError
 from lightwam.evaluate import describe
+from lightwam.machine import machine
 from lightwam.policy import Policy
 from lightwam.progress import Progress
 from lightwam.rollouts import Film, Player, Seen, Segment

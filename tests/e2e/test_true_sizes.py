@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightwam import recipes
-from lightwam.bench import random_model
+from lightwam.bench_act import random_model
 from lightwam.engine.acting import FoldedWAM
 from lightwam.engine.cpu import keep_memory
 from lightwam.engine.fold import Place

@@ -11,8 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lightwam.config import BackboneConfig, ExpertConfig, FlowConfig, ModelConfig
-from lightwam.model import flow
-from lightwam.types import Batch
+from lightwam.types import Batch, pool
 
 FOLDER = Path(os.environ.get("LIGHTWAM_ORACLE_DIR") or Path(__file__).parents[1] / "data" / "oracle")
 
@@ -33,7 +32,7 @@ class Recorded:
         given = self.inputs
         pads = given["action_is_pad"].bool(), given["image_is_pad"].bool()
         latents, state = given["latents"], given["proprio"][:, 0]
-        return Batch(latents[:, :, :1], flow.pool(latents), given["context"], state, given["action"], *pads)
+        return Batch(latents[:, :, :1], pool(latents), given["context"], state, given["action"], *pads)
 
     @property
     def sigma(self) -> Tensor:

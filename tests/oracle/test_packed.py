@@ -11,11 +11,10 @@ from lightwam.config import BackboneConfig, ExpertConfig, FlowConfig, ModelConfi
 from lightwam.engine import packed
 from lightwam.engine.lora import LoraFeedForward, LoraLinear
 from lightwam.engine.packed import PackedLoss, packed_loss
-from lightwam.model import flow
 from lightwam.model.layers import FeedForward
 from lightwam.model.light_wam import LightWAM
 from lightwam.model.lora import LoRA
-from lightwam.types import Batch, Losses
+from lightwam.types import Batch, Losses, pool
 
 FROZEN = BackboneConfig(
     width=48, ffn_width=64, num_heads=2, num_blocks=4, latent_channels=3, text_dim=10, time_code_dim=16, taps=(0, 2),
@@ -54,7 +53,7 @@ def batch_of(dtype: torch.dtype = torch.float64, size: int = 3) -> tuple[Batch, 
     action, frame = torch.zeros(size, 8, dtype=torch.bool), torch.zeros(size, 9, dtype=torch.bool)
     action[-1, 4:], frame[-1, 4:] = True, True
     batch = Batch(
-        latents[:, :, :1], flow.pool(latents), context, torch.randn(size, 2), torch.randn(size, 8, 3), action, frame
+        latents[:, :, :1], pool(latents), context, torch.randn(size, 2), torch.randn(size, 8, 3), action, frame
     )
     floats = [getattr(batch, field.name) for field in fields(batch)]
     batch = Batch(*(value.to(dtype) if value.is_floating_point() else value for value in floats))

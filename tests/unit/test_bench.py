@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from lightwam import bench
-from lightwam.bench import PARTS, bench_train, random_model, table
+from lightwam.bench import PARTS, bench_train, table
+from lightwam.bench_act import random_model
 from lightwam.config import Recipe
+from lightwam.model.light_wam import LightWAM
 
 
 @pytest.fixture(autouse=True)
@@ -35,8 +37,8 @@ def test_steps_take_turns_and_the_first_of_each_does_not_count(
     order: list[str] = []
     monkeypatch.setattr(bench, "packed_loss", lambda model, *given, checkpointing: (order.append("packed"),
                                                                                     model.loss(*given))[1])  # fmt: skip
-    plain = bench.LightWAM.loss
-    monkeypatch.setattr(bench.LightWAM, "loss", lambda self, *given: (order.append("step"), plain(self, *given))[1])
+    plain = LightWAM.loss
+    monkeypatch.setattr(LightWAM, "loss", lambda self, *given: (order.append("step"), plain(self, *given))[1])
     bench_train(tiny_recipe, device="cpu", say=lambda line: None)
     steps = " ".join(order).replace("packed step", "packed").split()
     assert [name == "packed" for name in steps] == [False, True, True, False] * 2

@@ -14,8 +14,7 @@ import torch
 from disk import largest_file
 
 from lightwam import checkpoint, recipes
-from lightwam.checkpoint import Checkpoint
-from lightwam.encoders import open_processing
+from lightwam.checkpoint import Checkpoint, open_processing
 from lightwam.errors import CheckpointError, ConfigError, LightwamError
 
 

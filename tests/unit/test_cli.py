@@ -426,7 +426,7 @@ def test_activations_are_what_autograd_keeps() -> None:
     """Counted at a small size: the sum is within a fifth of the tensors that the packed step saves."""
     import torch
 
-    from lightwam.bench import random_model
+    from lightwam.bench_act import random_model
     from lightwam.engine import packed
 
     recipe = recipes.libero_10()

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightwam.codec import to_pixels
 from lightwam.config import BackboneConfig, ExpertConfig, FlowConfig, ModelConfig
 from lightwam.engine import cpu
 from lightwam.engine import engine as engines
@@ -21,6 +20,7 @@ from lightwam.model.light_wam import LightWAM
 from lightwam.model.lora import LoRA, project
 from lightwam.policy import Policy
 from lightwam.sim import base
+from lightwam.types import to_pixels
 
 SINGLE, HALF = (Place(torch.device("cpu"), dtype) for dtype in (torch.float32, torch.bfloat16))
 CONFIG = ModelConfig(

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from lightwam.config import FlowConfig
 from lightwam.model import flow
+from lightwam.types import pool
 
 
 def test_the_schedule_is_shifted_towards_noise_and_keeps_its_ends() -> None:
@@ -25,7 +26,7 @@ def test_mixing_leaves_the_present_clean() -> None:
 def test_pooling_averages_squares_of_four() -> None:
     latents = torch.randn(2, 3, 3, 4, 6)
     expected = torch.nn.functional.avg_pool3d(latents, (1, 2, 2))
-    torch.testing.assert_close(flow.pool(latents), expected)
+    torch.testing.assert_close(pool(latents), expected)
 
 
 def test_the_time_weight_is_zero_at_its_lowest_and_one_on_average_over_the_sampled_times() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from huggingface_hub import errors
 
-from lightwam import Policy, checkpoint, hub
+from lightwam import Policy, checkpoint, hub, publish
 from lightwam.cli import main
 from lightwam.commands.push import PushOptions
 from lightwam.errors import CheckpointError, ConfigError
@@ -47,7 +47,7 @@ def files_of(folder: Path) -> list[str]:
 
 def test_a_run_pushed_and_loaded_by_its_id_acts_the_same(tiny_once: Any, fake_hub: Any) -> None:
     own = Policy.load(tiny_once.run)
-    assert own.push_to_hub(ID, private=True, token="secret") == f"https://hub.test/{ID}"
+    assert publish.push(tiny_once.run, ID, private=True, token="secret") == f"https://hub.test/{ID}"
     assert fake_hub.files(ID) == PUSHED
     assert [name for name, _ in fake_hub.calls] == ["HfApi", "create_repo", "repo_info", "upload_folder"]
     assert fake_hub.calls[0][1] == {"token": "secret"} and fake_hub.calls[1][1]["private"]
@@ -62,8 +62,8 @@ def test_a_run_pushed_and_loaded_by_its_id_acts_the_same(tiny_once: Any, fake_hu
 
 def test_what_was_fetched_can_be_pushed_on(tiny_once: Any, fake_hub: Any) -> None:
     """The Hub's cache is links: what goes is what they lead to."""
-    Policy.load(tiny_once.run).push_to_hub(ID)
-    Policy.load(ID).push_to_hub("other/copy")
+    publish.push(tiny_once.run, ID)
+    publish.push(hub.find_run(ID), "other/copy")
     assert fake_hub.files("other/copy") == PUSHED
     assert not any(path.is_symlink() for path in fake_hub.repo("other/copy").rglob("*"))
 
@@ -85,15 +85,15 @@ def test_only_what_acting_needs_is_fetched(tiny: Any, fake_hub: Any) -> None:
 
 def test_an_older_step_replaces_a_newer_one(tiny_once: Any, fake_hub: Any) -> None:
     """Else whoever loads the repo by its name would get the newer."""
-    Policy.load(tiny_once.run).push_to_hub(ID)
+    publish.push(tiny_once.run, ID)
     (fake_hub.repo(ID) / "picture.png").touch()
-    Policy.load(tiny_once.run, 4).push_to_hub(ID)
+    publish.push(tiny_once.run, ID, 4)
     assert fake_hub.files(ID) == sorted([*(name.replace("000006", "000004") for name in PUSHED), "picture.png"])
     assert Policy.load(ID).step == 4
 
 
 def test_a_revision_is_handed_on(tiny_once: Any, fake_hub: Any) -> None:
-    hub.push(tiny_once.run, ID)
+    publish.push(tiny_once.run, ID)
     assert hub.find_run(f"{ID}@refs/pr/1") != hub.find_run(ID)
     assert [given["revision"] for name, given in fake_hub.calls if name == "snapshot_download"] == [
         "refs/pr/1",
@@ -154,14 +154,14 @@ def test_a_repo_that_is_no_run(fake_hub: Any) -> None:
 
 
 def test_a_run_without_checkpoints_on_the_hub(tiny_once: Any, fake_hub: Any) -> None:
-    hub.push(tiny_once.run, ID)
+    publish.push(tiny_once.run, ID)
     shutil.rmtree(fake_hub.repo(ID) / "checkpoints")
     with pytest.raises(CheckpointError, match="at least one step"):
         Policy.load(ID)
 
 
 def test_damage_on_the_way_is_noticed(tiny_once: Any, fake_hub: Any) -> None:
-    hub.push(tiny_once.run, ID)
+    publish.push(tiny_once.run, ID)
     path = fake_hub.repo(ID) / NEWEST / "ema.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     with pytest.raises(CheckpointError, match=r"damaged(.|\n)*ema\.safetensors"):
@@ -172,21 +172,21 @@ def test_damage_on_the_way_is_noticed(tiny_once: Any, fake_hub: Any) -> None:
 def test_without_the_hubs_client(tiny_once: Any, monkeypatch: pytest.MonkeyPatch, door: str) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(CheckpointError, match=r"lightwam\[hub\]"):
-        Policy.load(ID) if door == "load" else hub.push(tiny_once.run, ID)
+        Policy.load(ID) if door == "load" else publish.push(tiny_once.run, ID)
 
 
 @pytest.mark.parametrize("repo", ["", "point", "a/b/c", "/a/b", "a/../b", "https://huggingface.co/a/b", "a b/c"])
 def test_what_is_no_repo_id(tiny_once: Any, fake_hub: Any, repo: str) -> None:
     with pytest.raises(ConfigError, match="OWNER/NAME"):
-        hub.push(tiny_once.run, repo)
+        publish.push(tiny_once.run, repo)
     assert fake_hub.calls == []
 
 
 def test_private_is_not_pushed_into_the_open(tiny_once: Any, fake_hub: Any) -> None:
-    hub.push(tiny_once.run, ID)
+    publish.push(tiny_once.run, ID)
     before = {name: (fake_hub.repo(ID) / name).stat().st_mtime_ns for name in fake_hub.files(ID)}
     with pytest.raises(CheckpointError, match="there already, and public"):
-        hub.push(tiny_once.run, ID, 4, private=True)
+        publish.push(tiny_once.run, ID, 4, private=True)
     assert before == {name: (fake_hub.repo(ID) / name).stat().st_mtime_ns for name in fake_hub.files(ID)}
 
 
@@ -194,7 +194,7 @@ def test_private_is_not_pushed_into_the_open(tiny_once: Any, fake_hub: Any) -> N
 def test_a_push_that_the_hub_refuses(tiny_once: Any, fake_hub: Any, step: str) -> None:
     fake_hub.fails[step] = refused(errors.HfHubHTTPError, "403 Forbidden")
     with pytest.raises(CheckpointError, match="cannot be pushed") as caught:
-        hub.push(tiny_once.run, ID)
+        publish.push(tiny_once.run, ID)
     assert caught.value.where == ID and "403 Forbidden" in caught.value.got
     assert fake_hub.files(ID) == []
 
@@ -203,7 +203,7 @@ def test_a_damaged_run_does_not_leave(tiny: Any, fake_hub: Any) -> None:
     path = tiny.run / NEWEST / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     with pytest.raises(CheckpointError, match="damaged"):
-        hub.push(tiny.run, ID)
+        publish.push(tiny.run, ID)
     assert fake_hub.calls == []
 
 
@@ -211,20 +211,20 @@ def test_a_stage_is_there_whole_or_not_at_all(
     tiny_once: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_hub: Any
 ) -> None:
     place = tmp_path / "stages" / "one"
-    assert hub.stage(tiny_once.run, place, ID) == place and files_of(place) == PUSHED
+    assert publish.stage(tiny_once.run, place, ID) == place and files_of(place) == PUSHED
     with pytest.raises(CheckpointError, match="not empty"):
-        hub.stage(tiny_once.run, place, ID)
+        publish.stage(tiny_once.run, place, ID)
 
     def full(source: Path, to: Path) -> None:
         if to.name == "model.safetensors":
             raise OSError(28, "No space left on device")
         to.write_bytes(source.read_bytes())
 
-    monkeypatch.setattr("lightwam.hub.shutil.copyfile", full)
+    monkeypatch.setattr("lightwam.publish.shutil.copyfile", full)
     with pytest.raises(CheckpointError, match=r"No space left(.|\n)*TMPDIR"):
-        hub.stage(tiny_once.run, tmp_path / "stages" / "two", ID)
+        publish.stage(tiny_once.run, tmp_path / "stages" / "two", ID)
     with pytest.raises(CheckpointError, match="No space left"):
-        hub.push(tiny_once.run, ID)
+        publish.push(tiny_once.run, ID)
     assert [path.name for path in (tmp_path / "stages").iterdir()] == ["one"]
     assert fake_hub.calls == []
 
@@ -233,32 +233,25 @@ def test_a_copy_that_went_wrong_is_noticed(tiny_once: Any, tmp_path: Path, monke
     def torn(source: Path, to: Path) -> None:
         to.write_bytes(source.read_bytes()[:-1])
 
-    monkeypatch.setattr("lightwam.hub.shutil.copyfile", torn)
+    monkeypatch.setattr("lightwam.publish.shutil.copyfile", torn)
     with pytest.raises(CheckpointError):
-        hub.stage(tiny_once.run, tmp_path / "stage", ID)
+        publish.stage(tiny_once.run, tmp_path / "stage", ID)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_staged_run_is_a_run(tiny_once: Any, tmp_path: Path) -> None:
     """Without the optimiser it acts; going on with its training is refused by name."""
-    run = hub.stage(tiny_once.run, tmp_path / "stage", ID, 4)
+    run = publish.stage(tiny_once.run, tmp_path / "stage", ID, 4)
     assert np.array_equal(Policy.load(run).act(SEEN), Policy.load(tiny_once.run, 4).act(SEEN))
     with pytest.raises(CheckpointError, match=r"training\.pt"):
         checkpoint.load(run)
-
-
-def test_a_policy_of_no_run_has_nothing_to_push(tiny_once: Any, fake_hub: Any) -> None:
-    own = Policy.load(tiny_once.run)
-    bare = Policy(own.recipe, own.codec, own.latents, own.prompts, own.actor, 0)
-    with pytest.raises(ConfigError, match="no run's"):
-        bare.push_to_hub(ID)
 
 
 def test_frozen_weights_and_prompts_go_along(tiny: Any, tmp_path: Path, fake_hub: Any) -> None:
     saved = checkpoint.load(tiny.run)
     checkpoint.write_tensors(tiny.run / checkpoint.FROZEN, dict(list(saved.model.items())[:1]))
     checkpoint.write_tensors(tiny.run / checkpoint.PROMPTS, dict(list(saved.model.items())[:1]))
-    hub.push(tiny.run, ID)
+    publish.push(tiny.run, ID)
     assert fake_hub.files(ID) == sorted([*PUSHED, checkpoint.FROZEN, checkpoint.PROMPTS])
     assert files_of(hub.find_run(ID)) == fake_hub.files(ID)
 
@@ -267,7 +260,7 @@ def test_frozen_weights_and_prompts_go_along(tiny: Any, tmp_path: Path, fake_hub
 
 
 def test_the_licence_is_lightwams_unless_said_otherwise() -> None:
-    assert PushOptions().license == hub.LICENSE
+    assert PushOptions().license == publish.LICENSE
 
 
 def test_the_command_pushes(tiny_once: Any, fake_hub: Any, capsys: pytest.CaptureFixture[str]) -> None:

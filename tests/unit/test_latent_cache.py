@@ -31,8 +31,7 @@ from lightwam.data.lerobot_writer import LeRobotWriter
 from lightwam.data.loader import WindowLoader
 from lightwam.errors import ConfigError, DatasetError
 from lightwam.latents.dct import DctLatents
-from lightwam.model.flow import pool
-from lightwam.types import Latents, Share
+from lightwam.types import Latents, Share, pool
 
 PLACES = (CameraPlace("front", 0, 0, 16, 16), CameraPlace("wrist", 0, 16, 16, 16))
 CONFIG = CodecConfig(canvas=(16, 32), places=PLACES, video_stride=2)

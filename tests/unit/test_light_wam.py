@@ -7,9 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lightwam.config import BackboneConfig, ExpertConfig, FlowConfig, ModelConfig
-from lightwam.model import flow
 from lightwam.model.light_wam import LightWAM
-from lightwam.types import Batch
+from lightwam.types import Batch, pool
 
 CONFIG = ModelConfig(
     backbone=BackboneConfig(
@@ -53,7 +52,7 @@ def batch_of(size: int = 3) -> Batch:
     latents = torch.randn(size, 3, 3, 8, 8)
     return Batch(
         latents[:, :, :1],
-        flow.pool(latents),
+        pool(latents),
         torch.randn(size, 5, 8),
         torch.randn(size, 2),
         torch.randn(size, 8, 3),

@@ -195,9 +195,9 @@ def test_what_was_not_trained_to_imagine_is_not_asked_to(tiny: Any) -> None:
 
 
 def test_the_code_on_the_card_runs(tiny: Any, fake_hub: Any) -> None:
-    from lightwam import hub
+    from lightwam import publish
 
-    hub.push(evaluated(tiny.run), ID)
+    publish.push(evaluated(tiny.run), ID)
     card = (fake_hub.repo(ID) / "README.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     names: dict[str, Any] = {}

@@ -15,9 +15,9 @@ from lightwam.config import EvalConfig, Recipe, SimConfig
 from lightwam.episodes import read_episodes
 from lightwam.errors import ConfigError, SimulatorError
 from lightwam.evaluate import evaluate
+from lightwam.machine import versions
 from lightwam.ray_workers import RayWorkers
 from lightwam.types import Observation
-from lightwam.versions import versions
 from lightwam.workers import Death
 
 SMALL = {"num_cpus": 1, "object_store_memory": 80_000_000}

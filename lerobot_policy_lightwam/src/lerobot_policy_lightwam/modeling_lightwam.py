@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lerobot_policy_lightwam.configuration_lightwam import LightWAMConfig
 from lightwam.checkpoint import fill
-from lightwam.codec import place_clips, to_pictures, to_pixels
+from lightwam.codec import place_clips, to_pictures
 from lightwam.config import DctConfig
 from lightwam.encoders import Prompts, encode_clip, open_latents, vae_identity
 from lightwam.engine.packed import packed_loss
@@ -25,7 +25,7 @@ from lightwam.errors import ConfigError, WireError
 from lightwam.latents.dct import DctLatents
 from lightwam.model.light_wam import LightWAM
 from lightwam.train import flow_draw
-from lightwam.types import ALONE, Batch, LatentCodec, Share
+from lightwam.types import ALONE, Batch, LatentCodec, Share, to_pixels
 from lightwam.weights.wan import load_backbone
 
 TASK = "task"

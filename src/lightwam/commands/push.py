@@ -36,10 +36,10 @@ def run(arguments: Sequence[str]) -> None:
                           next_step=f"lightwam push {directory} OWNER/NAME")  # fmt: skip
     repo, *rest = rest
     options = parse(PushOptions(), rest, f"push {directory} {repo}")
-    from lightwam import hub
+    from lightwam import publish
 
     about = {"license": options.license, "dataset": options.dataset}
     if options.to is not None:
-        print(hub.stage(directory, options.to, repo, options.step, **about))
+        print(publish.stage(directory, options.to, repo, options.step, **about))
     else:
-        print(hub.push(directory, repo, options.step, private=options.private, **about))
+        print(publish.push(directory, repo, options.step, private=options.private, **about))

@@ -42,8 +42,7 @@ from lightwam.data.latent_pack import DTYPES
 from lightwam.data.latent_shards import Samples, Shard, array_bytes, clear_parts, shards, write_whole
 from lightwam.data.lerobot import LeRobotDataset
 from lightwam.errors import ConfigError, DatasetError
-from lightwam.model.flow import pool
-from lightwam.types import ALONE, Latents, Share
+from lightwam.types import ALONE, Latents, Share, pool
 
 FORMAT = "latents 1"
 SHARD_WINDOWS = 1024

@@ -17,8 +17,7 @@ from lightwam.data.latent_pack import pack
 from lightwam.data.latent_shards import Shape
 from lightwam.data.lerobot import LeRobotDataset
 from lightwam.errors import DatasetError
-from lightwam.model.flow import pool
-from lightwam.types import Latents
+from lightwam.types import Latents, pool
 
 Encode = Callable[[UInt8[np.ndarray, "B F height width 3"]], Latents]
 """canvases -> latents in float32, the clip pooled in float32; on any device"""

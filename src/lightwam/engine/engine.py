@@ -10,12 +10,11 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from lightwam.codec import to_pixels
 from lightwam.engine.acting import FoldedWAM, Memory, Sentence
 from lightwam.engine.cpu import product_dtype
 from lightwam.engine.fold import Place
 from lightwam.model.light_wam import LightWAM
-from lightwam.types import LatentCodec
+from lightwam.types import LatentCodec, to_pixels
 
 NUM_SENTENCES = 64
 """sentences whose keys and values are kept, the latest used; about 6 MiB each at the paper's sizes in bfloat16"""

@@ -36,11 +36,6 @@ def keep_first_frame(
     return torch.cat((clean[:, :, :1], latents[:, :, 1:]), dim=2)
 
 
-def pool(latents: Float[Tensor, "B C T h w"]) -> Float[Tensor, "B C T h2 w2"]:
-    """Latents averaged 2x2 in space, the resolution at which the future is imagined."""
-    return latents.unflatten(3, (-1, 2)).unflatten(5, (-1, 2)).mean(dim=(4, 6))
-
-
 def time_weight(time: Float[Tensor, " B"], config: FlowConfig) -> Float[Tensor, " B"]:
     """w(t): a bell around the middle time, 0 at its lowest and 1 on average over the sampler's own times."""
     low, mean = _bell_range(config)

@@ -26,7 +26,7 @@ from lightwam.model import flow
 from lightwam.model.dit import DiT, KeyValue
 from lightwam.model.expert import StateFusionActionExpert
 from lightwam.model.layers import wide
-from lightwam.types import Batch, Losses
+from lightwam.types import Batch, Losses, pool
 
 
 class LightWAM(nn.Module):
@@ -63,7 +63,7 @@ class LightWAM(nn.Module):
     ) -> Float[Tensor, "B C T h2 w2"]:
         """A future at the pooled resolution: `num_steps` Euler steps from noise, the present put back after each."""
         memory = self.dit.read(self.with_proprio(context, state))
-        present = flow.pool(latent)
+        present = pool(latent)
         u = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64, device=noise.device)
         sigma = flow.shifted(u, self.config.flow.shift)
         z = flow.keep_first_frame(noise, present)

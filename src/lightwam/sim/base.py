@@ -20,9 +20,9 @@ from jaxtyping import Float32
 
 from lightwam.config import SimConfig
 from lightwam.errors import SetupError, SimulatorError, did_you_mean
+from lightwam.machine import versions
 from lightwam.sim.tested import compared
 from lightwam.types import Observation
-from lightwam.versions import versions
 
 
 @dataclass(frozen=True)
