@@ -16,7 +16,7 @@ settings.register_profile("lightwam", deadline=None)  # timings never decide a t
 settings.load_profile("lightwam")
 
 if TYPE_CHECKING:  # lightwam is imported by the fixtures alone, so that a test of `--help` starts without it
-    from lightwam.config import Recipe
+    from lightwam.config.schema import Recipe
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Tiny:
 @pytest.fixture(scope="session")
 def tiny_recipe() -> Recipe:
     """The point recipe, at sizes where everything takes seconds."""
-    from lightwam import recipes
+    from lightwam.config import recipes
 
     point = recipes.point()
     return replace(
@@ -47,8 +47,8 @@ def tiny_recipe() -> Recipe:
 @pytest.fixture(scope="session")
 def tiny_once(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Recipe) -> Tiny:
     """Made once a session: look, do not touch. `tiny` is a copy to change."""
-    from lightwam.collect import collect
-    from lightwam.train import train
+    from lightwam.data.collect import collect
+    from lightwam.training.train import train
 
     root = tmp_path_factory.mktemp("tiny")
     # 0 workers: in this process

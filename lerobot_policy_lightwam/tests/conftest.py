@@ -24,9 +24,9 @@ class Tiny:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     """Look, do not touch."""
-    from lightwam.collect import collect
-    from lightwam.recipes import point
-    from lightwam.train import train
+    from lightwam.config.recipes import point
+    from lightwam.data.collect import collect
+    from lightwam.training.train import train
 
     root, base = tmp_path_factory.mktemp("tiny"), point()
     recipe = replace(

@@ -86,7 +86,7 @@ def test_lerobot_eval_drives_the_policy(trained: tuple[Path, str], tmp_path: Pat
 
 
 def first_picture(seed: int, task: str) -> Any:
-    from lightwam.recipes import point
+    from lightwam.config.recipes import point
 
     simulator = PointSimulator(point().sim, task)
     simulator.reset(seed)
@@ -110,9 +110,9 @@ def test_a_checkpoint_is_whole(trained: tuple[Path, str]) -> None:
 
 def expected_inputs(policy: LightWAMPolicy, batch: dict[str, Any]) -> Any:
     """By the core's functions alone."""
-    from lightwam.codec import place_cameras
-    from lightwam.latents.dct import DctLatents
-    from lightwam.text.hashed import HashedText
+    from lightwam.data.codec import place_cameras
+    from lightwam.encoders.dct import DctLatents
+    from lightwam.encoders.hashed_text import HashedText
     from lightwam.types import to_pixels
 
     picture = first_picture(3, "red")[None]

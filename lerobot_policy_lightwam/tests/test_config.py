@@ -10,7 +10,7 @@ import pytest
 from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature, PreTrainedConfig
 
 from lerobot_policy_lightwam import LightWAMConfig
-from lightwam import recipes
+from lightwam.config import recipes
 from lightwam.errors import ConfigError
 
 

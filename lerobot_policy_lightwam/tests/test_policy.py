@@ -16,15 +16,15 @@ from lerobot.policies import make_policy, make_pre_post_processors
 
 from lerobot_policy_lightwam import LightWAMConfig, LightWAMPolicy, make_lightwam_pre_post_processors
 from lerobot_policy_lightwam.convert import ConvertOptions, convert
-from lightwam import checkpoint
-from lightwam.codec import Codec
+from lightwam.data.codec import Codec
 from lightwam.data.loader import WindowLoader
-from lightwam.engine.packed import packed_loss
+from lightwam.data.statistics import measure
+from lightwam.engine.packed_step import packed_loss
 from lightwam.errors import CheckpointError, ConfigError, DatasetError, WireError
-from lightwam.policy import Policy
-from lightwam.processing import open_data
-from lightwam.stats import measure
-from lightwam.train import flow_draw
+from lightwam.policy import run_directory as checkpoint
+from lightwam.policy.policy import Policy
+from lightwam.training.dataset import open_data
+from lightwam.training.train import flow_draw
 from lightwam.types import Observation
 
 INPUTS = {

@@ -9,15 +9,20 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from lightwam.system import moved
+
 if TYPE_CHECKING:
-    from lightwam.policy import Policy as Policy
-    from lightwam.publish import push as push
+    from lightwam.policy.policy import Policy as Policy
+    from lightwam.report.publish import push as push
     from lightwam.types import Observation as Observation
 
 __version__ = "0.1.0"
 __all__ = ["Observation", "Policy", "__version__", "push"]
 
-_PLACES = {"Observation": "lightwam.types", "Policy": "lightwam.policy", "push": "lightwam.publish"}
+_PLACES = {"Observation": "lightwam.types", "Policy": "lightwam.policy.policy", "push": "lightwam.report.publish"}
+
+
+moved.install()
 
 
 def __getattr__(name: str) -> Any:

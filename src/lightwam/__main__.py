@@ -2,7 +2,7 @@
 
 import sys
 
-from lightwam.cli import main
+from lightwam.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

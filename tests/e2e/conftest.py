@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from lightwam import recipes
-from lightwam.config import Recipe, Umt5Config, WanVaeConfig
+from lightwam.config import recipes
+from lightwam.config.schema import Recipe, Umt5Config, WanVaeConfig
 
 SIZES = {"width": 48, "ffn_width": 64, "num_heads": 2, "num_blocks": 3, "latent_channels": 4, "text_dim": 24}
 

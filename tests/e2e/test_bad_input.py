@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lightwam import recipes
-from lightwam.cli import main
+from lightwam.cli.main import main
+from lightwam.config import recipes
 
 VIDEO = Path("videos/observation.images.top/chunk-000/file-000.mp4")
 SAME = ["--collect.demos-per-task", "3", "--train.steps", "6", "--train.batch-size", "4"]

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from lightwam import demo as module
-from lightwam.checkpoint import read_json, steps
-from lightwam.cli import main
-from lightwam.config import Recipe
-from lightwam.demo import Timer, demo
-from lightwam.recipes import point
+from lightwam.cli import pipeline as module
+from lightwam.cli.main import main
+from lightwam.cli.pipeline import Timer, demo
+from lightwam.config.recipes import point
+from lightwam.config.schema import Recipe
+from lightwam.policy.run_directory import read_json, steps
 
 PARTS = {"collect", "train", "evaluate", "swap", "probe", "report"}
 

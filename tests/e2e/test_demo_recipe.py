@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from lightwam import recipes
-from lightwam.demo import demo
-from lightwam.stats import wilson
+from lightwam.cli.pipeline import demo
+from lightwam.config import recipes
+from lightwam.data.statistics import wilson
 
 
 @pytest.mark.slow

@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 import torch
 
-from lightwam import checkpoint
-from lightwam.config import Recipe
-from lightwam.processing import make_cache
-from lightwam.train import train
+from lightwam.config.schema import Recipe
+from lightwam.policy import run_directory as checkpoint
+from lightwam.training.dataset import make_cache
+from lightwam.training.train import train
 
 SCRIPT = """
 import sys
 from pathlib import Path
-from lightwam import checkpoint
-from lightwam.train import train
+from lightwam.policy import run_directory as checkpoint
+from lightwam.training.train import train
 recipe = checkpoint.read_recipe(Path(sys.argv[1]))
 stop = int(sys.argv[5]) if len(sys.argv) > 5 else None
 train(recipe, Path(sys.argv[2]), Path(sys.argv[3]), stop_after=stop, device="cpu", parallel=sys.argv[4])

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lightwam import recipes
-from lightwam.collect import collect
-from lightwam.config import EvalConfig, Recipe, SimConfig
-from lightwam.data.lerobot import LeRobotDataset
-from lightwam.episodes import read_episodes
-from lightwam.evaluate import evaluate
-from lightwam.sim import base
-from lightwam.sim.libero_protocol import FIRST_STATE
+from lightwam.config import recipes
+from lightwam.config.libero_protocols import FIRST_STATE
+from lightwam.config.schema import EvalConfig, Recipe, SimConfig
+from lightwam.data.collect import collect
+from lightwam.data.lerobot.reader import LeRobotDataset
+from lightwam.evaluation.episodes import read_episodes
+from lightwam.evaluation.evaluate import evaluate
+from lightwam.sim import simulator as base
 from lightwam.types import Observation
 
 pytestmark = [pytest.mark.sim, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]

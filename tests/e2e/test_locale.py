@@ -15,10 +15,10 @@ SCRIPT = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-from lightwam.checkpoint import read_recipe
-from lightwam.cli import main
-from lightwam.data.lerobot import LeRobotDataset
-from lightwam.train import train
+from lightwam.policy.run_directory import read_recipe
+from lightwam.cli.main import main
+from lightwam.data.lerobot.reader import LeRobotDataset
+from lightwam.training.train import train
 
 old, dataset, new = map(Path, sys.argv[1:])
 assert sys.stdout.encoding.lower() not in ("utf-8", "utf8") and sys.flags.utf8_mode == 0

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from lightwam import Policy
-from lightwam.checkpoint import read_recipe
-from lightwam.evaluate import evaluate
-from lightwam.train import train
+from lightwam.evaluation.evaluate import evaluate
+from lightwam.policy.run_directory import read_recipe
+from lightwam.training.train import train
 from lightwam.types import Observation
 
 WRITTEN = Path(__file__).parents[1] / "data" / "run_3719b6d"

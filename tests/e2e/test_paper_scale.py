@@ -11,19 +11,20 @@ import numpy as np
 import pytest
 import torch
 
-from lightwam import checkpoint
-from lightwam.cli import main
-from lightwam.config import LATENTS, Recipe
-from lightwam.data.latent_cache import LatentCache
-from lightwam.encoders import vae_identity
+from lightwam.cli.main import main
+from lightwam.config.schema import LATENTS, Recipe
+from lightwam.data.cache.latents import LatentCache
+from lightwam.encoders.frozen import vae_identity
 from lightwam.errors import CheckpointError, DatasetError
-from lightwam.evaluate import evaluate
-from lightwam.exchange import adopt, export
-from lightwam.policy import Policy
-from lightwam.processing import make_cache, open_data
-from lightwam.sim import base
-from lightwam.train import train
-from lightwam.weights import published, wan
+from lightwam.evaluation.evaluate import evaluate
+from lightwam.policy import run_directory as checkpoint
+from lightwam.policy.policy import Policy
+from lightwam.sim import simulator as base
+from lightwam.training import published
+from lightwam.training import wan_backbone as wan
+from lightwam.training.adopt import adopt, export
+from lightwam.training.dataset import make_cache, open_data
+from lightwam.training.train import train
 
 
 def quiet(line: str) -> None:
@@ -102,8 +103,8 @@ def test_training_changes_what_is_trained_and_nothing_else(paper_recipe: Recipe,
 
 
 def test_the_cache_is_what_the_encoder_makes(paper_recipe: Recipe, dataset: Path, tmp_path: Path) -> None:
-    from lightwam.encoders import encode_clip
-    from lightwam.latents.wan_vae import WanVaeLatents
+    from lightwam.encoders.frozen import encode_clip
+    from lightwam.encoders.wan_vae import WanVaeLatents
 
     run = tmp_path / "run"
     checkpoint.start_run(run, paper_recipe)
@@ -181,7 +182,7 @@ def test_a_sentence_that_was_cached_needs_no_text_encoder(
     policy = Policy.load(run)
     (observation,) = seen(paper_recipe)
     with monkeypatch.context() as patch:
-        patch.setattr("lightwam.encoders.open_text", lambda *given: pytest.fail("it was opened"))
+        patch.setattr("lightwam.encoders.frozen.open_text", lambda *given: pytest.fail("it was opened"))
         policy.act(observation)
     known = policy.prompts.states([observation.instruction])
     policy.prompts.known.clear()
@@ -257,7 +258,7 @@ def test_memory_that_runs_out_says_what_to_lower(
     def full(*given: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
 
-    monkeypatch.setattr("lightwam.engine.packed.packed_loss", lambda *given, **settings: full())
+    monkeypatch.setattr("lightwam.engine.packed_step.packed_loss", lambda *given, **settings: full())
     with pytest.raises(Exception, match=r"(?s)ran out of memory.*9 GiB.*--train\.micro-batch 1") as caught:
         train(paper_recipe, dataset, tmp_path / "run", device="cpu", say=quiet)
     assert type(caught.value).__name__ == "ConfigError"

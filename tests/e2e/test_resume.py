@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from lightwam import checkpoint
-from lightwam.config import Recipe
-from lightwam.train import train
+from lightwam.config.schema import Recipe
+from lightwam.policy import run_directory as checkpoint
+from lightwam.training.train import train
 
 STEPS = 120
 

@@ -26,14 +26,14 @@ from websockets.exceptions import ConnectionClosed, InvalidMessage, InvalidStatu
 from websockets.sync.client import ClientConnection, connect
 
 from lightwam.errors import ConfigError
-from lightwam.serve.access import Keys
-from lightwam.serve.inspecting import inspecting
-from lightwam.serve.refusals import MOST_KEPT, Refusals
-from lightwam.serve.server import Newer, Server
-from lightwam.serve.settings import Serving
+from lightwam.serving.access import Keys
+from lightwam.serving.inspect_client import inspecting
+from lightwam.serving.refusals import MOST_KEPT, Refusals
+from lightwam.serving.server import Newer, Server
+from lightwam.serving.settings import Serving
 from lightwam.types import Observation
-from lightwam.wire.families import chosen
 from lightwam.wire.limits import Limits
+from lightwam.wire.robot_schemas import chosen
 
 # openpi's and XPolicyLab's clients, and some tests, connect in the way of before websockets 17
 pytestmark = pytest.mark.filterwarnings(r"ignore:connect\(\) must be used as a context manager:DeprecationWarning")

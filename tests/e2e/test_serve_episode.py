@@ -20,10 +20,10 @@ from inspect_robots_xpolicylab import XPolicyLabPolicy
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from serving import serving
 
-from lightwam.policy import Policy
-from lightwam.sim import base
+from lightwam.policy.policy import Policy
+from lightwam.sim import simulator as base
 from lightwam.types import Observation
-from lightwam.wire.families import chosen
+from lightwam.wire.robot_schemas import chosen
 
 # openpi's and XPolicyLab's clients connect in the way of before websockets 17
 pytestmark = pytest.mark.filterwarnings(r"ignore:connect\(\) must be used as a context manager:DeprecationWarning")

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from lightwam import recipes
-from lightwam.bench_act import random_model
-from lightwam.engine.acting import FoldedWAM
-from lightwam.engine.cpu import keep_memory
-from lightwam.engine.fold import Place
+from lightwam.config import recipes
+from lightwam.engine.folded_model import FoldedWAM
+from lightwam.engine.folding import Place
+from lightwam.policy.benchmark import random_model
+from lightwam.system.cpu import keep_memory
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lightwam.config import BackboneConfig, ExpertConfig, FlowConfig, ModelConfig
+from lightwam.config.schema import BackboneConfig, ExpertConfig, FlowConfig, ModelConfig
 from lightwam.types import Batch, pool
 
 FOLDER = Path(os.environ.get("LIGHTWAM_ORACLE_DIR") or Path(__file__).parents[1] / "data" / "oracle")

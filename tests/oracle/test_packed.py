@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightwam.config import BackboneConfig, ExpertConfig, FlowConfig, ModelConfig
-from lightwam.engine import packed
-from lightwam.engine.lora import LoraFeedForward, LoraLinear
-from lightwam.engine.packed import PackedLoss, packed_loss
+from lightwam.config.schema import BackboneConfig, ExpertConfig, FlowConfig, ModelConfig
+from lightwam.engine import packed_step as packed
+from lightwam.engine.fused_lora import LoraFeedForward, LoraLinear
+from lightwam.engine.packed_step import PackedLoss, packed_loss
 from lightwam.model.layers import FeedForward
 from lightwam.model.light_wam import LightWAM
 from lightwam.model.lora import LoRA

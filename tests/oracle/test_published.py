@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightwam.model import flow
 from lightwam.model.light_wam import LightWAM
-from lightwam.weights import published
+from lightwam.training import published
 
 TOLERANCE = 1e-5
 """largest absolute difference of an array, fp32"""

@@ -14,12 +14,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
 
-from lightwam import recipes
-from lightwam.config import Umt5Config
-from lightwam.encoders import check_prompts
+from lightwam.config import recipes
+from lightwam.config.schema import Umt5Config
+from lightwam.encoders import umt5
+from lightwam.encoders.frozen import check_prompts
+from lightwam.encoders.umt5 import Umt5Text, cleaned, official_name
 from lightwam.errors import CheckpointError, ConfigError, PromptError
-from lightwam.text import umt5
-from lightwam.text.umt5 import Umt5Text, cleaned, official_name
 from lightwam.types import TextEncoder
 
 CONFIG = Umt5Config(num_tokens=12, dim=24)

@@ -14,10 +14,11 @@ from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lightwam.encoders import wan_vae
+from lightwam.encoders import wan_vae_frame as wan_frame
+from lightwam.encoders.wan_vae import WanVaeLatents, official_name
+from lightwam.encoders.wan_vae_frame import FrameEncoder, Winograd
 from lightwam.errors import CheckpointError, ConfigError
-from lightwam.latents import wan_frame, wan_vae
-from lightwam.latents.wan_frame import FrameEncoder, Winograd
-from lightwam.latents.wan_vae import WanVaeLatents, official_name
 from lightwam.types import LatentCodec
 
 CONFIGS: tuple[dict[str, Any], ...] = (

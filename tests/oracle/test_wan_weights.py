@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lightwam.config import BackboneConfig
+from lightwam.config.schema import BackboneConfig
 from lightwam.errors import CheckpointError
 from lightwam.model.dit import DiT
-from lightwam.weights import wan
+from lightwam.training import wan_backbone as wan
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is a development-time oracle")
 

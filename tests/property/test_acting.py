@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lightwam.config import BackboneConfig, ExpertConfig, FlowConfig, ModelConfig
-from lightwam.engine.acting import FoldedWAM
-from lightwam.engine.fold import Place
+from lightwam.config.schema import BackboneConfig, ExpertConfig, FlowConfig, ModelConfig
+from lightwam.engine.folded_model import FoldedWAM
+from lightwam.engine.folding import Place
 from lightwam.model.light_wam import LightWAM
 
 SIZES = st.fixed_dictionaries(

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from lightwam import recipes
-from lightwam.config import (
+from lightwam.config import recipes
+from lightwam.config.schema import (
     BackboneConfig,
     CodecConfig,
     CollectConfig,

@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from lightwam import config as configs
-from lightwam.codec import Codec
-from lightwam.config import CameraPlace, CodecConfig
-from lightwam.data.cache import FrameCache
+from lightwam.config import schema as configs
+from lightwam.config.schema import CameraPlace, CodecConfig
+from lightwam.data.cache.frames import FrameCache
+from lightwam.data.codec import Codec
 from lightwam.data.loader import WindowLoader
+from lightwam.data.statistics import QUANTILES, RunningStats, measure
 from lightwam.errors import ConfigError
-from lightwam.stats import QUANTILES, RunningStats, measure
 from lightwam.types import Share, Windows
 
 PLACE = CameraPlace("front", 0, 0, 4, 4)

@@ -12,9 +12,10 @@ from hypothesis.extra import numpy as arrays
 
 from lightwam.errors import WireError
 from lightwam.types import Observation
-from lightwam.wire import families, json_arrays, openpi, xpolicylab
-from lightwam.wire.family import fitted
+from lightwam.wire import json_arrays, openpi, xpolicylab
+from lightwam.wire import robot_schemas as families
 from lightwam.wire.inspection import inspect
+from lightwam.wire.robot_schema import fitted
 from lightwam.wire.xpolicylab import Envelope
 
 KINDS = ["|b1", "|u1", "<u2", "<i4", "<i8", "<f2", "<f4", ">f4", "<f8", ">i2"]

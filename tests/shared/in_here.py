@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from lightwam.workers import Answer, Job, Workers
+from lightwam.system.workers import Answer, Job, Workers
 
 
 class InHere(Workers[Job, Answer]):

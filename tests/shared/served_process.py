@@ -65,9 +65,9 @@ def served_process(**settings: Any) -> Iterator[ServedProcess]:
 def _serve(settings: dict[str, Any], ready: Connection) -> None:
     from serving import LIBERO, mirror
 
-    from lightwam.serve.server import Server
-    from lightwam.serve.settings import Serving
-    from lightwam.wire.families import chosen
+    from lightwam.serving.server import Server
+    from lightwam.serving.settings import Serving
+    from lightwam.wire.robot_schemas import chosen
 
     server = Server(
         mirror, 1, chosen(("libero",), *LIBERO, {}), {}, Serving(**{"port": 0, "xpolicylab_port": 0} | settings)

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from lightwam.serve.access import Keys
-from lightwam.serve.server import Server
-from lightwam.serve.settings import Serving
+from lightwam.serving.access import Keys
+from lightwam.serving.server import Server
+from lightwam.serving.settings import Serving
 from lightwam.types import Observation
-from lightwam.wire.families import chosen
+from lightwam.wire.robot_schemas import chosen
 
 LIBERO = (("agentview", "wrist"), 8, 7)
 """cameras, state and action sizes that LIBERO's and openpi's clients know"""

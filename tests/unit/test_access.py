@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lightwam.errors import ConfigError
-from lightwam.serve.access import Keys, check_door, is_loopback, read_keys, tls
+from lightwam.serving.access import Keys, check_door, is_loopback, read_keys, tls
 
 KEY, OTHER = "a" * 32, "b" * 32
 

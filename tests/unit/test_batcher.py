@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lightwam.errors import WireError
-from lightwam.serve.batcher import Batcher, Busy, Closing
+from lightwam.serving.batcher import Batcher, Busy, Closing
 from lightwam.types import Observation
 
 

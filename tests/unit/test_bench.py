@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lightwam import bench
-from lightwam.bench import PARTS, bench_train, table
-from lightwam.bench_act import random_model
-from lightwam.config import Recipe
+from lightwam.config.schema import Recipe
 from lightwam.model.light_wam import LightWAM
+from lightwam.policy.benchmark import random_model
+from lightwam.training import benchmark as bench
+from lightwam.training.benchmark import PARTS, bench_train, table
 
 
 @pytest.fixture(autouse=True)

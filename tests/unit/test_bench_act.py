@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from lightwam import bench_act as bench
-from lightwam import timing
-from lightwam.bench_act import PARTS, STAGES, WAYS, bench_act, table
-from lightwam.config import Recipe
-from lightwam.engine import fold
+from lightwam.config.schema import Recipe
+from lightwam.engine import folding as fold
 from lightwam.errors import CheckpointError, SimulatorError
+from lightwam.policy import benchmark as bench
+from lightwam.policy.benchmark import PARTS, STAGES, WAYS, bench_act, table
+from lightwam.system import timing
 
 CPU = torch.device("cpu")
 
@@ -85,7 +85,7 @@ def test_without_its_simulator_a_run_is_shown_random_pictures(
     def missing(*_: Any) -> None:
         raise SimulatorError("not installed")
 
-    monkeypatch.setattr("lightwam.sim.base.make", missing)
+    monkeypatch.setattr("lightwam.sim.simulator.make", missing)
     assert bench_act(tiny_once.run, device="cpu", say=lambda line: None)["compared_on"].startswith(
         "random pictures, as"
     )

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from lightwam import bench_eval as module
-from lightwam.bench_eval import bench_eval, halves, table
-from lightwam.config import EvalConfig, Recipe
+from lightwam.config.schema import EvalConfig, Recipe
+from lightwam.evaluation import benchmark as module
+from lightwam.evaluation.benchmark import bench_eval, halves, table
 
 
 def test_both_ways_end_alike(tiny_recipe: Recipe) -> None:

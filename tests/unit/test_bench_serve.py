@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lightwam import bench_serve
+from lightwam.serving import benchmark as bench_serve
 
 
 def test_the_result(monkeypatch: pytest.MonkeyPatch) -> None:

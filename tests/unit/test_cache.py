@@ -14,14 +14,15 @@ from threading import Event
 import numpy as np
 import pytest
 
-from lightwam.codec import place_cameras
-from lightwam.config import CameraPlace, CodecConfig
-from lightwam.data import cache as cache_module
-from lightwam.data import cache_base, cache_place
-from lightwam.data.cache import FrameCache, frames_folder
-from lightwam.data.cache_base import Canvases
-from lightwam.data.lerobot import LeRobotDataset
-from lightwam.data.lerobot_writer import LeRobotWriter
+from lightwam.config.schema import CameraPlace, CodecConfig
+from lightwam.data.cache import base as cache_base
+from lightwam.data.cache import frames as cache_module
+from lightwam.data.cache import location as cache_place
+from lightwam.data.cache.base import Canvases
+from lightwam.data.cache.frames import FrameCache, frames_folder
+from lightwam.data.codec import place_cameras
+from lightwam.data.lerobot.reader import LeRobotDataset
+from lightwam.data.lerobot.writer import LeRobotWriter
 from lightwam.errors import DatasetError
 
 PLACES = (CameraPlace("front", 0, 0, 16, 16), CameraPlace("wrist", 0, 16, 16, 16))
@@ -187,7 +188,7 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import test_cache as test
-from lightwam.data import cache
+from lightwam.data.cache import frames as cache
 
 cache.EPISODES_A_JOB = 1
 write = cache.write_atomically
@@ -285,11 +286,11 @@ MEMORY = """
 import resource, sys
 from pathlib import Path
 import numpy as np, torch
-from lightwam.config import CameraPlace, CodecConfig
-from lightwam.data import cache
-from lightwam.data.latent_cache import LatentCache
-from lightwam.data.latent_encoder import ClipEncoder
-from lightwam.data.lerobot import LeRobotDataset
+from lightwam.config.schema import CameraPlace, CodecConfig
+from lightwam.data.cache import frames as cache
+from lightwam.data.cache.latents import LatentCache
+from lightwam.data.cache.encoder import ClipEncoder
+from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.types import Latents
 
 def peak():

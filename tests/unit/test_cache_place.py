@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from lightwam.data import cache_place
-from lightwam.data.cache_place import LOCK, cache_home, check_room, draft_folder, drafting, named, remove_leftovers
+from lightwam.data.cache import location as cache_place
+from lightwam.data.cache.location import LOCK, cache_home, check_room, draft_folder, drafting, named, remove_leftovers
 from lightwam.errors import DatasetError
 
 Usage = namedtuple("Usage", "total used free")

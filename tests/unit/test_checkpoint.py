@@ -13,9 +13,10 @@ import safetensors.torch
 import torch
 from disk import largest_file
 
-from lightwam import checkpoint, recipes
-from lightwam.checkpoint import Checkpoint, open_processing
+from lightwam.config import recipes
 from lightwam.errors import CheckpointError, ConfigError, LightwamError
+from lightwam.policy import run_directory as checkpoint
+from lightwam.policy.run_directory import Checkpoint, open_processing
 
 
 def content(step: int, *, size: int = 8, ema: bool = True) -> Checkpoint:

@@ -15,21 +15,22 @@ from typing import Any
 
 import pytest
 
-from lightwam import cli, recipes
-from lightwam.cli import main
-from lightwam.commands import show
-from lightwam.commands.options import parse
-from lightwam.config import EvalConfig, Recipe, Umt5Config
+from lightwam.cli import main as cli
+from lightwam.cli import show
+from lightwam.cli.main import main
+from lightwam.cli.options import parse
+from lightwam.config import recipes
+from lightwam.config.schema import EvalConfig, Recipe, Umt5Config
 from lightwam.data.lerobot.features import FeatureNames
 from lightwam.errors import DatasetError
-from lightwam.policy import Policy
+from lightwam.policy.policy import Policy
 
 Calls = list[tuple[Any, ...]]
 
 
 @pytest.fixture
 def record(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Calls]:
-    """record("lightwam.train", "train") puts a recorder in the function's place and returns its list of calls."""
+    """record("lightwam.training.train", "train") puts a recorder in the function's place; returns its list of calls."""
 
     def put(module: str, function: str, answer: Any = None) -> Calls:
         calls: Calls = []
@@ -103,7 +104,7 @@ def test_an_unknown_option_is_refused_with_the_nearest(capsys: pytest.CaptureFix
 
 
 def test_train_passes_recipe_dataset_and_run(record: Callable[..., Calls]) -> None:
-    calls = record("lightwam.train", "train")
+    calls = record("lightwam.training.train", "train")
     assert main(["train", "point", "--train.steps", "7", "--run", "runs/x", "--data", "d"]) == 0
     ((recipe, data, run, options),) = calls
     assert (recipe.train.steps, data, run) == (7, Path("d"), Path("runs/x"))
@@ -114,7 +115,7 @@ def test_train_passes_recipe_dataset_and_run(record: Callable[..., Calls]) -> No
 
 
 def test_places_are_named_after_the_recipe(record: Callable[..., Calls]) -> None:
-    calls = record("lightwam.train", "train")
+    calls = record("lightwam.training.train", "train")
     main(["train", "point"])
     assert calls[0][:3] == (recipes.point(), Path("data/point"), Path("runs/point"))
 
@@ -122,17 +123,17 @@ def test_places_are_named_after_the_recipe(record: Callable[..., Calls]) -> None
 def test_cache_export_and_adopt_pass_what_they_are_told(
     record: Callable[..., Calls], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cached = record("lightwam.processing", "make_cache")
+    cached = record("lightwam.training.dataset", "make_cache")
     assert main(["cache", "libero-10", "--data", "d", "--weights", "w", "--device", "cpu", "--cache", "c"]) == 0
     recipe, data, options = cached[0]
     wanted = {"device": "cpu", "names": FeatureNames(), "cache": Path("c")}
     assert (recipe.weights, data, options) == ("w", Path("d"), wanted)
 
-    exported = record("lightwam.exchange", "export", Path("x.pt"))
+    exported = record("lightwam.training.adopt", "export", Path("x.pt"))
     assert main(["export", "runs/x", "--to", "x.pt", "--step", "5", "--no-ema"]) == 0
     assert exported == [(Path("runs/x"), Path("x.pt"), 5, {"ema": False})]
 
-    adopted = record("lightwam.exchange", "adopt", Path("runs/y"))
+    adopted = record("lightwam.training.adopt", "adopt", Path("runs/y"))
     assert main(["adopt", "robotwin", "--checkpoint", "y.pt", "--data", "d", "--run", "runs/y"]) == 0
     options = {"device": "auto", "names": FeatureNames(), "cache": None}
     assert adopted == [(recipes.robotwin(), Path("y.pt"), Path("d"), Path("runs/y"), options)]
@@ -141,7 +142,7 @@ def test_cache_export_and_adopt_pass_what_they_are_told(
 
 def test_tuples_and_switches_can_be_overridden(record: Callable[..., Calls]) -> None:
     done = SimpleNamespace(root="data/point", episodes=4, frames=80, new_episodes=4)
-    calls = record("lightwam.collect", "collect", done)
+    calls = record("lightwam.data.collect", "collect", done)
     words = [
         "collect",
         "point",
@@ -163,13 +164,13 @@ def test_tuples_and_switches_can_be_overridden(record: Callable[..., Calls]) -> 
 
 @pytest.mark.parametrize(
     ("command", "function"),
-    [("train", "train.train"), ("collect", "collect.collect"), ("cache", "processing.make_cache"),
-     ("demo", "demo.demo"), ("check expert", "expert_check.check_experts")],
+    [("train", "training.train.train"), ("collect", "data.collect.collect"), ("cache", "training.dataset.make_cache"),
+     ("demo", "cli.pipeline.demo"), ("check expert", "evaluation.expert_check.check_experts")],
 )  # fmt: skip
 def test_sections_of_several_kinds_are_overridden_by_plain_names(
     command: str, function: str, record: Callable[..., Calls]
 ) -> None:
-    module, name = function.split(".")
+    module, _, name = function.rpartition(".")
     calls = record(f"lightwam.{module}", name, SimpleNamespace(root="x", episodes=0, frames=0, new_episodes=0))
     with suppress(TypeError):  # what comes back is not of interest
         main([*command.split(), "point", "--text.num-tokens", "24", "--train.steps", "9"])
@@ -187,7 +188,7 @@ def test_the_help_shows_the_options_of_the_recipes_own_kind(capsys: pytest.Captu
 def test_another_kind_is_chosen_by_its_word_and_not_by_a_value(
     record: Callable[..., Calls], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    calls = record("lightwam.train", "train")
+    calls = record("lightwam.training.train", "train")
     words = ["train", "point", "--weights", "w", "--train.steps", "7", "text:umt5-config", "--text.dim", "32"]
     assert main(words) == 0
     assert calls[0][0].text == Umt5Config(dim=32) and calls[0][0].train.steps == 7
@@ -198,7 +199,7 @@ def test_another_kind_is_chosen_by_its_word_and_not_by_a_value(
 
 @pytest.mark.parametrize(("words", "name"), [([], "demo"), (["point"], "point"), (["--run", "runs/demo"], "demo")])
 def test_demo_needs_no_recipe(words: list[str], name: str, record: Callable[..., Calls]) -> None:
-    calls = record("lightwam.demo", "demo")
+    calls = record("lightwam.cli.pipeline", "demo")
     assert main(["demo", *words]) == 0
     assert calls == [(recipes.RECIPES[name](), Path("runs") / name, {"cache": None})]
 
@@ -207,8 +208,8 @@ def test_eval_overrides_the_runs_own_settings_and_prints_rates(
     record: Callable[..., Calls], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     red = {"successes": 8, "trials": 9, "interval_95": (0.565, 0.98)}
-    record("lightwam.checkpoint", "read_recipe", recipes.point())
-    calls = record("lightwam.evaluate", "evaluate", {**red, "tasks": {"red": red}})
+    record("lightwam.policy.run_directory", "read_recipe", recipes.point())
+    calls = record("lightwam.evaluation.evaluate", "evaluate", {**red, "tasks": {"red": red}})
     monkeypatch.setattr(Policy, "load", lambda *given, **named: (given, named))
     assert main(["eval", "runs/x", "--eval.trials", "9", "--folder", "again", "--step", "100", "--engine"]) == 0
     expected = EvalConfig(trials=9, replan=4, videos_per_task=1)
@@ -223,8 +224,8 @@ def test_eval_overrides_the_runs_own_settings_and_prints_rates(
 
 def test_eval_takes_another_suite_and_protocol(record: Callable[..., Calls], monkeypatch: pytest.MonkeyPatch) -> None:
     red = {"successes": 8, "trials": 9, "interval_95": (0.565, 0.98)}
-    record("lightwam.checkpoint", "read_recipe", recipes.libero_object())
-    calls = record("lightwam.evaluate", "evaluate", {**red, "tasks": {"red": red}})
+    record("lightwam.policy.run_directory", "read_recipe", recipes.libero_object())
+    calls = record("lightwam.evaluation.evaluate", "evaluate", {**red, "tasks": {"red": red}})
     monkeypatch.setattr(Policy, "load", lambda *given, **named: None)
     assert main(["eval", "runs/x", "--suite", "libero_object_swap", "--protocol", "openpi"]) == 0
     settings, sim = calls[0][1], calls[0][2]["sim"]
@@ -241,10 +242,11 @@ def test_what_stands_beside_a_suite_or_protocol_is_kept(
     record: Callable[..., Calls], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = recipes.libero_object_small()
-    record("lightwam.checkpoint", "read_recipe", recipe)
-    calls = record("lightwam.evaluate", "evaluate", {"successes": 0, "trials": 1, "interval_95": (0, 1), "tasks": {}})
+    record("lightwam.policy.run_directory", "read_recipe", recipe)
+    nothing = {"successes": 0, "trials": 1, "interval_95": (0, 1), "tasks": {}}
+    calls = record("lightwam.evaluation.evaluate", "evaluate", nothing)
     monkeypatch.setattr(Policy, "load", lambda *given, **named: None)
-    monkeypatch.setattr("lightwam.commands.eval.table", str)
+    monkeypatch.setattr("lightwam.cli.eval.table", str)
     assert main(["eval", "runs/x", "--suite", "libero_10", "--sim.max_steps=100"]) == 0
     assert calls.pop()[2]["sim"].max_steps == 100
     assert main(["eval", "runs/x", "--suite", "libero_object"]) == 0
@@ -268,18 +270,18 @@ def test_eval_refuses_suites_and_protocols_that_are_none(
     recipe: Callable[[], Recipe], words: list[str], says: str, record: Callable[..., Calls],
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    record("lightwam.checkpoint", "read_recipe", recipe())
-    record("lightwam.evaluate", "evaluate")
+    record("lightwam.policy.run_directory", "read_recipe", recipe())
+    record("lightwam.evaluation.evaluate", "evaluate")
     assert main(["eval", "runs/x", *words]) == 2
     assert says in capsys.readouterr().err
 
 
 def test_eval_hires_simulators_on_a_cluster(record: Callable[..., Calls], monkeypatch: pytest.MonkeyPatch) -> None:
-    from lightwam.ray_workers import RayWorkers
+    from lightwam.system.ray_workers import RayWorkers
 
     red = {"successes": 8, "trials": 9, "interval_95": (0.565, 0.98)}
-    record("lightwam.checkpoint", "read_recipe", recipes.point())
-    calls = record("lightwam.evaluate", "evaluate", {**red, "tasks": {"red": red}})
+    record("lightwam.policy.run_directory", "read_recipe", recipes.point())
+    calls = record("lightwam.evaluation.evaluate", "evaluate", {**red, "tasks": {"red": red}})
     monkeypatch.setattr(Policy, "load", lambda *given, **named: None)
     for words, address in (([], "auto"), (["--ray-address", "there:6379"], "there:6379")):
         assert main(["eval", "runs/x", "--ray", *words]) == 0
@@ -290,15 +292,15 @@ def test_eval_hires_simulators_on_a_cluster(record: Callable[..., Calls], monkey
 def test_eval_refuses_to_execute_what_was_never_supervised(
     record: Callable[..., Calls], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    record("lightwam.checkpoint", "read_recipe", recipes.point())
-    calls = record("lightwam.evaluate", "evaluate")
+    record("lightwam.policy.run_directory", "read_recipe", recipes.point())
+    calls = record("lightwam.evaluation.evaluate", "evaluate")
     assert main(["eval", "runs/x", "--eval.replan", "9"]) == 2
     assert "never supervised" in capsys.readouterr().err
     assert calls == []
 
 
 def test_report_says_where_it_is(record: Callable[..., Calls], capsys: pytest.CaptureFixture[str]) -> None:
-    importlib.import_module("lightwam.demo")  # which imports more of the package than the stand-in has
+    importlib.import_module("lightwam.cli.pipeline")  # which imports more of the package than the stand-in has
     calls = record("lightwam.report", "write_report", Path("runs/x/report.html"))
     assert main(["report", "runs/x"]) == 0
     assert calls == [(Path("runs/x"),)]
@@ -338,7 +340,7 @@ def test_check_dataset_reads_all_of_it(record: Callable[..., Calls], capsys: pyt
 
 
 def test_bench_train_measures_the_recipe(record: Callable[..., Calls]) -> None:
-    calls = record("lightwam.bench", "bench_train")
+    calls = record("lightwam.training.benchmark", "bench_train")
     assert main(["bench", "train", "point", "--train.batch-size", "4", "--json"]) == 0
     assert calls[0][0].train.batch_size == 4
     assert calls[0][1] == {"device": "auto", "as_json": True}
@@ -347,7 +349,7 @@ def test_bench_train_measures_the_recipe(record: Callable[..., Calls]) -> None:
 def test_a_users_error_is_told_and_ends_with_2(
     record: Callable[..., Calls], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    record("lightwam.train", "train", DatasetError("no data", where="data/point"))
+    record("lightwam.training.train", "train", DatasetError("no data", where="data/point"))
     assert main(["train", "point"]) == 2
     assert capsys.readouterr().err == "lightwam: no data\n  where: data/point\n"
     monkeypatch.setenv("LIGHTWAM_DEBUG", "1")
@@ -356,13 +358,13 @@ def test_a_users_error_is_told_and_ends_with_2(
 
 
 def test_a_bug_keeps_its_traceback(record: Callable[..., Calls]) -> None:
-    record("lightwam.train", "train", ZeroDivisionError())
+    record("lightwam.training.train", "train", ZeroDivisionError())
     with pytest.raises(ZeroDivisionError):
         main(["train", "point"])
 
 
 def test_ctrl_c_says_in_one_line_how_to_go_on(record: Callable[..., Calls], capsys: pytest.CaptureFixture[str]) -> None:
-    record("lightwam.train", "train", KeyboardInterrupt())
+    record("lightwam.training.train", "train", KeyboardInterrupt())
     assert main(["train", "point", "--run", "runs/a b"]) == 130
     assert capsys.readouterr().err.strip() == "lightwam: stopped. To go on: lightwam train point --run 'runs/a b'"
 
@@ -426,8 +428,8 @@ def test_activations_are_what_autograd_keeps() -> None:
     """Counted at a small size: the sum is within a fifth of the tensors that the packed step saves."""
     import torch
 
-    from lightwam.bench_act import random_model
-    from lightwam.engine import packed
+    from lightwam.engine import packed_step as packed
+    from lightwam.policy.benchmark import random_model
 
     recipe = recipes.libero_10()
     backbone = replace(

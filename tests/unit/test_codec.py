@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from lightwam.codec import Codec, place_cameras, place_clips, to_pictures
-from lightwam.config import CameraPlace, CodecConfig, NormKind
+from lightwam.config.schema import CameraPlace, CodecConfig, NormKind
+from lightwam.data.codec import Codec, place_cameras, place_clips, to_pictures
+from lightwam.data.statistics import measure
 from lightwam.errors import ConfigError, WireError
-from lightwam.stats import measure
 
 PLACES = (CameraPlace("front", 0, 0, 16, 16), CameraPlace("wrist", 4, 20, 8, 8))
 CONFIG = CodecConfig(canvas=(16, 32), places=PLACES, delta_action_dims=(0,))

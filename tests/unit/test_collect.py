@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lightwam.collect import Demonstrator, collect
-from lightwam.config import Recipe
-from lightwam.data.lerobot import LeRobotDataset
+from lightwam.config.recipes import point as point_recipe
+from lightwam.config.schema import Recipe
+from lightwam.data.collect import Demonstrator, collect
+from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.errors import DatasetError, SimulatorError
-from lightwam.recipes import point as point_recipe
-from lightwam.sim import base
+from lightwam.sim import simulator as base
 
 BROKEN_WORLD = '''
 import os, signal
@@ -170,7 +170,7 @@ def test_an_error_in_a_worker_names_task_and_seed(tmp_path: Path, broken_world, 
 
 def test_an_expert_that_always_fails_is_reported(tmp_path: Path, broken_world, monkeypatch) -> None:
     monkeypatch.setenv("FAIL_EVERY", "1")
-    monkeypatch.setattr("lightwam.collect.FAILURES_IN_A_ROW", 3)
+    monkeypatch.setattr("lightwam.data.collect.FAILURES_IN_A_ROW", 3)
     hopeless = recipe(name=broken_world)
     hopeless = replace(hopeless, sim=replace(hopeless.sim, max_steps=2))
     with pytest.raises(SimulatorError, match=r"keeps failing[\s\S]*task '\w+', seeds 0 to 2"):
@@ -181,7 +181,7 @@ def test_a_full_disk_says_what_to_do(tmp_path: Path, monkeypatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("lightwam.data.lerobot_writer.encode_video", full)
+    monkeypatch.setattr("lightwam.data.lerobot.writer.encode_video", full)
     with pytest.raises(DatasetError, match=r"No space left[\s\S]*free some space"):
         collect(recipe(demos=1), tmp_path, say=quiet)
 

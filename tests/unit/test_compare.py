@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from lightwam.cli import main
-from lightwam.compare import compare
+from lightwam.cli.main import main
+from lightwam.data.statistics import Pairs, mcnemar, paired_difference, wilson
 from lightwam.errors import CheckpointError
-from lightwam.stats import Pairs, mcnemar, paired_difference, wilson
+from lightwam.evaluation.compare import compare
 
 PROTOCOL = {
     "sim": {"name": "point", "tasks": ["red", "blue"], "max_steps": 40},

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from lightwam import recipes
-from lightwam.checks import check
-from lightwam.config import CameraPlace, Recipe, from_dict, to_dict
+from lightwam.config import recipes
+from lightwam.config.checks import check
+from lightwam.config.schema import CameraPlace, Recipe, from_dict, to_dict
 from lightwam.errors import ConfigError
 
 

@@ -16,15 +16,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lightwam.commands import convert as command
-from lightwam.config import CameraPlace, CodecConfig, ConvertConfig
-from lightwam.data import convert as module
-from lightwam.data.cache import FrameCache
-from lightwam.data.convert import convert, gripper_convention, no_ops
-from lightwam.data.lerobot import LeRobotDataset
-from lightwam.data.lerobot_writer import LeRobotWriter
-from lightwam.data.libero_sources import open_source
-from lightwam.data.video import encode_video
+from lightwam.cli import convert as command
+from lightwam.config.schema import CameraPlace, CodecConfig, ConvertConfig
+from lightwam.data.cache.frames import FrameCache
+from lightwam.data.lerobot.reader import LeRobotDataset
+from lightwam.data.lerobot.video import encode_video
+from lightwam.data.lerobot.writer import LeRobotWriter
+from lightwam.data.libero import convert as module
+from lightwam.data.libero.convert import convert, gripper_convention, no_ops
+from lightwam.data.libero.sources import open_source
 from lightwam.errors import ConfigError, DatasetError
 
 SIZE, STEPS = 16, 6
@@ -352,8 +352,8 @@ def contents(root: Path) -> list[tuple[Any, ...]]:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from lightwam.data import convert
-from lightwam.data.lerobot_writer import LeRobotWriter
+from lightwam.data.libero import convert
+from lightwam.data.lerobot.writer import LeRobotWriter
 add, left = LeRobotWriter.add_episode, iter(range(100))
 
 def add_episode(self, *args, **options):
@@ -438,7 +438,7 @@ def test_a_full_disk_keeps_what_is_done(
         encode_video(*args, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr("lightwam.data.lerobot_writer.encode_video", full)
+        patch.setattr("lightwam.data.lerobot.writer.encode_video", full)
         with pytest.raises(DatasetError, match=r"No space left[\s\S]*free some space"):
             convert(tmp_path / "in", tmp_path / "out", say=quiet)
     assert LeRobotDataset(tmp_path / "out").num_episodes == 1

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightwam.engine import cpu
+from lightwam.system import cpu
 
 torch.manual_seed(0)
 LINEAR, CONV = nn.Linear(64, 32), nn.Conv3d(4, 8, (1, 2, 2), (1, 2, 2))
@@ -52,7 +52,7 @@ def test_products_are_computed_in_float32_and_rounded_once(name: str) -> None:
 
 MEASURE = """
 import resource, sys, torch
-from lightwam.engine.cpu import keep_memory
+from lightwam.system.cpu import keep_memory
 if sys.argv[1] == "keep":
     assert keep_memory()
 for _ in range(40):  # until the heap has grown

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightwam.config import DctConfig
+from lightwam.config.schema import DctConfig
+from lightwam.encoders.dct import DctLatents, analysis
 from lightwam.errors import ConfigError
-from lightwam.latents.dct import DctLatents, analysis
 from lightwam.types import LatentCodec
 
 CONFIG = DctConfig(luma_channels=10, chroma_channels=3)

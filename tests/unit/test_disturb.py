@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from lightwam.config.recipes import point
 from lightwam.errors import SimulatorError
-from lightwam.recipes import point
-from lightwam.sim import base
-from lightwam.sim.base import Simulator
+from lightwam.sim import simulator as base
 from lightwam.sim.disturb import KINDS, Disturbance, Disturbed, Kind
+from lightwam.sim.simulator import Simulator
 
 SIM = replace(point().sim, tasks=("red",))
 

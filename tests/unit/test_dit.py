@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightwam.config import BackboneConfig
+from lightwam.config.schema import BackboneConfig
 from lightwam.model import dit as dit_module
 from lightwam.model.dit import DiT
 

@@ -8,18 +8,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightwam.config import BackboneConfig, ExpertConfig, FlowConfig, ModelConfig
-from lightwam.engine import cpu
+from lightwam.config.schema import BackboneConfig, ExpertConfig, FlowConfig, ModelConfig
 from lightwam.engine import engine as engines
-from lightwam.engine import fold as fold_
-from lightwam.engine.acting import FoldedWAM
+from lightwam.engine import folding as fold_
 from lightwam.engine.engine import Engine
-from lightwam.engine.fold import Folded, Int8, Packed, Place, fold, stack, tensors
+from lightwam.engine.folded_model import FoldedWAM
+from lightwam.engine.folding import Folded, Int8, Packed, Place, fold, stack, tensors
 from lightwam.errors import ConfigError, WireError
 from lightwam.model.light_wam import LightWAM
 from lightwam.model.lora import LoRA, project
-from lightwam.policy import Policy
-from lightwam.sim import base
+from lightwam.policy.policy import Policy
+from lightwam.sim import simulator as base
+from lightwam.system import cpu
 from lightwam.types import to_pixels
 
 SINGLE, HALF = (Place(torch.device("cpu"), dtype) for dtype in (torch.float32, torch.bfloat16))

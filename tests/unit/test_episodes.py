@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from lightwam.episodes import open_episodes, read_episodes, task_files
 from lightwam.errors import CheckpointError
+from lightwam.evaluation.episodes import open_episodes, read_episodes, task_files
 
 BROKEN_LINES: dict[str, tuple[Callable[[dict[str, Any]], bytes], str]] = {
     "cut": (lambda row: json.dumps(row).encode()[:20], "not JSON"),

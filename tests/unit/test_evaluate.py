@@ -13,19 +13,19 @@ import numpy as np
 import pytest
 from in_here import InHere
 
-from lightwam import evaluate as module
-from lightwam.checks import check
-from lightwam.commands import eval as eval_command
-from lightwam.config import EvalConfig, Recipe, SimConfig, adapted
-from lightwam.episodes import read_episodes, task_files
+from lightwam.cli import eval as eval_command
+from lightwam.config.checks import check
+from lightwam.config.schema import EvalConfig, Recipe, SimConfig, adapted
+from lightwam.data.statistics import wilson
 from lightwam.errors import CheckpointError, ConfigError, SimulatorError
-from lightwam.evaluate import evaluate, percentiles
-from lightwam.policy import Policy
-from lightwam.sim import base
+from lightwam.evaluation import evaluate as module
+from lightwam.evaluation.episodes import read_episodes, task_files
+from lightwam.evaluation.evaluate import evaluate, percentiles
+from lightwam.policy.policy import Policy
+from lightwam.sim import simulator as base
 from lightwam.sim.point import COLOURS
-from lightwam.stats import wilson
+from lightwam.system.workers import Deaths, Workers
 from lightwam.types import Observation
-from lightwam.workers import Deaths, Workers
 
 
 class Seeing:

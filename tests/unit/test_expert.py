@@ -1,8 +1,8 @@
 import torch
 from torch import Tensor, nn
 
-from lightwam.config import BackboneConfig, ExpertConfig, FlowConfig, ModelConfig
-from lightwam.model.expert import Pooler, StateFusionActionExpert
+from lightwam.config.schema import BackboneConfig, ExpertConfig, FlowConfig, ModelConfig
+from lightwam.model.action_expert import Pooler, StateFusionActionExpert
 
 CONFIG = ModelConfig(
     backbone=BackboneConfig(width=24, num_heads=1, num_blocks=3, taps=(0, 2)),

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 from in_here import InHere
 
-from lightwam import expert_check as module
-from lightwam.config import Recipe
+from lightwam.config.schema import Recipe
 from lightwam.errors import SimulatorError
-from lightwam.expert_check import Experts, check_experts
-from lightwam.sim import base
-from lightwam.sim.base import Trial
+from lightwam.evaluation import expert_check as module
+from lightwam.evaluation.expert_check import Experts, check_experts
+from lightwam.sim import simulator as base
+from lightwam.sim.simulator import Trial
 
 
 @pytest.fixture

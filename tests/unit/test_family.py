@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lightwam import recipes
+from lightwam.config import recipes
 from lightwam.errors import ConfigError, WireError
-from lightwam.sim.libero_units import to_simulator
+from lightwam.sim.libero.units import to_simulator
 from lightwam.types import Observation
-from lightwam.wire import families
-from lightwam.wire.family import ActionPart, Family, StatePart, Unit, fitted
+from lightwam.wire import robot_schemas as families
+from lightwam.wire.robot_schema import ActionPart, Family, StatePart, Unit, fitted
 
 EXAMPLE = Path(__file__).parents[1] / "data" / "families" / "metaworld_xpolicylab.toml"
 PICTURE = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)

@@ -14,9 +14,9 @@ from disk import largest_file
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from lightwam.data.files import append_line, machine_error, replacing, whole_lines, write_file, writing
-from lightwam.data.video import encode_video
+from lightwam.data.lerobot.video import encode_video
 from lightwam.errors import CheckpointError, DatasetError, LightwamError
+from lightwam.system.files import append_line, machine_error, replacing, whole_lines, write_file, writing
 
 BIG = np.random.default_rng(0).integers(0, 255, 100_000, np.uint8)
 

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightwam.config import FlowConfig
+from lightwam.config.schema import FlowConfig
 from lightwam.model import flow
 from lightwam.types import pool
 

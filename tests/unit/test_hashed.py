@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from lightwam.config import HashedTextConfig
+from lightwam.config.schema import HashedTextConfig
+from lightwam.encoders.hashed_text import HashedText, hashed_direction, place_code, word_direction
 from lightwam.errors import ConfigError
-from lightwam.text.hashed import HashedText, hashed_direction, place_code, word_direction
 from lightwam.types import TextEncoder
 
 TEXT = HashedText(HashedTextConfig(num_tokens=8, dim=64))

@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 from huggingface_hub import errors
 
-from lightwam import Policy, checkpoint, hub, publish
-from lightwam.cli import main
-from lightwam.commands.push import PushOptions
+from lightwam import Policy
+from lightwam.cli.main import main
+from lightwam.cli.push import PushOptions
 from lightwam.errors import CheckpointError, ConfigError
+from lightwam.policy import hub
+from lightwam.policy import run_directory as checkpoint
+from lightwam.report import publish
 
 ID = "someone/point-policy"
 NEWEST = "checkpoints/step_00000006"
@@ -220,7 +223,7 @@ def test_a_stage_is_there_whole_or_not_at_all(
             raise OSError(28, "No space left on device")
         to.write_bytes(source.read_bytes())
 
-    monkeypatch.setattr("lightwam.publish.shutil.copyfile", full)
+    monkeypatch.setattr("lightwam.report.publish.shutil.copyfile", full)
     with pytest.raises(CheckpointError, match=r"No space left(.|\n)*TMPDIR"):
         publish.stage(tiny_once.run, tmp_path / "stages" / "two", ID)
     with pytest.raises(CheckpointError, match="No space left"):
@@ -233,7 +236,7 @@ def test_a_copy_that_went_wrong_is_noticed(tiny_once: Any, tmp_path: Path, monke
     def torn(source: Path, to: Path) -> None:
         to.write_bytes(source.read_bytes()[:-1])
 
-    monkeypatch.setattr("lightwam.publish.shutil.copyfile", torn)
+    monkeypatch.setattr("lightwam.report.publish.shutil.copyfile", torn)
     with pytest.raises(CheckpointError):
         publish.stage(tiny_once.run, tmp_path / "stage", ID)
     assert list(tmp_path.iterdir()) == []

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lightwam.data.images import ImageReader
+from lightwam.data.lerobot.images import ImageReader
 from lightwam.errors import DatasetError
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (6, 2, 3, 3), np.uint8).repeat(16, 1).repeat(16, 2)

@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from lightwam.wire import families
-from lightwam.wire.family import fitted
+from lightwam.wire import robot_schemas as families
 from lightwam.wire.inspection import Report, inspect
+from lightwam.wire.robot_schema import fitted
 
 RNG = np.random.default_rng(0)
 FAMILY = fitted(families.named("aloha"), ("cam_high", "cam_left_wrist"), 14, 14)

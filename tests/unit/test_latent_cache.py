@@ -17,20 +17,22 @@ import numpy as np
 import pytest
 import torch
 
-from lightwam.codec import Codec
-from lightwam.config import CameraPlace, CodecConfig, DctConfig
-from lightwam.data import cache_base, latent_cache, latent_shards
-from lightwam.data.cache import FrameCache
-from lightwam.data.cache_base import Cache
-from lightwam.data.files import file_fingerprint
-from lightwam.data.latent_cache import LatentCache, latents_folder, latents_here
-from lightwam.data.latent_encoder import ClipEncoder, Encode
-from lightwam.data.latent_pack import pack, unpack
-from lightwam.data.lerobot import LeRobotDataset
-from lightwam.data.lerobot_writer import LeRobotWriter
+from lightwam.config.schema import CameraPlace, CodecConfig, DctConfig
+from lightwam.data.cache import base as cache_base
+from lightwam.data.cache import latents as latent_cache
+from lightwam.data.cache import shards as latent_shards
+from lightwam.data.cache.base import Cache
+from lightwam.data.cache.encoder import ClipEncoder, Encode
+from lightwam.data.cache.frames import FrameCache
+from lightwam.data.cache.latents import LatentCache, latents_folder, latents_here
+from lightwam.data.cache.record import pack, unpack
+from lightwam.data.codec import Codec
+from lightwam.data.lerobot.reader import LeRobotDataset
+from lightwam.data.lerobot.writer import LeRobotWriter
 from lightwam.data.loader import WindowLoader
+from lightwam.encoders.dct import DctLatents
 from lightwam.errors import ConfigError, DatasetError
-from lightwam.latents.dct import DctLatents
+from lightwam.system.files import file_fingerprint
 from lightwam.types import Latents, Share, pool
 
 PLACES = (CameraPlace("front", 0, 0, 16, 16), CameraPlace("wrist", 0, 16, 16, 16))
@@ -354,7 +356,7 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import test_latent_cache as test
-from lightwam.data import latent_cache
+from lightwam.data.cache import latents as latent_cache
 
 latent_cache.SHARD_WINDOWS = test.SHARD_WINDOWS
 data = test.LeRobotDataset(Path(sys.argv[2]))

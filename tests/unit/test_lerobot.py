@@ -15,13 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lightwam.data import lerobot_pack, lerobot_writer
-from lightwam.data.files import file_fingerprint, write_atomically
-from lightwam.data.lerobot import LeRobotDataset
+from lightwam.data.lerobot import packing as lerobot_pack
+from lightwam.data.lerobot import writer as lerobot_writer
 from lightwam.data.lerobot.check import examine
-from lightwam.data.lerobot_writer import LeRobotWriter
-from lightwam.data.video import encode_video
+from lightwam.data.lerobot.reader import LeRobotDataset
+from lightwam.data.lerobot.video import encode_video
+from lightwam.data.lerobot.writer import LeRobotWriter
 from lightwam.errors import DatasetError
+from lightwam.system.files import file_fingerprint, write_atomically
 
 LENGTHS, TASKS = (5, 3, 8, 4), ("open it", "close it", "open it", "wave")
 FPS, CAMERAS = 10, {"front": (32, 48), "wrist": (16, 16)}
@@ -307,7 +308,7 @@ def test_kill_minus_nine_keeps_whole_episodes(tmp_path: Path) -> None:
     script = """
 import sys, numpy as np
 from pathlib import Path
-from lightwam.data.lerobot_writer import LeRobotWriter
+from lightwam.data.lerobot.writer import LeRobotWriter
 out = LeRobotWriter(Path(sys.argv[1]), 10, "arm", {"front": (96, 96)}, ["x"], ["u"])
 for seed in range(10_000):
     length = 40 + seed % 7

@@ -16,16 +16,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lightwam import checkpoint
-from lightwam.cli import main
-from lightwam.config import CameraPlace, CodecConfig
-from lightwam.data.cache import FrameCache
-from lightwam.data.lerobot import LeRobotDataset
+from lightwam.cli.main import main
+from lightwam.config.schema import CameraPlace, CodecConfig
+from lightwam.data.cache.frames import FrameCache
 from lightwam.data.lerobot.check import examine
 from lightwam.data.lerobot.features import FeatureNames, parse_names, proposal
-from lightwam.data.lerobot_writer import LeRobotWriter
+from lightwam.data.lerobot.reader import LeRobotDataset
+from lightwam.data.lerobot.writer import LeRobotWriter
 from lightwam.errors import CheckpointError, ConfigError, DatasetError
-from lightwam.processing import open_data
+from lightwam.policy import run_directory as checkpoint
+from lightwam.training.dataset import open_data
 
 DATA, EPISODES = "data/chunk-000/file-000.parquet", "meta/episodes/chunk-000/file-000.parquet"
 VIDEO = "videos/observation.images.wrist/chunk-000/file-000.mp4"
@@ -381,7 +381,7 @@ def test_what_no_memory_holds_is_told(root: Path) -> None:
 
 
 def test_two_files_that_were_exchanged_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lightwam.data import lerobot_pack
+    from lightwam.data.lerobot import packing as lerobot_pack
 
     monkeypatch.setattr(lerobot_pack, "DATA_BYTES", 1)
     with LeRobotWriter(tmp_path, 10, "arm", {"front": (16, 16)}, ["x"], ["u"]) as out:
@@ -433,7 +433,7 @@ def test_text_is_utf_8_whatever_the_locale(root: Path) -> None:
     (root / "meta/info.json").write_text(edit, encoding="utf-8")
     script = """
 import sys
-from lightwam.data.lerobot import LeRobotDataset
+from lightwam.data.lerobot.reader import LeRobotDataset
 data = LeRobotDataset(sys.argv[1])
 print(ascii((data.tasks, data.robot_type)), data.vectors.state.shape, data.frames(0, "front").shape)
 """

@@ -12,16 +12,17 @@ import numpy as np
 import pytest
 import torch
 
-from lightwam.config import SimConfig
+from lightwam.config.libero_protocols import FIRST_STATE, FOUR, PROTOCOLS, SUITES
+from lightwam.config.schema import SimConfig
 from lightwam.errors import ConfigError, SetupError, SimulatorError
-from lightwam.sim import base, libero
-from lightwam.sim import libero_units as units
+from lightwam.sim import simulator as base
 from lightwam.sim.check import check_simulator
-from lightwam.sim.experts.libero_fixtures import BEHIND, Fixtures
-from lightwam.sim.experts.libero_scene import Scene
-from lightwam.sim.libero import LiberoSimulator
-from lightwam.sim.libero_files import importing_robosuite
-from lightwam.sim.libero_protocol import FIRST_STATE, FOUR, PROTOCOLS, SUITES
+from lightwam.sim.libero import simulator as libero
+from lightwam.sim.libero import units
+from lightwam.sim.libero.expert_fixtures import BEHIND, Fixtures
+from lightwam.sim.libero.expert_scene import Scene
+from lightwam.sim.libero.files import importing_robosuite
+from lightwam.sim.libero.simulator import LiberoSimulator
 
 pytestmark = [pytest.mark.sim, pytest.mark.filterwarnings("ignore")]  # of gym, numba and robosuite, about themselves
 pytest.importorskip("libero")

@@ -9,8 +9,8 @@ import h5py
 import numpy as np
 import pytest
 
-from lightwam.commands import check
-from lightwam.data import libero_hdf5
+from lightwam.cli import check
+from lightwam.data.libero import hdf5 as libero_hdf5
 from lightwam.errors import DatasetError
 
 

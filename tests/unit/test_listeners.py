@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from lightwam.config import Recipe
+from lightwam.config.schema import Recipe
 from lightwam.errors import ConfigError, LightwamError
-from lightwam.listeners import check, listen
+from lightwam.training.loggers import check, listen
 
 ROW = {"loss": 0.5, "grad_norm": 2.0}
 

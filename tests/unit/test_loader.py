@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lightwam.codec import Codec
-from lightwam.config import CameraPlace, CodecConfig
-from lightwam.data.cache import FrameCache
+from lightwam.config.schema import CameraPlace, CodecConfig
+from lightwam.data.cache.frames import FrameCache
+from lightwam.data.codec import Codec
 from lightwam.data.loader import WindowLoader
+from lightwam.data.statistics import measure
 from lightwam.errors import CheckpointError, ConfigError
-from lightwam.stats import measure
 from lightwam.types import Share, Windows
 
 LENGTHS = (5, 1, 11)

@@ -8,11 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lightwam.config import SimConfig
+from lightwam.config.schema import SimConfig
 from lightwam.errors import SimulatorError
-from lightwam.sim import base, metaworld
+from lightwam.sim import simulator as base
 from lightwam.sim.check import check_simulator
-from lightwam.sim.mujoco_pictures import coarse
+from lightwam.sim.metaworld import simulator as metaworld
+from lightwam.sim.mujoco_renderer import coarse
 
 pytestmark = pytest.mark.sim
 pytest.importorskip("metaworld")
@@ -157,7 +158,7 @@ def test_simplified_meshes_change_few_pixels_and_no_physics() -> None:
 
 def test_an_early_import_and_a_forgotten_close_do_no_harm() -> None:
     code = (  # mujoco first, as a user's own script may do
-        "import mujoco; from lightwam.config import SimConfig; from lightwam.sim import base\n"
+        "import mujoco; from lightwam.config.schema import SimConfig; from lightwam.sim import simulator as base\n"
         "s = base.make(SimConfig('metaworld', ('reach',), ('corner4',), 24, 24, 9), 'reach'); s.reset(0); s.observe()\n"
     )
     environment = {name: value for name, value in os.environ.items() if name not in ("MUJOCO_GL", "PYOPENGL_PLATFORM")}

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
-from lightwam import checkpoint, recipes
-from lightwam.config import Umt5Config, WanVaeConfig, to_dict
+from lightwam.config import recipes
+from lightwam.config.libero_protocols import ACTION_NAMES, STATE_NAMES
+from lightwam.config.schema import Umt5Config, WanVaeConfig, to_dict
+from lightwam.data.statistics import wilson
 from lightwam.errors import CheckpointError
-from lightwam.model_card import model_card
-from lightwam.sim.libero_protocol import ACTION_NAMES, STATE_NAMES
-from lightwam.sim.robots import robot_of
-from lightwam.stats import wilson
+from lightwam.policy import run_directory as checkpoint
+from lightwam.report.model_card import model_card
+from lightwam.sim.units import robot_of
 
 ID = "someone/point-policy"
 TASKS = {"red": (4, "move to the red dot"), "blue": (3, "move to the <blue> dot | *now*")}
@@ -195,7 +196,7 @@ def test_what_was_not_trained_to_imagine_is_not_asked_to(tiny: Any) -> None:
 
 
 def test_the_code_on_the_card_runs(tiny: Any, fake_hub: Any) -> None:
-    from lightwam import publish
+    from lightwam.report import publish
 
     publish.push(evaluated(tiny.run), ID)
     card = (fake_hub.repo(ID) / "README.md").read_text()
@@ -253,7 +254,7 @@ def test_our_robots_have_the_sizes_of_their_recipes(name: str) -> None:
 
 
 def test_the_control_rate_is_the_simulators(tiny_once: Any) -> None:
-    from lightwam.sim import base
+    from lightwam.sim import simulator as base
 
     sim = replace(tiny_once.recipe.sim, action_repeat=2)
     robot = robot_of(sim)

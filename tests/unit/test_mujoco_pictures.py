@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lightwam.sim.mujoco_pictures import MujocoPictures, out_of_sight, seen_in, view_of
+from lightwam.sim.mujoco_renderer import MujocoPictures, out_of_sight, seen_in, view_of
 from lightwam.sim.opengl import choose_gl
 
 pytestmark = pytest.mark.sim

@@ -10,17 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from lightwam import checkpoint, checks, recipes
-from lightwam.codec import Codec
-from lightwam.config import Recipe
-from lightwam.encoders import Prompts
+from lightwam.config import checks, recipes
+from lightwam.config.schema import Recipe
+from lightwam.data.codec import Codec
+from lightwam.data.statistics import FeatureStats, measure
+from lightwam.encoders.dct import DctLatents
+from lightwam.encoders.frozen import Prompts
 from lightwam.engine.engine import Engine
 from lightwam.errors import ConfigError, WireError
-from lightwam.latents.dct import DctLatents
 from lightwam.model.light_wam import LightWAM
-from lightwam.policy import Policy
-from lightwam.stats import FeatureStats, measure
-from lightwam.train import train
+from lightwam.policy import run_directory as checkpoint
+from lightwam.policy.policy import Policy
+from lightwam.training.train import train
 from lightwam.types import Batch, Observation
 
 FRAMES = 40

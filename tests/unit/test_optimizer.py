@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lightwam.config import Recipe, TrainConfig
+from lightwam.config.schema import Recipe, TrainConfig
 from lightwam.model.light_wam import LightWAM
-from lightwam.optimizer import Muon, Optimizer, orthogonal, weight_groups
+from lightwam.training.optimizer import Muon, Optimizer, orthogonal, weight_groups
 
 SETTINGS = TrainConfig(steps=10, batch_size=2, learning_rate=1e-2, muon_learning_rate=5e-2, weight_decay=0.1)
 

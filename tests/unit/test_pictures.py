@@ -14,11 +14,12 @@ import pytest
 from serving import message, serving
 
 from lightwam.errors import WireError
-from lightwam.pictures import PictureError, decode, is_encoded
 from lightwam.robot.client import Client, Refused
-from lightwam.wire import families, json_arrays, openpi, xpolicylab
-from lightwam.wire.family import fitted
+from lightwam.system.images import PictureError, decode, is_encoded
+from lightwam.wire import json_arrays, openpi, xpolicylab
+from lightwam.wire import robot_schemas as families
 from lightwam.wire.limits import Encoded, Limits
+from lightwam.wire.robot_schema import fitted
 
 MOST = 1 << 24
 FAMILY = fitted(families.named("light-wam"), ("top",), 2, 2)

@@ -13,12 +13,13 @@ import pytest
 import torch
 from in_here import InHere
 
-import lightwam.policy
-from lightwam import checkpoint, encoders
+import lightwam.policy.policy
+from lightwam.encoders import frozen as encoders
 from lightwam.errors import CheckpointError, ConfigError, LightwamError, WireError
-from lightwam.playback import Episode
-from lightwam.policy import Policy
-from lightwam.sim import base
+from lightwam.policy import run_directory as checkpoint
+from lightwam.policy.episode import Episode
+from lightwam.policy.policy import Policy
+from lightwam.sim import simulator as base
 from lightwam.types import Observation
 
 
@@ -264,7 +265,7 @@ def point_run(tiny_once: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_docstrings_example(point_run: Path) -> None:
-    (example,) = doctest.DocTestFinder(recurse=False).find(Policy, "Policy", lightwam.policy, globs={})
+    (example,) = doctest.DocTestFinder(recurse=False).find(Policy, "Policy", lightwam.policy.policy, globs={})
     assert len(example.examples) > 8
     told: list[str] = []
     result = doctest.DocTestRunner().run(example, out=told.append)
@@ -272,7 +273,7 @@ def test_the_docstrings_example(point_run: Path) -> None:
 
 
 def test_the_documented_code_runs(point_run: Path, fake_hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightwam.evaluate.Workers", InHere)
+    monkeypatch.setattr("lightwam.evaluation.evaluate.Workers", InHere)
     page = (Path(__file__).parents[2] / "docs" / "python.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     assert len(blocks) > 5

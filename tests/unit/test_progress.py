@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from lightwam import progress
-from lightwam.progress import Progress, clock
+from lightwam.system import progress
+from lightwam.system.progress import Progress, clock
 
 
 class Clock:

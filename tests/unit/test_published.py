@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 import torch
 
-from lightwam.config import BackboneConfig, ExpertConfig, FlowConfig, ModelConfig
+from lightwam.config.schema import BackboneConfig, ExpertConfig, FlowConfig, ModelConfig
 from lightwam.errors import CheckpointError
 from lightwam.model.light_wam import LightWAM
-from lightwam.weights import published
-from lightwam.weights.published import Published
+from lightwam.training import published
+from lightwam.training.published import Published
 
 CONFIG = ModelConfig(
     backbone=BackboneConfig(

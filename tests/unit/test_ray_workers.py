@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lightwam import ray_workers
-from lightwam.config import EvalConfig, Recipe, SimConfig
-from lightwam.episodes import read_episodes
+from lightwam.config.schema import EvalConfig, Recipe, SimConfig
 from lightwam.errors import ConfigError, SimulatorError
-from lightwam.evaluate import evaluate
-from lightwam.machine import versions
-from lightwam.ray_workers import RayWorkers
+from lightwam.evaluation.episodes import read_episodes
+from lightwam.evaluation.evaluate import evaluate
+from lightwam.system import ray_workers
+from lightwam.system.machine import versions
+from lightwam.system.ray_workers import RayWorkers
+from lightwam.system.workers import Death
 from lightwam.types import Observation
-from lightwam.workers import Death
 
 SMALL = {"num_cpus": 1, "object_store_memory": 80_000_000}
 

@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lightwam.data.lerobot import LeRobotDataset
 from lightwam.data.lerobot.check import examine
-from lightwam.data.video import VideoReader, encode_video
+from lightwam.data.lerobot.reader import LeRobotDataset
+from lightwam.data.lerobot.video import VideoReader, encode_video
 from lightwam.errors import DatasetError
 
 FPS, SIZE, PICTURES = 10, 16, 40

@@ -2,8 +2,8 @@
 
 import pytest
 
-from lightwam import recipes
-from lightwam.checks import check
+from lightwam.config import recipes
+from lightwam.config.checks import check
 from lightwam.errors import ConfigError
 
 

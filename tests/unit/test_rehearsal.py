@@ -7,23 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lightwam.bench_control import bench_control
-from lightwam.cli import main
-from lightwam.config import SimConfig
+from lightwam.cli.main import main
+from lightwam.config.schema import SimConfig
 from lightwam.errors import ConfigError
+from lightwam.evaluation.latency_benchmark import bench_control
+from lightwam.evaluation.rehearsal import Rehearsed, Stage, is_place, jitter, latency_steps, rehearse, switches, ways
 from lightwam.robot.chunks import Crossfade
 from lightwam.robot.player import BlockingPlayer, ChunkPlayer, Hold, Play, Player, standing
-from lightwam.robot.rehearsal import (
-    Rehearsed,
-    Stage,
-    is_place,
-    jitter,
-    latency_steps,
-    rehearse,
-    switches,
-    ways,
-)
-from lightwam.sim import base
+from lightwam.sim import simulator as base
 from lightwam.sim.point import STEP, PointSimulator
 from lightwam.types import Observation
 

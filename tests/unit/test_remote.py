@@ -13,19 +13,19 @@ import torch
 from in_here import InHere
 from serving import serving, stop
 
-from lightwam import evaluate as module
-from lightwam import recipes
-from lightwam.cli import main
-from lightwam.config import EvalConfig
-from lightwam.episodes import read_episodes
+from lightwam.cli.main import main
+from lightwam.config import recipes
+from lightwam.config.schema import EvalConfig
 from lightwam.errors import CheckpointError, ConfigError, WireError
-from lightwam.evaluate import evaluate
-from lightwam.policy import Policy
-from lightwam.remote import RemotePolicy
+from lightwam.evaluation import evaluate as module
+from lightwam.evaluation.episodes import read_episodes
+from lightwam.evaluation.evaluate import evaluate
+from lightwam.evaluation.remote_policy import RemotePolicy
+from lightwam.policy.policy import Policy
 from lightwam.robot.client import Client, ConnectionLost
 from lightwam.types import Observation
-from lightwam.wire import families
-from lightwam.wire.family import ActionPart, StatePart, Unit
+from lightwam.wire import robot_schemas as families
+from lightwam.wire.robot_schema import ActionPart, StatePart, Unit
 
 PLAIN = families.named("light-wam")
 SETTINGS = EvalConfig(trials=2, replan=4, workers=1, videos_per_task=0)

@@ -14,17 +14,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lightwam.config import to_dict
+from lightwam.config.recipes import recipe
+from lightwam.config.schema import to_dict
+from lightwam.data.statistics import wilson
 from lightwam.errors import CheckpointError, ConfigError
-from lightwam.recipes import recipe
 from lightwam.report import write_report
 from lightwam.report.charts import even_ticks, log_ticks, moving_average, thin
 from lightwam.report.evidence import read_evidence
-from lightwam.report.insight import differing
-from lightwam.report.pictures import jpeg, overlay, spread
+from lightwam.report.formatting import duration, figures, percent
+from lightwam.report.images import jpeg, overlay, spread
+from lightwam.report.imagination import differing
 from lightwam.report.training import leaves
-from lightwam.report.words import duration, figures, percent
-from lightwam.stats import wilson
 
 POINT = recipe("point")
 PLAN = replace(
@@ -425,7 +425,7 @@ def test_videos_that_are_gone_or_too_large_are_named(run: Path, monkeypatch: pyt
     (run / "eval/videos/red-1000000-success.mp4").unlink()
     text, outline = report(run)
     assert "is not in the run any more" in text and len(outline.all("video")) == 3
-    monkeypatch.setattr("lightwam.report.outcome.FILM_BYTES", 0)
+    monkeypatch.setattr("lightwam.report.success.FILM_BYTES", 0)
     text, outline = report(run)
     assert text.count("Left out to keep this page small") == 3 and not outline.all("video")
     assert 'href="eval/videos/red-1000001-success.mp4"' in text
@@ -590,9 +590,9 @@ class FakePolicy:
 def policy() -> FakePolicy:
     import torch
 
-    from lightwam.codec import Codec
-    from lightwam.latents.dct import DctLatents
-    from lightwam.stats import RunningStats
+    from lightwam.data.codec import Codec
+    from lightwam.data.statistics import RunningStats
+    from lightwam.encoders.dct import DctLatents
 
     plan = PLAN
     stats = RunningStats()
@@ -603,8 +603,8 @@ def policy() -> FakePolicy:
 
 
 def test_moments_are_recorded_as_they_came(policy: FakePolicy, run: Path) -> None:
-    from lightwam.report.probe import record_probe
-    from lightwam.sim.base import make
+    from lightwam.evaluation.probe import record_probe
+    from lightwam.sim.simulator import make
 
     plan, path = policy.recipe, run / "eval" / "probe.npz"
     simulators = {task: make(plan.sim, task) for task in TASKS}
@@ -629,8 +629,8 @@ def test_moments_are_recorded_as_they_came(policy: FakePolicy, run: Path) -> Non
 
 
 def test_an_episode_that_ends_early_is_marked(policy: FakePolicy, run: Path) -> None:
-    from lightwam.report.probe import record_probe
-    from lightwam.sim.base import StepOutcome, make
+    from lightwam.evaluation.probe import record_probe
+    from lightwam.sim.simulator import StepOutcome, make
 
     simulator = make(policy.recipe.sim, "red")
     step, count = simulator.step, iter(range(100))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lightwam import roc
+from lightwam.evaluation import roc
 
 
 def test_area_and_curve_agree_with_counting() -> None:

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from lightwam.config import Recipe
-from lightwam.rollouts import Player, Seen, Segment
+from lightwam.config.schema import Recipe
+from lightwam.evaluation.rollouts import Player, Seen, Segment
 from lightwam.sim.disturb import Disturbance
 
 

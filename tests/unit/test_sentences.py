@@ -14,17 +14,18 @@ from inspect_robots_xpolicylab._client import PolicyClient
 from inspect_robots_xpolicylab._protocol import WsError
 from serving import message, mirror, serving
 
-from lightwam import encoders, recipes
-from lightwam.config import HashedTextConfig, Recipe, Umt5Config
-from lightwam.encoders import Prompts, Sentences, check_prompts
+from lightwam.config import recipes
+from lightwam.config.schema import HashedTextConfig, Recipe, Umt5Config
+from lightwam.encoders import frozen as encoders
+from lightwam.encoders.frozen import Prompts, Sentences, check_prompts
+from lightwam.encoders.hashed_text import HashedText
 from lightwam.errors import CheckpointError, LightwamError, PromptError, WireError
 from lightwam.robot.client import Client, Refused
-from lightwam.serve.sentences import sentence_check
-from lightwam.text.hashed import HashedText
+from lightwam.serving.sentences import sentence_check
 from lightwam.types import Observation
-from lightwam.wire import families
-from lightwam.wire.family import fitted
+from lightwam.wire import robot_schemas as families
 from lightwam.wire.inspection import inspect
+from lightwam.wire.robot_schema import fitted
 
 LONG = "put the red mug that is on the left into the drawer"
 BAD = [("", 0), (" \n\t", 0), (LONG, 12)]
@@ -158,7 +159,7 @@ def test_without_the_text_encoder_the_runs_own_sentences_are_answered(
     def absent(asked: Recipe) -> Sentences:
         raise CheckpointError("no tokenizer lies there", where="/nowhere")
 
-    monkeypatch.setattr("lightwam.serve.sentences.Sentences", absent)
+    monkeypatch.setattr("lightwam.serving.sentences.Sentences", absent)
     pretrained = replace(recipes.recipe("point"), text=Umt5Config(), weights="/nowhere", prompt="do: {task}")
     check = sentence_check(pretrained, {"do: open the drawer"})
     assert any("text encoder is not here" in line for line in caplog.messages)

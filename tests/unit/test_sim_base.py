@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lightwam import recipes
-from lightwam.checks import check
-from lightwam.collect import collect
-from lightwam.config import Recipe, SimConfig
+from lightwam.config import recipes
+from lightwam.config.checks import check
+from lightwam.config.schema import Recipe, SimConfig
+from lightwam.data.collect import collect
 from lightwam.errors import ConfigError, SimulatorError
-from lightwam.sim import base, point
+from lightwam.sim import point
+from lightwam.sim import simulator as base
 
 CONFIG = SimConfig("point", tasks=("red", "blue"), cameras=("top", "near"), height=24, width=32, max_steps=60)
 

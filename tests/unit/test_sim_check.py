@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lightwam.config import SimConfig
+from lightwam.config.schema import SimConfig
 from lightwam.errors import SetupError, SimulatorError
 from lightwam.sim import point
-from lightwam.sim.base import Expert, Simulator, StepOutcome
 from lightwam.sim.check import check_simulator
 from lightwam.sim.point import PointExpert, PointSimulator
+from lightwam.sim.simulator import Expert, Simulator, StepOutcome
 from lightwam.types import Observation
 
 CONFIG = SimConfig("point", tasks=("red",), cameras=("top", "near"), height=24, width=32, max_steps=60)

@@ -11,12 +11,12 @@ import pytest
 import safetensors.torch
 import torch
 
-from lightwam import checkpoint
-from lightwam.data.lerobot import LeRobotDataset
-from lightwam.data.lerobot_writer import LeRobotWriter
+from lightwam.data.lerobot.reader import LeRobotDataset
+from lightwam.data.lerobot.writer import LeRobotWriter
 from lightwam.errors import CheckpointError, LightwamError
-from lightwam.start import Start, starting
-from lightwam.train import train
+from lightwam.policy import run_directory as checkpoint
+from lightwam.training.start import Start, starting
+from lightwam.training.train import train
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from lightwam.errors import ConfigError
-from lightwam.stats import (
+from lightwam.data.statistics import (
     NUM_BINS,
     QUANTILES,
     FeatureStats,
@@ -17,6 +16,7 @@ from lightwam.stats import (
     measure,
     paired_difference,
 )
+from lightwam.errors import ConfigError
 
 
 def rows(seed: int = 0) -> np.ndarray:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from lightwam.errors import CheckpointError, ConfigError, WireError
-from lightwam.policy import Policy
-from lightwam.sim import base
-from lightwam.surprise import Calibration, Looks, Watch, Yardstick, calibrate, conformal, out_of_fold
+from lightwam.evaluation.watch.surprise import Calibration, Looks, Watch, Yardstick, calibrate, conformal, out_of_fold
+from lightwam.policy.policy import Policy
+from lightwam.sim import simulator as base
 from lightwam.types import Observation
 
 SHAPE = (3, 4, 6)

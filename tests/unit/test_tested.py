@@ -10,15 +10,18 @@ from typing import Any
 import pytest
 from in_here import InHere
 
-from lightwam import evaluate as evaluate_module
-from lightwam import recipes
-from lightwam.cli import main
-from lightwam.collect import collect
-from lightwam.config import Recipe
+from lightwam.cli.main import main
+from lightwam.config import recipes
+from lightwam.config.schema import Recipe
+from lightwam.data.collect import collect
 from lightwam.errors import DatasetError, SetupError
-from lightwam.model_card import model_card
+from lightwam.evaluation import evaluate as evaluate_module
 from lightwam.report import write_report
-from lightwam.sim import base, libero, metaworld, point
+from lightwam.report.model_card import model_card
+from lightwam.sim import point
+from lightwam.sim import simulator as base
+from lightwam.sim.libero import simulator as libero
+from lightwam.sim.metaworld import simulator as metaworld
 from lightwam.sim.tested import Package, compared
 
 ROOT = Path(__file__).parents[2]

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from lightwam import checkpoint
-from lightwam.config import Recipe, TrainConfig
+from lightwam.config.schema import Recipe, TrainConfig
 from lightwam.errors import CheckpointError, ConfigError, DatasetError, LightwamError
-from lightwam.train import ema_keep, flow_draw, learning_rate, open_data, train
+from lightwam.policy import run_directory as checkpoint
+from lightwam.training.train import ema_keep, flow_draw, learning_rate, open_data, train
 from lightwam.types import Batch
 
 

@@ -5,7 +5,7 @@ import platform
 
 import pytest
 
-from lightwam.machine import versions
+from lightwam.system.machine import versions
 
 
 def test_versions_of_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lightwam.data.video import VideoReader, encode_video, join_videos
+from lightwam.data.lerobot.video import VideoReader, encode_video, join_videos
 from lightwam.errors import DatasetError
 
 FPS = 10

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lightwam import timing
-from lightwam.commands.watch import run as run_command
-from lightwam.commands.watch import table
+from lightwam.cli.watch import run as run_command
+from lightwam.cli.watch import table
 from lightwam.errors import CheckpointError, ConfigError
+from lightwam.evaluation.watch.measure import WatchConfig, watch
+from lightwam.evaluation.watch.scores import ANY, PICTURES, STATE, WATCH, WITHOUT, Shown, measure
+from lightwam.evaluation.watch.surprise import Calibration, Looks, calibrate
 from lightwam.report import write_report
-from lightwam.surprise import Calibration, Looks, calibrate
-from lightwam.watch import WatchConfig, watch
-from lightwam.watch_scores import ANY, PICTURES, STATE, WATCH, WITHOUT, Shown, measure
+from lightwam.system import timing
 
 SHAPE, REPLAN = (2, 3, 3), 4
 SETTINGS = WatchConfig(quiet=5, trials=1, false_alarms=0.2, workers=0)

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
+from lightwam.encoders.weight_files import Part, check_tensors, digest, locate, read_tensors, shared_prefix
 from lightwam.errors import CheckpointError
-from lightwam.weights.files import Part, check_tensors, digest, locate, read_tensors, shared_prefix
 
 PARTS: tuple[Part, ...] = ("backbone", "vae", "text_encoder", "tokenizer")
 OFFICIAL = (

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from lightwam.errors import ConfigError, SimulatorError
-from lightwam.workers import GUARD, Death, Deaths, Workers, interrupt_as_flag
+from lightwam.system.workers import GUARD, Death, Deaths, Workers, interrupt_as_flag
 
 JOBS = """
 import os, signal, threading, time
@@ -143,7 +143,7 @@ def test_an_interrupt_is_a_flag_once_and_an_exception_twice() -> None:
 
 HEAVY = """
 print("heavy", flush=True)
-from lightwam.workers import Workers
+from lightwam.system.workers import Workers
 import worker_jobs
 
 def start():

@@ -11,10 +11,10 @@ from lerobot.optim import AdamWConfig
 from lerobot.optim.schedulers import CosineAnnealingWithWarmupSchedulerConfig
 from lerobot.utils.constants import OBS_IMAGES, OBS_PREFIX
 
-from lightwam.checks import check
-from lightwam.config import CameraPlace, CodecConfig, NormKind, Recipe, adapted, from_dict, to_dict
+from lightwam.config.checks import check
+from lightwam.config.recipes import RECIPES
+from lightwam.config.schema import CameraPlace, CodecConfig, NormKind, Recipe, adapted, from_dict, to_dict
 from lightwam.errors import ConfigError, did_you_mean
-from lightwam.recipes import RECIPES
 
 NORMS: dict[NormKind, NormalizationMode] = {
     "min_max": NormalizationMode.MIN_MAX,

@@ -16,10 +16,10 @@ from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 from lerobot_policy_lightwam.configuration_lightwam import LightWAMConfig
 from lerobot_policy_lightwam.modeling_lightwam import LightWAMPolicy
 from lerobot_policy_lightwam.processor_lightwam import make_lightwam_pre_post_processors
-from lightwam import checkpoint
-from lightwam.config import to_dict
-from lightwam.data.files import writing
+from lightwam.config.schema import to_dict
 from lightwam.errors import CheckpointError, LightwamError
+from lightwam.policy import run_directory as checkpoint
+from lightwam.system.files import writing
 
 
 @dataclass(frozen=True)

@@ -16,17 +16,17 @@ from lerobot.utils.constants import ACTION, OBS_STATE
 from torch import Tensor
 
 from lerobot_policy_lightwam.configuration_lightwam import LightWAMConfig
-from lightwam.checkpoint import fill
-from lightwam.codec import place_clips, to_pictures
-from lightwam.config import DctConfig
-from lightwam.encoders import Prompts, encode_clip, open_latents, vae_identity
-from lightwam.engine.packed import packed_loss
+from lightwam.config.schema import DctConfig
+from lightwam.data.codec import place_clips, to_pictures
+from lightwam.encoders.dct import DctLatents
+from lightwam.encoders.frozen import Prompts, encode_clip, open_latents, vae_identity
+from lightwam.engine.packed_step import packed_loss
 from lightwam.errors import ConfigError, WireError
-from lightwam.latents.dct import DctLatents
 from lightwam.model.light_wam import LightWAM
-from lightwam.train import flow_draw
+from lightwam.policy.run_directory import fill
+from lightwam.training.train import flow_draw
+from lightwam.training.wan_backbone import load_backbone
 from lightwam.types import ALONE, Batch, LatentCodec, Share, to_pixels
-from lightwam.weights.wan import load_backbone
 
 TASK = "task"
 FIT_FRAMES = 256

@@ -11,10 +11,10 @@ from lerobot.processor import PolicyAction, PolicyProcessorPipeline, make_defaul
 from lerobot.utils.constants import ACTION, OBS_STATE
 
 from lerobot_policy_lightwam.configuration_lightwam import NORMS, LightWAMConfig
-from lightwam.codec import affine
-from lightwam.config import NormKind
+from lightwam.config.schema import NormKind
+from lightwam.data.codec import affine
+from lightwam.data.statistics import FeatureStats
 from lightwam.errors import DatasetError
-from lightwam.stats import FeatureStats
 
 READS: dict[NormKind, tuple[str, ...]] = {
     "identity": (),
@@ -44,7 +44,7 @@ def codec_stats(config: LightWAMConfig, stats: Stats) -> dict[str, Mapping[str, 
     """Statistics under which LeRobot's formulas are the codec's: offset and scale in the words of each formula.
 
     LeRobot divides a constant dimension by 1e-8, so that a sensor's last bit becomes a huge number; the codec gives it
-    the scale 1, and measures a dimension that hardly ever moves by its whole range (see `lightwam.codec.affine`).
+    the scale 1, and measures a dimension that hardly ever moves by its whole range (see `lightwam.data.codec.affine`).
     """
     kinds = {mode: kind for kind, mode in NORMS.items()}
     made = dict(stats)

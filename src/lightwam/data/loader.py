@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Int64, UInt8
 
-from lightwam.codec import Codec
-from lightwam.data.cache_base import Cache
+from lightwam.data.cache.base import Cache
+from lightwam.data.codec import Codec
 from lightwam.errors import CheckpointError, ConfigError
 from lightwam.types import ALONE, Share, Windows
 

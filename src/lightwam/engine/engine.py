@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from lightwam.engine.acting import FoldedWAM, Memory, Sentence
-from lightwam.engine.cpu import product_dtype
-from lightwam.engine.fold import Place
+from lightwam.engine.folded_model import FoldedWAM, Memory, Sentence
+from lightwam.engine.folding import Place
 from lightwam.model.light_wam import LightWAM
+from lightwam.system.cpu import product_dtype
 from lightwam.types import LatentCodec, to_pixels
 
 NUM_SENTENCES = 64

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor, nn
 
-from lightwam.config import BackboneConfig
+from lightwam.config.schema import BackboneConfig
 from lightwam.model.layers import Attention, FeedForward, attend, gelu, norm, rotate, rotation, sinusoid
 
 KeyValue = tuple[Float[Tensor, "B L heads d"], Float[Tensor, "B L heads d"]]

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lightwam.config import FlowConfig
+from lightwam.config.schema import FlowConfig
 
 
 def shifted(u: Float[Tensor, " n"], shift: float) -> Float[Tensor, " n"]:

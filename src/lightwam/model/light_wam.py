@@ -21,10 +21,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lightwam.config import ModelConfig
+from lightwam.config.schema import ModelConfig
 from lightwam.model import flow
+from lightwam.model.action_expert import StateFusionActionExpert
 from lightwam.model.dit import DiT, KeyValue
-from lightwam.model.expert import StateFusionActionExpert
 from lightwam.model.layers import wide
 from lightwam.types import Batch, Losses, pool
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lightwam.data.files import write_file
 from lightwam.report.evidence import read_evidence
 from lightwam.report.page import page
+from lightwam.system.files import write_file
 
 __all__ = ["write_report"]
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from lightwam.report.formatting import escape, figures, percent
 from lightwam.report.watch_evidence import Trace
-from lightwam.report.words import escape, figures, percent
 
 
 @dataclass(frozen=True)

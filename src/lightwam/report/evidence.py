@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-from lightwam.config import Recipe, from_dict
+from lightwam.config.schema import Recipe, from_dict
+from lightwam.data.statistics import wilson
 from lightwam.errors import CheckpointError, ConfigError
-from lightwam.report.tables import Table, read_lines, read_object
 from lightwam.report.watch_evidence import Watched, read_watch
-from lightwam.stats import wilson
+from lightwam.system.checked_json import Table, read_lines, read_object
 
 LOG_KEYS = (
     "step", "loss", "loss_video", "loss_action", "grad_norm", "learning_rate", "samples_per_second", "seconds",
@@ -363,6 +363,6 @@ def _check_probe(path: Path, arrays: dict[str, np.ndarray]) -> None:
 def _broken_probe(path: Path, got: object) -> CheckpointError:
     return CheckpointError(
         "the recorded moments cannot be read", where=path, got=got,
-        expected="the arrays that lightwam.report.probe.record_probe writes",
+        expected="the arrays that lightwam.evaluation.probe.record_probe writes",
         next_step="delete the file and evaluate again",
     )  # fmt: skip

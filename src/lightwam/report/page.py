@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from importlib import resources
 
-from lightwam.report import insight, outcome, training, watched
+from lightwam.report import imagination as insight
+from lightwam.report import success as outcome
+from lightwam.report import training
+from lightwam.report import watch as watched
 from lightwam.report.evidence import Evidence
-from lightwam.report.words import escape
+from lightwam.report.formatting import escape
 
 # the browser itself then refuses every request that this page could make
 _POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"

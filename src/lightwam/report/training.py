@@ -7,21 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from lightwam.config import to_dict
+from lightwam.config.schema import to_dict
 from lightwam.report.charts import Curve, curve_chart, stacked_bar
 from lightwam.report.evidence import Evidence, Log, Result
-from lightwam.report.markup import (
-    demo_command,
-    eval_command,
-    figure,
-    missing,
-    note,
-    pairs,
-    section,
-    table,
-    train_command,
-)
-from lightwam.report.words import THIN, counted, duration, escape, figures, percent
+from lightwam.report.formatting import THIN, counted, duration, escape, figures, percent
+from lightwam.report.html import demo_command, eval_command, figure, missing, note, pairs, section, table, train_command
 
 
 def curves(evidence: Evidence) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from lightwam.errors import CheckpointError
-from lightwam.report.tables import Table, read_object
+from lightwam.system.checked_json import Table, read_object
 
 WATCH, WITHOUT, PICTURES = "watch", "without the world model", "picture difference"
 LINES = ((WATCH, "watch"), (WITHOUT, "without"), (PICTURES, "pictures"))

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lightwam.config import SimConfig
+from lightwam.config.schema import SimConfig
 from lightwam.errors import SetupError, SimulatorError
-from lightwam.sim import base
-from lightwam.sim.base import Expert, Simulator, StepOutcome
+from lightwam.sim import simulator as base
+from lightwam.sim.simulator import Expert, Simulator, StepOutcome
 from lightwam.types import Observation
 
 STEPS = 12

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, get_args, runtime_checkable
 import numpy as np
 
 from lightwam.errors import SimulatorError
-from lightwam.sim.base import Simulator, StepOutcome, not_reset
+from lightwam.sim.simulator import Simulator, StepOutcome, not_reset
 from lightwam.types import Observation
 
 Kind = Literal["object", "camera", "frozen"]

@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from lightwam.config import SimConfig
+from lightwam.config.schema import SimConfig
 from lightwam.errors import SimulatorError
-from lightwam.sim.base import Simulator, StepOutcome, finite_action, not_reset, require_seed
+from lightwam.sim.simulator import Simulator, StepOutcome, finite_action, not_reset, require_seed
 from lightwam.types import Observation
 
 COLOURS = {"red": (220, 40, 40), "blue": (50, 80, 230), "green": (40, 180, 60), "yellow": (235, 205, 40)}

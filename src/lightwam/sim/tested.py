@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lightwam.errors import SetupError
-from lightwam.machine import versions
+from lightwam.system.machine import versions
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from lightwam.errors import LightwamError
-from lightwam.wire.family import Family, KeyPath, shown
 from lightwam.wire.limits import below, short
+from lightwam.wire.robot_schema import Family, KeyPath, shown
 
 DARK = 8
 """a picture whose brightest pixel is below this, of 255, shows nothing"""

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from lightwam.errors import WireError
-from lightwam.pictures import JPEG, PNG, PictureError, decode, is_encoded
+from lightwam.system.images import JPEG, PNG, PictureError, decode, is_encoded
 
 MIB = 1 << 20
 MOST_AXES = 8

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lightwam.wire.limits import LIMITS, Limits, sendable
-from lightwam.wire.packed import packed, unpacked
+from lightwam.wire.msgpack_arrays import packed, unpacked
 
 MESSAGE_BYTES = "message_bytes"
 """key of our servers' greeting: the largest message they accept"""

@@ -16,7 +16,7 @@ import numpy as np
 
 from lightwam.errors import WireError, did_you_mean
 from lightwam.wire.limits import LIMITS, Limits, sendable, short
-from lightwam.wire.packed import packed, unpacked
+from lightwam.wire.msgpack_arrays import packed, unpacked
 
 ANSWERS: Mapping[str, str] = {
     "hello": "hello_ack",

@@ -10,7 +10,7 @@ import numpy as np
 from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.envs import EnvConfig
 
-from lightwam.recipes import point
+from lightwam.config.recipes import point
 from lightwam.sim.point import COLOURS, PointSimulator
 
 SIM = replace(point().sim, cameras=("top",))

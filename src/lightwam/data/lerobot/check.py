@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from lightwam.data.lerobot import LeRobotDataset
 from lightwam.data.lerobot.columns import time_notes
 from lightwam.data.lerobot.features import FeatureNames
 from lightwam.data.lerobot.meta import columns_of, tables_in
+from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.data.lerobot.rows import Rows
-from lightwam.data.video import VideoReader
+from lightwam.data.lerobot.video import VideoReader
 from lightwam.errors import DatasetError
 
 NUM_ALIKE = 5

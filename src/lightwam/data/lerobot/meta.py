@@ -12,9 +12,9 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lightwam.data.damage import likely_cause, what_lies_there
 from lightwam.data.lerobot.features import Camera, LeftOut
 from lightwam.errors import DatasetError
+from lightwam.system.file_damage import likely_cause, what_lies_there
 
 EXTRA = "lightwam/extra"
 """our own column of the episodes table: a JSON object an episode"""

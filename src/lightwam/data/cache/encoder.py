@@ -1,0 +1,81 @@
+"""A dataset's windows encoded and packed, an episode at a time; the dataset is never in memory as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from lightwam.config.schema import CodecConfig
+from lightwam.data.cache.base import Canvases
+from lightwam.data.cache.record import pack
+from lightwam.data.cache.shards import Shape
+from lightwam.data.lerobot.reader import LeRobotDataset
+from lightwam.errors import DatasetError
+from lightwam.types import Latents, pool
+
+Encode = Callable[[UInt8[np.ndarray, "B F height width 3"]], Latents]
+"""canvases -> latents in float32, the clip pooled in float32; on any device"""
+
+
+@dataclass(frozen=True)
+class ClipEncoder:
+    """What makes latents, and how it is used."""
+
+    encode: Encode
+    about: Mapping[str, Any]
+    """JSON values that tell it from another encoder: kind, digest of the weights, ..."""
+    dtype: torch.dtype = torch.bfloat16
+    """what is kept"""
+    batch_size: int = 8
+
+
+class WindowEncoder:
+    """Windows as records of a latent cache; `shape` is known after the first."""
+
+    def __init__(self, dataset: LeRobotDataset, config: CodecConfig, horizon: int, encoder: ClipEncoder) -> None:
+        self._dataset, self._config, self._encode, self._dtype = dataset, config, encoder.encode, encoder.dtype
+        self._steps, self._batch_size = np.arange(0, horizon + 1, config.video_stride), encoder.batch_size
+        self.shape: Shape | None = None
+
+    def records(self, episodes: Sequence[int]) -> Iterator[list[bytes]]:
+        """A batch at a time. A batch ends with its episode: which windows share one must not depend on who encodes."""
+        with Canvases(self._dataset, self._config) as canvases:
+            for episode in episodes:
+                first = int(self._dataset.episode_start[episode])
+                for begin, clips in self._clips(canvases, episode):
+                    values = self._values(clips)
+                    if len(bad := torch.nonzero(~values.isfinite().all(dim=1))):
+                        raise DatasetError("the encoder gave a number that is not finite",
+                                           where=f"{self._dataset.root} episode {episode} frame {begin + int(bad[0])}",
+                                           expected=f"latents within {self._dtype}",
+                                           next_step="look at the weights; encode in float32")  # fmt: skip
+                    yield [pack(row, first + begin + number) for number, row in enumerate(values)]
+
+    def _clips(self, canvases: Canvases, episode: int) -> Iterator[tuple[int, UInt8[np.ndarray, "B F height width 3"]]]:
+        """Yield batches of an episode's windows, each with its first frame; holds only the canvases a batch needs."""
+        length, reach = self._dataset.episodes[episode].length, self._batch_size + int(self._steps[-1])
+        held, begin = np.empty((0, *self._config.canvas, 3), np.uint8), 0
+        for more in canvases.stream(episode):
+            held = np.concatenate((held, more))  # held[0] is frame `begin`
+            ends = begin + len(held) == length
+            while begin < length and (ends or len(held) >= reach):
+                start = np.arange(min(self._batch_size, length - begin))
+                yield begin, held[np.minimum(start[:, None] + self._steps, length - 1 - begin)]
+                held, begin = held[len(start) :], begin + len(start)
+
+    def _values(self, canvases: UInt8[np.ndarray, "B F height width 3"]) -> Float[Tensor, "B n"]:
+        with torch.no_grad():
+            present, clip = self._encode(canvases)
+        assert present.dtype == clip.dtype == torch.float32, "rounding twice, or before the mean, would lose bits"
+        assert torch.allclose(pool(present), clip[:, :, :1], rtol=1e-4, atol=1e-4), "first frames are made by pooling"
+        shape = Shape(clip.shape[1], clip.shape[2], *present.shape[3:])
+        assert self.shape in (None, shape), (self.shape, shape)
+        self.shape = shape
+        values = torch.cat((present.flatten(1), clip[:, :, 1:].flatten(1)), dim=1)
+        return values.to(self._dtype).cpu()

@@ -1,0 +1,203 @@
+"""Robot data <-> model arrays: cameras onto one canvas, state and actions to about [-1, 1], and back.
+
+Training, evaluation and serving use the same codec, saved inside the run, so they cannot disagree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Float64, UInt8
+from torch import Tensor
+from torch.nn import functional
+
+from lightwam.config import schema as configs
+from lightwam.config.schema import CameraPlace, CodecConfig, NormKind
+from lightwam.data.statistics import FeatureStats
+from lightwam.errors import ConfigError, WireError, did_you_mean
+from lightwam.types import to_pixels
+
+CONSTANT_SPAN = 1e-6
+"""a dimension whose range is within this share of its magnitude is constant (8 steps of float32)"""
+RARE_SPAN = 2e-3
+"""q01 and q99 nearer than this share of min..max coincide (quantiles are measured to a quarter of that each)"""
+
+
+class Codec:
+    """One robot's data <-> model arrays.
+
+    `state` and `action` are the statistics of the training data, in robot units. Normalisation is affine and is never
+    clipped, so decode is the inverse of encode (to float32 rounding).
+    """
+
+    def __init__(self, config: CodecConfig, state: FeatureStats, action: FeatureStats) -> None:
+        self.config, self.state, self.action = config, state, action
+        self._state_affine = affine(config.state_norm, state)
+        self._action_affine = affine(config.action_norm, action)
+        if bad := [dim for dim in config.delta_action_dims if not 0 <= dim < action.dim]:
+            raise ConfigError("an action has no such dimension", where="codec.delta_action_dims", got=bad,
+                              expected=f"0..{action.dim - 1}")  # fmt: skip
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """The cameras that stand on the canvas."""
+        return tuple(place.camera for place in self.config.places)
+
+    def canvas(self, frames: Mapping[str, Any]) -> UInt8[np.ndarray, "height width 3"]:
+        """One moment's pictures (camera -> uint8 [h, w, 3] RGB) on the canvas; cameras without a place are left out.
+
+        Raises WireError naming a camera that is missing or whose picture is not uint8 [h, w, 3].
+        """
+        for place in self.config.places:
+            _check_picture(frames, place.camera)
+        return place_cameras(self.config, {name: frames[name][None] for name in self.cameras})[0]
+
+    def pixels(
+        self, canvas: UInt8[np.ndarray, "B F height width 3"] | UInt8[Tensor, "B F height width 3"]
+    ) -> Float32[Tensor, "B 3 F height width"]:
+        """Canvases -> model input in [-1, 1]."""
+        return to_pixels(canvas)
+
+    def pictures(self, pixels: Float[Tensor, "B 3 F height width"]) -> UInt8[np.ndarray, "B F height width 3"]:
+        """The way back from `pixels`, rounded and clipped to uint8: what an imagined video looks like."""
+        return to_pictures(pixels)
+
+    def encode_state(self, state: Any) -> Float32[np.ndarray, "*lead P"]:
+        """Floats [..., P] in robot units -> normalised; WireError when width or dtype is wrong or one is not finite."""
+        return _encode(state, self._state_affine, "state")
+
+    def encode_action(self, action: Any) -> Float32[np.ndarray, "*lead A"]:
+        """Floats [..., A] in robot units -> normalised; WireError as for `encode_state`."""
+        return _encode(action, self._action_affine, "action")
+
+    def decode_action(self, action: Float32[np.ndarray, "*lead A"]) -> Float32[np.ndarray, "*lead A"]:
+        """Normalised -> robot units."""
+        offset, scale = self._action_affine
+        return (action * scale + offset).astype(np.float32)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values that `from_dict` reads back to an equal codec."""
+        return {"config": configs.to_dict(self.config), "state": self.state.to_dict(), "action": self.action.to_dict()}
+
+    @classmethod
+    def from_dict(cls, data: Any, where: str = "codec") -> Codec:
+        """The codec from `to_dict`'s values; anything unknown, missing or mistyped raises ConfigError."""
+        names = ("config", "state", "action")
+        if not isinstance(data, dict) or sorted(data) != sorted(names):
+            got = sorted(map(str, data)) if isinstance(data, dict) else type(data).__name__
+            raise ConfigError("not a codec", where=where, got=got, expected=sorted(names))
+        return cls(
+            configs.from_dict(CodecConfig, data["config"], f"{where}.config"),
+            FeatureStats.from_dict(data["state"], f"{where}.state"),
+            FeatureStats.from_dict(data["action"], f"{where}.action"),
+        )
+
+
+def to_pictures(pixels: Float[Tensor, "B 3 F height width"]) -> UInt8[np.ndarray, "B F height width 3"]:
+    """Model input -> canvases, rounded and clipped."""
+    raw = pixels.detach().float().add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
+    return raw.permute(0, 2, 3, 4, 1).contiguous().cpu().numpy()
+
+
+def place_cameras(
+    config: CodecConfig, frames: Mapping[str, UInt8[np.ndarray, "T _h _w 3"]]
+) -> UInt8[np.ndarray, "T height width 3"]:
+    """Clips of all placed cameras -> clip of canvases; `place_clips` for arrays."""
+    clips = {place.camera: frames[place.camera] for place in config.places}
+    return place_clips(config, {camera: _tensor(clip) for camera, clip in clips.items()}).numpy()
+
+
+def place_clips(
+    config: CodecConfig, clips: Mapping[str, UInt8[Tensor, "T _h _w 3"]]
+) -> UInt8[Tensor, "T height width 3"]:
+    """Clips of all placed cameras -> clip of canvases: each picture cropped, then resized (bilinear, antialias).
+
+    A picture that has its place's size already is copied as it is. What no place covers stays black. The canvases are
+    on the clips' device.
+    """
+    first = clips[config.places[0].camera]
+    canvas = first.new_zeros((len(first), *config.canvas, 3))
+    for place in config.places:
+        rows, columns = slice(place.top, place.top + place.height), slice(place.left, place.left + place.width)
+        canvas[:, rows, columns] = _resized(_cropped(clips[place.camera], place), place)
+    return canvas
+
+
+def _tensor(clip: UInt8[np.ndarray, "T _h _w 3"]) -> UInt8[Tensor, "T _h _w 3"]:
+    """Shares the memory where torch can: neither of a read-only array nor of one that runs backwards."""
+    shared = clip.flags.c_contiguous and clip.flags.writeable
+    return torch.from_numpy(clip if shared else np.array(clip, order="C"))
+
+
+def _cropped(clip: UInt8[Tensor, "T _h _w 3"], place: CameraPlace) -> UInt8[Tensor, "T _ch _cw 3"]:
+    height, width = clip.shape[1:3]
+    top, left, bottom, right = place.crop
+    rows = slice(round(top * height), max(round(bottom * height), round(top * height) + 1))
+    return clip[:, rows, round(left * width) : max(round(right * width), round(left * width) + 1)]
+
+
+def _resized(clip: UInt8[Tensor, "T _h _w 3"], place: CameraPlace) -> UInt8[Tensor, "T _ph _pw 3"]:
+    if clip.shape[1:3] == (place.height, place.width):
+        return clip
+    pictures = clip.contiguous().permute(0, 3, 1, 2).float()
+    sized = functional.interpolate(
+        pictures, (place.height, place.width), mode="bilinear", align_corners=False, antialias=True
+    )
+    return sized.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def _check_picture(frames: Mapping[str, Any], camera: str) -> None:
+    if camera not in frames:
+        raise WireError("a camera is missing", where="observation.frames", got=sorted(frames), expected=camera,
+                        next_step=did_you_mean(camera, frames))  # fmt: skip
+    picture = frames[camera]
+    if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8:
+        got = picture.dtype if isinstance(picture, np.ndarray) else type(picture).__name__
+        raise WireError("a picture is not uint8", where=f"camera {camera!r}", got=got, expected="uint8 RGB in 0..255")
+    if picture.ndim != 3 or picture.shape[2] != 3 or 0 in picture.shape:
+        raise WireError("a picture has the wrong shape", where=f"camera {camera!r}", got=picture.shape,
+                        expected="(height, width, 3)")  # fmt: skip
+
+
+Affine = tuple[Float64[np.ndarray, " D"], Float64[np.ndarray, " D"]]
+
+
+def affine(kind: NormKind, stats: FeatureStats) -> Affine:
+    """Offset and scale of `normalised = (value - offset) / scale`.
+
+    A constant dimension (range within CONSTANT_SPAN of its magnitude) has offset = its value and scale 1: it becomes 0,
+    another value seen later keeps its distance in robot units, and decode brings both back. A dimension whose q01 and
+    q99 coincide though it moves (a gripper hardly ever open) is scaled by its min..max under "quantile".
+    """
+    if kind == "identity":
+        return np.zeros(stats.dim), np.ones(stats.dim)
+    if kind == "z_score":
+        offset, scale = stats.mean, stats.std
+    else:
+        low, high = (stats.q01, stats.q99) if kind == "quantile" else (stats.min, stats.max)
+        flat = high - low <= RARE_SPAN * (stats.max - stats.min)
+        low, high = np.where(flat, stats.min, low), np.where(flat, stats.max, high)
+        offset, scale = (low + high) / 2, (high - low) / 2
+    constant = _is_constant(stats.min, stats.max)
+    return np.where(constant, stats.min, offset), np.where(constant, 1.0, scale)
+
+
+def _is_constant(low: Float64[np.ndarray, " D"], high: Float64[np.ndarray, " D"]) -> np.ndarray:
+    return high - low <= CONSTANT_SPAN * np.maximum(np.abs(low), np.abs(high))
+
+
+def _encode(values: Any, affine: Affine, name: str) -> Float32[np.ndarray, "*lead D"]:
+    offset, scale = affine
+    if not isinstance(values, np.ndarray) or values.dtype.kind != "f":
+        got = values.dtype if isinstance(values, np.ndarray) else type(values).__name__
+        raise WireError(f"the {name} is not an array of floats", where=name, got=got, expected="float32")
+    if values.ndim < 1 or values.shape[-1] != len(offset):
+        expected = f"(..., {len(offset)})"
+        raise WireError(f"the {name} has the wrong width", where=name, got=values.shape, expected=expected)
+    if not np.isfinite(values).all():
+        bad = sorted(set(np.argwhere(~np.isfinite(values))[:, -1].tolist()))
+        raise WireError(f"the {name} is not finite", where=f"{name} dims {bad}", got="NaN or inf", expected="finite")
+    return ((values - offset) / scale).astype(np.float32)

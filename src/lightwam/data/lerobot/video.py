@@ -1,0 +1,223 @@
+"""Videos of a dataset: encode a clip, join clips without encoding again, read exact frames back.
+
+H.264 in full chroma (yuv444p): with halved chroma a red target of 3 pixels in a 96-pixel picture comes back 31 grey
+levels off and brownish, in full chroma under 2 (docs/data.md). LeRobot's decoders read both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64, UInt8
+
+from lightwam.errors import DatasetError
+from lightwam.system.file_damage import likely_cause
+
+PIXEL_FORMAT = "yuv444p"
+ENCODER_OPTIONS = {"crf": "18", "preset": "ultrafast", "bf": "0"}
+KEYFRAME_EVERY = 10
+TOLERANCE = 1e-4
+"""seconds between a row's time and its nearest frame, at most (LeRobot's tolerance_s)"""
+SEEK_BEYOND = 2.0
+"""seconds: frames up to this far ahead are reached by decoding, later ones by a seek"""
+
+
+def _converter(pixel_format: str) -> Callable[[Any], Any]:
+    """Frame -> frame in another pixel format, on one thread and with the tables made once.
+
+    PyAV from 17 on would wake a thread a core for every small picture; before, it has one thread and no such option.
+    """
+    import av
+
+    reformatter = av.video.reformatter.VideoReformatter()
+    options: dict[str, Any] = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
+    return lambda frame: reformatter.reformat(frame, format=pixel_format, **options)
+
+
+def write_video(path: Path, clip: UInt8[np.ndarray, "T height width 3"], fps: int) -> None:
+    """Write one clip for people to look at: halved chroma, which every browser plays; sides must be even."""
+    encode_video(path, clip, fps, pixel_format="yuv420p", options={"crf": "20", "preset": "veryfast"})
+
+
+def encode_video(
+    path: Path,
+    clip: UInt8[np.ndarray, "T height width 3"],
+    fps: int,
+    pixel_format: str = PIXEL_FORMAT,
+    options: Mapping[str, str] = ENCODER_OPTIONS,
+) -> None:
+    """Write one clip as an mp4 of its own, one thread (about 2,000 frames/s of 96x96 on a core)."""
+    import av
+
+    with av.open(str(path), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=fps, options=dict(options))
+        stream.height, stream.width, stream.pix_fmt = clip.shape[1], clip.shape[2], pixel_format
+        stream.gop_size, stream.codec_context.thread_count = KEYFRAME_EVERY, 1
+        convert = _converter(pixel_format)
+        for index, picture in enumerate(clip):
+            frame = convert(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24"))
+            frame.pts, frame.time_base = index, Fraction(1, fps)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def join_videos(parts: Sequence[Path], lengths: Sequence[int], fps: int, path: Path) -> None:
+    """Put clips of `lengths` frames one behind the other into one mp4 without encoding again.
+
+    All parts come from `encode_video` at one size and rate, so that they share their decoder setup; that is checked.
+    """
+    import av
+
+    with av.open(str(path), "w", format="mp4") as joined:
+        target: Any = None
+        setup: bytes | None = None
+        frames_before = 0
+        for part, length in zip(parts, lengths, strict=True):
+            with av.open(str(part)) as container:
+                source = container.streams.video[0]
+                if target is None:
+                    target, setup = joined.add_stream_from_template(source), source.codec_context.extradata
+                if source.codec_context.extradata != setup:
+                    raise DatasetError("clips of one dataset were encoded differently", where=part, expected=parts[0])
+                count = _append_packets(joined, target, container.demux(source), frames_before, fps)
+            if count != length:
+                raise DatasetError("a clip has another length than its episode", where=part, got=count, expected=length)
+            frames_before += length
+
+
+def _append_packets(joined: Any, target: Any, packets: Iterator[Any], frames_before: int, fps: int) -> int:
+    count = 0
+    for packet in packets:
+        if packet.dts is None:  # the empty packet that ends a stream
+            continue
+        offset = Fraction(frames_before, fps) / packet.time_base
+        assert offset.denominator == 1, (frames_before, fps, packet.time_base)
+        packet.pts, packet.dts = packet.pts + int(offset), packet.dts + int(offset)
+        packet.stream = target
+        joined.mux(packet)
+        count += 1
+    return count
+
+
+def _no_picture(where: str, moment: float, before: float | None, after: float) -> DatasetError:
+    got = f"frames at {before:.4f} and {after:.4f} s" if before is not None else f"the first frame at {after:.4f} s"
+    return DatasetError("the video has no frame at a row's time", where=where, got=got,
+                        expected=f"one within {TOLERANCE} s of {moment:.4f} s (from_timestamp + timestamp)",
+                        next_step="correct the row's timestamp, or from_timestamp in meta/episodes (LeRobot refuses "
+                        "this row too), or leave this episode out")  # fmt: skip
+
+
+class VideoReader:
+    """The frames of one video file, by their time. Rising times are decoded without a seek.
+
+    Not for use by two threads at once. Raises DatasetError when the file is missing or broken, or has no frame at a
+    requested time.
+    """
+
+    def __init__(self, path: Path) -> None:
+        import av
+
+        self.path = path
+        if not path.is_file():
+            raise DatasetError("a video is missing", where=path, next_step="copy the dataset again")
+        try:
+            self._container = av.open(str(path))
+        except av.FFmpegError as error:
+            raise self._broken(error) from error
+        if not self._container.streams.video:
+            self._container.close()
+            raise DatasetError("a file holds no video", where=path, expected="one video stream",
+                               next_step="copy it again")  # fmt: skip
+        self._stream: Any = self._container.streams.video[0]
+        self._stream.codec_context.thread_count = 1  # small pictures: threads cost more than they give
+        self.height, self.width = self._stream.height, self._stream.width
+        self._convert = _converter("rgb24")
+        self._frames: Iterator[Any] = iter(())
+        self._latest: Any = None
+        """the frame decoded last; None when decoding cannot continue from it"""
+        self._moment = 0.0
+        """its time"""
+
+    def read(self, times: Float64[np.ndarray, " T"]) -> UInt8[np.ndarray, "T height width 3"]:
+        """Decode the frames at these times, seconds from the start of the file."""
+        return next(self.stream(times, len(times)))
+
+    def stream(
+        self, times: Float64[np.ndarray, " T"], batch: int, what: str = ""
+    ) -> Iterator[UInt8[np.ndarray, "n height width 3"]]:
+        """Yield the same frames, at most `batch` at a time; `what` goes before the row number in errors.
+
+        As in LeRobot, a time's frame is the nearest one and must be within TOLERANCE. LeRobot compares in float32, so
+        that rounding is allowed on top.
+        """
+        slack = (TOLERANCE + np.spacing(np.abs(times).astype(np.float32)).astype(np.float64)).tolist()
+        moments = times.tolist()
+        for begin in range(0, len(moments), batch):
+            rows = range(begin, min(begin + batch, len(moments)))
+            out = np.empty((len(rows), self.height, self.width, 3), np.uint8)
+            for row in rows:
+                self._copy(self._at(moments[row], slack[row], f"{what}row {row}"), out[row - begin])
+            yield out
+
+    def _at(self, moment: float, slack: float, what: str) -> Any:
+        """Decode the frame whose time is within `slack` of `moment`."""
+        import av
+
+        if self._latest is not None and abs(self._moment - moment) < slack:
+            return self._latest
+        before = self._moment if self._latest is not None and self._moment < moment else None
+        try:
+            if before is None or moment - before > SEEK_BEYOND:
+                self._latest = before = None
+                self._container.seek(round(moment / float(self._stream.time_base)) - 1, stream=self._stream)
+                self._frames = self._container.decode(self._stream)
+            for frame in self._frames:
+                time = frame.time
+                if time is None:
+                    continue
+                if time <= moment - slack:
+                    before = time
+                    continue
+                self._latest, self._moment = frame, time
+                if time < moment + slack:
+                    return frame
+                raise _no_picture(f"{self.path} {what}", moment, before, time)
+        except av.FFmpegError as error:
+            self._latest = None
+            raise self._broken(error) from error
+        self._latest = None
+        raise DatasetError(
+            "a video is shorter than its episode",
+            where=f"{self.path} {what}",
+            got="no frame" if before is None else f"the last frame at {before:.4f} s",
+            expected=f"one at {moment:.4f} s (from_timestamp + timestamp)",
+            next_step="the video was cut short, or the times in the tables are wrong: copy the dataset again, correct "
+            "the times, or leave this episode out",
+        )
+
+    def _copy(self, frame: Any, out: UInt8[np.ndarray, "height width 3"]) -> None:
+        plane: Any = self._convert(frame).planes[0]
+        rows = np.frombuffer(plane, np.uint8).reshape(self.height, plane.line_size)
+        out[:] = rows[:, : self.width * 3].reshape(out.shape)
+
+    def _broken(self, error: Exception) -> DatasetError:
+        return DatasetError("a video cannot be decoded", where=self.path, got=likely_cause(self.path) or error,
+                            expected="a whole mp4",
+                            next_step="it was cut short or overwritten: copy it again")  # fmt: skip
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._container.close()
+
+    def __enter__(self) -> VideoReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

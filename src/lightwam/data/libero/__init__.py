@@ -1,0 +1,1 @@
+"""LIBERO's demonstrations, turned into LeRobot datasets."""

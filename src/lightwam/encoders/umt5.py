@@ -1,0 +1,290 @@
+"""UMT5-XXL's encoder as Wan2.1 has it: transformers' UMT5EncoderModel, a sentence at a time, each one once.
+
+A sentence is encoded alone and without padding. That is what the padded and masked run over `num_tokens` tokens gives,
+at a fraction of its work, and not even the last bit of a sentence's states depends on what stood beside it in a batch:
+those that were cached for training are those that a policy meets.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lightwam.config.schema import Umt5Config
+from lightwam.encoders.weight_files import (
+    differences,
+    infinite,
+    locate,
+    prefix_line,
+    read_tensors,
+    refusal,
+    shared_prefix,
+)
+from lightwam.errors import CheckpointError, ConfigError, PromptError, first_few
+from lightwam.system.file_damage import likely_cause
+
+NUM_KEPT = 256
+"""sentences whose states are kept, the latest used; at most 1 MiB each in bfloat16"""
+UNIT = "tokens, including the end token"
+
+FIXED: dict[str, Any] = {
+    "feed_forward_proj": "gated-gelu",
+    "relative_attention_num_buckets": 32,
+    "relative_attention_max_distance": 128,
+    "layer_norm_epsilon": 1e-6,
+}
+"""what UMT5-XXL's tensors do not tell, in transformers' words; all else is their shapes"""
+TABLE, TABLE_TOO = "shared.weight", "encoder.embed_tokens.weight"
+"""transformers' two names for the table of token embeddings"""
+_BLOCK = re.compile(r"(?:encoder\.block|blocks)\.(\d+)\.")
+_OFFICIAL = {
+    "layer.0.SelfAttention.q": "attn.q",
+    "layer.0.SelfAttention.k": "attn.k",
+    "layer.0.SelfAttention.v": "attn.v",
+    "layer.0.SelfAttention.o": "attn.o",
+    "layer.0.SelfAttention.relative_attention_bias": "pos_embedding.embedding",
+    "layer.0.layer_norm": "norm1",
+    "layer.1.layer_norm": "norm2",
+    "layer.1.DenseReluDense.wi_0": "ffn.gate.0",
+    "layer.1.DenseReluDense.wi_1": "ffn.fc1",
+    "layer.1.DenseReluDense.wo": "ffn.fc2",
+}
+
+
+class Umt5Text:
+    """Implements `TextEncoder`. States are float32, on the CPU.
+
+    There the encoder rests, too: it is on its device only while it reads sentences that are new, so that a GPU's memory
+    is the policy's.
+    """
+
+    def __init__(self, encoder: Any, tokenizer: Any, config: Umt5Config, device: torch.device | str = "cpu") -> None:
+        """Around transformers' UMT5EncoderModel on the CPU, whose weights are frozen, and its tokenizer."""
+        self.device = torch.device(device)
+        self.dim, self.num_tokens, self._truncate = config.dim, config.num_tokens, config.truncate
+        self.encoder, self.tokenizer = encoder.eval().requires_grad_(False), tokenizer
+        self._kept: OrderedDict[str, Tensor] = OrderedDict()
+
+    @classmethod
+    def load(
+        cls,
+        source: Path | str,
+        config: Umt5Config,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.bfloat16,
+    ) -> Umt5Text:
+        """The text encoder of `source` (a folder, or a Hub repo id), in the official layout or in diffusers'.
+
+        11 GB in bfloat16, as published. CheckpointError when encoder or tokenizer is not there, is another one or,
+        listing them, when tensors are missing, unknown, of other shapes or not finite; ConfigError when the width is
+        not `config.dim`, or transformers is not installed.
+        """
+        library, path = _library(), locate(source, "text_encoder")
+        tokenizer = read_tokenizer(source)
+        if path.is_dir():
+            _check_config(path / "config.json")
+        tensors = _with_one_table(read_tensors(path), path)
+        sizes = _sizes(tensors, path)
+        if sizes["d_model"] != config.dim:
+            raise ConfigError(
+                "the text encoder has another width", where="text.dim", got=config.dim, expected=sizes["d_model"]
+            )
+        with torch.device("meta"):
+            encoder: Any = library.UMT5EncoderModel(library.UMT5Config(**sizes, **FIXED))
+        wanted = {name: tensor.shape for name, tensor in encoder.state_dict().items() if name != TABLE_TOO}
+        names = {name: name if path.is_dir() else official_name(name) for name in wanted}
+        wrong = differences(tensors, {names[name]: shape for name, shape in wanted.items()})
+        what, next_step = "the weights are not those of this text encoder", "take the text encoder as it was published"
+        if wrong:
+            raise refusal(what, path, wrong, next_step)
+        state: dict[str, Tensor] = {}
+        for ours, theirs in names.items():  # one tensor at a time: never two copies of the model, and each is read once
+            tensor = tensors.pop(theirs)
+            if line := infinite(theirs, tensor):
+                wrong.append(line)
+            state[ours] = tensor.to(dtype)
+        if wrong:
+            raise refusal("the weights are not finite", path, wrong, next_step)
+        encoder.load_state_dict(state | {TABLE_TOO: state[TABLE]}, assign=True)
+        encoder.encoder.embed_tokens.weight = encoder.shared.weight  # one parameter, which travels once
+        return cls(encoder, tokenizer, config, device)
+
+    def encode(self, instructions: Sequence[str]) -> Float[Tensor, "B L E"]:
+        """One state a token, the end's included, zeros after it; the text is cleaned first (`cleaned`).
+
+        An empty instruction raises PromptError, and so does one of more than num_tokens tokens, unless
+        `config.truncate`: then the first num_tokens - 1 tokens and the end token are read, as Wan does.
+        """
+        sentences = [cleaned(instruction) for instruction in instructions]
+        tokens = {sentence: self._tokens(sentence) for sentence in dict.fromkeys(sentences)}
+        with self._at_work(any(sentence not in self._kept for sentence in tokens)):
+            found = {sentence: self._states(sentence, ids) for sentence, ids in tokens.items()}
+        states = torch.zeros(len(sentences), self.num_tokens, self.dim)
+        for row, sentence in enumerate(sentences):
+            states[row, : len(found[sentence])] = found[sentence]
+        return states
+
+    def _tokens(self, sentence: str) -> list[int]:
+        ids = token_ids(self.tokenizer, sentence)
+        if not ids or (len(ids) > self.num_tokens and not self._truncate):
+            raise PromptError(sentence, len(ids), self.num_tokens, UNIT)
+        ids = ids if len(ids) <= self.num_tokens else [*ids[: self.num_tokens - 1], ids[-1]]
+        if max(ids) >= (num_rows := self.encoder.config.vocab_size):
+            raise CheckpointError(
+                "the tokenizer knows tokens that the encoder does not",
+                where=repr(sentence),
+                got=f"token {max(ids)}",
+                expected=f"0..{num_rows - 1}",
+                next_step="take tokenizer and text encoder from one source",
+            )
+        return ids
+
+    @contextmanager
+    def _at_work(self, needed: bool) -> Iterator[None]:
+        """The encoder on its device, as long as it is needed there."""
+        if not needed or self.device.type == "cpu":
+            yield
+            return
+        try:
+            self.encoder.to(self.device)
+            yield
+        finally:
+            self.encoder.to("cpu")
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()  # simulators may draw on this GPU
+
+    @torch.no_grad()
+    def _states(self, sentence: str, ids: list[int]) -> Float[Tensor, "n E"]:
+        if sentence not in self._kept:
+            row = torch.tensor([ids], device=self.encoder.device)
+            states = self.encoder(input_ids=row, attention_mask=torch.ones_like(row)).last_hidden_state
+            self._kept[sentence] = states[0].cpu()
+        self._kept.move_to_end(sentence)
+        while len(self._kept) > NUM_KEPT:
+            self._kept.popitem(last=False)
+        return self._kept[sentence]
+
+
+def token_ids(tokenizer: Any, sentence: str) -> list[int]:
+    """Tokenize a cleaned sentence, with the end token; [] for no text."""
+    ids: list[int] = tokenizer(sentence, truncation=False, padding=False).input_ids if sentence else []
+    return ids
+
+
+def cleaned(text: str) -> str:
+    """Text as Wan cleans prompts: HTML's escapes undone, twice, and white space collapsed to single spaces.
+
+    Wan also has the ftfy package repair wrongly decoded and typographic characters; they are left as they are here. In
+    plain ASCII that makes no difference.
+    """
+    return " ".join(html.unescape(html.unescape(text)).split())
+
+
+def official_name(name: str) -> str:
+    """What the official file calls the tensor that transformers' UMT5EncoderModel calls `name`."""
+    if name in (TABLE, TABLE_TOO):
+        return "token_embedding.weight"
+    block, layer = _BLOCK.match(name), name.removesuffix(".weight")
+    if block is None:
+        return {"encoder.final_layer_norm": "norm"}[layer] + ".weight"
+    return f"blocks.{block[1]}.{_OFFICIAL[layer[block.end() :]]}.weight"
+
+
+def _library() -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise ConfigError(
+            "a package that UMT5 needs is not installed",
+            where="text",
+            got=f"transformers ({error})",
+            next_step="pip install 'lightwam[wan]'",
+        ) from error
+    return transformers
+
+
+def read_tokenizer(source: Path | str) -> Any:
+    """Load only the tokenizer of `source`; raises as `Umt5Text.load`."""
+    library, path = _library(), locate(source, "tokenizer")
+    try:
+        tokenizer = library.AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+    except Exception as error:  # a torn file raises anything, by the kind of tokenizer
+        raise CheckpointError(
+            "the tokenizer cannot be read",
+            where=path,
+            got=likely_cause(path / "tokenizer.json") or f"{type(error).__name__}: {str(error).partition(chr(10))[0]}",
+            expected="tokenizer.json and tokenizer_config.json",
+        ) from error
+    if (ids := tokenizer("a").input_ids)[-1:] != [tokenizer.eos_token_id]:
+        raise CheckpointError(
+            "the tokenizer does not mark the end of a text",
+            where=path,
+            got=f"tokens {ids} for 'a'",
+            expected=f"UMT5's, whose last is {tokenizer.eos_token_id}",
+        )
+    return tokenizer
+
+
+def _check_config(path: Path) -> None:
+    """transformers' config beside the weights says nothing that contradicts `FIXED`."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            "the text encoder's config cannot be read", where=path, got=likely_cause(path) or error
+        ) from error
+    wanted = {"model_type": "umt5"} | FIXED
+    if not isinstance(found, dict) or any(found.get(key) != value for key, value in wanted.items()):
+        got = {key: found.get(key) for key in wanted} if isinstance(found, dict) else type(found).__name__
+        raise CheckpointError("not the config of UMT5-XXL", where=path, got=got, expected=wanted)
+
+
+def _with_one_table(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Without transformers' second name for the embeddings, which a file may hold as well, or instead."""
+    if TABLE_TOO not in tensors:
+        return tensors
+    if TABLE in tensors and not torch.equal(tensors[TABLE], tensors[TABLE_TOO]):
+        raise CheckpointError(
+            "the text encoder has two tables of embeddings", where=path, got=f"{TABLE} and {TABLE_TOO}, which differ"
+        )
+    return {TABLE if name == TABLE_TOO else name: tensor for name, tensor in tensors.items()}
+
+
+def _sizes(tensors: Mapping[str, Tensor], path: Path) -> dict[str, int]:
+    """UMT5's sizes, in transformers' words, from the shapes of the first block."""
+    block = "encoder.block.0.layer."
+    wanted = (
+        TABLE,
+        f"{block}0.SelfAttention.q.weight",
+        f"{block}0.SelfAttention.relative_attention_bias.weight",
+        f"{block}1.DenseReluDense.wi_0.weight",
+    )
+    names = wanted if path.is_dir() else tuple(map(official_name, wanted))
+    if any(name not in tensors or tensors[name].ndim != 2 or 0 in tensors[name].shape for name in names):
+        raise CheckpointError(
+            "not the weights of UMT5's encoder",
+            where=path,
+            got=prefix_line(prefix) if (prefix := shared_prefix(tensors, names)) else first_few(sorted(tensors)),
+            expected=f"matrices {', '.join(names)}",
+            next_step="take the text encoder as it was published",
+        )
+    table, q, places, gate = (tensors[name].shape for name in names)
+    blocks = [int(found[1]) for found in map(_BLOCK.match, tensors) if found]
+    return {
+        "vocab_size": table[0],
+        "d_model": table[1],
+        "d_kv": q[0] // places[1],
+        "d_ff": gate[0],
+        "num_layers": 1 + max(blocks),
+        "num_heads": places[1],
+    }

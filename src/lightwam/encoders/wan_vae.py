@@ -1,0 +1,251 @@
+"""Wan2.1's video VAE: clips by diffusers' AutoencoderKLWan, single frames by an exact encoder of a third of the work.
+
+Latents are the mode of the posterior, standardised by the VAE's published mean and standard deviation of each channel.
+Acting needs single frames only; their encoder is in wan_frame.py.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from lightwam.encoders.wan_vae_frame import FrameEncoder, precise
+from lightwam.encoders.weight_files import check_tensors, locate, prefix_line, read_tensors, shared_prefix
+from lightwam.errors import CheckpointError, ConfigError, first_few
+from lightwam.system.file_damage import likely_cause
+
+SPATIAL_STRIDE = 8
+TEMPORAL_STRIDE = 4
+
+# Wan2.1's published statistics of its 16 latent channels; the official weights file does not hold them.
+LATENTS_MEAN = (
+    *(-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508),
+    *(0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921),
+)
+LATENTS_STD = (
+    *(2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743),
+    *(3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160),
+)
+ARCHITECTURE = {
+    "num_res_blocks": 2,
+    "dim_mult": [1, 2, 4, 4],
+    "temperal_downsample": [False, True, True],
+    "latents_mean": list(LATENTS_MEAN),
+    "latents_std": list(LATENTS_STD),
+}
+"""what the official file's tensors are not asked for; the spelling is diffusers'"""
+FIXED: dict[str, Any] = {
+    "is_residual": False,
+    "patch_size": None,
+    "attn_scales": [],
+    "in_channels": 3,
+    "out_channels": 3,
+}
+"""what tells Wan2.1's VAE from its successors, in diffusers' words"""
+
+
+class WanVaeLatents:
+    """Implements `LatentCodec`. Latents and pixels come back on the device and in the dtype of what was given."""
+
+    spatial_stride = SPATIAL_STRIDE
+    temporal_stride = TEMPORAL_STRIDE
+
+    def __init__(self, vae: Any) -> None:
+        """Around diffusers' AutoencoderKLWan, whose config holds the channels' statistics; its weights are frozen."""
+        self.channels = vae.config.z_dim
+        self.vae = vae.eval().requires_grad_(False)
+        self.frame_encoder = FrameEncoder.from_vae(vae)
+        # on the VAE's device: a CUDA graph must not copy from the CPU
+        self.mean = torch.tensor(vae.config.latents_mean, dtype=torch.float64, device=vae.device)
+        self.std = torch.tensor(vae.config.latents_std, dtype=torch.float64, device=vae.device)
+
+    @classmethod
+    def load(
+        cls, source: Path | str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> WanVaeLatents:
+        """The VAE of `source` (a folder, or a Hub repo id), in the official layout or in diffusers'.
+
+        CheckpointError when it is not there, when it is not Wan2.1's kind, or, listing them, when tensors are missing,
+        unknown, of other shapes or not finite; ConfigError when diffusers is not installed.
+        """
+        path = locate(source, "vae")
+        tensors = read_tensors(path)
+        config = _read_config(path / "config.json") if path.is_dir() else _official_config(tensors, path)
+        vae = empty_vae(config, path)
+        wanted = {name: tensor.shape for name, tensor in vae.state_dict().items()}
+        names = {name: name if path.is_dir() else official_name(name) for name in wanted}
+        shapes = {names[name]: shape for name, shape in wanted.items()}
+        what = "the weights are not those of this VAE"
+        check_tensors(what, path, tensors, shapes, "take the VAE as it was published")
+        # a copy of each, since mapped tensors lie unaligned, which changes the last bits; one at a time, to hold no two
+        state = {ours: tensors.pop(theirs).to(device, dtype, copy=True) for ours, theirs in names.items()}
+        vae.load_state_dict(state, assign=True)
+        return cls(vae)
+
+    @torch.no_grad()
+    def encode(self, pixels: Float[Tensor, "B 3 F height width"]) -> Float[Tensor, "B C T h w"]:
+        """Pixels in [-1, 1] -> standardised latents; F = 1 + 4k, height and width multiples of 8, else ConfigError.
+
+        Clips of a batch do not touch one another. A clip's memory grows with the batch and the picture, not with F.
+        """
+        frames, height, width = pixels.shape[2:]
+        if frames % TEMPORAL_STRIDE != 1 or height % SPATIAL_STRIDE or width % SPATIAL_STRIDE:
+            raise ConfigError(
+                "this clip has no latents",
+                where="WanVaeLatents.encode",
+                got=f"{frames} frames of {height}x{width}",
+                expected="1 + 4k frames, sides multiples of 8",
+            )
+        clip = self._placed(pixels)
+        single = frames == 1
+        raw = self.frame_encoder(clip[:, :, 0])[:, :, None] if single else self.vae.encode(clip).latent_dist.mode()
+        raw = precise(raw)
+        mean, std = self._statistics(raw)
+        return ((raw - mean) / std).to(pixels)
+
+    @torch.no_grad()
+    def decode(self, latents: Float[Tensor, "B C T h w"]) -> Float[Tensor, "B 3 F height width"]:
+        """Standardised latents -> pixels in [-1, 1], F = 1 + 4(T - 1)."""
+        z = precise(latents)
+        mean, std = self._statistics(z)
+        return self.vae.decode(self._placed(z * std + mean)).sample.to(latents)
+
+    def decode_pooled(self, latents: Float[Tensor, "B C T h2 w2"]) -> Float[Tensor, "B 3 F height width"]:
+        """Latents averaged 2x2 in space -> pixels at the full picture size.
+
+        The VAE is convolutional and its latents vary slowly, so an average of four is near the latent of a picture of
+        half the size: that picture is decoded, and enlarged bilinearly.
+        """
+        small = self.decode(latents)
+        pictures = F.interpolate(small.transpose(1, 2).flatten(0, 1), scale_factor=2, mode="bilinear")
+        return pictures.unflatten(0, (small.shape[0], small.shape[2])).transpose(1, 2)
+
+    def _placed(self, given: Tensor) -> Tensor:
+        return given.to(self.vae.device, self.vae.dtype)
+
+    def _statistics(self, like: Tensor) -> list[Tensor]:
+        return [s.to(like).view(1, -1, 1, 1, 1) for s in (self.mean, self.std)]
+
+
+_OFFICIAL = (
+    (r"^quant_conv\.", "conv1."),
+    (r"^post_quant_conv\.", "conv2."),
+    (r"\.conv_in\.", ".conv1."),
+    (r"\.norm_out\.", ".head.0."),
+    (r"\.conv_out\.", ".head.2."),
+    (r"\.mid_block\.attentions\.0\.", ".middle.1."),
+    (r"\.mid_block\.resnets\.0\.", ".middle.0."),
+    (r"\.mid_block\.resnets\.1\.", ".middle.2."),
+    (r"\.down_blocks\.", ".downsamples."),
+)
+_OFFICIAL_RESIDUAL = {
+    "norm1": "residual.0",
+    "conv1": "residual.2",
+    "norm2": "residual.3",
+    "conv2": "residual.6",
+    "conv_shortcut": "shortcut",
+}
+_UP_BLOCK = re.compile(r"\.up_blocks\.(\d+)\.(?:resnets\.(\d+)|upsamplers\.0)\.")
+
+
+def official_name(name: str) -> str:
+    """What the official file calls the tensor that diffusers' AutoencoderKLWan calls `name`."""
+    *layer, tensor = name.split(".")
+    theirs = ".".join((*layer[:-1], _OFFICIAL_RESIDUAL.get(layer[-1], layer[-1]), tensor))
+    for pattern, words in _OFFICIAL:
+        theirs = re.sub(pattern, words, theirs)
+    # The decoder's layers stand in one row there: three residual blocks, one that enlarges, three residual blocks, ...
+    return _UP_BLOCK.sub(lambda match: f".upsamples.{4 * int(match[1]) + int(match[2] or 3)}.", theirs)
+
+
+def _official_config(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
+    """The config of the official file: Wan2.1's architecture, at the width and depth of these tensors."""
+    sizes = {"encoder.conv1.bias": "base_dim", "decoder.head.0.gamma": "decoder_base_dim", "conv2.bias": "z_dim"}
+    if missing := [name for name in sizes if name not in tensors]:
+        raise CheckpointError(
+            "not the official file of Wan2.1's VAE",
+            where=path,
+            got=prefix_line(prefix) if (prefix := shared_prefix(tensors, sizes)) else first_few(sorted(tensors)),
+            expected=missing,
+            next_step="take Wan2.1_VAE.pth as it was published, or the folder of diffusers' layout",
+        )
+    config = ARCHITECTURE | {size: len(tensors[name]) for name, size in sizes.items()}
+    if config["z_dim"] != len(LATENTS_MEAN):
+        raise CheckpointError(
+            "the VAE has not Wan2.1's number of latent channels",
+            where=path,
+            got=config["z_dim"],
+            expected=f"{len(LATENTS_MEAN)}, for which the statistics are published",
+        )
+    return config
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """diffusers' config of a Wan2.1 VAE, without its notes (keys that begin with "_")."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError("the VAE's config cannot be read", where=path, got=likely_cause(path) or error) from error
+    if not isinstance(found, dict) or found.get("_class_name") != "AutoencoderKLWan":
+        got = found.get("_class_name") if isinstance(found, dict) else type(found).__name__
+        raise CheckpointError("not the config of Wan's VAE", where=path, got=got, expected="AutoencoderKLWan")
+    config: Any = {key: value for key, value in found.items() if not key.startswith("_")}
+    wrong = {key: config[key] for key, value in FIXED.items() if config.get(key, value) != value}
+    blocks, halvings = config.get("dim_mult"), config.get("temperal_downsample")
+    listed = isinstance(blocks, list) and isinstance(halvings, list)
+    if not (listed and len(blocks) == 4 and len(halvings) == 3 and halvings.count(True) == 2):
+        wrong |= {"dim_mult": blocks, "temperal_downsample": halvings}
+    if wrong:
+        expected = f"{FIXED}, strides 8 in space and 4 in time"
+        raise CheckpointError("not a VAE of Wan2.1's kind", where=path, got=wrong, expected=expected)
+    return config
+
+
+def empty_vae(config: Mapping[str, Any], path: Path) -> Any:
+    """diffusers' AutoencoderKLWan of this config, without memory for its weights."""
+    try:
+        from diffusers import AutoencoderKLWan
+    except ImportError as error:
+        raise ConfigError(
+            "a package that Wan2.1's VAE needs is not installed",
+            where="latents",
+            got=f"diffusers ({error})",
+            next_step="pip install 'lightwam[wan]'",
+        ) from error
+    known = inspect.signature(AutoencoderKLWan.__init__).parameters
+    if unknown := sorted(set(config) - set(known)):
+        raise CheckpointError(
+            "the VAE's config has keys that this diffusers does not know",
+            where=path,
+            got=unknown,
+            next_step="upgrade diffusers",
+        )
+    try:
+        with torch.device("meta"):
+            vae: Any = AutoencoderKLWan(**config)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError("the VAE's config describes no VAE", where=path, got=error) from error
+    if not _fit(vae.config.latents_mean, vae.config.latents_std, vae.config.z_dim):
+        raise CheckpointError(
+            "the VAE's statistics do not fit its channels",
+            where=path,
+            got=f"means {vae.config.latents_mean}, stds {vae.config.latents_std}",
+            expected=f"{vae.config.z_dim} numbers each, stds positive",
+        )
+    return vae
+
+
+def _fit(mean: Any, std: Any, channels: int) -> bool:
+    if not (isinstance(mean, (list, tuple)) and isinstance(std, (list, tuple))) or {len(mean), len(std)} != {channels}:
+        return False
+    return all(type(number) in (int, float) and math.isfinite(number) for number in (*mean, *std)) and min(std) > 0

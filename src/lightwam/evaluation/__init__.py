@@ -1,0 +1,1 @@
+"""Closed-loop evaluation: rollouts, comparisons, statistics, and policies of other servers."""

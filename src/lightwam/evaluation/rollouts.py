@@ -1,0 +1,116 @@
+"""A worker's side of the closed loop: simulators that play what the policy chose, and film what was played before."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32
+
+from lightwam.config.schema import SimConfig
+from lightwam.data.lerobot.video import write_video
+from lightwam.sim import simulator as base
+from lightwam.sim.disturb import Disturbance, Disturbed
+from lightwam.system.files import writing
+from lightwam.types import Observation
+
+VIDEO_SIZE = 240
+"""height and width of rollout videos, pixels"""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A worker's job: begin an episode, or go on with it."""
+
+    seat: int
+    task: str
+    seed: int
+    actions: Float32[np.ndarray, "steps A"] | None
+    """None begins the episode"""
+    disturbance: Disturbance | None = None
+    """what goes wrong in it; read when it begins"""
+
+    def __str__(self) -> str:
+        return f"task {self.task!r}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A worker's answer."""
+
+    observation: Observation | None
+    """None when the episode is over"""
+    steps: int
+    """control steps since the reset"""
+    success: bool
+
+
+@dataclass(frozen=True)
+class Film:
+    """A worker's answer to `Replay`; the parent writes it, as the worker may be on another machine."""
+
+    mp4: bytes
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A worker's job: play an episode's actions again and film it."""
+
+    task: str
+    seed: int
+    actions: Float32[np.ndarray, "steps A"]
+
+    def __str__(self) -> str:
+        return f"film of task {self.task!r}, seed {self.seed}"
+
+
+@dataclass
+class Player:
+    """Runs in a worker. Simulators are kept from episode to episode, as making one is slow."""
+
+    sim: SimConfig
+    simulators: dict[tuple[str, bool], base.Simulator] = field(default_factory=dict)
+    steps: int = 0
+    playing: base.Simulator | None = None
+
+    def __call__(self, job: Segment | Replay) -> Seen | Film:
+        """Do one job."""
+        return self._film(job) if isinstance(job, Replay) else self._play(job)
+
+    def _simulator(self, task: str, film: bool) -> base.Simulator:
+        if (task, film) not in self.simulators:
+            sim = self.sim
+            if film:
+                sim = replace(sim, cameras=sim.cameras[:1], height=VIDEO_SIZE, width=VIDEO_SIZE)
+            self.simulators[task, film] = base.make(sim, task)
+        return self.simulators[task, film]
+
+    def _play(self, job: Segment) -> Seen:
+        if job.actions is None:
+            inside = self._simulator(job.task, film=False)
+            self.playing = Disturbed(inside, job.disturbance) if job.disturbance else inside
+            self.playing.reset(job.seed)
+            self.steps = 0
+        simulator = self.playing
+        assert simulator is not None, "no episode was begun"
+        for action in job.actions if job.actions is not None else ():
+            outcome = simulator.step(action)
+            self.steps += 1
+            if outcome.success or outcome.ended or self.steps >= self.sim.max_steps:
+                return Seen(None, self.steps, outcome.success)
+        return Seen(simulator.observe(), self.steps, False)
+
+    def _film(self, job: Replay) -> Film:
+        simulator = self._simulator(job.task, film=True)
+        camera = simulator.cameras[0]
+        simulator.reset(job.seed)
+        pictures = [simulator.observe().frames[camera]]
+        for action in job.actions:
+            simulator.step(action)
+            pictures.append(simulator.observe().frames[camera])
+        with writing(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "film.mp4"
+            write_video(path, np.stack(pictures), max(1, round(simulator.fps)))
+            return Film(path.read_bytes())

@@ -1,1 +1,0 @@
-"""Pixels to latents and back, each module one way behind the same small interface."""

@@ -1,0 +1,111 @@
+"""StateFusionActionExpert: tapped tokens of the present -> one chunk of actions, all steps at once.
+
+B batch, S tokens, D backbone width, Q learned queries a tap, H horizon, A action dims, W trunk width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lightwam.config.schema import ModelConfig
+from lightwam.model.layers import attend, gelu, sinusoid
+
+
+class Pooler(nn.Module):
+    """Learned queries attend to a tap's tokens; what they find is merged into one vector."""
+
+    def __init__(self, width: int, num_queries: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.query_tokens = nn.Parameter(torch.randn(num_queries, width) * 0.02)
+        self.query_merge_logits = nn.Parameter(torch.zeros(num_queries))
+        self.token_norm = nn.LayerNorm(width)
+        self.attn = nn.MultiheadAttention(width, num_heads, batch_first=True)
+        self.output_norm = nn.LayerNorm(width)
+
+    def forward(self, tokens: Float[Tensor, "B S D"]) -> Float[Tensor, "B D"]:
+        """One vector a sample. The merge weights sum to 1, so that merging first and projecting once is the same."""
+        q, k, v = self.query_key_value(tokens)
+        found = attend(q, k, v)
+        merged = torch.einsum("q,bqd->bd", self.query_merge_logits.softmax(0).to(found.dtype), found)
+        return self.output_norm(self.attn.out_proj(merged))
+
+    def look(self, tokens: Float[Tensor, "B S D"]) -> Float[Tensor, "B heads Q S"]:
+        """How much each query takes from each token."""
+        q, k, _ = self.query_key_value(tokens)
+        return torch.einsum("bqhd,bshd->bhqs", q * q.shape[-1] ** -0.5, k).softmax(-1)
+
+    def query_key_value(
+        self, tokens: Float[Tensor, "B S D"]
+    ) -> tuple[Float[Tensor, "B Q heads d"], Float[Tensor, "B S heads d"], Float[Tensor, "B S heads d"]]:
+        """Queries (the same for every sample), keys and values, split in heads."""
+        weight, bias, width = self.attn.in_proj_weight, self.attn.in_proj_bias, tokens.shape[-1]
+        queries = nn.functional.linear(self.query_tokens, weight[:width], bias[:width])
+        both = nn.functional.linear(self.token_norm(tokens), weight[width:], bias[width:])
+        k, v = both.unflatten(-1, (2, self.num_heads, -1)).unbind(2)
+        q = queries.unflatten(-1, (self.num_heads, -1)).expand(len(tokens), -1, -1, -1)
+        return q, k, v
+
+
+class NormedPair(nn.Module):
+    """LayerNorm, Linear, GELU, Linear."""
+
+    def __init__(self, in_width: int, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(in_width)
+        self.fc1, self.fc2 = nn.Linear(in_width, width), nn.Linear(width, width)
+
+    def forward(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch m"]:
+        """[..., in_width] -> [..., width]."""
+        return self.fc2(gelu(self.fc1(self.norm(x))))
+
+
+class StateFusionActionExpert(nn.Module):
+    """Pool and compress every tap, fuse them into one state, read the whole chunk off it. All of it is trained."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        expert, width, num_taps = config.expert, config.backbone.width, len(config.backbone.taps)
+        trunk = expert.trunk_width
+        self.horizon, self.step_code_dim = config.horizon, expert.step_code_dim
+        self.layer_poolers = nn.ModuleList(
+            Pooler(width, expert.num_queries, expert.num_pool_heads) for _ in range(num_taps)
+        )
+        self.layer_compressors = nn.ModuleList(NormedPair(width, expert.layer_width) for _ in range(num_taps))
+        self.fused_norm = nn.LayerNorm(num_taps * expert.layer_width)
+        self.fused_proj = nn.Linear(num_taps * expert.layer_width, trunk)
+        self.trunk = nn.ModuleList([NormedPair(trunk, trunk)])
+        self.step_pos_proj = nn.Sequential(
+            nn.LayerNorm(expert.step_code_dim),
+            nn.Linear(expert.step_code_dim, trunk),
+            nn.GELU(approximate="tanh"),
+            nn.Linear(trunk, trunk),
+        )
+        self.output_norm = nn.LayerNorm(trunk)
+        self.output = nn.Sequential(
+            nn.Linear(trunk, trunk), nn.GELU(approximate="tanh"), nn.Linear(trunk, config.action_dim)
+        )
+
+    def forward(self, taps: Sequence[Float[Tensor, "B S D"]]) -> Float[Tensor, "B H A"]:
+        """The adapted tokens of every tap -> a chunk of normalised actions."""
+        pairs = zip(self.layer_poolers, self.layer_compressors, taps, strict=True)
+        layers = [compressor(pooler(tokens)) for pooler, compressor, tokens in pairs]
+        state = self.fused_proj(self.fused_norm(torch.cat(layers, dim=-1)))
+        for block in self.trunk:
+            state = state + block(state)
+        return self.output(self.output_norm(state[:, None] + self.step_codes()))
+
+    def step_codes(self) -> Float[Tensor, "H W"]:
+        """What tells the steps of a chunk apart."""
+        weight = self.fused_proj.weight
+        steps = torch.arange(self.horizon, dtype=torch.float64, device=weight.device)
+        return self.step_pos_proj(sinusoid(steps, self.step_code_dim).to(weight.dtype))
+
+    def look(self, taps: Sequence[Float[Tensor, "B S D"]]) -> list[Float[Tensor, "B heads Q S"]]:
+        """What each tap's queries look at."""
+        return [cast(Pooler, pooler).look(tokens) for pooler, tokens in zip(self.layer_poolers, taps, strict=True)]

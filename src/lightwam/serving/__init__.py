@@ -1,0 +1,1 @@
+"""A policy served to robots: one process, a module for each protocol."""

@@ -1,0 +1,58 @@
+"""A server that looks at what a robot's client sends, and answers nothing, so that no robot moves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32
+
+from lightwam.errors import WireError
+from lightwam.serving.access import Keys
+from lightwam.serving.sentences import CheckSentence
+from lightwam.serving.server import Server
+from lightwam.serving.settings import Serving
+from lightwam.types import Observation
+from lightwam.wire.inspection import Report, inspect
+from lightwam.wire.robot_schema import Family
+
+
+async def inspecting(
+    families: Sequence[Family],
+    settings: Serving,
+    keys: Keys,
+    num_messages: int,
+    say: Callable[[str], None] = print,
+    ready: Callable[[Server], None] | None = None,
+    check_sentence: CheckSentence | None = None,
+) -> bool:
+    """Prints what is in the first messages, by the family that they fit best; whether each can be answered."""
+    fits: list[bool] = []
+
+    def look(message: Mapping[str, Any] | WireError, protocol: str) -> None:
+        if isinstance(message, WireError):
+            fit, lines = False, ["it cannot be read:", *str(message).splitlines()]
+        else:
+            report = min((inspect(message, family, check_sentence) for family in families), key=misfit)
+            fit, lines = report.fits, report.lines()
+        fits.append(fit)
+        say("\n".join([f"message {len(fits)}, over {protocol}:", *lines]))
+        if len(fits) >= num_messages:
+            server.stopping.set()
+        if not isinstance(message, WireError):
+            raise WireError(f"this is a check, and the message {'fits' if fit else 'does not fit'}",
+                            where="lightwam check client", next_step="lightwam serve answers")  # fmt: skip
+
+    server = Server(_never, 0, families, {"policy": "none: a check"}, settings, keys, look=look, told=say)
+    await server.run(ready)
+    return bool(fits) and all(fits)
+
+
+def misfit(report: Report) -> tuple[int, int]:
+    """Return how badly a family fits a message: the number of faults, then the number of unread entries."""
+    return sum(bool(reading.fault) for reading in report.readings), len(report.unread)
+
+
+def _never(observations: Sequence[Observation]) -> Float32[np.ndarray, "B H A"]:
+    raise AssertionError("nothing is asked of a check")

@@ -1,0 +1,52 @@
+"""Checking that the run's text encoder can read a client's sentence, before the policy is called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+from lightwam.config.schema import Recipe
+from lightwam.encoders.frozen import Sentences
+from lightwam.errors import CheckpointError, ConfigError, WireError
+from lightwam.serving.logs import note
+
+CheckSentence = Callable[[str], None]
+"""raises PromptError or WireError for a sentence that the policy cannot take"""
+MOST_LOGGED = 256
+"""truncated sentences that are logged, each once"""
+
+
+def sentence_check(recipe: Recipe, known: Collection[str]) -> CheckSentence:
+    """Return the check of sentences for a run; `known` are the prompts whose states the run has.
+
+    If this machine lacks the text encoder, only known prompts are accepted, which is logged at once. CheckpointError or
+    ConfigError if there are no known prompts either.
+    """
+    logged: set[str] = set()
+    sentences: Sentences | None = None
+    try:
+        sentences = Sentences(recipe)
+    except (CheckpointError, ConfigError) as error:
+        if not known:
+            raise
+        note("the text encoder is not here: only the run's own sentences are answered", 30, sentences=len(known),
+             where=error.where, why=error.what, setting="--weights")  # fmt: skip
+
+    def log(what: str) -> None:
+        if what and what not in logged and len(logged) < MOST_LOGGED:
+            logged.add(what)
+            note("a sentence is truncated", 30, what=what)
+
+    def check(sentence: str) -> None:
+        if sentences is not None and (recipe.text.truncate or recipe.prompt.format(task=sentence) not in known):
+            log(sentences.check(sentence))
+        elif sentences is None and recipe.prompt.format(task=sentence) not in known:
+            raise WireError("the sentence is new, and the text encoder is not on the server", where="prompt",
+                            expected="a sentence of the run's training",
+                            next_step="start the server with --weights, a path to the text encoder")  # fmt: skip
+
+    if recipe.text.truncate:
+        note("longer sentences are truncated", 30, tokens=recipe.text.num_tokens, setting="text.truncate")
+        before, _, after = recipe.prompt.partition("{task}")
+        for prompt in known if sentences is not None else ():
+            check(prompt.removeprefix(before).removesuffix(after))
+    return check

@@ -1,1 +1,0 @@
-"""Scripted experts that make demonstrations; each may read its simulator's full state, a policy never does."""

@@ -1,0 +1,1 @@
+"""LIBERO: its simulator, and a scripted expert for every task."""

@@ -1,0 +1,1 @@
+"""Meta-World: its simulator and its scripted experts."""

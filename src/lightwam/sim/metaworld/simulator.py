@@ -1,0 +1,247 @@
+"""Meta-World's 50 tasks (metaworld 3.1.1, MuJoCo 3.3): a Sawyer arm at a table, 80 control steps a second.
+
+State: hand x, y, z (metres) and how far the gripper is open (0 to 1). Action: hand motion x, y, z and gripper effort,
+each in [-1, 1] (1 is 1 cm a simulator step). Pictures are drawn plainly (`mujoco_pictures` says what is left out): on a
+CPU that is twenty times as fast, and it is part of what a policy is trained on. "corner*" cameras, which Meta-World
+mounts upside down, are turned upright.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64, UInt8
+
+from lightwam.config.schema import SimConfig
+from lightwam.errors import SimulatorError
+from lightwam.sim.mujoco_renderer import MujocoPictures
+from lightwam.sim.opengl import choose_gl
+from lightwam.sim.simulator import Simulator, StepOutcome, finite_action, not_reset, require_seed
+from lightwam.sim.tested import Package
+from lightwam.types import Observation
+
+CAMERAS = ("topview", "corner", "corner2", "corner3", "corner4", "behindGripper", "gripperPOV")
+STEPS_PER_SECOND = 80.0
+TESTED = {
+    "metaworld": Package(("3.1.1",)),
+    # 3.5 has no cam_orthographic
+    "mujoco": Package(("3.3.0",), "its physics moves with the version", breaks_from="3.5.0"),
+}
+INSTRUCTIONS = {
+    "assembly": "pick up the ring and put it on the peg",
+    "basketball": "put the basketball through the hoop",
+    "bin-picking": "move the block from one bin into the other",
+    "box-close": "put the lid on the box",
+    "button-press": "press the button on the wall side",
+    "button-press-topdown": "press the button from above",
+    "button-press-topdown-wall": "reach over the wall and press the button from above",
+    "button-press-wall": "go around the wall and press the button",
+    "coffee-button": "press the button of the coffee machine",
+    "coffee-pull": "pull the mug away from the coffee machine",
+    "coffee-push": "push the mug under the coffee machine",
+    "dial-turn": "turn the dial",
+    "disassemble": "take the ring off the peg",
+    "door-close": "close the door",
+    "door-lock": "lock the door",
+    "door-open": "open the door",
+    "door-unlock": "unlock the door",
+    "drawer-close": "close the drawer",
+    "drawer-open": "open the drawer",
+    "faucet-close": "turn the faucet off",
+    "faucet-open": "turn the faucet on",
+    "hammer": "pick up the hammer and drive in the nail",
+    "hand-insert": "put the hand into the hole",
+    "handle-press": "press the handle down",
+    "handle-press-side": "press the sideways handle down",
+    "handle-pull": "pull the handle up",
+    "handle-pull-side": "pull the sideways handle up",
+    "lever-pull": "pull the lever up",
+    "peg-insert-side": "insert the peg into the hole from the side",
+    "peg-unplug-side": "pull the peg out of the hole to the side",
+    "pick-out-of-hole": "take the block out of the hole",
+    "pick-place": "pick up the puck and hold it at the goal",
+    "pick-place-wall": "pick up the puck and carry it over the wall to the goal",
+    "plate-slide": "slide the plate forward into the cabinet",
+    "plate-slide-back": "slide the plate back out of the cabinet",
+    "plate-slide-back-side": "slide the plate out of the cabinet to the side",
+    "plate-slide-side": "slide the plate sideways into the cabinet",
+    "push": "push the puck to the goal",
+    "push-back": "pull the block back to the goal",
+    "push-wall": "push the puck around the wall to the goal",
+    "reach": "move the hand to the goal",
+    "reach-wall": "move the hand over the wall to the goal",
+    "shelf-place": "put the block on the shelf",
+    "soccer": "push the ball into the goal net",
+    "stick-pull": "grasp the stick and pull the thermos with it",
+    "stick-push": "grasp the stick and push the thermos with it",
+    "sweep": "sweep the block off the table",
+    "sweep-into": "sweep the block into the hole",
+    "window-close": "close the window",
+    "window-open": "open the window",
+}
+TASKS = tuple(INSTRUCTIONS)
+
+MOVABLE = {
+    "button-press-topdown": "box",
+    "door-open": "door",
+    "drawer-close": "drawer",
+    "drawer-open": "drawer",
+    "peg-insert-side": "box",
+    "pick-place": "obj",
+    "push": "obj",
+    "reach": "goal",
+    "window-close": "window",
+    "window-open": "window",
+}
+"""what `move_object` moves: the body the task is about, of reaching the goal's mark"""
+MOVE_METRES, BUMP_DEGREES = (0.04, 0.08), (1.0, 3.0)
+"""the least and the most that a disturbance moves a thing along the table, and turns a camera"""
+
+GRAIN = 0.008
+"""metres below which the arm's meshes lose detail in pictures: half a pixel at 96 x 96, twice as fast"""
+
+
+def make(config: SimConfig, task: str) -> MetaWorldSimulator:
+    """A `MetaWorldSimulator`."""
+    return MetaWorldSimulator(config, task)
+
+
+class MetaWorldSimulator(Simulator):
+    """One Meta-World task with seeded resets; success counts when any simulator step of a control step succeeds.
+
+    It never ends by itself: Meta-World's limit of 500 steps is lifted, `SimConfig.max_steps` decides. MuJoCo is loaded
+    by the first `reset`, so that a process that only asks for names and sizes stays small.
+    """
+
+    robot = "sawyer"
+    state_names = ("hand_x", "hand_y", "hand_z", "gripper")
+    action_names = ("motion_x", "motion_y", "motion_z", "gripper")
+
+    def __init__(self, config: SimConfig, task: str) -> None:
+        self.task, self.instruction = task, INSTRUCTIONS[task]
+        self.cameras, self.fps = config.cameras, STEPS_PER_SECOND / config.action_repeat
+        self._repeat, self._size = config.action_repeat, (config.height, config.width)
+        self._env: Any = None
+        self._everything: Float64[np.ndarray, " 39"] | None = None
+        self._pictures: MujocoPictures | None = None
+        self._camera_turns: Float64[np.ndarray, "cameras 4"] | None = None
+
+    def reset(self, seed: int) -> None:
+        """Places hand, objects and goal as `seed` says.
+
+        Meta-World's own `reset(seed=...)` ignores its seed, hence the private switches: goal visible to the expert,
+        places drawn anew from the seeded generator. The last forward pass brings sites and cameras up to date, which
+        otherwise the first picture would show where they were before.
+        """
+        require_seed(seed, f"metaworld/{self.task}")
+        if self._env is None:
+            self._env = _load(self.task)
+        import mujoco
+
+        env = self._env
+        if self._camera_turns is None:
+            self._camera_turns = env.model.cam_quat.copy()
+        env.model.cam_quat[:] = self._camera_turns
+        env._partially_observable = False
+        env._freeze_rand_vec = False
+        env.seeded_rand_vec = True
+        env._set_task_called = True
+        env.__dict__.pop("sawyer_observation_space", None)
+        env.seed(seed)
+        self._everything, _ = env.reset()
+        mujoco.mj_forward(env.model, env.data)
+
+    def observe(self) -> Observation:
+        """Draws every camera."""
+        state = self.everything[:4].astype(np.float32)
+        return Observation({camera: self._draw(camera) for camera in self.cameras}, state, self.instruction)
+
+    def step(self, action: np.ndarray) -> StepOutcome:
+        """Repeats the action, clipped to [-1, 1], `action_repeat` times."""
+        if self._everything is None:
+            raise not_reset(f"metaworld/{self.task}")
+        clipped = np.clip(finite_action(action, self.action_dim, f"metaworld/{self.task}"), -1, 1)
+        success = False
+        for _ in range(self._repeat):
+            self._everything, _, _, _, info = self._env.step(clipped)
+            success = success or bool(info["success"])
+        return StepOutcome(success)
+
+    def close(self) -> None:
+        """Frees the drawing context; left alone, that is done at the process's exit."""
+        if self._pictures is not None:
+            self._pictures.close()
+        self._env, self._everything, self._pictures, self._camera_turns = None, None, None, None
+
+    def move_object(self, rng: np.random.Generator) -> float:
+        """Moves what the task is about along the table, any way, and with a fixed thing its goal; returns metres."""
+        if self.task not in MOVABLE:
+            raise SimulatorError("nothing is known of this task that could be moved", where=f"metaworld/{self.task}",
+                                 expected=", ".join(MOVABLE))  # fmt: skip
+        env, distance, angle = self._running(), rng.uniform(*MOVE_METRES), rng.uniform(0, 2 * np.pi)
+        by = distance * np.array([np.cos(angle), np.sin(angle), 0.0])
+        import mujoco
+
+        model, data, name = env.model, env.data, MOVABLE[self.task]
+        joint = -1 if name == "goal" else int(model.body(name).jntadr[0])
+        if joint >= 0 and model.jnt_type[joint] == mujoco.mjtJoint.mjJNT_FREE:
+            start = int(model.jnt_qposadr[joint])
+            data.qpos[start : start + 3] += by
+        else:
+            if name != "goal":
+                model.body(name).pos += by
+            env._target_pos = env._target_pos + by
+            if mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_SITE, "goal") >= 0:
+                model.site("goal").pos += by
+        mujoco.mj_forward(model, data)
+        return float(distance)
+
+    def bump_camera(self, rng: np.random.Generator) -> float:
+        """Turns each camera about an axis of its own in its picture's plane, all by the same angle; returns degrees."""
+        env, degrees = self._running(), rng.uniform(*BUMP_DEGREES)
+        import mujoco
+
+        for camera in range(env.model.ncam):
+            angle = rng.uniform(0, 2 * np.pi)
+            half = np.deg2rad(degrees) / 2
+            turn = np.array([np.cos(half), np.sin(half) * np.cos(angle), np.sin(half) * np.sin(angle), 0.0])
+            mujoco.mju_mulQuat(env.model.cam_quat[camera], env.model.cam_quat[camera].copy(), turn)
+        mujoco.mj_forward(env.model, env.data)
+        return float(degrees)
+
+    def _running(self) -> Any:
+        """Meta-World's environment, in an episode."""
+        if self._everything is None:
+            raise not_reset(f"metaworld/{self.task}")
+        return self._env
+
+    @property
+    def everything(self) -> Float64[np.ndarray, " 39"]:
+        """Meta-World's full observation with objects and goal (the expert reads it; a policy never does)."""
+        if self._everything is None:
+            raise not_reset(f"metaworld/{self.task}")
+        return self._everything
+
+    @property
+    def fingers(self) -> Float64[np.ndarray, " 3"]:
+        """The middle between the finger tips, x, y, z in metres (for experts, as `everything`)."""
+        if self._everything is None:
+            raise not_reset(f"metaworld/{self.task}")
+        return np.asarray(self._env.tcp_center, np.float64)
+
+    def _draw(self, camera: str) -> UInt8[np.ndarray, "height width 3"]:
+        if self._pictures is None:
+            self._pictures = MujocoPictures(self._env.model, *self._size, GRAIN)
+        picture = self._pictures.draw(self._env.data, camera)
+        return np.ascontiguousarray(picture[::-1, ::-1] if camera.startswith("corner") else picture)
+
+
+def _load(task: str) -> Any:
+    choose_gl()
+    from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+
+    env = ALL_V3_ENVIRONMENTS[f"{task}-v3"]()
+    env.max_path_length = sys.maxsize
+    return env

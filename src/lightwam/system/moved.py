@@ -1,0 +1,51 @@
+"""Documented module paths of earlier versions, kept for users' scripts: each is imported, with one line of warning."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import warnings
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+MOVED = {
+    "lightwam.checkpoint": "lightwam.policy.run_directory",
+    "lightwam.codec": "lightwam.data.codec",
+    "lightwam.collect": "lightwam.data.collect",
+    "lightwam.compare": "lightwam.evaluation.compare",
+    "lightwam.data.lerobot_writer": "lightwam.data.lerobot.writer",
+    "lightwam.evaluate": "lightwam.evaluation.evaluate",
+    "lightwam.hub": "lightwam.policy.hub",
+    "lightwam.model_card": "lightwam.report.model_card",
+    "lightwam.recipes": "lightwam.config.recipes",
+    "lightwam.sim.base": "lightwam.sim.simulator",
+    "lightwam.surprise": "lightwam.evaluation.watch.surprise",
+    "lightwam.train": "lightwam.training.train",
+}
+"""earlier path -> path"""
+
+
+class MovedModules(MetaPathFinder, Loader):
+    """Import a module of MOVED by its earlier path: a module that takes every name from the present one."""
+
+    def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
+        """Return a spec for the paths of MOVED only."""
+        return ModuleSpec(fullname, self) if fullname in MOVED else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Warn, and look names up in the present module."""
+        present = MOVED[module.__name__]
+        warnings.warn(f"{module.__name__} is now {present}", FutureWarning, stacklevel=2)
+
+        def lookup(name: str) -> Any:
+            return getattr(importlib.import_module(present), name)
+
+        vars(module)["__getattr__"] = lookup
+
+
+def install() -> None:
+    """Let Python find the earlier paths; calling it again changes nothing."""
+    if not any(isinstance(finder, MovedModules) for finder in sys.meta_path):
+        sys.meta_path.append(MovedModules())

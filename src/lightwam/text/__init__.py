@@ -1,1 +1,0 @@
-"""Prompts to token states, each module one way behind the same small interface."""

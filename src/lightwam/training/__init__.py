@@ -1,0 +1,1 @@
+"""Training: the loop, the optimizer, processes that share the work, and what goes into a run directory first."""

@@ -1,0 +1,231 @@
+"""Optional listeners to the training log: TensorBoard, Weights & Biases, trackio. log.jsonl stays the truth.
+
+A resumed run continues the same W&B or trackio run: its id is kept in listeners.json, and steps that were logged
+before a kill are not logged twice. A listener that fails while training loses its rows, not the training.
+"""
+
+from __future__ import annotations
+
+import configparser
+import importlib
+import json
+import netrc
+import os
+import secrets
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from lightwam.config.schema import Recipe, to_dict
+from lightwam.errors import ConfigError, LightwamError
+from lightwam.system.files import write_file
+
+Listener = Callable[[int, Mapping[str, float]], None]
+
+FILE = "listeners.json"
+"""in the run directory: listener -> its id of the run, and the last step logged before the newest start"""
+MODULES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb", "trackio": "trackio"}
+PROJECT = "lightwam"
+WANDB_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")
+"""hosts whose key in netrc is W&B's; the second since wandb 0.31"""
+
+
+def check(recipe: Recipe) -> None:
+    """Raise ConfigError unless the listeners of `recipe.train.listeners` are installed and W&B has a key.
+
+    Uses no network: it checks that a key for Weights & Biases can be found, not that it is valid.
+    """
+    for name in recipe.train.listeners:
+        _load(name)
+        if name == "wandb" and not _wandb_is_local() and not _wandb_key():
+            raise ConfigError(
+                "W&B has no API key",
+                where="train.listeners",
+                got="no WANDB_API_KEY, and no log-in on this machine",
+                expected="an API key of Weights & Biases",
+                next_step="`wandb login`, or set WANDB_API_KEY; WANDB_MODE=offline needs neither",
+            )
+
+
+@contextmanager
+def listen(
+    recipe: Recipe,
+    run: Path,
+    leads: bool = True,
+    *,
+    begun: int = 0,
+    heard: int = 0,
+    say: Callable[[str], None] = print,
+) -> Iterator[list[Listener]]:
+    """Open the listeners of `recipe.train.listeners` and close them at the end; ConfigError when one cannot start.
+
+    Only the leading process (`leads`) has any. Training resumes at step `begun`; rows up to step `heard` were logged
+    before, which is more than `begun` when a process was killed. A listener that fails later is reported once to `say`
+    and gets no more rows.
+    """
+    with ExitStack() as stack:
+        yield [_open(name, recipe, run, stack, begun, heard, say) for name in recipe.train.listeners if leads]
+
+
+def _open(
+    name: str, recipe: Recipe, run: Path, stack: ExitStack, begun: int, heard: int, say: Callable[[str], None]
+) -> Listener:
+    module = _load(name)
+    try:
+        if name == "tensorboard":
+            stack.enter_context(_quiet_threads())
+            tell, close = _tensorboard(module, run, begun)
+        else:
+            tell, close = _tracker(name, module, recipe, run, heard)
+    except LightwamError:
+        raise
+    except Exception as error:  # each package has its own errors, which change with its version
+        advice = {"wandb": "check key and network (`wandb login`), or set WANDB_MODE=offline",
+                  "trackio": "check its settings", "tensorboard": "check the permissions"}  # fmt: skip
+        again = f"; delete {run / FILE} to begin a new run there" if (run / FILE).exists() else ""
+        raise ConfigError(f"the listener {name} cannot start", where="train.listeners", got=_first_line(error),
+                          next_step=f"{advice[name]}, or leave it out{again}") from error  # fmt: skip
+    guarded = _Guarded(name, tell, say)
+    stack.callback(guarded.attempt, close)
+    return guarded
+
+
+class _Guarded:
+    """A listener whose first failure is reported and stops it, not the training."""
+
+    def __init__(self, name: str, tell: Listener, say: Callable[[str], None]) -> None:
+        self.name, self.tell, self.say, self.failed = name, tell, say, False
+
+    def __call__(self, step: int, row: Mapping[str, float]) -> None:
+        self.attempt(lambda: self.tell(step, row), f" at step {step}")
+
+    def attempt(self, call: Callable[[], Any], when: str = "") -> None:
+        """Call `call` and report its failure, unless something failed before."""
+        if self.failed:
+            return
+        try:
+            call()
+        except Exception as error:  # network, disk, or a bug of the package: never stops the training
+            self.failed = True
+            self.say(f"train: the listener {self.name} failed{when} and is stopped ({_first_line(error)}); "
+                     "log.jsonl has every row")  # fmt: skip
+
+
+@contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """Silence the error that TensorBoard's thread prints when it stops: the next call raises it again."""
+    before = threading.excepthook
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        if not type(args.thread).__module__.startswith("tensorboard"):
+            before(args)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
+
+
+def _tensorboard(module: Any, run: Path, begun: int) -> tuple[Listener, Callable[[], Any]]:
+    # hide what a killed process wrote after its last checkpoint: those steps are trained again
+    writer = module.SummaryWriter(str(run / "tensorboard"), purge_step=begun + 1 if begun else None)
+
+    def tell(step: int, row: Mapping[str, float]) -> None:
+        for key, value in row.items():
+            writer.add_scalar(key, value, step)
+
+    return tell, writer.close
+
+
+def _tracker(name: str, module: Any, recipe: Recipe, run: Path, heard: int) -> tuple[Listener, Callable[[], Any]]:
+    """Open W&B or trackio, which share one interface; W&B identifies a run by its id, trackio by its name."""
+    known, shown = _known(run), f"{recipe.name}-{run.absolute().name}"
+    if (before := known.get(name)) is None:
+        # trackio merges runs of the same name, and another run directory may have this name
+        fresh = os.environ.get("WANDB_RUN_ID") if name == "wandb" else f"{shown}-{secrets.token_hex(2)}"
+        before = {"run": fresh or secrets.token_hex(4), "step": 0}
+    else:
+        before = {"run": before["run"], "step": max(before["step"], heard)}
+    write_file(run / FILE, json.dumps(known | {name: before}, indent=2) + "\n")  # before init: a kill must not lose it
+    called = {"id": before["run"], "name": shown} if name == "wandb" else {"name": before["run"]}
+    module.init(project=PROJECT, config=to_dict(recipe), resume="allow", **called)
+
+    def tell(step: int, row: Mapping[str, float]) -> None:
+        if step > before["step"]:
+            module.log(dict(row), step=step)
+
+    return tell, module.finish
+
+
+def _known(run: Path) -> dict[str, Any]:
+    path = run / FILE
+    if not path.is_file():
+        return {}
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        return {name: {"run": str(one["run"]), "step": int(one["step"])} for name, one in known.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError("a file of the run cannot be read", where=path, got=_first_line(error),
+                          expected='{"wandb": {"run": "an id", "step": 0}}',
+                          next_step="delete it: listeners begin a new run then") from error  # fmt: skip
+
+
+def _wandb_is_local() -> bool:
+    mode = os.environ.get("WANDB_MODE") or _wandb_setting("mode")
+    disabled = os.environ.get("WANDB_DISABLED") or _wandb_setting("disabled")
+    return mode in ("offline", "dryrun", "disabled") or disabled.lower() in ("true", "1")
+
+
+def _wandb_key() -> bool:
+    """Whether W&B would find a key in the environment, its settings or netrc."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE") or _wandb_setting("api_key"):
+        return True
+    address = os.environ.get("WANDB_BASE_URL") or _wandb_setting("base_url")
+    hosts = [urlsplit(address).netloc] if address else WANDB_HOSTS
+    home, netrc_path = Path.home(), os.environ.get("NETRC")
+    for path in [Path(netrc_path).expanduser()] if netrc_path else [home / ".netrc", home / "_netrc"]:
+        try:
+            if any(map(netrc.netrc(path).authenticators, hosts)):
+                return True
+        except (OSError, netrc.NetrcParseError):  # W&B ignores such a file, too
+            continue
+    return False
+
+
+def _wandb_setting(key: str) -> str:
+    """Read a setting from the files that `wandb login` and `wandb offline` write; "" if it is not set."""
+    root = Path(os.environ.get("WANDB_DIR") or ".")
+    folder = Path(os.environ.get("WANDB_CONFIG_DIR") or Path.home() / ".config" / "wandb")
+    settings = configparser.ConfigParser(interpolation=None)
+    try:
+        settings.read([folder / "settings", root / "wandb" / "settings", root / ".wandb" / "settings"], "utf-8")
+    except (configparser.Error, UnicodeDecodeError):
+        return ""
+    return settings.get("default", key, fallback="")
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+
+
+def _load(name: str) -> Any:
+    try:
+        return importlib.import_module(MODULES[name])
+    except ImportError as error:
+        raise ConfigError(
+            "a listener's package is not installed",
+            where="train.listeners",
+            got=f"{name} ({error})",
+            next_step=f'pip install "lightwam[{name}]", or leave it out',
+        ) from error
+    except Exception as error:  # a package that does not fit the others raises anything while it is imported
+        raise ConfigError(
+            "a listener's package cannot be imported",
+            where="train.listeners",
+            got=f"{name} ({_first_line(error)})",
+            next_step=f'install it anew (pip uninstall, then pip install "lightwam[{name}]"), or leave it out',
+        ) from error

@@ -1,0 +1,145 @@
+"""What turns gradients into weights: AdamW and, where a recipe asks for it, Muon for the backbone's matrices."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lightwam.config.schema import TrainConfig
+from lightwam.training.distributed import sharded_like
+
+MUON_PARTS = ("dit.blocks.", "dit.adapters.")
+"""where Muon's matrices are: those between hidden states; inputs, outputs and the expert stay with AdamW"""
+
+
+class Optimizer:
+    """All optimisers of a run as one; every group follows one schedule, scaled to the group's own peak rate.
+
+    Weights in bfloat16 have a master in float32 here, which is what is optimised: most single updates are smaller than
+    a step of bfloat16 and would vanish. `masters` are those and, where the weights are float32, the weights themselves.
+    """
+
+    def __init__(self, trained: Mapping[str, nn.Parameter], settings: TrainConfig) -> None:
+        self.masters = {
+            name: p if p.dtype == torch.float32 else nn.Parameter(p.detach().float()) for name, p in trained.items()
+        }
+        self._copies = [(p, self.masters[name]) for name, p in trained.items() if p is not self.masters[name]]
+        chosen = {
+            name: p
+            for name, p in self.masters.items()
+            if settings.muon_learning_rate and name.startswith(MUON_PARTS) and p.ndim == 2
+        }
+        rest = {name: p for name, p in self.masters.items() if name not in chosen}
+        groups = weight_groups(rest, settings.weight_decay)
+        self._parts: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, fused=True)
+        ]
+        if chosen:
+            self._parts.append(Muon(chosen.values(), settings.muon_learning_rate, settings.weight_decay))
+        for group in self._groups():
+            group["peak"] = group["lr"]
+
+    def clip(self, most: float) -> Float[Tensor, ""]:
+        """Scale the gradients down to a joint norm of `most` where it is larger; returns what it was."""
+        for weight, master in self._copies:
+            master.grad = None if weight.grad is None else weight.grad.float()
+            weight.grad = None
+        return torch.nn.utils.clip_grad_norm_(self.masters.values(), most)
+
+    def step(self, share: float) -> None:
+        """One update at `share` of every group's peak rate, from the clipped gradients, which are then dropped."""
+        for group in self._groups():
+            group["lr"] = group["peak"] * share
+        for part in self._parts:
+            part.step()
+            part.zero_grad()
+        self.publish()
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """Round the masters into the model's weights."""
+        for weight, master in self._copies:
+            weight.copy_(master)
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        """One entry an optimiser."""
+        return [part.state_dict() for part in self._parts]
+
+    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
+        """The inverse of `state_dict`, for the same settings."""
+        for part, state in zip(self._parts, states, strict=True):
+            part.load_state_dict(state)
+            for p, table in part.state.items():
+                for key, value in table.items():
+                    if isinstance(value, Tensor) and value.shape == p.shape:
+                        table[key] = sharded_like(value, p.data)
+
+    def _groups(self) -> list[dict[str, Any]]:
+        return [group for part in self._parts for group in part.param_groups]
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose every matrix is replaced by the nearest orthogonal one: all directions are learnt at one pace.
+
+    Jordan et al., "Muon" (2024), Nesterov momentum; updates are scaled to the size of AdamW's as in Moonlight
+    (arXiv 2502.16982), so that rates and weight decay mean the same. torch.optim.Muon does one matrix after another in
+    bfloat16, which CPUs without bfloat16 are slow at (15 times as long for the demo's 46 matrices): here matrices of
+    one shape go together, in their own precision.
+    """
+
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float = 0.0, momentum: float = 0.95
+    ) -> None:
+        super().__init__(list(parameters), {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One update; a matrix without a gradient stays."""
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
+            for p in group["params"]:
+                if p.grad is not None:
+                    by_shape[p.shape].append(p)
+            for shape, parameters in by_shape.items():
+                gradients = [p.grad for p in parameters if p.grad is not None]
+                averages = [self._average(p) for p in parameters]
+                torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
+                directions = torch._foreach_lerp(gradients, averages, group["momentum"])
+                updates = orthogonal(torch.stack(list(directions))) * (0.2 * max(shape) ** 0.5)
+                torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_add_(parameters, list(updates.unbind()), alpha=-group["lr"])
+
+    def _average(self, p: Tensor) -> Tensor:
+        state = self.state[p]
+        if not state:
+            state["average"] = torch.zeros_like(p)
+        return state["average"]
+
+
+def orthogonal(matrices: Float[Tensor, "k n m"], steps: int = 5) -> Float[Tensor, "k n m"]:
+    """U V' of every U S V', roughly: singular values come to within 0.7 .. 1.2 of 1 by Newton-Schulz's iteration.
+
+    The quintic a x + b x^3 + c x^5 has Muon's coefficients, chosen there for speed at small singular values.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    tall = x.shape[1] > x.shape[2]
+    if tall:
+        x = x.mT.contiguous()
+    for _ in range(steps):
+        square = torch.bmm(x, x.mT)
+        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
+
+
+def weight_groups(parameters: Mapping[str, nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """Weight decay for matrices; none for biases, norms, modulations and learned queries."""
+    matrices = [p for name, p in parameters.items() if p.ndim >= 2 and name.endswith("weight")]
+    chosen = {id(p) for p in matrices}
+    others = [p for p in parameters.values() if id(p) not in chosen]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]

@@ -1,0 +1,158 @@
+"""Published Light-WAM checkpoints (`.pt`), read and written strictly: renaming only, so that no bit is lost."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightwam.config.schema import BackboneConfig, ModelConfig
+from lightwam.encoders.weight_files import check_tensors, differences, not_finite, read_pickled, refusal
+from lightwam.errors import CheckpointError
+from lightwam.model.light_wam import LightWAM
+from lightwam.system.files import replacing
+
+SECTIONS = VIDEO, EXPERT, PROPRIO = "mot", "state_fusion_action_expert", "proprio_encoder"
+KEYS = (*SECTIONS, "step", "torch_dtype")
+
+PATCH = (("patch_embedding", "patch_embedding"),)
+EMBEDDINGS = (
+    ("text_embedding.0", "condition_embedder.text_embedder.linear_1"),
+    ("text_embedding.2", "condition_embedder.text_embedder.linear_2"),
+    ("time_embedding.0", "condition_embedder.time_embedder.linear_1"),
+    ("time_embedding.2", "condition_embedder.time_embedder.linear_2"),
+    ("time_projection.1", "condition_embedder.time_proj"),
+)
+ATTENTION = (("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("o", "to_out.0"))
+ATTENTION_LORA = (("lora_q", "lora_q"), ("lora_k", "lora_k"), ("lora_v", "lora_v"), ("lora_o", "lora_out"))
+FEED_FORWARD = (("ffn.0", "ffn.net.0.proj"), ("ffn.2", "ffn.net.2"))
+FEED_FORWARD_LORA = (("ffn_lora_in", "ffn.lora_in"), ("ffn_lora_out", "ffn.lora_out"))
+
+NEXT_STEP = "give the config that the checkpoint was trained with"
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published checkpoint by our names, its tensors in the dtypes that the file holds."""
+
+    state: dict[str, Tensor]
+    step: int
+    torch_dtype: str
+    """as the file has it, for example "torch.float32" """
+
+
+def read(path: Path | str, config: ModelConfig) -> Published:
+    """The checkpoint at `path`, its tensors renamed and nothing else.
+
+    CheckpointError when the file is no published checkpoint, or, listing them, when tensors are missing, unknown, of
+    other shapes than `config`'s model has, or not finite.
+    """
+    found = read_pickled(Path(path))
+    _check_layout(found, path)
+    shapes, refused = _shapes(config), list[str]()
+    state: dict[str, Tensor] = {}
+    for section, names in published_names(config).items():
+        wanted = {theirs: shapes[ours] for theirs, ours in names.items()}
+        refused += differences(found[section], wanted, where=f"{section} ")
+        state |= {ours: found[section][theirs] for theirs, ours in names.items() if theirs in found[section]}
+    if refused:
+        raise refusal("the checkpoint is of another model", path, refused, NEXT_STEP)
+    if lines := [line for section in SECTIONS for line in not_finite(found[section], where=f"{section} ")]:
+        raise refusal("the weights are not finite", path, lines, "fetch the file again, or take another checkpoint")
+    return Published(state, found["step"], found["torch_dtype"])
+
+
+def load(path: Path | str, config: ModelConfig) -> LightWAM:
+    """A model with the checkpoint's weights, in the precision of a fresh model."""
+    model = LightWAM(config)
+    model.load_state_dict(read(path, config).state)
+    return model
+
+
+def of_model(model: LightWAM, like: Published) -> Published:
+    """`like` with the weights of `model` in its place, in its dtypes: what `write` takes."""
+    state = model.state_dict()
+    return replace(like, state={name: state[name].to("cpu", tensor.dtype) for name, tensor in like.state.items()})
+
+
+def write(path: Path | str, published: Published, config: ModelConfig) -> None:
+    """The checkpoint as the publication lays it out, keys in its order; it appears whole or not at all.
+
+    CheckpointError when the state is not that of `config`'s model, or the disk refuses it.
+    """
+    check_tensors("the state is of another model", path, published.state, _shapes(config), NEXT_STEP)
+    sections = {
+        section: OrderedDict((theirs, published.state[ours]) for theirs, ours in names.items())
+        for section, names in published_names(config).items()
+    }
+    num_bytes = sum(tensor.nbytes for tensor in published.state.values())
+    with replacing(Path(path), num_bytes=num_bytes) as beside, beside.open("wb") as file:
+        torch.save(sections | {"step": published.step, "torch_dtype": published.torch_dtype}, file)
+
+
+def published_names(config: ModelConfig) -> dict[str, dict[str, str]]:
+    """The publication's name -> ours, by section, in the publication's order."""
+    video = {f"mixtures.video.{theirs}": f"dit.{ours}" for theirs, ours in backbone_names(config.backbone)}
+    expert = {_expert_name(ours): ours for ours in _shapes(config) if ours.startswith("expert.")}
+    proprio = {name: f"proprio_encoder.{name}" for name in ("weight", "bias")}
+    return {VIDEO: video, EXPERT: expert, PROPRIO: proprio}
+
+
+def _expert_name(ours: str) -> str:
+    _, part, *rest = ours.split(".")
+    return ".".join((part, rest[0], "adapted", *rest[1:]) if part == "layer_poolers" else (part, *rest))
+
+
+def backbone_names(config: BackboneConfig) -> Iterator[tuple[str, str]]:
+    """Wan's name and ours of every tensor of a DiT, in Wan's order, the publication's own names for LoRA and taps."""
+    yield from _linears(PATCH + EMBEDDINGS)
+    for i in range(config.num_blocks):
+        for theirs, ours in _block_names(lora=config.lora_rank > 0):
+            yield f"blocks.{i}.{theirs}", f"blocks.{i}.{ours}"
+    for i in config.taps:
+        parts = (("norm", "norm"), ("down_proj", "down"), ("up_proj", "up"))
+        yield from _linears((f"wam_adapters.{i}.{theirs}", f"adapters.{i}.{ours}") for theirs, ours in parts)
+    yield "head.modulation", "scale_shift_table"
+    yield from _linears((("head.head", "proj_out"),))
+
+
+def _block_names(lora: bool) -> Iterator[tuple[str, str]]:
+    yield "modulation", "scale_shift_table"
+    for theirs, ours in (("self_attn", "attn1"), ("cross_attn", "attn2")):
+        yield from _linears((f"{theirs}.{a}", f"{ours}.{b}") for a, b in ATTENTION)
+        yield from ((f"{theirs}.{name}.weight", f"{ours}.{name}.weight") for name in ("norm_q", "norm_k"))
+        if lora:
+            yield from _loras((f"{theirs}.{a}", f"{ours}.{b}") for a, b in ATTENTION_LORA)
+    yield from _linears((("norm3", "norm2"), *FEED_FORWARD))
+    if lora:
+        yield from _loras(FEED_FORWARD_LORA)
+
+
+def _linears(pairs: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    return ((f"{theirs}.{name}", f"{ours}.{name}") for theirs, ours in pairs for name in ("weight", "bias"))
+
+
+def _loras(pairs: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    return (
+        (f"{theirs}.{name}_proj.weight", f"{ours}.{name}.weight") for theirs, ours in pairs for name in ("down", "up")
+    )
+
+
+def _shapes(config: ModelConfig) -> dict[str, torch.Size]:
+    with torch.device("meta"):
+        return {name: tensor.shape for name, tensor in LightWAM(config).state_dict().items()}
+
+
+def _check_layout(found: Any, path: Path | str) -> None:
+    if not isinstance(found, Mapping) or set(found) != set(KEYS):
+        got = sorted(map(str, found)) if isinstance(found, Mapping) else type(found).__name__
+        raise CheckpointError("not the published layout", where=path, got=got, expected=sorted(KEYS))
+    for section in SECTIONS:
+        table = found[section]
+        if not isinstance(table, Mapping) or not all(isinstance(value, Tensor) for value in table.values()):
+            raise CheckpointError("not a table of tensors", where=f"{path} {section}", got=type(table).__name__)

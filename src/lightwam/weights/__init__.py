@@ -1,1 +1,0 @@
-"""Weights that others made, read and written strictly, key by key."""

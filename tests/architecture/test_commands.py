@@ -1,0 +1,244 @@
+"""Every `lightwam ...` command that an error, a docstring, a help text or a page gives is one that parses.
+
+Commands are parsed by the real command line and stopped when their options have been read. What stands in a text for
+something of the user's (RUN, {path}) is filled in.
+"""
+
+import ast
+import contextlib
+import re
+import shlex
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightwam.cli import main as cli
+from lightwam.config import recipes
+from lightwam.errors import LightwamError
+
+HOLE = "\x00"
+"""what an f-string puts in"""
+KINDS = {"check": ("sim", "expert", "dataset", "client"), "convert": ("libero",),
+         "bench": ("train", "act", "eval", "serve", "control")}  # fmt: skip
+RECIPE_FIRST = {("demo",), ("collect",), ("cache",), ("train",), ("adopt",), ("show",), ("check", "sim"),
+                ("check", "expert"), ("bench", "train"), ("bench", "act"), ("bench", "eval")}  # fmt: skip
+VALUES = ("1", "x", "auto", "demo")
+"""what is tried for an option's value that a text leaves open"""
+COMMAND = re.compile(
+    rf"(?:(?P<torchrun>torchrun [^\n`]*?)|\b)lightwam (?P<rest>(?:{'|'.join(cli.COMMANDS)})\b[^\n`<]*)"
+)
+OPTION = re.compile(r"(?<![\w-])--[a-z][\w.-]*\w")
+LINE_START = re.compile(r"(\$ )?([A-Z_]+=\S+ )*(\S*python\S* -m )?")
+SENTENCE = ("and", "instead", "is", "lists", "needs", "or", "says", "to", "with")
+PLACEHOLDER = re.compile(rf"(?:ws://)?[A-Z][A-Z_]*(?:[/|:.][A-Z_a-z]+)*|.*{HOLE}.*|\.\.\.")
+OTHERS = {"--recipe.train.steps", "--train.max-steps", "--local-dir", "--times", "--tiles",
+          "--address", "--no-deps", "--constraint", "--editable", "--help", "--version", "--head", "--num-cpus",
+          "--nproc-per-node", "--nnodes", "--rdzv-endpoint", "--dry-run"}  # fmt: skip
+"""options of other programs, what CSS calls a variable, and two that a text gives as examples of what is none"""
+
+
+class Parsed(BaseException):
+    """The options were read: nothing more is wanted of the command."""
+
+
+@pytest.fixture
+def parse_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Commands end when their options are read; runs/demo is a run."""
+    import tyro
+
+    from lightwam.policy import run_directory as checkpoint
+
+    (tmp_path / "runs" / "demo").mkdir(parents=True)
+    (tmp_path / "runs" / "demo" / "recipe.json").touch()
+    monkeypatch.chdir(tmp_path)
+    real = tyro.cli
+
+    def read(*kinds: Any, **named: Any) -> Any:
+        real(*kinds, **named)
+        raise Parsed
+
+    monkeypatch.setattr(tyro, "cli", read)
+    monkeypatch.setattr(checkpoint, "read_recipe", lambda path: recipes.recipe("demo"))
+
+
+def texts(house: Any) -> Iterator[tuple[str, str, bool]]:
+    """Where, text, and whether all of a line there is a command: every string of the source, every page."""
+    for module in house.modules.values():
+        inside = {id(part) for node in ast.walk(module.tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+        for node in ast.walk(module.tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in inside:
+                yield module.place(node), node.value, False
+            elif isinstance(node, ast.JoinedStr):
+                parts = [part.value if isinstance(part, ast.Constant) else HOLE for part in node.values]
+                yield module.place(node), "".join(map(str, parts)), False
+    for path in house.documents():
+        text = path.read_text(encoding="utf-8")
+        for number, block in enumerate(re.split(r"^```.*$", text, flags=re.MULTILINE)):
+            yield str(path.relative_to(house.root)), block.replace("\\\n", " "), number % 2 == 1
+
+
+def commands(text: str, whole: bool) -> Iterator[list[str]]:
+    """The commands in a text, split into words; "torchrun" and its own words first where it starts them."""
+    for found in COMMAND.finditer(text):
+        line = text[text.rfind("\n", 0, found.start()) + 1 : found.start()]
+        alone = (whole and LINE_START.fullmatch(line)) or text[found.start() - 1 : found.start()] == "`"
+        rest = re.split(r" #| [|>&] | && |;" if alone else r"\s{2,}|;", found["rest"])[0]
+        rest = re.sub(r"\[(OPTIONS|\.\.\.|RECIPE)\]|[\[\]]", "", rest)  # what may be left out must parse too
+        try:
+            words = shlex.split(rest)
+        except ValueError:  # an apostrophe of the sentence
+            words = rest.split()
+        start = [*found["torchrun"].split(), "lightwam"] if found["torchrun"] else []
+        yield [*start, *(words if alone else command_words(words))]
+
+
+def command_words(words: list[str]) -> Iterator[str]:
+    """The words up to the first that is of the sentence around the command."""
+    kinds, value, known = KINDS.get(words[0].rstrip(".,:)"), ()), False, True
+    for i, word in enumerate(words):
+        bare = word if word == "..." else word.rstrip(".,:)")
+        option = re.fullmatch(r"--[a-z][\w.-]*(=\S+)?", bare)
+        known = i == 0 or bool(option) or bare in (*recipes.RECIPES, *kinds) or "/" in bare or bare.isdigit()
+        if not known and not PLACEHOLDER.fullmatch(bare) and not (value and bare not in SENTENCE):
+            return
+        yield bare
+        if bare != word:  # the end of a part of the sentence
+            return
+        value = bool(option) and "=" not in bare
+
+
+def filled(words: list[str]) -> Iterator[list[str]]:
+    """The words with something in the place of what is the user's, by every value that may fit an option."""
+    command, rest = words[0], words[1:]
+    if rest and rest[0] in KINDS.get(command, ()):
+        command, rest = f"{command} {rest[0]}", rest[1:]
+    if words[0] == "eval" and rest and rest[0].startswith("ws://"):
+        command, rest = "eval ws://localhost:8000", rest[1:]
+    takes_recipe = tuple(command.split()) in RECIPE_FIRST or "ws://" in command
+    choices: list[tuple[str, ...]] = []
+    for i, word in enumerate(rest):
+        open_ = PLACEHOLDER.fullmatch(word)
+        after_option = i > 0 and rest[i - 1].startswith("--") and "=" not in rest[i - 1]
+        if word.startswith("-"):
+            if HOLE not in word:  # an option's name that is put in: see test_options_that_are_put_in
+                choices.append((word,))
+        elif after_option and open_:
+            choices.append(VALUES)
+        elif i == 0 and takes_recipe and open_:
+            choices.append(("demo",))
+        elif word != "...":
+            choices.append((word.replace(HOLE, "x"),))
+    yield from ([*command.split(), *chosen] for chosen in product(*choices))
+
+
+def refusal(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Why a command does not parse; "" when it does."""
+    if words[0] == "torchrun":
+        from torch.distributed.run import get_args_parser
+
+        try:
+            given = get_args_parser().parse_args(words[1:])
+        except SystemExit:
+            return capsys.readouterr().err.strip().splitlines()[-1]
+        if not given.module or given.training_script != "lightwam":
+            return f"torchrun would start {given.training_script!r}"
+        if words[words.index("lightwam") - 1] != "--":
+            return "torchrun would take --run for its own: -m -- lightwam"
+        words = given.training_script_args
+    if words in ([words[0]], [words[0], *(kind for kind in KINDS.get(words[0], ()) if kind == words[-1])]):
+        return ""  # a command by its name
+    why = ""
+    for attempt in filled(words):
+        try:
+            cli._dispatch(attempt)
+        except Parsed:
+            return ""
+        except SystemExit as exit_:
+            if exit_.code in (0, None):
+                return ""
+            why = " ".join(capsys.readouterr().err.split())
+        except LightwamError as error:
+            why = error.what
+        else:
+            return ""
+    return why or "nothing to try"
+
+
+def faults(found: Iterator[tuple[str, str, bool]], capsys: pytest.CaptureFixture[str]) -> tuple[int, list[str]]:
+    """How many different commands there are, and those that do not parse."""
+    seen: dict[tuple[str, ...], str] = {}
+    for where, text, whole in found:
+        for words in commands(text, whole):
+            seen.setdefault(tuple(words), where)
+    tried = {words: refusal(list(words), capsys) for words in seen}
+    return len(seen), [f"{seen[words]}: {' '.join(words)!r}: {why}" for words, why in tried.items() if why]
+
+
+def test_every_command_that_a_text_gives_parses(
+    house: Any, parse_only: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    count, wrong = faults(texts(house), capsys)
+    assert count > 100 and not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    ("text", "whole"),
+    [
+        ("calibrate again: lightwam watch RUN --folder another", False),
+        (f"run `lightwam check sim {HOLE} --tasks reach` again", False),
+        ("lightwam eval runs/a --eval.trails 3   # so many", True),
+        ("lightwam train dmeo", True),
+        ("see lightwam serve RUN --prot 8000, then ask", False),
+        ("lightwam eval ws://HOST:8000 demo --run runs/a --eval.trials many", True),
+        ("torchrun --nproc-per-node 2 -m lightwam train demo --run runs/a", True),
+        ("torchrun --nproc-per-node 2 -m lightwam train demo --data data/a", True),
+        ("torchrun --nproc-per-node 2 -m -- lightwam train demo --rum runs/a", True),
+    ],
+)
+def test_a_command_that_does_not_parse_is_found(
+    text: str, whole: bool, parse_only: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    count, wrong = faults(iter([("here", text, whole)]), capsys)
+    assert count == 1 and len(wrong) == 1
+
+
+def test_options_that_are_put_in_exist(house: Any, parse_only: None, capsys: pytest.CaptureFixture[str]) -> None:
+    """`report_command(run, "swap")` gives `lightwam report RUN --swap`."""
+    given = {
+        node.args[1].value
+        for module in house.modules.values()
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "report_command"
+        if isinstance(node.args[1], ast.Constant)
+    }
+    assert given
+    for option in given:
+        assert refusal(["report", "RUN", f"--{option}"], capsys) == ""
+
+
+def test_every_option_that_a_text_names_is_one(
+    house: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also without its command: "give --anyway"."""
+    monkeypatch.setenv("COLUMNS", "200")
+    commands = [["train", "libero-10"], ["eval", "RUN"], ["eval", "ws://HOST:1", "demo"], ["bench", "act", "demo"]]
+    for command in cli.COMMANDS:
+        for kind in KINDS.get(command, ("",)):
+            words = (command, kind) if kind else (command,)
+            commands.append([*words, "demo"] if words in RECIPE_FIRST else [*words])
+    for words in commands:
+        with contextlib.suppress(SystemExit):
+            cli._dispatch([*words, "--help"])
+    options = {name.replace("_", "-") for name in OPTION.findall(capsys.readouterr().out)}
+    assert len(options) > 100
+    wrong = [
+        f"{where}: {option}"
+        for where, text, _ in texts(house)
+        if where.startswith("src")
+        for option in OPTION.findall(text)
+        if option.replace("_", "-") not in options | OTHERS
+    ]
+    assert not wrong, "\n".join(wrong)

@@ -1,0 +1,179 @@
+"""Text files name their encoding, JSON lines end at the line feed, and what is written is guarded by `writing`."""
+
+import ast
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+NOT_FILES = {"av", "Image", "os", "cls", "batcher", "FrameCache", "LatentCache"}
+"""whose `open` is not that of a text file"""
+UNGUARDED = {
+    "system.files": "the guarded writer itself",
+    "data.cache.frames": "a cache's own guard, which says how much room it needs",
+    "data.cache.shards": "bytes in memory; files of latent_cache, which has such a guard too",
+    "data.lerobot.packing": "called by LeRobotWriter inside `writing`",
+    "data.lerobot.video": "called by LeRobotWriter inside `writing`, and by rollouts in a temporary folder",
+}
+"""modules whose writes stand outside `writing`, each with the reason"""
+PLUGIN = "lerobot_policy_lightwam/src"
+GUARDS = ("writing", "replacing")
+WRITERS = {
+    *("write_text", "write_bytes", "write_atomically", "save_file", "write_table", "save_pretrained"),
+    *("copyfile", "copytree", "savez", "savez_compressed", "truncate"),
+}
+SAVERS = {"np", "torch"}
+"""modules whose `save` writes a file"""
+
+
+def name_of(node: ast.expr) -> str:
+    """The last word of a dotted name."""
+    if isinstance(node, ast.Attribute):
+        return node.attr
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def words_of(call: ast.Call) -> dict[str, ast.expr]:
+    """The arguments that are given by name."""
+    return {word.arg: word.value for word in call.keywords if word.arg}
+
+
+def mode_of(call: ast.Call) -> str | None:
+    """The mode of a call that opens a file ("r" where none is given); None for what opens no file."""
+    if name_of(call.func) != "open":
+        return None
+    if isinstance(call.func, ast.Attribute) and name_of(call.func.value) in NOT_FILES:
+        return None
+    given = [words_of(call)["mode"]] if "mode" in words_of(call) else []
+    given += call.args[0 if isinstance(call.func, ast.Attribute) else 1 :][:1]
+    if not given:
+        return "r"
+    return str(given[0].value) if isinstance(given[0], ast.Constant) else None
+
+
+def reads_or_writes_text(call: ast.Call) -> bool:
+    words = words_of(call)
+    if name_of(call.func) in ("read_text", "write_text", "TextIOWrapper"):
+        return True
+    if any(getattr(words.get(key), "value", False) for key in ("text", "universal_newlines")):
+        return True
+    mode = mode_of(call)
+    return mode is not None and "b" not in mode
+
+
+def without_encoding(tree: ast.AST) -> Iterator[ast.Call]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and reads_or_writes_text(node) and "encoding" not in words_of(node):
+            yield node
+
+
+def split_by_unicode(tree: ast.AST) -> Iterator[ast.Attribute]:
+    """Lines of a file, split at U+2028 and its like, too."""
+    for node in ast.walk(tree):
+        split = isinstance(node, ast.Attribute) and node.attr == "splitlines" and isinstance(node.value, ast.Call)
+        if split and name_of(node.value.func) in ("read_text", "read", "decode"):
+            yield node
+
+
+def writes(call: ast.Call) -> bool:
+    name, mode = name_of(call.func), mode_of(call)
+    if name in WRITERS or (mode is not None and set(mode) & set("wax+")):
+        return True
+    return name == "save" and isinstance(call.func, ast.Attribute) and name_of(call.func.value) in SAVERS
+
+
+def unguarded(tree: ast.AST, inside: bool = False) -> Iterator[ast.Call]:
+    """Calls that write a file outside of a `with writing(...)` or `with replacing(...)`."""
+    if isinstance(tree, ast.With):
+        calls = [item.context_expr for item in tree.items if isinstance(item.context_expr, ast.Call)]
+        inside = inside or any(name_of(call.func) in GUARDS for call in calls)
+    if isinstance(tree, ast.Call) and not inside and writes(tree):
+        yield tree
+    for child in ast.iter_child_nodes(tree):
+        yield from unguarded(child, inside)
+
+
+def files(house: Any, *folders: str) -> Iterator[tuple[str, ast.AST]]:
+    """Every source file, the plugin's too, and what tests share; or those of the folders."""
+    for folder in folders or ("src", PLUGIN, "tests/shared"):
+        for path in sorted((house.root / folder).rglob("*.py")):
+            yield str(path.relative_to(house.root)), ast.parse(path.read_text(encoding="utf-8"))
+
+
+def test_text_names_its_encoding(house: Any) -> None:
+    """The locale's would be taken else: LC_ALL=C cannot read a sentence in Chinese."""
+    wrong = [f"{path}:{call.lineno}" for path, tree in files(house) for call in without_encoding(tree)]
+    assert not wrong, wrong
+
+
+def test_lines_of_a_file_end_at_the_line_feed(house: Any) -> None:
+    wrong = [f"{path}:{call.lineno}" for path, tree in files(house) for call in split_by_unicode(tree)]
+    assert not wrong, wrong
+
+
+def test_whatever_is_written_is_guarded(house: Any) -> None:
+    """A full disk is then an error that names the file, and no traceback."""
+    assert set(UNGUARDED) <= set(house.modules)
+    wrong = [
+        module.place(call)
+        for module in house.modules.values()
+        if module.name not in UNGUARDED
+        for call in unguarded(module.tree)
+    ]
+    wrong += [f"{path}:{call.lineno}" for path, tree in files(house, PLUGIN) for call in unguarded(tree)]
+    assert not wrong, wrong
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("path.read_text()", 1),
+        ('path.read_text(encoding="utf-8")', 0),
+        ("open(path)", 1),
+        ("open(path, 'rb')", 0),
+        ("path.open('a')", 1),
+        ("path.open(mode='w', encoding='utf-8')", 0),
+        ("av.open(path, 'w')", 0),
+        ("subprocess.run(['ls'], text=True)", 1),
+        ("subprocess.run(['ls'], text=True, encoding='utf-8')", 0),
+    ],
+)
+def test_the_parser_sees_text(line: str, found: int) -> None:
+    assert len(list(without_encoding(ast.parse(line)))) == found
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("path.write_text('a', encoding='utf-8')", 1),
+        ("with writing(path):\n    path.write_bytes(b'a')", 0),
+        ("with replacing(path) as beside, beside.open('wb') as file:\n    np.save(file, a)", 0),
+        ("np.save(path, a)", 1),
+        ("torch.save(a, path)", 1),
+        ("config.save(path)", 0),
+        ("path.open('a', encoding='utf-8')", 1),
+        ("path.open('rb')", 0),
+    ],
+)
+def test_the_parser_sees_writes(line: str, found: int) -> None:
+    assert len(list(unguarded(ast.parse(line)))) == found
+
+
+def test_the_parser_sees_lines_split_at_other_signs() -> None:
+    assert list(split_by_unicode(ast.parse("path.read_text(encoding='utf-8').splitlines()")))
+    assert not list(split_by_unicode(ast.parse("str(error).splitlines()")))
+
+
+def test_tables_are_read_without_pyarrows_threads(house: Any) -> None:
+    """One of them may hold a buffer of Python's while the process ends, which aborts it now and then."""
+    wrong = [
+        f"{path}:{call.lineno}"
+        for path, tree in files(house)
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call)
+        and isinstance(call.func, ast.Attribute)
+        and isinstance(call.func.value, ast.Name)
+        and call.func.value.id == "pq"
+        and call.func.attr in ("read_table", "ParquetDataset")
+    ]
+    assert not wrong, wrong
