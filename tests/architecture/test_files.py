@@ -10,7 +10,7 @@ NOT_FILES = {"av", "Image", "os", "cls", "batcher", "FrameCache", "LatentCache"}
 """whose `open` is not that of a text file"""
 UNGUARDED = {
     "system.files": "the guarded writer itself",
-    "data.cache.frames": "a cache's own guard, which says how much room it needs",
+    "data.cache.frames": "inside `_disk_errors`, which gives its OSErrors to `refused`",
     "data.cache.shards": "bytes in memory; files of latent_cache, which has such a guard too",
     "data.lerobot.packing": "called by LeRobotWriter inside `writing`",
     "data.lerobot.video": "called by LeRobotWriter inside `writing`, and by rollouts in a temporary folder",

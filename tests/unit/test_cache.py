@@ -141,7 +141,7 @@ def test_a_full_disk_says_how_much_is_needed(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(cache_module, "_decode", full)
-    with pytest.raises(DatasetError, match=r"No space left(.|\n)*it needs \d+ MiB"):
+    with pytest.raises(DatasetError, match=r"the disk is full(.|\n)*expected: \d+ MiB free"):
         FrameCache.build(dataset, CONFIG, path)
     assert not path.exists()
 
@@ -161,7 +161,7 @@ def test_a_disk_that_fills_up_loses_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(
-            DatasetError, match=r"No space left(.|\n)*free some space: it needs 1 MiB(.|\n)*resumes after them"
+            DatasetError, match=r"the disk is full(.|\n)*expected: 1 MiB free(.|\n)*decoded episodes are kept"
         ):
             FrameCache.build(dataset, CONFIG, path)
     decoded = decoded_by(monkeypatch)

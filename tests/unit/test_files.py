@@ -1,4 +1,4 @@
-"""data/files.py: what the disk refuses is one error that says what is needed, and nothing is half written."""
+"""system/files.py: what the disk refuses is one error that says what is needed, and nothing is half written."""
 
 import errno
 import os
@@ -87,9 +87,14 @@ def test_what_is_no_fault_of_the_disk_passes(tmp_path: Path, error: BaseExceptio
     assert not list(tmp_path.iterdir())
 
 
+def savez(path: Path) -> None:
+    with path.open("wb") as file:
+        np.savez(file, a=BIG)
+
+
 WRITES = {
     "bytes": lambda path: path.write_bytes(BIG),
-    "numpy": lambda path: np.savez(path.open("wb"), a=BIG),
+    "numpy": savez,
     "safetensors": lambda path: save_file({"a": torch.from_numpy(BIG)}, path),
     "video": lambda path: encode_video(path, BIG[: 96 * 96 * 3 * 3].reshape(3, 96, 96, 3), 10),
 }

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -35,10 +34,10 @@ from lightwam.data.cache.base import (
     read_tables,
     tables,
 )
-from lightwam.data.cache.location import LOCK, check_room, draft_folder, drafting, named, not_written, remove_leftovers
+from lightwam.data.cache.location import ELSEWHERE, LOCK, check_room, draft_folder, drafting, named, remove_leftovers
 from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.errors import DatasetError, LightwamError
-from lightwam.system.files import read_json, write_atomically
+from lightwam.system.files import read_json, refused, write_atomically
 
 FORMAT = 1
 NUM_THREADS = 2
@@ -46,6 +45,7 @@ EPISODES_A_JOB = 8
 FRAMES_A_JOB = 512
 """frames after which a thread's job ends, at the end of that episode"""
 JOURNAL = "done.json"
+KEPT = f"run the same command again: decoded episodes are kept; {ELSEWHERE}"
 Files = Mapping[str, str]
 """a dataset's fingerprint: every file with size and hash"""
 
@@ -304,9 +304,8 @@ def _disk_errors(dataset: LeRobotDataset, config: CodecConfig, draft: Path) -> I
     try:
         yield
     except OSError as error:
-        need = f"{max(1, math.ceil(_bytes_missing(dataset, config, draft) / 2**20))} MiB"
-        kept = "decoded episodes are kept, and the same command resumes after them"
-        raise not_written(error, draft / "frames.npy", need, kept) from error
+        num_bytes, path = _bytes_missing(dataset, config, draft), Path(error.filename or draft / "frames.npy")
+        raise refused(path, error, DatasetError, num_bytes=num_bytes, goes_on=KEPT) from error
 
 
 def _replace_folder(new: Path, path: Path) -> None:

@@ -36,17 +36,18 @@ from lightwam.data.cache.base import (
     tables,
 )
 from lightwam.data.cache.encoder import ClipEncoder, WindowEncoder
-from lightwam.data.cache.location import check_room, named, not_written
+from lightwam.data.cache.location import ELSEWHERE, check_room, named
 from lightwam.data.cache.record import DTYPES
 from lightwam.data.cache.shards import Samples, Shard, array_bytes, clear_parts, shards, write_whole
 from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.errors import ConfigError, DatasetError
-from lightwam.system.files import file_fingerprint, read_json
+from lightwam.system.files import file_fingerprint, read_json, writing
 from lightwam.types import ALONE, Latents, Share, pool
 
 FORMAT = "latents 1"
 SHARD_WINDOWS = 1024
 """a shard's episodes have together at most so many windows, unless it is one long episode"""
+KEPT = f"run the same command again: finished shards are kept; {ELSEWHERE}"
 SPOOL_BYTES = 256 * 2**20
 """a shard is held in memory up to this size, then in a temporary file"""
 
@@ -130,7 +131,7 @@ class LatentCache(Cache):
         if _is_whole(path):
             return
         check_room(path, 0)
-        with _writing(path, "a few KiB to begin with"):
+        with _writing(path, 2**16):
             (path / "shards").mkdir(parents=True, exist_ok=True)
             for folder in (path, path / "shards"):
                 clear_parts(folder, rank, world)
@@ -141,7 +142,7 @@ class LatentCache(Cache):
         windows_of = WindowEncoder(dataset, codec_config, horizon, encoder)
         _make(windows_of, list(zip(made, parts, strict=True))[rank::world], path, rank, progress)
         if all(shard.whole() for shard in made):
-            with _writing(path, f"{sum(array.nbytes for array in arrays.values()) / 2**20:.1f} MiB more"):
+            with _writing(path, sum(array.nbytes for array in arrays.values())):
                 _finish(path, dataset, arrays, fingerprint, made, rank)
 
     @classmethod
@@ -228,13 +229,13 @@ def _make(
                 to_write = (total - done + shard.windows) * len(records[0])
                 if shard is missing[0][0] and not lengths:
                     check_room(shard.data, to_write)
-                with _writing(path, f"about {to_write / 2**20:.1f} MiB more"):
+                with _writing(path, to_write):
                     spool.writelines(records)
                 lengths += map(len, records)
                 done += len(records)
                 tell(done, total)
             spool.seek(0)
-            with _writing(path, f"about {to_write / 2**20:.1f} MiB more"):
+            with _writing(path, to_write):
                 assert encoder.shape is not None
                 shard.write(encoder.shape, iter(partial(spool.read, 2**20), b""), lengths, rank)
 
@@ -346,8 +347,6 @@ def _json(value: Mapping[str, Any]) -> bytes:
 
 
 @contextmanager
-def _writing(path: Path, need: str) -> Iterator[None]:
-    try:
+def _writing(path: Path, num_bytes: int) -> Iterator[None]:
+    with writing(path, DatasetError, num_bytes=num_bytes, goes_on=KEPT):
         yield
-    except OSError as error:
-        raise not_written(error, path, need, "whole shards stay, and the same command goes on") from error

@@ -30,7 +30,6 @@ POLL_SECONDS = 1.0
 ELSEWHERE = f"--cache DIR (or {VARIABLE}=DIR) keeps it in another folder"
 _LEFT = re.compile(r"(.+)\.(?:(?:draft|old)-([0-9]+)|part-[0-9a-f]{16})")
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def cache_home(root: Path, cache: Path | None = None) -> Path:
@@ -64,22 +63,6 @@ def check_room(path: Path, num_bytes: int) -> None:
         needed = math.ceil(10 * num_bytes / 2**20) / 10
         raise DatasetError("the cache must fit on the disk", where=path, got=f"{free / 2**20:.1f} MiB free",
                            expected=f"{needed:.1f} MiB", next_step=f"free some, or {ELSEWHERE}")  # fmt: skip
-
-
-def not_written(error: OSError, path: Path, need: str, kept: str) -> DatasetError:
-    """Return the error for a cache at `path` that could not be written.
-
-    `need`: the space it takes, in words; `kept`: what is not lost.
-    """
-    full = error.errno in _FULL
-    next_step = f"it needs {need}; {kept}"
-    return DatasetError(
-        "the cache could not be written",
-        where=error.filename or path,
-        got=error,
-        expected="a writable disk with room",
-        next_step=f"free some space: {next_step}" if full else f"{next_step}; {ELSEWHERE}",
-    )
 
 
 def draft_folder(path: Path, fingerprint: Mapping[str, Any]) -> Path:
