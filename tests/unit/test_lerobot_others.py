@@ -460,6 +460,18 @@ def test_check_dataset_prints_all_faults_and_notes(root: Path, capsys: pytest.Ca
     assert "4 faults, listed above" in err
 
 
+def test_check_dataset_notes_an_empty_sentence(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = root / "meta" / "tasks.parquet"
+    table = pq.read_table(path)
+    place = next(i for i, field in enumerate(table.schema) if pa.types.is_string(field.type))
+    sentences = [" ", *table.column(place).to_pylist()[1:]]
+    pq.write_table(table.set_column(place, table.schema.field(place), pa.array(sentences)), path)
+    episodes = root / "meta" / "episodes" / "chunk-000" / "file-000.parquet"
+    pq.write_table(pq.read_table(episodes).drop_columns(["tasks"]), episodes)
+    assert main(["check", "dataset", str(root)]) == 0
+    assert "task 0 is an empty sentence" in capsys.readouterr().out
+
+
 def test_check_dataset_takes_names(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rename(root, OPENPI)
     assert main(["check", "dataset", str(root), "--names", *LINE.split()]) == 0

@@ -37,10 +37,11 @@ def chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
-def png(rgb: np.ndarray, *more: bytes, size: tuple[int, int] | None = None) -> bytes:
+def png(rgb: np.ndarray, *more: bytes, size: tuple[int, int] | None = None, kind: tuple[int, int] = (8, 2)) -> bytes:
+    """`kind`: bits and colour type."""
     height, width = size or rgb.shape[:2]
     rows = b"".join(b"\0" + row.tobytes() for row in rgb)
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, *kind, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + head + b"".join(more) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
@@ -88,6 +89,7 @@ def test_xpolicylabs_unmarked_jpegs_have_red_and_blue_swapped() -> None:
         (png(picture()).replace(b"IDAT", b"IDAt"), "damaged"),
         (png(picture(), size=(1 << 16, 1 << 16)), "pixels"),
         (png(picture(), size=(0, 4)), "pixels"),
+        (png(np.full((4, 6), 900, ">u2"), kind=(16, 0)), "16 bits, as depth cameras write"),
         (jpeg(picture())[:4] + jpeg(picture())[-2:], "cut short"),
     ],
 )

@@ -15,6 +15,8 @@ RGB_MARK = b"XPL-RGB1"
 """comment in a JPEG of XPolicyLab's newer clients; their older ones swap red and blue and write no comment"""
 NEEDED = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 """chunks of a PNG that are decoded; others may decompress to any size"""
+GREY = (0, 4)
+"""PNG's colour types without and with transparency; 16 bits of it would be decoded to a nearly black picture"""
 MOST_SCANS = 64
 """of a progressive JPEG; each scan is a pass over the whole picture"""
 
@@ -72,8 +74,10 @@ def _png(data: bytes) -> tuple[tuple[int, int], bytes]:
             break
         if zlib.crc32(data[at + 4 : end - 4]) != struct.unpack_from(">I", data, end - 4)[0]:
             raise PictureError("a PNG with damaged bytes")
-        if kind == b"IHDR" and length >= 8:
-            width, height = struct.unpack_from(">II", data, at + 8)
+        if kind == b"IHDR" and length >= 10:
+            width, height, bits, colours = struct.unpack_from(">IIBB", data, at + 8)
+            if bits == 16 and colours in GREY:
+                raise PictureError("a PNG with one channel of 16 bits, as depth cameras write", "send RGB, 8 bits each")
             size = height, width
         if kind in NEEDED:
             kept.append(data[at:end])

@@ -100,6 +100,9 @@ def _notes(dataset: LeRobotDataset, rows: Rows) -> list[str]:
     for path in tables_in(dataset.root / "data"):
         if path not in used:
             notes.append(f"{path} belongs to no episode and is not read (LeRobot reads it)")
+    for task in [] if rows.broken else sorted({*rows.vectors.frame_task.tolist()}):
+        if 0 <= task < len(dataset.tasks) and not dataset.tasks[task].strip():
+            notes.append(f"task {task} is an empty sentence, which training refuses: describe it in meta/tasks")
     if not rows.broken and rows.vectors.timestamp is not None:
         notes += time_notes(rows.vectors.timestamp, dataset.episode_start, dataset.fps)
     return notes
