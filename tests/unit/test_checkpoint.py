@@ -308,6 +308,16 @@ def test_fill_copies_every_value() -> None:
     assert same(dict(module.state_dict()), weights)
 
 
+def test_fill_copies_a_counter_and_refuses_a_weight_of_whole_numbers() -> None:
+    module = torch.nn.Linear(2, 3)
+    module.register_buffer("drawn", torch.tensor(0))
+    weights = {"weight": torch.ones(3, 2), "bias": torch.ones(3), "drawn": torch.tensor(7)}
+    checkpoint.fill(module, weights, Path("here"))
+    assert int(module.drawn) == 7
+    with pytest.raises(CheckpointError, match="not of floating point: bias"):
+        checkpoint.fill(module, weights | {"bias": torch.ones(3, dtype=torch.int64)}, Path("here"))
+
+
 @pytest.mark.parametrize(
     ("weights", "told"),
     [

@@ -13,7 +13,7 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -145,10 +145,18 @@ def digest(path: Path) -> str:
 
 
 def check_tensors(
-    what: str, path: Path | str, found: Mapping[str, Tensor], wanted: Mapping[str, torch.Size], next_step: str
+    what: str,
+    path: Path | str,
+    found: Mapping[str, Tensor],
+    wanted: Mapping[str, torch.Size],
+    next_step: str,
+    integers: Collection[str] = (),
 ) -> None:
-    """Raise the CheckpointError `what` unless `found` has exactly the `wanted` tensors, with finite numbers."""
-    if lines := differences(found, wanted):
+    """Raise the CheckpointError `what` unless `found` has exactly the `wanted` tensors, with finite numbers.
+
+    `integers` names those that are counters, not weights.
+    """
+    if lines := differences(found, wanted, integers=integers):
         raise refusal(what, path, lines, next_step)
     check_finite(found, path)
 
@@ -159,11 +167,13 @@ def check_finite(found: Mapping[str, Tensor], path: Path | str) -> None:
         raise refusal("the weights are not finite", path, lines, "take an older checkpoint, or copy the file again")
 
 
-def differences(found: Mapping[str, Tensor], wanted: Mapping[str, torch.Size], where: str = "") -> list[str]:
+def differences(
+    found: Mapping[str, Tensor], wanted: Mapping[str, torch.Size], where: str = "", integers: Collection[str] = ()
+) -> list[str]:
     """List every tensor that is missing, unknown, of another shape, or not of floating point with 16 bits or more.
 
-    A prefix that all names have, or all lack, is listed once, with the fix; the names are then compared without it.
-    `where` goes before every name.
+    `integers` need not be of floating point. A prefix that all names have, or all lack, is listed once, with the fix;
+    the names are then compared without it. `where` goes before every name.
     """
     lines = []
     if prefix := shared_prefix(found, wanted):
@@ -179,7 +189,8 @@ def differences(found: Mapping[str, Tensor], wanted: Mapping[str, torch.Size], w
         for name, shape in wanted.items()
         if name in found and found[name].shape != shape
     ]
-    return lines + [_odd_dtype(where + name, tensor) for name, tensor in found.items() if tensor.dtype not in FLOATS]
+    weights = ((name, tensor) for name, tensor in found.items() if name not in integers)
+    return lines + [_odd_dtype(where + name, tensor) for name, tensor in weights if tensor.dtype not in FLOATS]
 
 
 def prefix_line(prefix: str) -> str:

@@ -287,8 +287,11 @@ def run_weights(run: Path, saved: Checkpoint, *, ema: bool = True) -> Weights:
 
 def fill(module: torch.nn.Module, weights: Weights, where: Path) -> None:
     """Copy `weights` into `module`, every name and shape accounted for, else CheckpointError listing what differs."""
-    wanted = {name: value.shape for name, value in module.state_dict().items()}
-    check_tensors("the weights do not fit the model", where, weights, wanted, "was it trained with another recipe?")
+    state = module.state_dict()
+    wanted = {name: value.shape for name, value in state.items()}
+    integers = [name for name, value in state.items() if not value.is_floating_point()]
+    step = "was it trained with another recipe?"
+    check_tensors("the weights do not fit the model", where, weights, wanted, step, integers)
     module.load_state_dict(weights)
 
 
