@@ -1,4 +1,4 @@
-"""text/umt5.py against transformers: trimmed states are those of the padded run, the official file by its names."""
+"""encoders/umt5.py against transformers: trimmed states are those of the padded run, the official file by its names."""
 
 import json
 import sys

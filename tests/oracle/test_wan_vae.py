@@ -1,4 +1,4 @@
-"""latents/wan_vae.py against diffusers: one frame by our encoder, clips by the library, the official file by name."""
+"""encoders/wan_vae.py against diffusers: one frame by our encoder, clips by the library, the official file by name."""
 
 import json
 import sys

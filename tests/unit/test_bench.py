@@ -1,4 +1,4 @@
-"""bench.py: plain and packed steps in turns, their parts, and what is said of them."""
+"""training/benchmark.py: plain and packed steps in turns, their parts, and what is said of them."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""checkpoint.py: whole or not at all, and never another run's."""
+"""policy/run_directory.py: whole or not at all, and never another run's."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""cli.py and commands/: what a command line turns into, and what the user reads when it is wrong.
+"""cli/main.py and commands/: what a command line turns into, and what the user reads when it is wrong.
 
 The functions behind the commands are replaced by recorders, so nothing is trained, simulated or even imported.
 """

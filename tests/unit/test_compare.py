@@ -1,4 +1,4 @@
-"""compare.py and its command: episodes in pairs, and protocols that may not be compared."""
+"""evaluation/compare.py and its command: episodes in pairs, and protocols that may not be compared."""
 
 import json
 from pathlib import Path

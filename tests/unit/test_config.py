@@ -1,4 +1,4 @@
-"""config.py: reading is strict both ways, and `check` refuses what does not fit together, by name."""
+"""config/schema.py: reading is strict both ways, and `check` refuses what does not fit together, by name."""
 
 import json
 from dataclasses import fields, is_dataclass, replace

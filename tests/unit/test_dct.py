@@ -1,4 +1,4 @@
-"""latents/dct.py: an orthonormal, invertible, standardised look at pictures."""
+"""encoders/dct.py: an orthonormal, invertible, standardised look at pictures."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""episodes.py: a folder of episodes read, opened under one protocol only, and files named after tasks."""
+"""evaluation/episodes.py: a folder of episodes read, opened under one protocol only, and files named after tasks."""
 
 import json
 from collections.abc import Callable

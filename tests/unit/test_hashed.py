@@ -1,4 +1,4 @@
-"""text/hashed.py: the same numbers everywhere, word order, and words never seen before."""
+"""encoders/hashed_text.py: the same numbers everywhere, word order, and words never seen before."""
 
 import pytest
 import torch

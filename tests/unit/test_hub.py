@@ -1,4 +1,4 @@
-"""hub.py: what is pushed is what acts, bit for bit; what the Hub cannot give is told; nothing is half done.
+"""policy/hub.py: what is pushed is what acts, bit for bit; what the Hub cannot give is told; nothing is half done.
 
 The Hub is a folder (conftest.py): what the real one answers to a missing or private repo is raised by hand.
 """

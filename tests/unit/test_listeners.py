@@ -1,4 +1,4 @@
-"""listeners.py: what the log says, said elsewhere too; and which extra is missing."""
+"""training/loggers.py: what the log says, said elsewhere too; and which extra is missing."""
 
 import importlib
 import json

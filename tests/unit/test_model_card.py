@@ -1,4 +1,4 @@
-"""model_card.py: the Hub reads it, every number on it is the run's, and what the run lacks is said."""
+"""report/model_card.py: the Hub reads it, every number on it is the run's, and what the run lacks is said."""
 
 import json
 import re

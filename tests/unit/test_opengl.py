@@ -1,4 +1,4 @@
-"""opengl.py: OpenGL that does not start is told in one short error, or OSMesa takes its place."""
+"""sim/opengl.py: OpenGL that does not start is told in one short error, or OSMesa takes its place."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""progress.py: one line, rewritten on a terminal, now and then elsewhere."""
+"""system/progress.py: one line, rewritten on a terminal, now and then elsewhere."""
 
 import io
 import sys

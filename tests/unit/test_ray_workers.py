@@ -1,4 +1,4 @@
-"""ray_workers.py on a cluster of two nodes in this machine, one of which is lost."""
+"""system/ray_workers.py on a cluster of two nodes in this machine, one of which is lost."""
 
 import sys
 import time

@@ -1,4 +1,4 @@
-"""recipes.py: every name gives a recipe that fits together, and the paper's sizes are the paper's."""
+"""config/recipes.py: every name gives a recipe that fits together, and the paper's sizes are the paper's."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""rollouts.py: a player's steps; that it plays and films what the policy chose, test_evaluate.py shows."""
+"""evaluation/rollouts.py: a player's steps; that it plays and films what the policy chose, test_evaluate.py shows."""
 
 from dataclasses import replace
 

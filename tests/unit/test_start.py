@@ -1,4 +1,4 @@
-"""start.py: a run that starts from another keeps its statistics, unless they are to be measured anew."""
+"""training/start.py: a run that starts from another keeps its statistics, unless they are to be measured anew."""
 
 import json
 import shutil

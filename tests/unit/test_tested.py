@@ -1,4 +1,4 @@
-"""tested.py: versions that were not tested are told, those that are known to break are refused."""
+"""sim/tested.py: versions that were not tested are told, those that are known to break are refused."""
 
 import importlib.metadata
 import json

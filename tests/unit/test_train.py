@@ -1,4 +1,4 @@
-"""train.py: what a step is made of, and that going on is the same as never having stopped."""
+"""training/train.py: what a step is made of, and that going on is the same as never having stopped."""
 
 import json
 import math

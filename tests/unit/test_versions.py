@@ -1,4 +1,4 @@
-"""versions.py: what is installed is named, what is not is left out."""
+"""system/machine.py: what is installed is named, what is not is left out."""
 
 import importlib.metadata
 import platform
