@@ -18,11 +18,11 @@ from lightwam.config.schema import DctConfig, HashedTextConfig, Recipe
 from lightwam.data.codec import Codec
 from lightwam.data.statistics import FeatureStats
 from lightwam.encoders.weight_files import REPO
-from lightwam.policy import run_directory as checkpoint
+from lightwam.policy import run_directory
 from lightwam.report.evidence import Evidence, Result, Score, Swap, num_values, read_evidence
 from lightwam.report.formatting import counted, duration, millions, simulator
 from lightwam.report.markdown import plain, table
-from lightwam.sim.units import Number, Robot, robot_of
+from lightwam.sim.units import Number, RobotUnits, robot_units
 from lightwam.system.checked_json import Table, read_object
 
 LICENSE = "apache-2.0"
@@ -44,7 +44,7 @@ class _Run:
     num_frozen: int
     dataset: Table | None
     """dataset.json"""
-    robot: Robot | None
+    robot: RobotUnits | None
     repo: str
     license: str
     hub_dataset: str
@@ -77,11 +77,11 @@ def model_card(
     `repo` is what it will be called, `dataset` the Hub id of what it was trained on, where that is published.
     CheckpointError for what is no run, and for a broken file in it, naming the file.
     """
-    evidence, place = read_evidence(run), checkpoint.place_of(run, step)
-    frozen, data = run / checkpoint.FROZEN, run / "dataset.json"
+    evidence, place = read_evidence(run), run_directory.place_of(run, step)
+    frozen, data = run / run_directory.FROZEN, run / "dataset.json"
     facts = _Run(
         recipe=evidence.recipe,
-        codec=checkpoint.read_processing(run)[0],
+        codec=run_directory.read_processing(run)[0],
         evidence=evidence,
         step=int(place.name.removeprefix("step_")),
         ema=(place / "ema.safetensors").is_file(),
@@ -364,9 +364,9 @@ def _unmeasured(run: _Run) -> Iterator[str]:
     yield "- Safety. It knows nothing of people, limits or collisions: what drives a robot must see to them."
 
 
-def _robot(recipe: Recipe) -> Robot | None:
+def _robot(recipe: Recipe) -> RobotUnits | None:
     """The robot of the recipe's simulator; None when it is unknown, or of other sizes than the model."""
-    robot = robot_of(recipe.sim)
+    robot = robot_units(recipe.sim)
     sizes = recipe.model.state_dim, recipe.model.action_dim
     return robot if robot and (len(robot.state), len(robot.action)) == sizes else None
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lightwam.encoders.weight_files import REPO
 from lightwam.errors import CheckpointError, ConfigError
-from lightwam.policy import run_directory as checkpoint
+from lightwam.policy import run_directory
 from lightwam.policy.hub import CARD, MORE, WEIGHTS, WHOLE, asking
 from lightwam.report.model_card import LICENSE, model_card
 from lightwam.system.files import writing
@@ -51,7 +51,7 @@ def push(
             api.upload_folder(
                 repo_id=repo,
                 folder_path=folder,
-                commit_message=f"lightwam run, step {checkpoint.steps(folder)[-1]}",
+                commit_message=f"lightwam run, step {run_directory.steps(folder)[-1]}",
                 delete_patterns=[*WHOLE, *MORE, "checkpoints/*"],
             )
     return str(url)
@@ -67,7 +67,7 @@ def stage(
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise CheckpointError("the folder is not empty", where=to, next_step="choose another one")
     card = model_card(run, step, repo=repo, license=license, dataset=dataset)
-    place = checkpoint.whole(run, step, training=False)[0].relative_to(run)
+    place = run_directory.whole(run, step, training=False)[0].relative_to(run)
     files = [*map(Path, (*WHOLE, *MORE)), *(place / name for name in ("meta.json", *WEIGHTS))]
     beside = to.with_name(f".{to.name}.{os.getpid()}")
     num_bytes = sum((run / name).stat().st_size for name in files if (run / name).exists())
@@ -79,7 +79,7 @@ def stage(
                     (beside / name).parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(run / name, beside / name)
             (beside / CARD).write_text(card, encoding="utf-8")
-            checkpoint.whole(beside, training=False)  # every copy is what it was
+            run_directory.whole(beside, training=False)  # every copy is what it was
             beside.replace(to)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
