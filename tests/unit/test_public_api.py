@@ -4,6 +4,7 @@ import ast
 import importlib
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, assert_type
 
@@ -49,6 +50,8 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
     name = "no_such_name"
     with pytest.raises(AttributeError, match="module 'lightwam' has no attribute 'no_such_name'"):
         getattr(lw, name)
+    with pytest.raises(ImportError, match="no_such_name"):
+        exec("from lightwam import no_such_name")
 
 
 def test_types_are_known_statically() -> None:
@@ -86,3 +89,16 @@ def test_a_module_of_an_earlier_version_leaves_the_function_callable(name: str) 
             assert "{name}() missing" in str(error), error
     """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_jobs_in_order_with_directories_as_text(tiny_recipe: lw.Recipe, tmp_path: Path) -> None:
+    demonstrations = replace(tiny_recipe.collect, workers=0, demos_per_task=1)
+    recipe = replace(tiny_recipe, collect=demonstrations)
+    dataset, run = str(tmp_path / "dataset"), str(tmp_path / "run")
+    assert lw.collect(recipe, dataset=dataset).episodes == 2
+    assert lw.train(recipe, dataset=dataset, run=run) == Path(run)
+    result = lw.evaluate(run)
+    assert result["trials"] == 4
+    assert lw.compare(f"{run}/eval", f"{run}/eval")["pairs"]["wins"] == 0
+    assert lw.write_report(run) == Path(run) / "report.html"
+    assert lw.Policy.load(run, device="auto").recipe == recipe
