@@ -130,7 +130,7 @@ def test_plain_values_are_an_observation_too(trained: Policy, seen: list[Observa
     assert np.array_equal(trained.act(plain(seen[0])), trained.act(seen[0]))
     assert np.array_equal(trained.act_batch([seen[1], plain(seen[0])]), trained.act_batch([seen[1], seen[0]]))
     assert np.array_equal(trained.imagine(plain(seen[0]), 1, 2), trained.imagine(seen[0], 1, 2))
-    assert np.array_equal(trained.look(plain(seen[0]))[0], trained.look(seen[0])[0])
+    assert np.array_equal(trained.attention(plain(seen[0]))[0], trained.attention(seen[0])[0])
 
 
 @pytest.mark.parametrize(("changes", "told"), PLAIN_WRONG, ids=[told for _, told in PLAIN_WRONG])
@@ -165,7 +165,7 @@ def test_imagining(trained: Policy, seen: list[Observation]) -> None:
 
 
 def test_looking(trained: Policy, seen: list[Observation]) -> None:
-    maps = trained.look(seen[0])
+    maps = trained.attention(seen[0])
     assert len(maps) == 2  # taps
     for attention in maps:
         assert attention.shape == (4, 2, 2)  # queries, 32 pixels / 8 / patch 2

@@ -109,12 +109,12 @@ def _start(
     model = LightWAM(recipe.model)
     if not world.agree(bool(run_directory.steps(run))):
         if start is not None:
-            run_directory.fill(model, start.weights, start.run)
+            run_directory.load_strict(model, start.weights, start.run)
         elif recipe.weights:
             load_backbone(model.dit, recipe.weights)
         return Session(recipe, model, cache, processing, world, parallel)
     saved = run_directory.load(run)
-    run_directory.fill(model, run_directory.run_weights(run, saved, ema=False), run)
+    run_directory.load_strict(model, run_directory.run_weights(run, saved, ema=False), run)
     session = Session(recipe, model, cache, processing, world, parallel)
     session.resume(saved)
     return session
