@@ -290,17 +290,6 @@ def test_the_documented_code_runs(point_run: Path, fake_hub: Any, monkeypatch: p
     assert names["card"] == (fake_hub.repo("someone/lightwam-point") / "README.md").read_text()
 
 
-def test_what_lightwam_itself_offers() -> None:
-    import lightwam
-
-    assert lightwam.Policy is Policy and lightwam.Observation is Observation
-    assert {"Policy", "Observation", "__version__"} <= set(dir(lightwam))
-    with pytest.raises(AttributeError, match="no attribute 'Polciy'"):
-        lightwam.Polciy  # noqa: B018
-    with pytest.raises(ImportError):
-        exec("from lightwam import Polciy")
-
-
 @pytest.mark.parametrize("far", [3e38, -1e20])
 @pytest.mark.parametrize("engine", [False, True])
 def test_a_state_that_would_make_the_model_infinite_is_refused(

@@ -42,8 +42,8 @@ from lightwam.types import Batch
 
 def train(
     recipe: Recipe,
-    dataset: Path,
-    run: Path,
+    dataset: Path | str,
+    run: Path | str,
     *,
     stop_after: int | None = None,
     say: Callable[[str], None] = print,
@@ -67,6 +67,7 @@ def train(
     checkpoint, or `start_from` does not fit; DatasetError when the data do not fit or the loss is not finite;
     ConfigError when memory runs out, or a listener is not installed or has no credentials.
     """
+    dataset, run = Path(dataset), Path(run)
     check(recipe)
     if parallel == "fsdp" and recipe.train.muon_learning_rate:
         raise ConfigError("Muon needs whole matrices, fsdp gives it parts", where="parallel", got="fsdp",
