@@ -69,12 +69,12 @@ class Demonstration:
 
 def collect(
     recipe: Recipe,
-    dataset: Path,
+    dataset: Path | str,
     say: Callable[[str], None] = print,
     *,
     pool_factory: PoolFactory | None = None,
 ) -> CollectReport:
-    """Records as many successes of every task as `recipe.collect` wants under `dataset`; goes on with what is there.
+    """Records as many successes of every task as `recipe.collect` wants in `dataset`; goes on with what is there.
 
     Ctrl-C ends the work in hand, closes the dataset with all that is done, and raises KeyboardInterrupt; the same call
     continues it. A seed whose worker process dies is tried again in another. Raises DatasetError when `dataset` holds
@@ -84,7 +84,7 @@ def collect(
     """
     from lightwam.data.lerobot.writer import LeRobotWriter
 
-    began, sim = time.monotonic(), recipe.sim
+    began, sim, dataset = time.monotonic(), recipe.sim, Path(dataset)
     check_seed("collect.first_seed", recipe.collect.first_seed)
     if recipe.collect.workers and pool_factory is None:
         require_main_guard()
