@@ -244,7 +244,7 @@ class _Plan:
         first = recipe.collect.first_seed
         self._wanted = {task: recipe.collect.demos(task) for task in recipe.sim.tasks}
         self._first_seed, self._settings, self._block = first, _settings(recipe), recipe.collect.turn
-        self._versions = registry.installed(recipe.sim.name)
+        self._versions = registry.installed_versions(recipe.sim.name)
         self._turns = {task: _Turn(first, settled_seed=first) for task in recipe.sim.tasks}
         for index, note in enumerate(notes):
             self._take_up(index, note, root)

@@ -26,8 +26,7 @@ from lightwam.evaluation.watch.surprise import Predictions, SurpriseWatch, calib
 from lightwam.policy.policy import Policy
 from lightwam.policy.run_directory import write_json
 from lightwam.sim import registry
-from lightwam.sim.disturb import KINDS, Disturbable, Disturbance, Kind
-from lightwam.sim.simulator import Simulator
+from lightwam.sim.disturb import Disturbance, kinds
 from lightwam.system.files import replacing
 from lightwam.system.machine import machine
 from lightwam.system.progress import Progress
@@ -170,11 +169,6 @@ def trial_jobs(policy: Policy, trials: int, quiet: Sequence[WatchedEpisode]) -> 
                 step = look * replan + (0 if kind == "frozen" else during)
                 jobs.append(Job(task, seed, Disturbance(kind, step, seed), look))
     return jobs
-
-
-def kinds(simulator: Simulator) -> tuple[Kind, ...]:
-    """What can go wrong in it."""
-    return KINDS if isinstance(simulator, Disturbable) else ("frozen",)
 
 
 @dataclass
