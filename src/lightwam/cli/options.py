@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -14,6 +15,7 @@ import tyro
 
 from lightwam.config import recipes
 from lightwam.config.schema import Recipe
+from lightwam.config.strict_json import old_names
 from lightwam.errors import ConfigError, did_you_mean
 
 Options = TypeVar("Options")
@@ -70,9 +72,22 @@ def parse(defaults: Options, arguments: Sequence[str], command: str) -> Options:
     switches = any(_SWITCH.match(word) for word in arguments)
     config = () if switches else (tyro.conf.AvoidSubcommands,)
     options = tyro.cli(
-        type(defaults), default=defaults, args=list(arguments), prog=f"lightwam {command}", config=config
+        type(defaults), default=defaults, args=_present_names(arguments), prog=f"lightwam {command}", config=config
     )
     return options if all(map(_is_text, arguments)) else as_utf8(options)
+
+
+def _present_names(arguments: Sequence[str]) -> list[str]:
+    """Replace the old names of a recipe's options by the present ones, with a line of warning for each."""
+    present = {f"--{old}".replace("_", "-"): f"--{new}".replace("_", "-") for old, new in old_names(Recipe).items()}
+    words = []
+    for word in arguments:
+        option, equals, value = word.partition("=")
+        if (name := present.get(option.replace("_", "-"))) is not None:
+            warnings.warn(f"{option} is now {name}", FutureWarning, stacklevel=2)
+            option = name
+        words.append(f"{option}{equals}{value}")
+    return words
 
 
 def as_utf8(options: Options) -> Options:

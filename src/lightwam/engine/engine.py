@@ -13,7 +13,7 @@ from torch import Tensor
 from lightwam.engine.folded_model import FoldedWAM, Memory, Sentence
 from lightwam.engine.folding import Place
 from lightwam.model.light_wam import LightWAM
-from lightwam.system.cpu import product_dtype
+from lightwam.system.cpu import matmul_dtype
 from lightwam.types import LatentCodec, to_pixels
 
 NUM_SENTENCES = 64
@@ -43,7 +43,7 @@ class Engine:
         A CPU without bfloat16 units computes in float32 instead. `states` gives the token states of instructions.
         `int8` keeps the weights of linear layers in 8 bits: less memory, and actions that are not quite the model's.
         """
-        dtype = getattr(torch, product_dtype(device, dtype))
+        dtype = getattr(torch, matmul_dtype(device, dtype))
         self.folded, self.latents, self.device = FoldedWAM(model, Place(device, dtype, int8)), latents, device
         self._states = states
         self._sentences: OrderedDict[str, Sentence] = OrderedDict()

@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
-from lightwam.config.checks import check
-from lightwam.config.schema import EvalConfig, Recipe, SimConfig, adapted
+from lightwam.config.checks import check_recipe
+from lightwam.config.schema import EvalConfig, Recipe, SimConfig, with_simulator
 from lightwam.data.codec import Codec
 from lightwam.encoders.frozen import Prompts
 from lightwam.engine.engine import Engine
@@ -26,7 +26,7 @@ from lightwam.model.light_wam import LightWAM
 from lightwam.policy import hub, run_directory
 from lightwam.policy.episode import Episode
 from lightwam.policy.run_directory import open_processing
-from lightwam.system.devices import device_called
+from lightwam.system.devices import resolve_device
 from lightwam.types import LatentCodec, Observation
 
 ObservationLike = Observation | Mapping[str, Any]
@@ -102,7 +102,7 @@ class Policy:
 
     def check_evaluation(self, sim: SimConfig, settings: EvalConfig) -> None:
         """ConfigError where an evaluation's world or settings do not fit the recipe that it was trained by."""
-        check(adapted(self.recipe, sim, settings))
+        check_recipe(with_simulator(self.recipe, sim, settings))
 
     @property
     def cameras(self) -> tuple[str, ...]:
@@ -134,7 +134,7 @@ class Policy:
         if int8 and not engine:
             raise ConfigError("only the engine keeps weights in 8 bits", where="Policy.load", got="int8, no engine",
                               next_step="engine=True as well (lightwam eval: --engine --int8)")  # fmt: skip
-        run, place = hub.find_run(run, step), device_called(device)
+        run, place = hub.find_run(run, step), resolve_device(device)
         recipe = run_directory.read_recipe(run)
         recipe = recipe if weights is None else replace(recipe, weights=weights)
         codec, latents = open_processing(run, recipe, place)

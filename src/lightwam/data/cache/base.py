@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 
-from lightwam.config import schema
 from lightwam.config.schema import CodecConfig
+from lightwam.config.strict_json import to_dict
 from lightwam.data.codec import place_cameras
 from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.errors import ConfigError, DatasetError, did_you_mean, first_few
@@ -127,7 +127,7 @@ class Canvases:
 
 def canvas_fingerprint(config: CodecConfig) -> dict[str, Any]:
     """What the decoded pictures depend on; normalisation and stride do not touch them."""
-    return {"canvas": list(config.canvas), "places": schema.to_dict(config.places)}
+    return {"canvas": list(config.canvas), "places": to_dict(config.places)}
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
