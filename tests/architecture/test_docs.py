@@ -1,16 +1,22 @@
 """Links in the documents are valid, and the commands, recipes, make targets and tests they name exist."""
 
+import importlib
 import re
 import subprocess
+from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import lightwam
+from lightwam import robot
 from lightwam.cli import main as cli
 from lightwam.config import recipes
 
 LINK = re.compile(r"\]\(([^)\s]+)\)|(?:src|srcset|href)=\"([^\"]+)\"")
+CODE = re.compile(r"^```(?:python)?\n(.*?)^```", re.DOTALL | re.MULTILINE)
 MAKE = re.compile(r"(?:^|`|\$ )make ([a-z-]+)", re.MULTILINE)
 COMMAND = re.compile(r"(?:^|`|\$ )lightwam ([a-z]+)(?: ([a-z][\w/-]*))?", re.MULTILINE)
 TAKES_A_RECIPE = ("demo", "collect", "cache", "train", "adopt", "show")
@@ -47,6 +53,26 @@ def test_commands_and_recipes_in_the_documents_exist(repository: Any) -> None:
     assert not wrong, wrong
 
 
+def imports(text: str) -> Iterator[tuple[str, str]]:
+    """Module and name of every `from lightwam... import ...` in a page's code blocks."""
+    for block in CODE.findall(text):
+        for module, names in re.findall(r"^ *from (lightwam[\w.]*) import (.+)$", block, re.MULTILINE):
+            yield from ((module, name.split(" as ")[0].strip()) for name in names.split(","))
+
+
+def test_the_documents_import_names_that_exist_by_their_public_path(repository: Any) -> None:
+    wrong, public = [], {name: module for module in (robot, lightwam) for name in vars(module).get("__all__", ())}
+    for path, text in pages(repository).items():
+        for module, name in imports(text):
+            place = f"{path.relative_to(repository.root)}: from {module} import {name}"
+            if name in public and public[name].__name__ != module:
+                wrong.append(f"{place}: {public[name].__name__} exports it")
+            elif name not in dir(importlib.import_module(module)) and not find_spec(f"{module}.{name}"):
+                wrong.append(f"{place}: there is no such name")
+        wrong += [f"{path.name}: lw.{name}" for name in re.findall(r"\blw\.(\w+)", text) if name not in public]
+    assert not wrong, "\n".join(wrong)
+
+
 @pytest.mark.parametrize(
     "target", ["demo", "test", "lint", "types", "slow", "lerobot", "lowest", "report", "gl", "clean"]
 )
@@ -62,6 +88,26 @@ def test_ci_runs_what_make_test_runs(repository: Any) -> None:
 def test_the_readme_is_one_screen(repository: Any) -> None:
     lines = (repository.root / "README.md").read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 60
+
+
+def first_reading(repository: Any) -> list[Path]:
+    """Return the files that README lists under "Read the code"."""
+    section = (repository.root / "README.md").read_text(encoding="utf-8").split("## Read the code")[1]
+    return [repository.root / "src" / "lightwam" / name for name in re.findall(r"`([\w/]+\.py)`", section)]
+
+
+def test_the_first_reading_is_short(repository: Any) -> None:
+    files = first_reading(repository)
+    lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in files)
+    assert len(files) >= 12 and lines <= 3600, lines
+
+
+def test_the_readme_lists_every_package(repository: Any) -> None:
+    readme = (repository.root / "README.md").read_text(encoding="utf-8")
+    packages = {
+        path.name for path in (repository.root / "src" / "lightwam").iterdir() if (path / "__init__.py").exists()
+    }
+    assert packages <= set(re.findall(r"(\w+)/ ", readme))
 
 
 def test_a_script_that_starts_processes_has_a_main_guard(repository: Any) -> None:

@@ -22,7 +22,14 @@ from lightwam.errors import DatasetError, SimulatorError
 from lightwam.sim import registry
 from lightwam.sim.simulator import Simulator, Trial
 from lightwam.system.progress import Progress
-from lightwam.system.workers import DeathCounter, WorkerDied, Workers, interrupt_as_flag, require_main_guard
+from lightwam.system.workers import (
+    DeathCounter,
+    PoolFactory,
+    WorkerDied,
+    Workers,
+    interrupt_as_flag,
+    require_main_guard,
+)
 from lightwam.types import Observation
 
 if TYPE_CHECKING:
@@ -36,7 +43,7 @@ FAILURES_IN_A_ROW = 30
 class CollectReport:
     """What is in the dataset, and what this call did for it."""
 
-    root: Path
+    dataset: Path
     episodes: int
     frames: int
     """control steps, all episodes together"""
@@ -60,20 +67,26 @@ class Demonstration:
     steps_to_success: int
 
 
-def collect(recipe: Recipe, root: Path, say: Callable[[str], None] = print) -> CollectReport:
-    """Records as many successes of every task as `recipe.collect` wants under `root`; goes on with what is there.
+def collect(
+    recipe: Recipe,
+    dataset: Path | str,
+    say: Callable[[str], None] = print,
+    *,
+    pool_factory: PoolFactory | None = None,
+) -> CollectReport:
+    """Records as many successes of every task as `recipe.collect` wants in `dataset`; goes on with what is there.
 
     Ctrl-C ends the work in hand, closes the dataset with all that is done, and raises KeyboardInterrupt; the same call
-    continues it. A seed whose worker process dies is tried again in another. Raises DatasetError when `root` holds
+    continues it. A seed whose worker process dies is tried again in another. Raises DatasetError when `dataset` holds
     another dataset or one made with other simulator versions, or the disk is full; SimulatorError when a simulator or
     an expert fails or a seed ends its worker again and again, naming task and seed; what is done is kept then too.
     LeRobot's fps is a whole number, so a rate such as 80 / 3 is rounded there.
     """
     from lightwam.data.lerobot.writer import LeRobotWriter
 
-    began, sim = time.monotonic(), recipe.sim
+    began, sim, dataset = time.monotonic(), recipe.sim, Path(dataset)
     check_seed("collect.first_seed", recipe.collect.first_seed)
-    if recipe.collect.workers:
+    if recipe.collect.workers and pool_factory is None:
         require_main_guard()
     for warning in registry.version_warnings(sim.name):
         say(f"collect: {warning}")
@@ -81,22 +94,22 @@ def collect(recipe: Recipe, root: Path, say: Callable[[str], None] = print) -> C
     first = simulators[0]
     sizes = {camera: (sim.height, sim.width) for camera in first.cameras}
     fps = max(1, round(first.fps))
-    writer = LeRobotWriter(root, fps, first.robot, sizes, first.state_names, first.action_names)
-    plan = _Plan(recipe, writer.notes, root)
+    writer = LeRobotWriter(dataset, fps, first.robot, sizes, first.state_names, first.action_names)
+    plan = _Plan(recipe, writer.notes, dataset)
     sentences = {simulator.task: simulator.instruction for simulator in simulators}
     before = sum(note.length for note in writer.notes)
     num_before = writer.num_episodes
     try:
         try:
-            _work(recipe, plan, writer, sentences, say)
+            _work(recipe, plan, writer, sentences, say, pool_factory or Workers)
         finally:
             writer.close()
     except KeyboardInterrupt:
-        say(f"collect: stopped; {writer.num_episodes} episodes are safe in {root}, the same command goes on")
+        say(f"collect: stopped; {writer.num_episodes} episodes are safe in {dataset}, the same command goes on")
         raise
     frames = sum(note.length for note in writer.notes)
     return CollectReport(
-        root=root,
+        dataset=dataset,
         episodes=writer.num_episodes,
         frames=frames,
         attempts=plan.attempts,
@@ -108,7 +121,12 @@ def collect(recipe: Recipe, root: Path, say: Callable[[str], None] = print) -> C
 
 
 def _work(
-    recipe: Recipe, plan: _Plan, writer: LeRobotWriter, sentences: Mapping[str, str], say: Callable[[str], None]
+    recipe: Recipe,
+    plan: _Plan,
+    writer: LeRobotWriter,
+    sentences: Mapping[str, str],
+    say: Callable[[str], None],
+    pool_factory: PoolFactory,
 ) -> None:
     """Runs the plan to its end; KeyboardInterrupt, between two episodes, when Ctrl-C came first."""
     total = sum(max(recipe.collect.demos(task), done) for task, done in plan.successes.items())
@@ -119,17 +137,17 @@ def _work(
     began, drawn = time.monotonic(), 0
     deaths, again = DeathCounter("collect", say), list[Trial]()
 
-    def give() -> None:
+    def submit() -> None:
         while workers.idle and (job := again.pop(0) if again else plan.next_job()):
-            workers.give(job)
+            workers.submit(job, workers.idle[0])
 
     with (
         interrupt_as_flag() as interrupt,
         Progress("collect", total, done=writer.num_episodes, unit="ep", say=say) as progress,
-        Workers[Trial, Demonstration | None](num_workers, demonstrate) as workers,
+        pool_factory(num_workers, demonstrate) as workers,
     ):
         while plan.num_missing and not interrupt.pressed:
-            give()
+            submit()
             for job, episode in workers.answers(timeout_seconds=0.2):
                 if isinstance(episode, WorkerDied):
                     deaths.note(job, episode)
@@ -137,7 +155,7 @@ def _work(
                     continue
                 plan.note(job, episode)
                 drawn += len(episode.state) if episode else 0
-            give()
+            submit()
             for job, episode, extra in plan.settled():
                 writer.add_episode(episode.frames, episode.state, episode.action, sentences[job.task], extra)
                 rate = drawn / (time.monotonic() - began)
@@ -226,7 +244,7 @@ class _Plan:
         first = recipe.collect.first_seed
         self._wanted = {task: recipe.collect.demos(task) for task in recipe.sim.tasks}
         self._first_seed, self._settings, self._block = first, _settings(recipe), recipe.collect.demos_per_turn
-        self._versions = registry.installed(recipe.sim.name)
+        self._versions = registry.installed_versions(recipe.sim.name)
         self._turns = {task: _Turn(first, settled_seed=first) for task in recipe.sim.tasks}
         for index, note in enumerate(notes):
             self._take_up(index, note, root)
