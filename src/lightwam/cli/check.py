@@ -134,22 +134,22 @@ def _check_client(arguments: Sequence[str]) -> None:
     options = parse(ClientOptions(Serving()), rest, f"check client {path}")
     settings = options.serving
     keys = access.read_keys(settings.api_keys, os.environ.get(access.KEYS_VARIABLE))
-    access.check_door(settings.host, keys, anyone=settings.allow_anyone)
+    access.check_exposure(settings.host, keys, anyone=settings.allow_anyone)
     from lightwam.policy import run_directory
     from lightwam.serving import logs
-    from lightwam.serving.inspect_client import inspecting
+    from lightwam.serving.inspect_client import inspect_client
     from lightwam.serving.sentences import sentence_check
     from lightwam.wire.robot_schemas import schemas_for
 
     recipe = run_directory.read_recipe(path)
     cameras = tuple(place.camera for place in recipe.codec.places)
     model = recipe.model
-    families = schemas_for(settings.families, cameras, model.state_dim, model.action_dim, settings.renames)
-    logs.begin(settings.log)
+    schemas = schemas_for(settings.robot_schemas, cameras, model.state_dim, model.action_dim, settings.renames)
+    logs.configure(settings.log)
     check = sentence_check(recipe, run_directory.read_tensors(path / run_directory.PROMPTS))
-    if not asyncio.run(inspecting(families, settings, keys, options.messages, check_sentence=check)):
+    if not asyncio.run(inspect_client(schemas, settings, keys, options.messages, check_sentence=check)):
         raise WireError("the client's messages do not fit the run", where=path,
-                        next_step="rename cameras (--renames), choose --families, or declare the robot in a file: "
+                        next_step="rename cameras (--renames), choose --robot-schemas, or declare the robot in a file: "
                         "docs/serving_robots.md")  # fmt: skip
 
 
