@@ -1,7 +1,7 @@
 """lightwam: lightweight World-Action Models.
 
-`from lightwam import Policy` is the Python API (docs/python.md). Its names are imported when they are first asked for,
-so that `lightwam --help` does not wait for torch.
+`import lightwam as lw` is the Python API (docs/python.md). A name is imported when it is first used, so that
+`lightwam --help` does not wait for torch. The robot's side, which needs no torch, is `lightwam.robot`.
 """
 
 from __future__ import annotations
@@ -11,25 +11,77 @@ from typing import TYPE_CHECKING, Any
 
 from lightwam.system import moved
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # for type checkers and editors; tests hold that _MODULES lists the same names
+    from lightwam.config.recipes import recipe as recipe
+    from lightwam.config.recipes import recipe_names as recipe_names
+    from lightwam.config.schema import Recipe as Recipe
+    from lightwam.data.collect import collect as collect
+    from lightwam.data.lerobot.reader import LeRobotDataset as LeRobotDataset
+    from lightwam.data.lerobot.writer import LeRobotWriter as LeRobotWriter
+    from lightwam.errors import CheckpointError as CheckpointError
+    from lightwam.errors import ConfigError as ConfigError
+    from lightwam.errors import DatasetError as DatasetError
+    from lightwam.errors import LightwamError as LightwamError
+    from lightwam.errors import PromptError as PromptError
+    from lightwam.errors import SetupError as SetupError
+    from lightwam.errors import SimulatorError as SimulatorError
+    from lightwam.errors import WireError as WireError
+    from lightwam.evaluation.compare import compare as compare
+    from lightwam.evaluation.evaluate import evaluate as evaluate
+    from lightwam.model.light_wam import LightWAM as LightWAM
+    from lightwam.policy.episode import Episode as Episode
     from lightwam.policy.policy import Policy as Policy
+    from lightwam.report import write_report as write_report
     from lightwam.report.publish import push as push
+    from lightwam.sim.check import check_simulator as check_simulator
+    from lightwam.sim.registry import make_simulator as make_simulator
+    from lightwam.sim.simulator import Simulator as Simulator
+    from lightwam.sim.simulator import StepOutcome as StepOutcome
+    from lightwam.training.train import train as train
     from lightwam.types import Observation as Observation
 
 __version__ = "0.1.0"
-__all__ = ["Observation", "Policy", "__version__", "push"]
 
-_PLACES = {"Observation": "lightwam.types", "Policy": "lightwam.policy.policy", "push": "lightwam.report.publish"}
-
+_MODULES = {
+    "CheckpointError": "lightwam.errors",
+    "ConfigError": "lightwam.errors",
+    "DatasetError": "lightwam.errors",
+    "Episode": "lightwam.policy.episode",
+    "LeRobotDataset": "lightwam.data.lerobot.reader",
+    "LeRobotWriter": "lightwam.data.lerobot.writer",
+    "LightWAM": "lightwam.model.light_wam",
+    "LightwamError": "lightwam.errors",
+    "Observation": "lightwam.types",
+    "Policy": "lightwam.policy.policy",
+    "PromptError": "lightwam.errors",
+    "Recipe": "lightwam.config.schema",
+    "SetupError": "lightwam.errors",
+    "Simulator": "lightwam.sim.simulator",
+    "SimulatorError": "lightwam.errors",
+    "StepOutcome": "lightwam.sim.simulator",
+    "WireError": "lightwam.errors",
+    "check_simulator": "lightwam.sim.check",
+    "collect": "lightwam.data.collect",
+    "compare": "lightwam.evaluation.compare",
+    "evaluate": "lightwam.evaluation.evaluate",
+    "make_simulator": "lightwam.sim.registry",
+    "push": "lightwam.report.publish",
+    "recipe": "lightwam.config.recipes",
+    "recipe_names": "lightwam.config.recipes",
+    "train": "lightwam.training.train",
+    "write_report": "lightwam.report",
+}
+"""public name -> the module that defines it"""
+__all__ = ["__version__", *_MODULES]
 
 moved.install()
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'lightwam' has no attribute {name!r}")
-    return getattr(importlib.import_module(_PLACES[name]), name)
+    return getattr(importlib.import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_PLACES})
+    return sorted({*globals(), *_MODULES})

@@ -1,4 +1,4 @@
-"""The source tree as the house tests read it: parsed, never imported."""
+"""Fixtures of the architecture tests: the source tree, parsed but not imported."""
 
 import ast
 from dataclasses import dataclass
@@ -15,28 +15,28 @@ class Module:
     """One file of src/lightwam."""
 
     name: str
-    """dotted, without the leading "lightwam."; a package is called by its folder, the root is "" """
+    """dotted, without the leading "lightwam."; a package has the name of its folder, the root is "" """
     path: Path
     tree: ast.Module
 
-    def place(self, node: ast.AST) -> str:
-        """Where `node` stands, for a message."""
+    def location(self, node: ast.AST) -> str:
+        """Return path and line of `node`."""
         return f"{self.path.relative_to(ROOT)}:{getattr(node, 'lineno', 1)}"
 
 
 @dataclass(frozen=True)
-class House:
+class Repository:
     """The repository."""
 
     root: Path
     modules: dict[str, Module]
 
     def documents(self) -> list[Path]:
-        """Every page that a person reads."""
+        """Return every Markdown page."""
         return sorted(path for path in (*self.root.glob("*.md"), *self.root.glob("docs/**/*.md")))
 
     def make_targets(self) -> set[str]:
-        """The targets of the Makefile."""
+        """Return the targets of the Makefile."""
         lines = (self.root / "Makefile").read_text().splitlines()
         heads = [line.split(":")[0] for line in lines if ":" in line and not line.startswith(("\t", "#", ".", " "))]
         return {word for head in heads for word in head.split()}
@@ -49,6 +49,6 @@ def parse(path: Path) -> Module:
 
 
 @pytest.fixture(scope="session")
-def house() -> House:
+def repository() -> Repository:
     modules = [parse(path) for path in sorted(SOURCE.rglob("*.py"))]
-    return House(ROOT, {module.name: module for module in modules})
+    return Repository(ROOT, {module.name: module for module in modules})

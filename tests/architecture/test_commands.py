@@ -1,7 +1,7 @@
-"""Every `lightwam ...` command that an error, a docstring, a help text or a page gives is one that parses.
+"""Every `lightwam ...` command in an error, docstring, help text or document must parse.
 
-Commands are parsed by the real command line and stopped when their options have been read. What stands in a text for
-something of the user's (RUN, {path}) is filled in.
+Commands are parsed by the real command line and stopped when their options have been read. Placeholders (RUN, {path})
+are filled in first.
 """
 
 import ast
@@ -20,13 +20,13 @@ from lightwam.config import recipes
 from lightwam.errors import LightwamError
 
 HOLE = "\x00"
-"""what an f-string puts in"""
+"""stands for an f-string's values"""
 KINDS = {"check": ("sim", "expert", "dataset", "client"), "convert": ("libero",),
          "bench": ("train", "act", "eval", "serve", "control")}  # fmt: skip
 RECIPE_FIRST = {("demo",), ("collect",), ("cache",), ("train",), ("adopt",), ("show",), ("check", "sim"),
                 ("check", "expert"), ("bench", "train"), ("bench", "act"), ("bench", "eval")}  # fmt: skip
 VALUES = ("1", "x", "auto", "demo")
-"""what is tried for an option's value that a text leaves open"""
+"""values to try for a placeholder"""
 COMMAND = re.compile(
     rf"(?:(?P<torchrun>torchrun [^\n`]*?)|\b)lightwam (?P<rest>(?:{'|'.join(cli.COMMANDS)})\b[^\n`<]*)"
 )
@@ -37,16 +37,16 @@ PLACEHOLDER = re.compile(rf"(?:ws://)?[A-Z][A-Z_]*(?:[/|:.][A-Z_a-z]+)*|.*{HOLE}
 OTHERS = {"--recipe.train.steps", "--train.max-steps", "--local-dir", "--times", "--tiles",
           "--address", "--no-deps", "--constraint", "--editable", "--help", "--version", "--head", "--num-cpus",
           "--nproc-per-node", "--nnodes", "--rdzv-endpoint", "--dry-run"}  # fmt: skip
-"""options of other programs, what CSS calls a variable, and two that a text gives as examples of what is none"""
+"""options of other programs, CSS variables, and two that a text gives as wrong examples"""
 
 
 class Parsed(BaseException):
-    """The options were read: nothing more is wanted of the command."""
+    """Raised when the options have been read, to stop the command."""
 
 
 @pytest.fixture
 def parse_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Commands end when their options are read; runs/demo is a run."""
+    """Stop commands after parsing; runs/demo is a run."""
     import tyro
 
     from lightwam.policy import run_directory
@@ -64,24 +64,24 @@ def parse_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(run_directory, "read_recipe", lambda path: recipes.recipe("demo"))
 
 
-def texts(house: Any) -> Iterator[tuple[str, str, bool]]:
-    """Where, text, and whether all of a line there is a command: every string of the source, every page."""
-    for module in house.modules.values():
+def texts(repository: Any) -> Iterator[tuple[str, str, bool]]:
+    """Yield location, text and whether whole lines are commands, for every string in the source and every page."""
+    for module in repository.modules.values():
         inside = {id(part) for node in ast.walk(module.tree) if isinstance(node, ast.JoinedStr) for part in node.values}
         for node in ast.walk(module.tree):
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in inside:
-                yield module.place(node), node.value, False
+                yield module.location(node), node.value, False
             elif isinstance(node, ast.JoinedStr):
                 parts = [part.value if isinstance(part, ast.Constant) else HOLE for part in node.values]
-                yield module.place(node), "".join(map(str, parts)), False
-    for path in house.documents():
+                yield module.location(node), "".join(map(str, parts)), False
+    for path in repository.documents():
         text = path.read_text(encoding="utf-8")
         for number, block in enumerate(re.split(r"^```.*$", text, flags=re.MULTILINE)):
-            yield str(path.relative_to(house.root)), block.replace("\\\n", " "), number % 2 == 1
+            yield str(path.relative_to(repository.root)), block.replace("\\\n", " "), number % 2 == 1
 
 
 def commands(text: str, whole: bool) -> Iterator[list[str]]:
-    """The commands in a text, split into words; "torchrun" and its own words first where it starts them."""
+    """Yield the commands in a text, split into words, with `torchrun` and its options in front."""
     for found in COMMAND.finditer(text):
         line = text[text.rfind("\n", 0, found.start()) + 1 : found.start()]
         alone = (whole and LINE_START.fullmatch(line)) or text[found.start() - 1 : found.start()] == "`"
@@ -96,7 +96,7 @@ def commands(text: str, whole: bool) -> Iterator[list[str]]:
 
 
 def command_words(words: list[str]) -> Iterator[str]:
-    """The words up to the first that is of the sentence around the command."""
+    """Yield the words up to the first that belongs to the surrounding sentence."""
     kinds, value, known = KINDS.get(words[0].rstrip(".,:)"), ()), False, True
     for i, word in enumerate(words):
         bare = word if word == "..." else word.rstrip(".,:)")
@@ -111,7 +111,7 @@ def command_words(words: list[str]) -> Iterator[str]:
 
 
 def filled(words: list[str]) -> Iterator[list[str]]:
-    """The words with something in the place of what is the user's, by every value that may fit an option."""
+    """Yield the command with placeholders filled in, for each candidate value."""
     command, rest = words[0], words[1:]
     if rest and rest[0] in KINDS.get(command, ()):
         command, rest = f"{command} {rest[0]}", rest[1:]
@@ -135,7 +135,7 @@ def filled(words: list[str]) -> Iterator[list[str]]:
 
 
 def refusal(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """Why a command does not parse; "" when it does."""
+    """Return why a command does not parse, or ""."""
     if words[0] == "torchrun":
         from torch.distributed.run import get_args_parser
 
@@ -168,7 +168,7 @@ def refusal(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def faults(found: Iterator[tuple[str, str, bool]], capsys: pytest.CaptureFixture[str]) -> tuple[int, list[str]]:
-    """How many different commands there are, and those that do not parse."""
+    """Return the number of distinct commands, and those that do not parse."""
     seen: dict[tuple[str, ...], str] = {}
     for where, text, whole in found:
         for words in commands(text, whole):
@@ -177,10 +177,8 @@ def faults(found: Iterator[tuple[str, str, bool]], capsys: pytest.CaptureFixture
     return len(seen), [f"{seen[words]}: {' '.join(words)!r}: {why}" for words, why in tried.items() if why]
 
 
-def test_every_command_that_a_text_gives_parses(
-    house: Any, parse_only: None, capsys: pytest.CaptureFixture[str]
-) -> None:
-    count, wrong = faults(texts(house), capsys)
+def test_commands_in_texts_parse(repository: Any, parse_only: None, capsys: pytest.CaptureFixture[str]) -> None:
+    count, wrong = faults(texts(repository), capsys)
     assert count > 100 and not wrong, "\n".join(wrong)
 
 
@@ -205,11 +203,11 @@ def test_a_command_that_does_not_parse_is_found(
     assert count == 1 and len(wrong) == 1
 
 
-def test_options_that_are_put_in_exist(house: Any, parse_only: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_that_are_put_in_exist(repository: Any, parse_only: None, capsys: pytest.CaptureFixture[str]) -> None:
     """`report_command(run, "swap")` gives `lightwam report RUN --swap`."""
     given = {
         node.args[1].value
-        for module in house.modules.values()
+        for module in repository.modules.values()
         for node in ast.walk(module.tree)
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "report_command"
         if isinstance(node.args[1], ast.Constant)
@@ -219,10 +217,10 @@ def test_options_that_are_put_in_exist(house: Any, parse_only: None, capsys: pyt
         assert refusal(["report", "RUN", f"--{option}"], capsys) == ""
 
 
-def test_every_option_that_a_text_names_is_one(
-    house: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_options_in_texts_exist(
+    repository: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also without its command: "give --anyway"."""
+    """Also options named without their command."""
     monkeypatch.setenv("COLUMNS", "200")
     commands = [["train", "libero-10"], ["eval", "RUN"], ["eval", "ws://HOST:1", "demo"], ["bench", "act", "demo"]]
     for command in cli.COMMANDS:
@@ -236,7 +234,7 @@ def test_every_option_that_a_text_names_is_one(
     assert len(options) > 100
     wrong = [
         f"{where}: {option}"
-        for where, text, _ in texts(house)
+        for where, text, _ in texts(repository)
         if where.startswith("src")
         for option in OPTION.findall(text)
         if option.replace("_", "-") not in options | OTHERS

@@ -1,4 +1,4 @@
-"""Text files name their encoding, JSON lines end at the line feed, and what is written is guarded by `writing`."""
+"""Text files have an explicit encoding, JSON lines are split at line feeds, and writes are guarded by `writing`."""
 
 import ast
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 NOT_FILES = {"av", "Image", "os", "cls", "batcher", "FrameCache", "LatentCache"}
-"""whose `open` is not that of a text file"""
+"""names whose `open` does not open a text file"""
 UNGUARDED = {
     "system.files": "the guarded writer itself",
     "data.cache.frames": "inside `_disk_errors`, which gives its OSErrors to `refused`",
@@ -15,7 +15,7 @@ UNGUARDED = {
     "data.lerobot.packing": "called by LeRobotWriter inside `writing`",
     "data.lerobot.video": "called by LeRobotWriter inside `writing`, and by rollouts in a temporary folder",
 }
-"""modules whose writes stand outside `writing`, each with the reason"""
+"""modules that may write outside `writing`, each with the reason"""
 PLUGIN = "lerobot_policy_lightwam/src"
 GUARDS = ("writing", "replacing")
 WRITERS = {
@@ -27,19 +27,19 @@ SAVERS = {"np", "torch"}
 
 
 def name_of(node: ast.expr) -> str:
-    """The last word of a dotted name."""
+    """Return the last part of a dotted name."""
     if isinstance(node, ast.Attribute):
         return node.attr
     return node.id if isinstance(node, ast.Name) else ""
 
 
 def words_of(call: ast.Call) -> dict[str, ast.expr]:
-    """The arguments that are given by name."""
+    """Return the keyword arguments."""
     return {word.arg: word.value for word in call.keywords if word.arg}
 
 
 def mode_of(call: ast.Call) -> str | None:
-    """The mode of a call that opens a file ("r" where none is given); None for what opens no file."""
+    """Return the mode of a call that opens a file ("r" by default), or None for other calls."""
     if name_of(call.func) != "open":
         return None
     if isinstance(call.func, ast.Attribute) and name_of(call.func.value) in NOT_FILES:
@@ -68,7 +68,7 @@ def without_encoding(tree: ast.AST) -> Iterator[ast.Call]:
 
 
 def split_by_unicode(tree: ast.AST) -> Iterator[ast.Attribute]:
-    """Lines of a file, split at U+2028 and its like, too."""
+    """Yield `splitlines` of file contents, which also splits at U+2028 and similar characters."""
     for node in ast.walk(tree):
         split = isinstance(node, ast.Attribute) and node.attr == "splitlines" and isinstance(node.value, ast.Call)
         if split and name_of(node.value.func) in ("read_text", "read", "decode"):
@@ -83,7 +83,7 @@ def writes(call: ast.Call) -> bool:
 
 
 def unguarded(tree: ast.AST, inside: bool = False) -> Iterator[ast.Call]:
-    """Calls that write a file outside of a `with writing(...)` or `with replacing(...)`."""
+    """Yield calls that write a file outside `with writing(...)` and `with replacing(...)`."""
     if isinstance(tree, ast.With):
         calls = [item.context_expr for item in tree.items if isinstance(item.context_expr, ast.Call)]
         inside = inside or any(name_of(call.func) in GUARDS for call in calls)
@@ -93,34 +93,34 @@ def unguarded(tree: ast.AST, inside: bool = False) -> Iterator[ast.Call]:
         yield from unguarded(child, inside)
 
 
-def files(house: Any, *folders: str) -> Iterator[tuple[str, ast.AST]]:
-    """Every source file, the plugin's too, and what tests share; or those of the folders."""
+def files(repository: Any, *folders: str) -> Iterator[tuple[str, ast.AST]]:
+    """Yield every source file, the plugin's and tests/shared included; or the files of `folders`."""
     for folder in folders or ("src", PLUGIN, "tests/shared"):
-        for path in sorted((house.root / folder).rglob("*.py")):
-            yield str(path.relative_to(house.root)), ast.parse(path.read_text(encoding="utf-8"))
+        for path in sorted((repository.root / folder).rglob("*.py")):
+            yield str(path.relative_to(repository.root)), ast.parse(path.read_text(encoding="utf-8"))
 
 
-def test_text_names_its_encoding(house: Any) -> None:
-    """The locale's would be taken else: LC_ALL=C cannot read a sentence in Chinese."""
-    wrong = [f"{path}:{call.lineno}" for path, tree in files(house) for call in without_encoding(tree)]
+def test_text_files_have_an_encoding(repository: Any) -> None:
+    """The default is the locale's, and LC_ALL=C cannot read Chinese instructions."""
+    wrong = [f"{path}:{call.lineno}" for path, tree in files(repository) for call in without_encoding(tree)]
     assert not wrong, wrong
 
 
-def test_lines_of_a_file_end_at_the_line_feed(house: Any) -> None:
-    wrong = [f"{path}:{call.lineno}" for path, tree in files(house) for call in split_by_unicode(tree)]
+def test_lines_are_split_at_line_feeds(repository: Any) -> None:
+    wrong = [f"{path}:{call.lineno}" for path, tree in files(repository) for call in split_by_unicode(tree)]
     assert not wrong, wrong
 
 
-def test_whatever_is_written_is_guarded(house: Any) -> None:
-    """A full disk is then an error that names the file, and no traceback."""
-    assert set(UNGUARDED) <= set(house.modules)
+def test_every_write_is_guarded(repository: Any) -> None:
+    """A full disk must give an error that names the file."""
+    assert set(UNGUARDED) <= set(repository.modules)
     wrong = [
-        module.place(call)
-        for module in house.modules.values()
+        module.location(call)
+        for module in repository.modules.values()
         if module.name not in UNGUARDED
         for call in unguarded(module.tree)
     ]
-    wrong += [f"{path}:{call.lineno}" for path, tree in files(house, PLUGIN) for call in unguarded(tree)]
+    wrong += [f"{path}:{call.lineno}" for path, tree in files(repository, PLUGIN) for call in unguarded(tree)]
     assert not wrong, wrong
 
 
@@ -164,11 +164,11 @@ def test_the_parser_sees_lines_split_at_other_signs() -> None:
     assert not list(split_by_unicode(ast.parse("str(error).splitlines()")))
 
 
-def test_tables_are_read_without_pyarrows_threads(house: Any) -> None:
-    """One of them may hold a buffer of Python's while the process ends, which aborts it now and then."""
+def test_tables_are_read_without_pyarrows_threads(repository: Any) -> None:
+    """A reader thread that holds a Python buffer at exit can abort the process."""
     wrong = [
         f"{path}:{call.lineno}"
-        for path, tree in files(house)
+        for path, tree in files(repository)
         for call in ast.walk(tree)
         if isinstance(call, ast.Call)
         and isinstance(call.func, ast.Attribute)

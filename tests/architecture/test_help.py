@@ -1,4 +1,4 @@
-"""`lightwam --help` and a typing error must cost milliseconds: no torch, numpy or tyro is imported for them."""
+"""`lightwam --help` and a mistyped command take milliseconds: they import neither torch, numpy nor tyro."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ HEAVY = {"torch", "numpy", "tyro", "jaxtyping", "pyarrow", "av", "safetensors"}
 
 
 def loaded(code: str) -> set[str]:
-    """The heavy packages that a new Python has imported after `code`."""
+    """Return the heavy packages that a new Python process has imported after `code`."""
     end = "\nimport sys; print('\\n' + ' '.join(name for name in sys.modules if '.' not in name))"
     done = subprocess.run([sys.executable, "-c", code + end], capture_output=True, text=True, check=True)
     return HEAVY & set(done.stdout.splitlines()[-1].split())
@@ -22,7 +22,7 @@ def test_the_top_level_imports_nothing_heavy(words: list[str]) -> None:
     assert loaded(f"from lightwam.cli.main import main; main({words})") == set()
 
 
-def test_the_front_door_waits_until_it_is_asked() -> None:
+def test_import_lightwam_imports_nothing_heavy() -> None:
     assert loaded("import lightwam; lightwam.__version__; dir(lightwam)") == set()
 
 
@@ -37,7 +37,7 @@ def test_the_help_of_a_command_needs_no_torch(command: str) -> None:
 
 
 def test_how_long_help_takes(record_property: Callable[[str, object], None]) -> None:
-    """Printed, not judged: a busy machine proves nothing. The issue asks for less than 0.3 s."""
+    """Only reported, because timings depend on the load; the aim is less than 0.3 s."""
     seconds = []
     for _ in range(3):
         start = time.perf_counter()

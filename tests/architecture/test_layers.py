@@ -24,7 +24,7 @@ MODEL_IMPORTS = {"model", "config", "types", "errors"}
 
 
 def imported(tree: ast.Module, known: set[str]) -> Iterator[tuple[ast.AST, str]]:
-    """Every module of lightwam that `tree` imports, anywhere in it, with the import's node."""
+    """Yield every lightwam module that `tree` imports, also inside functions, with the import's node."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
@@ -39,41 +39,41 @@ def imported(tree: ast.Module, known: set[str]) -> Iterator[tuple[ast.AST, str]]
                     yield node, inner if inner in known else module.removeprefix("lightwam.").rstrip(".")
 
 
-def imports(house: Any) -> Iterator[tuple[Any, ast.AST, str, str, str]]:
-    """Module, the import's node, the imported module, and the packages of both; the root's lazy names are left out."""
-    known = set(house.modules)
-    for module in house.modules.values():
+def imports(repository: Any) -> Iterator[tuple[Any, ast.AST, str, str, str]]:
+    """Yield module, import node, imported module and both packages; skips the lazy names of `lightwam/__init__`."""
+    known = set(repository.modules)
+    for module in repository.modules.values():
         for node, target in imported(module.tree, known):
             if module.name and target:
                 yield module, node, target, module.name.split(".")[0], target.split(".")[0]
 
 
-def test_a_package_imports_only_packages_to_its_left(house: Any) -> None:
+def test_a_package_imports_only_packages_to_its_left(repository: Any) -> None:
     wrong = [
-        f"{module.place(node)}: {here} imports {target}"
-        for module, node, target, here, there in imports(house)
+        f"{module.location(node)}: {here} imports {target}"
+        for module, node, target, here, there in imports(repository)
         if here != there and RANK[there] >= RANK[here]
     ]
     assert not wrong, "\n".join(wrong)
 
 
-def test_every_package_has_a_layer(house: Any) -> None:
-    packages = {name.split(".")[0] for name in house.modules if name}
+def test_every_package_has_a_layer(repository: Any) -> None:
+    packages = {name.split(".")[0] for name in repository.modules if name}
     assert packages == set(RANK)
 
 
-def test_every_package_stands_in_the_design(house: Any) -> None:
-    design = (house.root / "docs" / "design.md").read_text(encoding="utf-8")
+def test_design_page_has_the_import_rule(repository: Any) -> None:
+    design = (repository.root / "docs" / "design.md").read_text(encoding="utf-8")
     line = " | ".join(", ".join(layer) for layer in LAYERS[:-1])
     assert f"`{line}`" in design
 
 
-def test_the_root_is_not_imported_from_inside(house: Any) -> None:
-    """`from lightwam import Policy` would hide which package is meant, and lead in a circle."""
-    known = set(house.modules)
+def test_lightwam_modules_do_not_import_the_root(repository: Any) -> None:
+    """`from lightwam import Policy` would hide the package and create an import circle."""
+    known = set(repository.modules)
     wrong = [
-        f"{module.place(node)}: {alias.name}"
-        for module in house.modules.values()
+        f"{module.location(node)}: {alias.name}"
+        for module in repository.modules.values()
         for node in ast.walk(module.tree)
         if isinstance(node, ast.ImportFrom) and node.module == "lightwam"
         for alias in node.names
@@ -82,19 +82,19 @@ def test_the_root_is_not_imported_from_inside(house: Any) -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_there_is_no_import_circle(house: Any) -> None:
-    known = set(house.modules)
+def test_there_is_no_import_circle(repository: Any) -> None:
+    known = set(repository.modules)
     graph = {
         name: {target for _, target in imported(module.tree, known) if target} - {name}
-        for name, module in house.modules.items()
+        for name, module in repository.modules.items()
     }
     list(graphlib.TopologicalSorter(graph).static_order())
 
 
-def test_the_model_imports_settings_and_types_only(house: Any) -> None:
+def test_the_model_imports_settings_and_types_only(repository: Any) -> None:
     wrong = [
-        f"{module.place(node)}: {target}"
-        for module, node, target, here, there in imports(house)
+        f"{module.location(node)}: {target}"
+        for module, node, target, here, there in imports(repository)
         if here == "model" and there not in MODEL_IMPORTS
     ]
     assert not wrong, "\n".join(wrong)

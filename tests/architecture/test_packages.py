@@ -1,4 +1,4 @@
-"""What is imported is declared, and at module level only the core's own dependencies are imported."""
+"""Imported packages are declared, and only core dependencies are imported at module level."""
 
 import ast
 import re
@@ -20,7 +20,7 @@ IMPORT_NAMES = {
 
 
 def names(requirements: list[str]) -> set[str]:
-    """Import names of a list of requirements."""
+    """Return the import names of a list of requirements."""
     words = [re.split(r"[\[<>=!~; ]", requirement)[0].lower() for requirement in requirements]
     return {IMPORT_NAMES.get(word, word) for word in words}
 
@@ -30,7 +30,7 @@ def project(root: Path) -> dict[str, Any]:
 
 
 def third_party(tree: ast.AST, *, everywhere: bool) -> Iterator[tuple[ast.AST, str]]:
-    """Packages that are neither Python's nor ours; `everywhere` looks into functions too."""
+    """Yield imports of third-party packages; `everywhere` includes imports inside functions."""
     for node in ast.iter_child_nodes(tree):
         found = []
         if isinstance(node, ast.Import):
@@ -42,20 +42,20 @@ def third_party(tree: ast.AST, *, everywhere: bool) -> Iterator[tuple[ast.AST, s
             yield from third_party(node, everywhere=everywhere)
 
 
-def test_at_module_level_only_the_core_is_imported(house: Any) -> None:
-    """So that neither a simulator nor a logger is needed, or waited for, by those who do not use it."""
-    core = names(project(house.root)["dependencies"])
+def test_at_module_level_only_the_core_is_imported(repository: Any) -> None:
+    """Simulators and loggers must not be needed by users who do not use them."""
+    core = names(project(repository.root)["dependencies"])
     wrong = [
-        f"{module.place(node)}: {name}"
-        for module in house.modules.values()
+        f"{module.location(node)}: {name}"
+        for module in repository.modules.values()
         for node, name in third_party(module.tree, everywhere=False)
         if name not in core
     ]
     assert not wrong, "\n".join(wrong)
 
 
-def test_whatever_is_imported_is_a_dependency_or_an_extra(house: Any) -> None:
-    declared = project(house.root)
+def test_every_imported_package_is_declared(repository: Any) -> None:
+    declared = project(repository.root)
     extras = [
         package
         for extra, packages in declared["optional-dependencies"].items()
@@ -64,38 +64,38 @@ def test_whatever_is_imported_is_a_dependency_or_an_extra(house: Any) -> None:
     ]
     known = names(declared["dependencies"]) | names(extras)
     wrong = [
-        f"{module.place(node)}: {name}"
-        for module in house.modules.values()
+        f"{module.location(node)}: {name}"
+        for module in repository.modules.values()
         for node, name in third_party(module.tree, everywhere=True)
         if name not in known
     ]
     assert not wrong, "\n".join(wrong)
 
 
-def test_every_core_dependency_is_imported(house: Any) -> None:
-    used = {name for module in house.modules.values() for _, name in third_party(module.tree, everywhere=True)}
-    assert names(project(house.root)["dependencies"]) <= used
+def test_every_core_dependency_is_imported(repository: Any) -> None:
+    used = {name for module in repository.modules.values() for _, name in third_party(module.tree, everywhere=True)}
+    assert names(project(repository.root)["dependencies"]) <= used
 
 
-def test_whatever_make_installs_is_pinned(house: Any) -> None:
-    declared = project(house.root)
+def test_packages_installed_by_make_are_pinned(repository: Any) -> None:
+    declared = project(repository.root)
     extras = declared["optional-dependencies"]
     wanted = [*declared["dependencies"], *extras["dev"], *extras["metaworld"]]
-    lines = (house.root / "constraints.txt").read_text().splitlines()
+    lines = (repository.root / "constraints.txt").read_text().splitlines()
     pins = [line for line in lines if line and not line.startswith("#")]
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+", pin) for pin in pins)
     assert names(wanted) <= names(pins)
 
 
-def test_torch_has_no_upper_bound(house: Any) -> None:
-    (torch,) = (line for line in project(house.root)["dependencies"] if line.startswith("torch"))
+def test_torch_has_no_upper_bound(repository: Any) -> None:
+    (torch,) = (line for line in project(repository.root)["dependencies"] if line.startswith("torch"))
     assert torch == "torch>=2.7"
 
 
-def test_the_lowest_versions_are_those_that_are_allowed(house: Any) -> None:
+def test_make_lowest_installs_the_lowest_allowed_versions(repository: Any) -> None:
     """`make lowest` installs them: `.ci/lowest` reads pyproject.toml."""
-    command = [sys.executable, str(house.root / ".ci" / "lowest")]
+    command = [sys.executable, str(repository.root / ".ci" / "lowest")]
     pins = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    assert pins == [line.replace(">=", "==") for line in project(house.root)["dependencies"]]
+    assert pins == [line.replace(">=", "==") for line in project(repository.root)["dependencies"]]
     other = subprocess.run([*command, "2.99"], capture_output=True, text=True, check=True).stdout.splitlines()
     assert other == [pin if not pin.startswith("torch==") else "torch==2.99" for pin in pins]

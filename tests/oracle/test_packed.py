@@ -156,11 +156,11 @@ def test_the_first_frame_leaves_before_the_last_feed_forward(monkeypatch: pytest
 def test_padding_is_read_once() -> None:
     batch, _, _ = batch_of()
     model = model_of(FROZEN)
-    context = model.with_proprio(batch.context, batch.state)
-    rows, keep = packed_step.distinct(context, batch.context)
+    context = model.append_proprio(batch.context, batch.state)
+    rows, keep = packed_step.drop_padding(context, batch.context)
     assert len(rows) == 3 + 1 + 5 + 3 + 1, "tokens of three prompts, three states, one padding"
-    assert torch.equal(packed_step.in_place(rows[:, :, None], keep)[..., 0], context)
-    for ours, plain in zip(packed_step.read(model, batch), model.dit.read(context), strict=True):
+    assert torch.equal(packed_step.restore_padding(rows[:, :, None], keep)[..., 0], context)
+    for ours, plain in zip(packed_step.encode_context(model, batch), model.dit.encode_context(context), strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-14)
 
 
@@ -176,14 +176,14 @@ def test_a_state_of_zeros_is_no_padding() -> None:
 
 def layer(dtype: torch.dtype = torch.float64) -> tuple[torch.nn.Linear, LoRA, Tensor]:
     torch.manual_seed(3)
-    linear, beside = torch.nn.Linear(6, 5), LoRA(6, 5, 2, 3.0)
-    torch.nn.init.normal_(beside.up.weight)
-    return linear.to(dtype).requires_grad_(False), beside.to(dtype), torch.randn(4, 6).to(dtype).requires_grad_()
+    linear, lora = torch.nn.Linear(6, 5), LoRA(6, 5, 2, 3.0)
+    torch.nn.init.normal_(lora.up.weight)
+    return linear.to(dtype).requires_grad_(False), lora.to(dtype), torch.randn(4, 6).to(dtype).requires_grad_()
 
 
 def test_the_functions_gradients_are_those_of_finite_differences() -> None:
-    linear, beside, x = layer()
-    arguments = (linear.weight, linear.bias, beside.down.weight, beside.up.weight, beside.scale)
+    linear, lora, x = layer()
+    arguments = (linear.weight, linear.bias, lora.down.weight, lora.up.weight, lora.scale)
     assert torch.autograd.gradcheck(LoraLinear.apply, (x, *arguments))
     ffn = FeedForward(6, 7, 2, 3.0).double()
     assert ffn.lora_in is not None and ffn.lora_out is not None

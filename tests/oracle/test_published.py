@@ -25,8 +25,8 @@ def assert_close(ours: Tensor, recorded: Tensor, what: str) -> None:
 def action_pass(recorded: Any, model: LightWAM) -> dict[str, Tensor]:
     given, state = recorded.inputs, recorded.inputs["proprio"][:, 0]
     latent = given["latents"][:, :, :1]
-    context = model.with_proprio(given["context"], state)
-    taps = model.dit(latent, None, model.dit.read(context), only_taps=True).taps
+    context = model.append_proprio(given["context"], state)
+    taps = model.dit(latent, None, model.dit.encode_context(context), stop_at_last_tap=True).taps
     arrays = {"act.chunk": model.act(latent, given["context"], state), "act.context_with_proprio": context}
     for block, tap in zip(recorded.config.backbone.taps, taps, strict=True):
         arrays |= {f"act.backbone_state.{block}": tap.state, f"act.adapted_state.{block}": tap.adapted}
@@ -35,12 +35,12 @@ def action_pass(recorded: Any, model: LightWAM) -> dict[str, Tensor]:
 
 def video_pass(recorded: Any, model: LightWAM) -> dict[str, Tensor]:
     batch, sigma, noise = recorded.batch, recorded.sigma, recorded.inputs["video_noise"]
-    memory = model.dit.read(model.with_proprio(batch.context, batch.state))
+    context_kv = model.dit.encode_context(model.append_proprio(batch.context, batch.state))
     noisy = flow.mix(batch.clip, noise, sigma)
     losses = model.loss(batch, recorded.u, noise)
     return {
         "train.noisy_latents": noisy,
-        "train.velocity_prediction": model.velocity(noisy, sigma, memory),
+        "train.velocity_prediction": model.velocity(noisy, sigma, context_kv),
         "train.video_weight": flow.time_weight(model.config.flow.num_times * sigma, model.config.flow),
         "train.loss": losses.total[None],
         "train.loss_video": losses.video[None],

@@ -140,7 +140,7 @@ def test_a_loaded_backbone_computes_what_diffusers_does(
     wan_backbone.load_backbone(ours, published(tmp_path, layout, theirs, official))
     latents, context = torch.randn(2, 4, 1, 4, 6), torch.randn(2, 5, 10)
     expected = theirs(latents, torch.zeros(2), context).sample
-    velocity = ours(latents, None, ours.read(context)).velocity
+    velocity = ours(latents, None, ours.encode_context(context)).velocity
     torch.testing.assert_close(velocity, expected, rtol=0, atol=1e-5)
     assert expected.std() > 0.1
     assert any("lora_" in name for name in own) and any(name.startswith("adapters.") for name in own)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightwam.config.schema import BackboneConfig, ExpertConfig, FlowConfig, ModelConfig
 from lightwam.engine.folded_model import FoldedWAM
-from lightwam.engine.folding import Place
+from lightwam.engine.folding import Placement
 from lightwam.model.light_wam import LightWAM
 
 SIZES = st.fixed_dictionaries(
@@ -80,15 +80,15 @@ def test_the_engine_equals_the_model(
 ) -> None:
     config = config_of(sizes, expert, state_dim, action_dim)
     model, (latent, context, state) = model_of(config, seed), inputs_of(config, lengths, seed)
-    folded = FoldedWAM(model, Place(torch.device("cpu"), torch.float64))
-    memory = folded.join([folded.read(states) for states in context])
+    folded = FoldedWAM(model, Placement(torch.device("cpu"), torch.float64))
+    context_kv = folded.batch_prompts([folded.encode_prompt(states) for states in context])
     expected = model.act(latent, context, state).detach()
     torch.testing.assert_close(
-        folded.act(latent, memory, state), expected, rtol=0, atol=1e-12 * max(1, expected.abs().max())
+        folded.act(latent, context_kv, state), expected, rtol=0, atol=1e-12 * max(1, expected.abs().max())
     )
     # the memory serves again, whatever the robot's state was
     other = torch.randn_like(state)
     expected = model.act(latent, context, other).detach()
     torch.testing.assert_close(
-        folded.act(latent, memory, other), expected, rtol=0, atol=1e-12 * max(1, expected.abs().max())
+        folded.act(latent, context_kv, other), expected, rtol=0, atol=1e-12 * max(1, expected.abs().max())
     )

@@ -49,18 +49,18 @@ def clip(frames: int = 3) -> tuple[Tensor, Tensor | None, Tensor]:
 
 def test_the_first_frame_does_not_see_later_ones() -> None:
     dit, (latents, times, context) = shaken(CONFIG), clip()
-    before = dit(latents, times, dit.read(context))
+    before = dit(latents, times, dit.encode_context(context))
     latents[:, :, 1:] = torch.randn_like(latents[:, :, 1:])
     assert times is not None
-    after = dit(latents, times / 2, dit.read(context))
+    after = dit(latents, times / 2, dit.encode_context(context))
     torch.testing.assert_close(before.velocity[:, :, 0], after.velocity[:, :, 0], rtol=0, atol=1e-6)
     assert (before.velocity[:, :, 1:] - after.velocity[:, :, 1:]).abs().min() > 1e-6
 
 
 def test_the_first_frame_alone_is_what_it_is_in_a_clip() -> None:
     dit, (latents, times, context) = shaken(CONFIG), clip()
-    memory = dit.read(context)
-    alone, in_clip = dit(latents[:, :, :1], None, memory), dit(latents, times, memory)
+    context_kv = dit.encode_context(context)
+    alone, in_clip = dit(latents[:, :, :1], None, context_kv), dit(latents, times, context_kv)
     torch.testing.assert_close(alone.velocity[:, :, 0], in_clip.velocity[:, :, 0], rtol=0, atol=2e-6)
     for one, many in zip(alone.taps, in_clip.taps, strict=True):
         torch.testing.assert_close(one.adapted, many.adapted[:, :6], rtol=0, atol=2e-6)
@@ -68,18 +68,18 @@ def test_the_first_frame_alone_is_what_it_is_in_a_clip() -> None:
 
 def test_later_frames_see_everything() -> None:
     dit, (latents, times, context) = shaken(CONFIG), clip()
-    before = dit(latents, times, dit.read(context)).velocity
+    before = dit(latents, times, dit.encode_context(context)).velocity
     for frame in range(3):
         changed = latents.clone()
         changed[:, :, frame] += 1
-        after = dit(changed, times, dit.read(context)).velocity
+        after = dit(changed, times, dit.encode_context(context)).velocity
         assert ((before - after)[:, :, 1:].abs().amax(dim=(1, 3, 4)) > 1e-4).all()
 
 
 def test_stopping_after_the_last_tap_gives_the_same_taps_and_no_velocity() -> None:
     dit, (latents, times, context) = shaken(CONFIG), clip()
-    whole = dit(latents, times, dit.read(context))
-    short = dit(latents, times, dit.read(context, only_taps=True), only_taps=True)
+    whole = dit(latents, times, dit.encode_context(context))
+    short = dit(latents, times, dit.encode_context(context, stop_at_last_tap=True), stop_at_last_tap=True)
     assert short.velocity is None and len(short.taps) == len(whole.taps) == 2
     for a, b in zip(short.taps, whole.taps, strict=True):
         assert torch.equal(a.state, b.state) and torch.equal(a.adapted, b.adapted)
@@ -87,10 +87,10 @@ def test_stopping_after_the_last_tap_gives_the_same_taps_and_no_velocity() -> No
 
 def test_an_adapter_replaces_what_it_reads() -> None:
     dit, (latents, times, context) = shaken(CONFIG), clip()
-    before = dit(latents, times, dit.read(context))
+    before = dit(latents, times, dit.encode_context(context))
     nn.init.zeros_(dit.adapters["1"].up.weight)
     nn.init.zeros_(dit.adapters["1"].up.bias)
-    after = dit(latents, times, dit.read(context))
+    after = dit(latents, times, dit.encode_context(context))
     assert torch.equal(before.taps[1].state, after.taps[1].state)
     assert torch.equal(after.taps[1].state, after.taps[1].adapted)
     assert not torch.allclose(before.velocity, after.velocity, atol=1e-3)
@@ -102,16 +102,17 @@ def test_fresh_adapters_and_lora_change_nothing() -> None:
     state = full.state_dict()
     full.load_state_dict(state | {k: v for k, v in plain.state_dict().items() if not k.startswith("adapters.")})
     torch.testing.assert_close(
-        full(latents, times, full.read(context)).velocity, plain(latents, times, plain.read(context)).velocity
+        full(latents, times, full.encode_context(context)).velocity,
+        plain(latents, times, plain.encode_context(context)).velocity,
     )
 
 
 def test_a_time_for_a_single_frame_is_refused() -> None:
     dit, (latents, times, context) = DiT(CONFIG), clip()
     with pytest.raises(AssertionError, match="have a time"):
-        dit(latents[:, :, :1], times, dit.read(context))
+        dit(latents[:, :, :1], times, dit.encode_context(context))
     with pytest.raises(AssertionError, match="have a time"):
-        dit(latents, None, dit.read(context))
+        dit(latents, None, dit.encode_context(context))
 
 
 def test_two_times_a_sample_are_embedded_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,8 +120,8 @@ def test_two_times_a_sample_are_embedded_and_no_more(monkeypatch: pytest.MonkeyP
     rows: list[int] = []
     sinusoid = dit_module.sinusoid
     monkeypatch.setattr(dit_module, "sinusoid", lambda t, dim: (rows.append(len(t)), sinusoid(t, dim))[1])
-    dit(latents, times, dit.read(context))
-    dit(latents[:, :, :1], None, dit.read(context))
+    dit(latents, times, dit.encode_context(context))
+    dit(latents[:, :, :1], None, dit.encode_context(context))
     assert rows == [1 + len(latents), 1]
 
 
@@ -136,7 +137,7 @@ def test_what_a_frozen_backbone_trains() -> None:
 def test_a_forward_leaves_nothing_behind() -> None:
     dit, (latents, times, context) = DiT(CONFIG), clip()
     held = {name: set(vars(module)) for name, module in dit.named_modules()}
-    dit(latents, times, dit.read(context))
+    dit(latents, times, dit.encode_context(context))
     assert held == {name: set(vars(module)) for name, module in dit.named_modules()}
 
 
@@ -186,7 +187,7 @@ def test_one_frame_is_diffusers_forward(heads: int) -> None:
     shake(theirs)
     ours, (latents, _, context) = loaded(theirs, config), clip(frames=1)
     expected = theirs(latents, torch.zeros(2), context).sample
-    velocity = ours(latents, None, ours.read(context)).velocity
+    velocity = ours(latents, None, ours.encode_context(context)).velocity
     torch.testing.assert_close(velocity, expected, rtol=0, atol=1e-5)
 
 
@@ -204,7 +205,7 @@ def test_a_clip_is_diffusers_forward_with_a_time_a_token_and_a_mask() -> None:
         block.attn1.processor = lambda attn, x, c, mask, rope, plain=plain: plain(attn, x, c, sees, rope)
     token_times = torch.cat((torch.zeros(2, 6), times[:, None].expand(2, 12)), dim=1)
     expected = theirs(latents, token_times, context).sample
-    velocity = ours(latents, times, ours.read(context)).velocity
+    velocity = ours(latents, times, ours.encode_context(context)).velocity
     torch.testing.assert_close(velocity, expected, rtol=0, atol=1e-5)
     assert expected.std() > 0.1 and math.isfinite(expected.std())
 
@@ -217,8 +218,8 @@ def test_a_block_is_diffusers_block() -> None:
     context, modulation = torch.randn(2, 5, 48), torch.randn(1, 1, 6, 48)
     rope = theirs.rope(torch.empty(2, 4, 1, 4, 6))
     expected = theirs.blocks[1](x[:, 0], context, modulation[0].expand(2, 6, 48), rope)
-    turn = dit_module.rotation(1, 2, 3, 24, x.device)
+    rope = dit_module.rope_3d(1, 2, 3, 24, x.device)
     block = ours.blocks[1]
     torch.testing.assert_close(
-        block(x, modulation, block.attn2.key_value(context), turn)[:, 0], expected, rtol=0, atol=1e-5
+        block(x, modulation, block.attn2.key_value(context), rope)[:, 0], expected, rtol=0, atol=1e-5
     )

@@ -13,16 +13,16 @@ from lightwam.engine import engine as engines
 from lightwam.engine import folding
 from lightwam.engine.engine import Engine
 from lightwam.engine.folded_model import FoldedWAM
-from lightwam.engine.folding import Folded, Int8, Packed, Place, fold, stack, tensors
+from lightwam.engine.folding import Folded, Int8, Packed, Placement, fold, stack, tensors
 from lightwam.errors import ConfigError, WireError
 from lightwam.model.light_wam import LightWAM
-from lightwam.model.lora import LoRA, project
+from lightwam.model.lora import LoRA, linear_with_lora
 from lightwam.policy.policy import Policy
 from lightwam.sim import registry
 from lightwam.system import cpu
 from lightwam.types import to_pixels
 
-SINGLE, HALF = (Place(torch.device("cpu"), dtype) for dtype in (torch.float32, torch.bfloat16))
+SINGLE, HALF = (Placement(torch.device("cpu"), dtype) for dtype in (torch.float32, torch.bfloat16))
 CONFIG = ModelConfig(
     BackboneConfig(
         width=48, ffn_width=64, num_heads=2, num_blocks=5, latent_channels=3, text_dim=10, time_code_dim=16,
@@ -53,7 +53,7 @@ def canvas_of(size: int, seed: int = 1) -> Tensor:
 
 
 def acted(folded: FoldedWAM, latent: Tensor, context: Tensor, state: Tensor) -> Tensor:
-    return folded.act(latent, folded.join([folded.read(one) for one in context]), state)
+    return folded.act(latent, folded.batch_prompts([folded.encode_prompt(one) for one in context]), state)
 
 
 def test_single_precision_is_the_models_to_rounding() -> None:
@@ -108,7 +108,7 @@ def test_an_update_that_8_bits_swallow_stays_apart(monkeypatch: pytest.MonkeyPat
         folded = fold([(layer, lora)], SINGLE._replace(int8=True))
         assert (folded.down is not None) == apart
         x = torch.randn(9, 40)
-        moved = project(layer, lora, x) - layer(x)
+        moved = linear_with_lora(layer, lora, x) - layer(x)
         assert 0.9 < float(((folded(x) - layer(x)) * moved).sum() / moved.square().sum()) < 1.1
 
 
@@ -116,7 +116,7 @@ def test_half_precision_on_a_cpu_without_units_is_single(monkeypatch: pytest.Mon
     for has, dtype in ((False, torch.float32), (True, torch.bfloat16)):
         monkeypatch.setattr(cpu, "has_bfloat16", lambda has=has: has)
         engine = Engine(model_of(), Same(), lambda sentences: torch.ones(1, 6, 10), torch.device("cpu"), torch.bfloat16)
-        assert engine.folded.place.dtype == dtype
+        assert engine.folded.placement.dtype == dtype
 
 
 def test_half_precision_is_as_near_to_single_as_the_plain_model() -> None:
@@ -172,7 +172,7 @@ def test_an_update_that_rounding_swallows_stays_apart(update: float, apart: bool
     folded = fold([(layer, lora)], HALF)
     assert (folded.down is not None) == apart
     x = torch.randn(50, 96)
-    moved = project(layer, lora, x) - layer(x)
+    moved = linear_with_lora(layer, lora, x) - layer(x)
     ours = widened(folded)(x) - layer(x)
     if update:
         assert 0.93 < float((ours * moved).sum() / moved.square().sum()) < 1.07
@@ -184,7 +184,7 @@ def test_updates_apart_and_merged_may_stand_in_one_stack() -> None:
     assert made.down is not None
     x = torch.randn(5, 24)
     for layer, ours in zip(pairs, widened(made)(x), strict=True):
-        torch.testing.assert_close(ours, project(*layer, x), rtol=0.02, atol=0.05)
+        torch.testing.assert_close(ours, linear_with_lora(*layer, x), rtol=0.02, atol=0.05)
 
 
 def test_several_layers_some_with_an_update_are_one_product() -> None:
@@ -195,7 +195,7 @@ def test_several_layers_some_with_an_update_are_one_product() -> None:
     )
     x = torch.randn(5, 24)
     seen = x * scale + shift
-    expected = gate * torch.cat((project(one, lora, seen), two(seen)), dim=1)
+    expected = gate * torch.cat((linear_with_lora(one, lora, seen), two(seen)), dim=1)
     folded = fold([(one, lora), (two, None)], SINGLE, scale=scale, shift=shift, gate=gate)
     torch.testing.assert_close(folded(x), expected, rtol=1e-5, atol=1e-5)
 

@@ -153,8 +153,8 @@ def test_a_padded_latent_frame_does_not_count() -> None:
     z = batch.clip
     noised = (1 - sigma) * z + sigma * noise
     noised[:, :, 0] = z[:, :, 0]
-    memory = MODEL.dit.read(MODEL.with_proprio(batch.context, batch.state))
-    error = (MODEL.velocity(noised, sigma, memory) - (noise - z)).square().mean(dim=(1, 3, 4))[0]
+    context_kv = MODEL.dit.encode_context(MODEL.append_proprio(batch.context, batch.state))
+    error = (MODEL.velocity(noised, sigma, context_kv) - (noise - z)).square().mean(dim=(1, 3, 4))[0]
     whole, part = (
         MODEL.loss(replace(batch, frame_is_pad=pad), u, noise).video for pad in (torch.zeros_like(is_pad), is_pad)
     )
@@ -219,8 +219,8 @@ def test_imagination_keeps_the_present_and_follows_the_velocity() -> None:
     clean = torch.nn.functional.avg_pool3d(present, (1, 2, 2))
     torch.testing.assert_close(future[:, :, :1], clean)
     start = torch.cat((clean, noise[:, :, 1:]), dim=2)
-    memory = MODEL.dit.read(MODEL.with_proprio(batch.context, batch.state))
-    expected = start - MODEL.velocity(start, torch.ones(3), memory)
+    context_kv = MODEL.dit.encode_context(MODEL.append_proprio(batch.context, batch.state))
+    expected = start - MODEL.velocity(start, torch.ones(3), context_kv)
     torch.testing.assert_close(future[:, :, 1:], expected[:, :, 1:])
     assert not torch.allclose(future, MODEL.imagine(present, batch.context, batch.state, noise, num_steps=4), atol=1e-3)
 
@@ -230,7 +230,7 @@ def test_imagination_walks_the_shifted_schedule_down_to_zero(monkeypatch: pytest
     batch, (_, noise) = batch_of(), draws()
     seen: list[float] = []
 
-    def drift(self: LightWAM, z: Tensor, sigma: Tensor, memory: object) -> Tensor:
+    def drift(self: LightWAM, z: Tensor, sigma: Tensor, context_kv: object) -> Tensor:
         seen.append(sigma[0].item())
         return torch.ones_like(z)
 
@@ -243,7 +243,7 @@ def test_imagination_walks_the_shifted_schedule_down_to_zero(monkeypatch: pytest
 @torch.no_grad()
 def test_looks_are_attention_over_the_tokens_of_the_present() -> None:
     batch = batch_of()
-    looks = MODEL.look(batch.present, batch.context, batch.state)
+    looks = MODEL.attention(batch.present, batch.context, batch.state)
     assert [look.shape for look in looks] == [(3, 2, 2, 16)] * 2
     for look in looks:
         torch.testing.assert_close(look.sum(-1), torch.ones(3, 2, 2))

@@ -68,7 +68,7 @@ def test_it_trains_is_saved_and_acts_the_same_with_the_engine(recipe: Recipe, tm
     assert not torch.equal(model.proprio_encoder.bias, before), "the token that stands for no state is trained"
     run_directory.write_tensors(tmp_path / "weights.safetensors", model.state_dict())
     again = LightWAM(recipe.model)
-    run_directory.fill(again, run_directory.read_tensors(tmp_path / "weights.safetensors"), tmp_path)
+    run_directory.load_strict(again, run_directory.read_tensors(tmp_path / "weights.safetensors"), tmp_path)
 
     rows = np.random.default_rng(0).normal(size=(FRAMES, 2)).astype(np.float32)
     codec = Codec(recipe.codec, measure(np.zeros((FRAMES, 0), np.float32)), measure(rows))

@@ -130,7 +130,7 @@ def test_plain_values_are_an_observation_too(trained: Policy, seen: list[Observa
     assert np.array_equal(trained.act(plain(seen[0])), trained.act(seen[0]))
     assert np.array_equal(trained.act_batch([seen[1], plain(seen[0])]), trained.act_batch([seen[1], seen[0]]))
     assert np.array_equal(trained.imagine(plain(seen[0]), 1, 2), trained.imagine(seen[0], 1, 2))
-    assert np.array_equal(trained.look(plain(seen[0]))[0], trained.look(seen[0])[0])
+    assert np.array_equal(trained.attention(plain(seen[0]))[0], trained.attention(seen[0])[0])
 
 
 @pytest.mark.parametrize(("changes", "told"), PLAIN_WRONG, ids=[told for _, told in PLAIN_WRONG])
@@ -165,7 +165,7 @@ def test_imagining(trained: Policy, seen: list[Observation]) -> None:
 
 
 def test_looking(trained: Policy, seen: list[Observation]) -> None:
-    maps = trained.look(seen[0])
+    maps = trained.attention(seen[0])
     assert len(maps) == 2  # taps
     for attention in maps:
         assert attention.shape == (4, 2, 2)  # queries, 32 pixels / 8 / patch 2
@@ -288,17 +288,6 @@ def test_the_documented_code_runs(point_run: Path, fake_hub: Any, monkeypatch: p
     assert names["video"].shape == (5, 32, 32, 3) and names["video"].dtype == np.uint8
     assert names["address"].endswith("someone/lightwam-point")
     assert names["card"] == (fake_hub.repo("someone/lightwam-point") / "README.md").read_text()
-
-
-def test_what_lightwam_itself_offers() -> None:
-    import lightwam
-
-    assert lightwam.Policy is Policy and lightwam.Observation is Observation
-    assert {"Policy", "Observation", "__version__"} <= set(dir(lightwam))
-    with pytest.raises(AttributeError, match="no attribute 'Polciy'"):
-        lightwam.Polciy  # noqa: B018
-    with pytest.raises(ImportError):
-        exec("from lightwam import Polciy")
 
 
 @pytest.mark.parametrize("far", [3e38, -1e20])

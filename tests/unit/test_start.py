@@ -144,7 +144,7 @@ def test_a_run_to_start_from_is_looked_at_before_anything_is_written(two: Two, t
 
 def spoil(run: Path) -> None:
     """One NaN in the newest checkpoint's average, with a digest that fits."""
-    place = run_directory.place_of(run)
+    place = run_directory.checkpoint_dir(run)
     weights = safetensors.torch.load_file(place / "ema.safetensors")
     next(iter(weights.values())).view(-1)[0] = float("nan")
     safetensors.torch.save_file(weights, place / "ema.safetensors")

@@ -61,7 +61,7 @@ def convert(options: ConvertOptions) -> LightWAMPolicy:
     )
     policy = LightWAMPolicy(config)
     saved = run_directory.load(run, options.step, training=False)
-    run_directory.fill(policy.model, run_directory.run_weights(run, saved, ema=options.ema), run)
+    run_directory.load_strict(policy.model, run_directory.run_weights(run, saved, ema=options.ema), run)
     stats = {OBS_STATE: codec.state.to_dict(), ACTION: codec.action.to_dict()}
     beside = out.with_name(f".{out.name}.{os.getpid()}")
     try:

@@ -23,7 +23,7 @@ from lightwam.encoders.frozen import Prompts, encode_clip, open_latents, vae_ide
 from lightwam.engine.packed_step import packed_loss
 from lightwam.errors import ConfigError, WireError
 from lightwam.model.light_wam import LightWAM
-from lightwam.policy.run_directory import fill
+from lightwam.policy.run_directory import load_strict
 from lightwam.training.train import flow_draw
 from lightwam.training.wan_backbone import load_backbone
 from lightwam.types import SINGLE_PROCESS, Batch, LatentCodec, Rank, to_pixels
@@ -65,7 +65,7 @@ class LightWAMPolicy(PreTrainedPolicy):
         cls, model: LightWAMPolicy, model_file: str, map_location: str, strict: bool
     ) -> LightWAMPolicy:
         """Strict always, whatever LeRobot asks for: CheckpointError lists every tensor that does not fit."""
-        fill(model, safetensors.torch.load_file(model_file), Path(model_file))
+        load_strict(model, safetensors.torch.load_file(model_file), Path(model_file))
         return model
 
     def get_optim_params(self) -> list[torch.nn.Parameter]:

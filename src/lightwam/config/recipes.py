@@ -393,8 +393,13 @@ RECIPES: Mapping[str, Callable[[], Recipe]] = {
 """name on the command line -> the recipe"""
 
 
+def recipe_names() -> tuple[str, ...]:
+    """Return the names of all recipes."""
+    return tuple(RECIPES)
+
+
 def recipe(name: str) -> Recipe:
-    """The checked recipe called `name`; ConfigError with the nearest names when there is none."""
+    """Return the recipe of this name, checked; ConfigError with the nearest names for an unknown one."""
     if name not in RECIPES:
         raise ConfigError("unknown recipe", got=repr(name), next_step=did_you_mean(name, RECIPES))
     return check(RECIPES[name]())

@@ -60,18 +60,18 @@ class Demonstration:
     steps_to_success: int
 
 
-def collect(recipe: Recipe, root: Path, say: Callable[[str], None] = print) -> CollectReport:
-    """Records as many successes of every task as `recipe.collect` wants under `root`; goes on with what is there.
+def collect(recipe: Recipe, dataset: Path | str, say: Callable[[str], None] = print) -> CollectReport:
+    """Records as many successes of every task as `recipe.collect` wants in `dataset`; goes on with what is there.
 
     Ctrl-C ends the work in hand, closes the dataset with all that is done, and raises KeyboardInterrupt; the same call
-    continues it. A seed whose worker process dies is tried again in another. Raises DatasetError when `root` holds
+    continues it. A seed whose worker process dies is tried again in another. Raises DatasetError when `dataset` holds
     another dataset or one made with other simulator versions, or the disk is full; SimulatorError when a simulator or
     an expert fails or a seed ends its worker again and again, naming task and seed; what is done is kept then too.
     LeRobot's fps is a whole number, so a rate such as 80 / 3 is rounded there.
     """
     from lightwam.data.lerobot.writer import LeRobotWriter
 
-    began, sim = time.monotonic(), recipe.sim
+    began, sim, dataset = time.monotonic(), recipe.sim, Path(dataset)
     check_seed("collect.first_seed", recipe.collect.first_seed)
     if recipe.collect.workers:
         require_main_guard()
@@ -81,8 +81,8 @@ def collect(recipe: Recipe, root: Path, say: Callable[[str], None] = print) -> C
     first = simulators[0]
     sizes = {camera: (sim.height, sim.width) for camera in first.cameras}
     fps = max(1, round(first.fps))
-    writer = LeRobotWriter(root, fps, first.robot, sizes, first.state_names, first.action_names)
-    plan = _Plan(recipe, writer.notes, root)
+    writer = LeRobotWriter(dataset, fps, first.robot, sizes, first.state_names, first.action_names)
+    plan = _Plan(recipe, writer.notes, dataset)
     sentences = {simulator.task: simulator.instruction for simulator in simulators}
     before = sum(note.length for note in writer.notes)
     num_before = writer.num_episodes
@@ -92,11 +92,11 @@ def collect(recipe: Recipe, root: Path, say: Callable[[str], None] = print) -> C
         finally:
             writer.close()
     except KeyboardInterrupt:
-        say(f"collect: stopped; {writer.num_episodes} episodes are safe in {root}, the same command goes on")
+        say(f"collect: stopped; {writer.num_episodes} episodes are safe in {dataset}, the same command goes on")
         raise
     frames = sum(note.length for note in writer.notes)
     return CollectReport(
-        root=root,
+        root=dataset,
         episodes=writer.num_episodes,
         frames=frames,
         attempts=plan.attempts,

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from lightwam.engine.folded_model import FoldedWAM, Memory, Sentence
-from lightwam.engine.folding import Place
+from lightwam.engine.folded_model import ContextKV, FoldedWAM, PromptKV
+from lightwam.engine.folding import Placement
 from lightwam.model.light_wam import LightWAM
 from lightwam.system.cpu import product_dtype
 from lightwam.types import LatentCodec, to_pixels
@@ -44,11 +44,11 @@ class Engine:
         `int8` keeps the weights of linear layers in 8 bits: less memory, and actions that are not quite the model's.
         """
         dtype = getattr(torch, product_dtype(device, dtype))
-        self.folded, self.latents, self.device = FoldedWAM(model, Place(device, dtype, int8)), latents, device
+        self.folded, self.latents, self.device = FoldedWAM(model, Placement(device, dtype, int8)), latents, device
         self._states = states
-        self._sentences: OrderedDict[str, Sentence] = OrderedDict()
+        self._sentences: OrderedDict[str, PromptKV] = OrderedDict()
         self._graphs: OrderedDict[tuple[int, ...], Graph] = OrderedDict()
-        self._memory: tuple[tuple[str, ...], Memory] | None = None
+        self._memory: tuple[tuple[str, ...], ContextKV] | None = None
 
     @torch.inference_mode()
     def act(
@@ -58,28 +58,28 @@ class Engine:
 
         Canvases travel to the engine's device as bytes, a quarter of what they are as floats.
         """
-        memory, canvas, state = self.memory(tuple(instructions)), canvas.to(self.device), state.to(self.device)
+        context_kv, canvas, state = self.context_kv(tuple(instructions)), canvas.to(self.device), state.to(self.device)
         if self.device.type != "cuda":
-            return self.run(canvas, memory, state)
-        sizes = (*canvas.shape, memory.weight.shape[-1])
-        graph = _kept(self._graphs, sizes, lambda: Graph(self.run, canvas, memory, state), NUM_GRAPHS)
-        return graph(canvas, memory, state)
+            return self.run(canvas, context_kv, state)
+        sizes = (*canvas.shape, context_kv.weight.shape[-1])
+        graph = _kept(self._graphs, sizes, lambda: Graph(self.run, canvas, context_kv, state), NUM_GRAPHS)
+        return graph(canvas, context_kv, state)
 
     def run(
-        self, canvas: UInt8[Tensor, "B height width 3"], memory: Memory, state: Float[Tensor, "B P"]
+        self, canvas: UInt8[Tensor, "B height width 3"], context_kv: ContextKV, state: Float[Tensor, "B P"]
     ) -> Float[Tensor, "B H A"]:
         """All of it, kernel by kernel."""
-        return self.folded.act(self.latents.encode(to_pixels(canvas[:, None])), memory, state)
+        return self.folded.act(self.latents.encode(to_pixels(canvas[:, None])), context_kv, state)
 
-    def memory(self, instructions: tuple[str, ...]) -> Memory:
+    def context_kv(self, instructions: tuple[str, ...]) -> ContextKV:
         """The instructions as the model reads them, one a sample."""
         if self._memory is None or self._memory[0] != instructions:
-            self._memory = instructions, self.folded.join([self._sentence(one) for one in instructions])
+            self._memory = instructions, self.folded.batch_prompts([self._sentence(one) for one in instructions])
         return self._memory[1]
 
-    def _sentence(self, instruction: str) -> Sentence:
-        def read() -> Sentence:
-            return self.folded.read(self._states([instruction])[0].to(self.device))
+    def _sentence(self, instruction: str) -> PromptKV:
+        def read() -> PromptKV:
+            return self.folded.encode_prompt(self._states([instruction])[0].to(self.device))
 
         return _kept(self._sentences, instruction, read, NUM_SENTENCES)
 
@@ -87,25 +87,25 @@ class Engine:
 class Graph:
     """`run`, captured once for inputs of some shapes, then replayed: one launch instead of over a thousand."""
 
-    def __init__(self, run: Callable[..., Tensor], seen: Tensor, memory: Memory, state: Tensor) -> None:
+    def __init__(self, run: Callable[..., Tensor], seen: Tensor, context_kv: ContextKV, state: Tensor) -> None:
         self.seen, self.state = seen.clone(), state.clone()
-        self.memory, self.given = Memory(*(part.clone() for part in memory)), memory
+        self.context_kv, self.given = ContextKV(*(part.clone() for part in context_kv)), context_kv
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # libraries choose their kernels and workspaces before the capture
             for _ in range(3):
-                run(self.seen, self.memory, self.state)
+                run(self.seen, self.context_kv, self.state)
         torch.cuda.current_stream().wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
-            self.action = run(self.seen, self.memory, self.state)
+            self.action = run(self.seen, self.context_kv, self.state)
 
-    def __call__(self, seen: Tensor, memory: Memory, state: Tensor) -> Float[Tensor, "B H A"]:
+    def __call__(self, seen: Tensor, context_kv: ContextKV, state: Tensor) -> Float[Tensor, "B H A"]:
         """What `run` gives for these."""
-        if memory is not self.given:
-            for ours, theirs in zip(self.memory, memory, strict=True):
+        if context_kv is not self.given:
+            for ours, theirs in zip(self.context_kv, context_kv, strict=True):
                 ours.copy_(theirs)
-            self.given = memory
+            self.given = context_kv
         self.seen.copy_(seen, non_blocking=True)
         self.state.copy_(state, non_blocking=True)
         self.graph.replay()

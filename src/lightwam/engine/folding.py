@@ -21,10 +21,10 @@ from jaxtyping import Float
 from jaxtyping import Int8 as Int8Tensor
 from torch import Tensor, nn
 
-from lightwam.model.layers import Projection, wide
+from lightwam.model.layers import Projection, at_least_float32
 from lightwam.model.lora import LoRA
 
-KEPT = 0.95
+MIN_EFFECT_KEPT = 0.95
 """an update is merged when rounding leaves at least this much of its effect, and at most its inverse"""
 
 PACKED_FROM = 2**20
@@ -37,7 +37,7 @@ Part = tuple[nn.Module, LoRA | None]
 """a linear layer and its low-rank update"""
 
 
-class Place(NamedTuple):
+class Placement(NamedTuple):
     """Where the engine computes, and in what."""
 
     device: torch.device
@@ -49,7 +49,7 @@ class Place(NamedTuple):
         """A tensor there, rounded once, in memory of its own."""
         return x.detach().to(self.device, self.dtype, copy=True)
 
-    def put_wide(self, x: Tensor) -> Tensor:
+    def put_float32(self, x: Tensor) -> Tensor:
         """A tensor there, in float32 or, where the engine computes in it, float64."""
         return x.detach().to(self.device, torch.promote_types(self.dtype, torch.float32), copy=True)
 
@@ -90,10 +90,12 @@ class Int8(Folded):
 
     __slots__ = ("scale",)
 
-    def __init__(self, place: Place, weight: Float[Tensor, "m n"], bias: Float[Tensor, " m"], *apart: Tensor) -> None:
+    def __init__(
+        self, placement: Placement, weight: Float[Tensor, "m n"], bias: Float[Tensor, " m"], *apart: Tensor
+    ) -> None:
         whole, scale = to_int8(weight)
-        super().__init__(whole.to(place.device), bias, *apart)
-        self.scale = place.put_wide(scale)
+        super().__init__(whole.to(placement.device), bias, *apart)
+        self.scale = placement.put_float32(scale)
 
     def __call__(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch m"]:
         """[..., n] -> [..., m]."""
@@ -115,7 +117,7 @@ class Stack(Folded):
 
 def fold(
     parts: Sequence[Part],
-    place: Place,
+    placement: Placement,
     *,
     scale: Float[Tensor, " n"] | None = None,
     shift: Float[Tensor, " n"] | None = None,
@@ -127,33 +129,35 @@ def fold(
     `plain`: neither packed nor in 8 bits, so that `stack` may take it.
     """
     linears = [cast(nn.Linear, layer.proj if isinstance(layer, Projection) else layer) for layer, _ in parts]
-    weight = torch.cat([wide(layer.weight.detach()) for layer in linears])
-    bias = torch.cat([wide(layer.bias.detach()) for layer in linears])
+    weight = torch.cat([at_least_float32(layer.weight.detach()) for layer in linears])
+    bias = torch.cat([at_least_float32(layer.bias.detach()) for layer in linears])
     updates = low_rank([lora for _, lora in parts], weight)
-    scale = torch.ones_like(weight[0]) if scale is None else wide(scale.detach())
-    gate = torch.ones_like(bias) if gate is None else wide(gate.detach())
+    scale = torch.ones_like(weight[0]) if scale is None else at_least_float32(scale.detach())
+    gate = torch.ones_like(bias) if gate is None else at_least_float32(gate.detach())
     if shift is not None:
-        shift = wide(shift.detach())
+        shift = at_least_float32(shift.detach())
         bias = bias + weight @ shift
         if updates is not None:
             bias = bias + updates[1] @ (updates[0] @ shift)
-    base, bias = gate[:, None] * weight * scale, place.put(gate * bias)
-    place = place._replace(int8=place.int8 and not plain and weight.numel() >= INT8_FROM)
+    base, bias = gate[:, None] * weight * scale, placement.put(gate * bias)
+    placement = placement._replace(int8=placement.int8 and not plain and weight.numel() >= INT8_FROM)
     if updates is None:
-        return layer(place, base, bias, plain=plain)
+        return layer(placement, base, bias, plain=plain)
     down, up = updates[0] * scale, gate[:, None] * updates[1]
     update = up @ down
-    if survives(place, base, update):
-        return layer(place, base + update, bias, plain=plain)
-    return layer(place, base, bias, place.put(down), place.put(up), plain=plain)
+    if survives_rounding(placement, base, update):
+        return layer(placement, base + update, bias, plain=plain)
+    return layer(placement, base, bias, placement.put(down), placement.put(up), plain=plain)
 
 
-def layer(place: Place, weight: Float[Tensor, "m n"], bias: Float[Tensor, " m"], *apart: Tensor, plain: bool) -> Folded:
+def layer(
+    placement: Placement, weight: Float[Tensor, "m n"], bias: Float[Tensor, " m"], *apart: Tensor, plain: bool
+) -> Folded:
     """A folded layer for its place: in 8 bits, packed for a CPU where that pays, or as it is."""
-    if place.int8:
-        return Int8(place, weight, bias, *apart)
-    weight = place.put(weight)
-    large = not plain and weight.numel() >= PACKED_FROM and place[:2] == (torch.device("cpu"), torch.float32)
+    if placement.int8:
+        return Int8(placement, weight, bias, *apart)
+    weight = placement.put(weight)
+    large = not plain and weight.numel() >= PACKED_FROM and placement[:2] == (torch.device("cpu"), torch.float32)
     if large and torch.backends.mkldnn.is_available():
         return Packed(torch.ops.mkldnn._reorder_linear_weight(weight), bias, *apart)
     return Folded(weight, bias, *apart)
@@ -184,24 +188,24 @@ def low_rank(
     if not given:
         return None
     nothing = weight.new_zeros(len(weight) // len(updates), 0)
-    ups = [nothing if lora is None else wide(lora.up.weight.detach()) * lora.scale for lora in updates]
-    return torch.cat([wide(lora.down.weight.detach()) for lora in given]), torch.block_diag(*ups)
+    ups = [nothing if lora is None else at_least_float32(lora.up.weight.detach()) * lora.scale for lora in updates]
+    return torch.cat([at_least_float32(lora.down.weight.detach()) for lora in given]), torch.block_diag(*ups)
 
 
-def survives(place: Place, base: Float[Tensor, "m n"], update: Float[Tensor, "m n"]) -> bool:
+def survives_rounding(placement: Placement, base: Float[Tensor, "m n"], update: Float[Tensor, "m n"]) -> bool:
     """Whether rounding leaves the update's effect: its projection on what the rounded weights differ by."""
     size = update.square().sum()
     if size == 0:
         return True
-    moved = rounded(place, base + update) - rounded(place, base)
+    moved = quantised(placement, base + update) - quantised(placement, base)
     kept = float((moved * update).sum() / size)
-    return KEPT <= kept <= 1 / KEPT
+    return MIN_EFFECT_KEPT <= kept <= 1 / MIN_EFFECT_KEPT
 
 
-def rounded(place: Place, weight: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
+def quantised(placement: Placement, weight: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
     """What a place keeps of a weight."""
-    if not place.int8:
-        return wide(weight.to(place.dtype))
+    if not placement.int8:
+        return at_least_float32(weight.to(placement.dtype))
     whole, scale = to_int8(weight)
     return whole * scale[:, None]
 

@@ -13,16 +13,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lightwam.model.layers import FeedForward, Projection, gelu
-from lightwam.model.lora import LoRA, project
+from lightwam.model.lora import LoRA, linear_with_lora
 
 Grads = tuple[Tensor | None, ...]
 
 
 def linear(layer: nn.Module, lora: LoRA | None, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch m"]:
-    """The same as `model.lora.project`; by `LoraLinear` where the layer is frozen and has LoRA."""
+    """The same as `model.lora.linear_with_lora`; by `LoraLinear` where the layer is frozen and has LoRA."""
     layer = layer.proj if isinstance(layer, Projection) else layer
     if lora is None or not isinstance(layer, nn.Linear) or layer.weight.requires_grad:
-        return project(layer, lora, x)
+        return linear_with_lora(layer, lora, x)
     flat = x.reshape(-1, x.shape[-1])
     y = LoraLinear.apply(flat, layer.weight, layer.bias, lora.down.weight, lora.up.weight, lora.scale)
     return cast(Tensor, y).view(*x.shape[:-1], -1)

@@ -26,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from lightwam.engine.fused_lora import feed_forward, linear
 from lightwam.model import flow
 from lightwam.model.dit import Block, DiT, KeyValue
-from lightwam.model.layers import Attention, attend, norm, rotate, rotation
+from lightwam.model.layers import Attention, apply_rope, attention, layer_norm, rope_3d
 from lightwam.model.light_wam import LightWAM
 from lightwam.types import Batch, Losses
 
@@ -40,7 +40,7 @@ class Layout:
     later: int
 
     @property
-    def now(self) -> int:
+    def clean(self) -> int:
         """Tokens of time 0."""
         return self.action + self.first
 
@@ -53,7 +53,7 @@ class Layout:
 class Modulation(NamedTuple):
     """The six vectors of a block, for tokens of time 0 and for later ones."""
 
-    now: Float[Tensor, "1 6 D"]
+    clean: Float[Tensor, "1 6 D"]
     later: Float[Tensor, "B 6 D"]
 
 
@@ -83,27 +83,27 @@ def packed_loss(
         return model.loss(batch, u, noise)
     sigma = flow.shifted(u, config.flow.shift)
     noisy = flow.mix(batch.clip, noise, sigma)
-    memory = read(model, batch)
-    velocity, taps = forward(model.dit, batch.present, noisy, config.flow.num_times * sigma, memory, checkpointing)
+    context_kv = encode_context(model, batch)
+    velocity, taps = forward(model.dit, batch.present, noisy, config.flow.num_times * sigma, context_kv, checkpointing)
     action = model.action_error(model.expert(taps), batch).mean()
     video = model.video_error(velocity, batch, noise, sigma).mean()
     return Losses(config.video_loss_weight * video + config.action_loss_weight * action, video, action)
 
 
-def read(model: LightWAM, batch: Batch) -> tuple[KeyValue, ...]:
-    """`model.dit.read`, every padded position computed once for the whole batch: they are all the same zeros."""
-    context = model.with_proprio(batch.context, batch.state)
-    rows, keep = distinct(context, batch.context)
+def encode_context(model: LightWAM, batch: Batch) -> tuple[KeyValue, ...]:
+    """`model.dit.encode_context`, every padded position computed once for the whole batch: all the same zeros."""
+    context = model.append_proprio(batch.context, batch.state)
+    rows, keep = drop_padding(context, batch.context)
     dit = model.dit
     tokens = dit.condition_embedder.text(rows)
-    memory = []
+    context_kv = []
     for block in dit.blocks:
         k, v = key_value(cast(Block, block).attn2, tokens)
-        memory.append((in_place(k, keep), in_place(v, keep)))
-    return tuple(memory)
+        context_kv.append((restore_padding(k, keep), restore_padding(v, keep)))
+    return tuple(context_kv)
 
 
-def distinct(
+def drop_padding(
     context: Float[Tensor, "B L1 E"], text: Float[Tensor, "B L E"]
 ) -> tuple[Float[Tensor, "n E"], Bool[Tensor, "B L1"]]:
     """The tokens that are not padding and, last, one zero for all that are; and which tokens of the context are not.
@@ -115,8 +115,8 @@ def distinct(
     return torch.cat((context[keep], context.new_zeros(1, context.shape[2]))), keep
 
 
-def in_place(rows: Float[Tensor, "n heads d"], keep: Bool[Tensor, "B L1"]) -> Float[Tensor, "B L1 heads d"]:
-    """What was computed of `distinct` tokens, at every token of the context."""
+def restore_padding(rows: Float[Tensor, "n heads d"], keep: Bool[Tensor, "B L1"]) -> Float[Tensor, "B L1 heads d"]:
+    """What was computed of `drop_padding` tokens, at every token of the context."""
     # The padding's row is expanded, not gathered: the gradient of a gather adds its many terms one by one, in bfloat16.
     tokens, padding = rows.split((len(rows) - 1, 1))
     return padding.expand(*keep.shape, *rows.shape[1:]).index_put((keep,), tokens)
@@ -127,23 +127,23 @@ def forward(
     present: Float[Tensor, "B C 1 h w"],
     noisy: Float[Tensor, "B C T h2 w2"],
     time: Float[Tensor, " B"],
-    memory: Sequence[KeyValue],
+    context_kv: Sequence[KeyValue],
     checkpointing: bool,
 ) -> tuple[Float[Tensor, "B C later h2 w2"], list[Float[Tensor, "B action D"]]]:
     """Velocity of the later frames, and the adapted tokens of the action pass, one entry a tap."""
-    x, turn, layout, (rows, columns) = tokens(dit, present, noisy)
-    embedding, modulation = times(dit, time)
+    x, rope, layout, (rows, columns) = tokens(dit, present, noisy)
+    embedding, modulation = time_modulation(dit, time)
     last, taps = dit.config.num_blocks - 1, []
     for i, block in enumerate(dit.blocks):
-        arguments = (cast(Block, block), x, turn, layout, modulation, memory[i], i < last)
-        x = checkpoint(run, *arguments, use_reentrant=False) if checkpointing else run(*arguments)
+        arguments = (cast(Block, block), x, rope, layout, modulation, context_kv[i], i < last)
+        x = checkpoint(run_block, *arguments, use_reentrant=False) if checkpointing else run_block(*arguments)
         if i == last:
             layout = replace(layout, first=0)
         if i in dit.config.taps:
             x = dit.adapters[str(i)](x)
             taps.append(x[:, : layout.action])
         if i == dit.config.taps[-1]:
-            x, turn, layout = x[:, layout.action :], turn[layout.action :], replace(layout, action=0)
+            x, rope, layout = x[:, layout.action :], rope[layout.action :], replace(layout, action=0)
     x = x.unflatten(1, (noisy.shape[2] - 1, -1))
     return dit.head(x, embedding[:, None], rows, columns), taps
 
@@ -152,63 +152,63 @@ def tokens(
     dit: DiT, present: Float[Tensor, "B C 1 h w"], noisy: Float[Tensor, "B C T h2 w2"]
 ) -> tuple[Float[Tensor, "B S D"], Complex[Tensor, "S 1 pairs"], Layout, tuple[int, int]]:
     """All tokens of a sample, how RoPE turns each, how many of each kind, and the later frames' rows and columns."""
-    weight, parts, turns = dit.scale_shift_table, [], []
+    weight, parts, ropes = dit.scale_shift_table, [], []
     head_dim = dit.config.width // dit.config.num_heads
     for latents in (present, noisy):
         patches = dit.patch_embedding(latents.to(weight.dtype))
         frames, rows, columns = patches.shape[2:]
         parts.append(patches.flatten(2).transpose(1, 2))
-        turns.append(rotation(frames, rows, columns, head_dim, weight.device, weight.dtype))
+        ropes.append(rope_3d(frames, rows, columns, head_dim, weight.device, weight.dtype))
     first = rows * columns
     layout = Layout(parts[0].shape[1], first, parts[1].shape[1] - first)
-    return torch.cat(parts, dim=1), torch.cat(turns), layout, (rows, columns)
+    return torch.cat(parts, dim=1), torch.cat(ropes), layout, (rows, columns)
 
 
-def times(dit: DiT, time: Float[Tensor, " B"]) -> tuple[Float[Tensor, "B D"], Modulation]:
+def time_modulation(dit: DiT, time: Float[Tensor, " B"]) -> tuple[Float[Tensor, "B D"], Modulation]:
     """The later frames' time embedding, and everybody's modulation."""
-    now = torch.zeros(1, device=time.device, dtype=time.dtype)
-    embedding, vectors = dit.condition_embedder.time(torch.cat((now, time)))
+    clean = torch.zeros(1, device=time.device, dtype=time.dtype)
+    embedding, vectors = dit.condition_embedder.time(torch.cat((clean, time)))
     return embedding[1:], Modulation(vectors[:1], vectors[1:])
 
 
-def run(
+def run_block(
     block: Block,
     x: Float[Tensor, "B S D"],
-    turn: Complex[Tensor, "S 1 pairs"],
+    rope: Complex[Tensor, "S 1 pairs"],
     layout: Layout,
     modulation: Modulation,
-    memory: KeyValue,
+    context_kv: KeyValue,
     keeps_first: bool,
 ) -> Float[Tensor, "B S2 D"]:
     """`Block.forward` on packed tokens; without `keeps_first`, those of the first frame leave after giving keys."""
-    now, later = ((part + block.scale_shift_table).unbind(1) for part in modulation)
-    attended = self_attention(block.attn1, modulate(x, now[:2], later[:2], layout), turn, layout, keeps_first)
+    clean, later = ((part + block.scale_shift_table).unbind(1) for part in modulation)
+    attended = self_attention(block.attn1, modulate(x, clean[:2], later[:2], layout), rope, layout, keeps_first)
     if not keeps_first:
         x, layout = without_first(x, layout), replace(layout, first=0)
-    x = gated(x, attended, now[2], later[2], layout)
+    x = gated(x, attended, clean[2], later[2], layout)
     query = attention_query(block.attn2, block.norm2(x))
-    x = x + linear(block.attn2.to_out[0], block.attn2.lora_out, attend(query, *memory))
-    hidden = feed_forward(block.ffn, modulate(x, now[3:5], later[3:5], layout))
-    return gated(x, hidden, now[5], later[5], layout)
+    x = x + linear(block.attn2.to_out[0], block.attn2.lora_out, attention(query, *context_kv))
+    hidden = feed_forward(block.ffn, modulate(x, clean[3:5], later[3:5], layout))
+    return gated(x, hidden, clean[5], later[5], layout)
 
 
 def self_attention(
-    attention: Attention,
+    layer: Attention,
     x: Float[Tensor, "B S D"],
-    turn: Complex[Tensor, "S 1 pairs"],
+    rope: Complex[Tensor, "S 1 pairs"],
     layout: Layout,
     keeps_first: bool,
 ) -> Float[Tensor, "B S2 D"]:
     """Three unmasked attentions."""
-    k, v = key_value(attention, x)
-    keys, values = rotate(k, turn).split(layout.parts, dim=1), v.split(layout.parts, dim=1)
+    k, v = key_value(layer, x)
+    keys, values = apply_rope(k, rope).split(layout.parts, dim=1), v.split(layout.parts, dim=1)
     if not keeps_first:
-        x, turn = without_first(x, layout), without_first(turn[None], layout)[0]
+        x, rope = without_first(x, layout), without_first(rope[None], layout)[0]
         layout = replace(layout, first=0)
-    queries = rotate(attention_query(attention, x), turn).split(layout.parts, dim=1)
-    mixed = [attend(q, k, v) for q, k, v in zip(queries[:2], keys[:2], values[:2], strict=True) if q.shape[1]]
-    mixed.append(attend(queries[2], torch.cat(keys[1:], dim=1), torch.cat(values[1:], dim=1)))
-    return linear(attention.to_out[0], attention.lora_out, torch.cat(mixed, dim=1))
+    queries = apply_rope(attention_query(layer, x), rope).split(layout.parts, dim=1)
+    mixed = [attention(q, k, v) for q, k, v in zip(queries[:2], keys[:2], values[:2], strict=True) if q.shape[1]]
+    mixed.append(attention(queries[2], torch.cat(keys[1:], dim=1), torch.cat(values[1:], dim=1)))
+    return linear(layer.to_out[0], layer.lora_out, torch.cat(mixed, dim=1))
 
 
 def attention_query(attention: Attention, x: Float[Tensor, "B S D"]) -> Float[Tensor, "B S heads d"]:
@@ -233,20 +233,20 @@ def without_first(x: Tensor, layout: Layout) -> Tensor:
 
 
 def modulate(
-    x: Float[Tensor, "B S D"], now: Sequence[Tensor], later: Sequence[Tensor], layout: Layout
+    x: Float[Tensor, "B S D"], clean: Sequence[Tensor], later: Sequence[Tensor], layout: Layout
 ) -> Float[Tensor, "B S D"]:
-    """norm(x) (1 + scale) + shift, with the shift and scale of each token's time."""
-    present, future = x.split((layout.now, layout.later), dim=1)
-    changed = torch.addcmul(later[0][:, None], norm(future), 1 + later[1][:, None])
-    if not layout.now:
+    """layer_norm(x) (1 + scale) + shift, with the shift and scale of each token's time."""
+    present, future = x.split((layout.clean, layout.later), dim=1)
+    changed = torch.addcmul(later[0][:, None], layer_norm(future), 1 + later[1][:, None])
+    if not layout.clean:
         return changed
-    return torch.cat((norm(present, 1 + now[1][0], now[0][0]), changed), dim=1)
+    return torch.cat((layer_norm(present, 1 + clean[1][0], clean[0][0]), changed), dim=1)
 
 
 def gated(
-    x: Float[Tensor, "B S D"], update: Float[Tensor, "B S D"], now: Tensor, later: Tensor, layout: Layout
+    x: Float[Tensor, "B S D"], update: Float[Tensor, "B S D"], clean: Tensor, later: Tensor, layout: Layout
 ) -> Float[Tensor, "B S D"]:
     """x + gate * update, with the gate of each token's time."""
     # split, not slices: its backward pass is one concatenation, theirs a tensor of zeros each
-    halves = zip(*(one.split((layout.now, layout.later), dim=1) for one in (x, update)), (now, later), strict=True)
+    halves = zip(*(one.split((layout.clean, layout.later), dim=1) for one in (x, update)), (clean, later), strict=True)
     return torch.cat([torch.addcmul(a, gate[:, None], b) for a, b, gate in halves if a.shape[1]], dim=1)

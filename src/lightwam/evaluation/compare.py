@@ -20,7 +20,7 @@ EPISODE_CHOICE = ("sim.tasks", "eval.trials", "eval.first_seed")
 """which episodes there are: pairing takes care of that"""
 
 
-def compare(first: Path, second: Path, anyway: bool = False) -> dict[str, Any]:
+def compare(first: Path | str, second: Path | str, anyway: bool = False) -> dict[str, Any]:
     """The episodes that both evaluation folders have, counted in pairs, in all and by task; plain JSON values.
 
     "differs" holds what may be compared (recipe, weights, step, what computes), name -> the two values; "matters" the
@@ -28,6 +28,7 @@ def compare(first: Path, second: Path, anyway: bool = False) -> dict[str, Any]:
     CheckpointError lists them, unless `anyway`.
     CheckpointError too when a folder holds no evaluation, or when no task and seed is in both.
     """
+    first, second = Path(first), Path(second)
     protocol = _protocol(first)
     differs = dict(differences(protocol, _protocol(second)))
     matters = {name: differs.pop(name) for name in list(differs) if _matters(name)}

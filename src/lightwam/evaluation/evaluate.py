@@ -63,7 +63,7 @@ class EvaluablePolicy(Protocol):
 
 
 def evaluate(
-    run: Path,
+    run: Path | str,
     settings: EvalConfig | None = None,
     *,
     sim: SimConfig | None = None,
@@ -89,7 +89,7 @@ def evaluate(
     `latency_ms` is of every answer of every episode, whether it was asked for alone or in a batch. `wall_seconds` adds
     up over attempts; of a killed one it counts up to the last episode that it finished.
     """
-    began = time.perf_counter()
+    began, run = time.perf_counter(), Path(run)
     if hire is None and (settings is None or settings.workers):
         require_main_guard()  # before a policy is loaded
     policy = policy or Policy.load(run, device="auto")

@@ -34,7 +34,7 @@ class Imaginative(Protocol):
         """A future, the present first."""
         ...
 
-    def look(self, observation: Observation) -> Sequence[Float32[np.ndarray, "queries rows cols"]]:
+    def attention(self, observation: Observation) -> Sequence[Float32[np.ndarray, "queries rows cols"]]:
         """Attention of every tap's queries over the picture's tokens."""
         ...
 
@@ -141,7 +141,7 @@ def _moment(
         real=real,
         real_coded=_through_latents(policy, real),
         real_is_pad=np.asarray([time > came[-1] for time in times]),
-        attention=np.stack(policy.look(observation)).astype(np.float32),
+        attention=np.stack(policy.attention(observation)).astype(np.float32),
     )
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lightwam.config.schema import ModelConfig
-from lightwam.model.layers import attend, gelu, sinusoid
+from lightwam.model.layers import attention, gelu, sinusoid
 
 
 class Pooler(nn.Module):
@@ -31,11 +31,11 @@ class Pooler(nn.Module):
     def forward(self, tokens: Float[Tensor, "B S D"]) -> Float[Tensor, "B D"]:
         """One vector a sample. The merge weights sum to 1, so that merging first and projecting once is the same."""
         q, k, v = self.query_key_value(tokens)
-        found = attend(q, k, v)
+        found = attention(q, k, v)
         merged = torch.einsum("q,bqd->bd", self.query_merge_logits.softmax(0).to(found.dtype), found)
         return self.output_norm(self.attn.out_proj(merged))
 
-    def look(self, tokens: Float[Tensor, "B S D"]) -> Float[Tensor, "B heads Q S"]:
+    def attention(self, tokens: Float[Tensor, "B S D"]) -> Float[Tensor, "B heads Q S"]:
         """How much each query takes from each token."""
         q, k, _ = self.query_key_value(tokens)
         return torch.einsum("bqhd,bshd->bhqs", q * q.shape[-1] ** -0.5, k).softmax(-1)
@@ -106,6 +106,6 @@ class StateFusionActionExpert(nn.Module):
         steps = torch.arange(self.horizon, dtype=torch.float64, device=weight.device)
         return self.step_pos_proj(sinusoid(steps, self.step_code_dim).to(weight.dtype))
 
-    def look(self, taps: Sequence[Float[Tensor, "B S D"]]) -> list[Float[Tensor, "B heads Q S"]]:
+    def attention(self, taps: Sequence[Float[Tensor, "B S D"]]) -> list[Float[Tensor, "B heads Q S"]]:
         """What each tap's queries look at."""
-        return [cast(Pooler, pooler).look(tokens) for pooler, tokens in zip(self.layer_poolers, taps, strict=True)]
+        return [cast(Pooler, pooler).attention(tokens) for pooler, tokens in zip(self.layer_poolers, taps, strict=True)]

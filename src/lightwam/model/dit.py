@@ -18,7 +18,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor, nn
 
 from lightwam.config.schema import BackboneConfig
-from lightwam.model.layers import Attention, FeedForward, attend, gelu, norm, rotate, rotation, sinusoid
+from lightwam.model.layers import Attention, FeedForward, apply_rope, attention, gelu, layer_norm, rope_3d, sinusoid
 
 KeyValue = tuple[Float[Tensor, "B L heads d"], Float[Tensor, "B L heads d"]]
 """the context as one block's cross-attention reads it"""
@@ -91,27 +91,27 @@ class Block(nn.Module):
         x: Float[Tensor, "B T n D"],
         modulation: Float[Tensor, "Bm Tm 6 D"],
         context: KeyValue,
-        turn: Complex[Tensor, "S 1 pairs"],
+        rope: Complex[Tensor, "S 1 pairs"],
     ) -> Float[Tensor, "B T n D"]:
         """Tokens by frames, with one modulation a frame (or one for all: Bm = Tm = 1)."""
         shift1, scale1, gate1, shift2, scale2, gate2 = (modulation + self.scale_shift_table).unbind(2)
-        attended = self.self_attention(modulate(x, shift1, scale1), turn)
+        attended = self.self_attention(modulate(x, shift1, scale1), rope)
         x = torch.addcmul(x, gate1[:, :, None], attended.to(x.dtype))
         tokens = self.norm2(x).flatten(1, 2)
-        x = x + self.attn2.out(attend(self.attn2.query(tokens), *context)).view_as(x)
+        x = x + self.attn2.out(attention(self.attn2.query(tokens), *context)).view_as(x)
         return torch.addcmul(x, gate2[:, :, None], self.ffn(modulate(x, shift2, scale2)).to(x.dtype))
 
     def self_attention(
-        self, x: Float[Tensor, "B T n D"], turn: Complex[Tensor, "S 1 pairs"]
+        self, x: Float[Tensor, "B T n D"], rope: Complex[Tensor, "S 1 pairs"]
     ) -> Float[Tensor, "B T n D"]:
         """First-frame-causal: the first frame sees itself only, later frames see all. Two unmasked attentions."""
         tokens, n = x.flatten(1, 2), x.shape[2]
-        q = rotate(self.attn1.query(tokens), turn)
+        q = apply_rope(self.attn1.query(tokens), rope)
         k, v = self.attn1.key_value(tokens)
-        k = rotate(k, turn)
-        mixed = attend(q[:, :n], k[:, :n], v[:, :n])
+        k = apply_rope(k, rope)
+        mixed = attention(q[:, :n], k[:, :n], v[:, :n])
         if x.shape[1] > 1:
-            mixed = torch.cat((mixed, attend(q[:, n:], k, v)), dim=1)
+            mixed = torch.cat((mixed, attention(q[:, n:], k, v)), dim=1)
         return self.attn1.out(mixed).view_as(x)
 
 
@@ -120,8 +120,8 @@ def modulate(
 ) -> Float[Tensor, "B T n D"]:
     """norm(x) (1 + scale) + shift; when all tokens share one time the LayerNorm kernel does it in a single pass."""
     if scale.shape[:2] == (1, 1):
-        return norm(x, 1 + scale[0, 0], shift[0, 0])
-    return torch.addcmul(shift[:, :, None], norm(x), 1 + scale[:, :, None])
+        return layer_norm(x, 1 + scale[0, 0], shift[0, 0])
+    return torch.addcmul(shift[:, :, None], layer_norm(x), 1 + scale[:, :, None])
 
 
 class ResidualAdapter(nn.Module):
@@ -161,23 +161,26 @@ class DiT(nn.Module):
             for name, parameter in self.named_parameters():
                 parameter.requires_grad_(trains_when_frozen(name))
 
-    def read(self, context: Float[Tensor, "B L E"], *, only_taps: bool = False) -> tuple[KeyValue, ...]:
+    def encode_context(
+        self, context: Float[Tensor, "B L E"], *, stop_at_last_tap: bool = False
+    ) -> tuple[KeyValue, ...]:
         """Keys and values of the context, a pair a block: made once for all passes over the same context."""
         tokens = self.condition_embedder.text(context)
-        blocks = self.blocks[: self.config.taps[-1] + 1] if only_taps else self.blocks
+        blocks = self.blocks[: self.config.taps[-1] + 1] if stop_at_last_tap else self.blocks
         return tuple(cast(Block, block).attn2.key_value(tokens) for block in blocks)
 
     def forward(
         self,
         latents: Float[Tensor, "B C T h w"],
         later_time: Float[Tensor, " B"] | None,
-        memory: Sequence[KeyValue],
+        context_kv: Sequence[KeyValue],
         *,
-        only_taps: bool = False,
+        stop_at_last_tap: bool = False,
     ) -> DiTOutput:
         """Velocity and taps of latents whose first frame is clean, at time 0, and later frames noised, at `later_time`.
 
-        `memory` is `read(context)`. A single frame has no later time (None). `only_taps` stops after the last tap.
+        `context_kv` is `encode_context(context)`. A single frame has no later time (None). With
+        `stop_at_last_tap` there is no velocity.
         """
         config = self.config
         x = self.patch_embedding(latents.to(self.scale_shift_table.dtype))
@@ -186,15 +189,15 @@ class DiT(nn.Module):
         # Contiguous, because the residual stream inherits this layout through all blocks.
         x = x.flatten(3).permute(0, 2, 3, 1).contiguous()
         embedding, modulation = self.frame_times(later_time, frames)
-        turn = rotation(frames, rows, columns, config.width // config.num_heads, x.device, x.dtype)
+        rope = rope_3d(frames, rows, columns, config.width // config.num_heads, x.device, x.dtype)
         taps = []
-        for i in range(config.taps[-1] + 1 if only_taps else config.num_blocks):
-            x = self.blocks[i](x, modulation, memory[i], turn)
+        for i in range(config.taps[-1] + 1 if stop_at_last_tap else config.num_blocks):
+            x = self.blocks[i](x, modulation, context_kv[i], rope)
             if i in config.taps:
                 adapted = self.adapters[str(i)](x)
                 taps.append(Tap(x.flatten(1, 2), adapted.flatten(1, 2)))
                 x = adapted
-        return DiTOutput(None if only_taps else self.head(x, embedding, rows, columns), tuple(taps))
+        return DiTOutput(None if stop_at_last_tap else self.head(x, embedding, rows, columns), tuple(taps))
 
     def frame_times(
         self, later_time: Float[Tensor, " B"] | None, frames: int

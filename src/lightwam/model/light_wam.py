@@ -25,7 +25,7 @@ from lightwam.config.schema import ModelConfig
 from lightwam.model import flow
 from lightwam.model.action_expert import StateFusionActionExpert
 from lightwam.model.dit import DiT, KeyValue
-from lightwam.model.layers import wide
+from lightwam.model.layers import at_least_float32
 from lightwam.types import Batch, Losses, pool
 
 
@@ -43,15 +43,15 @@ class LightWAM(nn.Module):
         self, latent: Float[Tensor, "B C 1 h w"], context: Float[Tensor, "B L E"], state: Float[Tensor, "B P"]
     ) -> Float[Tensor, "B H A"]:
         """The chunk of normalised actions for what is seen now, in one pass without sampling."""
-        memory = self.dit.read(self.with_proprio(context, state), only_taps=True)
-        return self.expert(self.present(latent, memory))
+        context_kv = self.dit.encode_context(self.append_proprio(context, state), stop_at_last_tap=True)
+        return self.expert(self.tapped_tokens(latent, context_kv))
 
-    def look(
+    def attention(
         self, latent: Float[Tensor, "B C 1 h w"], context: Float[Tensor, "B L E"], state: Float[Tensor, "B P"]
     ) -> list[Float[Tensor, "B heads Q S"]]:
         """What the expert's queries look at in that pass: their attention over the tokens, one entry a tap."""
-        memory = self.dit.read(self.with_proprio(context, state), only_taps=True)
-        return self.expert.look(self.present(latent, memory))
+        context_kv = self.dit.encode_context(self.append_proprio(context, state), stop_at_last_tap=True)
+        return self.expert.attention(self.tapped_tokens(latent, context_kv))
 
     def imagine(
         self,
@@ -62,13 +62,13 @@ class LightWAM(nn.Module):
         num_steps: int,
     ) -> Float[Tensor, "B C T h2 w2"]:
         """A future at the pooled resolution: `num_steps` Euler steps from noise, the present put back after each."""
-        memory = self.dit.read(self.with_proprio(context, state))
+        context_kv = self.dit.encode_context(self.append_proprio(context, state))
         present = pool(latent)
         u = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64, device=noise.device)
         sigma = flow.shifted(u, self.config.flow.shift)
         z = flow.keep_first_frame(noise, present)
         for now, then in pairwise(sigma):
-            v = self.velocity(z, now.expand(len(z)), memory)
+            v = self.velocity(z, now.expand(len(z)), context_kv)
             z = flow.keep_first_frame(z + (then - now).to(z.dtype) * v, present)
         return z
 
@@ -78,33 +78,35 @@ class LightWAM(nn.Module):
         `u` is uniform in (0, 1), one draw a sample, and becomes its noise level; `noise` is standard normal.
         """
         config = self.config
-        memory = self.dit.read(self.with_proprio(batch.context, batch.state), only_taps=config.video_loss_weight == 0)
-        action = self.action_loss(batch, memory)
+        context_kv = self.dit.encode_context(
+            self.append_proprio(batch.context, batch.state), stop_at_last_tap=config.video_loss_weight == 0
+        )
+        action = self.action_loss(batch, context_kv)
         if config.video_loss_weight == 0:
             return Losses(config.action_loss_weight * action, torch.zeros_like(action), action)
-        video = self.video_loss(batch, memory, u, noise)
+        video = self.video_loss(batch, context_kv, u, noise)
         return Losses(config.video_loss_weight * video + config.action_loss_weight * action, video, action)
 
-    def action_loss(self, batch: Batch, memory: tuple[KeyValue, ...]) -> Float[Tensor, ""]:
+    def action_loss(self, batch: Batch, context_kv: tuple[KeyValue, ...]) -> Float[Tensor, ""]:
         """Squared error over the steps that are neither padding nor beyond the supervised prefix."""
-        return self.action_error(self.expert(self.present(batch.present, memory)), batch).mean()
+        return self.action_error(self.expert(self.tapped_tokens(batch.present, context_kv)), batch).mean()
 
     def action_error(self, a: Float[Tensor, "B H A"], batch: Batch) -> Float[Tensor, " B"]:
         """Every sample's mean squared error of a predicted chunk."""
-        error = (wide(a) - batch.action).square().mean(dim=2)
+        error = (at_least_float32(a) - batch.action).square().mean(dim=2)
         step = torch.arange(error.shape[1], device=error.device)
         return flow.masked_mean(error, ~batch.action_is_pad & (step < self.config.supervised_prefix))
 
     def video_loss(
         self,
         batch: Batch,
-        memory: tuple[KeyValue, ...],
+        context_kv: tuple[KeyValue, ...],
         u: Float[Tensor, " B"],
         noise: Float[Tensor, "B C T h2 w2"],
     ) -> Float[Tensor, ""]:
         """Flow matching of the future at the pooled resolution; padded latent frames do not count."""
         sigma = flow.shifted(u, self.config.flow.shift)
-        v = self.velocity(flow.mix(batch.clip, noise, sigma), sigma, memory)
+        v = self.velocity(flow.mix(batch.clip, noise, sigma), sigma, context_kv)
         return self.video_error(v[:, :, 1:], batch, noise, sigma).mean()
 
     def video_error(
@@ -115,24 +117,26 @@ class LightWAM(nn.Module):
         sigma: Float[Tensor, " B"],
     ) -> Float[Tensor, " B"]:
         """Every sample's weighted mean squared error of the later frames' predicted velocity."""
-        error = (wide(v) - (noise - batch.clip)[:, :, 1:]).square().mean(dim=(1, 3, 4))
+        error = (at_least_float32(v) - (noise - batch.clip)[:, :, 1:]).square().mean(dim=(1, 3, 4))
         weight = flow.time_weight(self.config.flow.num_times * sigma, self.config.flow)
         keep = ~flow.latent_frame_is_pad(batch.frame_is_pad, batch.clip.shape[2])
         return flow.masked_mean(error, keep) * weight.to(error.dtype)
 
-    def present(self, latent: Float[Tensor, "B C 1 h w"], memory: tuple[KeyValue, ...]) -> list[Float[Tensor, "B S D"]]:
+    def tapped_tokens(
+        self, latent: Float[Tensor, "B C 1 h w"], context_kv: tuple[KeyValue, ...]
+    ) -> list[Float[Tensor, "B S D"]]:
         """The action pass up to the last tap: the adapted tokens that the expert reads."""
-        return [tap.adapted for tap in self.dit(latent, None, memory, only_taps=True).taps]
+        return [tap.adapted for tap in self.dit(latent, None, context_kv, stop_at_last_tap=True).taps]
 
     def velocity(
-        self, z: Float[Tensor, "B C T h w"], sigma: Float[Tensor, " B"], memory: tuple[KeyValue, ...]
+        self, z: Float[Tensor, "B C T h w"], sigma: Float[Tensor, " B"], context_kv: tuple[KeyValue, ...]
     ) -> Float[Tensor, "B C T h w"]:
         """The video pass: where noised latents, their first frame clean, move as noise grows."""
-        v = self.dit(z, self.config.flow.num_times * sigma, memory).velocity
+        v = self.dit(z, self.config.flow.num_times * sigma, context_kv).velocity
         assert v is not None
         return v
 
-    def with_proprio(self, context: Float[Tensor, "B L E"], state: Float[Tensor, "B P"]) -> Float[Tensor, "B L1 E"]:
+    def append_proprio(self, context: Float[Tensor, "B L E"], state: Float[Tensor, "B P"]) -> Float[Tensor, "B L1 E"]:
         """Text states and, last, the proprioception token."""
         weight = self.proprio_encoder.weight
         token = self.proprio_encoder(state.to(weight.dtype))[:, None]

@@ -30,11 +30,11 @@ class LoRA(nn.Module):
             return self.up.weight.float() @ self.down.weight.float() * self.scale
 
 
-def beside(in_width: int, out_width: int, rank: int, alpha: float) -> LoRA | None:
+def make_lora(in_width: int, out_width: int, rank: int, alpha: float) -> LoRA | None:
     """A low-rank update for a layer of these widths; none at rank 0."""
     return LoRA(in_width, out_width, rank, alpha) if rank else None
 
 
-def project(linear: nn.Module, lora: LoRA | None, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch m"]:
+def linear_with_lora(linear: nn.Module, lora: LoRA | None, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch m"]:
     """The layer's output with its low-rank update, where it has one."""
     return linear(x) if lora is None else linear(x) + lora(x)

@@ -113,7 +113,7 @@ def bench_act(
         engine = engines["engine"]
         stages = {stage: in_turns(calls[stage], place) for stage in STAGES}
         work = {way: gmac(call) for way, call in calls[STAGES[1]].items()}
-        floor = floor_ms(work["engine"], size(engine), place, engine.folded.place.dtype)
+        floor = floor_ms(work["engine"], size(engine), place, engine.folded.placement.dtype)
         parts = parts_ms(given, engine, stages, place)
     whole = stages[STAGES[-1]]
     result: dict[str, Any] = {
@@ -150,7 +150,7 @@ def of_run(run: Path, device: torch.device) -> Subject:
     recipe = run_directory.read_recipe(run)
     codec, latents = open_processing(run, recipe, device)
     model = LightWAM(recipe.model)
-    run_directory.fill(model, run_directory.run_weights(run, run_directory.load(run, training=False)), run)
+    run_directory.load_strict(model, run_directory.run_weights(run, run_directory.load(run, training=False)), run)
     known = run_directory.read_tensors(run / run_directory.PROMPTS)
     try:
         observations = first_observations(recipe)
@@ -227,7 +227,7 @@ def ways(
     model = model.to(dtype)
     with torch.inference_mode():
         made = {"plain": published(model, found, contexts, states), "model": model.act(found, contexts, states)}
-        made |= {way: one.folded.act(found, one.memory(tuple(sentences)), states) for way, one in engines.items()}
+        made |= {way: one.folded.act(found, one.context_kv(tuple(sentences)), states) for way, one in engines.items()}
         differences = {way: float((actions - exact).abs().max()) for way, actions in made.items()}
     sentence, latent, context, state = sentences[0], found[:1], contexts[:1], states[:1]
     canvas = torch.from_numpy(frames[:1])
@@ -261,11 +261,11 @@ def ways(
 
 def _acting(engine: Engine, latent: Tensor, state: Tensor, sentence: str) -> Call:
     """The engine's model alone; on a GPU, as a graph of its own."""
-    memory, act = engine.memory((sentence,)), engine.folded.act
+    context_kv, act = engine.context_kv((sentence,)), engine.folded.act
     if engine.device.type != "cuda":
-        return lambda: act(latent, memory, state)
-    graph = Graph(act, latent, memory, state)
-    return lambda: graph(latent, memory, state)
+        return lambda: act(latent, context_kv, state)
+    graph = Graph(act, latent, context_kv, state)
+    return lambda: graph(latent, context_kv, state)
 
 
 @torch.inference_mode()
@@ -277,12 +277,12 @@ def parts_ms(
     canvas = torch.from_numpy(given.codec.canvas(frames)[None, None]).to(device)
     latent = latents.encode(to_pixels(canvas))
     rows, columns = (size // patch for size, patch in zip(latent.shape[3:], config.patch[1:], strict=True))
-    tokens = torch.randn(1, rows * columns, config.width, device=device).to(engine.folded.place.dtype)
+    tokens = torch.randn(1, rows * columns, config.width, device=device).to(engine.folded.placement.dtype)
     expert = engine.folded.expert
     calls = {
         "cameras to canvas": lambda: given.codec.canvas(frames),
         "canvas to latent": lambda: latents.encode(to_pixels(canvas)),
-        "action expert": lambda: expert([expert.read(tap, tokens) for tap in range(len(config.taps))]),
+        "action expert": lambda: expert([expert.pool_tap(tap, tokens) for tap in range(len(config.taps))]),
     }
     found = {part: row["p50_ms"] for part, row in in_turns(calls, device).items()}
     found["backbone"] = stages[STAGES[0]]["engine"]["p50_ms"] - found["action expert"]
@@ -299,8 +299,8 @@ def published(
     model: LightWAM, latent: Float[Tensor, "B C 1 h w"], context: Float[Tensor, "B L E"], state: Float[Tensor, "B P"]
 ) -> Float[Tensor, "B H A"]:
     """`model.act` with the published code's work: all blocks and the head run, and what they give is dropped."""
-    memory = model.dit.read(model.with_proprio(context, state))
-    return model.expert([tap.adapted for tap in model.dit(latent, None, memory).taps])
+    context_kv = model.dit.encode_context(model.append_proprio(context, state))
+    return model.expert([tap.adapted for tap in model.dit(latent, None, context_kv).taps])
 
 
 def library_encode(latents: LatentCodec, pixels: Float[Tensor, "B 3 1 height width"]) -> Float[Tensor, "B C 1 h w"]:

@@ -80,7 +80,7 @@ class Policy:
         tensor = next(actor.parameters()) if isinstance(actor, LightWAM) else actor.folded.patch_weight
         self.device = tensor.device
         by = "" if isinstance(actor, LightWAM) else ", by the engine"
-        by += ", weights in 8 bits" if isinstance(actor, Engine) and actor.folded.place.int8 else ""
+        by += ", weights in 8 bits" if isinstance(actor, Engine) and actor.folded.placement.int8 else ""
         self.computes = f"{str(tensor.dtype).removeprefix('torch.')} on {tensor.device.type}{by}"
 
     @property
@@ -140,7 +140,7 @@ class Policy:
         codec, latents = open_processing(run, recipe, place)
         saved = run_directory.load(run, step, training=False)
         model = LightWAM(recipe.model)
-        run_directory.fill(model, run_directory.run_weights(run, saved, ema=ema), run)
+        run_directory.load_strict(model, run_directory.run_weights(run, saved, ema=ema), run)
         dtype = getattr(torch, recipe.train.precision) if place.type == "cuda" else torch.float32
         prompts = Prompts(recipe, run_directory.read_tensors(run / run_directory.PROMPTS), place)
         # the engine is folded from the weights as they were saved, not from what `dtype` leaves of them
@@ -214,11 +214,11 @@ class Policy:
         return present, expected
 
     @torch.inference_mode()
-    def look(self, observation: ObservationLike) -> list[Float32[np.ndarray, "queries rows cols"]]:
+    def attention(self, observation: ObservationLike) -> list[Float32[np.ndarray, "queries rows cols"]]:
         """What the queries of every tap look at: attention over the picture's tokens, mean over heads, sums to 1."""
         latent, context, state = self._inputs([self._fields(observation)])
         rows, columns = (s // p for s, p in zip(latent.shape[3:], self.recipe.model.backbone.patch[1:], strict=True))
-        attention = self.model.look(latent, context, state)
+        attention = self.model.attention(latent, context, state)
         return [a[0].mean(0).unflatten(-1, (rows, columns)).float().cpu().numpy() for a in attention]
 
     def _fields(self, observation: ObservationLike) -> Mapping[str, Any]:

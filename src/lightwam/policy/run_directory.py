@@ -43,7 +43,7 @@ from lightwam.types import LatentCodec
 
 FORMAT = 1
 FROZEN, PROMPTS, TRAINING = "frozen.safetensors", "prompts.safetensors", "training.pt"
-FREE = ("notes", "weights", "train.micro_batch", "train.checkpointing", "train.listeners")
+MUTABLE_SETTINGS = ("notes", "weights", "train.micro_batch", "train.checkpointing", "train.listeners")
 """settings that may change while a run goes on: they do not touch what is learnt"""
 Weights = dict[str, Tensor]
 
@@ -166,7 +166,7 @@ def open_processing(run: Path, recipe: Recipe, device: torch.device | str = "cpu
 def write_tensors(path: Path, tensors: Weights, about: dict[str, str] | None = None) -> None:
     """Tensors that a run has once, such as its frozen weights; there whole or not at all. `about` goes with them."""
     with replacing(path, num_bytes=_num_bytes(tensors)) as beside:
-        safetensors.torch.save_file(_own(tensors), beside, about)
+        safetensors.torch.save_file(_to_cpu(tensors), beside, about)
 
 
 def read_tensors(path: Path) -> Weights:
@@ -197,9 +197,9 @@ def save(run: Path, checkpoint: Checkpoint, keep: int = 2) -> Path:
             shutil.rmtree(torn, ignore_errors=True)
         beside.mkdir(parents=True)
         try:
-            safetensors.torch.save_file(_own(checkpoint.model), beside / "model.safetensors")
+            safetensors.torch.save_file(_to_cpu(checkpoint.model), beside / "model.safetensors")
             if checkpoint.ema is not None:
-                safetensors.torch.save_file(_own(checkpoint.ema), beside / "ema.safetensors")
+                safetensors.torch.save_file(_to_cpu(checkpoint.ema), beside / "ema.safetensors")
             with (beside / TRAINING).open("wb") as file:
                 torch.save(checkpoint.training, file)
             files = {path.name: _digest(path) for path in sorted(beside.iterdir())}
@@ -218,7 +218,7 @@ def save(run: Path, checkpoint: Checkpoint, keep: int = 2) -> Path:
     return place
 
 
-def place_of(run: Path, step: int | None = None) -> Path:
+def checkpoint_dir(run: Path, step: int | None = None) -> Path:
     """The folder of a step's checkpoint (the newest by default); CheckpointError when there is none."""
     known = steps(run)
     if not known or (step is not None and step not in known):
@@ -228,13 +228,13 @@ def place_of(run: Path, step: int | None = None) -> Path:
     return run / "checkpoints" / f"step_{known[-1] if step is None else step:08d}"
 
 
-def whole(run: Path, step: int | None = None, *, training: bool = True) -> tuple[Path, dict[str, Any]]:
+def verify(run: Path, step: int | None = None, *, training: bool = True) -> tuple[Path, dict[str, Any]]:
     """The folder of a step's checkpoint and its meta.json, once every file has the digest that it was written with.
 
     `training=False` leaves out the optimiser's state, which then need not be there: a published run is without it.
     CheckpointError when there is no checkpoint, or a file is torn.
     """
-    place = place_of(run, step)
+    place = checkpoint_dir(run, step)
     meta: dict[str, Any] = read_json(place / "meta.json")
     form = meta.get("format") if isinstance(meta, dict) else type(meta).__name__
     if form != FORMAT:
@@ -251,18 +251,18 @@ def whole(run: Path, step: int | None = None, *, training: bool = True) -> tuple
                 got=likely_cause(path) or _what_changed(path),
                 expected=digest,
                 next_step="copy the run again"
-                if path.name == FROZEN or place_of(run) == place == place_of(run, steps(run)[0])
+                if path.name == FROZEN or checkpoint_dir(run) == place == checkpoint_dir(run, steps(run)[0])
                 else f"delete {place}; an older checkpoint is used then",
             )
     return place, meta
 
 
 def load(run: Path, step: int | None = None, *, training: bool = True) -> Checkpoint:
-    """The checkpoint of `step` (the newest by default), every file checked as by `whole`.
+    """The checkpoint of `step` (the newest by default), every file checked as by `verify`.
 
     CheckpointError also when tensors hold NaN or inf, naming them.
     """
-    place, meta = whole(run, step, training=training)
+    place, meta = verify(run, step, training=training)
     ema = _read_weights(place / "ema.safetensors") if "ema.safetensors" in meta["files"] else None
     state = torch.load(place / TRAINING, weights_only=True) if training else {}
     check_finite(dict(_tensors(state)), place / TRAINING)
@@ -285,7 +285,7 @@ def run_weights(run: Path, saved: Checkpoint, *, ema: bool = True) -> Weights:
     return read_tensors(run / FROZEN) | (saved.ema if ema and saved.ema is not None else saved.model)
 
 
-def fill(module: torch.nn.Module, weights: Weights, where: Path) -> None:
+def load_strict(module: torch.nn.Module, weights: Weights, where: Path) -> None:
     """Copy `weights` into `module`, every name and shape accounted for, else CheckpointError listing what differs."""
     state = module.state_dict()
     wanted = {name: value.shape for name, value in state.items()}
@@ -359,7 +359,7 @@ def _num_bytes(tree: Any) -> int:
     return sum(map(_num_bytes, tree)) if isinstance(tree, (list, tuple)) else 0
 
 
-def _own(weights: Weights) -> Weights:
+def _to_cpu(weights: Weights) -> Weights:
     return {name: value.detach().cpu().contiguous() for name, value in weights.items()}
 
 
@@ -377,7 +377,7 @@ def _differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(old.keys() | new.keys()):
             name = f"{path}.{key}" if path else key
-            if name not in FREE:
+            if name not in MUTABLE_SETTINGS:
                 yield from _differences(old.get(key), new.get(key), name)
     elif old != new:
         yield f"{path}: run has {old!r}, asked {new!r}"

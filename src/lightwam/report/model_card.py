@@ -77,7 +77,7 @@ def model_card(
     `repo` is what it will be called, `dataset` the Hub id of what it was trained on, where that is published.
     CheckpointError for what is no run, and for a broken file in it, naming the file.
     """
-    evidence, place = read_evidence(run), run_directory.place_of(run, step)
+    evidence, place = read_evidence(run), run_directory.checkpoint_dir(run, step)
     frozen, data = run / run_directory.FROZEN, run / "dataset.json"
     facts = _Run(
         recipe=evidence.recipe,

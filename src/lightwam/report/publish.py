@@ -67,7 +67,7 @@ def stage(
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise CheckpointError("the folder is not empty", where=to, next_step="choose another one")
     card = model_card(run, step, repo=repo, license=license, dataset=dataset)
-    place = run_directory.whole(run, step, training=False)[0].relative_to(run)
+    place = run_directory.verify(run, step, training=False)[0].relative_to(run)
     files = [*map(Path, (*WHOLE, *MORE)), *(place / name for name in ("meta.json", *WEIGHTS))]
     beside = to.with_name(f".{to.name}.{os.getpid()}")
     num_bytes = sum((run / name).stat().st_size for name in files if (run / name).exists())
@@ -79,7 +79,7 @@ def stage(
                     (beside / name).parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(run / name, beside / name)
             (beside / CARD).write_text(card, encoding="utf-8")
-            run_directory.whole(beside, training=False)  # every copy is what it was
+            run_directory.verify(beside, training=False)  # every copy is what it was
             beside.replace(to)
     finally:
         shutil.rmtree(beside, ignore_errors=True)

@@ -27,12 +27,24 @@ MOVED = {
 """earlier path -> path"""
 
 
+class MovedModule(ModuleType):
+    """A module of an earlier path. Importing `lightwam.train` binds it in the package, where a function is expected."""
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        """Call the function of the module's own name."""
+        return getattr(self, self.__name__.rpartition(".")[2])(*arguments, **named)
+
+
 class MovedModules(MetaPathFinder, Loader):
     """Import a module of MOVED by its earlier path: a module that takes every name from the present one."""
 
     def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
         """Return a spec for the paths of MOVED only."""
         return ModuleSpec(fullname, self) if fullname in MOVED else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        """Return a module that can be called where its name is now a public function."""
+        return MovedModule(spec.name)
 
     def exec_module(self, module: ModuleType) -> None:
         """Warn, and look names up in the present module."""

@@ -42,8 +42,8 @@ from lightwam.types import Batch
 
 def train(
     recipe: Recipe,
-    dataset: Path,
-    run: Path,
+    dataset: Path | str,
+    run: Path | str,
     *,
     stop_after: int | None = None,
     say: Callable[[str], None] = print,
@@ -67,6 +67,7 @@ def train(
     checkpoint, or `start_from` does not fit; DatasetError when the data do not fit or the loss is not finite;
     ConfigError when memory runs out, or a listener is not installed or has no credentials.
     """
+    dataset, run = Path(dataset), Path(run)
     check(recipe)
     if parallel == "fsdp" and recipe.train.muon_learning_rate:
         raise ConfigError("Muon needs whole matrices, fsdp gives it parts", where="parallel", got="fsdp",
@@ -108,12 +109,12 @@ def _start(
     model = LightWAM(recipe.model)
     if not world.agree(bool(run_directory.steps(run))):
         if start is not None:
-            run_directory.fill(model, start.weights, start.run)
+            run_directory.load_strict(model, start.weights, start.run)
         elif recipe.weights:
             load_backbone(model.dit, recipe.weights)
         return Session(recipe, model, cache, processing, world, parallel)
     saved = run_directory.load(run)
-    run_directory.fill(model, run_directory.run_weights(run, saved, ema=False), run)
+    run_directory.load_strict(model, run_directory.run_weights(run, saved, ema=False), run)
     session = Session(recipe, model, cache, processing, world, parallel)
     session.resume(saved)
     return session

@@ -304,7 +304,7 @@ def test_a_byte_order_mark_of_an_editor_is_passed_over(tmp_path: Path) -> None:
 def test_fill_copies_every_value() -> None:
     module = torch.nn.Linear(2, 3)
     weights = {"weight": torch.ones(3, 2), "bias": torch.arange(3.0)}
-    run_directory.fill(module, weights, Path("here"))
+    run_directory.load_strict(module, weights, Path("here"))
     assert same(dict(module.state_dict()), weights)
 
 
@@ -312,10 +312,10 @@ def test_fill_copies_a_counter_and_refuses_a_weight_of_whole_numbers() -> None:
     module = torch.nn.Linear(2, 3)
     module.register_buffer("drawn", torch.tensor(0))
     weights = {"weight": torch.ones(3, 2), "bias": torch.ones(3), "drawn": torch.tensor(7)}
-    run_directory.fill(module, weights, Path("here"))
+    run_directory.load_strict(module, weights, Path("here"))
     assert int(module.drawn) == 7
     with pytest.raises(CheckpointError, match="not of floating point: bias"):
-        run_directory.fill(module, weights | {"bias": torch.ones(3, dtype=torch.int64)}, Path("here"))
+        run_directory.load_strict(module, weights | {"bias": torch.ones(3, dtype=torch.int64)}, Path("here"))
 
 
 @pytest.mark.parametrize(
@@ -331,7 +331,7 @@ def test_fill_lists_what_does_not_fit_and_changes_nothing(weights: dict[str, tor
     module = torch.nn.Linear(2, 3)
     before = {name: value.clone() for name, value in module.state_dict().items()}
     with pytest.raises(CheckpointError, match=r"do not fit the model(.|\n)*1 differences") as caught:
-        run_directory.fill(module, weights, Path("here"))
+        run_directory.load_strict(module, weights, Path("here"))
     assert told in str(caught.value)
     assert same(dict(module.state_dict()), before)
 
@@ -376,7 +376,7 @@ def test_a_file_that_was_changed_is_refused_with_the_tensor_that_is_not_finite(t
 def test_names_with_a_prefix_are_refused_by_that(tmp_path: Path) -> None:
     weights = {f"_orig_mod.{name}": value for name, value in torch.nn.Linear(2, 3).state_dict().items()}
     with pytest.raises(CheckpointError, match=r"all names begin with '_orig_mod\.', as torch\.compile saves them"):
-        run_directory.fill(torch.nn.Linear(2, 3), weights, tmp_path)
+        run_directory.load_strict(torch.nn.Linear(2, 3), weights, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "meta.json"])

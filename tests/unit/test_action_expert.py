@@ -35,7 +35,7 @@ def test_pooling_is_torchs_multi_head_attention() -> None:
     pooler, tokens = shaken(Pooler(24, 3, 2)), torch.randn(2, 7, 24)
     vector, weights = by_torch(pooler, tokens)
     torch.testing.assert_close(pooler(tokens), vector)
-    torch.testing.assert_close(pooler.look(tokens), weights)
+    torch.testing.assert_close(pooler.attention(tokens), weights)
 
 
 def test_fresh_queries_are_merged_equally() -> None:
@@ -60,7 +60,7 @@ def test_every_tap_and_every_step_counts() -> None:
 
 def test_the_looks_are_one_a_tap_and_sum_to_one() -> None:
     expert = StateFusionActionExpert(CONFIG)
-    looks = expert.look([torch.randn(2, 7, 24) for _ in range(2)])
+    looks = expert.attention([torch.randn(2, 7, 24) for _ in range(2)])
     assert [look.shape for look in looks] == [(2, 2, 3, 7)] * 2
     for look in looks:
         torch.testing.assert_close(look.sum(-1), torch.ones(2, 2, 3))
