@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from lightwam.cli.options import AnyRecipe, Names, kind_named, named_recipe, parse, split_run
+from lightwam.cli.options import AnyRecipe, Names, RayOptions, kind_named, named_recipe, parse, split_run
 from lightwam.config import checks
 from lightwam.config.schema import LATENTS
 from lightwam.errors import DatasetError, SimulatorError, WireError
@@ -43,7 +43,7 @@ class SimOptions:
 
 
 @dataclass(frozen=True)
-class ExpertOptions:
+class ExpertOptions(RayOptions):
     """Run the scripted expert on the seeds that evaluation would use, `--eval.trials` of each task."""
 
     recipe: AnyRecipe
@@ -115,7 +115,7 @@ def _check_expert(arguments: Sequence[str]) -> None:
     from lightwam.evaluation.expert_check import check_experts
 
     say = partial(print, file=sys.stderr if options.json else sys.stdout, flush=True)
-    rows = check_experts(checked, say, lambda task, row: say(_expert_line(task, row)))
+    rows = check_experts(checked, say, lambda task, row: say(_expert_line(task, row)), options.pool_factory(say))
     if options.json:
         print(json.dumps(rows, indent=2))
 

@@ -6,16 +6,20 @@ import dataclasses
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import tyro
 
 from lightwam.config import recipes
 from lightwam.config.schema import Recipe
 from lightwam.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from lightwam.system.workers import PoolFactory
 
 Options = TypeVar("Options")
 
@@ -40,6 +44,22 @@ OLD_OPTIONS: Mapping[str, str] = {
 }
 """former name of an option -> its name; former ones are accepted, with a line on stderr"""
 _SWITCH = re.compile(r"(latents|text):[\w-]+-config$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayOptions:
+    """Where a command's simulators run."""
+
+    ray: bool = False
+    """run the simulators, as many as there are workers, on a Ray cluster; everything else stays here"""
+    ray_address: str = "auto"
+    """which cluster, host:port, of those that this machine has joined; auto: RAY_ADDRESS, or the only one"""
+
+    def pool_factory(self, say: Callable[[str], None] = print) -> PoolFactory | None:
+        """Return what makes the pool of simulators; None for processes of this machine."""
+        from lightwam.system.ray_workers import RayWorkers
+
+        return partial(RayWorkers, address=self.ray_address, say=say) if self.ray else None
 
 
 def named_recipe(arguments: Sequence[str], command: str, default: str | None = None) -> tuple[Recipe, list[str]]:
