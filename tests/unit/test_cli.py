@@ -346,8 +346,8 @@ def test_check_sim_fails_with_every_broken_promise(
 
 def test_check_dataset_reads_all_of_it(record: Callable[..., Calls], capsys: pytest.CaptureFixture[str]) -> None:
     dataset = SimpleNamespace(cameras={"top": (32, 32)}, num_frames=12, num_episodes=3, tasks=["a"])
-    found = SimpleNamespace(faults=(), notes=("rows lie unevenly",), dataset=dataset)
-    calls = record("lightwam.data.lerobot.check", "examine", found)
+    found = SimpleNamespace(problems=(), notes=("rows lie unevenly",), dataset=dataset)
+    calls = record("lightwam.data.lerobot.check", "check_dataset", found)
     assert main(["check", "dataset", "data/x", "--names", "image=top"]) == 0
     (path, names, tell), *_ = calls
     assert path == Path("data/x") and names.pairs() == ("image=top",)
