@@ -90,6 +90,26 @@ def test_the_readme_is_one_screen(repository: Any) -> None:
     assert len(lines) <= 60
 
 
+def first_reading(repository: Any) -> list[Path]:
+    """Return the files that README lists under "Read the code"."""
+    section = (repository.root / "README.md").read_text(encoding="utf-8").split("## Read the code")[1]
+    return [repository.root / "src" / "lightwam" / name for name in re.findall(r"`([\w/]+\.py)`", section)]
+
+
+def test_the_first_reading_is_short(repository: Any) -> None:
+    files = first_reading(repository)
+    lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in files)
+    assert len(files) >= 12 and lines <= 3600, lines
+
+
+def test_the_readme_lists_every_package(repository: Any) -> None:
+    readme = (repository.root / "README.md").read_text(encoding="utf-8")
+    packages = {
+        path.name for path in (repository.root / "src" / "lightwam").iterdir() if (path / "__init__.py").exists()
+    }
+    assert packages <= set(re.findall(r"(\w+)/ ", readme))
+
+
 def test_a_script_that_starts_processes_has_a_main_guard(repository: Any) -> None:
     blocks = [
         (path.name, block)

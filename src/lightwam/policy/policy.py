@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lightwam.config.checks import check
 from lightwam.config.schema import EvalConfig, Recipe, SimConfig, adapted
-from lightwam.data.codec import Codec
+from lightwam.data.codec import Codec, to_pictures
 from lightwam.encoders.frozen import Prompts
 from lightwam.engine.engine import Engine
 from lightwam.errors import ConfigError
@@ -174,7 +174,7 @@ class Policy:
         shape = (1, latent.shape[1], 1 + later, latent.shape[3] // 2, latent.shape[4] // 2)
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(self.device)
         future = plain.model.imagine(latent, context, state, noise, num_steps)
-        return self.codec.pictures(self.latents.decode_pooled(future))[0]
+        return to_pictures(self.latents.decode_pooled(future))[0]
 
     @torch.inference_mode()
     def predict_next(

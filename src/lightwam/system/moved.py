@@ -28,7 +28,7 @@ MOVED = {
 
 
 class MovedModule(ModuleType):
-    """A module of an earlier path: importing `lightwam.train` binds it in the package, in place of a function `train`."""
+    """A module of an earlier path. Importing `lightwam.train` binds it in the package, where a function is expected."""
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         """Call the function of the module's own name."""
