@@ -27,6 +27,7 @@ from lightwam.engine.folding import tensors
 from lightwam.errors import SimulatorError
 from lightwam.model.light_wam import LightWAM
 from lightwam.policy import run_directory
+from lightwam.policy.actor import Actor, PlainActor
 from lightwam.policy.policy import Policy
 from lightwam.policy.run_directory import open_processing
 from lightwam.sim import registry
@@ -232,7 +233,8 @@ def ways(
     sentence, latent, context, state = sentences[0], found[:1], contexts[:1], states[:1]
     canvas = torch.from_numpy(frames[:1])
     rest = given.recipe, codec, latents, given.prompts
-    policies = {"model": Policy(*rest, model, 0)} | {way: Policy(*rest, one, 0) for way, one in engines.items()}
+    actors: dict[str, Actor] = {"model": PlainActor(model, latents, given.prompts.states), **engines}
+    policies = {way: Policy(*rest, actor, 0) for way, actor in actors.items()}
 
     def whole() -> np.ndarray:
         seen = to_pixels(codec.canvas(observation.frames)[None, None]).to(device)
@@ -264,7 +266,7 @@ def _acting(engine: Engine, latent: Tensor, state: Tensor, sentence: str) -> Cal
     context_kv, act = engine.context_kv((sentence,)), engine.folded.act
     if engine.device.type != "cuda":
         return lambda: act(latent, context_kv, state)
-    graph = Graph(act, latent, context_kv, state)
+    graph = Graph(act)
     return lambda: graph(latent, context_kv, state)
 
 
@@ -300,7 +302,7 @@ def published(
 ) -> Float[Tensor, "B H A"]:
     """`model.act` with the published code's work: all blocks and the head run, and what they give is dropped."""
     context_kv = model.dit.encode_context(model.append_proprio(context, state))
-    return model.expert([tap.adapted for tap in model.dit(latent, None, context_kv).taps])
+    return model.expert(model.dit(latent, None, context_kv).taps)
 
 
 def library_encode(latents: LatentCodec, pixels: Float[Tensor, "B 3 1 height width"]) -> Float[Tensor, "B C 1 h w"]:
