@@ -16,7 +16,7 @@ from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
 from lightwam.config.checks import check_recipe
-from lightwam.config.schema import EvalConfig, Recipe, SimConfig
+from lightwam.config.schema import EvalConfig, Recipe, SimConfig, with_simulator
 from lightwam.data.codec import Codec, to_pictures
 from lightwam.encoders.frozen import Prompts
 from lightwam.engine.engine import Engine
