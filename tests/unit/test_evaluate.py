@@ -14,13 +14,13 @@ import pytest
 from in_here import InHere
 
 from lightwam.cli import eval as eval_command
-from lightwam.config.checks import check
-from lightwam.config.schema import EvalConfig, Recipe, SimConfig, adapted
-from lightwam.data.statistics import wilson
+from lightwam.config.checks import check_recipe
+from lightwam.config.schema import EvalConfig, Recipe, SimConfig, with_simulator
 from lightwam.errors import CheckpointError, ConfigError, SimulatorError
 from lightwam.evaluation import evaluate as module
 from lightwam.evaluation.episodes import read_episodes, task_files
 from lightwam.evaluation.evaluate import evaluate, percentiles
+from lightwam.evaluation.statistics import wilson
 from lightwam.policy.policy import Policy
 from lightwam.sim import registry
 from lightwam.sim.point import COLOURS
@@ -38,7 +38,7 @@ class Seeing:
         return {"recipe": self.recipe.name, "checkpoint_step": self.step}
 
     def check_evaluation(self, sim: SimConfig, settings: EvalConfig) -> None:
-        check(adapted(self.recipe, sim, settings))
+        check_recipe(with_simulator(self.recipe, sim, settings))
 
     def act_batch(self, observations: Sequence[Observation]) -> np.ndarray:
         self.asked += len(observations)
@@ -168,16 +168,16 @@ def test_a_seat_stays_with_its_task_and_seats_do_not_share_one(tmp_path: Path, s
         def idle(self) -> list[int]:
             return [0, 1]
 
-        def give(self, job: Any, seat: int) -> None:
-            given.append((seat, job.task, job.seed))
+        def submit(self, job: Any, slot: int) -> None:
+            given.append((slot, job.task, job.seed))
 
     drive = module._Drive(seeing, seeing.recipe, tmp_path, {}, Seats(2, quiet), 0.0, DeathCounter("eval", quiet))
     todo = [(task, seed) for seed in (1, 2, 3) for task in ("a", "b", "c")]
     while todo:
         drive._begin(todo)
         drive.running.clear()
-    assert [task for seat, task, _ in given if seat == 0] == ["a", "a", "a", "c", "c"]
-    assert [task for seat, task, _ in given if seat == 1] == ["b", "b", "b", "c"]
+    assert [task for slot, task, _ in given if slot == 0] == ["a", "a", "a", "c", "c"]
+    assert [task for slot, task, _ in given if slot == 1] == ["b", "b", "b", "c"]
     assert len(set(given)) == 9
 
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from lightwam.cli.options import given, named_recipe, parse, split_run, wants_help
-from lightwam.config.checks import check
+from lightwam.cli.options import RayOptions, given, named_recipe, parse, split_run, wants_help
+from lightwam.config.checks import check_recipe
 from lightwam.config.libero_protocols import SUITES, protocol
 from lightwam.config.recipes import demo
-from lightwam.config.schema import EvalConfig, SimConfig, adapted
+from lightwam.config.schema import EvalConfig, SimConfig, with_simulator
 from lightwam.errors import ConfigError, did_you_mean
 
 KEY_VARIABLE = "LIGHTWAM_API_KEY"
@@ -24,7 +23,7 @@ USAGE = """usage: lightwam eval RUN [OPTIONS]                         a trained 
 
 
 @dataclass(frozen=True, kw_only=True)
-class WorldOptions:
+class WorldOptions(RayOptions):
     """Where a policy is evaluated, and by how many simulators."""
 
     eval: EvalConfig
@@ -37,10 +36,6 @@ class WorldOptions:
     """LIBERO's constants as light-wam, openpi, openvla-oft, lerobot or plain has them: picture, steps, replan"""
     folder: str = "eval"
     """where in the run directory the episodes go; another protocol needs another folder"""
-    ray: bool = False
-    """run the simulators, --eval.workers of them, on a Ray cluster; the policy stays here"""
-    ray_address: str = "auto"
-    """which cluster, host:port, of those that this machine has joined; auto: RAY_ADDRESS, or the only one"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,10 +60,10 @@ class ServerOptions(WorldOptions):
 
     run: Path | None = None
     """a folder for the results, which is no trained run's; it has to be named"""
-    family: str = "libero"
-    """what its observations are called: a family's name, or the TOML file that declares one (docs/serving_robots.md)"""
+    robot_schema: str = "libero"
+    """how its observations name cameras, state and prompt: a built-in name or a TOML file (docs/serving_robots.md)"""
     renames: dict[str, str] = field(default_factory=dict)
-    """the family's name of a camera, then the simulator's"""
+    """a camera's name in the robot schema, then the simulator's"""
     timeout_seconds: float = 60.0
     """for an answer; the first one may take long"""
     label: str = ""
@@ -96,12 +91,16 @@ def run(arguments: Sequence[str]) -> None:
     from lightwam.policy.policy import Policy
     from lightwam.system.cpu import keep_memory
 
-    check(adapted(recipe, sim, settings))  # before a model is loaded
+    check_recipe(with_simulator(recipe, sim, settings))  # before a model is loaded
     keep_memory()
     policy = Policy.load(
         path, options.step, device=options.device, weights=options.weights, engine=options.engine, int8=options.int8
     )
-    print(table(evaluate(path, settings, sim=sim, policy=policy, folder=options.folder, hire=_hire(options))))
+    print(
+        table(
+            evaluate(path, settings, sim=sim, policy=policy, folder=options.folder, pool_factory=options.pool_factory())
+        )
+    )
 
 
 def _eval_server(url: str, arguments: Sequence[str]) -> None:
@@ -118,24 +117,20 @@ def _eval_server(url: str, arguments: Sequence[str]) -> None:
     from lightwam.robot.client import Client
     from lightwam.wire import robot_schemas
 
-    family, key = robot_schemas.load_schema(options.family), os.environ.get(KEY_VARIABLE, "").strip()
+    schema, key = robot_schemas.load_schema(options.robot_schema), os.environ.get(KEY_VARIABLE, "").strip()
     with Client(url, api_key=key or None, timeout_seconds=options.timeout_seconds) as client:
-        policy = RemotePolicy(client, recipe, family, options.renames, options.label)
-        result = evaluate(options.run, settings, sim=sim, policy=policy, folder=options.folder, hire=_hire(options))
+        policy = RemotePolicy(client, recipe, schema, options.renames, options.label)
+        result = evaluate(
+            options.run, settings, sim=sim, policy=policy, folder=options.folder, pool_factory=options.pool_factory()
+        )
     print(table(result))
-
-
-def _hire(options: WorldOptions) -> Any:
-    from lightwam.system.ray_workers import RayWorkers
-
-    return partial(RayWorkers, address=options.ray_address) if options.ray else None
 
 
 def world(options: WorldOptions, said: frozenset[str]) -> tuple[SimConfig, EvalConfig]:
     """The simulator and the controller's settings, `suite` and `protocol` included.
 
-    What was `said` by an option of its own is kept (`check` refuses what a protocol has otherwise). ConfigError for
-    unknown names, and for tasks beside a suite.
+    What was `said` by an option of its own is kept (`check_recipe` refuses what a protocol has otherwise). ConfigError
+    for unknown names, and for tasks beside a suite.
     """
     sim, settings = options.sim, options.eval
     if sim.name != "libero" and (options.suite or options.protocol):

@@ -5,16 +5,22 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import fields
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import tyro
 
 from lightwam.config import recipes
 from lightwam.config.schema import Recipe
+from lightwam.config.strict_json import old_names
 from lightwam.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from lightwam.system.workers import PoolFactory
 
 Options = TypeVar("Options")
 
@@ -30,7 +36,32 @@ Names = Annotated[
     ),
 ]
 """an option of every command that reads a dataset"""
+OLD_OPTIONS: Mapping[str, str] = {
+    "families": "robot-schemas",
+    "family": "robot-schema",
+    "most-together": "max-batch",
+    "most-waiting": "max-queue",
+    "most-clients": "max-clients",
+    **{old.replace("_", "-"): new.replace("_", "-") for old, new in old_names(Recipe).items()},
+}
+"""former name of an option -> its name; former ones are accepted, with a line on stderr"""
 _SWITCH = re.compile(r"(latents|text):[\w-]+-config$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayOptions:
+    """Where a command's simulators run."""
+
+    ray: bool = False
+    """run the simulators, as many as there are workers, on a Ray cluster; everything else stays here"""
+    ray_address: str = "auto"
+    """which cluster, host:port, of those that this machine has joined; auto: RAY_ADDRESS, or the only one"""
+
+    def pool_factory(self, say: Callable[[str], None] = print) -> PoolFactory | None:
+        """Return what makes the pool of simulators; None for processes of this machine."""
+        from lightwam.system.ray_workers import RayWorkers
+
+        return partial(RayWorkers, address=self.ray_address, say=say) if self.ray else None
 
 
 def named_recipe(arguments: Sequence[str], command: str, default: str | None = None) -> tuple[Recipe, list[str]]:
@@ -67,12 +98,25 @@ def parse(defaults: Options, arguments: Sequence[str], command: str) -> Options:
     Sections of several kinds (`latents`, `text`) have the options of the recipe's own kind: `--text.num-tokens 24`. A
     word such as `text:umt5-config`, after all other options, chooses another kind, whose options follow that word.
     """
+    arguments = rename_old(arguments)
     switches = any(_SWITCH.match(word) for word in arguments)
     config = () if switches else (tyro.conf.AvoidSubcommands,)
     options = tyro.cli(
         type(defaults), default=defaults, args=list(arguments), prog=f"lightwam {command}", config=config
     )
     return options if all(map(_is_text, arguments)) else as_utf8(options)
+
+
+def rename_old(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with former names of options replaced; each is reported on stderr."""
+    words = []
+    for word in arguments:
+        option, equals, value = word.partition("=")
+        if option.startswith("--") and (name := OLD_OPTIONS.get(option[2:].replace("_", "-"))):
+            print(f"lightwam: {option} is now --{name}", file=sys.stderr)
+            word = f"--{name}{equals}{value}"
+        words.append(word)
+    return words
 
 
 def as_utf8(options: Options) -> Options:

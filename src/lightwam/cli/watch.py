@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lightwam.cli.options import parse, split_run, wants_help
+from lightwam.cli.options import RayOptions, parse, split_run, wants_help
 from lightwam.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class WatchOptions:
+class WatchOptions(RayOptions):
     """Calibrate RUN/surprise.json on undisturbed unseen seeds, and measure the watch on disturbed ones."""
 
     quiet: int = 20
@@ -46,7 +46,7 @@ def run(arguments: Sequence[str]) -> None:
     keep_memory()
     policy = Policy.load(path, options.step, device=options.device, weights=options.weights)
     settings = WatchConfig(options.quiet, options.trials, options.false_alarms, options.workers)
-    print(table(watch(path, settings, policy=policy)))
+    print(table(watch(path, settings, policy=policy, pool_factory=options.pool_factory())))
 
 
 def table(result: Mapping[str, Any]) -> str:

@@ -11,11 +11,11 @@ import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
 from lightwam.config.schema import Recipe
-from lightwam.data.codec import Codec
+from lightwam.data.codec import Codec, to_pictures
 from lightwam.errors import ConfigError
 from lightwam.sim.simulator import Simulator
-from lightwam.system.files import replacing
-from lightwam.types import LatentCodec, Observation
+from lightwam.system.files import replace_file
+from lightwam.types import LatentCodec, Observation, to_pixels
 
 
 @runtime_checkable
@@ -89,7 +89,7 @@ def record_probe(
         "imagine_steps": np.int64(imagine_steps),
         "taps": np.asarray(policy.recipe.model.backbone.taps, np.int64),
     }
-    with replacing(path) as beside, beside.open("wb") as file:
+    with replace_file(path) as beside, beside.open("wb") as file:
         np.savez_compressed(file, **arrays)
 
 
@@ -153,5 +153,5 @@ def _through_latents(
     from torch.nn.functional import avg_pool3d
 
     with torch.inference_mode():
-        latents = policy.latents.encode(policy.codec.pixels(frames[None]))
-        return policy.codec.pictures(policy.latents.decode_pooled(avg_pool3d(latents, (1, 2, 2))))[0]
+        latents = policy.latents.encode(to_pixels(frames[None]))
+        return to_pictures(policy.latents.decode_pooled(avg_pool3d(latents, (1, 2, 2))))[0]

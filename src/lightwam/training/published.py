@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from lightwam.config.schema import BackboneConfig, ModelConfig
-from lightwam.encoders.weight_files import check_tensors, differences, not_finite, read_pickled, refusal
+from lightwam.encoders.weight_files import check_tensors, mismatch_error, not_finite, read_pickled, tensor_differences
 from lightwam.errors import CheckpointError
 from lightwam.model.light_wam import LightWAM
-from lightwam.system.files import replacing
+from lightwam.system.files import replace_file
 
 SECTIONS = VIDEO, EXPERT, PROPRIO = "mot", "state_fusion_action_expert", "proprio_encoder"
 KEYS = (*SECTIONS, "step", "torch_dtype")
@@ -58,12 +58,12 @@ def read(path: Path | str, config: ModelConfig) -> Published:
     state: dict[str, Tensor] = {}
     for section, names in published_names(config).items():
         wanted = {theirs: shapes[ours] for theirs, ours in names.items()}
-        refused += differences(found[section], wanted, where=f"{section} ")
+        refused += tensor_differences(found[section], wanted, where=f"{section} ")
         state |= {ours: found[section][theirs] for theirs, ours in names.items() if theirs in found[section]}
     if refused:
-        raise refusal("the checkpoint is of another model", path, refused, NEXT_STEP)
+        raise mismatch_error("the checkpoint is of another model", path, refused, NEXT_STEP)
     if lines := [line for section in SECTIONS for line in not_finite(found[section], where=f"{section} ")]:
-        raise refusal("the weights are not finite", path, lines, "fetch the file again, or take another checkpoint")
+        raise mismatch_error("the weights are not finite", path, lines, "fetch it again, or take another checkpoint")
     return Published(state, found["step"], found["torch_dtype"])
 
 
@@ -91,7 +91,7 @@ def write(path: Path | str, published: Published, config: ModelConfig) -> None:
         for section, names in published_names(config).items()
     }
     num_bytes = sum(tensor.nbytes for tensor in published.state.values())
-    with replacing(Path(path), num_bytes=num_bytes) as beside, beside.open("wb") as file:
+    with replace_file(Path(path), num_bytes=num_bytes) as beside, beside.open("wb") as file:
         torch.save(sections | {"step": published.step, "torch_dtype": published.torch_dtype}, file)
 
 
