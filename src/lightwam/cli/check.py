@@ -87,7 +87,7 @@ def run(arguments: Sequence[str]) -> None:
 def _check_sim(arguments: Sequence[str]) -> None:
     recipe, rest = named_recipe(arguments, "check sim")
     options = parse(SimOptions(recipe), rest, f"check sim {recipe.name}")
-    sim = checks.check(options.recipe).sim
+    sim = checks.check_recipe(options.recipe).sim
     from lightwam.sim.check import check_simulator
     from lightwam.sim.registry import version_warnings
 
@@ -110,7 +110,7 @@ def _check_sim(arguments: Sequence[str]) -> None:
 def _check_expert(arguments: Sequence[str]) -> None:
     recipe, rest = named_recipe(arguments, "check expert")
     options = parse(ExpertOptions(recipe), rest, f"check expert {recipe.name}")
-    checked = checks.check(options.recipe)
+    checked = checks.check_recipe(options.recipe)
     from lightwam.evaluation.expert_check import check_experts
 
     say = partial(print, file=sys.stderr if options.json else sys.stdout, flush=True)
@@ -133,22 +133,22 @@ def _check_client(arguments: Sequence[str]) -> None:
     options = parse(ClientOptions(Serving()), rest, f"check client {path}")
     settings = options.serving
     keys = access.read_keys(settings.api_keys, os.environ.get(access.KEYS_VARIABLE))
-    access.check_door(settings.host, keys, anyone=settings.allow_anyone)
+    access.check_exposure(settings.host, keys, anyone=settings.allow_anyone)
     from lightwam.policy import run_directory
     from lightwam.serving import logs
-    from lightwam.serving.inspect_client import inspecting
+    from lightwam.serving.inspect_client import inspect_client
     from lightwam.serving.sentences import sentence_check
     from lightwam.wire.robot_schemas import schemas_for
 
     recipe = run_directory.read_recipe(path)
     cameras = tuple(place.camera for place in recipe.codec.places)
     model = recipe.model
-    families = schemas_for(settings.families, cameras, model.state_dim, model.action_dim, settings.renames)
-    logs.begin(settings.log)
+    schemas = schemas_for(settings.robot_schemas, cameras, model.state_dim, model.action_dim, settings.renames)
+    logs.configure(settings.log)
     check = sentence_check(recipe, run_directory.read_tensors(path / run_directory.PROMPTS))
-    if not asyncio.run(inspecting(families, settings, keys, options.messages, check_sentence=check)):
+    if not asyncio.run(inspect_client(schemas, settings, keys, options.messages, check_sentence=check)):
         raise WireError("the client's messages do not fit the run", where=path,
-                        next_step="rename cameras (--renames), choose --families, or declare the robot in a file: "
+                        next_step="rename cameras (--renames), choose --robot-schemas, or declare the robot in a file: "
                         "docs/serving_robots.md")  # fmt: skip
 
 

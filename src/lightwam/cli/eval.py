@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightwam.cli.options import RayOptions, given, named_recipe, parse, split_run, wants_help
-from lightwam.config.checks import check
+from lightwam.config.checks import check_recipe
 from lightwam.config.libero_protocols import SUITES, protocol
 from lightwam.config.recipes import demo
-from lightwam.config.schema import EvalConfig, SimConfig, adapted
+from lightwam.config.schema import EvalConfig, SimConfig, with_simulator
 from lightwam.errors import ConfigError, did_you_mean
 
 KEY_VARIABLE = "LIGHTWAM_API_KEY"
@@ -60,10 +60,10 @@ class ServerOptions(WorldOptions):
 
     run: Path | None = None
     """a folder for the results, which is no trained run's; it has to be named"""
-    family: str = "libero"
-    """what its observations are called: a family's name, or the TOML file that declares one (docs/serving_robots.md)"""
+    robot_schema: str = "libero"
+    """how its observations name cameras, state and prompt: a built-in name or a TOML file (docs/serving_robots.md)"""
     renames: dict[str, str] = field(default_factory=dict)
-    """the family's name of a camera, then the simulator's"""
+    """a camera's name in the robot schema, then the simulator's"""
     timeout_seconds: float = 60.0
     """for an answer; the first one may take long"""
     label: str = ""
@@ -91,7 +91,7 @@ def run(arguments: Sequence[str]) -> None:
     from lightwam.policy.policy import Policy
     from lightwam.system.cpu import keep_memory
 
-    check(adapted(recipe, sim, settings))  # before a model is loaded
+    check_recipe(with_simulator(recipe, sim, settings))  # before a model is loaded
     keep_memory()
     policy = Policy.load(
         path, options.step, device=options.device, weights=options.weights, engine=options.engine, int8=options.int8
@@ -117,9 +117,9 @@ def _eval_server(url: str, arguments: Sequence[str]) -> None:
     from lightwam.robot.client import Client
     from lightwam.wire import robot_schemas
 
-    family, key = robot_schemas.load_schema(options.family), os.environ.get(KEY_VARIABLE, "").strip()
+    schema, key = robot_schemas.load_schema(options.robot_schema), os.environ.get(KEY_VARIABLE, "").strip()
     with Client(url, api_key=key or None, timeout_seconds=options.timeout_seconds) as client:
-        policy = RemotePolicy(client, recipe, family, options.renames, options.label)
+        policy = RemotePolicy(client, recipe, schema, options.renames, options.label)
         result = evaluate(
             options.run, settings, sim=sim, policy=policy, folder=options.folder, pool_factory=options.pool_factory()
         )
@@ -129,8 +129,8 @@ def _eval_server(url: str, arguments: Sequence[str]) -> None:
 def world(options: WorldOptions, said: frozenset[str]) -> tuple[SimConfig, EvalConfig]:
     """The simulator and the controller's settings, `suite` and `protocol` included.
 
-    What was `said` by an option of its own is kept (`check` refuses what a protocol has otherwise). ConfigError for
-    unknown names, and for tasks beside a suite.
+    What was `said` by an option of its own is kept (`check_recipe` refuses what a protocol has otherwise). ConfigError
+    for unknown names, and for tasks beside a suite.
     """
     sim, settings = options.sim, options.eval
     if sim.name != "libero" and (options.suite or options.protocol):

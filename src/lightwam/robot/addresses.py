@@ -7,7 +7,7 @@ import socket
 import ssl
 from urllib.parse import urlsplit
 
-OTHER_PORT = "try another port: openpi's default is 8000"
+OTHER_PORT = "try another port or address: openpi's default port is 8000"
 
 
 def is_address(url: str) -> bool:
@@ -20,7 +20,7 @@ def is_address(url: str) -> bool:
         return False
 
 
-def speaks_otherwise(url: str, left_seconds: float) -> tuple[str, str] | None:
+def diagnose(url: str, left_seconds: float) -> tuple[str, str] | None:
     """Try an address where the handshake failed over TLS and plain HTTP; return the fault and what to do, or None.
 
     Each try takes at most 2 s, and no longer than `left_seconds`.

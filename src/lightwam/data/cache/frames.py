@@ -292,7 +292,7 @@ def _disk_errors(dataset: LeRobotDataset, config: CodecConfig, draft: Path) -> I
         yield
     except OSError as error:
         num_bytes, path = _bytes_missing(dataset, config, draft), Path(error.filename or draft / "frames.npy")
-        raise refused(path, error, DatasetError, num_bytes=num_bytes, goes_on=RESUME_HINT) from error
+        raise refused(path, error, DatasetError, num_bytes=num_bytes, resume_hint=RESUME_HINT) from error
 
 
 def _replace_folder(new: Path, path: Path) -> None:

@@ -45,7 +45,7 @@ from lightwam.data.cache.shards import (
 )
 from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.errors import ConfigError, DatasetError, first_few
-from lightwam.system.files import file_fingerprint, read_json, writing
+from lightwam.system.files import explain_disk_errors, file_fingerprint, read_json
 from lightwam.system.progress import OnProgress, no_progress
 from lightwam.types import SINGLE_PROCESS, Latents, Rank, pool
 
@@ -56,7 +56,7 @@ SPOOL_BYTES = 256 * 2**20
 """a shard is held in memory up to this size, then in a temporary file"""
 RERUN = "run `lightwam cache` again: it makes only what is missing"
 RESUME_HINT = f"run the same command again: finished shards are kept; {CACHE_HINT}"
-_writing = partial(writing, kind=DatasetError, goes_on=RESUME_HINT)
+_writing = partial(explain_disk_errors, kind=DatasetError, resume_hint=RESUME_HINT)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
