@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightwam.config.checks import check
+from lightwam.config.checks import check_recipe
 from lightwam.config.schema import DctConfig, Recipe
 from lightwam.data.codec import Codec
 from lightwam.data.statistics import measure
@@ -31,10 +31,10 @@ from lightwam.policy.actor import Actor, PlainActor
 from lightwam.policy.policy import Policy
 from lightwam.policy.run_directory import open_processing
 from lightwam.sim import registry
-from lightwam.system.cpu import product_dtype, products
-from lightwam.system.devices import device_called
+from lightwam.system.cpu import fast_matmuls, matmul_dtype
+from lightwam.system.devices import resolve_device
 from lightwam.system.machine import machine
-from lightwam.system.timing import Call, floor_ms, gmac, in_turns
+from lightwam.system.timing import Call, count_gmac, roofline_ms, time_interleaved
 from lightwam.types import LatentCodec, Observation, to_pixels
 
 WAYS = {
@@ -104,17 +104,17 @@ def bench_act(
     computes in on this device. The prompt is known. 300 calls of each way and stage after 10, fewer where that takes
     over 20 s, 5 at least.
     """
-    place = device_called(device)
+    place = resolve_device(device)
     torch.manual_seed(0)
     given = of_recipe(subject, place) if isinstance(subject, Recipe) else of_run(subject, place)
     default = given.recipe.train.precision if place.type == "cuda" else "float32"
     dtype = getattr(torch, precision or default)
-    with products(place, dtype):
+    with fast_matmuls(place, dtype):
         calls, differences, engines = ways(given, place, dtype, int8=int8)
         engine = engines["engine"]
-        stages = {stage: in_turns(calls[stage], place) for stage in STAGES}
-        work = {way: gmac(call) for way, call in calls[STAGES[1]].items()}
-        floor = floor_ms(work["engine"], size(engine), place, engine.folded.placement.dtype)
+        stages = {stage: time_interleaved(calls[stage], place) for stage in STAGES}
+        work = {way: count_gmac(call) for way, call in calls[STAGES[1]].items()}
+        floor = roofline_ms(work["engine"], size(engine), place, engine.folded.placement.dtype)
         parts = parts_ms(given, engine, stages, place)
     whole = stages[STAGES[-1]]
     result: dict[str, Any] = {
@@ -122,7 +122,7 @@ def bench_act(
         "batch_size": 1,
         "canvas": list(given.recipe.codec.canvas),
         "precision": str(dtype).removeprefix("torch."),
-        "products": product_dtype(place, dtype),
+        "products": matmul_dtype(place, dtype),
         "threads": torch.get_num_threads(),
         "ways": WAYS | (INT8 if int8 else {}),
         "stages": stages,
@@ -187,7 +187,7 @@ def random_observation(recipe: Recipe, instruction: str) -> Observation:
 
 def of_recipe(recipe: Recipe, device: torch.device) -> Subject:
     """Random weights at the recipe's sizes."""
-    check(recipe)
+    check_recipe(recipe)
     model, text, instruction = recipe.model, recipe.text, "a task"
     states = torch.zeros(text.num_tokens, text.dim)
     states[: min(PROMPT_TOKENS, text.num_tokens // 2)].normal_()
@@ -286,7 +286,7 @@ def parts_ms(
         "canvas to latent": lambda: latents.encode(to_pixels(canvas)),
         "action expert": lambda: expert([expert.pool_tap(tap, tokens) for tap in range(len(config.taps))]),
     }
-    found = {part: row["p50_ms"] for part, row in in_turns(calls, device).items()}
+    found = {part: row["p50_ms"] for part, row in time_interleaved(calls, device).items()}
     found["backbone"] = stages[STAGES[0]]["engine"]["p50_ms"] - found["action expert"]
     return {part: found[part] for part in PARTS}
 

@@ -31,7 +31,8 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from lightwam.config.schema import Recipe, from_dict, to_dict
+from lightwam.config.schema import Recipe
+from lightwam.config.strict_json import from_dict, to_dict
 from lightwam.data.codec import Codec
 from lightwam.encoders.frozen import open_latents
 from lightwam.encoders.weight_files import check_finite, not_finite
@@ -43,15 +44,15 @@ from lightwam.policy.tensor_files import read_metadata as read_metadata
 from lightwam.policy.tensor_files import read_tensors as read_tensors
 from lightwam.policy.tensor_files import write_tensors as write_tensors
 from lightwam.system.file_damage import likely_cause
-from lightwam.system.files import write_file, writing
+from lightwam.system.files import explain_disk_errors, write_file
 from lightwam.types import LatentCodec
 
 FORMAT = 1
 FROZEN, PROMPTS, TRAINING = "frozen.safetensors", "prompts.safetensors", "training.pt"
-MUTABLE_SETTINGS = ("notes", "weights", "train.micro_batch", "train.checkpointing", "train.listeners")
+MUTABLE_SETTINGS = ("notes", "weights", "train.micro_batch", "train.checkpointing", "train.loggers")
 """settings that may change when training resumes: they do not affect what is learnt"""
 DATASET_KEYS, OPTIONAL_DATASET_KEYS = ("fingerprint", "path"), ("episodes", "names")
-"""keys of dataset.json; older runs lack "episodes", and runs whose features have LeRobot's names lack "names""""
+"""keys of dataset.json; older runs lack "episodes", and runs whose features have LeRobot's names lack names"""
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,7 @@ def save(run: Path, checkpoint: Checkpoint, keep: int = 2) -> Path:
     folder = _step_folder(run, checkpoint.step)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     size = num_bytes((checkpoint.model, checkpoint.ema, checkpoint.training))
-    with writing(folder, num_bytes=size):
+    with explain_disk_errors(folder, num_bytes=size):
         for torn in folder.parent.glob(".step_*"):  # left by a process that was killed while saving
             shutil.rmtree(torn, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -192,7 +193,7 @@ def save(run: Path, checkpoint: Checkpoint, keep: int = 2) -> Path:
             os.replace(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    with writing(folder.parent):
+    with explain_disk_errors(folder.parent):
         for old in steps(run)[:-keep]:
             shutil.rmtree(_step_folder(run, old))
     return folder

@@ -13,14 +13,14 @@ from torch import Tensor
 from lightwam.encoders.weight_files import check_finite, check_tensors
 from lightwam.errors import CheckpointError
 from lightwam.system.file_damage import likely_cause
-from lightwam.system.files import replacing
+from lightwam.system.files import replace_file
 
 Weights = dict[str, Tensor]
 
 
 def write_tensors(path: Path, tensors: Weights, metadata: dict[str, str] | None = None) -> None:
     """Write tensors, and `metadata` with them, to a safetensors file atomically."""
-    with replacing(path, num_bytes=num_bytes(tensors)) as temporary:
+    with replace_file(path, num_bytes=num_bytes(tensors)) as temporary:
         safetensors.torch.save_file(to_cpu(tensors), temporary, metadata)
 
 
