@@ -188,7 +188,17 @@ def save(run: Path, checkpoint: Checkpoint, keep: int = 2) -> Path:
             shutil.rmtree(torn, ignore_errors=True)
         temporary.mkdir(parents=True)
         try:
-            _write_checkpoint(run, checkpoint, temporary)
+            safetensors.torch.save_file(to_cpu(checkpoint.model), temporary / "model.safetensors")
+            if checkpoint.ema is not None:
+                safetensors.torch.save_file(to_cpu(checkpoint.ema), temporary / "ema.safetensors")
+            with (temporary / TRAINING).open("wb") as file:
+                torch.save(checkpoint.training, file)
+            files = {path.name: _digest(path) for path in sorted(temporary.iterdir())}
+            meta = {"format": FORMAT, "step": checkpoint.step, "files": files, "frozen": _frozen_digest(run)}
+            (temporary / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+            for path in temporary.iterdir():
+                with path.open("rb") as written:
+                    os.fsync(written.fileno())
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(temporary, folder)
         finally:
@@ -197,20 +207,6 @@ def save(run: Path, checkpoint: Checkpoint, keep: int = 2) -> Path:
         for old in steps(run)[:-keep]:
             shutil.rmtree(_step_folder(run, old))
     return folder
-
-
-def _write_checkpoint(run: Path, checkpoint: Checkpoint, folder: Path) -> None:
-    safetensors.torch.save_file(to_cpu(checkpoint.model), folder / "model.safetensors")
-    if checkpoint.ema is not None:
-        safetensors.torch.save_file(to_cpu(checkpoint.ema), folder / "ema.safetensors")
-    with (folder / TRAINING).open("wb") as file:
-        torch.save(checkpoint.training, file)
-    files = {path.name: _digest(path) for path in sorted(folder.iterdir())}
-    meta = {"format": FORMAT, "step": checkpoint.step, "files": files, "frozen": _frozen_digest(run)}
-    (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
-    for path in folder.iterdir():
-        with path.open("rb") as written:
-            os.fsync(written.fileno())
 
 
 def checkpoint_dir(run: Path, step: int | None = None) -> Path:
