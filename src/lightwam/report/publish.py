@@ -12,7 +12,7 @@ from pathlib import Path
 from lightwam.encoders.weight_files import REPO
 from lightwam.errors import CheckpointError, ConfigError
 from lightwam.policy import run_directory
-from lightwam.policy.hub import CARD, MORE, WEIGHTS, WHOLE, asking
+from lightwam.policy.hub import CARD, OPTIONAL_FILES, REQUIRED_FILES, WEIGHTS, hub_errors
 from lightwam.report.model_card import LICENSE, model_card
 from lightwam.system.files import explain_disk_errors
 
@@ -39,7 +39,7 @@ def push(
         raise ConfigError("not the id of a Hub repo", where="repo", got=repr(repo), expected="OWNER/NAME")
     with _temporary_folder() as place:
         folder = stage(Path(run), place / "run", repo, step, license=license, dataset=dataset)
-        with asking(repo, "the run cannot be pushed to the Hub"):
+        with hub_errors(repo, "the run cannot be pushed to the Hub"):
             from huggingface_hub import HfApi
 
             api = HfApi(token=token)
@@ -52,7 +52,7 @@ def push(
                 repo_id=repo,
                 folder_path=folder,
                 commit_message=f"lightwam run, step {run_directory.steps(folder)[-1]}",
-                delete_patterns=[*WHOLE, *MORE, "checkpoints/*"],
+                delete_patterns=[*REQUIRED_FILES, *OPTIONAL_FILES, "checkpoints/*"],
             )
     return str(url)
 
@@ -68,7 +68,7 @@ def stage(
         raise CheckpointError("the folder is not empty", where=to, next_step="choose another one")
     card = model_card(run, step, repo=repo, license=license, dataset=dataset)
     place = run_directory.verify(run, step, training=False)[0].relative_to(run)
-    files = [*map(Path, (*WHOLE, *MORE)), *(place / name for name in ("meta.json", *WEIGHTS))]
+    files = [*map(Path, (*REQUIRED_FILES, *OPTIONAL_FILES)), *(place / name for name in ("meta.json", *WEIGHTS))]
     beside = to.with_name(f".{to.name}.{os.getpid()}")
     num_bytes = sum((run / name).stat().st_size for name in files if (run / name).exists())
     again = "push again; TMPDIR may name another disk"

@@ -316,7 +316,7 @@ def cache_prompts(recipe: Recipe, data: LeRobotDataset, device: torch.device | s
     path, text = home / LATENTS / run_directory.PROMPTS, recipe.text
     made_by = {"encoder": f"{text.kind} {text.num_tokens}x{text.dim}"}
     made_by |= {part: digest(locate(recipe.weights, part)) for part in TEXT_PARTS}
-    known = run_directory.read_tensors(path) if run_directory.read_about(path) == made_by else {}
+    known = run_directory.read_tensors(path) if run_directory.read_metadata(path) == made_by else {}
     wanted = [recipe.prompt.format(task=task) for task in map(data.tasks.__getitem__, data.used_tasks)]
     if missing := [prompt for prompt in wanted if prompt not in known]:
         check_free_space(path, 2 * len(wanted) * text.num_tokens * text.dim)
