@@ -13,7 +13,7 @@ from lightwam.config.checks import check_recipe
 from lightwam.config.schema import EvalConfig, Recipe, SimConfig
 from lightwam.config.strict_json import from_dict, to_dict
 from lightwam.data.collect import collect
-from lightwam.encoders.frozen import check_prompts
+from lightwam.encoders.prompt_check import check_prompts
 from lightwam.errors import CheckpointError, ConfigError
 from lightwam.evaluation.evaluate import evaluate
 from lightwam.evaluation.probe import record_probe

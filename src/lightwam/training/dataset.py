@@ -25,14 +25,15 @@ from lightwam.data.lerobot.features import FeatureNames, parse_names
 from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.data.statistics import measure
 from lightwam.encoders.dct import DctLatents
-from lightwam.encoders.frozen import Prompts, Sentences, check_vae, encode_clip, open_latents, open_text, vae_identity
+from lightwam.encoders.frozen import Prompts, check_vae, encode_clip, open_latents, open_text, vae_identity
+from lightwam.encoders.prompt_check import PromptCheck
 from lightwam.encoders.weight_files import Part, digest, locate
 from lightwam.errors import CheckpointError, DatasetError, PromptError
 from lightwam.policy import run_directory
 from lightwam.policy.run_directory import Weights, open_processing
 from lightwam.system.devices import oom_as_config_error
 from lightwam.system.progress import Progress
-from lightwam.training import distributed
+from lightwam.training import dataset_record, distributed
 from lightwam.training.distributed import World
 from lightwam.training.start import Start, record_start
 from lightwam.types import Batch, LatentCodec, Latents, Windows, to_pixels
@@ -89,7 +90,7 @@ def open_training_data(
     DatasetError when the dataset or one of its sentences does not fit the recipe, and when the cache is stale or cannot
     be written; CheckpointError when the run holds another recipe, or began with another dataset or VAE.
     """
-    pairs = run_directory.feature_names(run, () if names is None else names.pairs())
+    pairs = dataset_record.feature_names(run, () if names is None else names.pairs())
     data = LeRobotDataset(dataset, parse_names(pairs))
     check_data(recipe, data)
     if isinstance(recipe.text, HashedTextConfig):  # `lightwam cache` has checked the sentences for other encoders
@@ -97,7 +98,7 @@ def open_training_data(
     sources = DatasetCaches(recipe, data, cache_home(data.root, cache))
     begun = (run / "processing.json").exists()
     if begun:
-        run_directory.check_dataset(run, dataset, sources.files)
+        dataset_record.check_dataset(run, dataset, sources.files)
     sources.check(prompts=not begun)
     kept = start if start is not None and start.statistics == "kept" else None
     if kept is not None and not isinstance(recipe.latents, DctConfig):
@@ -141,9 +142,9 @@ def check_data(recipe: Recipe, data: LeRobotDataset) -> None:
 def check_tasks(recipe: Recipe, data: LeRobotDataset, say: Callable[[str], None] = print) -> None:
     """Raise DatasetError when a task sentence does not fit the recipe's text encoder; truncated ones go to `say`.
 
-    Raises as `Sentences` does, too: UMT5 needs its tokenizer.
+    Raises as `PromptCheck` does, too: UMT5 needs its tokenizer.
     """
-    sentences = Sentences(recipe)
+    sentences = PromptCheck(recipe)
     for index in data.used_tasks:
         task = data.tasks[index]
         try:
@@ -257,7 +258,7 @@ def begin_run(
     prompts: Weights,
 ) -> None:
     """Write into a run all that it takes from its dataset; `measured` is what `open_latents` needs."""
-    run_directory.write_dataset(run, data.root, data.num_episodes, fingerprint, data.names.pairs())
+    dataset_record.write_dataset(run, data.root, data.num_episodes, fingerprint, data.names.pairs())
     if not isinstance(recipe.text, HashedTextConfig):
         run_directory.write_tensors(run / run_directory.PROMPTS, prompts)
     run_directory.write_processing(run, codec, measured)  # last: with it the run has begun
