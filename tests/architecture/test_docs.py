@@ -48,7 +48,7 @@ def test_commands_and_recipes_in_the_documents_exist(house: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "target", ["demo", "test", "lint", "types", "slow", "lerobot", "lowest", "report", "gl", "clean"]
+    "target", ["demo", "test", "lint", "types", "slow", "lerobot", "lowest", "report", "gl", "browser", "clean"]
 )
 def test_make_can_plan_every_target(target: str, house: Any) -> None:
     done = subprocess.run(["make", "--dry-run", target], cwd=house.root, capture_output=True, text=True)
