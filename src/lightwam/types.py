@@ -28,14 +28,14 @@ class Observation:
     """the task as a sentence"""
 
 
-class Share(NamedTuple):
+class Rank(NamedTuple):
     """Which of the processes that work together this one is."""
 
     rank: int
     size: int
 
 
-ALONE = Share(0, 1)
+SINGLE_PROCESS = Rank(0, 1)
 
 
 class Latents(NamedTuple):

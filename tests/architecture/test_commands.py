@@ -49,7 +49,7 @@ def parse_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Commands end when their options are read; runs/demo is a run."""
     import tyro
 
-    from lightwam.policy import run_directory as checkpoint
+    from lightwam.policy import run_directory
 
     (tmp_path / "runs" / "demo").mkdir(parents=True)
     (tmp_path / "runs" / "demo" / "recipe.json").touch()
@@ -61,7 +61,7 @@ def parse_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         raise Parsed
 
     monkeypatch.setattr(tyro, "cli", read)
-    monkeypatch.setattr(checkpoint, "read_recipe", lambda path: recipes.recipe("demo"))
+    monkeypatch.setattr(run_directory, "read_recipe", lambda path: recipes.recipe("demo"))
 
 
 def texts(house: Any) -> Iterator[tuple[str, str, bool]]:

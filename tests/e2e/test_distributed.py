@@ -13,14 +13,14 @@ import pytest
 import torch
 
 from lightwam.config.schema import Recipe
-from lightwam.policy import run_directory as checkpoint
+from lightwam.policy import run_directory
 from lightwam.training.dataset import make_cache
 from lightwam.training.train import train
 
 SCRIPT = """
 import sys
 from pathlib import Path
-from lightwam.policy import run_directory as checkpoint
+from lightwam.policy import run_directory
 from lightwam.training.train import train
 recipe = checkpoint.read_recipe(Path(sys.argv[1]))
 stop = int(sys.argv[5]) if len(sys.argv) > 5 else None
@@ -31,7 +31,7 @@ train(recipe, Path(sys.argv[2]), Path(sys.argv[3]), stop_after=stop, device="cpu
 def together(recipe: Recipe, dataset: Path, run: Path, parallel: str, stop_after: int | None = None) -> str:
     """Train in two processes; returns what they said."""
     plan = run.with_name(f"{run.name}-recipe")
-    checkpoint.start_run(plan, recipe)
+    run_directory.start_run(plan, recipe)
     arguments = [str(plan), str(dataset), str(run), parallel, *([] if stop_after is None else [str(stop_after)])]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     script = run.with_name("script.py")
@@ -50,7 +50,7 @@ def losses(run: Path) -> list[list[float]]:
 
 
 def difference(one: Path, other: Path) -> float:
-    a, b = checkpoint.load(one).model, checkpoint.load(other).model
+    a, b = run_directory.load(one).model, run_directory.load(other).model
     assert a.keys() == b.keys()
     return max(float((a[name] - b[name]).abs().max()) for name in a)
 
@@ -69,12 +69,12 @@ def test_frozen_weights_and_masters_are_shared_too(
     together(recipe, data, both, parallel, stop_after=1)
     together(recipe, data, both, parallel)
     torch.testing.assert_close(torch.tensor(losses(both)), torch.tensor(losses(alone)), rtol=0.03, atol=0.0)
-    frozen = [checkpoint.read_tensors(run / checkpoint.FROZEN) for run in (alone, both)]
+    frozen = [run_directory.read_tensors(run / run_directory.FROZEN) for run in (alone, both)]
     assert frozen[0].keys() == frozen[1].keys()
     for name, value in frozen[0].items():
         assert value.dtype == torch.bfloat16
         assert torch.equal(value, frozen[1][name])
-    began, ended = (checkpoint.load(both, step).model for step in (1, 2))
+    began, ended = (run_directory.load(both, step).model for step in (1, 2))
     assert all(value.dtype == torch.float32 for value in ended.values())
     assert all((ended[name] != began[name]).any() for name in ended if "lora_" in name)
 

@@ -14,7 +14,7 @@ from lightwam.data.collect import collect
 from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.evaluation.episodes import read_episodes
 from lightwam.evaluation.evaluate import evaluate
-from lightwam.sim import simulator as base
+from lightwam.sim import registry
 from lightwam.types import Observation
 
 pytestmark = [pytest.mark.sim, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -38,14 +38,14 @@ class Remembering:
     def identity(self) -> dict[str, str]:
         return {"recipe": self.recipe.name}
 
-    def accept(self, sim: SimConfig, settings: EvalConfig) -> None:
+    def check_evaluation(self, sim: SimConfig, settings: EvalConfig) -> None:
         """Anything."""
 
     def watch(self, task: str, seed: int) -> tuple[bool, int]:
         """The expert's own episode: success, and steps."""
-        simulator, replan = base.make(self.recipe.sim, task), self.recipe.eval.replan
+        simulator, replan = registry.make_simulator(self.recipe.sim, task), self.recipe.eval.replan
         simulator.reset(seed)
-        expert, actions, success = base.make_expert(self.recipe.sim, simulator), [], False
+        expert, actions, success = registry.make_expert(self.recipe.sim, simulator), [], False
         states = []
         while not success and len(actions) < self.recipe.sim.max_steps:
             if len(actions) % replan == 0:

@@ -17,11 +17,10 @@ from lightwam.data.cache.latents import LatentCache
 from lightwam.encoders.frozen import vae_identity
 from lightwam.errors import CheckpointError, DatasetError
 from lightwam.evaluation.evaluate import evaluate
-from lightwam.policy import run_directory as checkpoint
+from lightwam.policy import run_directory
 from lightwam.policy.policy import Policy
-from lightwam.sim import simulator as base
-from lightwam.training import published
-from lightwam.training import wan_backbone as wan
+from lightwam.sim import registry
+from lightwam.training import published, wan_backbone
 from lightwam.training.adopt import adopt, export
 from lightwam.training.dataset import make_cache, open_data
 from lightwam.training.train import train
@@ -60,14 +59,14 @@ def run_of_another_vae(run: Path, tmp_path: Path) -> Path:
 
 
 def seen(recipe: Recipe) -> list[Any]:
-    simulator = base.make(recipe.sim, recipe.sim.tasks[0])
+    simulator = registry.make_simulator(recipe.sim, recipe.sim.tasks[0])
     simulator.reset(7)
     return [simulator.observe()]
 
 
 def test_the_whole_way(paper_recipe: Recipe, dataset: Path, run: Path, tmp_path: Path) -> None:
     unbroken = train(paper_recipe, dataset, tmp_path / "unbroken", device="cpu", say=quiet)
-    one, other = checkpoint.load(run), checkpoint.load(unbroken)
+    one, other = run_directory.load(run), run_directory.load(unbroken)
     assert all(torch.equal(one.model[name], other.model[name]) for name in one.model)
     assert one.ema is not None and other.ema is not None
     assert all(torch.equal(one.ema[name], other.ema[name]) for name in one.ema)
@@ -85,16 +84,16 @@ def test_the_whole_way(paper_recipe: Recipe, dataset: Path, run: Path, tmp_path:
 
 
 def test_training_changes_what_is_trained_and_nothing_else(paper_recipe: Recipe, run: Path) -> None:
-    weights = checkpoint.run_weights(run, checkpoint.load(run), ema=False)
-    began = wan.backbone(paper_recipe.weights, paper_recipe.model.backbone)
-    frozen = checkpoint.read_tensors(run / checkpoint.FROZEN)
+    weights = run_directory.run_weights(run, run_directory.load(run), ema=False)
+    began = wan_backbone.backbone(paper_recipe.weights, paper_recipe.model.backbone)
+    frozen = run_directory.read_tensors(run / run_directory.FROZEN)
     for name, value in began.items():
         same = torch.equal(weights[f"dit.{name}"].float(), value.bfloat16().float())
         trained = name.startswith(("proj_out", "scale_shift_table"))
         assert same != trained, name
         assert (f"dit.{name}" in frozen) != trained
     assert all(value.dtype == torch.bfloat16 for value in frozen.values())
-    masters = checkpoint.load(run).model
+    masters = run_directory.load(run).model
     assert all(value.dtype == torch.float32 for value in masters.values())
     assert any((value.bfloat16().float() != value).any() for value in masters.values()), (
         "finer than the model's weights"
@@ -107,7 +106,7 @@ def test_the_cache_is_what_the_encoder_makes(paper_recipe: Recipe, dataset: Path
     from lightwam.encoders.wan_vae import WanVaeLatents
 
     run = tmp_path / "run"
-    checkpoint.start_run(run, paper_recipe)
+    run_directory.start_run(run, paper_recipe)
     cache, processing = open_data(paper_recipe, dataset, run, quiet)
     assert isinstance(cache, LatentCache)
     frames = np.load(next((dataset / "cache").glob("*/frames.npy")))
@@ -171,7 +170,7 @@ def test_the_check_of_a_dataset_reads_its_latents(
 def test_without_prompts_training_says_how_to_make_them(paper_recipe: Recipe, dataset: Path, tmp_path: Path) -> None:
     copy = tmp_path / "data"
     shutil.copytree(dataset, copy)
-    (copy / LATENTS / checkpoint.PROMPTS).unlink()
+    (copy / LATENTS / run_directory.PROMPTS).unlink()
     with pytest.raises(DatasetError, match=r"(?s)prompt.*lightwam cache"):
         train(paper_recipe, copy, tmp_path / "run", device="cpu", say=quiet)
 
@@ -194,12 +193,12 @@ def test_the_frozen_weights_belong_to_the_checkpoints(
 ) -> None:
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
-    frozen = checkpoint.read_tensors(copy / checkpoint.FROZEN)
+    frozen = run_directory.read_tensors(copy / run_directory.FROZEN)
     name = next(iter(frozen))
-    checkpoint.write_tensors(copy / checkpoint.FROZEN, frozen | {name: frozen[name] + 1})
+    run_directory.write_tensors(copy / run_directory.FROZEN, frozen | {name: frozen[name] + 1})
     with pytest.raises(CheckpointError, match=r"damaged(.|\n)*frozen\.safetensors"):
         Policy.load(copy)
-    (copy / checkpoint.FROZEN).unlink()
+    (copy / run_directory.FROZEN).unlink()
     with pytest.raises(CheckpointError, match="damaged"):
         train(paper_recipe, dataset, copy, device="cpu", say=quiet)
 
@@ -211,9 +210,9 @@ def test_a_run_starts_from_another_ones_weights(paper_recipe: Recipe, dataset: P
         train(longer, dataset, adopted, device="cpu", say=quiet)
     still = replace(paper_recipe, train=replace(paper_recipe.train, steps=1, learning_rate=1e-12, warmup_steps=0))
     new = train(still, dataset, tmp_path / "new", device="cpu", say=quiet, start_from=adopted)
-    assert checkpoint.steps(new) == [1]
-    given = checkpoint.run_weights(adopted, checkpoint.load(adopted, training=False))
-    for name, value in checkpoint.run_weights(new, checkpoint.load(new), ema=False).items():
+    assert run_directory.steps(new) == [1]
+    given = run_directory.run_weights(adopted, run_directory.load(adopted, training=False))
+    for name, value in run_directory.run_weights(new, run_directory.load(new), ema=False).items():
         torch.testing.assert_close(value.float(), given[name].float(), rtol=2**-8, atol=1e-6)
 
 
@@ -228,13 +227,13 @@ def test_prompts_of_another_text_encoder_are_made_anew(
     encoder = UMT5EncoderModel.from_pretrained(other / "text_encoder")
     encoder.shared.weight.data += 1
     encoder.save_pretrained(other / "text_encoder")
-    prompts = data / LATENTS / checkpoint.PROMPTS
-    before = checkpoint.read_tensors(prompts)
+    prompts = data / LATENTS / run_directory.PROMPTS
+    before = run_directory.read_tensors(prompts)
     make_cache(paper_recipe, data, device="cpu", say=quiet)
-    after = checkpoint.read_tensors(prompts)
+    after = run_directory.read_tensors(prompts)
     assert all(torch.equal(after[name], value) for name, value in before.items())
     make_cache(replace(paper_recipe, weights=str(other)), data, device="cpu", say=quiet)
-    after = checkpoint.read_tensors(prompts)
+    after = run_directory.read_tensors(prompts)
     assert all(not torch.equal(after[name], value) for name, value in before.items())
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from lightwam.config.schema import Recipe
-from lightwam.policy import run_directory as checkpoint
+from lightwam.policy import run_directory
 from lightwam.training.train import train
 
 STEPS = 120
@@ -46,7 +46,7 @@ def test_sigkill_in_the_middle_costs_nothing_but_time(tiny: Any, tmp_path: Path)
     process.send_signal(signal.SIGKILL)
     _, told = process.communicate()
     assert process.returncode == -signal.SIGKILL, told
-    saved = checkpoint.steps(run)
+    saved = run_directory.steps(run)
     assert 0 < saved[-1] < STEPS
 
     again = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
@@ -56,7 +56,7 @@ def test_sigkill_in_the_middle_costs_nothing_but_time(tiny: Any, tmp_path: Path)
 
     assert logged(run) == list(range(1, STEPS + 1))
     assert losses(run) == losses(whole)
-    killed, unbroken = checkpoint.load(run), checkpoint.load(whole)
+    killed, unbroken = run_directory.load(run), run_directory.load(whole)
     assert killed.step == unbroken.step == STEPS
     assert killed.ema is not None
     assert unbroken.ema is not None

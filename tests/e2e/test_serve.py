@@ -33,7 +33,7 @@ from lightwam.serving.server import Newer, Server
 from lightwam.serving.settings import Serving
 from lightwam.types import Observation
 from lightwam.wire.limits import Limits
-from lightwam.wire.robot_schemas import chosen
+from lightwam.wire.robot_schemas import schemas_for
 
 # openpi's and XPolicyLab's clients, and some tests, connect in the way of before websockets 17
 pytestmark = pytest.mark.filterwarnings(r"ignore:connect\(\) must be used as a context manager:DeprecationWarning")
@@ -167,7 +167,7 @@ cameras = { agentview = "top", wrist = "left" }
 """)
     picture = np.zeros((8, 8, 3), np.uint8)
     sent = {"top": picture, "left": picture, "instruction": "go", "state": np.full((1, 8), 4.0), "ctrl_freqs": [30]}
-    with serving(families_of=chosen((str(tmp_path / "go1.toml"),), *LIBERO, {})) as server:
+    with serving(families_of=schemas_for((str(tmp_path / "go1.toml"),), *LIBERO, {})) as server:
         status, body = ask(server, "POST", "/act", json_numpy.dumps(sent))
         assert status == 200
         assert np.array(json.loads(body)).tolist() == np.full((3, 7), 4.0).tolist()
@@ -396,7 +396,7 @@ def test_a_check_of_a_client_prints_whom_it_refuses_and_goes_on() -> None:
         listening.set()
 
     settings = Serving(port=0, xpolicylab_port=0, limits=Limits(message_bytes=5000))
-    check = inspecting(chosen(("libero",), *LIBERO, {}), settings, Keys(), 1, said.append, ready)
+    check = inspecting(schemas_for(("libero",), *LIBERO, {}), settings, Keys(), 1, said.append, ready)
     with ThreadPoolExecutor(1) as thread:
         fits = thread.submit(asyncio.run, check)
         assert listening.wait(10)

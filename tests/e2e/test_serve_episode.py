@@ -21,9 +21,10 @@ from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from serving import serving
 
 from lightwam.policy.policy import Policy
-from lightwam.sim import simulator as base
+from lightwam.sim import registry
+from lightwam.sim.simulator import Simulator
 from lightwam.types import Observation
-from lightwam.wire.robot_schemas import chosen
+from lightwam.wire.robot_schemas import schemas_for
 
 # openpi's and XPolicyLab's clients connect in the way of before websockets 17
 pytestmark = pytest.mark.filterwarnings(r"ignore:connect\(\) must be used as a context manager:DeprecationWarning")
@@ -38,7 +39,7 @@ top = ["vision", "cam_head", "color"]
 Ask = Callable[[Observation], Any]
 
 
-def episode(policy: Policy, simulator: base.Simulator, seed: int, ask: Ask) -> tuple[bool, int, list[list[float]]]:
+def episode(policy: Policy, simulator: Simulator, seed: int, ask: Ask) -> tuple[bool, int, list[list[float]]]:
     """Success, steps, and every action of a closed loop."""
     done: list[list[float]] = []
     simulator.reset(seed)
@@ -58,7 +59,7 @@ def as_sent(seen: Observation) -> dict[str, Any]:
 
 def test_openpis_client_drives_an_episode_as_the_policy_does(tiny_once: Any) -> None:
     policy = Policy.load(tiny_once.run)
-    families = chosen((), policy.codec.cameras, 2, 2, {})
+    families = schemas_for((), policy.codec.cameras, 2, 2, {})
     with serving(policy.act_batch, families_of=families) as server:
         client = WebsocketClientPolicy("127.0.0.1", server.ports["openpi"])
 
@@ -68,7 +69,7 @@ def test_openpis_client_drives_an_episode_as_the_policy_does(tiny_once: Any) -> 
             ]
 
         for task in ("red", "blue"):
-            world = base.make(policy.recipe.sim, task)
+            world = registry.make_simulator(policy.recipe.sim, task)
             assert episode(policy, world, 1_000_000, ask) == episode(policy, world, 1_000_000, policy.act)
         client._ws.close()
 
@@ -76,7 +77,7 @@ def test_openpis_client_drives_an_episode_as_the_policy_does(tiny_once: Any) -> 
 def test_xpolicylabs_client_drives_an_episode_as_the_policy_does(tiny_once: Any, tmp_path: Path) -> None:
     policy = Policy.load(tiny_once.run)
     (tmp_path / "point.toml").write_text(POINT_ON_XPOLICYLAB)
-    families = chosen((str(tmp_path / "point.toml"),), policy.codec.cameras, 2, 2, {})
+    families = schemas_for((str(tmp_path / "point.toml"),), policy.codec.cameras, 2, 2, {})
     with serving(policy.act_batch, families_of=families) as server:
         url = f"ws://127.0.0.1:{server.ports['xpolicylab']}"
         client = XPolicyLabPolicy(
@@ -89,7 +90,7 @@ def test_xpolicylabs_client_drives_an_episode_as_the_policy_does(tiny_once: Any,
             return [action.data for action in client.act(told).actions]
 
         for task in ("red", "blue"):
-            world = base.make(policy.recipe.sim, task)
+            world = registry.make_simulator(policy.recipe.sim, task)
             world.reset(0)
             client.reset(Scene(id=task, instruction=world.observe().instruction))
             assert episode(policy, world, 1_000_001, ask) == episode(policy, world, 1_000_001, policy.act)
@@ -103,7 +104,7 @@ def test_a_trained_policy_succeeds_as_often_over_the_wire() -> None:
     policy = Policy.load(os.environ["LIGHTWAM_RUN"])
     model, sim = policy.recipe.model, policy.recipe.sim
     declared = Path(__file__).parents[1] / "data" / "families" / "metaworld_xpolicylab.toml"
-    families = chosen(("light-wam", str(declared)), policy.codec.cameras, model.state_dim, model.action_dim, {})
+    families = schemas_for(("light-wam", str(declared)), policy.codec.cameras, model.state_dim, model.action_dim, {})
     with serving(policy.act_batch, families_of=families) as server:
         openpi = WebsocketClientPolicy("127.0.0.1", server.ports["openpi"])
         lab = XPolicyLabPolicy(
@@ -123,7 +124,7 @@ def test_a_trained_policy_succeeds_as_often_over_the_wire() -> None:
 
         successes = {"direct": 0, "openpi-client": 0, "inspect-robots-xpolicylab": 0}
         for task in sim.tasks:
-            world = base.make(sim, task)
+            world = registry.make_simulator(sim, task)
             world.reset(0)
             sentence = world.observe().instruction
             for seed in range(1_000_000, 1_000_005):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightwam.config.schema import BackboneConfig, ExpertConfig, FlowConfig, ModelConfig
-from lightwam.engine import packed_step as packed
+from lightwam.engine import packed_step
 from lightwam.engine.fused_lora import LoraFeedForward, LoraLinear
 from lightwam.engine.packed_step import PackedLoss, packed_loss
 from lightwam.model.layers import FeedForward
@@ -146,8 +146,8 @@ def test_both_halves_have_their_weight(weights: dict[str, float]) -> None:
 def test_the_first_frame_leaves_before_the_last_feed_forward(monkeypatch: pytest.MonkeyPatch) -> None:
     model, given = model_of(FROZEN), batch_of()
     widths: list[int] = []
-    plain = packed.feed_forward
-    monkeypatch.setattr(packed, "feed_forward", lambda ffn, x: (widths.append(x.shape[1]), plain(ffn, x))[1])
+    plain = packed_step.feed_forward
+    monkeypatch.setattr(packed_step, "feed_forward", lambda ffn, x: (widths.append(x.shape[1]), plain(ffn, x))[1])
     packed_loss(model, *given)
     action, first, later = 4 * 6, 2 * 3, 2 * 2 * 3
     assert widths == [action + first + later] * 3 + [later]
@@ -157,10 +157,10 @@ def test_padding_is_read_once() -> None:
     batch, _, _ = batch_of()
     model = model_of(FROZEN)
     context = model.with_proprio(batch.context, batch.state)
-    rows, keep = packed.distinct(context, batch.context)
+    rows, keep = packed_step.distinct(context, batch.context)
     assert len(rows) == 3 + 1 + 5 + 3 + 1, "tokens of three prompts, three states, one padding"
-    assert torch.equal(packed.in_place(rows[:, :, None], keep)[..., 0], context)
-    for ours, plain in zip(packed.read(model, batch), model.dit.read(context), strict=True):
+    assert torch.equal(packed_step.in_place(rows[:, :, None], keep)[..., 0], context)
+    for ours, plain in zip(packed_step.read(model, batch), model.dit.read(context), strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-14)
 
 

@@ -14,8 +14,7 @@ from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lightwam.encoders import wan_vae
-from lightwam.encoders import wan_vae_frame as wan_frame
+from lightwam.encoders import wan_vae, wan_vae_frame
 from lightwam.encoders.wan_vae import WanVaeLatents, official_name
 from lightwam.encoders.wan_vae_frame import FrameEncoder, Winograd
 from lightwam.errors import CheckpointError, ConfigError
@@ -98,7 +97,7 @@ def test_winograds_products_are_the_convolution(
     height: int, width: int, stripe: int, dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of odd sides and in stripes, and where neighbours in memory are channels or columns."""
-    monkeypatch.setattr(wan_frame, "STRIPE", stripe)
+    monkeypatch.setattr(wan_vae_frame, "STRIPE", stripe)
     conv = torch.nn.Conv2d(6, 5, 3, padding=1, dtype=dtype)
     x = noise(2, 6, height, width).to(dtype)
     with torch.no_grad():
@@ -111,7 +110,7 @@ def test_wide_layers_of_a_cpu_take_winograds_products(monkeypatch: pytest.Monkey
     frame = noise(1, 3, 24, 40)
     plain = FrameEncoder.from_vae(vae)
     assert not any(isinstance(layer, Winograd) for layer in plain.modules())
-    monkeypatch.setattr(wan_frame, "WINOGRAD_FROM", 16)
+    monkeypatch.setattr(wan_vae_frame, "WINOGRAD_FROM", 16)
     with torch.no_grad():
         torch.testing.assert_close(FrameEncoder.from_vae(vae)(frame), plain(frame), atol=1e-5, rtol=0)
     halves = FrameEncoder.from_vae(random_vae().to(torch.bfloat16))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightwam.config.schema import BackboneConfig
 from lightwam.errors import CheckpointError
 from lightwam.model.dit import DiT
-from lightwam.training import wan_backbone as wan
+from lightwam.training import wan_backbone
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is a development-time oracle")
 
@@ -122,7 +122,7 @@ def test_the_names_are_what_diffusers_converter_reads(official: dict[str, Tensor
 def test_every_format_gives_the_same_bits(
     tmp_path: Path, theirs: Any, official: dict[str, Tensor], layout: str
 ) -> None:
-    state = wan.backbone(published(tmp_path, layout, theirs, official), CONFIG)
+    state = wan_backbone.backbone(published(tmp_path, layout, theirs, official), CONFIG)
     expected = theirs.state_dict()
     assert set(state) == set(expected)
     for name, tensor in expected.items():
@@ -137,7 +137,7 @@ def test_a_loaded_backbone_computes_what_diffusers_does(
     ours = DiT(CONFIG)
     own = {name: tensor.clone() for name, tensor in ours.state_dict().items() if name not in theirs.state_dict()}
     trained = {name for name, parameter in ours.named_parameters() if parameter.requires_grad}
-    wan.load_backbone(ours, published(tmp_path, layout, theirs, official))
+    wan_backbone.load_backbone(ours, published(tmp_path, layout, theirs, official))
     latents, context = torch.randn(2, 4, 1, 4, 6), torch.randn(2, 5, 10)
     expected = theirs(latents, torch.zeros(2), context).sample
     velocity = ours(latents, None, ours.read(context)).velocity
@@ -156,9 +156,9 @@ def test_values_fill_a_model_of_another_precision(
     tmp_path: Path, official: dict[str, Tensor], theirs: Any, file: torch.dtype, model: torch.dtype
 ) -> None:
     save_file({name: tensor.to(file) for name, tensor in official.items()}, tmp_path / FILE)
-    assert {tensor.dtype for tensor in wan.backbone(tmp_path, CONFIG).values()} == {file}
+    assert {tensor.dtype for tensor in wan_backbone.backbone(tmp_path, CONFIG).values()} == {file}
     dit = DiT(CONFIG).to(model)
-    wan.load_backbone(dit, tmp_path)
+    wan_backbone.load_backbone(dit, tmp_path)
     assert {parameter.dtype for parameter in dit.parameters()} == {model}
     for name, tensor in theirs.state_dict().items():
         assert torch.equal(dit.state_dict()[name], tensor.to(file).to(model)), name
@@ -170,7 +170,7 @@ def refused(tmp_path: Path, state: dict[str, Tensor], config: BackboneConfig = C
     dit = DiT(config)
     before = {name: tensor.clone() for name, tensor in dit.state_dict().items()}
     with pytest.raises(CheckpointError) as caught:
-        wan.load_backbone(dit, tmp_path)
+        wan_backbone.load_backbone(dit, tmp_path)
     assert all(torch.equal(dit.state_dict()[name], tensor) for name, tensor in before.items())
     assert str(tmp_path) in str(caught.value)
     return str(caught.value)
@@ -261,24 +261,24 @@ def test_missing_and_torn_files_are_refused(tmp_path: Path, theirs: Any, officia
     shard = sorted((whole / "transformer").glob("*-of-*.safetensors"))[1]
     shard.rename(tmp_path / shard.name)
     with pytest.raises(CheckpointError, match="shards are missing") as caught:
-        wan.backbone(whole, CONFIG)
+        wan_backbone.backbone(whole, CONFIG)
     assert shard.name in str(caught.value)
     shard.write_bytes((tmp_path / shard.name).read_bytes()[:-50])
     with pytest.raises(CheckpointError, match="cannot be read as safetensors") as caught:
-        wan.backbone(whole, CONFIG)
+        wan_backbone.backbone(whole, CONFIG)
     assert caught.value.where == shard
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match="no backbone lies there"):
-        wan.backbone(tmp_path / "empty", CONFIG)
+        wan_backbone.backbone(tmp_path / "empty", CONFIG)
     with pytest.raises(CheckpointError, match="neither a folder nor a Hub repo"):
-        wan.backbone("not anything", CONFIG)
+        wan_backbone.backbone("not anything", CONFIG)
 
 
 def test_a_model_without_memory_is_refused(tmp_path: Path, theirs: Any, official: dict[str, Tensor]) -> None:
     with torch.device("meta"):
         dit = DiT(CONFIG)
     with pytest.raises(AssertionError, match="without memory"):
-        wan.load_backbone(dit, published(tmp_path, "official", theirs, official))
+        wan_backbone.load_backbone(dit, published(tmp_path, "official", theirs, official))
 
 
 def test_a_repo_of_the_hub_loads(
@@ -291,7 +291,7 @@ def test_a_repo_of_the_hub_loads(
         return str(published(tmp_path / "snapshot", "official", theirs, official))
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
-    state = wan.backbone("Wan-AI/Wan2.1-T2V-1.3B", CONFIG)
+    state = wan_backbone.backbone("Wan-AI/Wan2.1-T2V-1.3B", CONFIG)
     stored = load_file(tmp_path / "snapshot" / FILE)
     assert torch.equal(state["proj_out.weight"], stored["head.head.weight"])
     assert len(asked) == 1 and asked[0][0] == "Wan-AI/Wan2.1-T2V-1.3B"

@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from lightwam.config import schema as configs
+from lightwam.config import schema
 from lightwam.config.schema import CameraPlace, CodecConfig
 from lightwam.data.cache.frames import FrameCache
 from lightwam.data.codec import Codec
 from lightwam.data.loader import WindowLoader
 from lightwam.data.statistics import QUANTILES, RunningStats, measure
 from lightwam.errors import ConfigError
-from lightwam.types import Share, Windows
+from lightwam.types import Rank, Windows
 
 PLACE = CameraPlace("front", 0, 0, 4, 4)
 CONFIG = CodecConfig(canvas=(4, 4), places=(PLACE,))
@@ -47,7 +47,7 @@ def loader_of(
 ) -> WindowLoader:
     cache = cache_of(lengths)
     codec = Codec(dataclasses.replace(CONFIG, video_stride=stride), measure(cache.state), measure(cache.action))
-    return WindowLoader(cache, codec, horizon, batch_size, seed, shift, Share(rank, world))
+    return WindowLoader(cache, codec, horizon, batch_size, seed, shift, Rank(rank, world))
 
 
 def equal(one: Windows, other: Windows) -> bool:
@@ -55,7 +55,7 @@ def equal(one: Windows, other: Windows) -> bool:
 
 
 @given(ROWS, st.sampled_from(["min_max", "z_score", "quantile", "identity"]))
-def test_decoding_is_the_inverse_of_encoding(rows: np.ndarray, kind: configs.NormKind) -> None:
+def test_decoding_is_the_inverse_of_encoding(rows: np.ndarray, kind: schema.NormKind) -> None:
     codec = Codec(dataclasses.replace(CONFIG, action_norm=kind), measure(rows), measure(rows))
     again = codec.decode_action(codec.encode_action(rows))
     # float32 holds the normalised number: its error grows with the number and with the scale that it is in

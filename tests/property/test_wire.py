@@ -12,8 +12,7 @@ from hypothesis.extra import numpy as arrays
 
 from lightwam.errors import WireError
 from lightwam.types import Observation
-from lightwam.wire import json_arrays, openpi, xpolicylab
-from lightwam.wire import robot_schemas as families
+from lightwam.wire import json_arrays, openpi, robot_schemas, xpolicylab
 from lightwam.wire.inspection import inspect
 from lightwam.wire.robot_schema import fitted
 from lightwam.wire.xpolicylab import Envelope
@@ -135,7 +134,10 @@ def test_a_hostile_array_is_an_array_or_refused(reader: str, draw: st.DataObject
     survives(reader, msgpack.packb(value, default=lambda one: one.tolist()))
 
 
-FITTED = [fitted(families.named("light-wam"), ("top",), 2, 2), fitted(families.named("xpolicylab"), ("top",), 14, 14)]
+FITTED = [
+    fitted(robot_schemas.builtin_schema("light-wam"), ("top",), 2, 2),
+    fitted(robot_schemas.builtin_schema("xpolicylab"), ("top",), 14, 14),
+]
 KEYS = st.sampled_from(["images", "top", "state", "prompt", "vision", "color", "instruction", "left_arm_joint_state"])
 near = st.recursive(
     leaf | st.floats() | st.just(np.zeros((2, 2, 3), np.uint8)) | st.just(np.zeros(2, np.float32)),

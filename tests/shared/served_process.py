@@ -67,10 +67,10 @@ def _serve(settings: dict[str, Any], ready: Connection) -> None:
 
     from lightwam.serving.server import Server
     from lightwam.serving.settings import Serving
-    from lightwam.wire.robot_schemas import chosen
+    from lightwam.wire.robot_schemas import schemas_for
 
     server = Server(
-        mirror, 1, chosen(("libero",), *LIBERO, {}), {}, Serving(**{"port": 0, "xpolicylab_port": 0} | settings)
+        mirror, 1, schemas_for(("libero",), *LIBERO, {}), {}, Serving(**{"port": 0, "xpolicylab_port": 0} | settings)
     )
     signal.signal(signal.SIGTERM, lambda *_: loop.call_soon_threadsafe(server.stopping.set))
     with asyncio.Runner() as runner:

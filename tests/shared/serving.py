@@ -12,7 +12,7 @@ from lightwam.serving.access import Keys
 from lightwam.serving.server import Server
 from lightwam.serving.settings import Serving
 from lightwam.types import Observation
-from lightwam.wire.robot_schemas import chosen
+from lightwam.wire.robot_schemas import schemas_for
 
 LIBERO = (("agentview", "wrist"), 8, 7)
 """cameras, state and action sizes that LIBERO's and openpi's clients know"""
@@ -37,7 +37,7 @@ def message(number: float = 0.0, size: int = 8) -> dict[str, Any]:
 @contextmanager
 def serving(act: Any = mirror, keys: Sequence[str] = (), newer: Any = None, **settings: Any) -> Iterator[Server]:
     """A server that listens, and stops and drains when the block ends."""
-    families = settings.pop("families_of", None) or chosen(("libero",), *LIBERO, {})
+    families = settings.pop("families_of", None) or schemas_for(("libero",), *LIBERO, {})
     check, metadata = settings.pop("check_sentence", None), {"recipe": "test"}
     server = Server(act, 1, families, metadata, Serving(port=0, **{"xpolicylab_port": 0} | settings), Keys(keys), newer,
                     check_sentence=check)  # fmt: skip

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lightwam.config.schema import Recipe
-from lightwam.engine import folding as fold
+from lightwam.engine import folding
 from lightwam.errors import CheckpointError, SimulatorError
 from lightwam.policy import benchmark as bench
 from lightwam.policy.benchmark import PARTS, STAGES, WAYS, bench_act, table
@@ -70,7 +70,7 @@ def test_a_run_with_its_own_weights(few: None, tiny_once: Any, tmp_path: Path) -
 
 
 def test_8_bits_are_smaller_and_their_price_is_told(few: None, tiny_once: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fold, "INT8_FROM", 1)
+    monkeypatch.setattr(folding, "INT8_FROM", 1)
     result = bench_act(tiny_once.run, device="cpu", int8=True, say=lambda line: None)
     check(result)
     assert list(result["ways"]) == [*WAYS, "int8"] and result["int8_ms"] > 0
@@ -85,7 +85,7 @@ def test_without_its_simulator_a_run_is_shown_random_pictures(
     def missing(*_: Any) -> None:
         raise SimulatorError("not installed")
 
-    monkeypatch.setattr("lightwam.sim.simulator.make", missing)
+    monkeypatch.setattr("lightwam.sim.registry.make_simulator", missing)
     assert bench_act(tiny_once.run, device="cpu", say=lambda line: None)["compared_on"].startswith(
         "random pictures, as"
     )
@@ -118,7 +118,7 @@ def test_work_is_counted_whatever_computes_it(monkeypatch: pytest.MonkeyPatch, t
     assert attention == pytest.approx(2 * 2 * 5 * 7 * 4 / 1e9)
     work = []
     for size in (2**20, 1):
-        monkeypatch.setattr(fold, "PACKED_FROM", size)
+        monkeypatch.setattr(folding, "PACKED_FROM", size)
         calls, _, _ = bench.ways(bench.of_recipe(tiny_recipe, CPU), CPU, torch.float32)
         work.append(timing.gmac(calls[STAGES[0]]["engine"]))
     assert work[0] == pytest.approx(work[1])

@@ -15,9 +15,8 @@ import numpy as np
 import pytest
 
 from lightwam.config.schema import CameraPlace, CodecConfig
-from lightwam.data.cache import base as cache_base
+from lightwam.data.cache import base, location
 from lightwam.data.cache import frames as cache_module
-from lightwam.data.cache import location as cache_place
 from lightwam.data.cache.base import Canvases
 from lightwam.data.cache.frames import FrameCache, frames_folder
 from lightwam.data.codec import place_cameras
@@ -245,7 +244,7 @@ def stop_after(frames: int) -> Callable[[int, int], None]:
 def test_of_two_builds_at_once_one_decodes(
     dataset: LeRobotDataset, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache_place, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(location, "POLL_SECONDS", 0.01)
     decoded, barrier, began = decoded_by(monkeypatch), Event(), Event()
     stream = Canvases.stream
 
@@ -270,7 +269,7 @@ def test_pictures_a_few_at_a_time_are_the_same(
     dataset: LeRobotDataset, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = FrameCache.build(dataset, CONFIG, path)
-    monkeypatch.setattr(cache_base, "BYTES_AT_ONCE", 1)
+    monkeypatch.setattr(base, "BYTES_AT_ONCE", 1)
     monkeypatch.setattr(cache_module, "FRAMES_A_JOB", 1)
     np.testing.assert_array_equal(FrameCache.build(dataset, CONFIG, path.with_name("b")).frames, whole.frames)
 

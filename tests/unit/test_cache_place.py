@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lightwam.data.cache import location as cache_place
+from lightwam.data.cache import location
 from lightwam.data.cache.location import LOCK, cache_home, check_room, draft_folder, drafting, named, remove_leftovers
 from lightwam.errors import DatasetError
 
@@ -129,7 +129,7 @@ def test_what_a_live_process_writes_is_left_alone(tmp_path: Path, held: Path) ->
 
 
 def test_a_draft_is_for_one_process_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache_place, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(location, "POLL_SECONDS", 0.01)
     draft, path = draft_folder(tmp_path / "cache", {"x": 1}), tmp_path / "cache"
     inside: list[str] = []
 

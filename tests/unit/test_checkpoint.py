@@ -15,7 +15,7 @@ from disk import largest_file
 
 from lightwam.config import recipes
 from lightwam.errors import CheckpointError, ConfigError, LightwamError
-from lightwam.policy import run_directory as checkpoint
+from lightwam.policy import run_directory
 from lightwam.policy.run_directory import Checkpoint, open_processing
 
 
@@ -41,33 +41,33 @@ def entries(run: Path) -> list[str]:
 @pytest.mark.parametrize("ema", [True, False])
 def test_what_is_saved_is_loaded(tmp_path: Path, ema: bool) -> None:
     saved = content(7, ema=ema)
-    place = checkpoint.save(tmp_path, saved)
+    place = run_directory.save(tmp_path, saved)
     assert place == tmp_path / "checkpoints" / "step_00000007"
-    loaded = checkpoint.load(tmp_path)
+    loaded = run_directory.load(tmp_path)
     assert loaded.step == 7
     assert same(loaded.model, saved.model)
     assert same(loaded.ema, saved.ema)
     assert loaded.training["seconds"] == 1.5
     assert torch.equal(loaded.training["optimizer"]["state"][0]["exp_avg"], torch.ones(8))
-    assert checkpoint.load(tmp_path, training=False).training == {}
+    assert run_directory.load(tmp_path, training=False).training == {}
 
 
 def test_the_newest_two_are_kept_and_each_can_be_asked_for(tmp_path: Path) -> None:
     for step in (5, 10, 100):
-        checkpoint.save(tmp_path, content(step))
-    assert checkpoint.steps(tmp_path) == [10, 100]
+        run_directory.save(tmp_path, content(step))
+    assert run_directory.steps(tmp_path) == [10, 100]
     assert entries(tmp_path) == ["step_00000010", "step_00000100"]
-    assert checkpoint.load(tmp_path).step == 100
-    assert checkpoint.load(tmp_path, 10).model["a.weight"][0, 0] == 10
+    assert run_directory.load(tmp_path).step == 100
+    assert run_directory.load(tmp_path, 10).model["a.weight"][0, 0] == 10
     with pytest.raises(CheckpointError, match="no such checkpoint") as caught:
-        checkpoint.load(tmp_path, 5)
+        run_directory.load(tmp_path, 5)
     assert "[10, 100]" in str(caught.value)
 
 
 def test_a_run_without_checkpoints_says_so(tmp_path: Path) -> None:
-    assert checkpoint.steps(tmp_path) == []
+    assert run_directory.steps(tmp_path) == []
     with pytest.raises(CheckpointError, match="lightwam train"):
-        checkpoint.load(tmp_path)
+        run_directory.load(tmp_path)
 
 
 def truncate(path: Path) -> None:
@@ -85,10 +85,10 @@ def change_one_byte(path: Path) -> None:
 def test_a_damaged_file_is_refused_by_name(tmp_path: Path, name: str, damage: Callable[[Path], None]) -> None:
     if name == "meta.json" and damage is change_one_byte:
         damage = truncate  # its last byte is a line end
-    place = checkpoint.save(tmp_path, content(3))
+    place = run_directory.save(tmp_path, content(3))
     damage(place / name)
     with pytest.raises(CheckpointError) as caught:
-        checkpoint.load(tmp_path)
+        run_directory.load(tmp_path)
     assert name in str(caught.value)
 
 
@@ -96,10 +96,10 @@ def test_a_damaged_file_is_refused_by_name(tmp_path: Path, name: str, damage: Ca
 def test_what_is_not_read_is_not_asked_for(tmp_path: Path, damage: Callable[[Path], None]) -> None:
     """A published run has no optimiser's state: it acts, and training on is refused."""
     saved = content(3)
-    damage(checkpoint.save(tmp_path, saved) / "training.pt")
-    assert same(checkpoint.load(tmp_path, training=False).model, saved.model)
+    damage(run_directory.save(tmp_path, saved) / "training.pt")
+    assert same(run_directory.load(tmp_path, training=False).model, saved.model)
     with pytest.raises(CheckpointError, match=r"training\.pt"):
-        checkpoint.load(tmp_path)
+        run_directory.load(tmp_path)
 
 
 def test_what_is_not_a_checkpoint_is_neither_loaded_nor_deleted(tmp_path: Path) -> None:
@@ -108,44 +108,44 @@ def test_what_is_not_a_checkpoint_is_neither_loaded_nor_deleted(tmp_path: Path) 
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
     (tmp_path / "checkpoints" / "step_88888888").write_text("a file")
     for step in (3, 4, 5):
-        checkpoint.save(tmp_path, content(step))
-    assert checkpoint.steps(tmp_path) == [4, 5]
-    assert checkpoint.load(tmp_path).step == 5
+        run_directory.save(tmp_path, content(step))
+    assert run_directory.steps(tmp_path) == [4, 5]
+    assert run_directory.load(tmp_path).step == 5
     kept = ["step_00000004", "step_00000005", "step_88888888"]
     assert entries(tmp_path) == sorted([*strays, *kept])
 
 
 def test_another_format_is_refused(tmp_path: Path) -> None:
-    place = checkpoint.save(tmp_path, content(3))
+    place = run_directory.save(tmp_path, content(3))
     meta = json.loads((place / "meta.json").read_text())
     (place / "meta.json").write_text(json.dumps(meta | {"format": 99}))
     with pytest.raises(CheckpointError, match="format"):
-        checkpoint.load(tmp_path)
+        run_directory.load(tmp_path)
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
 def test_an_interrupted_save_leaves_the_older_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: type[BaseException]
 ) -> None:
-    checkpoint.save(tmp_path, content(3))
+    run_directory.save(tmp_path, content(3))
 
     def interrupted(*_: Any) -> None:
         raise stop
 
     monkeypatch.setattr(torch, "save", interrupted)
     with pytest.raises(stop):
-        checkpoint.save(tmp_path, content(4))
+        run_directory.save(tmp_path, content(4))
     assert entries(tmp_path) == ["step_00000003"]
-    assert checkpoint.load(tmp_path).step == 3
+    assert run_directory.load(tmp_path).step == 3
 
 
 def test_what_a_killed_process_left_is_not_a_checkpoint_and_goes_away(tmp_path: Path) -> None:
-    checkpoint.save(tmp_path, content(3))
+    run_directory.save(tmp_path, content(3))
     torn = tmp_path / "checkpoints" / ".step_00000004.1"
     torn.mkdir()
     (torn / "model.safetensors").write_bytes(b"half")
-    assert checkpoint.load(tmp_path).step == 3
-    checkpoint.save(tmp_path, content(4))
+    assert run_directory.load(tmp_path).step == 3
+    run_directory.save(tmp_path, content(4))
     assert entries(tmp_path) == ["step_00000003", "step_00000004"]
 
 
@@ -165,28 +165,28 @@ FULL = [
 def test_a_full_disk_is_told_and_the_older_one_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, error: Exception
 ) -> None:
-    checkpoint.save(tmp_path, content(3))
+    run_directory.save(tmp_path, content(3))
 
     def full(*_: Any) -> None:
         raise error
 
     monkeypatch.setattr(function, full)
     with pytest.raises(CheckpointError, match="could not save") as caught:
-        checkpoint.save(tmp_path, content(4))
+        run_directory.save(tmp_path, content(4))
     assert "MiB free" in str(caught.value)
     assert entries(tmp_path) == ["step_00000003"]
-    assert checkpoint.load(tmp_path).step == 3
+    assert run_directory.load(tmp_path).step == 3
 
 
 @pytest.mark.parametrize("size", [100, 250_000])
 def test_a_write_that_the_system_refuses(tmp_path: Path, size: int) -> None:
     """No pretence: at 100 bytes the weights cannot be written, at 250,000 the optimiser cannot."""
-    checkpoint.save(tmp_path, content(3))
+    run_directory.save(tmp_path, content(3))
     big = replace(content(4), training={"optimizer": torch.zeros(100_000)})
     with largest_file(size), pytest.raises(CheckpointError, match="could not save"):
-        checkpoint.save(tmp_path, big)
+        run_directory.save(tmp_path, big)
     assert entries(tmp_path) == ["step_00000003"]
-    assert checkpoint.load(tmp_path).step == 3
+    assert run_directory.load(tmp_path).step == 3
 
 
 def test_an_error_that_is_no_disks_is_not_dressed_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,33 +195,33 @@ def test_an_error_that_is_no_disks_is_not_dressed_as_one(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(torch, "save", broken)
     with pytest.raises(RuntimeError, match="a bug"):
-        checkpoint.save(tmp_path, content(4))
+        run_directory.save(tmp_path, content(4))
 
 
 def test_a_recipe_starts_a_run_once(tmp_path: Path) -> None:
     recipe = recipes.point()
-    checkpoint.start_run(tmp_path, recipe)
-    assert checkpoint.read_recipe(tmp_path) == recipe
-    checkpoint.start_run(tmp_path, replace(recipe, notes="notes may change"))
+    run_directory.start_run(tmp_path, recipe)
+    assert run_directory.read_recipe(tmp_path) == recipe
+    run_directory.start_run(tmp_path, replace(recipe, notes="notes may change"))
     other = replace(recipe, train=replace(recipe.train, batch_size=99), eval=replace(recipe.eval, replan=2))
     with pytest.raises(CheckpointError) as caught:
-        checkpoint.start_run(tmp_path, other)
+        run_directory.start_run(tmp_path, other)
     text = str(caught.value)
     assert f"train.batch_size: run has {recipe.train.batch_size}, asked 99" in text
     assert f"eval.replan: run has {recipe.eval.replan}, asked 2" in text
     assert "learning_rate" not in text
-    assert checkpoint.read_recipe(tmp_path) == recipe
+    assert run_directory.read_recipe(tmp_path) == recipe
 
 
 def test_a_run_whose_recipe_is_gone_or_broken(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"recipe\.json"):
-        checkpoint.read_recipe(tmp_path)
+        run_directory.read_recipe(tmp_path)
     (tmp_path / "recipe.json").write_text("{")
     with pytest.raises(CheckpointError, match="not JSON"):
-        checkpoint.read_recipe(tmp_path)
+        run_directory.read_recipe(tmp_path)
     (tmp_path / "recipe.json").write_text('{"name": "x"}')
     with pytest.raises(ConfigError, match="missing"):
-        checkpoint.read_recipe(tmp_path)
+        run_directory.read_recipe(tmp_path)
 
 
 PROCESSING: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
@@ -243,12 +243,12 @@ PROCESSING: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
 @pytest.mark.parametrize("name", PROCESSING)
 def test_processing_with_odd_or_missing_keys_is_refused_by_name(tiny_once: Any, tmp_path: Path, name: str) -> None:
     damage, told = PROCESSING[name]
-    checkpoint.start_run(tmp_path, tiny_once.recipe)
-    data = checkpoint.read_json(tiny_once.run / "processing.json")
-    checkpoint.write_json(tmp_path / "processing.json", data)
+    run_directory.start_run(tmp_path, tiny_once.recipe)
+    data = run_directory.read_json(tiny_once.run / "processing.json")
+    run_directory.write_json(tmp_path / "processing.json", data)
     open_processing(tmp_path, tiny_once.recipe)
     damage(data)
-    checkpoint.write_json(tmp_path / "processing.json", data)
+    run_directory.write_json(tmp_path / "processing.json", data)
     with pytest.raises(LightwamError, match=told) as caught:
         open_processing(tmp_path, tiny_once.recipe)
     assert "processing.json" in str(caught.value)
@@ -257,19 +257,19 @@ def test_processing_with_odd_or_missing_keys_is_refused_by_name(tiny_once: Any, 
 def test_processing_that_is_no_table_is_refused(tmp_path: Path) -> None:
     (tmp_path / "processing.json").write_text("[1, 2]")
     with pytest.raises(CheckpointError, match=r"layout(.|\n)*got: list"):
-        checkpoint.read_processing(tmp_path)
+        run_directory.read_processing(tmp_path)
 
 
 def test_a_run_belongs_to_the_dataset_it_began_with(tmp_path: Path) -> None:
     files = {"meta/info.json": "3 bytes, aa", "data/0.parquet": "9 bytes, bb"}
-    checkpoint.write_dataset(tmp_path, Path("one"), 3, files)
-    checkpoint.check_dataset(tmp_path, Path("moved"), dict(files))
-    began = checkpoint.read_json(tmp_path / "dataset.json")
+    run_directory.write_dataset(tmp_path, Path("one"), 3, files)
+    run_directory.check_dataset(tmp_path, Path("moved"), dict(files))
+    began = run_directory.read_json(tmp_path / "dataset.json")
     assert began.pop("episodes") == 3
-    checkpoint.write_json(tmp_path / "dataset.json", began)  # as runs of before have it
-    checkpoint.check_dataset(tmp_path, Path("moved"), dict(files))
+    run_directory.write_json(tmp_path / "dataset.json", began)  # as runs of before have it
+    run_directory.check_dataset(tmp_path, Path("moved"), dict(files))
     with pytest.raises(CheckpointError, match="another dataset") as caught:
-        checkpoint.check_dataset(tmp_path, Path("two"), files | {"data/0.parquet": "9 bytes, cc"})
+        run_directory.check_dataset(tmp_path, Path("two"), files | {"data/0.parquet": "9 bytes, cc"})
     for told in (str(Path("one").absolute()), str(Path("two").absolute()), "data/0.parquet", "bb", "cc"):
         assert told in str(caught.value)
     assert "info.json" not in str(caught.value)
@@ -277,34 +277,34 @@ def test_a_run_belongs_to_the_dataset_it_began_with(tmp_path: Path) -> None:
 
 def test_a_run_that_does_not_know_its_dataset_is_not_gone_on_with(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"dataset\.json"):
-        checkpoint.check_dataset(tmp_path, Path("one"), {})
+        run_directory.check_dataset(tmp_path, Path("one"), {})
     (tmp_path / "dataset.json").write_text('{"path": "one"}')
     with pytest.raises(CheckpointError, match=r"layout(.|\n)*dataset\.json"):
-        checkpoint.check_dataset(tmp_path, Path("one"), {})
+        run_directory.check_dataset(tmp_path, Path("one"), {})
 
 
 def test_json_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "new" / "a.json"
-    checkpoint.write_json(path, {"x": 1})
+    run_directory.write_json(path, {"x": 1})
 
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(CheckpointError, match="could not save"):
-        checkpoint.write_json(path, {"x": 2})
-    assert checkpoint.read_json(path) == {"x": 1}
+        run_directory.write_json(path, {"x": 2})
+    assert run_directory.read_json(path) == {"x": 1}
 
 
 def test_a_byte_order_mark_of_an_editor_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"x": "移"}', encoding="utf-8-sig")
-    assert checkpoint.read_json(tmp_path / "a.json") == {"x": "移"}
+    assert run_directory.read_json(tmp_path / "a.json") == {"x": "移"}
 
 
 def test_fill_copies_every_value() -> None:
     module = torch.nn.Linear(2, 3)
     weights = {"weight": torch.ones(3, 2), "bias": torch.arange(3.0)}
-    checkpoint.fill(module, weights, Path("here"))
+    run_directory.fill(module, weights, Path("here"))
     assert same(dict(module.state_dict()), weights)
 
 
@@ -312,10 +312,10 @@ def test_fill_copies_a_counter_and_refuses_a_weight_of_whole_numbers() -> None:
     module = torch.nn.Linear(2, 3)
     module.register_buffer("drawn", torch.tensor(0))
     weights = {"weight": torch.ones(3, 2), "bias": torch.ones(3), "drawn": torch.tensor(7)}
-    checkpoint.fill(module, weights, Path("here"))
+    run_directory.fill(module, weights, Path("here"))
     assert int(module.drawn) == 7
     with pytest.raises(CheckpointError, match="not of floating point: bias"):
-        checkpoint.fill(module, weights | {"bias": torch.ones(3, dtype=torch.int64)}, Path("here"))
+        run_directory.fill(module, weights | {"bias": torch.ones(3, dtype=torch.int64)}, Path("here"))
 
 
 @pytest.mark.parametrize(
@@ -331,7 +331,7 @@ def test_fill_lists_what_does_not_fit_and_changes_nothing(weights: dict[str, tor
     module = torch.nn.Linear(2, 3)
     before = {name: value.clone() for name, value in module.state_dict().items()}
     with pytest.raises(CheckpointError, match=r"do not fit the model(.|\n)*1 differences") as caught:
-        checkpoint.fill(module, weights, Path("here"))
+        run_directory.fill(module, weights, Path("here"))
     assert told in str(caught.value)
     assert same(dict(module.state_dict()), before)
 
@@ -341,55 +341,55 @@ def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path, name: s
     saved = content(3)
     tables = {"model.safetensors": saved.model, "ema.safetensors": saved.ema, "frozen.safetensors": {"f.weight": 1}}
     spoilt = {next(iter(tables[name] or {})): torch.tensor([1.0, float("inf")])}
-    checkpoint.write_tensors(tmp_path / checkpoint.FROZEN, spoilt if name == checkpoint.FROZEN else {})
+    run_directory.write_tensors(tmp_path / run_directory.FROZEN, spoilt if name == run_directory.FROZEN else {})
     bad = {"model": spoilt} if name.startswith("model") else {"ema": spoilt} if name.startswith("ema") else {}
-    checkpoint.save(tmp_path, replace(saved, **bad))
+    run_directory.save(tmp_path, replace(saved, **bad))
     with pytest.raises(CheckpointError, match=r"not finite: \w+\.weight \(0 NaN and 1 inf of 2 numbers\)") as caught:
-        checkpoint.run_weights(tmp_path, checkpoint.load(tmp_path))
+        run_directory.run_weights(tmp_path, run_directory.load(tmp_path))
     assert name in str(caught.value.where)
 
 
 def test_an_optimisers_state_that_is_not_finite_is_refused_by_name(tmp_path: Path) -> None:
     saved, moments = content(3), {"state": {7: {"exp_avg": torch.tensor([float("nan"), 0.0])}}}
-    checkpoint.save(tmp_path, replace(saved, training={"optimizer": moments, "steps": [1, 2]}))
+    run_directory.save(tmp_path, replace(saved, training={"optimizer": moments, "steps": [1, 2]}))
     with pytest.raises(CheckpointError, match=r"not finite: optimizer\.state\.7\.exp_avg \(1 NaN") as caught:
-        checkpoint.load(tmp_path)
+        run_directory.load(tmp_path)
     assert "training.pt" in str(caught.value.where)
-    assert checkpoint.load(tmp_path, training=False).step == 3
+    assert run_directory.load(tmp_path, training=False).step == 3
 
 
 def test_a_file_that_was_changed_is_refused_with_the_tensor_that_is_not_finite(tmp_path: Path) -> None:
-    place = checkpoint.save(tmp_path, content(3))
+    place = run_directory.save(tmp_path, content(3))
     weights = safetensors.torch.load_file(place / "model.safetensors")
     name = min(weights)
     safetensors.torch.save_file(
         weights | {name: torch.full_like(weights[name], float("nan"))}, place / "model.safetensors"
     )
     with pytest.raises(CheckpointError, match=rf"other bytes(.|\n)*not finite: {name} (.|\n)*next: copy the run again"):
-        checkpoint.load(tmp_path)  # there is no older one to fall back to
+        run_directory.load(tmp_path)  # there is no older one to fall back to
     (place / "model.safetensors").unlink()
-    checkpoint.save(tmp_path, content(4)).joinpath("model.safetensors").unlink()
+    run_directory.save(tmp_path, content(4)).joinpath("model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"no such file(.|\n)*an older checkpoint is used then"):
-        checkpoint.load(tmp_path)
+        run_directory.load(tmp_path)
 
 
 def test_names_with_a_prefix_are_refused_by_that(tmp_path: Path) -> None:
     weights = {f"_orig_mod.{name}": value for name, value in torch.nn.Linear(2, 3).state_dict().items()}
     with pytest.raises(CheckpointError, match=r"all names begin with '_orig_mod\.', as torch\.compile saves them"):
-        checkpoint.fill(torch.nn.Linear(2, 3), weights, tmp_path)
+        run_directory.fill(torch.nn.Linear(2, 3), weights, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "meta.json"])
 def test_a_pointer_in_the_place_of_a_file_is_recognised(tmp_path: Path, name: str) -> None:
-    place = checkpoint.save(tmp_path, content(3))
+    place = run_directory.save(tmp_path, content(3))
     (place / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 10\n")
     with pytest.raises(CheckpointError, match="git lfs pull"):
-        checkpoint.load(tmp_path)
+        run_directory.load(tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["[]", '{"format": 1}', '{"format": 1, "step": 3, "files": {}, "odd": 1}'])
 def test_meta_of_another_layout_is_refused(tmp_path: Path, damage: str) -> None:
-    place = checkpoint.save(tmp_path, content(3))
+    place = run_directory.save(tmp_path, content(3))
     (place / "meta.json").write_text(damage)
     with pytest.raises(CheckpointError, match=r"format|meta\.json"):
-        checkpoint.load(tmp_path)
+        run_directory.load(tmp_path)

@@ -428,7 +428,7 @@ def test_activations_are_what_autograd_keeps() -> None:
     """Counted at a small size: the sum is within a fifth of the tensors that the packed step saves."""
     import torch
 
-    from lightwam.engine import packed_step as packed
+    from lightwam.engine import packed_step
     from lightwam.policy.benchmark import random_model
 
     recipe = recipes.libero_10()
@@ -450,7 +450,7 @@ def test_activations_are_what_autograd_keeps() -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        kept = packed.forward(
+        kept = packed_step.forward(
             dit, torch.randn(1, 16, 1, 28, 56), torch.randn(1, 16, 3, 14, 28), torch.rand(1), memory, False
         )
     assert kept

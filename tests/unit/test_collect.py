@@ -14,7 +14,8 @@ from lightwam.config.schema import Recipe
 from lightwam.data.collect import Demonstrator, collect
 from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.errors import DatasetError, SimulatorError
-from lightwam.sim import simulator as base
+from lightwam.sim import registry
+from lightwam.sim.simulator import Trial
 
 BROKEN_WORLD = '''
 import os, signal
@@ -188,15 +189,15 @@ def test_a_full_disk_says_what_to_do(tmp_path: Path, monkeypatch) -> None:
 
 def test_rows_are_from_before_the_action_and_noise_is_not_stored() -> None:
     noisy = recipe(noise_std=0.5, extra_steps=3)
-    episode = Demonstrator(noisy.sim, noisy.collect)(base.Trial("red", 5))
+    episode = Demonstrator(noisy.sim, noisy.collect)(Trial("red", 5))
     assert episode is not None
-    simulator = base.make(noisy.sim, "red")
+    simulator = registry.make_simulator(noisy.sim, "red")
     simulator.reset(5)
     start = simulator.observe()
     assert np.array_equal(episode.state[0], start.state) and np.array_equal(
         episode.frames["top"][0], start.frames["top"]
     )
-    expert = base.make_expert(noisy.sim, simulator)
+    expert = registry.make_expert(noisy.sim, simulator)
     assert np.array_equal(episode.action[0], expert.action())
     simulator.step(episode.action[0])
     assert not np.array_equal(episode.state[1], simulator.observe().state)  # executed otherwise than stored
@@ -214,13 +215,13 @@ def test_noise_hits_its_share_of_steps_with_its_strength() -> None:
 def test_episodes_stop_at_max_steps_and_differ_between_seeds_and_tasks() -> None:
     short = recipe(extra_steps=100)
     demonstrate = Demonstrator(short.sim, short.collect)
-    first = demonstrate(base.Trial("red", 0))
+    first = demonstrate(Trial("red", 0))
     assert first is not None and len(first.state) == short.sim.max_steps
-    again = demonstrate(base.Trial("red", 0))
+    again = demonstrate(Trial("red", 0))
     assert again is not None and np.array_equal(first.state, again.state)
-    other = demonstrate(base.Trial("red", 1))
+    other = demonstrate(Trial("red", 1))
     assert other is not None and not np.array_equal(first.state, other.state)
-    assert Demonstrator(replace(short.sim, max_steps=2), short.collect)(base.Trial("red", 0)) is None
+    assert Demonstrator(replace(short.sim, max_steps=2), short.collect)(Trial("red", 0)) is None
 
 
 def test_ctrl_c_on_the_command_line_leaves_a_dataset_that_opens(tmp_path: Path, broken_world, monkeypatch) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from lightwam.config.recipes import point
 from lightwam.errors import SimulatorError
-from lightwam.sim import simulator as base
+from lightwam.sim import registry
 from lightwam.sim.disturb import KINDS, Disturbance, Disturbed, Kind
 from lightwam.sim.simulator import Simulator
 
@@ -29,17 +29,17 @@ def same(a: list[np.ndarray], b: list[np.ndarray]) -> list[bool]:
 
 
 def test_undisturbed_it_is_what_it_wraps() -> None:
-    inside = base.make(SIM, "red")
+    inside = registry.make_simulator(SIM, "red")
     wrapped = Disturbed(inside, None)
     assert isinstance(wrapped, Simulator)
     assert (wrapped.state_dim, wrapped.action_dim, wrapped.constants) == (2, 2, inside.constants)
-    assert all(same(seen(wrapped), seen(base.make(SIM, "red"))))
+    assert all(same(seen(wrapped), seen(registry.make_simulator(SIM, "red"))))
     assert wrapped.size is None
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_disturbance_comes_at_its_step_and_goes_with_the_reset(kind: Kind) -> None:
-    plain, inside = seen(base.make(SIM, "red")), base.make(SIM, "red")
+    plain, inside = seen(registry.make_simulator(SIM, "red")), registry.make_simulator(SIM, "red")
     disturbed = Disturbed(inside, Disturbance(kind, 2, seed=7))
     agrees = same(seen(disturbed), plain)
     first = 3 if kind == "frozen" else 2
@@ -51,7 +51,7 @@ def test_a_disturbance_comes_at_its_step_and_goes_with_the_reset(kind: Kind) -> 
 
 
 def test_frozen_pictures_stay_while_the_state_goes_on() -> None:
-    disturbed = Disturbed(base.make(SIM, "red"), Disturbance("frozen", 0, 0))
+    disturbed = Disturbed(registry.make_simulator(SIM, "red"), Disturbance("frozen", 0, 0))
     disturbed.reset(1)
     before = disturbed.observe()
     disturbed.step(np.array([1, 0], np.float32))
@@ -61,13 +61,13 @@ def test_frozen_pictures_stay_while_the_state_goes_on() -> None:
 
 
 def test_the_same_seed_disturbs_alike() -> None:
-    one, two = (Disturbed(base.make(SIM, "red"), Disturbance("object", 1, seed)) for seed in (5, 6))
-    assert all(same(seen(one), seen(Disturbed(base.make(SIM, "red"), Disturbance("object", 1, 5)))))
+    one, two = (Disturbed(registry.make_simulator(SIM, "red"), Disturbance("object", 1, seed)) for seed in (5, 6))
+    assert all(same(seen(one), seen(Disturbed(registry.make_simulator(SIM, "red"), Disturbance("object", 1, 5)))))
     assert not all(same(seen(one), seen(two)))
 
 
 def test_before_reset_and_after_close_there_is_no_episode() -> None:
-    disturbed = Disturbed(base.make(SIM, "red"), None)
+    disturbed = Disturbed(registry.make_simulator(SIM, "red"), None)
     with pytest.raises(SimulatorError, match="not in an episode"):
         disturbed.step(np.zeros(2, np.float32))
     disturbed.reset(0)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightwam.config.schema import BackboneConfig, ExpertConfig, FlowConfig, ModelConfig
 from lightwam.engine import engine as engines
-from lightwam.engine import folding as fold_
+from lightwam.engine import folding
 from lightwam.engine.engine import Engine
 from lightwam.engine.folded_model import FoldedWAM
 from lightwam.engine.folding import Folded, Int8, Packed, Place, fold, stack, tensors
@@ -18,7 +18,7 @@ from lightwam.errors import ConfigError, WireError
 from lightwam.model.light_wam import LightWAM
 from lightwam.model.lora import LoRA, project
 from lightwam.policy.policy import Policy
-from lightwam.sim import simulator as base
+from lightwam.sim import registry
 from lightwam.system import cpu
 from lightwam.types import to_pixels
 
@@ -66,7 +66,7 @@ def test_packed_weights_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """What large layers on a CPU are: `PACKED_FROM` lowered to these sizes."""
     model, given = model_of(), inputs_of()
     plain = FoldedWAM(model, SINGLE)
-    monkeypatch.setattr(fold_, "PACKED_FROM", 1)
+    monkeypatch.setattr(folding, "PACKED_FROM", 1)
     packed = FoldedWAM(model, SINGLE)
     assert type(packed.blocks[0].qkv) is Packed and type(plain.blocks[0].qkv) is Folded
     assert len(tensors(packed)) == len(tensors(plain))
@@ -74,7 +74,7 @@ def test_packed_weights_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_weights_in_8_bits_are_near_and_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fold_, "INT8_FROM", 1)
+    monkeypatch.setattr(folding, "INT8_FROM", 1)
     model, given = model_of(), inputs_of()
     whole, exact = FoldedWAM(model, SINGLE._replace(int8=True)), FoldedWAM(model, SINGLE)
     with torch.no_grad():
@@ -90,7 +90,7 @@ def test_weights_in_8_bits_are_near_and_small(monkeypatch: pytest.MonkeyPatch) -
 def test_8_bits_are_rounded_to_the_nearest_and_rows_keep_their_size() -> None:
     weight = torch.randn(20, 30) * torch.logspace(-6, 3, 20)[:, None]
     weight[3] = 0
-    whole, scale = fold_.to_int8(weight)
+    whole, scale = folding.to_int8(weight)
     assert whole.abs().amax(dim=1).tolist() == [0 if row == 3 else 127 for row in range(20)]
     assert ((whole * scale[:, None] - weight).abs() <= 0.5001 * scale[:, None]).all()
 
@@ -98,7 +98,7 @@ def test_8_bits_are_rounded_to_the_nearest_and_rows_keep_their_size() -> None:
 @torch.no_grad()
 def test_an_update_that_8_bits_swallow_stays_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where all of an update is under half a step of its row, rounding takes it away."""
-    monkeypatch.setattr(fold_, "INT8_FROM", 1)
+    monkeypatch.setattr(folding, "INT8_FROM", 1)
     layer, lora = nn.Linear(40, 40), LoRA(40, 40, 2, 2.0)
     layer.weight.data = torch.randint(-127, 128, (40, 40)).float()
     layer.weight.data[:, 0] = 127
@@ -255,7 +255,7 @@ def test_a_policy_acts_the_same_by_the_engine(tiny_once: Any) -> None:
     plain, fast = Policy.load(tiny_once.run), Policy.load(tiny_once.run, engine=True)
     seen = []
     for seed, task in enumerate(("red", "blue")):
-        simulator = base.make(tiny_once.recipe.sim, task)
+        simulator = registry.make_simulator(tiny_once.recipe.sim, task)
         simulator.reset(seed)
         seen.append(simulator.observe())
     np.testing.assert_allclose(fast.act_batch(seen), plain.act_batch(seen), rtol=0, atol=5e-6)
@@ -274,7 +274,7 @@ def test_a_policy_acts_the_same_by_the_engine(tiny_once: Any) -> None:
 def test_a_policy_on_a_gpu_acts_by_a_graph(tiny_once: Any) -> None:
     """From pixels on, latents included."""
     plain, fast = (Policy.load(tiny_once.run, device="cuda", engine=engine) for engine in (False, True))
-    simulator = base.make(tiny_once.recipe.sim, "red")
+    simulator = registry.make_simulator(tiny_once.recipe.sim, "red")
     for seed in range(3):
         simulator.reset(seed)
         seen = simulator.observe()

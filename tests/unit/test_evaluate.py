@@ -22,9 +22,9 @@ from lightwam.evaluation import evaluate as module
 from lightwam.evaluation.episodes import read_episodes, task_files
 from lightwam.evaluation.evaluate import evaluate, percentiles
 from lightwam.policy.policy import Policy
-from lightwam.sim import simulator as base
+from lightwam.sim import registry
 from lightwam.sim.point import COLOURS
-from lightwam.system.workers import Deaths, Workers
+from lightwam.system.workers import DeathCounter, Workers
 from lightwam.types import Observation
 
 
@@ -37,7 +37,7 @@ class Seeing:
     def identity(self) -> dict[str, Any]:
         return {"recipe": self.recipe.name, "checkpoint_step": self.step}
 
-    def accept(self, sim: SimConfig, settings: EvalConfig) -> None:
+    def check_evaluation(self, sim: SimConfig, settings: EvalConfig) -> None:
         check(adapted(self.recipe, sim, settings))
 
     def act_batch(self, observations: Sequence[Observation]) -> np.ndarray:
@@ -99,9 +99,9 @@ def test_percentiles() -> None:
 
 def expert_steps(recipe: Recipe, task: str, seed: int) -> int:
     """How soon the scripted expert is there."""
-    simulator = base.make(recipe.sim, task)
+    simulator = registry.make_simulator(recipe.sim, task)
     simulator.reset(seed)
-    expert = base.make_expert(recipe.sim, simulator)
+    expert = registry.make_expert(recipe.sim, simulator)
     return next(step for step in range(1, 100) if simulator.step(expert.action()).success)
 
 
@@ -171,7 +171,7 @@ def test_a_seat_stays_with_its_task_and_seats_do_not_share_one(tmp_path: Path, s
         def give(self, job: Any, seat: int) -> None:
             given.append((seat, job.task, job.seed))
 
-    drive = module._Drive(seeing, seeing.recipe, tmp_path, {}, Seats(2, quiet), 0.0, Deaths("eval", quiet))
+    drive = module._Drive(seeing, seeing.recipe, tmp_path, {}, Seats(2, quiet), 0.0, DeathCounter("eval", quiet))
     todo = [(task, seed) for seed in (1, 2, 3) for task in ("a", "b", "c")]
     while todo:
         drive._begin(todo)
@@ -192,7 +192,7 @@ def test_videos_show_the_episode_from_its_first_to_its_last_step(tmp_path: Path,
         with av.open(str(tmp_path / "eval" / row["video"])) as container:
             pictures = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
         assert len(pictures) == row["steps"] + 1
-        simulator = base.make(replace(seeing.recipe.sim, height=240, width=240), row["task"])
+        simulator = registry.make_simulator(replace(seeing.recipe.sim, height=240, width=240), row["task"])
         simulator.reset(row["seed"])
         assert np.abs(pictures[0].astype(float) - simulator.observe().frames["top"]).mean() < 4
         for action in np.load(tmp_path / "eval" / "actions" / f"{row['task']}-{row['seed']}.npy"):
@@ -267,7 +267,7 @@ def test_a_real_run_is_evaluated_and_replan_steps_are_executed(tiny: Any, in_her
     assert result["protocol"].items() >= identity.items()
     assert Policy.load(tiny.run, ema=False).identity()["weights"] == "last"
     policy = Policy.load(tiny.run)
-    simulator = base.make(tiny.recipe.sim, "blue")
+    simulator = registry.make_simulator(tiny.recipe.sim, "blue")
     simulator.reset(1_000_000)
     actions = np.load(tiny.run / "eval" / "actions" / "blue-1000000.npy")
     for start in range(0, len(actions), 3):

@@ -10,7 +10,7 @@ from lightwam.config.schema import Recipe
 from lightwam.errors import SimulatorError
 from lightwam.evaluation import expert_check as module
 from lightwam.evaluation.expert_check import Experts, check_experts
-from lightwam.sim import simulator as base
+from lightwam.sim import registry
 from lightwam.sim.simulator import Trial
 
 
@@ -27,7 +27,7 @@ def test_successes_are_counted_on_evaluations_seeds(
     tiny_recipe: Recipe, in_here: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seeds: list[int] = []
-    make = base.make_expert
+    make = registry.make_expert
 
     def lazy(config: Any, simulator: Any) -> Any:
         expert = make(config, simulator)
@@ -35,7 +35,7 @@ def test_successes_are_counted_on_evaluations_seeds(
             monkeypatch.setattr(expert, "action", lambda: 0 * make(config, simulator).action())
         return expert
 
-    monkeypatch.setattr(base, "make_expert", lazy)
+    monkeypatch.setattr(registry, "make_expert", lazy)
     monkeypatch.setattr(Experts, "__call__", _noting(Experts.__call__, seeds))
     rows = check_experts(replace(tiny_recipe, eval=replace(tiny_recipe.eval, trials=3)), quiet)
     first = tiny_recipe.eval.first_seed
@@ -58,7 +58,7 @@ def test_a_task_without_an_expert_is_told(tiny_recipe: Recipe, in_here: None, mo
     def none(config: Any, simulator: Any) -> Any:
         raise SimulatorError("no expert for this task", where=simulator.task)
 
-    monkeypatch.setattr(base, "make_expert", none)
+    monkeypatch.setattr(registry, "make_expert", none)
     assert check_experts(tiny_recipe, quiet) == {
         task: {"refused": "no expert for this task"} for task in ("red", "blue")
     }

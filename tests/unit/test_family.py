@@ -11,22 +11,22 @@ from lightwam.config import recipes
 from lightwam.errors import ConfigError, WireError
 from lightwam.sim.libero.units import to_simulator
 from lightwam.types import Observation
-from lightwam.wire import robot_schemas as families
-from lightwam.wire.robot_schema import ActionPart, Family, StatePart, Unit, fitted
+from lightwam.wire import robot_schemas
+from lightwam.wire.robot_schema import ActionPart, RobotSchema, StatePart, Unit, fitted
 
 EXAMPLE = Path(__file__).parents[1] / "data" / "families" / "metaworld_xpolicylab.toml"
 PICTURE = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
 ROBOTWIN = ("head_camera", "left_camera", "right_camera")
 
 
-def libero() -> tuple[Family, dict[str, Any]]:
+def libero() -> tuple[RobotSchema, dict[str, Any]]:
     message = {
         "observation/image": PICTURE,
         "observation/wrist_image": PICTURE + 1,
         "observation/state": np.arange(8.0),
         "prompt": "put the bowl on the plate",
     }
-    return fitted(families.named("libero"), ("agentview", "wrist"), 8, 7), message
+    return fitted(robot_schemas.builtin_schema("libero"), ("agentview", "wrist"), 8, 7), message
 
 
 def test_libero_clients_are_read() -> None:
@@ -51,7 +51,7 @@ def test_libero_clients_are_told_the_gripper_as_the_simulator_counts() -> None:
 
 @pytest.mark.parametrize("layout", ["HWC", "CHW"])
 def test_aloha_clients_may_send_either_layout(layout: str) -> None:
-    family = fitted(families.named("aloha"), ROBOTWIN, 14, 14, {
+    family = fitted(robot_schemas.builtin_schema("aloha"), ROBOTWIN, 14, 14, {
         "cam_high": "head_camera", "cam_left_wrist": "left_camera", "cam_right_wrist": "right_camera"})  # fmt: skip
     sent = PICTURE if layout == "HWC" else PICTURE.transpose(2, 0, 1)
     cameras = ("cam_high", "cam_low", "cam_left_wrist", "cam_right_wrist")
@@ -61,7 +61,7 @@ def test_aloha_clients_may_send_either_layout(layout: str) -> None:
 
 
 def test_droid_clients_state_is_joined() -> None:
-    family = fitted(families.named("droid"), ("exterior_image_1_left", "wrist_image_left"), 8, 8)
+    family = fitted(robot_schemas.builtin_schema("droid"), ("exterior_image_1_left", "wrist_image_left"), 8, 8)
     seen = family.observation({
         "observation/exterior_image_1_left": PICTURE,
         "observation/wrist_image_left": PICTURE,
@@ -74,14 +74,14 @@ def test_droid_clients_state_is_joined() -> None:
 
 @pytest.mark.parametrize("key", ["prompt", "task_description", "instruction"])
 def test_light_wams_client_names_the_runs_own_cameras(key: str) -> None:
-    family = fitted(families.named("light-wam"), ("top",), 2, 2)
+    family = fitted(robot_schemas.builtin_schema("light-wam"), ("top",), 2, 2)
     seen = family.observation({"images": {"top": PICTURE.transpose(2, 0, 1)}, "state": [0.5, 1], key: "reach"})
     assert np.array_equal(seen.frames["top"], PICTURE)
     assert (seen.state.tolist(), seen.instruction) == ([0.5, 1], "reach")
 
 
 def test_yam_clients_have_cameras_at_the_top() -> None:
-    family = fitted(families.named("yam"), ("top_cam", "left_cam"), 14, 14)
+    family = fitted(robot_schemas.builtin_schema("yam"), ("top_cam", "left_cam"), 14, 14)
     seen = family.observation(
         {"top_cam": PICTURE, "left_cam": PICTURE, "state": np.zeros(14), "instruction": "x", "num_steps": 10}
     )
@@ -89,7 +89,7 @@ def test_yam_clients_have_cameras_at_the_top() -> None:
 
 
 def test_xpolicylab_clients_are_told_parts() -> None:
-    family = fitted(families.named("xpolicylab"), ROBOTWIN, 14, 14)
+    family = fitted(robot_schemas.builtin_schema("xpolicylab"), ROBOTWIN, 14, 14)
     cameras = ("cam_head", "cam_left_wrist", "cam_right_wrist")
     state = {part.key: np.full(part.length, i) for i, part in enumerate(family.action)}
     seen = family.observation({
@@ -109,7 +109,7 @@ def test_xpolicylab_clients_are_told_parts() -> None:
 def test_the_example_maps_the_demos_run_onto_xpolicylab() -> None:
     demo = recipes.demo()
     cameras = tuple(place.camera for place in demo.codec.places)
-    family = fitted(families.read(EXAMPLE), cameras, demo.model.state_dim, demo.model.action_dim)
+    family = fitted(robot_schemas.read(EXAMPLE), cameras, demo.model.state_dim, demo.model.action_dim)
     seen = family.observation({
         "vision": {"cam_head": {"color": PICTURE}, "cam_left_wrist": {"color": PICTURE + 1}},
         "state": {"arm_joint_state": np.arange(4.0)},
@@ -120,10 +120,10 @@ def test_the_example_maps_the_demos_run_onto_xpolicylab() -> None:
     assert [{key: value.tolist() for key, value in step.items()} for step in told] == [{"arm_joint_state": [1] * 4}] * 2
 
 
-@pytest.mark.parametrize("name", families.FAMILIES)
+@pytest.mark.parametrize("name", robot_schemas.FAMILIES)
 def test_what_a_client_would_send_is_read_back(name: str) -> None:
     """The two directions of a family, with every oddity that it may declare on top."""
-    family, rng = families.named(name), np.random.default_rng(0)
+    family, rng = robot_schemas.builtin_schema(name), np.random.default_rng(0)
     length = sum(part.length or 3 for part in family.state)
     odd = replace(
         family, turned=True, state_units=(Unit(1, 2.0, -3.0),), action_units=(Unit(-1, -2.0, 1.0),), action=()
@@ -166,7 +166,7 @@ def test_pictures_upside_down_are_turned() -> None:
 
 def test_the_clients_units_become_the_policys_and_back() -> None:
     units = (Unit(-1, 2.0, -1.0),)
-    family = Family("x", (("prompt",),), (StatePart(("state",)),), state_units=units, action_units=units)
+    family = RobotSchema("x", (("prompt",),), (StatePart(("state",)),), state_units=units, action_units=units)
     assert family.full_state({"state": np.array([5.0, -1.0])}).tolist() == [5, 0]
     assert family.full_state({"state": np.array([5.0, 1.0])}).tolist() == [5, 1]
     assert family.actions(np.array([[5, 0], [5, 1]], np.float32)).tolist() == [[5, -1], [5, 1]]  # type: ignore[union-attr]
@@ -216,7 +216,7 @@ def test_messages_that_are_no_map_are_refused(message: Any) -> None:
 
 
 def test_a_key_missing_further_down_is_told_with_its_place() -> None:
-    family = fitted(families.named("aloha"), ("cam_high",), 14, 14)
+    family = fitted(robot_schemas.builtin_schema("aloha"), ("cam_high",), 14, 14)
     with pytest.raises(WireError, match="images") as refused:
         family.picture({"images": {"cam_hihg": PICTURE}}, "cam_high")
     assert (refused.value.where, refused.value.next_step) == ("images", "did you mean 'cam_hihg'?")
@@ -249,19 +249,19 @@ def test_a_family_that_does_not_fit_a_run_is_refused(
     name: str, cameras: tuple[str, ...], state: int, action: int, renames: dict[str, str], told: list[str]
 ) -> None:
     with pytest.raises(ConfigError) as refused:
-        fitted(families.named(name), cameras, state, action, renames)
+        fitted(robot_schemas.builtin_schema(name), cameras, state, action, renames)
     for words in told:
         assert words in str(refused.value)
 
 
 def test_units_of_numbers_that_a_run_lacks_are_refused() -> None:
-    family = replace(families.named("light-wam"), state_units=(Unit(7, 1.0, 0.0),))
+    family = replace(robot_schemas.builtin_schema("light-wam"), state_units=(Unit(7, 1.0, 0.0),))
     with pytest.raises(ConfigError, match="no such number"):
         fitted(family, ("top",), 4, 4)
 
 
 def test_the_open_part_of_a_state_is_worked_out() -> None:
-    family = replace(families.named("light-wam"), state=(StatePart(("arm",)), StatePart(("hand",), 2)))
+    family = replace(robot_schemas.builtin_schema("light-wam"), state=(StatePart(("arm",)), StatePart(("hand",), 2)))
     assert fitted(family, ("top",), 8, 8).state[0].length == 6
     two = replace(family, state=(StatePart(("arm",)), StatePart(("hand",))))
     assert fitted(two, ("top",), 8, 8).state == two.state
@@ -271,7 +271,7 @@ def test_the_open_part_of_a_state_is_worked_out() -> None:
 
 def test_a_family_of_another_name_is_refused() -> None:
     with pytest.raises(ConfigError, match="did you mean 'libero'"):
-        families.named("librero")
+        robot_schemas.builtin_schema("librero")
 
 
 FILE = {
@@ -296,7 +296,7 @@ def written(folder: Path, changes: dict[str, str | None]) -> Path:
 
 
 def test_a_file_declares_everything(tmp_path: Path) -> None:
-    assert families.read(written(tmp_path, {})) == Family(
+    assert robot_schemas.read(written(tmp_path, {})) == RobotSchema(
         "cart",
         prompt=(("task",), ("text", "goal")),
         state=(StatePart(("joints",), 6), StatePart(("hand", "width"))),
@@ -343,7 +343,7 @@ def test_a_file_declares_everything(tmp_path: Path) -> None:
 def test_a_wrong_file_is_refused_by_key(tmp_path: Path, changes: dict[str, str | None], key: str, got: str) -> None:
     path = written(tmp_path, changes)
     with pytest.raises(ConfigError) as refused:
-        families.read(path)
+        robot_schemas.read(path)
     assert refused.value.where == f"{path}: {key}"
     assert got in str(refused.value.got)
     assert refused.value.expected
@@ -355,27 +355,27 @@ WIDOWX = 'name = "widowx"\nprompt = ["instruction"]\n[cameras]\ntop = "image"\n'
 def test_a_robot_without_a_state_is_declared_for_a_run_without_one(tmp_path: Path) -> None:
     path = tmp_path / "widowx.toml"
     path.write_text(WIDOWX)
-    (family,) = families.chosen([str(path)], ("top",), 0, 7, {})
+    (family,) = robot_schemas.schemas_for([str(path)], ("top",), 0, 7, {})
     seen = family.observation({"image": PICTURE, "instruction": "fold the towel"})
     assert seen.state.shape == (0,) and seen.state.dtype == np.float32
     assert set(family.message(seen)) == {"image", "instruction"}
     with pytest.raises(ConfigError, match="another state") as refused:
-        families.chosen([str(path)], ("top",), 8, 7, {})
+        robot_schemas.schemas_for([str(path)], ("top",), 8, 7, {})
     assert refused.value.expected == "no state" and "8 numbers" in str(refused.value.got)
 
 
 def test_a_state_of_any_length_may_be_none_and_one_of_some_length_may_not() -> None:
-    family = fitted(families.named("light-wam"), ("top",), 0, 7)
+    family = fitted(robot_schemas.builtin_schema("light-wam"), ("top",), 0, 7)
     seen = family.observation({"images": {"top": PICTURE}, "prompt": "go", "state": np.zeros(8)})
     assert seen.state.shape == (0,)
     with pytest.raises(ConfigError, match="another state"):
-        fitted(families.named("droid"), ("exterior_image_1_left", "wrist_image_left"), 0, 8)
+        fitted(robot_schemas.builtin_schema("droid"), ("exterior_image_1_left", "wrist_image_left"), 0, 8)
 
 
 def test_a_state_may_come_as_a_table_of_one_row(tmp_path: Path) -> None:
     path = tmp_path / "go1.toml"
     path.write_text(WIDOWX.replace("[cameras]", 'state = [{ keys = "state", row = true }]\nreply = "list"\n[cameras]'))
-    (family,) = families.chosen([str(path)], ("top",), 3, 7, {})
+    (family,) = robot_schemas.schemas_for([str(path)], ("top",), 3, 7, {})
     assert family.reply == "list"
     sent = {"image": PICTURE, "instruction": "go", "state": np.arange(3.0).reshape(1, -1)}
     seen = family.observation(sent)
@@ -385,7 +385,7 @@ def test_a_state_may_come_as_a_table_of_one_row(tmp_path: Path) -> None:
         family.observation(sent | {"state": np.zeros((2, 3))})
     path.write_text(WIDOWX.replace("[cameras]", 'reply = "rows"\n[cameras]'))
     with pytest.raises(ConfigError) as refused:
-        families.read(path)
+        robot_schemas.read(path)
     assert refused.value.where == f"{path}: reply"
 
 
@@ -395,7 +395,7 @@ def test_a_file_that_is_no_toml_is_refused(tmp_path: Path, content: bytes | None
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(ConfigError, match="cannot be read"):
-        families.read(path)
+        robot_schemas.read(path)
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,7 @@ from lightwam import Policy
 from lightwam.cli.main import main
 from lightwam.cli.push import PushOptions
 from lightwam.errors import CheckpointError, ConfigError
-from lightwam.policy import hub
-from lightwam.policy import run_directory as checkpoint
+from lightwam.policy import hub, run_directory
 from lightwam.report import publish
 
 ID = "someone/point-policy"
@@ -247,15 +246,15 @@ def test_a_staged_run_is_a_run(tiny_once: Any, tmp_path: Path) -> None:
     run = publish.stage(tiny_once.run, tmp_path / "stage", ID, 4)
     assert np.array_equal(Policy.load(run).act(SEEN), Policy.load(tiny_once.run, 4).act(SEEN))
     with pytest.raises(CheckpointError, match=r"training\.pt"):
-        checkpoint.load(run)
+        run_directory.load(run)
 
 
 def test_frozen_weights_and_prompts_go_along(tiny: Any, tmp_path: Path, fake_hub: Any) -> None:
-    saved = checkpoint.load(tiny.run)
-    checkpoint.write_tensors(tiny.run / checkpoint.FROZEN, dict(list(saved.model.items())[:1]))
-    checkpoint.write_tensors(tiny.run / checkpoint.PROMPTS, dict(list(saved.model.items())[:1]))
+    saved = run_directory.load(tiny.run)
+    run_directory.write_tensors(tiny.run / run_directory.FROZEN, dict(list(saved.model.items())[:1]))
+    run_directory.write_tensors(tiny.run / run_directory.PROMPTS, dict(list(saved.model.items())[:1]))
     publish.push(tiny.run, ID)
-    assert fake_hub.files(ID) == sorted([*PUSHED, checkpoint.FROZEN, checkpoint.PROMPTS])
+    assert fake_hub.files(ID) == sorted([*PUSHED, run_directory.FROZEN, run_directory.PROMPTS])
     assert files_of(hub.find_run(ID)) == fake_hub.files(ID)
 
 

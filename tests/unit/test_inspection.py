@@ -4,12 +4,12 @@ from typing import Any
 
 import numpy as np
 
-from lightwam.wire import robot_schemas as families
+from lightwam.wire import robot_schemas
 from lightwam.wire.inspection import Report, inspect
 from lightwam.wire.robot_schema import fitted
 
 RNG = np.random.default_rng(0)
-FAMILY = fitted(families.named("aloha"), ("cam_high", "cam_left_wrist"), 14, 14)
+FAMILY = fitted(robot_schemas.builtin_schema("aloha"), ("cam_high", "cam_left_wrist"), 14, 14)
 
 
 def message(**changes: Any) -> dict[str, Any]:

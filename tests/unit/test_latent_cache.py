@@ -18,9 +18,7 @@ import pytest
 import torch
 
 from lightwam.config.schema import CameraPlace, CodecConfig, DctConfig
-from lightwam.data.cache import base as cache_base
-from lightwam.data.cache import latents as latent_cache
-from lightwam.data.cache import shards as latent_shards
+from lightwam.data.cache import base, latents, shards
 from lightwam.data.cache.base import Cache
 from lightwam.data.cache.encoder import ClipEncoder, Encode
 from lightwam.data.cache.frames import FrameCache
@@ -33,7 +31,7 @@ from lightwam.data.loader import WindowLoader
 from lightwam.encoders.dct import DctLatents
 from lightwam.errors import ConfigError, DatasetError
 from lightwam.system.files import file_fingerprint
-from lightwam.types import Latents, Share, pool
+from lightwam.types import Latents, Rank, pool
 
 PLACES = (CameraPlace("front", 0, 0, 16, 16), CameraPlace("wrist", 0, 16, 16, 16))
 CONFIG = CodecConfig(canvas=(16, 32), places=PLACES, video_stride=2)
@@ -70,7 +68,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latent_cache, "SHARD_WINDOWS", SHARD_WINDOWS)
+    monkeypatch.setattr(latents, "SHARD_WINDOWS", SHARD_WINDOWS)
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +223,7 @@ def test_progress_counts_windows(build: Callable[..., None]) -> None:
 
 
 def test_many_threads_may_read(build: Callable[..., None], path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latent_shards, "OPEN_FILES", 1)
+    monkeypatch.setattr(shards, "OPEN_FILES", 1)
     build()
     cache = LatentCache.open(path)
     windows = all_windows(cache)
@@ -268,8 +266,8 @@ def test_its_bytes_do_not_depend_on_how_much_is_in_memory(
 
     build(tmp_path / "whole", encode=noted, batch_size=3)
     first, batches = batches, []
-    monkeypatch.setattr(cache_base, "BYTES_AT_ONCE", bytes_at_once)
-    monkeypatch.setattr(latent_cache, "SPOOL_BYTES", spool)
+    monkeypatch.setattr(base, "BYTES_AT_ONCE", bytes_at_once)
+    monkeypatch.setattr(latents, "SPOOL_BYTES", spool)
     build(encode=noted, batch_size=3)
     assert batches == first and sum(batches) == sum(LENGTHS)
     assert contents(path) == contents(tmp_path / "whole")
@@ -290,7 +288,7 @@ def test_each_make_has_a_folder_and_an_older_cache_is_taken(
     build(place())
     with pytest.raises(DatasetError, match=r"no latent cache here(.|\n)*dct-16x32-8steps-\w+: horizon: 8 in the cache"):
         LatentCache.open(place(horizon=16), dataset, CONFIG, 16, ABOUT)
-    build(path, codec_config=other, share=Share(0, 2))  # where earlier versions made it, and begun only
+    build(path, codec_config=other, share=Rank(0, 2))  # where earlier versions made it, and begun only
     assert place(other) == path and place() != path
     assert latents_here(path) == [path, place()]
 
@@ -356,9 +354,9 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import test_latent_cache as test
-from lightwam.data.cache import latents as latent_cache
+from lightwam.data.cache import latents
 
-latent_cache.SHARD_WINDOWS = test.SHARD_WINDOWS
+latents.SHARD_WINDOWS = test.SHARD_WINDOWS
 data = test.LeRobotDataset(Path(sys.argv[2]))
 codec = test.Codec(test.CONFIG, data.stats["observation.state"], data.stats["action"])
 rename = os.replace
@@ -396,14 +394,14 @@ def test_many_processes_make_the_bytes_of_one(
     build(tmp_path / "one")
     for rank in reversed(range(world)):  # the first shard, and so the whole, comes last
         assert not (path / "cache.json").exists()
-        build(share=Share(rank, world))
+        build(share=Rank(rank, world))
     assert contents(path) == contents(tmp_path / "one")
 
 
 def test_processes_may_run_and_finish_at_once(build: Callable[..., None], path: Path, tmp_path: Path) -> None:
     build(tmp_path / "one")
     with ThreadPoolExecutor(3) as pool_:
-        list(pool_.map(lambda rank: build(share=Share(rank, 3)), range(3)))
+        list(pool_.map(lambda rank: build(share=Rank(rank, 3)), range(3)))
     assert contents(path) == contents(tmp_path / "one")
 
 
@@ -412,10 +410,10 @@ def test_leftovers_are_removed_by_whoever_owns_them(build: Callable[..., None], 
     names = [f"00001.bin.{rank}-77-abcd.part" for rank in range(4)]
     for name in names:
         (path / "shards" / name).write_bytes(b"half")
-    build(share=Share(1, 2))
+    build(share=Rank(1, 2))
     left = {name for name in contents(path) if name.endswith(".part")}
     assert left == {f"shards/{names[0]}", f"shards/{names[2]}"}  # the other process may be writing these
-    build(share=Share(0, 2))
+    build(share=Rank(0, 2))
     assert not any(name.endswith(".part") for name in contents(path))
 
 
@@ -574,7 +572,7 @@ def test_one_of_another_make_is_refused_by_name(
 def test_one_that_is_begun_or_of_pictures_is_not_replaced(
     build: Callable[..., None], dataset: LeRobotDataset, path: Path, tmp_path: Path
 ) -> None:
-    build(share=Share(0, 2))
+    build(share=Rank(0, 2))
     with pytest.raises(DatasetError, match=r"another cache lies here(.|\n)*horizon: 8 in the cache, 16 now"):
         build(horizon=16)
     FrameCache.build(dataset, CONFIG, tmp_path / "frames")
@@ -582,7 +580,7 @@ def test_one_that_is_begun_or_of_pictures_is_not_replaced(
         build(tmp_path / "frames")
     with pytest.raises(DatasetError, match=r"format: 1 in the cache, latents 1 now"):
         LatentCache.open(tmp_path / "frames")
-    build(share=Share(1, 2))
+    build(share=Rank(1, 2))
     with pytest.raises(DatasetError, match="got: shards"):
         FrameCache.fresh(dataset, CONFIG, path)
     assert LatentCache.open(path).faults() == []

@@ -15,8 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lightwam.data.lerobot import packing as lerobot_pack
-from lightwam.data.lerobot import writer as lerobot_writer
+from lightwam.data.lerobot import packing, writer
 from lightwam.data.lerobot.check import examine
 from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.data.lerobot.video import encode_video
@@ -48,7 +47,7 @@ def episode(number: int) -> dict[str, Any]:
     }
 
 
-def writer(root: Path, **changes: Any) -> LeRobotWriter:
+def new_writer(root: Path, **changes: Any) -> LeRobotWriter:
     settings = {
         "fps": FPS,
         "robot_type": "arm",
@@ -60,7 +59,7 @@ def writer(root: Path, **changes: Any) -> LeRobotWriter:
 
 
 def write(root: Path, numbers: tuple[int, ...] = (0, 1, 2, 3)) -> Path:
-    with writer(root) as out:
+    with new_writer(root) as out:
         for number in numbers:
             out.add_episode(**episode(number))
     return root
@@ -183,16 +182,16 @@ def test_stats_json_is_right_for_vectors_and_pictures(written: Path) -> None:
 
 
 def test_files_are_split_at_the_size_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lerobot_pack, "VIDEO_BYTES", 2000)
-    monkeypatch.setattr(lerobot_pack, "DATA_BYTES", 500)
-    monkeypatch.setattr(lerobot_pack, "CHUNK_FILES", 2)
+    monkeypatch.setattr(packing, "VIDEO_BYTES", 2000)
+    monkeypatch.setattr(packing, "DATA_BYTES", 500)
+    monkeypatch.setattr(packing, "CHUNK_FILES", 2)
     assert_holds(write(tmp_path / "set"))
     assert (tmp_path / "set" / VIDEO.replace("chunk-000/file-000", "chunk-001/file-000")).is_file()
     assert (tmp_path / "set" / DATA.replace("file-000", "file-001")).is_file()
 
 
 def test_one_dimension_is_a_column_of_numbers(tmp_path: Path) -> None:
-    with writer(tmp_path, state_names=["x"], action_names=["u"]) as out:
+    with new_writer(tmp_path, state_names=["x"], action_names=["u"]) as out:
         part = episode(0)
         out.add_episode(**part | {"state": part["state"][:, :1], "action": part["action"][:, :1]})
     assert pq.read_schema(tmp_path / DATA).field("action").type == pa.float32()
@@ -203,27 +202,27 @@ def test_one_dimension_is_a_column_of_numbers(tmp_path: Path) -> None:
 
 
 def test_an_unclosed_dataset_goes_on_and_a_closed_one_is_appended_to(tmp_path: Path) -> None:
-    first = writer(tmp_path)
+    first = new_writer(tmp_path)
     first.add_episode(**episode(0))
     first.add_episode(**episode(1))
     with pytest.raises(DatasetError, match="not closed"):
         LeRobotDataset(tmp_path)
-    second = writer(tmp_path)
+    second = new_writer(tmp_path)
     assert second.episodes_per_task == {"open it": 1, "close it": 1} and second.notes[1].extra == {"seed": 7}
     second.add_episode(**episode(2))
     second.close()
     assert_holds(tmp_path, (0, 1, 2))
-    with writer(tmp_path) as third:
+    with new_writer(tmp_path) as third:
         assert third.episodes_per_task == {"open it": 2, "close it": 1} and third.notes[2].extra == {"seed": 14}
         assert third.add_episode(**episode(3)) == 3
     assert_holds(tmp_path)
-    with writer(tmp_path) as nothing_new:
+    with new_writer(tmp_path) as nothing_new:
         assert nothing_new.num_episodes == 4
     assert_holds(tmp_path)
 
 
 def test_a_writer_goes_on_after_its_own_close(tmp_path: Path) -> None:
-    out = writer(tmp_path)
+    out = new_writer(tmp_path)
     for number in range(4):
         out.add_episode(**episode(number))
         out.close()
@@ -231,10 +230,10 @@ def test_a_writer_goes_on_after_its_own_close(tmp_path: Path) -> None:
 
 
 def test_an_exception_leaves_the_episodes_for_the_next_writer(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), writer(tmp_path) as out:
+    with pytest.raises(KeyboardInterrupt), new_writer(tmp_path) as out:
         out.add_episode(**episode(0))
         raise KeyboardInterrupt
-    assert not (tmp_path / "meta").exists() and writer(tmp_path).num_episodes == 1
+    assert not (tmp_path / "meta").exists() and new_writer(tmp_path).num_episodes == 1
 
 
 @pytest.mark.parametrize("already", [(), (0, 1)])
@@ -245,7 +244,7 @@ def test_closing_may_be_cut_short_anywhere(
     """Every step of closing that changes the disk fails in turn, as a kill there would."""
     if already:
         write(tmp_path, already)
-    out = writer(tmp_path)
+    out = new_writer(tmp_path)
     for number in range(len(already), 4):
         out.add_episode(**episode(number))
     steps = iter(range(100))
@@ -260,17 +259,17 @@ def test_closing_may_be_cut_short_anywhere(
         return run
 
     with monkeypatch.context() as patch:
-        patch.setattr(lerobot_pack, "join_videos", killing(lerobot_pack.join_videos))
-        patch.setattr(lerobot_pack, "write_atomically", killing(write_atomically))
-        patch.setattr(lerobot_pack.pq, "write_table", killing(pq.write_table))
-        patch.setattr(lerobot_writer.os, "rename", killing(os.rename))
+        patch.setattr(packing, "join_videos", killing(packing.join_videos))
+        patch.setattr(packing, "write_atomically", killing(write_atomically))
+        patch.setattr(packing.pq, "write_table", killing(pq.write_table))
+        patch.setattr(writer.os, "rename", killing(os.rename))
         try:
             out.close()
         except KeyboardInterrupt:
             pass
         else:
             assert next(steps) <= at, "a step was not stopped"
-    again = writer(tmp_path)
+    again = new_writer(tmp_path)
     assert again.num_episodes == 4
     again.close()
     assert_holds(tmp_path)
@@ -278,21 +277,21 @@ def test_closing_may_be_cut_short_anywhere(
 
 
 def test_killed_between_the_new_meta_folder_and_the_cleaning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    out = writer(tmp_path)
+    out = new_writer(tmp_path)
     for number in range(4):
         out.add_episode(**episode(number))
     with monkeypatch.context() as patch:
-        patch.setattr(lerobot_writer.shutil, "rmtree", lambda *args, **options: None)
+        patch.setattr(writer.shutil, "rmtree", lambda *args, **options: None)
         out.close()
     assert (tmp_path / "incoming" / "episode_000003").is_dir()
-    with writer(tmp_path) as again:
+    with new_writer(tmp_path) as again:
         assert again.num_episodes == 4
     assert_holds(tmp_path)
 
 
 def test_files_that_nothing_refers_to_are_removed(tmp_path: Path) -> None:
     """As an earlier close under another size limit would have left them."""
-    out = writer(tmp_path)
+    out = new_writer(tmp_path)
     for number in range(4):
         out.add_episode(**episode(number))
     stray = [tmp_path / file.replace("file-000", "file-003") for file in (DATA, VIDEO)]
@@ -344,17 +343,17 @@ for seed in range(10_000):
 )
 @pytest.mark.parametrize("closed", [True, False])
 def test_another_robot_is_not_written_into_the_dataset(tmp_path: Path, change: dict[str, Any], closed: bool) -> None:
-    out = writer(tmp_path)
+    out = new_writer(tmp_path)
     out.add_episode(**episode(0))
     if closed:
         out.close()
     with pytest.raises(DatasetError, match=r"another dataset(.|\n)*where"):
-        writer(tmp_path, **change)
+        new_writer(tmp_path, **change)
 
 
 def test_the_older_layout_is_not_written_to(written: Path, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"only v3\.0"):
-        writer(v21(written, tmp_path))
+        new_writer(v21(written, tmp_path))
 
 
 # Doors of the writer
@@ -376,25 +375,25 @@ def test_the_older_layout_is_not_written_to(written: Path, tmp_path: Path) -> No
     ],
 )
 def test_a_wrong_episode_is_refused_and_nothing_is_kept(tmp_path: Path, change: dict[str, Any], words: str) -> None:
-    out = writer(tmp_path)
+    out = new_writer(tmp_path)
     with pytest.raises(DatasetError, match=words):
         out.add_episode(**episode(0) | change)
     assert out.num_episodes == 0 and [path.name for path in (tmp_path / "incoming").iterdir()] == ["writer.json"]
 
 
 def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    out = writer(tmp_path)
+    out = new_writer(tmp_path)
     out.add_episode(**episode(0))
 
     def full(*args: Any) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(lerobot_writer, "encode_video", full)
+        patch.setattr(writer, "encode_video", full)
         with pytest.raises(DatasetError, match=r"could not save(.|\n)*No space left(.|\n)*earlier episodes are kept"):
             out.add_episode(**episode(1))
     with monkeypatch.context() as patch:
-        patch.setattr(lerobot_pack, "join_videos", full)
+        patch.setattr(packing, "join_videos", full)
         with pytest.raises(DatasetError, match=r"could not save(.|\n)*No space left(.|\n)*all episodes are kept"):
             out.close()
     for number in (1, 2, 3):
@@ -406,7 +405,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("change", [{"fps": 0}, {"cameras": {}}, {"cameras": {"a/b": (8, 8)}}, {"state_names": []}])
 def test_a_robot_that_cannot_be_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     with pytest.raises(DatasetError):
-        writer(tmp_path, **change)
+        new_writer(tmp_path, **change)
 
 
 # Doors of the reader: each breaks a good dataset in one place

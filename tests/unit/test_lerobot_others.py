@@ -24,7 +24,7 @@ from lightwam.data.lerobot.features import FeatureNames, parse_names, proposal
 from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.data.lerobot.writer import LeRobotWriter
 from lightwam.errors import CheckpointError, ConfigError, DatasetError
-from lightwam.policy import run_directory as checkpoint
+from lightwam.policy import run_directory
 from lightwam.training.dataset import open_data
 
 DATA, EPISODES = "data/chunk-000/file-000.parquet", "meta/episodes/chunk-000/file-000.parquet"
@@ -129,16 +129,18 @@ def test_malformed_names_are_refused(pairs: list[str]) -> None:
 
 
 def test_a_run_keeps_its_names(tmp_path: Path) -> None:
-    assert checkpoint.feature_names(tmp_path, ("image=front",)) == ("image=front",)
-    checkpoint.write_dataset(tmp_path, Path("set"), 2, {"a": "1"}, ("image=front",))
-    checkpoint.check_dataset(tmp_path, Path("set"), {"a": "1"})
+    assert run_directory.feature_names(tmp_path, ("image=front",)) == ("image=front",)
+    run_directory.write_dataset(tmp_path, Path("set"), 2, {"a": "1"}, ("image=front",))
+    run_directory.check_dataset(tmp_path, Path("set"), {"a": "1"})
     assert (
-        checkpoint.feature_names(tmp_path) == checkpoint.feature_names(tmp_path, ("image=front",)) == ("image=front",)
+        run_directory.feature_names(tmp_path)
+        == run_directory.feature_names(tmp_path, ("image=front",))
+        == ("image=front",)
     )
     with pytest.raises(CheckpointError, match=r"--names must be those(.|\n)*image=top(.|\n)*image=front"):
-        checkpoint.feature_names(tmp_path, ("image=top",))
-    checkpoint.write_dataset(tmp_path, Path("set"), 2, {"a": "1"})
-    assert checkpoint.feature_names(tmp_path) == ()
+        run_directory.feature_names(tmp_path, ("image=top",))
+    run_directory.write_dataset(tmp_path, Path("set"), 2, {"a": "1"})
+    assert run_directory.feature_names(tmp_path) == ()
 
 
 def test_two_cameras_are_not_called_alike(root: Path) -> None:
@@ -151,9 +153,9 @@ def test_two_cameras_are_not_called_alike(root: Path) -> None:
 def test_training_goes_on_without_naming_again(tiny: Any, tmp_path: Path) -> None:
     rename(tiny.dataset, {"observation.images.top": "image", "action": "actions"})
     names, run = parse_names(["image=top", "actions=action"]), tmp_path / "named"
-    checkpoint.start_run(run, tiny.recipe)
+    run_directory.start_run(run, tiny.recipe)
     first, _ = open_data(tiny.recipe, tiny.dataset, run, lambda line: None, names=names)
-    assert checkpoint.read_json(run / "dataset.json")["names"] == ["actions=action", "image=top"]
+    assert run_directory.read_json(run / "dataset.json")["names"] == ["actions=action", "image=top"]
     again, _ = open_data(tiny.recipe, tiny.dataset, run, lambda line: None)
     np.testing.assert_array_equal(first.action, again.action)
     with pytest.raises(CheckpointError, match="--names must be"):
@@ -381,9 +383,9 @@ def test_what_no_memory_holds_is_told(root: Path) -> None:
 
 
 def test_two_files_that_were_exchanged_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lightwam.data.lerobot import packing as lerobot_pack
+    from lightwam.data.lerobot import packing
 
-    monkeypatch.setattr(lerobot_pack, "DATA_BYTES", 1)
+    monkeypatch.setattr(packing, "DATA_BYTES", 1)
     with LeRobotWriter(tmp_path, 10, "arm", {"front": (16, 16)}, ["x"], ["u"]) as out:
         for length in LENGTHS:
             row = np.zeros((length, 1), np.float32)

@@ -15,7 +15,7 @@ import torch
 from lightwam.config.libero_protocols import FIRST_STATE, FOUR, PROTOCOLS, SUITES
 from lightwam.config.schema import SimConfig
 from lightwam.errors import ConfigError, SetupError, SimulatorError
-from lightwam.sim import simulator as base
+from lightwam.sim import registry
 from lightwam.sim.check import check_simulator
 from lightwam.sim.libero import simulator as libero
 from lightwam.sim.libero import units
@@ -179,9 +179,9 @@ def test_the_protocol_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def solved(task: str, steps: int) -> bool:
-    simulator = base.make(PLAIN, task)
+    simulator = registry.make_simulator(PLAIN, task)
     simulator.reset(FIRST_STATE + 7)
-    expert = base.make_expert(PLAIN, simulator)
+    expert = registry.make_expert(PLAIN, simulator)
     return any(simulator.step(expert.action()).success for _ in range(steps))
 
 
@@ -198,15 +198,15 @@ def test_experts_solve_their_tasks_of_many_parts(task: str) -> None:
 
 
 def test_a_task_without_an_expert_is_refused() -> None:
-    simulator = base.make(PLAIN, "libero_90/35")
+    simulator = registry.make_simulator(PLAIN, "libero_90/35")
     simulator.reset(0)
     with pytest.raises(SimulatorError, match=r"no expert for this task(.|\n)*open(.|\n)*microwave_1"):
-        base.make_expert(PLAIN, simulator)
+        registry.make_expert(PLAIN, simulator)
 
 
 def test_what_the_expert_sees_of_doors_and_of_what_is_behind() -> None:
     """Of the microwave, whose walls and door are in its file: to the left of the robot, its door hung toward it."""
-    simulator = base.make(PLAIN, "libero_10/9")
+    simulator = registry.make_simulator(PLAIN, "libero_10/9")
     simulator.reset(FIRST_STATE)
     scene = Scene(simulator)
     fixtures = Fixtures(scene)
@@ -334,11 +334,11 @@ def test_a_libero_that_would_ask_is_refused(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_names_are_known_without_a_world() -> None:
-    simulator = base.make(PLAIN, "libero_spatial/9")
+    simulator = registry.make_simulator(PLAIN, "libero_spatial/9")
     assert isinstance(simulator, LiberoSimulator) and libero._open == []
     assert (simulator.state_dim, simulator.action_dim, simulator.fps) == (8, 7, 20)
     with pytest.raises(SimulatorError, match="libero_object/3"):
-        base.make(PLAIN, "libero_object/33")
+        registry.make_simulator(PLAIN, "libero_object/33")
 
 
 @pytest.mark.parametrize("kind", ["bddl_files", "init_states", "assets"])

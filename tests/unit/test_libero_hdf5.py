@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lightwam.cli import check
-from lightwam.data.libero import hdf5 as libero_hdf5
+from lightwam.data.libero import hdf5
 from lightwam.errors import DatasetError
 
 
@@ -23,7 +23,7 @@ from lightwam.errors import DatasetError
     ],
 )
 def test_the_sentence_is_the_benchmarks(name: str, words: str) -> None:
-    assert libero_hdf5.sentence(Path(name)) == words
+    assert hdf5.sentence(Path(name)) == words
 
 
 def test_the_sentences_are_those_of_the_benchmark_itself() -> None:
@@ -32,23 +32,23 @@ def test_the_sentences_are_those_of_the_benchmark_itself() -> None:
     for suite in ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90"):
         for task in benchmark.libero_task_map[suite]:
             expected = benchmark.grab_language_from_filename(task + ".bddl")
-            assert libero_hdf5.sentence(Path(f"{task}_demo.hdf5")) == expected
+            assert hdf5.sentence(Path(f"{task}_demo.hdf5")) == expected
 
 
 def test_a_name_without_a_task_is_refused() -> None:
     with pytest.raises(DatasetError, match=r"tells no task[\s\S]*mine.hdf5[\s\S]*published name"):
-        libero_hdf5.sentence(Path("mine.hdf5"))
+        hdf5.sentence(Path("mine.hdf5"))
 
 
 @pytest.mark.parametrize("noted", ["open it", '"open it"', ["open it"], ["o", "pen it"]])
 def test_the_noted_sentence_is_read_in_all_its_forms(
     tmp_path: Path, write_demos: Any, demo: Any, noted: object
 ) -> None:
-    assert libero_hdf5.noted_sentence(write_demos(tmp_path, [demo(0)], noted=noted)) == "open it"
+    assert hdf5.noted_sentence(write_demos(tmp_path, [demo(0)], noted=noted)) == "open it"
 
 
 def test_no_noted_sentence_is_none(tmp_path: Path, write_demos: Any, demo: Any) -> None:
-    assert libero_hdf5.noted_sentence(write_demos(tmp_path, [demo(0)])) == ""
+    assert hdf5.noted_sentence(write_demos(tmp_path, [demo(0)])) == ""
 
 
 @pytest.mark.parametrize("late", [True, False])
@@ -56,7 +56,7 @@ def test_rows_stand_beside_the_action_that_followed_them(
     tmp_path: Path, write_demos: Any, demo: Any, late: bool
 ) -> None:
     whole = demo(0, steps=6, late=late)
-    read = libero_hdf5.read_demo(write_demos(tmp_path, [whole]), "demo_0")
+    read = hdf5.read_demo(write_demos(tmp_path, [whole]), "demo_0")
     steps = slice(1, 6) if late else slice(0, 6)
     np.testing.assert_array_equal(read.action, whole.action()[steps].astype(np.float32))
     np.testing.assert_array_equal(read.state, whole.seen(10)[steps, :8].astype(np.float32))
@@ -67,7 +67,7 @@ def test_rows_stand_beside_the_action_that_followed_them(
 def test_a_look_at_a_sound_file(tmp_path: Path, write_demos: Any, demo: Any) -> None:
     path = write_demos(tmp_path, [demo(10, steps=4), demo(9, steps=5, failed=True)])
     seen: list[str] = []
-    scan = libero_hdf5.scan(path, pictures=True, progress=seen.append)
+    scan = hdf5.scan(path, pictures=True, progress=seen.append)
     assert scan.faults == () and dict(scan.lengths) == {"demo_9": 5, "demo_10": 4} and seen == ["demo_9", "demo_10"]
     assert scan.failures == ("demo_9",) and scan.sizes == {("agentview", 16, 16), ("wrist", 16, 16)}
     assert scan.gripper.tolist() == [-1, -1, 1, 1, 1, -1, -1, 1, 1]
@@ -115,7 +115,7 @@ def test_a_fault_is_told_with_file_demo_and_dataset(tmp_path: Path, write_demos:
     damage, words = BROKEN[name]
     with h5py.File(path, "a") as file:
         damage(file)
-    scan = libero_hdf5.scan(path)
+    scan = hdf5.scan(path)
     assert re.search(words, "\n".join(scan.faults)), scan.faults
     assert all(fault.startswith(str(path)) for fault in scan.faults) and "demo_1" not in scan.lengths
 
@@ -123,10 +123,10 @@ def test_a_fault_is_told_with_file_demo_and_dataset(tmp_path: Path, write_demos:
 def test_a_truncated_file_and_a_damaged_picture_are_found(tmp_path: Path, write_demos: Any, demo: Any) -> None:
     path = write_demos(tmp_path, [demo(0)])
     path.write_bytes(path.read_bytes()[:-100])
-    (fault,) = libero_hdf5.scan(path).faults
+    (fault,) = hdf5.scan(path).faults
     assert fault.startswith(f"{path}: cannot be read") and "truncated" in fault
     with pytest.raises(DatasetError, match=r"demo_0[\s\S]*check dataset"):
-        libero_hdf5.read_demo(path, "demo_0")
+        hdf5.read_demo(path, "demo_0")
 
     path = write_demos(tmp_path, [demo(0)])
     with h5py.File(path, "a") as file:
@@ -138,8 +138,8 @@ def test_a_truncated_file_and_a_damaged_picture_are_found(tmp_path: Path, write_
     content = bytearray(path.read_bytes())
     content[at] ^= 1
     path.write_bytes(content)
-    assert libero_hdf5.scan(path).faults == ()  # the quick look leaves pictures alone
-    (fault,) = libero_hdf5.scan(path, pictures=True).faults
+    assert hdf5.scan(path).faults == ()  # the quick look leaves pictures alone
+    (fault,) = hdf5.scan(path, pictures=True).faults
     assert fault.startswith(f"{path} demo_0 obs/agentview_rgb: cannot be read")
 
 
@@ -169,4 +169,4 @@ def test_without_h5py_the_extra_is_named(
     path = write_demos(tmp_path, [demo(0)])
     monkeypatch.setitem(__import__("sys").modules, "h5py", None)
     with pytest.raises(DatasetError, match=r"lightwam\[libero\]"):
-        libero_hdf5.scan(path)
+        hdf5.scan(path)

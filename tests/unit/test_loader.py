@@ -15,7 +15,7 @@ from lightwam.data.codec import Codec
 from lightwam.data.loader import WindowLoader
 from lightwam.data.statistics import measure
 from lightwam.errors import CheckpointError, ConfigError
-from lightwam.types import Share, Windows
+from lightwam.types import Rank, Windows
 
 LENGTHS = (5, 1, 11)
 STARTS = np.cumsum([0, *LENGTHS])
@@ -217,7 +217,7 @@ def test_a_cache_of_another_canvas_is_refused(make: type) -> None:
 @pytest.mark.parametrize("world", [2, 3, 6])
 def test_processes_share_the_batch_of_one(make: type, world: int) -> None:
     one = make(batch_size=6, shift_pixels=2)
-    shares = [make(batch_size=6, shift_pixels=2, share=Share(rank, world)) for rank in range(world)]
+    shares = [make(batch_size=6, shift_pixels=2, share=Rank(rank, world)) for rank in range(world)]
     for _ in range(7):  # 17 windows: batches that reach into the next epoch too
         whole, parts = one.next(), [share.next() for share in shares]
         for field in dataclasses.fields(Windows):
@@ -235,13 +235,13 @@ def test_a_process_reads_its_own_rows_alone(make: type, monkeypatch: pytest.Monk
         return video(self, frame)
 
     monkeypatch.setattr(FrameCache, "video", watched)
-    make(batch_size=6, share=Share(1, 3))._batch(0)
+    make(batch_size=6, share=Rank(1, 3))._batch(0)
     last_two_thirds = frame_numbers(make(batch_size=6).next())[2:4]
     assert read[:2] == [row[0] for row in last_two_thirds]
 
 
 def test_it_resumes_at_another_number_of_processes(make: type) -> None:
-    one, two = make(batch_size=6), [make(batch_size=6, share=Share(rank, 2)) for rank in range(2)]
+    one, two = make(batch_size=6), [make(batch_size=6, share=Rank(rank, 2)) for rank in range(2)]
     for _ in range(4):
         one.next()
     for share in two:
@@ -256,9 +256,9 @@ def test_it_resumes_at_another_number_of_processes(make: type) -> None:
 @pytest.mark.parametrize(("rank", "world"), [(2, 2), (-1, 2), (0, 0), (1, 1)])
 def test_a_process_that_there_is_not_is_refused(make: type, rank: int, world: int) -> None:
     with pytest.raises(ConfigError, match=f"rank {rank} of {world}"):
-        make(batch_size=6, share=Share(rank, world))
+        make(batch_size=6, share=Rank(rank, world))
 
 
 def test_a_batch_that_does_not_split_is_refused(make: type) -> None:
     with pytest.raises(ConfigError, match=r"6 over 4 processes(.|\n)*multiple of 4(.|\n)*take 8"):
-        make(batch_size=6, share=Share(0, 4))
+        make(batch_size=6, share=Rank(0, 4))

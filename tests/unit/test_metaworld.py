@@ -10,7 +10,7 @@ import pytest
 
 from lightwam.config.schema import SimConfig
 from lightwam.errors import SimulatorError
-from lightwam.sim import simulator as base
+from lightwam.sim import registry
 from lightwam.sim.check import check_simulator
 from lightwam.sim.metaworld import simulator as metaworld
 from lightwam.sim.mujoco_renderer import coarse
@@ -39,21 +39,21 @@ def test_the_protocol_is_kept(task: str) -> None:
 @pytest.mark.parametrize("repeat", [1, 2, 3])
 def test_experts_solve_the_demo_tasks(task: str, repeat: int) -> None:
     config = replace(CONFIG, action_repeat=repeat)
-    simulator = base.make(config, task)
+    simulator = registry.make_simulator(config, task)
     for seed in (0, 1):
         simulator.reset(seed)
-        expert = base.make_expert(config, simulator)
+        expert = registry.make_expert(config, simulator)
         assert any(simulator.step(expert.action()).success for _ in range(110 // repeat))
     simulator.close()
 
 
 def test_the_expert_of_reach_brings_the_fingers_to_the_goal_not_the_hand() -> None:
     config = replace(CONFIG, action_repeat=3)
-    simulator = base.make(config, "reach")
+    simulator = registry.make_simulator(config, "reach")
     assert isinstance(simulator, metaworld.MetaWorldSimulator)
     for seed in (0, 1):
         simulator.reset(seed)
-        expert = base.make_expert(config, simulator)
+        expert = registry.make_expert(config, simulator)
         for _ in range(25):
             simulator.step(expert.action())
         assert np.linalg.norm(simulator.fingers - simulator.everything[-3:]) < 0.01  # success: 0.05
@@ -76,7 +76,7 @@ def test_state_and_rate_are_meta_worlds() -> None:
 def test_actions_beyond_the_range_are_clipped() -> None:
     states = []
     for scale in (1, 9):
-        simulator = base.make(CONFIG, "reach")
+        simulator = registry.make_simulator(CONFIG, "reach")
         simulator.reset(0)
         for _ in range(5):
             simulator.step(scale * np.array([1, -1, 1, -1], np.float32))
@@ -87,7 +87,7 @@ def test_actions_beyond_the_range_are_clipped() -> None:
 
 @pytest.mark.parametrize("camera", metaworld.CAMERAS)
 def test_every_camera_draws_at_any_size(camera: str) -> None:
-    simulator = base.make(replace(CONFIG, cameras=(camera,), height=40, width=56), "drawer-open")
+    simulator = registry.make_simulator(replace(CONFIG, cameras=(camera,), height=40, width=56), "drawer-open")
     simulator.reset(0)
     picture = simulator.observe().frames[camera]
     assert picture.shape == (40, 56, 3) and picture.std() > 5
@@ -158,8 +158,9 @@ def test_simplified_meshes_change_few_pixels_and_no_physics() -> None:
 
 def test_an_early_import_and_a_forgotten_close_do_no_harm() -> None:
     code = (  # mujoco first, as a user's own script may do
-        "import mujoco; from lightwam.config.schema import SimConfig; from lightwam.sim import simulator as base\n"
-        "s = base.make(SimConfig('metaworld', ('reach',), ('corner4',), 24, 24, 9), 'reach'); s.reset(0); s.observe()\n"
+        "import mujoco; from lightwam.config.schema import SimConfig; from lightwam.sim import registry\n"
+        "config = SimConfig('metaworld', ('reach',), ('corner4',), 24, 24, 9)\n"
+        "s = registry.make_simulator(config, 'reach'); s.reset(0); s.observe()\n"
     )
     environment = {name: value for name, value in os.environ.items() if name not in ("MUJOCO_GL", "PYOPENGL_PLATFORM")}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, env=environment)
@@ -168,7 +169,7 @@ def test_an_early_import_and_a_forgotten_close_do_no_harm() -> None:
 
 @pytest.mark.parametrize("task", DEMO_TASKS)
 def test_a_moved_object_and_a_bumped_camera_show_until_the_reset(task: str) -> None:
-    simulator = base.make(CONFIG, task)
+    simulator = registry.make_simulator(CONFIG, task)
     assert isinstance(simulator, metaworld.MetaWorldSimulator)
     simulator.reset(3)
     before, goal = simulator.observe().frames["corner4"], simulator._env._target_pos.copy()
@@ -187,7 +188,7 @@ def test_a_moved_object_and_a_bumped_camera_show_until_the_reset(task: str) -> N
 
 
 def test_a_loose_object_is_moved_by_its_joint_and_an_unknown_task_refused() -> None:
-    simulator = base.make(CONFIG, "push")
+    simulator = registry.make_simulator(CONFIG, "push")
     assert isinstance(simulator, metaworld.MetaWorldSimulator)
     simulator.reset(1)
     before, goal = simulator._env.get_body_com("obj").copy(), simulator._env._target_pos.copy()
@@ -195,7 +196,7 @@ def test_a_loose_object_is_moved_by_its_joint_and_an_unknown_task_refused() -> N
     assert np.linalg.norm(simulator._env.get_body_com("obj") - before) == pytest.approx(metres)
     assert np.array_equal(simulator._env._target_pos, goal)
     simulator.close()
-    other = base.make(CONFIG, "hammer")
+    other = registry.make_simulator(CONFIG, "hammer")
     assert isinstance(other, metaworld.MetaWorldSimulator)
     other.reset(0)
     with pytest.raises(SimulatorError, match="nothing is known"):

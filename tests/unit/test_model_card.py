@@ -14,9 +14,9 @@ from lightwam.config.libero_protocols import ACTION_NAMES, STATE_NAMES
 from lightwam.config.schema import Umt5Config, WanVaeConfig, to_dict
 from lightwam.data.statistics import wilson
 from lightwam.errors import CheckpointError
-from lightwam.policy import run_directory as checkpoint
+from lightwam.policy import run_directory
 from lightwam.report.model_card import model_card
-from lightwam.sim.units import robot_of
+from lightwam.sim.units import robot_units
 
 ID = "someone/point-policy"
 TASKS = {"red": (4, "move to the red dot"), "blue": (3, "move to the <blue> dot | *now*")}
@@ -28,7 +28,7 @@ def rate(successes: int, trials: int) -> dict[str, Any]:
 
 def evaluated(run: Path, **protocol: Any) -> Path:
     """The run with a result in it, of its newest step."""
-    recipe = checkpoint.read_recipe(run)
+    recipe = run_directory.read_recipe(run)
     asked = {"trials": 5, "replan": 4, "first_seed": 1_000_000}
     result = rate(7, 10) | {
         "tasks": {task: rate(won, 5) | {"instruction": told} for task, (won, told) in TASKS.items()},
@@ -48,7 +48,7 @@ def evaluated(run: Path, **protocol: Any) -> Path:
         "latency_ms": {"p50": 12.715, "p95": 21.2358, "p99": 25.767},
         "wall_seconds": {"total": 27.0},
     }
-    checkpoint.write_json(run / "eval" / "result.json", result)
+    run_directory.write_json(run / "eval" / "result.json", result)
     return run
 
 
@@ -97,7 +97,7 @@ def test_every_measured_number_is_on_the_card(tiny: Any) -> None:
 
 
 def test_inputs_and_outputs_are_those_of_the_codec(tiny: Any) -> None:
-    codec, _ = checkpoint.read_processing(tiny.run)
+    codec, _ = run_directory.read_processing(tiny.run)
     card = model_card(tiny.run, repo=ID)
     table = rows(card)
     assert table["`top`"] == ["0 to 100 %", "0 to 100 %", "32 x 32"]
@@ -113,13 +113,13 @@ def test_inputs_and_outputs_are_those_of_the_codec(tiny: Any) -> None:
 
 
 def test_the_dataset_is_identified_by_its_fingerprint_and_not_by_its_path(tiny: Any) -> None:
-    began = checkpoint.read_json(tiny.run / "dataset.json")
+    began = run_directory.read_json(tiny.run / "dataset.json")
     card = model_card(tiny.run, repo=ID)
     found = re.search(r"(\d+) files, .* MB, fingerprint `([0-9a-f]{16})`", card)
     assert found and int(found[1]) == len(began["fingerprint"])
     assert str(tiny.dataset) not in card and began["path"] not in card
     began["fingerprint"]["meta/info.json"] = "1 bytes, 00"
-    checkpoint.write_json(tiny.run / "dataset.json", began)
+    run_directory.write_json(tiny.run / "dataset.json", began)
     assert found[2] not in model_card(tiny.run, repo=ID)
     (tiny.run / "dataset.json").unlink()
     assert "hold no fingerprint" in model_card(tiny.run, repo=ID)
@@ -154,10 +154,10 @@ def test_swapped_instructions_and_training_time_are_on_the_card(tiny: Any) -> No
     count = {"successes": 4, "trials": 5}
     swapped = {"successes": 1, "trials": 5}
     task = {"right": count, "swapped": swapped, "swapped_instruction": "move to the blue dot"}
-    checkpoint.write_json(run / "eval" / "swap.json", {"right": count, "swapped": swapped, "tasks": {"red": task}})
-    whole = checkpoint.read_json(run / "eval" / "result.json")
+    run_directory.write_json(run / "eval" / "swap.json", {"right": count, "swapped": swapped, "tasks": {"red": task}})
+    whole = run_directory.read_json(run / "eval" / "result.json")
     whole |= {"machine": {"cores": 2, "processor": "Some CPU"}, "wall_seconds": {"train": 83.0, "total": 90.0}}
-    checkpoint.write_json(run / "result.json", whole)
+    run_directory.write_json(run / "result.json", whole)
     card = model_card(run, repo=ID)
     assert "in 1 of 5 episodes" in card and "against 4 of 5 episodes" in card
     assert "Whether it follows the instruction" not in card
@@ -172,7 +172,7 @@ def test_markup_in_texts_of_files_is_escaped(tiny: Any) -> None:
 
 def test_a_robot_without_a_description(tiny: Any) -> None:
     recipe = replace(tiny.recipe, sim=replace(tiny.recipe.sim, name="my_robot.sim"), notes="Mine, `all` of it.")
-    checkpoint.write_json(tiny.run / "recipe.json", to_dict(recipe))
+    run_directory.write_json(tiny.run / "recipe.json", to_dict(recipe))
     card = model_card(tiny.run, repo=ID)
     assert card.count("Their names and units are not in the run's files.") == 2
     assert "The control rate is not in the run's files." in card
@@ -182,7 +182,7 @@ def test_a_robot_without_a_description(tiny: Any) -> None:
 @pytest.mark.parametrize(("weights", "told"), [("Wan-AI/Wan2.1-T2V-1.3B", True), ("/home/someone/wan", False)])
 def test_pretrained_weights_are_named_if_they_are_public(tiny: Any, weights: str, told: bool) -> None:
     recipe = replace(tiny.recipe, weights=weights, latents=WanVaeConfig(), text=Umt5Config())
-    checkpoint.write_json(tiny.run / "recipe.json", to_dict(recipe))
+    run_directory.write_json(tiny.run / "recipe.json", to_dict(recipe))
     card = model_card(tiny.run, repo=ID)
     assert "pretrained Wan2.1 VAE" in card and "Wan2.1's video VAE; UMT5" in card
     assert (f'weights="{weights}")' in card) == told == (weights in card)
@@ -191,13 +191,13 @@ def test_pretrained_weights_are_named_if_they_are_public(tiny: Any, weights: str
 
 def test_the_card_warns_of_the_unsupervised_end_of_a_chunk(tiny: Any) -> None:
     recipe = replace(tiny.recipe, model=replace(tiny.recipe.model, supervised_prefix=6))
-    checkpoint.write_json(tiny.run / "recipe.json", to_dict(recipe))
+    run_directory.write_json(tiny.run / "recipe.json", to_dict(recipe))
     assert "A chunk is 8 steps, of which training supervised the first 6" in model_card(tiny.run, repo=ID)
 
 
 def test_a_policy_without_video_loss_is_not_said_to_imagine(tiny: Any) -> None:
     recipe = replace(tiny.recipe, model=replace(tiny.recipe.model, video_loss_weight=0.0))
-    checkpoint.write_json(tiny.run / "recipe.json", to_dict(recipe))
+    run_directory.write_json(tiny.run / "recipe.json", to_dict(recipe))
     assert "policy.imagine" not in model_card(tiny.run, repo=ID)
 
 
@@ -251,7 +251,7 @@ def test_a_directory_that_is_not_a_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["point", "demo", "mt10", "libero-object-small", "libero-10"])
 def test_our_robots_have_the_sizes_of_their_recipes(name: str) -> None:
     recipe = recipes.recipe(name)
-    robot = robot_of(recipe.sim)
+    robot = robot_units(recipe.sim)
     assert robot and (len(robot.state), len(robot.action)) == (recipe.model.state_dim, recipe.model.action_dim)
     assert robot.steps_per_second > 0
     if recipe.sim.name == "libero":
@@ -260,8 +260,8 @@ def test_our_robots_have_the_sizes_of_their_recipes(name: str) -> None:
 
 
 def test_the_control_rate_is_the_simulators(tiny_once: Any) -> None:
-    from lightwam.sim import simulator as base
+    from lightwam.sim import registry
 
     sim = replace(tiny_once.recipe.sim, action_repeat=2)
-    robot = robot_of(sim)
-    assert robot and robot.steps_per_second == base.make(sim, "red").fps
+    robot = robot_units(sim)
+    assert robot and robot.steps_per_second == registry.make_simulator(sim, "red").fps

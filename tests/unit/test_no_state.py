@@ -19,7 +19,7 @@ from lightwam.encoders.frozen import Prompts
 from lightwam.engine.engine import Engine
 from lightwam.errors import ConfigError, WireError
 from lightwam.model.light_wam import LightWAM
-from lightwam.policy import run_directory as checkpoint
+from lightwam.policy import run_directory
 from lightwam.policy.policy import Policy
 from lightwam.training.train import train
 from lightwam.types import Batch, Observation
@@ -66,9 +66,9 @@ def test_it_trains_is_saved_and_acts_the_same_with_the_engine(recipe: Recipe, tm
     assert losses[-1] < losses[0]
     assert model.proprio_encoder.weight.shape == (recipe.model.backbone.text_dim, 0)
     assert not torch.equal(model.proprio_encoder.bias, before), "the token that stands for no state is trained"
-    checkpoint.write_tensors(tmp_path / "weights.safetensors", model.state_dict())
+    run_directory.write_tensors(tmp_path / "weights.safetensors", model.state_dict())
     again = LightWAM(recipe.model)
-    checkpoint.fill(again, checkpoint.read_tensors(tmp_path / "weights.safetensors"), tmp_path)
+    run_directory.fill(again, run_directory.read_tensors(tmp_path / "weights.safetensors"), tmp_path)
 
     rows = np.random.default_rng(0).normal(size=(FRAMES, 2)).astype(np.float32)
     codec = Codec(recipe.codec, measure(np.zeros((FRAMES, 0), np.float32)), measure(rows))

@@ -16,13 +16,12 @@ from serving import message, serving
 from lightwam.errors import WireError
 from lightwam.robot.client import Client, Refused
 from lightwam.system.images import PictureError, decode, is_encoded
-from lightwam.wire import json_arrays, openpi, xpolicylab
-from lightwam.wire import robot_schemas as families
+from lightwam.wire import json_arrays, openpi, robot_schemas, xpolicylab
 from lightwam.wire.limits import Encoded, Limits
 from lightwam.wire.robot_schema import fitted
 
 MOST = 1 << 24
-FAMILY = fitted(families.named("light-wam"), ("top",), 2, 2)
+FAMILY = fitted(robot_schemas.builtin_schema("light-wam"), ("top",), 2, 2)
 
 
 def picture(height: int = 16, width: int = 24) -> np.ndarray:

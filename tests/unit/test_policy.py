@@ -14,12 +14,12 @@ import torch
 from in_here import InHere
 
 import lightwam.policy.policy
-from lightwam.encoders import frozen as encoders
+from lightwam.encoders import frozen
 from lightwam.errors import CheckpointError, ConfigError, LightwamError, WireError
-from lightwam.policy import run_directory as checkpoint
+from lightwam.policy import run_directory
 from lightwam.policy.episode import Episode
 from lightwam.policy.policy import Policy
-from lightwam.sim import simulator as base
+from lightwam.sim import registry
 from lightwam.types import Observation
 
 
@@ -33,7 +33,7 @@ def seen(tiny_once: Any) -> list[Observation]:
     """Three moments, of both tasks."""
     moments = []
     for seed, task in enumerate(("red", "blue", "red")):
-        simulator = base.make(tiny_once.recipe.sim, task)
+        simulator = registry.make_simulator(tiny_once.recipe.sim, task)
         simulator.reset(seed)
         moments.append(simulator.observe())
     return moments
@@ -176,7 +176,7 @@ def test_looking(trained: Policy, seen: list[Observation]) -> None:
 def test_prompts_are_kept_up_to_a_number(
     trained: Policy, seen: list[Observation], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(encoders, "MAX_PROMPTS", 3)
+    monkeypatch.setattr(frozen, "MAX_PROMPTS", 3)
     monkeypatch.setattr(trained.prompts, "_more", {})
     first = trained.act(seen[0])
     for number in range(5):
@@ -186,7 +186,7 @@ def test_prompts_are_kept_up_to_a_number(
 
 
 def test_the_average_is_what_acts_unless_asked_otherwise(tiny_once: Any) -> None:
-    saved = checkpoint.load(tiny_once.run)
+    saved = run_directory.load(tiny_once.run)
     assert saved.ema is not None
     for weights, chosen in ((saved.ema, {}), (saved.model, {"ema": False})):
         ours = Policy.load(tiny_once.run, **chosen).model.state_dict()

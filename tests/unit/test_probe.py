@@ -56,7 +56,7 @@ def policy() -> FakePolicy:
 
 def test_moments_are_recorded_with_the_real_future(policy: FakePolicy, run: Path) -> None:
     from lightwam.evaluation.probe import record_probe
-    from lightwam.sim.simulator import make
+    from lightwam.sim.registry import make_simulator as make
 
     plan, path = policy.recipe, run / "eval" / "probe.npz"
     simulators = {task: make(plan.sim, task) for task in TASKS}
@@ -82,7 +82,8 @@ def test_moments_are_recorded_with_the_real_future(policy: FakePolicy, run: Path
 
 def test_an_episode_that_ends_early_is_marked(policy: FakePolicy, run: Path) -> None:
     from lightwam.evaluation.probe import record_probe
-    from lightwam.sim.simulator import StepOutcome, make
+    from lightwam.sim.registry import make_simulator as make
+    from lightwam.sim.simulator import StepOutcome
 
     simulator = make(policy.recipe.sim, "red")
     step, count = simulator.step, iter(range(100))

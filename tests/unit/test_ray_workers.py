@@ -17,7 +17,7 @@ from lightwam.evaluation.evaluate import evaluate
 from lightwam.system import ray_workers
 from lightwam.system.machine import versions
 from lightwam.system.ray_workers import RayWorkers
-from lightwam.system.workers import Death
+from lightwam.system.workers import WorkerDied
 from lightwam.types import Observation
 
 SMALL = {"num_cpus": 1, "object_store_memory": 80_000_000}
@@ -64,7 +64,7 @@ def test_jobs_errors_and_deaths_arrive_as_they_do_from_processes(cluster: Any) -
         assert zeros.flags.writeable
         with pytest.raises(SimulatorError, match=r"where: 1/0[\s\S]*ZeroDivisionError"):
             answer(workers, "1/0")
-        assert isinstance(died := answer(workers, "__import__('os')._exit(3)"), Death)
+        assert isinstance(died := answer(workers, "__import__('os')._exit(3)"), WorkerDied)
         assert "died" in died.how or "exit" in died.how
         assert workers.idle == []  # until another actor is up
         assert answer(workers, "6 * 7") == 42
@@ -124,7 +124,7 @@ class Still:
     def identity(self) -> dict[str, Any]:
         return {"recipe": self.recipe.name}
 
-    def accept(self, sim: SimConfig, settings: EvalConfig) -> None:
+    def check_evaluation(self, sim: SimConfig, settings: EvalConfig) -> None:
         """Anything."""
 
     def act_batch(self, observations: Sequence[Observation]) -> np.ndarray:

@@ -14,7 +14,7 @@ from lightwam.evaluation.latency_benchmark import bench_control
 from lightwam.evaluation.rehearsal import Rehearsed, Stage, is_place, jitter, latency_steps, rehearse, switches, ways
 from lightwam.robot.chunks import Crossfade
 from lightwam.robot.player import BlockingPlayer, ChunkPlayer, Hold, Play, Player, standing
-from lightwam.sim import simulator as base
+from lightwam.sim import registry
 from lightwam.sim.point import STEP, PointSimulator
 from lightwam.types import Observation
 
@@ -27,7 +27,7 @@ PLAIN = ("blocking", "asynchronous", "+ compensation")
 
 @pytest.fixture
 def simulator() -> PointSimulator:
-    made = base.make(SIM, "red")
+    made = registry.make_simulator(SIM, "red")
     assert isinstance(made, PointSimulator)
     return made
 

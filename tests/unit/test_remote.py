@@ -24,10 +24,10 @@ from lightwam.evaluation.remote_policy import RemotePolicy
 from lightwam.policy.policy import Policy
 from lightwam.robot.client import Client, ConnectionLost
 from lightwam.types import Observation
-from lightwam.wire import robot_schemas as families
+from lightwam.wire import robot_schemas
 from lightwam.wire.robot_schema import ActionPart, StatePart, Unit
 
-PLAIN = families.named("light-wam")
+PLAIN = robot_schemas.builtin_schema("light-wam")
 SETTINGS = EvalConfig(trials=2, replan=4, workers=1, videos_per_task=0)
 
 
@@ -40,7 +40,7 @@ def in_here(monkeypatch: pytest.MonkeyPatch) -> None:
 def remote(act: Any, family: Any = PLAIN, keys: Sequence[str] = ()) -> Iterator[tuple[RemotePolicy, Any]]:
     """A policy behind a socket, and the server."""
     recipe = recipes.point()
-    served = families.chosen(("light-wam",), recipe.sim.cameras, 2, 2, {})
+    served = robot_schemas.schemas_for(("light-wam",), recipe.sim.cameras, 2, 2, {})
     with serving(act, keys, families_of=served) as server:
         url = f"ws://127.0.0.1:{server.ports['openpi']}"
         with Client(url, timeout_seconds=5.0, attempts=1) as client:
@@ -102,7 +102,7 @@ class Greeting(Client):
 
 def asked(client: Client, **changes: Any) -> RemotePolicy:
     policy = RemotePolicy(client, recipes.point(), replace(PLAIN, **changes), {"cam": "top"}, "mine")
-    policy.accept(policy.recipe.sim, SETTINGS)
+    policy.check_evaluation(policy.recipe.sim, SETTINGS)
     return policy
 
 
@@ -147,7 +147,7 @@ def test_other_units_are_those_of_the_robot() -> None:
     family = replace(PLAIN, state_units=(Unit(0, 10.0, 3.0),), action_units=(Unit(1, -2.0, 1.0),))
     with remote(act, family) as (policy, _):
         sim = replace(policy.recipe.sim, tasks=("red",), max_steps=4)
-        policy.accept(sim, SETTINGS)
+        policy.check_evaluation(sim, SETTINGS)
         (chunk,) = policy.act_batch([SEEN])
     np.testing.assert_allclose(seen, [[4.0, 0.2]])
     np.testing.assert_allclose(chunk, np.tile([0.5, 1.0], (4, 1)))
@@ -161,13 +161,16 @@ def test_a_chunk_too_short_is_refused(tmp_path: Path) -> None:
 def test_settings_are_checked_but_not_the_recipes_model(tmp_path: Path) -> None:
     with remote(still) as (policy, _):
         with pytest.raises(ConfigError, match="a count must be positive"):
-            policy.accept(policy.recipe.sim, replace(SETTINGS, replan=0))
-        policy.accept(policy.recipe.sim, replace(SETTINGS, replan=40))  # more than the recipe's model has
+            policy.check_evaluation(policy.recipe.sim, replace(SETTINGS, replan=0))
+        policy.check_evaluation(policy.recipe.sim, replace(SETTINGS, replan=40))  # more than the recipe's model has
 
 
 def test_a_family_of_other_robots_is_refused() -> None:
-    with remote(still, families.named("libero")) as (policy, _), pytest.raises(ConfigError, match="no such camera"):
-        policy.accept(policy.recipe.sim, SETTINGS)
+    with (
+        remote(still, robot_schemas.builtin_schema("libero")) as (policy, _),
+        pytest.raises(ConfigError, match="no such camera"),
+    ):
+        policy.check_evaluation(policy.recipe.sim, SETTINGS)
     parts = replace(PLAIN, action=(ActionPart("arm", 2),))
     with pytest.raises(ConfigError, match=r"plain numbers[\s\S]*'arm'"), remote(still, parts):
         pass
@@ -181,7 +184,7 @@ def test_answers_that_are_no_actions_are_refused() -> None:
         return np.zeros((len(observations), 5, 3), np.float32)
 
     with remote(many) as (policy, _):
-        policy.accept(policy.recipe.sim, SETTINGS)
+        policy.check_evaluation(policy.recipe.sim, SETTINGS)
         with pytest.raises(WireError, match=r"another size[\s\S]*\(5, 3\)[\s\S]*\(H, 2\)"):
             policy.act_batch([SEEN])
 

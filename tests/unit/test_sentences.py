@@ -16,14 +16,14 @@ from serving import message, mirror, serving
 
 from lightwam.config import recipes
 from lightwam.config.schema import HashedTextConfig, Recipe, Umt5Config
-from lightwam.encoders import frozen as encoders
+from lightwam.encoders import frozen
 from lightwam.encoders.frozen import Prompts, Sentences, check_prompts
 from lightwam.encoders.hashed_text import HashedText
 from lightwam.errors import CheckpointError, LightwamError, PromptError, WireError
 from lightwam.robot.client import Client, Refused
 from lightwam.serving.sentences import sentence_check
 from lightwam.types import Observation
-from lightwam.wire import robot_schemas as families
+from lightwam.wire import robot_schemas
 from lightwam.wire.inspection import inspect
 from lightwam.wire.robot_schema import fitted
 
@@ -136,7 +136,7 @@ def test_an_error_of_the_encoder_itself_is_the_clients_too_and_fails_nobody_else
 
 @pytest.mark.parametrize(("sentence", "words"), BAD)
 def test_a_check_of_the_client_calls_it_wrong(sentence: str, words: int) -> None:
-    family = fitted(families.named("libero"), ("agentview", "wrist"), 8, 7)
+    family = fitted(robot_schemas.builtin_schema("libero"), ("agentview", "wrist"), 8, 7)
     report = inspect(message(1) | {"prompt": sentence}, family, sentence_check(recipe(), {}))
     assert not report.fits
     (fault,) = (line for line in report.lines() if line.startswith("WRONG"))
@@ -174,5 +174,5 @@ def test_opening_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     def opened(*_: Any, **__: Any) -> Any:
         raise AssertionError("weights were opened")
 
-    monkeypatch.setattr(encoders, "open_text", opened)
+    monkeypatch.setattr(frozen, "open_text", opened)
     check_prompts(recipe(), ["close it"])

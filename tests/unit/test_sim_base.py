@@ -12,14 +12,13 @@ from lightwam.config.checks import check
 from lightwam.config.schema import Recipe, SimConfig
 from lightwam.data.collect import collect
 from lightwam.errors import ConfigError, SimulatorError
-from lightwam.sim import point
-from lightwam.sim import simulator as base
+from lightwam.sim import point, registry
 
 CONFIG = SimConfig("point", tasks=("red", "blue"), cameras=("top", "near"), height=24, width=32, max_steps=60)
 
 
 def make(**changes: object) -> point.PointSimulator:
-    simulator = base.make(SimConfig(**{**vars(CONFIG), **changes}), "red")
+    simulator = registry.make_simulator(SimConfig(**{**vars(CONFIG), **changes}), "red")
     assert isinstance(simulator, point.PointSimulator)
     return simulator
 
@@ -37,17 +36,17 @@ def make(**changes: object) -> point.PointSimulator:
 )
 def test_what_is_unknown_is_refused_with_the_nearest_name(changes: dict, task: str, words: str) -> None:
     with pytest.raises(SimulatorError, match=words):
-        base.make(SimConfig(**{**vars(CONFIG), **changes}), task)
+        registry.make_simulator(SimConfig(**{**vars(CONFIG), **changes}), task)
 
 
 def test_a_simulator_without_its_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(SimulatorError, match=r"pip install 'lightwam\[metaworld\]'"):
-        base.make(SimConfig("metaworld", ("reach",), ("corner4",), 24, 24, 10), "reach")
+        registry.make_simulator(SimConfig("metaworld", ("reach",), ("corner4",), 24, 24, 10), "reach")
 
 
 def test_names_are_known_without_a_simulator() -> None:
-    assert base.tasks("point") == point.TASKS and base.cameras("point") == point.CAMERAS
+    assert registry.tasks("point") == point.TASKS and registry.cameras("point") == point.CAMERAS
 
 
 def test_an_adapter_of_ones_own_is_found_by_its_import_path(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,11 +57,11 @@ def test_an_adapter_of_ones_own_is_found_by_its_import_path(tmp_path, monkeypatc
     for module in ("my_robot", "my_robot.sim"):
         monkeypatch.delitem(sys.modules, module, raising=False)
     config = SimConfig(**{**vars(CONFIG), "name": "my_robot.sim"})
-    simulator = base.make(config, "blue")
+    simulator = registry.make_simulator(config, "blue")
     simulator.reset(0)
-    assert base.make_expert(config, simulator).action().shape == (2,)
+    assert registry.make_expert(config, simulator).action().shape == (2,)
     with pytest.raises(SimulatorError, match=r"lacks names[\s\S]*CAMERAS"):
-        base.make(SimConfig(**{**vars(CONFIG), "name": "my_robot.half"}), "red")
+        registry.make_simulator(SimConfig(**{**vars(CONFIG), "name": "my_robot.half"}), "red")
 
 
 @pytest.mark.parametrize("wrong", [np.zeros(3), np.zeros((1, 2)), np.array([0.0, np.nan])])
@@ -77,7 +76,7 @@ def test_the_expert_reaches_the_dot_and_stays() -> None:
     simulator = make()
     for seed in range(20):
         simulator.reset(seed)
-        expert = base.make_expert(CONFIG, simulator)
+        expert = registry.make_expert(CONFIG, simulator)
         successes = [simulator.step(expert.action()).success for _ in range(CONFIG.max_steps)]
         assert any(successes) and successes[successes.index(True) :] == [True] * successes.count(True)
 
@@ -85,7 +84,7 @@ def test_the_expert_reaches_the_dot_and_stays() -> None:
 def test_the_sentence_decides_where_to_go() -> None:
     targets = []
     for task in CONFIG.tasks:
-        simulator = base.make(CONFIG, task)
+        simulator = registry.make_simulator(CONFIG, task)
         simulator.reset(3)
         targets.append((simulator.instruction, simulator.target))  # type: ignore[attr-defined]
     assert targets[0][0] != targets[1][0] and targets[0][1] != targets[1][1]
@@ -124,7 +123,7 @@ def test_a_negative_seed_is_refused(name: str) -> None:
     recipe = {"point": "point", "metaworld": "demo", "libero": "libero-object-small"}[name]
     sim = recipes.recipe(recipe).sim
     with pytest.raises(SimulatorError, match=r"must not be negative[\s\S]*got: -5"):
-        base.make(sim, sim.tasks[0]).reset(-5)
+        registry.make_simulator(sim, sim.tasks[0]).reset(-5)
 
 
 def test_a_negative_seed_is_refused_before_anything_is_done(tmp_path: Path, tiny_recipe: Recipe) -> None:

@@ -14,7 +14,7 @@ import torch
 from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.data.lerobot.writer import LeRobotWriter
 from lightwam.errors import CheckpointError, LightwamError
-from lightwam.policy import run_directory as checkpoint
+from lightwam.policy import run_directory
 from lightwam.training.start import Start, starting
 from lightwam.training.train import train
 
@@ -60,15 +60,15 @@ def test_statistics_are_kept_and_that_is_said(two: Two, tmp_path: Path) -> None:
     assert f"kept from {two.old}" in line and "--statistics new" in line
     assert "dims of the new data leave its range" in line and "state[0]: 9.9 to 11.1, was" in line
     assert (tmp_path / "new" / "processing.json").read_bytes() == (two.old / "processing.json").read_bytes()
-    told = checkpoint.read_json(tmp_path / "new" / "start.json")
+    told = run_directory.read_json(tmp_path / "new" / "start.json")
     assert told == {"run": str(two.old), "step": 6, "statistics": "kept"}
 
 
 def test_statistics_are_measured_anew_when_asked_and_that_is_said(two: Two, tmp_path: Path) -> None:
     (line,) = begin(two, tmp_path / "new", start_from=two.old, statistics="new")
     assert f"not kept from {two.old}" in line and "begin in other units, most state[0]" in line
-    codec, measured = checkpoint.read_processing(tmp_path / "new")
-    old, theirs = checkpoint.read_processing(two.old)
+    codec, measured = run_directory.read_processing(tmp_path / "new")
+    old, theirs = run_directory.read_processing(two.old)
     assert codec.state.max[0] == pytest.approx(11.1) and old.state.max[0] < 2
     assert measured != theirs
 
@@ -103,8 +103,8 @@ def test_the_first_weights_are_those_of_the_run_even_after_a_kill(two: Two, tmp_
     still = replace(two, recipe=replace(two.recipe, train=frozen))
     begin(still, tmp_path / "new", start_from=two.old)
     train(still.recipe, two.dataset, tmp_path / "new", say=lambda line: None)
-    given = checkpoint.run_weights(two.old, checkpoint.load(two.old))
-    for name, value in checkpoint.load(tmp_path / "new").model.items():
+    given = run_directory.run_weights(two.old, run_directory.load(two.old))
+    for name, value in run_directory.load(tmp_path / "new").model.items():
         torch.testing.assert_close(value, given[name])
 
 
@@ -144,12 +144,12 @@ def test_a_run_to_start_from_is_looked_at_before_anything_is_written(two: Two, t
 
 def spoil(run: Path) -> None:
     """One NaN in the newest checkpoint's average, with a digest that fits."""
-    place = checkpoint.place_of(run)
+    place = run_directory.place_of(run)
     weights = safetensors.torch.load_file(place / "ema.safetensors")
     next(iter(weights.values())).view(-1)[0] = float("nan")
     safetensors.torch.save_file(weights, place / "ema.safetensors")
-    meta = checkpoint.read_json(place / "meta.json")
-    meta["files"]["ema.safetensors"] = checkpoint._digest(place / "ema.safetensors")
+    meta = run_directory.read_json(place / "meta.json")
+    meta["files"]["ema.safetensors"] = run_directory._digest(place / "ema.safetensors")
     (place / "meta.json").write_text(json.dumps(meta))
 
 

@@ -12,7 +12,7 @@ import pytest
 from lightwam.errors import CheckpointError, ConfigError, WireError
 from lightwam.evaluation.watch.surprise import Calibration, Looks, Watch, Yardstick, calibrate, conformal, out_of_fold
 from lightwam.policy.policy import Policy
-from lightwam.sim import simulator as base
+from lightwam.sim import registry
 from lightwam.types import Observation
 
 SHAPE = (3, 4, 6)
@@ -156,7 +156,7 @@ def trained(tiny_once: Any) -> Policy:
 
 
 def walk(tiny: Any, seed: int, looks: int = 4) -> list[Observation]:
-    simulator = base.make(tiny.recipe.sim, "red")
+    simulator = registry.make_simulator(tiny.recipe.sim, "red")
     simulator.reset(seed)
     seen = []
     for _ in range(looks):
@@ -167,7 +167,7 @@ def walk(tiny: Any, seed: int, looks: int = 4) -> list[Observation]:
 
 
 def looks_of(policy: Policy, seen: Sequence[Observation]) -> Looks:
-    return Looks(*policy.foresee(seen))
+    return Looks(*policy.predict_next(seen))
 
 
 @pytest.fixture(scope="module")
@@ -179,8 +179,8 @@ def calibration(tiny_once: Any, trained: Policy) -> Calibration:
 
 def test_what_is_foreseen_has_no_chance_in_it(tiny_once: Any, trained: Policy) -> None:
     seen = walk(tiny_once, 3)
-    present, expected = trained.foresee(seen)
-    again = trained.foresee(seen[1:2])
+    present, expected = trained.predict_next(seen)
+    again = trained.predict_next(seen[1:2])
     np.testing.assert_allclose(present[1], again[0][0], atol=1e-5)
     np.testing.assert_allclose(expected[1], again[1][0], atol=1e-4)
     assert present.shape == expected.shape == (4, trained.latents.channels, 2, 2)

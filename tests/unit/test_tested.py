@@ -18,8 +18,7 @@ from lightwam.errors import DatasetError, SetupError
 from lightwam.evaluation import evaluate as evaluate_module
 from lightwam.report import write_report
 from lightwam.report.model_card import model_card
-from lightwam.sim import point
-from lightwam.sim import simulator as base
+from lightwam.sim import point, registry
 from lightwam.sim.libero import simulator as libero
 from lightwam.sim.metaworld import simulator as metaworld
 from lightwam.sim.tested import Package, compared
@@ -96,7 +95,7 @@ def test_a_simulator_that_breaks_is_not_made(monkeypatch: pytest.MonkeyPatch) ->
     stated = {"lightwam": Package(("0.0.1",), breaks_from="0.0.2")}
     monkeypatch.setattr(point, "TESTED", stated, raising=False)
     with pytest.raises(SetupError, match="does not run with lightwam"):
-        base.make(recipes.recipe("point").sim, "red")
+        registry.make_simulator(recipes.recipe("point").sim, "red")
 
 
 def test_every_command_that_simulates_tells(darker: None, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

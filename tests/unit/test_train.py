@@ -16,7 +16,7 @@ import torch
 
 from lightwam.config.schema import Recipe, TrainConfig
 from lightwam.errors import CheckpointError, ConfigError, DatasetError, LightwamError
-from lightwam.policy import run_directory as checkpoint
+from lightwam.policy import run_directory
 from lightwam.training.train import ema_keep, flow_draw, learning_rate, open_data, train
 from lightwam.types import Batch
 
@@ -40,7 +40,7 @@ def flat(value: Any, path: str = "") -> dict[str, Any]:
 
 def bits(run: Path, step: int | None = None) -> dict[str, Any]:
     """Weights, average, optimiser and loader of a run, but not the clock."""
-    saved = checkpoint.load(run, step)
+    saved = run_directory.load(run, step)
     return flat({"model": saved.model, "ema": saved.ema or {}, "training": {**saved.training, "seconds": 0}})
 
 
@@ -52,7 +52,7 @@ def test_two_steps_and_two_more_are_four(tiny: Any, tmp_path: Path) -> None:
     recipe = shorter(tiny.recipe, steps=4)
     train(recipe, tiny.dataset, tmp_path / "whole", say=quiet)
     train(recipe, tiny.dataset, tmp_path / "parts", stop_after=2, say=quiet)
-    assert checkpoint.steps(tmp_path / "parts") == [2]
+    assert run_directory.steps(tmp_path / "parts") == [2]
     train(recipe, tiny.dataset, tmp_path / "parts", say=quiet)
     whole, parts = bits(tmp_path / "whole"), bits(tmp_path / "parts")
     assert any("exp_avg_sq" in name for name in whole)
@@ -81,11 +81,11 @@ def test_lines_after_the_last_checkpoint_and_a_torn_one_are_written_again(tiny: 
         log.write('{"step": 7, "loss": 1}\n{"step": 8, "lo')
     train(tiny.recipe, tiny.dataset, tiny.run, say=quiet)
     assert [row["step"] for row in rows(tiny.run)] == [1, 2, 3, 4, 5, 6]
-    assert checkpoint.steps(tiny.run) == [4, 6]
-    again = checkpoint.load(tiny.run)
+    assert run_directory.steps(tiny.run) == [4, 6]
+    again = run_directory.load(tiny.run)
     (tiny.run / "checkpoints" / "step_00000006").rename(tiny.run / "new")
     (tiny.run / "gone").rename(tiny.run / "checkpoints" / "step_00000006")
-    assert all(torch.equal(again.model[name], value) for name, value in checkpoint.load(tiny.run).model.items())
+    assert all(torch.equal(again.model[name], value) for name, value in run_directory.load(tiny.run).model.items())
 
 
 def test_a_full_disk_while_logging_is_told_and_the_same_command_goes_on(tiny: Any, tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_a_full_disk_while_logging_is_told_and_the_same_command_goes_on(tiny: An
             train(tiny.recipe, tiny.dataset, run, say=quiet)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert [row["step"] for row in rows(run)] == [1] and checkpoint.steps(run) == []
+    assert [row["step"] for row in rows(run)] == [1] and run_directory.steps(run) == []
     train(tiny.recipe, tiny.dataset, run, say=quiet)
     assert [row["step"] for row in rows(run)] == [1, 2, 3, 4, 5, 6]
     assert bits(run) == bits(tiny.run)
@@ -158,9 +158,9 @@ def test_another_recipe_is_refused_before_anything_is_touched(tiny: Any) -> None
 def test_the_average_is_the_average_of_the_trained_weights(tiny: Any, tmp_path: Path) -> None:
     recipe = shorter(tiny.recipe, steps=3, save_every=1)
     run = train(recipe, tiny.dataset, tmp_path / "new", stop_after=2, say=quiet)
-    before = checkpoint.load(run, 2)
+    before = run_directory.load(run, 2)
     train(recipe, tiny.dataset, run, say=quiet)
-    after = checkpoint.load(run, 3)
+    after = run_directory.load(run, 3)
     assert before.ema is not None
     assert after.ema is not None
     keep = min(0.9, 4 / 13)
@@ -187,7 +187,7 @@ def test_pictures_of_another_codec_are_decoded_again(tiny: Any, tmp_path: Path) 
     (frames,) = (tiny.dataset / "cache").glob("*/frames.npy")
     before = np.load(frames)
     recipe, run = replace(tiny.recipe, codec=cropped), tmp_path / "new"
-    checkpoint.start_run(run, recipe)
+    run_directory.start_run(run, recipe)
     cache, _ = open_data(recipe, tiny.dataset, run, said.append)
     assert len(said) == 1
     assert f"decode {len(before)}/{len(before)}" in said[0]
@@ -264,14 +264,14 @@ def test_a_run_does_not_go_on_with_another_dataset(tiny: Any, tmp_path: Path) ->
 def test_to_stop_after_no_step_is_not_to_do_them_all(tiny: Any, tmp_path: Path) -> None:
     train(tiny.recipe, tiny.dataset, tmp_path / "new", stop_after=0, say=quiet)
     assert not (tmp_path / "new" / "log.jsonl").exists()
-    assert checkpoint.steps(tmp_path / "new") == []
+    assert run_directory.steps(tmp_path / "new") == []
 
 
 def test_statistics_belong_to_the_run(tiny: Any) -> None:
     before = (tiny.run / "processing.json").read_bytes()
     _, processing = open_data(tiny.recipe, tiny.dataset, tiny.run, quiet)
     assert (tiny.run / "processing.json").read_bytes() == before
-    codec, measured = checkpoint.read_processing(tiny.run)
+    codec, measured = run_directory.read_processing(tiny.run)
     assert processing.codec.to_dict() == codec.to_dict()
     assert processing.latents.to_dict() == measured
     assert processing.prompts.shape == (2, 8, 32)
@@ -293,7 +293,7 @@ def test_a_nan_among_the_actions_is_refused(tiny: Any, tmp_path: Path) -> None:
     np.save(path, actions)
     with pytest.raises(LightwamError, match="action is not finite"):
         train(tiny.recipe, tiny.dataset, tmp_path / "new", say=quiet)
-    assert checkpoint.steps(tmp_path / "new") == []
+    assert run_directory.steps(tmp_path / "new") == []
 
 
 def test_a_loss_that_is_not_finite_stops_before_it_is_saved(tiny: Any, tmp_path: Path) -> None:
@@ -301,7 +301,7 @@ def test_a_loss_that_is_not_finite_stops_before_it_is_saved(tiny: Any, tmp_path:
     with pytest.raises(DatasetError, match="not finite") as caught:
         train(exploding, tiny.dataset, tmp_path / "new", say=quiet)
     assert "learning_rate" in str(caught.value)
-    assert checkpoint.steps(tmp_path / "new") == []
+    assert run_directory.steps(tmp_path / "new") == []
 
 
 def test_muon_is_not_sharded(tiny: Any, tmp_path: Path) -> None:

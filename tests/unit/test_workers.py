@@ -9,7 +9,7 @@ import time
 import pytest
 
 from lightwam.errors import ConfigError, SimulatorError
-from lightwam.system.workers import GUARD, Death, Deaths, Workers, interrupt_as_flag
+from lightwam.system.workers import GUARD, DeathCounter, WorkerDied, Workers, interrupt_as_flag
 
 JOBS = """
 import os, signal, threading, time
@@ -74,7 +74,7 @@ def test_a_death_is_an_answer_and_another_process_takes_the_seat(run) -> None:
         ((_, (first, _)),) = answers(workers, 1)
         for job, how in (("die", "killed by signal SIGKILL"), ("leave", "exit status 3")):
             workers.give(job)
-            assert answers(workers, 1) == [(job, Death(how))]
+            assert answers(workers, 1) == [(job, WorkerDied(how))]
             assert workers.idle == [0]
         workers.give("b")
         ((_, (second, _)),) = answers(workers, 1)
@@ -82,7 +82,7 @@ def test_a_death_is_an_answer_and_another_process_takes_the_seat(run) -> None:
         os.kill(second, signal.SIGKILL)  # while it is idle
         os.waitid(os.P_PID, second, os.WEXITED | os.WNOWAIT)
         workers.give("c")
-        assert answers(workers, 1) == [("c", Death("killed by signal SIGKILL"))]
+        assert answers(workers, 1) == [("c", WorkerDied("killed by signal SIGKILL"))]
 
 
 def test_a_death_in_the_middle_of_an_answer_is_one_too(run) -> None:
@@ -90,17 +90,17 @@ def test_a_death_in_the_middle_of_an_answer_is_one_too(run) -> None:
         workers.give("die while answering")
         time.sleep(0.1)
         os.waitid(os.P_PID, workers._workers[0].process.pid, os.WEXITED | os.WNOWAIT)
-        assert answers(workers, 1) == [("die while answering", Death("killed by signal SIGKILL"))]
+        assert answers(workers, 1) == [("die while answering", WorkerDied("killed by signal SIGKILL"))]
 
 
 def test_the_third_death_of_a_job_is_an_error() -> None:
     said: list[str] = []
-    deaths = Deaths("eval", said.append)
+    deaths = DeathCounter("eval", said.append)
     for job in ("a", "b", "a", "b"):
-        deaths.note(job, Death("exit status 3"))
+        deaths.note(job, WorkerDied("exit status 3"))
     assert said[2] == "eval: a worker died (exit status 3); a begins again, try 3 of 3"
     with pytest.raises(SimulatorError, match=r"3 times in a row\s+where: b\s+got: exit status 4\s+next: run"):
-        deaths.note("b", Death("exit status 4"))
+        deaths.note("b", WorkerDied("exit status 4"))
 
 
 def test_errors_arrive_as_they_are_and_leave_the_worker_usable(run) -> None:

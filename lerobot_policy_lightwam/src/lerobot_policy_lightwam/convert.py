@@ -18,7 +18,7 @@ from lerobot_policy_lightwam.modeling_lightwam import LightWAMPolicy
 from lerobot_policy_lightwam.processor_lightwam import make_lightwam_pre_post_processors
 from lightwam.config.schema import to_dict
 from lightwam.errors import CheckpointError, LightwamError
-from lightwam.policy import run_directory as checkpoint
+from lightwam.policy import run_directory
 from lightwam.system.files import writing
 
 
@@ -46,8 +46,8 @@ def convert(options: ConvertOptions) -> LightWAMPolicy:
     run, out = options.run, options.out
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CheckpointError("there is something already", where=out, expected="a new folder")
-    recipe = checkpoint.read_recipe(run)
-    codec, measured = checkpoint.read_processing(run)
+    recipe = run_directory.read_recipe(run)
+    codec, measured = run_directory.read_processing(run)
     shape = (3, recipe.sim.height, recipe.sim.width)
     inputs = {f"{OBS_IMAGES}.{camera}": PolicyFeature(FeatureType.VISUAL, shape) for camera in codec.cameras}
     inputs[OBS_STATE] = PolicyFeature(FeatureType.STATE, (recipe.model.state_dim,))
@@ -60,8 +60,8 @@ def convert(options: ConvertOptions) -> LightWAMPolicy:
         device="cpu",
     )
     policy = LightWAMPolicy(config)
-    saved = checkpoint.load(run, options.step, training=False)
-    checkpoint.fill(policy.model, checkpoint.run_weights(run, saved, ema=options.ema), run)
+    saved = run_directory.load(run, options.step, training=False)
+    run_directory.fill(policy.model, run_directory.run_weights(run, saved, ema=options.ema), run)
     stats = {OBS_STATE: codec.state.to_dict(), ACTION: codec.action.to_dict()}
     beside = out.with_name(f".{out.name}.{os.getpid()}")
     try:

@@ -26,7 +26,7 @@ from lightwam.model.light_wam import LightWAM
 from lightwam.policy.run_directory import fill
 from lightwam.training.train import flow_draw
 from lightwam.training.wan_backbone import load_backbone
-from lightwam.types import ALONE, Batch, LatentCodec, Share, to_pixels
+from lightwam.types import SINGLE_PROCESS, Batch, LatentCodec, Rank, to_pixels
 
 TASK = "task"
 FIT_FRAMES = 256
@@ -214,11 +214,11 @@ def clip_bytes(batch: Mapping[str, Any], key: str) -> UInt8[Tensor, "B F _h _w 3
     return pictures.mul(255).round_().clamp_(0, 255).to(torch.uint8).permute(0, 1, 3, 4, 2)
 
 
-def processes() -> Share:
+def processes() -> Rank:
     """Which of the processes that train together this one is."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return Share(torch.distributed.get_rank(), torch.distributed.get_world_size())
-    return ALONE
+        return Rank(torch.distributed.get_rank(), torch.distributed.get_world_size())
+    return SINGLE_PROCESS
 
 
 def _same_everywhere(measured: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lightwam.cli.options import AnyRecipe, kind_named, named_recipe, parse, run_directory
+from lightwam.cli.options import AnyRecipe, kind_named, named_recipe, parse, split_run
 from lightwam.config import checks
 from lightwam.config.schema import Recipe
 
@@ -101,7 +101,7 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def _control(arguments: Sequence[str]) -> None:
-    path, rest = run_directory(arguments, "bench control")
+    path, rest = split_run(arguments, "bench control")
     given = parse(BenchControlOptions(), rest, "bench control RUN")
     from lightwam.evaluation.latency_benchmark import bench_control
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from lightwam.cli.options import AnyRecipe, Names, kind_named, named_recipe, parse, run_directory
+from lightwam.cli.options import AnyRecipe, Names, kind_named, named_recipe, parse, split_run
 from lightwam.config import checks
 from lightwam.config.schema import LATENTS
 from lightwam.errors import DatasetError, SimulatorError, WireError
@@ -90,7 +90,7 @@ def _check_sim(arguments: Sequence[str]) -> None:
     options = parse(SimOptions(recipe), rest, f"check sim {recipe.name}")
     sim = checks.check(options.recipe).sim
     from lightwam.sim.check import check_simulator
-    from lightwam.sim.simulator import version_warnings
+    from lightwam.sim.registry import version_warnings
 
     for warning in version_warnings(sim.name):
         print(f"check: {warning}")
@@ -130,23 +130,23 @@ def _expert_line(task: str, row: Mapping[str, Any]) -> str:
 
 
 def _check_client(arguments: Sequence[str]) -> None:
-    path, rest = run_directory(arguments, "check client")
+    path, rest = split_run(arguments, "check client")
     options = parse(ClientOptions(Serving()), rest, f"check client {path}")
     settings = options.serving
     keys = access.read_keys(settings.api_keys, os.environ.get(access.KEYS_VARIABLE))
     access.check_door(settings.host, keys, anyone=settings.allow_anyone)
-    from lightwam.policy import run_directory as checkpoint
+    from lightwam.policy import run_directory
     from lightwam.serving import logs
     from lightwam.serving.inspect_client import inspecting
     from lightwam.serving.sentences import sentence_check
-    from lightwam.wire.robot_schemas import chosen
+    from lightwam.wire.robot_schemas import schemas_for
 
-    recipe = checkpoint.read_recipe(path)
+    recipe = run_directory.read_recipe(path)
     cameras = tuple(place.camera for place in recipe.codec.places)
     model = recipe.model
-    families = chosen(settings.families, cameras, model.state_dim, model.action_dim, settings.renames)
+    families = schemas_for(settings.families, cameras, model.state_dim, model.action_dim, settings.renames)
     logs.begin(settings.log)
-    check = sentence_check(recipe, checkpoint.read_tensors(path / checkpoint.PROMPTS))
+    check = sentence_check(recipe, run_directory.read_tensors(path / run_directory.PROMPTS))
     if not asyncio.run(inspecting(families, settings, keys, options.messages, check_sentence=check)):
         raise WireError("the client's messages do not fit the run", where=path,
                         next_step="rename cameras (--renames), choose --families, or declare the robot in a file: "
@@ -158,10 +158,10 @@ def _check_dataset(arguments: Sequence[str]) -> None:
     from lightwam.data.cache.location import cache_home
     from lightwam.data.lerobot.check import examine
     from lightwam.data.lerobot.features import parse_names
-    from lightwam.data.libero import hdf5 as libero_hdf5
+    from lightwam.data.libero import hdf5
     from lightwam.system.progress import Progress
 
-    if not (options.path / "meta").is_dir() and (files := libero_hdf5.demo_files(options.path)):
+    if not (options.path / "meta").is_dir() and (files := hdf5.demo_files(options.path)):
         _check_demonstrations(options.path, files)
         return
     with ExitStack() as stack:
@@ -196,13 +196,13 @@ def _check_dataset(arguments: Sequence[str]) -> None:
 
 
 def _check_demonstrations(path: Path, files: Sequence[Path]) -> None:
-    from lightwam.data.libero import hdf5 as libero_hdf5
+    from lightwam.data.libero import hdf5
     from lightwam.system.progress import Progress
 
     with Progress("check", len(files), unit="file") as progress:
         scans = []
         for file in files:
-            scans.append(libero_hdf5.scan(file, pictures=True))
+            scans.append(hdf5.scan(file, pictures=True))
             progress.advance(file.name)
     if faults := [fault for scan in scans for fault in scan.faults]:
         print("\n".join(faults))

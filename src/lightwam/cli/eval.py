@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from lightwam.cli.options import given, named_recipe, parse, run_directory, wants_help
+from lightwam.cli.options import given, named_recipe, parse, split_run, wants_help
 from lightwam.config.checks import check
 from lightwam.config.libero_protocols import SUITES, protocol
 from lightwam.config.recipes import demo
@@ -83,7 +83,7 @@ def run(arguments: Sequence[str]) -> None:
     if arguments and "://" in arguments[0]:
         raise ConfigError("not the address of a websocket", where=arguments[0], expected="ws://HOST:PORT or wss://HOST:PORT",
                           next_step="lightwam eval ws://HOST:PORT RECIPE --run OUT")  # fmt: skip
-    path, rest = run_directory(arguments, "eval")
+    path, rest = split_run(arguments, "eval")
     if wants_help(rest):
         print(USAGE)
         parse(EvalOptions(eval=EvalConfig(trials=20, replan=8), sim=demo().sim), rest, f"eval {path}")
@@ -116,9 +116,9 @@ def _eval_server(url: str, arguments: Sequence[str]) -> None:
     from lightwam.evaluation.evaluate import evaluate
     from lightwam.evaluation.remote_policy import RemotePolicy
     from lightwam.robot.client import Client
-    from lightwam.wire import robot_schemas as families
+    from lightwam.wire import robot_schemas
 
-    family, key = families.called(options.family), os.environ.get(KEY_VARIABLE, "").strip()
+    family, key = robot_schemas.load_schema(options.family), os.environ.get(KEY_VARIABLE, "").strip()
     with Client(url, api_key=key or None, timeout_seconds=options.timeout_seconds) as client:
         policy = RemotePolicy(client, recipe, family, options.renames, options.label)
         result = evaluate(options.run, settings, sim=sim, policy=policy, folder=options.folder, hire=_hire(options))

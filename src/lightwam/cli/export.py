@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightwam.cli.options import parse, run_directory
+from lightwam.cli.options import parse, split_run
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class ExportOptions:
 
 def run(arguments: Sequence[str]) -> None:
     """`lightwam export RUN [--to FILE.pt]`."""
-    directory, rest = run_directory(arguments, "export")
+    directory, rest = split_run(arguments, "export")
     options = parse(ExportOptions(directory / "published.pt"), rest, f"export {directory}")
     from lightwam.training.adopt import export
 

@@ -117,7 +117,7 @@ def kind_named(
     return kind, rest
 
 
-def run_directory(arguments: Sequence[str], command: str) -> tuple[Path, list[str]]:
+def split_run(arguments: Sequence[str], command: str) -> tuple[Path, list[str]]:
     """The run directory that the first argument names, and the other arguments."""
     if wants_help(arguments):
         return Path("RUN"), list(arguments)

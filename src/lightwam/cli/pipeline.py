@@ -19,10 +19,10 @@ from lightwam.evaluation.probe import record_probe
 from lightwam.policy.policy import Policy
 from lightwam.policy.run_directory import read_json, read_recipe, write_json
 from lightwam.report import write_report
-from lightwam.sim import simulator as base
+from lightwam.sim import registry
 from lightwam.system.checked_json import read_object
 from lightwam.system.machine import machine
-from lightwam.training import loggers as listeners
+from lightwam.training import loggers
 from lightwam.training.train import train
 
 SWAP_TRIALS = 5
@@ -40,7 +40,7 @@ def demo(recipe: Recipe, run: Path, say: Callable[[str], None] = print, cache: P
     are in RUN/dataset.
     """
     check(recipe)
-    listeners.check(recipe)
+    loggers.check(recipe)
     check_world(recipe, say)
     timer = Timer(run / "wall.json")
     with timer.part("collect"):
@@ -73,7 +73,7 @@ def check_world(recipe: Recipe, say: Callable[[str], None] = print) -> None:
     """Raise ConfigError or PromptError when a simulator does not fit the recipe's model or text encoder."""
     with contextlib.ExitStack() as stack:
         for task in recipe.sim.tasks:
-            simulator = base.make(recipe.sim, task)
+            simulator = registry.make_simulator(recipe.sim, task)
             stack.callback(simulator.close)
             check_prompts(recipe, [simulator.instruction], say)
             for option, got, expected in (
@@ -99,7 +99,10 @@ def swap(run: Path, say: Callable[[str], None] = print) -> None:
     sim = from_dict(SimConfig, protocol.child("sim").data, f"{path}: protocol.sim")
     asked = from_dict(EvalConfig, to_dict(recipe.eval) | protocol.child("eval").data, f"{path}: protocol.eval")
     tasks = sim.tasks
-    told = {task: base.make(sim, other).instruction for task, other in zip(tasks, tasks[1:] + tasks[:1], strict=True)}
+    told = {
+        task: registry.make_simulator(sim, other).instruction
+        for task, other in zip(tasks, tasks[1:] + tasks[:1], strict=True)
+    }
     if len(set(told.values())) < 2:
         raise ConfigError("one sentence cannot be exchanged", where=path, got=tasks, expected="several tasks")
     swapped = evaluate(
@@ -129,7 +132,7 @@ def probe(run: Path) -> None:
     policy = Policy.load(run)
     sim = policy.recipe.sim
     with contextlib.ExitStack() as stack:
-        simulators = {task: base.make(sim, task) for task in sim.tasks}
+        simulators = {task: registry.make_simulator(sim, task) for task in sim.tasks}
         for simulator in simulators.values():
             stack.callback(simulator.close)
         record_probe(policy, simulators, run / "eval" / "probe.npz")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightwam.cli.options import parse, run_directory, wants_help
+from lightwam.cli.options import parse, split_run, wants_help
 from lightwam.errors import ConfigError
 
 
@@ -28,7 +28,7 @@ class PushOptions:
 
 def run(arguments: Sequence[str]) -> None:
     """`lightwam push RUN OWNER/NAME [--private] [--to FOLDER]`."""
-    directory, rest = run_directory(arguments, "push")
+    directory, rest = split_run(arguments, "push")
     if wants_help(rest):
         parse(PushOptions(), rest, "push RUN OWNER/NAME")
     if not rest or rest[0].startswith("-"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lightwam.cli.options import parse, run_directory, wants_help
+from lightwam.cli.options import parse, split_run, wants_help
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class ReportOptions:
 
 def run(arguments: Sequence[str]) -> None:
     """`lightwam report RUN`."""
-    path, rest = run_directory(arguments, "report")
+    path, rest = split_run(arguments, "report")
     options = parse(ReportOptions(), rest, f"report {path}")
     if wants_help(rest):
         return

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from lightwam.cli.options import parse, run_directory, wants_help
+from lightwam.cli.options import parse, split_run, wants_help
 from lightwam.errors import ConfigError
 from lightwam.serving.settings import Serving
 
@@ -41,7 +41,7 @@ class ServeOptions:
 
 def run(arguments: Sequence[str]) -> None:
     """`lightwam serve RUN|OWNER/NAME [--port N] [...]`."""
-    path, rest = run_directory(arguments, "serve")
+    path, rest = split_run(arguments, "serve")
     options = parse(ServeOptions(Serving()), rest, f"serve {path}")
     if wants_help(rest):
         return
@@ -62,13 +62,12 @@ def serve(run: Path, options: ServeOptions) -> None:
     keys = access.read_keys(settings.api_keys, os.environ.get(access.KEYS_VARIABLE))
     access.check_door(settings.host, keys, anyone=settings.allow_anyone)
     access.tls(settings.tls_certificate, settings.tls_key)
-    from lightwam.policy import hub
-    from lightwam.policy import run_directory as checkpoint
+    from lightwam.policy import hub, run_directory
     from lightwam.policy.policy import Policy
     from lightwam.serving.sentences import sentence_check
     from lightwam.serving.server import Newer, Server
     from lightwam.system.cpu import keep_memory
-    from lightwam.wire.robot_schemas import chosen
+    from lightwam.wire.robot_schemas import schemas_for
 
     keep_memory()
     run = hub.find_run(str(run), options.step)
@@ -79,12 +78,12 @@ def serve(run: Path, options: ServeOptions) -> None:
         )
 
     def newer(step: int) -> Newer | None:
-        newest = max(checkpoint.steps(run), default=step)
+        newest = max(run_directory.steps(run), default=step)
         return None if newest <= step else Newer(playable(load(newest)), newest)
 
     policy = load(options.step)
     model = policy.recipe.model
-    families = chosen(settings.families, policy.codec.cameras, model.state_dim, model.action_dim, settings.renames)
+    families = schemas_for(settings.families, policy.codec.cameras, model.state_dim, model.action_dim, settings.renames)
     logs.begin(settings.log)
     check = sentence_check(policy.recipe, policy.prompts.known)
     server = Server(

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lightwam.cli.options import parse, run_directory, wants_help
+from lightwam.cli.options import parse, split_run, wants_help
 from lightwam.errors import ConfigError
 
 
@@ -32,7 +32,7 @@ class WatchOptions:
 
 def run(arguments: Sequence[str]) -> None:
     """`lightwam watch RUN [--quiet N] [--trials N] [...]`."""
-    path, rest = run_directory(arguments, "watch")
+    path, rest = split_run(arguments, "watch")
     options = parse(WatchOptions(), rest, f"watch {path}")
     if wants_help(rest):
         return

@@ -14,7 +14,7 @@ from jaxtyping import Float, Float32, Float64, UInt8
 from torch import Tensor
 from torch.nn import functional
 
-from lightwam.config import schema as configs
+from lightwam.config import schema
 from lightwam.config.schema import CameraPlace, CodecConfig, NormKind
 from lightwam.data.statistics import FeatureStats
 from lightwam.errors import ConfigError, WireError, did_you_mean
@@ -80,7 +80,7 @@ class Codec:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values that `from_dict` reads back to an equal codec."""
-        return {"config": configs.to_dict(self.config), "state": self.state.to_dict(), "action": self.action.to_dict()}
+        return {"config": schema.to_dict(self.config), "state": self.state.to_dict(), "action": self.action.to_dict()}
 
     @classmethod
     def from_dict(cls, data: Any, where: str = "codec") -> Codec:
@@ -90,7 +90,7 @@ class Codec:
             got = sorted(map(str, data)) if isinstance(data, dict) else type(data).__name__
             raise ConfigError("not a codec", where=where, got=got, expected=sorted(names))
         return cls(
-            configs.from_dict(CodecConfig, data["config"], f"{where}.config"),
+            schema.from_dict(CodecConfig, data["config"], f"{where}.config"),
             FeatureStats.from_dict(data["state"], f"{where}.state"),
             FeatureStats.from_dict(data["action"], f"{where}.action"),
         )

@@ -19,10 +19,10 @@ from jaxtyping import Float32, UInt8
 from lightwam.config.checks import check_seed
 from lightwam.config.schema import CollectConfig, Recipe, SimConfig
 from lightwam.errors import DatasetError, SimulatorError
-from lightwam.sim import simulator as base
-from lightwam.sim.simulator import Trial
+from lightwam.sim import registry
+from lightwam.sim.simulator import Simulator, Trial
 from lightwam.system.progress import Progress
-from lightwam.system.workers import Death, Deaths, Workers, interrupt_as_flag, require_main_guard
+from lightwam.system.workers import DeathCounter, WorkerDied, Workers, interrupt_as_flag, require_main_guard
 from lightwam.types import Observation
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class CollectReport:
 
 
 @dataclass(frozen=True)
-class Episode:
+class Demonstration:
     """One demonstration; row t is what was seen before action t."""
 
     frames: Mapping[str, UInt8[np.ndarray, "T height width 3"]]
@@ -75,9 +75,9 @@ def collect(recipe: Recipe, root: Path, say: Callable[[str], None] = print) -> C
     check_seed("collect.first_seed", recipe.collect.first_seed)
     if recipe.collect.workers:
         require_main_guard()
-    for warning in base.version_warnings(sim.name):
+    for warning in registry.version_warnings(sim.name):
         say(f"collect: {warning}")
-    simulators = [base.make(sim, task) for task in sim.tasks]
+    simulators = [registry.make_simulator(sim, task) for task in sim.tasks]
     first = simulators[0]
     sizes = {camera: (sim.height, sim.width) for camera in first.cameras}
     fps = max(1, round(first.fps))
@@ -117,7 +117,7 @@ def _work(
     num_workers = min(recipe.collect.workers, plan.num_missing)
     demonstrate = Demonstrator(recipe.sim, recipe.collect)
     began, drawn = time.monotonic(), 0
-    deaths, again = Deaths("collect", say), list[Trial]()
+    deaths, again = DeathCounter("collect", say), list[Trial]()
 
     def give() -> None:
         while workers.idle and (job := again.pop(0) if again else plan.next_job()):
@@ -126,12 +126,12 @@ def _work(
     with (
         interrupt_as_flag() as interrupt,
         Progress("collect", total, done=writer.num_episodes, unit="ep", say=say) as progress,
-        Workers[Trial, Episode | None](num_workers, demonstrate) as workers,
+        Workers[Trial, Demonstration | None](num_workers, demonstrate) as workers,
     ):
         while plan.num_missing and not interrupt.pressed:
             give()
             for job, episode in workers.answers(timeout_seconds=0.2):
-                if isinstance(episode, Death):
+                if isinstance(episode, WorkerDied):
                     deaths.note(job, episode)
                     again.append(job)
                     continue
@@ -155,12 +155,12 @@ class Demonstrator:
 
     sim: SimConfig
     collect: CollectConfig
-    simulators: dict[str, base.Simulator] = field(default_factory=dict)
+    simulators: dict[str, Simulator] = field(default_factory=dict)
 
-    def __call__(self, job: Trial) -> Episode | None:
+    def __call__(self, job: Trial) -> Demonstration | None:
         """The episode of `job`."""
         if job.task not in self.simulators:
-            self.simulators[job.task] = base.make(self.sim, job.task)
+            self.simulators[job.task] = registry.make_simulator(self.sim, job.task)
         simulator = self.simulators[job.task]
         simulator.reset(job.seed)
         rng = np.random.default_rng([job.seed, zlib.crc32(job.task.encode())])
@@ -171,7 +171,7 @@ class Demonstrator:
             outcome = simulator.step(direction)
             if outcome.success or outcome.ended:
                 return None
-        expert = base.make_expert(self.sim, simulator)
+        expert = registry.make_expert(self.sim, simulator)
         seen: list[Observation] = []
         actions: list[np.ndarray] = []
         steps_to_success: int | None = None
@@ -195,10 +195,10 @@ class Demonstrator:
         return (action + self.collect.noise_std * noise).astype(np.float32)
 
 
-def _episode(seen: Sequence[Observation], actions: Sequence[np.ndarray], steps_to_success: int) -> Episode:
+def _episode(seen: Sequence[Observation], actions: Sequence[np.ndarray], steps_to_success: int) -> Demonstration:
     frames = {camera: np.stack([one.frames[camera] for one in seen]) for camera in seen[0].frames}
     state = np.stack([one.state for one in seen])
-    return Episode(frames, state, np.stack(actions).astype(np.float32), steps_to_success)
+    return Demonstration(frames, state, np.stack(actions).astype(np.float32), steps_to_success)
 
 
 @dataclass
@@ -208,7 +208,7 @@ class _Turn:
     next_seed: int
     demos: int = 0
     """in the dataset"""
-    answers: dict[int, Episode | None] = field(default_factory=dict)
+    answers: dict[int, Demonstration | None] = field(default_factory=dict)
     settled_seed: int = 0
     """seeds below this one are in the dataset or known failures"""
     failed: list[int] = field(default_factory=list)
@@ -226,7 +226,7 @@ class _Plan:
         first = recipe.collect.first_seed
         self._wanted = {task: recipe.collect.demos(task) for task in recipe.sim.tasks}
         self._first_seed, self._settings, self._block = first, _settings(recipe), recipe.collect.turn
-        self._versions = base.installed(recipe.sim.name)
+        self._versions = registry.installed(recipe.sim.name)
         self._turns = {task: _Turn(first, settled_seed=first) for task in recipe.sim.tasks}
         for index, note in enumerate(notes):
             self._take_up(index, note, root)
@@ -261,13 +261,13 @@ class _Plan:
         turn.next_seed += 1
         return Trial(task, turn.next_seed - 1)
 
-    def note(self, job: Trial, episode: Episode | None) -> None:
+    def note(self, job: Trial, episode: Demonstration | None) -> None:
         """Takes an answer."""
         self._turns[job.task].answers[job.seed] = episode
 
-    def settled(self) -> list[tuple[Trial, Episode, dict[str, Any]]]:
+    def settled(self) -> list[tuple[Trial, Demonstration, dict[str, Any]]]:
         """Episodes whose turn it is, in the dataset's order, each with what to note beside it."""
-        ready: list[tuple[Trial, Episode, dict[str, Any]]] = []
+        ready: list[tuple[Trial, Demonstration, dict[str, Any]]] = []
         while self.num_missing:
             task = min(self._turns, key=lambda task: self._share(task, self._turns[task].demos))
             turn = self._turns[task]

@@ -19,7 +19,7 @@ from jaxtyping import Int, Int64, UInt8
 from lightwam.data.cache.base import Cache
 from lightwam.data.codec import Codec
 from lightwam.errors import CheckpointError, ConfigError
-from lightwam.types import ALONE, Share, Windows
+from lightwam.types import SINGLE_PROCESS, Rank, Windows
 
 DEPTH = 3
 """batches made ahead"""
@@ -42,7 +42,7 @@ class WindowLoader:
         batch_size: int,
         seed: int,
         shift_pixels: int = 0,
-        share: Share = ALONE,
+        share: Rank = SINGLE_PROCESS,
     ) -> None:
         self.cache, self.codec, self.horizon, self.batch_size, self.seed = cache, codec, horizon, batch_size, seed
         self.shift_pixels, self.stride, self.share = shift_pixels, codec.config.video_stride, share

@@ -20,7 +20,7 @@ from lightwam.evaluation.episodes import read_episodes, task_files
 from lightwam.evaluation.evaluate import evaluate
 from lightwam.policy.benchmark import of_recipe
 from lightwam.policy.policy import Policy
-from lightwam.sim import simulator as base
+from lightwam.sim import registry
 from lightwam.sim.simulator import Trial
 from lightwam.system.machine import machine, versions
 
@@ -68,7 +68,7 @@ def bench_eval(recipe: Recipe, *, as_json: bool = False, say: Callable[[str], No
         "same_outcomes": same,
         "machine": machine() | versions(),
     }
-    if warnings := base.version_warnings(recipe.sim.name):
+    if warnings := registry.version_warnings(recipe.sim.name):
         result["warnings"] = list(warnings)
     say(json.dumps(result, indent=2) if as_json else table(result))
     return result
@@ -87,7 +87,7 @@ def every_step(policy: Policy, settings: EvalConfig, _: Path) -> dict[Trial, Out
     """Each episode's end, the plain way: one after the other in this process, and a picture of every step."""
     recipe, ends = policy.recipe, {}
     for task in recipe.sim.tasks:
-        simulator = base.make(recipe.sim, task)
+        simulator = registry.make_simulator(recipe.sim, task)
         for seed in range(settings.first_seed, settings.first_seed + settings.trials):
             simulator.reset(seed)
             chunk: list[np.ndarray] = []

@@ -13,7 +13,7 @@ from typing import Any
 from lightwam.data.statistics import Pairs, mcnemar, paired_difference, wilson
 from lightwam.errors import CheckpointError
 from lightwam.evaluation.episodes import read_episodes
-from lightwam.policy import run_directory as checkpoint
+from lightwam.policy import run_directory
 from lightwam.system.machine import SIMULATORS
 
 EPISODE_CHOICE = ("sim.tasks", "eval.trials", "eval.first_seed")
@@ -85,7 +85,7 @@ def _matters(name: str) -> bool:
 
 def _protocol(place: Path) -> dict[str, Any]:
     path = place / "protocol.json"
-    protocol = checkpoint.read_json(path) if path.is_file() else None
+    protocol = run_directory.read_json(path) if path.is_file() else None
     if not isinstance(protocol, dict):
         raise CheckpointError(
             "this is not the folder of an evaluation",
@@ -100,7 +100,7 @@ def _protocol(place: Path) -> dict[str, Any]:
 def _warnings(place: Path) -> list[str]:
     """Return the result's warnings about its simulator; [] when it is unfinished or has none."""
     path = place / "result.json"
-    result = checkpoint.read_json(path) if path.is_file() else None
+    result = run_directory.read_json(path) if path.is_file() else None
     return list(map(str, result.get("warnings", ()))) if isinstance(result, dict) else []
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lightwam.errors import CheckpointError
-from lightwam.policy import run_directory as checkpoint
+from lightwam.policy import run_directory
 from lightwam.system.files import writing
 
 EPISODE_ROW: dict[str, tuple[type, ...]] = {
@@ -34,7 +34,7 @@ def open_episodes(place: Path, protocol: Mapping[str, Any]) -> dict[tuple[str, i
     To be called by who adds to the folder: a last line that a kill cut short is taken off.
     """
     if (place / "protocol.json").exists():
-        before = checkpoint.read_json(place / "protocol.json")
+        before = run_directory.read_json(place / "protocol.json")
         same = json.loads(json.dumps(protocol))
         odd = sorted(key for key in before.keys() | same.keys() if before.get(key) != same.get(key))
         if odd:
@@ -46,7 +46,7 @@ def open_episodes(place: Path, protocol: Mapping[str, Any]) -> dict[tuple[str, i
                 next_step=f"remove {place}, or evaluate into another folder",
             )
     else:
-        checkpoint.write_json(place / "protocol.json", protocol)
+        run_directory.write_json(place / "protocol.json", protocol)
     done, path = read_episodes(place), place / "episodes.jsonl"
     if num_torn := _lines(place)[1]:
         with writing(path):

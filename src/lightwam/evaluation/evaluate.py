@@ -25,23 +25,23 @@ from lightwam.config.schema import EvalConfig, Recipe, SimConfig, adapted, to_di
 from lightwam.data.statistics import wilson
 from lightwam.errors import ConfigError
 from lightwam.evaluation.episodes import open_episodes, read_episodes, task_files
-from lightwam.evaluation.rollouts import Film, Player, Replay, Seen, Segment
-from lightwam.policy import run_directory as checkpoint
+from lightwam.evaluation.rollouts import FilmJob, SimulatorWorker, StepJob, StepResult, Video
+from lightwam.policy import run_directory
 from lightwam.policy.policy import Policy
-from lightwam.sim import simulator as base
+from lightwam.sim import registry
 from lightwam.system.files import append_line, replacing, write_file, writing
 from lightwam.system.machine import versions
 from lightwam.system.progress import Progress
-from lightwam.system.workers import Crew, Death, Deaths, Workers, interrupt_as_flag, require_main_guard
+from lightwam.system.workers import DeathCounter, WorkerDied, WorkerPool, Workers, interrupt_as_flag, require_main_guard
 from lightwam.types import Observation
 
-Players = Crew[Segment | Replay, Seen | Film]
-Hire = Callable[[int, Player], Players]
+SimulatorPool = WorkerPool[StepJob | FilmJob, StepResult | Video]
+PoolFactory = Callable[[int, SimulatorWorker], SimulatorPool]
 """where simulators run, a number of seats with a player each: `Workers` is one, `ray_workers.RayWorkers` another"""
 
 
 @runtime_checkable
-class Candidate(Protocol):
+class EvaluablePolicy(Protocol):
     """What can be evaluated: a `Policy`, a server's (remote.py), or one of your own."""
 
     @property
@@ -53,7 +53,7 @@ class Candidate(Protocol):
         """What a result says of it, plain values: episodes of one folder are of one candidate."""
         ...
 
-    def accept(self, sim: SimConfig, settings: EvalConfig) -> None:
+    def check_evaluation(self, sim: SimConfig, settings: EvalConfig) -> None:
         """ConfigError where it cannot be evaluated so."""
         ...
 
@@ -67,17 +67,17 @@ def evaluate(
     settings: EvalConfig | None = None,
     *,
     sim: SimConfig | None = None,
-    policy: Candidate | None = None,
+    policy: EvaluablePolicy | None = None,
     folder: str = "eval",
     sentences: Mapping[str, str] | None = None,
-    hire: Hire | None = None,
+    hire: PoolFactory | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Evaluate a policy and write RUN/`folder`/result.json; returns what is in it.
 
     `settings` and `sim` replace the recipe's. `policy` is the run's, `Policy.load(run, device="auto")`, unless one is
-    given: another step, the engine, or any `Candidate`, for which `run` need be no run. `sentences` gives tasks another
-    instruction than their own, to see whether the policy reads it. `hire` runs the simulators elsewhere than in
+    given: another step, the engine, or any `EvaluablePolicy`, for which `run` need be no run. `sentences` gives tasks
+    another instruction than their own, to see whether the policy reads it. `hire` runs the simulators elsewhere than in
     processes of this machine. Episodes that are there already are not run again. Raises ConfigError when more steps
     would be executed than were supervised (or than a chunk has), CheckpointError when the folder holds an evaluation
     under other settings or a broken file, SimulatorError when an episode ends its worker again and again,
@@ -95,8 +95,8 @@ def evaluate(
     policy = policy or Policy.load(run, device="auto")
     recipe = adapted(policy.recipe, sim or policy.recipe.sim, settings or policy.recipe.eval)
     check_world(recipe.sim, recipe.eval)
-    policy.accept(recipe.sim, recipe.eval)
-    warnings = base.version_warnings(recipe.sim.name)
+    policy.check_evaluation(recipe.sim, recipe.eval)
+    warnings = registry.version_warnings(recipe.sim.name)
     for warning in warnings:
         say(f"eval: {warning}")
     place = run / folder
@@ -110,8 +110,8 @@ def evaluate(
     if hire is None:
         torch.set_num_threads(1)  # the simulators have the other cores
     try:
-        with (hire or Workers)(min(recipe.eval.workers, 1 + num_missing), Player(recipe.sim)) as players:
-            drive = _Drive(policy, recipe, place, sentences or {}, players, began, Deaths("eval", say))
+        with (hire or Workers)(min(recipe.eval.workers, 1 + num_missing), SimulatorWorker(recipe.sim)) as players:
+            drive = _Drive(policy, recipe, place, sentences or {}, players, began, DeathCounter("eval", say))
             stopped = drive.run(wanted, done, say)
             if not stopped:
                 _film(recipe, place, players, drive.deaths, say)
@@ -124,16 +124,16 @@ def evaluate(
     timed = percentiles([milliseconds for row in episodes for milliseconds in row["infer_ms"]])
     seconds = {"total": time.perf_counter() - began}
     if whole:
-        seconds = checkpoint.read_json(place / "result.json")["wall_seconds"]
+        seconds = run_directory.read_json(place / "result.json")["wall_seconds"]
     result = summary(episodes, recipe) | {"protocol": protocol, "latency_ms": timed, "wall_seconds": seconds}
     if warnings:
         result["warnings"] = list(warnings)
-    checkpoint.write_json(place / "result.json", result)
+    run_directory.write_json(place / "result.json", result)
     return result
 
 
 @dataclass
-class _Running:
+class _RunningEpisode:
     task: str
     seed: int
     began: float
@@ -145,15 +145,15 @@ class _Running:
 class _Drive:
     """The closed loop: whoever plays, whoever waits for actions, and what is over."""
 
-    policy: Candidate
+    policy: EvaluablePolicy
     recipe: Recipe
     place: Path
     sentences: Mapping[str, str]
-    players: Players
+    players: SimulatorPool
     began: float
     """when the evaluation's clock stood at 0"""
-    deaths: Deaths
-    running: dict[int, _Running] = field(default_factory=dict)
+    deaths: DeathCounter
+    running: dict[int, _RunningEpisode] = field(default_factory=dict)
     """by seat"""
     last: dict[int, str] = field(default_factory=dict)
     """the task that a seat played last"""
@@ -175,8 +175,8 @@ class _Drive:
             while (todo or self.running) and not interrupt.pressed:
                 waiting: list[tuple[int, Observation]] = []
                 for job, answer in self.players.answers(timeout_seconds=0.2):
-                    assert isinstance(job, Segment) and not isinstance(answer, Film)
-                    if isinstance(answer, Death):
+                    assert isinstance(job, StepJob) and not isinstance(answer, Video)
+                    if isinstance(answer, WorkerDied):
                         self.deaths.note(job, answer)
                         episode = self.running.pop(job.seat)
                         todo.insert(0, (episode.task, episode.seed))
@@ -202,8 +202,8 @@ class _Drive:
             rank = [(task != self.last.get(seat), task in busy) for task, _ in todo]
             task, seed = todo.pop(rank.index(min(rank)))
             self.last[seat] = task
-            self.running[seat] = _Running(task, seed, time.perf_counter())
-            self.players.give(Segment(seat, task, seed, None), seat)
+            self.running[seat] = _RunningEpisode(task, seed, time.perf_counter())
+            self.players.give(StepJob(seat, task, seed, None), seat)
 
     def _act(self, waiting: Sequence[tuple[int, Observation]]) -> None:
         """Answer all who wait, in one batch."""
@@ -221,9 +221,9 @@ class _Drive:
             episode = self.running[seat]
             episode.actions.extend(chunk)
             episode.infer_ms.append(round(infer_ms, 3))
-            self.players.give(Segment(seat, episode.task, episode.seed, chunk), seat)
+            self.players.give(StepJob(seat, episode.task, episode.seed, chunk), seat)
 
-    def _finish(self, episode: _Running, seen: Seen) -> None:
+    def _finish(self, episode: _RunningEpisode, seen: StepResult) -> None:
         name = task_files(self.recipe.sim.tasks)[episode.task]
         actions = np.stack(episode.actions[: seen.steps])
         with replacing(self.place / "actions" / f"{name}-{episode.seed}.npy") as beside, beside.open("wb") as file:
@@ -243,10 +243,12 @@ class _Drive:
         append_line(self.place / "episodes.jsonl", json.dumps(row))
 
 
-def _film(recipe: Recipe, place: Path, players: Players, deaths: Deaths, say: Callable[[str], None]) -> None:
+def _film(
+    recipe: Recipe, place: Path, players: SimulatorPool, deaths: DeathCounter, say: Callable[[str], None]
+) -> None:
     """Videos of each task's first successes and first failures, `videos_per_task` of either."""
     episodes, names = read_episodes(place), task_files(recipe.sim.tasks)
-    jobs: list[Replay] = []
+    jobs: list[FilmJob] = []
     for task in recipe.sim.tasks:
         for success, outcome in ((True, "success"), (False, "failure")):
             seeds = sorted(seed for (name, seed), row in episodes.items() if name == task and row["success"] == success)
@@ -254,7 +256,7 @@ def _film(recipe: Recipe, place: Path, players: Players, deaths: Deaths, say: Ca
                 stem = f"{names[task]}-{seed}"
                 episodes[task, seed]["video"] = video = f"videos/{stem}-{outcome}.mp4"
                 if not (place / video).exists():
-                    jobs.append(Replay(task, seed, np.load(place / "actions" / f"{stem}.npy")))
+                    jobs.append(FilmJob(task, seed, np.load(place / "actions" / f"{stem}.npy")))
     with writing(place / "videos"):
         (place / "videos").mkdir(exist_ok=True)
     num_left = len(jobs)
@@ -264,8 +266,8 @@ def _film(recipe: Recipe, place: Path, players: Players, deaths: Deaths, say: Ca
         for seat in players.idle[: len(jobs)]:
             players.give(jobs.pop(0), seat)
         for job, answer in players.answers(timeout_seconds=0.2):
-            assert isinstance(job, Replay) and not isinstance(answer, Seen)
-            if isinstance(answer, Death):
+            assert isinstance(job, FilmJob) and not isinstance(answer, StepResult)
+            if isinstance(answer, WorkerDied):
                 deaths.note(job, answer)
                 jobs.append(job)
             else:
@@ -274,11 +276,11 @@ def _film(recipe: Recipe, place: Path, players: Players, deaths: Deaths, say: Ca
     write_file(place / "episodes.jsonl", "".join(json.dumps(row) + "\n" for row in episodes.values()))
 
 
-def describe(recipe: Recipe, policy: Candidate, sentences: Mapping[str, str]) -> dict[str, Any]:
+def describe(recipe: Recipe, policy: EvaluablePolicy, sentences: Mapping[str, str]) -> dict[str, Any]:
     """Every constant that a success rate depends on: two results compare only if these agree."""
     return {
         "sim": to_dict(recipe.sim),
-        "constants": base.make(recipe.sim, recipe.sim.tasks[0]).constants,
+        "constants": registry.make_simulator(recipe.sim, recipe.sim.tasks[0]).constants,
         "eval": {
             key: value for key, value in to_dict(recipe.eval).items() if key not in ("workers", "videos_per_task")
         },
@@ -294,7 +296,7 @@ def summary(episodes: Sequence[Mapping[str, Any]], recipe: Recipe) -> dict[str, 
     return _rate(episodes) | {
         "tasks": {
             task: _rate([row for row in episodes if row["task"] == task])
-            | {"instruction": base.make(recipe.sim, task).instruction}
+            | {"instruction": registry.make_simulator(recipe.sim, task).instruction}
             for task in recipe.sim.tasks
         }
     }

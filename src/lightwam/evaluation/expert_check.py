@@ -9,10 +9,10 @@ from typing import Any
 from lightwam.config.schema import Recipe, SimConfig
 from lightwam.data.statistics import wilson
 from lightwam.errors import SetupError, SimulatorError
-from lightwam.sim import simulator as base
-from lightwam.sim.simulator import Trial
+from lightwam.sim import registry
+from lightwam.sim.simulator import Simulator, Trial
 from lightwam.system.progress import Progress
-from lightwam.system.workers import Death, Deaths, Workers, interrupt_as_flag
+from lightwam.system.workers import DeathCounter, WorkerDied, Workers, interrupt_as_flag
 
 
 @dataclass(frozen=True)
@@ -30,18 +30,18 @@ class Experts:
     """Runs in a worker; keeps the simulator of its last task."""
 
     sim: SimConfig
-    simulators: dict[str, base.Simulator] = field(default_factory=dict)
+    simulators: dict[str, Simulator] = field(default_factory=dict)
 
     def __call__(self, trial: Trial) -> Ending:
         """One episode, undisturbed and unseen."""
         if trial.task not in self.simulators:
             for other in self.simulators.values():
                 other.close()
-            self.simulators = {trial.task: base.make(self.sim, trial.task)}
+            self.simulators = {trial.task: registry.make_simulator(self.sim, trial.task)}
         simulator = self.simulators[trial.task]
         simulator.reset(trial.seed)
         try:
-            expert = base.make_expert(self.sim, simulator)
+            expert = registry.make_expert(self.sim, simulator)
         except SetupError:
             raise
         except SimulatorError as error:
@@ -62,14 +62,14 @@ def check_experts(
     has no expert has "refused" instead. `show` is given each task's row as soon as it is whole, so that an end before
     the end loses little. Raises KeyboardInterrupt after Ctrl-C, and SimulatorError when the simulator cannot run.
     """
-    for warning in base.version_warnings(recipe.sim.name):
+    for warning in registry.version_warnings(recipe.sim.name):
         say(f"check: {warning}")
     first, trials = recipe.eval.first_seed, recipe.eval.trials
     todo = [Trial(task, first + i) for task in recipe.sim.tasks for i in range(trials)]
     running: set[Trial] = set()
     ends: dict[Trial, Ending] = {}
     rows: dict[str, dict[str, Any]] = {}
-    deaths, total = Deaths("check", say), len(todo)
+    deaths, total = DeathCounter("check", say), len(todo)
     with (
         interrupt_as_flag() as interrupt,
         Progress("check", total, unit="ep", say=say) as progress,
@@ -83,7 +83,7 @@ def check_experts(
                 workers.give(todo.pop(0), seat)
             for trial, answer in workers.answers(timeout_seconds=0.2):
                 running.discard(trial)
-                if isinstance(answer, Death):
+                if isinstance(answer, WorkerDied):
                     deaths.note(trial, answer)
                     todo.insert(0, trial)
                 else:

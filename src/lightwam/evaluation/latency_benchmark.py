@@ -17,7 +17,7 @@ from lightwam.data.statistics import wilson
 from lightwam.errors import ConfigError
 from lightwam.evaluation.rehearsal import Rehearsed, latency_steps, rehearse, switches, ways
 from lightwam.policy.policy import Policy
-from lightwam.sim import simulator as base
+from lightwam.sim import registry
 from lightwam.system.machine import versions
 from lightwam.system.progress import Progress
 from lightwam.types import Observation
@@ -55,7 +55,7 @@ def bench_control(
     replan = recipe.eval.replan if replan is None else replan
     played = ways(replan, still, blend, decay)
     limit = round(patience * recipe.sim.max_steps)
-    rates = tuple(rates_hz) or (base.make(recipe.sim, recipe.sim.tasks[0]).fps,)
+    rates = tuple(rates_hz) or (registry.make_simulator(recipe.sim, recipe.sim.tasks[0]).fps,)
     cases = [(rate, latency, way) for rate in rates for latency in latencies_ms for way in played]
     rows: dict[Case, list[Rehearsed]] = {case: [] for case in cases}
 
@@ -67,7 +67,7 @@ def bench_control(
     try:
         with Progress("rehearsal", len(cases) * len(recipe.sim.tasks) * trials, unit="ep", say=say) as progress:
             for task in recipe.sim.tasks:
-                simulator = base.make(recipe.sim, task)
+                simulator = registry.make_simulator(recipe.sim, task)
                 for seed, case in product(range(recipe.eval.first_seed, recipe.eval.first_seed + trials), cases):
                     late = latency_steps(case[1], case[0])
                     row = rehearse(simulator, seed, act, played[case[2]], switch_dims=still, latency=late,

@@ -14,10 +14,10 @@ from lightwam.config.checks import check_world
 from lightwam.config.schema import EvalConfig, Recipe, SimConfig
 from lightwam.errors import ConfigError, WireError
 from lightwam.robot.client import Client
-from lightwam.sim import simulator as base
+from lightwam.sim import registry
 from lightwam.types import Observation
 from lightwam.wire.openpi import MESSAGE_BYTES
-from lightwam.wire.robot_schema import GUIDE, Family, fitted
+from lightwam.wire.robot_schema import GUIDE, RobotSchema, fitted
 
 
 class RemotePolicy:
@@ -27,7 +27,12 @@ class RemotePolicy:
     """
 
     def __init__(
-        self, client: Client, recipe: Recipe, family: Family, renames: Mapping[str, str] | None = None, label: str = ""
+        self,
+        client: Client,
+        recipe: Recipe,
+        family: RobotSchema,
+        renames: Mapping[str, str] | None = None,
+        label: str = "",
     ) -> None:
         """Of the recipe only simulator and evaluation count; `renames` are as `wire.family.fitted` has them.
 
@@ -52,10 +57,10 @@ class RemotePolicy:
         family = _plain(asdict(self._declared)) | {"renames": self._renames}
         return {"label": self._label, "server": self._greeting(), "family": family}
 
-    def accept(self, sim: SimConfig, settings: EvalConfig) -> None:
+    def check_evaluation(self, sim: SimConfig, settings: EvalConfig) -> None:
         """ConfigError where they do not fit each other, or the family does not fit the simulator."""
         check_world(sim, settings)
-        world = base.make(sim, sim.tasks[0])
+        world = registry.make_simulator(sim, sim.tasks[0])
         self._family = fitted(self._declared, sim.cameras, world.state_dim, world.action_dim, self._renames)
 
     def act_batch(self, observations: Sequence[Observation]) -> Float32[np.ndarray, "B H A"]:

@@ -11,8 +11,9 @@ from jaxtyping import Float32
 
 from lightwam.config.schema import SimConfig
 from lightwam.data.lerobot.video import write_video
-from lightwam.sim import simulator as base
+from lightwam.sim import registry
 from lightwam.sim.disturb import Disturbance, Disturbed
+from lightwam.sim.simulator import Simulator
 from lightwam.system.files import writing
 from lightwam.types import Observation
 
@@ -21,7 +22,7 @@ VIDEO_SIZE = 240
 
 
 @dataclass(frozen=True)
-class Segment:
+class StepJob:
     """A worker's job: begin an episode, or go on with it."""
 
     seat: int
@@ -37,7 +38,7 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class Seen:
+class StepResult:
     """A worker's answer."""
 
     observation: Observation | None
@@ -48,14 +49,14 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Film:
-    """A worker's answer to `Replay`; the parent writes it, as the worker may be on another machine."""
+class Video:
+    """A worker's answer to `FilmJob`; the parent writes it, as the worker may be on another machine."""
 
     mp4: bytes
 
 
 @dataclass(frozen=True)
-class Replay:
+class FilmJob:
     """A worker's job: play an episode's actions again and film it."""
 
     task: str
@@ -67,27 +68,27 @@ class Replay:
 
 
 @dataclass
-class Player:
+class SimulatorWorker:
     """Runs in a worker. Simulators are kept from episode to episode, as making one is slow."""
 
     sim: SimConfig
-    simulators: dict[tuple[str, bool], base.Simulator] = field(default_factory=dict)
+    simulators: dict[tuple[str, bool], Simulator] = field(default_factory=dict)
     steps: int = 0
-    playing: base.Simulator | None = None
+    playing: Simulator | None = None
 
-    def __call__(self, job: Segment | Replay) -> Seen | Film:
+    def __call__(self, job: StepJob | FilmJob) -> StepResult | Video:
         """Do one job."""
-        return self._film(job) if isinstance(job, Replay) else self._play(job)
+        return self._film(job) if isinstance(job, FilmJob) else self._play(job)
 
-    def _simulator(self, task: str, film: bool) -> base.Simulator:
+    def _simulator(self, task: str, film: bool) -> Simulator:
         if (task, film) not in self.simulators:
             sim = self.sim
             if film:
                 sim = replace(sim, cameras=sim.cameras[:1], height=VIDEO_SIZE, width=VIDEO_SIZE)
-            self.simulators[task, film] = base.make(sim, task)
+            self.simulators[task, film] = registry.make_simulator(sim, task)
         return self.simulators[task, film]
 
-    def _play(self, job: Segment) -> Seen:
+    def _play(self, job: StepJob) -> StepResult:
         if job.actions is None:
             inside = self._simulator(job.task, film=False)
             self.playing = Disturbed(inside, job.disturbance) if job.disturbance else inside
@@ -99,10 +100,10 @@ class Player:
             outcome = simulator.step(action)
             self.steps += 1
             if outcome.success or outcome.ended or self.steps >= self.sim.max_steps:
-                return Seen(None, self.steps, outcome.success)
-        return Seen(simulator.observe(), self.steps, False)
+                return StepResult(None, self.steps, outcome.success)
+        return StepResult(simulator.observe(), self.steps, False)
 
-    def _film(self, job: Replay) -> Film:
+    def _film(self, job: FilmJob) -> Video:
         simulator = self._simulator(job.task, film=True)
         camera = simulator.cameras[0]
         simulator.reset(job.seed)
@@ -113,4 +114,4 @@ class Player:
         with writing(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "film.mp4"
             write_video(path, np.stack(pictures), max(1, round(simulator.fps)))
-            return Film(path.read_bytes())
+            return Video(path.read_bytes())

@@ -26,10 +26,10 @@ from lightwam.engine.engine import Engine, Graph
 from lightwam.engine.folding import tensors
 from lightwam.errors import SimulatorError
 from lightwam.model.light_wam import LightWAM
-from lightwam.policy import run_directory as checkpoint
+from lightwam.policy import run_directory
 from lightwam.policy.policy import Policy
 from lightwam.policy.run_directory import open_processing
-from lightwam.sim import simulator as base
+from lightwam.sim import registry
 from lightwam.system.cpu import product_dtype, products
 from lightwam.system.devices import device_called
 from lightwam.system.machine import machine
@@ -147,11 +147,11 @@ def bench_act(
 
 def of_run(run: Path, device: torch.device) -> Subject:
     """A trained run; CheckpointError when it is none."""
-    recipe = checkpoint.read_recipe(run)
+    recipe = run_directory.read_recipe(run)
     codec, latents = open_processing(run, recipe, device)
     model = LightWAM(recipe.model)
-    checkpoint.fill(model, checkpoint.run_weights(run, checkpoint.load(run, training=False)), run)
-    known = checkpoint.read_tensors(run / checkpoint.PROMPTS)
+    run_directory.fill(model, run_directory.run_weights(run, run_directory.load(run, training=False)), run)
+    known = run_directory.read_tensors(run / run_directory.PROMPTS)
     try:
         observations = first_observations(recipe)
         seen = f"the first pictures of {len(observations)} tasks, seed {recipe.eval.first_seed}"
@@ -167,7 +167,7 @@ def first_observations(recipe: Recipe) -> list[Observation]:
     """What each task begins with at the first seed of evaluation; SimulatorError where the simulator cannot run."""
     seen = []
     for task in recipe.sim.tasks:
-        simulator = base.make(recipe.sim, task)
+        simulator = registry.make_simulator(recipe.sim, task)
         try:
             simulator.reset(recipe.eval.first_seed)
             seen.append(simulator.observe())

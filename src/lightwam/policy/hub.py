@@ -14,11 +14,11 @@ from pathlib import Path
 
 from lightwam.encoders.weight_files import REPO
 from lightwam.errors import CheckpointError, LightwamError
-from lightwam.policy import run_directory as checkpoint
+from lightwam.policy import run_directory
 
 WHOLE = ("recipe.json", "processing.json")
 """what every run has"""
-MORE = (checkpoint.FROZEN, checkpoint.PROMPTS, "eval/result.json")
+MORE = (run_directory.FROZEN, run_directory.PROMPTS, "eval/result.json")
 """what some have"""
 CARD = "README.md"
 ABOUT = [*WHOLE, CARD, "eval/result.json", "checkpoints/*/meta.json"]
@@ -48,7 +48,7 @@ def _fetched(repo: str, revision: str | None, step: int | None) -> Path:
             raise CheckpointError("the Hub repo is no run of lightwam", where=repo, got=f"no {', '.join(absent)}",
                                   expected=", ".join(WHOLE) + " and a checkpoint",
                                   next_step="`lightwam push RUN OWNER/NAME` publishes a run")  # fmt: skip
-        known = checkpoint.steps(folder)
+        known = run_directory.steps(folder)
         if not known or (step is not None and step not in known):
             raise CheckpointError("no such checkpoint in the Hub repo", where=repo, got=step,
                                   expected=known or "at least one step")  # fmt: skip

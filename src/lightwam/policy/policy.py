@@ -23,14 +23,13 @@ from lightwam.encoders.frozen import Prompts
 from lightwam.engine.engine import Engine
 from lightwam.errors import ConfigError, WireError
 from lightwam.model.light_wam import LightWAM
-from lightwam.policy import hub
-from lightwam.policy import run_directory as checkpoint
+from lightwam.policy import hub, run_directory
 from lightwam.policy.episode import Episode
 from lightwam.policy.run_directory import open_processing
 from lightwam.system.devices import device_called
 from lightwam.types import LatentCodec, Observation
 
-Seen = Observation | Mapping[str, Any]
+ObservationLike = Observation | Mapping[str, Any]
 """an `Observation`, or a mapping with its fields, whose state may be any list of numbers"""
 FIELDS = {"frames", "state", "instruction"}
 MOST_SHOWN = 64
@@ -101,7 +100,7 @@ class Policy:
             "computes": self.computes,
         }
 
-    def accept(self, sim: SimConfig, settings: EvalConfig) -> None:
+    def check_evaluation(self, sim: SimConfig, settings: EvalConfig) -> None:
         """ConfigError where an evaluation's world or settings do not fit the recipe that it was trained by."""
         check(adapted(self.recipe, sim, settings))
 
@@ -136,14 +135,14 @@ class Policy:
             raise ConfigError("only the engine keeps weights in 8 bits", where="Policy.load", got="int8, no engine",
                               next_step="engine=True as well (lightwam eval: --engine --int8)")  # fmt: skip
         run, place = hub.find_run(run, step), device_called(device)
-        recipe = checkpoint.read_recipe(run)
+        recipe = run_directory.read_recipe(run)
         recipe = recipe if weights is None else replace(recipe, weights=weights)
         codec, latents = open_processing(run, recipe, place)
-        saved = checkpoint.load(run, step, training=False)
+        saved = run_directory.load(run, step, training=False)
         model = LightWAM(recipe.model)
-        checkpoint.fill(model, checkpoint.run_weights(run, saved, ema=ema), run)
+        run_directory.fill(model, run_directory.run_weights(run, saved, ema=ema), run)
         dtype = getattr(torch, recipe.train.precision) if place.type == "cuda" else torch.float32
-        prompts = Prompts(recipe, checkpoint.read_tensors(run / checkpoint.PROMPTS), place)
+        prompts = Prompts(recipe, run_directory.read_tensors(run / run_directory.PROMPTS), place)
         # the engine is folded from the weights as they were saved, not from what `dtype` leaves of them
         states = prompts.states
         actor = Engine(model, latents, states, place, dtype, int8=int8) if engine else model.to(place, dtype)
@@ -167,12 +166,12 @@ class Policy:
         What an episode remembers is in the `Episode` that `begin` gives, and is forgotten by its own `reset`.
         """
 
-    def act(self, observation: Seen) -> Float32[np.ndarray, "H A"]:
+    def act(self, observation: ObservationLike) -> Float32[np.ndarray, "H A"]:
         """A whole chunk of actions in robot units; WireError when the observation is not what training saw."""
         return self.act_batch([observation])[0]
 
     @torch.inference_mode()
-    def act_batch(self, observations: Sequence[Seen]) -> Float32[np.ndarray, "B H A"]:
+    def act_batch(self, observations: Sequence[ObservationLike]) -> Float32[np.ndarray, "B H A"]:
         """Chunks for several robots at once."""
         seen = [self._fields(observation) for observation in observations]
         if isinstance(self.actor, Engine):
@@ -183,7 +182,9 @@ class Policy:
         return self.codec.decode_action(action.float().cpu().numpy())
 
     @torch.inference_mode()
-    def imagine(self, observation: Seen, seed: int = 0, num_steps: int = 20) -> UInt8[np.ndarray, "F height width 3"]:
+    def imagine(
+        self, observation: ObservationLike, seed: int = 0, num_steps: int = 20
+    ) -> UInt8[np.ndarray, "F height width 3"]:
         """A possible future, pictures of the codec's canvas, `video_stride` control steps apart, the present first.
 
         Another `seed` gives another future; `num_steps` are the Euler steps from noise to it.
@@ -197,8 +198,8 @@ class Policy:
         return self.codec.pictures(self.latents.decode_pooled(future))[0]
 
     @torch.inference_mode()
-    def foresee(
-        self, observations: Sequence[Seen]
+    def predict_next(
+        self, observations: Sequence[ObservationLike]
     ) -> tuple[Float32[np.ndarray, "B C h2 w2"], Float32[np.ndarray, "B C h2 w2"]]:
         """The present's pooled latents, and those that the video pass expects of the first frames to come.
 
@@ -213,14 +214,14 @@ class Policy:
         return present, expected
 
     @torch.inference_mode()
-    def look(self, observation: Seen) -> list[Float32[np.ndarray, "queries rows cols"]]:
+    def look(self, observation: ObservationLike) -> list[Float32[np.ndarray, "queries rows cols"]]:
         """What the queries of every tap look at: attention over the picture's tokens, mean over heads, sums to 1."""
         latent, context, state = self._inputs([self._fields(observation)])
         rows, columns = (s // p for s, p in zip(latent.shape[3:], self.recipe.model.backbone.patch[1:], strict=True))
         attention = self.model.look(latent, context, state)
         return [a[0].mean(0).unflatten(-1, (rows, columns)).float().cpu().numpy() for a in attention]
 
-    def _fields(self, observation: Seen) -> Mapping[str, Any]:
+    def _fields(self, observation: ObservationLike) -> Mapping[str, Any]:
         """Return frames, state and instruction by name; WireError when one is missing, unknown or of another kind.
 
         A policy trained without a state needs none and ignores it.

@@ -16,11 +16,11 @@ from lightwam.config.schema import DctConfig, HashedTextConfig, Recipe
 from lightwam.data.codec import Codec
 from lightwam.data.statistics import FeatureStats
 from lightwam.encoders.weight_files import REPO
-from lightwam.policy import run_directory as checkpoint
+from lightwam.policy import run_directory
 from lightwam.policy.hub import asking
 from lightwam.report.evidence import EvaluationResult, Evidence, SuccessRate, num_values, read_evidence
 from lightwam.report.formatting import plural, render, simulator_title
-from lightwam.sim.units import Number, Robot, robot_of
+from lightwam.sim.units import Number, RobotUnits, robot_units
 from lightwam.system.checked_json import Table, read_object
 
 LICENSE = "apache-2.0"
@@ -38,7 +38,7 @@ class Card:
     has_average: bool
     num_trained: int
     num_frozen: int
-    robot: Robot | None
+    robot: RobotUnits | None
     repo: str
     license: str
     hub_dataset: str
@@ -101,11 +101,11 @@ def model_card(
     `repo` is the name that it will get, `dataset` the Hub id of the dataset that it was trained on, if that is public.
     CheckpointError without the `hub` extra, for a directory that is no run, and for a broken file, naming it.
     """
-    evidence, folder = read_evidence(run), checkpoint.place_of(run, step)
-    frozen = run / checkpoint.FROZEN
+    evidence, folder = read_evidence(run), run_directory.place_of(run, step)
+    frozen = run / run_directory.FROZEN
     card = Card(
         recipe=evidence.recipe,
-        codec=checkpoint.read_processing(run)[0],
+        codec=run_directory.read_processing(run)[0],
         evidence=evidence,
         step=int(folder.name.removeprefix("step_")),
         has_average=(folder / "ema.safetensors").is_file(),
@@ -192,8 +192,8 @@ def _dataset(path: Path) -> str:
     return f"{plural(len(files), 'file')}{total}, fingerprint `{digest}` (of their names, sizes and hashes)"
 
 
-def _robot(recipe: Recipe) -> Robot | None:
+def _robot(recipe: Recipe) -> RobotUnits | None:
     """Return the robot of the recipe's simulator; None when it is unknown, or does not fit the model's sizes."""
-    robot = robot_of(recipe.sim)
+    robot = robot_units(recipe.sim)
     sizes = recipe.model.state_dim, recipe.model.action_dim
     return robot if robot and (len(robot.state), len(robot.action)) == sizes else None

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lightwam.encoders.weight_files import REPO
 from lightwam.errors import CheckpointError, ConfigError
-from lightwam.policy import run_directory as checkpoint
+from lightwam.policy import run_directory
 from lightwam.policy.hub import CARD, MORE, WEIGHTS, WHOLE, asking
 from lightwam.report.model_card import LICENSE, model_card
 from lightwam.system.files import writing
@@ -51,7 +51,7 @@ def push(
             api.upload_folder(
                 repo_id=repo,
                 folder_path=folder,
-                commit_message=f"lightwam run, step {checkpoint.steps(folder)[-1]}",
+                commit_message=f"lightwam run, step {run_directory.steps(folder)[-1]}",
                 delete_patterns=[*WHOLE, *MORE, "checkpoints/*"],
             )
     return str(url)
@@ -67,7 +67,7 @@ def stage(
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise CheckpointError("the folder must be new or empty", where=to, next_step="choose another folder")
     card = model_card(run, step, repo=repo, license=license, dataset=dataset)
-    folder = checkpoint.whole(run, step, training=False)[0].relative_to(run)
+    folder = run_directory.whole(run, step, training=False)[0].relative_to(run)
     names = [*map(Path, (*WHOLE, *MORE)), *(folder / name for name in ("meta.json", *WEIGHTS))]
     files = [name for name in names if (run / name).exists()]
     temporary = to.with_name(f".{to.name}.{os.getpid()}")
@@ -77,7 +77,7 @@ def stage(
                 (temporary / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(run / name, temporary / name)
             (temporary / CARD).write_text(card, encoding="utf-8")
-            checkpoint.whole(temporary, training=False)  # every copy has the digest of its original
+            run_directory.whole(temporary, training=False)  # every copy has the digest of its original
             temporary.replace(to)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -24,7 +24,7 @@ from lightwam.system.machine import machine, versions
 from lightwam.system.workers import require_main_guard
 from lightwam.types import Observation
 from lightwam.wire.openpi import pack, unpack
-from lightwam.wire.robot_schemas import chosen
+from lightwam.wire.robot_schemas import schemas_for
 
 WARM_UP, ROUND_TRIPS, GLANCES = 100, 2000, 100
 THINKING_SECONDS = 1.0
@@ -89,7 +89,7 @@ def _serve(thinking_seconds: float, settings: Serving, ready: Connection) -> Non
         time.sleep(thinking_seconds)
         return np.zeros((len(observations), HORIZON, ACTION_DIM), np.float32)
 
-    families = chosen(("libero",), ("agentview", "wrist"), STATE_DIM, ACTION_DIM, {})
+    families = schemas_for(("libero",), ("agentview", "wrist"), STATE_DIM, ACTION_DIM, {})
     server = Server(act, 0, families, {"policy": "no-op"}, settings)
     asyncio.run(server.run(lambda one: ready.send(one.ports["openpi"])))
 

@@ -15,11 +15,11 @@ from lightwam.serving.server import Server
 from lightwam.serving.settings import Serving
 from lightwam.types import Observation
 from lightwam.wire.inspection import Report, inspect
-from lightwam.wire.robot_schema import Family
+from lightwam.wire.robot_schema import RobotSchema
 
 
 async def inspecting(
-    families: Sequence[Family],
+    families: Sequence[RobotSchema],
     settings: Serving,
     keys: Keys,
     num_messages: int,

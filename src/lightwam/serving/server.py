@@ -24,7 +24,7 @@ from lightwam.serving.refusals import Refusals
 from lightwam.serving.sentences import CheckSentence
 from lightwam.serving.service import Refusal, Service
 from lightwam.serving.settings import Serving
-from lightwam.wire.robot_schema import Family
+from lightwam.wire.robot_schema import RobotSchema
 
 GOODBYE_SECONDS = 2.0
 """so long clients are waited for when the server stops"""
@@ -50,7 +50,7 @@ class Server:
 
     act: Act
     step: int
-    families: Sequence[Family]
+    families: Sequence[RobotSchema]
     metadata: Mapping[str, Any]
     settings: Serving = field(default_factory=Serving)
     keys: Keys = field(default_factory=Keys)

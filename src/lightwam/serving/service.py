@@ -20,7 +20,7 @@ from lightwam.serving.logs import note
 from lightwam.serving.metrics import Metrics
 from lightwam.serving.refusals import Refusals
 from lightwam.serving.sentences import CheckSentence
-from lightwam.wire.robot_schema import Family, shown
+from lightwam.wire.robot_schema import RobotSchema, shown
 
 MOST_IN_FLIGHT = 4
 """requests of one connection; robots have one"""
@@ -56,7 +56,7 @@ class Service:
     """What every connection of a server shares."""
 
     batcher: Batcher
-    families: Sequence[Family]
+    families: Sequence[RobotSchema]
     metrics: Metrics
     look: Callable[[Mapping[str, Any] | WireError, str], None] | None = None
     """sees every message, or why it could not be read, with its protocol, before it is answered"""
@@ -87,7 +87,7 @@ class Service:
         if self.look is not None:
             self.look(error, protocol)
 
-    async def serve(self, message: Mapping[str, Any], protocol: str) -> tuple[Answer, Any, Family]:
+    async def serve(self, message: Mapping[str, Any], protocol: str) -> tuple[Answer, Any, RobotSchema]:
         """Answer one message: the answer, its actions in the format of the message's family, and that family."""
         begun, outcome = time.perf_counter(), "internal"
         try:
@@ -116,7 +116,7 @@ class Service:
             self.metrics.seconds.labels(protocol).observe(time.perf_counter() - begun)
 
 
-def spoken(families: Sequence[Family], message: Mapping[str, Any]) -> Family:
+def spoken(families: Sequence[RobotSchema], message: Mapping[str, Any]) -> RobotSchema:
     """The first family all of whose cameras are in the message; the only one, where there is one, unasked."""
     if len(families) == 1:
         return families[0]

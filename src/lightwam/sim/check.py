@@ -13,7 +13,7 @@ import numpy as np
 
 from lightwam.config.schema import SimConfig
 from lightwam.errors import SetupError, SimulatorError
-from lightwam.sim import simulator as base
+from lightwam.sim import registry
 from lightwam.sim.simulator import Expert, Simulator, StepOutcome
 from lightwam.types import Observation
 
@@ -38,7 +38,10 @@ MakeExpert = Callable[[SimConfig, Simulator], Expert]
 
 
 def check_simulator(
-    config: SimConfig, task: str, make: Make = base.make, make_expert: MakeExpert | None = base.make_expert
+    config: SimConfig,
+    task: str,
+    make: Make = registry.make_simulator,
+    make_expert: MakeExpert | None = registry.make_expert,
 ) -> list[Finding]:
     """Every broken promise of the simulator that `make(config, task)` gives; an empty list when it keeps them all.
 

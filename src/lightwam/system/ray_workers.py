@@ -2,7 +2,7 @@
 
 Jobs and answers travel as pickled bytes, as through a pipe: arrays that Ray itself hands over cannot be written to,
 and a simulator may want to. Ray's own retries are off, since a job means something only after the ones before it: a
-lost actor is a `Death` like any other, and the parent begins the episode again.
+lost actor is a `WorkerDied` like any other, and the parent begins the episode again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Generic
 
 from lightwam.errors import ConfigError, SimulatorError
 from lightwam.system.machine import OURS, SIMULATORS, versions
-from lightwam.system.workers import DEATHS_IN_A_ROW, Answer, Death, Job, attempt, taken
+from lightwam.system.workers import DEATHS_IN_A_ROW, Answer, Job, WorkerDied, attempt, taken
 
 PATIENCE_SECONDS = 60.0
 """after so long without any actor, the user is told what is waited for"""
@@ -100,8 +100,8 @@ class RayWorkers(Generic[Job, Answer]):
         assert found.up and found.job is None, "this actor is at work"
         found.job, found.awaited = job, found.actor.work.remote(pickle.dumps(job))
 
-    def answers(self, timeout_seconds: float) -> Iterator[tuple[Job, Answer | Death]]:
-        """As `Workers.answers`; an actor or node that is lost is a `Death`, and another actor is asked for."""
+    def answers(self, timeout_seconds: float) -> Iterator[tuple[Job, Answer | WorkerDied]]:
+        """As `Workers.answers`; an actor or node that is lost is a `WorkerDied`, and another actor is asked for."""
         awaited = {seat.awaited: number for number, seat in enumerate(self._seats) if seat.awaited is not None}
         if not awaited:
             return
@@ -117,7 +117,7 @@ class RayWorkers(Generic[Job, Answer]):
                 self._seats[number] = self._hire()
                 self._note_loss(seat, error)
                 if seat.job is not None:
-                    yield seat.job, Death([line for line in str(error).splitlines() if line.lstrip() == line][-1])
+                    yield seat.job, WorkerDied([line for line in str(error).splitlines() if line.lstrip() == line][-1])
                 continue
             seat.awaited = None
             if not seat.up:

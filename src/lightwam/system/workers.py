@@ -1,8 +1,8 @@
 """A few processes that run jobs for one parent, which hears of every answer, error and death.
 
 `multiprocessing.Pool` hangs when a worker is killed and `concurrent.futures` cannot say which job it held; simulators
-in native code do get killed, so the parent has to be able to name the job. A `Death` is an answer like any other: the
-seat is free for a new process, and the parent decides whether the job is worth another try.
+in native code do get killed, so the parent has to be able to name the job. A `WorkerDied` is an answer like any other:
+the slot is free for a new process, and the parent decides whether to run the job again.
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ DEATHS_IN_A_ROW = 3
 
 
 @dataclass(frozen=True)
-class Death:
+class WorkerDied:
     """A worker died with a job in hand: the job's answer. Whatever the worker knew is gone."""
 
     how: str
     """signal, exit status, or what the cluster says"""
 
 
-class Deaths:
+class DeathCounter:
     """Counts the deaths of each job, by its name, and tells of each in a line."""
 
     def __init__(self, what: str, say: Callable[[str], None]) -> None:
         self._what, self._say, self._count = what, say, Counter[str]()
 
-    def note(self, job: object, death: Death) -> None:
+    def note(self, job: object, death: WorkerDied) -> None:
         """One more; the one after which a job is not tried again raises SimulatorError."""
         self._count[str(job)] += 1
         count = self._count[str(job)]
@@ -70,11 +70,11 @@ class Deaths:
 
 
 @runtime_checkable
-class Crew(Protocol[Job, Answer]):
+class WorkerPool(Protocol[Job, Answer]):
     """What runs jobs for one parent: `Workers` here, or a cluster's. A seat does one job at a time and keeps its state
     from job to job until its worker dies. Use as a context; leaving it ends everything."""
 
-    def __enter__(self) -> Crew[Job, Answer]: ...
+    def __enter__(self) -> WorkerPool[Job, Answer]: ...
 
     def __exit__(self, *_: object) -> None: ...
 
@@ -87,7 +87,7 @@ class Crew(Protocol[Job, Answer]):
         """Starts `job` in an idle seat."""
         ...
 
-    def answers(self, timeout_seconds: float) -> Iterator[tuple[Job, Answer | Death]]:
+    def answers(self, timeout_seconds: float) -> Iterator[tuple[Job, Answer | WorkerDied]]:
         """Jobs that are over, each with its answer or death; waits for the first one, `timeout_seconds` at most."""
         ...
 
@@ -151,10 +151,10 @@ class Workers(Generic[Job, Answer]):
         with contextlib.suppress(BrokenPipeError):  # it died while idle: `answers` will find that out
             worker.pipe.send(job)
 
-    def answers(self, timeout_seconds: float) -> Iterator[tuple[Job, Answer | Death]]:
+    def answers(self, timeout_seconds: float) -> Iterator[tuple[Job, Answer | WorkerDied]]:
         """Jobs that are over, with their answers; waits for the first one, `timeout_seconds` at most.
 
-        The answer is a `Death` when the process died. Raises what the job raised when that is a LightwamError, and
+        The answer is a `WorkerDied` when the process died. Raises what the job raised when that is a LightwamError, and
         SimulatorError naming the job for any other error.
         """
         if self._here:
@@ -189,7 +189,7 @@ class Workers(Generic[Job, Answer]):
         return _Worker(process, pipe)
 
 
-def _bury(worker: _Worker[Any]) -> Death:
+def _bury(worker: _Worker[Any]) -> WorkerDied:
     worker.pipe.close()
     worker.process.join(5)
     worker.process.kill()  # a process that closed its pipe and hangs is as good as dead
@@ -199,7 +199,7 @@ def _bury(worker: _Worker[Any]) -> Death:
     assert code is not None
     if code == NO_GUARD:
         raise _unguarded(sys.argv[0])
-    return Death(f"killed by signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}")
+    return WorkerDied(f"killed by signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}")
 
 
 def attempt(run: Callable[[Job], Answer], job: Job) -> Reply:

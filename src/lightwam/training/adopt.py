@@ -15,7 +15,7 @@ from lightwam.data.lerobot.features import FeatureNames
 from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.errors import CheckpointError, ConfigError
 from lightwam.model.light_wam import LightWAM
-from lightwam.policy import run_directory as checkpoint
+from lightwam.policy import run_directory
 from lightwam.policy.run_directory import Checkpoint
 from lightwam.system.devices import device_called
 from lightwam.system.files import writing
@@ -30,9 +30,9 @@ def export(run: Path, to: Path, step: int | None = None, *, ema: bool = True) ->
     Tensors keep the dtypes that the run has them in. CheckpointError when the run is missing or damaged, or the disk is
     full.
     """
-    recipe = checkpoint.read_recipe(run)
-    saved = checkpoint.load(run, step, training=False)
-    weights = checkpoint.run_weights(run, saved, ema=ema)
+    recipe = run_directory.read_recipe(run)
+    saved = run_directory.load(run, step, training=False)
+    weights = run_directory.run_weights(run, saved, ema=ema)
     precision = f"torch.{recipe.train.precision}"
     published.write(to, Published(weights, saved.step, precision), recipe.model)
     return to
@@ -79,12 +79,12 @@ def adopt(
 
 def _write(sources: Sources, found: Published, run: Path) -> None:
     recipe, data = sources.recipe, sources.data
-    checkpoint.start_run(run, recipe)
+    run_directory.start_run(run, recipe)
     begin_run(recipe, data, sources.files, run, codec_of(recipe, data), sources.vae, sources.prompts())
     with torch.device("meta"):
         model = LightWAM(recipe.model)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     if frozen := {name: value for name, value in found.state.items() if name not in trained}:
-        checkpoint.write_tensors(run / checkpoint.FROZEN, frozen)
+        run_directory.write_tensors(run / run_directory.FROZEN, frozen)
     weights = {name: found.state[name] for name in trained}
-    checkpoint.save(run, Checkpoint(found.step, weights, None, {}))
+    run_directory.save(run, Checkpoint(found.step, weights, None, {}))

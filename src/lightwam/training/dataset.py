@@ -28,7 +28,7 @@ from lightwam.encoders.dct import DctLatents
 from lightwam.encoders.frozen import Prompts, Sentences, check_vae, encode_clip, open_latents, open_text, vae_identity
 from lightwam.encoders.weight_files import Part, digest, locate
 from lightwam.errors import CheckpointError, DatasetError, PromptError
-from lightwam.policy import run_directory as checkpoint
+from lightwam.policy import run_directory
 from lightwam.policy.run_directory import Weights, open_processing
 from lightwam.system.devices import memory_said
 from lightwam.system.progress import Progress
@@ -89,7 +89,7 @@ def open_data(
     DatasetError when the dataset or one of its sentences does not fit the recipe, and when the cache is stale or cannot
     be written; CheckpointError when the run holds another recipe, or began with another dataset or VAE.
     """
-    pairs = checkpoint.feature_names(run, () if names is None else names.pairs())
+    pairs = run_directory.feature_names(run, () if names is None else names.pairs())
     data = LeRobotDataset(dataset, parse_names(pairs))
     check_data(recipe, data)
     if isinstance(recipe.text, HashedTextConfig):  # `lightwam cache` has checked the sentences for other encoders
@@ -97,12 +97,12 @@ def open_data(
     sources = Sources(recipe, data, cache_home(data.root, cache))
     begun = (run / "processing.json").exists()
     if begun:
-        checkpoint.check_dataset(run, dataset, sources.files)
+        run_directory.check_dataset(run, dataset, sources.files)
     sources.check(prompts=not begun)
     kept = start if start is not None and start.statistics == "kept" else None
     if kept is not None and not isinstance(recipe.latents, DctConfig):
         check_vae(kept.measured, sources.vae, kept.run)
-    checkpoint.start_run(run, recipe)
+    run_directory.start_run(run, recipe)
     opened, vae = sources.open(say)
     if not recipe.model.state_dim:
         opened = replace(opened, state=opened.state[:, :0])
@@ -119,11 +119,11 @@ def open_data(
     if vae is None:
         codec, latents = open_processing(run, recipe)
     else:
-        (codec, measured), latents = checkpoint.read_processing(run), None
+        (codec, measured), latents = run_directory.read_processing(run), None
         check_vae(measured, vae, run)
-    known = checkpoint.read_tensors(run / checkpoint.PROMPTS)
+    known = run_directory.read_tensors(run / run_directory.PROMPTS)
     if not known and not isinstance(recipe.text, HashedTextConfig):
-        raise CheckpointError("a file of the run is missing", where=run / checkpoint.PROMPTS,
+        raise CheckpointError("a file of the run is missing", where=run / run_directory.PROMPTS,
                               next_step="copy the run again")  # fmt: skip
     used = np.unique(opened.task_index)  # other sentences of the table need not fit the encoder
     states = Prompts(recipe, known).states([opened.tasks[task] for task in used])
@@ -216,10 +216,12 @@ class Sources:
         if isinstance(self.recipe.text, HashedTextConfig):
             return {}
         expected = (self.recipe.text.num_tokens, self.recipe.text.dim)
-        paths = [home / LATENTS / checkpoint.PROMPTS for home in self._homes()]
+        paths = [home / LATENTS / run_directory.PROMPTS for home in self._homes()]
         known: Weights = {}
         for path in reversed(paths):
-            known |= {name: state for name, state in checkpoint.read_tensors(path).items() if state.shape == expected}
+            known |= {
+                name: state for name, state in run_directory.read_tensors(path).items() if state.shape == expected
+            }
         wanted = [
             self.recipe.prompt.format(task=task) for task in map(self.data.tasks.__getitem__, self.data.used_tasks)
         ]
@@ -255,10 +257,10 @@ def begin_run(
     prompts: Weights,
 ) -> None:
     """Write into a run all that it takes from its dataset; `measured` is what `open_latents` needs."""
-    checkpoint.write_dataset(run, data.root, data.num_episodes, fingerprint, data.names.pairs())
+    run_directory.write_dataset(run, data.root, data.num_episodes, fingerprint, data.names.pairs())
     if not isinstance(recipe.text, HashedTextConfig):
-        checkpoint.write_tensors(run / checkpoint.PROMPTS, prompts)
-    checkpoint.write_processing(run, codec, measured)  # last: with it the run has begun
+        run_directory.write_tensors(run / run_directory.PROMPTS, prompts)
+    run_directory.write_processing(run, codec, measured)  # last: with it the run has begun
 
 
 def make_cache(
@@ -313,15 +315,15 @@ def _cache_latents(sources: Sources, world: World, say: Callable[[str], None]) -
 
 def cache_prompts(recipe: Recipe, data: LeRobotDataset, device: torch.device | str, home: Path) -> None:
     """Encode the prompts of a dataset's tasks that are not cached under `home`; another encoder's are replaced."""
-    path, text = home / LATENTS / checkpoint.PROMPTS, recipe.text
+    path, text = home / LATENTS / run_directory.PROMPTS, recipe.text
     made_by = {"encoder": f"{text.kind} {text.num_tokens}x{text.dim}"}
     made_by |= {part: digest(locate(recipe.weights, part)) for part in TEXT_PARTS}
-    known = checkpoint.read_tensors(path) if checkpoint.read_about(path) == made_by else {}
+    known = run_directory.read_tensors(path) if run_directory.read_about(path) == made_by else {}
     wanted = [recipe.prompt.format(task=task) for task in map(data.tasks.__getitem__, data.used_tasks)]
     if missing := [prompt for prompt in wanted if prompt not in known]:
         check_room(path, 2 * len(wanted) * text.num_tokens * text.dim)
         states = open_text(recipe, device).encode(missing).to("cpu", torch.bfloat16)
-        checkpoint.write_tensors(path, known | dict(zip(missing, states, strict=True)), made_by)
+        run_directory.write_tensors(path, known | dict(zip(missing, states, strict=True)), made_by)
 
 
 def check_sizes(recipe: Recipe, data: LeRobotDataset) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lightwam.system.devices import device_called
-from lightwam.types import Share
+from lightwam.types import Rank
 
 PATIENCE = timedelta(days=7)
 """for one another: one process may decode or encode for hours while the others wait"""
@@ -36,9 +36,9 @@ class World:
     size: int = 1
 
     @property
-    def share(self) -> Share:
+    def share(self) -> Rank:
         """Which of them it is."""
-        return Share(self.rank, self.size)
+        return Rank(self.rank, self.size)
 
     @property
     def leads(self) -> bool:

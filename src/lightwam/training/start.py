@@ -20,7 +20,7 @@ from lightwam.data.statistics import FeatureStats
 from lightwam.encoders.weight_files import check_tensors
 from lightwam.errors import CheckpointError
 from lightwam.model.light_wam import LightWAM
-from lightwam.policy import run_directory as checkpoint
+from lightwam.policy import run_directory
 from lightwam.policy.run_directory import Weights
 from lightwam.system.files import writing
 
@@ -60,7 +60,7 @@ def note_start(run: Path, start: Start | None) -> None:
     """Record in a new run what it starts from; without a start, delete the record of an attempt that never began."""
     if start is not None:
         about = {"run": str(start.run.absolute()), "step": start.step, "statistics": start.statistics}
-        checkpoint.write_json(run / FILE, about)
+        run_directory.write_json(run / FILE, about)
     elif (run / FILE).exists():
         with writing(run / FILE):
             (run / FILE).unlink()
@@ -83,15 +83,15 @@ def starting(run: Path, recipe: Recipe, start_from: Path | None, statistics: Sta
         again = (start_from, None, "new")
     else:
         return None
-    return None if checkpoint.steps(run) else _read(*again, recipe)
+    return None if run_directory.steps(run) else _read(*again, recipe)
 
 
 def _read(run: Path, step: int | None, statistics: Statistics, recipe: Recipe) -> Start:
-    theirs, (codec, measured) = checkpoint.read_recipe(run), checkpoint.read_processing(run)
+    theirs, (codec, measured) = run_directory.read_recipe(run), run_directory.read_processing(run)
     if statistics == "kept":
         _check_kept(recipe, theirs, codec, run)
-    saved = checkpoint.load(run, step, training=False)
-    weights = checkpoint.run_weights(run, saved)
+    saved = run_directory.load(run, step, training=False)
+    weights = run_directory.run_weights(run, saved)
     with torch.device("meta"):
         wanted = {name: value.shape for name, value in LightWAM(recipe.model).state_dict().items()}
     check_tensors("the weights to start from are of another model", run, weights, wanted, "give the recipe of that run")
@@ -102,7 +102,7 @@ def _read(run: Path, step: int | None, statistics: Statistics, recipe: Recipe) -
 def _began(run: Path) -> dict[str, Any] | None:
     if not (run / FILE).exists():
         return None
-    began: dict[str, Any] = checkpoint.read_json(run / FILE)
+    began: dict[str, Any] = run_directory.read_json(run / FILE)
     kinds = {name: type(value) for name, value in began.items()} if isinstance(began, dict) else {}
     if kinds != {"run": str, "step": int, "statistics": str} or began["statistics"] not in get_args(Statistics):
         raise CheckpointError("a file of the run has an unknown layout", where=run / FILE, got=began,

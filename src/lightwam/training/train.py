@@ -24,14 +24,13 @@ from lightwam.data.loader import WindowLoader
 from lightwam.engine.packed_step import PackedLoss
 from lightwam.errors import CheckpointError, ConfigError, DatasetError
 from lightwam.model.light_wam import LightWAM
-from lightwam.policy import run_directory as checkpoint
+from lightwam.policy import run_directory
 from lightwam.policy.run_directory import Checkpoint, Weights
 from lightwam.system.cpu import products
 from lightwam.system.devices import memory_said
 from lightwam.system.files import append_line, whole_lines, write_file
 from lightwam.system.progress import Progress
-from lightwam.training import distributed
-from lightwam.training import loggers as listeners
+from lightwam.training import distributed, loggers
 from lightwam.training.dataset import Processing, open_data
 from lightwam.training.distributed import Parallel, World
 from lightwam.training.loggers import Listener, listen
@@ -74,7 +73,7 @@ def train(
                           expected="ddp", next_step="--parallel ddp, or --train.muon-learning-rate 0")  # fmt: skip
     with distributed.world(device) as world:
         if world.leads:
-            listeners.check(recipe)
+            loggers.check(recipe)
         with world.leader_first():
             start = starting(run, recipe, start_from, statistics)
             opened, processing = open_data(recipe, dataset, run, say, names=names, start=start, cache=cache)
@@ -107,14 +106,14 @@ def _start(
 ) -> Session:
     """A session at the run's newest checkpoint or, before there is one, at its beginning."""
     model = LightWAM(recipe.model)
-    if not world.agree(bool(checkpoint.steps(run))):
+    if not world.agree(bool(run_directory.steps(run))):
         if start is not None:
-            checkpoint.fill(model, start.weights, start.run)
+            run_directory.fill(model, start.weights, start.run)
         elif recipe.weights:
             load_backbone(model.dit, recipe.weights)
         return Session(recipe, model, cache, processing, world, parallel)
-    saved = checkpoint.load(run)
-    checkpoint.fill(model, checkpoint.run_weights(run, saved, ema=False), run)
+    saved = run_directory.load(run)
+    run_directory.fill(model, run_directory.run_weights(run, saved, ema=False), run)
     session = Session(recipe, model, cache, processing, world, parallel)
     session.resume(saved)
     return session
@@ -263,12 +262,12 @@ def _loop(session: Session, last: int, run: Path, to_listeners: list[Listener], 
 
 
 def _save(session: Session, run: Path) -> None:
-    first = session.world.agree(not checkpoint.steps(run))
+    first = session.world.agree(not run_directory.steps(run))
     saved, frozen = session.snapshot(), session.frozen() if first else {}
     if session.world.leads:
         if frozen:
-            checkpoint.write_tensors(run / checkpoint.FROZEN, frozen)
-        checkpoint.save(run, saved)
+            run_directory.write_tensors(run / run_directory.FROZEN, frozen)
+        run_directory.save(run, saved)
     session.world.wait()
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from lightwam.errors import LightwamError
 from lightwam.wire.limits import below, short
-from lightwam.wire.robot_schema import Family, KeyPath, shown
+from lightwam.wire.robot_schema import KeyPath, RobotSchema, shown
 
 DARK = 8
 """a picture whose brightest pixel is below this, of 255, shows nothing"""
@@ -62,7 +62,7 @@ class Report:
         return lines
 
 
-def inspect(message: Any, family: Family, check_sentence: Callable[[str], None] | None = None) -> Report:
+def inspect(message: Any, family: RobotSchema, check_sentence: Callable[[str], None] | None = None) -> Report:
     """Report every part of `message` that the fitted `family` reads, with what is wrong or odd; never raises.
 
     `check_sentence` raises a LightwamError for a sentence that the run's text encoder cannot read.

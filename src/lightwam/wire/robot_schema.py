@@ -20,7 +20,7 @@ from lightwam.wire.limits import Encoded, short
 KeyPath = tuple[str, ...]
 """keys from the top of a message downwards; openpi's contain slashes, so they are not written as one text"""
 CAMERA = "{camera}"
-"""stands for the camera's name in `Family.any_camera`"""
+"""stands for the camera's name in `RobotSchema.any_camera`"""
 GUIDE = "docs/serving_robots.md shows how to declare a robot in a file"
 
 
@@ -60,7 +60,7 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class Family:
+class RobotSchema:
     """What a family's clients send and expect."""
 
     name: str
@@ -221,8 +221,12 @@ class Family:
 
 
 def fitted(
-    family: Family, cameras: Sequence[str], state_dim: int, action_dim: int, renames: Mapping[str, str] | None = None
-) -> Family:
+    family: RobotSchema,
+    cameras: Sequence[str],
+    state_dim: int,
+    action_dim: int,
+    renames: Mapping[str, str] | None = None,
+) -> RobotSchema:
     """The family for a run with these cameras, numbers in a state, and numbers in an action.
 
     `renames`: the client's name of a camera -> the run's. Cameras that the run has no use for are left out. ConfigError
@@ -242,7 +246,7 @@ def fitted(
     return replace(family, cameras=places, state=parts, action_dim=action_dim)
 
 
-def _placed(family: Family, cameras: Sequence[str], renames: Mapping[str, str]) -> dict[str, KeyPath]:
+def _placed(family: RobotSchema, cameras: Sequence[str], renames: Mapping[str, str]) -> dict[str, KeyPath]:
     where = f"{family.name}: cameras"
     theirs = {ours: name for name, ours in renames.items()}
     if unknown := [ours for ours in renames.values() if ours not in cameras]:
@@ -269,7 +273,7 @@ def _placed(family: Family, cameras: Sequence[str], renames: Mapping[str, str]) 
     return places
 
 
-def _with_lengths(family: Family, state_dim: int) -> tuple[StatePart, ...]:
+def _with_lengths(family: RobotSchema, state_dim: int) -> tuple[StatePart, ...]:
     """The state's parts, the length of one that has none worked out."""
     known = sum(part.length or 0 for part in family.state)
     open_parts = [part for part in family.state if part.length is None]

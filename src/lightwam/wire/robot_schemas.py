@@ -12,23 +12,23 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightwam.errors import ConfigError, did_you_mean
-from lightwam.wire.robot_schema import CAMERA, GUIDE, ActionPart, Family, KeyPath, StatePart, Unit, fitted
+from lightwam.wire.robot_schema import CAMERA, GUIDE, ActionPart, KeyPath, RobotSchema, StatePart, Unit, fitted
 
 _ARMS = tuple((f"{side}_{part}_joint_state", n) for side in ("left", "right") for part, n in (("arm", 6), ("ee", 1)))
 _ALOHA = ("cam_high", "cam_low", "cam_left_wrist", "cam_right_wrist")
 _VISION = {"head_camera": "cam_head", "left_camera": "cam_left_wrist", "right_camera": "cam_right_wrist"}
 
-FAMILIES: Mapping[str, Family] = {
+FAMILIES: Mapping[str, RobotSchema] = {
     one.name: one
     for one in (
-        Family(
+        RobotSchema(
             "light-wam",
             prompt=(("prompt",), ("task_description",), ("instruction",)),
             state=(StatePart(("state",)),),
             any_camera=("images", CAMERA),
             pictures="CHW or HWC",
         ),
-        Family(
+        RobotSchema(
             "libero",
             prompt=(("prompt",),),
             state=(StatePart(("observation/state",), 8),),
@@ -38,7 +38,7 @@ FAMILIES: Mapping[str, Family] = {
             # policies say 1 open and 0 closed, LIBERO wants -1 open and 1 closed
             action_units=(Unit(6, -2.0, 1.0),),
         ),
-        Family(
+        RobotSchema(
             "aloha",
             prompt=(("prompt",),),
             state=(StatePart(("state",), 14),),
@@ -46,14 +46,14 @@ FAMILIES: Mapping[str, Family] = {
             pictures="CHW or HWC",
             action_dim=14,
         ),
-        Family(
+        RobotSchema(
             "droid",
             prompt=(("prompt",),),
             state=(StatePart(("observation/joint_position",), 7), StatePart(("observation/gripper_position",), 1)),
             cameras={name: (f"observation/{name}",) for name in ("exterior_image_1_left", "wrist_image_left")},
             action_dim=8,
         ),
-        Family(
+        RobotSchema(
             "xpolicylab",
             prompt=(("instruction",), ("instructions",)),
             state=tuple(StatePart(("state", key), length) for key, length in _ARMS),
@@ -61,12 +61,12 @@ FAMILIES: Mapping[str, Family] = {
             any_camera=("vision", CAMERA, "color"),
             action=tuple(ActionPart(key, length) for key, length in _ARMS),
         ),
-        Family("yam", prompt=(("instruction",),), state=(StatePart(("state",)),), any_camera=(CAMERA,)),
+        RobotSchema("yam", prompt=(("instruction",),), state=(StatePart(("state",)),), any_camera=(CAMERA,)),
     )
 }
 
 
-def named(name: str) -> Family:
+def builtin_schema(name: str) -> RobotSchema:
     """The family called `name`; ConfigError with the nearest names when there is none."""
     if name not in FAMILIES:
         raise ConfigError("unknown family of robots", where="family", got=repr(name), expected=", ".join(FAMILIES),
@@ -74,19 +74,19 @@ def named(name: str) -> Family:
     return FAMILIES[name]
 
 
-def called(name: str) -> Family:
+def load_schema(name: str) -> RobotSchema:
     """The family that a file (NAME.toml) declares, or the built-in one; ConfigError where there is none."""
-    return read(Path(name)) if name.endswith(".toml") else named(name)
+    return read(Path(name)) if name.endswith(".toml") else builtin_schema(name)
 
 
-def chosen(
+def schemas_for(
     names: Sequence[str], cameras: Sequence[str], state_dim: int, action_dim: int, renames: Mapping[str, str]
-) -> list[Family]:
+) -> list[RobotSchema]:
     """The families that a server of a run understands: those named (or declared in files), else all that fit the run.
 
     ConfigError when one that was named does not fit, or none does.
     """
-    declared = [called(name) for name in names]
+    declared = [load_schema(name) for name in names]
     fitting = []
     for family in declared or FAMILIES.values():
         try:
@@ -101,7 +101,7 @@ def chosen(
     return fitting
 
 
-def read(path: Path) -> Family:
+def read(path: Path) -> RobotSchema:
     """The family that a TOML file declares (docs/serving_robots.md); ConfigError with file, key, got and expected."""
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
@@ -117,7 +117,7 @@ class _File:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def family(self, table: Mapping[str, Any]) -> Family:
+    def family(self, table: Mapping[str, Any]) -> RobotSchema:
         self.known(table, "", needed=("name", "prompt"),
                    optional=("state", "cameras", "any_camera", "pictures", "turned", "action", "action_dim",
                              "state_units", "action_units", "reply"))  # fmt: skip
@@ -132,7 +132,7 @@ class _File:
         if form not in ("map", "list"):
             raise self.wrong("reply", repr(form), '"map" or "list"')
         reply: Literal["map", "list"] = form
-        return Family(
+        return RobotSchema(
             self.of("name", table["name"], str, "a name"),
             prompt=tuple(self.keys(f"prompt[{i}]", one) for i, one in enumerate(self.many("prompt", table))),
             state=tuple(self.state(f"state[{i}]", one) for i, one in enumerate(self.many("state", table))),

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 
-from lightwam.config import schema as configs
+from lightwam.config import schema
 from lightwam.config.schema import CodecConfig
 from lightwam.data.codec import place_cameras
 from lightwam.data.lerobot.reader import LeRobotDataset
@@ -127,7 +127,7 @@ class Canvases:
 
 def canvas_fingerprint(config: CodecConfig) -> dict[str, Any]:
     """What the decoded pictures depend on; normalisation and stride do not touch them."""
-    return {"canvas": list(config.canvas), "places": configs.to_dict(config.places)}
+    return {"canvas": list(config.canvas), "places": schema.to_dict(config.places)}
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -42,7 +42,7 @@ from lightwam.data.cache.shards import Samples, Shard, array_bytes, clear_parts,
 from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.errors import ConfigError, DatasetError
 from lightwam.system.files import file_fingerprint, read_json, writing
-from lightwam.types import ALONE, Latents, Share, pool
+from lightwam.types import SINGLE_PROCESS, Latents, Rank, pool
 
 FORMAT = "latents 1"
 SHARD_WINDOWS = 1024
@@ -113,7 +113,7 @@ class LatentCache(Cache):
         encoder: ClipEncoder,
         path: Path | str,
         progress: Progress | None = None,
-        share: Share = ALONE,
+        share: Rank = SINGLE_PROCESS,
     ) -> None:
         """Encode every window into `path`, going on where it was stopped; a whole cache is left as it is.
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from lightwam.data.lerobot.meta import Episode, columns_of, read_table
+from lightwam.data.lerobot.meta import EpisodeRow, columns_of, read_table
 from lightwam.data.lerobot.rows import Rows
 from lightwam.errors import DatasetError
 
@@ -43,7 +43,7 @@ def task_order_fault(root: Path, version: str, tasks: Mapping[int, str]) -> Iter
 
 
 def column_faults(
-    rows: Rows, episodes: Sequence[Episode], starts: Int64[np.ndarray, " episodes_and_1"]
+    rows: Rows, episodes: Sequence[EpisodeRow], starts: Int64[np.ndarray, " episodes_and_1"]
 ) -> Iterator[DatasetError]:
     """Yield where the column `index`, or the episodes table's dataset_from_index and dataset_to_index, are wrong.
 

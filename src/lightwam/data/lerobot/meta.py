@@ -37,7 +37,7 @@ class Clip:
 
 
 @dataclass(frozen=True)
-class Episode:
+class EpisodeRow:
     """One episode's row."""
 
     index: int
@@ -177,7 +177,7 @@ def read_tasks(root: Path, version: str) -> dict[int, str]:
 
 def read_episodes(
     root: Path, version: str, info: Mapping[str, Any], cameras: Mapping[str, Camera]
-) -> tuple[tuple[Episode, ...], dict[str, LeftOut]]:
+) -> tuple[tuple[EpisodeRow, ...], dict[str, LeftOut]]:
     """Read all episodes, by index, and the cameras whose clips cannot be read from the episodes table.
 
     DatasetError when episodes are not numbered without gaps from 0, or one is empty.
@@ -200,7 +200,7 @@ def read_episodes(
     return tuple(episode for _, episode in rows), {name: LeftOut(error, True) for name, error in broken.items()}
 
 
-EpisodeRows = tuple[list[tuple[str, Episode]], dict[str, DatasetError]]
+EpisodeRows = tuple[list[tuple[str, EpisodeRow]], dict[str, DatasetError]]
 """every episode with the location of its row, and the broken cameras"""
 
 
@@ -211,7 +211,7 @@ def _v30_episodes(root: Path, info: Mapping[str, Any], videos: Mapping[str, str]
         raise DatasetError("the episodes table is missing", where=folder, expected="chunk-*/file-*.parquet",
                            got=sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))[:5] or "nothing",
                            next_step="copy it again, or give it back its name if it was renamed")  # fmt: skip
-    episodes: list[tuple[str, Episode]] = []
+    episodes: list[tuple[str, EpisodeRow]] = []
     broken: dict[str, DatasetError] = {}
     for path in paths:
         known = columns_of(path)
@@ -248,7 +248,7 @@ def _v30_clips(root: Path, info: Mapping[str, Any], key: str, path: Path, known:
 
 def _v30_episode(
     root: Path, info: Mapping[str, Any], path: Path, row: dict[str, Any], clips: Mapping[str, Clip]
-) -> Episode:
+) -> EpisodeRow:
     parts = ("episode_index", "length", "data/chunk_index", "data/file_index", "dataset_from_index", "dataset_to_index")
     whole = {key: _whole(row[key], f"{path} {key}") for key in parts if key in row}
     span = (whole["dataset_from_index"], whole["dataset_to_index"]) if len(whole.keys() & parts[4:]) == 2 else None
@@ -264,7 +264,7 @@ def _v30_episode(
                            next_step="write a JSON object there, as {}") from error  # fmt: skip
     named = row.get("tasks") or ()
     tasks = (named,) if isinstance(named, str) else tuple(named)
-    return Episode(whole["episode_index"], length, tasks, data_path, clips, extra, span)
+    return EpisodeRow(whole["episode_index"], length, tasks, data_path, clips, extra, span)
 
 
 def _v2_episodes(root: Path, info: Mapping[str, Any], videos: Mapping[str, str]) -> EpisodeRows:
@@ -273,7 +273,7 @@ def _v2_episodes(root: Path, info: Mapping[str, Any], videos: Mapping[str, str])
         raise DatasetError("a key of info.json is missing or mistyped", where=root / "meta" / "info.json",
                            got=f"chunks_size = {per_chunk!r}", expected="int >= 1",
                            next_step="correct meta/info.json, or copy it again")  # fmt: skip
-    episodes: list[tuple[str, Episode]] = []
+    episodes: list[tuple[str, EpisodeRow]] = []
     broken: dict[str, DatasetError] = {}
     for place, row in _json_lines(root / "meta" / "episodes.jsonl", root, {"episode_index": int, "length": int}):
         index, tasks = row["episode_index"], row.get("tasks") or []
@@ -289,7 +289,7 @@ def _v2_episodes(root: Path, info: Mapping[str, Any], videos: Mapping[str, str])
             except DatasetError as error:
                 broken.setdefault(camera, error)
         data_path = _path_of(root, info, "data_path", **spot)
-        episodes.append((place, Episode(index, row["length"], tuple(map(str, tasks)), data_path, clips, {})))
+        episodes.append((place, EpisodeRow(index, row["length"], tuple(map(str, tasks)), data_path, clips, {})))
     return episodes, broken
 
 

@@ -27,7 +27,7 @@ VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.m
 
 
 @dataclass(frozen=True)
-class Robot:
+class DatasetSchema:
     """What all episodes of a dataset share."""
 
     fps: int
@@ -63,7 +63,7 @@ class Robot:
         return {"fps": self.fps, "robot_type": self.robot_type, "features": self.features()}
 
 
-def pack(root: Path, folders: Sequence[Path], packed: LeRobotDataset | None, robot: Robot) -> Path:
+def pack(root: Path, folders: Sequence[Path], packed: LeRobotDataset | None, robot: DatasetSchema) -> Path:
     """Put the episodes of `folders` behind those of `packed`; gives the finished new meta folder, not yet in its place.
 
     Files that nothing refers to yet, left by an earlier call that was cut short, are removed first.
@@ -72,7 +72,9 @@ def pack(root: Path, folders: Sequence[Path], packed: LeRobotDataset | None, rob
 
 
 class _Packer:
-    def __init__(self, root: Path, folders: Sequence[Path], packed: LeRobotDataset | None, robot: Robot) -> None:
+    def __init__(
+        self, root: Path, folders: Sequence[Path], packed: LeRobotDataset | None, robot: DatasetSchema
+    ) -> None:
         self.root, self.folders, self.robot = root, folders, robot
         self.notes = [read_json(folder / "episode.json") for folder in folders]
         self.old = None if packed is None else _old_episodes(root)

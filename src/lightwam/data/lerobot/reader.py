@@ -27,7 +27,7 @@ from lightwam.data.lerobot.features import (
     vector_feature,
 )
 from lightwam.data.lerobot.images import ImageReader
-from lightwam.data.lerobot.meta import Episode, missing_file, read_episodes, read_tasks, tables_in
+from lightwam.data.lerobot.meta import EpisodeRow, missing_file, read_episodes, read_tasks, tables_in
 from lightwam.data.lerobot.rows import (
     Layout,
     Rows,
@@ -113,7 +113,7 @@ class LeRobotDataset:
         cameras, self.left_out = part(lambda: read_cameras(features, names, str(where)), no_cameras)
         self._task_table = part(lambda: read_tasks(self.root, self.version), dict[int, str]())
         self.tasks = tuple(self._task_table.get(i, "") for i in range(max(self._task_table, default=-1) + 1))
-        no_episodes = tuple[Episode, ...](), dict[str, LeftOut]()
+        no_episodes = tuple[EpisodeRow, ...](), dict[str, LeftOut]()
         self.episodes, broken = part(lambda: read_episodes(self.root, self.version, self.info, cameras), no_episodes)
         if lost:
             raise lost[0]
@@ -250,17 +250,17 @@ class LeRobotDataset:
         number = np.arange(self.num_frames) - np.repeat(self.episode_start[:-1], np.diff(self.episode_start))
         return bool((np.abs(self.vectors.timestamp * self.fps - number) >= 0.5).any())
 
-    def _times(self, vectors: Vectors) -> Callable[[Episode], Float64[np.ndarray, " T"]]:
+    def _times(self, vectors: Vectors) -> Callable[[EpisodeRow], Float64[np.ndarray, " T"]]:
         """Return the function episode -> times of its rows; row / fps without timestamps, where it does not matter."""
 
-        def times(episode: Episode) -> Float64[np.ndarray, " T"]:
+        def times(episode: EpisodeRow) -> Float64[np.ndarray, " T"]:
             if vectors.timestamp is None:
                 return np.arange(episode.length) / self.fps
             return vectors.timestamp[slice(*self.episode_start[episode.index : episode.index + 2])]
 
         return times
 
-    def _places(self, episode: Episode, camera: str) -> set[object]:
+    def _places(self, episode: EpisodeRow, camera: str) -> set[object]:
         """Return the locations at which a fault prevents decoding an episode's pictures."""
         if self._cameras[camera].stored == "image":
             return set()
@@ -298,17 +298,17 @@ class Pictures:
     def __init__(
         self,
         cameras: Mapping[str, Camera],
-        times: Callable[[Episode], Float64[np.ndarray, " T"]],
+        times: Callable[[EpisodeRow], Float64[np.ndarray, " T"]],
         check: Callable[[str], None],
     ) -> None:
         self._cameras, self._times, self._check = cameras, times, check
         self._open: dict[str, VideoReader | ImageReader] = {}
 
-    def clip(self, episode: Episode, camera: str) -> UInt8[np.ndarray, "T height width 3"]:
+    def clip(self, episode: EpisodeRow, camera: str) -> UInt8[np.ndarray, "T height width 3"]:
         """Decode all pictures of one episode from one camera."""
         return next(self.stream(episode, camera, episode.length))
 
-    def stream(self, episode: Episode, camera: str, batch: int) -> Iterator[UInt8[np.ndarray, "n height width 3"]]:
+    def stream(self, episode: EpisodeRow, camera: str, batch: int) -> Iterator[UInt8[np.ndarray, "n height width 3"]]:
         """Yield the same pictures, at most `batch` of them at a time.
 
         Streams of several cameras may be interleaved; a camera's stream must end before its next one begins.
@@ -332,7 +332,7 @@ class Pictures:
         assert clip is not None
         return reader.stream(clip.start + self._times(episode), batch, f"episode {episode.index} ")
 
-    def faults(self, episode: Episode, camera: str) -> Iterator[DatasetError]:
+    def faults(self, episode: EpisodeRow, camera: str) -> Iterator[DatasetError]:
         """Decode an episode's pictures and yield the first fault, if any."""
         try:
             for _ in self.stream(episode, camera, CHECKED_AT_ONCE):

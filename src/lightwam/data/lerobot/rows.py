@@ -12,7 +12,7 @@ import pyarrow as pa
 from jaxtyping import Float32, Float64, Int64
 
 from lightwam.data.lerobot.features import ACTION, STATE, FeatureNames
-from lightwam.data.lerobot.meta import Clip, ColumnKind, Episode, columns_of, missing_file, read_table
+from lightwam.data.lerobot.meta import Clip, ColumnKind, EpisodeRow, columns_of, missing_file, read_table
 from lightwam.errors import DatasetError
 
 Tell = Callable[[DatasetError], None]
@@ -61,7 +61,7 @@ class Layout:
     """What `read_rows` needs to know about a dataset."""
 
     root: Path
-    episodes: Sequence[Episode]
+    episodes: Sequence[EpisodeRow]
     starts: Int64[np.ndarray, " episodes_and_1"]
     """first row of every episode, and the number of rows"""
     names: FeatureNames
@@ -141,7 +141,7 @@ class _Table:
                                next_step="add it: seconds from the start of the episode's video, a row (where no row "
                                "was cut out, frame_index / fps)")  # fmt: skip
 
-    def rows_of(self, episode: Episode) -> Int64[np.ndarray, " T"]:
+    def rows_of(self, episode: EpisodeRow) -> Int64[np.ndarray, " T"]:
         """Return the numbers of the episode's rows, in the file's order."""
         first, last = np.searchsorted(self._episode, [episode.index, episode.index + 1])
         return self._order[first:last]
@@ -152,7 +152,7 @@ class _Table:
         others = np.setdiff1d(self._episode, placed).tolist()
         return {self.path: tuple(others)} if others else {}
 
-    def faults(self, episode: Episode) -> Iterator[DatasetError]:
+    def faults(self, episode: EpisodeRow) -> Iterator[DatasetError]:
         """Yield everything that is wrong with an episode's rows."""
         rows, where = self.rows_of(episode), f"{self.path} episode {episode.index}"
         if len(rows) != episode.length:
@@ -165,7 +165,7 @@ class _Table:
                 yield fault
         yield from self._task_faults(self.task[rows], episode, where)
 
-    def _other_length(self, episode: Episode, got: int, where: str) -> DatasetError:
+    def _other_length(self, episode: EpisodeRow, got: int, where: str) -> DatasetError:
         if not got:
             others = {other.data_path for other in self._layout.episodes} - {self.path}
             for path in sorted(path for path in others if path.is_file()):
@@ -185,7 +185,7 @@ class _Table:
             next_step="rows were cut or added by hand, or the file was cut short: set length, or copy it again",
         )
 
-    def _task_faults(self, task: Int64[np.ndarray, " T"], episode: Episode, where: str) -> Iterator[DatasetError]:
+    def _task_faults(self, task: Int64[np.ndarray, " T"], episode: EpisodeRow, where: str) -> Iterator[DatasetError]:
         tasks = self._layout.tasks
         for one in np.unique(task).tolist():
             if one not in tasks:
@@ -251,20 +251,20 @@ def check_finite(values: np.ndarray, where: str) -> None:
         raise fault
 
 
-def span_place(episode: Episode, camera: str) -> str:
+def span_place(episode: EpisodeRow, camera: str) -> str:
     """Name the row of the episodes table that has an episode's part of a camera's video, for errors."""
     return f"meta/episodes, episode {episode.index}, camera {camera}"
 
 
 def span_faults(
-    episodes: Sequence[Episode], camera: str, last: Mapping[int, float], frame_time: float
+    episodes: Sequence[EpisodeRow], camera: str, last: Mapping[int, float], frame_time: float
 ) -> Iterator[DatasetError]:
     """Yield where an episode's part of a camera's video contradicts its end, its rows, or the next episode's part.
 
     `last`: episode -> timestamp of its last row, for episodes without faults. Every row's picture must come before the
     next episode's first one; a clip may be longer than its rows, so its true end is not known here.
     """
-    files: dict[Path, list[tuple[Clip, Episode]]] = {}
+    files: dict[Path, list[tuple[Clip, EpisodeRow]]] = {}
     for episode in episodes:
         clip, where = episode.clips[camera], span_place(episode, camera)
         if not np.isfinite([clip.start, clip.end or 0.0]).all():

@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from lightwam.data.lerobot.features import ACTION, STATE
-from lightwam.data.lerobot.packing import Robot, pack
+from lightwam.data.lerobot.packing import DatasetSchema, pack
 from lightwam.data.lerobot.reader import LeRobotDataset, check_finite
 from lightwam.data.lerobot.video import encode_video
 from lightwam.errors import DatasetError
@@ -62,7 +62,7 @@ class LeRobotWriter:
         action_names: Sequence[str],
     ) -> None:
         self.root, self.incoming = Path(root), Path(root) / "incoming"
-        self.robot = Robot(fps, robot_type, dict(cameras), tuple(state_names), tuple(action_names))
+        self.robot = DatasetSchema(fps, robot_type, dict(cameras), tuple(state_names), tuple(action_names))
         _check_robot(self.robot)
         with writing(self.root, DatasetError):
             _finish_swap(self.root)
@@ -212,7 +212,7 @@ class LeRobotWriter:
                                    got=(clip.dtype, clip.shape), expected=("uint8", (length, *size, 3)))  # fmt: skip
 
 
-def _check_robot(robot: Robot) -> None:
+def _check_robot(robot: DatasetSchema) -> None:
     whole = type(robot.fps) is int and robot.fps > 0
     if not whole or not robot.cameras or not robot.state_names or not robot.action_names:
         raise DatasetError(

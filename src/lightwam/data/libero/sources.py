@@ -13,7 +13,7 @@ from jaxtyping import Float32, UInt8
 
 from lightwam.data.lerobot.features import ACTION, STATE, FeatureNames
 from lightwam.data.lerobot.reader import LeRobotDataset
-from lightwam.data.libero import hdf5 as libero_hdf5
+from lightwam.data.libero import hdf5
 from lightwam.errors import DatasetError
 from lightwam.system.files import file_fingerprint, read_json
 
@@ -90,7 +90,7 @@ def open_source(path: Path, names: FeatureNames | None = None) -> Source:
     """
     if (path / "meta" / "info.json").is_file():
         return LeRobotSource(path, names or FeatureNames())
-    if libero_hdf5.demo_files(path):
+    if hdf5.demo_files(path):
         if names is not None and names.pairs():
             raise DatasetError("--names does not apply to LIBERO's own files", where=path, got=" ".join(names.pairs()),
                                next_step="omit --names")  # fmt: skip
@@ -100,7 +100,7 @@ def open_source(path: Path, names: FeatureNames | None = None) -> Source:
         "no demonstrations of LIBERO here",
         where=path,
         got="no such file or folder" if not path.exists() else inside or "nothing",
-        expected=f"one *{libero_hdf5.SUFFIX}, a folder of them, or a LeRobot dataset (meta/info.json)",
+        expected=f"one *{hdf5.SUFFIX}, a folder of them, or a LeRobot dataset (meta/info.json)",
         next_step="give the folder that holds them",
     )
 
@@ -114,21 +114,21 @@ class Hdf5Source:
     def __init__(self, path: Path) -> None:
         self.path = path
         folder = path if path.is_dir() else path.parent
-        self._files = {str(file.relative_to(folder)): file for file in libero_hdf5.demo_files(path)}
-        self._sentences = {name: libero_hdf5.sentence(file) for name, file in self._files.items()}
-        scans = {name: libero_hdf5.scan(file) for name, file in self._files.items()}
+        self._files = {str(file.relative_to(folder)): file for file in hdf5.demo_files(path)}
+        self._sentences = {name: hdf5.sentence(file) for name, file in self._files.items()}
+        scans = {name: hdf5.scan(file) for name, file in self._files.items()}
         if faults := [fault for scan in scans.values() for fault in scan.faults]:
             raise DatasetError("the demonstrations are broken", where=path, got="\n    ".join(faults[:NUM_NAMED]),
                                expected=f"no fault, but there are {len(faults)}",
                                next_step=f"copy those files again; lightwam check dataset {path}")  # fmt: skip
         sizes = frozenset[tuple[str, int, int]]().union(*(scan.sizes for scan in scans.values()))
-        if len(sizes) != len(libero_hdf5.CAMERAS):
+        if len(sizes) != len(hdf5.CAMERAS):
             raise DatasetError("pictures of one camera differ in size", where=path, got=sorted(sizes),
                                expected="one size a camera", next_step="convert them one by one")  # fmt: skip
         self.sizes = {camera: (height, width) for camera, height, width in sorted(sizes)}
         self.names = tuple(DemoName(name, demo) for name, scan in scans.items() for demo in scan.lengths)
         self._gripper = np.concatenate([scan.gripper for scan in scans.values()])
-        noted = {name: libero_hdf5.noted_sentence(file) for name, file in self._files.items()}
+        noted = {name: hdf5.noted_sentence(file) for name, file in self._files.items()}
         self.remarks = tuple(
             f"{name}: inside it says {noted[name]!r}; its name's {words!r} is used, as evaluation gives policies that"
             for name, words in self._sentences.items()
@@ -141,7 +141,7 @@ class Hdf5Source:
 
     def read(self, name: DemoName) -> SourceDemo:
         """One demonstration."""
-        demo = libero_hdf5.read_demo(self._files[name.file], name.demo)
+        demo = hdf5.read_demo(self._files[name.file], name.demo)
         return SourceDemo(demo.frames, demo.state, demo.action, self._sentences[name.file], not demo.succeeded)
 
     def fingerprint(self, file: str) -> str:

@@ -20,18 +20,19 @@ from lightwam.config.checks import check
 from lightwam.errors import CheckpointError
 from lightwam.evaluation.episodes import open_episodes, task_files
 from lightwam.evaluation.evaluate import describe
-from lightwam.evaluation.rollouts import Film, Player, Seen, Segment
+from lightwam.evaluation.rollouts import SimulatorWorker, StepJob, StepResult, Video
 from lightwam.evaluation.watch.scores import Shown, measure
 from lightwam.evaluation.watch.surprise import Looks, Watch, calibrate, require_enough
 from lightwam.policy.policy import Policy
 from lightwam.policy.run_directory import write_json
-from lightwam.sim import simulator as base
+from lightwam.sim import registry
 from lightwam.sim.disturb import KINDS, Disturbable, Disturbance, Kind
+from lightwam.sim.simulator import Simulator
 from lightwam.system.files import replacing
 from lightwam.system.machine import machine
 from lightwam.system.progress import Progress
 from lightwam.system.timing import in_turns
-from lightwam.system.workers import Death, Deaths, Workers, interrupt_as_flag, require_main_guard
+from lightwam.system.workers import DeathCounter, WorkerDied, Workers, interrupt_as_flag, require_main_guard
 from lightwam.types import Observation
 
 FIRST_QUIET_SEED, FIRST_TRIAL_SEED = 2_000_000, 4_000_000
@@ -77,7 +78,7 @@ class _Episode:
     states: list[Float32[np.ndarray, " P"]] = field(default_factory=list)
     actions: list[Float32[np.ndarray, "steps A"]] = field(default_factory=list)
 
-    def shown(self, seen: Seen) -> Shown:
+    def shown(self, seen: StepResult) -> Shown:
         """What is kept of it."""
         return Shown(
             task=self.job.task,
@@ -112,7 +113,7 @@ def watch(
         require_main_guard()  # before a policy is loaded
     policy = policy or Policy.load(run, device="auto")
     recipe, place = check(policy.recipe), run / FOLDER
-    for warning in base.version_warnings(recipe.sim.name):
+    for warning in registry.version_warnings(recipe.sim.name):
         say(f"watch: {warning}")
     require_enough(settings.quiet * len(recipe.sim.tasks), settings.false_alarms)
     protocol = describe(recipe, policy, {}) | {
@@ -156,14 +157,14 @@ def trial_jobs(policy: Policy, trials: int, quiet: Sequence[Shown]) -> list[Job]
             look = int(rng.integers(0, max(1, round(looks) - 1)))
             during = int(rng.integers(1, replan + 1))
             jobs.append(Job(task, seed, look=look))
-            for kind in kinds(base.make(recipe.sim, task)):
+            for kind in kinds(registry.make_simulator(recipe.sim, task)):
                 # a camera that hangs shows the picture of the look for ever
                 step = look * replan + (0 if kind == "frozen" else during)
                 jobs.append(Job(task, seed, Disturbance(kind, step, seed), look))
     return jobs
 
 
-def kinds(simulator: base.Simulator) -> tuple[Kind, ...]:
+def kinds(simulator: Simulator) -> tuple[Kind, ...]:
     """What can go wrong in it."""
     return KINDS if isinstance(simulator, Disturbable) else ("frozen",)
 
@@ -194,10 +195,10 @@ class _Drive:
     def episodes(self, jobs: Sequence[Job]) -> Any:
         """Drives `jobs`, as many at once as there are workers; yields each with its end."""
         todo, running = list(jobs), dict[int, _Episode]()
-        deaths = Deaths("watch", self.say)
+        deaths = DeathCounter("watch", self.say)
         with (
             interrupt_as_flag() as interrupt,
-            Workers(min(self.workers, len(todo)), Player(self.policy.recipe.sim)) as players,
+            Workers(min(self.workers, len(todo)), SimulatorWorker(self.policy.recipe.sim)) as players,
         ):
             while todo or running:
                 if interrupt.pressed:
@@ -206,11 +207,11 @@ class _Drive:
                 for seat in [seat for seat in players.idle if seat not in running][: len(todo)]:
                     job = todo.pop(0)
                     running[seat] = _Episode(job)
-                    players.give(Segment(seat, job.task, job.seed, None, job.disturbance), seat)
+                    players.give(StepJob(seat, job.task, job.seed, None, job.disturbance), seat)
                 waiting: dict[int, Observation] = {}
                 for segment, answer in players.answers(timeout_seconds=0.2):
-                    assert isinstance(segment, Segment) and not isinstance(answer, Film)
-                    if isinstance(answer, Death):
+                    assert isinstance(segment, StepJob) and not isinstance(answer, Video)
+                    if isinstance(answer, WorkerDied):
                         deaths.note(segment, answer)
                         todo.insert(0, running.pop(segment.seat).job)
                     elif answer.observation is None:
@@ -219,14 +220,14 @@ class _Drive:
                         waiting[segment.seat] = answer.observation
                 for seat, chunk in self._answer(waiting, running).items():
                     job = running[seat].job
-                    players.give(Segment(seat, job.task, job.seed, chunk), seat)
+                    players.give(StepJob(seat, job.task, job.seed, chunk), seat)
 
     def _answer(self, waiting: Mapping[int, Observation], running: Mapping[int, _Episode]) -> dict[int, np.ndarray]:
         if not waiting:
             return {}
         observations = list(waiting.values())
         chunks = self.policy.act_batch(observations)[:, : self.policy.recipe.eval.replan]
-        present, expected = self.policy.foresee(observations)
+        present, expected = self.policy.predict_next(observations)
         for i, (seat, seen) in enumerate(waiting.items()):
             episode = running[seat]
             episode.present.append(present[i])
@@ -252,7 +253,7 @@ def cost(watch: Watch) -> dict[str, Any]:
     """Milliseconds of one look, and of one `act` on the same observation, in turns, alone and on one thread."""
     policy = watch.policy
     recipe = policy.recipe
-    simulator = base.make(recipe.sim, recipe.sim.tasks[0])
+    simulator = registry.make_simulator(recipe.sim, recipe.sim.tasks[0])
     simulator.reset(FIRST_QUIET_SEED)
     observation, episode = simulator.observe(), watch.episode()
     simulator.close()

@@ -35,7 +35,7 @@ from jaxtyping import Float, Float32
 
 from lightwam.data.codec import Codec
 from lightwam.errors import CheckpointError, ConfigError
-from lightwam.policy import run_directory as checkpoint
+from lightwam.policy import run_directory
 from lightwam.policy.policy import Policy
 from lightwam.types import Observation
 
@@ -144,7 +144,7 @@ class Calibration:
         """RUN/surprise.json, atomically."""
         rows = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "yardstick"}
         yardstick = {f.name: getattr(self.yardstick, f.name) for f in fields(Yardstick)}
-        checkpoint.write_json(run / FILE, {"format": FORMAT} | _plain(rows) | {"yardstick": _plain(yardstick)})
+        run_directory.write_json(run / FILE, {"format": FORMAT} | _plain(rows) | {"yardstick": _plain(yardstick)})
 
     @classmethod
     def read(cls, run: Path) -> Calibration:
@@ -153,7 +153,7 @@ class Calibration:
         if not path.is_file():
             raise CheckpointError("nobody has measured what is usual of this policy's surprise", where=path,
                                   next_step=f"lightwam watch {run}")  # fmt: skip
-        data = checkpoint.read_json(path)
+        data = run_directory.read_json(path)
         names, sticks = ({f.name for f in fields(kind)} for kind in (cls, Yardstick))
         whole = isinstance(data, dict) and data.get("format") == FORMAT and set(data) == names | {"format"}
         if not whole or not isinstance(data["yardstick"], dict) or set(data["yardstick"]) != sticks:
@@ -294,7 +294,7 @@ class WatchedEpisode:
         `executed` counts control steps since the observation seen before. One step of the video pass, whose result
         serves the next look. WireError as for `Policy.act`.
         """
-        now = Looks(*self._watch.policy.foresee([observation]))
+        now = Looks(*self._watch.policy.predict_next([observation]))
         before, self._before = self._before, now
         if before is None or executed < 1:
             return None

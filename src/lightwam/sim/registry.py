@@ -1,0 +1,110 @@
+"""Adapters by name: how `sim.name` of a recipe becomes a simulator, or an expert for it.
+
+An adapter is a module with four names: `TASKS` and `CAMERAS` (tuples of str), `make(config, task) -> Simulator`, and,
+where demonstrations are wanted, `make_expert(config, simulator) -> Expert` (its own module for the adapters in here).
+An optional fifth, `TESTED` (package -> `sim.tested.Package`), has the package versions it was tested with.
+One of your own needs no registration: put its import path ("my_robot.sim") where "metaworld" would stand.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from dataclasses import dataclass
+from types import ModuleType
+
+from lightwam.config.schema import SimConfig
+from lightwam.errors import SetupError, SimulatorError, did_you_mean
+from lightwam.sim.simulator import Expert, Simulator, require_known
+from lightwam.sim.tested import compared
+from lightwam.system.machine import versions
+
+
+@dataclass(frozen=True)
+class _Adapter:
+    simulator: str
+    expert: str
+    packages: tuple[str, ...] = ()
+    extra: str = ""
+
+
+_ADAPTERS = {
+    "point": _Adapter("lightwam.sim.point", "lightwam.sim.point"),
+    "libero": _Adapter("lightwam.sim.libero.simulator", "lightwam.sim.libero.expert", ("libero", "mujoco"), "libero"),
+    "metaworld": _Adapter(
+        "lightwam.sim.metaworld.simulator", "lightwam.sim.metaworld.expert", ("metaworld", "mujoco"), "metaworld"
+    ),
+}
+
+
+def make_simulator(config: SimConfig, task: str) -> Simulator:
+    """The simulator that `config.name` names, with `task` in it, not yet reset.
+
+    Raises SimulatorError for an unknown name, task or camera, SetupError for a simulator that is not installed or has a
+    version that is known not to work.
+    """
+    module = _module(config.name, expert=False)
+    version_warnings(config.name)
+    require_known(task, module.TASKS, f"{config.name} task")
+    for camera in config.cameras:
+        require_known(camera, module.CAMERAS, f"{config.name} camera")
+    if not config.cameras or min(config.height, config.width, config.action_repeat) < 1:
+        raise SimulatorError(
+            "a simulator needs a camera, a picture size and an action_repeat of at least 1",
+            where=f"sim ({config.name})",
+            got=f"{config.cameras} {config.height}x{config.width}, action_repeat {config.action_repeat}",
+        )
+    return module.make(config, task)
+
+
+def make_expert(config: SimConfig, simulator: Simulator) -> Expert:
+    """The scripted expert for a simulator made by `make_simulator(config, ...)`; one expert an episode."""
+    return _module(config.name, expert=True).make_expert(config, simulator)
+
+
+def version_warnings(name: str) -> tuple[str, ...]:
+    """Return a warning for each package whose version the adapter `name` was not tested with.
+
+    SetupError for a version that is known not to work.
+    """
+    return compared(name, vars(_module(name, expert=False)).get("TESTED", {}))
+
+
+def installed(name: str) -> dict[str, str]:
+    """Return the installed versions of the packages in the adapter's TESTED."""
+    stated = vars(_module(name, expert=False)).get("TESTED", {})
+    return {package: version for package, version in versions(stated).items() if package in stated}
+
+
+def tasks(name: str) -> tuple[str, ...]:
+    """Every task of the adapter `name`."""
+    return tuple(_module(name, expert=False).TASKS)
+
+
+def cameras(name: str) -> tuple[str, ...]:
+    """Every camera of the adapter `name`."""
+    return tuple(_module(name, expert=False).CAMERAS)
+
+
+def _module(name: str, *, expert: bool) -> ModuleType:
+    adapter = _ADAPTERS.get(name)
+    if adapter is None:
+        if "." not in name:
+            raise SimulatorError(
+                "unknown simulator",
+                got=repr(name),
+                next_step=did_you_mean(name, _ADAPTERS) + "; or the import path of an adapter of yours, with a dot",
+            )
+        adapter = _Adapter(name, name, (name.partition(".")[0],))
+    for package in adapter.packages:
+        if importlib.util.find_spec(package) is None:
+            install = f"pip install 'lightwam[{adapter.extra}]'" if adapter.extra else "install it, or fix sim.name"
+            raise SetupError(
+                f"the simulator {name!r} needs a package that is not installed", got=package, next_step=install
+            )
+    module = importlib.import_module(adapter.expert if expert else adapter.simulator)
+    wanted = ("make_expert",) if expert else ("TASKS", "CAMERAS", "make")
+    missing = [word for word in wanted if word not in vars(module)]
+    if missing:
+        raise SimulatorError("an adapter lacks names", where=module.__name__, got=missing, expected=wanted)
+    return module
