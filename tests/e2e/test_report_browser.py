@@ -51,6 +51,7 @@ def page(request: pytest.FixtureRequest, tab: Tab, tmp_path_factory: pytest.Temp
         write_json(run / "recipe.json", to_dict(PLAN))
     else:
         write_run(run, LONG_NAMES, width=64)
+    tab.open("about:blank")  # what the page before is still loading fails here
     tab.events.clear()
     tab.show(1200)
     tab.open(write_report(run).as_uri())

@@ -87,7 +87,7 @@ def test_a_complete_run_shows_every_part(run: Path) -> None:
     assert "from 90 % (9/10) to 10 % (1/10): the policy follows the instruction" in read
     assert "14.2 ms" in read and "1 min 44 s" in read and "8 of them executed" in read
     assert "model.backbone.width" in read and "machine.cores" in read and "versions.torch" in read
-    assert "To add it, run" not in read
+    assert ", run:" not in read
 
 
 def test_the_page_stands_alone_and_is_accessible(run: Path) -> None:
@@ -114,7 +114,11 @@ def test_the_report_is_deterministic_and_leaves_no_other_file(run: Path) -> None
 @pytest.mark.parametrize(
     ("gone", "said", "command"),
     [
-        (["log.jsonl"], "This run has not been trained yet", "lightwam train point --data data/point --run"),
+        (
+            ["log.jsonl"],
+            "This run has not been trained yet: it has no log.jsonl",
+            "lightwam train point --data data/point --run",
+        ),
         (["eval/result.json", "eval/episodes.jsonl"], "has not been evaluated in closed loop yet", "lightwam eval"),
         (["eval/result.json"], "10 of 10 episodes are done", "lightwam eval"),
         (["eval/episodes.jsonl"], "No episode has been recorded", "lightwam eval"),
@@ -132,14 +136,14 @@ def test_a_missing_part_is_named_with_the_command_that_adds_it(
         (run / name).unlink()
     read = plain(report(run)[0])
     assert said in read
-    assert re.search(rf"{said}.*? To (add|finish) it, run {re.escape(command)} ?\S*point", read)
+    assert re.search(rf"{re.escape(said)}[^.]*\. To [a-z ]+, run: {re.escape(command)} ?\S*point", read)
 
 
 def test_a_run_with_a_recipe_alone_has_a_report(tmp_path: Path) -> None:
     (tmp_path / "recipe.json").write_text(json.dumps(to_dict(PLAN)))
     read = plain(report(tmp_path)[0])
     assert "A Light-WAM to be trained on 40 demonstrations of 2 point tasks" in read
-    assert read.count("To add it, run lightwam") >= 7
+    assert read.count(", run: lightwam") >= 7
 
 
 def test_numbers_come_from_the_run_and_not_from_its_recipe(run: Path) -> None:
@@ -168,7 +172,7 @@ def test_an_unfinished_evaluation_counts_the_episodes_of_its_own_protocol(run: P
 def test_unfinished_training_is_reported(run: Path) -> None:
     lines = (run / "log.jsonl").read_text().splitlines(keepends=True)
     (run / "log.jsonl").write_text("".join(lines[:7]))
-    assert "Training is at step 70 of 300. To resume it, run lightwam train point" in plain(report(run)[0])
+    assert "Training is at step 70 of 300. To resume it, run: lightwam train point" in plain(report(run)[0])
 
 
 def test_an_incomplete_last_line_is_left_out_and_reported(run: Path) -> None:

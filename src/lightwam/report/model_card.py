@@ -125,6 +125,7 @@ def model_card(
         result=evidence.result,
         metadata=_metadata(card),
         features=_features(card),
+        in_words=_in_words,
         version=__version__,
     )
 
@@ -134,36 +135,36 @@ def _metadata(card: Card) -> str:
     with asking(card.repo, "the model card cannot be written"):
         from huggingface_hub import EvalResult, ModelCardData
 
-        rows: list[tuple[str, str, SuccessRate]] = []
-        if card.own_result:
-            tasks = card.own_result.tasks
-            rows = [("all", f"all {len(tasks)} tasks", card.own_result.success)] if len(tasks) > 1 else []
-            rows += [(task.task, task.task, task.success) for task in tasks]
-        sim = card.protocol.child("sim").text("name") if card.protocol else card.recipe.sim.name
-        results = [
-            EvalResult(
-                task_type="robotics",
-                task_name="closed-loop control",
-                dataset_type=sim,
-                dataset_name=f"{simulator_title(sim)}, {title}",
-                dataset_config=config,
-                metric_type="success_rate",
-                metric_name=f"success rate, {_in_words(success)}",
-                metric_value=round(success.rate, 4),
-            )
-            for config, title, success in rows
-        ]
-        data = ModelCardData(
-            license=card.license,
-            library_name="lightwam",
-            pipeline_tag="robotics",
-            tags=["robotics", "lightwam", "world-action-model", "imitation-learning", card.recipe.sim.name],
-            datasets=[card.hub_dataset] if card.hub_dataset else None,
-            base_model=card.weights or None,
-            model_name=card.name if results else None,
-            eval_results=results or None,
+    rows: list[tuple[str, str, SuccessRate]] = []
+    if card.own_result:
+        tasks = card.own_result.tasks
+        rows = [("all", f"all {len(tasks)} tasks", card.own_result.success)] if len(tasks) > 1 else []
+        rows += [(task.task, task.task, task.success) for task in tasks]
+    sim = card.protocol.child("sim").text("name") if card.protocol else card.recipe.sim.name
+    results = [
+        EvalResult(
+            task_type="robotics",
+            task_name="closed-loop control",
+            dataset_type=sim,
+            dataset_name=f"{simulator_title(sim)}, {title}",
+            dataset_config=config,
+            metric_type="success_rate",
+            metric_name=f"success rate, {_in_words(success)}",
+            metric_value=round(success.rate, 4),
         )
-        return data.to_yaml()
+        for config, title, success in rows
+    ]
+    data = ModelCardData(
+        license=card.license,
+        library_name="lightwam",
+        pipeline_tag="robotics",
+        tags=["robotics", "lightwam", "world-action-model", "imitation-learning", card.recipe.sim.name],
+        datasets=[card.hub_dataset] if card.hub_dataset else None,
+        base_model=card.weights or None,
+        model_name=card.name if results else None,
+        eval_results=results or None,
+    )
+    return data.to_yaml()
 
 
 def _in_words(success: SuccessRate) -> str:
