@@ -1,4 +1,4 @@
-"""The whole page: one HTML file that loads nothing from elsewhere. The sections and their texts are in templates/."""
+"""The report page: one HTML file that loads nothing from elsewhere. The sections and their texts are in templates/."""
 
 from __future__ import annotations
 
