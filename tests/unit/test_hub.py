@@ -149,7 +149,7 @@ def test_offline_without_a_cache_for_real(monkeypatch: pytest.MonkeyPatch, tmp_p
 def test_a_repo_that_is_no_run(fake_hub: Any) -> None:
     fake_hub.repo(ID).mkdir(parents=True)
     (fake_hub.repo(ID) / "model.safetensors").touch()
-    with pytest.raises(CheckpointError, match="no run of lightwam") as caught:
+    with pytest.raises(CheckpointError, match="must be a run of lightwam") as caught:
         Policy.load(ID)
     assert caught.value.where == ID and "recipe.json" in caught.value.got
     assert len(fake_hub.calls) == 1  # no weights were asked for

@@ -18,7 +18,7 @@ from lightwam.data.codec import Codec
 from lightwam.data.statistics import FeatureStats
 from lightwam.encoders.weight_files import REPO
 from lightwam.policy import run_directory
-from lightwam.policy.hub import asking
+from lightwam.policy.hub import hub_errors
 from lightwam.report.evidence import EvaluationResult, Evidence, SuccessRate, num_values, read_evidence
 from lightwam.report.formatting import plural, render, simulator_title
 from lightwam.sim.registry import robot_units
@@ -136,7 +136,7 @@ def model_card(
 
 def _metadata(card: Card) -> str:
     """Return the YAML that the Hub reads."""
-    with asking(card.repo, "the model card cannot be written"):
+    with hub_errors(card.repo, "the model card cannot be written"):
         from huggingface_hub import EvalResult, ModelCardData
 
     rows: list[tuple[str, str, SuccessRate]] = []

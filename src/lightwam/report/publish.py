@@ -12,7 +12,7 @@ from pathlib import Path
 from lightwam.encoders.weight_files import REPO
 from lightwam.errors import CheckpointError, ConfigError
 from lightwam.policy import run_directory
-from lightwam.policy.hub import CARD, MORE, WEIGHTS, WHOLE, asking
+from lightwam.policy.hub import CARD, OPTIONAL_FILES, REQUIRED_FILES, WEIGHTS, hub_errors
 from lightwam.report.model_card import LICENSE, model_card
 from lightwam.system.files import explain_disk_errors
 
@@ -40,7 +40,7 @@ def push(
         raise ConfigError("a Hub repo must have the form OWNER/NAME", where="repo", got=repr(repo))
     with _temporary_folder() as temporary:
         folder = stage(Path(run), temporary / "run", repo, step, license=license, dataset=dataset)
-        with asking(repo, "the run cannot be pushed to the Hub"):
+        with hub_errors(repo, "the run cannot be pushed to the Hub"):
             from huggingface_hub import HfApi
 
             api = HfApi(token=token)
@@ -52,7 +52,7 @@ def push(
                 repo_id=repo,
                 folder_path=folder,
                 commit_message=f"lightwam run, step {run_directory.steps(folder)[-1]}",
-                delete_patterns=[*WHOLE, *MORE, "checkpoints/*"],
+                delete_patterns=[*REQUIRED_FILES, *OPTIONAL_FILES, "checkpoints/*"],
             )
     return str(url)
 
@@ -68,7 +68,7 @@ def stage(
         raise CheckpointError("the folder must be new or empty", where=to, next_step="choose another folder")
     card = model_card(run, step, repo=repo, license=license, dataset=dataset)
     folder = run_directory.verify(run, step, training=False)[0].relative_to(run)
-    names = [*map(Path, (*WHOLE, *MORE)), *(folder / name for name in ("meta.json", *WEIGHTS))]
+    names = [*map(Path, (*REQUIRED_FILES, *OPTIONAL_FILES)), *(folder / name for name in ("meta.json", *WEIGHTS))]
     files = [name for name in names if (run / name).exists()]
     temporary = to.with_name(f".{to.name}.{os.getpid()}")
     try:
