@@ -4,7 +4,7 @@
     dataset.json     what it was trained on: path, and every file with size and hash
     processing.json  what was measured on the data: the codec's and the latents' statistics
     start.json       with --start-from: the run it started from, and where its statistics come from
-    listeners.json   its id in W&B or trackio, when it logs to them
+    loggers.json   its id in W&B or trackio, when it logs to them
     frozen.safetensors    weights that training leaves alone, when there are such
     prompts.safetensors   token states of the prompts, when a pretrained text encoder made them
     checkpoints/step_00000500/
