@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -97,9 +96,9 @@ class DatasetCaches:
         keep = temporary_frames(self.data, self.recipe.codec, self.frames, self.files)
         for folder, name in ((self.home, FRAMES), (self.home / FRAMES, None)):
             remove_leftovers(folder, name, keep=keep)
-        with ExitStack() as stack:
-            progress = lazy_progress(stack, "decode", "frame", say)
-            return FrameCache.fresh(self.data, self.recipe.codec, self.frames, progress, self.files)
+        with Progress("decode", unit="frame", say=say) as progress:
+            FrameCache.build(self.data, self.recipe.codec, self.frames, progress.update, self.files)
+        return FrameCache.open(self.frames)
 
     def measure(self, cache: Cache) -> dict[str, Any]:
         """Return the VAE's identity, or the DCT's statistics over pictures of the dataset."""
@@ -141,17 +140,3 @@ class DatasetCaches:
         path = next((path for path in paths if (path / "cache.json").is_file()), paths[0])
         recipe = self.recipe
         return LatentCache.open(path, self.data, recipe.codec, recipe.model.horizon, self.encoder_identity)
-
-
-def lazy_progress(
-    stack: ExitStack, name: str, unit: str, say: Callable[[str], None], silent: bool = False
-) -> Callable[[int, int], None]:
-    """Return a callback of (done, total) that opens a progress line at its first call, if there is anything to do."""
-    lines: list[Progress] = []
-
-    def report(done: int, total: int) -> None:
-        if not lines:
-            lines.append(stack.enter_context(Progress(name, total, unit=unit, say=say, silent=silent)))
-        lines[0].advance(count=done - lines[0].done)
-
-    return report

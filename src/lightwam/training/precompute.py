@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +19,9 @@ from lightwam.encoders.frozen import encode_clip, open_latents, open_text
 from lightwam.encoders.weight_files import Part, digest, locate
 from lightwam.policy import run_directory
 from lightwam.system.devices import oom_as_config_error
+from lightwam.system.progress import Progress
 from lightwam.training import distributed
-from lightwam.training.caches import DatasetCaches, DatasetSource, lazy_progress
+from lightwam.training.caches import DatasetCaches, DatasetSource
 from lightwam.training.dataset import check_data, check_tasks
 from lightwam.training.distributed import World
 from lightwam.types import Latents, to_pixels
@@ -73,10 +73,9 @@ def _cache_latents(caches: DatasetCaches, world: World, say: Callable[[str], Non
         return Latents(encoded.present.cpu(), encoded.clip.cpu())
 
     encoder = ClipEncoder(encode, caches.encoder_identity)
-    with ExitStack() as stack:
-        progress = lazy_progress(stack, "encode", "window", say, silent=not world.is_main)
-        path = caches.latents(caches.home)
-        LatentCache.build(caches.data, recipe.codec, recipe.model.horizon, encoder, path, progress, world.process)
+    horizon, path = recipe.model.horizon, caches.latents(caches.home)
+    with Progress("encode", unit="window", say=say, silent=not world.is_main) as progress:
+        LatentCache.build(caches.data, recipe.codec, horizon, encoder, path, progress.update, world.process)
 
 
 def cache_prompts(caches: DatasetCaches, device: torch.device | str) -> None:
@@ -85,7 +84,7 @@ def cache_prompts(caches: DatasetCaches, device: torch.device | str) -> None:
     text = recipe.text
     encoder = {"encoder": f"{text.kind} {text.num_tokens}x{text.dim}"}
     encoder |= {part: digest(locate(recipe.weights, part)) for part in TEXT_PARTS}
-    known = run_directory.read_tensors(path) if run_directory.read_about(path) == encoder else {}
+    known = run_directory.read_tensors(path) if run_directory.read_metadata(path) == encoder else {}
     if missing := [prompt for prompt in wanted if prompt not in known]:
         check_free_space(path, 2 * len(wanted) * text.num_tokens * text.dim)
         states = open_text(recipe, device).encode(missing).to("cpu", torch.bfloat16)
