@@ -22,7 +22,7 @@ from lightwam.model.light_wam import LightWAM
 from lightwam.policy import run_directory
 from lightwam.policy.policy import Policy
 from lightwam.training.train import train
-from lightwam.types import Batch, Observation
+from lightwam.types import Batch, Observation, to_pixels
 
 FRAMES = 40
 
@@ -73,7 +73,7 @@ def test_it_trains_is_saved_and_acts_the_same_with_the_engine(recipe: Recipe, tm
     rows = np.random.default_rng(0).normal(size=(FRAMES, 2)).astype(np.float32)
     codec = Codec(recipe.codec, measure(np.zeros((FRAMES, 0), np.float32)), measure(rows))
     assert Codec.from_dict(codec.to_dict()).state.dim == 0
-    pictures = codec.pixels(np.random.default_rng(1).integers(0, 256, (8, 1, *recipe.codec.canvas, 3), np.uint8))
+    pictures = to_pixels(np.random.default_rng(1).integers(0, 256, (8, 1, *recipe.codec.canvas, 3), np.uint8))
     latents = DctLatents.fit(recipe.latents, pictures[:, :, 0])
     prompts = Prompts(recipe, {})
     plain = Policy(recipe, codec, latents, prompts, again, 3)

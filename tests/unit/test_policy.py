@@ -14,13 +14,14 @@ import torch
 from in_here import InHere
 
 import lightwam.policy.policy
+from lightwam.data.codec import to_pictures
 from lightwam.encoders import frozen
 from lightwam.errors import CheckpointError, ConfigError, LightwamError, WireError
 from lightwam.policy import run_directory
 from lightwam.policy.episode import Episode
 from lightwam.policy.policy import Policy
 from lightwam.sim import registry
-from lightwam.types import Observation
+from lightwam.types import Observation, to_pixels
 
 
 @pytest.fixture(scope="module")
@@ -158,9 +159,9 @@ def test_imagining(trained: Policy, seen: list[Observation]) -> None:
     assert np.array_equal(video, trained.imagine(seen[0], seed=4, num_steps=2))
     assert not np.array_equal(video, trained.imagine(seen[0], seed=5, num_steps=2))
     # the first frame is the present, as far as pooled latents can tell
-    latent = trained.latents.encode(trained.codec.pixels(seen[0].frames["top"][None, None]))
+    latent = trained.latents.encode(to_pixels(seen[0].frames["top"][None, None]))
     pooled = latent.unflatten(4, (-1, 2)).unflatten(3, (-1, 2)).mean(dim=(4, 6))
-    present = trained.codec.pictures(trained.latents.decode_pooled(pooled))[0, 0]
+    present = to_pictures(trained.latents.decode_pooled(pooled))[0, 0]
     assert np.abs(video[0].astype(int) - present).max() <= 1
 
 

@@ -60,10 +60,10 @@ class ServerOptions(WorldOptions):
 
     run: Path | None = None
     """a folder for the results, which is no trained run's; it has to be named"""
-    family: str = "libero"
-    """what its observations are called: a family's name, or the TOML file that declares one (docs/serving_robots.md)"""
+    robot_schema: str = "libero"
+    """how its observations name cameras, state and prompt: a built-in name or a TOML file (docs/serving_robots.md)"""
     renames: dict[str, str] = field(default_factory=dict)
-    """the family's name of a camera, then the simulator's"""
+    """a camera's name in the robot schema, then the simulator's"""
     timeout_seconds: float = 60.0
     """for an answer; the first one may take long"""
     label: str = ""
@@ -117,9 +117,9 @@ def _eval_server(url: str, arguments: Sequence[str]) -> None:
     from lightwam.robot.client import Client
     from lightwam.wire import robot_schemas
 
-    family, key = robot_schemas.load_schema(options.family), os.environ.get(KEY_VARIABLE, "").strip()
+    schema, key = robot_schemas.load_schema(options.robot_schema), os.environ.get(KEY_VARIABLE, "").strip()
     with Client(url, api_key=key or None, timeout_seconds=options.timeout_seconds) as client:
-        policy = RemotePolicy(client, recipe, family, options.renames, options.label)
+        policy = RemotePolicy(client, recipe, schema, options.renames, options.label)
         result = evaluate(
             options.run, settings, sim=sim, policy=policy, folder=options.folder, pool_factory=options.pool_factory()
         )

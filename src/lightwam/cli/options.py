@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -34,6 +35,14 @@ Names = Annotated[
     ),
 ]
 """an option of every command that reads a dataset"""
+OLD_OPTIONS: Mapping[str, str] = {
+    "families": "robot-schemas",
+    "family": "robot-schema",
+    "most-together": "max-batch",
+    "most-waiting": "max-queue",
+    "most-clients": "max-clients",
+}
+"""former name of an option -> its name; former ones are accepted, with a line on stderr"""
 _SWITCH = re.compile(r"(latents|text):[\w-]+-config$")
 
 
@@ -87,12 +96,25 @@ def parse(defaults: Options, arguments: Sequence[str], command: str) -> Options:
     Sections of several kinds (`latents`, `text`) have the options of the recipe's own kind: `--text.num-tokens 24`. A
     word such as `text:umt5-config`, after all other options, chooses another kind, whose options follow that word.
     """
+    arguments = rename_old(arguments)
     switches = any(_SWITCH.match(word) for word in arguments)
     config = () if switches else (tyro.conf.AvoidSubcommands,)
     options = tyro.cli(
         type(defaults), default=defaults, args=list(arguments), prog=f"lightwam {command}", config=config
     )
     return options if all(map(_is_text, arguments)) else as_utf8(options)
+
+
+def rename_old(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with former names of options replaced; each is reported on stderr."""
+    words = []
+    for word in arguments:
+        option, equals, value = word.partition("=")
+        if option.startswith("--") and (name := OLD_OPTIONS.get(option[2:].replace("_", "-"))):
+            print(f"lightwam: {option} is now --{name}", file=sys.stderr)
+            word = f"--{name}{equals}{value}"
+        words.append(word)
+    return words
 
 
 def as_utf8(options: Options) -> Options:

@@ -60,12 +60,12 @@ def serve(run: Path, options: ServeOptions) -> None:
         raise ConfigError("a fixed step cannot follow a training", where="--step, --follow-seconds",
                           got=f"{options.step}, {settings.follow_seconds}", next_step="give one of them")  # fmt: skip
     keys = access.read_keys(settings.api_keys, os.environ.get(access.KEYS_VARIABLE))
-    access.check_door(settings.host, keys, anyone=settings.allow_anyone)
+    access.check_exposure(settings.host, keys, anyone=settings.allow_anyone)
     access.tls(settings.tls_certificate, settings.tls_key)
     from lightwam.policy import hub, run_directory
     from lightwam.policy.policy import Policy
     from lightwam.serving.sentences import sentence_check
-    from lightwam.serving.server import Newer, Server
+    from lightwam.serving.server import NewWeights, Server
     from lightwam.system.cpu import keep_memory
     from lightwam.wire.robot_schemas import schemas_for
 
@@ -77,20 +77,22 @@ def serve(run: Path, options: ServeOptions) -> None:
             run, step, device=options.device, weights=options.weights, engine=options.engine, int8=options.int8
         )
 
-    def newer(step: int) -> Newer | None:
+    def newer(step: int) -> NewWeights | None:
         newest = max(run_directory.steps(run), default=step)
-        return None if newest <= step else Newer(playable(load(newest)), newest)
+        return None if newest <= step else NewWeights(playable(load(newest)), newest)
 
     policy = load(options.step)
     model = policy.recipe.model
-    families = schemas_for(settings.families, policy.codec.cameras, model.state_dim, model.action_dim, settings.renames)
-    logs.begin(settings.log)
+    schemas = schemas_for(
+        settings.robot_schemas, policy.codec.cameras, model.state_dim, model.action_dim, settings.renames
+    )
+    logs.configure(settings.log)
     check = sentence_check(policy.recipe, policy.prompts.known)
     server = Server(
-        playable(policy), policy.step, families, metadata(policy, settings), settings, keys, newer, check_sentence=check
+        playable(policy), policy.step, schemas, metadata(policy, settings), settings, keys, newer, check_sentence=check
     )
     asyncio.run(until_signalled(server))
-    if server.gave_up:
+    if server.drain_timed_out:
         os._exit(1)  # the thread that still thinks would keep the process
 
 

@@ -22,13 +22,13 @@ from torch import Tensor
 
 from lightwam.config.schema import Umt5Config
 from lightwam.encoders.weight_files import (
-    differences,
-    infinite,
+    describe_not_finite,
     locate,
-    prefix_line,
+    mismatch_error,
+    prefix_hint,
     read_tensors,
-    refusal,
     shared_prefix,
+    tensor_differences,
 )
 from lightwam.errors import CheckpointError, ConfigError, PromptError, first_few
 from lightwam.system.file_damage import likely_cause
@@ -103,18 +103,18 @@ class Umt5Text:
             encoder: Any = library.UMT5EncoderModel(library.UMT5Config(**sizes, **FIXED))
         wanted = {name: tensor.shape for name, tensor in encoder.state_dict().items() if name != TABLE_TOO}
         names = {name: name if path.is_dir() else official_name(name) for name in wanted}
-        wrong = differences(tensors, {names[name]: shape for name, shape in wanted.items()})
+        wrong = tensor_differences(tensors, {names[name]: shape for name, shape in wanted.items()})
         what, next_step = "the weights are not those of this text encoder", "take the text encoder as it was published"
         if wrong:
-            raise refusal(what, path, wrong, next_step)
+            raise mismatch_error(what, path, wrong, next_step)
         state: dict[str, Tensor] = {}
         for ours, theirs in names.items():  # one tensor at a time: never two copies of the model, and each is read once
             tensor = tensors.pop(theirs)
-            if line := infinite(theirs, tensor):
+            if line := describe_not_finite(theirs, tensor):
                 wrong.append(line)
             state[ours] = tensor.to(dtype)
         if wrong:
-            raise refusal("the weights are not finite", path, wrong, next_step)
+            raise mismatch_error("the weights are not finite", path, wrong, next_step)
         encoder.load_state_dict(state | {TABLE_TOO: state[TABLE]}, assign=True)
         encoder.encoder.embed_tokens.weight = encoder.shared.weight  # one parameter, which travels once
         return cls(encoder, tokenizer, config, device)
@@ -274,7 +274,7 @@ def _sizes(tensors: Mapping[str, Tensor], path: Path) -> dict[str, int]:
         raise CheckpointError(
             "not the weights of UMT5's encoder",
             where=path,
-            got=prefix_line(prefix) if (prefix := shared_prefix(tensors, names)) else first_few(sorted(tensors)),
+            got=prefix_hint(prefix) if (prefix := shared_prefix(tensors, names)) else first_few(sorted(tensors)),
             expected=f"matrices {', '.join(names)}",
             next_step="take the text encoder as it was published",
         )

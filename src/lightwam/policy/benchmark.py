@@ -218,7 +218,7 @@ def ways(
     frames = np.stack([codec.canvas(one.frames) for one in given.observations])
     states = torch.from_numpy(codec.encode_state(np.stack([one.state for one in given.observations]))).to(device)
     contexts = given.prompts.states(sentences).to(device)
-    found = latents.encode(codec.pixels(frames[:, None]).to(device))
+    found = latents.encode(to_pixels(frames[:, None]).to(device))
     with torch.inference_mode():
         exact = model.to(device).act(found, contexts, states)
     engines = {"engine": Engine(model, latents, given.prompts.states, device, dtype)}
@@ -235,13 +235,13 @@ def ways(
     policies = {"model": Policy(*rest, model, 0)} | {way: Policy(*rest, one, 0) for way, one in engines.items()}
 
     def whole() -> np.ndarray:
-        seen = codec.pixels(codec.canvas(observation.frames)[None, None]).to(device)
+        seen = to_pixels(codec.canvas(observation.frames)[None, None]).to(device)
         read = given.prompts.states([sentence]).to(device)
         robot = torch.from_numpy(codec.encode_state(observation.state[None])).to(device)
         return codec.decode_action(published(model, library_encode(latents, seen), read, robot).float().cpu().numpy())
 
     def pixels() -> Tensor:
-        return codec.pixels(canvas[:, None]).to(device)
+        return to_pixels(canvas[:, None]).to(device)
 
     calls: dict[str, dict[str, Call]] = {
         STAGES[0]: {

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lightwam.config.checks import check
 from lightwam.config.schema import EvalConfig, Recipe, SimConfig, adapted
-from lightwam.data.codec import Codec
+from lightwam.data.codec import Codec, to_pictures
 from lightwam.encoders.frozen import Prompts
 from lightwam.engine.engine import Engine
 from lightwam.errors import ConfigError, WireError
@@ -27,7 +27,7 @@ from lightwam.policy import hub, run_directory
 from lightwam.policy.episode import Episode
 from lightwam.policy.run_directory import open_processing
 from lightwam.system.devices import device_called
-from lightwam.types import LatentCodec, Observation
+from lightwam.types import LatentCodec, Observation, to_pixels
 
 ObservationLike = Observation | Mapping[str, Any]
 """an `Observation`, or a mapping with its fields, whose state may be any list of numbers"""
@@ -195,7 +195,7 @@ class Policy:
         shape = (1, latent.shape[1], 1 + later, latent.shape[3] // 2, latent.shape[4] // 2)
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(self.device)
         future = self.model.imagine(latent, context, state, noise, num_steps)
-        return self.codec.pictures(self.latents.decode_pooled(future))[0]
+        return to_pictures(self.latents.decode_pooled(future))[0]
 
     @torch.inference_mode()
     def predict_next(
@@ -241,7 +241,7 @@ class Policy:
     def _inputs(
         self, seen: Sequence[Mapping[str, Any]]
     ) -> tuple[Float[Tensor, "B C 1 h w"], Float[Tensor, "B L E"], Float[Tensor, "B P"]]:
-        pixels = self.codec.pixels(self._canvases(seen)[:, None])
+        pixels = to_pixels(self._canvases(seen)[:, None])
         latent = self.latents.encode(pixels.to(self.device))
         context = self.prompts.states(_sentences(seen))
         return latent, context.to(self.device), self._states(seen).to(self.device)
