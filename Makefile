@@ -79,7 +79,8 @@ $(USE): pyproject.toml constraints.txt | $(BIN)/python
 $(DEV): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing lightwam with its development tools into $(VENV) (minutes the first time)"
 	@$(INSTALL) '.[dev,metaworld,libero]'
-	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-deps --constraint constraints.txt openpi-client
+	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-deps --constraint constraints.txt \
+		openpi-client gym-aloha dm-control dm-env dm-tree lxml wrapt
 	@touch $@ $(USE)
 
 $(RAY): $(DEV)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # for type checkers and editors; tests hold that _MODULES lis
     from lightwam.report import write_report as write_report
     from lightwam.report.publish import push as push
     from lightwam.sim.check import check_simulator as check_simulator
+    from lightwam.sim.gymnasium import from_gymnasium as from_gymnasium
     from lightwam.sim.registry import make_simulator as make_simulator
     from lightwam.sim.simulator import Simulator as Simulator
     from lightwam.sim.simulator import StepOutcome as StepOutcome
@@ -64,6 +65,7 @@ _MODULES = {
     "collect": "lightwam.data.collect",
     "compare": "lightwam.evaluation.compare",
     "evaluate": "lightwam.evaluation.evaluate",
+    "from_gymnasium": "lightwam.sim.gymnasium",
     "make_simulator": "lightwam.sim.registry",
     "push": "lightwam.report.publish",
     "recipe": "lightwam.config.recipes",

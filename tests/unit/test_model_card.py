@@ -11,7 +11,8 @@ from huggingface_hub import ModelCard
 
 from lightwam.config import recipes
 from lightwam.config.libero_protocols import ACTION_NAMES, STATE_NAMES
-from lightwam.config.schema import Umt5Config, WanVaeConfig, to_dict
+from lightwam.config.schema import Umt5Config, WanVaeConfig
+from lightwam.config.strict_json import to_dict
 from lightwam.errors import CheckpointError
 from lightwam.evaluation.statistics import wilson
 from lightwam.policy import run_directory

@@ -20,6 +20,7 @@ from lightwam.engine.engine import Engine
 from lightwam.errors import ConfigError, WireError
 from lightwam.model.light_wam import LightWAM
 from lightwam.policy import run_directory
+from lightwam.policy.actor import PlainActor
 from lightwam.policy.policy import Policy
 from lightwam.training.train import train
 from lightwam.types import Batch, Observation, to_pixels
@@ -30,7 +31,7 @@ FRAMES = 40
 @pytest.fixture(scope="module")
 def recipe() -> Recipe:
     point = recipes.point()
-    return checks.check(replace(point, model=replace(point.model, state_dim=0)))
+    return checks.check_recipe(replace(point, model=replace(point.model, state_dim=0)))
 
 
 def batch_of(recipe: Recipe, size: int = 2) -> Batch:
@@ -76,7 +77,7 @@ def test_it_trains_is_saved_and_acts_the_same_with_the_engine(recipe: Recipe, tm
     pictures = to_pixels(np.random.default_rng(1).integers(0, 256, (8, 1, *recipe.codec.canvas, 3), np.uint8))
     latents = DctLatents.fit(recipe.latents, pictures[:, :, 0])
     prompts = Prompts(recipe, {})
-    plain = Policy(recipe, codec, latents, prompts, again, 3)
+    plain = Policy(recipe, codec, latents, prompts, PlainActor(again, latents, prompts.states), 3)
     engine = Engine(again, latents, prompts.states, torch.device("cpu"), torch.float32)
     fast = Policy(recipe, codec, latents, prompts, engine, 3)
     picture = np.random.default_rng(2).integers(0, 256, (32, 32, 3), np.uint8)
@@ -92,7 +93,7 @@ def test_it_trains_is_saved_and_acts_the_same_with_the_engine(recipe: Recipe, tm
 
 def test_a_policy_with_a_state_still_needs_it(tiny_once: Any) -> None:
     policy = Policy.load(tiny_once.run)
-    with pytest.raises(WireError, match="other parts"):
+    with pytest.raises(WireError, match="exactly the fields"):
         policy.act({"frames": {"top": np.zeros((32, 32, 3), np.uint8)}, "instruction": "move to the red dot"})
 
 
@@ -104,9 +105,9 @@ def test_statistics_of_no_numbers_survive() -> None:
 
 def test_fewer_than_none_is_refused(recipe: Recipe) -> None:
     with pytest.raises(ConfigError, match=r"model\.state_dim"):
-        checks.check(replace(recipe, model=replace(recipe.model, state_dim=-1)))
+        checks.check_recipe(replace(recipe, model=replace(recipe.model, state_dim=-1)))
     with pytest.raises(ConfigError, match=r"model\.action_dim"):
-        checks.check(replace(recipe, model=replace(recipe.model, action_dim=0)))
+        checks.check_recipe(replace(recipe, model=replace(recipe.model, action_dim=0)))
 
 
 @pytest.mark.parametrize("has_one", [True, False])

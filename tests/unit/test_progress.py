@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from lightwam.system import progress
-from lightwam.system.progress import Progress, clock
+from lightwam.system.progress import Progress, format_duration
 
 
 class Clock:
@@ -35,7 +35,7 @@ def time(monkeypatch: pytest.MonkeyPatch) -> Clock:
     [(0.0, "0:00"), (5.4, "0:05"), (59.6, "1:00"), (65.0, "1:05"), (3599.0, "59:59"), (7384.0, "2:03:04")],
 )
 def test_clock(seconds: float, text: str) -> None:
-    assert clock(seconds) == text
+    assert format_duration(seconds) == text
 
 
 def test_elsewhere_it_speaks_every_quarter_minute_and_at_the_end(time: Clock, monkeypatch: pytest.MonkeyPatch) -> None:

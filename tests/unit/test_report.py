@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from lightwam.config.recipes import recipe
-from lightwam.config.schema import to_dict
+from lightwam.config.strict_json import to_dict
 from lightwam.errors import CheckpointError, ConfigError
 from lightwam.evaluation.statistics import wilson
 from lightwam.report import write_report

@@ -34,7 +34,7 @@ def run(arguments: Sequence[str]) -> None:
     recipe, rest = named_recipe(arguments, "adopt")
     defaults = AdoptOptions(recipe, Path("published.pt"), Path("data") / recipe.name, Path("runs") / recipe.name)
     options = parse(defaults, rest, f"adopt {recipe.name}")
-    checks.check(options.recipe)
+    checks.check_recipe(options.recipe)
     from lightwam.data.lerobot.features import parse_names
     from lightwam.training.adopt import adopt
 

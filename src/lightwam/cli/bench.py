@@ -113,7 +113,7 @@ def _control(arguments: Sequence[str]) -> None:
 def _train(arguments: Sequence[str]) -> None:
     recipe, rest = named_recipe(arguments, "bench train")
     options = parse(BenchTrainOptions(recipe), rest, f"bench train {recipe.name}")
-    checks.check(options.recipe)
+    checks.check_recipe(options.recipe)
     from lightwam.system.cpu import keep_memory
     from lightwam.training.benchmark import bench_train
 
@@ -131,7 +131,7 @@ def _serve(arguments: Sequence[str]) -> None:
 def _eval(arguments: Sequence[str]) -> None:
     recipe, rest = named_recipe(arguments, "bench eval")
     options = parse(BenchEvalOptions(recipe), rest, f"bench eval {recipe.name}")
-    checks.check(options.recipe)
+    checks.check_recipe(options.recipe)
     from lightwam.evaluation.benchmark import bench_eval
 
     bench_eval(options.recipe, as_json=options.json)

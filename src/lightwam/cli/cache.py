@@ -33,7 +33,7 @@ def run(arguments: Sequence[str]) -> None:
     """`lightwam cache RECIPE [--data PATH] [--weights PATH] [OPTIONS]`."""
     recipe, rest = named_recipe(arguments, "cache")
     options = parse(CacheOptions(recipe, Path("data") / recipe.name), rest, f"cache {recipe.name}")
-    checks.check(options.recipe)
+    checks.check_recipe(options.recipe)
     from lightwam.data.lerobot.features import parse_names
     from lightwam.training.dataset import make_cache
 

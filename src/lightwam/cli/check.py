@@ -88,7 +88,7 @@ def run(arguments: Sequence[str]) -> None:
 def _check_sim(arguments: Sequence[str]) -> None:
     recipe, rest = named_recipe(arguments, "check sim")
     options = parse(SimOptions(recipe), rest, f"check sim {recipe.name}")
-    sim = checks.check(options.recipe).sim
+    sim = checks.check_recipe(options.recipe).sim
     from lightwam.sim.check import check_simulator
     from lightwam.sim.registry import version_warnings
 
@@ -111,7 +111,7 @@ def _check_sim(arguments: Sequence[str]) -> None:
 def _check_expert(arguments: Sequence[str]) -> None:
     recipe, rest = named_recipe(arguments, "check expert")
     options = parse(ExpertOptions(recipe), rest, f"check expert {recipe.name}")
-    checked = checks.check(options.recipe)
+    checked = checks.check_recipe(options.recipe)
     from lightwam.evaluation.expert_check import check_experts
 
     say = partial(print, file=sys.stderr if options.json else sys.stdout, flush=True)

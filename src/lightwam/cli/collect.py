@@ -23,7 +23,7 @@ def run(arguments: Sequence[str]) -> None:
     """`lightwam collect RECIPE [--data PATH] [OPTIONS]`."""
     recipe, rest = named_recipe(arguments, "collect")
     options = parse(CollectOptions(recipe, Path("data") / recipe.name), rest, f"collect {recipe.name}")
-    checks.check(options.recipe)
+    checks.check_recipe(options.recipe)
     from lightwam.data.collect import collect
 
     done = collect(options.recipe, options.data, pool_factory=options.pool_factory())

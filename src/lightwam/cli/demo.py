@@ -25,7 +25,7 @@ def run(arguments: Sequence[str]) -> None:
     """`lightwam demo [RECIPE] [OPTIONS]`; the recipe is "demo" unless another is named."""
     recipe, rest = named_recipe(arguments, "demo", default="demo")
     options = parse(DemoOptions(recipe, Path("runs") / recipe.name), rest, f"demo {recipe.name}")
-    checks.check(options.recipe)
+    checks.check_recipe(options.recipe)
     from lightwam.cli.pipeline import demo
 
     demo(options.recipe, options.run, cache=options.cache)

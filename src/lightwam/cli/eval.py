@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightwam.cli.options import RayOptions, given, named_recipe, parse, split_run, wants_help
-from lightwam.config.checks import check
+from lightwam.config.checks import check_recipe
 from lightwam.config.libero_protocols import SUITES, protocol
 from lightwam.config.recipes import demo
-from lightwam.config.schema import EvalConfig, SimConfig, adapted
+from lightwam.config.schema import EvalConfig, SimConfig, with_simulator
 from lightwam.errors import ConfigError, did_you_mean
 
 KEY_VARIABLE = "LIGHTWAM_API_KEY"
@@ -91,7 +91,7 @@ def run(arguments: Sequence[str]) -> None:
     from lightwam.policy.policy import Policy
     from lightwam.system.cpu import keep_memory
 
-    check(adapted(recipe, sim, settings))  # before a model is loaded
+    check_recipe(with_simulator(recipe, sim, settings))  # before a model is loaded
     keep_memory()
     policy = Policy.load(
         path, options.step, device=options.device, weights=options.weights, engine=options.engine, int8=options.int8
@@ -129,8 +129,8 @@ def _eval_server(url: str, arguments: Sequence[str]) -> None:
 def world(options: WorldOptions, said: frozenset[str]) -> tuple[SimConfig, EvalConfig]:
     """The simulator and the controller's settings, `suite` and `protocol` included.
 
-    What was `said` by an option of its own is kept (`check` refuses what a protocol has otherwise). ConfigError for
-    unknown names, and for tasks beside a suite.
+    What was `said` by an option of its own is kept (`check_recipe` refuses what a protocol has otherwise). ConfigError
+    for unknown names, and for tasks beside a suite.
     """
     sim, settings = options.sim, options.eval
     if sim.name != "libero" and (options.suite or options.protocol):

@@ -16,6 +16,7 @@ import tyro
 
 from lightwam.config import recipes
 from lightwam.config.schema import Recipe
+from lightwam.config.strict_json import old_names
 from lightwam.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ OLD_OPTIONS: Mapping[str, str] = {
     "most-together": "max-batch",
     "most-waiting": "max-queue",
     "most-clients": "max-clients",
+    **{old.replace("_", "-"): new.replace("_", "-") for old, new in old_names(Recipe).items()},
 }
 """former name of an option -> its name; former ones are accepted, with a line on stderr"""
 _SWITCH = re.compile(r"(latents|text):[\w-]+-config$")

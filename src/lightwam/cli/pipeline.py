@@ -9,8 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lightwam.config.checks import check
-from lightwam.config.schema import EvalConfig, Recipe, SimConfig, from_dict, to_dict
+from lightwam.config.checks import check_recipe
+from lightwam.config.schema import EvalConfig, Recipe, SimConfig
+from lightwam.config.strict_json import from_dict, to_dict
 from lightwam.data.collect import collect
 from lightwam.encoders.frozen import check_prompts
 from lightwam.errors import CheckpointError, ConfigError
@@ -34,14 +35,14 @@ def demo(recipe: Recipe, run: Path, say: Callable[[str], None] = print, cache: P
 
     Checked before anything is written: ConfigError when the model's state or action width is not the simulator's, or
     a logger cannot be used; PromptError when a task's sentence does not fit the text encoder. `cache`: as for
-    `processing.open_data`.
+    `processing.open_training_data`.
 
     Every part goes on where an interrupted one stopped; the wall seconds of all attempts add up. The demonstrations
     are in RUN/dataset.
     """
-    check(recipe)
+    check_recipe(recipe)
     loggers.check(recipe)
-    check_world(recipe, say)
+    check_simulation(recipe, say)
     timer = Timer(run / "wall.json")
     with timer.part("collect"):
         collect(recipe, run / "dataset", say)
@@ -69,7 +70,7 @@ def demo(recipe: Recipe, run: Path, say: Callable[[str], None] = print, cache: P
     return result
 
 
-def check_world(recipe: Recipe, say: Callable[[str], None] = print) -> None:
+def check_simulation(recipe: Recipe, say: Callable[[str], None] = print) -> None:
     """Raise ConfigError or PromptError when a simulator does not fit the recipe's model or text encoder."""
     with contextlib.ExitStack() as stack:
         for task in recipe.sim.tasks:

@@ -38,7 +38,7 @@ def run(arguments: Sequence[str]) -> None:
     recipe, rest = named_recipe(arguments, "train")
     defaults = TrainOptions(recipe, Path("data") / recipe.name, Path("runs") / recipe.name)
     options = parse(defaults, rest, f"train {recipe.name}")
-    checks.check(options.recipe)
+    checks.check_recipe(options.recipe)
     from lightwam.data.lerobot.features import parse_names
     from lightwam.system.cpu import keep_memory
     from lightwam.training.train import train

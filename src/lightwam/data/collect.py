@@ -237,9 +237,9 @@ class _Plan:
     def __init__(self, recipe: Recipe, notes: Sequence[EpisodeNote], dataset: Path) -> None:
         first = recipe.collect.first_seed
         self._wanted = {task: recipe.collect.demos(task) for task in recipe.sim.tasks}
-        self._first_seed, self._settings, self._turn = first, _settings(recipe), recipe.collect.turn
+        self._first_seed, self._settings, self._turn = first, _settings(recipe), recipe.collect.demos_per_turn
         self._max_ahead = DEMOS_AHEAD * max(1, recipe.collect.workers)
-        self._versions = registry.installed(recipe.sim.name)
+        self._versions = registry.installed_versions(recipe.sim.name)
         self._tasks = {task: _TaskSeeds(first, settled_seed=first) for task in recipe.sim.tasks}
         for index, note in enumerate(notes):
             self._resume(note.extra, f"{dataset} episode {index}")
@@ -360,6 +360,6 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
         "wander_steps": collect.wander_steps,
         "extra_steps": collect.extra_steps,
         "first_seed": collect.first_seed,
-        "turn": collect.turn,
+        "turn": collect.demos_per_turn,
         "protocol": sim.protocol,
     }

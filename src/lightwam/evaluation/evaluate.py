@@ -20,8 +20,9 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float32
 
-from lightwam.config.checks import check_world
-from lightwam.config.schema import EvalConfig, Recipe, SimConfig, adapted, to_dict
+from lightwam.config.checks import check_simulation
+from lightwam.config.schema import EvalConfig, Recipe, SimConfig, with_simulator
+from lightwam.config.strict_json import to_dict
 from lightwam.errors import ConfigError
 from lightwam.evaluation.episodes import EpisodeKey, open_episodes, read_episodes, task_files
 from lightwam.evaluation.rollouts import EpisodeJob, FilmJob, SimulatorWorker, StepResult, Waiting, run_episodes
@@ -30,7 +31,7 @@ from lightwam.policy import run_directory
 from lightwam.policy.policy import Policy
 from lightwam.sim import registry
 from lightwam.system.cpu import one_thread
-from lightwam.system.files import append_line, replacing, write_file, writing
+from lightwam.system.files import append_line, explain_disk_errors, replace_file, write_file
 from lightwam.system.jobs import Finished, JobRunner, job_runner
 from lightwam.system.machine import versions
 from lightwam.system.progress import Progress
@@ -92,8 +93,8 @@ def evaluate(
     if pool_factory is None and (settings is None or settings.workers):
         require_main_guard()  # before a policy is loaded
     policy = policy or Policy.load(run, device="auto")
-    recipe = adapted(policy.recipe, sim or policy.recipe.sim, settings or policy.recipe.eval)
-    check_world(recipe.sim, recipe.eval)
+    recipe = with_simulator(policy.recipe, sim or policy.recipe.sim, settings or policy.recipe.eval)
+    check_simulation(recipe.sim, recipe.eval)
     policy.check_evaluation(recipe.sim, recipe.eval)
     warnings = registry.version_warnings(recipe.sim.name)
     for warning in warnings:
@@ -194,7 +195,7 @@ class ClosedLoop:
         episode, result = finished.job, finished.answer
         running = self.running.pop(episode)
         name = task_files(self.recipe.sim.tasks)[episode.task]
-        with replacing(self.folder / "actions" / f"{name}-{episode.seed}.npy") as draft, draft.open("wb") as file:
+        with replace_file(self.folder / "actions" / f"{name}-{episode.seed}.npy") as draft, draft.open("wb") as file:
             np.save(file, np.stack(running.actions[: result.steps]))
         row = {
             "task": episode.task,
@@ -222,7 +223,7 @@ def film(jobs: JobRunner, recipe: Recipe, folder: Path, say: Callable[[str], Non
                 rows[task, seed]["video"] = f"videos/{stem}-{outcome}.mp4"
                 if not (folder / rows[task, seed]["video"]).exists():
                     todo.append(FilmJob(task, seed, np.load(folder / "actions" / f"{stem}.npy")))
-    with writing(folder / "videos"):
+    with explain_disk_errors(folder / "videos"):
         (folder / "videos").mkdir(exist_ok=True)
     if todo:
         say(f"eval: filming {len(todo)} episodes")

@@ -15,7 +15,7 @@ from lightwam.data.lerobot.video import write_video
 from lightwam.sim import registry
 from lightwam.sim.disturb import Disturbance, Disturbed
 from lightwam.sim.simulator import Simulator
-from lightwam.system.files import writing
+from lightwam.system.files import explain_disk_errors
 from lightwam.system.jobs import Finished, JobRunner
 from lightwam.types import Observation
 
@@ -121,7 +121,7 @@ class FilmJob:
         for action in self.actions:
             simulator.step(action)
             pictures.append(simulator.observe().frames[camera])
-        with writing(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory() as folder:
+        with explain_disk_errors(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "film.mp4"
             write_video(path, np.stack(pictures), max(1, round(simulator.fps)))
             return path.read_bytes()

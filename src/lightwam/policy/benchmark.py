@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightwam.config.checks import check
+from lightwam.config.checks import check_recipe
 from lightwam.config.schema import DctConfig, Recipe
 from lightwam.data.codec import Codec
 from lightwam.data.statistics import measure
@@ -27,13 +27,14 @@ from lightwam.engine.folding import tensors
 from lightwam.errors import SimulatorError
 from lightwam.model.light_wam import LightWAM
 from lightwam.policy import run_directory
+from lightwam.policy.actor import Actor, PlainActor
 from lightwam.policy.policy import Policy
 from lightwam.policy.run_directory import open_processing
 from lightwam.sim import registry
-from lightwam.system.cpu import product_dtype, products
-from lightwam.system.devices import device_called
+from lightwam.system.cpu import fast_matmuls, matmul_dtype
+from lightwam.system.devices import resolve_device
 from lightwam.system.machine import machine
-from lightwam.system.timing import Call, floor_ms, gmac, in_turns
+from lightwam.system.timing import Call, count_gmac, roofline_ms, time_interleaved
 from lightwam.types import LatentCodec, Observation, to_pixels
 
 WAYS = {
@@ -103,17 +104,17 @@ def bench_act(
     computes in on this device. The prompt is known. 300 calls of each way and stage after 10, fewer where that takes
     over 20 s, 5 at least.
     """
-    place = device_called(device)
+    place = resolve_device(device)
     torch.manual_seed(0)
     given = of_recipe(subject, place) if isinstance(subject, Recipe) else of_run(subject, place)
     default = given.recipe.train.precision if place.type == "cuda" else "float32"
     dtype = getattr(torch, precision or default)
-    with products(place, dtype):
+    with fast_matmuls(place, dtype):
         calls, differences, engines = ways(given, place, dtype, int8=int8)
         engine = engines["engine"]
-        stages = {stage: in_turns(calls[stage], place) for stage in STAGES}
-        work = {way: gmac(call) for way, call in calls[STAGES[1]].items()}
-        floor = floor_ms(work["engine"], size(engine), place, engine.folded.placement.dtype)
+        stages = {stage: time_interleaved(calls[stage], place) for stage in STAGES}
+        work = {way: count_gmac(call) for way, call in calls[STAGES[1]].items()}
+        floor = roofline_ms(work["engine"], size(engine), place, engine.folded.placement.dtype)
         parts = parts_ms(given, engine, stages, place)
     whole = stages[STAGES[-1]]
     result: dict[str, Any] = {
@@ -121,7 +122,7 @@ def bench_act(
         "batch_size": 1,
         "canvas": list(given.recipe.codec.canvas),
         "precision": str(dtype).removeprefix("torch."),
-        "products": product_dtype(place, dtype),
+        "products": matmul_dtype(place, dtype),
         "threads": torch.get_num_threads(),
         "ways": WAYS | (INT8 if int8 else {}),
         "stages": stages,
@@ -186,7 +187,7 @@ def random_observation(recipe: Recipe, instruction: str) -> Observation:
 
 def of_recipe(recipe: Recipe, device: torch.device) -> Subject:
     """Random weights at the recipe's sizes."""
-    check(recipe)
+    check_recipe(recipe)
     model, text, instruction = recipe.model, recipe.text, "a task"
     states = torch.zeros(text.num_tokens, text.dim)
     states[: min(PROMPT_TOKENS, text.num_tokens // 2)].normal_()
@@ -232,7 +233,8 @@ def ways(
     sentence, latent, context, state = sentences[0], found[:1], contexts[:1], states[:1]
     canvas = torch.from_numpy(frames[:1])
     rest = given.recipe, codec, latents, given.prompts
-    policies = {"model": Policy(*rest, model, 0)} | {way: Policy(*rest, one, 0) for way, one in engines.items()}
+    actors: dict[str, Actor] = {"model": PlainActor(model, latents, given.prompts.states), **engines}
+    policies = {way: Policy(*rest, actor, 0) for way, actor in actors.items()}
 
     def whole() -> np.ndarray:
         seen = to_pixels(codec.canvas(observation.frames)[None, None]).to(device)
@@ -264,7 +266,7 @@ def _acting(engine: Engine, latent: Tensor, state: Tensor, sentence: str) -> Cal
     context_kv, act = engine.context_kv((sentence,)), engine.folded.act
     if engine.device.type != "cuda":
         return lambda: act(latent, context_kv, state)
-    graph = Graph(act, latent, context_kv, state)
+    graph = Graph(act)
     return lambda: graph(latent, context_kv, state)
 
 
@@ -284,7 +286,7 @@ def parts_ms(
         "canvas to latent": lambda: latents.encode(to_pixels(canvas)),
         "action expert": lambda: expert([expert.pool_tap(tap, tokens) for tap in range(len(config.taps))]),
     }
-    found = {part: row["p50_ms"] for part, row in in_turns(calls, device).items()}
+    found = {part: row["p50_ms"] for part, row in time_interleaved(calls, device).items()}
     found["backbone"] = stages[STAGES[0]]["engine"]["p50_ms"] - found["action expert"]
     return {part: found[part] for part in PARTS}
 
@@ -300,7 +302,7 @@ def published(
 ) -> Float[Tensor, "B H A"]:
     """`model.act` with the published code's work: all blocks and the head run, and what they give is dropped."""
     context_kv = model.dit.encode_context(model.append_proprio(context, state))
-    return model.expert([tap.adapted for tap in model.dit(latent, None, context_kv).taps])
+    return model.expert(model.dit(latent, None, context_kv).taps)
 
 
 def library_encode(latents: LatentCodec, pixels: Float[Tensor, "B 3 1 height width"]) -> Float[Tensor, "B C 1 h w"]:

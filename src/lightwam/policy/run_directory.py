@@ -32,18 +32,19 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from lightwam.config.schema import Recipe, from_dict, to_dict
+from lightwam.config.schema import Recipe
+from lightwam.config.strict_json import from_dict, to_dict
 from lightwam.data.codec import Codec
 from lightwam.encoders.frozen import open_latents
 from lightwam.encoders.weight_files import check_finite, check_tensors, not_finite
 from lightwam.errors import CheckpointError, first_few
 from lightwam.system.file_damage import likely_cause
-from lightwam.system.files import replacing, write_file, writing
+from lightwam.system.files import explain_disk_errors, replace_file, write_file
 from lightwam.types import LatentCodec
 
 FORMAT = 1
 FROZEN, PROMPTS, TRAINING = "frozen.safetensors", "prompts.safetensors", "training.pt"
-MUTABLE_SETTINGS = ("notes", "weights", "train.micro_batch", "train.checkpointing", "train.listeners")
+MUTABLE_SETTINGS = ("notes", "weights", "train.micro_batch", "train.checkpointing", "train.loggers")
 """settings that may change while a run goes on: they do not touch what is learnt"""
 Weights = dict[str, Tensor]
 
@@ -165,7 +166,7 @@ def open_processing(run: Path, recipe: Recipe, device: torch.device | str = "cpu
 
 def write_tensors(path: Path, tensors: Weights, about: dict[str, str] | None = None) -> None:
     """Tensors that a run has once, such as its frozen weights; there whole or not at all. `about` goes with them."""
-    with replacing(path, num_bytes=_num_bytes(tensors)) as beside:
+    with replace_file(path, num_bytes=_num_bytes(tensors)) as beside:
         safetensors.torch.save_file(_to_cpu(tensors), beside, about)
 
 
@@ -192,7 +193,7 @@ def save(run: Path, checkpoint: Checkpoint, keep: int = 2) -> Path:
     place = run / "checkpoints" / f"step_{checkpoint.step:08d}"
     beside = place.with_name(f".{place.name}.{os.getpid()}")
     num_bytes = _num_bytes(checkpoint.model) + _num_bytes(checkpoint.ema or {}) + _num_bytes(checkpoint.training)
-    with writing(place, num_bytes=num_bytes):
+    with explain_disk_errors(place, num_bytes=num_bytes):
         for torn in place.parent.glob(".step_*"):  # of a process that was killed while it saved
             shutil.rmtree(torn, ignore_errors=True)
         beside.mkdir(parents=True)
@@ -212,7 +213,7 @@ def save(run: Path, checkpoint: Checkpoint, keep: int = 2) -> Path:
             os.replace(beside, place)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
-    with writing(place.parent):
+    with explain_disk_errors(place.parent):
         for old in steps(run)[:-keep]:
             shutil.rmtree(run / "checkpoints" / f"step_{old:08d}")
     return place

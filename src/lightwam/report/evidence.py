@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-from lightwam.config.schema import Recipe, from_dict
+from lightwam.config.schema import Recipe
+from lightwam.config.strict_json import from_dict
 from lightwam.errors import CheckpointError, ConfigError
 from lightwam.evaluation.statistics import wilson
 from lightwam.report.watch_evidence import Watched, read_watch

@@ -14,7 +14,7 @@ from lightwam.errors import CheckpointError, ConfigError
 from lightwam.policy import run_directory
 from lightwam.policy.hub import CARD, MORE, WEIGHTS, WHOLE, asking
 from lightwam.report.model_card import LICENSE, model_card
-from lightwam.system.files import writing
+from lightwam.system.files import explain_disk_errors
 
 
 def push(
@@ -73,7 +73,7 @@ def stage(
     num_bytes = sum((run / name).stat().st_size for name in files if (run / name).exists())
     again = "push again; TMPDIR may name another disk"
     try:
-        with writing(to, num_bytes=num_bytes, goes_on=again):
+        with explain_disk_errors(to, num_bytes=num_bytes, resume_hint=again):
             for name in files:
                 if (run / name).exists():
                     (beside / name).parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +89,7 @@ def stage(
 @contextlib.contextmanager
 def _temporary_folder() -> Iterator[Path]:
     place = Path(tempfile.gettempdir())
-    with writing(place, goes_on="push again; TMPDIR may name another disk"):
+    with explain_disk_errors(place, resume_hint="push again; TMPDIR may name another disk"):
         folder = tempfile.mkdtemp(prefix="lightwam-push-")
     try:
         yield Path(folder)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lightwam.config.schema import to_dict
+from lightwam.config.strict_json import to_dict
 from lightwam.report.charts import Curve, curve_chart, stacked_bar
 from lightwam.report.evidence import Evidence, Log, Result
 from lightwam.report.formatting import THIN, counted, duration, escape, figures, percent

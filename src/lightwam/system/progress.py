@@ -35,7 +35,7 @@ class Progress:
         if self.live:
             sys.stderr.write("\n")
         if kind is None:
-            self.say(f"{self.line()}  done in {clock(time.monotonic() - self.began)}")
+            self.say(f"{self.line()}  done in {format_duration(time.monotonic() - self.began)}")
 
     def advance(self, note: str = "", count: int = 1) -> None:
         """`count` more units are done; `note` stands at the end of the line."""
@@ -54,12 +54,12 @@ class Progress:
         """The state as text."""
         passed = time.monotonic() - self.began
         rate = (self.done - self.done_then) / passed if passed > 0 else 0.0
-        left = clock((self.total - self.done) / rate) if rate else "?"
+        left = format_duration((self.total - self.done) / rate) if rate else "?"
         share = 100 * self.done / max(1, self.total)
         return f"{self.what} {self.done}/{self.total} ({share:.0f} %)  {rate:.2f} {self.unit}/s  {left} left"
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Seconds as 1:05 or 2:03:04."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

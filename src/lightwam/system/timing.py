@@ -22,7 +22,7 @@ Call = Callable[[], Any]
 
 
 @torch.inference_mode()
-def in_turns(calls: Mapping[str, Call], device: torch.device) -> dict[str, dict[str, float]]:
+def time_interleaved(calls: Mapping[str, Call], device: torch.device) -> dict[str, dict[str, float]]:
     """Milliseconds of each call: percentiles over the repetitions, and their standard deviation."""
     first = {way: seconds(call, device) for way, call in calls.items()}
     slowest = max(first.values())
@@ -64,7 +64,7 @@ def seconds(call: Call, device: torch.device) -> float:
 
 
 @torch.inference_mode()
-def gmac(call: Call) -> float:
+def count_gmac(call: Call) -> float:
     """Multiply-adds of all products in a call, in billions; what a CUDA graph replays is not seen."""
     with FlopCounterMode(display=False, custom_mapping=UNKNOWN_TO_TORCH) as counter:
         call()
@@ -87,7 +87,7 @@ UNKNOWN_TO_TORCH: dict[Any, Any] = {
 
 
 @torch.inference_mode()
-def floor_ms(work: float, size: int, device: torch.device, dtype: torch.dtype) -> dict[str, float]:
+def roofline_ms(work: float, size: int, device: torch.device, dtype: torch.dtype) -> dict[str, float]:
     """This machine at its best: `work` GMAC at the speed of a large product, `size` bytes of weights read once."""
     side = 8192 if device.type == "cuda" else 1024
     a, b = torch.randn(side, side, device=device).to(dtype), torch.randn(side, side, device=device).to(dtype)

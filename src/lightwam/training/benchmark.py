@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 
-from lightwam.config.checks import check
+from lightwam.config.checks import check_recipe
 from lightwam.config.schema import DctConfig, Recipe
 from lightwam.encoders.dct import DctLatents
 from lightwam.encoders.frozen import encode_clip
 from lightwam.engine.packed_step import packed_loss
 from lightwam.policy.benchmark import PROMPT_TOKENS, random_model
-from lightwam.system.cpu import product_dtype, products
-from lightwam.system.devices import device_called
+from lightwam.system.cpu import fast_matmuls, matmul_dtype
+from lightwam.system.devices import resolve_device
 from lightwam.system.machine import machine
 from lightwam.training.optimizer import Optimizer
 from lightwam.training.train import flow_draw
@@ -45,9 +45,9 @@ def bench_train(
     8 more of each, of 4 where a step takes over 5 s. Parts: encode (pictures to latents, where they are not cached),
     forward, backward, optimiser. The loader is not in here: log.jsonl's `wait_share` says how long a run waited for it.
     """
-    check(recipe)
+    check_recipe(recipe)
     torch.manual_seed(0)
-    place = device_called(device)
+    place = resolve_device(device)
     size = recipe.train.micro_batch or recipe.train.batch_size
     model = random_model(recipe, place, getattr(torch, recipe.train.precision))
     optimizer = Optimizer({name: p for name, p in model.named_parameters() if p.requires_grad}, recipe.train)
@@ -123,7 +123,7 @@ def _step(
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     marks = [_now(device)]
-    with products(device, getattr(torch, recipe.train.precision)):
+    with fast_matmuls(device, getattr(torch, recipe.train.precision)):
         total = loss(batch, u, noise).total
         marks.append(_now(device))
         total.backward()
@@ -151,7 +151,7 @@ def _result(recipe: Recipe, rows: dict[str, list[dict[str, float]]], size: int, 
         "recipe": recipe.name,
         "batch_size": size,
         "precision": recipe.train.precision,
-        "products": product_dtype(device, getattr(torch, recipe.train.precision)),
+        "products": matmul_dtype(device, getattr(torch, recipe.train.precision)),
         "checkpointing": recipe.train.checkpointing,
         "threads": torch.get_num_threads(),
         "warm_up": WARM_UP,

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 
-from lightwam.config import schema
 from lightwam.config.schema import CodecConfig
+from lightwam.config.strict_json import to_dict
 from lightwam.data.codec import compose_canvas
 from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.errors import ConfigError, DatasetError, did_you_mean, first_few
@@ -129,7 +129,7 @@ class CanvasReader:
 
 def canvas_fingerprint(config: CodecConfig) -> dict[str, Any]:
     """What the decoded pictures depend on; normalisation and stride do not touch them."""
-    return {"canvas": list(config.canvas), "places": schema.to_dict(config.places)}
+    return {"canvas": list(config.canvas), "places": to_dict(config.places)}
 
 
 def mismatches(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

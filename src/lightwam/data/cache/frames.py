@@ -317,7 +317,7 @@ def _disk_errors(dataset: LeRobotDataset, config: CodecConfig, draft: Path) -> I
         yield
     except OSError as error:
         num_bytes, path = _bytes_missing(dataset, config, draft), Path(error.filename or draft / "frames.npy")
-        raise refused(path, error, DatasetError, num_bytes=num_bytes, goes_on=KEPT) from error
+        raise refused(path, error, DatasetError, num_bytes=num_bytes, resume_hint=KEPT) from error
 
 
 def _replace_folder(new: Path, path: Path) -> None:

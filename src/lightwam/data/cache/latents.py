@@ -40,7 +40,7 @@ from lightwam.data.cache.record import DTYPES
 from lightwam.data.cache.shards import Samples, Shard, array_bytes, clear_parts, plan_shards, write_whole
 from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.errors import ConfigError, DatasetError
-from lightwam.system.files import file_fingerprint, read_json, writing
+from lightwam.system.files import explain_disk_errors, file_fingerprint, read_json
 from lightwam.types import SINGLE_PROCESS, Latents, Rank, pool
 
 FORMAT = "latents 1"
@@ -357,5 +357,5 @@ def _json(value: Mapping[str, Any]) -> bytes:
 
 @contextmanager
 def _writing(path: Path, num_bytes: int) -> Iterator[None]:
-    with writing(path, DatasetError, num_bytes=num_bytes, goes_on=KEPT):
+    with explain_disk_errors(path, DatasetError, num_bytes=num_bytes, resume_hint=KEPT):
         yield

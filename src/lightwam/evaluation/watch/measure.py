@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from lightwam.config.checks import check
+from lightwam.config.checks import check_recipe
 from lightwam.errors import CheckpointError
 from lightwam.evaluation.episodes import open_episodes, task_files
 from lightwam.evaluation.evaluate import describe
@@ -29,11 +29,11 @@ from lightwam.policy.run_directory import write_json
 from lightwam.sim import registry
 from lightwam.sim.disturb import Disturbance, kinds
 from lightwam.system.cpu import one_thread
-from lightwam.system.files import replacing
+from lightwam.system.files import replace_file
 from lightwam.system.jobs import job_runner
 from lightwam.system.machine import machine
 from lightwam.system.progress import Progress
-from lightwam.system.timing import in_turns
+from lightwam.system.timing import time_interleaved
 from lightwam.system.workers import PoolFactory, require_main_guard
 
 FIRST_CALIBRATION_SEED, FIRST_TRIAL_SEED = 2_000_000, 4_000_000
@@ -73,7 +73,7 @@ def watch(
     if settings.workers and pool_factory is None:
         require_main_guard()  # before a policy is loaded
     policy = policy or Policy.load(run, device="auto")
-    recipe, folder = check(policy.recipe), run / FOLDER
+    recipe, folder = check_recipe(policy.recipe), run / FOLDER
     for warning in registry.version_warnings(recipe.sim.name):
         say(f"watch: {warning}")
     require_enough(settings.undisturbed * len(recipe.sim.tasks), settings.false_alarms)
@@ -239,7 +239,7 @@ def cost(watch: SurpriseWatch) -> dict[str, Any]:
     simulator.close()
     episode.update(observation, 0)
     calls = {"act": lambda: policy.act(observation), "see": lambda: episode.update(observation, recipe.eval.replan)}
-    return in_turns(calls, policy.device)
+    return time_interleaved(calls, policy.device)
 
 
 def _load(path: Path) -> WatchedEpisode:
@@ -253,5 +253,5 @@ def _load(path: Path) -> WatchedEpisode:
 
 
 def _write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
-    with replacing(path) as draft, draft.open("wb") as file:
+    with replace_file(path) as draft, draft.open("wb") as file:
         np.savez_compressed(file, **{name: np.asarray(value) for name, value in arrays.items()})

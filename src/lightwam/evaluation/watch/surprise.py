@@ -33,7 +33,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float, Float32
 
-from lightwam.config.schema import from_dict
+from lightwam.config.strict_json import from_dict
 from lightwam.data.codec import Codec
 from lightwam.errors import CheckpointError, ConfigError
 from lightwam.policy import run_directory
