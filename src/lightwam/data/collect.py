@@ -155,7 +155,7 @@ def _demonstrate(
 
 @dataclass
 class Demonstrator:
-    """A worker that runs the expert on one seed at a time and keeps its simulators, as loading one takes half a second."""
+    """A worker that runs the expert on one seed at a time; it keeps its simulators, as loading one is slow."""
 
     sim: SimConfig
     collect: CollectConfig

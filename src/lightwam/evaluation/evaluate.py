@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from lightwam.config.schema import EvalConfig, Recipe, SimConfig, with_simulator
 from lightwam.config.strict_json import to_dict
 from lightwam.errors import ConfigError
 from lightwam.evaluation.episodes import EpisodeKey, open_episodes, read_episodes, task_files
-from lightwam.evaluation.rollouts import EpisodeJob, FilmJob, SimulatorWorker, StepResult, Waiting, run_episodes
+from lightwam.evaluation.rollouts import EpisodeJob, FilmJob, SimulatorWorker, Waiting, run_episodes
 from lightwam.evaluation.statistics import wilson
 from lightwam.policy import run_directory
 from lightwam.policy.policy import Policy
@@ -190,7 +190,7 @@ class ClosedLoop:
             self.running[episode].infer_ms.append(round(infer_ms, 3))
         return chunks
 
-    def record(self, finished: Finished[EpisodeJob, StepResult]) -> None:
+    def record(self, finished: Finished[EpisodeJob]) -> None:
         """Save a finished episode's actions, then its line of episodes.jsonl."""
         episode, result = finished.job, finished.answer
         running = self.running.pop(episode)
@@ -227,8 +227,7 @@ def film(jobs: JobRunner, recipe: Recipe, folder: Path, say: Callable[[str], Non
         (folder / "videos").mkdir(exist_ok=True)
     if todo:
         say(f"eval: filming {len(todo)} episodes")
-    films: Iterator[Finished[FilmJob, bytes]] = jobs.run(todo)
-    for finished in films:
+    for finished in jobs.run(todo):
         write_file(folder / rows[finished.job.task, finished.job.seed]["video"], finished.answer)
     write_file(folder / "episodes.jsonl", "".join(json.dumps(row) + "\n" for row in rows.values()))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ from lightwam.errors import SetupError, SimulatorError
 from lightwam.evaluation.statistics import wilson
 from lightwam.sim import registry
 from lightwam.sim.simulator import Simulator, Trial
-from lightwam.system.jobs import Finished, job_runner
+from lightwam.system.jobs import job_runner
 from lightwam.system.progress import Progress
 from lightwam.system.workers import PoolFactory
 
@@ -79,8 +79,7 @@ def check_experts(
         Progress("check", len(todo), unit="ep", say=say) as progress,
         job_runner("check", ExpertWorker(recipe.sim), num_workers, pool_factory, say) as jobs,
     ):
-        episodes: Iterator[Finished[Trial, ExpertResult]] = jobs.run(todo)
-        for episode in episodes:
+        for episode in jobs.run(todo):
             task, seed = episode.job.task, episode.job.seed
             results[episode.job] = episode.answer
             unfinished[task].remove(seed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -132,8 +132,8 @@ Waiting = list[tuple[EpisodeJob, StepResult]]
 
 
 def run_episodes(
-    jobs: JobRunner, todo: list[EpisodeJob], act: Callable[[Waiting], Sequence[Float32[np.ndarray, "steps A"]]]
-) -> Iterator[Finished[EpisodeJob, StepResult]]:
+    jobs: JobRunner, todo: list[EpisodeJob], act: Callable[[Waiting], Float32[np.ndarray, "B steps A"]]
+) -> Iterator[Finished[EpisodeJob]]:
     """Run the episodes `todo` in closed loop, as many at once as there are workers; yield each when it is over.
 
     `act` returns the next actions of all episodes that wait for some, so that a policy can answer them in one batch.

@@ -11,7 +11,7 @@ from typing import Any, Generic
 
 from lightwam.errors import SimulatorError
 from lightwam.system import workers
-from lightwam.system.workers import Answer, Interrupt, Job, PoolFactory, WorkerDied, WorkerPool, interrupt_as_flag
+from lightwam.system.workers import Interrupt, Job, PoolFactory, WorkerDied, WorkerPool, interrupt_as_flag
 
 MAX_DEATHS = 3
 """a job whose worker died this often is not tried again"""
@@ -20,11 +20,11 @@ WAIT_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
-class Finished(Generic[Job, Answer]):
+class Finished(Generic[Job]):
     """A job that is over."""
 
     job: Job
-    answer: Answer
+    answer: Any
     seconds: float
     """since its start, the last one if its worker died before"""
 
@@ -46,9 +46,9 @@ class JobRunner:
         todo: list[Job],
         *,
         choose: Callable[[int, Collection[Job]], int] = lambda slot, running: 0,
-        is_over: Callable[[Answer], bool] = lambda answer: True,
-        next_steps: Callable[[list[tuple[Job, Answer]]], list[Any]] = lambda waiting: [],
-    ) -> Iterator[Finished[Job, Answer]]:
+        is_over: Callable[[Any], bool] = lambda answer: True,
+        next_steps: Callable[[list[tuple[Job, Any]]], list[Any]] = lambda waiting: [],
+    ) -> Iterator[Finished[Job]]:
         """Run all jobs of `todo`, which the caller may change meanwhile; yield each when it is over, in any order.
 
         `choose(slot, running jobs)` is the index in `todo` of the slot's next job. Where `is_over` denies an answer,
@@ -67,7 +67,7 @@ class JobRunner:
 
         while todo or running:
             start()
-            waiting: dict[int, tuple[Job, Answer]] = {}
+            waiting: dict[int, tuple[Job, Any]] = {}
             for slot, outcome in self.pool.answers(WAIT_SECONDS):
                 job, began = running[slot]
                 try:

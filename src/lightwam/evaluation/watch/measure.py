@@ -56,7 +56,7 @@ class WatchJob:
 
 def watch(
     run: Path | str,
-    settings: WatchConfig = WatchConfig(),
+    settings: WatchConfig | None = None,
     *,
     policy: Policy | None = None,
     pool_factory: PoolFactory | None = None,
@@ -69,7 +69,7 @@ def watch(
     CheckpointError when RUN/watch holds a measurement under other settings, SimulatorError as `evaluate` does, and
     KeyboardInterrupt after Ctrl-C, with all finished episodes kept.
     """
-    run = Path(run)
+    run, settings = Path(run), settings or WatchConfig()
     if settings.workers and pool_factory is None:
         require_main_guard()  # before a policy is loaded
     policy = policy or Policy.load(run, device="auto")
@@ -184,7 +184,9 @@ class _Recorder:
     def record_examples(self, examples: Sequence[Mapping[str, Any]]) -> None:
         """Run the episodes of a result's "examples" again and save their canvases, by kind of disturbance."""
         kinds = {
-            EpisodeJob(row["task"], row["seed"], Disturbance(row["kind"], row["disturbed_at"], row["seed"])): row["kind"]
+            EpisodeJob(row["task"], row["seed"], Disturbance(row["kind"], row["disturbed_at"], row["seed"])): row[
+                "kind"
+            ]
             for row in examples
         }
         canvases: dict[str, Any] = dict.fromkeys(kinds.values())
@@ -254,4 +256,4 @@ def _load(path: Path) -> WatchedEpisode:
 
 def _write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     with replace_file(path) as draft, draft.open("wb") as file:
-        np.savez_compressed(file, **{name: np.asarray(value) for name, value in arrays.items()})
+        np.savez_compressed(file, **arrays)

@@ -137,11 +137,13 @@ def _without_world_model(
     centre, scale = median_and_spread(np.concatenate(folds))
     train = concatenate(moments)
     of_trials = [parts(train, episode.predictions.moments()) for episode in trials]
-    return [((part - centre) / scale).max(1) for part in folds], [((part - centre) / scale).max(1) for part in of_trials]
+    return [((part - centre) / scale).max(1) for part in folds], [
+        ((part - centre) / scale).max(1) for part in of_trials
+    ]
 
 
 def _robot_state(undisturbed: Sequence[WatchedEpisode], trials: Sequence[WatchedEpisode]) -> tuple[Scores, Scores]:
-    """Score how far the robot is from where its actions usually bring it: the largest residual of a ridge regression."""
+    """Score how far the robot is from where its actions usually bring it: the largest residual of ridge regression."""
 
     def rows(episode: WatchedEpisode) -> tuple[np.ndarray, np.ndarray]:
         inputs = np.hstack([episode.states[:-1], episode.actions[:-1].sum(1)])
@@ -187,7 +189,9 @@ class _Test:
             "ended_before": len(of_kind) - len(seen),
             "successes": sum(self.trials[i].success for i in seen),
             "ways": {
-                detector: all_moments["ways"][detector] | {"soon": soon["ways"][detector]} | self._alarms(detector, seen)
+                detector: all_moments["ways"][detector]
+                | {"soon": soon["ways"][detector]}
+                | self._alarms(detector, seen)
                 for detector in DETECTORS
             },
             "gain_over": all_moments["gain_over"],

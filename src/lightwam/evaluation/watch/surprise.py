@@ -25,7 +25,7 @@ policy acted.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -128,7 +128,7 @@ class _CalibrationFile:
     executed: int
     false_alarms: float
     num_episodes: int
-    tasks: dict  # type: ignore[type-arg]
+    tasks: Mapping[str, int]
     threshold: float
     centre: tuple[float, float]
     scale: tuple[float, float]
@@ -147,7 +147,7 @@ class Calibration:
     false_alarms: float
     """share of undisturbed episodes in which some score may reach the threshold"""
     num_episodes: int
-    tasks: dict[str, int]
+    tasks: Mapping[str, int]
     """undisturbed episodes by task"""
     threshold: float
     centre: Float[np.ndarray, " 2"]
@@ -202,7 +202,7 @@ class Calibration:
 
 
 def calibrate(
-    episodes: Sequence[Predictions], tasks: dict[str, int], *, executed: int, step: int, false_alarms: float
+    episodes: Sequence[Predictions], tasks: Mapping[str, int], *, executed: int, step: int, false_alarms: float
 ) -> Calibration:
     """Measure the usual range of scores on undisturbed `episodes` in which the policy acted.
 
