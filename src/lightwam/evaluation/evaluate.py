@@ -183,8 +183,8 @@ class ClosedLoop:
         chunks = self.policy.act_batch(observations)[:, :replan]
         infer_ms = 1000 * (time.perf_counter() - asked_at)
         if chunks.shape[1] < replan:
-            longest = f"at most {chunks.shape[1]}, the length of the policy's chunks"
-            raise ConfigError("eval.replan must not exceed a chunk", where="eval.replan", got=replan, expected=longest)
+            most = f"at most {chunks.shape[1]}, the length of the policy's chunks"
+            raise ConfigError("eval.replan must fit into a chunk", where="eval.replan", got=replan, expected=most)
         for (episode, _), chunk in zip(waiting, chunks, strict=True):
             self.running[episode].actions.extend(chunk)
             self.running[episode].infer_ms.append(round(infer_ms, 3))
