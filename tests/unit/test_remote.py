@@ -17,7 +17,6 @@ from lightwam.cli.main import main
 from lightwam.config import recipes
 from lightwam.config.schema import EvalConfig
 from lightwam.errors import CheckpointError, ConfigError, WireError
-from lightwam.evaluation import evaluate as module
 from lightwam.evaluation.episodes import read_episodes
 from lightwam.evaluation.evaluate import evaluate
 from lightwam.evaluation.remote_policy import RemotePolicy
@@ -34,7 +33,7 @@ SETTINGS = EvalConfig(trials=2, replan=4, workers=1, videos_per_task=0)
 
 @pytest.fixture(autouse=True)
 def in_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "Workers", InHere)
+    monkeypatch.setattr("lightwam.system.workers.Workers", InHere)
 
 
 @contextmanager
@@ -155,7 +154,10 @@ def test_other_units_are_those_of_the_robot() -> None:
 
 
 def test_a_chunk_too_short_is_refused(tmp_path: Path) -> None:
-    with remote(still) as (policy, _), pytest.raises(ConfigError, match=r"shorter[\s\S]*got: 6\s+expected: at most 5"):
+    with (
+        remote(still) as (policy, _),
+        pytest.raises(ConfigError, match=r"fit into a chunk[\s\S]*got: 6\s+expected: at most 5"),
+    ):
         evaluate(tmp_path, replace(SETTINGS, replan=6), policy=policy, say=quiet)
 
 

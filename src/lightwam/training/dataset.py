@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -207,9 +206,9 @@ class DatasetCaches:
             return self._open_latents(), self.vae
         for folder, name in ((self.home, FRAMES), (self.home / FRAMES, None)):
             remove_leftovers(folder, name, keep=temporary_frames(self.data, self.recipe.codec, self.frames, self.files))
-        with ExitStack() as stack:
-            tell = _progress(stack, "decode", "frame", say)
-            return FrameCache.fresh(self.data, self.recipe.codec, self.frames, tell, self.files), None
+        with Progress("decode", unit="frame", say=say) as progress:
+            FrameCache.build(self.data, self.recipe.codec, self.frames, progress.update, self.files)
+        return FrameCache.open(self.frames), None
 
     def prompts(self) -> Weights:
         """Read the prompts' states of a pretrained text encoder from the cache; DatasetError when one is missing."""
@@ -307,10 +306,9 @@ def _cache_latents(sources: DatasetCaches, world: World, say: Callable[[str], No
         return Latents(made.present.cpu(), made.clip.cpu())
 
     encoder = ClipEncoder(encode, sources.made_by)
-    with ExitStack() as stack:
-        tell = _progress(stack, "encode", "window", say, silent=not world.is_main)
-        path = sources.latents(sources.home)
-        LatentCache.build(sources.data, recipe.codec, recipe.model.horizon, encoder, path, tell, world.process)
+    horizon, path = recipe.model.horizon, sources.latents(sources.home)
+    with Progress("encode", unit="window", say=say, silent=not world.is_main) as progress:
+        LatentCache.build(sources.data, recipe.codec, horizon, encoder, path, progress.update, world.process)
 
 
 def cache_prompts(recipe: Recipe, data: LeRobotDataset, device: torch.device | str, home: Path) -> None:
@@ -318,7 +316,7 @@ def cache_prompts(recipe: Recipe, data: LeRobotDataset, device: torch.device | s
     path, text = home / LATENTS / run_directory.PROMPTS, recipe.text
     made_by = {"encoder": f"{text.kind} {text.num_tokens}x{text.dim}"}
     made_by |= {part: digest(locate(recipe.weights, part)) for part in TEXT_PARTS}
-    known = run_directory.read_tensors(path) if run_directory.read_about(path) == made_by else {}
+    known = run_directory.read_tensors(path) if run_directory.read_metadata(path) == made_by else {}
     wanted = [recipe.prompt.format(task=task) for task in map(data.tasks.__getitem__, data.used_tasks)]
     if missing := [prompt for prompt in wanted if prompt not in known]:
         check_free_space(path, 2 * len(wanted) * text.num_tokens * text.dim)
@@ -343,16 +341,3 @@ def _measure(recipe: Recipe, cache: Cache, codec: Codec) -> dict[str, Any]:
     assert isinstance(recipe.latents, DctConfig) and isinstance(cache, FrameCache)
     chosen = torch.linspace(0, cache.num_steps - 1, min(FIT_FRAMES, cache.num_steps)).long().tolist()
     return dict(DctLatents.fit(recipe.latents, to_pixels(cache.frames[chosen][:, None])[:, :, 0]).to_dict())
-
-
-def _progress(
-    stack: ExitStack, name: str, unit: str, say: Callable[[str], None], silent: bool = False
-) -> Callable[[int, int], None]:
-    lines: list[Progress] = []
-
-    def tell(done: int, total: int) -> None:
-        if not lines:  # said only when there is something to do
-            lines.append(stack.enter_context(Progress(name, total, unit=unit, say=say, silent=silent)))
-        lines[0].advance(count=done - lines[0].done)
-
-    return tell
