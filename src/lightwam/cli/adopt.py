@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Literal
 
 from lightwam.cli.options import AnyRecipe, Names, named_recipe, parse
-from lightwam.config import checks
 
 
 @dataclass(frozen=True)
@@ -34,10 +33,9 @@ def run(arguments: Sequence[str]) -> None:
     recipe, rest = named_recipe(arguments, "adopt")
     defaults = AdoptOptions(recipe, Path("published.pt"), Path("data") / recipe.name, Path("runs") / recipe.name)
     options = parse(defaults, rest, f"adopt {recipe.name}")
-    checks.check_recipe(options.recipe)
     from lightwam.data.lerobot.features import parse_names
     from lightwam.training.adopt import adopt
+    from lightwam.training.caches import DatasetSource
 
-    run = adopt(options.recipe, options.checkpoint, options.data, options.run, device=options.device,
-                names=parse_names(options.names), cache=options.cache)  # fmt: skip
-    print(run)
+    source = DatasetSource(options.data, parse_names(options.names), options.cache)
+    print(adopt(options.recipe, options.checkpoint, source, options.run, device=options.device))

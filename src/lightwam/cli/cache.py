@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Literal
 
 from lightwam.cli.options import AnyRecipe, Names, named_recipe, parse
-from lightwam.config import checks
 
 
 @dataclass(frozen=True)
@@ -33,9 +32,9 @@ def run(arguments: Sequence[str]) -> None:
     """`lightwam cache RECIPE [--data PATH] [--weights PATH] [OPTIONS]`."""
     recipe, rest = named_recipe(arguments, "cache")
     options = parse(CacheOptions(recipe, Path("data") / recipe.name), rest, f"cache {recipe.name}")
-    checks.check_recipe(options.recipe)
     from lightwam.data.lerobot.features import parse_names
-    from lightwam.training.dataset import make_cache
+    from lightwam.training.caches import DatasetSource
+    from lightwam.training.precompute import make_cache
 
-    make_cache(options.recipe, options.data, device=options.device, names=parse_names(options.names),
-               cache=options.cache)  # fmt: skip
+    source = DatasetSource(options.data, parse_names(options.names), options.cache)
+    make_cache(options.recipe, source, device=options.device)

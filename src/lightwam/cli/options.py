@@ -39,6 +39,7 @@ Names = Annotated[
 OLD_OPTIONS: Mapping[str, str] = {
     "families": "robot-schemas",
     "family": "robot-schema",
+    "quiet": "undisturbed",
     "most-together": "max-batch",
     "most-waiting": "max-queue",
     "most-clients": "max-clients",

@@ -24,6 +24,7 @@ from lightwam.sim import registry
 from lightwam.system.checked_json import read_object
 from lightwam.system.machine import machine
 from lightwam.training import loggers
+from lightwam.training.caches import DatasetSource
 from lightwam.training.train import train
 
 SWAP_TRIALS = 5
@@ -34,8 +35,8 @@ def demo(recipe: Recipe, run: Path, say: Callable[[str], None] = print, cache: P
     """Do all of it under `run`; returns what is written to RUN/result.json.
 
     Checked before anything is written: ConfigError when the model's state or action width is not the simulator's, or
-    a logger cannot be used; PromptError when a task's sentence does not fit the text encoder. `cache`: as for
-    `processing.open_training_data`.
+    a logger cannot be used; PromptError when a task's sentence does not fit the text encoder. `cache`: the
+    folder for caches, by default $LIGHTWAM_CACHE, else the dataset's own.
 
     Every part goes on where an interrupted one stopped; the wall seconds of all attempts add up. The demonstrations
     are in RUN/dataset.
@@ -47,7 +48,7 @@ def demo(recipe: Recipe, run: Path, say: Callable[[str], None] = print, cache: P
     with timer.part("collect"):
         collect(recipe, run / "dataset", say)
     with timer.part("train"):
-        train(recipe, run / "dataset", run, say=say, cache=cache)
+        train(recipe, DatasetSource(run / "dataset", cache=cache), run, say=say)
     with timer.part("evaluate"):
         result = evaluate(run, say=say)
     if len(recipe.sim.tasks) > 1:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Literal
 
 from lightwam.cli.options import AnyRecipe, Names, named_recipe, parse
-from lightwam.config import checks
 
 
 @dataclass(frozen=True)
@@ -38,12 +37,19 @@ def run(arguments: Sequence[str]) -> None:
     recipe, rest = named_recipe(arguments, "train")
     defaults = TrainOptions(recipe, Path("data") / recipe.name, Path("runs") / recipe.name)
     options = parse(defaults, rest, f"train {recipe.name}")
-    checks.check_recipe(options.recipe)
     from lightwam.data.lerobot.features import parse_names
     from lightwam.system.cpu import keep_memory
+    from lightwam.training.caches import DatasetSource
     from lightwam.training.train import train
 
     keep_memory()
-    train(options.recipe, options.data, options.run, device=options.device, parallel=options.parallel,
-          start_from=options.start_from, statistics=options.statistics, names=parse_names(options.names),
-          cache=options.cache)  # fmt: skip
+    source = DatasetSource(options.data, parse_names(options.names), options.cache)
+    train(
+        options.recipe,
+        source,
+        options.run,
+        device=options.device,
+        parallel=options.parallel,
+        start_from=options.start_from,
+        statistics=options.statistics,
+    )

@@ -1,27 +1,25 @@
-"""`lightwam watch`: calibrates a run's surprise score, and measures what it tells."""
+"""`lightwam watch`: calibrates a run's surprise score, and tests what it detects."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from lightwam.cli.options import RayOptions, parse, split_run, wants_help
 from lightwam.errors import ConfigError
+from lightwam.evaluation.watch.settings import WatchConfig
+
+DEFAULTS = WatchConfig()
 
 
 @dataclass(frozen=True)
 class WatchOptions(RayOptions):
-    """Calibrate RUN/surprise.json on undisturbed unseen seeds, and measure the watch on disturbed ones."""
+    """Calibrate RUN/surprise.json on undisturbed unseen seeds, and test the watch on disturbed ones."""
 
-    quiet: int = 20
-    """undisturbed episodes a task, for the calibration"""
-    trials: int = 12
-    """undisturbed episodes a task for the test; each disturbance is tried on the same seeds"""
-    false_alarms: float = 0.05
-    """share of undisturbed episodes that may raise an alarm"""
-    workers: int = 2
-    """processes that simulate"""
+    watch: Annotated[WatchConfig, tyro.conf.arg(name="")] = DEFAULTS
     step: int | None = None
     """the checkpoint; the newest by default"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -31,26 +29,29 @@ class WatchOptions(RayOptions):
 
 
 def run(arguments: Sequence[str]) -> None:
-    """`lightwam watch RUN [--quiet N] [--trials N] [...]`."""
+    """`lightwam watch RUN [--undisturbed N] [--trials N] [...]`."""
     path, rest = split_run(arguments, "watch")
     options = parse(WatchOptions(), rest, f"watch {path}")
     if wants_help(rest):
         return
-    if min(options.quiet, options.trials) < 1 or options.workers < 0 or not 0 < options.false_alarms < 1:
-        raise ConfigError("the watch needs episodes, and a share of false alarms", where="lightwam watch", got=options,
-                          expected="quiet and trials >= 1, workers >= 0, 0 < false_alarms < 1")  # fmt: skip
-    from lightwam.evaluation.watch.measure import WatchConfig, watch
+    settings = options.watch
+    if min(settings.undisturbed, settings.trials) < 1 or settings.workers < 0 or not 0 < settings.false_alarms < 1:
+        raise ConfigError(
+            "the watch needs episodes, and a share of false alarms",
+            got=settings,
+            expected="undisturbed and trials >= 1, workers >= 0, 0 < false_alarms < 1",
+        )
+    from lightwam.evaluation.watch.measure import watch
     from lightwam.policy.policy import Policy
     from lightwam.system.cpu import keep_memory
 
     keep_memory()
     policy = Policy.load(path, options.step, device=options.device, weights=options.weights)
-    settings = WatchConfig(options.quiet, options.trials, options.false_alarms, options.workers)
     print(table(watch(path, settings, policy=policy, pool_factory=options.pool_factory())))
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """For each kind of disturbance and each way: the area with its interval, alarms, and their delay."""
+    """Format the area with its interval, alarms and their delay, for each kind of disturbance and each detector."""
     lines = [f"{'disturbance':12} {'score':24} {'ROC area':>20}  {'alarms':>10}  delay"]
     for kind, row in result["kinds"].items():
         for way, of in row["ways"].items():

@@ -7,14 +7,24 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
+OnProgress = Callable[[int, int], None]
+"""called with the units that are done and with their total, before the first one and after each: `Progress.update`"""
+
+
+def no_progress(done: int, total: int) -> None:
+    """Show nothing."""
+
 
 class Progress:
-    """Counts units of work. On a terminal it rewrites one line; elsewhere it says a line now and then."""
+    """Counts units of work. On a terminal it rewrites one line; elsewhere it says a line now and then.
+
+    With a total of 0, which `update` may set, it says nothing.
+    """
 
     def __init__(
         self,
         what: str,
-        total: int,
+        total: int = 0,
         done: int = 0,
         unit: str = "it",
         say: Callable[[str], None] = print,
@@ -32,6 +42,8 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if not self.total:
+            return
         if self.live:
             sys.stderr.write("\n")
         if kind is None:
@@ -49,6 +61,12 @@ class Progress:
             sys.stderr.flush()
         else:
             self.say(f"{self.line()}  {note}")
+
+    def update(self, done: int, total: int) -> None:
+        """Set how much is done, and the total where it was not known; time counts from the first call."""
+        if not self.total:
+            self.total, self.done, self.done_then, self.began = total, done, done, time.monotonic()
+        self.advance(count=done - self.done)
 
     def line(self) -> str:
         """The state as text."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,13 +38,18 @@ def time_interleaved(calls: Mapping[str, Call], device: torch.device) -> dict[st
                 times[way].append(1000 * took)
     return {
         way: {
-            **{f"p{q}_ms": float(np.percentile(rows, q)) for q in (50, 95, 99)},
+            **percentiles(rows, "_ms"),
             "std_ms": float(np.std(rows)),
             "repetitions": len(rows),
             "warm_up": 1 + warm_up,
         }
         for way, rows in times.items()
     }
+
+
+def percentiles(values: Sequence[float], suffix: str = "") -> dict[str, float]:
+    """Return the 50th, 95th and 99th percentile as p50, p95 and p99, each followed by `suffix`; {} without values."""
+    return {f"p{q}{suffix}": float(np.percentile(values, q)) for q in (50, 95, 99)} if values else {}
 
 
 def seconds(call: Call, device: torch.device) -> float:
