@@ -141,7 +141,7 @@ def test_cache_export_and_adopt_pass_what_they_are_told(
 
 
 def test_tuples_and_switches_can_be_overridden(record: Callable[..., Calls]) -> None:
-    done = SimpleNamespace(root="data/point", episodes=4, frames=80, new_episodes=4)
+    done = SimpleNamespace(dataset="data/point", episodes=4, frames=80, new_episodes=4)
     calls = record("lightwam.data.collect", "collect", done)
     words = [
         "collect",
@@ -155,11 +155,11 @@ def test_tuples_and_switches_can_be_overridden(record: Callable[..., Calls]) -> 
         "go: {task}",
     ]
     assert main(words) == 0
-    ((recipe, root),) = calls
+    ((recipe, dataset, options),) = calls
     assert recipe.sim.tasks == ("green", "yellow")
     assert recipe.train.listeners == ("tensorboard",)
     assert recipe.prompt == "go: {task}"
-    assert root == Path("data/point")
+    assert dataset == Path("data/point") and options == {"pool_factory": None}
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_sections_of_several_kinds_are_overridden_by_plain_names(
     command: str, function: str, record: Callable[..., Calls]
 ) -> None:
     module, _, name = function.rpartition(".")
-    calls = record(f"lightwam.{module}", name, SimpleNamespace(root="x", episodes=0, frames=0, new_episodes=0))
+    calls = record(f"lightwam.{module}", name, SimpleNamespace(dataset="x", episodes=0, frames=0, new_episodes=0))
     with suppress(TypeError):  # what comes back is not of interest
         main([*command.split(), "point", "--text.num-tokens", "24", "--train.steps", "9"])
     assert calls[0][0].text == replace(recipes.point().text, num_tokens=24)
@@ -215,7 +215,11 @@ def test_eval_overrides_the_runs_own_settings_and_prints_rates(
     expected = EvalConfig(trials=9, replan=4, videos_per_task=1)
     loaded = ((Path("runs/x"), 100), {"device": "auto", "weights": None, "engine": True, "int8": False})
     assert calls == [
-        (Path("runs/x"), expected, {"sim": recipes.point().sim, "policy": loaded, "folder": "again", "hire": None})
+        (
+            Path("runs/x"),
+            expected,
+            {"sim": recipes.point().sim, "policy": loaded, "folder": "again", "pool_factory": None},
+        )
     ]
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     rest = ["8", "of", "9", "56%", "to", "98%"]
@@ -276,7 +280,7 @@ def test_eval_refuses_suites_and_protocols_that_are_none(
     assert says in capsys.readouterr().err
 
 
-def test_eval_hires_simulators_on_a_cluster(record: Callable[..., Calls], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_eval_runs_simulators_on_a_ray_cluster(record: Callable[..., Calls], monkeypatch: pytest.MonkeyPatch) -> None:
     from lightwam.system.ray_workers import RayWorkers
 
     red = {"successes": 8, "trials": 9, "interval_95": (0.565, 0.98)}
@@ -285,8 +289,8 @@ def test_eval_hires_simulators_on_a_cluster(record: Callable[..., Calls], monkey
     monkeypatch.setattr(Policy, "load", lambda *given, **named: None)
     for words, address in (([], "auto"), (["--ray-address", "there:6379"], "there:6379")):
         assert main(["eval", "runs/x", "--ray", *words]) == 0
-        hire = calls.pop()[-1]["hire"]
-        assert (hire.func, hire.keywords) == (RayWorkers, {"address": address})
+        pool_factory = calls.pop()[-1]["pool_factory"]
+        assert (pool_factory.func, pool_factory.keywords) == (RayWorkers, {"address": address, "say": print})
 
 
 def test_eval_refuses_to_execute_what_was_never_supervised(

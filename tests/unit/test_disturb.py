@@ -9,7 +9,8 @@ from lightwam.config.recipes import point
 from lightwam.errors import SimulatorError
 from lightwam.sim import registry
 from lightwam.sim.disturb import KINDS, Disturbance, Disturbed, Kind
-from lightwam.sim.simulator import Simulator
+from lightwam.sim.simulator import Simulator, StepOutcome
+from lightwam.types import Observation
 
 SIM = replace(point().sim, tasks=("red",))
 
@@ -82,8 +83,18 @@ class Bare(Simulator):
     task, instruction, robot = "t", "i", "r"
     cameras, state_names, action_names, fps = ("c",), ("x",), ("x",), 1.0
 
+    def reset(self, seed: int) -> None: ...
+
+    def observe(self) -> Observation:
+        raise AssertionError
+
+    def step(self, action: np.ndarray) -> StepOutcome:
+        return StepOutcome(False)
+
+    def close(self) -> None: ...
+
 
 def test_a_simulator_whose_things_cannot_be_moved_is_refused() -> None:
-    with pytest.raises(SimulatorError, match="cannot be moved"):
+    with pytest.raises(SimulatorError, match="no disturbance 'object'"):
         Disturbed(Bare(), Disturbance("object", 0, 0))
     Disturbed(Bare(), Disturbance("frozen", 0, 0))

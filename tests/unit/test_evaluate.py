@@ -168,16 +168,16 @@ def test_a_seat_stays_with_its_task_and_seats_do_not_share_one(tmp_path: Path, s
         def idle(self) -> list[int]:
             return [0, 1]
 
-        def give(self, job: Any, seat: int) -> None:
-            given.append((seat, job.task, job.seed))
+        def submit(self, job: Any, slot: int) -> None:
+            given.append((slot, job.task, job.seed))
 
     drive = module._Drive(seeing, seeing.recipe, tmp_path, {}, Seats(2, quiet), 0.0, DeathCounter("eval", quiet))
     todo = [(task, seed) for seed in (1, 2, 3) for task in ("a", "b", "c")]
     while todo:
         drive._begin(todo)
         drive.running.clear()
-    assert [task for seat, task, _ in given if seat == 0] == ["a", "a", "a", "c", "c"]
-    assert [task for seat, task, _ in given if seat == 1] == ["b", "b", "b", "c"]
+    assert [task for slot, task, _ in given if slot == 0] == ["a", "a", "a", "c", "c"]
+    assert [task for slot, task, _ in given if slot == 1] == ["b", "b", "b", "c"]
     assert len(set(given)) == 9
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from lightwam.config import recipes
 from lightwam.errors import ConfigError, WireError
-from lightwam.sim.libero.units import to_simulator
+from lightwam.sim.libero.conversion import to_simulator
 from lightwam.types import Observation
 from lightwam.wire import robot_schemas
 from lightwam.wire.robot_schema import ActionPart, RobotSchema, StatePart, Unit, fitted

@@ -17,8 +17,8 @@ from lightwam.config.schema import SimConfig
 from lightwam.errors import ConfigError, SetupError, SimulatorError
 from lightwam.sim import registry
 from lightwam.sim.check import check_simulator
+from lightwam.sim.libero import conversion
 from lightwam.sim.libero import simulator as libero
-from lightwam.sim.libero import units
 from lightwam.sim.libero.expert_fixtures import BEHIND, Fixtures
 from lightwam.sim.libero.expert_scene import Scene
 from lightwam.sim.libero.files import importing_robosuite
@@ -293,31 +293,31 @@ def test_protocols_are_the_published_ones() -> None:
 
 
 def test_the_gripper_is_turned_round() -> None:
-    assert [units.to_simulator(x, "sign") for x in (0.0, 0.4, 0.6, 1.0)] == [1, 1, -1, -1]
-    assert [units.to_simulator(x, "linear") for x in (0.0, 0.25, 1.0)] == [1, 0.5, -1]
+    assert [conversion.to_simulator(x, "sign") for x in (0.0, 0.4, 0.6, 1.0)] == [1, 1, -1, -1]
+    assert [conversion.to_simulator(x, "linear") for x in (0.0, 0.25, 1.0)] == [1, 0.5, -1]
 
 
 def test_axis_and_angle() -> None:
     half = np.sqrt(0.5)
-    np.testing.assert_allclose(units.axis_angle(np.array([half, 0, 0, half])), [np.pi / 2, 0, 0], atol=1e-12)
-    np.testing.assert_allclose(units.axis_angle(np.array([0, half, 0, -half])), [0, 1.5 * np.pi, 0], atol=1e-12)
-    np.testing.assert_array_equal(units.axis_angle(np.array([0, 0, 0, 1.0])), 0)
+    np.testing.assert_allclose(conversion.axis_angle(np.array([half, 0, 0, half])), [np.pi / 2, 0, 0], atol=1e-12)
+    np.testing.assert_allclose(conversion.axis_angle(np.array([0, half, 0, -half])), [0, 1.5 * np.pi, 0], atol=1e-12)
+    np.testing.assert_array_equal(conversion.axis_angle(np.array([0, 0, 0, 1.0])), 0)
 
 
 def test_pictures_as_each_policy_gets_them() -> None:
     ramp = np.broadcast_to(np.arange(256, dtype=np.uint8)[:, None, None], (256, 256, 3))
-    assert units.treated(ramp, "as drawn") is ramp
-    small = units.treated(ramp, "resized")
+    assert conversion.treated(ramp, "as drawn") is ramp
+    small = conversion.treated(ramp, "resized")
     assert small.shape == (224, 224, 3) and abs(int(small[112, 5, 0]) - 128) <= 1 and small[-1, 0, 0] >= 254
-    seen = units.treated(ramp, "as OpenVLA-OFT sees it")
+    seen = conversion.treated(ramp, "as OpenVLA-OFT sees it")
     # of the ramp 0..255 the middle 0.949 is left: 6.5 to 248.5
     assert abs(int(seen[0, 9, 0]) - 7) <= 2 and abs(int(seen[-1, 9, 0]) - 248) <= 2
 
 
 def test_the_middle_of_a_picture_fills_it() -> None:
     picture = np.arange(5, dtype=np.uint8)[:, None, None] * np.full((1, 5, 3), 10, np.uint8)
-    assert units.middle(picture, 0.5)[:, 0, 0].tolist() == [10, 15, 20, 25, 30]
-    assert np.array_equal(units.middle(picture, 1.0), picture)
+    assert conversion.middle(picture, 0.5)[:, 0, 0].tolist() == [10, 15, 20, 25, 30]
+    assert np.array_equal(conversion.middle(picture, 1.0), picture)
 
 
 def test_a_libero_that_would_ask_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

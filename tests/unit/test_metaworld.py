@@ -144,7 +144,7 @@ def test_simplified_meshes_change_few_pixels_and_no_physics() -> None:
     )
     for simulator, grain in ((plain, 0.0), (simple, metaworld.GRAIN)):
         simulator.reset(0)
-        simulator._pictures = metaworld.MujocoPictures(simulator._env.model, 96, 96, grain)
+        simulator._pictures = metaworld.MujocoRenderer(simulator._env.model, 96, 96, grain)
     pictures = [simulator.observe().frames["corner4"].astype(int) for simulator in (plain, simple)]
     apart = np.abs(pictures[0] - pictures[1]).max(-1)
     assert 0 < apart.mean() < 2 and (apart > 16).mean() < 0.02

@@ -16,7 +16,7 @@ from lightwam.data.statistics import wilson
 from lightwam.errors import CheckpointError
 from lightwam.policy import run_directory
 from lightwam.report.model_card import model_card
-from lightwam.sim.units import robot_units
+from lightwam.sim.registry import robot_units
 
 ID = "someone/point-policy"
 TASKS = {"red": (4, "move to the red dot"), "blue": (3, "move to the <blue> dot | *now*")}
@@ -165,7 +165,7 @@ def test_texts_of_files_are_only_texts(tiny: Any) -> None:
 
 
 def test_a_robot_that_nobody_described(tiny: Any) -> None:
-    recipe = replace(tiny.recipe, sim=replace(tiny.recipe.sim, name="my_robot.sim"), notes="Mine, `all` of it.")
+    recipe = replace(tiny.recipe, sim=replace(tiny.recipe.sim, name="no_such_robot.sim"), notes="Mine, `all` of it.")
     run_directory.write_json(tiny.run / "recipe.json", to_dict(recipe))
     card = model_card(tiny.run, repo=ID)
     assert card.count("Their names and units are not in the run's files.") == 2
@@ -245,17 +245,17 @@ def test_no_run_at_all(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["point", "demo", "mt10", "libero-object-small", "libero-10"])
 def test_our_robots_have_the_sizes_of_their_recipes(name: str) -> None:
     recipe = recipes.recipe(name)
-    robot = robot_units(recipe.sim)
+    robot = robot_units(recipe.sim.name)
     assert robot and (len(robot.state), len(robot.action)) == (recipe.model.state_dim, recipe.model.action_dim)
     assert robot.steps_per_second > 0
     if recipe.sim.name == "libero":
-        assert tuple(number.name for number in robot.state) == STATE_NAMES
-        assert tuple(number.name for number in robot.action) == ACTION_NAMES
+        assert tuple(robot.state) == STATE_NAMES
+        assert tuple(robot.action) == ACTION_NAMES
 
 
 def test_the_control_rate_is_the_simulators(tiny_once: Any) -> None:
     from lightwam.sim import registry
 
     sim = replace(tiny_once.recipe.sim, action_repeat=2)
-    robot = robot_units(sim)
-    assert robot and robot.steps_per_second == registry.make_simulator(sim, "red").fps
+    robot = robot_units(sim.name)
+    assert robot and robot.steps_per_second / sim.action_repeat == registry.make_simulator(sim, "red").fps

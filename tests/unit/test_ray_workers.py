@@ -48,7 +48,7 @@ def all_up(workers: RayWorkers, count: int) -> None:
 
 def answer(workers: RayWorkers, job: str) -> Any:
     all_up(workers, 1)
-    workers.give(job, workers.idle[0])
+    workers.submit(job, workers.idle[0])
     while not (found := list(workers.answers(1.0))):
         assert workers.idle == []
     ((given, content),) = found
@@ -147,7 +147,7 @@ def test_a_lost_node_costs_its_running_episodes_only(tmp_path: Path, tiny_recipe
     cluster.wait_for_nodes()
     said: list[str] = []
 
-    def hire(count: int, run: Any) -> RayWorkers:
+    def pool_factory(count: int, run: Any) -> RayWorkers:
         workers: RayWorkers = RayWorkers(count, run, cluster.address, said.append)
         all_up(workers, count)  # the first would have done all before the second is up
         return workers
@@ -159,7 +159,7 @@ def test_a_lost_node_costs_its_running_episodes_only(tmp_path: Path, tiny_recipe
                 time.sleep(0.1)
 
     recipe = replace(tiny_recipe, eval=replace(tiny_recipe.eval, workers=2, trials=3))
-    evaluate(tmp_path / "a", policy=Still(recipe, lose), hire=hire, say=said.append)
+    evaluate(tmp_path / "a", policy=Still(recipe, lose), pool_factory=pool_factory, say=said.append)
     assert not cluster.worker_nodes
     (line,) = [line for line in said if "died" in line]
     assert "its node has died" in line and "begins again, try 2 of 3" in line

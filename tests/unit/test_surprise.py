@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 
 from lightwam.errors import CheckpointError, ConfigError, WireError
-from lightwam.evaluation.watch.surprise import Calibration, Looks, Watch, Yardstick, calibrate, conformal, out_of_fold
+from lightwam.evaluation.watch.surprise import (
+    Calibration,
+    ChangeModel,
+    Predictions,
+    SurpriseWatch,
+    calibrate,
+    conformal,
+    out_of_fold,
+)
 from lightwam.policy.policy import Policy
 from lightwam.sim import registry
 from lightwam.types import Observation
@@ -18,7 +26,7 @@ from lightwam.types import Observation
 SHAPE = (3, 4, 6)
 
 
-def quiet_episode(seed: int, looks: int = 6, noise: float = 0.1) -> Looks:
+def quiet_episode(seed: int, looks: int = 6, noise: float = 0.1) -> Predictions:
     """A world of which the model foresees half of every change, and noise that it does not."""
     rng = np.random.default_rng(seed)
     present = [rng.normal(size=SHAPE)]
@@ -27,7 +35,7 @@ def quiet_episode(seed: int, looks: int = 6, noise: float = 0.1) -> Looks:
         foreseen = rng.normal(size=SHAPE)
         expected.append(present[-1] + foreseen)
         present.append(present[-1] + 0.5 * foreseen + noise * rng.normal(size=SHAPE))
-    return Looks(np.stack(present[:-1]).astype(np.float32), np.stack(expected).astype(np.float32))
+    return Predictions(np.stack(present[:-1]).astype(np.float32), np.stack(expected).astype(np.float32))
 
 
 def calibrated(count: int = 40, false_alarms: float = 0.1) -> Calibration:
@@ -37,7 +45,7 @@ def calibrated(count: int = 40, false_alarms: float = 0.1) -> Calibration:
 
 def test_the_yardstick_learns_how_much_of_what_is_foreseen_comes() -> None:
     moments = [quiet_episode(i).moments() for i in range(200)]
-    stick = Yardstick.fit(*(np.concatenate(column) for column in zip(*moments, strict=True)))
+    stick = ChangeModel.fit(*(np.concatenate(column) for column in zip(*moments, strict=True)))
     np.testing.assert_allclose(stick.gain, 0.5, atol=0.02)
     np.testing.assert_allclose(stick.offset, 0, atol=0.02)
     np.testing.assert_allclose(stick.spread, 0.1, atol=0.01)
@@ -47,7 +55,7 @@ def test_a_useless_model_gets_no_weight_and_a_still_patch_a_spread() -> None:
     rng = np.random.default_rng(0)
     change, foreseen = rng.normal(size=(2, 50, *SHAPE))
     change[:, :, 0, 0] = 0
-    stick = Yardstick.fit(change, -change + 0.1 * foreseen)
+    stick = ChangeModel.fit(change, -change + 0.1 * foreseen)
     assert stick.gain.min() == 0 and stick.gain.max() < 0.1
     assert stick.spread[:, 0, 0].min() > 0.01
 
@@ -57,14 +65,14 @@ def test_what_comes_unforeseen_and_what_is_missed_are_surprising() -> None:
     assert calibration.scores(looks).max() <= calibration.threshold
     moved = looks.present.copy()
     moved[3:, :, 1:3, 1:4] += 1.0  # something else is there from the fourth look on
-    scores = calibration.scores(Looks(moved, looks.expected + (moved - looks.present)))
+    scores = calibration.scores(Predictions(moved, looks.expected + (moved - looks.present)))
     assert scores.argmax() == 2
     assert scores[2] > calibration.threshold
     assert calibration.p_value(float(scores[2])) == 1 / (1 + len(calibration.moments))
     assert np.delete(scores, 2).max() <= calibration.threshold
     frozen = looks.present[[0, 0, 0, 0, 0, 0]]
     foreseen = looks.expected - looks.present
-    parts = calibration.standard(calibration.yardstick.parts(*Looks(frozen, frozen + foreseen).moments()))
+    parts = calibration.standard(calibration.yardstick.parts(*Predictions(frozen, frozen + foreseen).moments()))
     assert (parts[:, 1] > calibration.threshold).all()
 
 
@@ -108,8 +116,8 @@ def test_too_few_episodes_are_refused() -> None:
         calibrate(short, {"t": 30}, executed=4, step=1, false_alarms=0.2)
 
 
-def replace_length(looks: Looks, length: int) -> Looks:
-    return Looks(looks.present[:length], looks.expected[:length])
+def replace_length(looks: Predictions, length: int) -> Predictions:
+    return Predictions(looks.present[:length], looks.expected[:length])
 
 
 def test_a_calibration_is_saved_whole(tmp_path: Path) -> None:
@@ -166,8 +174,8 @@ def walk(tiny: Any, seed: int, looks: int = 4) -> list[Observation]:
     return seen
 
 
-def looks_of(policy: Policy, seen: Sequence[Observation]) -> Looks:
-    return Looks(*policy.predict_next(seen))
+def looks_of(policy: Policy, seen: Sequence[Observation]) -> Predictions:
+    return Predictions(*policy.predict_next(seen))
 
 
 @pytest.fixture(scope="module")
@@ -190,9 +198,9 @@ def test_a_watched_episode_scores_like_the_calibration(
     tiny_once: Any, trained: Policy, calibration: Calibration
 ) -> None:
     seen, replan = walk(tiny_once, 50), tiny_once.recipe.eval.replan
-    episode = Watch(trained, calibration).episode()
-    assert episode.see(seen[0], 0) is None
-    told = [episode.see(one, replan) for one in seen[1:]]
+    episode = SurpriseWatch(trained, calibration).episode()
+    assert episode.update(seen[0], 0) is None
+    told = [episode.update(one, replan) for one in seen[1:]]
     expected = calibration.scores(looks_of(trained, seen))
     np.testing.assert_allclose([surprise.score for surprise in told if surprise], expected, atol=1e-3)
     for surprise in told:
@@ -206,10 +214,10 @@ def test_a_watched_episode_scores_like_the_calibration(
 def test_the_camera_that_is_odd_is_named(tiny_once: Any, trained: Policy, calibration: Calibration) -> None:
     seen, replan = walk(tiny_once, 51), tiny_once.recipe.eval.replan
     for camera in tiny_once.recipe.sim.cameras:
-        episode = Watch(trained, calibration).episode()
-        episode.see(seen[0], 0)
+        episode = SurpriseWatch(trained, calibration).episode()
+        episode.update(seen[0], 0)
         odd = replace(seen[1], frames={**seen[1].frames, camera: 255 - seen[1].frames[camera]})
-        surprise = episode.see(odd, replan)
+        surprise = episode.update(odd, replan)
         assert surprise is not None
         assert (surprise.camera, surprise.alarm, surprise.missed) == (camera, True, False)
 
@@ -217,36 +225,36 @@ def test_the_camera_that_is_odd_is_named(tiny_once: Any, trained: Policy, calibr
 def test_looks_of_another_distance_are_marked_and_none_says_nothing(
     tiny_once: Any, trained: Policy, calibration: Calibration
 ) -> None:
-    seen, episode = walk(tiny_once, 52), Watch(trained, calibration).episode()
-    assert episode.see(seen[0], 0) is None
-    surprise = episode.see(seen[1], tiny_once.recipe.eval.replan - 1)
+    seen, episode = walk(tiny_once, 52), SurpriseWatch(trained, calibration).episode()
+    assert episode.update(seen[0], 0) is None
+    surprise = episode.update(seen[1], tiny_once.recipe.eval.replan - 1)
     assert surprise is not None and not surprise.executed_as_calibrated
-    assert episode.see(seen[2], 0) is None
+    assert episode.update(seen[2], 0) is None
 
 
 def test_episodes_do_not_know_one_another(tiny_once: Any, trained: Policy, calibration: Calibration) -> None:
-    watch, seen = Watch(trained, calibration), walk(tiny_once, 53)
+    watch, seen = SurpriseWatch(trained, calibration), walk(tiny_once, 53)
     one, two = watch.episode(), watch.episode()
-    one.see(seen[0], 0)
-    assert two.see(seen[1], 4) is None
+    one.update(seen[0], 0)
+    assert two.update(seen[1], 4) is None
 
 
 def test_a_broken_observation_is_refused_and_changes_nothing(
     tiny_once: Any, trained: Policy, calibration: Calibration
 ) -> None:
     seen, replan = walk(tiny_once, 54), tiny_once.recipe.eval.replan
-    watch = Watch(trained, calibration)
+    watch = SurpriseWatch(trained, calibration)
     one, two = watch.episode(), watch.episode()
     for episode in (one, two):
-        episode.see(seen[0], 0)
+        episode.update(seen[0], 0)
     with pytest.raises(WireError):
-        one.see(replace(seen[1], frames={}), replan)
-    assert one.see(seen[1], replan) == two.see(seen[1], replan)
+        one.update(replace(seen[1], frames={}), replan)
+    assert one.update(seen[1], replan) == two.update(seen[1], replan)
 
 
 def test_another_policys_calibration_is_refused(trained: Policy, calibration: Calibration, tiny: Any) -> None:
     for other in (replace(calibration, checkpoint_step=1), calibrated()):
         with pytest.raises(CheckpointError, match="another policy"):
-            Watch(trained, other)
+            SurpriseWatch(trained, other)
     calibration.write(tiny.run)
-    assert Watch.load(tiny.run, trained).calibration.num_episodes == 12
+    assert SurpriseWatch.load(tiny.run, trained).calibration.num_episodes == 12

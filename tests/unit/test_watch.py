@@ -12,8 +12,8 @@ from lightwam.cli.watch import run as run_command
 from lightwam.cli.watch import table
 from lightwam.errors import CheckpointError, ConfigError
 from lightwam.evaluation.watch.measure import WatchConfig, watch
-from lightwam.evaluation.watch.scores import ANY, PICTURES, STATE, WATCH, WITHOUT, Shown, measure
-from lightwam.evaluation.watch.surprise import Calibration, Looks, calibrate
+from lightwam.evaluation.watch.scores import ANY, PICTURES, STATE, WATCH, WITHOUT, WatchedEpisode, measure
+from lightwam.evaluation.watch.surprise import Calibration, Predictions, calibrate
 from lightwam.report import write_report
 from lightwam.system import timing
 
@@ -21,7 +21,7 @@ SHAPE, REPLAN = (2, 3, 3), 4
 SETTINGS = WatchConfig(quiet=5, trials=1, false_alarms=0.2, workers=0)
 
 
-def shown(seed: int, kind: str = "quiet", look: int = 1, looks: int = 5, jump: float = 0.0) -> Shown:
+def shown(seed: int, kind: str = "quiet", look: int = 1, looks: int = 5, jump: float = 0.0) -> WatchedEpisode:
     """An episode that drifts as foreseen, and jumps after the look `look`."""
     rng = np.random.default_rng([seed, len(kind)])
     drift = rng.normal(size=(looks, *SHAPE))
@@ -29,7 +29,7 @@ def shown(seed: int, kind: str = "quiet", look: int = 1, looks: int = 5, jump: f
     present[look + 1 :] += jump
     foreseen = np.roll(drift, -1, 0)
     states = np.cumsum(np.ones((looks, 2)) + 0.01 * rng.normal(size=(looks, 2)), 0)
-    return Shown(
+    return WatchedEpisode(
         task="t", seed=seed, kind=kind, look=look, disturbed_at=-1 if kind == "quiet" else REPLAN * look + 2,
         steps=REPLAN * looks, success=True, present=present.astype(np.float32),
         expected=(present + foreseen).astype(np.float32), states=states.astype(np.float32),
@@ -38,18 +38,18 @@ def shown(seed: int, kind: str = "quiet", look: int = 1, looks: int = 5, jump: f
 
 
 @pytest.fixture(scope="module")
-def quiet() -> list[Shown]:
+def quiet() -> list[WatchedEpisode]:
     return [shown(i, look=-1) for i in range(40)]
 
 
 @pytest.fixture(scope="module")
-def calibration(quiet: list[Shown]) -> Calibration:
-    return calibrate([Looks(one.present, one.expected) for one in quiet], {"t": 40}, executed=REPLAN, step=1,
+def calibration(quiet: list[WatchedEpisode]) -> Calibration:
+    return calibrate([Predictions(one.present, one.expected) for one in quiet], {"t": 40}, executed=REPLAN, step=1,
                      false_alarms=0.1)  # fmt: skip
 
 
 def test_a_jump_is_found_at_the_next_look_and_nothing_is_found_in_nothing(
-    quiet: list[Shown], calibration: Calibration
+    quiet: list[WatchedEpisode], calibration: Calibration
 ) -> None:
     tried = [one for i in range(100, 130) for one in (shown(i), shown(i, "object", jump=3.0), shown(i, "camera"))]
     result = measure(calibration, quiet, tried)
@@ -71,7 +71,7 @@ def test_a_jump_is_found_at_the_next_look_and_nothing_is_found_in_nothing(
 
 
 def test_where_the_model_knows_more_than_the_picture_before_the_gain_says_so(
-    quiet: list[Shown], calibration: Calibration
+    quiet: list[WatchedEpisode], calibration: Calibration
 ) -> None:
     tried = [one for i in range(200, 240) for one in (shown(i), shown(i, "object", jump=0.25))]
     gain = measure(calibration, quiet, tried)["kinds"]["object"]["gain_over_soon"][WITHOUT]
@@ -79,7 +79,7 @@ def test_where_the_model_knows_more_than_the_picture_before_the_gain_says_so(
 
 
 def test_an_episode_that_ends_before_anybody_looks_is_left_out_and_counted(
-    quiet: list[Shown], calibration: Calibration
+    quiet: list[WatchedEpisode], calibration: Calibration
 ) -> None:
     tried = [one for i in range(300, 306) for one in (shown(i), shown(i, "object", jump=3.0))]
     tried.append(shown(310, "object", look=4))
@@ -87,7 +87,7 @@ def test_an_episode_that_ends_before_anybody_looks_is_left_out_and_counted(
     assert (row["episodes"], row["ended_before"]) == (6, 1)
 
 
-def test_the_example_stands_in_the_middle(quiet: list[Shown], calibration: Calibration) -> None:
+def test_the_example_stands_in_the_middle(quiet: list[WatchedEpisode], calibration: Calibration) -> None:
     tried = [one for i, jump in enumerate((9.0, 3.0, 1.5)) for one in (shown(i), shown(i, "object", jump=jump))]
     example = measure(calibration, quiet, tried)["examples"][0]
     assert (example["seed"], example["kind"], example["look"], example["disturbed_at"]) == (1, "object", 1, 6)

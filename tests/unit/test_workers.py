@@ -60,8 +60,8 @@ def answers(workers: Workers, count: int) -> list:
 def test_jobs_run_elsewhere_and_ctrl_c_does_not_reach_them(run) -> None:
     with Workers(2, run) as workers:
         assert workers.idle == [0, 1]
-        workers.give("interrupt")
-        workers.give("b")
+        workers.submit("interrupt")
+        workers.submit("b")
         assert workers.idle == []
         found = answers(workers, 2)
     assert sorted(job for job, _ in found) == ["b", "interrupt"]
@@ -70,24 +70,24 @@ def test_jobs_run_elsewhere_and_ctrl_c_does_not_reach_them(run) -> None:
 
 def test_a_death_is_an_answer_and_another_process_takes_the_seat(run) -> None:
     with Workers(1, run) as workers:
-        workers.give("a")
+        workers.submit("a")
         ((_, (first, _)),) = answers(workers, 1)
         for job, how in (("die", "killed by signal SIGKILL"), ("leave", "exit status 3")):
-            workers.give(job)
+            workers.submit(job)
             assert answers(workers, 1) == [(job, WorkerDied(how))]
             assert workers.idle == [0]
-        workers.give("b")
+        workers.submit("b")
         ((_, (second, _)),) = answers(workers, 1)
         assert second != first
         os.kill(second, signal.SIGKILL)  # while it is idle
         os.waitid(os.P_PID, second, os.WEXITED | os.WNOWAIT)
-        workers.give("c")
+        workers.submit("c")
         assert answers(workers, 1) == [("c", WorkerDied("killed by signal SIGKILL"))]
 
 
 def test_a_death_in_the_middle_of_an_answer_is_one_too(run) -> None:
     with Workers(1, run) as workers:
-        workers.give("die while answering")
+        workers.submit("die while answering")
         time.sleep(0.1)
         os.waitid(os.P_PID, workers._workers[0].process.pid, os.WEXITED | os.WNOWAIT)
         assert answers(workers, 1) == [("die while answering", WorkerDied("killed by signal SIGKILL"))]
@@ -105,26 +105,26 @@ def test_the_third_death_of_a_job_is_an_error() -> None:
 
 def test_errors_arrive_as_they_are_and_leave_the_worker_usable(run) -> None:
     with Workers(1, run) as workers:
-        workers.give("refuse")
+        workers.submit("refuse")
         with pytest.raises(SimulatorError, match="no such dot") as refused:
             answers(workers, 1)
         assert refused.value.next_step == "look again"
-        workers.give("break")
+        workers.submit("break")
         with pytest.raises(SimulatorError, match=r"where: break[\s\S]*ZeroDivisionError: one by nought"):
             answers(workers, 1)
-        workers.give("go on")
+        workers.submit("go on")
         assert answers(workers, 1)[0][0] == "go on"
 
 
 def test_leaving_ends_a_job_in_hand(run) -> None:
     with Workers(1, run) as workers:
-        workers.give("sleep")
+        workers.submit("sleep")
         assert list(workers.answers(timeout_seconds=0.01)) == []
 
 
 def test_no_workers_means_this_process(run) -> None:
     with Workers(0, run) as workers:
-        workers.give("a")
+        workers.submit("a")
         assert workers.idle == []
         assert answers(workers, 1) == [("a", (os.getpid(), "a"))]
         assert workers.idle == [0]
@@ -148,7 +148,7 @@ import worker_jobs
 
 def start():
     with Workers(2, worker_jobs.run) as workers:
-        workers.give("a")
+        workers.submit("a")
         print(*workers.answers(60.0))
 """
 SCRIPTS = {
@@ -199,14 +199,14 @@ def test_what_no_worker_runs_again_needs_no_guard(run, tmp_path) -> None:
 def test_a_worker_that_finds_no_guard_says_it_to_the_first_process(run) -> None:
     """Where the script itself does not tell: nothing is tried again."""
     with Workers(1, run) as workers:
-        workers.give("unguarded")
+        workers.submit("unguarded")
         with pytest.raises(ConfigError, match="must have a main guard"):
             answers(workers, 1)
 
 
 def test_an_unexpected_error_is_short_and_says_where(run) -> None:
     with Workers(1, run) as workers:
-        workers.give("dump")
+        workers.submit("dump")
         with pytest.raises(SimulatorError) as failed:
             answers(workers, 1)
     text = str(failed.value)

@@ -19,6 +19,7 @@ from lightwam.cli.options import (
     Flat,
     JsonOptions,
     NamesOptions,
+    RayOptions,
     RecipeOptions,
     parse,
     print_result,
@@ -51,7 +52,7 @@ class SimOptions(RecipeOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExpertOptions(JsonOptions, RecipeOptions):
+class ExpertOptions(JsonOptions, RayOptions, RecipeOptions):
     """Run the scripted expert on the seeds that evaluation would use, `--eval.trials` of each task."""
 
 
@@ -108,7 +109,11 @@ def _check_expert(arguments: Sequence[str]) -> None:
 
     say = partial(print, file=sys.stderr if options.json else sys.stdout, flush=True)
     width = max(map(len, options.recipe.sim.tasks))
-    rows = check_experts(options.recipe, say, lambda task, row: say(f"{task:{width}}  {_expert_line(row)}"))
+
+    def tell(task: str, row: Mapping[str, Any]) -> None:
+        say(f"{task:{width}}  {_expert_line(row)}")
+
+    rows = check_experts(options.recipe, say, tell, options.pool_factory(say))
     if options.json:
         print_result(rows, str, options)
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightwam.cli.options import RecipeOptions, recipe_command
+from lightwam.cli.options import RayOptions, RecipeOptions, recipe_command
 
 
 @dataclass(frozen=True, kw_only=True)
-class CollectOptions(RecipeOptions):
+class CollectOptions(RayOptions, RecipeOptions):
     """Record demonstrations by scripted experts as a LeRobot v3.0 dataset; successes only."""
 
     dataset: Path
@@ -22,5 +22,5 @@ def run(arguments: Sequence[str]) -> None:
     options = recipe_command(CollectOptions, arguments, "collect")
     from lightwam.data.collect import collect
 
-    done = collect(options.recipe, options.dataset)
-    print(f"{done.root}: {done.episodes} episodes, {done.frames} frames; {done.new_episodes} of the episodes are new")
+    done = collect(options.recipe, options.dataset, pool_factory=options.pool_factory())
+    print(f"{done.dataset}: {done.episodes} episodes, {done.frames} frames; {done.new_episodes} of the episodes are new")

@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lightwam.cli.options import PolicyOptions, given, named_recipe, parse, positionals, wants_help
+from lightwam.cli.options import PolicyOptions, RayOptions, given, named_recipe, parse, positionals, wants_help
 from lightwam.config.checks import check
 from lightwam.config.libero_protocols import with_suite_and_protocol
 from lightwam.config.recipes import recipe
@@ -30,7 +29,7 @@ ALIASES = {"--suite": "--sim.tasks", "--protocol": "--sim.protocol"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class WorldOptions:
+class WorldOptions(RayOptions):
     """Where a policy is evaluated, and by how many simulators."""
 
     eval: EvalConfig
@@ -44,10 +43,6 @@ class WorldOptions:
     brings the protocol's picture size, step limit and replan, unless an option sets them"""
     folder: str = "eval"
     """folder of the run directory for the episodes; another protocol needs another folder"""
-    ray: bool = False
-    """run the --eval.workers simulators on a Ray cluster; the policy stays here"""
-    ray_address: str = "auto"
-    """the cluster's host:port, if this machine has joined several; auto: RAY_ADDRESS, or the only one"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +101,9 @@ def _eval_run(run: Path, arguments: Sequence[str]) -> dict[str, Any]:
     policy = Policy.load(
         run, options.step, device=options.device, weights=options.weights, engine=options.engine, int8=options.int8
     )
-    return evaluate(run, settings, sim=sim, policy=policy, folder=options.folder, hire=_pool(options))
+    return evaluate(
+        run, settings, sim=sim, policy=policy, folder=options.folder, pool_factory=options.pool_factory()
+    )
 
 
 def _eval_server(url: str, arguments: Sequence[str]) -> dict[str, Any]:
@@ -126,13 +123,9 @@ def _eval_server(url: str, arguments: Sequence[str]) -> dict[str, Any]:
     schema, key = load_schema(options.family), os.environ.get(KEY_VARIABLE, "").strip()
     with Client(url, api_key=key or None, timeout_seconds=options.timeout_seconds) as client:
         policy = RemotePolicy(client, recipe, schema, options.renames, options.label)
-        return evaluate(options.run, settings, sim=sim, policy=policy, folder=options.folder, hire=_pool(options))
-
-
-def _pool(options: WorldOptions) -> Any:
-    from lightwam.system.ray_workers import RayWorkers
-
-    return partial(RayWorkers, address=options.ray_address) if options.ray else None
+        return evaluate(
+            options.run, settings, sim=sim, policy=policy, folder=options.folder, pool_factory=options.pool_factory()
+        )
 
 
 def world(options: WorldOptions, explicit: frozenset[str]) -> tuple[SimConfig, EvalConfig]:

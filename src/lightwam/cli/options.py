@@ -9,15 +9,19 @@ import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 
 from lightwam.config import checks, recipes
 from lightwam.config.schema import Recipe
 from lightwam.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from lightwam.system.workers import PoolFactory
 
 Options = TypeVar("Options")
 
@@ -78,6 +82,22 @@ class PolicyOptions(DeviceOptions):
     """the checkpoint; the newest by default"""
     weights: str | None = None
     """where the pretrained encoders are now, if not where the recipe says"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayOptions:
+    """Options of commands that run simulators."""
+
+    ray: bool = False
+    """run the simulators, as many as there are workers, on a Ray cluster; everything else stays here"""
+    ray_address: str = "auto"
+    """the cluster's host:port, if this machine has joined several; auto: RAY_ADDRESS, or the only one"""
+
+    def pool_factory(self, say: Callable[[str], None] = print) -> PoolFactory | None:
+        """Return what makes the pool of simulators; None for processes of this machine."""
+        from lightwam.system.ray_workers import RayWorkers
+
+        return partial(RayWorkers, address=self.ray_address, say=say) if self.ray else None
 
 
 @dataclass(frozen=True, kw_only=True)

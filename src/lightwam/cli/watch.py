@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightwam.cli.options import PolicyOptions, run_command
+from lightwam.cli.options import PolicyOptions, RayOptions, run_command
 from lightwam.errors import ConfigError
 from lightwam.system.tables import table_lines
 
 
 @dataclass(frozen=True, kw_only=True)
-class WatchOptions(PolicyOptions):
+class WatchOptions(RayOptions, PolicyOptions):
     """Calibrate RUN/surprise.json on undisturbed unseen seeds, and measure the watch on disturbed ones."""
 
     quiet: int = 20
@@ -39,7 +39,7 @@ def run(arguments: Sequence[str]) -> None:
     keep_memory()
     policy = Policy.load(run, options.step, device=options.device, weights=options.weights)
     settings = WatchConfig(options.quiet, options.trials, options.false_alarms, options.workers)
-    print(table(watch(Path(run), settings, policy=policy)))
+    print(table(watch(Path(run), settings, policy=policy, pool_factory=options.pool_factory())))
 
 
 def table(result: Mapping[str, Any]) -> str:

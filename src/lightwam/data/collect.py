@@ -22,7 +22,14 @@ from lightwam.errors import DatasetError, SimulatorError
 from lightwam.sim import registry
 from lightwam.sim.simulator import Simulator, Trial
 from lightwam.system.progress import Progress
-from lightwam.system.workers import DeathCounter, WorkerDied, Workers, interrupt_as_flag, require_main_guard
+from lightwam.system.workers import (
+    DeathCounter,
+    PoolFactory,
+    WorkerDied,
+    Workers,
+    interrupt_as_flag,
+    require_main_guard,
+)
 from lightwam.types import Observation
 
 if TYPE_CHECKING:
@@ -36,7 +43,7 @@ FAILURES_IN_A_ROW = 30
 class CollectReport:
     """What is in the dataset, and what this call did for it."""
 
-    root: Path
+    dataset: Path
     episodes: int
     frames: int
     """control steps, all episodes together"""
@@ -60,7 +67,13 @@ class Demonstration:
     steps_to_success: int
 
 
-def collect(recipe: Recipe, dataset: Path | str, say: Callable[[str], None] = print) -> CollectReport:
+def collect(
+    recipe: Recipe,
+    dataset: Path | str,
+    say: Callable[[str], None] = print,
+    *,
+    pool_factory: PoolFactory | None = None,
+) -> CollectReport:
     """Records as many successes of every task as `recipe.collect` wants in `dataset`; goes on with what is there.
 
     Ctrl-C ends the work in hand, closes the dataset with all that is done, and raises KeyboardInterrupt; the same call
@@ -73,7 +86,7 @@ def collect(recipe: Recipe, dataset: Path | str, say: Callable[[str], None] = pr
 
     began, sim, dataset = time.monotonic(), recipe.sim, Path(dataset)
     check_seed("collect.first_seed", recipe.collect.first_seed)
-    if recipe.collect.workers:
+    if recipe.collect.workers and pool_factory is None:
         require_main_guard()
     for warning in registry.version_warnings(sim.name):
         say(f"collect: {warning}")
@@ -88,7 +101,7 @@ def collect(recipe: Recipe, dataset: Path | str, say: Callable[[str], None] = pr
     num_before = writer.num_episodes
     try:
         try:
-            _work(recipe, plan, writer, sentences, say)
+            _work(recipe, plan, writer, sentences, say, pool_factory or Workers)
         finally:
             writer.close()
     except KeyboardInterrupt:
@@ -96,7 +109,7 @@ def collect(recipe: Recipe, dataset: Path | str, say: Callable[[str], None] = pr
         raise
     frames = sum(note.length for note in writer.notes)
     return CollectReport(
-        root=dataset,
+        dataset=dataset,
         episodes=writer.num_episodes,
         frames=frames,
         attempts=plan.attempts,
@@ -108,7 +121,12 @@ def collect(recipe: Recipe, dataset: Path | str, say: Callable[[str], None] = pr
 
 
 def _work(
-    recipe: Recipe, plan: _Plan, writer: LeRobotWriter, sentences: Mapping[str, str], say: Callable[[str], None]
+    recipe: Recipe,
+    plan: _Plan,
+    writer: LeRobotWriter,
+    sentences: Mapping[str, str],
+    say: Callable[[str], None],
+    pool_factory: PoolFactory,
 ) -> None:
     """Runs the plan to its end; KeyboardInterrupt, between two episodes, when Ctrl-C came first."""
     total = sum(max(recipe.collect.demos(task), done) for task, done in plan.successes.items())
@@ -119,17 +137,17 @@ def _work(
     began, drawn = time.monotonic(), 0
     deaths, again = DeathCounter("collect", say), list[Trial]()
 
-    def give() -> None:
+    def submit() -> None:
         while workers.idle and (job := again.pop(0) if again else plan.next_job()):
-            workers.give(job)
+            workers.submit(job, workers.idle[0])
 
     with (
         interrupt_as_flag() as interrupt,
         Progress("collect", total, done=writer.num_episodes, unit="ep", say=say) as progress,
-        Workers[Trial, Demonstration | None](num_workers, demonstrate) as workers,
+        pool_factory(num_workers, demonstrate) as workers,
     ):
         while plan.num_missing and not interrupt.pressed:
-            give()
+            submit()
             for job, episode in workers.answers(timeout_seconds=0.2):
                 if isinstance(episode, WorkerDied):
                     deaths.note(job, episode)
@@ -137,7 +155,7 @@ def _work(
                     continue
                 plan.note(job, episode)
                 drawn += len(episode.state) if episode else 0
-            give()
+            submit()
             for job, episode, extra in plan.settled():
                 writer.add_episode(episode.frames, episode.state, episode.action, sentences[job.task], extra)
                 rate = drawn / (time.monotonic() - began)
@@ -226,7 +244,7 @@ class _Plan:
         first = recipe.collect.first_seed
         self._wanted = {task: recipe.collect.demos(task) for task in recipe.sim.tasks}
         self._first_seed, self._settings, self._block = first, _settings(recipe), recipe.collect.turn
-        self._versions = registry.installed(recipe.sim.name)
+        self._versions = registry.installed_versions(recipe.sim.name)
         self._turns = {task: _Turn(first, settled_seed=first) for task in recipe.sim.tasks}
         for index, note in enumerate(notes):
             self._take_up(index, note, root)

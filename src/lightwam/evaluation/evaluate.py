@@ -32,12 +32,18 @@ from lightwam.sim import registry
 from lightwam.system.files import append_line, replacing, write_file, writing
 from lightwam.system.machine import versions
 from lightwam.system.progress import Progress
-from lightwam.system.workers import DeathCounter, WorkerDied, WorkerPool, Workers, interrupt_as_flag, require_main_guard
+from lightwam.system.workers import (
+    DeathCounter,
+    PoolFactory,
+    WorkerDied,
+    WorkerPool,
+    Workers,
+    interrupt_as_flag,
+    require_main_guard,
+)
 from lightwam.types import Observation
 
 SimulatorPool = WorkerPool[StepJob | FilmJob, StepResult | Video]
-PoolFactory = Callable[[int, SimulatorWorker], SimulatorPool]
-"""where simulators run, a number of seats with a player each: `Workers` is one, `ray_workers.RayWorkers` another"""
 
 
 @runtime_checkable
@@ -70,17 +76,17 @@ def evaluate(
     policy: EvaluablePolicy | None = None,
     folder: str = "eval",
     sentences: Mapping[str, str] | None = None,
-    hire: PoolFactory | None = None,
+    pool_factory: PoolFactory | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Evaluate a policy and write RUN/`folder`/result.json; returns what is in it.
 
     `settings` and `sim` replace the recipe's. `policy` is the run's, `Policy.load(run, device="auto")`, unless one is
     given: another step, the engine, or any `EvaluablePolicy`, for which `run` need be no run. `sentences` gives tasks
-    another instruction than their own, to see whether the policy reads it. `hire` runs the simulators elsewhere than in
-    processes of this machine. Episodes that are there already are not run again. Raises ConfigError when more steps
-    would be executed than were supervised (or than a chunk has), CheckpointError when the folder holds an evaluation
-    under other settings or a broken file, SimulatorError when an episode ends its worker again and again,
+    another instruction than their own, to see whether the policy reads it. `pool_factory` runs the simulators elsewhere
+    than in processes of this machine. Episodes that are there already are not run again. Raises ConfigError when more
+    steps would be executed than were supervised (or than a chunk has), CheckpointError when the folder holds an
+    evaluation under other settings or a broken file, SimulatorError when an episode ends its worker again and again,
     whatever the policy raises, and KeyboardInterrupt after Ctrl-C, with every finished episode kept. ConfigError in a
     script without `if __name__ == "__main__":`, because every worker process would run it again.
 
@@ -90,7 +96,7 @@ def evaluate(
     up over attempts; of a killed one it counts up to the last episode that it finished.
     """
     began, run = time.perf_counter(), Path(run)
-    if hire is None and (settings is None or settings.workers):
+    if pool_factory is None and (settings is None or settings.workers):
         require_main_guard()  # before a policy is loaded
     policy = policy or Policy.load(run, device="auto")
     recipe = adapted(policy.recipe, sim or policy.recipe.sim, settings or policy.recipe.eval)
@@ -107,10 +113,12 @@ def evaluate(
     whole = not num_missing and (place / "result.json").exists()  # its clock has stopped
     began -= max((row["wall_seconds"] for row in done.values()), default=0.0)
     threads = torch.get_num_threads()
-    if hire is None:
+    if pool_factory is None:
         torch.set_num_threads(1)  # the simulators have the other cores
     try:
-        with (hire or Workers)(min(recipe.eval.workers, 1 + num_missing), SimulatorWorker(recipe.sim)) as players:
+        with (pool_factory or Workers)(
+            min(recipe.eval.workers, 1 + num_missing), SimulatorWorker(recipe.sim)
+        ) as players:
             drive = _Drive(policy, recipe, place, sentences or {}, players, began, DeathCounter("eval", say))
             stopped = drive.run(wanted, done, say)
             if not stopped:
@@ -178,12 +186,12 @@ class _Drive:
                     assert isinstance(job, StepJob) and not isinstance(answer, Video)
                     if isinstance(answer, WorkerDied):
                         self.deaths.note(job, answer)
-                        episode = self.running.pop(job.seat)
+                        episode = self.running.pop(job.slot)
                         todo.insert(0, (episode.task, episode.seed))
                     elif answer.observation is not None:
-                        waiting.append((job.seat, answer.observation))
+                        waiting.append((job.slot, answer.observation))
                     else:
-                        self._finish(self.running.pop(job.seat), answer)
+                        self._finish(self.running.pop(job.slot), answer)
                         over.append(answer.success)
                         progress.advance(f"{sum(over)} of {len(over)} succeeded")
                 self._begin(todo)  # before the others are answered: a reset takes long
@@ -196,20 +204,20 @@ class _Drive:
 
         Some simulators take seconds to load another task.
         """
-        free = [seat for seat in self.players.idle if seat not in self.running]
-        for seat in free[: len(todo)]:
+        free = [slot for slot in self.players.idle if slot not in self.running]
+        for slot in free[: len(todo)]:
             busy = {other.task for other in self.running.values()}
-            rank = [(task != self.last.get(seat), task in busy) for task, _ in todo]
+            rank = [(task != self.last.get(slot), task in busy) for task, _ in todo]
             task, seed = todo.pop(rank.index(min(rank)))
-            self.last[seat] = task
-            self.running[seat] = _RunningEpisode(task, seed, time.perf_counter())
-            self.players.give(StepJob(seat, task, seed, None), seat)
+            self.last[slot] = task
+            self.running[slot] = _RunningEpisode(task, seed, time.perf_counter())
+            self.players.submit(StepJob(slot, task, seed, None), slot)
 
     def _act(self, waiting: Sequence[tuple[int, Observation]]) -> None:
         """Answer all who wait, in one batch."""
         asked = [
-            replace(seen, instruction=self.sentences.get(self.running[seat].task, seen.instruction))
-            for seat, seen in waiting
+            replace(seen, instruction=self.sentences.get(self.running[slot].task, seen.instruction))
+            for slot, seen in waiting
         ]
         asked_at, replan = time.perf_counter(), self.recipe.eval.replan
         chunks = self.policy.act_batch(asked)[:, :replan]
@@ -217,11 +225,11 @@ class _Drive:
         if chunks.shape[1] < replan:
             raise ConfigError("the policy's chunks are shorter than what would be executed of them",
                               where="eval.replan", got=replan, expected=f"at most {chunks.shape[1]}")  # fmt: skip
-        for (seat, _), chunk in zip(waiting, chunks, strict=True):
-            episode = self.running[seat]
+        for (slot, _), chunk in zip(waiting, chunks, strict=True):
+            episode = self.running[slot]
             episode.actions.extend(chunk)
             episode.infer_ms.append(round(infer_ms, 3))
-            self.players.give(StepJob(seat, episode.task, episode.seed, chunk), seat)
+            self.players.submit(StepJob(slot, episode.task, episode.seed, chunk), slot)
 
     def _finish(self, episode: _RunningEpisode, seen: StepResult) -> None:
         name = task_files(self.recipe.sim.tasks)[episode.task]
@@ -263,8 +271,8 @@ def _film(
     if num_left:
         say(f"eval: filming {num_left} episodes")
     while num_left:
-        for seat in players.idle[: len(jobs)]:
-            players.give(jobs.pop(0), seat)
+        for slot in players.idle[: len(jobs)]:
+            players.submit(jobs.pop(0), slot)
         for job, answer in players.answers(timeout_seconds=0.2):
             assert isinstance(job, FilmJob) and not isinstance(answer, StepResult)
             if isinstance(answer, WorkerDied):

@@ -12,7 +12,7 @@ from lightwam.errors import SetupError, SimulatorError
 from lightwam.sim import registry
 from lightwam.sim.simulator import Simulator, Trial
 from lightwam.system.progress import Progress
-from lightwam.system.workers import DeathCounter, WorkerDied, Workers, interrupt_as_flag
+from lightwam.system.workers import DeathCounter, PoolFactory, WorkerDied, Workers, interrupt_as_flag
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,10 @@ class Experts:
 
 
 def check_experts(
-    recipe: Recipe, say: Callable[[str], None] = print, show: Callable[[str, dict[str, Any]], None] | None = None
+    recipe: Recipe,
+    say: Callable[[str], None] = print,
+    show: Callable[[str, dict[str, Any]], None] | None = None,
+    pool_factory: PoolFactory | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Task -> successes, trials, Wilson's 95 % interval, mean steps to success, and seeds that failed.
 
@@ -73,14 +76,14 @@ def check_experts(
     with (
         interrupt_as_flag() as interrupt,
         Progress("check", total, unit="ep", say=say) as progress,
-        Workers[Trial, Ending](min(recipe.eval.workers, total), Experts(recipe.sim)) as workers,
+        (pool_factory or Workers)(min(recipe.eval.workers, total), Experts(recipe.sim)) as workers,
     ):
         while todo or running:
             if interrupt.pressed:
                 raise KeyboardInterrupt
-            for seat in workers.idle[: len(todo)]:
+            for slot in workers.idle[: len(todo)]:
                 running.add(todo[0])
-                workers.give(todo.pop(0), seat)
+                workers.submit(todo.pop(0), slot)
             for trial, answer in workers.answers(timeout_seconds=0.2):
                 running.discard(trial)
                 if isinstance(answer, WorkerDied):

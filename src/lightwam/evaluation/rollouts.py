@@ -25,7 +25,7 @@ VIDEO_SIZE = 240
 class StepJob:
     """A worker's job: begin an episode, or go on with it."""
 
-    seat: int
+    slot: int
     task: str
     seed: int
     actions: Float32[np.ndarray, "steps A"] | None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from lightwam.policy import run_directory
 from lightwam.report.evidence import Evidence, Result, Score, Swap, num_values, read_evidence
 from lightwam.report.formatting import counted, duration, millions, simulator
 from lightwam.report.markdown import plain, table
-from lightwam.sim.units import Number, RobotUnits, robot_units
+from lightwam.sim.registry import robot_units
+from lightwam.sim.simulator import RobotUnits
 from lightwam.system.checked_json import Table, read_object
 
 LICENSE = "apache-2.0"
@@ -199,31 +200,31 @@ def _inputs(run: _Run) -> Iterator[str]:
             for place in recipe.codec.places
         ],
     )  # fmt: skip
-    for title, stats, numbers in (
-        ("State", run.codec.state, run.robot.state if run.robot else ()),
-        ("Action", run.codec.action, run.robot.action if run.robot else ()),
+    for title, stats, units in (
+        ("State", run.codec.state, run.robot.state if run.robot else {}),
+        ("Action", run.codec.action, run.robot.action if run.robot else {}),
     ):
-        known = "" if numbers else " Their names and units are not in the run's files."
+        known = "" if units else " Their names and units are not in the run's files."
         yield ""
         yield f"**{title}**, {counted(stats.dim, 'number')}, in the units of the training data.{known}"
-        yield from _ranges(stats, numbers)
+        yield from _ranges(stats, units)
     yield ""
     yield " ".join(_times(run))
 
 
-def _ranges(stats: FeatureStats, numbers: Sequence[Number]) -> Iterator[str]:
+def _ranges(stats: FeatureStats, units: Mapping[str, str]) -> Iterator[str]:
     """What lay in the training data, a dimension a row."""
     spans = zip(stats.min, stats.q01, stats.q50, stats.q99, stats.max, strict=True)
     rows = [[str(dim), *(f"{value:.4g}" for value in span)] for dim, span in enumerate(spans)]
-    if numbers:
-        rows = [[row[0], plain(one.name), one.unit, *row[1:]] for one, row in zip(numbers, rows, strict=True)]
-    heads = ("dim", *(("name", "unit") if numbers else ()), "least", "1 %", "median", "99 %", "most")
+    if units:
+        rows = [[row[0], plain(name), unit, *row[1:]] for (name, unit), row in zip(units.items(), rows, strict=True)]
+    heads = ("dim", *(("name", "unit") if units else ()), "least", "1 %", "median", "99 %", "most")
     yield from table(heads, rows, range(len(heads) - 5, len(heads)))
 
 
 def _times(run: _Run) -> Iterator[str]:
     recipe, probe = run.recipe, run.evidence.probe
-    rate = probe.fps if probe else run.robot.steps_per_second if run.robot else None
+    rate = probe.fps if probe else run.robot.steps_per_second / recipe.sim.action_repeat if run.robot else None
     repeat = f", of {recipe.sim.action_repeat} simulator steps each" if recipe.sim.action_repeat > 1 else ""
     told = f"{rate:.4g} control steps a second{repeat}." if rate else "The control rate is not in the run's files."
     yield f"**Time.** {told}"
@@ -366,7 +367,7 @@ def _unmeasured(run: _Run) -> Iterator[str]:
 
 def _robot(recipe: Recipe) -> RobotUnits | None:
     """The robot of the recipe's simulator; None when it is unknown, or of other sizes than the model."""
-    robot = robot_units(recipe.sim)
+    robot = robot_units(recipe.sim.name)
     sizes = recipe.model.state_dim, recipe.model.action_dim
     return robot if robot and (len(robot.state), len(robot.action)) == sizes else None
 

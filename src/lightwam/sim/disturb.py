@@ -2,14 +2,14 @@
 
 Three things happen on robots and are never in demonstrations: somebody moves what the task is about, somebody bumps
 into a camera, and a camera's driver hangs and gives the same picture for ever. The wrapper knows when; how a thing is
-moved is the adapter's own business (`Disturbable`). Frames are frozen here, for any simulator.
+moved is the adapter's own business (`Simulator.move_object`). Frames are frozen here, for any simulator.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, get_args, runtime_checkable
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -21,20 +21,9 @@ Kind = Literal["object", "camera", "frozen"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
-@runtime_checkable
-class Disturbable(Protocol):
-    """What a simulator has when things in it can be moved by another hand than the robot's.
-
-    Both change the running episode only: the next `reset` puts everything back, so that a seed still decides all.
-    """
-
-    def move_object(self, rng: np.random.Generator) -> float:
-        """Moves what the task is about a few centimetres (or their like); returns how far, in the world's units."""
-        ...
-
-    def bump_camera(self, rng: np.random.Generator) -> float:
-        """Turns every camera by a small angle; returns the angle in degrees."""
-        ...
+def kinds(simulator: Simulator) -> tuple[Kind, ...]:
+    """Return the disturbances that are possible in `simulator`, in the order of KINDS."""
+    return tuple(kind for kind in KINDS if kind in (*simulator.disturbances, "frozen"))
 
 
 @dataclass(frozen=True)
@@ -52,12 +41,13 @@ class Disturbed(Simulator):
     """A simulator with at most one disturbance an episode; else it is what it wraps, bit for bit."""
 
     def __init__(self, simulator: Simulator, disturbance: Disturbance | None) -> None:
-        """SimulatorError when things in `simulator` cannot be moved and `disturbance` asks for that."""
-        moves = disturbance is not None and disturbance.kind != "frozen"
-        if moves and not isinstance(simulator, Disturbable):
-            raise SimulatorError("things in this simulator cannot be moved", where=type(simulator).__name__,
-                                 expected="move_object and bump_camera (lightwam.sim.disturb.Disturbable)",
-                                 next_step="give the adapter both, or ask for frozen frames alone")  # fmt: skip
+        """SimulatorError when `simulator` does not have the kind of disturbance."""
+        if disturbance is not None and disturbance.kind not in kinds(simulator):
+            raise SimulatorError(
+                f"this simulator has no disturbance {disturbance.kind!r}",
+                where=type(simulator).__name__,
+                next_step="write its method and name it in Simulator.disturbances, or use frozen frames only",
+            )
         self.inside, self.disturbance = simulator, disturbance
         self.task, self.instruction, self.robot = simulator.task, simulator.instruction, simulator.robot
         self.cameras, self.fps = simulator.cameras, simulator.fps
@@ -104,6 +94,5 @@ class Disturbed(Simulator):
         if self.disturbance.kind == "frozen":
             self._frozen, self.size = self.inside.observe().frames, 0.0
             return
-        assert isinstance(self.inside, Disturbable)
         move = self.inside.move_object if self.disturbance.kind == "object" else self.inside.bump_camera
         self.size = move(rng)

@@ -27,10 +27,10 @@ PLANE = 0
 MARGIN = 1e-3
 """metres by which a thing must lie beyond a side of the view to be left out: far more than rounding"""
 
-_open: weakref.WeakSet[MujocoPictures] = weakref.WeakSet()
+_open: weakref.WeakSet[MujocoRenderer] = weakref.WeakSet()
 
 
-class MujocoPictures:
+class MujocoRenderer:
     """Draws from named cameras. Reads the model and the data, changes neither's physics."""
 
     def __init__(self, model: Any, height: int, width: int, grain: float | None, hidden: tuple[int, ...] = ()) -> None:

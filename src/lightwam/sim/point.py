@@ -11,7 +11,7 @@ from jaxtyping import Float32, UInt8
 
 from lightwam.config.schema import SimConfig
 from lightwam.errors import SimulatorError
-from lightwam.sim.simulator import Simulator, StepOutcome, finite_action, not_reset, require_seed
+from lightwam.sim.simulator import RobotUnits, Simulator, StepOutcome, finite_action, not_reset, require_seed
 from lightwam.types import Observation
 
 COLOURS = {"red": (220, 40, 40), "blue": (50, 80, 230), "green": (40, 180, 60), "yellow": (235, 205, 40)}
@@ -22,6 +22,11 @@ STEP = 0.1
 DOT_RADIUS, POINT_RADIUS, REACH = 0.2, 0.12, 0.12
 MOVE, BUMP_DEGREES = (0.2, 0.4), (4.0, 10.0)
 """the least and the most that a disturbance moves a dot, and turns the pictures"""
+UNITS = RobotUnits(
+    state=dict.fromkeys(("x", "y"), "-1 to 1 across the picture"),
+    action=dict.fromkeys(("velocity_x", "velocity_y"), f"-1 to 1, 1 is {STEP:g} a simulator step"),
+    steps_per_second=10.0,
+)
 NEAR_SPAN = 0.5
 """half the width of what the "near" camera, which moves with the point, sees"""
 
@@ -30,12 +35,12 @@ class PointSimulator(Simulator):
     """A point, and a dot of each colour at seeded places that do not overlap."""
 
     robot = "point"
-    state_names = ("x", "y")
-    action_names = ("velocity_x", "velocity_y")
+    state_names, action_names = tuple(UNITS.state), tuple(UNITS.action)
+    disturbances = ("object", "camera")
 
     def __init__(self, config: SimConfig, task: str) -> None:
         self.task, self.instruction = task, f"move to the {task} dot"
-        self.cameras, self.fps = config.cameras, 10.0 / config.action_repeat
+        self.cameras, self.fps = config.cameras, UNITS.steps_per_second / config.action_repeat
         self._repeat = config.action_repeat
         self._x = (np.arange(config.width) + 0.5) / config.width * 2 - 1
         self._y = (1 - (np.arange(config.height) + 0.5) / config.height * 2)[:, None]

@@ -2,7 +2,8 @@
 
 An adapter is a module with four names: `TASKS` and `CAMERAS` (tuples of str), `make(config, task) -> Simulator`, and,
 where demonstrations are wanted, `make_expert(config, simulator) -> Expert` (its own module for the adapters in here).
-An optional fifth, `TESTED` (package -> `sim.tested.Package`), has the package versions it was tested with.
+Two more are optional: `TESTED` (package -> `sim.versions.PackageVersions`) has the package versions it was tested with,
+`UNITS` (`RobotUnits`) the names and units that a model card prints.
 One of your own needs no registration: put its import path ("my_robot.sim") where "metaworld" would stand.
 """
 
@@ -15,8 +16,8 @@ from types import ModuleType
 
 from lightwam.config.schema import SimConfig
 from lightwam.errors import SetupError, SimulatorError, did_you_mean
-from lightwam.sim.simulator import Expert, Simulator, require_known
-from lightwam.sim.tested import compared
+from lightwam.sim.simulator import Expert, RobotUnits, Simulator, require_known
+from lightwam.sim.versions import compare_versions
 from lightwam.system.machine import versions
 
 
@@ -67,10 +68,10 @@ def version_warnings(name: str) -> tuple[str, ...]:
 
     SetupError for a version that is known not to work.
     """
-    return compared(name, vars(_module(name, expert=False)).get("TESTED", {}))
+    return compare_versions(name, vars(_module(name, expert=False)).get("TESTED", {}))
 
 
-def installed(name: str) -> dict[str, str]:
+def installed_versions(name: str) -> dict[str, str]:
     """Return the installed versions of the packages in the adapter's TESTED."""
     stated = vars(_module(name, expert=False)).get("TESTED", {})
     return {package: version for package, version in versions(stated).items() if package in stated}
@@ -84,6 +85,17 @@ def tasks(name: str) -> tuple[str, ...]:
 def cameras(name: str) -> tuple[str, ...]:
     """Every camera of the adapter `name`."""
     return tuple(_module(name, expert=False).CAMERAS)
+
+
+def robot_units(name: str) -> RobotUnits | None:
+    """Return the adapter's UNITS, whether or not its simulator is installed; None where it has none."""
+    adapter = _ADAPTERS.get(name, _Adapter(name, name))
+    try:
+        module = importlib.import_module(adapter.simulator)
+    except ImportError:  # an adapter of the user's that is not on this machine
+        return None
+    units: RobotUnits | None = vars(module).get("UNITS")
+    return units
 
 
 def _module(name: str, *, expert: bool) -> ModuleType:

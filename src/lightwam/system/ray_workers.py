@@ -16,7 +16,7 @@ from typing import Any, Generic
 
 from lightwam.errors import ConfigError, SimulatorError
 from lightwam.system.machine import OURS, SIMULATORS, versions
-from lightwam.system.workers import DEATHS_IN_A_ROW, Answer, Job, WorkerDied, attempt, taken
+from lightwam.system.workers import DEATHS_IN_A_ROW, Answer, Job, WorkerDied, run_job, unwrap
 
 PATIENCE_SECONDS = 60.0
 """after so long without any actor, the user is told what is waited for"""
@@ -34,11 +34,11 @@ class Actor:
 
     def work(self, job: bytes) -> bytes:
         """One job, pickled, to its reply, pickled."""
-        return pickle.dumps(attempt(self._run, pickle.loads(job)))
+        return pickle.dumps(run_job(self._run, pickle.loads(job)))
 
 
 @dataclass
-class _Seat(Generic[Job]):
+class _Slot(Generic[Job]):
     actor: Any
     awaited: Any
     """Ray's reference to what comes next: the node's versions, then an answer; None when idle"""
@@ -75,7 +75,7 @@ class RayWorkers(Generic[Job, Answer]):
         options = {"num_cpus": 1, "max_restarts": 0, "max_task_retries": 0, "runtime_env": {"env_vars": env}}
         self._kind = self._ray.remote(**options)(Actor)
         self._run = self._ray.put(run)
-        self._seats: list[_Seat[Job]] = [self._hire() for _ in range(count)]
+        self._slots: list[_Slot[Job]] = [self._start_actor() for _ in range(count)]
         self._num_failures = 0
         self._last_up: float | None = time.monotonic()
 
@@ -83,26 +83,26 @@ class RayWorkers(Generic[Job, Answer]):
         return self
 
     def __exit__(self, *_: object) -> None:
-        for seat in self._seats:
-            self._ray.kill(seat.actor)
-        self._seats.clear()
+        for slot in self._slots:
+            self._ray.kill(slot.actor)
+        self._slots.clear()
         if self._connected_here:
             self._ray.shutdown()
 
     @property
     def idle(self) -> list[int]:
         """The seats whose actor is up and has no job."""
-        return [number for number, seat in enumerate(self._seats) if seat.up and seat.job is None]
+        return [number for number, slot in enumerate(self._slots) if slot.up and slot.job is None]
 
-    def give(self, job: Job, seat: int) -> None:
+    def submit(self, job: Job, slot: int) -> None:
         """Starts `job` in an idle seat."""
-        found = self._seats[seat]
+        found = self._slots[slot]
         assert found.up and found.job is None, "this actor is at work"
         found.job, found.awaited = job, found.actor.work.remote(pickle.dumps(job))
 
     def answers(self, timeout_seconds: float) -> Iterator[tuple[Job, Answer | WorkerDied]]:
         """As `Workers.answers`; an actor or node that is lost is a `WorkerDied`, and another actor is asked for."""
-        awaited = {seat.awaited: number for number, seat in enumerate(self._seats) if seat.awaited is not None}
+        awaited = {slot.awaited: number for number, slot in enumerate(self._slots) if slot.awaited is not None}
         if not awaited:
             return
         ready, _ = self._ray.wait(list(awaited), num_returns=1, timeout=timeout_seconds)
@@ -110,29 +110,29 @@ class RayWorkers(Generic[Job, Answer]):
             ready, _ = self._ray.wait(list(awaited), num_returns=len(awaited), timeout=0)
         for reference in ready:
             number = awaited[reference]
-            seat = self._seats[number]
+            slot = self._slots[number]
             try:
                 content = self._ray.get(reference)
             except self._ray.exceptions.RayError as error:
-                self._seats[number] = self._hire()
-                self._note_loss(seat, error)
-                if seat.job is not None:
-                    yield seat.job, WorkerDied([line for line in str(error).splitlines() if line.lstrip() == line][-1])
+                self._slots[number] = self._start_actor()
+                self._note_loss(slot, error)
+                if slot.job is not None:
+                    yield slot.job, WorkerDied([line for line in str(error).splitlines() if line.lstrip() == line][-1])
                 continue
-            seat.awaited = None
-            if not seat.up:
-                self._welcome(seat, content)
+            slot.awaited = None
+            if not slot.up:
+                self._welcome(slot, content)
                 continue
-            job, seat.job = seat.job, None
+            job, slot.job = slot.job, None
             assert job is not None
-            yield job, taken(job, pickle.loads(content))
+            yield job, unwrap(job, pickle.loads(content))
         self._tell_if_none()
 
-    def _hire(self) -> _Seat[Job]:
+    def _start_actor(self) -> _Slot[Job]:
         actor = self._kind.remote(self._run)
-        return _Seat(actor, actor.node.remote())
+        return _Slot(actor, actor.node.remote())
 
-    def _welcome(self, seat: _Seat[Job], there: dict[str, str]) -> None:
+    def _welcome(self, slot: _Slot[Job], there: dict[str, str]) -> None:
         here = versions((*OURS, *SIMULATORS))
         odd = sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))
         if odd:
@@ -142,11 +142,11 @@ class RayWorkers(Generic[Job, Answer]):
                 expected={name: here.get(name) for name in odd},
                 next_step="install the same on every node: results of different simulators must not be mixed",
             )
-        seat.up, self._num_failures = True, 0
+        slot.up, self._num_failures = True, 0
 
-    def _note_loss(self, seat: _Seat[Job], error: Exception) -> None:
+    def _note_loss(self, slot: _Slot[Job], error: Exception) -> None:
         """An actor that never came up is nobody's episode, yet it must not be asked for again for ever."""
-        if seat.up:
+        if slot.up:
             return
         self._num_failures += 1
         if self._num_failures >= DEATHS_IN_A_ROW:
@@ -157,7 +157,7 @@ class RayWorkers(Generic[Job, Answer]):
             ) from error
 
     def _tell_if_none(self) -> None:
-        if any(seat.up for seat in self._seats):
+        if any(slot.up for slot in self._slots):
             self._last_up = time.monotonic()
         elif self._last_up is not None and time.monotonic() - self._last_up > PATIENCE_SECONDS:
             self._last_up = None

@@ -83,13 +83,17 @@ class WorkerPool(Protocol[Job, Answer]):
         """The seats that could begin a job now."""
         ...
 
-    def give(self, job: Job, seat: int) -> None:
+    def submit(self, job: Job, slot: int) -> None:
         """Starts `job` in an idle seat."""
         ...
 
     def answers(self, timeout_seconds: float) -> Iterator[tuple[Job, Answer | WorkerDied]]:
         """Jobs that are over, each with its answer or death; waits for the first one, `timeout_seconds` at most."""
         ...
+
+
+PoolFactory = Callable[[int, Callable[[Any], Any]], WorkerPool[Any, Any]]
+"""makes a pool of a number of slots, each with its own copy of a function: `Workers` does, and `RayWorkers`"""
 
 
 @dataclass
@@ -137,15 +141,15 @@ class Workers(Generic[Job, Answer]):
         """The seats that could begin a job now."""
         if self._here:
             return [] if self._done else [0]
-        return [seat for seat, worker in enumerate(self._workers) if worker is None or worker.job is None]
+        return [slot for slot, worker in enumerate(self._workers) if worker is None or worker.job is None]
 
-    def give(self, job: Job, seat: int | None = None) -> None:
-        """Starts `job` in an idle process (there must be one), or in process number `seat`, which must be idle."""
+    def submit(self, job: Job, slot: int | None = None) -> None:
+        """Starts `job` in an idle process (there must be one), or in process number `slot`, which must be idle."""
         if self._here:
             self._done.append((job, self._run(job)))
             return
-        seat = self.idle[0] if seat is None else seat
-        worker = self._workers[seat] = self._workers[seat] or self._start(seat)
+        slot = self.idle[0] if slot is None else slot
+        worker = self._workers[slot] = self._workers[slot] or self._start(slot)
         assert worker.job is None, "this process is at work"
         worker.job = job
         with contextlib.suppress(BrokenPipeError):  # it died while idle: `answers` will find that out
@@ -161,27 +165,27 @@ class Workers(Generic[Job, Answer]):
             done, self._done = self._done, []
             yield from done
             return
-        seated = [(seat, worker) for seat, worker in enumerate(self._workers) if worker and worker.job is not None]
-        busy = {worker.pipe: (seat, worker) for seat, worker in seated}
+        seated = [(slot, worker) for slot, worker in enumerate(self._workers) if worker and worker.job is not None]
+        busy = {worker.pipe: (slot, worker) for slot, worker in seated}
         for pipe in wait(list(busy), timeout_seconds):
-            seat, worker = busy[pipe]  # type: ignore[index]
+            slot, worker = busy[pipe]  # type: ignore[index]
             job, worker.job = worker.job, None
             assert job is not None
             try:
                 reply = worker.pipe.recv()
             except (EOFError, OSError):  # the second when it died in the middle of an answer
-                self._workers[seat] = None
-                yield job, _bury(worker)
+                self._workers[slot] = None
+                yield job, _reap(worker)
             else:
-                yield job, taken(job, reply)
+                yield job, unwrap(job, reply)
 
-    def _start(self, seat: int) -> _Worker[Job]:
+    def _start(self, slot: int) -> _Worker[Job]:
         context = multiprocessing.get_context("spawn")
         # an exec keeps the signal mask: blocked here, SIGINT stays blocked in the child from its first instruction
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             pipe, far_end = context.Pipe()
-            process = context.Process(target=_serve, args=(far_end, self._run), name=f"worker {seat}", daemon=True)
+            process = context.Process(target=_serve, args=(far_end, self._run), name=f"worker {slot}", daemon=True)
             process.start()
             far_end.close()
         finally:
@@ -189,7 +193,7 @@ class Workers(Generic[Job, Answer]):
         return _Worker(process, pipe)
 
 
-def _bury(worker: _Worker[Any]) -> WorkerDied:
+def _reap(worker: _Worker[Any]) -> WorkerDied:
     worker.pipe.close()
     worker.process.join(5)
     worker.process.kill()  # a process that closed its pipe and hangs is as good as dead
@@ -202,7 +206,7 @@ def _bury(worker: _Worker[Any]) -> WorkerDied:
     return WorkerDied(f"killed by signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}")
 
 
-def attempt(run: Callable[[Job], Answer], job: Job) -> Reply:
+def run_job(run: Callable[[Job], Answer], job: Job) -> Reply:
     """A worker's side: the job done, or the error that came of it, fit to be pickled."""
     try:
         return run(job), None, ""
@@ -219,7 +223,7 @@ def _brief(error: Exception) -> str:
     return f"{text[:LONGEST]}{'...' if len(text) > LONGEST else ''} ({place.filename}:{place.lineno})"
 
 
-def taken(job: object, reply: Reply) -> Any:
+def unwrap(job: object, reply: Reply) -> Any:
     """The parent's side: the answer in a reply, or its error raised."""
     answer, error, trace = reply
     if isinstance(error, LightwamError):
@@ -318,6 +322,6 @@ def _serve(pipe: Connection, run: Callable[[Any], Any]) -> None:
         except (EOFError, ConnectionError):  # the parent has closed the pipe, or is gone
             return
         try:
-            pipe.send(attempt(run, job))
+            pipe.send(run_job(run, job))
         except ConnectionError:
             return

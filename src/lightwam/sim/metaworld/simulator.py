@@ -16,18 +16,25 @@ from jaxtyping import Float64, UInt8
 
 from lightwam.config.schema import SimConfig
 from lightwam.errors import SimulatorError
-from lightwam.sim.mujoco_renderer import MujocoPictures
+from lightwam.sim.mujoco_renderer import MujocoRenderer
 from lightwam.sim.opengl import choose_gl
-from lightwam.sim.simulator import Simulator, StepOutcome, finite_action, not_reset, require_seed
-from lightwam.sim.tested import Package
+from lightwam.sim.simulator import RobotUnits, Simulator, StepOutcome, finite_action, not_reset, require_seed
+from lightwam.sim.versions import PackageVersions
 from lightwam.types import Observation
 
 CAMERAS = ("topview", "corner", "corner2", "corner3", "corner4", "behindGripper", "gripperPOV")
-STEPS_PER_SECOND = 80.0
+UNITS = RobotUnits(
+    state={"hand_x": "m", "hand_y": "m", "hand_z": "m", "gripper": "0 closed to 1 open"},
+    action={
+        **dict.fromkeys(("motion_x", "motion_y", "motion_z"), "-1 to 1, 1 is 1 cm a simulator step"),
+        "gripper": "effort, -1 to 1",
+    },
+    steps_per_second=80.0,
+)
 TESTED = {
-    "metaworld": Package(("3.1.1",)),
+    "metaworld": PackageVersions(("3.1.1",)),
     # 3.5 has no cam_orthographic
-    "mujoco": Package(("3.3.0",), "its physics moves with the version", breaks_from="3.5.0"),
+    "mujoco": PackageVersions(("3.3.0",), "its physics moves with the version", breaks_from="3.5.0"),
 }
 INSTRUCTIONS = {
     "assembly": "pick up the ring and put it on the peg",
@@ -116,16 +123,16 @@ class MetaWorldSimulator(Simulator):
     """
 
     robot = "sawyer"
-    state_names = ("hand_x", "hand_y", "hand_z", "gripper")
-    action_names = ("motion_x", "motion_y", "motion_z", "gripper")
+    state_names, action_names = tuple(UNITS.state), tuple(UNITS.action)
+    disturbances = ("object", "camera")
 
     def __init__(self, config: SimConfig, task: str) -> None:
         self.task, self.instruction = task, INSTRUCTIONS[task]
-        self.cameras, self.fps = config.cameras, STEPS_PER_SECOND / config.action_repeat
+        self.cameras, self.fps = config.cameras, UNITS.steps_per_second / config.action_repeat
         self._repeat, self._size = config.action_repeat, (config.height, config.width)
         self._env: Any = None
         self._everything: Float64[np.ndarray, " 39"] | None = None
-        self._pictures: MujocoPictures | None = None
+        self._pictures: MujocoRenderer | None = None
         self._camera_turns: Float64[np.ndarray, "cameras 4"] | None = None
 
     def reset(self, seed: int) -> None:
@@ -233,7 +240,7 @@ class MetaWorldSimulator(Simulator):
 
     def _draw(self, camera: str) -> UInt8[np.ndarray, "height width 3"]:
         if self._pictures is None:
-            self._pictures = MujocoPictures(self._env.model, *self._size, GRAIN)
+            self._pictures = MujocoRenderer(self._env.model, *self._size, GRAIN)
         picture = self._pictures.draw(self._env.data, camera)
         return np.ascontiguousarray(picture[::-1, ::-1] if camera.startswith("corner") else picture)
 

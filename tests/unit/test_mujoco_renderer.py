@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lightwam.sim.mujoco_renderer import MujocoPictures, out_of_sight, seen_in, view_of
+from lightwam.sim.mujoco_renderer import MujocoRenderer, out_of_sight, seen_in, view_of
 from lightwam.sim.opengl import choose_gl
 
 pytestmark = pytest.mark.sim
@@ -59,7 +59,7 @@ def world(seed: int, mirror: str, *, shadow: bool = False, camera: str = 'fovy="
     )
 
 
-def leave_out(pictures: MujocoPictures, away: np.ndarray) -> None:
+def leave_out(pictures: MujocoRenderer, away: np.ndarray) -> None:
     """These things, whatever is in sight."""
     pictures._needless = lambda data: away  # type: ignore[method-assign]
 
@@ -77,7 +77,7 @@ def drawn(model: Any, grain: float | None = None) -> tuple[int, np.ndarray, np.n
     """How many things were left out, the picture without them, and the one with them."""
     data = mujoco.MjData(model)
     mujoco.mj_forward(model, data)
-    pictures = MujocoPictures(model, *SIZE, grain)
+    pictures = MujocoRenderer(model, *SIZE, grain)
     left_out = pictures.draw(data, "eye")
     num_drawn = pictures._scene.ngeom
     leave_out(pictures, np.zeros(model.ngeom, bool))
@@ -122,7 +122,7 @@ def test_a_mirror_shows_what_is_out_of_sight(mirror: str) -> None:
         model = world(seed, mirror)
         data = mujoco.MjData(model)
         mujoco.mj_forward(model, data)
-        pictures = MujocoPictures(model, *SIZE, None)
+        pictures = MujocoRenderer(model, *SIZE, None)
         whole = pictures.draw(data, "eye")
         leave_out(pictures, out_of_view(model)[1])
         seen = seen or bool((pictures.draw(data, "eye") != whole).any())
@@ -165,7 +165,7 @@ def test_all_is_drawn_where_sight_is_not_all(settings: dict[str, Any]) -> None:
 def test_an_error_leaves_the_model_as_it_was() -> None:
     model = world(0, "none")
     groups = model.geom_group.copy()
-    pictures = MujocoPictures(model, *SIZE, None)
+    pictures = MujocoRenderer(model, *SIZE, None)
     data = mujoco.MjData(model)
     mujoco.mj_forward(model, data)
     pictures._perturb = 0

@@ -14,7 +14,7 @@ from lightwam.system.machine import versions
 
 
 @dataclass(frozen=True)
-class Package:
+class PackageVersions:
     """An adapter's statement about one package."""
 
     versions: tuple[str, ...]
@@ -25,7 +25,7 @@ class Package:
     """the first version known not to work; later ones are refused too"""
 
 
-def compared(simulator: str, tested: Mapping[str, Package]) -> tuple[str, ...]:
+def compare_versions(simulator: str, tested: Mapping[str, PackageVersions]) -> tuple[str, ...]:
     """Return a warning for each installed package (PyPI name) whose version was not tested.
 
     SetupError for a version that is known not to work.

