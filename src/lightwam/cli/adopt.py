@@ -30,5 +30,14 @@ def run(arguments: Sequence[str]) -> None:
     from lightwam.data.lerobot.features import parse_names
     from lightwam.training.adopt import adopt
 
-    shared = {"device": options.device, "names": parse_names(options.names), "cache": options.cache}
-    print(adopt(options.recipe, options.checkpoint, options.dataset, options.run, **shared))
+    print(
+        adopt(
+            options.recipe,
+            options.checkpoint,
+            options.dataset,
+            options.run,
+            device=options.device,
+            names=parse_names(options.names),
+            cache=options.cache,
+        )
+    )

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,6 +13,7 @@ from lightwam.cli.options import (
     JsonOptions,
     RecipeOptions,
     parse,
+    print_progress,
     print_result,
     recipe_command,
     run_command,
@@ -80,7 +79,7 @@ def _train(arguments: Sequence[str]) -> None:
     from lightwam.training.benchmark import bench_train, table
 
     keep_memory()
-    print_result(bench_train(options.recipe, device=options.device), table, options)
+    print_result(bench_train(options.recipe, device=options.device, say=print_progress), table, options)
 
 
 def _act(arguments: Sequence[str]) -> None:
@@ -97,7 +96,7 @@ def _act(arguments: Sequence[str]) -> None:
 
     keep_memory()
     precision = None if options.precision == "auto" else options.precision
-    result = bench_act(subject, device=options.device, precision=precision, int8=options.int8)
+    result = bench_act(subject, device=options.device, precision=precision, int8=options.int8, say=print_progress)
     print_result(result, table, options)
 
 
@@ -119,5 +118,4 @@ def _control(arguments: Sequence[str]) -> None:
     (run,), options = run_command(BenchControlOptions(), arguments, "bench control")
     from lightwam.evaluation.latency_benchmark import bench_control, table
 
-    say = partial(print, file=sys.stderr if options.json else sys.stdout, flush=True)
-    print_result(bench_control(run, options.settings, say), table, options)
+    print_result(bench_control(run, options.settings, print_progress), table, options)

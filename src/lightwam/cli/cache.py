@@ -23,5 +23,5 @@ def run(arguments: Sequence[str]) -> None:
     from lightwam.data.lerobot.features import parse_names
     from lightwam.training.dataset import make_cache
 
-    shared = {"device": options.device, "names": parse_names(options.names), "cache": options.cache}
-    make_cache(options.recipe, options.dataset, **shared)
+    names = parse_names(options.names)
+    make_cache(options.recipe, options.dataset, device=options.device, names=names, cache=options.cache)

@@ -23,4 +23,4 @@ def run(arguments: Sequence[str]) -> None:
     from lightwam.data.collect import collect
 
     done = collect(options.recipe, options.dataset, pool_factory=options.pool_factory())
-    print(f"{done.dataset}: {done.episodes} episodes, {done.frames} frames; {done.new_episodes} of the episodes are new")
+    print(f"{done.dataset}: {done.episodes} episodes, {done.frames} frames; {done.new_episodes} episodes are new")

@@ -101,9 +101,7 @@ def _eval_run(run: Path, arguments: Sequence[str]) -> dict[str, Any]:
     policy = Policy.load(
         run, options.step, device=options.device, weights=options.weights, engine=options.engine, int8=options.int8
     )
-    return evaluate(
-        run, settings, sim=sim, policy=policy, folder=options.folder, pool_factory=options.pool_factory()
-    )
+    return evaluate(run, settings, sim=sim, policy=policy, folder=options.folder, pool_factory=options.pool_factory())
 
 
 def _eval_server(url: str, arguments: Sequence[str]) -> dict[str, Any]:
@@ -132,8 +130,8 @@ def world(options: WorldOptions, explicit: frozenset[str]) -> tuple[SimConfig, E
     """Return the settings of simulator and evaluation with `--suite` and `--protocol`; `explicit`: options given."""
     for alias, option in ALIASES.items():
         if {alias, option} <= explicit:
-            where = f"{alias}, {option}"
-            raise ConfigError("an option and its short form must not both be set", where=where, next_step="leave one of them out")
+            what, step = "an option and its short form must not both be set", "leave one of them out"
+            raise ConfigError(what, where=f"{alias}, {option}", next_step=step)
     protocol = options.sim.protocol if "--sim.protocol" in explicit else options.protocol
     return with_suite_and_protocol(options.sim, options.eval, options.suite, protocol, explicit)
 

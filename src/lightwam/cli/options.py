@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import re
+import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -144,9 +145,7 @@ def recipe_command(
     return result
 
 
-def positionals(
-    arguments: Sequence[str], command: str, names: Mapping[str, str] = RUN
-) -> tuple[list[str], list[str]]:
+def positionals(arguments: Sequence[str], command: str, names: Mapping[str, str] = RUN) -> tuple[list[str], list[str]]:
     """Split `arguments` into one word for each of `names` (name -> what it is) and the options after them."""
     words = list(takewhile(lambda word: not word.startswith("-"), arguments[: len(names)]))
     if len(words) < len(names):
@@ -234,3 +233,8 @@ def subcommand(
 def print_result(result: Any, table: Callable[[Any], str], options: JsonOptions) -> None:
     """Print a command's result as JSON or by `table`."""
     print(json.dumps(result, indent=2) if options.json else table(result))
+
+
+def print_progress(line: str) -> None:
+    """Print a line of progress, which is not part of the result."""
+    print(line, file=sys.stderr, flush=True)

@@ -1,43 +1,33 @@
-"""`lightwam show`: what a recipe amounts to, before anything is run."""
+"""`lightwam show`: a recipe's sizes, parameters and memory, before anything is run."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lightwam.cli.options import AnyRecipe, listing, named_recipe, parse, wants_help
-from lightwam.config import checks
+from lightwam.cli.options import JsonOptions, RecipeOptions, print_result, recipe_command
 from lightwam.config.schema import ModelConfig, Recipe
+from lightwam.system.tables import table_lines
 
 LATENT_STRIDE, TEMPORAL_STRIDE, POOL = 8, 4, 2
 """pixels a latent, video frames a latent frame, latents a side that the video pass averages: every LatentCodec's"""
 
 
-@dataclass(frozen=True)
-class ShowOptions:
-    """Print what a recipe amounts to: windows, latents, tokens, parameters by part, memory of training."""
-
-    recipe: AnyRecipe
-    json: bool = False
-    """print JSON instead of a table"""
+@dataclass(frozen=True, kw_only=True)
+class ShowOptions(JsonOptions, RecipeOptions):
+    """Print a recipe's window, latents and tokens, its parameters by part, and the memory of training it."""
 
 
 def run(arguments: Sequence[str]) -> None:
     """`lightwam show RECIPE [--json] [OPTIONS]`."""
-    if wants_help(arguments) or not arguments:
-        print(f"usage: lightwam show RECIPE [--json] [OPTIONS]\n\n{listing()}")
-        return
-    recipe, rest = named_recipe(arguments, "show")
-    options = parse(ShowOptions(recipe), rest, f"show {recipe.name}")
-    described = describe(checks.check(options.recipe))
-    print(json.dumps(described, indent=2) if options.json else table(described))
+    options = recipe_command(ShowOptions, arguments or ["--help"], "show")
+    print_result(describe(options.recipe), table, options)
 
 
 def describe(recipe: Recipe) -> dict[str, Any]:
-    """Everything `lightwam show` knows, as JSON values; the model is built on the meta device, without memory."""
+    """Return all of it as JSON values; the model is built on the meta device, without memory."""
     parts = parameters(recipe.model)
     return {
         "name": recipe.name,
@@ -49,7 +39,7 @@ def describe(recipe: Recipe) -> dict[str, Any]:
 
 
 def window(recipe: Recipe) -> dict[str, Any]:
-    """One training window: steps, video frames, and latents as [C, T, h, w]."""
+    """Return one training window: steps, video frames, and latents as [C, T, h, w]."""
     frames = 1 + recipe.model.horizon // recipe.codec.video_stride
     height, width = recipe.codec.canvas
     latents = [
@@ -69,7 +59,7 @@ def window(recipe: Recipe) -> dict[str, Any]:
 
 
 def tokens(recipe: Recipe) -> dict[str, int]:
-    """Tokens of one sample: of the action pass (the present, full resolution), the video pass (pooled), the context."""
+    """Return one sample's tokens of the action pass (the present, full resolution), video pass (pooled) and context."""
     shape, patch = window(recipe), recipe.model.backbone.patch
     _, _, height, width = shape["latents"]
     _, latent_frames, pooled_height, pooled_width = shape["pooled_latents"]
@@ -81,7 +71,7 @@ def tokens(recipe: Recipe) -> dict[str, int]:
 
 
 def parameters(model: ModelConfig) -> dict[str, dict[str, int]]:
-    """Part -> {"total", "trainable"} parameters; the part "all" is their sum."""
+    """Return part -> {"total", "trainable"} parameters; the part "all" is their sum."""
     import torch
 
     from lightwam.model.light_wam import LightWAM, part_of
@@ -134,27 +124,28 @@ def activation_bytes(recipe: Recipe) -> int:
 
 
 def table(described: Mapping[str, Any]) -> str:
-    """The same for the eye."""
+    """Return the same as text."""
     shape, count = described["window"], described["tokens"]
-    canvas = "x".join(map(str, shape["canvas"]))
+    parameters = [["parameters", "all", "trainable"]]
+    parameters += [[part, f"{n['total']:,}", f"{n['trainable']:,}"] for part, n in described["parameters"].items()]
+    memory = [[part, size(num_bytes)] for part, num_bytes in described["memory_bytes"].items()]
     lines = [
         f"{described['name']}",
         f"  window      {shape['horizon']} actions, {shape['supervised_prefix']} supervised, "
-        f"{shape['frames']} frames of {canvas} pixels",
-        f"  latents     {shape['latents']} a clip, {shape['pooled_latents']} as the video pass sees it  [C, T, h, w]",
+        f"{shape['frames']} frames of {'x'.join(map(str, shape['canvas']))} pixels",
+        f"  latents     {shape['latents']} a clip, {shape['pooled_latents']} in the video pass  [C, T, h, w]",
         f"  tokens      {count['action_pass']} in the action pass, {count['video_pass']} in the video pass, "
         f"{count['context']} of context",
         "",
-        f"  {'parameters':18}{'all':>16}{'trainable':>16}",
-        *(f"  {part:18}{n['total']:>16,}{n['trainable']:>16,}" for part, n in described["parameters"].items()),
+        *table_lines(parameters),
         "",
         "  memory of a training step on one device",
-        *(f"  {part:18}{size(held):>16}" for part, held in described["memory_bytes"].items()),
+        *table_lines(memory),
     ]
     return "\n".join(lines)
 
 
 def size(count: int) -> str:
-    """Bytes as text in binary units."""
+    """Return a number of bytes as text in binary units."""
     power = min(int(math.log(count, 1024)), 4) if count else 0
     return f"{count / 1024**power:.{1 if power else 0}f} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"

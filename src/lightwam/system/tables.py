@@ -10,7 +10,7 @@ from typing import Any
 def table_lines(rows: Sequence[Sequence[str]], align: str = "<>", indent: int = 2) -> list[str]:
     """Return a line for each row, with columns as wide as their widest cell and two spaces between them.
 
-    `align` has "<" or ">" for each column; its last sign holds for all further columns. A row may be shorter than others.
+    `align` has "<" or ">" for each column; the last sign is repeated. Rows may be short of cells.
     """
     widths = [max(map(len, column)) for column in zip_longest(*rows, fillvalue="")]
     signs = align.ljust(len(widths), align[-1])
