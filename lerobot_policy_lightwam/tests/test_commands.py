@@ -110,13 +110,13 @@ def test_a_checkpoint_is_whole(trained: tuple[Path, str]) -> None:
 
 def expected_inputs(policy: LightWAMPolicy, batch: dict[str, Any]) -> Any:
     """By the core's functions alone."""
-    from lightwam.data.codec import place_cameras
+    from lightwam.data.codec import compose_canvas
     from lightwam.encoders.dct import DctLatents
     from lightwam.encoders.hashed_text import HashedText
     from lightwam.types import to_pixels
 
     picture = first_picture(3, "red")[None]
-    canvas = place_cameras(policy.recipe.codec, {"top": picture})
+    canvas = compose_canvas(policy.recipe.codec, {"top": picture})
     latents = DctLatents.from_dict(policy.recipe.latents, policy.config.measured)
     context = HashedText(policy.recipe.text).encode(["move to the red dot"])
     return latents.encode(to_pixels(canvas[:, None])), context, batch["observation.state"]

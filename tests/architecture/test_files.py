@@ -12,7 +12,7 @@ UNGUARDED = {
     "system.files": "the guarded writer itself",
     "data.cache.frames": "inside `_disk_errors`, which gives its OSErrors to `refused`",
     "data.cache.shards": "bytes in memory; files of latent_cache, which has such a guard too",
-    "data.lerobot.packing": "called by LeRobotWriter inside `writing`",
+    "data.lerobot.merge": "called by LeRobotWriter inside `writing`",
     "data.lerobot.video": "called by LeRobotWriter inside `writing`, and by rollouts in a temporary folder",
 }
 """modules that may write outside `writing`, each with the reason"""

@@ -7,7 +7,7 @@ import pytest
 
 from lightwam.cli.pipeline import demo
 from lightwam.config import recipes
-from lightwam.data.statistics import wilson
+from lightwam.evaluation.statistics import wilson
 
 
 @pytest.mark.slow

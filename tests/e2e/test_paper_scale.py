@@ -24,6 +24,7 @@ from lightwam.training import published, wan_backbone
 from lightwam.training.adopt import adopt, export
 from lightwam.training.dataset import make_cache, open_data
 from lightwam.training.train import train
+from lightwam.types import to_pixels
 
 
 def quiet(line: str) -> None:
@@ -107,14 +108,14 @@ def test_the_cache_is_what_the_encoder_makes(paper_recipe: Recipe, dataset: Path
 
     run = tmp_path / "run"
     run_directory.start_run(run, paper_recipe)
-    cache, processing = open_data(paper_recipe, dataset, run, quiet)
+    cache, _ = open_data(paper_recipe, dataset, run, quiet)
     assert isinstance(cache, LatentCache)
     frames = np.load(next((dataset / "cache").glob("*/frames.npy")))
     stride, horizon = paper_recipe.codec.video_stride, paper_recipe.model.horizon
     last = cache.episode_start[1] - 1
     for start in (0, 3, last):
         clip = np.minimum(start + np.arange(0, horizon + 1, stride), last)
-        live = encode_clip(WanVaeLatents.load(paper_recipe.weights), processing.codec.pixels(frames[clip][None]))
+        live = encode_clip(WanVaeLatents.load(paper_recipe.weights), to_pixels(frames[clip][None]))
         kept = cache.video(clip[None])
         torch.testing.assert_close(kept.present, live.present, rtol=2**-8, atol=1e-4)
         torch.testing.assert_close(kept.clip, live.clip, rtol=2**-7, atol=2e-3)

@@ -27,9 +27,9 @@ from websockets.sync.client import ClientConnection, connect
 
 from lightwam.errors import ConfigError
 from lightwam.serving.access import Keys
-from lightwam.serving.inspect_client import inspecting
-from lightwam.serving.refusals import MOST_KEPT, Refusals
-from lightwam.serving.server import Newer, Server
+from lightwam.serving.inspect_client import inspect_client
+from lightwam.serving.refusals import MAX_KEPT, RefusalLog
+from lightwam.serving.server import NewWeights, Server
 from lightwam.serving.settings import Serving
 from lightwam.types import Observation
 from lightwam.wire.limits import Limits
@@ -167,7 +167,7 @@ cameras = { agentview = "top", wrist = "left" }
 """)
     picture = np.zeros((8, 8, 3), np.uint8)
     sent = {"top": picture, "left": picture, "instruction": "go", "state": np.full((1, 8), 4.0), "ctrl_freqs": [30]}
-    with serving(families_of=schemas_for((str(tmp_path / "go1.toml"),), *LIBERO, {})) as server:
+    with serving(schemas_of=schemas_for((str(tmp_path / "go1.toml"),), *LIBERO, {})) as server:
         status, body = ask(server, "POST", "/act", json_numpy.dumps(sent))
         assert status == 200
         assert np.array(json.loads(body)).tolist() == np.full((3, 7), 4.0).tolist()
@@ -241,7 +241,7 @@ def test_tls(tmp_path: Path) -> None:
 
 def test_a_full_queue_says_busy() -> None:
     gate = Gate()
-    with serving(gate, most_waiting=1, most_together=1) as server:
+    with serving(gate, max_queue=1, max_batch=1) as server:
         first, second, third = (raw(server) for _ in range(3))
         for client in (first, second, third):
             client.recv()
@@ -257,7 +257,7 @@ def test_a_full_queue_says_busy() -> None:
 
 
 def test_too_many_connections_are_refused() -> None:
-    with serving(most_clients=2) as server:
+    with serving(max_clients=2) as server:
         first, _second = openpi(server), openpi(server)
         with pytest.raises(InvalidStatus) as refused:
             raw(server)
@@ -364,7 +364,7 @@ def test_what_is_refused_stands_in_the_log_once_with_the_setting(caplog: pytest.
     """Robots try again and again; the person who runs the server must see it, and only once."""
     told: list[str] = []
     caplog.set_level("INFO", "lightwam.serve")
-    with serving(most_clients=3) as server:
+    with serving(max_clients=3) as server:
         server.refusals._tell = told.append
         for _ in range(3):
             assert ask(server, "POST", "/act", b"{}", {"Origin": "http://page"})[0] == 403
@@ -379,8 +379,8 @@ def test_what_is_refused_stands_in_the_log_once_with_the_setting(caplog: pytest.
             assert ask(server, "POST", "/act", b"{}")[0] == 401
     lines = [vars(record)["fields"] for record in caplog.records if record.message == "refused"]
     settings = [line["setting"] for line in lines]
-    assert [settings.count(one) for one in ("--api-keys", "--most-clients")] == [2, 1]
-    assert len(lines) == 4 and any("--families" in setting for setting in settings)
+    assert [settings.count(one) for one in ("--api-keys", "--max-clients")] == [2, 1]
+    assert len(lines) == 4 and any("--robot-schemas" in setting for setting in settings)
     (origin,) = (line for line in lines if "Origin" in line["why"])
     assert "suppress_origin=True" in origin["expected"]
     assert len(told) == 3 and "suppress_origin=True" in told[0]
@@ -396,7 +396,7 @@ def test_a_check_of_a_client_prints_whom_it_refuses_and_goes_on() -> None:
         listening.set()
 
     settings = Serving(port=0, xpolicylab_port=0, limits=Limits(message_bytes=5000))
-    check = inspecting(schemas_for(("libero",), *LIBERO, {}), settings, Keys(), 1, said.append, ready)
+    check = inspect_client(schemas_for(("libero",), *LIBERO, {}), settings, Keys(), 1, said.append, ready)
     with ThreadPoolExecutor(1) as thread:
         fits = thread.submit(asyncio.run, check)
         assert listening.wait(10)
@@ -420,10 +420,10 @@ def test_a_client_at_the_other_protocols_port_is_noted(caplog: pytest.LogCapture
 
 
 def test_refusals_are_remembered_of_a_bounded_number_of_peers(caplog: pytest.LogCaptureFixture) -> None:
-    refusals = Refusals()
-    for number in range(MOST_KEPT + 50):
+    refusals = RefusalLog()
+    for number in range(MAX_KEPT + 50):
         refusals.add(f"10.0.0.{number}/a1", "no valid API key", setting="--api-keys")
-    assert len(refusals._seen) == MOST_KEPT
+    assert len(refusals._seen) == MAX_KEPT
 
 
 def test_the_log_says_why_a_connection_was_cut(caplog: pytest.LogCaptureFixture) -> None:
@@ -498,20 +498,20 @@ def test_a_model_that_never_ends_does_not_keep_the_server() -> None:
         while server in running():
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        assert server.gave_up
+        assert server.drain_timed_out
         gate.open.set()
 
 
 def test_newer_weights_take_over_without_a_lost_request() -> None:
     tries: list[int] = []
 
-    def newer(step: int) -> Newer | None:
+    def newer(step: int) -> NewWeights | None:
         tries.append(step)
         if len(tries) == 1:
             raise OSError("half a checkpoint")
-        return Newer(lambda seen: mirror(seen) + 100, 2) if step == 1 else None
+        return NewWeights(lambda seen: mirror(seen) + 100, 2) if step == 1 else None
 
-    with serving(newer=newer, follow_seconds=0.05) as server:
+    with serving(load_newer=newer, follow_seconds=0.05) as server:
         client = openpi(server)
         answers = []
         deadline = time.monotonic() + 15
@@ -558,7 +558,7 @@ def test_a_client_that_does_not_read_is_cut_off_and_keeps_no_stop_waiting(caplog
 
 
 def test_who_has_no_key_takes_nobodys_place() -> None:
-    with serving(keys=[KEY], most_clients=2) as server:
+    with serving(keys=[KEY], max_clients=2) as server:
         held = [http.client.HTTPConnection("127.0.0.1", server.ports["openpi"], timeout=10) for _ in range(4)]
         for one in held:
             one.request("GET", "/metrics")
@@ -595,7 +595,7 @@ def test_messages_that_cannot_be_read_are_counted() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("most_together", 0), ("handshake_seconds", -1.0), ("port", 70_000), ("limits", Limits(message_bytes=0))],
+    [("max_batch", 0), ("handshake_seconds", -1.0), ("port", 70_000), ("limits", Limits(message_bytes=0))],
 )
 def test_settings_that_cannot_serve_are_refused(name: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')}"):

@@ -59,8 +59,8 @@ def as_sent(seen: Observation) -> dict[str, Any]:
 
 def test_openpis_client_drives_an_episode_as_the_policy_does(tiny_once: Any) -> None:
     policy = Policy.load(tiny_once.run)
-    families = schemas_for((), policy.codec.cameras, 2, 2, {})
-    with serving(policy.act_batch, families_of=families) as server:
+    schemas = schemas_for((), policy.codec.cameras, 2, 2, {})
+    with serving(policy.act_batch, schemas_of=schemas) as server:
         client = WebsocketClientPolicy("127.0.0.1", server.ports["openpi"])
 
         def ask(seen: Observation) -> Any:
@@ -77,8 +77,8 @@ def test_openpis_client_drives_an_episode_as_the_policy_does(tiny_once: Any) -> 
 def test_xpolicylabs_client_drives_an_episode_as_the_policy_does(tiny_once: Any, tmp_path: Path) -> None:
     policy = Policy.load(tiny_once.run)
     (tmp_path / "point.toml").write_text(POINT_ON_XPOLICYLAB)
-    families = schemas_for((str(tmp_path / "point.toml"),), policy.codec.cameras, 2, 2, {})
-    with serving(policy.act_batch, families_of=families) as server:
+    schemas = schemas_for((str(tmp_path / "point.toml"),), policy.codec.cameras, 2, 2, {})
+    with serving(policy.act_batch, schemas_of=schemas) as server:
         url = f"ws://127.0.0.1:{server.ports['xpolicylab']}"
         client = XPolicyLabPolicy(
             url=url, arm_dim=2, ee_dim=0, cameras={"cam_head": "top"}, state_map={"arm_joint_state": "joint_pos"},
@@ -103,9 +103,9 @@ def test_a_trained_policy_succeeds_as_often_over_the_wire() -> None:
     """Five unseen seeds of each task, by both clients and without a socket: the same actions, to the bit."""
     policy = Policy.load(os.environ["LIGHTWAM_RUN"])
     model, sim = policy.recipe.model, policy.recipe.sim
-    declared = Path(__file__).parents[1] / "data" / "families" / "metaworld_xpolicylab.toml"
-    families = schemas_for(("light-wam", str(declared)), policy.codec.cameras, model.state_dim, model.action_dim, {})
-    with serving(policy.act_batch, families_of=families) as server:
+    declared = Path(__file__).parents[1] / "data" / "robot_schemas" / "metaworld_xpolicylab.toml"
+    schemas = schemas_for(("light-wam", str(declared)), policy.codec.cameras, model.state_dim, model.action_dim, {})
+    with serving(policy.act_batch, schemas_of=schemas) as server:
         openpi = WebsocketClientPolicy("127.0.0.1", server.ports["openpi"])
         lab = XPolicyLabPolicy(
             url=f"ws://127.0.0.1:{server.ports['xpolicylab']}", arm_dim=4, ee_dim=0,

@@ -8,9 +8,9 @@ import pytest
 from served_process import served_process
 from serving import message
 
-from lightwam.robot.background import Background
+from lightwam.robot.background import BackgroundRequester
 from lightwam.robot.client import Client
-from lightwam.robot.player import ChunkPlayer, Play, standing
+from lightwam.robot.player import ChunkPlayer, Play, hold_still
 
 
 @pytest.mark.parametrize("end", ["kill", "stop"])
@@ -26,11 +26,11 @@ def test_a_robot_outlives_its_server(end: str) -> None:
             time.sleep(0.02)
 
     with served_process() as first, Client(f"ws://127.0.0.1:{first.openpi}", timeout_seconds=5.0) as client:
-        hold = standing(7, keep=(6,))
-        with ChunkPlayer(Background(client.act, client.connect), Play(replan=2), hold) as player:
+        hold = hold_still(7, keep=(6,))
+        with ChunkPlayer(BackgroundRequester(client.act, client.connect), Play(replan=2), hold) as player:
             steps_until(lambda: given.count(1.0) >= 10)
             first.kill() if end == "kill" else first.stop()
-            steps_until(lambda: player.stats().lost > 0)
+            steps_until(lambda: player.stats().connection_errors > 0)
             held = player.stats().held
             steps_until(lambda: player.stats().held >= held + 10)
             assert given[-10:] == [0.0] * 10  # it stands still
@@ -40,5 +40,5 @@ def test_a_robot_outlives_its_server(end: str) -> None:
                 after = given[given.index(2.0) :]
                 assert 1.0 not in after  # nothing of before the loss is played
             stats = player.stats()
-    assert stats.trouble
+    assert stats.last_error
     assert np.isfinite(given).all()

@@ -26,10 +26,20 @@ def action_pass(recorded: Any, model: LightWAM) -> dict[str, Tensor]:
     given, state = recorded.inputs, recorded.inputs["proprio"][:, 0]
     latent = given["latents"][:, :, :1]
     context = model.append_proprio(given["context"], state)
-    taps = model.dit(latent, None, model.dit.encode_context(context), stop_at_last_tap=True).taps
     arrays = {"act.chunk": model.act(latent, given["context"], state), "act.context_with_proprio": context}
-    for block, tap in zip(recorded.config.backbone.taps, taps, strict=True):
-        arrays |= {f"act.backbone_state.{block}": tap.state, f"act.adapted_state.{block}": tap.adapted}
+
+    def record(block: int, before: Tensor) -> None:
+        arrays[f"act.backbone_state.{block}"] = before.flatten(1, 2)
+
+    hooks = [
+        adapter.register_forward_hook(lambda _, inputs, __, block=block: record(int(block), inputs[0]))
+        for block, adapter in model.dit.adapters.items()
+    ]
+    taps = model.dit(latent, None, model.dit.encode_context(context), stop_at_last_tap=True).taps
+    for hook in hooks:
+        hook.remove()
+    for block, tokens in zip(recorded.config.backbone.taps, taps, strict=True):
+        arrays[f"act.adapted_state.{block}"] = tokens
     return arrays
 
 
@@ -83,7 +93,7 @@ def test_published_gradients(recorded: Any) -> None:
 
 def test_published_trainable_count(recorded: Any) -> None:
     model = published.load(recorded.checkpoint, recorded.config)
-    assert model.parameter_counts()["trainable"] == recorded.facts["trainable"]
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == recorded.facts["trainable"]
 
 
 def test_published_round_trip_is_bit_equal(recorded: Any, tmp_path: Path) -> None:

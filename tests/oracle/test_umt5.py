@@ -164,15 +164,13 @@ def test_the_table_of_embeddings_is_held_once(text: Umt5Text) -> None:
     assert state[umt5.TABLE].data_ptr() == state[umt5.TABLE_TOO].data_ptr()
 
 
-def test_the_encoder_is_on_its_device_for_new_sentences_only(text: Umt5Text, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Told by what it is asked to move to: "meta" would lose the weights, so nothing really goes."""
-    places: list[str] = []
+def test_the_encoder_is_on_its_device_only_while_it_encodes(text: Umt5Text, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen from the devices that it is asked to move to: "meta" would lose the weights, so nothing really moves."""
+    devices: list[str] = []
     monkeypatch.setattr(text, "device", torch.device("meta"))
-    monkeypatch.setattr(text.encoder, "to", lambda place: places.append(str(place)))
-    first = text.encode([PROMPTS[0], PROMPTS[1]])
-    assert places == ["meta", "cpu"] and first.device.type == "cpu"
-    text.encode([PROMPTS[1]])
-    assert places == ["meta", "cpu"]
+    monkeypatch.setattr(text.encoder, "to", lambda device: devices.append(str(device)))
+    states = text.encode([PROMPTS[0], PROMPTS[1]])
+    assert devices == ["meta", "cpu"] and states.device.type == "cpu"
 
 
 @pytest.mark.gpu
@@ -195,27 +193,13 @@ def test_text_is_cleaned_as_wan_does(given: str, wanted: str) -> None:
     assert cleaned(given) == wanted
 
 
-def test_what_is_cleaned_alike_is_one_sentence(text: Umt5Text) -> None:
-    one, other = text.encode(["open the drawer", "  open   the\ndrawer"])
-    assert torch.equal(one, other)
-    assert len(text._kept) == 1
-
-
-def test_every_sentence_is_encoded_once_and_not_all_are_kept(text: Umt5Text, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_sentences_of_a_batch_are_encoded_once(text: Umt5Text) -> None:
+    """Also those that only differ before they are cleaned."""
     calls: list[int] = []
     text.encoder.register_forward_hook(lambda *_: calls.append(1))
-    first = text.encode([PROMPTS[0], PROMPTS[1], PROMPTS[0]])
+    first, other, second, again = text.encode(["open the drawer", PROMPTS[1], "  open   the\ndrawer", PROMPTS[1]])
+    assert torch.equal(first, second) and torch.equal(other, again)
     assert len(calls) == 2
-    assert torch.equal(text.encode([PROMPTS[1]])[0], first[1])
-    assert len(calls) == 2
-    monkeypatch.setattr(umt5, "NUM_KEPT", 2)
-    letters = text.encode(["a", "b", "c", "d"])
-    assert len(calls) == 6
-    assert list(text._kept) == ["c", "d"]
-    text.encode(["c"])
-    text.encode(["e"])
-    assert list(text._kept) == ["c", "e"]
-    assert torch.equal(text.encode(["a", "b", "c", "d"]), letters)
 
 
 @pytest.mark.parametrize(
@@ -231,10 +215,12 @@ def test_too_long_or_empty_is_refused_with_its_length(
     num_tokens: int, instruction: str, says: str, diffusers_folder: Path
 ) -> None:
     text = load(diffusers_folder, Umt5Config(num_tokens=num_tokens, dim=24))
+    calls: list[int] = []
+    text.encoder.register_forward_hook(lambda *_: calls.append(1))
     with pytest.raises(ConfigError, match=says) as caught:
         text.encode(["a", instruction])
     assert repr(instruction.strip()) in str(caught.value)
-    assert not text._kept  # refused before anything is encoded
+    assert not calls  # refused before anything is encoded
 
 
 def test_a_longer_sentence_is_truncated_as_the_publication_does(encoder: Any, diffusers_folder: Path) -> None:

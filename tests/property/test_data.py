@@ -14,7 +14,7 @@ from lightwam.config.schema import CameraPlace, CodecConfig
 from lightwam.data.cache.frames import FrameCache
 from lightwam.data.codec import Codec
 from lightwam.data.loader import WindowLoader
-from lightwam.data.statistics import QUANTILES, RunningStats, measure
+from lightwam.data.statistics import QUANTILES, measure
 from lightwam.errors import ConfigError
 from lightwam.types import Rank, Windows
 
@@ -69,26 +69,12 @@ def test_min_max_stays_within_its_bounds(rows: np.ndarray) -> None:
     assert np.abs(codec.encode_state(rows)).max() <= 1 + 1e-6
 
 
-@given(ROWS, st.integers(1, 70))
-def test_statistics_do_not_depend_on_the_cut(rows: np.ndarray, cut: int) -> None:
-    left, right, whole = RunningStats(), RunningStats(), measure(rows)
-    left.update(rows[:cut])
-    right.update(rows[cut:])
-    right.merge(left)
-    stats = right.finish()
-    for name in ("min", "max", *QUANTILES):
-        np.testing.assert_array_equal(getattr(stats, name), getattr(whole, name))
-    span = np.ptp(rows.astype(np.float64), axis=0)
-    assert (np.abs(stats.mean - whole.mean) <= 1e-9 * (1 + np.abs(whole.mean))).all()
-    assert (np.abs(stats.std - whole.std) <= 1e-9 * (1 + span)).all()
-
-
 @given(ROWS)
-def test_quantiles_keep_their_promise(rows: np.ndarray) -> None:
+def test_statistics_are_numpys_of_the_same_rows(rows: np.ndarray) -> None:
     stats, exact = measure(rows), rows.astype(np.float64)
+    np.testing.assert_array_equal([stats.min, stats.max], [exact.min(0), exact.max(0)])
     for name, q in QUANTILES.items():
-        error = np.abs(getattr(stats, name) - np.quantile(exact, q, axis=0))
-        assert (error <= 2 / 4094 * np.ptp(exact, axis=0) + 1e-11 * np.abs(exact).max(0)).all()
+        np.testing.assert_array_equal(getattr(stats, name), np.quantile(exact, q, axis=0))
 
 
 @settings(max_examples=25, deadline=None)

@@ -14,7 +14,7 @@ from lightwam.errors import WireError
 from lightwam.types import Observation
 from lightwam.wire import json_arrays, openpi, robot_schemas, xpolicylab
 from lightwam.wire.inspection import inspect
-from lightwam.wire.robot_schema import fitted
+from lightwam.wire.robot_schema import fit_schema
 from lightwam.wire.xpolicylab import Envelope
 
 KINDS = ["|b1", "|u1", "<u2", "<i4", "<i8", "<f2", "<f4", ">f4", "<f8", ">i2"]
@@ -135,8 +135,8 @@ def test_a_hostile_array_is_an_array_or_refused(reader: str, draw: st.DataObject
 
 
 FITTED = [
-    fitted(robot_schemas.builtin_schema("light-wam"), ("top",), 2, 2),
-    fitted(robot_schemas.builtin_schema("xpolicylab"), ("top",), 14, 14),
+    fit_schema(robot_schemas.builtin_schema("light-wam"), ("top",), 2, 2),
+    fit_schema(robot_schemas.builtin_schema("xpolicylab"), ("top",), 14, 14),
 ]
 KEYS = st.sampled_from(["images", "top", "state", "prompt", "vision", "color", "instruction", "left_arm_joint_state"])
 near = st.recursive(
@@ -149,11 +149,11 @@ near = st.recursive(
 @given(message=near)
 @settings(max_examples=100)
 def test_of_any_message_a_family_makes_an_observation_or_a_refusal(message: Any) -> None:
-    for family in FITTED:
+    for schema in FITTED:
         try:
-            seen = family.observation(message)
+            seen = schema.observation(message)
         except WireError:
-            assert not inspect(message, family).fits
+            assert not inspect(message, schema).fits
             continue
         assert isinstance(seen, Observation)
-        assert inspect(message, family).fits
+        assert inspect(message, schema).fits

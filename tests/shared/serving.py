@@ -35,12 +35,12 @@ def message(number: float = 0.0, size: int = 8) -> dict[str, Any]:
 
 
 @contextmanager
-def serving(act: Any = mirror, keys: Sequence[str] = (), newer: Any = None, **settings: Any) -> Iterator[Server]:
+def serving(act: Any = mirror, keys: Sequence[str] = (), load_newer: Any = None, **settings: Any) -> Iterator[Server]:
     """A server that listens, and stops and drains when the block ends."""
-    families = settings.pop("families_of", None) or schemas_for(("libero",), *LIBERO, {})
+    schemas = settings.pop("schemas_of", None) or schemas_for(("libero",), *LIBERO, {})
     check, metadata = settings.pop("check_sentence", None), {"recipe": "test"}
-    server = Server(act, 1, families, metadata, Serving(port=0, **{"xpolicylab_port": 0} | settings), Keys(keys), newer,
-                    check_sentence=check)  # fmt: skip
+    options = Serving(port=0, **{"xpolicylab_port": 0} | settings)
+    server = Server(act, 1, schemas, metadata, options, Keys(keys), load_newer, check_sentence=check)
     listening, failures = threading.Event(), list[BaseException]()
 
     def run() -> None:

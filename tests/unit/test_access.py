@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lightwam.errors import ConfigError
-from lightwam.serving.access import Keys, check_door, is_loopback, read_keys, tls
+from lightwam.serving.access import Keys, check_exposure, is_loopback, read_keys, tls
 
 KEY, OTHER = "a" * 32, "b" * 32
 
@@ -47,15 +47,15 @@ def test_keys_come_from_a_file_and_from_the_environment(tmp_path: Path) -> None:
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.3", "robot.local", ""])
 def test_an_open_door_stays_on_this_machine(host: str) -> None:
     with pytest.raises(ConfigError, match="--allow-anyone"):
-        check_door(host, Keys(), anyone=False)
-    check_door(host, Keys([KEY]), anyone=False)
-    check_door(host, Keys(), anyone=True)
+        check_exposure(host, Keys(), anyone=False)
+    check_exposure(host, Keys([KEY]), anyone=False)
+    check_exposure(host, Keys(), anyone=True)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "::1", "localhost"])
 def test_loopback_needs_no_key(host: str) -> None:
     assert is_loopback(host)
-    check_door(host, Keys(), anyone=False)
+    check_exposure(host, Keys(), anyone=False)
 
 
 def test_tls_files_are_checked_before_anything_listens(tmp_path: Path) -> None:

@@ -56,9 +56,9 @@ def test_those_who_wait_are_answered_in_one_pass() -> None:
         batcher.num_clients = 7
         return await asyncio.gather(*(batcher.ask(seen(i)) for i in range(7)))
 
-    answers = batching(ask, act, most_together=4)
+    answers = batching(ask, act, max_batch=4)
     assert sizes == [4, 3]
-    assert [answer.num_together for answer in answers] == [4] * 4 + [3] * 3
+    assert [answer.batch_size for answer in answers] == [4] * 4 + [3] * 3
     assert {answer.step for answer in answers} == {7}
 
 
@@ -103,7 +103,7 @@ def test_the_queue_is_bounded_and_the_loop_stays_free() -> None:
         gate.set()
         return len(await asyncio.gather(running, waiting[0]))
 
-    assert batching(ask, slow, most_waiting=2) == 2
+    assert batching(ask, slow, max_queue=2) == 2
 
 
 def test_closing_answers_what_waits_and_takes_nothing_new() -> None:

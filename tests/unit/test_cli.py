@@ -19,11 +19,13 @@ from lightwam.cli import main as cli
 from lightwam.cli import show
 from lightwam.cli.main import main
 from lightwam.cli.options import parse
+from lightwam.cli.serve import ServeOptions
 from lightwam.config import recipes
 from lightwam.config.schema import EvalConfig, Recipe, Umt5Config
 from lightwam.data.lerobot.features import FeatureNames
 from lightwam.errors import DatasetError
 from lightwam.policy.policy import Policy
+from lightwam.serving.settings import Serving
 
 Calls = list[tuple[Any, ...]]
 
@@ -101,6 +103,17 @@ def test_an_unknown_option_is_refused_with_the_nearest(capsys: pytest.CaptureFix
         main(["train", "point", "--train.step", "5"])
     assert exit_.value.code == 2
     assert "--train.steps" in capsys.readouterr().err
+
+
+def test_former_names_of_options_are_accepted_with_a_line_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--families", "aloha", "yam", "--most_together=3", "--renames", "top", "families"]
+    options = parse(ServeOptions(Serving()), words, "serve RUN")
+    assert (options.serving.robot_schemas, options.serving.max_batch) == (("aloha", "yam"), 3)
+    assert options.serving.renames == {"top": "families"}
+    assert capsys.readouterr().err.splitlines() == [
+        "lightwam: --families is now --robot-schemas",
+        "lightwam: --most_together is now --max-batch",
+    ]
 
 
 def test_train_passes_recipe_dataset_and_run(record: Callable[..., Calls]) -> None:
@@ -333,8 +346,8 @@ def test_check_sim_fails_with_every_broken_promise(
 
 def test_check_dataset_reads_all_of_it(record: Callable[..., Calls], capsys: pytest.CaptureFixture[str]) -> None:
     dataset = SimpleNamespace(cameras={"top": (32, 32)}, num_frames=12, num_episodes=3, tasks=["a"])
-    found = SimpleNamespace(faults=(), notes=("rows lie unevenly",), dataset=dataset)
-    calls = record("lightwam.data.lerobot.check", "examine", found)
+    found = SimpleNamespace(problems=(), notes=("rows lie unevenly",), dataset=dataset)
+    calls = record("lightwam.data.lerobot.check", "check_dataset", found)
     assert main(["check", "dataset", "data/x", "--names", "image=top"]) == 0
     (path, names, tell), *_ = calls
     assert path == Path("data/x") and names.pairs() == ("image=top",)

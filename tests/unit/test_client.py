@@ -20,7 +20,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import ServerConnection, serve
 
 from lightwam.errors import ConfigError, WireError
-from lightwam.robot.background import Background
+from lightwam.robot.background import BackgroundRequester
 from lightwam.robot.client import Client, ConnectionLost, Refused, refused
 from lightwam.robot.player import ChunkPlayer, Play
 
@@ -371,12 +371,12 @@ def test_kill_9_in_an_episode_is_held_through(tmp_path: Path) -> None:
     try:
         with (
             Client(f"ws://127.0.0.1:{port}", timeout_seconds=5.0) as client,
-            ChunkPlayer(Background(client.act, client.connect), Play(replan=4), hold) as player,
+            ChunkPlayer(BackgroundRequester(client.act, client.connect), Play(replan=4), hold) as player,
         ):
             steps_until(lambda: place >= 10)
             os.kill(first.pid, signal.SIGKILL)
             first.wait()
-            steps_until(lambda: player.stats().lost > 0)
+            steps_until(lambda: player.stats().connection_errors > 0)
             held = player.stats().held
             steps_until(lambda: player.stats().held > held + 10)
             stood = place

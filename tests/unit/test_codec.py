@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from lightwam.config.schema import CameraPlace, CodecConfig, NormKind
-from lightwam.data.codec import Codec, place_cameras, place_clips, to_pictures
+from lightwam.data.codec import Codec, compose_canvas, to_pictures
 from lightwam.data.statistics import measure
 from lightwam.errors import ConfigError, WireError
+from lightwam.types import to_pixels
 
 PLACES = (CameraPlace("front", 0, 0, 16, 16), CameraPlace("wrist", 4, 20, 8, 8))
 CONFIG = CodecConfig(canvas=(16, 32), places=PLACES, delta_action_dims=(0,))
@@ -56,7 +57,7 @@ def test_a_crop_is_a_share_of_the_picture() -> None:
 
 def test_a_clip_is_placed_frame_by_frame_like_single_pictures() -> None:
     clip = {name: np.stack([picture(10 + i, 9) [:10] for i in range(3)]) for name in ("front", "wrist")}  # fmt: skip
-    together = place_cameras(CONFIG, clip)
+    together = compose_canvas(CONFIG, clip)
     for i in range(3):
         np.testing.assert_array_equal(together[i], codec().canvas({name: frames[i] for name, frames in clip.items()}))
 
@@ -64,26 +65,25 @@ def test_a_clip_is_placed_frame_by_frame_like_single_pictures() -> None:
 def test_clips_of_any_layout_are_placed_alike() -> None:
     """As tensors; as arrays that run backwards (pictures turned upright); as arrays that must not be written to."""
     clip = {name: np.stack([picture(10, 9), picture(11, 9)[:10]]) for name in ("front", "wrist")}
-    expected = place_cameras(CONFIG, clip)
+    expected = compose_canvas(CONFIG, clip)
     tensors = {name: torch.from_numpy(frames) for name, frames in clip.items()}
-    np.testing.assert_array_equal(place_clips(CONFIG, tensors), expected)
+    np.testing.assert_array_equal(compose_canvas(CONFIG, tensors), expected)
     backwards = {name: frames[:, ::-1, ::-1].copy()[:, ::-1, ::-1] for name, frames in clip.items()}
-    np.testing.assert_array_equal(place_cameras(CONFIG, backwards), expected)
+    np.testing.assert_array_equal(compose_canvas(CONFIG, backwards), expected)
     for frames in clip.values():
         frames.flags.writeable = False
-    np.testing.assert_array_equal(place_cameras(CONFIG, clip), expected)
+    np.testing.assert_array_equal(compose_canvas(CONFIG, clip), expected)
 
 
 def test_pixels_and_pictures_are_inverse() -> None:
     canvas = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 1, 16, 16, 3).repeat(2, 3)
     canvas.flags.writeable = False
-    pixels = codec().pixels(canvas)
+    pixels = to_pixels(canvas)
     assert pixels.shape == (1, 3, 1, 16, 32) and pixels.is_contiguous()
     expected = (torch.tensor(np.array(canvas)).permute(0, 4, 1, 2, 3).double() / 255 - 0.5) / 0.5
     assert (pixels - expected).abs().max() < 2e-7 and pixels.min() == -1 and pixels.max() == 1
-    np.testing.assert_array_equal(codec().pictures(pixels), canvas)
     np.testing.assert_array_equal(to_pictures(pixels), canvas)
-    assert torch.equal(codec().pixels(torch.tensor(np.array(canvas))), pixels)
+    assert torch.equal(to_pixels(torch.tensor(np.array(canvas))), pixels)
 
 
 @pytest.mark.parametrize("kind", KINDS)

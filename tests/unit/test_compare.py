@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from lightwam.cli.main import main
-from lightwam.data.statistics import Pairs, mcnemar, paired_difference, wilson
 from lightwam.errors import CheckpointError
 from lightwam.evaluation.compare import compare
+from lightwam.evaluation.statistics import Pairs, mcnemar, paired_difference, wilson
 
 PROTOCOL = {
     "sim": {"name": "point", "tasks": ["red", "blue"], "max_steps": 40},

@@ -20,7 +20,7 @@ from websockets.sync.server import ServerConnection, serve
 
 from lightwam.errors import ConfigError, LightwamError, WireError
 from lightwam.robot import client as client_module
-from lightwam.robot.background import Background
+from lightwam.robot.background import BackgroundRequester
 from lightwam.robot.client import CannotConnect, Client, ConnectionLost, Refused
 from lightwam.robot.player import ChunkPlayer, Play
 from lightwam.robot.proxies import Proxy, is_excepted, proxy_for
@@ -350,7 +350,7 @@ def test_a_server_that_never_greets_is_another_kind_after_some_tries(monkeypatch
         thread = threading.Thread(target=running.serve_forever)
         thread.start()
         with Client(f"ws://127.0.0.1:{running.socket.getsockname()[1]}", timeout_seconds=0.2, attempts=1) as client:
-            for _ in range(client_module.MOST_SILENT - 1):
+            for _ in range(client_module.MAX_SILENT - 1):
                 with pytest.raises(ConnectionLost, match="sends no greeting"):
                     client.act({})
                 client._not_before = 0.0
@@ -366,7 +366,7 @@ def test_a_player_raises_what_lasts_and_holds_through_what_passes() -> None:
         return np.zeros(2, np.float32)
 
     with tcp_server(says(b"SSH-2.0-OpenSSH_9.6\r\n")) as port, Client(f"ws://127.0.0.1:{port}") as client:
-        player = ChunkPlayer(Background(client.act, client.connect), Play(), hold)
+        player = ChunkPlayer(BackgroundRequester(client.act, client.connect), Play(), hold)
         with pytest.raises(CannotConnect, match="does not speak HTTP"):
             for _ in range(500):
                 player.action(dict)
@@ -378,12 +378,12 @@ def test_a_player_raises_what_lasts_and_holds_through_what_passes() -> None:
     def fail() -> None:
         raise replies.pop(0) if len(replies) > 1 else replies[0]
 
-    player = ChunkPlayer(Background(lambda seen: (fail(), CHUNK)[1], fail), Play(), hold)
+    player = ChunkPlayer(BackgroundRequester(lambda seen: (fail(), CHUNK)[1], fail), Play(), hold)
     with pytest.raises(CannotConnect, match="not openpi's"):
         for _ in range(500):
             player.action(dict)
             time.sleep(0.01)
-    assert player.stats().lost >= 1 and player.stats().held >= 1
+    assert player.stats().connection_errors >= 1 and player.stats().held >= 1
     player.close()
 
 

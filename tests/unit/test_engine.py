@@ -215,7 +215,6 @@ class Same:
         return latents
 
 
-@pytest.fixture
 def counted() -> tuple[Engine, list[str]]:
     """An engine, and the sentences that it had encoded."""
     asked: list[str] = []
@@ -230,8 +229,8 @@ def counted() -> tuple[Engine, list[str]]:
     return Engine(model_of(), Same(), states, torch.device("cpu"), torch.float32), asked
 
 
-def test_a_sentence_is_encoded_once(counted: tuple[Engine, list[str]]) -> None:
-    engine, asked = counted
+def test_a_sentence_is_encoded_once() -> None:
+    engine, asked = counted()
     canvas, (_, _, state) = canvas_of(2), inputs_of(2)
     first = engine.act(canvas, ["ab", "abcd"], state)
     again = engine.act(canvas, ["abcd", "ab"], state.flip(0))
@@ -242,9 +241,9 @@ def test_a_sentence_is_encoded_once(counted: tuple[Engine, list[str]]) -> None:
     torch.testing.assert_close(engine.act(canvas[:1], ["ab"], state[:1]), first[:1], rtol=0, atol=1e-6)
 
 
-def test_few_sentences_are_kept(counted: tuple[Engine, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "NUM_SENTENCES", 2)
-    engine, asked = counted
+def test_the_least_recently_used_sentence_is_evicted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "MAX_SENTENCES", 2)
+    engine, asked = counted()
     canvas, (_, _, state) = canvas_of(1), inputs_of(1)
     for sentence in ("a", "ab", "a", "abc", "a", "ab"):
         engine.act(canvas, [sentence], state)

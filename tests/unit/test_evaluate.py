@@ -16,11 +16,11 @@ from in_here import InHere
 from lightwam.cli import eval as eval_command
 from lightwam.config.checks import check
 from lightwam.config.schema import EvalConfig, Recipe, SimConfig, adapted
-from lightwam.data.statistics import wilson
 from lightwam.errors import CheckpointError, ConfigError, SimulatorError
 from lightwam.evaluation import evaluate as module
 from lightwam.evaluation.episodes import read_episodes, task_files
 from lightwam.evaluation.evaluate import evaluate, percentiles
+from lightwam.evaluation.statistics import wilson
 from lightwam.policy.policy import Policy
 from lightwam.sim import registry
 from lightwam.sim.point import COLOURS

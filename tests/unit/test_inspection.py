@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 
 from lightwam.wire import robot_schemas
-from lightwam.wire.inspection import Report, inspect
-from lightwam.wire.robot_schema import fitted
+from lightwam.wire.inspection import MessageCheck, inspect
+from lightwam.wire.robot_schema import fit_schema
 
 RNG = np.random.default_rng(0)
-FAMILY = fitted(robot_schemas.builtin_schema("aloha"), ("cam_high", "cam_left_wrist"), 14, 14)
+SCHEMA = fit_schema(robot_schemas.builtin_schema("aloha"), ("cam_high", "cam_left_wrist"), 14, 14)
 
 
 def message(**changes: Any) -> dict[str, Any]:
@@ -17,27 +17,27 @@ def message(**changes: Any) -> dict[str, Any]:
     return {"images": cameras, "state": np.linspace(-1, 2, 14), "prompt": "fold the towel"} | changes
 
 
-def by_name(report: Report) -> dict[str, Any]:
-    return {reading.what: reading for reading in report.readings}
+def by_name(report: MessageCheck) -> dict[str, Any]:
+    return {reading.what: reading for reading in report.fields}
 
 
 def test_a_message_that_fits() -> None:
-    report = inspect(message(), FAMILY)
+    report = inspect(message(), SCHEMA)
     assert report.fits
-    assert report.unread == ()
-    found = {reading.what: reading.found for reading in report.readings}
+    assert report.unused == ()
+    found = {reading.what: reading.found for reading in report.fields}
     assert found["camera cam_high"].startswith("6 x 8 RGB, ")
     assert found["state"] == "14 numbers, -1 to 2"
     assert found["instruction"] == "'fold the towel'"
-    assert not any(reading.fault or reading.remark for reading in report.readings)
+    assert not any(reading.error or reading.warning for reading in report.fields)
     assert report.lines()[-1] == "the message fits the family 'aloha'"
     assert all(line.startswith("ok") for line in report.lines()[:-1])
 
 
 def test_everything_that_is_wrong_is_told_at_once() -> None:
-    report = inspect({"image": {}, "state": np.full(14, np.nan), "prompts": "x"}, FAMILY)
+    report = inspect({"image": {}, "state": np.full(14, np.nan), "prompts": "x"}, SCHEMA)
     assert not report.fits
-    assert len([reading for reading in report.readings if reading.fault]) == 4
+    assert len([reading for reading in report.fields if reading.error]) == 4
     told = "\n".join(report.lines())
     for words in ("did you mean 'image'", "not finite", "instruction is missing", "does not fit", "not read: image"):
         assert words in told
@@ -45,22 +45,22 @@ def test_everything_that_is_wrong_is_told_at_once() -> None:
 
 def test_what_is_suspicious_is_remarked_and_fits() -> None:
     pictures = {"cam_high": np.full((6, 8, 3), 90, np.uint8), "cam_left_wrist": RNG.integers(0, 2, (6, 8, 3), np.uint8)}
-    report = inspect(message(images=pictures, prompt="  ", state=np.zeros(14)), FAMILY)
+    report = inspect(message(images=pictures, prompt="  ", state=np.zeros(14)), SCHEMA)
     assert report.fits
     found = by_name(report)
-    assert "one colour" in found["camera cam_high"].remark
-    assert "almost black" in found["camera cam_left_wrist"].remark
-    assert "all are zero" in found["state"].remark
-    assert "empty" in found["instruction"].remark
+    assert "one colour" in found["camera cam_high"].warning
+    assert "almost black" in found["camera cam_left_wrist"].warning
+    assert "all are zero" in found["state"].warning
+    assert "empty" in found["instruction"].warning
     assert sum(line.startswith("look") for line in report.lines()) == 4
 
 
 def test_what_nobody_asked_for_is_named() -> None:
     more = message(env_idx=3, info={"frequency": 30, "deep": {"x": np.zeros(3)}}, empty={})
     more["images"]["cam_low"] = np.zeros((6, 8, 3), np.uint8)
-    report = inspect(more, FAMILY)
+    report = inspect(more, SCHEMA)
     assert report.fits
-    assert report.unread == (
+    assert report.unused == (
         "images > cam_low (uint8 (6, 8, 3))",
         "env_idx (3)",
         "info > frequency (30)",
@@ -72,6 +72,6 @@ def test_what_nobody_asked_for_is_named() -> None:
 
 def test_any_message_can_be_inspected() -> None:
     for odd in (None, [], "text", 5, {}, np.zeros(3), {"images": 5, "state": None, "prompt": []}):
-        report = inspect(odd, FAMILY)
+        report = inspect(odd, SCHEMA)
         assert not report.fits
         assert report.lines()

@@ -22,8 +22,8 @@ from lightwam.data.cache import base, latents, shards
 from lightwam.data.cache.base import Cache
 from lightwam.data.cache.encoder import ClipEncoder, Encode
 from lightwam.data.cache.frames import FrameCache
-from lightwam.data.cache.latents import LatentCache, latents_folder, latents_here
-from lightwam.data.cache.record import pack, unpack
+from lightwam.data.cache.latents import LatentCache, find_latent_caches, latents_folder
+from lightwam.data.cache.record import decode_record, encode_record
 from lightwam.data.codec import Codec
 from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.data.lerobot.writer import LeRobotWriter
@@ -31,7 +31,7 @@ from lightwam.data.loader import WindowLoader
 from lightwam.encoders.dct import DctLatents
 from lightwam.errors import ConfigError, DatasetError
 from lightwam.system.files import file_fingerprint
-from lightwam.types import Latents, Rank, pool
+from lightwam.types import Latents, Rank, pool, to_pixels
 
 PLACES = (CameraPlace("front", 0, 0, 16, 16), CameraPlace("wrist", 0, 16, 16, 16))
 CONFIG = CodecConfig(canvas=(16, 32), places=PLACES, video_stride=2)
@@ -80,7 +80,7 @@ def live_encoder(codec: Codec) -> Callable[[np.ndarray], Latents]:
     dct = DctLatents(DctConfig(), [0.1] * CHANNELS, [0.7] * CHANNELS)
 
     def live(canvases: np.ndarray) -> Latents:
-        latents = dct.encode(codec.pixels(canvases))
+        latents = dct.encode(to_pixels(canvases))
         return Latents(latents[:, :, :1], pool(latents))
 
     return live
@@ -126,24 +126,24 @@ def test_a_sample_comes_back_bit_by_bit(dtype: torch.dtype, count: int) -> None:
     bits = torch.randint(span.min, span.max, (count,), generator=torch.Generator().manual_seed(count), dtype=words)
     bits[0] = span.min  # -0
     values = bits.view(dtype)
-    again = unpack(pack(values, 5), count, dtype, 5, "here")
+    again = decode_record(encode_record(values, 5), count, dtype, 5, "here")
     assert again.dtype == dtype and torch.equal(again.view(words), bits)
 
 
 @pytest.mark.parametrize("spoil", ["flip", "short", "empty", "other"])
 def test_a_damaged_record_is_noticed(spoil: str) -> None:
-    record = bytearray(pack(torch.randn(100), 5))
+    record = bytearray(encode_record(torch.randn(100), 5))
     if spoil == "flip":
         record[50] ^= 1
     del record[{"short": -1, "empty": 0}.get(spoil, len(record)) :]
     with pytest.raises(DatasetError, match=r"damaged(.|\n)*a\.bin sample 3(.|\n)*delete a\.bin and run"):
-        unpack(bytes(record), 100, torch.float32, 6 if spoil == "other" else 5, "a.bin sample 3")
+        decode_record(bytes(record), 100, torch.float32, 6 if spoil == "other" else 5, "a.bin sample 3")
 
 
 def test_a_record_with_a_right_checksum_and_wrong_numbers_is_noticed() -> None:
     for count in (99, 101):
         with pytest.raises(DatasetError, match="damaged"):
-            unpack(pack(torch.ones(100), 0), count, torch.float32, 0, "a.bin sample 0")
+            decode_record(encode_record(torch.ones(100), 0), count, torch.float32, 0, "a.bin sample 0")
 
 
 # --- what it holds
@@ -266,7 +266,7 @@ def test_its_bytes_do_not_depend_on_how_much_is_in_memory(
 
     build(tmp_path / "whole", encode=noted, batch_size=3)
     first, batches = batches, []
-    monkeypatch.setattr(base, "BYTES_AT_ONCE", bytes_at_once)
+    monkeypatch.setattr(base, "MAX_DECODED_BYTES", bytes_at_once)
     monkeypatch.setattr(latents, "SPOOL_BYTES", spool)
     build(encode=noted, batch_size=3)
     assert batches == first and sum(batches) == sum(LENGTHS)
@@ -284,13 +284,13 @@ def test_each_make_has_a_folder_and_an_older_cache_is_taken(
     assert (
         len(places) == 4 and {one.parent for one in places} == {path} and place().name.startswith("dct-16x32-8steps-")
     )
-    assert latents_here(path) == []
+    assert find_latent_caches(path) == []
     build(place())
     with pytest.raises(DatasetError, match=r"no latent cache here(.|\n)*dct-16x32-8steps-\w+: horizon: 8 in the cache"):
         LatentCache.open(place(horizon=16), dataset, CONFIG, 16, ABOUT)
     build(path, codec_config=other, share=Rank(0, 2))  # where earlier versions made it, and begun only
     assert place(other) == path and place() != path
-    assert latents_here(path) == [path, place()]
+    assert find_latent_caches(path) == [path, place()]
 
 
 def test_a_disk_without_room_for_it_is_refused_after_the_first_batch(
@@ -453,13 +453,13 @@ def test_one_flipped_byte_is_found_on_reading(
 ) -> None:
     build()
     good, file = LatentCache.open(path), path / "shards" / "00001.bin"
-    assert good.faults() == []
+    assert good.problems() == []
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 4
     file.write_bytes(data)
     cache = LatentCache.open(path, dataset)
     seen: list[tuple[int, int]] = []
-    faults = cache.faults(lambda *row: seen.append(row))
+    faults = cache.problems(lambda *row: seen.append(row))
     assert len(faults) == 1 and seen[0] == (0, 33) and seen[-1] == (33, 33)
     row = int(faults[0].split(" sample ")[1].split()[0])
     assert faults[0] == f"{file} sample {row} (window {10 + row}): another checksum than was written"
@@ -471,7 +471,7 @@ def test_one_flipped_byte_is_found_on_reading(
     cache.video(np.delete(windows, 10 + row, axis=0))
     file.unlink()  # the next step that it names
     build()
-    assert LatentCache.open(path).faults() == []
+    assert LatentCache.open(path).problems() == []
 
 
 def test_every_single_byte_counts(build: Callable[..., None], path: Path) -> None:
@@ -481,7 +481,7 @@ def test_every_single_byte_counts(build: Callable[..., None], path: Path) -> Non
     for place in range(0, len(data), 97):
         file.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
         try:
-            assert LatentCache.open(path).faults()
+            assert LatentCache.open(path).problems()
         except DatasetError as error:
             assert place < 40 and "another cache" in str(error)
 
@@ -542,7 +542,7 @@ def test_a_shard_that_was_replaced_is_refused_and_mended(
     with pytest.raises(DatasetError, match=r"were replaced(.|\n)*got: shard 1\n"):
         LatentCache.open(path)
     build()
-    assert LatentCache.open(path).faults() == []
+    assert LatentCache.open(path).problems() == []
 
 
 def test_one_of_another_make_is_refused_by_name(
@@ -553,12 +553,12 @@ def test_one_of_another_make_is_refused_by_name(
     LatentCache.open(path, dataset, dataclasses.replace(CONFIG, state_norm="z_score"), HORIZON, ABOUT)
     add_episodes(tmp_path / "more", (*LENGTHS, 2))
     for changes, message in (
-        ({"dataset": LeRobotDataset(tmp_path / "more")}, rf"dataset {VIDEO}: \d+ bytes, \w+ in the cache, \d+ bytes"),
-        ({"codec_config": dataclasses.replace(CONFIG, canvas=(32, 32))}, r"codec canvas: \[16, 32\] in the cache"),
-        ({"codec_config": dataclasses.replace(CONFIG, places=PLACES[::-1])}, "codec places"),
+        ({"dataset": LeRobotDataset(tmp_path / "more")}, rf"dataset.{VIDEO}: \d+ bytes, \w+ in the cache, \d+ bytes"),
+        ({"codec_config": dataclasses.replace(CONFIG, canvas=(32, 32))}, r"codec.canvas: \[16, 32\] in the cache"),
+        ({"codec_config": dataclasses.replace(CONFIG, places=PLACES[::-1])}, "codec.places"),
         ({"codec_config": dataclasses.replace(CONFIG, video_stride=4)}, "video_stride: 2 in the cache, 4 now"),
         ({"horizon": 16}, "horizon: 8 in the cache, 16 now"),
-        ({"about": {**ABOUT, "digest": "xyz"}}, "encoder digest: abc in the cache, xyz now"),
+        ({"about": {**ABOUT, "digest": "xyz"}}, "encoder.digest: abc in the cache, xyz now"),
     ):
         with pytest.raises(DatasetError, match=rf"made from something else(.|\n)*{message}"):
             LatentCache.open(path, **changes)
@@ -566,7 +566,7 @@ def test_one_of_another_make_is_refused_by_name(
             build(**changes)
     with pytest.raises(DatasetError, match=r"dtype: bfloat16 in the cache, float32 now"):
         build(dtype=torch.float32)
-    assert LatentCache.open(path).faults() == []
+    assert LatentCache.open(path).problems() == []
 
 
 def test_one_that_is_begun_or_of_pictures_is_not_replaced(
@@ -583,7 +583,7 @@ def test_one_that_is_begun_or_of_pictures_is_not_replaced(
     build(share=Rank(1, 2))
     with pytest.raises(DatasetError, match="got: shards"):
         FrameCache.fresh(dataset, CONFIG, path)
-    assert LatentCache.open(path).faults() == []
+    assert LatentCache.open(path).problems() == []
 
 
 def test_none_is_refused(path: Path) -> None:

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lightwam.data.lerobot import packing, writer
-from lightwam.data.lerobot.check import examine
+from lightwam.data.lerobot import merge, writer
+from lightwam.data.lerobot.check import check_dataset
 from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.data.lerobot.video import encode_video
 from lightwam.data.lerobot.writer import LeRobotWriter
@@ -182,9 +182,9 @@ def test_stats_json_is_right_for_vectors_and_pictures(written: Path) -> None:
 
 
 def test_files_are_split_at_the_size_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "VIDEO_BYTES", 2000)
-    monkeypatch.setattr(packing, "DATA_BYTES", 500)
-    monkeypatch.setattr(packing, "CHUNK_FILES", 2)
+    monkeypatch.setattr(merge, "VIDEO_BYTES", 2000)
+    monkeypatch.setattr(merge, "DATA_BYTES", 500)
+    monkeypatch.setattr(merge, "CHUNK_FILES", 2)
     assert_holds(write(tmp_path / "set"))
     assert (tmp_path / "set" / VIDEO.replace("chunk-000/file-000", "chunk-001/file-000")).is_file()
     assert (tmp_path / "set" / DATA.replace("file-000", "file-001")).is_file()
@@ -259,9 +259,9 @@ def test_closing_may_be_cut_short_anywhere(
         return run
 
     with monkeypatch.context() as patch:
-        patch.setattr(packing, "join_videos", killing(packing.join_videos))
-        patch.setattr(packing, "write_atomically", killing(write_atomically))
-        patch.setattr(packing.pq, "write_table", killing(pq.write_table))
+        patch.setattr(merge, "join_videos", killing(merge.join_videos))
+        patch.setattr(merge, "write_atomically", killing(write_atomically))
+        patch.setattr(merge.pq, "write_table", killing(pq.write_table))
         patch.setattr(writer.os, "rename", killing(os.rename))
         try:
             out.close()
@@ -393,7 +393,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         with pytest.raises(DatasetError, match=r"could not save(.|\n)*No space left(.|\n)*earlier episodes are kept"):
             out.add_episode(**episode(1))
     with monkeypatch.context() as patch:
-        patch.setattr(packing, "join_videos", full)
+        patch.setattr(merge, "join_videos", full)
         with pytest.raises(DatasetError, match=r"could not save(.|\n)*No space left(.|\n)*all episodes are kept"):
             out.close()
     for number in (1, 2, 3):
@@ -560,7 +560,7 @@ def test_a_broken_dataset_is_refused(root: Path, name: str) -> None:
     with pytest.raises(DatasetError, match=words) as caught:
         LeRobotDataset(root).check()
     assert caught.value.next_step
-    assert str(caught.value) in map(str, examine(root).faults)
+    assert str(caught.value) in map(str, check_dataset(root).problems)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ import pytest
 from lightwam.cli.main import main
 from lightwam.config.schema import CameraPlace, CodecConfig
 from lightwam.data.cache.frames import FrameCache
-from lightwam.data.lerobot.check import examine
+from lightwam.data.lerobot.check import check_dataset
 from lightwam.data.lerobot.features import FeatureNames, parse_names, proposal
 from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.data.lerobot.writer import LeRobotWriter
@@ -81,8 +81,8 @@ def test_other_names_are_read_and_a_refusal_proposes_the_line(root: Path, writte
     rename(root, OPENPI)
     with pytest.raises(DatasetError, match=rf"next: .*--names {LINE}$"):
         LeRobotDataset(root)
-    found = examine(root)
-    assert found.dataset is None and len(found.faults) == 2 and all(LINE in str(fault) for fault in found.faults)
+    found = check_dataset(root)
+    assert found.dataset is None and len(found.problems) == 2 and all(LINE in str(fault) for fault in found.problems)
     data, plain = LeRobotDataset(root, parse_names(LINE.split())), LeRobotDataset(written)
     data.check()
     assert data.cameras == plain.cameras
@@ -178,10 +178,10 @@ def test_a_robot_without_a_state(root: Path) -> None:
     data.check()
     assert data.state_dim == 0 and data.vectors.state.shape == (7, 0)
     assert data.stats["observation.state"].mean.shape == (0,)
-    (note,) = examine(root).notes
+    (note,) = check_dataset(root).notes
     assert "without a state" in note
     rename(root, {"pose": "state"})
-    (note,) = examine(root).notes
+    (note,) = check_dataset(root).notes
     assert "--names state=observation.state" in note
 
 
@@ -194,8 +194,8 @@ def test_a_depth_camera_is_left_alone(root: Path, tmp_path: Path) -> None:
         info["features"]["observation.images.wrist"] = feature | {"shape": [16, 16, 1], "info": {"is_depth_map": True}}
 
     edit_info(root, depth)
-    found = examine(root)
-    assert not found.faults and found.notes == ("camera wrist is left out: a camera is not RGB (depth)",)
+    found = check_dataset(root)
+    assert not found.problems and found.notes == ("camera wrist is left out: a camera is not RGB (depth)",)
     data = LeRobotDataset(root)
     assert list(data.cameras) == ["front"] and VIDEO not in data.fingerprint()
     assert FrameCache.build(data, CONFIG, tmp_path / "cache").num_steps == 7
@@ -229,7 +229,7 @@ def test_a_broken_camera_stops_only_who_uses_it(root: Path, tmp_path: Path, name
     wrist = CodecConfig(canvas=(16, 16), places=(CameraPlace("wrist", 0, 0, 16, 16),))
     with pytest.raises(DatasetError, match="wrist"):
         FrameCache.build(data, wrist, tmp_path / "other")
-    assert any("wrist" in str(fault) for fault in examine(root).faults)
+    assert any("wrist" in str(fault) for fault in check_dataset(root).problems)
 
 
 def test_without_the_tasks_of_episodes_sentences_follow_from_task_index(root: Path) -> None:
@@ -258,7 +258,7 @@ def test_a_task_keeps_its_number_where_others_were_taken_out(root: Path, name: s
     data = LeRobotDataset(root)
     assert [data.tasks[task] for task in data.vectors.task_index] == ["task 0", "task 1"]
     assert (data.used_tasks, data.tasks.count("")) == ((2, 5), 4)
-    assert [fault.what for fault in examine(root).faults] == ["tasks do not stand in the order of task_index"]
+    assert [fault.what for fault in check_dataset(root).problems] == ["tasks do not stand in the order of task_index"]
     rows_of(root, task_index=[5] * 4 + [3] * 3)
     with pytest.raises(DatasetError, match=r"has no sentence(.|\n)*got: 3(.|\n)*one of 2, 5"):
         assert LeRobotDataset(root).vectors
@@ -281,19 +281,20 @@ def test_a_column_may_be_stored_in_other_forms(root: Path, name: str) -> None:
     place = table.schema.get_field_index(column)
     pq.write_table(table.set_column(place, column, form(table.column(column).to_pylist())), root / file)
     data = LeRobotDataset(root)
-    assert [data.tasks[task] for task in data.vectors.task_index] == ["task 0", "task 1"] and not examine(root).faults
+    assert [data.tasks[task] for task in data.vectors.task_index] == ["task 0", "task 1"]
+    assert not check_dataset(root).problems
 
 
 def test_episodes_in_another_order_in_a_video_are_told(root: Path) -> None:
     """Reading cannot know whether two of equal length were exchanged."""
     edit_info(root, lambda info: info.update(codebase_version="3.0"))  # without its v
-    assert not examine(root).notes
+    assert not check_dataset(root).notes
     table = pq.read_table(root / EPISODES)
     for part, values in (("from_timestamp", [0.3, 0.0]), ("to_timestamp", [0.7, 0.3])):
         place = table.schema.get_field_index(f"videos/observation.images.wrist/{part}")
         table = table.set_column(place, table.schema.field(place).name, pa.array(values))
     pq.write_table(table, root / EPISODES)
-    assert examine(root).notes == (
+    assert check_dataset(root).notes == (
         "episode 1 lies before episode 0 in the videos of camera wrist: look whether its pictures are its own",
     )
 
@@ -303,7 +304,7 @@ def test_a_state_of_any_kind_of_numbers_is_read(root: Path, dtype: str) -> None:
     edit_info(root, lambda info: info["features"]["observation.state"].update(dtype=dtype))
     values = pa.array([[1, 2]] * 7, pa.list_(pa.from_numpy_dtype(np.dtype(dtype))))
     rows_of(root, **{"observation.state": values})
-    assert (LeRobotDataset(root).vectors.state == [1, 2]).all() and not examine(root).faults
+    assert (LeRobotDataset(root).vectors.state == [1, 2]).all() and not check_dataset(root).problems
 
 
 # Files that are not what they should be
@@ -317,8 +318,8 @@ def test_files_that_other_systems_leave_are_no_part_of_it(root: Path, left: str)
         path.with_name(left.format(path.name)).write_bytes(b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        ")
     (root / "data/.cache").mkdir()
     shutil.copy(root / DATA, root / "data/.cache/file-000.parquet")
-    found = examine(root)
-    assert not found.faults and not found.notes and LeRobotDataset(root).fingerprint() == known
+    found = check_dataset(root)
+    assert not found.problems and not found.notes and LeRobotDataset(root).fingerprint() == known
 
 
 @pytest.mark.parametrize("pattern", ["/data/{chunk_index}.parquet", "{chunk_index.x}", "{chunk_index[0]}", "{", "{0}"])
@@ -340,7 +341,7 @@ STRANGE = {"empty": (b"", "is empty"), "pointer": (POINTER, "git-lfs pointer"), 
 def test_a_file_that_is_another_thing_is_named_with_the_cause(root: Path, file: str, kind: str) -> None:
     content, words = STRANGE[kind]
     (root / file).write_bytes(content)
-    assert [fault for fault in examine(root).faults if str(root / file) in str(fault) and words in str(fault)]
+    assert [fault for fault in check_dataset(root).problems if str(root / file) in str(fault) and words in str(fault)]
     with pytest.raises(DatasetError, match=words):
         LeRobotDataset(root).check()
 
@@ -376,16 +377,16 @@ def test_what_no_memory_holds_is_told(root: Path) -> None:
     table = pq.read_table(root / EPISODES)
     place = table.schema.get_field_index("length")
     pq.write_table(table.set_column(place, "length", pa.array([4, 10**13])), root / EPISODES)
-    assert "10000000000000 in episode 1" in str(examine(root).faults[-1])
+    assert "10000000000000 in episode 1" in str(check_dataset(root).problems[-1])
     (root / "meta/info.json").write_text("[" * 100_000)
     with pytest.raises(DatasetError, match="not JSON"):
         LeRobotDataset(root)
 
 
 def test_two_files_that_were_exchanged_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lightwam.data.lerobot import packing
+    from lightwam.data.lerobot import merge
 
-    monkeypatch.setattr(packing, "DATA_BYTES", 1)
+    monkeypatch.setattr(merge, "DATA_BYTES", 1)
     with LeRobotWriter(tmp_path, 10, "arm", {"front": (16, 16)}, ["x"], ["u"]) as out:
         for length in LENGTHS:
             row = np.zeros((length, 1), np.float32)
@@ -459,7 +460,7 @@ def test_check_dataset_prints_all_faults_and_notes(root: Path, capsys: pytest.Ca
     out, err = capsys.readouterr()
     for words in ("total_frames", "episode 0 action frame 0", "episode 1 action frame 0", VIDEO, "next: "):
         assert words in out
-    assert "4 faults, listed above" in err
+    assert "4 problems, listed above" in err
 
 
 def test_check_dataset_notes_an_empty_sentence(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

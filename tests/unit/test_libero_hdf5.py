@@ -68,7 +68,7 @@ def test_a_look_at_a_sound_file(tmp_path: Path, write_demos: Any, demo: Any) -> 
     path = write_demos(tmp_path, [demo(10, steps=4), demo(9, steps=5, failed=True)])
     seen: list[str] = []
     scan = hdf5.scan(path, pictures=True, progress=seen.append)
-    assert scan.faults == () and dict(scan.lengths) == {"demo_9": 5, "demo_10": 4} and seen == ["demo_9", "demo_10"]
+    assert scan.problems == () and dict(scan.lengths) == {"demo_9": 5, "demo_10": 4} and seen == ["demo_9", "demo_10"]
     assert scan.failures == ("demo_9",) and scan.sizes == {("agentview", 16, 16), ("wrist", 16, 16)}
     assert scan.gripper.tolist() == [-1, -1, 1, 1, 1, -1, -1, 1, 1]
 
@@ -116,14 +116,14 @@ def test_a_fault_is_told_with_file_demo_and_dataset(tmp_path: Path, write_demos:
     with h5py.File(path, "a") as file:
         damage(file)
     scan = hdf5.scan(path)
-    assert re.search(words, "\n".join(scan.faults)), scan.faults
-    assert all(fault.startswith(str(path)) for fault in scan.faults) and "demo_1" not in scan.lengths
+    assert re.search(words, "\n".join(scan.problems)), scan.problems
+    assert all(fault.startswith(str(path)) for fault in scan.problems) and "demo_1" not in scan.lengths
 
 
 def test_a_truncated_file_and_a_damaged_picture_are_found(tmp_path: Path, write_demos: Any, demo: Any) -> None:
     path = write_demos(tmp_path, [demo(0)])
     path.write_bytes(path.read_bytes()[:-100])
-    (fault,) = hdf5.scan(path).faults
+    (fault,) = hdf5.scan(path).problems
     assert fault.startswith(f"{path}: cannot be read") and "truncated" in fault
     with pytest.raises(DatasetError, match=r"demo_0[\s\S]*check dataset"):
         hdf5.read_demo(path, "demo_0")
@@ -138,8 +138,8 @@ def test_a_truncated_file_and_a_damaged_picture_are_found(tmp_path: Path, write_
     content = bytearray(path.read_bytes())
     content[at] ^= 1
     path.write_bytes(content)
-    assert hdf5.scan(path).faults == ()  # the quick look leaves pictures alone
-    (fault,) = hdf5.scan(path, pictures=True).faults
+    assert hdf5.scan(path).problems == ()  # the quick look leaves pictures alone
+    (fault,) = hdf5.scan(path, pictures=True).problems
     assert fault.startswith(f"{path} demo_0 obs/agentview_rgb: cannot be read")
 
 
@@ -156,7 +156,7 @@ def test_check_dataset_lists_the_faults_of_all_files(
         del file["data/demo_1/rewards"], file["data/demo_0/actions"]
     cut = write_demos(tmp_path, [demo(0)], "wave")
     cut.write_bytes(cut.read_bytes()[:-100])
-    with pytest.raises(DatasetError, match="3 faults, all listed above"):
+    with pytest.raises(DatasetError, match="3 problems, listed above"):
         check.run(["dataset", str(tmp_path)])
     told = capsys.readouterr().out
     assert f"{other} demo_0 actions: missing" in told and f"{other} demo_1 rewards: missing" in told

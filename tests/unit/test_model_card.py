@@ -12,8 +12,8 @@ from huggingface_hub import ModelCard
 from lightwam.config import recipes
 from lightwam.config.libero_protocols import ACTION_NAMES, STATE_NAMES
 from lightwam.config.schema import Umt5Config, WanVaeConfig, to_dict
-from lightwam.data.statistics import wilson
 from lightwam.errors import CheckpointError
+from lightwam.evaluation.statistics import wilson
 from lightwam.policy import run_directory
 from lightwam.report.model_card import model_card
 from lightwam.sim.registry import robot_units

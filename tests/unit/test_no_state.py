@@ -20,9 +20,10 @@ from lightwam.engine.engine import Engine
 from lightwam.errors import ConfigError, WireError
 from lightwam.model.light_wam import LightWAM
 from lightwam.policy import run_directory
+from lightwam.policy.actor import PlainActor
 from lightwam.policy.policy import Policy
 from lightwam.training.train import train
-from lightwam.types import Batch, Observation
+from lightwam.types import Batch, Observation, to_pixels
 
 FRAMES = 40
 
@@ -73,10 +74,10 @@ def test_it_trains_is_saved_and_acts_the_same_with_the_engine(recipe: Recipe, tm
     rows = np.random.default_rng(0).normal(size=(FRAMES, 2)).astype(np.float32)
     codec = Codec(recipe.codec, measure(np.zeros((FRAMES, 0), np.float32)), measure(rows))
     assert Codec.from_dict(codec.to_dict()).state.dim == 0
-    pictures = codec.pixels(np.random.default_rng(1).integers(0, 256, (8, 1, *recipe.codec.canvas, 3), np.uint8))
+    pictures = to_pixels(np.random.default_rng(1).integers(0, 256, (8, 1, *recipe.codec.canvas, 3), np.uint8))
     latents = DctLatents.fit(recipe.latents, pictures[:, :, 0])
     prompts = Prompts(recipe, {})
-    plain = Policy(recipe, codec, latents, prompts, again, 3)
+    plain = Policy(recipe, codec, latents, prompts, PlainActor(again, latents, prompts.states), 3)
     engine = Engine(again, latents, prompts.states, torch.device("cpu"), torch.float32)
     fast = Policy(recipe, codec, latents, prompts, engine, 3)
     picture = np.random.default_rng(2).integers(0, 256, (32, 32, 3), np.uint8)
@@ -92,7 +93,7 @@ def test_it_trains_is_saved_and_acts_the_same_with_the_engine(recipe: Recipe, tm
 
 def test_a_policy_with_a_state_still_needs_it(tiny_once: Any) -> None:
     policy = Policy.load(tiny_once.run)
-    with pytest.raises(WireError, match="other parts"):
+    with pytest.raises(WireError, match="exactly the fields"):
         policy.act({"frames": {"top": np.zeros((32, 32, 3), np.uint8)}, "instruction": "move to the red dot"})
 
 

@@ -17,11 +17,11 @@ from lightwam.errors import WireError
 from lightwam.robot.client import Client, Refused
 from lightwam.system.images import PictureError, decode, is_encoded
 from lightwam.wire import json_arrays, openpi, robot_schemas, xpolicylab
-from lightwam.wire.limits import Encoded, Limits
-from lightwam.wire.robot_schema import fitted
+from lightwam.wire.limits import EncodedPicture, Limits
+from lightwam.wire.robot_schema import fit_schema
 
 MOST = 1 << 24
-FAMILY = fitted(robot_schemas.builtin_schema("light-wam"), ("top",), 2, 2)
+SCHEMA = fit_schema(robot_schemas.builtin_schema("light-wam"), ("top",), 2, 2)
 
 
 def picture(height: int = 16, width: int = 24) -> np.ndarray:
@@ -129,7 +129,7 @@ def test_over_http_they_come_in_base64(kind: Any, form: str) -> None:
             "lines": "\n".join(text[i : i + 76] for i in range(0, len(text), 76))}[form]  # fmt: skip
     assert len(text) > Limits().text_chars or kind is png
     seen = {"images": {"top": text}, "state": [0.0, 1.0], "prompt": "go"}
-    found = FAMILY.observation(json_arrays.loads(json.dumps(seen).encode()))
+    found = SCHEMA.observation(json_arrays.loads(json.dumps(seen).encode()))
     assert near(found.frames["top"], rgb)
 
 
@@ -138,14 +138,14 @@ def test_over_websockets_they_come_as_bytes() -> None:
     flat = np.frombuffer(jpeg(rgb), np.uint8)
     for value in (png(rgb), jpeg(rgb), flat):
         sent = {"images": {"top": value}, "state": state, "prompt": "go"}
-        assert near(FAMILY.observation(openpi.unpack(openpi.pack(sent))).frames["top"], rgb)
+        assert near(SCHEMA.observation(openpi.unpack(openpi.pack(sent))).frames["top"], rgb)
     swapped = jpeg(rgb[:, :, ::-1])
     padded = np.bytes_(swapped + b"\0\0")
     for value in (swapped, np.frombuffer(swapped, np.uint8), padded, marked(jpeg(rgb)), png(rgb)):
         frame = {"message_type": "infer", "message_id": "1", "evaluation_id": "2",
                  "payload": {"images": {"top": value}, "state": state, "prompt": "go"}}  # fmt: skip
         read = xpolicylab.unpack(msgpack.packb(frame, default=msgpack_numpy.encode)).payload
-        assert near(FAMILY.observation(read).frames["top"], rgb)
+        assert near(SCHEMA.observation(read).frames["top"], rgb)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_over_websockets_they_come_as_bytes() -> None:
 def test_those_that_cannot_be_used_are_named(value: Any, what: str) -> None:
     sent = openpi.unpack(openpi.pack({"images": {"top": value}, "state": np.zeros(2), "prompt": "go"}))
     with pytest.raises(WireError, match=what) as refused:
-        FAMILY.observation(sent)
+        SCHEMA.observation(sent)
     assert refused.value.where == "images > top"
 
 
@@ -169,19 +169,19 @@ def test_the_next_step_fits_the_picture() -> None:
     for value, step in ((png(picture())[:-9], "whole"), (png(picture(), size=(5000, 5000)), "smaller")):
         sent = openpi.unpack(openpi.pack({"images": {"top": value}, "state": np.zeros(2), "prompt": "go"}))
         with pytest.raises(WireError) as refused:
-            FAMILY.observation(sent)
+            SCHEMA.observation(sent)
         assert step in refused.value.next_step and ("limits" in refused.value.next_step) == (step == "smaller")
 
 
 def test_a_url_of_another_kind_is_named() -> None:
     body = {"images": {"top": "data:image/gif;base64,R0lGODlhAQABAAAAACw="}, "state": [0, 0], "prompt": "go"}
     with pytest.raises(WireError, match="begins with b'GIF89a"):
-        FAMILY.observation(json_arrays.loads(json.dumps(body).encode()))
+        SCHEMA.observation(json_arrays.loads(json.dumps(body).encode()))
 
 
 def test_they_count_as_arrays_and_nothing_is_decoded_that_is_not_asked_for() -> None:
     read = openpi.unpack(openpi.pack({"a": png(picture())}))
-    assert isinstance(read["a"], Encoded) and repr(read["a"]).startswith("PNG of ")
+    assert isinstance(read["a"], EncodedPicture) and repr(read["a"]).startswith("PNG of ")
     with pytest.raises(WireError, match="too many arrays"):
         openpi.unpack(openpi.pack({str(i): png(picture(1, 1)) for i in range(4)}), Limits(num_arrays=3))
     assert is_encoded(png(picture())) and not is_encoded(b"RIFF")

@@ -10,10 +10,17 @@ import numpy as np
 import pytest
 
 from lightwam.errors import ConfigError, WireError
-from lightwam.robot.background import Arrived, Background, Failed, Lost, Mended, Report
+from lightwam.robot.background import (
+    BackgroundRequester,
+    ChunkReceived,
+    Disconnected,
+    Event,
+    Reconnected,
+    RequestFailed,
+)
 from lightwam.robot.chunks import Crossfade, Ensemble
 from lightwam.robot.client import ConnectionLost
-from lightwam.robot.player import BlockingPlayer, ChunkPlayer, Play, standing
+from lightwam.robot.player import BlockingPlayer, ChunkPlayer, Play, hold_still
 
 HORIZON = 8
 
@@ -26,15 +33,15 @@ class Scripted:
 
     def __init__(self, delays: Sequence[int]) -> None:
         self.delays, self.now, self.asked = list(delays), 0, list[tuple[int, int]]()
-        self.open: list[tuple[int, Report]] = []
+        self.open: list[tuple[int, Event]] = []
 
     def ask(self, number: int, observation: Any) -> None:
         delay = self.delays.pop(0) if len(self.delays) > 1 else self.delays[0]
         self.asked.append((self.now, observation))
         chunk = np.stack([observation + np.arange(HORIZON), np.full(HORIZON, number)], axis=1).astype(np.float32)
-        self.open.append((self.now + delay, Arrived(number, chunk, 0.01 * delay)))
+        self.open.append((self.now + delay, ChunkReceived(number, chunk, 0.01 * delay)))
 
-    def reports(self) -> list[Report]:
+    def events(self) -> list[Event]:
         due = [report for at, report in self.open if at <= self.now]
         self.open = [item for item in self.open if item[0] > self.now]
         return due
@@ -93,7 +100,7 @@ def test_held_steps_do_not_pass() -> None:
 def test_without_compensation_the_motion_is_made_twice() -> None:
     said, _, player, _ = played([3], Play(replan=4, compensate=False), 13)
     assert said == [-1, -1, -1, 0, 1, 2, 3, 4, 5, 6, 4, 5, 6]
-    assert player.stats().jump == 2
+    assert player.stats().max_jump == 2
 
 
 def test_it_asks_sooner_when_what_is_left_would_not_last() -> None:
@@ -106,7 +113,7 @@ def test_it_asks_sooner_when_what_is_left_would_not_last() -> None:
 def test_one_request_at_a_time() -> None:
     _, _, player, server = played([6], Play(replan=1), 40)
     gaps = np.diff([at for at, _ in server.asked])
-    assert min(gaps) >= 6 and player.stats().asked == len(server.asked)
+    assert min(gaps) >= 6 and player.stats().requests == len(server.asked)
 
 
 @pytest.mark.parametrize("delay", [0, 1, 3, 7, 8, 9, 20])
@@ -129,7 +136,7 @@ def test_a_hold_is_the_callers() -> None:
     given = drive(ChunkPlayer(server, Play(replan=8), hold), server, 14)
     assert given[:2].tolist() == [[-1, 7], [-1, 7]] and given[-1].tolist() == [-1, 1]
     assert seen[0] is None and seen[2] is not None and seen[2].tolist() == [7, 1]
-    still = standing(3, keep=(2,))
+    still = hold_still(3, keep=(2,))
     assert still(None).tolist() == [0, 0, 0] and still(np.array([1, 2, 3], np.float32)).tolist() == [0, 0, 3]
 
 
@@ -149,7 +156,7 @@ def test_the_loop_cannot_change_what_the_hold_is_told() -> None:
 
 def test_what_is_too_old_is_not_played() -> None:
     said, _, player, _ = played([3], Play(replan=4, max_age_steps=2), 20)
-    assert set(said) == {-1} and player.stats().late == player.stats().asked - 1
+    assert set(said) == {-1} and player.stats().late == player.stats().requests - 1
     said, _, player, _ = played([3], Play(replan=100, max_age_steps=5), 9)
     assert said == [-1, -1, -1, 0, 1, 2, -1, 3, 4], "the first from 3 to 5 steps of age, the next was asked for at 4"
 
@@ -168,12 +175,12 @@ def test_an_answer_of_before_does_not_reach_the_new_episode() -> None:
 
 def test_a_crossfade_is_a_straight_line_and_leaves_switches_alone() -> None:
     server = Scripted([1])
-    player = ChunkPlayer(server, Play(replan=4, joining=Crossfade(3), switch_dims=(1,), compensate=False), held)
+    player = ChunkPlayer(server, Play(replan=4, blend=Crossfade(3), switch_dims=(1,), compensate=False), held)
     given = drive(player, server, 9)
     # asked at place 4, there at place 5: the old one says 5, 6, 7, the new one 4, 5, 6
     assert given[6:, 0] == pytest.approx([5 - 1 / 4, 6 - 2 / 4, 7 - 3 / 4])
     assert given[:, 1].tolist() == [0, 1, 1, 1, 1, 1, 2, 2, 2]
-    assert player.stats().jump == 1, "from holding to the first"
+    assert player.stats().max_jump == 1, "from holding to the first"
 
 
 def test_a_crossfade_ends_where_the_old_chunk_does() -> None:
@@ -201,20 +208,20 @@ def test_an_ensemble_weighs_the_oldest_most() -> None:
 def test_ensembling_plays_the_whole_way_too() -> None:
     said, _, player, _ = played([2], Play(1, Ensemble(0.01)), 30)
     assert said[:2] == [-1, -1] and said[2:] == pytest.approx(range(28))
-    assert player.stats().jump <= 1 + 1e-6
+    assert player.stats().max_jump <= 1 + 1e-6
 
 
 class Posted:
     """An asker whose reports the test writes."""
 
     def __init__(self) -> None:
-        self.post: list[Report] = []
+        self.post: list[Event] = []
         self.asked: list[tuple[int, Any]] = []
 
     def ask(self, number: int, observation: Any) -> None:
         self.asked.append((number, observation))
 
-    def reports(self) -> list[Report]:
+    def events(self) -> list[Event]:
         found, self.post = self.post, []
         return found
 
@@ -229,37 +236,37 @@ def chunk(value: float, horizon: int = 3) -> np.ndarray:
 def test_a_lost_connection_is_held_through_and_asked_anew_with_what_is_seen_then() -> None:
     server = Posted()
     player = ChunkPlayer(server, Play(replan=1), held)
-    lost = Lost(ConnectionLost("gone"))
+    lost = Disconnected(ConnectionLost("gone"))
 
     def act(seen: str) -> float:
         return float(player.action(lambda: seen)[0])
 
     assert act("a") == -1
-    server.post = [Arrived(1, chunk(5), 0.1)]
+    server.post = [ChunkReceived(1, chunk(5), 0.1)]
     assert [act("b"), act("c")] == [5, 5]
     server.post = [lost, lost]
     assert [act("d"), act("e"), act("f")] == [5, -1, -1]
     assert server.asked == [(1, "a"), (2, "c")], "not asked while it is being mended"
-    server.post = [Mended(2)]
+    server.post = [Reconnected(2)]
     assert act("g") == -1 and server.asked[-1] == (3, "g")
-    server.post = [Arrived(2, chunk(6), 0.1)]
+    server.post = [ChunkReceived(2, chunk(6), 0.1)]
     assert act("h") == -1, "asked before the disconnect"
-    server.post = [Arrived(3, chunk(7), 0.1)]
+    server.post = [ChunkReceived(3, chunk(7), 0.1)]
     assert act("i") == 7
-    assert (player.stats().lost, player.stats().late, player.stats().trouble) == (2, 1, "gone")
+    assert (player.stats().connection_errors, player.stats().late, player.stats().last_error) == (2, 1, "gone")
 
 
 def test_what_went_wrong_in_the_background_is_raised_once_each() -> None:
     server = Posted()
     player = ChunkPlayer(server, Play(), held)
     player.action(lambda: 0)
-    server.post = [Failed(1, WireError("no such camera")), Failed(1, RuntimeError("a bug"))]
+    server.post = [RequestFailed(1, WireError("no such camera")), RequestFailed(1, RuntimeError("a bug"))]
     with pytest.raises(WireError, match="no such camera"):
         player.action(lambda: 0)
     with pytest.raises(RuntimeError, match="a bug"):
         player.action(lambda: 0)
     assert player.action(lambda: 0)[0] == -1 and len(server.asked) == 2
-    server.post = [Failed(2, WireError("told at the end"))]
+    server.post = [RequestFailed(2, WireError("told at the end"))]
     with pytest.raises(WireError, match="told at the end"), player:
         pass
 
@@ -279,7 +286,7 @@ def test_a_robot_gets_no_number_that_nobody_looked_at(answer: np.ndarray, word: 
     server = Posted()
     player = ChunkPlayer(server, Play(switch_dims=(1,)), held)
     player.action(lambda: 0)
-    server.post = [Arrived(1, answer, 0.1)]
+    server.post = [ChunkReceived(1, answer, 0.1)]
     with pytest.raises((WireError, ConfigError), match=word):
         player.action(lambda: 0)
     with pytest.raises((WireError, ConfigError), match=word):
@@ -290,10 +297,10 @@ def test_a_chunk_of_another_width_is_refused() -> None:
     server = Posted()
     player = ChunkPlayer(server, Play(replan=1), held)
     player.action(lambda: 0)
-    server.post = [Arrived(1, chunk(1), 0.1)]
+    server.post = [ChunkReceived(1, chunk(1), 0.1)]
     player.action(lambda: 0)
     player.action(lambda: 0)
-    server.post = [Arrived(2, np.zeros((3, 4), np.float32), 0.1)]
+    server.post = [ChunkReceived(2, np.zeros((3, 4), np.float32), 0.1)]
     with pytest.raises(WireError, match="not a chunk"):
         player.action(lambda: 0)
     assert player.action(lambda: 0)[0] == 1, "the chunk before is played on"
@@ -334,7 +341,7 @@ def test_the_blocking_player_holds_while_the_server_is_gone() -> None:
     player = BlockingPlayer(act, 2, held)
     assert [player.action(lambda: 0)[0] for _ in range(4)] == [-1, -1, 4, 4]
     stats = player.stats()
-    assert (stats.lost, stats.held, stats.asked, stats.chunks, stats.trouble) == (2, 2, 3, 1, "gone")
+    assert (stats.connection_errors, stats.held, stats.requests, stats.chunks, stats.last_error) == (2, 2, 3, 1, "gone")
     player.reset()
     player.close()
 
@@ -352,9 +359,9 @@ def until(happened: Callable[[], bool]) -> None:
     raise AssertionError("it did not happen in 10 s")
 
 
-def collect(background: Background, count: int) -> list[Report]:
-    found: list[Report] = []
-    until(lambda: len(found.extend(background.reports()) or found) >= count)
+def collect(background: BackgroundRequester, count: int) -> list[Event]:
+    found: list[Event] = []
+    until(lambda: len(found.extend(background.events()) or found) >= count)
     return found
 
 
@@ -365,7 +372,7 @@ def test_the_loop_is_never_kept_waiting() -> None:
         assert answer.wait(10)
         return chunk(3)
 
-    with ChunkPlayer(Background(act), Play(), held) as player:
+    with ChunkPlayer(BackgroundRequester(act), Play(), held) as player:
         assert [player.action(lambda: 0)[0] for _ in range(50)] == [-1] * 50
         answer.set()
         until(lambda: player.action(lambda: 0)[0] == 3)
@@ -388,13 +395,13 @@ def test_the_background_mends_and_says_so() -> None:
         if (error := tries.pop(0)) is not None:
             raise error
 
-    background = Background(act, connect)
+    background = BackgroundRequester(act, connect)
     background.ask(1, 1)
     kinds = [type(report) for report in collect(background, 4)]
-    assert kinds == [Lost, Lost, Lost, Mended]
+    assert kinds == [Disconnected, Disconnected, Disconnected, Reconnected]
     background.ask(2, 2)
     (arrived,) = collect(background, 1)
-    assert isinstance(arrived, Arrived) and arrived.number == 2 and arrived.actions[0, 0] == 2
+    assert isinstance(arrived, ChunkReceived) and arrived.number == 2 and arrived.actions[0, 0] == 2
     background.close()
     background.close()
 
@@ -412,12 +419,12 @@ def test_what_was_asked_during_the_trouble_is_asked_anew() -> None:
         inside.set()
         assert back.wait(10)
 
-    background = Background(act, connect)
+    background = BackgroundRequester(act, connect)
     background.ask(1, "before")
     assert inside.wait(10)
     background.ask(2, "during")
     back.set()
-    assert collect(background, 3)[1:] == [Mended(1), Mended(2)]
+    assert collect(background, 3)[1:] == [Reconnected(1), Reconnected(2)]
     background.close()
 
 
@@ -430,13 +437,13 @@ def test_what_was_given_up_before_it_began_is_not_asked() -> None:
         assert go.wait(10)
         return chunk(observation)
 
-    background = Background(act)
+    background = BackgroundRequester(act)
     background.ask(1, 1)
     assert inside.wait(10)
     background.ask(2, 2)
     background.ask(3, 3)
     go.set()
-    assert [report.number for report in collect(background, 2) if isinstance(report, Arrived)] == [1, 3]
+    assert [report.number for report in collect(background, 2) if isinstance(report, ChunkReceived)] == [1, 3]
     assert seen == [1, 3]
     background.close()
 
@@ -445,7 +452,7 @@ def test_a_bug_in_the_thread_is_raised_in_the_loop() -> None:
     def act(seen: Any) -> np.ndarray:
         raise ZeroDivisionError("in the thread")
 
-    player = ChunkPlayer(Background(act), Play(), held)
+    player = ChunkPlayer(BackgroundRequester(act), Play(), held)
     with pytest.raises(ZeroDivisionError, match="in the thread"):
         until(lambda: player.action(lambda: 0)[0] != -1)
     player.close()
@@ -453,10 +460,10 @@ def test_a_bug_in_the_thread_is_raised_in_the_loop() -> None:
 
 def test_closing_ends_the_thread() -> None:
     before = threading.active_count()
-    with ChunkPlayer(Background(lambda seen: chunk(1)), Play(), held) as player:
+    with ChunkPlayer(BackgroundRequester(lambda seen: chunk(1)), Play(), held) as player:
         until(lambda: player.action(lambda: 0)[0] == 1)
     until(lambda: threading.active_count() == before)
-    ChunkPlayer(Background(lambda seen: chunk(1)), Play(), held).close()  # never begun
+    ChunkPlayer(BackgroundRequester(lambda seen: chunk(1)), Play(), held).close()  # never begun
 
 
 def test_a_robots_computer_needs_no_torch() -> None:

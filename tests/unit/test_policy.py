@@ -3,7 +3,7 @@
 import doctest
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,16 @@ import torch
 from in_here import InHere
 
 import lightwam.policy.policy
+from lightwam.data.codec import to_pictures
 from lightwam.encoders import frozen
+from lightwam.encoders.frozen import Prompts
+from lightwam.encoders.hashed_text import HashedText
 from lightwam.errors import CheckpointError, ConfigError, LightwamError, WireError
 from lightwam.policy import run_directory
 from lightwam.policy.episode import Episode
 from lightwam.policy.policy import Policy
 from lightwam.sim import registry
-from lightwam.types import Observation
+from lightwam.types import Observation, to_pixels
 
 
 @pytest.fixture(scope="module")
@@ -104,9 +107,9 @@ def test_a_wrong_observation_is_refused(
 
 
 PLAIN_WRONG: list[tuple[Mapping[str, Any], str]] = [
-    ({"state": ["a", "b"]}, "not a list of numbers"),
-    ({"state": {"x": 1.0}}, "not a list of numbers"),
-    ({"state": [[0.1], [0.2, 0.3]]}, "not a list of numbers"),
+    ({"state": ["a", "b"]}, "a list of numbers"),
+    ({"state": {"x": 1.0}}, "a list of numbers"),
+    ({"state": [[0.1], [0.2, 0.3]]}, "a list of numbers"),
     ({"state": [1e300, 0.0]}, "inf"),
     ({"state": None}, "observation.state"),
     ({"state": [0.0] * 1000}, "(1000,)"),
@@ -142,7 +145,7 @@ def test_plain_values_that_are_wrong(
 
 
 def test_a_part_that_is_missing(trained: Policy, seen: list[Observation]) -> None:
-    with pytest.raises(WireError, match=r"other parts(.|\n)*got: \['frames', 'state'\]"):
+    with pytest.raises(WireError, match=r"exactly the fields(.|\n)*got: \['frames', 'state'\]"):
         trained.act({name: value for name, value in plain(seen[0]).items() if name != "instruction"})
 
 
@@ -158,9 +161,9 @@ def test_imagining(trained: Policy, seen: list[Observation]) -> None:
     assert np.array_equal(video, trained.imagine(seen[0], seed=4, num_steps=2))
     assert not np.array_equal(video, trained.imagine(seen[0], seed=5, num_steps=2))
     # the first frame is the present, as far as pooled latents can tell
-    latent = trained.latents.encode(trained.codec.pixels(seen[0].frames["top"][None, None]))
+    latent = trained.latents.encode(to_pixels(seen[0].frames["top"][None, None]))
     pooled = latent.unflatten(4, (-1, 2)).unflatten(3, (-1, 2)).mean(dim=(4, 6))
-    present = trained.codec.pictures(trained.latents.decode_pooled(pooled))[0, 0]
+    present = to_pictures(trained.latents.decode_pooled(pooled))[0, 0]
     assert np.abs(video[0].astype(int) - present).max() <= 1
 
 
@@ -173,16 +176,24 @@ def test_looking(trained: Policy, seen: list[Observation]) -> None:
         np.testing.assert_allclose(attention.sum((1, 2)), 1, atol=1e-5)
 
 
-def test_prompts_are_kept_up_to_a_number(
-    trained: Policy, seen: list[Observation], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(frozen, "MAX_PROMPTS", 3)
-    monkeypatch.setattr(trained.prompts, "_more", {})
-    first = trained.act(seen[0])
-    for number in range(5):
-        trained.act(replace(seen[0], instruction=f"move {number}"))
-    assert len(trained.prompts._more) == 3
-    assert np.array_equal(trained.act(seen[0]), first)
+def test_prompts_are_encoded_once_while_they_are_cached(tiny_once: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, encoded = tiny_once.recipe, []
+
+    class Counting(HashedText):
+        def encode(self, instructions: Sequence[str]) -> torch.Tensor:
+            encoded.extend(instructions)
+            return super().encode(instructions)
+
+    monkeypatch.setattr(frozen, "open_text", lambda recipe, device: Counting(recipe.text))
+    monkeypatch.setattr(frozen, "MAX_PROMPTS", 2)
+    prompts = Prompts(recipe, {"known": torch.ones(recipe.text.num_tokens, recipe.text.dim)})
+    first = prompts.states(["a", "b", "a", "known"])
+    assert encoded == ["a", "b"] and (first[3] == 1).all()
+    prompts.states(["c"])
+    assert torch.equal(prompts.states(["a"])[0], first[0])
+    assert encoded == ["a", "b", "c"]
+    assert torch.equal(prompts.states(["b"])[0], first[1])  # was evicted: the least recently used of the two
+    assert encoded == ["a", "b", "c", "b"]
 
 
 def test_the_average_is_what_acts_unless_asked_otherwise(tiny_once: Any) -> None:
@@ -219,8 +230,6 @@ def test_an_episode_plays_chunks(trained: Policy, seen: list[Observation]) -> No
     assert np.array_equal(played, first[:3]) and episode.num_left == 0
     assert np.array_equal(episode.action(seen[1]), second[0]) and episode.num_left == 2
     assert np.array_equal(episode.action(seen[0]), second[1])  # not read: an action is left
-    trained.reset()  # nothing of an episode's
-    assert episode.num_left == 1
     episode.reset()
     assert np.array_equal(episode.action(seen[0]), first[0])
 

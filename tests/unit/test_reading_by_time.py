@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lightwam.data.lerobot.check import examine
+from lightwam.data.lerobot.check import check_dataset
 from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.data.lerobot.video import VideoReader, encode_video
 from lightwam.errors import DatasetError
@@ -127,9 +127,9 @@ def assert_right(root: Path) -> LeRobotDataset:
         span = slice(*data.episode_start[episode.index : episode.index + 2])
         right = data.vectors.state[span, 0].astype(int).tolist()
         assert numbers(data.frames(episode.index, "front")) == right
-        with data.pictures() as pictures:
+        with data.decoder() as pictures:
             assert [n for some in pictures.stream(episode, "front", 3) for n in numbers(some)] == right
-    assert not examine(root).faults
+    assert not check_dataset(root).problems
     return data
 
 
@@ -220,7 +220,7 @@ def test_what_contradicts_itself_is_refused_by_name(tmp_path: Path, name: str) -
         for episode in data.episodes:
             data.frames(episode.index, "front")
     assert caught.value.next_step
-    assert str(caught.value) in map(str, examine(root).faults)
+    assert str(caught.value) in map(str, check_dataset(root).problems)
 
 
 def test_rows_without_a_timestamp_are_refused_with_the_fix(tmp_path: Path) -> None:
@@ -231,12 +231,12 @@ def test_rows_without_a_timestamp_are_refused_with_the_fix(tmp_path: Path) -> No
 
 
 def test_notes_tell_how_rows_lie_in_time(tmp_path: Path) -> None:
-    assert examine(write(tmp_path / "whole", SOUND)).notes == ()
-    (cut,) = examine(write(tmp_path / "cut", READ["cut in the middle"])).notes
+    assert check_dataset(write(tmp_path / "whole", SOUND)).notes == ()
+    (cut,) = check_dataset(write(tmp_path / "cut", READ["cut in the middle"])).notes
     assert "1 of 2 episodes" in cut and "row 5 comes 0.5000 s after row 4, not 0.1000 s" in cut
-    thin = examine(write(tmp_path / "thin", [rows(whole(0, 40), [*range(0, 40, 2)])])).notes
+    thin = check_dataset(write(tmp_path / "thin", [rows(whole(0, 40), [*range(0, 40, 2)])])).notes
     assert "5 a second" in thin[0] and "info.json says 10 fps" in thin[0]
-    (late,) = examine(write(tmp_path / "late", [rows(whole(0, 20), [*range(4, 20)])])).notes
+    (late,) = check_dataset(write(tmp_path / "late", [rows(whole(0, 20), [*range(4, 20)])])).notes
     assert "episode 0 at 0.4000 s" in late
 
 
@@ -364,7 +364,7 @@ DISAGREE: dict[str, tuple[Callable[[Path], None], str]] = {
 def test_check_tells_columns_that_disagree_though_reading_needs_them_not(tmp_path: Path, name: str) -> None:
     damage, words = DISAGREE[name]
     damage(write(tmp_path, SOUND))
-    faults = examine(tmp_path).faults
+    faults = check_dataset(tmp_path).problems
     assert re.search(words, str(faults[0])) and len({fault.what for fault in faults}) == 1
     assert all(fault.next_step for fault in faults)
     assert numbers(LeRobotDataset(tmp_path).frames(1, "front")) == [*range(20, 40)]
@@ -373,7 +373,7 @@ def test_check_tells_columns_that_disagree_though_reading_needs_them_not(tmp_pat
 def test_a_table_of_no_episode_is_a_note(tmp_path: Path) -> None:
     root = write(tmp_path, SOUND)
     pq.write_table(more_rows(root), (root / DATA).with_name("copy.parquet"))
-    (note,) = examine(root).notes
+    (note,) = check_dataset(root).notes
     assert "copy.parquet belongs to no episode" in note
 
 
@@ -412,13 +412,13 @@ def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
     change(root, DATA, "index", lambda v: [0] * 40)
     change(root, EPISODES, f"videos/{KEY}/from_timestamp", lambda v: [0.0, 2.05])
     write_info(root, json.loads((root / "meta/info.json").read_text()) | {"total_frames": 39, "total_episodes": 3})
-    found = examine(root)
-    whats = [fault.what for fault in found.faults]
+    found = check_dataset(root)
+    whats = [fault.what for fault in found.problems]
     assert whats.count("info.json disagrees with the episodes table") == 2
     assert {"a value is not finite", "the video has no frame at a row's time"} <= {*whats}
-    assert all(fault.next_step for fault in found.faults)
+    assert all(fault.next_step for fault in found.problems)
     (root / DATA).write_bytes((root / DATA).read_bytes()[:-10])
     (root / EPISODES).write_bytes(b"")
-    whats = [f"{fault.where}: {fault.got}" for fault in examine(root).faults]
+    whats = [f"{fault.where}: {fault.got}" for fault in check_dataset(root).problems]
     assert any("episodes" in what and "empty" in what for what in whats)
     assert any(DATA in what and "no footer" in what for what in whats)

@@ -13,7 +13,7 @@ from lightwam.errors import ConfigError
 from lightwam.evaluation.latency_benchmark import bench_control
 from lightwam.evaluation.rehearsal import Rehearsed, Stage, is_place, jitter, latency_steps, rehearse, switches, ways
 from lightwam.robot.chunks import Crossfade
-from lightwam.robot.player import BlockingPlayer, ChunkPlayer, Hold, Play, Player, standing
+from lightwam.robot.player import BlockingPlayer, ChunkPlayer, Hold, Play, Player, hold_still
 from lightwam.sim import registry
 from lightwam.sim.point import STEP, PointSimulator
 from lightwam.types import Observation
@@ -78,7 +78,7 @@ def test_without_compensation_it_goes_too_far(simulator: PointSimulator) -> None
 
     def end(play: Play) -> float:
         simulator.reset(1)
-        hold = standing(2)
+        hold = hold_still(2)
         stage = Stage(simulator, across, hold, 3, 150)
         player = ChunkPlayer(stage, play, hold)
         while not stage.over:
@@ -104,18 +104,18 @@ def test_an_episode_is_a_function_of_its_seed(simulator: PointSimulator, act: An
 
 def test_an_answer_is_there_at_its_step_and_not_before(simulator: PointSimulator) -> None:
     simulator.reset(1)
-    stage = Stage(simulator, lambda seen: np.zeros((8, 2), np.float32), standing(2), 2, 100)
+    stage = Stage(simulator, lambda seen: np.zeros((8, 2), np.float32), hold_still(2), 2, 100)
     stage.ask(7, stage.observe())
     stage.step(np.zeros(2, np.float32))
-    assert stage.reports() == []
+    assert stage.events() == []
     stage.step(np.zeros(2, np.float32))
-    (report,) = stage.reports()
-    assert report.number == 7 and stage.reports() == []  # type: ignore[union-attr]
+    (report,) = stage.events()
+    assert report.number == 7 and stage.events() == []  # type: ignore[union-attr]
 
 
 def test_pictures_are_drawn_once_a_step(simulator: PointSimulator) -> None:
     simulator.reset(1)
-    stage = Stage(simulator, lambda seen: np.zeros((8, 2), np.float32), standing(2), 0, 100)
+    stage = Stage(simulator, lambda seen: np.zeros((8, 2), np.float32), hold_still(2), 0, 100)
     assert stage.observe() is stage.observe()
     before = stage.observe()
     stage.step(np.ones(2, np.float32))

@@ -37,14 +37,14 @@ def in_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def remote(act: Any, family: Any = PLAIN, keys: Sequence[str] = ()) -> Iterator[tuple[RemotePolicy, Any]]:
+def remote(act: Any, schema: Any = PLAIN, keys: Sequence[str] = ()) -> Iterator[tuple[RemotePolicy, Any]]:
     """A policy behind a socket, and the server."""
     recipe = recipes.point()
     served = robot_schemas.schemas_for(("light-wam",), recipe.sim.cameras, 2, 2, {})
-    with serving(act, keys, families_of=served) as server:
+    with serving(act, keys, schemas_of=served) as server:
         url = f"ws://127.0.0.1:{server.ports['openpi']}"
         with Client(url, timeout_seconds=5.0, attempts=1) as client:
-            yield RemotePolicy(client, recipe, family), server
+            yield RemotePolicy(client, recipe, schema), server
 
 
 def quiet(line: str) -> None:
@@ -113,8 +113,8 @@ def test_a_result_says_all_that_the_answers_depend_on() -> None:
     client = Greeting(model="a", pose=np.arange(2.0), step=np.int64(3))
     identity = asked(client, action_units=(Unit(1, -2.0, 1.0),)).identity()
     assert identity["server"] == {"model": "a", "pose": [0.0, 1.0], "step": 3} and identity["label"] == "mine"
-    family = identity["family"]
-    assert family["renames"] == {"cam": "top"} and family["action_units"] == [{"dim": 1, "scale": -2.0, "offset": 1.0}]
+    schema = identity["family"]
+    assert schema["renames"] == {"cam": "top"} and schema["action_units"] == [{"dim": 1, "scale": -2.0, "offset": 1.0}]
     assert json.loads(json.dumps(identity)) == identity
 
 
@@ -144,8 +144,8 @@ def test_other_units_are_those_of_the_robot() -> None:
         seen.extend(one.state for one in observations)
         return np.tile(np.array([0.5, -1.0], np.float32), (len(observations), 4, 1))
 
-    family = replace(PLAIN, state_units=(Unit(0, 10.0, 3.0),), action_units=(Unit(1, -2.0, 1.0),))
-    with remote(act, family) as (policy, _):
+    schema = replace(PLAIN, state_units=(Unit(0, 10.0, 3.0),), action_units=(Unit(1, -2.0, 1.0),))
+    with remote(act, schema) as (policy, _):
         sim = replace(policy.recipe.sim, tasks=("red",), max_steps=4)
         policy.check_evaluation(sim, SETTINGS)
         (chunk,) = policy.act_batch([SEEN])
@@ -215,7 +215,8 @@ def test_a_lost_server_costs_the_episode_under_way_only(tiny_once: Any, tmp_path
 def test_the_command(tiny_once: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with remote(act_of(tiny_once.run)) as (_, server):
         url = f"ws://127.0.0.1:{server.ports['openpi']}"
-        words = ["eval", url, "point", "--family", "light-wam", "--eval.trials", "1", "--eval.videos-per-task", "0"]
+        words = ["eval", url, "point", "--robot-schema", "light-wam", "--eval.trials", "1"]
+        words += ["--eval.videos-per-task", "0"]
         assert main([*words, "--run", str(tmp_path / "a")]) == 0
         result = json.loads((tmp_path / "a" / "eval" / "result.json").read_text())
         assert f"{result['successes']:3} of {result['trials']:3}" in capsys.readouterr().out
@@ -223,7 +224,7 @@ def test_the_command(tiny_once: Any, tmp_path: Path, capsys: pytest.CaptureFixtu
         assert "do not belong to a trained run" in capsys.readouterr().err
         assert main(words) == 2
         assert "--run runs/NAME" in capsys.readouterr().err
-        assert main([*words, "--run", str(tmp_path / "b"), "--family", "libro"]) == 2
+        assert main([*words, "--run", str(tmp_path / "b"), "--robot-schema", "libro"]) == 2
         assert "did you mean 'libero'" in capsys.readouterr().err
 
 
@@ -233,8 +234,8 @@ def test_the_command_has_a_key(
     key = "a key of many signs".replace(" ", "-")
     with remote(still, keys=[key]) as (_, server):
         url = f"ws://127.0.0.1:{server.ports['openpi']}"
-        words = ["eval", url, "point", "--family", "light-wam", "--eval.trials", "1", "--eval.videos-per-task", "0",
-                 "--run", str(tmp_path), "--sim.tasks", "red"]  # fmt: skip
+        words = ["eval", url, "point", "--robot-schema", "light-wam", "--eval.trials", "1", "--run", str(tmp_path)]
+        words += ["--eval.videos-per-task", "0", "--sim.tasks", "red"]
         assert main(words) == 2
         assert "key" in capsys.readouterr().err
         monkeypatch.setenv("LIGHTWAM_API_KEY", "a key that has spaces")

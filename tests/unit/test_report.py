@@ -16,8 +16,8 @@ import pytest
 
 from lightwam.config.recipes import recipe
 from lightwam.config.schema import to_dict
-from lightwam.data.statistics import wilson
 from lightwam.errors import CheckpointError, ConfigError
+from lightwam.evaluation.statistics import wilson
 from lightwam.report import write_report
 from lightwam.report.charts import even_ticks, log_ticks, moving_average, thin
 from lightwam.report.evidence import read_evidence
@@ -591,13 +591,11 @@ def policy() -> FakePolicy:
     import torch
 
     from lightwam.data.codec import Codec
-    from lightwam.data.statistics import RunningStats
+    from lightwam.data.statistics import measure
     from lightwam.encoders.dct import DctLatents
 
     plan = PLAN
-    stats = RunningStats()
-    stats.update(np.random.default_rng(0).uniform(-1, 1, (50, 2)).astype(np.float32))
-    both = stats.finish()
+    both = measure(np.random.default_rng(0).uniform(-1, 1, (50, 2)).astype(np.float32))
     latents = DctLatents.fit(plan.latents, torch.rand(4, 3, SIZE, SIZE) * 2 - 1)
     return FakePolicy(Codec(plan.codec, both, both), latents)
 

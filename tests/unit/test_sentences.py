@@ -25,7 +25,7 @@ from lightwam.serving.sentences import sentence_check
 from lightwam.types import Observation
 from lightwam.wire import robot_schemas
 from lightwam.wire.inspection import inspect
-from lightwam.wire.robot_schema import fitted
+from lightwam.wire.robot_schema import fit_schema
 
 LONG = "put the red mug that is on the left into the drawer"
 BAD = [("", 0), (" \n\t", 0), (LONG, 12)]
@@ -136,12 +136,12 @@ def test_an_error_of_the_encoder_itself_is_the_clients_too_and_fails_nobody_else
 
 @pytest.mark.parametrize(("sentence", "words"), BAD)
 def test_a_check_of_the_client_calls_it_wrong(sentence: str, words: int) -> None:
-    family = fitted(robot_schemas.builtin_schema("libero"), ("agentview", "wrist"), 8, 7)
-    report = inspect(message(1) | {"prompt": sentence}, family, sentence_check(recipe(), {}))
+    schema = fit_schema(robot_schemas.builtin_schema("libero"), ("agentview", "wrist"), 8, 7)
+    report = inspect(message(1) | {"prompt": sentence}, schema, sentence_check(recipe(), {}))
     assert not report.fits
     (fault,) = (line for line in report.lines() if line.startswith("WRONG"))
     assert "instruction" in fault and f"{words} words" in "\n".join(report.lines())
-    assert inspect(message(1), family, sentence_check(recipe(), {})).fits
+    assert inspect(message(1), schema, sentence_check(recipe(), {})).fits
 
 
 def test_a_truncated_sentence_stands_in_the_log_once(caplog: pytest.LogCaptureFixture) -> None:

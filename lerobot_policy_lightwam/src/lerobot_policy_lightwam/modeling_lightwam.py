@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lerobot_policy_lightwam.configuration_lightwam import LightWAMConfig
 from lightwam.config.schema import DctConfig
-from lightwam.data.codec import place_clips, to_pictures
+from lightwam.data.codec import compose_canvas, to_pictures
 from lightwam.encoders.dct import DctLatents
 from lightwam.encoders.frozen import Prompts, encode_clip, open_latents, vae_identity
 from lightwam.engine.packed_step import packed_loss
@@ -153,7 +153,7 @@ class LightWAMPolicy(PreTrainedPolicy):
         codec, cameras = self.recipe.codec, self.config.cameras
         clips = {place.camera: clip_bytes(batch, cameras[place.camera]) for place in codec.places}
         sizes = next(iter(clips.values())).shape[:2]
-        return place_clips(codec, {camera: clip.flatten(0, 1) for camera, clip in clips.items()}).unflatten(0, sizes)
+        return compose_canvas(codec, {camera: clip.flatten(0, 1) for camera, clip in clips.items()}).unflatten(0, sizes)
 
     def latents(self, pixels: Float[Tensor, "B 3 F height width"]) -> LatentCodec:
         """The policy's latents. The DCT's statistics are measured on the first training batch, then they stay."""

@@ -60,8 +60,8 @@ class ExpertOptions(JsonOptions, RayOptions, RecipeOptions):
 class CheckDatasetOptions(CacheOptions, NamesOptions):
     """Check a LeRobot dataset, v3.0 or v2: every file, type, shape and number of it, and of its latent cache.
 
-    All faults are listed at once, each with its fix; harmless oddities are printed as notes. PATH may also be LIBERO's
-    own HDF5 files.
+    Lists all problems at once, each with its fix, and harmless oddities as notes. PATH may also be LIBERO's own HDF5
+    files.
     """
 
     path: Annotated[Path, tyro.conf.Positional]
@@ -130,29 +130,29 @@ def _check_client(arguments: Sequence[str]) -> None:
     (run,), options = run_command(ClientOptions(serving=Serving()), arguments, "check client")
     settings = options.serving
     keys = access.read_keys(settings.api_keys, os.environ.get(access.KEYS_VARIABLE))
-    access.check_door(settings.host, keys, anyone=settings.allow_anyone)
+    access.check_exposure(settings.host, keys, anyone=settings.allow_anyone)
     from lightwam.policy import run_directory
     from lightwam.serving import logs
-    from lightwam.serving.inspect_client import inspecting
+    from lightwam.serving.inspect_client import inspect_client
     from lightwam.serving.sentences import sentence_check
     from lightwam.wire.robot_schemas import schemas_for
 
     recipe = run_directory.read_recipe(Path(run))
     cameras = tuple(place.camera for place in recipe.codec.places)
     model = recipe.model
-    schemas = schemas_for(settings.families, cameras, model.state_dim, model.action_dim, settings.renames)
-    logs.begin(settings.log)
+    schemas = schemas_for(settings.robot_schemas, cameras, model.state_dim, model.action_dim, settings.renames)
+    logs.configure(settings.log)
     check = sentence_check(recipe, run_directory.read_tensors(Path(run) / run_directory.PROMPTS))
-    if not asyncio.run(inspecting(schemas, settings, keys, options.messages, check_sentence=check)):
-        step = "rename cameras (--renames), choose --families, or declare the robot in a file: docs/serving_robots.md"
+    if not asyncio.run(inspect_client(schemas, settings, keys, options.messages, check_sentence=check)):
+        step = "rename cameras (--renames), choose --robot-schemas, or declare one in a file: docs/serving_robots.md"
         raise WireError("the client's messages do not fit the run", where=run, next_step=step)
 
 
 def _check_dataset(arguments: Sequence[str]) -> None:
     options = parse(CheckDatasetOptions(path=tyro.MISSING), arguments, "check dataset")
-    from lightwam.data.cache.latents import latents_here
+    from lightwam.data.cache.latents import find_latent_caches
     from lightwam.data.cache.location import cache_home
-    from lightwam.data.lerobot.check import examine
+    from lightwam.data.lerobot.check import check_dataset
     from lightwam.data.lerobot.features import parse_names
     from lightwam.data.libero import hdf5
     from lightwam.system.progress import Progress
@@ -168,14 +168,14 @@ def _check_dataset(arguments: Sequence[str]) -> None:
                 lines.append(stack.enter_context(Progress("check", total, unit="picture")))
             lines[0].advance(count=done - lines[0].done)
 
-        findings = examine(options.path, parse_names(options.names), tell)
+        findings = check_dataset(options.path, parse_names(options.names), tell)
     for note in findings.notes:
         print(f"note: {note}")
-    if len(findings.faults) == 1:
-        raise findings.faults[0]
-    if findings.faults:
+    if len(findings.problems) == 1:
+        raise findings.problems[0]
+    if findings.problems:
         print("\n".join(findings.lines()))
-        got, step = f"{len(findings.faults)} faults, listed above", "fix them, then check again"
+        got, step = f"{len(findings.problems)} problems, listed above", "fix them, then check again"
         raise DatasetError("the dataset is broken", where=options.path, got=got, next_step=step)
     dataset = findings.dataset
     assert dataset is not None
@@ -184,7 +184,7 @@ def _check_dataset(arguments: Sequence[str]) -> None:
         f"cameras {', '.join(dataset.cameras)}, {len(dataset.tasks)} tasks"
     )
     latents = cache_home(options.path, options.cache) / LATENTS
-    for path in latents_here(latents) if latents.is_dir() else ():
+    for path in find_latent_caches(latents) if latents.is_dir() else ():
         _check_latents(dataset, path)
 
 
@@ -197,9 +197,9 @@ def _check_demonstrations(path: Path, files: Sequence[Path]) -> None:
         for file in files:
             scans.append(hdf5.scan(file, pictures=True))
             progress.advance(file.name)
-    if faults := [fault for scan in scans for fault in scan.faults]:
-        print("\n".join(faults))
-        got, step = f"{len(faults)} faults, all listed above", "copy those files again, or leave them out"
+    if problems := [problem for scan in scans for problem in scan.problems]:
+        print("\n".join(problems))
+        got, step = f"{len(problems)} problems, listed above", "copy those files again, or leave them out"
         raise DatasetError("the demonstrations are broken", where=path, got=got, next_step=step)
     lengths = [length for scan in scans for length in scan.lengths.values()]
     failures = sum(len(scan.failures) for scan in scans)
@@ -215,9 +215,9 @@ def _check_latents(dataset: LeRobotDataset, path: Path) -> None:
 
     cache = LatentCache.open(path, dataset)
     with Progress("check", cache.num_steps, unit="window") as progress:
-        faults = cache.faults(lambda done, _: progress.advance(count=done - progress.done))
-    if faults:
-        got = f"{len(faults)} faults: {'; '.join(faults[:5])}"
+        problems = cache.problems(lambda done, _: progress.advance(count=done - progress.done))
+    if problems:
+        got = f"{len(problems)} problems: {'; '.join(problems[:5])}"
         step = "delete the files named and run `lightwam cache` again"
         raise DatasetError("the latent cache is damaged", where=cache.path, got=got, next_step=step)
     print(f"{cache.path}: sound; {cache.num_steps} windows, {cache.bytes_per_sample / 1024:.1f} KiB each")

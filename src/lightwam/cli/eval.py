@@ -61,10 +61,10 @@ class ServerOptions(WorldOptions):
 
     run: Path | None = None
     """a folder for the results, required; not that of a trained run"""
-    family: str = "libero"
-    """keys of the server's observations: a schema's name, or a TOML file that declares one (docs/serving_robots.md)"""
+    robot_schema: str = "libero"
+    """how its observations name cameras, state and prompt: a built-in name or a TOML file (docs/serving_robots.md)"""
     renames: dict[str, str] = field(default_factory=dict)
-    """the schema's name of a camera, then the simulator's"""
+    """a camera's name in the robot schema, then the simulator's"""
     timeout_seconds: float = 60.0
     """for an answer; the first one may take long"""
     label: str = ""
@@ -118,7 +118,7 @@ def _eval_server(url: str, arguments: Sequence[str]) -> dict[str, Any]:
     from lightwam.robot.client import Client
     from lightwam.wire.robot_schemas import load_schema
 
-    schema, key = load_schema(options.family), os.environ.get(KEY_VARIABLE, "").strip()
+    schema, key = load_schema(options.robot_schema), os.environ.get(KEY_VARIABLE, "").strip()
     with Client(url, api_key=key or None, timeout_seconds=options.timeout_seconds) as client:
         policy = RemotePolicy(client, recipe, schema, options.renames, options.label)
         return evaluate(

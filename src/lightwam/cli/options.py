@@ -7,7 +7,6 @@ import json
 import os
 import re
 import sys
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
@@ -31,8 +30,15 @@ Flat = tyro.conf.arg(name="")
 RUN = {"RUN": "a run directory"}
 """the first argument of many commands, as usage and errors show it"""
 _SWITCH = re.compile(r"(latents|text):[\w-]+-config$")
-_RENAMED = {"--data": "--dataset"}
-"""option of an earlier version -> option"""
+OLD_OPTIONS: Mapping[str, str] = {
+    "data": "dataset",
+    "families": "robot-schemas",
+    "family": "robot-schema",
+    "most-together": "max-batch",
+    "most-waiting": "max-queue",
+    "most-clients": "max-clients",
+}
+"""former name of an option -> its name; former ones are accepted, with a line on stderr"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,19 +182,23 @@ def parse(defaults: Options, arguments: Sequence[str], command: str) -> Options:
     Sections of several kinds (`latents`, `text`) have the options of the recipe's own kind: `--text.num-tokens 24`. A
     word such as `text:umt5-config`, after all other options, chooses another kind, whose options follow that word.
     """
+    arguments = rename_old(arguments)
     switches = any(_SWITCH.match(word) for word in arguments)
     config = () if switches else (tyro.conf.AvoidSubcommands,)
-    words = [_renamed(word) for word in arguments]
-    options = tyro.cli(type(defaults), default=defaults, args=words, prog=f"lightwam {command}", config=config)
+    options = tyro.cli(type(defaults), default=defaults, args=arguments, prog=f"lightwam {command}", config=config)
     return options if all(map(_is_text, arguments)) else as_utf8(options)
 
 
-def _renamed(word: str) -> str:
-    option, equals, value = word.partition("=")
-    if option not in _RENAMED:
-        return word
-    warnings.warn(f"{option} is now {_RENAMED[option]}", FutureWarning, stacklevel=3)
-    return _RENAMED[option] + equals + value
+def rename_old(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with former names of options replaced; each is reported on stderr."""
+    words = []
+    for word in arguments:
+        option, equals, value = word.partition("=")
+        if option.startswith("--") and (name := OLD_OPTIONS.get(option[2:].replace("_", "-"))):
+            print(f"lightwam: {option} is now --{name}", file=sys.stderr)
+            word = f"--{name}{equals}{value}"
+        words.append(word)
+    return words
 
 
 def as_utf8(options: Options) -> Options:

@@ -18,12 +18,11 @@ from lightwam.config import schema
 from lightwam.config.schema import CameraPlace, CodecConfig, NormKind
 from lightwam.data.statistics import FeatureStats
 from lightwam.errors import ConfigError, WireError, did_you_mean
-from lightwam.types import to_pixels
 
 CONSTANT_SPAN = 1e-6
 """a dimension whose range is within this share of its magnitude is constant (8 steps of float32)"""
 RARE_SPAN = 2e-3
-"""q01 and q99 nearer than this share of min..max coincide (quantiles are measured to a quarter of that each)"""
+"""q01 and q99 nearer than this share of min..max coincide (older runs measured them to a quarter of that each)"""
 
 
 class Codec:
@@ -53,17 +52,7 @@ class Codec:
         """
         for place in self.config.places:
             _check_picture(frames, place.camera)
-        return place_cameras(self.config, {name: frames[name][None] for name in self.cameras})[0]
-
-    def pixels(
-        self, canvas: UInt8[np.ndarray, "B F height width 3"] | UInt8[Tensor, "B F height width 3"]
-    ) -> Float32[Tensor, "B 3 F height width"]:
-        """Canvases -> model input in [-1, 1]."""
-        return to_pixels(canvas)
-
-    def pictures(self, pixels: Float[Tensor, "B 3 F height width"]) -> UInt8[np.ndarray, "B F height width 3"]:
-        """The way back from `pixels`, rounded and clipped to uint8: what an imagined video looks like."""
-        return to_pictures(pixels)
+        return compose_canvas(self.config, {name: frames[name][None] for name in self.cameras})[0].numpy()
 
     def encode_state(self, state: Any) -> Float32[np.ndarray, "*lead P"]:
         """Floats [..., P] in robot units -> normalised; WireError when width or dtype is wrong or one is not finite."""
@@ -97,37 +86,32 @@ class Codec:
 
 
 def to_pictures(pixels: Float[Tensor, "B 3 F height width"]) -> UInt8[np.ndarray, "B F height width 3"]:
-    """Model input -> canvases, rounded and clipped."""
+    """Convert model input in [-1, 1] to uint8 canvases, rounded and clipped: the inverse of `types.to_pixels`."""
     raw = pixels.detach().float().add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
     return raw.permute(0, 2, 3, 4, 1).contiguous().cpu().numpy()
 
 
-def place_cameras(
-    config: CodecConfig, frames: Mapping[str, UInt8[np.ndarray, "T _h _w 3"]]
-) -> UInt8[np.ndarray, "T height width 3"]:
-    """Clips of all placed cameras -> clip of canvases; `place_clips` for arrays."""
-    clips = {place.camera: frames[place.camera] for place in config.places}
-    return place_clips(config, {camera: _tensor(clip) for camera, clip in clips.items()}).numpy()
-
-
-def place_clips(
-    config: CodecConfig, clips: Mapping[str, UInt8[Tensor, "T _h _w 3"]]
+def compose_canvas(
+    config: CodecConfig, clips: Mapping[str, UInt8[np.ndarray, "T _h _w 3"] | UInt8[Tensor, "T _h _w 3"]]
 ) -> UInt8[Tensor, "T height width 3"]:
-    """Clips of all placed cameras -> clip of canvases: each picture cropped, then resized (bilinear, antialias).
+    """Compose the clips of all cameras into a clip of canvases: crop each picture, then resize it (antialiased).
 
-    A picture that has its place's size already is copied as it is. What no place covers stays black. The canvases are
-    on the clips' device.
+    A picture that already has its place's size is copied. What no place covers stays black. The canvases are on the
+    clips' device.
     """
-    first = clips[config.places[0].camera]
+    tensors = {place.camera: _tensor(clips[place.camera]) for place in config.places}
+    first = tensors[config.places[0].camera]
     canvas = first.new_zeros((len(first), *config.canvas, 3))
     for place in config.places:
         rows, columns = slice(place.top, place.top + place.height), slice(place.left, place.left + place.width)
-        canvas[:, rows, columns] = _resized(_cropped(clips[place.camera], place), place)
+        canvas[:, rows, columns] = _resized(_cropped(tensors[place.camera], place), place)
     return canvas
 
 
-def _tensor(clip: UInt8[np.ndarray, "T _h _w 3"]) -> UInt8[Tensor, "T _h _w 3"]:
-    """Shares the memory where torch can: neither of a read-only array nor of one that runs backwards."""
+def _tensor(clip: np.ndarray | Tensor) -> Tensor:
+    """Share the clip's memory, or copy an array that is read-only or not contiguous, which torch cannot share."""
+    if isinstance(clip, Tensor):
+        return clip
     shared = clip.flags.c_contiguous and clip.flags.writeable
     return torch.from_numpy(clip if shared else np.array(clip, order="C"))
 

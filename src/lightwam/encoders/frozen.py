@@ -1,12 +1,13 @@
-"""The frozen parts of a recipe, opened: pixels <-> latents, and prompts -> token states.
+"""A recipe's frozen encoders: pixels <-> latents, and prompts -> token states.
 
-What was measured of them on the data, and the prompts' states, stay with the run, so a policy needs neither the dataset
-nor, for sentences it was trained on, the text encoder.
+Their statistics of the data and the states of the dataset's prompts are saved with the run. So a policy needs neither
+the dataset nor, for sentences it was trained on, the text encoder.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -21,16 +22,19 @@ from lightwam.errors import CheckpointError, PromptError
 from lightwam.types import LatentCodec, Latents, TextEncoder, pool
 
 MAX_PROMPTS = 256
-"""prompts beyond those of the run whose states are kept"""
+"""prompts other than the run's own whose states are cached"""
 
 
 def vae_identity(recipe: Recipe) -> dict[str, str]:
-    """What tells the recipe's VAE from another one: it is all that a run has to know of its latents."""
+    """Return the digest of the recipe's VAE, which a run saves in place of statistics."""
     return {"vae": digest(locate(recipe.weights, "vae"))}
 
 
 def open_latents(recipe: Recipe, measured: Any, where: str, device: torch.device | str = "cpu") -> LatentCodec:
-    """A run's latents, of the DCT's statistics or the VAE's identity; CheckpointError when now there is another VAE."""
+    """Return a run's latents from `measured`, the statistics of the DCT or the identity of the VAE.
+
+    CheckpointError when the VAE is another one by now; `where` names the source of `measured` in errors.
+    """
     if isinstance(recipe.latents, DctConfig):
         return DctLatents.from_dict(recipe.latents, measured, where)
     from lightwam.encoders.wan_vae import WanVaeLatents
@@ -40,20 +44,20 @@ def open_latents(recipe: Recipe, measured: Any, where: str, device: torch.device
 
 
 def check_vae(measured: Any, now: Mapping[str, str], where: object) -> None:
-    """CheckpointError when the VAE found now is not the one that a run was trained with."""
+    """Raise CheckpointError when the VAE `now` is not the one that a run was trained with."""
     if measured != now:
-        raise CheckpointError("the VAE is not the one that the run was trained with", where=where, got=now,
-                              expected=measured, next_step="give the weights of then: --weights PATH")  # fmt: skip
+        what, step = "the VAE must be the one that the run was trained with", "pass its folder: --weights PATH"
+        raise CheckpointError(what, where=where, got=now, expected=measured, next_step=step)
 
 
 def encode_clip(latents: LatentCodec, pixels: Float[Tensor, "B 3 F height width"]) -> Latents:
-    """A clip as the loss reads it: its first frame's latents, and all of them averaged 2x2 in space."""
+    """Encode a clip for the loss: latents of the first frame, and of all frames averaged 2x2 in space."""
     z = latents.encode(pixels)
     return Latents(z[:, :, :1], pool(z))
 
 
 def open_text(recipe: Recipe, device: torch.device | str = "cpu") -> TextEncoder:
-    """The recipe's text encoder; UMT5 computes in bfloat16 on a GPU."""
+    """Open the recipe's text encoder; UMT5 computes in bfloat16 on a GPU."""
     if isinstance(recipe.text, HashedTextConfig):
         return HashedText(recipe.text)
     from lightwam.encoders.umt5 import Umt5Text
@@ -66,7 +70,7 @@ class Sentences:
     """Length check of instructions for the recipe's text encoder; for UMT5 only the tokenizer is loaded."""
 
     def __init__(self, recipe: Recipe) -> None:
-        """CheckpointError when UMT5's tokenizer is not there, ConfigError when transformers is not installed."""
+        """Raise CheckpointError when UMT5's tokenizer is missing, ConfigError when transformers is not installed."""
         self.recipe = recipe
         own = "" if recipe.prompt == "{task}" else ", including the recipe's own words around the sentence"
         if isinstance(recipe.text, HashedTextConfig):
@@ -78,9 +82,9 @@ class Sentences:
         self._count, self._unit = (lambda text: len(umt5.token_ids(tokenizer, umt5.cleaned(text)))), f"{umt5.UNIT}{own}"
 
     def check(self, instruction: str) -> str:
-        """Raise PromptError for an instruction that is empty or longer than the encoder allows.
+        """Raise PromptError for an instruction that is empty or too long for the encoder.
 
-        Returns a warning for one that the recipe truncates; else "".
+        Return a warning if the recipe truncates it, else "".
         """
         most = self.recipe.text.num_tokens
         count = self._count(self.recipe.prompt.format(task=instruction)) if self._count(instruction) else 0
@@ -92,9 +96,9 @@ class Sentences:
 
 
 def check_prompts(recipe: Recipe, instructions: Sequence[str], say: Callable[[str], None] = print) -> None:
-    """Raise PromptError when one of the instructions does not fit the recipe's text encoder; opens no weights.
+    """Raise PromptError when an instruction does not fit the recipe's text encoder, without opening its weights.
 
-    A warning for each one that the recipe truncates goes to `say`. Raises as `Sentences` does, too.
+    `say` gets a warning for every instruction that the recipe truncates. Raises what `Sentences` raises, too.
     """
     sentences = Sentences(recipe)
     for warning in map(sentences.check, dict.fromkeys(instructions)):
@@ -103,29 +107,23 @@ def check_prompts(recipe: Recipe, instructions: Sequence[str], say: Callable[[st
 
 
 class Prompts:
-    """Instructions -> token states. `known` are prompts with their states; others open the text encoder, once."""
+    """Instructions -> token states. `known` holds states by prompt; for others the text encoder is opened, once."""
 
     def __init__(
         self, recipe: Recipe, known: Mapping[str, Float[Tensor, "L E"]], device: torch.device | str = "cpu"
     ) -> None:
-        self.recipe, self.known, self.device = recipe, dict(known), device
-        self._more: dict[str, Float[Tensor, "L E"]] = {}
-        self._encoder: TextEncoder | None = None
+        self.recipe, self.known = recipe, dict(known)
+        encoder = lru_cache(1)(lambda: open_text(recipe, device))
+        self._encoded = lru_cache(MAX_PROMPTS)(lambda prompt: encoder().encode([prompt])[0])
 
     def states(self, instructions: Sequence[str]) -> Float[Tensor, "B L E"]:
-        """One row of states an instruction, on the CPU."""
+        """Return one row of float32 states an instruction, on the CPU; PromptError for one that does not fit."""
         return torch.stack([self._state(instruction).float() for instruction in instructions])
 
     def _state(self, instruction: str) -> Float[Tensor, "L E"]:
         prompt = self.recipe.prompt.format(task=instruction)
-        for table in (self.known, self._more):
-            if prompt in table:
-                return table[prompt]
-        if not instruction.strip():  # with the recipe's own words around it, it would not look empty
+        if prompt in self.known:
+            return self.known[prompt]
+        if not instruction.strip():  # the recipe's own words around it would hide that it is empty
             raise PromptError(instruction, 0, self.recipe.text.num_tokens, "words")
-        if self._encoder is None:
-            self._encoder = open_text(self.recipe, self.device)
-        if len(self._more) >= MAX_PROMPTS:
-            self._more.pop(next(iter(self._more)))
-        self._more[prompt] = self._encoder.encode([prompt])[0]
-        return self._more[prompt]
+        return self._encoded(prompt)

@@ -21,7 +21,7 @@ from torch import Tensor
 from lightwam.config.schema import HashedTextConfig
 from lightwam.errors import ConfigError, PromptError
 
-PLACE_SCALE = 0.5
+POSITION_SCALE = 0.5
 """length of the place code beside the word's own direction of length 1"""
 
 
@@ -42,8 +42,8 @@ class HashedText:
         states = torch.zeros(len(instructions), self.num_tokens, self.dim)
         for row, instruction in enumerate(instructions):
             for place, word in enumerate(self._words(instruction)):
-                state = word_direction(word, self.dim) + PLACE_SCALE * place_code(place, self.dim)
-                states[row, place] = torch.from_numpy(state * math.sqrt(self.dim / (1 + PLACE_SCALE**2)))
+                state = word_direction(word, self.dim) + POSITION_SCALE * position_code(place, self.dim)
+                states[row, place] = torch.from_numpy(state * math.sqrt(self.dim / (1 + POSITION_SCALE**2)))
         return states
 
     def _words(self, instruction: str) -> list[str]:
@@ -77,7 +77,7 @@ def hashed_direction(text: str, dim: int) -> Float[np.ndarray, " dim"]:
 
 
 @functools.cache
-def place_code(place: int, dim: int) -> Float[np.ndarray, " dim"]:
+def position_code(place: int, dim: int) -> Float[np.ndarray, " dim"]:
     """A unit vector of sines and cosines of the word's place, wavelengths from 4 words up."""
     waves = (math.pi / 2) * 100.0 ** (-np.arange(dim // 2) / (dim // 2))
     code = np.concatenate([np.cos(place * waves), np.sin(place * waves)])

@@ -10,7 +10,6 @@ from __future__ import annotations
 import html
 import json
 import re
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,19 +21,17 @@ from torch import Tensor
 
 from lightwam.config.schema import Umt5Config
 from lightwam.encoders.weight_files import (
-    differences,
-    infinite,
+    describe_not_finite,
     locate,
-    prefix_line,
+    mismatch_error,
+    prefix_hint,
     read_tensors,
-    refusal,
     shared_prefix,
+    tensor_differences,
 )
 from lightwam.errors import CheckpointError, ConfigError, PromptError, first_few
 from lightwam.system.file_damage import likely_cause
 
-NUM_KEPT = 256
-"""sentences whose states are kept, the latest used; at most 1 MiB each in bfloat16"""
 UNIT = "tokens, including the end token"
 
 FIXED: dict[str, Any] = {
@@ -73,7 +70,6 @@ class Umt5Text:
         self.device = torch.device(device)
         self.dim, self.num_tokens, self._truncate = config.dim, config.num_tokens, config.truncate
         self.encoder, self.tokenizer = encoder.eval().requires_grad_(False), tokenizer
-        self._kept: OrderedDict[str, Tensor] = OrderedDict()
 
     @classmethod
     def load(
@@ -103,18 +99,18 @@ class Umt5Text:
             encoder: Any = library.UMT5EncoderModel(library.UMT5Config(**sizes, **FIXED))
         wanted = {name: tensor.shape for name, tensor in encoder.state_dict().items() if name != TABLE_TOO}
         names = {name: name if path.is_dir() else official_name(name) for name in wanted}
-        wrong = differences(tensors, {names[name]: shape for name, shape in wanted.items()})
+        wrong = tensor_differences(tensors, {names[name]: shape for name, shape in wanted.items()})
         what, next_step = "the weights are not those of this text encoder", "take the text encoder as it was published"
         if wrong:
-            raise refusal(what, path, wrong, next_step)
+            raise mismatch_error(what, path, wrong, next_step)
         state: dict[str, Tensor] = {}
         for ours, theirs in names.items():  # one tensor at a time: never two copies of the model, and each is read once
             tensor = tensors.pop(theirs)
-            if line := infinite(theirs, tensor):
+            if line := describe_not_finite(theirs, tensor):
                 wrong.append(line)
             state[ours] = tensor.to(dtype)
         if wrong:
-            raise refusal("the weights are not finite", path, wrong, next_step)
+            raise mismatch_error("the weights are not finite", path, wrong, next_step)
         encoder.load_state_dict(state | {TABLE_TOO: state[TABLE]}, assign=True)
         encoder.encoder.embed_tokens.weight = encoder.shared.weight  # one parameter, which travels once
         return cls(encoder, tokenizer, config, device)
@@ -127,11 +123,11 @@ class Umt5Text:
         """
         sentences = [cleaned(instruction) for instruction in instructions]
         tokens = {sentence: self._tokens(sentence) for sentence in dict.fromkeys(sentences)}
-        with self._at_work(any(sentence not in self._kept for sentence in tokens)):
-            found = {sentence: self._states(sentence, ids) for sentence, ids in tokens.items()}
+        with self._on_device():
+            encoded = {sentence: self._states(ids) for sentence, ids in tokens.items()}
         states = torch.zeros(len(sentences), self.num_tokens, self.dim)
         for row, sentence in enumerate(sentences):
-            states[row, : len(found[sentence])] = found[sentence]
+            states[row, : len(encoded[sentence])] = encoded[sentence]
         return states
 
     def _tokens(self, sentence: str) -> list[int]:
@@ -150,9 +146,9 @@ class Umt5Text:
         return ids
 
     @contextmanager
-    def _at_work(self, needed: bool) -> Iterator[None]:
-        """The encoder on its device, as long as it is needed there."""
-        if not needed or self.device.type == "cpu":
+    def _on_device(self) -> Iterator[None]:
+        """Keep the encoder on its device inside the `with` block only."""
+        if self.device.type == "cpu":
             yield
             return
         try:
@@ -164,15 +160,10 @@ class Umt5Text:
                 torch.cuda.empty_cache()  # simulators may draw on this GPU
 
     @torch.no_grad()
-    def _states(self, sentence: str, ids: list[int]) -> Float[Tensor, "n E"]:
-        if sentence not in self._kept:
-            row = torch.tensor([ids], device=self.encoder.device)
-            states = self.encoder(input_ids=row, attention_mask=torch.ones_like(row)).last_hidden_state
-            self._kept[sentence] = states[0].cpu()
-        self._kept.move_to_end(sentence)
-        while len(self._kept) > NUM_KEPT:
-            self._kept.popitem(last=False)
-        return self._kept[sentence]
+    def _states(self, ids: list[int]) -> Float[Tensor, "n E"]:
+        row = torch.tensor([ids], device=self.encoder.device)
+        states: Tensor = self.encoder(input_ids=row, attention_mask=torch.ones_like(row)).last_hidden_state
+        return states[0].cpu()
 
 
 def token_ids(tokenizer: Any, sentence: str) -> list[int]:
@@ -274,7 +265,7 @@ def _sizes(tensors: Mapping[str, Tensor], path: Path) -> dict[str, int]:
         raise CheckpointError(
             "not the weights of UMT5's encoder",
             where=path,
-            got=prefix_line(prefix) if (prefix := shared_prefix(tensors, names)) else first_few(sorted(tensors)),
+            got=prefix_hint(prefix) if (prefix := shared_prefix(tensors, names)) else first_few(sorted(tensors)),
             expected=f"matrices {', '.join(names)}",
             next_step="take the text encoder as it was published",
         )

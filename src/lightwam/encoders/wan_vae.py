@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightwam.encoders.wan_vae_frame import FrameEncoder, precise
-from lightwam.encoders.weight_files import check_tensors, locate, prefix_line, read_tensors, shared_prefix
+from lightwam.encoders.weight_files import check_tensors, locate, prefix_hint, read_tensors, shared_prefix
 from lightwam.errors import CheckpointError, ConfigError, first_few
 from lightwam.system.file_damage import likely_cause
 
@@ -175,7 +175,7 @@ def _official_config(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any
         raise CheckpointError(
             "not the official file of Wan2.1's VAE",
             where=path,
-            got=prefix_line(prefix) if (prefix := shared_prefix(tensors, sizes)) else first_few(sorted(tensors)),
+            got=prefix_hint(prefix) if (prefix := shared_prefix(tensors, sizes)) else first_few(sorted(tensors)),
             expected=missing,
             next_step="take Wan2.1_VAE.pth as it was published, or the folder of diffusers' layout",
         )

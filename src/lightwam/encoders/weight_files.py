@@ -156,18 +156,18 @@ def check_tensors(
 
     `integers` names those that are counters, not weights.
     """
-    if lines := differences(found, wanted, integers=integers):
-        raise refusal(what, path, lines, next_step)
+    if lines := tensor_differences(found, wanted, integers=integers):
+        raise mismatch_error(what, path, lines, next_step)
     check_finite(found, path)
 
 
 def check_finite(found: Mapping[str, Tensor], path: Path | str) -> None:
     """Raise CheckpointError naming the tensors that hold NaN or inf."""
     if lines := not_finite(found):
-        raise refusal("the weights are not finite", path, lines, "take an older checkpoint, or copy the file again")
+        raise mismatch_error("the weights are not finite", path, lines, "take an older checkpoint, or copy it again")
 
 
-def differences(
+def tensor_differences(
     found: Mapping[str, Tensor], wanted: Mapping[str, torch.Size], where: str = "", integers: Collection[str] = ()
 ) -> list[str]:
     """List every tensor that is missing, unknown, of another shape, or not of floating point with 16 bits or more.
@@ -177,7 +177,7 @@ def differences(
     """
     lines = []
     if prefix := shared_prefix(found, wanted):
-        lines.append(f"{where}{prefix_line(prefix)}")
+        lines.append(f"{where}{prefix_hint(prefix)}")
         found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
     elif prefix := shared_prefix(wanted, found):
         lines.append(f"{where}no name begins with {prefix!r}, and all should: add it to each")
@@ -193,7 +193,7 @@ def differences(
     return lines + [_odd_dtype(where + name, tensor) for name, tensor in weights if tensor.dtype not in FLOATS]
 
 
-def prefix_line(prefix: str) -> str:
+def prefix_hint(prefix: str) -> str:
     """Say that all names of a file begin with `prefix` and should not, and what to do."""
     by = {"module.": ", as DataParallel saves them", "_orig_mod.": ", as torch.compile saves them"}.get(prefix, "")
     return f"all names begin with {prefix!r}{by}: remove it from each name and save the file again"
@@ -214,10 +214,10 @@ def shared_prefix(found: Iterable[str], wanted: Iterable[str]) -> str:
 
 def not_finite(found: Mapping[str, Tensor], where: str = "") -> list[str]:
     """List the tensors that hold NaN or inf. Reads every value once, from the disk if the file is memory-mapped."""
-    return [line for name, tensor in found.items() if (line := infinite(where + name, tensor))]
+    return [line for name, tensor in found.items() if (line := describe_not_finite(where + name, tensor))]
 
 
-def infinite(name: str, tensor: Tensor) -> str:
+def describe_not_finite(name: str, tensor: Tensor) -> str:
     """Say how many NaN and inf a tensor holds; "" when all its numbers are finite."""
     # minimum and maximum are NaN when any number is; isfinite().all() takes 25 times as long
     if not tensor.numel() or tensor.dtype not in FLOATS or all(bool(end.isfinite()) for end in tensor.aminmax()):
@@ -226,8 +226,8 @@ def infinite(name: str, tensor: Tensor) -> str:
     return f"not finite: {name} ({nan} NaN and {inf} inf of {tensor.numel()} numbers)"
 
 
-def refusal(what: str, path: Path | str, lines: list[str], next_step: str) -> CheckpointError:
-    """Return the error that lists the first `differences` of a file from the model, some of each kind, and a count."""
+def mismatch_error(what: str, path: Path | str, lines: list[str], next_step: str) -> CheckpointError:
+    """Return the error that lists the first differences of a file from the model, some of each kind, and a count."""
     kinds: dict[str, list[str]] = {}
     for line in lines:
         kinds.setdefault(line.partition(":")[0], []).append(line)

@@ -1,1 +1,1 @@
-"""Speed around the plain model, which stays the oracle: the packed training step."""
+"""Speed around the plain model, which the tests compare it with: the packed training step and the folded model."""

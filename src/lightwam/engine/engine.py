@@ -1,10 +1,9 @@
-"""The fast way from pictures to actions: the folded model, sentences read once, and on a GPU one graph of kernels."""
+"""Fast inference from pictures to actions: the folded model, prompts encoded once, and on a GPU one CUDA graph."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from functools import lru_cache
 
 import torch
 from jaxtyping import Float, UInt8
@@ -16,17 +15,17 @@ from lightwam.model.light_wam import LightWAM
 from lightwam.system.cpu import product_dtype
 from lightwam.types import LatentCodec, to_pixels
 
-NUM_SENTENCES = 64
-"""sentences whose keys and values are kept, the latest used; about 6 MiB each at the paper's sizes in bfloat16"""
-NUM_GRAPHS = 8
-"""sizes of batch and prompts whose CUDA graphs are kept, the latest used"""
-
-Key = TypeVar("Key")
-Value = TypeVar("Value")
+MAX_SENTENCES = 64
+"""sentences whose keys and values are cached; about 6 MiB each at the paper's sizes in bfloat16"""
+MAX_GRAPHS = 8
+"""combinations of batch size and prompt length whose CUDA graphs are cached"""
 
 
 class Engine:
-    """Acts as `LightWAM.act` does on the latents of a canvas. Not for several threads at once."""
+    """Acts as `LightWAM.act` does on the latents of a canvas. Not thread-safe."""
+
+    plain: None = None
+    """an engine only acts: it keeps no plain model"""
 
     def __init__(
         self,
@@ -38,85 +37,79 @@ class Engine:
         *,
         int8: bool = False,
     ) -> None:
-        """Folds the model, where it is, to compute in `dtype` on `device`; the model is only read.
+        """Fold the model to compute in `dtype` on `device`; the model itself is not changed.
 
-        A CPU without bfloat16 units computes in float32 instead. `states` gives the token states of instructions.
-        `int8` keeps the weights of linear layers in 8 bits: less memory, and actions that are not quite the model's.
+        A CPU without bfloat16 units computes in float32 instead. `states` returns the token states of instructions.
+        `int8` keeps the weights of linear layers in 8 bits: less memory, and actions that differ slightly.
         """
         dtype = getattr(torch, product_dtype(device, dtype))
-        self.folded, self.latents, self.device = FoldedWAM(model, Placement(device, dtype, int8)), latents, device
-        self._states = states
-        self._sentences: OrderedDict[str, PromptKV] = OrderedDict()
-        self._graphs: OrderedDict[tuple[int, ...], Graph] = OrderedDict()
-        self._memory: tuple[tuple[str, ...], ContextKV] | None = None
+        self.device = device
+        self.folded = folded = FoldedWAM(model, Placement(device, dtype, int8))
+        bits = ", weights in 8 bits" if int8 else ""
+        self.description = f"{str(dtype).removeprefix('torch.')} on {device.type}, by the engine{bits}"
+
+        # The caches are closures without `self`, so an engine's memory is freed as soon as nobody refers to it.
+        @lru_cache(MAX_SENTENCES)
+        def prompt_kv(sentence: str) -> PromptKV:
+            return folded.encode_prompt(states([sentence])[0].to(device))
+
+        @lru_cache(1)
+        def context_kv(instructions: tuple[str, ...]) -> ContextKV:
+            return folded.batch_prompts([prompt_kv(sentence) for sentence in instructions])
+
+        def run(canvas: Tensor, context_kv: ContextKV, state: Tensor) -> Tensor:
+            return folded.act(latents.encode(to_pixels(canvas[:, None])), context_kv, state)
+
+        self.context_kv, self._run = context_kv, run
+        self._graph = lru_cache(MAX_GRAPHS)(lambda *sizes: Graph(run))
 
     @torch.inference_mode()
     def act(
         self, canvas: UInt8[Tensor, "B height width 3"], instructions: Sequence[str], state: Float[Tensor, "B P"]
     ) -> Float[Tensor, "B H A"]:
-        """Chunks of normalised actions. A sentence that is new costs its encoding and one reading.
+        """Return chunks of normalised actions. A new sentence also costs its encoding.
 
-        Canvases travel to the engine's device as bytes, a quarter of what they are as floats.
+        Canvases are moved to the engine's device as bytes, a quarter of their size in float32.
         """
         context_kv, canvas, state = self.context_kv(tuple(instructions)), canvas.to(self.device), state.to(self.device)
         if self.device.type != "cuda":
-            return self.run(canvas, context_kv, state)
-        sizes = (*canvas.shape, context_kv.weight.shape[-1])
-        graph = _kept(self._graphs, sizes, lambda: Graph(self.run, canvas, context_kv, state), NUM_GRAPHS)
-        return graph(canvas, context_kv, state)
-
-    def run(
-        self, canvas: UInt8[Tensor, "B height width 3"], context_kv: ContextKV, state: Float[Tensor, "B P"]
-    ) -> Float[Tensor, "B H A"]:
-        """All of it, kernel by kernel."""
-        return self.folded.act(self.latents.encode(to_pixels(canvas[:, None])), context_kv, state)
-
-    def context_kv(self, instructions: tuple[str, ...]) -> ContextKV:
-        """The instructions as the model reads them, one a sample."""
-        if self._memory is None or self._memory[0] != instructions:
-            self._memory = instructions, self.folded.batch_prompts([self._sentence(one) for one in instructions])
-        return self._memory[1]
-
-    def _sentence(self, instruction: str) -> PromptKV:
-        def read() -> PromptKV:
-            return self.folded.encode_prompt(self._states([instruction])[0].to(self.device))
-
-        return _kept(self._sentences, instruction, read, NUM_SENTENCES)
+            return self._run(canvas, context_kv, state)
+        return self._graph(*canvas.shape, context_kv.score_bias.shape[-1])(canvas, context_kv, state)
 
 
 class Graph:
-    """`run`, captured once for inputs of some shapes, then replayed: one launch instead of over a thousand."""
+    """`run`, captured in a CUDA graph at the first call, for inputs of one shape; a call is then a single launch."""
 
-    def __init__(self, run: Callable[..., Tensor], seen: Tensor, context_kv: ContextKV, state: Tensor) -> None:
-        self.seen, self.state = seen.clone(), state.clone()
-        self.context_kv, self.given = ContextKV(*(part.clone() for part in context_kv)), context_kv
+    def __init__(self, run: Callable[..., Tensor]) -> None:
+        self._run = run
+        self._captured: tuple[torch.cuda.CUDAGraph, Tensor, ContextKV, Tensor, Tensor] | None = None
+        self._copied: ContextKV | None = None
+
+    def __call__(self, image: Tensor, context_kv: ContextKV, state: Tensor) -> Float[Tensor, "B H A"]:
+        """Return `run(image, context_kv, state)`."""
+        if self._captured is None:
+            self._captured = self._capture(image, context_kv, state)
+        graph, own_image, own_context_kv, own_state, action = self._captured
+        if context_kv is not self._copied:
+            for own, other in zip(own_context_kv, context_kv, strict=True):
+                own.copy_(other)
+            self._copied = context_kv
+        own_image.copy_(image, non_blocking=True)
+        own_state.copy_(state, non_blocking=True)
+        graph.replay()
+        return action.clone()
+
+    def _capture(
+        self, image: Tensor, context_kv: ContextKV, state: Tensor
+    ) -> tuple[torch.cuda.CUDAGraph, Tensor, ContextKV, Tensor, Tensor]:
+        inputs = image.clone(), ContextKV(*(part.clone() for part in context_kv)), state.clone()
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # libraries choose their kernels and workspaces before the capture
             for _ in range(3):
-                run(self.seen, self.context_kv, self.state)
+                self._run(*inputs)
         torch.cuda.current_stream().wait_stream(side)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.action = run(self.seen, self.context_kv, self.state)
-
-    def __call__(self, seen: Tensor, context_kv: ContextKV, state: Tensor) -> Float[Tensor, "B H A"]:
-        """What `run` gives for these."""
-        if context_kv is not self.given:
-            for ours, theirs in zip(self.context_kv, context_kv, strict=True):
-                ours.copy_(theirs)
-            self.given = context_kv
-        self.seen.copy_(seen, non_blocking=True)
-        self.state.copy_(state, non_blocking=True)
-        self.graph.replay()
-        return self.action.clone()
-
-
-def _kept(kept: OrderedDict[Key, Value], key: Key, make: Callable[[], Value], most: int) -> Value:
-    """What is kept under a key, made when it is not; the one that was not asked for the longest is let go."""
-    if key not in kept:
-        kept[key] = make()
-        if len(kept) > most:
-            kept.popitem(last=False)
-    kept.move_to_end(key)
-    return kept[key]
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            action = self._run(*inputs)
+        return graph, *inputs, action

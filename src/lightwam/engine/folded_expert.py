@@ -1,8 +1,8 @@
 """The StateFusionActionExpert, folded: its queries are constants, and the steps of a chunk share one product.
 
 A pooler scores a token by its queries' keys, which is one small matrix; as scores sum to 1, tokens are averaged before
-they are made into values. The chunk's steps differ by a constant code, so the wide layer behind their LayerNorm is
-applied to the state and to the codes apart: LN(s + c) = (s - mean s + c - mean c) / std(s + c).
+they are projected to values. The steps of a chunk differ by a constant code, so the wide layer behind their LayerNorm
+is applied to the state and to the codes separately: LN(s + c) = (s - mean s + c - mean c) / std(s + c).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class FoldedPooler:
         keys = weight[width : 2 * width].unflatten(0, (self.num_heads, -1))
         scores = torch.einsum("qhd,hdn->hqn", query, keys) * query.shape[-1] ** -0.5 * at_least_float32(norm.weight)
         self.scores = placement.put(scores.flatten(0, 1))
-        self.share = placement.put_float32(at_least_float32(pooler.query_merge_logits).softmax(0))
+        self.merge = placement.put_float32(at_least_float32(pooler.query_merge_logits).softmax(0))
         value = weight[2 * width :]
         bias = bias[2 * width :] + value @ at_least_float32(norm.bias)
         value = (value * at_least_float32(norm.weight)).unflatten(0, (self.num_heads, -1))
@@ -41,13 +41,12 @@ class FoldedPooler:
         self.norm = placement.put(pooler.output_norm.weight), placement.put(pooler.output_norm.bias)
 
     def __call__(self, tokens: Float[Tensor, "B S D"]) -> Float[Tensor, "B D"]:
-        """One vector a sample."""
         tokens = F.layer_norm(tokens, tokens.shape[-1:])
-        taken = at_least_float32(F.linear(tokens, self.scores)).softmax(dim=1).unflatten(2, (self.num_heads, -1))
-        averages = (taken @ self.share).to(tokens.dtype).mT @ tokens
+        shares = at_least_float32(F.linear(tokens, self.scores)).softmax(dim=1).unflatten(2, (self.num_heads, -1))
+        averages = (shares @ self.merge).to(tokens.dtype).mT @ tokens
         values = torch.baddbmm(self.bias, averages.transpose(0, 1), self.value.mT)
-        found = self.out(values.transpose(0, 1).flatten(1))
-        return F.layer_norm(found, found.shape[-1:], *self.norm)
+        pooled = self.out(values.transpose(0, 1).flatten(1))
+        return F.layer_norm(pooled, pooled.shape[-1:], *self.norm)
 
 
 class FoldedPair:
@@ -58,12 +57,11 @@ class FoldedPair:
         self.fc2 = fold([(pair.fc2, None)], placement)
 
     def __call__(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch m"]:
-        """[..., in_width] -> [..., width]."""
         return self.fc2(gelu(self.fc1(F.layer_norm(x, x.shape[-1:]))))
 
 
 class FoldedExpert:
-    """`StateFusionActionExpert`; taps are read as they come, so that their tokens need not be kept."""
+    """`StateFusionActionExpert`; taps are pooled one by one, so that their tokens need not be kept."""
 
     def __init__(self, expert: StateFusionActionExpert, placement: Placement) -> None:
         self.poolers = [FoldedPooler(cast(Pooler, pooler), placement) for pooler in expert.layer_poolers]
@@ -74,31 +72,31 @@ class FoldedExpert:
         first, _, last = cast(tuple[nn.Linear, nn.GELU, nn.Linear], tuple(expert.output))
         weight = at_least_float32(first.weight) * at_least_float32(expert.output_norm.weight)
         codes = _centred(_step_codes(expert))
-        self.codes, self.read_codes = placement.put_float32(codes), placement.put_float32(codes @ weight.t())
+        self.codes, self.projected_codes = placement.put_float32(codes), placement.put_float32(codes @ weight.t())
         shift = at_least_float32(first.weight) @ at_least_float32(expert.output_norm.bias)
         self.bias = placement.put_float32(at_least_float32(first.bias) + shift)
         self.output1 = placement.put(weight)
-        self.output2 = fold([(last, None)], placement, plain=True)  # its error would be the action's
+        self.output2 = fold([(last, None)], placement, plain=True)  # rounding here would be an error of the actions
 
     def pool_tap(self, tap: int, tokens: Float[Tensor, "B S D"]) -> Float[Tensor, "B D2"]:
-        """What the expert takes from a tap's adapted tokens."""
+        """Pool and compress the adapted tokens of tap number `tap`."""
         return self.compressors[tap](self.poolers[tap](tokens))
 
     def __call__(self, layers: Sequence[Float[Tensor, "B D2"]]) -> Float[Tensor, "B H A"]:
-        """What was read of every tap -> a chunk of normalised actions."""
-        joined = torch.cat(list(layers), dim=-1)
+        """Map the pooled taps to a chunk of normalised actions."""
+        joined = torch.cat(tuple(layers), dim=-1)
         state = self.fused(F.layer_norm(joined, joined.shape[-1:]))
         for block in self.trunk:
             state = state + block(state)
         centred = _centred(at_least_float32(state))
         variance = (centred[:, None] + self.codes).square().mean(dim=-1, keepdim=True)
-        both = at_least_float32(F.linear(centred.to(state.dtype), self.output1))[:, None] + self.read_codes
-        hidden = torch.addcmul(self.bias, both, (variance + 1e-5).rsqrt())
+        hidden = at_least_float32(F.linear(centred.to(state.dtype), self.output1))[:, None] + self.projected_codes
+        hidden = torch.addcmul(self.bias, hidden, (variance + 1e-5).rsqrt())
         return self.output2(gelu(hidden).to(state.dtype))
 
 
 def _step_codes(expert: StateFusionActionExpert) -> Float[Tensor, "H W"]:
-    """`expert.step_codes()`, in float32 at least."""
+    """Return `expert.step_codes()`, computed in at least float32."""
     norm, first, act, second = cast(tuple[nn.LayerNorm, nn.Linear, nn.GELU, nn.Linear], tuple(expert.step_pos_proj))
     steps = torch.arange(expert.horizon, dtype=torch.float64, device=first.weight.device)
     weight, bias = at_least_float32(norm.weight), at_least_float32(norm.bias)

@@ -1,8 +1,8 @@
-"""A trained LightWAM, folded once to act sooner: the same action as `LightWAM.act`, to rounding.
+"""A trained LightWAM, folded once to act faster: the same actions as `LightWAM.act`, up to rounding.
 
-Only what acting needs is here: blocks up to the last tap, at time 0, on one frame. What does not depend on the camera
-is computed when the model is folded (modulation, step codes, the poolers' queries) or once a sentence (`pool_tap`).
-Letters as in model/dit.py and model/expert.py; N blocks up to the last tap, K keys a sentence.
+Only what acting needs: blocks up to the last tap, at time 0, on one frame. What does not depend on the camera is
+computed when the model is folded (modulation, step codes, the poolers' queries) or once a sentence (`encode_prompt`).
+Letters as in model/dit.py and model/action_expert.py; N blocks up to the last tap, K keys a sentence.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from torch import Tensor, nn
 from lightwam.engine.folded_expert import FoldedExpert
 from lightwam.engine.folding import Folded, Placement, fold, stack
 from lightwam.model.dit import Block, ResidualAdapter
-from lightwam.model.layers import EPS, Attention, apply_rope, at_least_float32, gelu, layer_norm, rope_3d
+from lightwam.model.layers import EPS, Attention, apply_rope, at_least_float32, attention, gelu, layer_norm, rope_3d
 from lightwam.model.light_wam import LightWAM
 
 
 class PromptKV(NamedTuple):
-    """A prompt as the cross-attention of every block reads it; the padding, all alike, is one key."""
+    """Keys and values of a prompt for every block; the padding positions, all alike, are a single key."""
 
     keys: Float[Tensor, "N K heads d"]
     values: Float[Tensor, "N K heads d"]
-    weight: Float[Tensor, " K"]
-    """added to a key's score: the log of how many tokens it stands for"""
+    score_bias: Float[Tensor, " K"]
+    """added to a key's score: the log of the number of tokens that it stands for"""
 
 
 class ContextKV(NamedTuple):
-    """The sentences of a batch; the last key is the proprioception token's, filled at every step."""
+    """Keys and values of a batch; the last key is the proprioception token's, written at every step."""
 
     keys: Float[Tensor, "N B K heads d"]
     values: Float[Tensor, "N B K heads d"]
-    weight: Float[Tensor, "B 1 1 K"]
+    score_bias: Float[Tensor, "B 1 1 K"]
 
 
 class FoldedBlock:
@@ -63,16 +63,15 @@ class FoldedBlock:
         rope: Complex[Tensor, "S 1 pairs"],
         keys: Float[Tensor, "B K heads d"],
         values: Float[Tensor, "B K heads d"],
-        weight: Float[Tensor, "B 1 1 K"],
+        score_bias: Float[Tensor, "B 1 1 K"],
     ) -> Float[Tensor, "B S D"]:
-        """Tokens through the block."""
         heads, width = (self.num_heads, -1), x.shape[-1]
         both, v = self.qkv(layer_norm(x)).split((2 * width, width), dim=-1)
         normed = F.rms_norm(both.unflatten(-1, (2, width)), (width,), None, EPS) * self.norm_qk
         q, k = apply_rope(normed.flatten(2).unflatten(-1, (2 * heads[0], -1)), rope).chunk(2, dim=2)
         x = x + self.out(attention(q, k, v.unflatten(-1, heads)))
         q = F.rms_norm(self.query(layer_norm(x)), (width,), self.norm_query, EPS).unflatten(-1, heads)
-        x = x + self.out2(attention(q, keys, values, weight))
+        x = x + self.out2(attention(q, keys, values, score_bias))
         return x + self.down(gelu(self.up(layer_norm(x))))
 
 
@@ -84,16 +83,15 @@ class FoldedAdapter:
         self.up = fold([(adapter.up, None)], placement)
 
     def __call__(self, x: Float[Tensor, "B S D"]) -> Float[Tensor, "B S D"]:
-        """The adapted tokens."""
         return x + self.up(gelu(self.down(layer_norm(x))))
 
 
 class FoldedWAM:
-    """`LightWAM.act`, folded. The model given is only read, and may be thrown away."""
+    """`LightWAM.act`, folded. The model is not changed and not needed afterwards."""
 
-    @torch.inference_mode()  # torch skips its book-keeping on tensors that were made so
+    @torch.inference_mode()  # torch keeps no autograd records of tensors created in this mode
     def __init__(self, model: LightWAM, placement: Placement) -> None:
-        """Computes in `placement`, which need not be the model's; weights are summed in at least float32."""
+        """Fold `model` to compute at `placement`, which need not be the model's; sums are in at least float32."""
         dit = model.dit
         assert dit.config.patch[0] == 1
         self.placement, self.patch = placement, dit.config.patch[1:]
@@ -113,40 +111,41 @@ class FoldedWAM:
         self.embed1, self.embed2 = (
             fold([(layer, None)], placement, plain=True) for layer in (text.linear_1, text.linear_2)
         )
-        self.embed_state = _after(model.proprio_encoder, text.linear_1, placement)
-        self.to_kv = stack([_key_value(block.attn2, placement) for block in blocks])
+        self.embed_state = _merge_linears(model.proprio_encoder, text.linear_1, placement)
+        self.to_kv = stack([_fold_key_value(block.attn2, placement) for block in blocks])
         self.norm_k = placement.put(torch.stack([block.attn2.norm_k.weight for block in blocks])[:, None])
-        self.ropes: dict[tuple[int, int], Tensor] = {}  # held here, as a CUDA graph reads them where they lie
+        self.ropes: dict[tuple[int, int], Tensor] = {}  # kept here, as a CUDA graph refers to their memory
 
     @torch.inference_mode()
     def encode_prompt(self, states: Float[Tensor, "L E"]) -> PromptKV:
-        """A prompt's token states, padding zeros, ready for every step with this sentence."""
-        there = states.any(dim=1)
-        rows, padding = states[there], int((~there).sum())
-        weight = torch.zeros(len(rows), device=states.device, dtype=torch.float64)
-        if padding:
+        """Return keys and values of a prompt's token states (padding: zeros), to be used at every step."""
+        is_token = states.any(dim=1)
+        rows, num_padding = states[is_token], int((~is_token).sum())
+        score_bias = torch.zeros(len(rows), device=states.device, dtype=torch.float64)
+        if num_padding:
             rows = torch.cat((rows, rows.new_zeros(1, rows.shape[1])))
-            weight = torch.cat((weight, weight.new_tensor([padding]).log()))
+            score_bias = torch.cat((score_bias, score_bias.new_tensor([num_padding]).log()))
         keys, values = self._keys_values(self.embed1(rows.to(self.placement.dtype)))
-        return PromptKV(keys, values, weight.to(self.placement.dtype))
+        return PromptKV(keys, values, score_bias.to(self.placement.dtype))
 
     @torch.inference_mode()
-    def batch_prompts(self, sentences: Sequence[PromptKV]) -> ContextKV:
-        """One sentence a sample."""
-        most = max(len(sentence.weight) for sentence in sentences)
+    def batch_prompts(self, prompts: Sequence[PromptKV]) -> ContextKV:
+        """Join one prompt a sample, padded to the longest, with room for the proprioception token."""
+        length = 1 + max(len(prompt.score_bias) for prompt in prompts)
         keys, values = (
-            torch.stack([F.pad(part, (0, 0, 0, 0, 0, most + 1 - part.shape[1])) for part in parts], dim=1)
-            for parts in ([s.keys for s in sentences], [s.values for s in sentences])
+            torch.stack([F.pad(part, (0, 0, 0, 0, 0, length - part.shape[1])) for part in parts], dim=1)
+            for parts in ([p.keys for p in prompts], [p.values for p in prompts])
         )
-        weight = torch.stack([F.pad(s.weight, (0, most + 1 - len(s.weight)), value=-torch.inf) for s in sentences])
-        weight[:, -1] = 0
-        return ContextKV(keys, values, weight[:, None, None])
+        biases = [F.pad(p.score_bias, (0, length - len(p.score_bias)), value=-torch.inf) for p in prompts]
+        score_bias = torch.stack(biases)
+        score_bias[:, -1] = 0
+        return ContextKV(keys, values, score_bias[:, None, None])
 
     @torch.inference_mode()
     def act(
         self, latent: Float[Tensor, "B C 1 h w"], context_kv: ContextKV, state: Float[Tensor, "B P"]
     ) -> Float[Tensor, "B H A"]:
-        """The chunk of normalised actions for what is seen now; overwrites the memory's last key."""
+        """Return one chunk of normalised actions a sample; overwrites the last key of `context_kv`."""
         keys, values = self._keys_values(self.embed_state(state.to(self.placement.dtype)))
         context_kv.keys[:, :, -1], context_kv.values[:, :, -1] = keys, values
         patches = F.conv2d(latent[:, :, 0].to(self.placement.dtype), self.patch_weight, self.patch_bias, self.patch)
@@ -155,38 +154,27 @@ class FoldedWAM:
             self.ropes[rows, columns] = rope_3d(1, rows, columns, self.head_dim, latent.device, self.placement.dtype)
         rope = self.ropes[rows, columns]
         x = patches.flatten(2).mT.contiguous()
-        found: list[Tensor] = []
+        pooled: list[Tensor] = []
         for i, block in enumerate(self.blocks):
-            x = block(x, rope, context_kv.keys[i], context_kv.values[i], context_kv.weight)
+            x = block(x, rope, context_kv.keys[i], context_kv.values[i], context_kv.score_bias)
             if i in self.adapters:
                 x = self.adapters[i](x)
-                found.append(self.expert.pool_tap(len(found), x))
-        return self.expert(found)
+                pooled.append(self.expert.pool_tap(len(pooled), x))
+        return self.expert(pooled)
 
     def _keys_values(self, hidden: Float[Tensor, "n D"]) -> tuple[Tensor, Tensor]:
-        """Tokens inside the text embedder, before its GELU -> keys and values [N, n, heads, d] of every block."""
+        """Return keys and values [N, n, heads, d] for every block, of tokens before the text embedder's GELU."""
         k, v = self.to_kv(self.embed2(gelu(hidden))).chunk(2, dim=-1)
         k = F.rms_norm(k, k.shape[-1:], None, EPS) * self.norm_k
         return k.unflatten(-1, (self.num_heads, -1)), v.unflatten(-1, (self.num_heads, -1))
 
 
-def attention(
-    q: Float[Tensor, "B S heads d"],
-    k: Float[Tensor, "B K heads d"],
-    v: Float[Tensor, "B K heads d"],
-    weight: Float[Tensor, "B 1 1 K"] | None = None,
-) -> Float[Tensor, "B S D"]:
-    """Softmax attention, heads joined again; `weight` is added to the scores."""
-    mixed = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), weight)
-    return mixed.transpose(1, 2).flatten(2)
+def _fold_key_value(layer: Attention, placement: Placement) -> Folded:
+    return fold([(layer.to_k, layer.lora_k), (layer.to_v, layer.lora_v)], placement, plain=True)
 
 
-def _key_value(attention: Attention, placement: Placement) -> Folded:
-    return fold([(attention.to_k, attention.lora_k), (attention.to_v, attention.lora_v)], placement, plain=True)
-
-
-def _after(first: nn.Linear, second: nn.Linear, placement: Placement) -> Folded:
-    """Two linears with nothing between them, as one."""
+def _merge_linears(first: nn.Linear, second: nn.Linear, placement: Placement) -> Folded:
+    """Merge two consecutive linear layers into one."""
     weight = at_least_float32(second.weight)
     bias = weight @ at_least_float32(first.bias) + at_least_float32(second.bias)
     return Folded(placement.put(weight @ at_least_float32(first.weight)), placement.put(bias))

@@ -1,13 +1,12 @@
-"""Linear layers with what stands around them folded in: LoRA, the affine part of a norm before, a gate behind.
+"""Linear layers with their surroundings folded in: LoRA, the affine part of the norm before, the gate after.
 
-All of it is exact algebra, summed in float32 (or float64) and rounded once, to the dtype that the engine computes in:
+The algebra is exact, summed in at least float32 and rounded once, to the dtype that the engine computes in:
 
     gate * (W (scale * x + shift) + b + up(down(scale * x + shift)))  =  W' x + b'
 
-With weights in 8 bits (`Int8`) the rounding is coarser, and the engine no longer exact.
-
-An update too small for that dtype would be lost in the rounding; such a one stays apart. Folded layers are plain
-objects, not modules: a small model on a CPU spends half its time in looking things up.
+With weights in 8 bits (`Int8`) the rounding is coarser, and the engine no longer exact. A LoRA update too small to
+survive rounding is kept unmerged. Folded layers are plain objects: a small model on a CPU would spend half its time in
+the attribute lookups of nn.Module.
 """
 
 from __future__ import annotations
@@ -25,20 +24,20 @@ from lightwam.model.layers import Projection, at_least_float32
 from lightwam.model.lora import LoRA
 
 MIN_EFFECT_KEPT = 0.95
-"""an update is merged when rounding leaves at least this much of its effect, and at most its inverse"""
+"""an update is merged if rounding leaves at least this share of its effect, and at most the inverse"""
 
 PACKED_FROM = 2**20
-"""elements of a weight; smaller ones gain nothing"""
+"""smallest weight, in elements, that is packed; smaller ones gain nothing"""
 
 INT8_FROM = 2**11
-"""elements of a weight; smaller ones save nothing"""
+"""smallest weight, in elements, that is kept in 8 bits; smaller ones save nothing"""
 
 Part = tuple[nn.Module, LoRA | None]
 """a linear layer and its low-rank update"""
 
 
 class Placement(NamedTuple):
-    """Where the engine computes, and in what."""
+    """Device and dtype in which the engine computes."""
 
     device: torch.device
     dtype: torch.dtype
@@ -46,18 +45,16 @@ class Placement(NamedTuple):
     """keep the weights of linear layers in 8 bits, which is not exact"""
 
     def put(self, x: Tensor) -> Tensor:
-        """A tensor there, rounded once, in memory of its own."""
+        """Return a copy in the engine's dtype on its device."""
         return x.detach().to(self.device, self.dtype, copy=True)
 
     def put_float32(self, x: Tensor) -> Tensor:
-        """A tensor there, in float32 or, where the engine computes in it, float64."""
+        """Return a copy on the engine's device in at least float32."""
         return x.detach().to(self.device, torch.promote_types(self.dtype, torch.float32), copy=True)
 
 
 class Folded:
-    """x W' + b', and down and up of an update that had to stay apart."""
-
-    __slots__ = ("bias", "down", "up", "weight")
+    """x W' + b', plus `down` and `up` of an update that is kept unmerged."""
 
     def __init__(
         self,
@@ -69,47 +66,38 @@ class Folded:
         self.weight, self.bias, self.down, self.up = weight, bias, down, up
 
     def __call__(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch m"]:
-        """[..., n] -> [..., m]."""
-        y = F.linear(x, self.weight, self.bias)
+        return self._with_update(F.linear(x, self.weight, self.bias), x)
+
+    def _with_update(self, y: Float[Tensor, "*batch m"], x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch m"]:
         return y if self.down is None or self.up is None else y + F.linear(F.linear(x, self.down), self.up)
 
 
 class Packed(Folded):
-    """`Folded` in the order in which oneDNN reads its weight, on a CPU: a tenth sooner at the paper's sizes."""
-
-    __slots__ = ()
+    """`Folded` with its weight in oneDNN's own layout, on a CPU: 10 % faster at the paper's sizes."""
 
     def __call__(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch m"]:
-        """[..., n] -> [..., m]."""
         y = torch.ops.mkldnn._linear_pointwise(x.contiguous(), self.weight, self.bias, "none", [], "")
-        return y if self.down is None or self.up is None else y + F.linear(F.linear(x, self.down), self.up)
+        return self._with_update(y, x)
 
 
 class Int8(Folded):
-    """`Folded`, its weight kept as whole numbers of -127 to 127 and one scale a row: a quarter of float32's memory."""
-
-    __slots__ = ("scale",)
+    """`Folded` with its weight as integers from -127 to 127 and one scale a row: a quarter of float32's memory."""
 
     def __init__(
-        self, placement: Placement, weight: Float[Tensor, "m n"], bias: Float[Tensor, " m"], *apart: Tensor
+        self, placement: Placement, weight: Float[Tensor, "m n"], bias: Float[Tensor, " m"], *update: Tensor
     ) -> None:
-        whole, scale = to_int8(weight)
-        super().__init__(whole.to(placement.device), bias, *apart)
+        integers, scale = to_int8(weight)
+        super().__init__(integers.to(placement.device), bias, *update)
         self.scale = placement.put_float32(scale)
 
     def __call__(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch m"]:
-        """[..., n] -> [..., m]."""
-        y = F.linear(x, self.weight.to(x.dtype)).mul_(self.scale).add_(self.bias)
-        return y if self.down is None or self.up is None else y + F.linear(F.linear(x, self.down), self.up)
+        return self._with_update(F.linear(x, self.weight.to(x.dtype)).mul_(self.scale).add_(self.bias), x)
 
 
 class Stack(Folded):
-    """Layers of the same widths side by side: every tensor of `Folded` has a first dim more."""
-
-    __slots__ = ()
+    """Several `Folded` layers of the same widths: every tensor has one more dimension, the first."""
 
     def __call__(self, x: Float[Tensor, "B n"]) -> Float[Tensor, "layers B m"]:
-        """The same input to each of them."""
         x = x.expand(len(self.weight), *x.shape)
         y = torch.baddbmm(self.bias[:, None], x, self.weight.mT)
         return y if self.down is None or self.up is None else y + (x @ self.down.mT) @ self.up.mT
@@ -124,9 +112,9 @@ def fold(
     gate: Float[Tensor, " m"] | None = None,
     plain: bool = False,
 ) -> Folded:
-    """Layers over the same input as one, their outputs one behind the other.
+    """Fold layers over the same input into one, their outputs concatenated.
 
-    `plain`: neither packed nor in 8 bits, so that `stack` may take it.
+    `plain`: neither packed nor in 8 bits, as `stack` requires.
     """
     linears = [cast(nn.Linear, layer.proj if isinstance(layer, Projection) else layer) for layer, _ in parts]
     weight = torch.cat([at_least_float32(layer.weight.detach()) for layer in linears])
@@ -142,58 +130,58 @@ def fold(
     base, bias = gate[:, None] * weight * scale, placement.put(gate * bias)
     placement = placement._replace(int8=placement.int8 and not plain and weight.numel() >= INT8_FROM)
     if updates is None:
-        return layer(placement, base, bias, plain=plain)
+        return make_linear(placement, base, bias, plain=plain)
     down, up = updates[0] * scale, gate[:, None] * updates[1]
     update = up @ down
     if survives_rounding(placement, base, update):
-        return layer(placement, base + update, bias, plain=plain)
-    return layer(placement, base, bias, placement.put(down), placement.put(up), plain=plain)
+        return make_linear(placement, base + update, bias, plain=plain)
+    return make_linear(placement, base, bias, placement.put(down), placement.put(up), plain=plain)
 
 
-def layer(
-    placement: Placement, weight: Float[Tensor, "m n"], bias: Float[Tensor, " m"], *apart: Tensor, plain: bool
+def make_linear(
+    placement: Placement, weight: Float[Tensor, "m n"], bias: Float[Tensor, " m"], *update: Tensor, plain: bool
 ) -> Folded:
-    """A folded layer for its place: in 8 bits, packed for a CPU where that pays, or as it is."""
+    """Return the folded layer of the fitting kind: in 8 bits, packed where that is faster, or plain."""
     if placement.int8:
-        return Int8(placement, weight, bias, *apart)
+        return Int8(placement, weight, bias, *update)
     weight = placement.put(weight)
     large = not plain and weight.numel() >= PACKED_FROM and placement[:2] == (torch.device("cpu"), torch.float32)
     if large and torch.backends.mkldnn.is_available():
-        return Packed(torch.ops.mkldnn._reorder_linear_weight(weight), bias, *apart)
-    return Folded(weight, bias, *apart)
+        return Packed(torch.ops.mkldnn._reorder_linear_weight(weight), bias, *update)
+    return Folded(weight, bias, *update)
 
 
 def to_int8(weight: Float[Tensor, "m n"]) -> tuple[Int8Tensor[Tensor, "m n"], Float[Tensor, " m"]]:
-    """The nearest whole numbers, and what one of them is worth in each row."""
+    """Return the nearest integers, and the scale of each row."""
     scale = weight.abs().amax(dim=1).clamp_min(torch.finfo(weight.dtype).tiny) / 127
     return (weight / scale[:, None]).round().to(torch.int8), scale
 
 
 def stack(layers: Sequence[Folded]) -> Stack:
-    """Layers of the same widths over the same input."""
+    """Stack plain layers of the same widths over the same input."""
     weight, bias = (torch.stack([getattr(layer, name) for layer in layers]) for name in ("weight", "bias"))
     rank = max(0 if layer.down is None else len(layer.down) for layer in layers)
     if not rank:
         return Stack(weight, bias)
-    none = weight.new_zeros(rank, weight.shape[2]), weight.new_zeros(weight.shape[1], rank)
-    apart = [none if layer.down is None or layer.up is None else (layer.down, layer.up) for layer in layers]
-    return Stack(weight, bias, *(torch.stack(side) for side in zip(*apart, strict=True)))
+    zeros = weight.new_zeros(rank, weight.shape[2]), weight.new_zeros(weight.shape[1], rank)
+    updates = [zeros if layer.down is None or layer.up is None else (layer.down, layer.up) for layer in layers]
+    return Stack(weight, bias, *(torch.stack(side) for side in zip(*updates, strict=True)))
 
 
 def low_rank(
     updates: Sequence[LoRA | None], weight: Float[Tensor, "m n"]
 ) -> tuple[Float[Tensor, "r n"], Float[Tensor, "m r"]] | None:
-    """down and up of all updates as one; each is of as many rows of `weight` as the others."""
-    given = [lora for lora in updates if lora is not None]
-    if not given:
+    """Return `down` and `up` of all updates as one; each update covers an equal share of the rows of `weight`."""
+    present = [lora for lora in updates if lora is not None]
+    if not present:
         return None
-    nothing = weight.new_zeros(len(weight) // len(updates), 0)
-    ups = [nothing if lora is None else at_least_float32(lora.up.weight.detach()) * lora.scale for lora in updates]
-    return torch.cat([at_least_float32(lora.down.weight.detach()) for lora in given]), torch.block_diag(*ups)
+    empty = weight.new_zeros(len(weight) // len(updates), 0)
+    ups = [empty if lora is None else at_least_float32(lora.up.weight.detach()) * lora.scale for lora in updates]
+    return torch.cat([at_least_float32(lora.down.weight.detach()) for lora in present]), torch.block_diag(*ups)
 
 
 def survives_rounding(placement: Placement, base: Float[Tensor, "m n"], update: Float[Tensor, "m n"]) -> bool:
-    """Whether rounding leaves the update's effect: its projection on what the rounded weights differ by."""
+    """Tell whether the rounded weights still differ by about the update, measured along its direction."""
     size = update.square().sum()
     if size == 0:
         return True
@@ -203,23 +191,18 @@ def survives_rounding(placement: Placement, base: Float[Tensor, "m n"], update: 
 
 
 def quantised(placement: Placement, weight: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
-    """What a place keeps of a weight."""
+    """Return a weight as rounded by `placement`, in at least float32."""
     if not placement.int8:
         return at_least_float32(weight.to(placement.dtype))
-    whole, scale = to_int8(weight)
-    return whole * scale[:, None]
+    integers, scale = to_int8(weight)
+    return integers * scale[:, None]
 
 
 def tensors(folded: Any) -> list[Tensor]:
-    """All tensors that a folded object holds, in its lists and tables too."""
+    """Return all tensors of a folded object, nested ones included; their size is the engine's memory."""
     if isinstance(folded, Tensor):
         return [folded]
-    if isinstance(folded, list | tuple):
-        return [tensor for one in folded for tensor in tensors(one)]
     if isinstance(folded, dict):
         return tensors(list(folded.values()))
-    names = [
-        *getattr(folded, "__dict__", {}),
-        *(n for kind in type(folded).__mro__ for n in getattr(kind, "__slots__", ())),
-    ]
-    return [tensor for name in names for tensor in tensors(getattr(folded, name))] if names else []
+    parts = folded if isinstance(folded, list | tuple) else getattr(folded, "__dict__", {}).values()
+    return [tensor for part in parts for tensor in tensors(part)]

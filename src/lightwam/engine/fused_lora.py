@@ -1,7 +1,6 @@
-"""LoRA over frozen weights with the least memory traffic: what autograd would do, saying less and adding in place.
+"""LoRA over frozen weights with little memory traffic: two autograd functions that add in place.
 
-Two functions with backward passes of their own. Neither has a gradient for the frozen weight, and the feed-forward
-keeps one hidden activation instead of two.
+Neither computes a gradient for the frozen weight, and the feed-forward keeps one hidden activation instead of two.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ Grads = tuple[Tensor | None, ...]
 
 
 def linear(layer: nn.Module, lora: LoRA | None, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch m"]:
-    """The same as `model.lora.linear_with_lora`; by `LoraLinear` where the layer is frozen and has LoRA."""
+    """Compute `linear_with_lora`, by `LoraLinear` where the layer is frozen and has LoRA."""
     layer = layer.proj if isinstance(layer, Projection) else layer
     if lora is None or not isinstance(layer, nn.Linear) or layer.weight.requires_grad:
         return linear_with_lora(layer, lora, x)
@@ -29,25 +28,22 @@ def linear(layer: nn.Module, lora: LoRA | None, x: Float[Tensor, "*batch n"]) ->
 
 
 def feed_forward(ffn: FeedForward, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch n"]:
-    """The same as `ffn(x)`; by `LoraFeedForward` where it is frozen and has LoRA."""
+    """Compute `ffn(x)`, by `LoraFeedForward` where it is frozen and has LoRA."""
     first, second = cast(Projection, ffn.net[0]).proj, cast(nn.Linear, ffn.net[2])
     if ffn.lora_in is None or ffn.lora_out is None or first.weight.requires_grad:
         return ffn(x)
     flat = x.reshape(-1, x.shape[-1])
-    into, out = ffn.lora_in, ffn.lora_out
-    y = LoraFeedForward.apply(
-        flat, first.weight, first.bias, into.down.weight, into.up.weight, into.scale,
-        second.weight, second.bias, out.down.weight, out.up.weight, out.scale,
-    )  # fmt: skip
-    return cast(Tensor, y).view(x.shape)
+    parts = ((first, ffn.lora_in), (second, ffn.lora_out))
+    weights = [(layer.weight, layer.bias, lora.down.weight, lora.up.weight, lora.scale) for layer, lora in parts]
+    return cast(Tensor, LoraFeedForward.apply(flat, *weights[0], *weights[1])).view(x.shape)
 
 
 class LoraLinear(torch.autograd.Function):
-    """x W' + b + scale (x down') up', gradients for x, down and up."""
+    """x W' + b + scale (x down') up', with gradients for x, down and up."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
-        """x [N, n], weight [m, n], bias [m], down [r, n], up [m, r] -> [N, m]."""
+        # x [N, n], weight [m, n], bias [m], down [r, n], up [m, r] -> [N, m]
         y, low = _forward(x, weight, bias, down, up, scale)
         ctx.save_for_backward(x, low, weight, down, up)
         ctx.scale = scale
@@ -55,18 +51,18 @@ class LoraLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Grads:
-        """One gradient an input."""
+        """Return one gradient an input."""
         x, low, weight, down, up = ctx.saved_tensors
         grad_x, grad_down, grad_up = _backward(grads[0], x, low, weight, down, up, ctx.scale, ctx.needs_input_grad[0])
         return grad_x, None, None, grad_down, grad_up, None
 
 
 class LoraFeedForward(torch.autograd.Function):
-    """Linear, GELU, linear, each with LoRA; the hidden activation after the GELU is made again in the backward pass."""
+    """Linear, GELU, linear, each with LoRA; the backward pass computes the activation after the GELU again."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, *parts: Any) -> Tensor:
-        """x [N, n] and, for each linear, weight, bias, down, up, scale -> [N, n]."""
+        # x [N, n] and, for each linear, weight, bias, down, up, scale -> [N, n]
         first, second = parts[:5], parts[5:]
         hidden, low1 = _forward(x, *first)
         y, low2 = _forward(gelu(hidden), *second)
@@ -76,7 +72,7 @@ class LoraFeedForward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Grads:
-        """One gradient an input."""
+        """Return one gradient an input."""
         x, low1, hidden, low2, weight1, down1, up1, weight2, down2, up2 = ctx.saved_tensors
         scale1, scale2 = ctx.scales
         after = gelu(hidden)
@@ -90,7 +86,7 @@ class LoraFeedForward(torch.autograd.Function):
 def _forward(
     x: Tensor, weight: Tensor, bias: Tensor, down: Tensor, up: Tensor, scale: float
 ) -> tuple[Float[Tensor, "N m"], Float[Tensor, "N r"]]:
-    """The layer's output, and the low-rank activation that its backward pass needs."""
+    """Return the layer's output, and the low-rank activation that its backward pass needs."""
     low = _product(x, down.t())
     return _product(x, weight.t(), bias, low, up.t(), scale), low
 
@@ -112,7 +108,7 @@ def _product(
     up: Float[Tensor, "r m"] | None = None,
     scale: float = 1.0,
 ) -> Float[Tensor, "N m"]:
-    """a b + bias + scale low up, the later terms added in place."""
+    """Return a b + bias + scale low up, adding in place."""
     y = a @ b if bias is None else torch.addmm(bias, a, b)
     if low is not None and up is not None:
         y.addmm_(low, up, alpha=scale)

@@ -1,15 +1,15 @@
-"""The training step, packed: both passes of the model go through every linear layer as one sequence of tokens.
+"""The packed training step: both passes of the model go through every linear layer as one sequence of tokens.
 
-`packed_loss(model, ...)` equals `model.loss(...)`, its gradients included; the plain one is its oracle. Tokens of one
-sample, in this order (B samples; letters as in model/dit.py):
+`packed_loss(model, ...)` equals `model.loss(...)`, gradients included; tests compare the two. Tokens of one sample, in
+this order (letters as in model/dit.py):
 
-    action   the present at full resolution     time 0     leaves after the last tap
+    action   the present at full resolution     time 0     dropped after the last tap
     first    the present, averaged 2x2          time 0
     later    the noised future, averaged 2x2    time t
 
-They share every weight, norm and feed-forward and the reading of the context; only self-attention keeps them apart,
-in three calls without a mask: action over action, first over first, later over first and later. In the last block,
-whose first frame nobody reads, `first` gives keys and values and then leaves.
+They share all weights and the encoded context. Only self-attention separates them, in three calls without a mask:
+action over action, first over first, later over first and later. The last block uses `first` for keys and values only,
+as nothing depends on its output.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from lightwam.types import Batch, Losses
 
 @dataclass(frozen=True)
 class Layout:
-    """Tokens of one sample, by kind; those of time 0 come first."""
+    """Number of tokens of each kind; those of time 0 come first."""
 
     action: int
     first: int
@@ -41,31 +41,30 @@ class Layout:
 
     @property
     def clean(self) -> int:
-        """Tokens of time 0."""
+        """Number of tokens of time 0."""
         return self.action + self.first
 
     @property
     def parts(self) -> tuple[int, int, int]:
-        """All three, in order."""
+        """All three numbers, in order."""
         return self.action, self.first, self.later
 
 
 class Modulation(NamedTuple):
-    """The six vectors of a block, for tokens of time 0 and for later ones."""
+    """The six modulation vectors, for tokens of time 0 (`clean`) and for later ones."""
 
     clean: Float[Tensor, "1 6 D"]
     later: Float[Tensor, "B 6 D"]
 
 
 class PackedLoss(nn.Module):
-    """`packed_loss` as a module: what DistributedDataParallel and FSDP wrap."""
+    """`packed_loss` as a module, for DistributedDataParallel and FSDP to wrap."""
 
     def __init__(self, model: LightWAM, checkpointing: bool = False) -> None:
         super().__init__()
         self.model, self.checkpointing = model, checkpointing
 
     def forward(self, batch: Batch, u: Float[Tensor, " B"], noise: Float[Tensor, "B C T h2 w2"]) -> Losses:
-        """The losses of a batch."""
         return packed_loss(self.model, batch, u, noise, checkpointing=self.checkpointing)
 
 
@@ -77,7 +76,10 @@ def packed_loss(
     *,
     checkpointing: bool = False,
 ) -> Losses:
-    """`model.loss(batch, u, noise)` in one pass; `checkpointing` keeps a block's input only and runs blocks twice."""
+    """Return `model.loss(batch, u, noise)`, computed in one pass.
+
+    `checkpointing` keeps only the input of each block and computes blocks again in the backward pass.
+    """
     config = model.config
     if config.video_loss_weight == 0:
         return model.loss(batch, u, noise)
@@ -91,14 +93,14 @@ def packed_loss(
 
 
 def encode_context(model: LightWAM, batch: Batch) -> tuple[KeyValue, ...]:
-    """`model.dit.encode_context`, every padded position computed once for the whole batch: all the same zeros."""
+    """Return `model.dit.encode_context` of the batch; all padding positions, which are equal, are computed once."""
     context = model.append_proprio(batch.context, batch.state)
     rows, keep = drop_padding(context, batch.context)
     dit = model.dit
     tokens = dit.condition_embedder.text(rows)
     context_kv = []
     for block in dit.blocks:
-        k, v = key_value(cast(Block, block).attn2, tokens)
+        k, v = cast(Block, block).attn2.key_value(tokens, linear)
         context_kv.append((restore_padding(k, keep), restore_padding(v, keep)))
     return tuple(context_kv)
 
@@ -106,9 +108,9 @@ def encode_context(model: LightWAM, batch: Batch) -> tuple[KeyValue, ...]:
 def drop_padding(
     context: Float[Tensor, "B L1 E"], text: Float[Tensor, "B L E"]
 ) -> tuple[Float[Tensor, "n E"], Bool[Tensor, "B L1"]]:
-    """The tokens that are not padding and, last, one zero for all that are; and which tokens of the context are not.
+    """Return the tokens that are not padding plus a single zero row for those that are, and the mask of the former.
 
-    Padding is what the text encoder left at zero; the proprioception token, the last, is never taken for it.
+    Padding is text states that are all zero; the proprioception token, the last, never counts as padding.
     """
     keep: Bool[Tensor, "B L1"] = torch.ones(context.shape[:2], dtype=torch.bool, device=context.device)
     keep[:, :-1] = text.any(dim=2)
@@ -116,8 +118,8 @@ def drop_padding(
 
 
 def restore_padding(rows: Float[Tensor, "n heads d"], keep: Bool[Tensor, "B L1"]) -> Float[Tensor, "B L1 heads d"]:
-    """What was computed of `drop_padding` tokens, at every token of the context."""
-    # The padding's row is expanded, not gathered: the gradient of a gather adds its many terms one by one, in bfloat16.
+    """Undo `drop_padding` for rows computed from its tokens: one row for every token of the context."""
+    # The padding's row is expanded, not gathered: the gradient of a gather would add its many terms in bfloat16.
     tokens, padding = rows.split((len(rows) - 1, 1))
     return padding.expand(*keep.shape, *rows.shape[1:]).index_put((keep,), tokens)
 
@@ -130,7 +132,7 @@ def forward(
     context_kv: Sequence[KeyValue],
     checkpointing: bool,
 ) -> tuple[Float[Tensor, "B C later h2 w2"], list[Float[Tensor, "B action D"]]]:
-    """Velocity of the later frames, and the adapted tokens of the action pass, one entry a tap."""
+    """Return the velocity of the later frames, and the tokens of the action pass at every tap."""
     x, rope, layout, (rows, columns) = tokens(dit, present, noisy)
     embedding, modulation = time_modulation(dit, time)
     last, taps = dit.config.num_blocks - 1, []
@@ -151,7 +153,7 @@ def forward(
 def tokens(
     dit: DiT, present: Float[Tensor, "B C 1 h w"], noisy: Float[Tensor, "B C T h2 w2"]
 ) -> tuple[Float[Tensor, "B S D"], Complex[Tensor, "S 1 pairs"], Layout, tuple[int, int]]:
-    """All tokens of a sample, how RoPE turns each, how many of each kind, and the later frames' rows and columns."""
+    """Return all tokens, their RoPE, how many of each kind, and the later frames' rows and columns."""
     weight, parts, ropes = dit.scale_shift_table, [], []
     head_dim = dit.config.width // dit.config.num_heads
     for latents in (present, noisy):
@@ -165,7 +167,7 @@ def tokens(
 
 
 def time_modulation(dit: DiT, time: Float[Tensor, " B"]) -> tuple[Float[Tensor, "B D"], Modulation]:
-    """The later frames' time embedding, and everybody's modulation."""
+    """Return the later frames' time embedding, and the modulation of all tokens."""
     clean = torch.zeros(1, device=time.device, dtype=time.dtype)
     embedding, vectors = dit.condition_embedder.time(torch.cat((clean, time)))
     return embedding[1:], Modulation(vectors[:1], vectors[1:])
@@ -180,14 +182,14 @@ def run_block(
     context_kv: KeyValue,
     keeps_first: bool,
 ) -> Float[Tensor, "B S2 D"]:
-    """`Block.forward` on packed tokens; without `keeps_first`, those of the first frame leave after giving keys."""
+    """Apply `Block` to packed tokens; `keeps_first=False` uses those of the first frame for keys and values only."""
     clean, later = ((part + block.scale_shift_table).unbind(1) for part in modulation)
     attended = self_attention(block.attn1, modulate(x, clean[:2], later[:2], layout), rope, layout, keeps_first)
     if not keeps_first:
         x, layout = without_first(x, layout), replace(layout, first=0)
     x = gated(x, attended, clean[2], later[2], layout)
-    query = attention_query(block.attn2, block.norm2(x))
-    x = x + linear(block.attn2.to_out[0], block.attn2.lora_out, attention(query, *context_kv))
+    query = block.attn2.query(block.norm2(x), linear)
+    x = x + block.attn2.out(attention(query, *context_kv), linear)
     hidden = feed_forward(block.ffn, modulate(x, clean[3:5], later[3:5], layout))
     return gated(x, hidden, clean[5], later[5], layout)
 
@@ -199,35 +201,20 @@ def self_attention(
     layout: Layout,
     keeps_first: bool,
 ) -> Float[Tensor, "B S2 D"]:
-    """Three unmasked attentions."""
-    k, v = key_value(layer, x)
+    """Apply self-attention to each kind of tokens, in three unmasked calls."""
+    k, v = layer.key_value(x, linear)
     keys, values = apply_rope(k, rope).split(layout.parts, dim=1), v.split(layout.parts, dim=1)
     if not keeps_first:
         x, rope = without_first(x, layout), without_first(rope[None], layout)[0]
         layout = replace(layout, first=0)
-    queries = apply_rope(attention_query(layer, x), rope).split(layout.parts, dim=1)
+    queries = apply_rope(layer.query(x, linear), rope).split(layout.parts, dim=1)
     mixed = [attention(q, k, v) for q, k, v in zip(queries[:2], keys[:2], values[:2], strict=True) if q.shape[1]]
     mixed.append(attention(queries[2], torch.cat(keys[1:], dim=1), torch.cat(values[1:], dim=1)))
-    return linear(layer.to_out[0], layer.lora_out, torch.cat(mixed, dim=1))
-
-
-def attention_query(attention: Attention, x: Float[Tensor, "B S D"]) -> Float[Tensor, "B S heads d"]:
-    """`Attention.query` by this engine's linear."""
-    q = attention.norm_q(linear(attention.to_q, attention.lora_q, x))
-    return q.unflatten(-1, (attention.num_heads, -1))
-
-
-def key_value(
-    attention: Attention, x: Float[Tensor, "*batch D"]
-) -> tuple[Float[Tensor, "*batch heads d"], Float[Tensor, "*batch heads d"]]:
-    """`Attention.key_value` by this engine's linear."""
-    k = attention.norm_k(linear(attention.to_k, attention.lora_k, x))
-    v = linear(attention.to_v, attention.lora_v, x)
-    return k.unflatten(-1, (attention.num_heads, -1)), v.unflatten(-1, (attention.num_heads, -1))
+    return layer.out(torch.cat(mixed, dim=1), linear)
 
 
 def without_first(x: Tensor, layout: Layout) -> Tensor:
-    """Tokens but those of the first frame."""
+    """Drop the tokens of the first frame."""
     action, _, later = x.split(layout.parts, dim=1)
     return torch.cat((action, later), dim=1) if layout.action else later
 
@@ -235,7 +222,7 @@ def without_first(x: Tensor, layout: Layout) -> Tensor:
 def modulate(
     x: Float[Tensor, "B S D"], clean: Sequence[Tensor], later: Sequence[Tensor], layout: Layout
 ) -> Float[Tensor, "B S D"]:
-    """layer_norm(x) (1 + scale) + shift, with the shift and scale of each token's time."""
+    """Return norm(x) (1 + scale) + shift, with the shift and scale of each token's time."""
     present, future = x.split((layout.clean, layout.later), dim=1)
     changed = torch.addcmul(later[0][:, None], layer_norm(future), 1 + later[1][:, None])
     if not layout.clean:
@@ -246,7 +233,9 @@ def modulate(
 def gated(
     x: Float[Tensor, "B S D"], update: Float[Tensor, "B S D"], clean: Tensor, later: Tensor, layout: Layout
 ) -> Float[Tensor, "B S D"]:
-    """x + gate * update, with the gate of each token's time."""
-    # split, not slices: its backward pass is one concatenation, theirs a tensor of zeros each
-    halves = zip(*(one.split((layout.clean, layout.later), dim=1) for one in (x, update)), (clean, later), strict=True)
+    """Return x + gate * update, with the gate of each token's time."""
+    # split, not slices: its backward pass is one concatenation instead of a tensor of zeros each
+    halves = zip(
+        *(part.split((layout.clean, layout.later), dim=1) for part in (x, update)), (clean, later), strict=True
+    )
     return torch.cat([torch.addcmul(a, gate[:, None], b) for a, b, gate in halves if a.shape[1]], dim=1)

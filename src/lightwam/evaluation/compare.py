@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lightwam.data.statistics import Pairs, mcnemar, paired_difference, wilson
 from lightwam.errors import CheckpointError
 from lightwam.evaluation.episodes import read_episodes
+from lightwam.evaluation.statistics import Pairs, mcnemar, paired_difference, wilson
 from lightwam.policy import run_directory
 from lightwam.system.machine import SIMULATORS
 

@@ -22,10 +22,10 @@ from jaxtyping import Float32
 
 from lightwam.config.checks import check_world
 from lightwam.config.schema import EvalConfig, Recipe, SimConfig, adapted, to_dict
-from lightwam.data.statistics import wilson
 from lightwam.errors import ConfigError
 from lightwam.evaluation.episodes import open_episodes, read_episodes, task_files
 from lightwam.evaluation.rollouts import FilmJob, SimulatorWorker, StepJob, StepResult, Video
+from lightwam.evaluation.statistics import wilson
 from lightwam.policy import run_directory
 from lightwam.policy.policy import Policy
 from lightwam.sim import registry

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lightwam.config.schema import Recipe, SimConfig
-from lightwam.data.statistics import wilson
 from lightwam.errors import SetupError, SimulatorError
+from lightwam.evaluation.statistics import wilson
 from lightwam.sim import registry
 from lightwam.sim.simulator import Simulator, Trial
 from lightwam.system.progress import Progress

@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float32
 
 from lightwam.config.schema import ControlSettings
-from lightwam.data.statistics import wilson
 from lightwam.errors import ConfigError
 from lightwam.evaluation.rehearsal import Rehearsed, latency_steps, rehearse, switches, ways
+from lightwam.evaluation.statistics import wilson
 from lightwam.policy.policy import Policy
 from lightwam.sim import registry
 from lightwam.system.machine import versions

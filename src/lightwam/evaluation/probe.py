@@ -11,11 +11,11 @@ import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
 from lightwam.config.schema import Recipe
-from lightwam.data.codec import Codec
+from lightwam.data.codec import Codec, to_pictures
 from lightwam.errors import ConfigError
 from lightwam.sim.simulator import Simulator
 from lightwam.system.files import replacing
-from lightwam.types import LatentCodec, Observation
+from lightwam.types import LatentCodec, Observation, to_pixels
 
 
 @runtime_checkable
@@ -153,5 +153,5 @@ def _through_latents(
     from torch.nn.functional import avg_pool3d
 
     with torch.inference_mode():
-        latents = policy.latents.encode(policy.codec.pixels(frames[None]))
-        return policy.codec.pictures(policy.latents.decode_pooled(avg_pool3d(latents, (1, 2, 2))))[0]
+        latents = policy.latents.encode(to_pixels(frames[None]))
+        return to_pictures(policy.latents.decode_pooled(avg_pool3d(latents, (1, 2, 2))))[0]

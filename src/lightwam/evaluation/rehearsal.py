@@ -16,9 +16,9 @@ import numpy as np
 from jaxtyping import Float32
 
 from lightwam.errors import ConfigError
-from lightwam.robot.background import Arrived, Report
+from lightwam.robot.background import ChunkReceived, Event
 from lightwam.robot.chunks import Crossfade, Ensemble
-from lightwam.robot.player import BlockingPlayer, ChunkPlayer, Hold, Play, Player, standing
+from lightwam.robot.player import BlockingPlayer, ChunkPlayer, Hold, Play, Player, hold_still
 from lightwam.sim.simulator import Simulator
 from lightwam.types import Observation
 
@@ -82,14 +82,14 @@ class Stage:
         return chunk
 
     def ask(self, number: int, observation: Observation) -> None:
-        """The server, asked: `reports` has the answer when it is due."""
+        """The server, asked: `events` has the answer when it is due."""
         self._waiting.append((len(self.actions) + self._latency, number, self._act(observation)))
 
-    def reports(self) -> list[Report]:
+    def events(self) -> list[Event]:
         """The answers that are due."""
         due = [item for item in self._waiting if item[0] <= len(self.actions)]
         self._waiting = [item for item in self._waiting if item[0] > len(self.actions)]
-        return [Arrived(number, chunk, 0.0) for _, number, chunk in due]
+        return [ChunkReceived(number, chunk, 0.0) for _, number, chunk in due]
 
     def close(self) -> None:
         """Nothing is asked any more."""
@@ -135,7 +135,7 @@ def rehearse(
     simulator: Simulator, seed: int, act: Act, way: Way, *, switch_dims: tuple[int, ...], latency: int, max_steps: int
 ) -> Rehearsed:
     """One episode with answers that are `latency` control steps late."""
-    hold = standing(simulator.action_dim, switch_dims)
+    hold = hold_still(simulator.action_dim, switch_dims)
     simulator.reset(seed)
     stage = Stage(simulator, act, hold, latency, max_steps)
     player = way(stage, hold)

@@ -17,7 +17,7 @@ from lightwam.robot.client import Client
 from lightwam.sim import registry
 from lightwam.types import Observation
 from lightwam.wire.openpi import MESSAGE_BYTES
-from lightwam.wire.robot_schema import GUIDE, RobotSchema, fitted
+from lightwam.wire.robot_schema import GUIDE, RobotSchema, fit_schema
 
 
 class RemotePolicy:
@@ -30,38 +30,38 @@ class RemotePolicy:
         self,
         client: Client,
         recipe: Recipe,
-        family: RobotSchema,
+        schema: RobotSchema,
         renames: Mapping[str, str] | None = None,
         label: str = "",
     ) -> None:
-        """Of the recipe only simulator and evaluation count; `renames` are as `wire.family.fitted` has them.
+        """Of the recipe only simulator and evaluation count; `renames` are as `wire.schema.fit_schema` has them.
 
         `label` goes into the result, as a server may say nothing of itself. ConfigError for a family whose robots
         want actions as maps, which openpi's protocol has not, or whose state has two parts of unknown length.
         """
-        if family.action:
-            raise ConfigError("openpi's servers answer with plain numbers", where=f"{family.name}: action",
-                              got=[part.key for part in family.action], expected="no parts",
+        if schema.action:
+            raise ConfigError("openpi's servers answer with plain numbers", where=f"{schema.name}: action",
+                              got=[part.key for part in schema.action], expected="no parts",
                               next_step=f"choose another family; {GUIDE}")  # fmt: skip
-        if sum(part.length is None for part in family.state) > 1:
-            raise ConfigError("how the state is divided is not known", where=f"{family.name}: state",
+        if sum(part.length is None for part in schema.state) > 1:
+            raise ConfigError("how the state is divided is not known", where=f"{schema.name}: state",
                               expected="a length of every part but one", next_step=GUIDE)  # fmt: skip
         self.recipe, self._client, self._label = recipe, client, label
-        self._declared, self._renames = family, dict(renames or {})
-        self._family = family
+        self._declared, self._renames = schema, dict(renames or {})
+        self._schema = schema
         self._said: Any = None
         """what the server said of itself when it was first heard"""
 
     def identity(self) -> dict[str, Any]:
         """The label, what the server says of itself, and the family; not where it listens. Connects if need be."""
-        family = _plain(asdict(self._declared)) | {"renames": self._renames}
-        return {"label": self._label, "server": self._greeting(), "family": family}
+        schema = _plain(asdict(self._declared)) | {"renames": self._renames}
+        return {"label": self._label, "server": self._greeting(), "family": schema}
 
     def check_evaluation(self, sim: SimConfig, settings: EvalConfig) -> None:
         """ConfigError where they do not fit each other, or the family does not fit the simulator."""
         check_world(sim, settings)
         world = registry.make_simulator(sim, sim.tasks[0])
-        self._family = fitted(self._declared, sim.cameras, world.state_dim, world.action_dim, self._renames)
+        self._schema = fit_schema(self._declared, sim.cameras, world.state_dim, world.action_dim, self._renames)
 
     def act_batch(self, observations: Sequence[Observation]) -> Float32[np.ndarray, "B H A"]:
         """The server's chunks, in the simulator's units.
@@ -69,7 +69,7 @@ class RemotePolicy:
         ConnectionLost when the server is gone, WireError for what it refuses or answers wrongly, and when it is another
         one than before.
         """
-        chunks = [self._family.chunk(self._client.act(self._family.message(seen))) for seen in observations]
+        chunks = [self._schema.chunk(self._client.act(self._schema.message(seen))) for seen in observations]
         if len(lengths := {len(chunk) for chunk in chunks}) > 1:
             raise WireError("the server's chunks differ in length", where=self._client.url, got=sorted(lengths),
                             expected="one length")  # fmt: skip

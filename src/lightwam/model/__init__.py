@@ -1,1 +1,1 @@
-"""The model: flow, layers and LoRA below, the video transformer and the action expert above them, LightWAM on top."""
+"""The model: LightWAM, made of the video transformer (dit) and the action expert; flow, layers, lora serve both."""

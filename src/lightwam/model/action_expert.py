@@ -1,4 +1,4 @@
-"""StateFusionActionExpert: tapped tokens of the present -> one chunk of actions, all steps at once.
+"""StateFusionActionExpert: tapped tokens of the present frame -> one chunk of actions, all steps at once.
 
 B batch, S tokens, D backbone width, Q learned queries a tap, H horizon, A action dims, W trunk width.
 """
@@ -17,7 +17,7 @@ from lightwam.model.layers import attention, gelu, sinusoid
 
 
 class Pooler(nn.Module):
-    """Learned queries attend to a tap's tokens; what they find is merged into one vector."""
+    """Learned queries that attend to a tap's tokens; their results are merged into one vector."""
 
     def __init__(self, width: int, num_queries: int, num_heads: int) -> None:
         super().__init__()
@@ -29,21 +29,20 @@ class Pooler(nn.Module):
         self.output_norm = nn.LayerNorm(width)
 
     def forward(self, tokens: Float[Tensor, "B S D"]) -> Float[Tensor, "B D"]:
-        """One vector a sample. The merge weights sum to 1, so that merging first and projecting once is the same."""
-        q, k, v = self.query_key_value(tokens)
-        found = attention(q, k, v)
-        merged = torch.einsum("q,bqd->bd", self.query_merge_logits.softmax(0).to(found.dtype), found)
+        pooled = attention(*self.query_key_value(tokens))
+        # The merge weights sum to 1, so merging first and projecting once is the same as the reverse.
+        merged = torch.einsum("q,bqd->bd", self.query_merge_logits.softmax(0).to(pooled.dtype), pooled)
         return self.output_norm(self.attn.out_proj(merged))
 
     def attention(self, tokens: Float[Tensor, "B S D"]) -> Float[Tensor, "B heads Q S"]:
-        """How much each query takes from each token."""
+        """Return how much each query takes from each token."""
         q, k, _ = self.query_key_value(tokens)
         return torch.einsum("bqhd,bshd->bhqs", q * q.shape[-1] ** -0.5, k).softmax(-1)
 
     def query_key_value(
         self, tokens: Float[Tensor, "B S D"]
     ) -> tuple[Float[Tensor, "B Q heads d"], Float[Tensor, "B S heads d"], Float[Tensor, "B S heads d"]]:
-        """Queries (the same for every sample), keys and values, split in heads."""
+        """Return queries (the same for every sample), keys and values, split in heads."""
         weight, bias, width = self.attn.in_proj_weight, self.attn.in_proj_bias, tokens.shape[-1]
         queries = nn.functional.linear(self.query_tokens, weight[:width], bias[:width])
         both = nn.functional.linear(self.token_norm(tokens), weight[width:], bias[width:])
@@ -61,12 +60,11 @@ class NormedPair(nn.Module):
         self.fc1, self.fc2 = nn.Linear(in_width, width), nn.Linear(width, width)
 
     def forward(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch m"]:
-        """[..., in_width] -> [..., width]."""
         return self.fc2(gelu(self.fc1(self.norm(x))))
 
 
 class StateFusionActionExpert(nn.Module):
-    """Pool and compress every tap, fuse them into one state, read the whole chunk off it. All of it is trained."""
+    """Pools and compresses every tap, fuses them into one state and decodes the chunk from it. Always trained."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -92,7 +90,7 @@ class StateFusionActionExpert(nn.Module):
         )
 
     def forward(self, taps: Sequence[Float[Tensor, "B S D"]]) -> Float[Tensor, "B H A"]:
-        """The adapted tokens of every tap -> a chunk of normalised actions."""
+        """Map the adapted tokens of every tap to a chunk of normalised actions."""
         pairs = zip(self.layer_poolers, self.layer_compressors, taps, strict=True)
         layers = [compressor(pooler(tokens)) for pooler, compressor, tokens in pairs]
         state = self.fused_proj(self.fused_norm(torch.cat(layers, dim=-1)))
@@ -101,11 +99,11 @@ class StateFusionActionExpert(nn.Module):
         return self.output(self.output_norm(state[:, None] + self.step_codes()))
 
     def step_codes(self) -> Float[Tensor, "H W"]:
-        """What tells the steps of a chunk apart."""
+        """Return the code that is added to the state for each step of the chunk."""
         weight = self.fused_proj.weight
         steps = torch.arange(self.horizon, dtype=torch.float64, device=weight.device)
         return self.step_pos_proj(sinusoid(steps, self.step_code_dim).to(weight.dtype))
 
     def attention(self, taps: Sequence[Float[Tensor, "B S D"]]) -> list[Float[Tensor, "B heads Q S"]]:
-        """What each tap's queries look at."""
+        """Return each tap's attention of queries over tokens."""
         return [cast(Pooler, pooler).attention(tokens) for pooler, tokens in zip(self.layer_poolers, taps, strict=True)]

@@ -3,8 +3,8 @@
 B batch, C latent channels, T latent frames, h w latent height and width, S = T n tokens, n tokens a frame, D width,
 L context tokens (text and proprioception), E text width, R distinct times a sample (1 or 2).
 
-Parameters carry diffusers' names (WanTransformer3DModel), so that its weights load strictly; LoRA and adapters stand
-beside them.
+Parameters carry diffusers' names (WanTransformer3DModel), so that its weights load strictly; only LoRA and adapters
+are added.
 """
 
 from __future__ import annotations
@@ -21,27 +21,20 @@ from lightwam.config.schema import BackboneConfig
 from lightwam.model.layers import Attention, FeedForward, apply_rope, attention, gelu, layer_norm, rope_3d, sinusoid
 
 KeyValue = tuple[Float[Tensor, "B L heads d"], Float[Tensor, "B L heads d"]]
-"""the context as one block's cross-attention reads it"""
-
-
-class Tap(NamedTuple):
-    """The tokens of a tapped block before and after its residual adapter."""
-
-    state: Float[Tensor, "B S D"]
-    adapted: Float[Tensor, "B S D"]
+"""keys and values of the context for one block's cross-attention"""
 
 
 class DiTOutput(NamedTuple):
-    """All that a forward produced."""
+    """Result of a forward pass."""
 
     velocity: Float[Tensor, "B C T h w"] | None
     """noise - clean; None when the forward stopped after its last tap"""
-    taps: tuple[Tap, ...]
-    """one a tapped block, in the order of the blocks"""
+    taps: tuple[Float[Tensor, "B S D"], ...]
+    """tokens of every tapped block after its residual adapter"""
 
 
 class LinearPair(nn.Module):
-    """Two linears by diffusers' names, an activation between them."""
+    """Two linear layers under diffusers' names."""
 
     def __init__(self, in_width: int, width: int) -> None:
         super().__init__()
@@ -49,7 +42,7 @@ class LinearPair(nn.Module):
 
 
 class ConditionEmbedder(nn.Module):
-    """Times and context tokens -> the backbone's width."""
+    """Embeddings of times and of context tokens."""
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
@@ -59,9 +52,9 @@ class ConditionEmbedder(nn.Module):
         self.text_embedder = LinearPair(config.text_dim, config.width)
 
     def time(self, time: Float[Tensor, " R"]) -> tuple[Float[Tensor, "R D"], Float[Tensor, "R 6 D"]]:
-        """The time embedding (the head's), and its projection to six modulation vectors (the blocks').
+        """Return the time embedding, for the head, and the six modulation vectors made from it, for the blocks.
 
-        Outside autocast: these are a few rows, and rounding them would move every token.
+        Computed outside autocast: these few rows move every token, so they must not be rounded.
         """
         pair, silu = self.time_embedder, nn.functional.silu
         code = sinusoid(time, self.time_code_dim).to(pair.linear_1.weight.dtype)
@@ -70,7 +63,7 @@ class ConditionEmbedder(nn.Module):
             return embedding, self.time_proj(silu(embedding)).unflatten(1, (6, -1))
 
     def text(self, context: Float[Tensor, "*batch E"]) -> Float[Tensor, "*batch D"]:
-        """Context tokens; the zeros of padding go through too and stay visible."""
+        """Embed context tokens; padding (zeros) is embedded and attended to as well."""
         return self.text_embedder.linear_2(gelu(self.text_embedder.linear_1(context)))
 
 
@@ -93,7 +86,7 @@ class Block(nn.Module):
         context: KeyValue,
         rope: Complex[Tensor, "S 1 pairs"],
     ) -> Float[Tensor, "B T n D"]:
-        """Tokens by frames, with one modulation a frame (or one for all: Bm = Tm = 1)."""
+        """Apply the block to tokens by frames, with one modulation a frame (or one for all: Bm = Tm = 1)."""
         shift1, scale1, gate1, shift2, scale2, gate2 = (modulation + self.scale_shift_table).unbind(2)
         attended = self.self_attention(modulate(x, shift1, scale1), rope)
         x = torch.addcmul(x, gate1[:, :, None], attended.to(x.dtype))
@@ -104,7 +97,7 @@ class Block(nn.Module):
     def self_attention(
         self, x: Float[Tensor, "B T n D"], rope: Complex[Tensor, "S 1 pairs"]
     ) -> Float[Tensor, "B T n D"]:
-        """First-frame-causal: the first frame sees itself only, later frames see all. Two unmasked attentions."""
+        """Let the first frame attend to itself and later frames to all frames, in two unmasked attentions."""
         tokens, n = x.flatten(1, 2), x.shape[2]
         q = apply_rope(self.attn1.query(tokens), rope)
         k, v = self.attn1.key_value(tokens)
@@ -118,14 +111,14 @@ class Block(nn.Module):
 def modulate(
     x: Float[Tensor, "B T n D"], shift: Float[Tensor, "Bm Tm D"], scale: Float[Tensor, "Bm Tm D"]
 ) -> Float[Tensor, "B T n D"]:
-    """norm(x) (1 + scale) + shift; when all tokens share one time the LayerNorm kernel does it in a single pass."""
+    """Return norm(x) (1 + scale) + shift; in a single LayerNorm when all tokens share one time."""
     if scale.shape[:2] == (1, 1):
         return layer_norm(x, 1 + scale[0, 0], shift[0, 0])
     return torch.addcmul(shift[:, :, None], layer_norm(x), 1 + scale[:, :, None])
 
 
 class ResidualAdapter(nn.Module):
-    """x + up(gelu(down(LayerNorm(x)))); `up` starts at zero, so that a fresh adapter changes nothing."""
+    """x + up(gelu(down(LayerNorm(x)))); `up` starts at zero, so a fresh adapter changes nothing."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -135,15 +128,14 @@ class ResidualAdapter(nn.Module):
         nn.init.zeros_(self.up.bias)
 
     def forward(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
-        """The adapted tokens, which replace x and which the action expert reads."""
         return x + self.up(gelu(self.down(self.norm(x))))
 
 
 class DiT(nn.Module):
-    """The whole backbone. `frozen` leaves LoRA, adapters and the head trainable, else everything is.
+    """The backbone. With `config.frozen` only LoRA, adapters and the head are trainable.
 
-    A fresh one has torch's own linears, modulation tables of randn / sqrt(D), and zeros in `up` of adapters and LoRA:
-    it trains from scratch, and loaded weights are what the first step computes with.
+    Initialisation: torch's own for linear layers, randn / sqrt(D) for modulation tables, zeros for `up` of adapters and
+    LoRA. So it trains from scratch, and loaded weights compute unchanged in the first step.
     """
 
     def __init__(self, config: BackboneConfig) -> None:
@@ -164,7 +156,7 @@ class DiT(nn.Module):
     def encode_context(
         self, context: Float[Tensor, "B L E"], *, stop_at_last_tap: bool = False
     ) -> tuple[KeyValue, ...]:
-        """Keys and values of the context, a pair a block: made once for all passes over the same context."""
+        """Return the context's keys and values for every block, computed once for all passes over that context."""
         tokens = self.condition_embedder.text(context)
         blocks = self.blocks[: self.config.taps[-1] + 1] if stop_at_last_tap else self.blocks
         return tuple(cast(Block, block).attn2.key_value(tokens) for block in blocks)
@@ -177,10 +169,10 @@ class DiT(nn.Module):
         *,
         stop_at_last_tap: bool = False,
     ) -> DiTOutput:
-        """Velocity and taps of latents whose first frame is clean, at time 0, and later frames noised, at `later_time`.
+        """Return velocity and taps of latents: the first frame clean, at time 0, later ones noised, at `later_time`.
 
-        `context_kv` is `encode_context(context)`. A single frame has no later time (None). With
-        `stop_at_last_tap` there is no velocity.
+        `context_kv` comes from `encode_context`. `later_time` is None for a single frame. `stop_at_last_tap` skips the
+        blocks after the last tap, and so the velocity.
         """
         config = self.config
         x = self.patch_embedding(latents.to(self.scale_shift_table.dtype))
@@ -194,33 +186,29 @@ class DiT(nn.Module):
         for i in range(config.taps[-1] + 1 if stop_at_last_tap else config.num_blocks):
             x = self.blocks[i](x, modulation, context_kv[i], rope)
             if i in config.taps:
-                adapted = self.adapters[str(i)](x)
-                taps.append(Tap(x.flatten(1, 2), adapted.flatten(1, 2)))
-                x = adapted
+                x = self.adapters[str(i)](x)
+                taps.append(x.flatten(1, 2))
         return DiTOutput(None if stop_at_last_tap else self.head(x, embedding, rows, columns), tuple(taps))
 
     def frame_times(
         self, later_time: Float[Tensor, " B"] | None, frames: int
     ) -> tuple[Float[Tensor, "Bm Tm D"], Float[Tensor, "Bm Tm 6 D"]]:
-        """Time embedding and modulation of every frame, from two times a sample at most."""
-        now = torch.zeros(1, device=self.scale_shift_table.device)
+        """Return time embedding and modulation of every frame; at most two times a sample are embedded."""
+        zero = torch.zeros(1, device=self.scale_shift_table.device)
         if later_time is None:
-            embedding, modulation = self.condition_embedder.time(now)
+            embedding, modulation = self.condition_embedder.time(zero)
             return embedding[None], modulation[None]
-        rows = self.condition_embedder.time(torch.cat((now.to(later_time.dtype), later_time)))
-        size = (len(later_time), frames - 1)
-        embedding, modulation = (
-            torch.cat(
-                (row[:1, None].expand(size[0], 1, *row.shape[1:]), row[1:, None].expand(*size, *row.shape[1:])), dim=1
-            )
-            for row in rows
-        )
+        rows = self.condition_embedder.time(torch.cat((zero.to(later_time.dtype), later_time)))
+        batch = len(later_time)
+        first = (row[:1, None].expand(batch, 1, *row.shape[1:]) for row in rows)
+        later = (row[1:, None].expand(batch, frames - 1, *row.shape[1:]) for row in rows)
+        embedding, modulation = (torch.cat(pair, dim=1) for pair in zip(first, later, strict=True))
         return embedding, modulation
 
     def head(
         self, x: Float[Tensor, "B T n D"], embedding: Float[Tensor, "Bm Tm D"], rows: int, columns: int
     ) -> Float[Tensor, "B C T2 h w"]:
-        """Tokens -> velocity: modulated norm, linear, patches put back in their places."""
+        """Map tokens to velocity: modulated norm, linear layer, patches reassembled."""
         shift, scale = (self.scale_shift_table[:, None] + embedding[:, :, None]).unbind(2)
         patches = self.proj_out(modulate(x, shift, scale))
         pf, ph, pw = self.config.patch
@@ -230,5 +218,5 @@ class DiT(nn.Module):
 
 
 def trains_when_frozen(name: str) -> bool:
-    """Whether a backbone parameter is trained over frozen weights: LoRA, adapters and the head with its modulation."""
+    """Tell whether a frozen backbone trains this parameter: LoRA, adapters, and the head with its modulation."""
     return "lora_" in name or name.startswith(("adapters.", "proj_out.", "scale_shift_table"))

@@ -1,8 +1,8 @@
-"""Flow matching of the future video: noise levels, the mix of data and noise, and the weight of a noise level.
+"""Flow matching of future video: noise levels, mixing of data and noise, loss weights.
 
 sigma   noise level in [0, 1]; 1 is noise
-time    num_times * sigma, what the network is told
-u       uniform(0, 1), what a noise level is drawn from
+time    num_times * sigma, the input of the network
+u       uniform(0, 1), from which a noise level is computed
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from lightwam.config.schema import FlowConfig
 
 
 def shifted(u: Float[Tensor, " n"], shift: float) -> Float[Tensor, " n"]:
-    """sigma = shift u / (1 + (shift - 1) u): a uniform draw moved towards noise, since frames are big and redundant."""
+    """Return sigma = shift u / (1 + (shift - 1) u): uniform draws shifted towards noise, as video is redundant."""
     return shift * u / (1 + (shift - 1) * u)
 
 
 def mix(
     clean: Float[Tensor, "B C T h w"], noise: Float[Tensor, "B C T h w"], sigma: Float[Tensor, " B"]
 ) -> Float[Tensor, "B C T h w"]:
-    """(1 - sigma) clean + sigma noise, the first frame left clean: it is the present, which the model is given."""
+    """Return (1 - sigma) clean + sigma noise; the first frame, the present, stays clean."""
     mixed = torch.lerp(clean, noise, sigma.to(clean.dtype).view(-1, 1, 1, 1, 1))
     return keep_first_frame(mixed, clean)
 
@@ -32,12 +32,15 @@ def mix(
 def keep_first_frame(
     latents: Float[Tensor, "B C T h w"], clean: Float[Tensor, "B C T2 h w"]
 ) -> Float[Tensor, "B C T h w"]:
-    """`latents` with the first frame of `clean`."""
+    """Return `latents` with the first frame of `clean`."""
     return torch.cat((clean[:, :, :1], latents[:, :, 1:]), dim=2)
 
 
 def time_weight(time: Float[Tensor, " B"], config: FlowConfig) -> Float[Tensor, " B"]:
-    """w(t): a bell around the middle time, 0 at its lowest and 1 on average over the sampler's own times."""
+    """Return w(t): a bell around the middle time, shifted to a minimum of 0 and scaled to a mean of 1.
+
+    Minimum and mean are taken over the `num_times` shifted times of the schedule.
+    """
     low, mean = _bell_range(config)
     return (_bell(time, config.num_times) - low) / mean
 
@@ -55,10 +58,10 @@ def _bell_range(config: FlowConfig) -> tuple[float, float]:
 
 
 def latent_frame_is_pad(frame_is_pad: Bool[Tensor, "B F"], num_latent_frames: int) -> Bool[Tensor, "B later"]:
-    """Whether each later latent frame is padding, that is, all the video frames that it covers are."""
+    """Tell which later latent frames are padding: those whose video frames all are."""
     return frame_is_pad[:, 1:].unflatten(1, (num_latent_frames - 1, -1)).all(dim=2)
 
 
 def masked_mean(values: Float[Tensor, "B n"], keep: Bool[Tensor, "B n"]) -> Float[Tensor, " B"]:
-    """Mean of a row over what is kept; 0 for a row of which nothing is."""
+    """Return the mean of each row's kept values; 0 for a row without any."""
     return torch.where(keep, values, 0).sum(dim=1) / keep.sum(dim=1).clamp(min=1)

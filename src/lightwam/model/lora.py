@@ -1,4 +1,4 @@
-"""Low-rank updates of frozen linear layers, kept apart from the weights that they update."""
+"""Low-rank updates of linear layers, kept apart from the weights that they update."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class LoRA(nn.Module):
-    """up(down(x)) * alpha / rank, beside a linear layer; `up` starts at zero, so that training starts from that."""
+    """up(down(x)) * alpha / rank, added to a linear layer's output; `up` starts at zero, so the layer is unchanged."""
 
     def __init__(self, in_width: int, out_width: int, rank: int, alpha: float) -> None:
         super().__init__()
@@ -21,20 +21,19 @@ class LoRA(nn.Module):
         nn.init.zeros_(self.up.weight)
 
     def forward(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch m"]:
-        """The update of the layer's output, [..., in] -> [..., out]."""
         return self.up(self.down(x)) * self.scale
 
     def update(self) -> Float[Tensor, "m n"]:
-        """What merging adds to the layer's weight, [out, in], in fp32: sum and fold there, and round once."""
+        """Return what merging adds to the layer's weight, in float32, so that a merged weight is rounded once."""
         with torch.autocast(self.up.weight.device.type, enabled=False):
             return self.up.weight.float() @ self.down.weight.float() * self.scale
 
 
 def make_lora(in_width: int, out_width: int, rank: int, alpha: float) -> LoRA | None:
-    """A low-rank update for a layer of these widths; none at rank 0."""
+    """Return a LoRA for a layer of these widths; None at rank 0."""
     return LoRA(in_width, out_width, rank, alpha) if rank else None
 
 
 def linear_with_lora(linear: nn.Module, lora: LoRA | None, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch m"]:
-    """The layer's output with its low-rank update, where it has one."""
+    """Apply a linear layer and its low-rank update, if it has one."""
     return linear(x) if lora is None else linear(x) + lora(x)

@@ -25,6 +25,7 @@ from lightwam.engine.folding import tensors
 from lightwam.errors import SimulatorError
 from lightwam.model.light_wam import LightWAM
 from lightwam.policy import run_directory
+from lightwam.policy.actor import Actor, PlainActor
 from lightwam.policy.policy import Policy
 from lightwam.policy.run_directory import open_processing
 from lightwam.sim import registry
@@ -209,7 +210,7 @@ def variants(
     frames = np.stack([codec.canvas(observation.frames) for observation in setup.observations])
     states = np.stack([observation.state for observation in setup.observations])
     inputs = (
-        latents.encode(codec.pixels(frames[:, None]).to(device)),
+        latents.encode(to_pixels(frames[:, None]).to(device)),
         prompts.states(sentences).to(device),
         torch.from_numpy(codec.encode_state(states)).to(device),
     )
@@ -234,19 +235,17 @@ def _calls(
     codec, latents, prompts, observation = setup.codec, setup.latents, setup.prompts, setup.observations[0]
     latent, context, state = inputs
     sentence, canvas = observation.instruction, torch.from_numpy(codec.canvas(observation.frames)[None])
-    policies = {
-        name: Policy(setup.recipe, codec, latents, prompts, actor, 0)
-        for name, actor in ({"model": model} | engines).items()
-    }
+    actors: dict[str, Actor] = {"model": PlainActor(model, latents, prompts.states), **engines}
+    policies = {name: Policy(setup.recipe, codec, latents, prompts, actor, 0) for name, actor in actors.items()}
 
     def complete() -> np.ndarray:
-        seen = codec.pixels(codec.canvas(observation.frames)[None, None]).to(device)
+        seen = to_pixels(codec.canvas(observation.frames)[None, None]).to(device)
         states = prompts.states([sentence]).to(device)
         robot = torch.from_numpy(codec.encode_state(observation.state[None])).to(device)
         return codec.decode_action(published(model, library_encode(latents, seen), states, robot).float().cpu().numpy())
 
     def pixels() -> Tensor:
-        return codec.pixels(canvas[:, None]).to(device)
+        return to_pixels(canvas[:, None]).to(device)
 
     return {
         STAGES[0]: {
@@ -268,7 +267,7 @@ def _acting(engine: Engine, latent: Tensor, state: Tensor, sentence: str) -> Cal
     context_kv, act = engine.context_kv((sentence,)), engine.folded.act
     if engine.device.type != "cuda":
         return lambda: act(latent, context_kv, state)
-    graph = Graph(act, latent, context_kv, state)
+    graph = Graph(act)
     return lambda: graph(latent, context_kv, state)
 
 
@@ -304,7 +303,7 @@ def published(
 ) -> Float[Tensor, "B H A"]:
     """Compute `model.act` with the published code's work: all blocks and the head run, and their output is dropped."""
     context_kv = model.dit.encode_context(model.append_proprio(context, state))
-    return model.expert([tap.adapted for tap in model.dit(latent, None, context_kv).taps])
+    return model.expert(model.dit(latent, None, context_kv).taps)
 
 
 def library_encode(latents: LatentCodec, pixels: Float[Tensor, "B 3 1 height width"]) -> Float[Tensor, "B C 1 h w"]:

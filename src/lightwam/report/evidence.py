@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
 from lightwam.config.schema import Recipe, from_dict
-from lightwam.data.statistics import wilson
 from lightwam.errors import CheckpointError, ConfigError
+from lightwam.evaluation.statistics import wilson
 from lightwam.report.watch_evidence import Watched, read_watch
 from lightwam.system.checked_json import Table, read_lines, read_object
 

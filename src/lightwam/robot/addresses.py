@@ -20,7 +20,7 @@ def is_address(url: str) -> bool:
         return False
 
 
-def speaks_otherwise(url: str, left_seconds: float) -> tuple[str, str] | None:
+def diagnose(url: str, left_seconds: float) -> tuple[str, str] | None:
     """Try an address where the handshake failed over TLS and plain HTTP; return the fault and what to do, or None.
 
     Each try takes at most 2 s, and no longer than `left_seconds`.

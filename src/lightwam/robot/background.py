@@ -18,7 +18,7 @@ PAUSE_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
-class Arrived:
+class ChunkReceived:
     """A request was answered."""
 
     number: int
@@ -29,39 +29,39 @@ class Arrived:
 
 
 @dataclass(frozen=True)
-class Lost:
+class Disconnected:
     """There is no connection, or not yet again; it is being mended."""
 
     error: ConnectionLost
 
 
 @dataclass(frozen=True)
-class Mended:
+class Reconnected:
     """The connection is there again; its request was lost with the old one and has to be made anew."""
 
     number: int
 
 
 @dataclass(frozen=True)
-class Failed:
+class RequestFailed:
     """The request cannot be answered, now or later."""
 
     number: int
     error: Exception
 
 
-Report = Arrived | Lost | Mended | Failed
+Event = ChunkReceived | Disconnected | Reconnected | RequestFailed
 
 
 @runtime_checkable
-class Asker(Protocol):
+class ChunkRequester(Protocol):
     """Takes requests without blocking and reports later. One request is open at a time, but for those given up."""
 
     def ask(self, number: int, observation: Any) -> None:
         """Begins a request; `number` comes back in its report."""
         ...
 
-    def reports(self) -> list[Report]:
+    def events(self) -> list[Event]:
         """What happened since the last call, in order."""
         ...
 
@@ -78,7 +78,7 @@ def _nothing_to_mend() -> None:
     return
 
 
-class Background:
+class BackgroundRequester:
     """An asker of one thread, which begins with the first request and ends with `close`.
 
     `act` blocks until the chunk is there; `connect` makes a lost connection anew (`Client.act`, `Client.connect`). The
@@ -90,7 +90,7 @@ class Background:
     ) -> None:
         self._act, self._connect, self._clock = act, connect, clock
         self._requests: queue.SimpleQueue[tuple[int, Any] | None] = queue.SimpleQueue()
-        self._reports: queue.SimpleQueue[Report] = queue.SimpleQueue()
+        self._reports: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lightwam chunks", daemon=True)
         self._newest = -1
@@ -104,7 +104,7 @@ class Background:
         if not self._thread.ident:
             self._thread.start()
 
-    def reports(self) -> list[Report]:
+    def events(self) -> list[Event]:
         """What happened since the last call, in order."""
         found = []
         while not self._reports.empty():
@@ -126,23 +126,23 @@ class Background:
                 try:
                     self._serve(number, observation)
                 except Exception as error:
-                    self._reports.put(Failed(number, error))
+                    self._reports.put(RequestFailed(number, error))
 
     def _serve(self, number: int, observation: Any) -> None:
         began = self._clock()
         try:
             actions = self._act(observation)
         except ConnectionLost as error:
-            self._reports.put(Lost(error))
+            self._reports.put(Disconnected(error))
         else:
-            return self._reports.put(Arrived(number, actions, self._clock() - began))
+            return self._reports.put(ChunkReceived(number, actions, self._clock() - began))
         while not self._closing.wait(PAUSE_SECONDS):
             try:
                 self._connect()
             except ConnectionLost as error:
-                self._reports.put(Lost(error))
+                self._reports.put(Disconnected(error))
             else:
-                self._reports.put(Mended(number))
+                self._reports.put(Reconnected(number))
                 return self._give_up()
 
     def _give_up(self) -> None:
@@ -150,4 +150,4 @@ class Background:
         while not self._requests.empty():
             if (request := self._requests.get_nowait()) is None:
                 return self._requests.put(None)
-            self._reports.put(Mended(request[0]))
+            self._reports.put(Reconnected(request[0]))

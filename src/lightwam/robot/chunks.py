@@ -37,7 +37,7 @@ class Plan(Protocol):
 
 
 @runtime_checkable
-class Joining(Protocol):
+class Blend(Protocol):
     """A setting of how chunks are joined."""
 
     def plan(self, switch_dims: tuple[int, ...]) -> Plan:

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from lightwam.errors import ConfigError, LightwamError, WireError
-from lightwam.robot.addresses import OTHER_PORT, is_address, speaks_otherwise
+from lightwam.robot.addresses import OTHER_PORT, diagnose, is_address
 from lightwam.robot.proxies import Proxy, proxy_for
 
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.05, 2.0
@@ -34,7 +34,7 @@ LASTING = (1002, 1003, 1007, 1008, 1009, 1010)
 """close codes before the greeting that a retry would get again; so are those from 3000 up"""
 SHORTAGE = (408, 425, 429, 500, 502, 503, 504)
 """HTTP statuses that are worth a retry"""
-MOST_SILENT = 3
+MAX_SILENT = 3
 """connections in a row without a greeting, after which the server is taken for another kind of server"""
 LOGGER = logging.getLogger("lightwam.robot.websockets")
 LOGGER.addHandler(logging.NullHandler())  # what websockets logs of a failed handshake is in our error
@@ -295,7 +295,7 @@ class Client:
             case _ if (
                 proxy is None
                 and isinstance(error, broken)
-                and (other := speaks_otherwise(self.url, deadline - time.monotonic()))
+                and (other := diagnose(self.url, deadline - time.monotonic()))
             ):
                 what, step = other
                 return self._impossible(what, why, step)
@@ -340,7 +340,7 @@ class Client:
         if isinstance(error, TimeoutError):
             self._num_silent += 1
             what = "a websocket server that sends no greeting, as openpi's does"
-            if self._num_silent >= MOST_SILENT:
+            if self._num_silent >= MAX_SILENT:
                 return self._impossible(f"this is {what}", f"nothing, {self._num_silent} times",
                                         "try another port: XPolicyLab's protocol has its own")  # fmt: skip
             return self._failed(f"{what}; XPolicyLab's protocol has its own port")

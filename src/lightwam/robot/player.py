@@ -18,8 +18,16 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from lightwam.errors import ConfigError, WireError
-from lightwam.robot.background import Act, Arrived, Asker, Failed, Lost, Mended, Report
-from lightwam.robot.chunks import Crossfade, Joining, Plan, require
+from lightwam.robot.background import (
+    Act,
+    ChunkReceived,
+    ChunkRequester,
+    Disconnected,
+    Event,
+    Reconnected,
+    RequestFailed,
+)
+from lightwam.robot.chunks import Blend, Crossfade, Plan, require
 from lightwam.robot.client import ConnectionLost
 
 Observe = Callable[[], Any]
@@ -38,7 +46,7 @@ class Play:
 
     replan: int = 4
     """a chunk is asked for every so many steps; sooner when what is left would not last until the answer"""
-    joining: Joining = AT_ONCE
+    blend: Blend = AT_ONCE
     """how a chunk joins the one before: `Crossfade(steps)` or `Ensemble(decay)`"""
     switch_dims: tuple[int, ...] = ()
     """dimensions of the action that are never mixed, as a gripper that opens or closes"""
@@ -61,7 +69,7 @@ class Stats:
     """control steps: actions given"""
     held: int
     """of them those that came from `hold`"""
-    asked: int
+    requests: int
     """requests"""
     chunks: int
     """answers that were played"""
@@ -69,11 +77,11 @@ class Stats:
     """answers that were not, as the episode was another, or nothing of them was still to come or young enough"""
     dropped: int
     """steps left out at the beginning of chunks, as they had passed"""
-    lost: int
+    connection_errors: int
     """times that the server was gone, counted at every failed try"""
-    trouble: str
+    last_error: str
     """what was said when it was gone last; empty when it never was"""
-    jump: float
+    max_jump: float
     """largest change, in any dimension that is no switch, from one action to the first of a new chunk"""
     latency_p50_ms: float | None
     latency_p99_ms: float | None
@@ -100,7 +108,7 @@ class Player(Protocol):
         ...
 
 
-def standing(action_dim: int, keep: tuple[int, ...] = ()) -> Hold:
+def hold_still(action_dim: int, keep: tuple[int, ...] = ()) -> Hold:
     """A hold for actions that are motions: zeros, and what was last in the dimensions in `keep` (a gripper).
 
     Not for absolute targets: there zero is a place to go to.
@@ -122,12 +130,12 @@ class _Record:
         self._hold, self._switch = hold, switch_dims
         self.last: np.ndarray | None = None
         self.latencies_ms: deque[float] = deque(maxlen=NUM_LATENCIES)
-        self.steps = self.held = self.asked = self.chunks = self.late = self.dropped = self.lost = 0
-        self.jump, self.trouble = 0.0, ""
+        self.steps = self.held = self.requests = self.chunks = self.late = self.dropped = self.connection_errors = 0
+        self.max_jump, self.last_error = 0.0, ""
 
     def loses(self, error: ConnectionLost) -> None:
         """Notes a failed try."""
-        self.lost, self.trouble = self.lost + 1, str(error)
+        self.connection_errors, self.last_error = self.connection_errors + 1, str(error)
 
     def holds(self) -> np.ndarray:
         """Notes and returns a step of holding."""
@@ -138,7 +146,7 @@ class _Record:
         """Notes and returns an action, the first of a new chunk if it `joins`."""
         if joins and self.last is not None:
             change = np.delete(np.abs(action - self.last), self._switch)
-            self.jump = max(self.jump, float(change.max(initial=0.0)))
+            self.max_jump = max(self.max_jump, float(change.max(initial=0.0)))
         return self._gives(action)
 
     def _gives(self, action: np.ndarray) -> np.ndarray:
@@ -150,21 +158,20 @@ class _Record:
         """All of it."""
         times = np.array(self.latencies_ms)
         p50, p99 = (float(np.percentile(times, q)) if len(times) else None for q in (50, 99))
-        return Stats(self.steps, self.held, self.asked, self.chunks, self.late, self.dropped, self.lost,
-                     self.trouble, self.jump, p50, p99)  # fmt: skip
+        return Stats(self.steps, self.held, self.requests, self.chunks, self.late, self.dropped, self.connection_errors,
+                     self.last_error, self.max_jump, p50, p99)  # fmt: skip
 
 
 class ChunkPlayer:
     """Plays chunks while the next is on its way; holds when it has none. One loop calls `action`, any thread `stats`.
 
-    `asker` is `Background(client.act, client.connect)`. What goes wrong there comes out of `action`, once: WireError,
-    as the same message would be refused again, and whatever else is no trouble of the connection. That one is held
-    through: the connection is mended in the background and the next chunk is asked for with what is seen then.
+    `requester` is `BackgroundRequester(client.act, client.connect)`. `action` raises each of its errors once, except
+    lost connections: the player holds while the requester reconnects, then requests a chunk for a new observation.
     """
 
-    def __init__(self, asker: Asker, play: Play, hold: Hold) -> None:
-        self._asker, self._play = asker, play
-        self._plan: Plan = play.joining.plan(play.switch_dims)
+    def __init__(self, requester: ChunkRequester, play: Play, hold: Hold) -> None:
+        self._requester, self._play = requester, play
+        self._plan: Plan = play.blend.plan(play.switch_dims)
         self._record = _Record(hold, play.switch_dims)
         self._lock = threading.Lock()
         self._number = 0  # of the newest request
@@ -209,7 +216,7 @@ class ChunkPlayer:
     def close(self) -> None:
         """Ends asking; raises what went wrong in the background and was not told yet. A second call does nothing."""
         with self._lock:
-            self._asker.close()
+            self._requester.close()
             self._collect()
 
     def __enter__(self) -> ChunkPlayer:
@@ -229,27 +236,27 @@ class ChunkPlayer:
     def _ask(self, observation: Any) -> None:
         self._number += 1
         self._open, self._asked_step, self._asked_place = self._number, self._step, self._place
-        self._record.asked += 1
-        self._asker.ask(self._number, observation)
+        self._record.requests += 1
+        self._requester.ask(self._number, observation)
 
     def _collect(self) -> None:
-        self._failures += [failure for report in self._asker.reports() if (failure := self._note(report))]
+        self._failures += [failure for report in self._requester.events() if (failure := self._note(report))]
         if self._failures:
             raise self._failures.pop(0)
 
-    def _note(self, report: Report) -> Exception | None:
+    def _note(self, report: Event) -> Exception | None:
         """Takes in a report; returns what has to be raised."""
         match report:
-            case Lost(trouble):
+            case Disconnected(trouble):
                 self._record.loses(trouble)
-            case Mended(number):
+            case Reconnected(number):
                 if number == self._open:
                     self._open = self._asked_place = None
-            case Failed(number, error):
+            case RequestFailed(number, error):
                 if number == self._open:
                     self._open = self._asked_place = None
                 return error
-            case Arrived(number, actions, seconds):
+            case ChunkReceived(number, actions, seconds):
                 self._record.latencies_ms.append(1000 * seconds)
                 if number != self._open:
                     self._record.late += 1
@@ -305,7 +312,7 @@ class BlockingPlayer:
         """The action (A,) of this control step, after waiting for a chunk when there is none."""
         joins = not self._actions
         if joins:
-            self._record.asked += 1
+            self._record.requests += 1
             began = self._clock()
             try:
                 actions = checked(self._act(observe()), None, self._switch)

@@ -64,7 +64,7 @@ def read_keys(file: Path | None, variable: str | None) -> Keys:
     return Keys(keys)
 
 
-def check_door(host: str, keys: Keys, *, anyone: bool) -> None:
+def check_exposure(host: str, keys: Keys, *, anyone: bool) -> None:
     """ConfigError when the server would listen to other machines and ask none of them for a key."""
     if keys or anyone or is_loopback(host):
         return

@@ -40,7 +40,7 @@ class Answer(NamedTuple):
     """the pass of the model that it was part of"""
     waited_ms: float
     """from the request to the beginning of that pass"""
-    num_together: int
+    batch_size: int
     """requests in that pass"""
     step: int
     """training step of the weights that answered"""
@@ -54,17 +54,17 @@ class _Request:
 
 
 class Batcher:
-    """Answers observations in the order they came, up to `most_together` in one pass.
+    """Answers observations in the order they came, up to `max_batch` in one pass.
 
     `act` and `step` may be exchanged by `swap` between two passes: every request is answered by the weights before or
     by those after. `window_seconds` is how long the first of several clients waits for the others.
     """
 
     def __init__(
-        self, act: Act, step: int, *, most_waiting: int = 64, most_together: int = 8, window_seconds: float = 0.002
+        self, act: Act, step: int, *, max_queue: int = 64, max_batch: int = 8, window_seconds: float = 0.002
     ) -> None:
         self.act, self.step = act, step
-        self.most_waiting, self.most_together, self.window_seconds = most_waiting, most_together, window_seconds
+        self.max_queue, self.max_batch, self.window_seconds = max_queue, max_batch, window_seconds
         self.num_clients = 0
         """connections that may ask; the server keeps it. A lone client waits for nobody"""
         self._thinking_since: float | None = None
@@ -101,8 +101,8 @@ class Batcher:
         """
         if self._closing:
             raise Closing("the server is stopping", next_step="connect again in a moment")
-        if len(self._waiting) >= self.most_waiting:
-            raise Busy("too many requests are waiting", got=len(self._waiting), expected=f"at most {self.most_waiting}",
+        if len(self._waiting) >= self.max_queue:
+            raise Busy("too many requests are waiting", got=len(self._waiting), expected=f"at most {self.max_queue}",
                        next_step="ask again in a moment")  # fmt: skip
         request = _Request(observation, asyncio.get_running_loop().create_future(), time.perf_counter())
         self._waiting.append(request)
@@ -130,9 +130,9 @@ class Batcher:
             await self._came.wait()
             self._came.clear()
             while self._waiting:
-                if len(self._waiting) < min(self.num_clients, self.most_together) and not self._closing:
+                if len(self._waiting) < min(self.num_clients, self.max_batch) and not self._closing:
                     await asyncio.sleep(self.window_seconds)
-                together = [self._waiting.popleft() for _ in range(min(len(self._waiting), self.most_together))]
+                together = [self._waiting.popleft() for _ in range(min(len(self._waiting), self.max_batch))]
                 if together:
                     await self._answer(together)
             if self._closing:

@@ -99,8 +99,8 @@ def _serve(thinking_seconds: float, settings: Serving, ready: Connection) -> Non
         time.sleep(thinking_seconds)
         return np.zeros((len(observations), HORIZON, ACTION_DIM), np.float32)
 
-    families = schemas_for(("libero",), ("agentview", "wrist"), STATE_DIM, ACTION_DIM, {})
-    server = Server(act, 0, families, {"policy": "no-op"}, settings)
+    schemas = schemas_for(("libero",), ("agentview", "wrist"), STATE_DIM, ACTION_DIM, {})
+    server = Server(act, 0, schemas, {"policy": "no-op"}, settings)
     asyncio.run(server.run(lambda one: ready.send(one.ports["openpi"])))
 
 

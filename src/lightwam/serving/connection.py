@@ -10,7 +10,7 @@ from typing import Any
 from aiohttp import WSCloseCode, web
 from aiohttp.http_exceptions import ContentEncodingError, LineTooLong
 
-from lightwam.serving.logs import note
+from lightwam.serving.logs import log_event
 from lightwam.serving.service import Refusal
 
 LINGER_SECONDS = 60.0
@@ -89,7 +89,7 @@ class Connection(web.RequestHandler):
             raise ConnectionError("the answer broke off")
         if status == 500:
             if not isinstance(exc, (ConnectionError, web.RequestPayloadError)):  # those mean that the client left
-                note("a request failed", 40, error=exc, client=request.remote)
+                log_event("a request failed", 40, error=exc, client=request.remote)
             self.end_when_quiet()
             return refused(500, Refusal("internal", "the server", "the request failed; the server's log has why", ""))
         status = 431 if isinstance(exc, LineTooLong) else status

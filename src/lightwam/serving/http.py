@@ -54,13 +54,13 @@ async def act(request: web.BaseRequest, service: Service, settings: Serving, dra
         except WireError as error:
             service.reject(error, "http")
             raise
-        done, actions, family = await service.serve(message, "http")
+        done, actions, schema = await service.serve(message, "http")
     except Exception as error:
         # every error goes to the client that caused it
         why = service.refusal(error, client, "http")
         status = STATUS.get(why.code, 500)
         return web.json_response({"error": why.fields()}, status=status)
-    if family.reply == "list":
+    if schema.reply == "list":
         bare = actions.tolist() if isinstance(actions, np.ndarray) else [
             {key: part.tolist() for key, part in one.items()} for one in actions]  # fmt: skip
         return web.json_response(bare)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 LOGGER = logging.getLogger("lightwam.serve")
 
 
-def note(event: str, level: int = logging.INFO, *, error: BaseException | None = None, **fields: Any) -> None:
+def log_event(event: str, level: int = logging.INFO, *, error: BaseException | None = None, **fields: Any) -> None:
     """One event with its fields; `error`'s traceback goes along."""
     LOGGER.log(level, event, extra={"fields": fields}, exc_info=error)
 
@@ -43,7 +43,7 @@ _ONE_LINE = {number: f"\\x{number:02x}" for number in (*range(32), 127, 0x85, 0x
 """escapes for line breaks and control characters in a client's text, so that it cannot forge a line of the log"""
 
 
-def begin(form: Literal["json", "text"]) -> None:
+def configure(form: Literal["json", "text"]) -> None:
     """Sends the server's events, and what aiohttp has to say of broken requests, to stderr."""
     to_stderr = logging.StreamHandler(sys.stderr)
     to_stderr.setFormatter(Lines(form))

@@ -10,7 +10,7 @@ from typing import Any
 from aiohttp import WSCloseCode, WSMsgType, web
 
 from lightwam.errors import WireError
-from lightwam.serving.service import Lane, Service
+from lightwam.serving.service import RequestQueue, Service
 from lightwam.wire.limits import Limits, short
 from lightwam.wire.openpi import pack, unpack
 
@@ -59,7 +59,7 @@ async def talk(
             await socket.send_str(json.dumps(service.refusal(error, client, "openpi").fields()))
             await socket.close(code=WSCloseCode.INTERNAL_ERROR, message=b"see the text before")
 
-    lane = Lane(answer)
+    lane = RequestQueue(answer)
     try:
         async for message in socket:
             if message.type is WSMsgType.ERROR:  # the connection broke its protocol, or a limit, and is closed

@@ -6,9 +6,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 
 from lightwam.errors import LightwamError, PromptError
-from lightwam.serving.logs import note
+from lightwam.serving.logs import log_event
 
-MOST_KEPT = 1024
+MAX_KEPT = 1024
 """pairs of peer and reason that are remembered; the oldest are evicted"""
 SETTINGS: Mapping[str, str] = {
     "the message is too large": "--limits.message-bytes",
@@ -19,11 +19,11 @@ SETTINGS: Mapping[str, str] = {
     "a text is too long": "--limits.text-chars",
 }
 """what was wrong -> the option of `lightwam serve` that allows more"""
-FORMAT_OPTIONS = "--families, --renames (lightwam check client shows what arrives)"
+FORMAT_OPTIONS = "--robot-schemas, --renames (lightwam check client shows what arrives)"
 """the options for all other messages: how robots name things"""
 
 
-class Refusals:
+class RefusalLog:
     """A log that has each refusal once for every peer, and passes it to `tell`, if given."""
 
     def __init__(self, tell: Callable[[str], None] | None = None) -> None:
@@ -35,11 +35,11 @@ class Refusals:
         known = key in self._seen
         self._seen[key] = None
         self._seen.move_to_end(key)
-        while len(self._seen) > MOST_KEPT:
+        while len(self._seen) > MAX_KEPT:
             self._seen.popitem(last=False)
         if known:
             return
-        note("refused", 30, client=client, protocol=protocol, why=why, expected=expected, setting=setting)
+        log_event("refused", 30, client=client, protocol=protocol, why=why, expected=expected, setting=setting)
         if self._tell is not None:
             self._tell(f"refused {client}: {why}" + f"; expected: {expected}" * bool(expected))
 

@@ -7,11 +7,11 @@ from collections.abc import Callable, Collection
 from lightwam.config.schema import Recipe
 from lightwam.encoders.frozen import Sentences
 from lightwam.errors import CheckpointError, ConfigError, WireError
-from lightwam.serving.logs import note
+from lightwam.serving.logs import log_event
 
 CheckSentence = Callable[[str], None]
 """raises PromptError or WireError for a sentence that the policy cannot take"""
-MOST_LOGGED = 256
+MAX_LOGGED = 256
 """truncated sentences that are logged, each once"""
 
 
@@ -28,13 +28,13 @@ def sentence_check(recipe: Recipe, known: Collection[str]) -> CheckSentence:
     except (CheckpointError, ConfigError) as error:
         if not known:
             raise
-        note("the text encoder is not here: only the run's own sentences are answered", 30, sentences=len(known),
+        log_event("the text encoder is not here: only the run's own sentences are answered", 30, sentences=len(known),
              where=error.where, why=error.what, setting="--weights")  # fmt: skip
 
     def log(what: str) -> None:
-        if what and what not in logged and len(logged) < MOST_LOGGED:
+        if what and what not in logged and len(logged) < MAX_LOGGED:
             logged.add(what)
-            note("a sentence is truncated", 30, what=what)
+            log_event("a sentence is truncated", 30, what=what)
 
     def check(sentence: str) -> None:
         if sentences is not None and (recipe.text.truncate or recipe.prompt.format(task=sentence) not in known):
@@ -45,7 +45,7 @@ def sentence_check(recipe: Recipe, known: Collection[str]) -> CheckSentence:
                             next_step="start the server with --weights, a path to the text encoder")  # fmt: skip
 
     if recipe.text.truncate:
-        note("longer sentences are truncated", 30, tokens=recipe.text.num_tokens, setting="text.truncate")
+        log_event("longer sentences are truncated", 30, tokens=recipe.text.num_tokens, setting="text.truncate")
         before, _, after = recipe.prompt.partition("{task}")
         for prompt in known if sentences is not None else ():
             check(prompt.removeprefix(before).removesuffix(after))

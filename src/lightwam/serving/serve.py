@@ -14,7 +14,7 @@ from lightwam.policy.policy import Policy
 from lightwam.serving import access, logs
 from lightwam.serving.batcher import Act
 from lightwam.serving.sentences import sentence_check
-from lightwam.serving.server import Newer, Server
+from lightwam.serving.server import NewWeights, Server
 from lightwam.serving.settings import Serving
 from lightwam.wire.openpi import MESSAGE_BYTES
 from lightwam.wire.robot_schemas import schemas_for
@@ -39,24 +39,24 @@ def serve(
         got = f"{step}, {settings.follow_seconds}"
         raise ConfigError("a fixed step cannot follow a training", where="--step, --follow-seconds", got=got)
     keys = access.read_keys(settings.api_keys, os.environ.get(access.KEYS_VARIABLE))
-    access.check_door(settings.host, keys, anyone=settings.allow_anyone)
+    access.check_exposure(settings.host, keys, anyone=settings.allow_anyone)
     access.tls(settings.tls_certificate, settings.tls_key)
     found = hub.find_run(run, step)
     load = partial(Policy.load, found, device=device, weights=weights, engine=engine, int8=int8)
 
-    def newer(step: int) -> Newer | None:
+    def newer(step: int) -> NewWeights | None:
         newest = max(run_directory.steps(found), default=step)
-        return None if newest <= step else Newer(playable(load(newest)), newest)
+        return None if newest <= step else NewWeights(playable(load(newest)), newest)
 
     policy = load(step)
     model = policy.recipe.model
-    families = schemas_for(settings.families, policy.codec.cameras, model.state_dim, model.action_dim, settings.renames)
-    logs.begin(settings.log)
+    schemas = schemas_for(settings.robot_schemas, policy.codec.cameras, model.state_dim, model.action_dim, settings.renames)
+    logs.configure(settings.log)
     check = sentence_check(policy.recipe, policy.prompts.known)
     about = metadata(policy, settings)
-    server = Server(playable(policy), policy.step, families, about, settings, keys, newer, check_sentence=check)
+    server = Server(playable(policy), policy.step, schemas, about, settings, keys, newer, check_sentence=check)
     asyncio.run(until_signalled(server))
-    return not server.gave_up
+    return not server.drain_timed_out
 
 
 async def until_signalled(server: Server) -> None:

@@ -18,9 +18,9 @@ from lightwam.serving import http, openpi, xpolicylab
 from lightwam.serving.access import Keys, tls
 from lightwam.serving.batcher import Act, Batcher
 from lightwam.serving.connection import Answering, Connection, Handler, Socket, refused
-from lightwam.serving.logs import note
+from lightwam.serving.logs import log_event
 from lightwam.serving.metrics import Metrics
-from lightwam.serving.refusals import Refusals
+from lightwam.serving.refusals import RefusalLog
 from lightwam.serving.sentences import CheckSentence
 from lightwam.serving.service import Refusal, Service
 from lightwam.serving.settings import Serving
@@ -32,7 +32,7 @@ NO_PAGES = "a request with an Origin header needs an API key, to keep web pages 
 NO_ORIGIN = "no Origin header (websocket-client: create_connection(url, suppress_origin=True)), or an API key"
 
 
-class Newer(NamedTuple):
+class NewWeights(NamedTuple):
     """Weights that came after those that answer now."""
 
     act: Act
@@ -43,22 +43,22 @@ class Newer(NamedTuple):
 class Server:
     """Serves one policy until it is told to stop.
 
-    `metadata` is what openpi's clients are greeted with. `newer(step)` gives weights of a later step, or None; it runs
-    in a thread of its own every `settings.follow_seconds`. `look` sees every message first, or why it could not be
-    read, with its protocol; what it raises is what the client is told.
+    `metadata` is the greeting of openpi's protocol. `load_newer(step)` returns weights of a later step or None; it runs
+    in its own thread every `settings.follow_seconds`. `on_message` is called first with every message, or with the
+    WireError that says why it cannot be read, and the protocol; its exception is sent to the client.
     """
 
     act: Act
     step: int
-    families: Sequence[RobotSchema]
+    schemas: Sequence[RobotSchema]
     metadata: Mapping[str, Any]
     settings: Serving = field(default_factory=Serving)
     keys: Keys = field(default_factory=Keys)
-    newer: Callable[[int], Newer | None] | None = None
-    look: Callable[[Mapping[str, Any] | WireError, str], None] | None = None
+    load_newer: Callable[[int], NewWeights | None] | None = None
+    on_message: Callable[[Mapping[str, Any] | WireError, str], None] | None = None
     check_sentence: CheckSentence | None = None
     """refuses sentences that the policy's text encoder cannot read (`serve.sentences`)"""
-    told: Callable[[str], None] | None = None
+    on_refusal: Callable[[str], None] | None = None
     """called with every logged refusal of a client"""
 
     def __post_init__(self) -> None:
@@ -67,7 +67,7 @@ class Server:
         """protocol -> the port that it listens on, once it does"""
         self.stopping = asyncio.Event()
         self.draining = False
-        self.gave_up = False
+        self.drain_timed_out = False
         """the model was still thinking when the time to drain was over"""
         self._sockets: dict[Socket, asyncio.Transport] = {}
         self._connections: set[asyncio.Transport] = set()
@@ -82,19 +82,21 @@ class Server:
         self.batcher = Batcher(
             self.act,
             self.step,
-            most_waiting=settings.most_waiting,
-            most_together=settings.most_together,
+            max_queue=settings.max_queue,
+            max_batch=settings.max_batch,
             window_seconds=settings.window_ms / 1000,
         )
-        self.refusals = Refusals(self.told)
-        self.service = Service(self.batcher, self.families, self.metrics, self.look, self.check_sentence, self.refusals)
+        self.refusals = RefusalLog(self.on_refusal)
+        self.service = Service(
+            self.batcher, self.schemas, self.metrics, self.on_message, self.check_sentence, self.refusals
+        )
         self.batcher.open()
         try:
             servers = await self._listen()
         except ConfigError:
             await self.batcher.close()
             raise
-        note("listening", host=settings.host, ports=self.ports)
+        log_event("listening", host=settings.host, ports=self.ports)
         beside = [asyncio.create_task(self._follow()), asyncio.create_task(self._cut_off())]
         try:
             if ready is not None:
@@ -116,7 +118,7 @@ class Server:
             answering = Answering(self._guarded(handler), self._unreadable)
             try:
                 listening = await asyncio.get_running_loop().create_server(
-                    self._connection(answering), settings.host, port, ssl=secure, backlog=settings.most_clients,
+                    self._connection(answering), settings.host, port, ssl=secure, backlog=settings.max_clients,
                     ssl_handshake_timeout=settings.handshake_seconds if secure else None,
                 )  # fmt: skip
             except OSError as error:
@@ -174,10 +176,10 @@ class Server:
                                     "--api-keys")  # fmt: skip
             if transport not in self._connections:
                 self._connections = {one for one in self._connections if not one.is_closing()}
-                if len(self._connections) >= self.settings.most_clients:
+                if len(self._connections) >= self.settings.max_clients:
                     why = Refusal("too_many_clients", "the server", "too many connections",
-                                  f"at most {self.settings.most_clients}")  # fmt: skip
-                    return self._refuse(request, 503, why, "--most-clients")
+                                  f"at most {self.settings.max_clients}")  # fmt: skip
+                    return self._refuse(request, 503, why, "--max-clients")
                 self._connections.add(transport)
             try:
                 return await handler(request)
@@ -248,7 +250,7 @@ class Server:
         self.batcher.num_clients += 1
         gauge = self.metrics.clients.labels(name)
         gauge.inc()
-        note("connected", client=client, protocol=name)
+        log_event("connected", client=client, protocol=name)
         try:
             if name == "openpi":
                 await openpi.talk(socket, client, self.service, self.metadata, settings.limits)
@@ -261,14 +263,14 @@ class Server:
                 assert isinstance(request.protocol, Connection)
                 await socket.linger(request.protocol, request.transport)
         except (ConnectionError, aiohttp.ClientConnectionError):
-            note("lost", client=client, protocol=name)
+            log_event("lost", client=client, protocol=name)
         finally:
             gauge.dec()
             self.batcher.num_clients -= 1
             del self._sockets[socket]
             why, level = self._why_left(socket)
             code = aiohttp.WSCloseCode.MESSAGE_TOO_BIG if socket.is_too_large else socket.close_code
-            note("left", level, client=client, protocol=name, code=code, why=why)
+            log_event("left", level, client=client, protocol=name, code=code, why=why)
         return socket
 
     def _why_left(self, socket: Socket) -> tuple[str, int]:
@@ -294,33 +296,33 @@ class Server:
 
     async def _follow(self) -> None:
         """Changes over to newer weights; those that cannot be loaded are noted, and the old ones go on."""
-        if self.newer is None or self.settings.follow_seconds <= 0:
+        if self.load_newer is None or self.settings.follow_seconds <= 0:
             return
         while True:
             await asyncio.sleep(self.settings.follow_seconds)
             try:
-                newer = await asyncio.to_thread(self.newer, self.batcher.step)
+                load_newer = await asyncio.to_thread(self.load_newer, self.batcher.step)
             except Exception as error:
                 # whatever is wrong with a new checkpoint, robots go on with the old one
                 self.metrics.reloads.labels("failed").inc()
-                note("a newer checkpoint was not loaded", 40, error=error)
+                log_event("a newer checkpoint was not loaded", 40, error=error)
                 continue
-            if newer is not None:
-                note("newer weights", before=self.batcher.step, now=newer.step)
-                self.batcher.swap(newer.act, newer.step)
-                self.metadata = {**self.metadata, "step": newer.step}
+            if load_newer is not None:
+                log_event("newer weights", before=self.batcher.step, now=load_newer.step)
+                self.batcher.swap(load_newer.act, load_newer.step)
+                self.metadata = {**self.metadata, "step": load_newer.step}
                 self.metrics.reloads.labels("ok").inc()
 
     async def _drain(self, servers: list[tuple[asyncio.Server, Answering]]) -> None:
         self.draining = True
-        note("draining", waiting=self.batcher.num_waiting)
+        log_event("draining", waiting=self.batcher.num_waiting)
         for listening, _ in servers:
             listening.close()
         try:
             await asyncio.wait_for(self.batcher.close(), self.settings.drain_seconds)
         except TimeoutError:
-            self.gave_up = True
-            note("gave up waiting for the model", 40, seconds=self.settings.drain_seconds)
+            self.drain_timed_out = True
+            log_event("gave up waiting for the model", 40, seconds=self.settings.drain_seconds)
         code, why = aiohttp.WSCloseCode.GOING_AWAY, b"the server is stopping"
         closing = [asyncio.create_task(socket.close(code=code, message=why)) for socket in self._sockets]
         if closing:
@@ -331,7 +333,7 @@ class Server:
         for _, answering in servers:
             answering.pre_shutdown()
             await answering.shutdown(timeout=GOODBYE_SECONDS)
-        note("stopped")
+        log_event("stopped")
 
     async def _cut_off(self) -> None:
         """Ends connections whose clients read nothing of what waits for them: no send waits for them longer."""
@@ -344,6 +346,6 @@ class Server:
                      for one, size in left.items() if size}  # fmt: skip
             for one, (size, times) in stuck.items():
                 if times >= 6:
-                    note("cut off: it does not read", 30, unread_bytes=size)
+                    log_event("cut off: it does not read", 30, unread_bytes=size)
                     self._deaf.add(one)
                     self._sockets[one].abort()

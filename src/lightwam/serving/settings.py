@@ -28,17 +28,17 @@ class Serving:
     """PEM file; with it, clients use wss:// and https://"""
     tls_key: Path | None = None
     """PEM file of its private key, if not in the same one"""
-    families: tuple[str, ...] = ()
+    robot_schemas: tuple[str, ...] = ()
     """how robots name cameras and state: built-in names or TOML files; by default all built-in ones that fit the run"""
     renames: dict[str, str] = field(default_factory=dict)
     """a family's camera -> the run's, where they differ"""
-    most_together: int = 8
+    max_batch: int = 8
     """requests that one pass of the model answers"""
     window_ms: float = 2.0
     """how long the first of several clients waits for the others"""
-    most_waiting: int = 64
+    max_queue: int = 64
     """requests; one more is told that the server is busy"""
-    most_clients: int = 128
+    max_clients: int = 128
     """open connections; one more is refused"""
     limits: Limits = field(default_factory=Limits)
     """largest messages, arrays and texts; the greeting of openpi's protocol has message_bytes"""
@@ -56,9 +56,9 @@ class Serving:
     def __post_init__(self) -> None:
         """ConfigError for values with which a server could not serve."""
         least: dict[str, float] = {
-            "most_together": 1,
-            "most_waiting": 1,
-            "most_clients": 1,
+            "max_batch": 1,
+            "max_queue": 1,
+            "max_clients": 1,
             "window_ms": 0,
             "follow_seconds": 0,
         }

@@ -7,7 +7,7 @@ from typing import Any
 from aiohttp import WSMsgType, web
 
 from lightwam.errors import WireError
-from lightwam.serving.service import Lane, Service
+from lightwam.serving.service import RequestQueue, Service
 from lightwam.wire.limits import Limits
 from lightwam.wire.xpolicylab import Envelope, answer, pack, refuse, unpack
 
@@ -35,7 +35,7 @@ async def talk(socket: web.WebSocketResponse, client: str, service: Service, lim
             code = "infer_failed" if isinstance(request, Envelope) else "invalid_frame"
             await socket.send_bytes(pack(refuse(request, code, why.message, why.fields())))
 
-    lane = Lane(act)
+    lane = RequestQueue(act)
     try:
         async for message in socket:
             if message.type is WSMsgType.ERROR:  # the connection broke its protocol, or a limit, and is closed

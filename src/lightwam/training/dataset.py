@@ -17,9 +17,9 @@ from torch import Tensor
 from lightwam.config.schema import LATENTS, DctConfig, HashedTextConfig, Recipe
 from lightwam.data.cache.base import Cache, check_cameras
 from lightwam.data.cache.encoder import ClipEncoder
-from lightwam.data.cache.frames import FrameCache, draft_of, frames_folder
+from lightwam.data.cache.frames import FrameCache, frames_folder, temporary_frames
 from lightwam.data.cache.latents import LatentCache, latents_folder
-from lightwam.data.cache.location import cache_home, check_room, remove_leftovers
+from lightwam.data.cache.location import cache_home, check_free_space, remove_leftovers
 from lightwam.data.codec import Codec
 from lightwam.data.lerobot.features import FeatureNames, parse_names
 from lightwam.data.lerobot.reader import LeRobotDataset
@@ -59,7 +59,7 @@ class Processing:
         video = windows.video
         if not isinstance(video, Latents):
             assert self.latents is not None
-            video = encode_clip(self.latents, self.codec.pixels(video))
+            video = encode_clip(self.latents, to_pixels(video))
         return Batch(
             present=video.present,
             clip=video.clip,
@@ -195,7 +195,7 @@ class Sources:
     def check(self, prompts: bool) -> None:
         """Raise DatasetError when `open` could not write its cache, or a cache that it only reads is missing."""
         if isinstance(self.recipe.latents, DctConfig):
-            FrameCache.check_place(self.data, self.recipe.codec, self.frames, self.files)
+            FrameCache.check_writable(self.data, self.recipe.codec, self.frames, self.files)
         else:
             self._open_latents()
         if prompts:
@@ -206,7 +206,7 @@ class Sources:
         if not isinstance(self.recipe.latents, DctConfig):
             return self._open_latents(), self.vae
         for folder, name in ((self.home, FRAMES), (self.home / FRAMES, None)):
-            remove_leftovers(folder, name, keep=draft_of(self.data, self.recipe.codec, self.frames, self.files))
+            remove_leftovers(folder, name, keep=temporary_frames(self.data, self.recipe.codec, self.frames, self.files))
         with ExitStack() as stack:
             tell = _progress(stack, "decode", "frame", say)
             return FrameCache.fresh(self.data, self.recipe.codec, self.frames, tell, self.files), None
@@ -321,7 +321,7 @@ def cache_prompts(recipe: Recipe, data: LeRobotDataset, device: torch.device | s
     known = run_directory.read_tensors(path) if run_directory.read_about(path) == made_by else {}
     wanted = [recipe.prompt.format(task=task) for task in map(data.tasks.__getitem__, data.used_tasks)]
     if missing := [prompt for prompt in wanted if prompt not in known]:
-        check_room(path, 2 * len(wanted) * text.num_tokens * text.dim)
+        check_free_space(path, 2 * len(wanted) * text.num_tokens * text.dim)
         states = open_text(recipe, device).encode(missing).to("cpu", torch.bfloat16)
         run_directory.write_tensors(path, known | dict(zip(missing, states, strict=True)), made_by)
 
@@ -342,7 +342,7 @@ def _measure(recipe: Recipe, cache: Cache, codec: Codec) -> dict[str, Any]:
     """The DCT's statistics over pictures of the dataset."""
     assert isinstance(recipe.latents, DctConfig) and isinstance(cache, FrameCache)
     chosen = torch.linspace(0, cache.num_steps - 1, min(FIT_FRAMES, cache.num_steps)).long().tolist()
-    return dict(DctLatents.fit(recipe.latents, codec.pixels(cache.frames[chosen][:, None])[:, :, 0]).to_dict())
+    return dict(DctLatents.fit(recipe.latents, to_pixels(cache.frames[chosen][:, None])[:, :, 0]).to_dict())
 
 
 def _progress(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightwam.config.schema import BackboneConfig, ModelConfig
-from lightwam.encoders.weight_files import check_tensors, differences, not_finite, read_pickled, refusal
+from lightwam.encoders.weight_files import check_tensors, mismatch_error, not_finite, read_pickled, tensor_differences
 from lightwam.errors import CheckpointError
 from lightwam.model.light_wam import LightWAM
 from lightwam.system.files import replacing
@@ -58,12 +58,12 @@ def read(path: Path | str, config: ModelConfig) -> Published:
     state: dict[str, Tensor] = {}
     for section, names in published_names(config).items():
         wanted = {theirs: shapes[ours] for theirs, ours in names.items()}
-        refused += differences(found[section], wanted, where=f"{section} ")
+        refused += tensor_differences(found[section], wanted, where=f"{section} ")
         state |= {ours: found[section][theirs] for theirs, ours in names.items() if theirs in found[section]}
     if refused:
-        raise refusal("the checkpoint is of another model", path, refused, NEXT_STEP)
+        raise mismatch_error("the checkpoint is of another model", path, refused, NEXT_STEP)
     if lines := [line for section in SECTIONS for line in not_finite(found[section], where=f"{section} ")]:
-        raise refusal("the weights are not finite", path, lines, "fetch the file again, or take another checkpoint")
+        raise mismatch_error("the weights are not finite", path, lines, "fetch it again, or take another checkpoint")
     return Published(state, found["step"], found["torch_dtype"])
 
 

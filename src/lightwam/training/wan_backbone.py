@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightwam.config.schema import BackboneConfig
-from lightwam.encoders.weight_files import check_tensors, locate, prefix_line, read_tensors, shared_prefix
+from lightwam.encoders.weight_files import check_tensors, locate, prefix_hint, read_tensors, shared_prefix
 from lightwam.errors import CheckpointError, first_few
 from lightwam.model.dit import DiT
 from lightwam.training.published import backbone_names
@@ -59,7 +59,7 @@ def _named(found: Mapping[str, Tensor], tables: tuple[dict[str, str], ...], path
         raise CheckpointError(
             "not a Wan transformer, by its tensors' names",
             where=path,
-            got=prefix_line(prefix) if prefix else first_few(sorted(found)),
+            got=prefix_hint(prefix) if prefix else first_few(sorted(found)),
             expected="Wan's names (blocks.0.self_attn.q.weight) or diffusers' (blocks.0.attn1.to_q.weight)",
             next_step="name the folder or Hub repo of a Wan2.1 as it was published",
         )

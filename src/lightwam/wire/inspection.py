@@ -14,96 +14,96 @@ import numpy as np
 
 from lightwam.errors import LightwamError
 from lightwam.wire.limits import below, short
-from lightwam.wire.robot_schema import KeyPath, RobotSchema, shown
+from lightwam.wire.robot_schema import KeyPath, RobotSchema, path_text
 
 DARK = 8
 """a picture whose brightest pixel is below this, of 255, shows nothing"""
 
 
 @dataclass(frozen=True)
-class Reading:
+class FieldCheck:
     """One thing that the policy needs, and what was found."""
 
     what: str
     where: str
     found: str
-    fault: str = ""
+    error: str = ""
     """why it cannot be used"""
-    remark: str = ""
+    warning: str = ""
     """why it can be used and is suspicious all the same"""
 
 
 @dataclass(frozen=True)
-class Report:
+class MessageCheck:
     """What became of one message."""
 
-    family: str
-    readings: tuple[Reading, ...]
-    unread: tuple[str, ...]
+    schema: str
+    fields: tuple[FieldCheck, ...]
+    unused: tuple[str, ...]
     """what came, and nobody asked for"""
 
     @property
     def fits(self) -> bool:
         """Whether the policy can answer such a message."""
-        return not any(reading.fault for reading in self.readings)
+        return not any(reading.error for reading in self.fields)
 
     def lines(self) -> list[str]:
         """For a person."""
-        rows = [(f"{one.what}", one.where, one.found) for one in self.readings]
+        rows = [(f"{one.what}", one.where, one.found) for one in self.fields]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)] if rows else []
         lines = []
-        for row, one in zip(rows, self.readings, strict=True):
+        for row, one in zip(rows, self.fields, strict=True):
             told = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            lines.append(f"{'WRONG ' if one.fault else 'look  ' if one.remark else 'ok    '} {told}")
-            lines += [f"         {line}" for text in (one.fault, one.remark) for line in text.splitlines()]
-        if self.unread:
-            lines.append(f"not read: {', '.join(self.unread)}")
-        lines.append(f"the message {'fits' if self.fits else 'does not fit'} the family {self.family!r}")
+            lines.append(f"{'WRONG ' if one.error else 'look  ' if one.warning else 'ok    '} {told}")
+            lines += [f"         {line}" for text in (one.error, one.warning) for line in text.splitlines()]
+        if self.unused:
+            lines.append(f"not read: {', '.join(self.unused)}")
+        lines.append(f"the message {'fits' if self.fits else 'does not fit'} the family {self.schema!r}")
         return lines
 
 
-def inspect(message: Any, family: RobotSchema, check_sentence: Callable[[str], None] | None = None) -> Report:
-    """Report every part of `message` that the fitted `family` reads, with what is wrong or odd; never raises.
+def inspect(message: Any, schema: RobotSchema, check_sentence: Callable[[str], None] | None = None) -> MessageCheck:
+    """Report every part of `message` that the fitted `schema` reads, with what is wrong or odd; never raises.
 
     `check_sentence` raises a LightwamError for a sentence that the run's text encoder cannot read.
     """
 
     def sentence() -> str:
-        text = family.instruction(message)
+        text = schema.instruction(message)
         if check_sentence is not None:
             check_sentence(text)
         return text
 
-    readings = [_reading(f"camera {camera}", path, partial(family.picture, message, camera), _picture)
-                for camera, path in family.cameras.items()]  # fmt: skip
-    readings += [_reading("state", part.path, partial(family.vector, message, part), _vector)
-                 for part in family.state]  # fmt: skip
-    readings.append(_reading("instruction", family.prompt[0], sentence, _sentence,
-                             where=" or ".join(map(shown, family.prompt))))  # fmt: skip
-    read = {*family.cameras.values(), *(part.path for part in family.state), *family.prompt}
-    return Report(family.name, tuple(readings), tuple(_unread(message, read)))
+    fields = [_reading(f"camera {camera}", path, partial(schema.picture, message, camera), _picture)
+                for camera, path in schema.cameras.items()]  # fmt: skip
+    fields += [_reading("state", part.path, partial(schema.vector, message, part), _vector)
+                 for part in schema.state]  # fmt: skip
+    fields.append(_reading("instruction", schema.prompt[0], sentence, _sentence,
+                             where=" or ".join(map(path_text, schema.prompt))))  # fmt: skip
+    read = {*schema.cameras.values(), *(part.path for part in schema.state), *schema.prompt}
+    return MessageCheck(schema.name, tuple(fields), tuple(_unread(message, read)))
 
 
 def _reading(
     what: str, path: KeyPath, read: Callable[[], Any], describe: Callable[[Any], tuple[str, str]], where: str = ""
-) -> Reading:
-    place = where or shown(path)
+) -> FieldCheck:
+    place = where or path_text(path)
     try:
-        found, remark = describe(read())
+        found, warning = describe(read())
     except LightwamError as error:
         lines = (("got", error.got), ("expected", error.expected), ("next", error.next_step))
         told = "; ".join(f"{name}: {value}" for name, value in lines if value not in (None, ""))
-        return Reading(what, place, "", f"{error.what} ({told})")
-    return Reading(what, place, found, remark=remark)
+        return FieldCheck(what, place, "", f"{error.what} ({told})")
+    return FieldCheck(what, place, found, warning=warning)
 
 
 def _picture(picture: np.ndarray) -> tuple[str, str]:
     low, high = int(picture.min()), int(picture.max())
-    remark = "the whole picture is of one colour" if (picture == picture[0, 0]).all() else ""
+    warning = "the whole picture is of one colour" if (picture == picture[0, 0]).all() else ""
     if high < DARK:
-        remark = f"the picture is almost black (at most {high} of 255): a covered lens, or floats in 0..1 made uint8"
+        warning = f"the picture is almost black (at most {high} of 255): a covered lens, or floats in 0..1 made uint8"
     height, width, _ = picture.shape
-    return f"{height} x {width} RGB, {low} to {high}", remark
+    return f"{height} x {width} RGB, {low} to {high}", warning
 
 
 def _vector(numbers: np.ndarray) -> tuple[str, str]:

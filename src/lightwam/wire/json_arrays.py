@@ -14,7 +14,17 @@ from typing import Any
 import numpy as np
 
 from lightwam.errors import WireError
-from lightwam.wire.limits import LIMITS, Counter, Limits, Reader, array, fields_of, sendable, short, too_many
+from lightwam.wire.limits import (
+    LIMITS,
+    EntryCounter,
+    Limits,
+    TreeReader,
+    array,
+    check_sendable,
+    fields_of,
+    short,
+    too_many_entries,
+)
 
 DATA, DTYPE, SHAPE = "__numpy__", "dtype", "shape"
 OPENPI = "__ndarray__"
@@ -34,19 +44,19 @@ def loads(data: bytes, limits: Limits = LIMITS) -> Any:
     limits.check_size(data)
     # Python's parser would make 64 bytes of every two; signs inside texts count too, hence the room for a long one
     if sum(map(data.count, (b",", b"[", b"{"))) > limits.num_items + limits.text_chars:
-        raise too_many(limits)
+        raise too_many_entries(limits)
     try:
-        found = json.loads(data.decode(), object_pairs_hook=Counter(limits).pairs)
+        found = json.loads(data.decode(), object_pairs_hook=EntryCounter(limits).pairs)
     except (ValueError, RecursionError) as error:  # ValueError: no UTF-8, no JSON, a number of thousands of digits
         raise WireError("the message is not sound JSON", where="message", got=f"{len(data)} bytes: {short(str(error))}",
                         expected="one JSON value in UTF-8") from error  # fmt: skip
-    return Reader(limits, (DATA, OPENPI), _read_array).tree(found)
+    return TreeReader(limits, (DATA, OPENPI), _read_array).tree(found)
 
 
 def _of_array(value: Any) -> dict[str, Any]:
     if not isinstance(value, (np.ndarray, np.generic)):
         raise TypeError(f"{type(value).__name__} has no place in a message")
-    sendable(value)
+    check_sendable(value)
     return {DATA: base64.b64encode(value.tobytes()).decode(), DTYPE: value.dtype.str, SHAPE: value.shape}
 
 

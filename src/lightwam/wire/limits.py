@@ -1,7 +1,7 @@
-"""What a message from outside may hold. Whatever does not fit is a WireError, before memory is spent on it.
+"""Limits of messages from outside. What does not fit is a WireError, before memory is spent on it.
 
-Every protocol here says a tree of maps, lists, texts, numbers and arrays; only the bytes differ. `Reader` walks a tree
-once, from the top, so that each fault is told with the keys that lead to it.
+Every protocol here carries a tree of maps, lists, texts, numbers and arrays; only the bytes differ. `TreeReader` walks
+the tree once, from the top, so that each error names the keys that lead to it.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from lightwam.errors import WireError
 from lightwam.system.images import JPEG, PNG, PictureError, decode, is_encoded
 
 MIB = 1 << 20
-MOST_AXES = 8
-DTYPES: Mapping[str, tuple[int, ...]] = {"b": (1,), "i": (1, 2, 4, 8), "u": (1, 2, 4, 8), "f": (2, 4, 8)}
+MAX_AXES = 8
+ITEM_SIZES: Mapping[str, tuple[int, ...]] = {"b": (1,), "i": (1, 2, 4, 8), "u": (1, 2, 4, 8), "f": (2, 4, 8)}
 """kind of number -> bytes that one may have"""
 NUMBERS = "b1, i1 to i8, u1 to u8 or f2 to f8, or a name such as bool, uint8, float32"
-NAMED: Mapping[str, np.dtype[Any]] = {
-    np.dtype(f"{kind}{size}").name: np.dtype(f"{kind}{size}") for kind, sizes in DTYPES.items() for size in sizes
+DTYPES_BY_NAME: Mapping[str, np.dtype[Any]] = {
+    np.dtype(f"{kind}{size}").name: np.dtype(f"{kind}{size}") for kind, sizes in ITEM_SIZES.items() for size in sizes
 }
 """dtypes by numpy's names"""
 STANDARD = str.maketrans("-_", "+/")
@@ -35,7 +35,7 @@ STANDARD = str.maketrans("-_", "+/")
 PICTURE_STARTS = tuple(base64.b64encode(start[: len(start) // 3 * 3]).decode() for start in (PNG, JPEG))
 """how a PNG and a JPEG begin in base64"""
 CONVERT = "convert it before sending: np.asarray(x, np.float32), pictures uint8"
-INSTEAD: Mapping[str, str] = {
+ADVICE: Mapping[str, str] = {
     "O": "an array of objects holds lists of different lengths, or no numbers: send np.asarray(x, np.float32)",
     "U": "send a text as a text, not as an array",
     "S": "send a text as a text, not as an array",
@@ -47,13 +47,13 @@ INSTEAD: Mapping[str, str] = {
 }
 """numpy's letter for a kind of dtype -> what to do instead"""
 NO_EXTENSIONS = "no extension types: send an array's bytes as msgpack's bin (of JavaScript's typed arrays the buffer)"
-ALSO: Mapping[str, str] = {
+DTYPE_ALIASES: Mapping[str, str] = {
     "half": "float16",
     "single": "float32",
     "double": "float64",
 }
 """other names that numpy has for them; not those whose width depends on the machine or the language"""
-WIDTHLESS: Mapping[str, str] = {
+AMBIGUOUS_DTYPES: Mapping[str, str] = {
     "float": "say how wide: 'float32' or 'float64'",
     "int": "say how wide: 'int32' or 'int64'",
     "integer": "say how wide: 'int32' or 'int64'",
@@ -111,7 +111,7 @@ class Limits:
 LIMITS = Limits()
 
 
-class Counter:
+class EntryCounter:
     """Counts the entries of a message while it is being parsed: a small message may ask for a great many lists."""
 
     def __init__(self, limits: Limits) -> None:
@@ -121,7 +121,7 @@ class Counter:
         """A list, as it is."""
         self.count += len(found) + 1  # of lists not closed yet, the empty ones inside cost memory, too
         if self.count > self.limits.num_items:
-            raise too_many(self.limits)
+            raise too_many_entries(self.limits)
         return found
 
     def pairs(self, found: list[tuple[Hashable, Any]]) -> dict[Hashable, Any]:
@@ -135,7 +135,7 @@ class Counter:
         return table
 
 
-def too_many(limits: Limits) -> WireError:
+def too_many_entries(limits: Limits) -> WireError:
     """The refusal of a message with too many entries."""
     return WireError("the message has too many entries", where="message", got=f"more than {limits.num_items}",
                      expected=f"at most {limits.num_items} in all maps and lists",
@@ -147,7 +147,7 @@ ReadArray = Callable[[Mapping[Any, Any], str, Limits], Any]
 
 
 @dataclass(frozen=True, repr=False)
-class Encoded:
+class EncodedPicture:
     """A PNG or JPEG that is not decoded yet: only the pictures that a family reads are."""
 
     data: bytes
@@ -170,10 +170,10 @@ class Encoded:
                             next_step=error.step) from error  # fmt: skip
 
 
-class Reader:
+class TreeReader:
     """Converter of a parsed message to a tree with arrays; `marks` are the keys by which a map stands for an array.
 
-    `legacy`: as in `Encoded`.
+    `legacy`: as in `EncodedPicture`.
     """
 
     def __init__(
@@ -211,12 +211,12 @@ class Reader:
         if isinstance(read, np.ndarray) and read.dtype == np.uint8 and read.ndim == 1:
             start = read[:8].tobytes()
             if is_encoded(start):
-                return Encoded(read.tobytes(), self.limits.array_bytes, self.legacy)
+                return EncodedPicture(read.tobytes(), self.limits.array_bytes, self.legacy)
         return read
 
-    def _encoded(self, data: bytes, where: str) -> Encoded:
+    def _encoded(self, data: bytes, where: str) -> EncodedPicture:
         self._count_array(where)
-        return Encoded(data, self.limits.array_bytes, self.legacy)
+        return EncodedPicture(data, self.limits.array_bytes, self.legacy)
 
     def _count_array(self, where: str) -> None:
         self.num_arrays += 1
@@ -271,10 +271,10 @@ def array(dtype: Any, shape: Any, data: Any, where: str, limits: Limits) -> np.n
 
     `dtype` as numpy writes it ("<f4"), one of b, i, u, f; anything else, or sizes that do not match, is a WireError.
     """
-    kind = number_kind(dtype, where)
-    if not isinstance(shape, list) or len(shape) > MOST_AXES or any(type(n) is not int or n < 0 for n in shape):
+    kind = number_dtype(dtype, where)
+    if not isinstance(shape, list) or len(shape) > MAX_AXES or any(type(n) is not int or n < 0 for n in shape):
         raise WireError("an array's shape is not a shape", where=where, got=short(shape),
-                        expected=f"a list of at most {MOST_AXES} sizes")  # fmt: skip
+                        expected=f"a list of at most {MAX_AXES} sizes")  # fmt: skip
     if not isinstance(data, bytes):
         raise WireError("an array's data are not bytes", where=where, got=type(data).__name__, expected="bytes")
     # zeros are left out, so that (0, 2**62) is not small
@@ -292,19 +292,19 @@ def array(dtype: Any, shape: Any, data: Any, where: str, limits: Limits) -> np.n
     return turned
 
 
-def number_kind(dtype: Any, where: str) -> np.dtype[Any]:
+def number_dtype(dtype: Any, where: str) -> np.dtype[Any]:
     """Parse a dtype of numbers, as numpy writes it ("<f4", "|u1") or by name ("float32", "uint8").
 
     WireError for objects, texts, structures and the like, and for unknown names, with what to send instead. Without a
     byte order it is little-endian, as all robots' computers are.
     """
     name = dtype.decode("ascii", "replace") if isinstance(dtype, bytes) else dtype if isinstance(dtype, str) else ""
-    name = ALSO.get(name, name)
+    name = DTYPE_ALIASES.get(name, name)
     bare = name[1:] if name[:1] in tuple("<>|=") else name
-    if name in NAMED:
-        return NAMED[name]
-    if bare[1:] not in tuple(str(size) for size in DTYPES.get(bare[:1], ())):
-        step = _instead(bare) if isinstance(dtype, (str, bytes)) else INSTEAD["V"]
+    if name in DTYPES_BY_NAME:
+        return DTYPES_BY_NAME[name]
+    if bare[1:] not in tuple(str(size) for size in ITEM_SIZES.get(bare[:1], ())):
+        step = _instead(bare) if isinstance(dtype, (str, bytes)) else ADVICE["V"]
         raise WireError("an array's dtype is not one of numbers", where=where, got=short(dtype), expected=NUMBERS,
                         next_step=step)  # fmt: skip
     return np.dtype(name)
@@ -313,19 +313,19 @@ def number_kind(dtype: Any, where: str) -> np.dtype[Any]:
 def _instead(bare: str) -> str:
     """Say what to send instead of an array of the dtype `bare`, which has no byte order."""
     if "," in bare:
-        return INSTEAD["V"]
-    if bare.lower() in WIDTHLESS:
-        return WIDTHLESS[bare.lower()]
+        return ADVICE["V"]
+    if bare.lower() in AMBIGUOUS_DTYPES:
+        return AMBIGUOUS_DTYPES[bare.lower()]
     size = bare[1:].partition("[")[0]  # times have a unit in brackets
-    if bare[:1] in INSTEAD and (not size or size.isdigit()):
-        return INSTEAD[bare[0]]
+    if bare[:1] in ADVICE and (not size or size.isdigit()):
+        return ADVICE[bare[0]]
     word = bare[:64].lower()
-    inner = [name for name in NAMED if name in word and f"b{name}" not in word]  # "torch.float32", "Float32Array"
-    near = difflib.get_close_matches(word, [*NAMED, *WORDS], n=1, cutoff=0.5)
+    inner = [name for name in DTYPES_BY_NAME if name in word and f"b{name}" not in word]  # "torch.float32"
+    near = difflib.get_close_matches(word, [*DTYPES_BY_NAME, *WORDS], n=1, cutoff=0.5)
     likely = max(inner, key=len, default=near[0] if near else "")
-    if likely in NAMED:
-        return f"did you mean {likely!r}, which is {NAMED[likely].str!r}?"
-    return INSTEAD[WORDS[likely]] if likely else CONVERT
+    if likely in DTYPES_BY_NAME:
+        return f"did you mean {likely!r}, which is {DTYPES_BY_NAME[likely].str!r}?"
+    return ADVICE[WORDS[likely]] if likely else CONVERT
 
 
 def scalar(kind: np.dtype[Any], value: Any, where: str) -> np.generic:
@@ -352,9 +352,9 @@ def fields_of(found: Mapping[Any, Any], wanted: Sequence[Any], where: str, optio
     return [found[key] for key in wanted]
 
 
-def sendable(value: np.ndarray | np.generic) -> None:
+def check_sendable(value: np.ndarray | np.generic) -> None:
     """WireError for an array that the other side would refuse."""
-    if value.dtype.kind not in DTYPES or value.dtype.itemsize not in DTYPES[value.dtype.kind]:
+    if value.dtype.kind not in ITEM_SIZES or value.dtype.itemsize not in ITEM_SIZES[value.dtype.kind]:
         raise WireError("an array cannot be sent", where="message", got=value.dtype, expected=NUMBERS)
 
 

@@ -17,23 +17,23 @@ from lightwam.system.images import is_encoded
 from lightwam.wire.limits import (
     CONVERT,
     NO_EXTENSIONS,
-    Counter,
+    EntryCounter,
     Limits,
     ReadArray,
-    Reader,
+    TreeReader,
     array,
     fields_of,
-    number_kind,
+    number_dtype,
     scalar,
     short,
-    too_many,
+    too_many_entries,
 )
 
 MARKS = (b"__ndarray__", "__ndarray__", b"__npgeneric__", "__npgeneric__", b"nd", "nd")
 """keys by which a map stands for an array or a number"""
 
 
-def packed(tree: Any, of_array: Callable[[Any], Any]) -> bytes:
+def pack_msgpack(tree: Any, of_array: Callable[[Any], Any]) -> bytes:
     """One msgpack value; `of_array` says numpy's values as maps. WireError for what msgpack cannot say."""
     try:
         return msgpack.packb(tree, default=of_array, use_bin_type=True)
@@ -42,14 +42,14 @@ def packed(tree: Any, of_array: Callable[[Any], Any]) -> bytes:
                         expected="maps, lists, texts, numbers of 64 bits and arrays") from error  # fmt: skip
 
 
-def unpacked(data: bytes, limits: Limits, read: ReadArray | None = None, *, legacy: bool = False) -> Any:
+def unpack_msgpack(data: bytes, limits: Limits, read: ReadArray | None = None, *, legacy: bool = False) -> Any:
     """Read one msgpack value, its arrays with `read_array` or `read`. WireError for any other bytes.
 
     msgpack makes a list of the announced length before it has read it, up to 1,024 of them inside one another: with
     `num_items` 4,096 that is 32 MiB for a moment, and no more.
     """
     limits.check_size(data)
-    counter = Counter(limits)
+    counter = EntryCounter(limits)
     try:
         found = msgpack.unpackb(
             data,
@@ -69,13 +69,13 @@ def unpacked(data: bytes, limits: Limits, read: ReadArray | None = None, *, lega
             raise WireError("an array is too large", where="message", got=reason.partition(" ")[0] + " bytes",
                             expected=f"at most {limits.array_bytes} bytes") from error  # fmt: skip
         if "max_array_len" in reason or "max_map_len" in reason:
-            raise too_many(limits) from error
+            raise too_many_entries(limits) from error
         step = NO_EXTENSIONS if "max_ext_len" in reason else ""
         if isinstance(error, UnicodeDecodeError):
             step = "texts in UTF-8, bytes as msgpack's bin (in Python use_bin_type=True)"
         raise WireError("the message is not sound msgpack", where="message", got=f"{len(data)} bytes: {short(reason)}",
                         expected="one msgpack value within the limits", next_step=step) from error  # fmt: skip
-    return Reader(limits, MARKS, read or read_array, legacy=legacy).tree(found)
+    return TreeReader(limits, MARKS, read or read_array, legacy=legacy).tree(found)
 
 
 def read_array(found: Mapping[Any, Any], where: str, limits: Limits) -> np.ndarray | np.generic:
@@ -92,7 +92,7 @@ def read_array(found: Mapping[Any, Any], where: str, limits: Limits) -> np.ndarr
     if mark is not True:
         raise WireError("an array's mark must be true", where=where, got=short(mark), expected=True)
     if "__npgeneric__" in named:
-        return scalar(number_kind(dtype, where), data, where)
+        return scalar(number_dtype(dtype, where), data, where)
     return array(dtype, shape, data, where, limits)
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from lightwam.wire.limits import LIMITS, Limits, sendable
-from lightwam.wire.msgpack_arrays import packed, unpacked
+from lightwam.wire.limits import LIMITS, Limits, check_sendable
+from lightwam.wire.msgpack_arrays import pack_msgpack, unpack_msgpack
 
 MESSAGE_BYTES = "message_bytes"
 """key of our servers' greeting: the largest message they accept"""
@@ -20,18 +20,18 @@ ARRAY, SCALAR, DATA, DTYPE, SHAPE = b"__ndarray__", b"__npgeneric__", b"data", b
 
 def pack(tree: Any) -> bytes:
     """A tree of maps, lists, texts, numbers and arrays as one message; WireError for anything else."""
-    return packed(tree, _of_array)
+    return pack_msgpack(tree, _of_array)
 
 
 def unpack(data: bytes, limits: Limits = LIMITS) -> Any:
     """The tree of a message, its arrays as read-only views; WireError, and nothing else, whatever the bytes are."""
-    return unpacked(data, limits)
+    return unpack_msgpack(data, limits)
 
 
 def _of_array(value: Any) -> dict[bytes, Any]:
     if not isinstance(value, (np.ndarray, np.generic)):
         raise TypeError(f"{type(value).__name__} has no place in a message")
-    sendable(value)
+    check_sendable(value)
     if isinstance(value, np.generic):
         return {SCALAR: True, DATA: value.item(), DTYPE: value.dtype.str}
     return {ARRAY: True, DATA: value.tobytes(), DTYPE: value.dtype.str, SHAPE: value.shape}

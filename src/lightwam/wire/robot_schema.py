@@ -1,7 +1,7 @@
 """A family of robots: where in a message its pictures, state and sentence lie, and how it wants to be told what to do.
 
 Robots' clients differ in little but names, so a family is data, and a new robot is a file of a dozen lines
-(`families.read`). `fitted` holds it against a run before a robot is listened to.
+(`schemas.read`). `fit_schema` holds it against a run before a robot is listened to.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from jaxtyping import Float32, UInt8
 
 from lightwam.errors import ConfigError, WireError, did_you_mean
 from lightwam.types import Observation
-from lightwam.wire.limits import Encoded, short
+from lightwam.wire.limits import EncodedPicture, short
 
 KeyPath = tuple[str, ...]
 """keys from the top of a message downwards; openpi's contain slashes, so they are not written as one text"""
@@ -50,11 +50,11 @@ class Unit:
     scale: float
     offset: float
 
-    def told(self, number: Any) -> Any:
+    def to_client(self, number: Any) -> Any:
         """The policy's number, or an array of them, as the client counts."""
         return number * np.float32(self.scale) + np.float32(self.offset)
 
-    def heard(self, number: Any) -> Any:
+    def to_policy(self, number: Any) -> Any:
         """The client's number, or an array of them, as the policy counts."""
         return (number - np.float32(self.offset)) / np.float32(self.scale)
 
@@ -84,17 +84,17 @@ class RobotSchema:
     reply: Literal["map", "list"] = "map"
     """over HTTP: a map with "actions", or only the list of actions"""
 
-    def claims(self, message: Any) -> bool:
+    def matches(self, message: Any) -> bool:
         """Whether all of the cameras' pictures are in the message, whatever they are."""
         try:
-            return all(found_at(message, path) is not None for path in self.cameras.values())
+            return all(value_at(message, path) is not None for path in self.cameras.values())
         except WireError:
             return False
 
     def is_encoded(self, message: Any) -> bool:
         """Return whether pictures in the message must be decoded, which takes milliseconds."""
-        return self.claims(message) and any(
-            isinstance(found_at(message, path), Encoded) for path in self.cameras.values()
+        return self.matches(message) and any(
+            isinstance(value_at(message, path), EncodedPicture) for path in self.cameras.values()
         )
 
     def observation(self, message: Any) -> Observation:
@@ -105,8 +105,8 @@ class RobotSchema:
     def picture(self, message: Any, camera: str) -> UInt8[np.ndarray, "height width 3"]:
         """One camera's picture; WireError when it is missing, or not uint8 of the family's layout."""
         path = self.cameras[camera]
-        found, where = found_at(message, path), shown(path)
-        if isinstance(found, Encoded):
+        found, where = value_at(message, path), path_text(path)
+        if isinstance(found, EncodedPicture):
             picture = found.decoded(where)
             return picture[::-1, ::-1] if self.turned else picture
         if not isinstance(found, np.ndarray) or found.dtype != np.uint8:
@@ -126,7 +126,7 @@ class RobotSchema:
 
     def vector(self, message: Any, part: StatePart) -> Float32[np.ndarray, " n"]:
         """One part of the state, as the client counts; WireError when it is missing, not numbers, or not that many."""
-        where, found = shown(part.path), found_at(message, part.path)
+        where, found = path_text(part.path), value_at(message, part.path)
         if part.row and isinstance(found, np.ndarray) and found.ndim == 2 and len(found) == 1:
             found = found[0]
         numbers = _numbers(found, where)
@@ -144,7 +144,7 @@ class RobotSchema:
             if not -len(state) <= unit.dim < len(state):
                 raise WireError("the state has no such number", where="state", got=f"{len(state)} numbers",
                                 expected=f"one at {unit.dim}")  # fmt: skip
-            state[unit.dim] = unit.heard(state[unit.dim])
+            state[unit.dim] = unit.to_policy(state[unit.dim])
         return state
 
     def instruction(self, message: Any) -> str:
@@ -152,7 +152,7 @@ class RobotSchema:
         empty: KeyPath = ()
         for path in self.prompt:
             try:
-                found = found_at(message, path)
+                found = value_at(message, path)
             except WireError:
                 continue
             empty = empty or path
@@ -161,34 +161,34 @@ class RobotSchema:
             if isinstance(found, str):
                 return found
             if found is not None:
-                raise WireError("the instruction is not text", where=shown(path), got=type(found).__name__,
+                raise WireError("the instruction is not text", where=path_text(path), got=type(found).__name__,
                                 expected="text")  # fmt: skip
         if empty:
-            raise WireError("the instruction is not text", where=shown(empty), got="null", expected="text")
+            raise WireError("the instruction is not text", where=path_text(empty), got="null", expected="text")
         if not isinstance(message, dict):
-            found_at(message, self.prompt[0])
+            value_at(message, self.prompt[0])
         raise WireError("the instruction is missing", where="message", got=short(sorted(message)),
-                        expected=" or ".join(map(shown, self.prompt)),
+                        expected=" or ".join(map(path_text, self.prompt)),
                         next_step=_nearest(self.prompt[0][0], message))  # fmt: skip
 
     def actions(
         self, chunk: Float32[np.ndarray, "H A"]
     ) -> Float32[np.ndarray, "H A"] | list[dict[str, Float32[np.ndarray, " n"]]]:
         """A chunk as the client wants it: numbers, or a map of parts for every step; a copy either way."""
-        told = np.array(chunk, np.float32)
+        sent = np.array(chunk, np.float32)
         for unit in self.action_units:
-            told[:, unit.dim] = unit.told(told[:, unit.dim])
+            sent[:, unit.dim] = unit.to_client(sent[:, unit.dim])
         if not self.action:
-            return told
+            return sent
         ends = np.cumsum([part.length for part in self.action])
-        assert ends[-1] == told.shape[1], "a family is fitted to its run before it answers"
-        return [dict(zip((part.key for part in self.action), np.split(row, ends[:-1]), strict=True)) for row in told]
+        assert ends[-1] == sent.shape[1], "a family is fitted to its run before it answers"
+        return [dict(zip((part.key for part in self.action), np.split(row, ends[:-1]), strict=True)) for row in sent]
 
     def message(self, seen: Observation) -> dict[str, Any]:
         """What a client of the (fitted) family would send of an observation: the inverse of `observation`."""
         state = np.array(seen.state, np.float32)
         for unit in self.state_units:
-            state[unit.dim] = unit.told(state[unit.dim])
+            state[unit.dim] = unit.to_client(state[unit.dim])
         ends = np.cumsum([part.length for part in self.state])
         assert sum(part.length or 0 for part in self.state) == len(state), "a family is fitted before it speaks"
         message: dict[str, Any] = {}
@@ -216,12 +216,12 @@ class RobotSchema:
         if not np.isfinite(meant).all():
             raise WireError("the answer's actions are not finite", where="actions", got=got, expected=expected)
         for unit in self.action_units:
-            meant[:, unit.dim] = unit.heard(meant[:, unit.dim])
+            meant[:, unit.dim] = unit.to_policy(meant[:, unit.dim])
         return meant
 
 
-def fitted(
-    family: RobotSchema,
+def fit_schema(
+    schema: RobotSchema,
     cameras: Sequence[str],
     state_dim: int,
     action_dim: int,
@@ -232,22 +232,22 @@ def fitted(
     `renames`: the client's name of a camera -> the run's. Cameras that the run has no use for are left out. ConfigError
     when they do not fit each other, with what to rename or to declare.
     """
-    places = _placed(family, cameras, renames or {})
-    parts = _with_lengths(family, state_dim)
-    expected = sum(part.length for part in family.action) if family.action else family.action_dim
+    places = _placed(schema, cameras, renames or {})
+    parts = _with_lengths(schema, state_dim)
+    expected = sum(part.length for part in schema.action) if schema.action else schema.action_dim
     if expected not in (None, action_dim):
-        raise ConfigError("the run has other actions than this family's robots", where=f"{family.name}: action",
+        raise ConfigError("the run has other actions than this family's robots", where=f"{schema.name}: action",
                           got=f"{action_dim} numbers in the run", expected=expected, next_step=GUIDE)  # fmt: skip
-    for what, dim, units in (("state", state_dim, family.state_units), ("action", action_dim, family.action_units)):
+    for what, dim, units in (("state", state_dim, schema.state_units), ("action", action_dim, schema.action_units)):
         for unit in units:
             if not -dim <= unit.dim < dim:
-                raise ConfigError(f"the run's {what} has no such number", where=f"{family.name}: {what}_units",
+                raise ConfigError(f"the run's {what} has no such number", where=f"{schema.name}: {what}_units",
                                   got=unit.dim, expected=f"0 to {dim - 1}", next_step=GUIDE)  # fmt: skip
-    return replace(family, cameras=places, state=parts, action_dim=action_dim)
+    return replace(schema, cameras=places, state=parts, action_dim=action_dim)
 
 
-def _placed(family: RobotSchema, cameras: Sequence[str], renames: Mapping[str, str]) -> dict[str, KeyPath]:
-    where = f"{family.name}: cameras"
+def _placed(schema: RobotSchema, cameras: Sequence[str], renames: Mapping[str, str]) -> dict[str, KeyPath]:
+    where = f"{schema.name}: cameras"
     theirs = {ours: name for name, ours in renames.items()}
     if unknown := [ours for ours in renames.values() if ours not in cameras]:
         raise ConfigError("the run has no such camera", where=where, got=unknown[0], expected=", ".join(cameras),
@@ -257,35 +257,35 @@ def _placed(family: RobotSchema, cameras: Sequence[str], renames: Mapping[str, s
     places = {}
     for ours in cameras:
         name = theirs.get(ours, ours)
-        if name in family.cameras:
-            places[ours] = family.cameras[name]
-        elif family.any_camera is not None:
-            places[ours] = tuple(name if key == CAMERA else key for key in family.any_camera)
+        if name in schema.cameras:
+            places[ours] = schema.cameras[name]
+        elif schema.any_camera is not None:
+            places[ours] = tuple(name if key == CAMERA else key for key in schema.any_camera)
         else:
-            known = ", ".join(family.cameras)
-            first = next(iter(family.cameras))
+            known = ", ".join(schema.cameras)
+            first = next(iter(schema.cameras))
             raise ConfigError("the family has no such camera", where=where, got=name, expected=known,
                               next_step=f"rename one to the run's, as {first} {ours}; {GUIDE}")  # fmt: skip
     if len(set(places.values())) != len(places):
         raise ConfigError("two of the run's cameras would be one picture", where=where,
-                          got={ours: shown(path) for ours, path in places.items()}, expected="one to each",
+                          got={ours: path_text(path) for ours, path in places.items()}, expected="one to each",
                           next_step="rename the other camera, too")  # fmt: skip
     return places
 
 
-def _with_lengths(family: RobotSchema, state_dim: int) -> tuple[StatePart, ...]:
+def _with_lengths(schema: RobotSchema, state_dim: int) -> tuple[StatePart, ...]:
     """The state's parts, the length of one that has none worked out."""
-    known = sum(part.length or 0 for part in family.state)
-    open_parts = [part for part in family.state if part.length is None]
+    known = sum(part.length or 0 for part in schema.state)
+    open_parts = [part for part in schema.state if part.length is None]
     if state_dim == 0 and not known:
         return ()  # a client's state is ignored
     if known + len(open_parts) > state_dim or (not open_parts and known != state_dim):
-        told = ", ".join(f"{shown(part.path)} ({part.length or 'any'})" for part in family.state) or "no state"
-        raise ConfigError("the run has another state than this family's robots", where=f"{family.name}: state",
-                          got=f"{state_dim} numbers in the run", expected=told, next_step=GUIDE)  # fmt: skip
+        parts = ", ".join(f"{path_text(part.path)} ({part.length or 'any'})" for part in schema.state) or "no state"
+        raise ConfigError("the run has another state than this family's robots", where=f"{schema.name}: state",
+                          got=f"{state_dim} numbers in the run", expected=parts, next_step=GUIDE)  # fmt: skip
     if len(open_parts) != 1:
-        return family.state
-    return tuple(part if part.length else replace(part, length=state_dim - known) for part in family.state)
+        return schema.state
+    return tuple(part if part.length else replace(part, length=state_dim - known) for part in schema.state)
 
 
 def _no_picture(found: Any, where: str) -> WireError:
@@ -304,11 +304,11 @@ def _no_picture(found: Any, where: str) -> WireError:
     return WireError("a picture is not uint8", where=where, got=got, expected=expected, next_step=step)
 
 
-def found_at(message: Any, path: KeyPath) -> Any:
+def value_at(message: Any, path: KeyPath) -> Any:
     """What lies at `path`; WireError with the key that is missing and those that are there."""
     found = message
     for i, key in enumerate(path):
-        where = shown(path[:i]) or "message"
+        where = path_text(path[:i]) or "message"
         if not isinstance(found, dict):
             got = f"{found.dtype} {found.shape}" if isinstance(found, np.ndarray) else type(found).__name__
             raise WireError("a map is missing", where=where, got=got, expected=f"a map with {key!r}")
@@ -326,7 +326,7 @@ def _put(message: dict[str, Any], path: KeyPath, value: Any) -> None:
     message[path[-1]] = value
 
 
-def shown(path: KeyPath) -> str:
+def path_text(path: KeyPath) -> str:
     """A path for a person."""
     return " > ".join(path)
 

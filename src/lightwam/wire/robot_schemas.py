@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightwam.errors import ConfigError, did_you_mean
-from lightwam.wire.robot_schema import CAMERA, GUIDE, ActionPart, KeyPath, RobotSchema, StatePart, Unit, fitted
+from lightwam.wire.robot_schema import CAMERA, GUIDE, ActionPart, KeyPath, RobotSchema, StatePart, Unit, fit_schema
 
 _ARMS = tuple((f"{side}_{part}_joint_state", n) for side in ("left", "right") for part, n in (("arm", 6), ("ee", 1)))
 _ALOHA = ("cam_high", "cam_low", "cam_left_wrist", "cam_right_wrist")
 _VISION = {"head_camera": "cam_head", "left_camera": "cam_left_wrist", "right_camera": "cam_right_wrist"}
 
-FAMILIES: Mapping[str, RobotSchema] = {
+BUILTIN_SCHEMAS: Mapping[str, RobotSchema] = {
     one.name: one
     for one in (
         RobotSchema(
@@ -67,11 +67,10 @@ FAMILIES: Mapping[str, RobotSchema] = {
 
 
 def builtin_schema(name: str) -> RobotSchema:
-    """The family called `name`; ConfigError with the nearest names when there is none."""
-    if name not in FAMILIES:
-        raise ConfigError("unknown family of robots", where="family", got=repr(name), expected=", ".join(FAMILIES),
-                          next_step=did_you_mean(name, FAMILIES))  # fmt: skip
-    return FAMILIES[name]
+    """Return a built-in schema; ConfigError with the nearest names for another name."""
+    if name not in BUILTIN_SCHEMAS:
+        raise ConfigError("unknown robot schema", got=repr(name), next_step=did_you_mean(name, BUILTIN_SCHEMAS))
+    return BUILTIN_SCHEMAS[name]
 
 
 def load_schema(name: str) -> RobotSchema:
@@ -88,16 +87,15 @@ def schemas_for(
     """
     declared = [load_schema(name) for name in names]
     fitting = []
-    for family in declared or FAMILIES.values():
+    for schema in declared or BUILTIN_SCHEMAS.values():
         try:
-            fitting.append(fitted(family, cameras, state_dim, action_dim, renames))
+            fitting.append(fit_schema(schema, cameras, state_dim, action_dim, renames))
         except ConfigError:
             if declared:
                 raise
     if not fitting:
-        raise ConfigError("no family of robots fits the run", where="--families", got=f"cameras {', '.join(cameras)}, "
-                          f"{state_dim} numbers of state, {action_dim} of action", expected=", ".join(FAMILIES),
-                          next_step=GUIDE)  # fmt: skip
+        got = f"cameras {', '.join(cameras)}, {state_dim} numbers of state, {action_dim} of action"
+        raise ConfigError("no robot schema fits the run", got=got, expected=", ".join(BUILTIN_SCHEMAS), next_step=GUIDE)
     return fitting
 
 
@@ -108,7 +106,7 @@ def read(path: Path) -> RobotSchema:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError("the family's file cannot be read", where=path, got=str(error), expected="a TOML file",
                           next_step="docs/serving_robots.md has one to start from") from error  # fmt: skip
-    return _File(path).family(table)
+    return _File(path).schema(table)
 
 
 class _File:
@@ -117,7 +115,7 @@ class _File:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def family(self, table: Mapping[str, Any]) -> RobotSchema:
+    def schema(self, table: Mapping[str, Any]) -> RobotSchema:
         self.known(table, "", needed=("name", "prompt"),
                    optional=("state", "cameras", "any_camera", "pictures", "turned", "action", "action_dim",
                              "state_units", "action_units", "reply"))  # fmt: skip

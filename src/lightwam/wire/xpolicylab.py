@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from lightwam.errors import WireError, did_you_mean
-from lightwam.wire.limits import LIMITS, Limits, sendable, short
-from lightwam.wire.msgpack_arrays import packed, unpacked
+from lightwam.wire.limits import LIMITS, Limits, check_sendable, short
+from lightwam.wire.msgpack_arrays import pack_msgpack, unpack_msgpack
 
 ANSWERS: Mapping[str, str] = {
     "hello": "hello_ack",
@@ -54,12 +54,12 @@ class Envelope:
 
 def pack(envelope: Envelope) -> bytes:
     """One binary frame; WireError for a payload that cannot be sent."""
-    return packed({one.name: getattr(envelope, one.name) for one in fields(envelope)}, _of_array)
+    return pack_msgpack({one.name: getattr(envelope, one.name) for one in fields(envelope)}, _of_array)
 
 
 def unpack(data: bytes, limits: Limits = LIMITS) -> Envelope:
     """The envelope of a frame, its arrays as read-only views; WireError, and nothing else, whatever the bytes are."""
-    found = unpacked(data, limits, legacy=True)
+    found = unpack_msgpack(data, limits, legacy=True)
     if not isinstance(found, dict):
         raise WireError("the message is not an envelope", where="message", got=type(found).__name__, expected="a map")
     kind = found.get("message_type")
@@ -106,7 +106,7 @@ def refuse(
 def _ids(data: bytes) -> Envelope | None:
     """What can be known of a message that `unpack` refused: its ids, if it is a map that has them."""
     try:
-        found = unpacked(data, LIMITS, lambda found, where, limits: None)
+        found = unpack_msgpack(data, LIMITS, lambda found, where, limits: None)
         return Envelope("error", _id(found, "message_id", needed=True) or "", _id(found, "evaluation_id") or "",
                         trial_id=_id(found, "trial_id"), step=_whole(found, "step") or 0)  # fmt: skip
     except WireError:
@@ -132,7 +132,7 @@ def _whole(found: Mapping[str, Any], key: str) -> int | None:
 def _of_array(value: Any) -> dict[bytes, Any]:
     if not isinstance(value, (np.ndarray, np.generic)):
         raise TypeError(f"{type(value).__name__} has no place in a message")
-    sendable(value)
+    check_sendable(value)
     if isinstance(value, np.generic):
         return {MARK: False, DTYPE: value.dtype.str, DATA: value.tobytes()}
     return {MARK: True, DTYPE: value.dtype.str, KIND: b"", SHAPE: value.shape, DATA: value.tobytes()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -15,18 +16,19 @@ from jaxtyping import Float32, Int64, UInt8
 
 from lightwam.config import schema
 from lightwam.config.schema import CodecConfig
-from lightwam.data.codec import place_cameras
+from lightwam.data.codec import compose_canvas
 from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.errors import ConfigError, DatasetError, did_you_mean, first_few
+from lightwam.system.differences import differences
 from lightwam.types import Latents
 
 TABLES = ("state", "action", "episode_start", "task_index")
 Progress = Callable[[int, int], None]
 """called with frames or windows done, and in all; the first time before any is done"""
-BYTES_AT_ONCE = 4 * 2**20
+MAX_DECODED_BYTES = 4 * 2**20
 """pictures and canvases that a thread decodes at a time; resizing takes about five times as much memory"""
-NUM_NAMED = 5
-"""so many faults are spelled out in an error"""
+first_problems = functools.partial(first_few, separator="; ")
+"""joins the first problems for an error"""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -69,7 +71,7 @@ def check_canvas(path: Path, canvas: tuple[int, ...], config: CodecConfig) -> No
         raise ConfigError("the cache was made for another canvas", where=path, got=canvas, expected=config.canvas)
 
 
-def tables(dataset: LeRobotDataset) -> dict[str, np.ndarray]:
+def dataset_arrays(dataset: LeRobotDataset) -> dict[str, np.ndarray]:
     """The numbers of a dataset by the names in TABLES, to be saved as NAME.npy."""
     vectors = dataset.vectors
     return {"state": vectors.state, "action": vectors.action, "episode_start": dataset.episode_start,
@@ -86,7 +88,7 @@ def read_tables(path: Path) -> dict[str, np.ndarray]:
 
 
 def check_cameras(dataset: LeRobotDataset, config: CodecConfig) -> None:
-    """Raise DatasetError when the codec places a camera that the dataset lacks, or one with a fault."""
+    """Raise DatasetError when the codec places a camera that the dataset lacks, or one with a problem."""
     for place in config.places:
         if place.camera not in dataset.cameras and place.camera not in dataset.left_out:
             raise DatasetError("the codec places a camera that the dataset lacks", where=dataset.root,
@@ -96,7 +98,7 @@ def check_cameras(dataset: LeRobotDataset, config: CodecConfig) -> None:
         dataset.check_camera(place.camera)
 
 
-class Canvases:
+class CanvasReader:
     """The pictures of one episode after another on the codec's canvas; files stay open from episode to episode.
 
     For one thread, in a `with` block.
@@ -104,25 +106,25 @@ class Canvases:
 
     def __init__(self, dataset: LeRobotDataset, config: CodecConfig) -> None:
         self._dataset, self._config = dataset, config
-        self._pictures = dataset.pictures()
+        self._decoder = dataset.decoder()
 
     def stream(self, index: int) -> Iterator[UInt8[np.ndarray, "T height width 3"]]:
         """Yield all of one episode in order, a few at a time: the memory used does not grow with the episode."""
         episode = self._dataset.episodes[index]
         cameras = list(dict.fromkeys(place.camera for place in self._config.places))
         sizes = [self._config.canvas, *(self._dataset.cameras[camera] for camera in cameras)]
-        batch = max(1, BYTES_AT_ONCE // sum(3 * math.prod(size) for size in sizes))
-        streams = [self._pictures.stream(episode, camera, batch) for camera in cameras]
+        batch = max(1, MAX_DECODED_BYTES // sum(3 * math.prod(size) for size in sizes))
+        streams = [self._decoder.stream(episode, camera, batch) for camera in cameras]
         for clips in zip(*streams, strict=True):
-            yield place_cameras(self._config, dict(zip(cameras, clips, strict=True)))
+            yield compose_canvas(self._config, dict(zip(cameras, clips, strict=True))).numpy()
 
-    def __enter__(self) -> Canvases:
+    def __enter__(self) -> CanvasReader:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._pictures.close()
+        self._decoder.close()
 
 
 def canvas_fingerprint(config: CodecConfig) -> dict[str, Any]:
@@ -130,19 +132,7 @@ def canvas_fingerprint(config: CodecConfig) -> dict[str, Any]:
     return {"canvas": list(config.canvas), "places": schema.to_dict(config.places)}
 
 
-def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """In words, where a cache's fingerprint `then` is not what `now` says; what `now` does not name is not compared."""
-    found = []
-    for part, value in now.items():
-        old = then.get(part)
-        if isinstance(value, dict) and isinstance(old, dict):
-            keys = [key for key in sorted(value.keys() | old.keys()) if value.get(key) != old.get(key)]
-            found += [f"{part} {key}: {old.get(key)} in the cache, {value.get(key)} now" for key in keys]
-        elif value != old:
-            found.append(f"{part}: {old} in the cache, {value} now")
-    return found
-
-
-def listed(faults: list[str]) -> str:
-    """Join the first faults, and the number of the others."""
-    return first_few(faults, NUM_NAMED, separator="; ")
+def mismatches(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Describe where a cache's fingerprint `then` differs from `now`; what `now` does not name is not compared."""
+    rows = differences({part: then.get(part) for part in now}, now)
+    return [f"{name}: {old} in the cache, {new} now" for name, old, new in rows]

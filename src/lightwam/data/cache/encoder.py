@@ -12,9 +12,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from lightwam.config.schema import CodecConfig
-from lightwam.data.cache.base import Canvases
-from lightwam.data.cache.record import pack
-from lightwam.data.cache.shards import Shape
+from lightwam.data.cache.base import CanvasReader
+from lightwam.data.cache.record import encode_record
+from lightwam.data.cache.shards import SampleShape
 from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.errors import DatasetError
 from lightwam.types import Latents, pool
@@ -41,11 +41,11 @@ class WindowEncoder:
     def __init__(self, dataset: LeRobotDataset, config: CodecConfig, horizon: int, encoder: ClipEncoder) -> None:
         self._dataset, self._config, self._encode, self._dtype = dataset, config, encoder.encode, encoder.dtype
         self._steps, self._batch_size = np.arange(0, horizon + 1, config.video_stride), encoder.batch_size
-        self.shape: Shape | None = None
+        self.shape: SampleShape | None = None
 
     def records(self, episodes: Sequence[int]) -> Iterator[list[bytes]]:
         """A batch at a time. A batch ends with its episode: which windows share one must not depend on who encodes."""
-        with Canvases(self._dataset, self._config) as canvases:
+        with CanvasReader(self._dataset, self._config) as canvases:
             for episode in episodes:
                 first = int(self._dataset.episode_start[episode])
                 for begin, clips in self._clips(canvases, episode):
@@ -55,9 +55,11 @@ class WindowEncoder:
                                            where=f"{self._dataset.root} episode {episode} frame {begin + int(bad[0])}",
                                            expected=f"latents within {self._dtype}",
                                            next_step="look at the weights; encode in float32")  # fmt: skip
-                    yield [pack(row, first + begin + number) for number, row in enumerate(values)]
+                    yield [encode_record(row, first + begin + number) for number, row in enumerate(values)]
 
-    def _clips(self, canvases: Canvases, episode: int) -> Iterator[tuple[int, UInt8[np.ndarray, "B F height width 3"]]]:
+    def _clips(
+        self, canvases: CanvasReader, episode: int
+    ) -> Iterator[tuple[int, UInt8[np.ndarray, "B F height width 3"]]]:
         """Yield batches of an episode's windows, each with its first frame; holds only the canvases a batch needs."""
         length, reach = self._dataset.episodes[episode].length, self._batch_size + int(self._steps[-1])
         held, begin = np.empty((0, *self._config.canvas, 3), np.uint8), 0
@@ -74,7 +76,7 @@ class WindowEncoder:
             present, clip = self._encode(canvases)
         assert present.dtype == clip.dtype == torch.float32, "rounding twice, or before the mean, would lose bits"
         assert torch.allclose(pool(present), clip[:, :, :1], rtol=1e-4, atol=1e-4), "first frames are made by pooling"
-        shape = Shape(clip.shape[1], clip.shape[2], *present.shape[3:])
+        shape = SampleShape(clip.shape[1], clip.shape[2], *present.shape[3:])
         assert self.shape in (None, shape), (self.shape, shape)
         self.shape = shape
         values = torch.cat((present.flatten(1), clip[:, :, 1:].flatten(1)), dim=1)

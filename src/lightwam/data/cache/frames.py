@@ -24,17 +24,25 @@ from lightwam.config.schema import CodecConfig
 from lightwam.data.cache.base import (
     TABLES,
     Cache,
-    Canvases,
+    CanvasReader,
     Progress,
     canvas_fingerprint,
     check_cameras,
     check_canvas,
-    differences,
-    listed,
+    dataset_arrays,
+    first_problems,
+    mismatches,
     read_tables,
-    tables,
 )
-from lightwam.data.cache.location import ELSEWHERE, LOCK, check_room, draft_folder, drafting, named, remove_leftovers
+from lightwam.data.cache.location import (
+    CACHE_HINT,
+    LOCK,
+    check_free_space,
+    folder_name,
+    locked_folder,
+    remove_leftovers,
+    temporary_folder,
+)
 from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.errors import DatasetError, LightwamError
 from lightwam.system.files import read_json, refused, write_atomically
@@ -45,7 +53,7 @@ EPISODES_A_JOB = 8
 FRAMES_A_JOB = 512
 """frames after which a thread's job ends, at the end of that episode"""
 JOURNAL = "done.json"
-KEPT = f"run the same command again: decoded episodes are kept; {ELSEWHERE}"
+KEPT = f"run the same command again: decoded episodes are kept; {CACHE_HINT}"
 Files = Mapping[str, str]
 """a dataset's fingerprint: every file with size and hash"""
 
@@ -84,20 +92,20 @@ class FrameCache(Cache):
         """
         path = Path(path)
         if others := _others(path):
-            raise DatasetError("the folder holds something else than such a cache", where=path, got=listed(others),
-                               expected="no folder, or such a cache", next_step="give another folder")  # fmt: skip
+            got, step = first_problems(others), "give another folder"
+            raise DatasetError("the folder holds something else than a cache", where=path, got=got, next_step=step)
         check_cameras(dataset, codec_config)
         fingerprint = _fingerprint(dataset, codec_config, files)
-        draft, total = draft_folder(path, fingerprint), dataset.num_frames
+        draft, total = temporary_folder(path, fingerprint), dataset.num_frames
 
         def waiting() -> None:
             if progress is not None:
                 progress(int(dataset.episode_start[_episodes_done(draft)]), total)
 
         remove_leftovers(path.parent, path.name, keep=draft)
-        check_room(path, _bytes_missing(dataset, codec_config, draft))
+        check_free_space(path, _bytes_missing(dataset, codec_config, draft))
         first = not path.parent.exists()
-        with _disk_errors(dataset, codec_config, draft), drafting(draft, waiting) as waited:
+        with _disk_errors(dataset, codec_config, draft), locked_folder(draft, waiting) as waited:
             if waited and cls.fits(path, dataset, codec_config, files):
                 shutil.rmtree(draft)
                 return cls.open(path)
@@ -105,7 +113,7 @@ class FrameCache(Cache):
                 _make(dataset, codec_config, draft, fingerprint, progress)
                 _replace_folder(draft, path)
                 (path / LOCK).unlink(missing_ok=True)
-            except LightwamError:  # the dataset is at fault; fixing it changes its fingerprint
+            except LightwamError:  # the dataset is broken; fixing it changes its fingerprint
                 shutil.rmtree(draft, ignore_errors=True)
                 if first and not any(path.parent.iterdir()):
                     path.parent.rmdir()
@@ -124,9 +132,9 @@ class FrameCache(Cache):
         if not (path / "cache.json").is_file():
             raise DatasetError("no whole cache here", where=path, expected="cache.json", next_step="build it")
         about = read_json(path / "cache.json")
-        if faults := _faults(path, about, _fingerprint(dataset, codec_config)):
+        if problems := _problems(path, about, _fingerprint(dataset, codec_config)):
             raise DatasetError("the cache is torn, or was made from something else", where=path,
-                               got=listed(faults), next_step="build it again")  # fmt: skip
+                               got=first_problems(problems), next_step="build it again")  # fmt: skip
         frames = np.load(path / "frames.npy", mmap_mode="r")
         return cls(path=path, frames=frames, **read_tables(path), tasks=tuple(about["tasks"]), fps=about["fps"])
 
@@ -138,7 +146,7 @@ class FrameCache(Cache):
         path = Path(path)
         if not (path / "cache.json").is_file():
             return False
-        return not _faults(path, read_json(path / "cache.json"), _fingerprint(dataset, codec_config, files))
+        return not _problems(path, read_json(path / "cache.json"), _fingerprint(dataset, codec_config, files))
 
     @classmethod
     def fresh(
@@ -155,12 +163,14 @@ class FrameCache(Cache):
         return cls.build(dataset, codec_config, path, progress, files)
 
     @classmethod
-    def check_place(
+    def check_writable(
         cls, dataset: LeRobotDataset, codec_config: CodecConfig, path: Path, files: Files | None = None
     ) -> None:
         """Raise DatasetError when `fresh` would have to build and cannot: no permission, or no space on the disk."""
         if not cls.fits(path, dataset, codec_config, files):
-            check_room(path, _bytes_missing(dataset, codec_config, draft_of(dataset, codec_config, path, files)))
+            check_free_space(
+                path, _bytes_missing(dataset, codec_config, temporary_frames(dataset, codec_config, path, files))
+            )
 
 
 def frames_folder(folder: Path, dataset: LeRobotDataset, codec_config: CodecConfig, files: Files) -> Path:
@@ -177,12 +187,14 @@ def frames_folder(folder: Path, dataset: LeRobotDataset, codec_config: CodecConf
         canvas["dataset"] = dict(files)
     height, width = codec_config.canvas
     cameras = dict.fromkeys(place.camera for place in codec_config.places)
-    return folder / named(f"{height}x{width}-{'+'.join(cameras)}", canvas)
+    return folder / folder_name(f"{height}x{width}-{'+'.join(cameras)}", canvas)
 
 
-def draft_of(dataset: LeRobotDataset, codec_config: CodecConfig, path: Path, files: Files | None = None) -> Path:
+def temporary_frames(
+    dataset: LeRobotDataset, codec_config: CodecConfig, path: Path, files: Files | None = None
+) -> Path:
     """Return the temporary folder that the cache is written to before it is renamed to `path`."""
-    return draft_folder(path, _fingerprint(dataset, codec_config, files))
+    return temporary_folder(path, _fingerprint(dataset, codec_config, files))
 
 
 def _others(path: Path) -> list[str]:
@@ -191,14 +203,14 @@ def _others(path: Path) -> list[str]:
     return sorted({file.name for file in path.iterdir()} - ours) if path.is_dir() else []
 
 
-def _faults(path: Path, about: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> list[str]:
+def _problems(path: Path, about: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> list[str]:
     """List why the cache cannot be used: files of another size, another fingerprint."""
-    faults = []
+    problems = []
     for name, size in about["files"].items():
         got = (path / name).stat().st_size if (path / name).is_file() else "no"
         if got != size:
-            faults.append(f"{name} has {got} bytes, not {size}")
-    return faults + differences(about["fingerprint"], fingerprint)
+            problems.append(f"{name} has {got} bytes, not {size}")
+    return problems + mismatches(about["fingerprint"], fingerprint)
 
 
 def _fingerprint(
@@ -217,7 +229,7 @@ def _make(
     dataset: LeRobotDataset, config: CodecConfig, draft: Path, fingerprint: dict[str, Any], progress: Progress | None
 ) -> None:
     """Write the whole cache into `draft`."""
-    arrays = tables(dataset)
+    arrays = dataset_arrays(dataset)
     _decode(dataset, config, draft, progress)
     for name, array in arrays.items():
         np.save(draft / f"{name}.npy", array)
@@ -245,7 +257,7 @@ def _decode(dataset: LeRobotDataset, config: CodecConfig, draft: Path, progress:
                 progress(done, dataset.num_frames)
 
     def decode_some(episodes: range) -> int:
-        with path.open("r+b") as file, Canvases(dataset, config) as canvases:
+        with path.open("r+b") as file, CanvasReader(dataset, config) as canvases:
             file.seek(len(header) + int(dataset.episode_start[episodes[0]]) * _picture_bytes(config))
             for episode in episodes:
                 for clip in canvases.stream(episode):

@@ -23,31 +23,31 @@ from jaxtyping import Int64
 
 from lightwam.config.schema import CodecConfig
 from lightwam.data.cache.base import (
-    NUM_NAMED,
     TABLES,
     Cache,
     Progress,
     canvas_fingerprint,
     check_cameras,
     check_canvas,
-    differences,
-    listed,
+    dataset_arrays,
+    first_problems,
+    mismatches,
     read_tables,
-    tables,
 )
 from lightwam.data.cache.encoder import ClipEncoder, WindowEncoder
-from lightwam.data.cache.location import ELSEWHERE, check_room, named
+from lightwam.data.cache.location import CACHE_HINT, check_free_space, folder_name
 from lightwam.data.cache.record import DTYPES
-from lightwam.data.cache.shards import Samples, Shard, array_bytes, clear_parts, shards, write_whole
+from lightwam.data.cache.shards import Samples, Shard, array_bytes, clear_parts, plan_shards, write_whole
 from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.errors import ConfigError, DatasetError
 from lightwam.system.files import file_fingerprint, read_json, writing
 from lightwam.types import SINGLE_PROCESS, Latents, Rank, pool
 
 FORMAT = "latents 1"
+RERUN = "run `lightwam cache` again: it makes only what is missing"
 SHARD_WINDOWS = 1024
 """a shard's episodes have together at most so many windows, unless it is one long episode"""
-KEPT = f"run the same command again: finished shards are kept; {ELSEWHERE}"
+KEPT = f"run the same command again: finished shards are kept; {CACHE_HINT}"
 SPOOL_BYTES = 256 * 2**20
 """a shard is held in memory up to this size, then in a temporary file"""
 
@@ -90,9 +90,9 @@ class LatentCache(Cache):
         if got != expected:
             raise ConfigError("the cache was made for another window", where=self.path, got=got, expected=expected)
 
-    def faults(self, progress: Progress | None = None) -> list[str]:
+    def problems(self, progress: Progress | None = None) -> list[str]:
         """Everything that is wrong with the files, after reading all of them; empty when the cache is sound."""
-        found = _table_faults(self.path, read_json(self.path / "cache.json"))
+        found = _table_problems(self.path, read_json(self.path / "cache.json"))
         for window in range(self.num_steps):
             if progress is not None:
                 progress(window, self.num_steps)
@@ -124,13 +124,13 @@ class LatentCache(Cache):
         assert 0 <= share.rank < share.size and horizon % codec_config.video_stride == 0
         path, (rank, world) = Path(path), share
         check_cameras(dataset, codec_config)
-        arrays, parts = tables(dataset), _episodes_by_shard(dataset)
+        arrays, parts = dataset_arrays(dataset), _episodes_by_shard(dataset)
         windows = [sum(dataset.episodes[episode].length for episode in part) for part in parts]
         fingerprint = _fingerprint(dataset, codec_config, horizon, encoder.about, encoder.dtype)
         _refuse_another(path, fingerprint)
         if _is_whole(path):
             return
-        check_room(path, 0)
+        check_free_space(path, 0)
         with _writing(path, 2**16):
             (path / "shards").mkdir(parents=True, exist_ok=True)
             for folder in (path, path / "shards"):
@@ -138,7 +138,7 @@ class LatentCache(Cache):
             begun = {"fingerprint": fingerprint, "shards": [[count] for count in windows]}
             write_whole(path / "begun.json", [_json(begun)], rank)
             (path / "cache.json").unlink(missing_ok=True)
-        made = shards(path / "shards", windows, fingerprint)
+        made = plan_shards(path / "shards", windows, fingerprint)
         windows_of = WindowEncoder(dataset, codec_config, horizon, encoder)
         _make(windows_of, list(zip(made, parts, strict=True))[rank::world], path, rank, progress)
         if all(shard.whole() for shard in made):
@@ -162,17 +162,26 @@ class LatentCache(Cache):
         wanted = _fingerprint(dataset, codec_config, horizon, about)
         whole = _about(path, wanted)
         then = whole.get("fingerprint", {})
-        if faults := differences(then, wanted):
-            raise DatasetError("the latent cache was made from something else", where=path, got=listed(faults),
-                               next_step="make one of this in another folder, or delete it")  # fmt: skip
-        if faults := _table_faults(path, whole):
-            raise DatasetError("a table of the latent cache is missing or torn", where=path, got=listed(faults),
-                               next_step="run `lightwam cache` again: it makes only what is missing")  # fmt: skip
+        if problems := mismatches(then, wanted):
+            next_step = "make one of this in another folder, or delete it"
+            raise DatasetError(
+                "the latent cache was made from something else",
+                where=path,
+                got=first_problems(problems),
+                next_step=next_step,
+            )
+        if problems := _table_problems(path, whole):
+            raise DatasetError(
+                "a table of the latent cache is missing or torn",
+                where=path,
+                got=first_problems(problems),
+                next_step=RERUN,
+            )
         counts = [count for count, _ in whole["shards"]]
-        samples = Samples(shards(path / "shards", counts, then), DTYPES[then["dtype"]])
+        samples = Samples(plan_shards(path / "shards", counts, then), DTYPES[then["dtype"]])
         sizes = [size for _, size in whole["shards"]]
-        if faults := [f"shard {i}" for i, size in enumerate(sizes) if samples.sizes[i] != size]:
-            raise DatasetError("shards of the latent cache were replaced", where=path, got=listed(faults),
+        if problems := [f"shard {i}" for i, size in enumerate(sizes) if samples.sizes[i] != size]:
+            raise DatasetError("shards of the latent cache were replaced", where=path, got=first_problems(problems),
                                expected="the sizes of cache.json", next_step="run `lightwam cache` again")  # fmt: skip
         return cls(path=path, **read_tables(path), tasks=tuple(whole["tasks"]), fps=whole["fps"],
                    canvas=tuple(then["codec"]["canvas"]), horizon=then["horizon"], video_stride=then["video_stride"],
@@ -193,13 +202,13 @@ def latents_folder(
     when it fits, complete or not.
     """
     fingerprint = _fingerprint(dataset, codec_config, horizon, about, torch.bfloat16, files)
-    if any(not differences(then, fingerprint) for then in _fingerprints(folder)):
+    if any(not mismatches(then, fingerprint) for then in _fingerprints(folder)):
         return folder
     (height, width), kind = codec_config.canvas, about.get("kind", "latents")
-    return folder / named(f"{kind}-{height}x{width}-{horizon}steps", fingerprint)
+    return folder / folder_name(f"{kind}-{height}x{width}-{horizon}steps", fingerprint)
 
 
-def latents_here(folder: Path) -> list[Path]:
+def find_latent_caches(folder: Path) -> list[Path]:
     """List the latent caches in `folder`, complete or not."""
     places = [folder, *sorted(folder.iterdir())] if folder.is_dir() else []
     return [place for place in places if _fingerprints(place)]
@@ -228,7 +237,7 @@ def _make(
             for records in encoder.records(episodes):
                 to_write = (total - done + shard.windows) * len(records[0])
                 if shard is missing[0][0] and not lengths:
-                    check_room(shard.data, to_write)
+                    check_free_space(shard.data, to_write)
                 with _writing(path, to_write):
                     spool.writelines(records)
                 lengths += map(len, records)
@@ -281,13 +290,13 @@ def _about(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
         return read_json(path / "cache.json")
     if (path / "begun.json").is_file():
         begun = read_json(path / "begun.json")
-        made = shards(path / "shards", [count for (count,) in begun["shards"]], begun["fingerprint"])
+        made = plan_shards(path / "shards", [count for (count,) in begun["shards"]], begun["fingerprint"])
         got = f"{sum(shard.whole() for shard in made)} of {len(made)} shards"
         raise DatasetError("the latent cache is not finished", where=path, got=got, expected="all of them",
                            next_step="`lightwam cache` goes on where it was stopped")  # fmt: skip
-    others = [f"{other.name}: {listed(differences(_fingerprints(other)[0], wanted))}"
-              for other in latents_here(path.parent)]  # fmt: skip
-    raise DatasetError("no latent cache here", where=path, got="; ".join(others[:NUM_NAMED]) or None,
+    others = [f"{other.name}: {first_problems(mismatches(_fingerprints(other)[0], wanted))}"
+              for other in find_latent_caches(path.parent)]  # fmt: skip
+    raise DatasetError("no latent cache here", where=path, got="; ".join(others[:5]) or None,
                        expected="one made from these", next_step="make it: `lightwam cache`")  # fmt: skip
 
 
@@ -302,12 +311,12 @@ def _is_whole(path: Path) -> bool:
 def _refuse_another(path: Path, now: Mapping[str, Any]) -> None:
     """Hours may have gone into what lies there, so it is never replaced."""
     for name in ("cache.json", "begun.json"):
-        if (path / name).is_file() and (faults := differences(read_json(path / name).get("fingerprint", {}), now)):
-            raise DatasetError("another cache lies here", where=path, got=listed(faults),
+        if (path / name).is_file() and (problems := mismatches(read_json(path / name).get("fingerprint", {}), now)):
+            raise DatasetError("another cache lies here", where=path, got=first_problems(problems),
                                next_step="give another folder, or delete this one")  # fmt: skip
 
 
-def _table_faults(path: Path, about: Mapping[str, Any]) -> list[str]:
+def _table_problems(path: Path, about: Mapping[str, Any]) -> list[str]:
     found = []
     for name in TABLES:
         file, expected = path / f"{name}.npy", about["files"][f"{name}.npy"]

@@ -27,7 +27,7 @@ VARIABLE = "LIGHTWAM_CACHE"
 LOCK = "lock"
 POLL_SECONDS = 1.0
 """between two tries for a lock that another process holds"""
-ELSEWHERE = f"--cache DIR (or {VARIABLE}=DIR) keeps it in another folder"
+CACHE_HINT = f"--cache DIR (or {VARIABLE}=DIR) keeps it in another folder"
 _LEFT = re.compile(r"(.+)\.(?:(?:draft|old)-([0-9]+)|part-[0-9a-f]{16})")
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
@@ -47,31 +47,31 @@ def cache_home(root: Path, cache: Path | None = None) -> Path:
     return folder / f"{_plain(root.resolve().name)}.lightwam"
 
 
-def named(words: str, fingerprint: Mapping[str, Any]) -> str:
+def folder_name(words: str, fingerprint: Mapping[str, Any]) -> str:
     """Return a folder name made of `words` and a digest of the fingerprint."""
     return os.fsdecode(f"{_plain(words)[:48]}-{_digest(fingerprint, 8)}".encode())
 
 
-def check_room(path: Path, num_bytes: int) -> None:
+def check_free_space(path: Path, num_bytes: int) -> None:
     """Raise DatasetError unless `path` can be created and its disk has `num_bytes` free."""
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         got = f"{folder} {'cannot be written to' if folder.is_dir() else 'is a file'}"
-        raise DatasetError("the cache's folder must be writable", where=path, got=got, next_step=ELSEWHERE)
+        raise DatasetError("the cache's folder must be writable", where=path, got=got, next_step=CACHE_HINT)
     free = shutil.disk_usage(folder).free
     if free < num_bytes:
         needed = math.ceil(10 * num_bytes / 2**20) / 10
         raise DatasetError("the cache must fit on the disk", where=path, got=f"{free / 2**20:.1f} MiB free",
-                           expected=f"{needed:.1f} MiB", next_step=f"free some, or {ELSEWHERE}")  # fmt: skip
+                           expected=f"{needed:.1f} MiB", next_step=f"free some, or {CACHE_HINT}")  # fmt: skip
 
 
-def draft_folder(path: Path, fingerprint: Mapping[str, Any]) -> Path:
+def temporary_folder(path: Path, fingerprint: Mapping[str, Any]) -> Path:
     """Return the temporary folder for a cache of this fingerprint, which is renamed to `path` when complete."""
     return path.with_name(f"{path.name}.part-{_digest(fingerprint, 16)}")
 
 
 @contextmanager
-def drafting(folder: Path, waiting: Callable[[], None]) -> Iterator[bool]:
+def locked_folder(folder: Path, waiting: Callable[[], None]) -> Iterator[bool]:
     """Lock the temporary `folder`, creating it if missing; yields whether it had to wait for another process.
 
     `waiting` is called every POLL_SECONDS while it waits. The caller renames or removes the folder; if it does neither,

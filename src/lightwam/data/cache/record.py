@@ -34,7 +34,7 @@ _RAW_DEFLATE = -15
 _CHECKSUM = struct.Struct("<I")
 
 
-def pack(values: Float[Tensor, " n"], number: int) -> bytes:
+def encode_record(values: Float[Tensor, " n"], number: int) -> bytes:
     """Values, on the CPU and of a dtype in DTYPES, as the record of sample `number`."""
     words, view = _WORDS[values.dtype]
     bits = values.view(view).numpy().view(words)
@@ -45,19 +45,19 @@ def pack(values: Float[Tensor, " n"], number: int) -> bytes:
     return record + _CHECKSUM.pack(zlib.crc32(record, number))
 
 
-def unpack(record: bytes, count: int, dtype: torch.dtype, number: int, where: str) -> Float[Tensor, " n"]:
+def decode_record(record: bytes, count: int, dtype: torch.dtype, number: int, where: str) -> Float[Tensor, " n"]:
     """The `count` values of a record, bit by bit as they were; DatasetError naming `where` when it is damaged."""
     words, _ = _WORDS[dtype]
     lower = count * (words.itemsize - 1)
     body, checksum = memoryview(record)[: -_CHECKSUM.size], record[-_CHECKSUM.size :]
     if len(body) <= lower or _CHECKSUM.pack(zlib.crc32(body, number)) != checksum:
-        raise damaged(where, "another checksum than was written")
+        raise damaged_sample(where, "another checksum than was written")
     try:
         top = zlib.decompress(body[lower:], _RAW_DEFLATE, count)
     except zlib.error as error:
-        raise damaged(where, error) from error
+        raise damaged_sample(where, error) from error
     if len(top) != count:
-        raise damaged(where, f"{len(top)} numbers, not {count}")
+        raise damaged_sample(where, f"{len(top)} numbers, not {count}")
     planes = np.empty((count, words.itemsize), np.uint8)
     planes[:, :-1] = np.frombuffer(body, np.uint8, lower).reshape(-1, count).T
     planes[:, -1] = np.frombuffer(top, np.uint8)
@@ -66,7 +66,7 @@ def unpack(record: bytes, count: int, dtype: torch.dtype, number: int, where: st
     return torch.from_numpy(bits.view(f"<i{words.itemsize}")).view(dtype)
 
 
-def damaged(where: str, got: object) -> DatasetError:
+def damaged_sample(where: str, got: object) -> DatasetError:
     """The error of a sample that is not what was written."""
     file = where.split(" sample ")[0]
     return DatasetError(

@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from lightwam.data.cache.record import damaged, unpack
+from lightwam.data.cache.record import damaged_sample, decode_record
 from lightwam.errors import DatasetError
 
 MAGIC = b"LATENTS1"
@@ -34,7 +34,7 @@ OPEN_FILES = 128
 _HEADER = struct.Struct("<8s16s4i")
 
 
-class Shape(NamedTuple):
+class SampleShape(NamedTuple):
     """Of a window's latents, before the later frames are pooled."""
 
     channels: int
@@ -78,7 +78,7 @@ class Shard:
         """The file of their offsets."""
         return self.folder / f"{self.number:05d}.npy"
 
-    def load(self) -> tuple[Shape, Int64[np.ndarray, " windows_and_1"]]:
+    def load(self) -> tuple[SampleShape, Int64[np.ndarray, " windows_and_1"]]:
         """Shape and offsets; DatasetError when a file is missing, truncated or another cache's."""
         for path in (self.data, self.index):
             if not path.is_file():
@@ -98,7 +98,7 @@ class Shard:
             magic, identity, *shape = _HEADER.unpack(file.read(_HEADER.size))
         if (magic, identity) != (MAGIC, self.identity):
             raise self._broken(self.data, "the shard of another cache", "one of this cache")
-        return Shape(*shape), offsets
+        return SampleShape(*shape), offsets
 
     def whole(self) -> bool:
         """Whether all of it is there."""
@@ -108,7 +108,7 @@ class Shard:
             return False
         return True
 
-    def write(self, shape: Shape, records: Iterable[bytes], lengths: Sequence[int], rank: int) -> None:
+    def write(self, shape: SampleShape, records: Iterable[bytes], lengths: Sequence[int], rank: int) -> None:
         """Write the shard's data, then its index; `records` is their concatenation, in pieces of any size."""
         header = _HEADER.pack(MAGIC, self.identity, *shape)
         self.index.unlink(missing_ok=True)
@@ -121,7 +121,7 @@ class Shard:
                             next_step="run `lightwam cache` again: it makes only what is missing")  # fmt: skip
 
 
-def shards(folder: Path, windows: Iterable[int], fingerprint: dict[str, Any]) -> list[Shard]:
+def plan_shards(folder: Path, windows: Iterable[int], fingerprint: dict[str, Any]) -> list[Shard]:
     """The shards of so many windows each, of a cache made from what `fingerprint` says."""
     made, first = [], 0
     for number, count in enumerate(windows):
@@ -162,8 +162,8 @@ class Samples:
             opened = self._opened(shard.data)  # held until it is read
             record = os.pread(opened.file, end - begin, begin)
         except OSError as error:
-            raise damaged(where, error) from error
-        return unpack(record, self.shape.num_values, self.dtype, window, where)
+            raise damaged_sample(where, error) from error
+        return decode_record(record, self.shape.num_values, self.dtype, window, where)
 
 
 class _Opened:

@@ -1,4 +1,4 @@
-"""The check of a whole LeRobotDataset (`lightwam check dataset`): all faults at once, notes on harmless oddities."""
+"""The check of a whole LeRobotDataset (`lightwam check dataset`): all problems at once, notes on harmless oddities."""
 
 from __future__ import annotations
 
@@ -16,66 +16,66 @@ from lightwam.data.lerobot.video import VideoReader
 from lightwam.errors import DatasetError
 
 NUM_ALIKE = 5
-"""faults of one kind that are printed in full"""
+"""problems of one kind that are printed in full"""
 
 
 @dataclass(frozen=True)
-class Findings:
-    """The result of `examine`."""
+class CheckResult:
+    """The result of `check_dataset`."""
 
-    faults: tuple[DatasetError, ...]
+    problems: tuple[DatasetError, ...]
     notes: tuple[str, ...]
-    """oddities that are not faults"""
+    """oddities that are not problems"""
     dataset: LeRobotDataset | None
     """None where too little can be read to open it"""
 
     def lines(self) -> list[str]:
-        """Format the faults, each with its fix; of one kind only the first few and a count."""
+        """Format the problems, each with its fix; of one kind only the first few and a count."""
         kinds: dict[str, list[DatasetError]] = {}
-        for fault in self.faults:
-            kinds.setdefault(fault.what, []).append(fault)
+        for problem in self.problems:
+            kinds.setdefault(problem.what, []).append(problem)
         lines = []
         for what, alike in kinds.items():
-            lines += [str(fault) for fault in alike[:NUM_ALIKE]]
+            lines += [str(problem) for problem in alike[:NUM_ALIKE]]
             if len(alike) > NUM_ALIKE:
                 lines.append(f"{what}: {len(alike) - NUM_ALIKE} more of this kind")
         return lines
 
 
-def examine(
+def check_dataset(
     root: Path, names: FeatureNames | None = None, progress: Callable[[int, int], None] | None = None
-) -> Findings:
-    """Read every table and picture of the dataset at `root`, continuing after each fault as far as possible.
+) -> CheckResult:
+    """Read every table and picture of the dataset at `root`, continuing after each problem as far as possible.
 
     `progress` is called with the pictures done and their total.
     """
-    faults: list[DatasetError] = []
+    problems: list[DatasetError] = []
     try:
-        dataset = LeRobotDataset(root, names, faults.append)
-    except DatasetError as fault:
-        every = [*faults, fault, *_unreadable(root)]
-        return Findings(tuple({str(one): one for one in every}.values()), (), None)
+        dataset = LeRobotDataset(root, names, problems.append)
+    except DatasetError as problem:
+        every = [*problems, problem, *_unreadable(root)]
+        return CheckResult(tuple({str(one): one for one in every}.values()), (), None)
     try:
-        rows = dataset.rows(faults.append)
-    except DatasetError as fault:
-        return Findings((*faults, fault), (), None)
-    faults += dataset.faults(rows, progress)
-    once = {str(fault): fault for fault in faults}
-    return Findings(tuple(once.values()), tuple(_notes(dataset, rows)), dataset)
+        rows = dataset.rows(problems.append)
+    except DatasetError as problem:
+        return CheckResult((*problems, problem), (), None)
+    problems += dataset.problems(rows, progress)
+    once = {str(problem): problem for problem in problems}
+    return CheckResult(tuple(once.values()), tuple(_notes(dataset, rows)), dataset)
 
 
 def _unreadable(root: Path) -> Iterator[DatasetError]:
-    """Yield a fault for every table and video that cannot be opened, where too little else can be read."""
+    """Yield a problem for every table and video that cannot be opened, where too little else can be read."""
     for path in tables_in(root / "data"):
         try:
             columns_of(path)
-        except DatasetError as fault:
-            yield fault
+        except DatasetError as problem:
+            yield problem
     for path in sorted((root / "videos").rglob("[!.]*.mp4")):
         try:
             VideoReader(path).close()
-        except DatasetError as fault:
-            yield fault
+        except DatasetError as problem:
+            yield problem
 
 
 def _order_notes(dataset: LeRobotDataset, camera: str) -> Iterator[str]:
@@ -90,7 +90,7 @@ def _order_notes(dataset: LeRobotDataset, camera: str) -> Iterator[str]:
 
 def _notes(dataset: LeRobotDataset, rows: Rows) -> list[str]:
     notes = [f"camera {name} is left out: {left.reason.what} ({left.reason.got})"
-             for name, left in dataset.left_out.items() if not left.fault]  # fmt: skip
+             for name, left in dataset.left_out.items() if not left.broken]  # fmt: skip
     if not dataset.state_dim:
         proposal = dataset.state_proposal()
         more = f"; if it has one, {proposal}" if proposal else ""

@@ -18,8 +18,8 @@ from lightwam.data.lerobot.rows import Rows
 from lightwam.errors import DatasetError
 
 
-def total_fault(info: Mapping[str, Any], key: str, expected: int, root: Path) -> Iterator[DatasetError]:
-    """Yield a fault when a total in info.json, such as "total_frames", differs from the tables."""
+def total_problem(info: Mapping[str, Any], key: str, expected: int, root: Path) -> Iterator[DatasetError]:
+    """Yield a problem when a total in info.json, such as "total_frames", differs from the tables."""
     got, what = info.get(key, expected), key.removeprefix("total_")
     if got != expected or isinstance(got, bool):
         table = "tasks" if what == "tasks" else "episodes"
@@ -28,10 +28,10 @@ def total_fault(info: Mapping[str, Any], key: str, expected: int, root: Path) ->
                            next_step=f"write {key} {expected}, or copy meta/ again if {table} are missing")  # fmt: skip
 
 
-def task_order_fault(root: Path, version: str, tasks: Mapping[int, str]) -> Iterator[DatasetError]:
-    """One fault where sentences of a v3.0 table do not stand in the place of their task_index: LeRobot takes the place.
+def task_order_problem(root: Path, version: str, tasks: Mapping[int, str]) -> Iterator[DatasetError]:
+    """Yield a problem when a v3.0 table's rows are not in the order of task_index, which LeRobot takes for row numbers.
 
-    A place that stays in LeRobot's bounds gives it another sentence, without a word.
+    LeRobot then uses another sentence, without an error.
     """
     if version == "v3.0" and [*tasks] != list(range(len(tasks))):
         yield DatasetError("tasks do not stand in the order of task_index",
@@ -42,7 +42,7 @@ def task_order_fault(root: Path, version: str, tasks: Mapping[int, str]) -> Iter
                            "lightwam reads task_index, but LeRobot the row of that number")  # fmt: skip
 
 
-def column_faults(
+def column_problems(
     rows: Rows, episodes: Sequence[EpisodeRow], starts: Int64[np.ndarray, " episodes_and_1"]
 ) -> Iterator[DatasetError]:
     """Yield where the column `index`, or the episodes table's dataset_from_index and dataset_to_index, are wrong.
@@ -76,7 +76,7 @@ def column_faults(
                            next_step="renumber the rows: index 0, 1, 2, ... over all episodes")  # fmt: skip
 
 
-def table_faults(root: Path) -> Iterator[DatasetError]:
+def table_problems(root: Path) -> Iterator[DatasetError]:
     """Yield where a table of episodes (v3.0) is in a file with other numbers than its own columns have."""
     names = ("meta/episodes/chunk_index", "meta/episodes/file_index")
     for path in sorted((root / "meta" / "episodes").glob("chunk-*/file-*.parquet")):

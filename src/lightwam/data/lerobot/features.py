@@ -64,11 +64,11 @@ class Camera:
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class UnusableCamera:
     """A camera that cannot be used; an error only for recipes that place it."""
 
     reason: DatasetError
-    fault: bool
+    broken: bool
     """whether the dataset is broken; False for a depth camera, which is valid but not used"""
 
 
@@ -107,7 +107,7 @@ def _dim_names(names: Any, dims: int) -> tuple[str, ...]:
 
 def read_cameras(
     features: Mapping[str, Any], names: FeatureNames, where: str
-) -> tuple[dict[str, Camera], dict[str, LeftOut]]:
+) -> tuple[dict[str, Camera], dict[str, UnusableCamera]]:
     """Return the cameras by name, and those that cannot be used; DatasetError when no camera can be used."""
     keys = names.cameras
     if keys is None:
@@ -125,7 +125,7 @@ def read_cameras(
             raise DatasetError("a feature is missing", where=where, got=", ".join(sorted(features)), expected=key,
                                next_step=did_you_mean(key, features))  # fmt: skip
     cameras: dict[str, Camera] = {}
-    left: dict[str, LeftOut] = {}
+    left: dict[str, UnusableCamera] = {}
     for name, key in keys.items():
         camera = _camera(key, features[key], f"{where} {key}")
         if isinstance(camera, Camera):
@@ -141,22 +141,22 @@ def read_cameras(
     return cameras, left
 
 
-def _camera(key: str, feature: Any, where: str) -> Camera | LeftOut:
+def _camera(key: str, feature: Any, where: str) -> Camera | UnusableCamera:
     if not isinstance(feature, dict) or feature.get("dtype") not in ("video", "image"):
         reason = DatasetError("a camera is stored neither as video nor as images", where=where, got=feature,
                               expected='"dtype": "video" or "image"',
                               next_step="correct its dtype in meta/info.json")  # fmt: skip
-        return LeftOut(reason, fault=True)
+        return UnusableCamera(reason, broken=True)
     shape = feature.get("shape")
     if not isinstance(shape, list) or not shape or not all(type(n) is int and n > 0 for n in shape):
         reason = DatasetError("a camera has no shape", where=where, got=shape, expected="[height, width, 3]",
                               next_step="correct its shape in meta/info.json")  # fmt: skip
-        return LeftOut(reason, fault=True)
+        return UnusableCamera(reason, broken=True)
     if len(shape) != 3 or 3 not in (shape[0], shape[2]) or _is_depth(feature):
         reason = DatasetError("a camera is not RGB", where=where, got="depth" if _is_depth(feature) else shape,
                               expected="[height, width, 3]",
                               next_step="place another camera")  # fmt: skip
-        return LeftOut(reason, fault=False)
+        return UnusableCamera(reason, broken=False)
     height, width = shape[:2] if shape[2] == 3 else shape[1:]
     return Camera(key, (height, width), feature["dtype"])
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lightwam.data.lerobot.features import Camera, LeftOut
+from lightwam.data.lerobot.features import Camera, UnusableCamera
 from lightwam.errors import DatasetError
 from lightwam.system.file_damage import likely_cause, what_lies_there
 
@@ -177,7 +177,7 @@ def read_tasks(root: Path, version: str) -> dict[int, str]:
 
 def read_episodes(
     root: Path, version: str, info: Mapping[str, Any], cameras: Mapping[str, Camera]
-) -> tuple[tuple[EpisodeRow, ...], dict[str, LeftOut]]:
+) -> tuple[tuple[EpisodeRow, ...], dict[str, UnusableCamera]]:
     """Read all episodes, by index, and the cameras whose clips cannot be read from the episodes table.
 
     DatasetError when episodes are not numbered without gaps from 0, or one is empty.
@@ -197,7 +197,7 @@ def read_episodes(
         raise DatasetError("an episode is empty", where=root / "meta", got=f"episode {empty[0]}",
                            expected="1 frame or more",
                            next_step="leave it out of the tables, and renumber the episodes after it")  # fmt: skip
-    return tuple(episode for _, episode in rows), {name: LeftOut(error, True) for name, error in broken.items()}
+    return tuple(episode for _, episode in rows), {name: UnusableCamera(error, True) for name, error in broken.items()}
 
 
 EpisodeRows = tuple[list[tuple[str, EpisodeRow]], dict[str, DatasetError]]

@@ -15,13 +15,13 @@ from typing import Any, TypeVar
 import numpy as np
 from jaxtyping import Float64, Int64, UInt8
 
-from lightwam.data.lerobot.columns import column_faults, table_faults, task_order_fault, total_fault
+from lightwam.data.lerobot.columns import column_problems, table_problems, task_order_problem, total_problem
 from lightwam.data.lerobot.features import (
     ACTION,
     STATE,
     Camera,
     FeatureNames,
-    LeftOut,
+    UnusableCamera,
     proposal,
     read_cameras,
     vector_feature,
@@ -30,21 +30,21 @@ from lightwam.data.lerobot.images import ImageReader
 from lightwam.data.lerobot.meta import EpisodeRow, missing_file, read_episodes, read_tasks, tables_in
 from lightwam.data.lerobot.rows import (
     Layout,
+    OnProblem,
     Rows,
-    Tell,
     Vectors,
     check_finite,
+    raise_problem,
     read_rows,
-    refuse,
-    span_faults,
     span_place,
+    span_problems,
 )
 from lightwam.data.lerobot.video import VideoReader
 from lightwam.data.statistics import FeatureStats, measure
 from lightwam.errors import DatasetError, did_you_mean
 from lightwam.system.files import file_fingerprint, read_json
 
-__all__ = ["LeRobotDataset", "Pictures", "Vectors", "check_finite"]
+__all__ = ["FrameDecoder", "LeRobotDataset", "Vectors", "check_finite"]
 VERSIONS = ("v3.0", "v2.1", "v2.0")
 NAMED = {str: "text", dict: "an object"}
 CHECKED_AT_ONCE = 16
@@ -58,10 +58,10 @@ class LeRobotDataset:
     Attributes: root, info (info.json), version, fps, robot_type, names, cameras (name -> (height, width)), left_out
     (cameras that cannot be used), state_dim, state_names, action_dim, action_names, tasks (sentences by index, ""
     where an index is missing), episodes. `names`: for datasets without LeRobot's feature names. A camera's files are
-    checked when it is used. `tell` gets every fault after which reading can continue; by default it raises the first.
+    checked when it is used. `tell` gets every problem after which reading can continue; by default it raises the first.
     """
 
-    def __init__(self, root: Path | str, names: FeatureNames | None = None, tell: Tell = refuse) -> None:
+    def __init__(self, root: Path | str, names: FeatureNames | None = None, tell: OnProblem = raise_problem) -> None:
         self.root, self.names = Path(root), names or FeatureNames()
         info_path = self.root / "meta" / "info.json"
         if not info_path.is_file():
@@ -84,22 +84,22 @@ class LeRobotDataset:
         self._read_meta(self._info("features", dict), info_path, tell)
         self._checked_cameras: set[str] = set()
         for key, expected in (("total_episodes", self.num_episodes), ("total_frames", self.num_frames)):
-            for fault in total_fault(self.info, key, expected, self.root):
-                tell(fault)
+            for problem in total_problem(self.info, key, expected, self.root):
+                tell(problem)
         for path in sorted({episode.data_path for episode in self.episodes}):
             if not path.is_file():
                 tell(missing_file(path, self.root, "data_path"))
 
-    def _read_meta(self, features: Mapping[str, Any], where: Path, tell: Tell) -> None:
-        """Read features, tasks and episodes; raises the first fault once all of them were tried."""
+    def _read_meta(self, features: Mapping[str, Any], where: Path, tell: OnProblem) -> None:
+        """Read features, tasks and episodes; raises the first problem once all of them were tried."""
         lost: list[DatasetError] = []
 
         def part(read: Callable[[], Read], nothing: Read) -> Read:
             try:
                 return read()
-            except DatasetError as fault:
-                tell(fault)
-                lost.append(fault)
+            except DatasetError as problem:
+                tell(problem)
+                lost.append(problem)
                 return nothing
 
         names, nowhere = self.names, (0, tuple[str, ...]())
@@ -109,11 +109,11 @@ class LeRobotDataset:
         self.action_dim, self.action_names = part(
             lambda: vector_feature(features, names.action, names, str(where)), nowhere
         )
-        no_cameras = dict[str, Camera](), dict[str, LeftOut]()
+        no_cameras = dict[str, Camera](), dict[str, UnusableCamera]()
         cameras, self.left_out = part(lambda: read_cameras(features, names, str(where)), no_cameras)
         self._task_table = part(lambda: read_tasks(self.root, self.version), dict[int, str]())
         self.tasks = tuple(self._task_table.get(i, "") for i in range(max(self._task_table, default=-1) + 1))
-        no_episodes = tuple[EpisodeRow, ...](), dict[str, LeftOut]()
+        no_episodes = tuple[EpisodeRow, ...](), dict[str, UnusableCamera]()
         self.episodes, broken = part(lambda: read_episodes(self.root, self.version, self.info, cameras), no_episodes)
         if lost:
             raise lost[0]
@@ -155,12 +155,12 @@ class LeRobotDataset:
 
     def frames(self, episode: int, camera: str) -> UInt8[np.ndarray, "T height width 3"]:
         """All pictures of one episode from one camera, decoded in order."""
-        with self.pictures() as pictures:
-            return pictures.clip(self.episodes[episode], camera)
+        with self.decoder() as decoder:
+            return decoder.clip(self.episodes[episode], camera)
 
-    def pictures(self) -> Pictures:
+    def decoder(self) -> FrameDecoder:
         """The same for episode after episode, which is faster: files stay open."""
-        return Pictures(self._cameras, self._times(self.vectors), self.check_camera)
+        return FrameDecoder(self._cameras, self._times(self.vectors), self.check_camera)
 
     def check_camera(self, name: str) -> None:
         """Raise DatasetError when a camera is unknown or unusable, a video is missing, or its episodes' times clash."""
@@ -171,8 +171,8 @@ class LeRobotDataset:
         if name not in self.cameras:
             raise DatasetError("unknown camera", where=self.root, got=repr(name), expected=sorted(self.cameras),
                                next_step=did_you_mean(name, self.cameras))  # fmt: skip
-        for fault in self._camera_faults(name, self.vectors, frozenset()):
-            raise fault
+        for problem in self._camera_problems(name, self.vectors, frozenset()):
+            raise problem
         self._checked_cameras.add(name)
 
     def check(self, progress: Callable[[int, int], None] | None = None) -> None:
@@ -180,33 +180,33 @@ class LeRobotDataset:
 
         `progress` is called with the frames done and the frames in all.
         """
-        for fault in self.faults(self.rows(), progress):
-            raise fault
+        for problem in self.problems(self.rows(), progress):
+            raise problem
 
-    def rows(self, tell: Tell = refuse) -> Rows:
-        """Read all rows; every fault in them goes to `tell`."""
+    def rows(self, tell: OnProblem = raise_problem) -> Rows:
+        """Read all rows; every problem in them goes to `tell`."""
         has_videos = any(camera.stored == "video" for camera in self._cameras.values())
         layout = Layout(self.root, self.episodes, self.episode_start, self.names, self.state_dim, self.action_dim,
                         self._task_table, has_videos)  # fmt: skip
         return read_rows(layout, tell)
 
-    def faults(self, rows: Rows, progress: Callable[[int, int], None] | None = None) -> Iterator[DatasetError]:
+    def problems(self, rows: Rows, progress: Callable[[int, int], None] | None = None) -> Iterator[DatasetError]:
         """Yield what is wrong with the columns of `rows` and with the pictures, decoding all that can be decoded."""
-        yield from column_faults(rows, self.episodes, self.episode_start)
-        yield from total_fault(self.info, "total_tasks", len(self._task_table), self.root)
-        yield from task_order_fault(self.root, self.version, self._task_table)
-        yield from table_faults(self.root)
+        yield from column_problems(rows, self.episodes, self.episode_start)
+        yield from total_problem(self.info, "total_tasks", len(self._task_table), self.root)
+        yield from task_order_problem(self.root, self.version, self._task_table)
+        yield from table_problems(self.root)
         for left in self.left_out.values():
-            if left.fault:
+            if left.broken:
                 yield left.reason
-        with Pictures(self._cameras, self._times(rows.vectors), lambda name: None) as pictures:
+        with FrameDecoder(self._cameras, self._times(rows.vectors), lambda name: None) as pictures:
             for number, camera in enumerate(self.cameras):
-                faults = [*self._camera_faults(camera, rows.vectors, rows.broken)]
-                yield from faults
-                lost = {fault.where for fault in faults}
+                problems = [*self._camera_problems(camera, rows.vectors, rows.broken)]
+                yield from problems
+                lost = {problem.where for problem in problems}
                 for episode in self.episodes:
                     if episode.index not in rows.broken and not lost & self._places(episode, camera):
-                        yield from pictures.faults(episode, camera)
+                        yield from pictures.problems(episode, camera)
                     if progress is not None:
                         done = number * self.num_frames + int(self.episode_start[episode.index + 1])
                         progress(done, len(self.cameras) * self.num_frames)
@@ -261,12 +261,12 @@ class LeRobotDataset:
         return times
 
     def _places(self, episode: EpisodeRow, camera: str) -> set[object]:
-        """Return the locations at which a fault prevents decoding an episode's pictures."""
+        """Return the locations at which a problem prevents decoding an episode's pictures."""
         if self._cameras[camera].stored == "image":
             return set()
         return {episode.clips[camera].path, span_place(episode, camera)}
 
-    def _camera_faults(self, name: str, vectors: Vectors, broken: frozenset[int]) -> Iterator[DatasetError]:
+    def _camera_problems(self, name: str, vectors: Vectors, broken: frozenset[int]) -> Iterator[DatasetError]:
         """Yield what is wrong with a camera's files, without decoding pictures."""
         if self._cameras[name].stored == "image":
             return
@@ -276,7 +276,7 @@ class LeRobotDataset:
         if self.version == "v3.0" and vectors.timestamp is not None:
             ends = vectors.timestamp[self.episode_start[1:] - 1].tolist()
             last = {index: end for index, end in enumerate(ends) if index not in broken}
-            yield from span_faults(self.episodes, name, last, 1 / self.fps)
+            yield from span_problems(self.episodes, name, last, 1 / self.fps)
 
     def _info(self, key: str, kind: Any) -> Any:
         value = self.info.get(key)
@@ -288,7 +288,7 @@ class LeRobotDataset:
         return value
 
 
-class Pictures:
+class FrameDecoder:
     """A decoder of episodes' pictures that keeps the latest file of every camera open.
 
     For one thread, in a `with` block. `times` returns the times of an episode's rows; `check` is called with every
@@ -332,13 +332,13 @@ class Pictures:
         assert clip is not None
         return reader.stream(clip.start + self._times(episode), batch, f"episode {episode.index} ")
 
-    def faults(self, episode: EpisodeRow, camera: str) -> Iterator[DatasetError]:
-        """Decode an episode's pictures and yield the first fault, if any."""
+    def problems(self, episode: EpisodeRow, camera: str) -> Iterator[DatasetError]:
+        """Decode an episode's pictures and yield the first problem, if any."""
         try:
             for _ in self.stream(episode, camera, CHECKED_AT_ONCE):
                 pass
-        except DatasetError as fault:
-            yield fault
+        except DatasetError as problem:
+            yield problem
 
     def close(self) -> None:
         """Close the files."""
@@ -346,7 +346,7 @@ class Pictures:
             reader.close()
         self._open.clear()
 
-    def __enter__(self) -> Pictures:
+    def __enter__(self) -> FrameDecoder:
         return self
 
     def __exit__(

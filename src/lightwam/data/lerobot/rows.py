@@ -15,8 +15,8 @@ from lightwam.data.lerobot.features import ACTION, STATE, FeatureNames
 from lightwam.data.lerobot.meta import Clip, ColumnKind, EpisodeRow, columns_of, missing_file, read_table
 from lightwam.errors import DatasetError
 
-Tell = Callable[[DatasetError], None]
-"""handles a fault: raises it, or collects it so that reading continues"""
+OnProblem = Callable[[DatasetError], None]
+"""handles a problem: raises it, or collects it so that reading continues"""
 SLACK = 1e-3
 """seconds: tolerance when times in the tables are compared"""
 INDICES = ("episode_index", "task_index")
@@ -24,9 +24,9 @@ MAYBE = ("timestamp", "frame_index", "index")
 """optional columns"""
 
 
-def refuse(fault: DatasetError) -> None:
-    """Raise the fault: the `Tell` for using the dataset rather than checking it."""
-    raise fault
+def raise_problem(problem: DatasetError) -> None:
+    """Raise the problem: the `OnProblem` for using the dataset rather than checking it."""
+    raise problem
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Rows:
     index: Int64[np.ndarray, " N"] | None
     """the column `index`, if every data file has it"""
     broken: frozenset[int]
-    """episodes with a fault; their values stay zero"""
+    """episodes with a problem; their values stay zero"""
     astray: Mapping[Path, tuple[int, ...]]
     """data file -> episodes with rows in it that the episodes table puts elsewhere"""
 
@@ -72,8 +72,8 @@ class Layout:
     has_videos: bool
 
 
-def read_rows(layout: Layout, tell: Tell = refuse) -> Rows:
-    """Read every data file's rows; faults go to `tell`, and the values of an episode with a fault stay zero."""
+def read_rows(layout: Layout, tell: OnProblem = raise_problem) -> Rows:
+    """Read every data file's rows; problems go to `tell`, and the values of an episode with a problem stay zero."""
     count = int(layout.starts[-1])
     try:
         state = np.zeros((count, layout.state_dim), np.float32)
@@ -97,10 +97,10 @@ def read_rows(layout: Layout, tell: Tell = refuse) -> Rows:
                 astray |= table.astray()
             except DatasetError as error:
                 tell(error)
-        faults = [] if table is None else [*table.faults(episode)]
-        for fault in faults:
-            tell(fault)
-        if table is None or faults:
+        problems = [] if table is None else [*table.problems(episode)]
+        for problem in problems:
+            tell(problem)
+        if table is None or problems:
             broken.add(episode.index)
             continue
         rows, span = table.rows_of(episode), slice(start, start + episode.length)
@@ -152,18 +152,18 @@ class _Table:
         others = np.setdiff1d(self._episode, placed).tolist()
         return {self.path: tuple(others)} if others else {}
 
-    def faults(self, episode: EpisodeRow) -> Iterator[DatasetError]:
+    def problems(self, episode: EpisodeRow) -> Iterator[DatasetError]:
         """Yield everything that is wrong with an episode's rows."""
         rows, where = self.rows_of(episode), f"{self.path} episode {episode.index}"
         if len(rows) != episode.length:
             yield self._other_length(episode, len(rows), where)
             return
         if self.time is not None:
-            yield from _time_faults(self.time[rows], None if self.frame is None else self.frame[rows], where)
+            yield from _time_problems(self.time[rows], None if self.frame is None else self.frame[rows], where)
         for name, values in ((STATE, self.state[rows]), (ACTION, self.action[rows])):
-            if fault := not_finite(values, f"{where} {name}"):
-                yield fault
-        yield from self._task_faults(self.task[rows], episode, where)
+            if problem := not_finite(values, f"{where} {name}"):
+                yield problem
+        yield from self._task_problems(self.task[rows], episode, where)
 
     def _other_length(self, episode: EpisodeRow, got: int, where: str) -> DatasetError:
         if not got:
@@ -185,7 +185,7 @@ class _Table:
             next_step="rows were cut or added by hand, or the file was cut short: set length, or copy it again",
         )
 
-    def _task_faults(self, task: Int64[np.ndarray, " T"], episode: EpisodeRow, where: str) -> Iterator[DatasetError]:
+    def _task_problems(self, task: Int64[np.ndarray, " T"], episode: EpisodeRow, where: str) -> Iterator[DatasetError]:
         tasks = self._layout.tasks
         for one in np.unique(task).tolist():
             if one not in tasks:
@@ -199,7 +199,7 @@ class _Table:
                                    next_step="correct the wrong one")  # fmt: skip
 
 
-def _time_faults(
+def _time_problems(
     time: Float64[np.ndarray, " T"], frame: Int64[np.ndarray, " T"] | None, where: str
 ) -> Iterator[DatasetError]:
     """Yield what is wrong with the times of an episode's rows, and where frame_index contradicts them.
@@ -231,7 +231,7 @@ def _time_faults(
 
 
 def not_finite(values: np.ndarray, where: str) -> DatasetError | None:
-    """Return a fault naming the first NaN or infinite frame and dimension of values [T, D]; None if all are finite."""
+    """Return a problem naming the first NaN or infinite frame and dimension of values [T, D], or None."""
     bad = np.argwhere(~np.isfinite(values))
     if not len(bad):
         return None
@@ -247,8 +247,8 @@ def not_finite(values: np.ndarray, where: str) -> DatasetError | None:
 
 def check_finite(values: np.ndarray, where: str) -> None:
     """Raise DatasetError naming the first frame and dimension of values [T, D] that is NaN or infinite."""
-    if fault := not_finite(values, where):
-        raise fault
+    if problem := not_finite(values, where):
+        raise problem
 
 
 def span_place(episode: EpisodeRow, camera: str) -> str:
@@ -256,13 +256,13 @@ def span_place(episode: EpisodeRow, camera: str) -> str:
     return f"meta/episodes, episode {episode.index}, camera {camera}"
 
 
-def span_faults(
+def span_problems(
     episodes: Sequence[EpisodeRow], camera: str, last: Mapping[int, float], frame_time: float
 ) -> Iterator[DatasetError]:
     """Yield where an episode's part of a camera's video contradicts its end, its rows, or the next episode's part.
 
-    `last`: episode -> timestamp of its last row, for episodes without faults. Every row's picture must come before the
-    next episode's first one; a clip may be longer than its rows, so its true end is not known here.
+    `last`: episode -> timestamp of its last row, for episodes without problems. Every row's picture must come before
+    the next episode's first one; a clip may be longer than its rows, so its true end is not known here.
     """
     files: dict[Path, list[tuple[Clip, EpisodeRow]]] = {}
     for episode in episodes:

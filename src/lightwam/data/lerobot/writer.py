@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from lightwam.data.lerobot.features import ACTION, STATE
-from lightwam.data.lerobot.packing import DatasetSchema, pack
+from lightwam.data.lerobot.merge import DatasetSchema, merge_episodes
 from lightwam.data.lerobot.reader import LeRobotDataset, check_finite
 from lightwam.data.lerobot.video import encode_video
 from lightwam.errors import DatasetError
@@ -66,12 +66,12 @@ class LeRobotWriter:
         _check_robot(self.robot)
         with writing(self.root, DatasetError):
             _finish_swap(self.root)
-        self._packed = LeRobotDataset(self.root) if (self.root / "meta").is_dir() else None
-        if self._packed is not None:
-            if self._packed.version != "v3.0":
-                raise DatasetError("only v3.0 can be written to", where=self.root, got=self._packed.version)
-            self._check_same(self._packed.info, self.root / "meta" / "info.json")
-        self._notes = _notes(self._packed) if self._packed else []
+        self._dataset = LeRobotDataset(self.root) if (self.root / "meta").is_dir() else None
+        if self._dataset is not None:
+            if self._dataset.version != "v3.0":
+                raise DatasetError("only v3.0 can be written to", where=self.root, got=self._dataset.version)
+            self._check_same(self._dataset.info, self.root / "meta" / "info.json")
+        self._notes = _notes(self._dataset) if self._dataset else []
         self._open_incoming()
 
     @property
@@ -135,9 +135,9 @@ class LeRobotWriter:
             sizes = [file.stat().st_size for folder in folders for file in folder.iterdir()]
             again = "go on: all episodes are kept"
             with writing(self.root, DatasetError, num_bytes=sum(sizes), goes_on=again):
-                _swap_meta(self.root, pack(self.root, folders, self._packed, self.robot))
+                _swap_meta(self.root, merge_episodes(self.root, folders, self._dataset, self.robot))
         shutil.rmtree(self.incoming, ignore_errors=True)
-        self._packed = LeRobotDataset(self.root) if self._notes else None
+        self._dataset = LeRobotDataset(self.root) if self._notes else None
 
     def __enter__(self) -> LeRobotWriter:
         return self

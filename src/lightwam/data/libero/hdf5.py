@@ -49,7 +49,7 @@ class Hdf5Demo:
 class Scan:
     """What a look at one file gave."""
 
-    faults: tuple[str, ...]
+    problems: tuple[str, ...]
     """everything that is wrong, each with file, demonstration and dataset"""
     lengths: Mapping[str, int]
     """sound demonstration -> steps, in the order of their numbers"""
@@ -93,15 +93,15 @@ def scan(path: Path, pictures: bool = False, progress: Callable[[str], object] |
 
     `progress` is called with the name of every demonstration that is done.
     """
-    faults: list[str] = []
+    problems: list[str] = []
     lengths: dict[str, int] = {}
     gripper, sizes, failures = [np.empty(0, np.float32)], set(), []
     try:
         with _opened(path) as file:
-            names = _demo_names(file, path, faults)
+            names = _demo_names(file, path, problems)
             for name in names:
-                found = list(_demo_faults(file["data"], name, pictures))
-                faults += [f"{path} {name} {fault}" for fault in found]
+                found = list(_demo_problems(file["data"], name, pictures))
+                problems += [f"{path} {name} {problem}" for problem in found]
                 if not found:
                     demo = file["data"][name]
                     lengths[name] = len(demo["actions"])
@@ -111,8 +111,8 @@ def scan(path: Path, pictures: bool = False, progress: Callable[[str], object] |
                 if progress is not None:
                     progress(name)
     except UNREADABLE as error:
-        faults.append(f"{path}: cannot be read ({error}): cut short or overwritten, copy it again")
-    return Scan(tuple(faults), lengths, np.concatenate(gripper), frozenset(sizes), tuple(failures))
+        problems.append(f"{path}: cannot be read ({error}): cut short or overwritten, copy it again")
+    return Scan(tuple(problems), lengths, np.concatenate(gripper), frozenset(sizes), tuple(failures))
 
 
 def read_demo(path: Path, name: str) -> Hdf5Demo:
@@ -144,20 +144,20 @@ def _opened(path: Path) -> Any:
     return h5py.File(path, "r")
 
 
-def _demo_names(file: Any, path: Path, faults: list[str]) -> list[str]:
+def _demo_names(file: Any, path: Path, problems: list[str]) -> list[str]:
     """The demonstrations by their numbers."""
     if "data" not in file:
-        faults.append(f"{path}: no group 'data' (has {sorted(file)}): not a file of LIBERO's demonstrations")
+        problems.append(f"{path}: no group 'data' (has {sorted(file)}): not a file of LIBERO's demonstrations")
         return []
     names = list(file["data"])
-    faults += [f"{path} data/{name}: not named demo_N" for name in names if not DEMO.fullmatch(name)]
+    problems += [f"{path} data/{name}: not named demo_N" for name in names if not DEMO.fullmatch(name)]
     known = [name for name in names if DEMO.fullmatch(name)]
     if not known:
-        faults.append(f"{path} data: holds no demonstration, expected demo_0, demo_1, ...")
+        problems.append(f"{path} data: holds no demonstration, expected demo_0, demo_1, ...")
     return sorted(known, key=lambda name: int(name.removeprefix("demo_")))
 
 
-def _demo_faults(data: Any, name: str, pictures: bool) -> Iterator[str]:
+def _demo_problems(data: Any, name: str, pictures: bool) -> Iterator[str]:
     """In words, each beginning with the dataset's name."""
     length: int | None = None
     for key, row in ROWS.items():
@@ -174,19 +174,19 @@ def _demo_faults(data: Any, name: str, pictures: bool) -> Iterator[str]:
                 length = length or shape[0]
                 if shape[0] != length:
                     yield f"{key}: {shape[0]} rows, expected {length} as those before it"
-                yield from (_picture_faults if key in CAMERAS.values() else _number_faults)(found, key, pictures)
+                yield from (_picture_problems if key in CAMERAS.values() else _number_problems)(found, key, pictures)
         except UNREADABLE as error:
             yield f"{key}: cannot be read ({error})"
 
 
-def _picture_faults(found: Any, key: str, read: bool) -> Iterator[str]:
+def _picture_problems(found: Any, key: str, read: bool) -> Iterator[str]:
     if found.dtype != np.uint8:
         yield f"{key}: {found.dtype}, expected uint8"
     elif read:
         found[:]  # raises when the file is damaged there
 
 
-def _number_faults(found: Any, key: str, _: bool) -> Iterator[str]:
+def _number_problems(found: Any, key: str, _: bool) -> Iterator[str]:
     if found.dtype.kind not in "fiub":
         yield f"{key}: {found.dtype}, expected numbers"
     elif (bad := np.argwhere(~np.isfinite(values := found[:]))).size:

@@ -26,7 +26,7 @@ CAMERA_FEATURES = {
 """camera -> what published datasets call it"""
 STATE_FEATURES, ACTION_FEATURES = ("observation.state", "state"), ("action", "actions")
 NUM_NAMED = 10
-"""so many faults are spelled out in an error"""
+"""so many problems are spelled out in an error"""
 
 
 @dataclass(frozen=True)
@@ -117,9 +117,9 @@ class Hdf5Source:
         self._files = {str(file.relative_to(folder)): file for file in hdf5.demo_files(path)}
         self._sentences = {name: hdf5.sentence(file) for name, file in self._files.items()}
         scans = {name: hdf5.scan(file) for name, file in self._files.items()}
-        if faults := [fault for scan in scans.values() for fault in scan.faults]:
-            raise DatasetError("the demonstrations are broken", where=path, got="\n    ".join(faults[:NUM_NAMED]),
-                               expected=f"no fault, but there are {len(faults)}",
+        if problems := [problem for scan in scans.values() for problem in scan.problems]:
+            raise DatasetError("the demonstrations are broken", where=path, got="\n    ".join(problems[:NUM_NAMED]),
+                               expected=f"no problem, but there are {len(problems)}",
                                next_step=f"copy those files again; lightwam check dataset {path}")  # fmt: skip
         sizes = frozenset[tuple[str, int, int]]().union(*(scan.sizes for scan in scans.values()))
         if len(sizes) != len(hdf5.CAMERAS):
@@ -170,7 +170,7 @@ class LeRobotSource:
                                expected="8 (position 3, axis-angle 3, fingers 2) and 7 (motion 6, gripper)",
                                next_step="convert a dataset with this state and action")  # fmt: skip
         self.kind, self.sizes = f"LeRobot {self._data.version}", self._data.cameras
-        self._pictures = self._data.pictures()
+        self._decoder = self._data.decoder()
         self._episodes = {
             DemoName(str(episode.data_path.relative_to(path)), f"episode {episode.index}"): episode
             for episode in self._data.episodes
@@ -189,7 +189,7 @@ class LeRobotSource:
             raise DatasetError("a LIBERO demonstration must have one sentence", where=str(name), got=sorted(sentences),
                                expected="one", next_step="split the episode where its task changes")  # fmt: skip
         return SourceDemo(
-            frames={camera: self._pictures.clip(episode, camera) for camera in self.sizes},
+            frames={camera: self._decoder.clip(episode, camera) for camera in self.sizes},
             state=vectors.state[rows],
             action=vectors.action[rows],
             instruction=self._data.tasks[vectors.task_index[episode.index]],
@@ -201,7 +201,7 @@ class LeRobotSource:
 
     def close(self) -> None:
         """Let go of the videos."""
-        self._pictures.close()
+        self._decoder.close()
 
     @cached_property
     def _description(self) -> str:

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float32, Int
 
-from lightwam.data.statistics import wilson
-from lightwam.evaluation import roc
+from lightwam.evaluation.statistics import bootstrap_roc_areas, percentile_interval, roc_area, roc_curve, wilson
 from lightwam.evaluation.watch.surprise import (
     Calibration,
     ChangeModel,
@@ -196,16 +195,16 @@ class _Trial:
         pairs = {
             way: (self._largest(way, disturbed, whole), self._largest(way, quiet, whole, quiet=True)) for way in WAYS
         }
-        draws = roc.area_interval(list(pairs.values()), (self._seeds(disturbed), self._seeds(quiet)))
+        draws = bootstrap_roc_areas(list(pairs.values()), (self._seeds(disturbed), self._seeds(quiet)))
         out: dict[str, Any] = {"ways": {}}
         for column, (way, (high, low)) in enumerate(pairs.items()):
-            out["ways"][way] = {"area": roc.area(high, low), "interval_95": roc.interval(draws[:, column])}
+            out["ways"][way] = {"area": roc_area(high, low), "interval_95": percentile_interval(draws[:, column])}
             if whole:
-                out["ways"][way]["curve"] = [axis.round(5).tolist() for axis in roc.curve(high, low)]
+                out["ways"][way]["curve"] = [axis.round(5).tolist() for axis in roc_curve(high, low)]
         out["gain_over"] = {
             way: {
-                "area": roc.area(*pairs[WATCH]) - roc.area(*pairs[way]),
-                "interval_95": roc.interval(draws[:, 0] - draws[:, column]),
+                "area": roc_area(*pairs[WATCH]) - roc_area(*pairs[way]),
+                "interval_95": percentile_interval(draws[:, 0] - draws[:, column]),
             }
             for column, way in enumerate(WAYS)
             if way != WATCH

@@ -13,7 +13,15 @@ from pathlib import Path
 import pytest
 
 from lightwam.data.cache import location
-from lightwam.data.cache.location import LOCK, cache_home, check_room, draft_folder, drafting, named, remove_leftovers
+from lightwam.data.cache.location import (
+    LOCK,
+    cache_home,
+    check_free_space,
+    folder_name,
+    locked_folder,
+    remove_leftovers,
+    temporary_folder,
+)
 from lightwam.errors import DatasetError
 
 Usage = namedtuple("Usage", "total used free")
@@ -60,31 +68,31 @@ def test_a_cache_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"must be in a folder(.|\n)*got: a file(.|\n)*--cache DIR"):
         cache_home(tmp_path, tmp_path / "file")
     with pytest.raises(DatasetError, match=r"writable(.|\n)*file is a file(.|\n)*--cache DIR"):
-        check_room(tmp_path / "file" / "set.lightwam" / "cache", 0)
+        check_free_space(tmp_path / "file" / "set.lightwam" / "cache", 0)
 
 
 def test_a_folder_without_rights_or_room_is_refused_before_anything_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = tmp_path / "a" / "b" / "cache"
-    check_room(place, 1)
+    check_free_space(place, 1)
     with monkeypatch.context() as patch:
         patch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
         with pytest.raises(DatasetError, match=rf"{tmp_path} cannot be written to\n.*--cache DIR.*LIGHTWAM_CACHE"):
-            check_room(place, 1)
+            check_free_space(place, 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, 3 * 2**20))
-    check_room(place, 3 * 2**20)
+    check_free_space(place, 3 * 2**20)
     with pytest.raises(
         DatasetError, match=r"fit on the disk(.|\n)*got: 3.0 MiB free\n.*expected: 4.0 MiB\n.*--cache DIR"
     ):
-        check_room(place, 4 * 2**20)
+        check_free_space(place, 4 * 2**20)
     assert names(tmp_path) == []
 
 
 def test_names_are_fit_for_files_and_differ() -> None:
-    assert named("64x64-a/b c", {"x": 1}).startswith("64x64-a-b-c-")
-    assert named("a", {"x": 1}) == named("a", {"x": 1}) != named("a", {"x": 2})
-    assert len(named("long" * 99, {})) < 64
+    assert folder_name("64x64-a/b c", {"x": 1}).startswith("64x64-a-b-c-")
+    assert folder_name("a", {"x": 1}) == folder_name("a", {"x": 1}) != folder_name("a", {"x": 2})
+    assert len(folder_name("long" * 99, {})) < 64
 
 
 def test_what_dead_processes_left_is_removed_and_nothing_else(tmp_path: Path, dead: int) -> None:
@@ -111,7 +119,7 @@ def test_leftovers_of_one_cache_alone(tmp_path: Path, dead: int) -> None:
 @pytest.fixture
 def held(tmp_path: Path) -> Iterator[Path]:
     """A draft in which another process is at work."""
-    draft = draft_folder(tmp_path / "cache", {"x": 1})
+    draft = temporary_folder(tmp_path / "cache", {"x": 1})
     code = "import fcntl, os, sys; fcntl.flock(os.open(sys.argv[1], os.O_RDWR), 2); print(flush=True); sys.stdin.read()"
     draft.mkdir()
     (draft / LOCK).write_text("")
@@ -130,11 +138,11 @@ def test_what_a_live_process_writes_is_left_alone(tmp_path: Path, held: Path) ->
 
 def test_a_draft_is_for_one_process_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(location, "POLL_SECONDS", 0.01)
-    draft, path = draft_folder(tmp_path / "cache", {"x": 1}), tmp_path / "cache"
+    draft, path = temporary_folder(tmp_path / "cache", {"x": 1}), tmp_path / "cache"
     inside: list[str] = []
 
     def work(name: str) -> bool:
-        with drafting(draft, lambda: None) as waited:
+        with locked_folder(draft, lambda: None) as waited:
             assert draft.is_dir() and not inside
             inside.append(name)
             if not path.exists():
@@ -156,8 +164,8 @@ def test_without_locks_a_draft_is_still_made_and_never_cleared(tmp_path: Path, m
         raise OSError(38, "Function not implemented")
 
     monkeypatch.setattr(fcntl, "flock", none)
-    draft = draft_folder(tmp_path / "cache", {"x": 1})
-    with drafting(draft, lambda: None) as waited:
+    draft = temporary_folder(tmp_path / "cache", {"x": 1})
+    with locked_folder(draft, lambda: None) as waited:
         assert not waited
     remove_leftovers(tmp_path)
     assert draft.is_dir()

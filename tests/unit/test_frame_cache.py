@@ -17,9 +17,9 @@ import pytest
 from lightwam.config.schema import CameraPlace, CodecConfig
 from lightwam.data.cache import base, location
 from lightwam.data.cache import frames as cache_module
-from lightwam.data.cache.base import Canvases
+from lightwam.data.cache.base import CanvasReader
 from lightwam.data.cache.frames import FrameCache, frames_folder
-from lightwam.data.codec import place_cameras
+from lightwam.data.codec import compose_canvas
 from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.data.lerobot.writer import LeRobotWriter
 from lightwam.errors import DatasetError
@@ -58,7 +58,7 @@ def test_it_holds_the_dataset_on_the_canvas(dataset: LeRobotDataset, path: Path)
     for episode in range(NUM_EPISODES):
         span = slice(*cache.episode_start[episode : episode + 2])
         clips = {camera: dataset.frames(episode, camera) for camera in dataset.cameras}
-        np.testing.assert_array_equal(cache.frames[span], place_cameras(CONFIG, clips))
+        np.testing.assert_array_equal(cache.frames[span], compose_canvas(CONFIG, clips))
         assert (cache.state[span] == episode).all() and (cache.action[span] == -episode).all()
         assert {cache.tasks[task] for task in cache.task_index[span]} == {f"task {episode % 2}"}
     assert seen[-1] == (dataset.num_frames, dataset.num_frames) and seen == sorted(seen)
@@ -91,10 +91,10 @@ def test_a_stale_one_says_exactly_what_differs(
     dataset: LeRobotDataset, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     FrameCache.build(dataset, CONFIG, path)
-    with pytest.raises(DatasetError, match=r"codec canvas: \[16, 32\] in the cache, \[32, 32\] now"):
+    with pytest.raises(DatasetError, match=r"codec.canvas: \[16, 32\] in the cache, \[32, 32\] now"):
         FrameCache.open(path, dataset, dataclasses.replace(CONFIG, canvas=(32, 32)))
     add_episodes(dataset.root, range(2))
-    with pytest.raises(DatasetError, match=r"dataset data/chunk-000/file-001\.parquet: None in the cache"):
+    with pytest.raises(DatasetError, match=r"dataset.data/chunk-000/file-001\.parquet: None in the cache"):
         FrameCache.open(path, LeRobotDataset(dataset.root), CONFIG)
     FrameCache.open(path)  # nothing given, nothing compared
     monkeypatch.setattr(cache_module, "FORMAT", 2)
@@ -107,7 +107,7 @@ def test_one_changed_byte_of_a_video_is_noticed(dataset: LeRobotDataset, path: P
     content = bytearray((dataset.root / VIDEO).read_bytes())
     content[-1] ^= 1
     (dataset.root / VIDEO).write_bytes(content)
-    with pytest.raises(DatasetError, match=rf"dataset {VIDEO}"):
+    with pytest.raises(DatasetError, match=rf"dataset.{VIDEO}"):
         FrameCache.open(path, dataset, CONFIG)
 
 
@@ -172,13 +172,13 @@ def test_a_disk_that_fills_up_loses_nothing(
 def decoded_by(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A list that grows by every episode that is decoded from now on."""
     decoded: list[int] = []
-    stream = Canvases.stream
+    stream = CanvasReader.stream
 
-    def noted(self: Canvases, index: int) -> Iterator[np.ndarray]:
+    def noted(self: CanvasReader, index: int) -> Iterator[np.ndarray]:
         decoded.append(index)
         return stream(self, index)
 
-    monkeypatch.setattr(Canvases, "stream", noted)
+    monkeypatch.setattr(CanvasReader, "stream", noted)
     return decoded
 
 
@@ -186,7 +186,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-import test_cache as test
+import test_frame_cache as test
 from lightwam.data.cache import frames as cache
 
 cache.EPISODES_A_JOB = 1
@@ -246,14 +246,14 @@ def test_of_two_builds_at_once_one_decodes(
 ) -> None:
     monkeypatch.setattr(location, "POLL_SECONDS", 0.01)
     decoded, barrier, began = decoded_by(monkeypatch), Event(), Event()
-    stream = Canvases.stream
+    stream = CanvasReader.stream
 
-    def slow(self: Canvases, index: int) -> Iterator[np.ndarray]:
+    def slow(self: CanvasReader, index: int) -> Iterator[np.ndarray]:
         began.set()
         assert barrier.wait(30)
         return stream(self, index)
 
-    monkeypatch.setattr(Canvases, "stream", slow)
+    monkeypatch.setattr(CanvasReader, "stream", slow)
     with ThreadPoolExecutor(2) as pool:
         one = pool.submit(FrameCache.fresh, dataset, CONFIG, path)
         assert began.wait(30)
@@ -269,7 +269,7 @@ def test_pictures_a_few_at_a_time_are_the_same(
     dataset: LeRobotDataset, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = FrameCache.build(dataset, CONFIG, path)
-    monkeypatch.setattr(base, "BYTES_AT_ONCE", 1)
+    monkeypatch.setattr(base, "MAX_DECODED_BYTES", 1)
     monkeypatch.setattr(cache_module, "FRAMES_A_JOB", 1)
     np.testing.assert_array_equal(FrameCache.build(dataset, CONFIG, path.with_name("b")).frames, whole.frames)
 

@@ -12,9 +12,9 @@ from lightwam.errors import ConfigError, WireError
 from lightwam.sim.libero.conversion import to_simulator
 from lightwam.types import Observation
 from lightwam.wire import robot_schemas
-from lightwam.wire.robot_schema import ActionPart, RobotSchema, StatePart, Unit, fitted
+from lightwam.wire.robot_schema import ActionPart, RobotSchema, StatePart, Unit, fit_schema
 
-EXAMPLE = Path(__file__).parents[1] / "data" / "families" / "metaworld_xpolicylab.toml"
+EXAMPLE = Path(__file__).parents[1] / "data" / "robot_schemas" / "metaworld_xpolicylab.toml"
 PICTURE = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
 ROBOTWIN = ("head_camera", "left_camera", "right_camera")
 
@@ -26,12 +26,12 @@ def libero() -> tuple[RobotSchema, dict[str, Any]]:
         "observation/state": np.arange(8.0),
         "prompt": "put the bowl on the plate",
     }
-    return fitted(robot_schemas.builtin_schema("libero"), ("agentview", "wrist"), 8, 7), message
+    return fit_schema(robot_schemas.builtin_schema("libero"), ("agentview", "wrist"), 8, 7), message
 
 
 def test_libero_clients_are_read() -> None:
-    family, message = libero()
-    seen = family.observation(message)
+    schema, message = libero()
+    seen = schema.observation(message)
     assert seen.frames["agentview"] is PICTURE
     assert np.array_equal(seen.frames["wrist"], PICTURE + 1)
     assert seen.state.dtype == np.float32
@@ -51,18 +51,18 @@ def test_libero_clients_are_told_the_gripper_as_the_simulator_counts() -> None:
 
 @pytest.mark.parametrize("layout", ["HWC", "CHW"])
 def test_aloha_clients_may_send_either_layout(layout: str) -> None:
-    family = fitted(robot_schemas.builtin_schema("aloha"), ROBOTWIN, 14, 14, {
+    schema = fit_schema(robot_schemas.builtin_schema("aloha"), ROBOTWIN, 14, 14, {
         "cam_high": "head_camera", "cam_left_wrist": "left_camera", "cam_right_wrist": "right_camera"})  # fmt: skip
     sent = PICTURE if layout == "HWC" else PICTURE.transpose(2, 0, 1)
     cameras = ("cam_high", "cam_low", "cam_left_wrist", "cam_right_wrist")
-    seen = family.observation({"images": dict.fromkeys(cameras, sent), "state": np.zeros(14), "prompt": "x"})
+    seen = schema.observation({"images": dict.fromkeys(cameras, sent), "state": np.zeros(14), "prompt": "x"})
     assert list(seen.frames) == list(ROBOTWIN)
     assert all(np.array_equal(picture, PICTURE) for picture in seen.frames.values())
 
 
 def test_droid_clients_state_is_joined() -> None:
-    family = fitted(robot_schemas.builtin_schema("droid"), ("exterior_image_1_left", "wrist_image_left"), 8, 8)
-    seen = family.observation({
+    schema = fit_schema(robot_schemas.builtin_schema("droid"), ("exterior_image_1_left", "wrist_image_left"), 8, 8)
+    seen = schema.observation({
         "observation/exterior_image_1_left": PICTURE,
         "observation/wrist_image_left": PICTURE,
         "observation/joint_position": np.arange(7),
@@ -74,34 +74,34 @@ def test_droid_clients_state_is_joined() -> None:
 
 @pytest.mark.parametrize("key", ["prompt", "task_description", "instruction"])
 def test_light_wams_client_names_the_runs_own_cameras(key: str) -> None:
-    family = fitted(robot_schemas.builtin_schema("light-wam"), ("top",), 2, 2)
-    seen = family.observation({"images": {"top": PICTURE.transpose(2, 0, 1)}, "state": [0.5, 1], key: "reach"})
+    schema = fit_schema(robot_schemas.builtin_schema("light-wam"), ("top",), 2, 2)
+    seen = schema.observation({"images": {"top": PICTURE.transpose(2, 0, 1)}, "state": [0.5, 1], key: "reach"})
     assert np.array_equal(seen.frames["top"], PICTURE)
     assert (seen.state.tolist(), seen.instruction) == ([0.5, 1], "reach")
 
 
 def test_yam_clients_have_cameras_at_the_top() -> None:
-    family = fitted(robot_schemas.builtin_schema("yam"), ("top_cam", "left_cam"), 14, 14)
-    seen = family.observation(
+    schema = fit_schema(robot_schemas.builtin_schema("yam"), ("top_cam", "left_cam"), 14, 14)
+    seen = schema.observation(
         {"top_cam": PICTURE, "left_cam": PICTURE, "state": np.zeros(14), "instruction": "x", "num_steps": 10}
     )
     assert sorted(seen.frames) == ["left_cam", "top_cam"]
 
 
 def test_xpolicylab_clients_are_told_parts() -> None:
-    family = fitted(robot_schemas.builtin_schema("xpolicylab"), ROBOTWIN, 14, 14)
+    schema = fit_schema(robot_schemas.builtin_schema("xpolicylab"), ROBOTWIN, 14, 14)
     cameras = ("cam_head", "cam_left_wrist", "cam_right_wrist")
-    state = {part.key: np.full(part.length, i) for i, part in enumerate(family.action)}
-    seen = family.observation({
+    state = {part.key: np.full(part.length, i) for i, part in enumerate(schema.action)}
+    seen = schema.observation({
         "instructions": ["stack", "pile up"], "instruction": None, "state": state,
         "vision": {camera: {"color": PICTURE} for camera in cameras}, "env_idx": 0,
     })  # fmt: skip
     assert seen.instruction == "stack"
     assert seen.state.tolist() == [0] * 6 + [1] + [2] * 6 + [3]
     chunk = np.arange(28, dtype=np.float32).reshape(2, 14)
-    told = family.actions(chunk)
+    told = schema.actions(chunk)
     assert isinstance(told, list)
-    assert [list(step) for step in told] == [[part.key for part in family.action]] * 2
+    assert [list(step) for step in told] == [[part.key for part in schema.action]] * 2
     assert np.array_equal(np.stack([np.concatenate(list(step.values())) for step in told]), chunk)
     assert told[1]["right_ee_joint_state"].tolist() == [27]
 
@@ -109,26 +109,26 @@ def test_xpolicylab_clients_are_told_parts() -> None:
 def test_the_example_maps_the_demos_run_onto_xpolicylab() -> None:
     demo = recipes.demo()
     cameras = tuple(place.camera for place in demo.codec.places)
-    family = fitted(robot_schemas.read(EXAMPLE), cameras, demo.model.state_dim, demo.model.action_dim)
-    seen = family.observation({
+    schema = fit_schema(robot_schemas.read(EXAMPLE), cameras, demo.model.state_dim, demo.model.action_dim)
+    seen = schema.observation({
         "vision": {"cam_head": {"color": PICTURE}, "cam_left_wrist": {"color": PICTURE + 1}},
         "state": {"arm_joint_state": np.arange(4.0)},
         "instruction": "open the drawer",
     })  # fmt: skip
     assert {camera: int(picture[0, 0, 0]) for camera, picture in seen.frames.items()} == {"corner4": 0, "corner": 1}
-    told = family.actions(np.ones((2, 4), np.float32))
+    told = schema.actions(np.ones((2, 4), np.float32))
     assert [{key: value.tolist() for key, value in step.items()} for step in told] == [{"arm_joint_state": [1] * 4}] * 2
 
 
-@pytest.mark.parametrize("name", robot_schemas.FAMILIES)
+@pytest.mark.parametrize("name", robot_schemas.BUILTIN_SCHEMAS)
 def test_what_a_client_would_send_is_read_back(name: str) -> None:
     """The two directions of a family, with every oddity that it may declare on top."""
-    family, rng = robot_schemas.builtin_schema(name), np.random.default_rng(0)
-    length = sum(part.length or 3 for part in family.state)
+    schema, rng = robot_schemas.builtin_schema(name), np.random.default_rng(0)
+    length = sum(part.length or 3 for part in schema.state)
     odd = replace(
-        family, turned=True, state_units=(Unit(1, 2.0, -3.0),), action_units=(Unit(-1, -2.0, 1.0),), action=()
+        schema, turned=True, state_units=(Unit(1, 2.0, -3.0),), action_units=(Unit(-1, -2.0, 1.0),), action=()
     )
-    fit = fitted(odd, tuple(family.cameras) or ("top", "left"), length, family.action_dim or length)
+    fit = fit_schema(odd, tuple(schema.cameras) or ("top", "left"), length, schema.action_dim or length)
     frames = {camera: rng.integers(0, 256, (4, 5, 3), np.uint8) for camera in fit.cameras}
     told = Observation(frames, rng.normal(size=length).astype(np.float32), "open the drawer")
     read = fit.observation(fit.message(told))
@@ -157,21 +157,21 @@ def test_answers_that_are_no_chunk_are_refused(actions: Any, told: str) -> None:
 
 
 def test_pictures_upside_down_are_turned() -> None:
-    family, message = libero()
+    schema, message = libero()
     for layout, sent in (("HWC", PICTURE), ("CHW or HWC", PICTURE.transpose(2, 0, 1))):
-        turned = replace(family, turned=True, pictures=layout)
+        turned = replace(schema, turned=True, pictures=layout)
         seen = turned.picture(message | {"observation/image": sent}, "agentview")
         assert np.array_equal(seen, PICTURE[::-1, ::-1])
 
 
 def test_the_clients_units_become_the_policys_and_back() -> None:
     units = (Unit(-1, 2.0, -1.0),)
-    family = RobotSchema("x", (("prompt",),), (StatePart(("state",)),), state_units=units, action_units=units)
-    assert family.full_state({"state": np.array([5.0, -1.0])}).tolist() == [5, 0]
-    assert family.full_state({"state": np.array([5.0, 1.0])}).tolist() == [5, 1]
-    assert family.actions(np.array([[5, 0], [5, 1]], np.float32)).tolist() == [[5, -1], [5, 1]]  # type: ignore[union-attr]
+    schema = RobotSchema("x", (("prompt",),), (StatePart(("state",)),), state_units=units, action_units=units)
+    assert schema.full_state({"state": np.array([5.0, -1.0])}).tolist() == [5, 0]
+    assert schema.full_state({"state": np.array([5.0, 1.0])}).tolist() == [5, 1]
+    assert schema.actions(np.array([[5, 0], [5, 1]], np.float32)).tolist() == [[5, -1], [5, 1]]  # type: ignore[union-attr]
     with pytest.raises(WireError, match="no such number"):
-        replace(family, state_units=(Unit(2, 1.0, 0.0),)).full_state({"state": np.zeros(2)})
+        replace(schema, state_units=(Unit(2, 1.0, 0.0),)).full_state({"state": np.zeros(2)})
 
 
 @pytest.mark.parametrize(
@@ -197,37 +197,37 @@ def test_the_clients_units_become_the_policys_and_back() -> None:
     ],
 )
 def test_what_does_not_fit_is_named(changes: dict[str, Any], told: list[str]) -> None:
-    family, message = libero()
+    schema, message = libero()
     wrong = {key: value for key, value in (message | changes).items() if value is not None}
     if "observation/image" not in wrong:
         wrong["observation/imag"] = PICTURE
     with pytest.raises(WireError) as refused:
-        family.observation(wrong)
+        schema.observation(wrong)
     for words in told:
         assert words in str(refused.value)
 
 
 @pytest.mark.parametrize("message", [None, [], "text", 5, {}, np.zeros(3)])
 def test_messages_that_are_no_map_are_refused(message: Any) -> None:
-    family, _ = libero()
-    for read in (family.observation, family.instruction):
+    schema, _ = libero()
+    for read in (schema.observation, schema.instruction):
         with pytest.raises(WireError):
             read(message)
 
 
 def test_a_key_missing_further_down_is_told_with_its_place() -> None:
-    family = fitted(robot_schemas.builtin_schema("aloha"), ("cam_high",), 14, 14)
+    schema = fit_schema(robot_schemas.builtin_schema("aloha"), ("cam_high",), 14, 14)
     with pytest.raises(WireError, match="images") as refused:
-        family.picture({"images": {"cam_hihg": PICTURE}}, "cam_high")
+        schema.picture({"images": {"cam_hihg": PICTURE}}, "cam_high")
     assert (refused.value.where, refused.value.next_step) == ("images", "did you mean 'cam_hihg'?")
     with pytest.raises(WireError, match="a map is missing"):
-        family.picture({"images": PICTURE}, "cam_high")
+        schema.picture({"images": PICTURE}, "cam_high")
 
 
 def test_a_strangers_keys_stay_short_in_the_message() -> None:
-    family, _ = libero()
+    schema, _ = libero()
     with pytest.raises(WireError) as refused:
-        family.observation({f"{i}" * 4000: 0 for i in range(4000)})
+        schema.observation({f"{i}" * 4000: 0 for i in range(4000)})
     assert len(str(refused.value)) < 6000
 
 
@@ -249,24 +249,24 @@ def test_a_family_that_does_not_fit_a_run_is_refused(
     name: str, cameras: tuple[str, ...], state: int, action: int, renames: dict[str, str], told: list[str]
 ) -> None:
     with pytest.raises(ConfigError) as refused:
-        fitted(robot_schemas.builtin_schema(name), cameras, state, action, renames)
+        fit_schema(robot_schemas.builtin_schema(name), cameras, state, action, renames)
     for words in told:
         assert words in str(refused.value)
 
 
 def test_units_of_numbers_that_a_run_lacks_are_refused() -> None:
-    family = replace(robot_schemas.builtin_schema("light-wam"), state_units=(Unit(7, 1.0, 0.0),))
+    schema = replace(robot_schemas.builtin_schema("light-wam"), state_units=(Unit(7, 1.0, 0.0),))
     with pytest.raises(ConfigError, match="no such number"):
-        fitted(family, ("top",), 4, 4)
+        fit_schema(schema, ("top",), 4, 4)
 
 
 def test_the_open_part_of_a_state_is_worked_out() -> None:
-    family = replace(robot_schemas.builtin_schema("light-wam"), state=(StatePart(("arm",)), StatePart(("hand",), 2)))
-    assert fitted(family, ("top",), 8, 8).state[0].length == 6
-    two = replace(family, state=(StatePart(("arm",)), StatePart(("hand",))))
-    assert fitted(two, ("top",), 8, 8).state == two.state
+    schema = replace(robot_schemas.builtin_schema("light-wam"), state=(StatePart(("arm",)), StatePart(("hand",), 2)))
+    assert fit_schema(schema, ("top",), 8, 8).state[0].length == 6
+    two = replace(schema, state=(StatePart(("arm",)), StatePart(("hand",))))
+    assert fit_schema(two, ("top",), 8, 8).state == two.state
     with pytest.raises(ConfigError, match="another state"):
-        fitted(family, ("top",), 2, 2)
+        fit_schema(schema, ("top",), 2, 2)
 
 
 def test_a_family_of_another_name_is_refused() -> None:
@@ -355,34 +355,34 @@ WIDOWX = 'name = "widowx"\nprompt = ["instruction"]\n[cameras]\ntop = "image"\n'
 def test_a_robot_without_a_state_is_declared_for_a_run_without_one(tmp_path: Path) -> None:
     path = tmp_path / "widowx.toml"
     path.write_text(WIDOWX)
-    (family,) = robot_schemas.schemas_for([str(path)], ("top",), 0, 7, {})
-    seen = family.observation({"image": PICTURE, "instruction": "fold the towel"})
+    (schema,) = robot_schemas.schemas_for([str(path)], ("top",), 0, 7, {})
+    seen = schema.observation({"image": PICTURE, "instruction": "fold the towel"})
     assert seen.state.shape == (0,) and seen.state.dtype == np.float32
-    assert set(family.message(seen)) == {"image", "instruction"}
+    assert set(schema.message(seen)) == {"image", "instruction"}
     with pytest.raises(ConfigError, match="another state") as refused:
         robot_schemas.schemas_for([str(path)], ("top",), 8, 7, {})
     assert refused.value.expected == "no state" and "8 numbers" in str(refused.value.got)
 
 
 def test_a_state_of_any_length_may_be_none_and_one_of_some_length_may_not() -> None:
-    family = fitted(robot_schemas.builtin_schema("light-wam"), ("top",), 0, 7)
-    seen = family.observation({"images": {"top": PICTURE}, "prompt": "go", "state": np.zeros(8)})
+    schema = fit_schema(robot_schemas.builtin_schema("light-wam"), ("top",), 0, 7)
+    seen = schema.observation({"images": {"top": PICTURE}, "prompt": "go", "state": np.zeros(8)})
     assert seen.state.shape == (0,)
     with pytest.raises(ConfigError, match="another state"):
-        fitted(robot_schemas.builtin_schema("droid"), ("exterior_image_1_left", "wrist_image_left"), 0, 8)
+        fit_schema(robot_schemas.builtin_schema("droid"), ("exterior_image_1_left", "wrist_image_left"), 0, 8)
 
 
 def test_a_state_may_come_as_a_table_of_one_row(tmp_path: Path) -> None:
     path = tmp_path / "go1.toml"
     path.write_text(WIDOWX.replace("[cameras]", 'state = [{ keys = "state", row = true }]\nreply = "list"\n[cameras]'))
-    (family,) = robot_schemas.schemas_for([str(path)], ("top",), 3, 7, {})
-    assert family.reply == "list"
+    (schema,) = robot_schemas.schemas_for([str(path)], ("top",), 3, 7, {})
+    assert schema.reply == "list"
     sent = {"image": PICTURE, "instruction": "go", "state": np.arange(3.0).reshape(1, -1)}
-    seen = family.observation(sent)
+    seen = schema.observation(sent)
     assert seen.state.tolist() == [0, 1, 2]
-    assert family.message(seen)["state"].shape == (1, 3)
+    assert schema.message(seen)["state"].shape == (1, 3)
     with pytest.raises(WireError, match="not one vector"):
-        family.observation(sent | {"state": np.zeros((2, 3))})
+        schema.observation(sent | {"state": np.zeros((2, 3))})
     path.write_text(WIDOWX.replace("[cameras]", 'reply = "rows"\n[cameras]'))
     with pytest.raises(ConfigError) as refused:
         robot_schemas.read(path)
@@ -410,19 +410,19 @@ def test_a_file_that_is_no_toml_is_refused(tmp_path: Path, content: bytes | None
     ],
 )
 def test_the_hint_fits_the_picture(picture: Any, hint: str) -> None:
-    family, message = libero()
+    schema, message = libero()
     with pytest.raises(WireError) as refused:
-        family.observation(message | {"observation/image": picture})
+        schema.observation(message | {"observation/image": picture})
     assert hint in refused.value.next_step
 
 
 def test_a_list_of_numpys_numbers_is_a_state() -> None:
-    family, message = libero()
-    assert family.observation(message | {"observation/state": list(np.arange(8.0))}).state.tolist() == list(range(8))
+    schema, message = libero()
+    assert schema.observation(message | {"observation/state": list(np.arange(8.0))}).state.tolist() == list(range(8))
 
 
 def test_a_sentence_that_is_null_is_called_that() -> None:
-    family, message = libero()
+    schema, message = libero()
     with pytest.raises(WireError, match="not text") as refused:
-        family.observation(message | {"prompt": None})
+        schema.observation(message | {"prompt": None})
     assert (refused.value.where, refused.value.got) == ("prompt", "null")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightwam.config.schema import HashedTextConfig
-from lightwam.encoders.hashed_text import HashedText, hashed_direction, place_code, word_direction
+from lightwam.encoders.hashed_text import HashedText, hashed_direction, position_code, word_direction
 from lightwam.errors import ConfigError
 from lightwam.types import TextEncoder
 
@@ -83,7 +83,7 @@ def test_widths_that_cannot_be_are_refused(dim: int) -> None:
 
 
 def test_places_are_told_apart() -> None:
-    codes = torch.stack([torch.from_numpy(place_code(place, 64)) for place in range(16)])
+    codes = torch.stack([torch.from_numpy(position_code(place, 64)) for place in range(16)])
     torch.testing.assert_close(codes.norm(dim=1), torch.ones(16))
     gram = codes @ codes.T - 2 * torch.eye(16)
     assert gram.max() < 0.99

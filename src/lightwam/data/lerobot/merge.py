@@ -17,7 +17,7 @@ from lightwam.data.lerobot.features import ACTION, CAMERA_PREFIX, STATE
 from lightwam.data.lerobot.meta import EXTRA, read_parquet
 from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.data.lerobot.video import PIXEL_FORMAT, join_videos
-from lightwam.data.statistics import QUANTILES, RunningStats
+from lightwam.data.statistics import QUANTILES, measure
 from lightwam.system.files import read_json, write_atomically
 
 CHUNK_FILES, DATA_BYTES, VIDEO_BYTES = 1000, 100 * 2**20, 200 * 2**20
@@ -63,15 +63,15 @@ class DatasetSchema:
         return {"fps": self.fps, "robot_type": self.robot_type, "features": self.features()}
 
 
-def pack(root: Path, folders: Sequence[Path], packed: LeRobotDataset | None, robot: DatasetSchema) -> Path:
+def merge_episodes(root: Path, folders: Sequence[Path], packed: LeRobotDataset | None, robot: DatasetSchema) -> Path:
     """Put the episodes of `folders` behind those of `packed`; gives the finished new meta folder, not yet in its place.
 
     Files that nothing refers to yet, left by an earlier call that was cut short, are removed first.
     """
-    return _Packer(root, folders, packed, robot).pack()
+    return _Merger(root, folders, packed, robot).merge_episodes()
 
 
-class _Packer:
+class _Merger:
     def __init__(
         self, root: Path, folders: Sequence[Path], packed: LeRobotDataset | None, robot: DatasetSchema
     ) -> None:
@@ -90,7 +90,7 @@ class _Packer:
                               EXTRA: json.dumps(note["extra"])})  # fmt: skip
             start += note["length"]
 
-    def pack(self) -> Path:
+    def merge_episodes(self) -> Path:
         for camera in self.robot.cameras:
             self._pack_videos(camera)
         self._pack_data()
@@ -164,18 +164,15 @@ class _Packer:
         return used
 
     def _stats(self, episodes: pa.Table) -> dict[str, Any]:
-        """Of the vectors in one pass over all data files; of the pictures, merged from the episodes' own."""
-        features = self.robot.features()
-        vectors = [name for name in features if not name.startswith(CAMERA_PREFIX)]
-        running = {name: RunningStats() for name in vectors}
-        for path in sorted((self.root / "data").glob("chunk-*/file-*.parquet")):
-            table = read_parquet(path, vectors)
-            for name in vectors:
-                running[name].update(_numpy(table[name], features[name]["shape"][0]))
-        stats = {name: _merge_picture_stats(episodes, name) for name in features if name.startswith(CAMERA_PREFIX)}
-        for name in vectors:
-            finished = running[name].finish().to_dict()
-            stats[name] = finished | {"count": [finished["count"]]}
+        """Measure the vectors over all data files, a column at a time; merge the pictures' from the episodes' own."""
+        paths = sorted((self.root / "data").glob("chunk-*/file-*.parquet"))
+        stats: dict[str, Any] = {}
+        for name, feature in self.robot.features().items():
+            if name.startswith(CAMERA_PREFIX):
+                stats[name] = _merge_picture_stats(episodes, name)
+            else:
+                columns = [_numpy(read_parquet(path, [name])[name], feature["shape"][0]) for path in paths]
+                stats[name] = _vector_stats(np.concatenate(columns))
         return stats
 
     def _info(self, num_episodes: int) -> dict[str, Any]:
@@ -220,11 +217,9 @@ def _numpy(column: pa.ChunkedArray, dim: int) -> np.ndarray:
     return np.concatenate([chunk.to_numpy(zero_copy_only=False) for chunk in flat]).reshape(-1, dim)
 
 
-def _vector_stats(values: np.ndarray) -> dict[str, list[Any]]:
-    values = values.astype(np.float64)
-    stats = {"min": values.min(0), "max": values.max(0), "mean": values.mean(0), "std": values.std(0)}
-    stats |= dict(zip(QUANTILES, np.quantile(values, list(QUANTILES.values()), axis=0), strict=True))
-    return {name: value.tolist() for name, value in stats.items()} | {"count": [len(values)]}
+def _vector_stats(values: np.ndarray) -> dict[str, Any]:
+    """Measure values [T, D], in LeRobot's form."""
+    return measure(values).to_dict() | {"count": [len(values)]}
 
 
 def _merge_picture_stats(episodes: pa.Table, key: str) -> dict[str, Any]:
