@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
 from lightwam.cli.options import DatasetOptions, DeviceOptions, RecipeOptions, recipe_command
+from lightwam.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,15 +17,17 @@ class AdoptOptions(DeviceOptions, DatasetOptions, RecipeOptions):
     The dataset is the one it was trained on: it gives the statistics of state and action, and the task sentences.
     """
 
-    checkpoint: Path
-    """the published .pt file"""
+    checkpoint: Path | None = None
+    """the published .pt file; required"""
     run: Path
     """the run directory to make"""
 
 
 def run(arguments: Sequence[str]) -> None:
     """`lightwam adopt RECIPE --checkpoint FILE.pt [--dataset PATH] [--run PATH]`."""
-    options = recipe_command(AdoptOptions, arguments, "adopt", checkpoint=tyro.MISSING)
+    options = recipe_command(AdoptOptions, arguments, "adopt")
+    if options.checkpoint is None:
+        raise ConfigError("lightwam adopt needs a checkpoint", where="--checkpoint", next_step="--checkpoint FILE.pt")
     from lightwam.data.lerobot.features import parse_names
     from lightwam.training.adopt import adopt
 

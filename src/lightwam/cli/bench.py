@@ -86,7 +86,7 @@ def _act(arguments: Sequence[str]) -> None:
     subject: Recipe | Path
     options: BenchActOptions
     if arguments and (Path(arguments[0]) / "recipe.json").is_file():
-        (run,), options = run_command(BenchActOptions(), arguments, "bench act")
+        (run,), options = run_command(BenchActOptions, arguments, "bench act")
         subject = Path(run)
     else:
         options = recipe_command(BenchActRecipe, arguments, "bench act")
@@ -108,14 +108,14 @@ def _eval(arguments: Sequence[str]) -> None:
 
 
 def _serve(arguments: Sequence[str]) -> None:
-    options = parse(BenchServeOptions(), arguments, "bench serve")
+    options = parse(BenchServeOptions, arguments, "bench serve")
     from lightwam.serving.benchmark import bench_serve, table
 
     print_result(bench_serve(), table, options)
 
 
 def _control(arguments: Sequence[str]) -> None:
-    (run,), options = run_command(BenchControlOptions(), arguments, "bench control")
+    (run,), options = run_command(BenchControlOptions, arguments, "bench control")
     from lightwam.evaluation.latency_benchmark import bench_control, table
 
     print_result(bench_control(run, options.settings, print_progress), table, options)

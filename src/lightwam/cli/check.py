@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -74,7 +74,7 @@ class ClientOptions:
     Nothing is answered, so no robot moves: the client receives an error that says that this is a check.
     """
 
-    serving: Annotated[Serving, Flat]
+    serving: Annotated[Serving, Flat] = field(default_factory=Serving)
     messages: int = 1
     """number of messages to inspect"""
 
@@ -127,7 +127,7 @@ def _expert_line(row: Mapping[str, Any]) -> str:
 
 
 def _check_client(arguments: Sequence[str]) -> None:
-    (run,), options = run_command(ClientOptions(serving=Serving()), arguments, "check client")
+    (run,), options = run_command(ClientOptions, arguments, "check client")
     settings = options.serving
     keys = access.read_keys(settings.api_keys, os.environ.get(access.KEYS_VARIABLE))
     access.check_exposure(settings.host, keys, anyone=settings.allow_anyone)
@@ -149,7 +149,7 @@ def _check_client(arguments: Sequence[str]) -> None:
 
 
 def _check_dataset(arguments: Sequence[str]) -> None:
-    options = parse(CheckDatasetOptions(path=tyro.MISSING), arguments, "check dataset")
+    options = parse(CheckDatasetOptions, arguments, "check dataset")
     from lightwam.data.cache.latents import find_latent_caches
     from lightwam.data.cache.location import cache_home
     from lightwam.data.lerobot.check import check_dataset

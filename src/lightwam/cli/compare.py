@@ -23,7 +23,7 @@ class CompareOptions(JsonOptions):
 
 def run(arguments: Sequence[str]) -> None:
     """`lightwam compare FIRST SECOND [--anyway] [--json]`."""
-    (first, second), options = run_command(CompareOptions(), arguments, "compare", FOLDERS)
+    (first, second), options = run_command(CompareOptions, arguments, "compare", FOLDERS)
     from lightwam.evaluation.compare import compare
 
     print_result(compare(first, second, options.anyway), table, options)

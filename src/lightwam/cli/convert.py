@@ -38,7 +38,7 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def _libero(arguments: Sequence[str]) -> None:
-    options = parse(LiberoOptions(source=tyro.MISSING, out=tyro.MISSING), arguments, "convert libero")
+    options = parse(LiberoOptions, arguments, "convert libero")
     from lightwam.data.lerobot.features import parse_names
     from lightwam.data.libero.convert import convert
 

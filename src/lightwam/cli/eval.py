@@ -75,7 +75,8 @@ def run(arguments: Sequence[str]) -> None:
     """`lightwam eval RUN [...]` or `lightwam eval ws://HOST:PORT RECIPE --run OUT [...]`."""
     if wants_help(arguments):
         print(USAGE)
-        parse(EvalOptions(eval=recipe(EXAMPLE).eval, sim=recipe(EXAMPLE).sim), arguments, "eval RUN")
+        example = recipe(EXAMPLE)
+        parse(EvalOptions, arguments, "eval RUN", EvalOptions(eval=example.eval, sim=example.sim))
     (subject,), rest = positionals(arguments, "eval")
     if subject.startswith(("ws://", "wss://")):
         print(table(_eval_server(subject, rest)))
@@ -90,7 +91,7 @@ def _eval_run(run: Path, arguments: Sequence[str]) -> dict[str, Any]:
     from lightwam.policy.run_directory import read_recipe
 
     recipe = read_recipe(run)
-    options = parse(EvalOptions(eval=recipe.eval, sim=recipe.sim), arguments, f"eval {run}")
+    options = parse(EvalOptions, arguments, f"eval {run}", EvalOptions(eval=recipe.eval, sim=recipe.sim))
     sim, settings = world(options, given(arguments))
     from lightwam.evaluation.evaluate import evaluate
     from lightwam.policy.policy import Policy
@@ -106,7 +107,8 @@ def _eval_run(run: Path, arguments: Sequence[str]) -> dict[str, Any]:
 
 def _eval_server(url: str, arguments: Sequence[str]) -> dict[str, Any]:
     recipe, rest = named_recipe(arguments, "eval ws://HOST:PORT")
-    options = parse(ServerOptions(eval=recipe.eval, sim=recipe.sim), rest, f"eval {url} {recipe.name}")
+    defaults = ServerOptions(eval=recipe.eval, sim=recipe.sim)
+    options = parse(ServerOptions, rest, f"eval {url} {recipe.name}", defaults)
     if options.run is None:
         raise ConfigError("the results need a folder", where="--run", next_step="--run runs/NAME")
     if (options.run / "recipe.json").exists():

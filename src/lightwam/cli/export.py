@@ -23,7 +23,7 @@ class ExportOptions:
 
 def run(arguments: Sequence[str]) -> None:
     """`lightwam export RUN [--to FILE.pt]`."""
-    (run,), options = run_command(ExportOptions(), arguments, "export")
+    (run,), options = run_command(ExportOptions, arguments, "export")
     from lightwam.training.adopt import export
 
     print(export(Path(run), options.to or Path(run) / "published.pt", options.step, ema=options.ema))

@@ -133,22 +133,20 @@ def named_recipe(arguments: Sequence[str], command: str, default: str | None = N
     raise ConfigError(f"lightwam {command} needs a recipe", expected=names, next_step=step)
 
 
-def recipe_command(
-    kind: Callable[..., Options], arguments: Sequence[str], command: str, default: str | None = None, **required: Any
-) -> Options:
+def recipe_command(kind: type[Options], arguments: Sequence[str], command: str, default: str | None = None) -> Options:
     """Return the options of a command that starts with a recipe, checked.
 
-    Dataset and run are in data/ and runs/ under the recipe's name unless an option says otherwise. `required`: other
-    fields without a default, such as `checkpoint=tyro.MISSING`.
+    Dataset and run are in data/ and runs/ under the recipe's name unless an option says otherwise.
     """
     recipe, rest = named_recipe(arguments, command, default)
     directories = {"dataset": Path("data") / recipe.name, "run": Path("runs") / recipe.name}
-    names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
-    known = {name: path for name, path in directories.items() if name in names}
-    options: Any = parse(kind(recipe=recipe, **known, **required), rest, f"{command} {recipe.name}")
+    make: Any = kind
+    names = {field.name for field in fields(make)}
+    defaults = make(recipe=recipe, **{name: path for name, path in directories.items() if name in names})
+    options: Any = parse(kind, rest, f"{command} {recipe.name}", defaults)
     checks.check(options.recipe)
-    result: Options = options
-    return result
+    checked: Options = options
+    return checked
 
 
 def positionals(arguments: Sequence[str], command: str, names: Mapping[str, str] = RUN) -> tuple[list[str], list[str]]:
@@ -162,13 +160,13 @@ def positionals(arguments: Sequence[str], command: str, names: Mapping[str, str]
 
 
 def run_command(
-    defaults: Options, arguments: Sequence[str], command: str, names: Mapping[str, str] = RUN
+    kind: type[Options], arguments: Sequence[str], command: str, names: Mapping[str, str] = RUN
 ) -> tuple[list[str], Options]:
     """Return the words of a command that starts with a run, or with other `names`, and its options."""
     if wants_help(arguments):
-        parse(defaults, arguments, " ".join([command, *names]))
+        parse(kind, arguments, " ".join([command, *names]))
     words, rest = positionals(arguments, command, names)
-    return words, parse(defaults, rest, " ".join([command, *words]))
+    return words, parse(kind, rest, " ".join([command, *words]))
 
 
 def wants_help(arguments: Sequence[str]) -> bool:
@@ -176,8 +174,10 @@ def wants_help(arguments: Sequence[str]) -> bool:
     return bool(arguments) and arguments[0] in ("-h", "--help")
 
 
-def parse(defaults: Options, arguments: Sequence[str], command: str) -> Options:
-    """Return `defaults` changed by the command line; an unknown option exits with code 2 and suggestions.
+def parse(kind: type[Options], arguments: Sequence[str], command: str, defaults: Options | None = None) -> Options:
+    """Return options of this kind from the command line and, for the others, `defaults` or the kind's own.
+
+    An unknown option exits with code 2 and suggestions.
 
     Sections of several kinds (`latents`, `text`) have the options of the recipe's own kind: `--text.num-tokens 24`. A
     word such as `text:umt5-config`, after all other options, chooses another kind, whose options follow that word.
@@ -185,7 +185,8 @@ def parse(defaults: Options, arguments: Sequence[str], command: str) -> Options:
     arguments = rename_old(arguments)
     switches = any(_SWITCH.match(word) for word in arguments)
     config = () if switches else (tyro.conf.AvoidSubcommands,)
-    options = tyro.cli(type(defaults), default=defaults, args=arguments, prog=f"lightwam {command}", config=config)
+    default: Any = tyro.MISSING_NONPROP if defaults is None else defaults
+    options: Options = tyro.cli(kind, default=default, args=arguments, prog=f"lightwam {command}", config=config)
     return options if all(map(_is_text, arguments)) else as_utf8(options)
 
 

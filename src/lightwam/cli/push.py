@@ -28,7 +28,7 @@ class PushOptions:
 def run(arguments: Sequence[str]) -> None:
     """`lightwam push RUN OWNER/NAME [--private] [--to FOLDER]`."""
     names = RUN | {"OWNER/NAME": "the name of a repo"}
-    (run, repo), options = run_command(PushOptions(), arguments, "push", names)
+    (run, repo), options = run_command(PushOptions, arguments, "push", names)
     from lightwam.report import publish
 
     about = {"license": options.license, "dataset": options.dataset}

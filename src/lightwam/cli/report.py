@@ -21,12 +21,13 @@ class ReportOptions:
 
 def run(arguments: Sequence[str]) -> None:
     """`lightwam report RUN`."""
-    (run,), options = run_command(ReportOptions(), arguments, "report")
-    from lightwam.cli import pipeline
+    (run,), options = run_command(ReportOptions, arguments, "report")
+    from lightwam.cli.pipeline import probe
+    from lightwam.evaluation.sentence_swap import swap_sentences
     from lightwam.report import write_report
 
     if options.swap:
-        pipeline.swap(Path(run))
+        swap_sentences(Path(run))
     if options.imagine:
-        pipeline.probe(Path(run))
+        probe(Path(run))
     print(write_report(run))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from lightwam.cli.options import Flat, PolicyOptions, run_command
@@ -15,7 +15,7 @@ from lightwam.serving.settings import Serving
 class ServeOptions(PolicyOptions):
     """Answer robots: openpi's websocket and HTTP on one port, XPolicyLab's websocket on another."""
 
-    serving: Annotated[Serving, Flat]
+    serving: Annotated[Serving, Flat] = field(default_factory=Serving)
     engine: bool = True
     """act by the folded model: the same actions, faster"""
     int8: bool = False
@@ -24,7 +24,7 @@ class ServeOptions(PolicyOptions):
 
 def run(arguments: Sequence[str]) -> None:
     """`lightwam serve RUN|OWNER/NAME [--port N] [...]`."""
-    (run,), options = run_command(ServeOptions(serving=Serving()), arguments, "serve")
+    (run,), options = run_command(ServeOptions, arguments, "serve")
     from lightwam.serving.serve import serve
     from lightwam.system.cpu import keep_memory
 

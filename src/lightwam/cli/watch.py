@@ -28,7 +28,7 @@ class WatchOptions(RayOptions, PolicyOptions):
 
 def run(arguments: Sequence[str]) -> None:
     """`lightwam watch RUN [--quiet N] [--trials N] [...]`."""
-    (run,), options = run_command(WatchOptions(), arguments, "watch")
+    (run,), options = run_command(WatchOptions, arguments, "watch")
     if min(options.quiet, options.trials) < 1 or options.workers < 0 or not 0 < options.false_alarms < 1:
         expected = "quiet and trials >= 1, workers >= 0, 0 < false_alarms < 1"
         raise ConfigError("the settings of the watch are out of range", got=options, expected=expected)

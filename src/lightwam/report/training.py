@@ -122,8 +122,8 @@ def reproduction(evidence: Evidence) -> str:
     recipe, run = evidence.recipe, evidence.run
     data = f"data/{recipe.name}"
     commands = [
-        f"lightwam collect {recipe.name} --data {data}",
-        f"lightwam train {recipe.name} --data {data} --run {run}",
+        f"lightwam collect {recipe.name} --dataset {data}",
+        f"lightwam train {recipe.name} --dataset {data} --run {run}",
         eval_command(run),
         f"lightwam report {run}",
     ]

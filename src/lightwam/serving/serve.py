@@ -50,7 +50,9 @@ def serve(
 
     policy = load(step)
     model = policy.recipe.model
-    schemas = schemas_for(settings.robot_schemas, policy.codec.cameras, model.state_dim, model.action_dim, settings.renames)
+    schemas = schemas_for(
+        settings.robot_schemas, policy.codec.cameras, model.state_dim, model.action_dim, settings.renames
+    )
     logs.configure(settings.log)
     check = sentence_check(policy.recipe, policy.prompts.known)
     about = metadata(policy, settings)
