@@ -23,7 +23,7 @@ from lightwam.engine.packed_step import packed_loss
 from lightwam.errors import CheckpointError, ConfigError, DatasetError, WireError
 from lightwam.policy import run_directory
 from lightwam.policy.policy import Policy
-from lightwam.training.dataset import open_data
+from lightwam.training.dataset import open_training_data
 from lightwam.training.train import flow_draw
 from lightwam.types import Observation
 
@@ -87,7 +87,7 @@ def test_a_converted_run_acts_the_same_through_lerobots_own_steps(tiny: Any, tmp
 def test_batches_and_losses_are_those_of_the_core(tiny: Any) -> None:
     """The windows of a dataset through LeRobot's loader, up to an episode's padded end, against our own loader's."""
     recipe = run_directory.read_recipe(tiny.run)
-    cache, processing = open_data(recipe, tiny.dataset, tiny.run)
+    cache, processing = open_training_data(recipe, tiny.dataset, tiny.run)
     loader = WindowLoader(cache, processing.codec, recipe.model.horizon, 1, 0)
     config = LightWAMConfig(recipe="point", device="cpu", measured=run_directory.read_processing(tiny.run)[1])
     whole = LeRobotDataset("local/point", tiny.dataset)

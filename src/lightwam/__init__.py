@@ -28,12 +28,14 @@ if TYPE_CHECKING:  # for type checkers and editors; tests hold that _MODULES lis
     from lightwam.errors import WireError as WireError
     from lightwam.evaluation.compare import compare as compare
     from lightwam.evaluation.evaluate import evaluate as evaluate
+    from lightwam.evaluation.watch.surprise import SurpriseWatch as SurpriseWatch
     from lightwam.model.light_wam import LightWAM as LightWAM
     from lightwam.policy.episode import Episode as Episode
     from lightwam.policy.policy import Policy as Policy
     from lightwam.report import write_report as write_report
     from lightwam.report.publish import push as push
     from lightwam.sim.check import check_simulator as check_simulator
+    from lightwam.sim.gymnasium import from_gymnasium as from_gymnasium
     from lightwam.sim.registry import make_simulator as make_simulator
     from lightwam.sim.simulator import Simulator as Simulator
     from lightwam.sim.simulator import StepOutcome as StepOutcome
@@ -59,11 +61,13 @@ _MODULES = {
     "Simulator": "lightwam.sim.simulator",
     "SimulatorError": "lightwam.errors",
     "StepOutcome": "lightwam.sim.simulator",
+    "SurpriseWatch": "lightwam.evaluation.watch.surprise",
     "WireError": "lightwam.errors",
     "check_simulator": "lightwam.sim.check",
     "collect": "lightwam.data.collect",
     "compare": "lightwam.evaluation.compare",
     "evaluate": "lightwam.evaluation.evaluate",
+    "from_gymnasium": "lightwam.sim.gymnasium",
     "make_simulator": "lightwam.sim.registry",
     "push": "lightwam.report.publish",
     "recipe": "lightwam.config.recipes",

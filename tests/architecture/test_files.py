@@ -1,4 +1,4 @@
-"""Text files have an explicit encoding, JSON lines are split at line feeds, and writes are guarded by `writing`."""
+"""Text files have an explicit encoding, JSON lines are split at line feeds, and writes are in `explain_disk_errors`."""
 
 import ast
 from collections.abc import Iterator
@@ -12,12 +12,12 @@ UNGUARDED = {
     "system.files": "the guarded writer itself",
     "data.cache.frames": "inside `_disk_errors`, which gives its OSErrors to `refused`",
     "data.cache.shards": "bytes in memory; files of latent_cache, which has such a guard too",
-    "data.lerobot.merge": "called by LeRobotWriter inside `writing`",
-    "data.lerobot.video": "called by LeRobotWriter inside `writing`, and by rollouts in a temporary folder",
+    "data.lerobot.merge": "called by LeRobotWriter inside `explain_disk_errors`",
+    "data.lerobot.video": "called by LeRobotWriter inside `explain_disk_errors`, and by rollouts in a temporary folder",
 }
-"""modules that may write outside `writing`, each with the reason"""
+"""modules that may write outside `explain_disk_errors`, each with the reason"""
 PLUGIN = "lerobot_policy_lightwam/src"
-GUARDS = ("writing", "replacing")
+GUARDS = ("explain_disk_errors", "replace_file")
 WRITERS = {
     *("write_text", "write_bytes", "write_atomically", "save_file", "write_table", "save_pretrained"),
     *("copyfile", "copytree", "savez", "savez_compressed", "truncate"),
@@ -83,7 +83,7 @@ def writes(call: ast.Call) -> bool:
 
 
 def unguarded(tree: ast.AST, inside: bool = False) -> Iterator[ast.Call]:
-    """Yield calls that write a file outside `with writing(...)` and `with replacing(...)`."""
+    """Yield calls that write a file outside `with explain_disk_errors(...)` and `with replace_file(...)`."""
     if isinstance(tree, ast.With):
         calls = [item.context_expr for item in tree.items if isinstance(item.context_expr, ast.Call)]
         inside = inside or any(name_of(call.func) in GUARDS for call in calls)
@@ -146,8 +146,8 @@ def test_the_parser_sees_text(line: str, found: int) -> None:
     ("line", "found"),
     [
         ("path.write_text('a', encoding='utf-8')", 1),
-        ("with writing(path):\n    path.write_bytes(b'a')", 0),
-        ("with replacing(path) as beside, beside.open('wb') as file:\n    np.save(file, a)", 0),
+        ("with explain_disk_errors(path):\n    path.write_bytes(b'a')", 0),
+        ("with replace_file(path) as beside, beside.open('wb') as file:\n    np.save(file, a)", 0),
         ("np.save(path, a)", 1),
         ("torch.save(a, path)", 1),
         ("config.save(path)", 0),

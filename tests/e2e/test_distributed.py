@@ -22,7 +22,7 @@ import sys
 from pathlib import Path
 from lightwam.policy import run_directory
 from lightwam.training.train import train
-recipe = checkpoint.read_recipe(Path(sys.argv[1]))
+recipe = run_directory.read_recipe(Path(sys.argv[1]))
 stop = int(sys.argv[5]) if len(sys.argv) > 5 else None
 train(recipe, Path(sys.argv[2]), Path(sys.argv[3]), stop_after=stop, device="cpu", parallel=sys.argv[4])
 """

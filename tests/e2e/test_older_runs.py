@@ -30,6 +30,8 @@ ACTIONS = [
     [-0.0209446, -0.4497913],
     [-0.0287461, -0.4679528],
 ]
+RENAMED = ["'turn' is now 'demos_per_turn'", "'listeners' is now 'loggers'"]
+pytestmark = [pytest.mark.filterwarnings(f"ignore:.*{words}:FutureWarning") for words in RENAMED]
 LOSSES = {3: 4.343107, 4: 3.232005}
 
 
@@ -43,6 +45,13 @@ def test_an_older_run_acts_as_it_did(older: Path) -> None:
     frame = np.arange(32 * 32 * 3, dtype=np.uint8).reshape(32, 32, 3)
     seen = Observation({"top": frame}, np.array([0.25, -0.5], np.float32), "go to the red dot")
     np.testing.assert_allclose(Policy.load(older / "run").act(seen), ACTIONS, atol=1e-5)
+
+
+def test_old_names_in_an_older_recipe_are_one_line_of_warning_each(older: Path) -> None:
+    with pytest.warns(FutureWarning) as caught:
+        recipe = read_recipe(older / "run")
+    assert [str(warning.message).partition(": ")[2] for warning in caught] == RENAMED
+    assert (recipe.collect.demos_per_turn, recipe.train.loggers) == (1, ())
 
 
 def test_an_older_run_is_resumed_with_the_same_losses(older: Path) -> None:

@@ -22,7 +22,7 @@ from lightwam.policy.policy import Policy
 from lightwam.sim import registry
 from lightwam.training import published, wan_backbone
 from lightwam.training.adopt import adopt, export
-from lightwam.training.dataset import make_cache, open_data
+from lightwam.training.dataset import make_cache, open_training_data
 from lightwam.training.train import train
 from lightwam.types import to_pixels
 
@@ -108,7 +108,7 @@ def test_the_cache_is_what_the_encoder_makes(paper_recipe: Recipe, dataset: Path
 
     run = tmp_path / "run"
     run_directory.start_run(run, paper_recipe)
-    cache, _ = open_data(paper_recipe, dataset, run, quiet)
+    cache, _ = open_training_data(paper_recipe, dataset, run, quiet)
     assert isinstance(cache, LatentCache)
     frames = np.load(next((dataset / "cache").glob("*/frames.npy")))
     stride, horizon = paper_recipe.codec.video_stride, paper_recipe.model.horizon

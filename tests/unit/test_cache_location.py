@@ -137,7 +137,7 @@ def test_what_a_live_process_writes_is_left_alone(tmp_path: Path, held: Path) ->
 
 
 def test_a_draft_is_for_one_process_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(location, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(location, "POLL_SECONDS", 0.001)
     draft, path = temporary_folder(tmp_path / "cache", {"x": 1}), tmp_path / "cache"
     inside: list[str] = []
 
@@ -145,18 +145,43 @@ def test_a_draft_is_for_one_process_at_a_time(tmp_path: Path, monkeypatch: pytes
         with locked_folder(draft, lambda: None) as waited:
             assert draft.is_dir() and not inside
             inside.append(name)
-            if not path.exists():
+            made = path.exists()
+            if not made:
                 (draft / "frames.npy").write_text(name)
+            inside.remove(name)  # once the folder is renamed or removed, the next one may enter
+            if made:
+                shutil.rmtree(draft, ignore_errors=True)
+            else:
                 draft.rename(path)
                 (path / LOCK).unlink()
-            else:
-                shutil.rmtree(draft)
-            inside.remove(name)
         return waited
 
-    with ThreadPoolExecutor(4) as pool:
-        assert sum(pool.map(work, "abcd")) <= 3
-    assert names(tmp_path) == ["cache"] and names(path) == ["frames.npy"]
+    for _ in range(30):  # each in another order
+        with ThreadPoolExecutor(4) as pool:
+            assert sum(pool.map(work, "abcd")) <= 3
+        assert names(tmp_path) == ["cache"] and names(path) == ["frames.npy"]
+        shutil.rmtree(path)
+
+
+def test_a_draft_that_vanishes_while_it_is_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draft, mkdir, calls = tmp_path / "draft", Path.mkdir, iter(range(9))
+
+    def removed_meanwhile(self: Path, **options: bool) -> None:
+        if next(calls) == 0:
+            raise FileExistsError(17, "File exists")
+        mkdir(self, **options)
+        if next(calls) == 2:
+            self.rmdir()
+
+    monkeypatch.setattr(Path, "mkdir", removed_meanwhile)
+    with locked_folder(draft, lambda: None) as waited:
+        assert draft.is_dir() and not waited and next(calls) == 5
+    monkeypatch.undo()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileExistsError), locked_folder(tmp_path / "file", lambda: None):
+        pass
 
 
 def test_without_locks_a_draft_is_still_made_and_never_cleared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -177,7 +177,7 @@ def test_tuples_and_switches_can_be_overridden(record: Callable[..., Calls]) -> 
         "--sim.tasks",
         "green",
         "yellow",
-        "--train.listeners",
+        "--train.loggers",
         "tensorboard",
         "--prompt",
         "go: {task}",
@@ -185,7 +185,7 @@ def test_tuples_and_switches_can_be_overridden(record: Callable[..., Calls]) -> 
     assert main(words) == 0
     ((recipe, dataset, options),) = calls
     assert recipe.sim.tasks == ("green", "yellow")
-    assert recipe.train.listeners == ("tensorboard",)
+    assert recipe.train.loggers == ("tensorboard",)
     assert recipe.prompt == "go: {task}"
     assert dataset == Path("data/point") and options == {"pool_factory": None}
 
@@ -433,29 +433,6 @@ def test_ctrl_c_says_in_one_line_how_to_go_on(record: Callable[..., Calls], caps
     assert capsys.readouterr().err.strip() == "lightwam: stopped. To resume: lightwam train point --run 'runs/a b'"
 
 
-def test_windows_and_tokens_of_a_design() -> None:
-    """16 actions, a frame every 4th of them, a canvas of 96x128: 12x16 latents, a quarter of that where pooled."""
-    point = recipes.point()
-    codec = replace(point.codec, canvas=(96, 128), video_stride=4)
-    recipe = replace(
-        point, model=replace(point.model, horizon=16), codec=codec, text=replace(point.text, num_tokens=16)
-    )
-    window, channels = show.window(recipe), point.model.backbone.latent_channels
-    assert window["frames"] == 5
-    assert window["latents"] == [channels, 2, 12, 16]
-    assert window["pooled_latents"] == [channels, 2, 6, 8]
-    assert show.tokens(recipe) == {"action_pass": 48, "video_pass": 24, "context": 17}
-
-
-def test_windows_and_tokens_of_the_paper() -> None:
-    """686 tokens in both passes together; 9 frames, 3 latent frames; 128 text tokens and proprioception."""
-    tokens = show.tokens(recipes.libero_10())
-    assert tokens["action_pass"] + tokens["video_pass"] == 686
-    assert tokens["context"] == 129
-    window = show.window(recipes.libero_10())
-    assert (window["frames"], window["latents"][1]) == (9, 3)
-
-
 def test_show_counts_the_papers_parameters(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", "libero-10", "--json"]) == 0
     parts = json.loads(capsys.readouterr().out)["parameters"]
@@ -488,44 +465,24 @@ def test_the_24_gb_recipe_has_room_to_spare(capsys: pytest.CaptureFixture[str]) 
     assert smaller["activations"] < small["activations"] / 8
 
 
-def test_activations_are_what_autograd_keeps() -> None:
-    """Counted at a small size: the sum is within a fifth of the tensors that the packed step saves."""
-    import torch
-
-    from lightwam.engine import packed_step
-    from lightwam.policy.benchmark import random_model
-
-    recipe = recipes.libero_10()
-    backbone = replace(
-        recipe.model.backbone, width=96, ffn_width=560, num_heads=2, num_blocks=6, taps=(1, 3), lora_rank=4, text_dim=32
-    )
-    recipe = replace(
-        recipe, model=replace(recipe.model, backbone=backbone), text=replace(recipe.text, dim=32),
-        train=replace(recipe.train, precision="float32"),
-    )  # fmt: skip
-    dit, saved = random_model(recipe, torch.device("cpu"), torch.float32).dit, dict[int, int]()
-    memory = tuple((torch.randn(1, 9, 2, 48), torch.randn(1, 9, 2, 48)) for _ in dit.blocks)
-    weights = {parameter.data_ptr() for parameter in dit.parameters()}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            saved[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        kept = packed_step.forward(
-            dit, torch.randn(1, 16, 1, 28, 56), torch.randn(1, 16, 3, 14, 28), torch.rand(1), memory, False
-        )
-    assert kept
-    assert sum(saved.values()) == pytest.approx(show.activation_bytes(recipe), rel=0.2)
-
-
 def test_show_for_the_eye(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", "point"]) == 0
     out = capsys.readouterr().out
     assert "8 actions, 8 supervised, 5 frames of 32x32 pixels" in out
     assert "KiB" in out
+
+
+def test_the_old_name_of_a_setting_is_accepted_with_a_line_on_stderr(
+    record: Callable[..., Calls], capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = SimpleNamespace(dataset="d", episodes=4, frames=8, new_episodes=4)
+    calls = record("lightwam.data.collect", "collect", done)
+    assert main(["collect", "point", "--collect.turn=7"]) == 0
+    assert capsys.readouterr().err == "lightwam: --collect.turn is now --collect.demos-per-turn\n"
+    recipe = calls[0][0]
+    assert recipe.collect.demos_per_turn == 7
+    assert main(["collect", "point", "--train.listeners", "wandb", "trackio"]) == 0
+    assert calls[1][0].train.loggers == ("wandb", "trackio")
 
 
 @pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (3 << 30, "3.0 GiB")])

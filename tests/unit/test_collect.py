@@ -98,7 +98,7 @@ def test_tasks_take_turns_and_the_report_counts(tmp_path: Path) -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_turns_can_be_of_several_demonstrations(tmp_path: Path, workers: int) -> None:
     """Where a simulator takes seconds to load. The last turn is shorter."""
-    collect(recipe(demos=3, turn=2, workers=workers), tmp_path / "data", say=quiet)
+    collect(recipe(demos=3, demos_per_turn=2, workers=workers), tmp_path / "data", say=quiet)
     assert [(task, seed) for task, seed, _ in contents(tmp_path / "data")] == [
         ("red", 0), ("red", 1), ("blue", 0), ("blue", 1), ("red", 2), ("blue", 2),
     ]  # fmt: skip

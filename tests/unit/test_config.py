@@ -1,15 +1,17 @@
-"""config/schema.py: reading is strict both ways, and `check` refuses what does not fit together, by name."""
+"""config/schema.py: reading is strict both ways, and `check_recipe` refuses what does not fit together, by name."""
 
 import json
-from dataclasses import fields, is_dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import pytest
 
 from lightwam.config import recipes
-from lightwam.config.checks import check
-from lightwam.config.schema import CameraPlace, Recipe, from_dict, to_dict
-from lightwam.errors import ConfigError
+from lightwam.config.checks import check_recipe
+from lightwam.config.schema import CameraPlace, Recipe
+from lightwam.config.strict_json import from_dict, old_names, to_dict
+from lightwam.errors import ConfigError, DatasetError
 
 
 def changed(recipe: Any, path: str, value: Any) -> Any:
@@ -33,14 +35,76 @@ def test_notes_survive_json_too(recipe: Recipe) -> None:
 
 def test_a_setting_that_came_later_is_read_as_what_older_recipes_meant(recipe: Recipe) -> None:
     data = to_dict(recipe)
-    del data["sim"]["protocol"], data["collect"]["turn"]
+    del data["sim"]["protocol"], data["collect"]["demos_per_turn"]
     assert from_dict(Recipe, data) == recipe
+
+
+def test_old_names_are_read_with_one_line_of_warning_each(recipe: Recipe) -> None:
+    data = to_dict(recipe)
+    data["collect"]["turn"] = data["collect"].pop("demos_per_turn")
+    data["train"]["listeners"] = data["train"].pop("loggers")
+    with pytest.warns(FutureWarning) as caught:
+        assert from_dict(Recipe, data) == recipe
+    assert [str(warning.message) for warning in caught] == [
+        "config.collect: 'turn' is now 'demos_per_turn'",
+        "config.train: 'listeners' is now 'loggers'",
+    ]
+
+
+def test_a_key_under_both_names_is_refused(recipe: Recipe) -> None:
+    data = to_dict(recipe)
+    data["collect"]["turn"] = 3
+    with pytest.raises(ConfigError, match=r"(?s)unknown key.*config\.collect.*'turn'"):
+        from_dict(Recipe, data)
+
+
+def test_only_a_field_that_was_added_may_lack_both_names(recipe: Recipe) -> None:
+    data = to_dict(recipe)
+    del data["train"]["loggers"]
+    with pytest.raises(ConfigError, match=r"(?s)keys are missing.*expected: \['loggers'\]"):
+        from_dict(Recipe, data)
+
+
+def test_old_names_have_their_section() -> None:
+    names = old_names(Recipe)
+    assert names == {"collect.turn": "collect.demos_per_turn", "train.listeners": "train.loggers"}
+
+
+@dataclass(frozen=True)
+class Part:
+    sizes: Mapping[str, tuple[int, ...]]
+    unit: str | None
+    part: "Part | None"
+    extra: Any
+
+
+def test_the_reader_takes_tables_none_and_any_value() -> None:
+    data = {"sizes": {"a": [1, 2], "b": []}, "unit": None, "part": None, "extra": {"c": [None]}}
+    read = from_dict(Part, data | {"part": data | {"unit": "m"}})
+    sizes, extra = {"a": (1, 2), "b": ()}, {"c": [None]}
+    assert read == Part(sizes, None, Part(sizes, "m", None, extra), extra)
+    assert to_dict(read) == data | {"part": data | {"unit": "m"}}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "where"),
+    [
+        ("sizes", [1], "sizes"),
+        ("sizes", {"a": 1}, "sizes.a"),
+        ("unit", 3, "unit"),
+        ("part", {"unit": "m"}, "part"),
+    ],
+)
+def test_the_reader_raises_the_error_of_its_caller(key: str, value: object, where: str) -> None:
+    data = {"sizes": {}, "unit": "m", "part": None, "extra": 0} | {key: value}
+    with pytest.raises(DatasetError, match=rf"file\.{where}"):
+        from_dict(Part, data, "file", DatasetError)
 
 
 def test_an_unknown_key_is_refused_with_its_path_and_a_suggestion(recipe: Recipe) -> None:
     data = to_dict(recipe)
     data["train"]["step"] = 3
-    with pytest.raises(ConfigError, match=r"(?s)unknown config key.*config\.train.*'step'.*did you mean 'steps'"):
+    with pytest.raises(ConfigError, match=r"(?s)unknown key.*config\.train.*'step'.*did you mean 'steps'"):
         from_dict(Recipe, data)
 
 
@@ -107,7 +171,7 @@ BAD = [
     ("sim.tasks", ("red", "red"), "sim.tasks"),
     ("collect.demos_per_task", 0, "collect.demos_per_task"),
     ("collect.workers", 0, "collect.workers"),
-    ("collect.turn", 0, "collect.turn"),
+    ("collect.demos_per_turn", 0, "collect.demos_per_turn"),
     ("collect.noise_std", -0.1, "collect.noise_std"),
     ("collect.noise_probability", 1.1, "collect.noise_probability"),
     ("collect.extra_steps", -1, "collect.extra_steps"),
@@ -158,21 +222,21 @@ LIBERO = [
 @pytest.mark.parametrize(("path", "value", "says"), LIBERO, ids=[f"{path}={value}" for path, value, _ in LIBERO])
 def test_what_does_not_fit_libero_is_refused_by_name(path: str, value: object, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        check(changed(recipes.libero_object(), path, value))
+        check_recipe(changed(recipes.libero_object(), path, value))
 
 
 def test_libero_may_draw_any_number_of_states() -> None:
-    check(changed(changed(recipes.libero_object(), "eval.first_seed", 900_000), "eval.trials", 60))
+    check_recipe(changed(changed(recipes.libero_object(), "eval.first_seed", 900_000), "eval.trials", 60))
 
 
 @pytest.mark.parametrize(("path", "value", "says"), BAD, ids=[f"{path}={value}" for path, value, _ in BAD])
 def test_what_does_not_fit_together_is_refused_by_name(recipe: Recipe, path: str, value: object, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        check(changed(recipe, path, value))
+        check_recipe(changed(recipe, path, value))
 
 
 def test_a_recipe_that_fits_comes_back_as_it_was(recipe: Recipe) -> None:
-    assert check(recipe) is recipe
+    assert check_recipe(recipe) is recipe
 
 
 def test_a_task_may_have_more_demonstrations(recipe: Recipe) -> None:
@@ -181,7 +245,7 @@ def test_a_task_may_have_more_demonstrations(recipe: Recipe) -> None:
 
 
 def test_every_setting_is_frozen(recipe: Recipe) -> None:
-    """A config that can be changed after `check` has not been checked."""
+    """A config that can be changed after `check_recipe` has not been checked."""
     sections = [recipe, *(getattr(recipe, field.name) for field in fields(recipe))]
     for section in filter(is_dataclass, sections):
         with pytest.raises(AttributeError):

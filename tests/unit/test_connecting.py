@@ -21,7 +21,8 @@ from websockets.sync.server import ServerConnection, serve
 from lightwam.errors import ConfigError, LightwamError, WireError
 from lightwam.robot import client as client_module
 from lightwam.robot.background import BackgroundRequester
-from lightwam.robot.client import CannotConnect, Client, ConnectionLost, Refused
+from lightwam.robot.client import Client
+from lightwam.robot.errors import CannotConnect, ConnectionLost, Refused
 from lightwam.robot.player import ChunkPlayer, Play
 from lightwam.robot.proxies import Proxy, is_excepted, proxy_for
 from lightwam.wire.openpi import MESSAGE_BYTES
@@ -316,7 +317,7 @@ def test_a_server_before_which_another_asks_for_credentials() -> None:
 
 @pytest.mark.parametrize("address", ["ws://robot:8000/#x", "ws://" + "a" * 80 + ":8000"])
 def test_an_address_that_cannot_be_one_is_no_fault_of_a_server(address: str) -> None:
-    with pytest.raises(ConfigError, match="not the address"):
+    with pytest.raises(ConfigError, match="url must be ws://HOST:PORT"):
         Client(address)
 
 

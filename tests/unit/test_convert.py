@@ -15,10 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from caches import decoded_cache
 
 from lightwam.cli import convert as command
 from lightwam.config.schema import CameraPlace, CodecConfig, ConvertConfig
-from lightwam.data.cache.frames import FrameCache
 from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.data.lerobot.video import encode_video
 from lightwam.data.lerobot.writer import LeRobotWriter
@@ -469,5 +469,5 @@ def test_frames_of_a_dataset_with_images_are_exact(tmp_path: Path, demo: Any) ->
         np.testing.assert_array_equal(data.frames(index, "image"), demos[index].pictures(SIZE)[:-1])
         np.testing.assert_array_equal(data.frames(index, "image2"), demos[index].pictures(SIZE)[:-1, :, ::-1])
     config = CodecConfig(canvas=(SIZE, SIZE), places=(CameraPlace("image", 0, 0, SIZE, SIZE),))
-    cache = FrameCache.build(data, config, tmp_path / "cache")
+    cache = decoded_cache(data, config, tmp_path / "cache")
     np.testing.assert_array_equal(cache.frames, np.concatenate([d.pictures(SIZE)[:-1] for d in demos]))

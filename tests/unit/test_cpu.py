@@ -39,7 +39,7 @@ def test_products_are_computed_in_float32_and_rounded_once(name: str) -> None:
     way, shapes = WAYS[name]
     given = [torch.randn(shape).bfloat16() for shape in shapes]
     weight = torch.randn(way(*given).shape).bfloat16()
-    with cpu.Float32Products():
+    with cpu.Float32Matmuls():
         ours = run(way, given, weight)
     exact = run(way, [x.float() for x in given], weight.float())
     assert len(ours) == len(exact) == 1 + len(given)
@@ -78,11 +78,11 @@ class Seen(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.products: list[torch.dtype] = []
+        self.fast_matmuls: list[torch.dtype] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         if func in cpu.OPERATORS:
-            self.products.append(args[0].dtype)
+            self.fast_matmuls.append(args[0].dtype)
         return func(*args, **(kwargs or {}))
 
 
@@ -90,9 +90,9 @@ class Seen(TorchDispatchMode):
 def test_no_product_of_bfloat16_is_left(name: str) -> None:
     way, shapes = WAYS[name]
     given = [torch.randn(shape).bfloat16() for shape in shapes]
-    with Seen() as seen, cpu.Float32Products():
+    with Seen() as seen, cpu.Float32Matmuls():
         run(way, given, torch.ones(way(*given).shape))
-    assert len(seen.products) >= 2 and set(seen.products) == {torch.float32}
+    assert len(seen.fast_matmuls) >= 2 and set(seen.fast_matmuls) == {torch.float32}
 
 
 @pytest.mark.parametrize("name", [*WAYS, "matrices", "pictures", "einsum"])
@@ -105,19 +105,19 @@ def test_nor_without_gradients(name: str) -> None:
     }  # fmt: skip
     way, shapes = (WAYS | more)[name]
     given = [torch.randn(shape).bfloat16() for shape in shapes]
-    with cpu.Float32Products():
+    with cpu.Float32Matmuls():
         ours = way(*given)
     torch.testing.assert_close(ours, way(*(x.float() for x in given)).bfloat16(), atol=0, rtol=0)
-    with Seen() as seen, cpu.Float32Products():
+    with Seen() as seen, cpu.Float32Matmuls():
         way(*given)
-    assert seen.products and set(seen.products) == {torch.float32}
+    assert seen.fast_matmuls and set(seen.fast_matmuls) == {torch.float32}
 
 
 def test_other_dtypes_are_left_alone() -> None:
     x, weight = torch.randn(3, 64, dtype=torch.float64), torch.randn(32, 64, dtype=torch.float64)
-    with Seen() as seen, cpu.Float32Products():
+    with Seen() as seen, cpu.Float32Matmuls():
         assert torch.equal(F.linear(x, weight), x @ weight.t())
-    assert set(seen.products) == {torch.float64}
+    assert set(seen.fast_matmuls) == {torch.float64}
 
 
 @pytest.mark.parametrize(
@@ -133,6 +133,6 @@ def test_only_bfloat16_on_a_cpu_without_units_needs_it(
     monkeypatch: pytest.MonkeyPatch, device: str, dtype: torch.dtype, has: bool, quick: bool
 ) -> None:
     monkeypatch.setattr(cpu, "has_bfloat16", lambda: has)
-    assert isinstance(cpu.products(torch.device(device), dtype), cpu.Float32Products) == quick
+    assert isinstance(cpu.fast_matmuls(torch.device(device), dtype), cpu.Float32Matmuls) == quick
     computed = "float32" if quick else str(dtype).removeprefix("torch.")
-    assert cpu.product_dtype(torch.device(device), dtype) == computed
+    assert cpu.matmul_dtype(torch.device(device), dtype) == computed

@@ -14,8 +14,8 @@ import pytest
 from in_here import InHere
 
 from lightwam.cli import eval as eval_command
-from lightwam.config.checks import check
-from lightwam.config.schema import EvalConfig, Recipe, SimConfig, adapted
+from lightwam.config.checks import check_recipe
+from lightwam.config.schema import EvalConfig, Recipe, SimConfig, with_simulator
 from lightwam.errors import CheckpointError, ConfigError, SimulatorError
 from lightwam.evaluation import evaluate as module
 from lightwam.evaluation.episodes import read_episodes, task_files
@@ -38,7 +38,7 @@ class Seeing:
         return {"recipe": self.recipe.name, "checkpoint_step": self.step}
 
     def check_evaluation(self, sim: SimConfig, settings: EvalConfig) -> None:
-        check(adapted(self.recipe, sim, settings))
+        check_recipe(with_simulator(self.recipe, sim, settings))
 
     def act_batch(self, observations: Sequence[Observation]) -> np.ndarray:
         self.asked += len(observations)

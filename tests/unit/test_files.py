@@ -16,13 +16,20 @@ from safetensors.torch import save_file
 
 from lightwam.data.lerobot.video import encode_video
 from lightwam.errors import CheckpointError, DatasetError, LightwamError
-from lightwam.system.files import append_line, machine_error, replacing, whole_lines, write_file, writing
+from lightwam.system.files import (
+    append_line,
+    complete_lines,
+    explain_disk_errors,
+    machine_error,
+    replace_file,
+    write_file,
+)
 
 BIG = np.random.default_rng(0).integers(0, 255, 100_000, np.uint8)
 
 
 def refusal(path: Path, error: Exception, **words: Any) -> LightwamError:
-    with pytest.raises(LightwamError) as caught, writing(path, **words):
+    with pytest.raises(LightwamError) as caught, explain_disk_errors(path, **words):
         raise error
     return caught.value
 
@@ -67,7 +74,7 @@ def test_a_library_may_wrap_the_systems_error(tmp_path: Path, wrapped: Exception
 
 def test_torch_forgets_the_systems_error_and_it_is_found_again(tmp_path: Path) -> None:
     told = pytest.raises(CheckpointError, match="larger than allowed")
-    with largest_file(1000), told, replacing(tmp_path / "a.pt") as beside, beside.open("wb") as file:
+    with largest_file(1000), told, replace_file(tmp_path / "a.pt") as beside, beside.open("wb") as file:
         torch.save({"a": torch.zeros(10_000)}, file)
     assert not list(tmp_path.iterdir())
 
@@ -81,7 +88,7 @@ def test_numpy_says_no_more_than_that_nothing_was_written(tmp_path: Path, monkey
 
 @pytest.mark.parametrize("error", [ValueError("a bug"), RuntimeError("another"), KeyboardInterrupt()])
 def test_what_is_no_fault_of_the_disk_passes(tmp_path: Path, error: BaseException) -> None:
-    with pytest.raises(type(error)), replacing(tmp_path / "a") as beside:
+    with pytest.raises(type(error)), replace_file(tmp_path / "a") as beside:
         beside.write_bytes(b"half")
         raise error
     assert not list(tmp_path.iterdir())
@@ -106,7 +113,7 @@ def test_the_old_file_stays_when_the_system_refuses_the_new_one(tmp_path: Path, 
     path = tmp_path / "a"
     path.write_bytes(b"old")
     told = pytest.raises(DatasetError, match="larger than allowed")
-    with largest_file(2000), told, replacing(path, DatasetError) as beside:
+    with largest_file(2000), told, replace_file(path, DatasetError) as beside:
         WRITES[kind](beside)
     assert [file.name for file in tmp_path.iterdir()] == ["a"] and path.read_bytes() == b"old"
 
@@ -118,12 +125,12 @@ def test_a_line_is_added_whole_or_not_at_all(tmp_path: Path) -> None:
         append_line(path, "abcdefghij")
     assert path.read_bytes() == b"0123456789\n" and "larger than allowed" in str(caught.value)
     append_line(path, "é\u2028")
-    assert whole_lines(path) == ["0123456789", "é\u2028"]
+    assert complete_lines(path) == ["0123456789", "é\u2028"]
 
 
 def test_lines_end_at_the_line_feed_and_a_torn_one_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes('{"a": "one\u2028two\u0085\x0b"}\r\n{"b"'.encode())
-    assert whole_lines(tmp_path / "a") == ['{"a": "one\u2028two\u0085\x0b"}\r']
+    assert complete_lines(tmp_path / "a") == ['{"a": "one\u2028two\u0085\x0b"}\r']
 
 
 def test_text_is_written_as_utf_8_and_what_is_there_already_is_left_alone(tmp_path: Path) -> None:

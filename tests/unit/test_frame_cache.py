@@ -13,6 +13,7 @@ from threading import Event
 
 import numpy as np
 import pytest
+from caches import decoded_cache
 
 from lightwam.config.schema import CameraPlace, CodecConfig
 from lightwam.data.cache import base, location
@@ -53,7 +54,7 @@ def path(tmp_path: Path) -> Path:
 
 def test_it_holds_the_dataset_on_the_canvas(dataset: LeRobotDataset, path: Path) -> None:
     seen: list[tuple[int, int]] = []
-    cache = FrameCache.build(dataset, CONFIG, path, lambda done, total: seen.append((done, total)))
+    cache = decoded_cache(dataset, CONFIG, path, lambda done, total: seen.append((done, total)))
     assert cache.frames.shape == (dataset.num_frames, 16, 32, 3) and cache.num_episodes == NUM_EPISODES
     for episode in range(NUM_EPISODES):
         span = slice(*cache.episode_start[episode : episode + 2])
@@ -67,22 +68,22 @@ def test_it_holds_the_dataset_on_the_canvas(dataset: LeRobotDataset, path: Path)
 
 def test_one_camera_may_stand_in_two_places(dataset: LeRobotDataset, path: Path) -> None:
     twice = dataclasses.replace(CONFIG, places=(PLACES[0], dataclasses.replace(PLACES[1], camera="front")))
-    frames = FrameCache.build(dataset, twice, path).frames
+    frames = decoded_cache(dataset, twice, path).frames
     np.testing.assert_array_equal(frames[:, :, :16], frames[:, :, 16:])
 
 
 def test_a_fresh_one_is_used_and_a_stale_one_is_built_again(
     dataset: LeRobotDataset, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    FrameCache.fresh(dataset, CONFIG, path)
+    FrameCache.build(dataset, CONFIG, path)
     with monkeypatch.context() as patch:
         patch.setattr(cache_module, "_decode", None)
-        FrameCache.fresh(dataset, dataclasses.replace(CONFIG, video_stride=2, state_norm="z_score"), path)
+        FrameCache.build(dataset, dataclasses.replace(CONFIG, video_stride=2, state_norm="z_score"), path)
     moved = dataclasses.replace(CONFIG, places=PLACES[::-1])
-    assert FrameCache.fresh(dataset, moved, path) is not None
+    FrameCache.build(dataset, moved, path)
     FrameCache.open(path, dataset, moved)
     (path / "state.npy").unlink()
-    FrameCache.fresh(dataset, moved, path)
+    FrameCache.build(dataset, moved, path)
     FrameCache.open(path, dataset, moved)
     assert sorted(entry.name for entry in path.parent.iterdir()) == ["cache", "set"]
 
@@ -118,7 +119,7 @@ def test_a_torn_one_is_refused(dataset: LeRobotDataset, path: Path) -> None:
     with pytest.raises(DatasetError, match=rf"frames.npy has {len(frames) - 7} bytes, not {len(frames)}"):
         FrameCache.open(path)
     (path / "cache.json").unlink()
-    with pytest.raises(DatasetError, match="no whole cache"):
+    with pytest.raises(DatasetError, match="no complete cache"):
         FrameCache.open(path)
 
 
@@ -148,7 +149,7 @@ def test_a_full_disk_says_how_much_is_needed(
 def test_a_disk_that_fills_up_loses_nothing(
     dataset: LeRobotDataset, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    unbroken = FrameCache.build(dataset, CONFIG, path.with_name("unbroken"))
+    unbroken = decoded_cache(dataset, CONFIG, path.with_name("unbroken"))
     monkeypatch.setattr(cache_module, "EPISODES_A_JOB", 2)
     calls, sync = iter(range(100)), os.fsync
 
@@ -164,7 +165,7 @@ def test_a_disk_that_fills_up_loses_nothing(
         ):
             FrameCache.build(dataset, CONFIG, path)
     decoded = decoded_by(monkeypatch)
-    cache = FrameCache.build(dataset, CONFIG, path)
+    cache = decoded_cache(dataset, CONFIG, path)
     assert sorted(decoded) == list(range(4, NUM_EPISODES))
     np.testing.assert_array_equal(cache.frames, unbroken.frames)
 
@@ -185,7 +186,7 @@ def decoded_by(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = [sys.argv[1], sys.argv[1] + "/../shared"]
 import test_frame_cache as test
 from lightwam.data.cache import frames as cache
 
@@ -205,13 +206,13 @@ test.FrameCache.build(test.LeRobotDataset(Path(sys.argv[2])), test.CONFIG, Path(
 def test_a_killed_build_goes_on_where_it_was(
     dataset: LeRobotDataset, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    unbroken = FrameCache.build(dataset, CONFIG, path.with_name("unbroken"))
+    unbroken = decoded_cache(dataset, CONFIG, path.with_name("unbroken"))
     arguments = [str(Path(__file__).parent), str(dataset.root), str(path)]
     done = subprocess.run([sys.executable, "-c", KILLED, *arguments], capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert len(list(path.parent.glob("cache.part-*"))) == 1
     safe, decoded, seen = 5, decoded_by(monkeypatch), list[tuple[int, int]]()
-    cache = FrameCache.build(dataset, CONFIG, path, lambda *row: seen.append(row))
+    cache = decoded_cache(dataset, CONFIG, path, lambda *row: seen.append(row))
     assert sorted(decoded) == list(range(safe, NUM_EPISODES))
     assert seen[0] == (dataset.episode_start[safe], dataset.num_frames) and seen[-1][0] == dataset.num_frames
     np.testing.assert_array_equal(cache.frames, unbroken.frames)
@@ -255,10 +256,10 @@ def test_of_two_builds_at_once_one_decodes(
 
     monkeypatch.setattr(CanvasReader, "stream", slow)
     with ThreadPoolExecutor(2) as pool:
-        one = pool.submit(FrameCache.fresh, dataset, CONFIG, path)
+        one = pool.submit(decoded_cache, dataset, CONFIG, path)
         assert began.wait(30)
         told = Event()
-        other = pool.submit(FrameCache.fresh, dataset, CONFIG, path, lambda done, total: told.set())
+        other = pool.submit(decoded_cache, dataset, CONFIG, path, lambda done, total: told.set())
         assert told.wait(30)  # it waits, and says how far the first one is
         barrier.set()
         np.testing.assert_array_equal(one.result().frames, other.result().frames)
@@ -268,10 +269,10 @@ def test_of_two_builds_at_once_one_decodes(
 def test_pictures_a_few_at_a_time_are_the_same(
     dataset: LeRobotDataset, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = FrameCache.build(dataset, CONFIG, path)
+    whole = decoded_cache(dataset, CONFIG, path)
     monkeypatch.setattr(base, "MAX_DECODED_BYTES", 1)
     monkeypatch.setattr(cache_module, "FRAMES_A_JOB", 1)
-    np.testing.assert_array_equal(FrameCache.build(dataset, CONFIG, path.with_name("b")).frames, whole.frames)
+    np.testing.assert_array_equal(decoded_cache(dataset, CONFIG, path.with_name("b")).frames, whole.frames)
 
 
 def test_long_episodes_are_jobs_of_their_own(dataset: LeRobotDataset, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -354,12 +355,12 @@ def test_a_folder_of_something_else_is_not_replaced(dataset: LeRobotDataset, pat
     path.mkdir()
     (path / "thesis.tex").write_text("years")
     with pytest.raises(DatasetError, match=r"something else(.|\n)*got: thesis\.tex(.|\n)*another folder"):
-        FrameCache.fresh(dataset, CONFIG, path)
+        FrameCache.build(dataset, CONFIG, path)
     assert (path / "thesis.tex").exists()
 
 
 def test_it_gives_clips(dataset: LeRobotDataset, path: Path) -> None:
-    cache = FrameCache.build(dataset, CONFIG, path)
+    cache = decoded_cache(dataset, CONFIG, path)
     frame = np.array([[0, 1, 1], [4, 3, 2]])
     np.testing.assert_array_equal(cache.video(frame), cache.frames[frame])
     assert cache.num_steps == dataset.num_frames

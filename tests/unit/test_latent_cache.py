@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from caches import decoded_cache
 
 from lightwam.config.schema import CameraPlace, CodecConfig, DctConfig
 from lightwam.data.cache import base, latents, shards
@@ -155,7 +156,7 @@ def test_it_holds_what_live_encoding_gives(
     build()
     cache, frames = (
         LatentCache.open(path, dataset, CONFIG, HORIZON, ABOUT),
-        FrameCache.build(dataset, CONFIG, tmp_path / "f"),
+        decoded_cache(dataset, CONFIG, tmp_path / "f"),
     )
     assert isinstance(cache, Cache) and isinstance(frames, Cache)
     windows = all_windows(cache)
@@ -189,7 +190,7 @@ def test_in_float32_it_is_live_encoding(
     build: Callable[..., None], dataset: LeRobotDataset, encode: Encode, path: Path, tmp_path: Path
 ) -> None:
     build(dtype=torch.float32)
-    cache, frames = LatentCache.open(path), FrameCache.build(dataset, CONFIG, tmp_path / "f")
+    cache, frames = LatentCache.open(path), decoded_cache(dataset, CONFIG, tmp_path / "f")
     windows = all_windows(cache)[::-1].copy()
     for start in range(0, len(windows), 8):  # the encoder's own last bits depend on the batch's size
         live, got = encode(frames.video(windows[start : start + 8])), cache.video(windows[start : start + 8])
@@ -352,7 +353,7 @@ def test_a_build_that_failed_goes_on_to_the_same_bytes(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = [sys.argv[1], sys.argv[1] + "/../shared"]
 import test_latent_cache as test
 from lightwam.data.cache import latents
 
@@ -562,7 +563,7 @@ def test_one_of_another_make_is_refused_by_name(
     ):
         with pytest.raises(DatasetError, match=rf"made from something else(.|\n)*{message}"):
             LatentCache.open(path, **changes)
-        with pytest.raises(DatasetError, match=rf"another cache lies here(.|\n)*{message}"):
+        with pytest.raises(DatasetError, match=rf"holds another cache(.|\n)*{message}"):
             build(**changes)
     with pytest.raises(DatasetError, match=r"dtype: bfloat16 in the cache, float32 now"):
         build(dtype=torch.float32)
@@ -573,7 +574,7 @@ def test_one_that_is_begun_or_of_pictures_is_not_replaced(
     build: Callable[..., None], dataset: LeRobotDataset, path: Path, tmp_path: Path
 ) -> None:
     build(share=Rank(0, 2))
-    with pytest.raises(DatasetError, match=r"another cache lies here(.|\n)*horizon: 8 in the cache, 16 now"):
+    with pytest.raises(DatasetError, match=r"holds another cache(.|\n)*horizon: 8 in the cache, 16 now"):
         build(horizon=16)
     FrameCache.build(dataset, CONFIG, tmp_path / "frames")
     with pytest.raises(DatasetError, match=r"format: 1 in the cache, latents 1 now"):
@@ -582,7 +583,7 @@ def test_one_that_is_begun_or_of_pictures_is_not_replaced(
         LatentCache.open(tmp_path / "frames")
     build(share=Rank(1, 2))
     with pytest.raises(DatasetError, match="got: shards"):
-        FrameCache.fresh(dataset, CONFIG, path)
+        FrameCache.build(dataset, CONFIG, path)
     assert LatentCache.open(path).problems() == []
 
 
@@ -622,7 +623,7 @@ def test_the_loader_gives_latents(
     build: Callable[..., None], codec: Codec, path: Path, tmp_path: Path, dataset: LeRobotDataset, encode: Encode
 ) -> None:
     build(dtype=torch.float32)
-    cache, frames = LatentCache.open(path), FrameCache.build(dataset, CONFIG, tmp_path / "f")
+    cache, frames = LatentCache.open(path), decoded_cache(dataset, CONFIG, tmp_path / "f")
     with WindowLoader(cache, codec, HORIZON, 4, 0) as coded, WindowLoader(frames, codec, HORIZON, 4, 0) as pictures:
         for _ in range(10):
             one, other = coded.next(), pictures.next()

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from caches import decoded_cache
 
 from lightwam.cli.main import main
 from lightwam.config.schema import CameraPlace, CodecConfig
@@ -25,7 +26,7 @@ from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.data.lerobot.writer import LeRobotWriter
 from lightwam.errors import CheckpointError, ConfigError, DatasetError
 from lightwam.policy import run_directory
-from lightwam.training.dataset import open_data
+from lightwam.training.dataset import open_training_data
 
 DATA, EPISODES = "data/chunk-000/file-000.parquet", "meta/episodes/chunk-000/file-000.parquet"
 VIDEO = "videos/observation.images.wrist/chunk-000/file-000.mp4"
@@ -154,12 +155,12 @@ def test_training_goes_on_without_naming_again(tiny: Any, tmp_path: Path) -> Non
     rename(tiny.dataset, {"observation.images.top": "image", "action": "actions"})
     names, run = parse_names(["image=top", "actions=action"]), tmp_path / "named"
     run_directory.start_run(run, tiny.recipe)
-    first, _ = open_data(tiny.recipe, tiny.dataset, run, lambda line: None, names=names)
+    first, _ = open_training_data(tiny.recipe, tiny.dataset, run, lambda line: None, names=names)
     assert run_directory.read_json(run / "dataset.json")["names"] == ["actions=action", "image=top"]
-    again, _ = open_data(tiny.recipe, tiny.dataset, run, lambda line: None)
+    again, _ = open_training_data(tiny.recipe, tiny.dataset, run, lambda line: None)
     np.testing.assert_array_equal(first.action, again.action)
     with pytest.raises(CheckpointError, match="--names must be"):
-        open_data(
+        open_training_data(
             tiny.recipe, tiny.dataset, run, lambda line: None, names=parse_names(["image=front", "actions=action"])
         )
 
@@ -169,7 +170,7 @@ def test_a_camera_that_a_recipe_misses_may_be_named(root: Path, tmp_path: Path) 
     with pytest.raises(DatasetError, match=r"--names observation.images.front=top"):
         FrameCache.build(LeRobotDataset(root), top, tmp_path / "cache")
     named = LeRobotDataset(root, parse_names(["observation.images.front=top"]))
-    assert FrameCache.build(named, top, tmp_path / "cache").num_steps == 7
+    assert decoded_cache(named, top, tmp_path / "cache").num_steps == 7
 
 
 def test_a_robot_without_a_state(root: Path) -> None:
@@ -198,7 +199,7 @@ def test_a_depth_camera_is_left_alone(root: Path, tmp_path: Path) -> None:
     assert not found.problems and found.notes == ("camera wrist is left out: a camera is not RGB (depth)",)
     data = LeRobotDataset(root)
     assert list(data.cameras) == ["front"] and VIDEO not in data.fingerprint()
-    assert FrameCache.build(data, CONFIG, tmp_path / "cache").num_steps == 7
+    assert decoded_cache(data, CONFIG, tmp_path / "cache").num_steps == 7
     wrist = CodecConfig(canvas=(16, 16), places=(CameraPlace("wrist", 0, 0, 16, 16),))
     with pytest.raises(DatasetError, match="not RGB"):
         FrameCache.build(data, wrist, tmp_path / "other")
@@ -225,7 +226,7 @@ UNUSED: dict[str, Callable[[Path], object]] = {
 def test_a_broken_camera_stops_only_who_uses_it(root: Path, tmp_path: Path, name: str) -> None:
     UNUSED[name](root)
     data = LeRobotDataset(root)
-    assert FrameCache.build(data, CONFIG, tmp_path / "cache").num_steps == 7
+    assert decoded_cache(data, CONFIG, tmp_path / "cache").num_steps == 7
     wrist = CodecConfig(canvas=(16, 16), places=(CameraPlace("wrist", 0, 0, 16, 16),))
     with pytest.raises(DatasetError, match="wrist"):
         FrameCache.build(data, wrist, tmp_path / "other")

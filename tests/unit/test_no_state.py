@@ -31,7 +31,7 @@ FRAMES = 40
 @pytest.fixture(scope="module")
 def recipe() -> Recipe:
     point = recipes.point()
-    return checks.check(replace(point, model=replace(point.model, state_dim=0)))
+    return checks.check_recipe(replace(point, model=replace(point.model, state_dim=0)))
 
 
 def batch_of(recipe: Recipe, size: int = 2) -> Batch:
@@ -105,9 +105,9 @@ def test_statistics_of_no_numbers_survive() -> None:
 
 def test_fewer_than_none_is_refused(recipe: Recipe) -> None:
     with pytest.raises(ConfigError, match=r"model\.state_dim"):
-        checks.check(replace(recipe, model=replace(recipe.model, state_dim=-1)))
+        checks.check_recipe(replace(recipe, model=replace(recipe.model, state_dim=-1)))
     with pytest.raises(ConfigError, match=r"model\.action_dim"):
-        checks.check(replace(recipe, model=replace(recipe.model, action_dim=0)))
+        checks.check_recipe(replace(recipe, model=replace(recipe.model, action_dim=0)))
 
 
 @pytest.mark.parametrize("has_one", [True, False])

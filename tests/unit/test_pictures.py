@@ -14,7 +14,8 @@ import pytest
 from serving import message, serving
 
 from lightwam.errors import WireError
-from lightwam.robot.client import Client, Refused
+from lightwam.robot.client import Client
+from lightwam.robot.errors import Refused
 from lightwam.system.images import PictureError, decode, is_encoded
 from lightwam.wire import json_arrays, openpi, robot_schemas, xpolicylab
 from lightwam.wire.limits import EncodedPicture, Limits

@@ -19,7 +19,7 @@ from lightwam.robot.background import (
     RequestFailed,
 )
 from lightwam.robot.chunks import Crossfade, Ensemble
-from lightwam.robot.client import ConnectionLost
+from lightwam.robot.errors import ConnectionLost
 from lightwam.robot.player import BlockingPlayer, ChunkPlayer, Play, hold_still
 
 HORIZON = 8
@@ -185,24 +185,24 @@ def test_a_crossfade_is_a_straight_line_and_leaves_switches_alone() -> None:
 
 def test_a_crossfade_ends_where_the_old_chunk_does() -> None:
     plan = Crossfade(3).plan(())
-    plan.join(np.array([[0.0]], np.float32))
-    plan.join(np.array([[4.0], [4.0]], np.float32))
-    assert [plan.take().item(), plan.take().item(), plan.left] == [1.0, 4.0, 0]
+    plan.add(np.array([[0.0]], np.float32))
+    plan.add(np.array([[4.0], [4.0]], np.float32))
+    assert [plan.pop().item(), plan.pop().item(), plan.remaining] == [1.0, 4.0, 0]
 
 
 def test_an_ensemble_weighs_the_oldest_most() -> None:
     plan = Ensemble(0.5).plan((1,))
-    plan.join(np.array([[0, 1], [0, 1], [0, 1]], np.float32))
-    assert plan.take().tolist() == [0, 1]
-    plan.join(np.array([[3, 2], [3, 2], [3, 2]], np.float32))
+    plan.add(np.array([[0, 1], [0, 1], [0, 1]], np.float32))
+    assert plan.pop().tolist() == [0, 1]
+    plan.add(np.array([[3, 2], [3, 2], [3, 2]], np.float32))
     older, newer = 1.0, np.exp(-0.5)
-    assert plan.take() == pytest.approx([3 * newer / (older + newer), 2])
-    plan.join(np.array([[6, 4], [6, 4]], np.float32))
+    assert plan.pop() == pytest.approx([3 * newer / (older + newer), 2])
+    plan.add(np.array([[6, 4], [6, 4]], np.float32))
     newest = np.exp(-1.0)
-    assert plan.take() == pytest.approx([(3 * newer + 6 * newest) / (older + newer + newest), 4])
-    assert plan.left == 1 and plan.take() == pytest.approx([(3 * older + 6 * newer) / (older + newer), 4])
+    assert plan.pop() == pytest.approx([(3 * newer + 6 * newest) / (older + newer + newest), 4])
+    assert plan.remaining == 1 and plan.pop() == pytest.approx([(3 * older + 6 * newer) / (older + newer), 4])
     plan.clear()
-    assert plan.left == 0
+    assert plan.remaining == 0
 
 
 def test_ensembling_plays_the_whole_way_too() -> None:
@@ -274,12 +274,12 @@ def test_what_went_wrong_in_the_background_is_raised_once_each() -> None:
 @pytest.mark.parametrize(
     ("answer", "word"),
     [
-        (np.zeros(3, np.float32), "not a chunk"),
-        (np.zeros((0, 2), np.float32), "not a chunk"),
-        (np.array([["a"]]), "not a chunk"),
-        (chunk(np.nan), "what is no number"),
-        (np.full((1, 2), 1e300), "what is no number"),
-        (np.zeros((3, 1), np.float32), "no such dimension"),
+        (np.zeros(3, np.float32), "must be a chunk"),
+        (np.zeros((0, 2), np.float32), "must be a chunk"),
+        (np.array([["a"]]), "must be a chunk"),
+        (chunk(np.nan), "must be finite"),
+        (np.full((1, 2), 1e300), "must be finite"),
+        (np.zeros((3, 1), np.float32), "switch_dims must be 0 to 0"),
     ],
 )
 def test_a_robot_gets_no_number_that_nobody_looked_at(answer: np.ndarray, word: str) -> None:
@@ -301,7 +301,7 @@ def test_a_chunk_of_another_width_is_refused() -> None:
     player.action(lambda: 0)
     player.action(lambda: 0)
     server.post = [ChunkReceived(2, np.zeros((3, 4), np.float32), 0.1)]
-    with pytest.raises(WireError, match="not a chunk"):
+    with pytest.raises(WireError, match="must be a chunk"):
         player.action(lambda: 0)
     assert player.action(lambda: 0)[0] == 1, "the chunk before is played on"
 
@@ -318,7 +318,7 @@ def test_a_chunk_of_another_width_is_refused() -> None:
     ],
 )
 def test_settings_out_of_range_are_refused(wrong: Callable[[], object]) -> None:
-    with pytest.raises(ConfigError, match="out of range"):
+    with pytest.raises(ConfigError, match="must be"):
         wrong()
 
 

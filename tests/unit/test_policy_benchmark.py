@@ -102,7 +102,7 @@ def test_the_published_way_gives_the_same_action(tiny_recipe: Recipe) -> None:
 def test_ways_take_turns_and_slow_calls_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     monkeypatch.setattr(timing, "SECONDS", 0.0)
-    rows = timing.in_turns({name: lambda name=name: order.append(name) for name in ("a", "b")}, CPU)
+    rows = timing.time_interleaved({name: lambda name=name: order.append(name) for name in ("a", "b")}, CPU)
     assert rows["a"]["repetitions"] == timing.FEWEST and rows["a"]["warm_up"] == 1
     assert order == ["a", "b"] + ["b", "a", "a", "b"] * (timing.FEWEST // 2) + ["b", "a"] * (timing.FEWEST % 2)
 
@@ -110,11 +110,11 @@ def test_ways_take_turns_and_slow_calls_are_few(monkeypatch: pytest.MonkeyPatch)
 def test_work_is_counted_whatever_computes_it(monkeypatch: pytest.MonkeyPatch, tiny_recipe: Recipe) -> None:
     """Packed layers and the CPU's attention are none of the operators that torch's counter knows."""
     q, k = torch.randn(1, 2, 5, 4), torch.randn(1, 2, 7, 4)
-    attention = timing.gmac(lambda: torch.nn.functional.scaled_dot_product_attention(q, k, k))
+    attention = timing.count_gmac(lambda: torch.nn.functional.scaled_dot_product_attention(q, k, k))
     assert attention == pytest.approx(2 * 2 * 5 * 7 * 4 / 1e9)
     work = []
     for size in (2**20, 1):
         monkeypatch.setattr(folding, "PACKED_FROM", size)
         calls, _, _ = bench.variants(bench.of_recipe(tiny_recipe, CPU), CPU, torch.float32)
-        work.append(timing.gmac(calls[STAGES[0]]["engine"]))
+        work.append(timing.count_gmac(calls[STAGES[0]]["engine"]))
     assert work[0] == pytest.approx(work[1])

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from lightwam.system import progress
-from lightwam.system.progress import Progress, clock
+from lightwam.system.progress import Progress, format_duration
 
 
 class Clock:
@@ -35,7 +35,7 @@ def time(monkeypatch: pytest.MonkeyPatch) -> Clock:
     [(0.0, "0:00"), (5.4, "0:05"), (59.6, "1:00"), (65.0, "1:05"), (3599.0, "59:59"), (7384.0, "2:03:04")],
 )
 def test_clock(seconds: float, text: str) -> None:
-    assert clock(seconds) == text
+    assert format_duration(seconds) == text
 
 
 def test_elsewhere_it_speaks_every_quarter_minute_and_at_the_end(time: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,3 +84,17 @@ def test_nothing_done_yet_and_nothing_to_do(time: Clock) -> None:
     assert bar.line() == "x 0/0 (0 %)  0.00 it/s  ? left"
     time.now += 1
     assert bar.line() == "x 0/0 (0 %)  0.00 it/s  ? left"
+
+
+def test_without_a_total_it_is_silent_until_it_is_updated(time: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    said: list[str] = []
+    with Progress("decode", unit="frame", say=said.append):
+        pass
+    assert said == [] and sys.stderr.getvalue() == ""  # type: ignore[attr-defined]
+    with Progress("decode", unit="frame", say=said.append) as bar:
+        time.now += 60  # before the work begins
+        bar.update(20, 100)
+        time.now += 10
+        bar.update(40, 100)
+    assert said == ["decode 40/100 (40 %)  2.00 frame/s  0:30 left  done in 0:10"]

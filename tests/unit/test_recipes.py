@@ -3,13 +3,13 @@
 import pytest
 
 from lightwam.config import recipes
-from lightwam.config.checks import check
+from lightwam.config.checks import check_recipe
 from lightwam.errors import ConfigError
 
 
 @pytest.mark.parametrize("name", recipes.RECIPES)
 def test_every_recipe_fits_together_and_bears_its_name(name: str) -> None:
-    assert check(recipes.RECIPES[name]()).name == name
+    assert check_recipe(recipes.RECIPES[name]()).name == name
     assert recipes.recipe(name) == recipes.RECIPES[name]()
 
 

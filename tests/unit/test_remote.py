@@ -22,7 +22,8 @@ from lightwam.evaluation.episodes import read_episodes
 from lightwam.evaluation.evaluate import evaluate
 from lightwam.evaluation.remote_policy import RemotePolicy
 from lightwam.policy.policy import Policy
-from lightwam.robot.client import Client, ConnectionLost
+from lightwam.robot.client import Client
+from lightwam.robot.errors import ConnectionLost
 from lightwam.types import Observation
 from lightwam.wire import robot_schemas
 from lightwam.wire.robot_schema import ActionPart, StatePart, Unit
@@ -241,7 +242,7 @@ def test_the_command_has_a_key(
         monkeypatch.setenv("LIGHTWAM_API_KEY", "a key that has spaces")
         assert main(words) == 2
         told = capsys.readouterr().err
-        assert "cannot carry" in told and "that has" not in told
+        assert "must be printable ASCII" in told and "that has" not in told
         monkeypatch.setenv("LIGHTWAM_API_KEY", f"{key}\n")
         assert main([*words, "--label", "somebody's"]) == 0
     assert json.loads((tmp_path / "eval" / "result.json").read_text())["protocol"]["label"] == "somebody's"

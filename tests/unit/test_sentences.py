@@ -20,7 +20,8 @@ from lightwam.encoders import frozen
 from lightwam.encoders.frozen import Prompts, Sentences, check_prompts
 from lightwam.encoders.hashed_text import HashedText
 from lightwam.errors import CheckpointError, LightwamError, PromptError, WireError
-from lightwam.robot.client import Client, Refused
+from lightwam.robot.client import Client
+from lightwam.robot.errors import Refused
 from lightwam.serving.sentences import sentence_check
 from lightwam.types import Observation
 from lightwam.wire import robot_schemas

@@ -272,7 +272,7 @@ def test_a_simulator_that_cannot_be_made_is_an_error_not_a_finding() -> None:
 
 def test_the_adapter_in_the_docs_keeps_the_protocol(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = (Path(__file__).parents[2] / "docs" / "simulators.md").read_text(encoding="utf-8")
-    adapter, check = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    adapter, _, check = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     (tmp_path / "my_robot").mkdir()
     (tmp_path / "my_robot" / "sim.py").write_text(adapter)
     monkeypatch.syspath_prepend(tmp_path)

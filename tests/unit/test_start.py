@@ -15,7 +15,7 @@ from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.data.lerobot.writer import LeRobotWriter
 from lightwam.errors import CheckpointError, LightwamError
 from lightwam.policy import run_directory
-from lightwam.training.start import Start, starting
+from lightwam.training.start import Start, load_start
 from lightwam.training.train import train
 
 
@@ -85,11 +85,11 @@ def test_a_run_goes_on_as_it_began_without_being_told_again(two: Two, tmp_path: 
     run = tmp_path / "new"
     begin(two, run, start_from=two.old)  # killed before its first checkpoint
     before = (run / "processing.json").read_bytes()
-    start = starting(run, two.recipe, None, "kept")
+    start = load_start(run, two.recipe, None, "kept")
     assert isinstance(start, Start) and start.statistics == "kept"
     train(replace(two.recipe, notes="more"), two.dataset, run, stop_after=2, say=lambda line: None)
-    assert starting(run, two.recipe, None, "kept") is None
-    assert starting(run, two.recipe, two.old, "kept") is None
+    assert load_start(run, two.recipe, None, "kept") is None
+    assert load_start(run, two.recipe, two.old, "kept") is None
     with pytest.raises(CheckpointError, match="--statistics must be as"):
         train(two.recipe, two.dataset, run, start_from=two.old, statistics="new", say=lambda line: None)
     with pytest.raises(CheckpointError, match="--start-from must be the run"):
@@ -157,8 +157,8 @@ def test_a_run_of_an_older_version_has_no_note(two: Two, tmp_path: Path) -> None
     run = tmp_path / "new"
     begin(two, run)
     assert not (run / "start.json").exists()
-    assert starting(run, two.recipe, None, "kept") is None
-    start = starting(run, two.recipe, two.old, "kept")
+    assert load_start(run, two.recipe, None, "kept") is None
+    start = load_start(run, two.recipe, two.old, "kept")
     assert start is not None and start.statistics == "new"  # which is what that version did
 
 
@@ -168,7 +168,7 @@ def test_a_broken_note_is_named(two: Two, tmp_path: Path, content: str) -> None:
     begin(two, run)
     (run / "start.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"start\.json"):
-        starting(run, two.recipe, None, "kept")
+        load_start(run, two.recipe, None, "kept")
 
 
 def test_the_note_of_an_attempt_that_never_began_does_not_count(two: Two, tmp_path: Path) -> None:
@@ -176,4 +176,4 @@ def test_the_note_of_an_attempt_that_never_began_does_not_count(two: Two, tmp_pa
     begin(two, run, start_from=two.old)
     (run / "processing.json").unlink()  # with it the run has begun
     begin(two, run)
-    assert not (run / "start.json").exists() and starting(run, two.recipe, None, "kept") is None
+    assert not (run / "start.json").exists() and load_start(run, two.recipe, None, "kept") is None

@@ -17,7 +17,7 @@ import torch
 from lightwam.config.schema import Recipe, TrainConfig
 from lightwam.errors import CheckpointError, ConfigError, DatasetError, LightwamError
 from lightwam.policy import run_directory
-from lightwam.training.train import ema_keep, flow_draw, learning_rate, open_data, train
+from lightwam.training.train import ema_keep, flow_draw, learning_rate, open_training_data, train
 from lightwam.types import Batch
 
 
@@ -118,7 +118,7 @@ def test_listeners_are_asked_before_anything_is_decoded_or_claimed(
     monkeypatch.setitem(sys.modules, "wandb", None)
     shutil.rmtree(tiny.dataset / "cache")
     with pytest.raises(ConfigError, match="not installed"):
-        train(shorter(tiny.recipe, listeners=("wandb",)), tiny.dataset, tmp_path / "new", say=quiet)
+        train(shorter(tiny.recipe, loggers=("wandb",)), tiny.dataset, tmp_path / "new", say=quiet)
     assert not (tmp_path / "new").exists() and not (tiny.dataset / "cache").exists()
 
 
@@ -129,7 +129,7 @@ def test_a_listener_joins_a_run_that_goes_on(tiny: Any, monkeypatch: pytest.Monk
     wandb.log = lambda row, step: told.append(step)
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     monkeypatch.setenv("WANDB_MODE", "offline")
-    recipe = shorter(tiny.recipe, listeners=("wandb",))
+    recipe = shorter(tiny.recipe, loggers=("wandb",))
     for _ in range(2):
         shutil.rmtree(tiny.run / "checkpoints" / "step_00000006")
         train(recipe, tiny.dataset, tiny.run, say=quiet)
@@ -172,10 +172,10 @@ def test_pictures_are_decoded_once(tiny: Any, tmp_path: Path) -> None:
     said: list[str] = []
     (frames,) = (tiny.dataset / "cache").glob("*/frames.npy")
     before = frames.stat().st_mtime_ns
-    open_data(tiny.recipe, tiny.dataset, tiny.run, said.append)
+    open_training_data(tiny.recipe, tiny.dataset, tiny.run, said.append)
     assert (frames.stat().st_mtime_ns, said) == (before, [])
     frames.with_name("cache.json").unlink()
-    open_data(tiny.recipe, tiny.dataset, tiny.run, said.append)
+    open_training_data(tiny.recipe, tiny.dataset, tiny.run, said.append)
     assert said
     assert "decode" in said[-1]
 
@@ -188,12 +188,12 @@ def test_pictures_of_another_codec_are_decoded_again(tiny: Any, tmp_path: Path) 
     before = np.load(frames)
     recipe, run = replace(tiny.recipe, codec=cropped), tmp_path / "new"
     run_directory.start_run(run, recipe)
-    cache, _ = open_data(recipe, tiny.dataset, run, said.append)
+    cache, _ = open_training_data(recipe, tiny.dataset, run, said.append)
     assert len(said) == 1
     assert f"decode {len(before)}/{len(before)}" in said[0]
     assert cache.frames.shape == before.shape
     assert (cache.frames != before).any()
-    open_data(recipe, tiny.dataset, run, said.append)
+    open_training_data(recipe, tiny.dataset, run, said.append)
     assert len(said) == 1
 
 
@@ -203,8 +203,8 @@ def test_two_codecs_that_take_turns_decode_once_each(tiny: Any, tmp_path: Path) 
     cropped = replace(tiny.recipe.codec, places=(replace(place, crop=(0.0, 0.0, 0.5, 0.5)),))
     other = replace(tiny.recipe, codec=cropped)
     for turn in range(2):
-        open_data(tiny.recipe, tiny.dataset, tiny.run, said.append)
-        open_data(other, tiny.dataset, tmp_path / "other", said.append)
+        open_training_data(tiny.recipe, tiny.dataset, tiny.run, said.append)
+        open_training_data(other, tiny.dataset, tmp_path / "other", said.append)
         assert len(said) == 1, turn
 
 
@@ -223,7 +223,7 @@ def test_a_cache_elsewhere_leaves_the_dataset_alone(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LIGHTWAM_CACHE", "c" if by == "variable" else "")
     for dataset in (tiny.dataset, tmp_path / "link"):
-        open_data(tiny.recipe, dataset, tiny.run, said.append, cache=given)
+        open_training_data(tiny.recipe, dataset, tiny.run, said.append, cache=given)
     assert len(list((tmp_path / "c" / "dataset.lightwam" / "cache").glob("*/frames.npy"))) == 1
     assert len(said) == 1 and contents(tiny.dataset) == before
 
@@ -234,7 +234,7 @@ def test_an_older_cache_in_the_datasets_folder_is_used(tiny: Any) -> None:
     for path in folder.iterdir():
         path.rename(folder.parent / path.name)
     folder.rmdir()
-    cache, _ = open_data(tiny.recipe, tiny.dataset, tiny.run, said.append)
+    cache, _ = open_training_data(tiny.recipe, tiny.dataset, tiny.run, said.append)
     assert cache.path == tiny.dataset / "cache" and said == []
 
 
@@ -243,7 +243,7 @@ def test_the_next_start_removes_what_a_killed_one_left(tiny: Any) -> None:
     for folder in left:
         folder.mkdir()
         (folder / "frames.npy").write_bytes(b"x")
-    open_data(tiny.recipe, tiny.dataset, tiny.run, quiet)
+    open_training_data(tiny.recipe, tiny.dataset, tiny.run, quiet)
     assert not any(folder.exists() for folder in left)
 
 
@@ -269,7 +269,7 @@ def test_to_stop_after_no_step_is_not_to_do_them_all(tiny: Any, tmp_path: Path) 
 
 def test_statistics_belong_to_the_run(tiny: Any) -> None:
     before = (tiny.run / "processing.json").read_bytes()
-    _, processing = open_data(tiny.recipe, tiny.dataset, tiny.run, quiet)
+    _, processing = open_training_data(tiny.recipe, tiny.dataset, tiny.run, quiet)
     assert (tiny.run / "processing.json").read_bytes() == before
     codec, measured = run_directory.read_processing(tiny.run)
     assert processing.codec.to_dict() == codec.to_dict()

@@ -117,8 +117,8 @@ def test_a_run_is_calibrated_tried_and_reported_and_goes_on_where_it_stopped(tin
     assert again["kinds"] == result["kinds"]
     assert {path: path.stat().st_mtime_ns for path in looks[1:]} == {path: before[path] for path in looks[1:]}
     text = write_report(tiny.run).read_text()
-    assert "The runtime watch" in text and "Nobody has measured how well" not in text
-    assert text.count('<article class="watched">') == 3
+    assert "Runtime watch" in text and "detects disturbances has not" not in text
+    assert text.count('<article class="example">') == 3
     with pytest.raises(CheckpointError, match="other settings"):
         watch(tiny.run, replace(SETTINGS, trials=2), say=said.append)
     looks[0].write_bytes(b"PK")

@@ -11,9 +11,10 @@ from lerobot.optim import AdamWConfig
 from lerobot.optim.schedulers import CosineAnnealingWithWarmupSchedulerConfig
 from lerobot.utils.constants import OBS_IMAGES, OBS_PREFIX
 
-from lightwam.config.checks import check
+from lightwam.config.checks import check_recipe
 from lightwam.config.recipes import RECIPES
-from lightwam.config.schema import CameraPlace, CodecConfig, NormKind, Recipe, adapted, from_dict, to_dict
+from lightwam.config.schema import CameraPlace, CodecConfig, NormKind, Recipe, with_simulator
+from lightwam.config.strict_json import from_dict, to_dict
 from lightwam.errors import ConfigError, did_you_mean
 
 NORMS: dict[NormKind, NormalizationMode] = {
@@ -132,7 +133,7 @@ class LightWAMConfig(PreTrainedConfig):
         if self.settled is None:
             recipe = self._fitted(recipe, tuple(cameras))
         self._check_fit(recipe)
-        self.settled = to_dict(check(recipe))
+        self.settled = to_dict(check_recipe(recipe))
         return recipe
 
     def _fitted(self, recipe: Recipe, cameras: tuple[str, ...]) -> Recipe:
@@ -145,7 +146,7 @@ class LightWAMConfig(PreTrainedConfig):
         codec = replace(codec, delta_action_dims=())
         sim = replace(recipe.sim, name="lerobot", tasks=("lerobot",), cameras=cameras, protocol="")
         model = replace(recipe.model, state_dim=state.shape[0], action_dim=action.shape[0])
-        return replace(adapted(recipe, sim, recipe.eval), model=model, codec=codec)
+        return replace(with_simulator(recipe, sim, recipe.eval), model=model, codec=codec)
 
     def _check_fit(self, recipe: Recipe) -> None:
         """ConfigError when the features are not those of the recipe, as when a checkpoint meets another robot."""

@@ -16,10 +16,10 @@ from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 from lerobot_policy_lightwam.configuration_lightwam import LightWAMConfig
 from lerobot_policy_lightwam.modeling_lightwam import LightWAMPolicy
 from lerobot_policy_lightwam.processor_lightwam import make_lightwam_pre_post_processors
-from lightwam.config.schema import to_dict
+from lightwam.config.strict_json import to_dict
 from lightwam.errors import CheckpointError, LightwamError
 from lightwam.policy import run_directory
-from lightwam.system.files import writing
+from lightwam.system.files import explain_disk_errors
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def convert(options: ConvertOptions) -> LightWAMPolicy:
     stats = {OBS_STATE: codec.state.to_dict(), ACTION: codec.action.to_dict()}
     beside = out.with_name(f".{out.name}.{os.getpid()}")
     try:
-        with writing(out):
+        with explain_disk_errors(out):
             policy.save_pretrained(beside)
             for processor in make_lightwam_pre_post_processors(config, stats):
                 processor.save_pretrained(beside)

@@ -6,7 +6,6 @@ import asyncio
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -160,15 +159,8 @@ def _check_dataset(arguments: Sequence[str]) -> None:
     if not (options.path / "meta").is_dir() and (files := hdf5.demo_files(options.path)):
         _check_demonstrations(options.path, files)
         return
-    with ExitStack() as stack:
-        lines: list[Progress] = []
-
-        def tell(done: int, total: int) -> None:
-            if not lines:
-                lines.append(stack.enter_context(Progress("check", total, unit="picture")))
-            lines[0].advance(count=done - lines[0].done)
-
-        findings = check_dataset(options.path, parse_names(options.names), tell)
+    with Progress("check", unit="picture") as progress:
+        findings = check_dataset(options.path, parse_names(options.names), progress.update)
     for note in findings.notes:
         print(f"note: {note}")
     if len(findings.problems) == 1:
@@ -215,7 +207,7 @@ def _check_latents(dataset: LeRobotDataset, path: Path) -> None:
 
     cache = LatentCache.open(path, dataset)
     with Progress("check", cache.num_steps, unit="window") as progress:
-        problems = cache.problems(lambda done, _: progress.advance(count=done - progress.done))
+        problems = cache.problems(progress.update)
     if problems:
         got = f"{len(problems)} problems: {'; '.join(problems[:5])}"
         step = "delete the files named and run `lightwam cache` again"

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from lightwam.cli.options import PolicyOptions, RayOptions, given, named_recipe, parse, positionals, wants_help
-from lightwam.config.checks import check
+from lightwam.config.checks import check_recipe
 from lightwam.config.libero_protocols import with_suite_and_protocol
 from lightwam.config.recipes import recipe
-from lightwam.config.schema import EvalConfig, SimConfig, adapted
+from lightwam.config.schema import EvalConfig, SimConfig, with_simulator
 from lightwam.errors import ConfigError
 from lightwam.system.tables import rate_cells, table_lines
 
@@ -97,7 +97,7 @@ def _eval_run(run: Path, arguments: Sequence[str]) -> dict[str, Any]:
     from lightwam.policy.policy import Policy
     from lightwam.system.cpu import keep_memory
 
-    check(adapted(recipe, sim, settings))  # before a model is loaded
+    check_recipe(with_simulator(recipe, sim, settings))  # before a model is loaded
     keep_memory()
     policy = Policy.load(
         run, options.step, device=options.device, weights=options.weights, engine=options.engine, int8=options.int8

@@ -18,6 +18,7 @@ import tyro
 
 from lightwam.config import checks, recipes
 from lightwam.config.schema import Recipe
+from lightwam.config.strict_json import old_names
 from lightwam.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ OLD_OPTIONS: Mapping[str, str] = {
     "most-together": "max-batch",
     "most-waiting": "max-queue",
     "most-clients": "max-clients",
+    **{old.replace("_", "-"): new.replace("_", "-") for old, new in old_names(Recipe).items()},
 }
 """former name of an option -> its name; former ones are accepted, with a line on stderr"""
 
@@ -144,7 +146,7 @@ def recipe_command(kind: type[Options], arguments: Sequence[str], command: str, 
     names = {field.name for field in fields(make)}
     defaults = make(recipe=recipe, **{name: path for name, path in directories.items() if name in names})
     options: Any = parse(kind, rest, f"{command} {recipe.name}", defaults)
-    checks.check(options.recipe)
+    checks.check_recipe(options.recipe)
     checked: Options = options
     return checked
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lightwam.config.checks import check
+from lightwam.config.checks import check_recipe
 from lightwam.config.schema import Recipe
 from lightwam.data.collect import collect
 from lightwam.encoders.frozen import check_prompts
@@ -34,9 +34,9 @@ def demo(recipe: Recipe, run: Path, say: Callable[[str], None] = print, cache: P
     Each part resumes where it was interrupted, and the wall seconds of all attempts add up. The demonstrations are in
     RUN/dataset.
     """
-    check(recipe)
+    check_recipe(recipe)
     loggers.check(recipe)
-    check_world(recipe, say)
+    check_simulation(recipe, say)
     timer = Timer(run / "wall.json")
     with timer.part("collect"):
         collect(recipe, run / "dataset", say)
@@ -64,7 +64,7 @@ def demo(recipe: Recipe, run: Path, say: Callable[[str], None] = print, cache: P
     return result
 
 
-def check_world(recipe: Recipe, say: Callable[[str], None] = print) -> None:
+def check_simulation(recipe: Recipe, say: Callable[[str], None] = print) -> None:
     """Raise ConfigError or PromptError when a simulator does not fit the recipe's model or text encoder."""
     with contextlib.ExitStack() as stack:
         for task in recipe.sim.tasks:

@@ -8,11 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightwam.cli.options import JsonOptions, RecipeOptions, print_result, recipe_command
-from lightwam.config.schema import ModelConfig, Recipe
+from lightwam.config.schema import Recipe
 from lightwam.system.tables import table_lines
-
-LATENT_STRIDE, TEMPORAL_STRIDE, POOL = 8, 4, 2
-"""pixels a latent, video frames a latent frame, latents a side that the video pass averages: every LatentCodec's"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,99 +25,28 @@ def run(arguments: Sequence[str]) -> None:
 
 def describe(recipe: Recipe) -> dict[str, Any]:
     """Return all of it as JSON values; the model is built on the meta device, without memory."""
-    parts = parameters(recipe.model)
+    from lightwam.training import footprint
+
+    parts = footprint.num_parameters(recipe.model)
     return {
         "name": recipe.name,
         "window": window(recipe),
-        "tokens": tokens(recipe),
+        "tokens": footprint.num_tokens(recipe),
         "parameters": parts,
-        "memory_bytes": memory(parts, recipe),
+        "memory_bytes": footprint.memory_bytes(parts, recipe),
     }
 
 
 def window(recipe: Recipe) -> dict[str, Any]:
     """Return one training window: steps, video frames, and latents as [C, T, h, w]."""
-    frames = 1 + recipe.model.horizon // recipe.codec.video_stride
-    height, width = recipe.codec.canvas
-    latents = [
-        recipe.model.backbone.latent_channels,
-        1 + (frames - 1) // TEMPORAL_STRIDE,
-        height // LATENT_STRIDE,
-        width // LATENT_STRIDE,
-    ]
     return {
         "horizon": recipe.model.horizon,
         "supervised_prefix": recipe.model.supervised_prefix,
-        "frames": frames,
-        "canvas": [height, width],
-        "latents": latents,
-        "pooled_latents": [*latents[:2], latents[2] // POOL, latents[3] // POOL],
+        "frames": recipe.num_frames,
+        "canvas": list(recipe.codec.canvas),
+        "latents": list(recipe.latent_shape),
+        "pooled_latents": list(recipe.pooled_shape),
     }
-
-
-def tokens(recipe: Recipe) -> dict[str, int]:
-    """Return one sample's tokens of the action pass (the present, full resolution), video pass (pooled) and context."""
-    shape, patch = window(recipe), recipe.model.backbone.patch
-    _, _, height, width = shape["latents"]
-    _, latent_frames, pooled_height, pooled_width = shape["pooled_latents"]
-    return {
-        "action_pass": height // patch[1] * (width // patch[2]),
-        "video_pass": latent_frames // patch[0] * (pooled_height // patch[1]) * (pooled_width // patch[2]),
-        "context": recipe.text.num_tokens + 1,
-    }
-
-
-def parameters(model: ModelConfig) -> dict[str, dict[str, int]]:
-    """Return part -> {"total", "trainable"} parameters; the part "all" is their sum."""
-    import torch
-
-    from lightwam.model.light_wam import LightWAM, part_of
-
-    with torch.device("meta"):
-        built = LightWAM(model)
-    parts: dict[str, dict[str, int]] = {}
-    for name, parameter in built.named_parameters():
-        count = parts.setdefault(part_of(name), {"total": 0, "trainable": 0})
-        count["total"] += parameter.numel()
-        count["trainable"] += parameter.numel() * parameter.requires_grad
-    return parts | {"all": {key: sum(part[key] for part in parts.values()) for key in ("total", "trainable")}}
-
-
-def memory(parts: Mapping[str, Mapping[str, int]], recipe: Recipe) -> dict[str, int]:
-    """Bytes that a training step holds on one device, at its fullest.
-
-    Trained weights have float32 masters when the weights are bfloat16; AdamW's two moments and the EMA are float32.
-    `activations` is what the packed step keeps for its backward pass, by `activation_bytes`, of one micro batch.
-    """
-    total, trainable, train = parts["all"]["total"], parts["all"]["trainable"], recipe.train
-    width = 2 if train.precision == "bfloat16" else 4
-    held = {
-        "weights": width * total,
-        "masters": 4 * trainable * (width == 2),
-        "gradients": width * trainable,
-        "optimiser": 8 * trainable,
-        "ema": 4 * trainable * (train.ema_decay > 0),
-        "activations": (train.micro_batch or train.batch_size) * activation_bytes(recipe),
-    }
-    return held | {"all": sum(held.values())}
-
-
-def activation_bytes(recipe: Recipe) -> int:
-    """What one sample's blocks keep for the backward pass of the packed step (the expert's few rows are left out).
-
-    Of every token, in widths: the block's input, the modulated input, queries, keys and values (those of attention, and
-    queries and keys before their norms), the attention's output twice, the residual stream twice more, the normed input
-    of the cross-attention, its queries twice, its output, the modulated input of the feed-forward: 17; and its hidden
-    layer, once over frozen weights and twice else. With checkpointing: the input alone, and one block's all.
-    """
-    backbone, count = recipe.model.backbone, tokens(recipe)
-    hidden = backbone.ffn_width * (1 if backbone.frozen and backbone.lora_rank else 2)
-    token = 17 * backbone.width + hidden
-    both, video = count["action_pass"] + count["video_pass"], count["video_pass"]
-    until_tap, after = backbone.taps[-1] + 1, backbone.num_blocks - backbone.taps[-1] - 1
-    rows = both * until_tap + video * after
-    numbers = rows * backbone.width + both * token if recipe.train.checkpointing else rows * token
-    return numbers * (2 if recipe.train.precision == "bfloat16" else 4)
 
 
 def table(described: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from lightwam.config.schema import SimConfig as SimConfig
 from lightwam.config.schema import TrainConfig as TrainConfig
 from lightwam.config.schema import Umt5Config as Umt5Config
 from lightwam.config.schema import WanVaeConfig as WanVaeConfig
-from lightwam.config.schema import adapted as adapted
-from lightwam.config.schema import added as added
-from lightwam.config.schema import from_dict as from_dict
-from lightwam.config.schema import to_dict as to_dict
+from lightwam.config.schema import with_simulator as with_simulator
+from lightwam.config.strict_json import added as added
+from lightwam.config.strict_json import from_dict as from_dict
+from lightwam.config.strict_json import to_dict as to_dict

@@ -24,7 +24,7 @@ def _require(truth: bool, what: str, where: str, got: object, expected: object, 
         raise ConfigError(what, where=where, got=got, expected=expected, next_step=next_step)
 
 
-def check(recipe: Recipe) -> Recipe:
+def check_recipe(recipe: Recipe) -> Recipe:
     """The same recipe, when its parts fit together; else ConfigError naming the two settings that do not.
 
     Called at the door by every command that takes a recipe whole, so that nothing downstream has to doubt its config.
@@ -33,7 +33,7 @@ def check(recipe: Recipe) -> Recipe:
     _check_windows(recipe)
     _check_pictures(recipe)
     _check_train(recipe.train)
-    check_world(recipe.sim, recipe.eval)
+    check_simulation(recipe.sim, recipe.eval)
     _check_demonstrations(recipe.sim, recipe.collect, recipe.eval)
     pretrained = isinstance(recipe.latents, WanVaeConfig) or isinstance(recipe.text, Umt5Config)
     _require(bool(recipe.weights) or not pretrained, "no weights are named for the VAE or text encoder", "weights",
@@ -69,7 +69,7 @@ def check_seed(name: str, seed: int) -> None:
     _require(seed >= 0, "a seed must not be negative", name, seed, ">= 0")
 
 
-def check_world(sim: SimConfig, evaluation: EvalConfig) -> None:
+def check_simulation(sim: SimConfig, evaluation: EvalConfig) -> None:
     """ConfigError where a simulator and an evaluation's settings do not fit together, whatever the policy."""
     counts = {f"sim.{name}": getattr(sim, name) for name in ("height", "width", "max_steps", "action_repeat")}
     counts |= {f"eval.{name}": getattr(evaluation, name) for name in ("trials", "replan", "workers")}
@@ -102,7 +102,7 @@ def _check_libero(sim: SimConfig, evaluation: EvalConfig) -> None:
 
 
 def _check_demonstrations(sim: SimConfig, collect: CollectConfig, evaluation: EvalConfig) -> None:
-    for name in ("demos_per_task", "turn", "workers"):
+    for name in ("demos_per_task", "demos_per_turn", "workers"):
         value = getattr(collect, name)
         _require(value >= 1, "a count must be positive", f"collect.{name}", value, ">= 1")
     check_seed("collect.first_seed", collect.first_seed)

@@ -95,8 +95,8 @@ def with_suite_and_protocol(
 ) -> tuple[SimConfig, EvalConfig]:
     """Return the settings with all tasks of a suite and the constants of the protocol `name`, where these are given.
 
-    Settings that `explicit` names, such as "--sim.max-steps", keep their values (`check` refuses what contradicts a
-    protocol). ConfigError for unknown names and for another simulator than LIBERO.
+    Settings that `explicit` names, such as "--sim.max-steps", keep their values (`check_recipe` refuses what
+    contradicts a protocol). ConfigError for unknown names and for another simulator than LIBERO.
     """
     if sim.name != "libero" and (suite or name):
         where, step = "--suite, --protocol", "choose tasks by --sim.tasks"

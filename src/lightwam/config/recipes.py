@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from lightwam.config.checks import check
+from lightwam.config.checks import check_recipe
 from lightwam.config.schema import (
     BackboneConfig,
     CameraPlace,
@@ -233,7 +233,9 @@ def libero_object_small() -> Recipe:
             max_steps=200,
             protocol="plain",
         ),
-        collect=CollectConfig(demos_per_task=30, turn=10, noise_std=0.15, noise_probability=0.25, extra_steps=5),
+        collect=CollectConfig(
+            demos_per_task=30, demos_per_turn=10, noise_std=0.15, noise_probability=0.25, extra_steps=5
+        ),
         train=replace(base.train, steps=6000, ema_decay=0.999, save_every=1000),
         eval=EvalConfig(trials=10, replan=8),
     )
@@ -243,7 +245,7 @@ def paper_libero_model() -> ModelConfig:
     """Every size of the Light-WAM published for LIBERO (arXiv 2606.08242).
 
     Its evaluation executes 10 of 32 steps, so 10 are supervised here; its own script supervises 8, a pair that
-    `checks.check` refuses.
+    `checks.check_recipe` refuses.
     """
     return ModelConfig(
         backbone=BackboneConfig(),
@@ -324,7 +326,7 @@ def _libero(name: str, suites: tuple[str, ...], steps: int | None = None) -> Rec
             max_steps=700 if "libero_10" in suites else 400,
             protocol="light-wam",
         ),
-        collect=CollectConfig(demos_per_task=50, turn=10),
+        collect=CollectConfig(demos_per_task=50, demos_per_turn=10),
         train=_paper_training(steps or LIBERO_SUITES[suites[0]], batch_size=64),
         eval=EvalConfig(trials=50, replan=10),
         prompt=PAPER_PROMPT,
@@ -402,4 +404,4 @@ def recipe(name: str) -> Recipe:
     """Return the recipe of this name, checked; ConfigError with the nearest names for an unknown one."""
     if name not in RECIPES:
         raise ConfigError("unknown recipe", got=repr(name), next_step=did_you_mean(name, RECIPES))
-    return check(RECIPES[name]())
+    return check_recipe(RECIPES[name]())

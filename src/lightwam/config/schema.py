@@ -1,33 +1,27 @@
-"""Every setting there is, as frozen dataclasses; whether they fit together is for `checks.check` to say.
+"""Every setting, as frozen dataclasses; `checks.check_recipe` checks that they fit together.
 
-A named experiment is a function in recipes.py that returns a whole `Recipe`. A run directory holds its recipe as JSON;
-reading it back is strict both ways: an unknown key, a missing key or a value of another type is refused by name. Only a
-field that was `added` later may be missing, so that older runs can still be loaded.
+A named experiment is a function in recipes.py that returns a complete `Recipe`. A run directory holds its recipe as
+JSON, which `strict_json` reads. The docstrings of the fields are the help of the command line.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import types
-import typing
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import ClassVar, Literal
 
-from lightwam.errors import ConfigError, did_you_mean
+from lightwam.config.strict_json import added, renamed
 
 LATENTS = "latents"
-"""the folder of a dataset for what pretrained encoders made of it"""
+"""subfolder of a dataset for cached latents and prompt embeddings"""
+POOL = 2
+"""latents a side that the video pass averages into one"""
 NormKind = Literal["min_max", "z_score", "quantile", "identity"]
-
-
-def added(default: Any) -> Any:
-    """Declare a field that older recipes lack; they are read with `default`, which gives the behaviour they had."""
-    return field(default=default, metadata={"added": True})
 
 
 @dataclass(frozen=True)
 class BackboneConfig:
-    """The video diffusion transformer (Wan2.1's); defaults are Wan2.1-T2V-1.3B with Light-WAM's taps."""
+    """The video diffusion transformer; the defaults are Wan2.1-T2V-1.3B with Light-WAM's taps."""
 
     width: int = 1536
     ffn_width: int = 8960
@@ -38,18 +32,18 @@ class BackboneConfig:
     text_dim: int = 4096
     time_code_dim: int = 256
     taps: tuple[int, ...] = (8, 16, 24)
-    """blocks, counted from 0, whose adapted output the action expert reads"""
+    """indices of the blocks whose adapted output the action expert reads"""
     adapter_width: int = 256
     lora_rank: int = 64
     """0: no LoRA"""
     lora_alpha: float = 128.0
     frozen: bool = True
-    """train LoRA, adapters and head only (the paper); False trains everything (a backbone from scratch)"""
+    """train LoRA, adapters and head only, as the paper does; False trains everything (a backbone from scratch)"""
 
 
 @dataclass(frozen=True)
 class ExpertConfig:
-    """StateFusionActionExpert; defaults are the paper's."""
+    """The action head, the paper's StateFusionActionExpert; the defaults are the paper's."""
 
     num_queries: int = 16
     num_pool_heads: int = 8
@@ -68,18 +62,18 @@ class FlowConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """One Light-WAM."""
+    """The sizes and loss weights of one Light-WAM."""
 
     backbone: BackboneConfig
     expert: ExpertConfig
     flow: FlowConfig
     state_dim: int
-    """numbers in a robot's state; 0: no state, the policy sees only the pictures and the sentence"""
+    """numbers in a robot's state; 0: the policy sees pictures and sentence only"""
     action_dim: int
     horizon: int = 32
     """actions in a chunk"""
     supervised_prefix: int = 32
-    """the first steps of a chunk that the action loss reads; a controller must not execute more"""
+    """the action loss covers these first steps of a chunk; a controller must not execute more"""
     action_loss_weight: float = 1.0
     """the paper's lambda"""
     video_loss_weight: float = 1.0
@@ -88,7 +82,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class CameraPlace:
-    """Where one camera's picture, cropped and then resized to height x width, stands on the codec's canvas (pixels)."""
+    """The place on the canvas, in pixels, of a camera's picture, which is cropped, then resized to height x width."""
 
     camera: str
     top: int
@@ -96,22 +90,23 @@ class CameraPlace:
     height: int
     width: int
     crop: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
-    """the part of the picture that is used: top, left, bottom, right, as shares of its sides"""
+    """top, left, bottom, right of the part of the picture to use, as fractions of its sides"""
 
 
 @dataclass(frozen=True)
 class CodecConfig:
-    """Robot data <-> model arrays."""
+    """The conversion between robot data and model arrays."""
 
     canvas: tuple[int, int]
-    """height, width of the picture that the model sees, in pixels"""
+    """height and width of the picture that the model sees, in pixels"""
     places: tuple[CameraPlace, ...]
     state_norm: NormKind = "min_max"
     action_norm: NormKind = "min_max"
     video_stride: int = 4
     """control steps from one video frame to the next"""
     delta_action_dims: tuple[int, ...] = ()
-    """action dims that mean 'no motion' at 0 in robot units: padded steps hold 0 there, else the last action"""
+    """action dims in which 0 (robot units) means no motion; steps past an episode's end are padded with 0 there,
+    with the last action elsewhere"""
 
 
 @dataclass(frozen=True)
@@ -122,6 +117,12 @@ class DctConfig:
     chroma_channels: int = 3
     kind: Literal["dct"] = "dct"
 
+    pretrained: ClassVar[bool] = False
+    spatial_stride: ClassVar[int] = 8
+    """pixels a latent"""
+    temporal_stride: ClassVar[int] = 4
+    """video frames a latent frame; the first frame has a latent frame of its own"""
+
     @property
     def channels(self) -> int:
         """Latent channels."""
@@ -130,32 +131,46 @@ class DctConfig:
 
 @dataclass(frozen=True)
 class WanVaeConfig:
-    """Wan2.1's video VAE, from the folder or Hub repo that the recipe's `weights` names."""
+    """Wan2.1's video VAE, from the folder or Hub repo in the recipe's `weights`."""
 
     channels: int = 16
     kind: Literal["wan_vae"] = "wan_vae"
 
+    pretrained: ClassVar[bool] = True
+    spatial_stride: ClassVar[int] = 8
+    temporal_stride: ClassVar[int] = 4
+
 
 @dataclass(frozen=True)
 class HashedTextConfig:
-    """Weight-free text: words hashed to fixed vectors, one state a token."""
+    """Weight-free text: every word is hashed to a fixed vector."""
 
     num_tokens: int = 16
     dim: int = 64
     kind: Literal["hashed"] = "hashed"
     truncate: bool = added(False)
-    """read the first num_tokens words of a longer sentence; False refuses it"""
+    """use the first num_tokens words of a longer sentence; False refuses it"""
+
+    pretrained: ClassVar[bool] = False
+    min_tokens: ClassVar[int] = 1
 
 
 @dataclass(frozen=True)
 class Umt5Config:
-    """UMT5-XXL's encoder, as Wan2.1 has it, from the folder or Hub repo that the recipe's `weights` names."""
+    """Wan2.1's UMT5-XXL text encoder, from the folder or Hub repo in the recipe's `weights`."""
 
     num_tokens: int = 128
     dim: int = 4096
     kind: Literal["umt5"] = "umt5"
     truncate: bool = added(False)
-    """read the first num_tokens - 1 tokens of a longer sentence and the end token, as Wan does; False refuses it"""
+    """use the first num_tokens - 1 tokens of a longer sentence and the end token, as Wan does; False refuses it"""
+
+    pretrained: ClassVar[bool] = True
+
+    @property
+    def min_tokens(self) -> int:
+        """The least `num_tokens`: a truncated sentence needs a token besides the end token."""
+        return 2 if self.truncate else 1
 
 
 @dataclass(frozen=True)
@@ -163,7 +178,7 @@ class SimConfig:
     """A simulator with its tasks and cameras."""
 
     name: str
-    """adapter, for example "metaworld" """
+    """the adapter, for example metaworld"""
     tasks: tuple[str, ...]
     cameras: tuple[str, ...]
     height: int
@@ -171,9 +186,9 @@ class SimConfig:
     max_steps: int
     """control steps until an episode counts as failed"""
     action_repeat: int = 1
-    """simulator steps for one control step"""
+    """simulator steps per control step"""
     protocol: str = added("")
-    """the adapter's named set of constants, where a benchmark is evaluated under several; LIBERO: docs/libero.md"""
+    """named set of constants, for a benchmark that is evaluated under several; LIBERO: docs/libero.md"""
 
 
 @dataclass(frozen=True)
@@ -182,24 +197,24 @@ class CollectConfig:
 
     demos_per_task: int
     more_demos: tuple[tuple[str, int], ...] = ()
-    """(task, count): demonstrations beyond that of tasks whose goals vary more"""
+    """pairs of task and count: additional demonstrations of tasks whose goals vary more"""
     noise_std: float = 0.0
-    """Gaussian noise added to executed actions, in action units; the stored action is the expert's own"""
+    """Gaussian noise added to executed actions, in action units; the expert's own action is recorded"""
     noise_probability: float = 1.0
-    """share of steps that are executed with noise"""
+    """fraction of steps that are executed with noise"""
     wander_steps: int = 0
-    """up to this many steps in a random direction before a demonstration begins, not recorded: where the hand is then
-    says nothing of the goal, and the policy has to look for it"""
+    """at most this many unrecorded steps in a random direction before a demonstration begins, so that the hand's
+    position does not reveal the goal"""
     extra_steps: int = 0
-    """steps recorded after the first success, so that the policy learns to stay"""
-    turn: int = added(1)
-    """so many demonstrations of a task before the next one's turn: more where a simulator takes seconds to load"""
+    """steps recorded after the first success, so that the policy learns to stay there"""
+    demos_per_turn: int = renamed("turn", 1, added=True)
+    """demonstrations recorded per task before switching to the next task; raise it if a simulator loads slowly"""
     first_seed: int = 0
-    """demonstrations use seeds from here up"""
+    """lowest seed of a demonstration"""
     workers: int = 2
 
     def demos(self, task: str) -> int:
-        """Demonstrations wanted of `task`."""
+        """Return the number of demonstrations to record of `task`."""
         return self.demos_per_task + dict(self.more_demos).get(task, 0)
 
 
@@ -225,12 +240,12 @@ class ControlSettings:
 
 @dataclass(frozen=True)
 class ConvertConfig:
-    """How demonstrations of LIBERO that others published are read."""
+    """The reading of LIBERO demonstrations that others published."""
 
     orientation: Literal["auto", "upright", "upside-down"] = "auto"
-    """how the source's pictures lie; auto: upside-down in LIBERO's own files, upright in LeRobot datasets"""
+    """orientation of the source's pictures; auto: upside-down in LIBERO's own files, upright in LeRobot datasets"""
     gripper: Literal["auto", "zero-one", "minus-one-one"] = "auto"
-    """the source's actions: 1 open and 0 closed, or the simulator's -1 open and 1 closed; auto: told by their values"""
+    """the source's gripper action: 1 open and 0 closed, or the simulator's -1 open and 1 closed; auto: by its values"""
     keep_no_ops: bool = False
     """keep steps that neither move nor change the gripper"""
     keep_failures: bool = False
@@ -245,26 +260,27 @@ class TrainConfig:
     batch_size: int
     learning_rate: float = 1e-4
     muon_learning_rate: float = 0.0
-    """0: AdamW for all; else the peak rate of Muon for the matrices in the backbone's blocks and adapters"""
+    """peak rate of Muon, for the matrices in the backbone's blocks and adapters; 0: AdamW trains them too"""
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 1e-2
     warmup_steps: int = 1000
     final_learning_rate: float = 0.0
     clip_norm: float = 1.0
     ema_decay: float = 0.0
-    """0: no average; else the decay of the average of trained weights that is evaluated"""
+    """decay of the moving average of trained weights, which is then evaluated; 0: no average"""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """of the model's weights and activations; bfloat16 keeps float32 masters of what is trained"""
+    """of weights and activations; bfloat16 keeps float32 masters of the trained weights"""
     micro_batch: int = 0
-    """0: the whole batch at once; else this many samples at a time, their gradients added up (less memory)"""
+    """samples in one forward and backward pass, to save memory; gradients are added up; 0: the batch in one pass"""
     checkpointing: bool = False
-    """keep each block's input alone for the backward pass and compute the rest twice (less memory, slower)"""
+    """keep only the blocks' inputs for the backward pass and compute the rest again: less memory, slower"""
     seed: int = 0
     log_every: int = 20
     save_every: int = 500
     shift_pixels: int = 0
-    """training pictures are shifted at random by up to this many pixels each way (augmentation)"""
-    listeners: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """augmentation: shift training pictures at random by at most this many pixels each way"""
+    loggers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = renamed("listeners", ())
+    """where to log besides the run's log.jsonl"""
 
 
 @dataclass(frozen=True)
@@ -272,18 +288,18 @@ class EvalConfig:
     """Closed-loop evaluation."""
 
     trials: int
-    """episodes a task"""
+    """episodes per task"""
     replan: int
-    """steps executed of each chunk"""
+    """steps to execute of each chunk"""
     first_seed: int = 1_000_000
-    """episode i of a task uses seed first_seed + i; training must not have seen it"""
+    """episode i of a task has seed first_seed + i, which demonstrations must not have"""
     workers: int = 2
     videos_per_task: int = 2
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One named experiment, whole."""
+    """One named experiment, complete."""
 
     name: str
     model: ModelConfig
@@ -295,79 +311,33 @@ class Recipe:
     train: TrainConfig
     eval: EvalConfig
     prompt: str = "{task}"
-    """how a task sentence becomes the prompt; the paper: A video recorded from a robot's point of view executing the
-    following instruction: {task}"""
+    """the text encoder's input, with {task} in place of the task sentence"""
     weights: str = ""
-    """pretrained Wan2.1: a folder (the official layout or diffusers') or a Hub repo id; "": nothing is pretrained"""
+    """pretrained Wan2.1: a folder (the official layout or diffusers') or a Hub repo id; empty: nothing is pretrained"""
     notes: str = field(default="", compare=False)
 
+    @property
+    def num_frames(self) -> int:
+        """Video frames in a training window."""
+        return 1 + self.model.horizon // self.codec.video_stride
 
-def adapted(recipe: Recipe, sim: SimConfig, settings: EvalConfig) -> Recipe:
-    """The recipe of an evaluation in another world; what is said of demonstrations of tasks not in it is left out."""
+    @property
+    def latent_shape(self) -> tuple[int, int, int, int]:
+        """[C, T, h, w] of a window's clip at full resolution."""
+        num_latent_frames = 1 + (self.num_frames - 1) // self.latents.temporal_stride
+        height, width = (side // self.latents.spatial_stride for side in self.codec.canvas)
+        return self.model.backbone.latent_channels, num_latent_frames, height, width
+
+    @property
+    def pooled_shape(self) -> tuple[int, int, int, int]:
+        """[C, T, h, w] of a window's clip as the video pass sees it."""
+        channels, frames, height, width = self.latent_shape
+        return channels, frames, height // POOL, width // POOL
+
+
+def with_simulator(recipe: Recipe, sim: SimConfig, settings: EvalConfig) -> Recipe:
+    """Return the recipe with another simulator and evaluation; drops `more_demos` of tasks the simulator lacks."""
     more = tuple((task, count) for task, count in recipe.collect.more_demos if task in sim.tasks)
     return dataclasses.replace(
         recipe, sim=sim, eval=settings, collect=dataclasses.replace(recipe.collect, more_demos=more)
     )
-
-
-Config = TypeVar("Config")
-
-
-def to_dict(config: Any) -> Any:
-    """A config as plain JSON values, key order as declared."""
-    if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        return {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
-    return [to_dict(item) for item in config] if isinstance(config, (list, tuple)) else config
-
-
-def from_dict(kind: type[Config], data: Any, where: str = "config") -> Config:
-    """The config of type `kind` from JSON values; unknown, missing or mistyped keys raise ConfigError."""
-    return typing.cast(Config, _parse(kind, data, where))
-
-
-def _parse(kind: Any, data: Any, where: str) -> Any:
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind):
-        return _parse_dataclass(typing.cast(type, kind), data, where)
-    if origin is Literal:
-        if data in arguments:
-            return data
-    elif origin is tuple:
-        if isinstance(data, (list, tuple)):
-            items = (arguments[0],) * len(data) if arguments[-1] is Ellipsis else arguments
-            if len(items) == len(data):
-                pairs = zip(items, data, strict=True)
-                return tuple(_parse(item, value, f"{where}[{i}]") for i, (item, value) in enumerate(pairs))
-    elif origin in (typing.Union, types.UnionType):
-        kinds = {_kind_of(option): option for option in arguments}
-        if isinstance(data, dict):
-            if "kind" not in data:
-                raise ConfigError("config keys are missing", where=where, got=sorted(data), expected=["kind"])
-            if data["kind"] not in list(kinds):
-                raise ConfigError("unknown kind", where=f"{where}.kind", got=repr(data["kind"]), expected=sorted(kinds))
-            return _parse(kinds[data["kind"]], data, where)
-    elif kind is float and isinstance(data, (int, float)) and not isinstance(data, bool):
-        return float(data)
-    elif isinstance(data, kind) and (kind is bool or not isinstance(data, bool)):
-        return data
-    expected = kind.__name__ if isinstance(kind, type) else kind
-    raise ConfigError("a config value has the wrong type", where=where, got=repr(data), expected=expected)
-
-
-def _kind_of(option: Any) -> Any:
-    return next((f.default for f in dataclasses.fields(option) if f.name == "kind"), None)
-
-
-def _parse_dataclass(kind: type, data: Any, where: str) -> Any:
-    if not isinstance(data, dict):
-        raise ConfigError("a config section is not a table", where=where, got=repr(data), expected=kind.__name__)
-    hints, fields = typing.get_type_hints(kind), dataclasses.fields(kind)
-    names = [f.name for f in fields]
-    for key in data:
-        if key not in names:
-            raise ConfigError("unknown config key", where=where, got=repr(key), next_step=did_you_mean(str(key), names))
-    data = {f.name: to_dict(f.default) for f in fields if f.metadata.get("added")} | data
-    missing = [name for name in names if name not in data]
-    if missing:
-        raise ConfigError("config keys are missing", where=where, got=sorted(data), expected=missing)
-    return kind(**{name: _parse(hints[name], data[name], f"{where}.{name}") for name in names})

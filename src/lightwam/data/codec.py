@@ -14,8 +14,8 @@ from jaxtyping import Float, Float32, Float64, UInt8
 from torch import Tensor
 from torch.nn import functional
 
-from lightwam.config import schema
 from lightwam.config.schema import CameraPlace, CodecConfig, NormKind
+from lightwam.config.strict_json import from_dict, to_dict
 from lightwam.data.statistics import FeatureStats
 from lightwam.errors import ConfigError, WireError, did_you_mean
 
@@ -69,7 +69,7 @@ class Codec:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values that `from_dict` reads back to an equal codec."""
-        return {"config": schema.to_dict(self.config), "state": self.state.to_dict(), "action": self.action.to_dict()}
+        return {"config": to_dict(self.config), "state": self.state.to_dict(), "action": self.action.to_dict()}
 
     @classmethod
     def from_dict(cls, data: Any, where: str = "codec") -> Codec:
@@ -79,7 +79,7 @@ class Codec:
             got = sorted(map(str, data)) if isinstance(data, dict) else type(data).__name__
             raise ConfigError("not a codec", where=where, got=got, expected=sorted(names))
         return cls(
-            schema.from_dict(CodecConfig, data["config"], f"{where}.config"),
+            from_dict(CodecConfig, data["config"], f"{where}.config"),
             FeatureStats.from_dict(data["state"], f"{where}.state"),
             FeatureStats.from_dict(data["action"], f"{where}.action"),
         )

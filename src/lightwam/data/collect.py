@@ -243,7 +243,7 @@ class _Plan:
     def __init__(self, recipe: Recipe, notes: Sequence[EpisodeNote], root: Path) -> None:
         first = recipe.collect.first_seed
         self._wanted = {task: recipe.collect.demos(task) for task in recipe.sim.tasks}
-        self._first_seed, self._settings, self._block = first, _settings(recipe), recipe.collect.turn
+        self._first_seed, self._settings, self._block = first, _settings(recipe), recipe.collect.demos_per_turn
         self._versions = registry.installed_versions(recipe.sim.name)
         self._turns = {task: _Turn(first, settled_seed=first) for task in recipe.sim.tasks}
         for index, note in enumerate(notes):
@@ -355,6 +355,6 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
         "wander_steps": collect.wander_steps,
         "extra_steps": collect.extra_steps,
         "first_seed": collect.first_seed,
-        "turn": collect.turn,
+        "turn": collect.demos_per_turn,
         "protocol": sim.protocol,
     }

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64, Shaped
 
-from lightwam.config import schema
+from lightwam.config.strict_json import from_dict
 from lightwam.errors import ConfigError
 
 Row = Float64[np.ndarray, " D"]
@@ -51,7 +51,7 @@ class FeatureStats:
     @classmethod
     def from_dict(cls, data: Any, where: str = "stats") -> FeatureStats:
         """Read `to_dict`'s values; ConfigError when a key is unknown, missing or mistyped, or lengths differ."""
-        read: Any = schema.from_dict(_Stored, data, where)
+        read: Any = from_dict(_Stored, data, where)
         rows = {name: getattr(read, name) for name in ROWS}
         for name, row in rows.items():
             if not all(map(math.isfinite, row)):

@@ -12,7 +12,7 @@ from torch import Tensor
 from lightwam.engine.folded_model import ContextKV, FoldedWAM, PromptKV
 from lightwam.engine.folding import Placement
 from lightwam.model.light_wam import LightWAM
-from lightwam.system.cpu import product_dtype
+from lightwam.system.cpu import matmul_dtype
 from lightwam.types import LatentCodec, to_pixels
 
 MAX_SENTENCES = 64
@@ -42,7 +42,7 @@ class Engine:
         A CPU without bfloat16 units computes in float32 instead. `states` returns the token states of instructions.
         `int8` keeps the weights of linear layers in 8 bits: less memory, and actions that differ slightly.
         """
-        dtype = getattr(torch, product_dtype(device, dtype))
+        dtype = getattr(torch, matmul_dtype(device, dtype))
         self.device = device
         self.folded = folded = FoldedWAM(model, Placement(device, dtype, int8))
         bits = ", weights in 8 bits" if int8 else ""

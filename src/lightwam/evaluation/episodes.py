@@ -11,7 +11,7 @@ from typing import Any
 
 from lightwam.errors import CheckpointError
 from lightwam.policy import run_directory
-from lightwam.system.files import writing
+from lightwam.system.files import explain_disk_errors
 
 EPISODE_ROW: dict[str, tuple[type, ...]] = {
     "task": (str,),
@@ -49,7 +49,7 @@ def open_episodes(place: Path, protocol: Mapping[str, Any]) -> dict[tuple[str, i
         run_directory.write_json(place / "protocol.json", protocol)
     done, path = read_episodes(place), place / "episodes.jsonl"
     if num_torn := _lines(place)[1]:
-        with writing(path):
+        with explain_disk_errors(path):
             os.truncate(path, path.stat().st_size - num_torn)
     return done
 

@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from jaxtyping import Float32
 
-from lightwam.config.checks import check_world
-from lightwam.config.schema import EvalConfig, Recipe, SimConfig, adapted, to_dict
+from lightwam.config.checks import check_simulation
+from lightwam.config.schema import EvalConfig, Recipe, SimConfig, with_simulator
+from lightwam.config.strict_json import to_dict
 from lightwam.errors import ConfigError
 from lightwam.evaluation.episodes import open_episodes, read_episodes, task_files
 from lightwam.evaluation.rollouts import FilmJob, SimulatorWorker, StepJob, StepResult, Video
@@ -29,7 +30,7 @@ from lightwam.evaluation.statistics import wilson
 from lightwam.policy import run_directory
 from lightwam.policy.policy import Policy
 from lightwam.sim import registry
-from lightwam.system.files import append_line, replacing, write_file, writing
+from lightwam.system.files import append_line, explain_disk_errors, replace_file, write_file
 from lightwam.system.machine import versions
 from lightwam.system.progress import Progress
 from lightwam.system.workers import (
@@ -99,8 +100,8 @@ def evaluate(
     if pool_factory is None and (settings is None or settings.workers):
         require_main_guard()  # before a policy is loaded
     policy = policy or Policy.load(run, device="auto")
-    recipe = adapted(policy.recipe, sim or policy.recipe.sim, settings or policy.recipe.eval)
-    check_world(recipe.sim, recipe.eval)
+    recipe = with_simulator(policy.recipe, sim or policy.recipe.sim, settings or policy.recipe.eval)
+    check_simulation(recipe.sim, recipe.eval)
     policy.check_evaluation(recipe.sim, recipe.eval)
     warnings = registry.version_warnings(recipe.sim.name)
     for warning in warnings:
@@ -234,7 +235,7 @@ class _Drive:
     def _finish(self, episode: _RunningEpisode, seen: StepResult) -> None:
         name = task_files(self.recipe.sim.tasks)[episode.task]
         actions = np.stack(episode.actions[: seen.steps])
-        with replacing(self.place / "actions" / f"{name}-{episode.seed}.npy") as beside, beside.open("wb") as file:
+        with replace_file(self.place / "actions" / f"{name}-{episode.seed}.npy") as beside, beside.open("wb") as file:
             np.save(file, actions)
         now = time.perf_counter()
         row = {
@@ -265,7 +266,7 @@ def _film(
                 episodes[task, seed]["video"] = video = f"videos/{stem}-{outcome}.mp4"
                 if not (place / video).exists():
                     jobs.append(FilmJob(task, seed, np.load(place / "actions" / f"{stem}.npy")))
-    with writing(place / "videos"):
+    with explain_disk_errors(place / "videos"):
         (place / "videos").mkdir(exist_ok=True)
     num_left = len(jobs)
     if num_left:

@@ -14,7 +14,7 @@ from lightwam.config.schema import Recipe
 from lightwam.data.codec import Codec, to_pictures
 from lightwam.errors import ConfigError
 from lightwam.sim.simulator import Simulator
-from lightwam.system.files import replacing
+from lightwam.system.files import replace_file
 from lightwam.types import LatentCodec, Observation, to_pixels
 
 
@@ -89,7 +89,7 @@ def record_probe(
         "imagine_steps": np.int64(imagine_steps),
         "taps": np.asarray(policy.recipe.model.backbone.taps, np.int64),
     }
-    with replacing(path) as beside, beside.open("wb") as file:
+    with replace_file(path) as beside, beside.open("wb") as file:
         np.savez_compressed(file, **arrays)
 
 

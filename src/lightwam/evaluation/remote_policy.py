@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from lightwam.config.checks import check_world
+from lightwam.config.checks import check_simulation
 from lightwam.config.schema import EvalConfig, Recipe, SimConfig
 from lightwam.errors import ConfigError, WireError
 from lightwam.robot.client import Client
@@ -59,7 +59,7 @@ class RemotePolicy:
 
     def check_evaluation(self, sim: SimConfig, settings: EvalConfig) -> None:
         """ConfigError where they do not fit each other, or the family does not fit the simulator."""
-        check_world(sim, settings)
+        check_simulation(sim, settings)
         world = registry.make_simulator(sim, sim.tasks[0])
         self._schema = fit_schema(self._declared, sim.cameras, world.state_dim, world.action_dim, self._renames)
 

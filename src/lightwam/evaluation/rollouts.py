@@ -14,7 +14,7 @@ from lightwam.data.lerobot.video import write_video
 from lightwam.sim import registry
 from lightwam.sim.disturb import Disturbance, Disturbed
 from lightwam.sim.simulator import Simulator
-from lightwam.system.files import writing
+from lightwam.system.files import explain_disk_errors
 from lightwam.types import Observation
 
 VIDEO_SIZE = 240
@@ -111,7 +111,7 @@ class SimulatorWorker:
         for action in job.actions:
             simulator.step(action)
             pictures.append(simulator.observe().frames[camera])
-        with writing(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory() as folder:
+        with explain_disk_errors(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "film.mp4"
             write_video(path, np.stack(pictures), max(1, round(simulator.fps)))
             return Video(path.read_bytes())

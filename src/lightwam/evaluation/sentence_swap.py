@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from lightwam.config.schema import EvalConfig, SimConfig, from_dict, to_dict
+from lightwam.config.schema import EvalConfig, SimConfig
+from lightwam.config.strict_json import from_dict, to_dict
 from lightwam.errors import CheckpointError, ConfigError
 from lightwam.evaluation.evaluate import evaluate
 from lightwam.policy.policy import Policy

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightwam.config.checks import check
+from lightwam.config.checks import check_recipe
 from lightwam.config.schema import DctConfig, Recipe
 from lightwam.data.codec import Codec
 from lightwam.data.statistics import measure
@@ -29,10 +29,10 @@ from lightwam.policy.actor import Actor, PlainActor
 from lightwam.policy.policy import Policy
 from lightwam.policy.run_directory import open_processing
 from lightwam.sim import registry
-from lightwam.system.cpu import products
-from lightwam.system.devices import device_called
+from lightwam.system.cpu import fast_matmuls
+from lightwam.system.devices import resolve_device
 from lightwam.system.tables import table_lines
-from lightwam.system.timing import Call, conditions, conditions_line, floor_ms, gmac, in_turns
+from lightwam.system.timing import Call, conditions, conditions_line, count_gmac, roofline_ms, time_interleaved
 from lightwam.types import LatentCodec, Observation, to_pixels
 
 VARIANTS = {
@@ -99,17 +99,17 @@ def bench_act(
     computes in on this device. The prompt is cached. 300 calls of each variant and stage after 10; if that took over
     20 s fewer, but at least 5. `say` reports each call of over 2 s.
     """
-    target = device_called(device)
+    target = resolve_device(device)
     torch.manual_seed(0)
     setup = of_recipe(subject, target) if isinstance(subject, Recipe) else of_run(subject, target)
     default = setup.recipe.train.precision if target.type == "cuda" else "float32"
     dtype = getattr(torch, precision or default)
-    with products(target, dtype):
+    with fast_matmuls(target, dtype):
         calls, differences, engines = variants(setup, target, dtype, int8=int8)
         engine = engines["engine"]
-        stages = {stage: in_turns(calls[stage], target, say) for stage in STAGES}
-        work = {name: gmac(call) for name, call in calls[STAGES[1]].items()}
-        floor = floor_ms(work["engine"], size(engine), target, engine.folded.placement.dtype)
+        stages = {stage: time_interleaved(calls[stage], target, say) for stage in STAGES}
+        work = {name: count_gmac(call) for name, call in calls[STAGES[1]].items()}
+        floor = roofline_ms(work["engine"], size(engine), target, engine.folded.placement.dtype)
         parts = parts_ms(setup, engine, stages, target)
     complete = stages[STAGES[-1]]
     result: dict[str, Any] = {
@@ -176,7 +176,7 @@ def random_observation(recipe: Recipe, instruction: str) -> Observation:
 
 def of_recipe(recipe: Recipe, device: torch.device) -> Subject:
     """Return random weights of the recipe's sizes to measure."""
-    check(recipe)
+    check_recipe(recipe)
     model, text, instruction = recipe.model, recipe.text, "a task"
     states = torch.zeros(text.num_tokens, text.dim)
     states[: min(PROMPT_TOKENS, text.num_tokens // 2)].normal_()
@@ -287,7 +287,7 @@ def parts_ms(
         "canvas to latent": lambda: latents.encode(to_pixels(canvas)),
         "action expert": lambda: expert([expert.pool_tap(tap, tokens) for tap in range(len(config.taps))]),
     }
-    medians = {part: row["p50_ms"] for part, row in in_turns(calls, device).items()}
+    medians = {part: row["p50_ms"] for part, row in time_interleaved(calls, device).items()}
     medians["backbone"] = stages[STAGES[0]]["engine"]["p50_ms"] - medians["action expert"]
     return {part: medians[part] for part in PARTS}
 

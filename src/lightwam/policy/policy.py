@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
-from lightwam.config.checks import check
-from lightwam.config.schema import EvalConfig, Recipe, SimConfig, adapted
+from lightwam.config.checks import check_recipe
+from lightwam.config.schema import EvalConfig, Recipe, SimConfig, with_simulator
 from lightwam.data.codec import Codec, to_pictures
 from lightwam.encoders.frozen import Prompts
 from lightwam.engine.engine import Engine
@@ -26,7 +26,7 @@ from lightwam.policy import hub, run_directory
 from lightwam.policy.actor import Actor, PlainActor
 from lightwam.policy.episode import Episode
 from lightwam.policy.observations import ObservationLike, encode_states, observation_fields
-from lightwam.system.devices import device_called
+from lightwam.system.devices import resolve_device
 from lightwam.types import LatentCodec
 
 
@@ -98,7 +98,7 @@ class Policy:
         if int8 and not engine:
             step_ = "engine=True as well (lightwam eval: --engine --int8)"
             raise ConfigError("only the engine keeps weights in 8 bits", where="Policy.load", next_step=step_)
-        run, target = hub.find_run(run, step), device_called(device)
+        run, target = hub.find_run(run, step), resolve_device(device)
         recipe = run_directory.read_recipe(run)
         recipe = recipe if weights is None else replace(recipe, weights=weights)
         codec, latents = run_directory.open_processing(run, recipe, target)
@@ -136,7 +136,7 @@ class Policy:
 
     def check_evaluation(self, sim: SimConfig, settings: EvalConfig) -> None:
         """Raise ConfigError when a simulator or settings of an evaluation do not fit the policy's recipe."""
-        check(adapted(self.recipe, sim, settings))
+        check_recipe(with_simulator(self.recipe, sim, settings))
 
     def begin(self, replan: int | None = None) -> Episode:
         """Begin an episode, which returns one action at a time and asks for a new chunk after `replan` actions.

@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from lightwam.robot.background import BackgroundRequester as BackgroundRequester
     from lightwam.robot.chunks import Crossfade as Crossfade
     from lightwam.robot.chunks import Ensemble as Ensemble
-    from lightwam.robot.client import CannotConnect as CannotConnect
     from lightwam.robot.client import Client as Client
-    from lightwam.robot.client import ConnectionLost as ConnectionLost
-    from lightwam.robot.client import Refused as Refused
+    from lightwam.robot.errors import CannotConnect as CannotConnect
+    from lightwam.robot.errors import ConnectionLost as ConnectionLost
+    from lightwam.robot.errors import Refused as Refused
     from lightwam.robot.player import BlockingPlayer as BlockingPlayer
     from lightwam.robot.player import ChunkPlayer as ChunkPlayer
     from lightwam.robot.player import Play as Play
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 _NAMES = {
     "background": ("BackgroundRequester",),
     "chunks": ("Crossfade", "Ensemble"),
-    "client": ("CannotConnect", "Client", "ConnectionLost", "Refused"),
+    "client": ("Client",),
+    "errors": ("CannotConnect", "ConnectionLost", "Refused"),
     "player": ("BlockingPlayer", "ChunkPlayer", "Play", "hold_still"),
 }
 _MODULES = {name: f"lightwam.robot.{module}" for module, names in _NAMES.items() for name in names}

@@ -7,7 +7,7 @@ import socket
 import ssl
 from urllib.parse import urlsplit
 
-OTHER_PORT = "try another port: openpi's default is 8000"
+OTHER_PORT = "try another port or address: openpi's default port is 8000"
 
 
 def is_address(url: str) -> bool:

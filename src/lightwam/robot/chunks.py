@@ -1,7 +1,6 @@
-"""How the chunk that comes joins the one that is being played: a cross-fade, or an average of all that overlap.
+"""Blending of a new chunk into the one that is being played: a crossfade, or an average of all chunks that overlap.
 
-A place is counted in steps that the robot was moved since the episode began. Actions are float32 arrays of A numbers in
-robot units, chunks (H, A).
+Actions are float32 arrays of A numbers in robot units, chunks are (H, A).
 """
 
 from __future__ import annotations
@@ -16,55 +15,50 @@ from lightwam.errors import ConfigError
 
 @runtime_checkable
 class Plan(Protocol):
-    """The actions to come. Holds no clock: `take` goes on by one place."""
+    """The next actions, without a clock."""
 
     @property
-    def left(self) -> int:
-        """How many actions there are from this place on."""
-        ...
+    def remaining(self) -> int:
+        """Number of actions to come."""
 
-    def join(self, actions: np.ndarray) -> None:
-        """Puts in a chunk (n, A) whose first action is for this place; n >= 1."""
-        ...
+    def add(self, actions: np.ndarray) -> None:
+        """Add a chunk (n, A), n >= 1, whose first action is the next one."""
 
-    def take(self) -> np.ndarray:
-        """The action (A,) of this place, `left` being at least 1."""
-        ...
+    def pop(self) -> np.ndarray:
+        """Remove and return the next action (A,); `remaining` must be at least 1."""
 
     def clear(self) -> None:
-        """Nothing is to come any more."""
-        ...
+        """Remove all actions."""
 
 
 @runtime_checkable
 class Blend(Protocol):
-    """A setting of how chunks are joined."""
+    """How chunks are combined."""
 
     def plan(self, switch_dims: tuple[int, ...]) -> Plan:
-        """An empty plan; dimensions in `switch_dims` (a gripper that opens or closes) are the newest chunk's alone."""
-        ...
+        """Make an empty plan; `switch_dims` (a gripper that opens or closes) are taken from the newest chunk alone."""
 
 
 @dataclass(frozen=True)
 class Crossfade:
-    """Over `steps` steps the weight goes in a straight line from the actions planned before to the new chunk's."""
+    """A linear fade over `steps` steps from the planned actions to those of the new chunk."""
 
     steps: int = 0
-    """0: the new chunk at once"""
+    """0: switch to the new chunk at once"""
 
     def __post_init__(self) -> None:
         require(self.steps >= 0, "Crossfade.steps", self.steps, "0 or more")
 
     def plan(self, switch_dims: tuple[int, ...]) -> Plan:
-        """An empty plan."""
-        return _Faded(self.steps, switch_dims)
+        """Make an empty plan."""
+        return _CrossfadePlan(self.steps, switch_dims)
 
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Temporal ensembling: the mean of what all chunks say of a step, the i-th oldest weighing exp(-decay * i).
+    """Temporal ensembling: the mean of all chunks' actions for a step, the i-th oldest weighted by exp(-decay * i).
 
-    ACT (arXiv 2304.13705) has decay 0.01. The oldest weighs most, a large decay makes new chunks slow to count.
+    ACT (arXiv 2304.13705) uses decay 0.01. The oldest chunk weighs most: a large decay makes new chunks count late.
     """
 
     decay: float = 0.01
@@ -73,62 +67,62 @@ class Ensemble:
         require(self.decay >= 0, "Ensemble.decay", self.decay, "0 or more")
 
     def plan(self, switch_dims: tuple[int, ...]) -> Plan:
-        """An empty plan."""
-        return _Ensembled(self.decay, switch_dims)
+        """Make an empty plan."""
+        return _EnsemblePlan(self.decay, switch_dims)
 
 
-def require(good: bool, where: str, got: object, expected: str) -> None:
-    """ConfigError naming the setting, unless it is good."""
-    if not good:
-        raise ConfigError("a setting of the player is out of range", where=where, got=got, expected=expected)
+def require(condition: bool, setting: str, got: object, expected: str) -> None:
+    """Raise ConfigError unless the condition for a setting is true."""
+    if not condition:
+        raise ConfigError(f"{setting} must be {expected}", got=got)
 
 
-class _Faded:
-    """Joined when a chunk comes: a chunk that comes during a fade is faded into what the fade had planned."""
+class _CrossfadePlan:
+    """One sequence of actions; a chunk that comes during a fade is faded into what the fade had planned."""
 
     def __init__(self, steps: int, switch_dims: tuple[int, ...]) -> None:
-        self._steps, self._switch = steps, list(switch_dims)
+        self._steps, self._switch_dims = steps, list(switch_dims)
         self._actions = np.empty((0, 0), np.float32)
 
     @property
-    def left(self) -> int:
+    def remaining(self) -> int:
         return len(self._actions)
 
-    def join(self, actions: np.ndarray) -> None:
-        joined, count = actions.copy(), min(self._steps, self.left, len(actions))
+    def add(self, actions: np.ndarray) -> None:
+        blended, count = actions.copy(), min(self._steps, self.remaining, len(actions))
         if count:
-            share = (np.arange(1, count + 1, dtype=np.float32) / (self._steps + 1))[:, None]
-            joined[:count] = share * actions[:count] + (1 - share) * self._actions[:count]
-            joined[:, self._switch] = actions[:, self._switch]
-        self._actions = joined
+            weight = (np.arange(1, count + 1, dtype=np.float32) / (self._steps + 1))[:, None]
+            blended[:count] = weight * actions[:count] + (1 - weight) * self._actions[:count]
+            blended[:, self._switch_dims] = actions[:, self._switch_dims]
+        self._actions = blended
 
-    def take(self) -> np.ndarray:
-        first, self._actions = self._actions[0], self._actions[1:]
-        return first
+    def pop(self) -> np.ndarray:
+        action, self._actions = self._actions[0], self._actions[1:]
+        return action
 
     def clear(self) -> None:
         self._actions = np.empty((0, 0), np.float32)
 
 
-class _Ensembled:
-    """What is left of every chunk, the oldest first."""
+class _EnsemblePlan:
+    """The remaining actions of every chunk, the oldest chunk first."""
 
     def __init__(self, decay: float, switch_dims: tuple[int, ...]) -> None:
-        self._decay, self._switch = decay, list(switch_dims)
+        self._decay, self._switch_dims = decay, list(switch_dims)
         self._chunks: list[np.ndarray] = []
 
     @property
-    def left(self) -> int:
+    def remaining(self) -> int:
         return max(map(len, self._chunks), default=0)
 
-    def join(self, actions: np.ndarray) -> None:
+    def add(self, actions: np.ndarray) -> None:
         self._chunks.append(actions)
 
-    def take(self) -> np.ndarray:
-        said = np.stack([chunk[0] for chunk in self._chunks])
-        weight = np.exp(-self._decay * np.arange(len(said), dtype=np.float64))
-        action = (weight / weight.sum() @ said).astype(np.float32)
-        action[self._switch] = said[-1, self._switch]
+    def pop(self) -> np.ndarray:
+        candidates = np.stack([chunk[0] for chunk in self._chunks])
+        weight = np.exp(-self._decay * np.arange(len(candidates), dtype=np.float64))
+        action = (weight / weight.sum() @ candidates).astype(np.float32)
+        action[self._switch_dims] = candidates[-1, self._switch_dims]
         self._chunks = [chunk[1:] for chunk in self._chunks if len(chunk) > 1]
         return action
 

@@ -51,6 +51,11 @@ def proxy_for(url: str) -> Proxy | None:
     return None
 
 
+def without_proxy(url: str) -> str:
+    """Return the setting with which no proxy is used for an address."""
+    return f"NO_PROXY={urlsplit(url).hostname} to connect without it"
+
+
 def is_excepted(host: str, port: int, exceptions: str) -> bool:
     """Return whether `exceptions`, the value of NO_PROXY, includes a host.
 

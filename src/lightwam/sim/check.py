@@ -148,6 +148,8 @@ def _step(simulator: Simulator) -> Iterator[Finding]:
         if not np.array_equal(given, action):
             yield Finding("step wrote into the action it was given", action, given)
             return
+        if outcome.ended:
+            break
     simulator.observe()
     if not all(np.array_equal(a, b) for a, b in zip([*before.frames.values(), before.state], copies, strict=True)):
         yield Finding("an observation changed after it was given", "memory that is written again", "arrays of its own")

@@ -39,22 +39,22 @@ def keep_memory() -> bool:
     return mallopt is not None and bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, -1))
 
 
-def products(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
+def fast_matmuls(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
     """Within it, backward passes included, a CPU without bfloat16 units computes their products in float32.
 
     They are rounded once, to bfloat16. Torch's own are no more exact there, and up to tens of times slower. Nothing
     changes on other devices, on CPUs that have the units, or where a model's `dtype` is another.
     """
-    return nullcontext() if product_dtype(device, dtype) == str(dtype).removeprefix("torch.") else Float32Products()
+    return nullcontext() if matmul_dtype(device, dtype) == str(dtype).removeprefix("torch.") else Float32Matmuls()
 
 
-def product_dtype(device: torch.device, dtype: torch.dtype) -> str:
-    """What products are computed in within `products`."""
+def matmul_dtype(device: torch.device, dtype: torch.dtype) -> str:
+    """What products are computed in within `fast_matmuls`."""
     needed = device.type == "cpu" and dtype == torch.bfloat16 and not has_bfloat16()
     return "float32" if needed else str(dtype).removeprefix("torch.")
 
 
-class Float32Products(TorchDispatchMode):
+class Float32Matmuls(TorchDispatchMode):
     """Every product of bfloat16 in float32; its results in the dtypes that they would have had."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

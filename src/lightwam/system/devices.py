@@ -11,7 +11,7 @@ import torch
 from lightwam.errors import ConfigError
 
 
-def device_called(name: str) -> torch.device:
+def resolve_device(name: str) -> torch.device:
     """ "auto" (a GPU where there is one), "cpu" or "cuda" as this process's device; ConfigError when it is not here."""
     kind = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
     if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
@@ -27,7 +27,7 @@ def device_called(name: str) -> torch.device:
 
 
 @contextmanager
-def memory_said(what: str, next_step: str) -> Iterator[None]:
+def oom_as_config_error(what: str, next_step: str) -> Iterator[None]:
     """A device that runs out of memory inside raises ConfigError, saying during `what`, and what to do."""
     try:
         yield

@@ -10,7 +10,7 @@ NUM_NAMED = 5
 """neighbours of a missing file that an error lists"""
 
 
-def what_lies_there(path: Path, root: Path) -> str:
+def list_neighbours(path: Path, root: Path) -> str:
     """List what is in the nearest existing folder around the missing file `path` of the dataset `root`."""
     if path.is_symlink():
         return f"a broken link to {path.readlink()}"

@@ -1,7 +1,7 @@
 """Reading and writing files: atomic writes, UTF-8, one kind of error for a full or failing disk; fingerprints.
 
-Everything lightwam writes goes through `writing`, or one of the functions here that use it. Training, evaluation and
-collecting resume from what was saved, so a disk error loses nothing, and the error says so.
+Everything lightwam writes goes through `explain_disk_errors`, or one of the functions here that use it. Training,
+evaluation and collecting resume from what was saved, so a disk error loses nothing, and the error says so.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from safetensors import SafetensorError
 from lightwam.errors import CheckpointError, DatasetError, LightwamError
 from lightwam.system.file_damage import likely_cause
 
-WHOLE_BYTES = 16 * 2**20
+FULL_HASH_BYTES = 16 * 2**20
 """files up to this size are hashed whole"""
 SAMPLE_BYTES = 2**16
 NUM_SAMPLES = 64
-GOES_ON = "run the same command again: it goes on from what was saved"
+RESUME_HINT = "run the same command again: it goes on from what was saved"
 OS_ERROR = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")
 """the system's number in the message of a library that wraps its error (safetensors, pyarrow)"""
 TORCH_WRITES = ("inline_container", "PytorchStreamWriter", "unexpected pos")
@@ -35,12 +35,12 @@ TORCH_WRITES = ("inline_container", "PytorchStreamWriter", "unexpected pos")
 
 
 @contextlib.contextmanager
-def writing(
+def explain_disk_errors(
     place: Path,
     kind: type[LightwamError] = CheckpointError,
     *,
     num_bytes: int | None = None,
-    goes_on: str = GOES_ON,
+    resume_hint: str = RESUME_HINT,
 ) -> Iterator[None]:
     """Turn an operating system's error inside into one of `kind` that names the file, the reason and what is needed.
 
@@ -52,7 +52,7 @@ def writing(
     except (OSError, SafetensorError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not any(mark in str(error) for mark in TORCH_WRITES):
             raise
-        raise refused(place, error, kind, num_bytes=num_bytes, goes_on=goes_on) from error
+        raise refused(place, error, kind, num_bytes=num_bytes, resume_hint=resume_hint) from error
 
 
 def refused(
@@ -61,9 +61,9 @@ def refused(
     kind: type[LightwamError] = CheckpointError,
     *,
     num_bytes: int | None = None,
-    goes_on: str = GOES_ON,
+    resume_hint: str = RESUME_HINT,
 ) -> LightwamError:
-    """Return the error that `writing` raises when writing `place` failed with `error`."""
+    """Return the error that `explain_disk_errors` raises when writing `place` failed with `error`."""
     folder = next(path for path in (place, *place.absolute().parents) if path.is_dir())
     free = shutil.disk_usage(folder).free
     number = _number(error)
@@ -72,7 +72,7 @@ def refused(
     reason, expected, next_step = _explain(number, folder, num_bytes)
     got = f"{reason} ({os.strerror(number)}" if number and reason else f"{error} ("
     got += f"{'; ' if reason else ''}{free / 2**20:.0f} MiB free)"
-    return kind("could not save", where=place, got=got, expected=expected, next_step=f"{next_step}, then {goes_on}")
+    return kind("could not save", where=place, got=got, expected=expected, next_step=f"{next_step}, then {resume_hint}")
 
 
 MACHINE = {
@@ -135,16 +135,20 @@ def _explain(number: int | None, folder: Path, num_bytes: int | None) -> tuple[s
 
 
 @contextlib.contextmanager
-def replacing(
-    path: Path, kind: type[LightwamError] = CheckpointError, *, num_bytes: int | None = None, goes_on: str = GOES_ON
+def replace_file(
+    path: Path,
+    kind: type[LightwamError] = CheckpointError,
+    *,
+    num_bytes: int | None = None,
+    resume_hint: str = RESUME_HINT,
 ) -> Iterator[Path]:
     """Yield a temporary path for the new content of `path`, and rename it to `path` at the end.
 
     A reader sees the old file or the new one, whenever we are killed. After an error inside, or Ctrl-C, the old file is
-    kept and the temporary one removed. Disk errors are raised as by `writing`.
+    kept and the temporary one removed. Disk errors are raised as by `explain_disk_errors`.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with writing(path, kind, num_bytes=num_bytes, goes_on=goes_on):
+    with explain_disk_errors(path, kind, num_bytes=num_bytes, resume_hint=resume_hint):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield beside
@@ -162,17 +166,17 @@ def write_file(path: Path, content: bytes | str, kind: type[LightwamError] = Che
     """
     # Python represents a path that is not UTF-8 with lone surrogates, which UTF-8 cannot encode
     data = content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace")
-    with writing(path, kind):
+    with explain_disk_errors(path, kind):
         if path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data:
             return
-    with replacing(path, kind, num_bytes=len(data)) as beside:
+    with replace_file(path, kind, num_bytes=len(data)) as beside:
         beside.write_bytes(data)
 
 
 def append_line(path: Path, line: str, kind: type[LightwamError] = CheckpointError) -> None:
     """Append `line` and a newline to a file: all of it or, on a disk error, nothing."""
     data = line.encode() + b"\n"
-    with writing(path, kind, num_bytes=len(data)), path.open("ab", buffering=0) as file:
+    with explain_disk_errors(path, kind, num_bytes=len(data)), path.open("ab", buffering=0) as file:
         size, rest = file.tell(), memoryview(data)
         try:
             while rest:  # after a short write, the next one raises the reason
@@ -182,7 +186,7 @@ def append_line(path: Path, line: str, kind: type[LightwamError] = CheckpointErr
             raise
 
 
-def whole_lines(path: Path) -> list[str]:
+def complete_lines(path: Path) -> list[str]:
     r"""Return the complete lines of a JSON Lines file, without their "\n"; an incomplete last line is dropped.
 
     Only "\n" ends a line: a sentence may contain U+2028 and the like. Invalid UTF-8 is replaced.
@@ -194,7 +198,7 @@ def write_atomically(path: Path, *data: bytes, draft: str = "draft") -> None:
     """Write a file so that `path` holds either what was there before or all of `data`, whenever we are killed.
 
     It is written beside its place as NAME.`draft`, which must not be another writer's. OSError leaves no draft behind;
-    callers turn it into a LightwamError with `writing`.
+    callers turn it into a LightwamError with `explain_disk_errors`.
     """
     beside = path.with_name(f"{path.name}.{draft}")
     try:
@@ -228,7 +232,7 @@ def file_fingerprint(path: Path) -> str:
     size = path.stat().st_size
     digest = hashlib.blake2b(digest_size=16)
     with path.open("rb") as file:
-        if size <= WHOLE_BYTES:
+        if size <= FULL_HASH_BYTES:
             digest.update(file.read())
         else:
             for sample in range(NUM_SAMPLES):

@@ -7,14 +7,24 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
+OnProgress = Callable[[int, int], None]
+"""called with the units that are done and with their total, before the first one and after each: `Progress.update`"""
+
+
+def no_progress(done: int, total: int) -> None:
+    """Show nothing."""
+
 
 class Progress:
-    """Counts units of work. On a terminal it rewrites one line; elsewhere it says a line now and then."""
+    """Counts units of work. On a terminal it rewrites one line; elsewhere it says a line now and then.
+
+    With a total of 0, which `update` may set, it says nothing.
+    """
 
     def __init__(
         self,
         what: str,
-        total: int,
+        total: int = 0,
         done: int = 0,
         unit: str = "it",
         say: Callable[[str], None] = print,
@@ -32,10 +42,12 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if not self.total:
+            return
         if self.live:
             sys.stderr.write("\n")
         if kind is None:
-            self.say(f"{self.line()}  done in {clock(time.monotonic() - self.began)}")
+            self.say(f"{self.line()}  done in {format_duration(time.monotonic() - self.began)}")
 
     def advance(self, note: str = "", count: int = 1) -> None:
         """`count` more units are done; `note` stands at the end of the line."""
@@ -50,16 +62,22 @@ class Progress:
         else:
             self.say(f"{self.line()}  {note}")
 
+    def update(self, done: int, total: int) -> None:
+        """Set how much is done, and the total where it was not known; time counts from the first call."""
+        if not self.total:
+            self.total, self.done, self.done_then, self.began = total, done, done, time.monotonic()
+        self.advance(count=done - self.done)
+
     def line(self) -> str:
         """The state as text."""
         passed = time.monotonic() - self.began
         rate = (self.done - self.done_then) / passed if passed > 0 else 0.0
-        left = clock((self.total - self.done) / rate) if rate else "?"
+        left = format_duration((self.total - self.done) / rate) if rate else "?"
         share = 100 * self.done / max(1, self.total)
         return f"{self.what} {self.done}/{self.total} ({share:.0f} %)  {rate:.2f} {self.unit}/s  {left} left"
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Seconds as 1:05 or 2:03:04."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

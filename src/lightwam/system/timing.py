@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from lightwam.system.cpu import product_dtype
+from lightwam.system.cpu import matmul_dtype
 from lightwam.system.machine import machine
 
 WARM_UP, REPETITIONS = 10, 300
@@ -41,7 +41,7 @@ def conditions(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
         about["gpu"] = torch.cuda.get_device_name(device)
     return {
         "precision": str(dtype).removeprefix("torch."),
-        "products": product_dtype(device, dtype),
+        "products": matmul_dtype(device, dtype),
         "threads": torch.get_num_threads(),
         "machine": about,
     }
@@ -55,7 +55,7 @@ def conditions_line(result: Mapping[str, Any]) -> str:
 
 
 @torch.inference_mode()
-def in_turns(
+def time_interleaved(
     calls: Mapping[str, Call], device: torch.device, say: Callable[[str], None] = lambda line: None
 ) -> dict[str, dict[str, float]]:
     """Return milliseconds of each call: percentiles over the repetitions, and their standard deviation."""
@@ -94,7 +94,7 @@ def seconds(call: Call, device: torch.device) -> float:
 
 
 @torch.inference_mode()
-def gmac(call: Call) -> float:
+def count_gmac(call: Call) -> float:
     """Multiply-adds of all products in a call, in billions; what a CUDA graph replays is not seen."""
     with FlopCounterMode(display=False, custom_mapping=UNKNOWN_TO_TORCH) as counter:
         call()
@@ -117,7 +117,7 @@ UNKNOWN_TO_TORCH: dict[Any, Any] = {
 
 
 @torch.inference_mode()
-def floor_ms(work: float, size: int, device: torch.device, dtype: torch.dtype) -> dict[str, float]:
+def roofline_ms(work: float, size: int, device: torch.device, dtype: torch.dtype) -> dict[str, float]:
     """This machine at its best: `work` GMAC at the speed of a large product, `size` bytes of weights read once."""
     side = 8192 if device.type == "cuda" else 1024
     a, b = torch.randn(side, side, device=device).to(dtype), torch.randn(side, side, device=device).to(dtype)

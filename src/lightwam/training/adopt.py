@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from lightwam.config.checks import check
+from lightwam.config.checks import check_recipe
 from lightwam.config.schema import DctConfig, Recipe
 from lightwam.data.cache.location import cache_home
 from lightwam.data.lerobot.features import FeatureNames
@@ -17,10 +17,10 @@ from lightwam.errors import CheckpointError, ConfigError
 from lightwam.model.light_wam import LightWAM
 from lightwam.policy import run_directory
 from lightwam.policy.run_directory import Checkpoint
-from lightwam.system.devices import device_called
-from lightwam.system.files import writing
+from lightwam.system.devices import resolve_device
+from lightwam.system.files import explain_disk_errors
 from lightwam.training import published
-from lightwam.training.dataset import Sources, begin_run, cache_prompts, check_data, check_tasks, codec_of
+from lightwam.training.dataset import DatasetCaches, begin_run, cache_prompts, check_data, check_tasks, fit_codec
 from lightwam.training.published import Published
 
 
@@ -51,11 +51,11 @@ def adopt(
     """Make `run` from the published checkpoint `file`; returns it.
 
     The dataset gives what a published checkpoint lacks: the statistics of state and action, and the task sentences,
-    which are encoded (on `device`) and cached in `cache`, as for `processing.open_data`. The run is there whole or not
-    at all. Raises CheckpointError when the file is of another model, or `run` exists already, DatasetError when the
-    dataset or one of its sentences does not fit the recipe.
+    which are encoded (on `device`) and cached in `cache`, as for `open_training_data`. The run is
+    complete or absent. Raises CheckpointError when the file is of another model, or `run` exists already, DatasetError
+    when the dataset or one of its sentences does not fit the recipe.
     """
-    check(recipe)
+    check_recipe(recipe)
     if isinstance(recipe.latents, DctConfig):
         raise ConfigError("published checkpoints read a VAE's latents", where="latents.kind", got="dct",
                           expected="wan_vae", next_step="lightwam adopt libero-10 --checkpoint ...")  # fmt: skip
@@ -64,12 +64,12 @@ def adopt(
     found, data = published.read(file, recipe.model), LeRobotDataset(dataset, names)
     check_data(recipe, data)
     check_tasks(recipe, data)
-    sources = Sources(recipe, data, cache_home(data.root, cache))
-    cache_prompts(recipe, data, device_called(device), sources.home)
+    sources = DatasetCaches(recipe, data, cache_home(data.root, cache))
+    cache_prompts(recipe, data, resolve_device(device), sources.home)
     beside = run.with_name(f".{run.name}.{os.getpid()}")
     try:
         _write(sources, found, beside)
-        with writing(run):
+        with explain_disk_errors(run):
             run.parent.mkdir(parents=True, exist_ok=True)
             beside.replace(run)  # an empty folder may be there
     finally:
@@ -77,10 +77,10 @@ def adopt(
     return run
 
 
-def _write(sources: Sources, found: Published, run: Path) -> None:
+def _write(sources: DatasetCaches, found: Published, run: Path) -> None:
     recipe, data = sources.recipe, sources.data
     run_directory.start_run(run, recipe)
-    begin_run(recipe, data, sources.files, run, codec_of(recipe, data), sources.vae, sources.prompts())
+    begin_run(recipe, data, sources.files, run, fit_codec(recipe, data), sources.vae, sources.prompts())
     with torch.device("meta"):
         model = LightWAM(recipe.model)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 
-from lightwam.config.checks import check
+from lightwam.config.checks import check_recipe
 from lightwam.config.schema import DctConfig, Recipe
 from lightwam.encoders.dct import DctLatents
 from lightwam.encoders.frozen import encode_clip
 from lightwam.engine.packed_step import packed_loss
 from lightwam.policy.benchmark import PROMPT_TOKENS, random_model
-from lightwam.system.cpu import products
-from lightwam.system.devices import device_called
+from lightwam.system.cpu import fast_matmuls
+from lightwam.system.devices import resolve_device
 from lightwam.system.tables import table_lines
 from lightwam.system.timing import conditions, conditions_line
 from lightwam.training.optimizer import Optimizer
@@ -39,9 +39,9 @@ def bench_train(recipe: Recipe, *, device: str = "auto", say: Callable[[str], No
     they are cached), forward, backward, optimiser. The loader is left out: log.jsonl's `wait_share` says how long a run
     waits for it.
     """
-    check(recipe)
+    check_recipe(recipe)
     torch.manual_seed(0)
-    target = device_called(device)
+    target = resolve_device(device)
     size = recipe.train.micro_batch or recipe.train.batch_size
     model = random_model(recipe, target, getattr(torch, recipe.train.precision))
     optimizer = Optimizer({name: p for name, p in model.named_parameters() if p.requires_grad}, recipe.train)
@@ -114,7 +114,7 @@ def _step(
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     marks = [_now(device)]
-    with products(device, getattr(torch, recipe.train.precision)):
+    with fast_matmuls(device, getattr(torch, recipe.train.precision)):
         total = loss(batch, u, noise).total
         marks.append(_now(device))
         total.backward()

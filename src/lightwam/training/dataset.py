@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -30,11 +29,11 @@ from lightwam.encoders.weight_files import Part, digest, locate
 from lightwam.errors import CheckpointError, DatasetError, PromptError
 from lightwam.policy import run_directory
 from lightwam.policy.run_directory import Weights, open_processing
-from lightwam.system.devices import memory_said
+from lightwam.system.devices import oom_as_config_error
 from lightwam.system.progress import Progress
 from lightwam.training import distributed
 from lightwam.training.distributed import World
-from lightwam.training.start import Start, note_start
+from lightwam.training.start import Start, record_start
 from lightwam.types import Batch, LatentCodec, Latents, Windows, to_pixels
 
 FRAMES = "cache"
@@ -71,7 +70,7 @@ class Processing:
         )
 
 
-def open_data(
+def open_training_data(
     recipe: Recipe,
     dataset: Path,
     run: Path,
@@ -94,7 +93,7 @@ def open_data(
     check_data(recipe, data)
     if isinstance(recipe.text, HashedTextConfig):  # `lightwam cache` has checked the sentences for other encoders
         check_tasks(recipe, data, say)
-    sources = Sources(recipe, data, cache_home(data.root, cache))
+    sources = DatasetCaches(recipe, data, cache_home(data.root, cache))
     begun = (run / "processing.json").exists()
     if begun:
         run_directory.check_dataset(run, dataset, sources.files)
@@ -107,8 +106,8 @@ def open_data(
     if not recipe.model.state_dim:
         opened = replace(opened, state=opened.state[:, :0])
     if not begun:
-        codec = codec_of(recipe, data)
-        note_start(run, start)
+        codec = fit_codec(recipe, data)
+        record_start(run, start)
         if start is not None:
             say(start.line(codec))
         if kept is not None:
@@ -160,7 +159,7 @@ def check_tasks(recipe: Recipe, data: LeRobotDataset, say: Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Sources:
+class DatasetCaches:
     """One dataset's caches in the folder `home`: decoded pictures, or a VAE's latents and the prompts' token states."""
 
     recipe: Recipe
@@ -207,9 +206,9 @@ class Sources:
             return self._open_latents(), self.vae
         for folder, name in ((self.home, FRAMES), (self.home / FRAMES, None)):
             remove_leftovers(folder, name, keep=temporary_frames(self.data, self.recipe.codec, self.frames, self.files))
-        with ExitStack() as stack:
-            tell = _progress(stack, "decode", "frame", say)
-            return FrameCache.fresh(self.data, self.recipe.codec, self.frames, tell, self.files), None
+        with Progress("decode", unit="frame", say=say) as progress:
+            FrameCache.build(self.data, self.recipe.codec, self.frames, progress.update, self.files)
+        return FrameCache.open(self.frames), None
 
     def prompts(self) -> Weights:
         """Read the prompts' states of a pretrained text encoder from the cache; DatasetError when one is missing."""
@@ -241,7 +240,7 @@ class Sources:
         return list(dict.fromkeys([self.home, self.data.root]))
 
 
-def codec_of(recipe: Recipe, data: LeRobotDataset) -> Codec:
+def fit_codec(recipe: Recipe, data: LeRobotDataset) -> Codec:
     """Return the recipe's codec with the dataset's statistics; a model of `state_dim` 0 has none of the state."""
     state = data.stats["observation.state"] if recipe.model.state_dim else measure(data.vectors.state[:, :0])
     return Codec(recipe.codec, state, data.stats["action"])
@@ -274,29 +273,29 @@ def make_cache(
 ) -> None:
     """Make ahead what training reads: decoded pictures, or a VAE's latents and the prompts' token states.
 
-    Goes on where it stopped. Under torchrun every process makes its share. `cache` as in `open_data`. DatasetError when
-    the dataset is broken or does not fit the recipe, or the cache cannot be written; CheckpointError when weights are
-    missing.
+    Goes on where it stopped. Under torchrun every process makes its share. `cache` as in `open_training_data`. Raises
+    DatasetError when the dataset is broken or does not fit the recipe, or the cache cannot be written; CheckpointError
+    when weights are missing.
     """
     data = LeRobotDataset(dataset, names)
     check_data(recipe, data)
     check_tasks(recipe, data, say)
-    sources = Sources(recipe, data, cache_home(data.root, cache))
+    sources = DatasetCaches(recipe, data, cache_home(data.root, cache))
     if isinstance(recipe.latents, DctConfig):
-        with distributed.world("cpu") as world, world.leader_first():
+        with distributed.process_group("cpu") as world, world.main_first():
             sources.open(say)
         return
     with (
-        distributed.world(device) as world,
-        memory_said(f"encoding on {world.device}", "a larger device, or --device cpu"),
+        distributed.process_group(device) as world,
+        oom_as_config_error(f"encoding on {world.device}", "a larger device, or --device cpu"),
     ):
-        if world.leads:
+        if world.is_main:
             cache_prompts(recipe, data, world.device, sources.home)
         _cache_latents(sources, world, say)
-        world.wait()
+        world.barrier()
 
 
-def _cache_latents(sources: Sources, world: World, say: Callable[[str], None]) -> None:
+def _cache_latents(sources: DatasetCaches, world: World, say: Callable[[str], None]) -> None:
     recipe = sources.recipe
     latents = open_latents(recipe, sources.vae, recipe.weights, world.device)
 
@@ -307,10 +306,9 @@ def _cache_latents(sources: Sources, world: World, say: Callable[[str], None]) -
         return Latents(made.present.cpu(), made.clip.cpu())
 
     encoder = ClipEncoder(encode, sources.made_by)
-    with ExitStack() as stack:
-        tell = _progress(stack, "encode", "window", say, silent=not world.leads)
-        path = sources.latents(sources.home)
-        LatentCache.build(sources.data, recipe.codec, recipe.model.horizon, encoder, path, tell, world.share)
+    horizon, path = recipe.model.horizon, sources.latents(sources.home)
+    with Progress("encode", unit="window", say=say, silent=not world.is_main) as progress:
+        LatentCache.build(sources.data, recipe.codec, horizon, encoder, path, progress.update, world.process)
 
 
 def cache_prompts(recipe: Recipe, data: LeRobotDataset, device: torch.device | str, home: Path) -> None:
@@ -318,7 +316,7 @@ def cache_prompts(recipe: Recipe, data: LeRobotDataset, device: torch.device | s
     path, text = home / LATENTS / run_directory.PROMPTS, recipe.text
     made_by = {"encoder": f"{text.kind} {text.num_tokens}x{text.dim}"}
     made_by |= {part: digest(locate(recipe.weights, part)) for part in TEXT_PARTS}
-    known = run_directory.read_tensors(path) if run_directory.read_about(path) == made_by else {}
+    known = run_directory.read_tensors(path) if run_directory.read_metadata(path) == made_by else {}
     wanted = [recipe.prompt.format(task=task) for task in map(data.tasks.__getitem__, data.used_tasks)]
     if missing := [prompt for prompt in wanted if prompt not in known]:
         check_free_space(path, 2 * len(wanted) * text.num_tokens * text.dim)
@@ -343,16 +341,3 @@ def _measure(recipe: Recipe, cache: Cache, codec: Codec) -> dict[str, Any]:
     assert isinstance(recipe.latents, DctConfig) and isinstance(cache, FrameCache)
     chosen = torch.linspace(0, cache.num_steps - 1, min(FIT_FRAMES, cache.num_steps)).long().tolist()
     return dict(DctLatents.fit(recipe.latents, to_pixels(cache.frames[chosen][:, None])[:, :, 0]).to_dict())
-
-
-def _progress(
-    stack: ExitStack, name: str, unit: str, say: Callable[[str], None], silent: bool = False
-) -> Callable[[int, int], None]:
-    lines: list[Progress] = []
-
-    def tell(done: int, total: int) -> None:
-        if not lines:  # said only when there is something to do
-            lines.append(stack.enter_context(Progress(name, total, unit=unit, say=say, silent=silent)))
-        lines[0].advance(count=done - lines[0].done)
-
-    return tell

@@ -1,7 +1,7 @@
-"""One process or many: what torchrun started, and how its processes share a training step.
+"""Training in one process or in many, as torchrun starts them. Nothing here depends on the model.
 
-Nothing here knows the model. Whatever goes to disk is whole (gathered from its shards), so a run may go on with
-another number of processes, or another way of sharing.
+Checkpoints hold complete tensors, gathered from all processes: a run may resume with another number of processes, or
+with another way of sharing the work.
 """
 
 from __future__ import annotations
@@ -18,56 +18,55 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from lightwam.system.devices import device_called
-from lightwam.types import Rank
+from lightwam.system.devices import resolve_device
+from lightwam.types import SINGLE_PROCESS, Rank
 
-PATIENCE = timedelta(days=7)
-"""for one another: one process may decode or encode for hours while the others wait"""
+TIMEOUT = timedelta(days=7)
+"""of collective operations: rank 0 may spend hours building a cache while the others wait"""
 Parallel = Literal["ddp", "fsdp"]
 """ddp: every process holds everything; fsdp: each holds a part of weights, gradients and optimiser (FSDP2)"""
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among all that train together."""
+    """The processes of this training, as one of them sees them."""
 
     device: torch.device
-    rank: int = 0
-    size: int = 1
+    process: Rank = SINGLE_PROCESS
 
     @property
-    def share(self) -> Rank:
-        """Which of them it is."""
-        return Rank(self.rank, self.size)
+    def size(self) -> int:
+        """The number of processes."""
+        return self.process.size
 
     @property
-    def leads(self) -> bool:
-        """Whether this process writes files and talks."""
-        return self.rank == 0
+    def is_main(self) -> bool:
+        """Whether this is the process that writes files and prints."""
+        return self.process.rank == 0
 
     @contextmanager
-    def leader_first(self) -> Iterator[None]:
-        """The others wait until the leader is through, then read what it wrote."""
-        if not self.leads:
-            self.wait()
+    def main_first(self) -> Iterator[None]:
+        """Let the main process go first; the others then read what it wrote."""
+        if not self.is_main:
+            self.barrier()
         yield
-        if self.leads:
-            self.wait()
+        if self.is_main:
+            self.barrier()
 
-    def wait(self) -> None:
-        """Until every process is here."""
+    def barrier(self) -> None:
+        """Wait for all processes."""
         if self.size > 1:
             dist.barrier()
 
-    def agree(self, value: bool) -> bool:
-        """What the leader found, for all: files may show later to the others."""
-        said = [value]
+    def broadcast(self, value: bool) -> bool:
+        """Return the main process's value; a shared file system may show files later to the others."""
+        values = [value]
         if self.size > 1:
-            dist.broadcast_object_list(said, src=0)
-        return said[0]
+            dist.broadcast_object_list(values, src=0)
+        return values[0]
 
     def mean(self, value: Tensor) -> Tensor:
-        """The mean over processes, the same in each."""
+        """Average over processes, in place; the result is the same in each."""
         if self.size > 1:
             dist.all_reduce(value)
             value /= self.size
@@ -75,27 +74,27 @@ class World:
 
 
 @contextmanager
-def world(device: str = "auto") -> Iterator[World]:
-    """The processes that torchrun started (one, without it), joined while inside: NCCL on GPUs, gloo on CPUs.
+def process_group(device: str = "auto") -> Iterator[World]:
+    """Join the processes that torchrun started (a single one without torchrun): NCCL on GPUs, gloo on CPUs.
 
-    `device` is "auto" (a GPU where there is one), "cpu" or "cuda". ConfigError when there is no such device here.
+    `device` is "auto" (a GPU if there is one), "cpu" or "cuda". Raises ConfigError when this machine does not have it.
     """
-    local, size = device_called(device), int(os.environ.get("WORLD_SIZE", "1"))
+    local, size = resolve_device(device), int(os.environ.get("WORLD_SIZE", "1"))
     if local.type == "cuda":
         torch.cuda.set_device(local)
     if size == 1:
         yield World(local)
         return
-    dist.init_process_group("nccl" if local.type == "cuda" else "gloo", timeout=PATIENCE)
-    yield World(local, dist.get_rank(), size)
-    # Not after an exception: the others may be inside an exchange that will never end, and the message has to get out.
+    dist.init_process_group("nccl" if local.type == "cuda" else "gloo", timeout=TIMEOUT)
+    yield World(local, Rank(dist.get_rank(), size))
+    # Not after an exception: the others may wait in a collective forever, and the error has to be printed.
     dist.destroy_process_group()
 
 
-def share(
+def parallelise(
     module: nn.Module, world: World, parallel: Parallel, compute_dtype: torch.dtype, *, all_used: bool = True
 ) -> nn.Module:
-    """`module` as the processes train it together.
+    """Wrap `module` for training by all processes of `world`.
 
     ddp adds up gradients in the weights' dtype; `all_used` says that every step uses every trained weight. fsdp keeps
     float32 shards and gathers them in `compute_dtype`.
@@ -108,13 +107,12 @@ def share(
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    return cast(
-        nn.Module, fully_shard(module, mesh=init_device_mesh(world.device.type, (world.size,)), mp_policy=policy)
-    )
+    mesh = init_device_mesh(world.device.type, (world.size,))
+    return cast(nn.Module, fully_shard(module, mesh=mesh, mp_policy=policy))
 
 
-def adding_up(module: nn.Module, last: bool) -> AbstractContextManager[None]:
-    """For one backward pass of several: gradients are exchanged by the last alone."""
+def sync_on_last(module: nn.Module, last: bool) -> AbstractContextManager[None]:
+    """Synchronise gradients on the last micro batch only; enter it for each backward pass."""
     if isinstance(module, nn.parallel.DistributedDataParallel):
         return nullcontext() if last else cast(AbstractContextManager[None], module.no_sync())
     from torch.distributed.fsdp import FSDPModule
@@ -124,8 +122,8 @@ def adding_up(module: nn.Module, last: bool) -> AbstractContextManager[None]:
     return nullcontext()
 
 
-def whole(tree: Any, keep: bool = True) -> Any:
-    """Nested tables with every tensor gathered from its shards, on the CPU; all processes have to call it.
+def gather(tree: Any, keep: bool = True) -> Any:
+    """Gather the tensors in nested containers from their shards onto the CPU; all processes have to call it.
 
     Without `keep` this process takes part in the gathering and gets empty tensors.
     """
@@ -134,21 +132,21 @@ def whole(tree: Any, keep: bool = True) -> Any:
         full = value.full_tensor() if isinstance(value, DTensor) else value
         return full.detach().cpu() if keep else torch.empty(0)
 
-    return _mapped(tree, gathered)
+    return _map_tensors(tree, gathered)
 
 
 def sharded_like(value: Tensor, target: Tensor) -> Tensor:
-    """A whole tensor, cut as `target` is."""
+    """Shard a complete tensor as `target` is."""
     if not isinstance(target, DTensor):
         return value
     return distribute_tensor(value.to(target.device), target.device_mesh, target.placements)
 
 
-def _mapped(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
+def _map_tensors(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(tree, Tensor):
         return change(tree)
     if isinstance(tree, Mapping):
-        return {key: _mapped(value, change) for key, value in tree.items()}
+        return {key: _map_tensors(value, change) for key, value in tree.items()}
     if isinstance(tree, (list, tuple)):
-        return type(tree)(_mapped(value, change) for value in tree)
+        return type(tree)(_map_tensors(value, change) for value in tree)
     return tree

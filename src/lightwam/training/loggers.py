@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from lightwam.config.schema import Recipe, to_dict
+from lightwam.config.schema import Recipe
+from lightwam.config.strict_json import to_dict
 from lightwam.errors import ConfigError, LightwamError
 from lightwam.system.files import write_file
 
-Listener = Callable[[int, Mapping[str, float]], None]
+Logger = Callable[[int, Mapping[str, float]], None]
 
 FILE = "listeners.json"
 """in the run directory: listener -> its id of the run, and the last step logged before the newest start"""
@@ -34,16 +35,16 @@ WANDB_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")
 
 
 def check(recipe: Recipe) -> None:
-    """Raise ConfigError unless the listeners of `recipe.train.listeners` are installed and W&B has a key.
+    """Raise ConfigError unless the listeners of `recipe.train.loggers` are installed and W&B has a key.
 
     Uses no network: it checks that a key for Weights & Biases can be found, not that it is valid.
     """
-    for name in recipe.train.listeners:
+    for name in recipe.train.loggers:
         _load(name)
         if name == "wandb" and not _wandb_is_local() and not _wandb_key():
             raise ConfigError(
                 "W&B has no API key",
-                where="train.listeners",
+                where="train.loggers",
                 got="no WANDB_API_KEY, and no log-in on this machine",
                 expected="an API key of Weights & Biases",
                 next_step="`wandb login`, or set WANDB_API_KEY; WANDB_MODE=offline needs neither",
@@ -51,28 +52,28 @@ def check(recipe: Recipe) -> None:
 
 
 @contextmanager
-def listen(
+def open_loggers(
     recipe: Recipe,
     run: Path,
-    leads: bool = True,
+    is_main: bool = True,
     *,
     begun: int = 0,
     heard: int = 0,
     say: Callable[[str], None] = print,
-) -> Iterator[list[Listener]]:
-    """Open the listeners of `recipe.train.listeners` and close them at the end; ConfigError when one cannot start.
+) -> Iterator[list[Logger]]:
+    """Open the listeners of `recipe.train.loggers` and close them at the end; ConfigError when one cannot start.
 
-    Only the leading process (`leads`) has any. Training resumes at step `begun`; rows up to step `heard` were logged
+    Only the leading process (`is_main`) has any. Training resumes at step `begun`; rows up to step `heard` were logged
     before, which is more than `begun` when a process was killed. A listener that fails later is reported once to `say`
     and gets no more rows.
     """
     with ExitStack() as stack:
-        yield [_open(name, recipe, run, stack, begun, heard, say) for name in recipe.train.listeners if leads]
+        yield [_open(name, recipe, run, stack, begun, heard, say) for name in recipe.train.loggers if is_main]
 
 
 def _open(
     name: str, recipe: Recipe, run: Path, stack: ExitStack, begun: int, heard: int, say: Callable[[str], None]
-) -> Listener:
+) -> Logger:
     module = _load(name)
     try:
         if name == "tensorboard":
@@ -86,7 +87,7 @@ def _open(
         advice = {"wandb": "check key and network (`wandb login`), or set WANDB_MODE=offline",
                   "trackio": "check its settings", "tensorboard": "check the permissions"}  # fmt: skip
         again = f"; delete {run / FILE} to begin a new run there" if (run / FILE).exists() else ""
-        raise ConfigError(f"the listener {name} cannot start", where="train.listeners", got=_first_line(error),
+        raise ConfigError(f"the listener {name} cannot start", where="train.loggers", got=_first_line(error),
                           next_step=f"{advice[name]}, or leave it out{again}") from error  # fmt: skip
     guarded = _Guarded(name, tell, say)
     stack.callback(guarded.attempt, close)
@@ -96,7 +97,7 @@ def _open(
 class _Guarded:
     """A listener whose first failure is reported and stops it, not the training."""
 
-    def __init__(self, name: str, tell: Listener, say: Callable[[str], None]) -> None:
+    def __init__(self, name: str, tell: Logger, say: Callable[[str], None]) -> None:
         self.name, self.tell, self.say, self.failed = name, tell, say, False
 
     def __call__(self, step: int, row: Mapping[str, float]) -> None:
@@ -130,7 +131,7 @@ def _quiet_threads() -> Iterator[None]:
         threading.excepthook = before
 
 
-def _tensorboard(module: Any, run: Path, begun: int) -> tuple[Listener, Callable[[], Any]]:
+def _tensorboard(module: Any, run: Path, begun: int) -> tuple[Logger, Callable[[], Any]]:
     # hide what a killed process wrote after its last checkpoint: those steps are trained again
     writer = module.SummaryWriter(str(run / "tensorboard"), purge_step=begun + 1 if begun else None)
 
@@ -141,7 +142,7 @@ def _tensorboard(module: Any, run: Path, begun: int) -> tuple[Listener, Callable
     return tell, writer.close
 
 
-def _tracker(name: str, module: Any, recipe: Recipe, run: Path, heard: int) -> tuple[Listener, Callable[[], Any]]:
+def _tracker(name: str, module: Any, recipe: Recipe, run: Path, heard: int) -> tuple[Logger, Callable[[], Any]]:
     """Open W&B or trackio, which share one interface; W&B identifies a run by its id, trackio by its name."""
     known, shown = _known(run), f"{recipe.name}-{run.absolute().name}"
     if (before := known.get(name)) is None:
@@ -218,14 +219,14 @@ def _load(name: str) -> Any:
     except ImportError as error:
         raise ConfigError(
             "a listener's package is not installed",
-            where="train.listeners",
+            where="train.loggers",
             got=f"{name} ({error})",
             next_step=f'pip install "lightwam[{name}]", or leave it out',
         ) from error
     except Exception as error:  # a package that does not fit the others raises anything while it is imported
         raise ConfigError(
             "a listener's package cannot be imported",
-            where="train.listeners",
+            where="train.loggers",
             got=f"{name} ({_first_line(error)})",
             next_step=f'install it anew (pip uninstall, then pip install "lightwam[{name}]"), or leave it out',
         ) from error

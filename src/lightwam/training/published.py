@@ -15,7 +15,7 @@ from lightwam.config.schema import BackboneConfig, ModelConfig
 from lightwam.encoders.weight_files import check_tensors, mismatch_error, not_finite, read_pickled, tensor_differences
 from lightwam.errors import CheckpointError
 from lightwam.model.light_wam import LightWAM
-from lightwam.system.files import replacing
+from lightwam.system.files import replace_file
 
 SECTIONS = VIDEO, EXPERT, PROPRIO = "mot", "state_fusion_action_expert", "proprio_encoder"
 KEYS = (*SECTIONS, "step", "torch_dtype")
@@ -91,7 +91,7 @@ def write(path: Path | str, published: Published, config: ModelConfig) -> None:
         for section, names in published_names(config).items()
     }
     num_bytes = sum(tensor.nbytes for tensor in published.state.values())
-    with replacing(Path(path), num_bytes=num_bytes) as beside, beside.open("wb") as file:
+    with replace_file(Path(path), num_bytes=num_bytes) as beside, beside.open("wb") as file:
         torch.save(sections | {"step": published.step, "torch_dtype": published.torch_dtype}, file)
 
 

@@ -14,7 +14,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 
-from lightwam.config.schema import Recipe, to_dict
+from lightwam.config.schema import Recipe
+from lightwam.config.strict_json import to_dict
 from lightwam.data.codec import Codec
 from lightwam.data.statistics import FeatureStats
 from lightwam.encoders.weight_files import check_tensors
@@ -22,7 +23,7 @@ from lightwam.errors import CheckpointError
 from lightwam.model.light_wam import LightWAM
 from lightwam.policy import run_directory
 from lightwam.policy.run_directory import Weights
-from lightwam.system.files import writing
+from lightwam.system.files import explain_disk_errors
 
 Statistics = Literal["kept", "new"]
 """keep the statistics of the run that another one starts from, or measure them on the new dataset"""
@@ -56,17 +57,17 @@ class Start:
         return f"statistics: measured on the new dataset, not kept from {self.run}; {where}"
 
 
-def note_start(run: Path, start: Start | None) -> None:
+def record_start(run: Path, start: Start | None) -> None:
     """Record in a new run what it starts from; without a start, delete the record of an attempt that never began."""
     if start is not None:
         about = {"run": str(start.run.absolute()), "step": start.step, "statistics": start.statistics}
         run_directory.write_json(run / FILE, about)
     elif (run / FILE).exists():
-        with writing(run / FILE):
+        with explain_disk_errors(run / FILE):
             (run / FILE).unlink()
 
 
-def starting(run: Path, recipe: Recipe, start_from: Path | None, statistics: Statistics) -> Start | None:
+def load_start(run: Path, recipe: Recipe, start_from: Path | None, statistics: Statistics) -> Start | None:
     """Load what `run` starts from; None when it starts from nothing, or has checkpoints already.
 
     A run that has begun keeps its start, whether or not `start_from` is given again. Writes nothing. Raises

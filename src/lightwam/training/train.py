@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightwam.config.checks import check
+from lightwam.config.checks import check_recipe
 from lightwam.config.schema import Recipe, TrainConfig
 from lightwam.data.cache.base import Cache
 from lightwam.data.lerobot.features import FeatureNames
@@ -26,16 +26,16 @@ from lightwam.errors import CheckpointError, ConfigError, DatasetError
 from lightwam.model.light_wam import LightWAM
 from lightwam.policy import run_directory
 from lightwam.policy.run_directory import Checkpoint, Weights
-from lightwam.system.cpu import products
-from lightwam.system.devices import memory_said
-from lightwam.system.files import append_line, whole_lines, write_file
+from lightwam.system.cpu import fast_matmuls
+from lightwam.system.devices import oom_as_config_error
+from lightwam.system.files import append_line, complete_lines, write_file
 from lightwam.system.progress import Progress
 from lightwam.training import distributed, loggers
-from lightwam.training.dataset import Processing, open_data
+from lightwam.training.dataset import Processing, open_training_data
 from lightwam.training.distributed import Parallel, World
-from lightwam.training.loggers import Listener, listen
+from lightwam.training.loggers import Logger, open_loggers
 from lightwam.training.optimizer import Optimizer
-from lightwam.training.start import Start, Statistics, starting
+from lightwam.training.start import Start, Statistics, load_start
 from lightwam.training.wan_backbone import load_backbone
 from lightwam.types import Batch
 
@@ -61,36 +61,36 @@ def train(
     takes its first weights from the run `start_from`, if given; else the recipe's pretrained ones, or random. With
     `start_from` it keeps that run's `statistics` of state, action and latents ("kept") or measures its own ("new"),
     says which, and never changes them later. `names`: the features of a dataset without LeRobot's names; a run keeps
-    them. `cache` as in `processing.open_data`. Returns `run`.
+    them. `cache` as in `processing.open_training_data`. Returns `run`.
 
     Raises CheckpointError when `run` holds another recipe, began with another dataset, start or names, or has a damaged
     checkpoint, or `start_from` does not fit; DatasetError when the data do not fit or the loss is not finite;
     ConfigError when memory runs out, or a listener is not installed or has no credentials.
     """
     dataset, run = Path(dataset), Path(run)
-    check(recipe)
+    check_recipe(recipe)
     if parallel == "fsdp" and recipe.train.muon_learning_rate:
         raise ConfigError("Muon needs whole matrices, fsdp gives it parts", where="parallel", got="fsdp",
                           expected="ddp", next_step="--parallel ddp, or --train.muon-learning-rate 0")  # fmt: skip
-    with distributed.world(device) as world:
-        if world.leads:
+    with distributed.process_group(device) as world:
+        if world.is_main:
             loggers.check(recipe)
-        with world.leader_first():
-            start = starting(run, recipe, start_from, statistics)
-            opened, processing = open_data(recipe, dataset, run, say, names=names, start=start, cache=cache)
+        with world.main_first():
+            start = load_start(run, recipe, start_from, statistics)
+            opened, processing = open_training_data(recipe, dataset, run, say, names=names, start=start, cache=cache)
         torch.manual_seed(recipe.train.seed)
-        with memory_said(f"the start, on {world.device}", "a larger device, or more of them (--parallel fsdp)"):
+        with oom_as_config_error(f"the start, on {world.device}", "a larger device, or more of them (--parallel fsdp)"):
             session = _start(recipe, run, start, opened, processing, world, parallel)
         del start  # its weights are in the model now
-        if session.step and world.leads:
+        if session.step and world.is_main:
             say(f"going on from step {session.step}")
-        world.wait()
-        heard = _cut_log(run / "log.jsonl", session.step) if world.leads else 0
+        world.barrier()
+        heard = _cut_log(run / "log.jsonl", session.step) if world.is_main else 0
         last = min(recipe.train.steps, recipe.train.steps if stop_after is None else stop_after)
         with (
-            listen(recipe, run, world.leads, begun=session.step, heard=heard, say=say) as opened_listeners,
+            open_loggers(recipe, run, world.is_main, begun=session.step, heard=heard, say=say) as opened_listeners,
             session.loader,
-            Progress("train", last, session.step, "step", say, silent=not world.leads) as progress,
+            Progress("train", last, session.step, "step", say, silent=not world.is_main) as progress,
         ):
             _loop(session, last, run, opened_listeners, progress)
     return run
@@ -107,7 +107,7 @@ def _start(
 ) -> Session:
     """A session at the run's newest checkpoint or, before there is one, at its beginning."""
     model = LightWAM(recipe.model)
-    if not world.agree(bool(run_directory.steps(run))):
+    if not world.broadcast(bool(run_directory.steps(run))):
         if start is not None:
             run_directory.load_strict(model, start.weights, start.run)
         elif recipe.weights:
@@ -144,12 +144,12 @@ class Session:
         self.recipe, self.processing, self.world, self.step, self.seconds = recipe, processing, world, 0, 0.0
         self.loader = WindowLoader(
             cache, processing.codec, recipe.model.horizon, settings.batch_size, settings.seed, settings.shift_pixels,
-            world.share,
+            world.process,
         )  # fmt: skip
         dtype = getattr(torch, settings.precision)
         sharded = parallel == "fsdp" and world.size > 1
         self.model = model.to(world.device, torch.float32 if sharded else dtype)
-        self.loss = distributed.share(
+        self.loss = distributed.parallelise(
             PackedLoss(self.model, settings.checkpointing), world, parallel, dtype,
             all_used=recipe.model.video_loss_weight > 0,
         )  # fmt: skip
@@ -161,9 +161,9 @@ class Session:
         """One optimiser step; returns its losses, gradient norm and learning rate."""
         settings, world = self.recipe.train, self.world
         batch = self.processing.batch(self.loader.next()).to(world.device)
-        u, noise = flow_draw(settings.seed, self.step, settings.batch_size, batch.clip, world.rank)
+        u, noise = flow_draw(settings.seed, self.step, settings.batch_size, batch.clip, world.process.rank)
         total, video, action = world.mean(self.gradients(batch, u, noise)).tolist()
-        norm = float(distributed.whole(self.optimizer.clip(settings.clip_norm)))
+        norm = float(distributed.gather(self.optimizer.clip(settings.clip_norm)))
         if not math.isfinite(total) or not math.isfinite(norm):
             raise DatasetError(
                 "the loss or its gradient is not finite",
@@ -195,13 +195,15 @@ class Session:
         means = torch.zeros(3, device=u.device)
         place = self.world.device
         with (
-            memory_said(f"step {self.step}, {micro} samples at a time on {place}", _smaller(self.recipe.train, micro)),
-            products(place, getattr(torch, self.recipe.train.precision)),
+            oom_as_config_error(
+                f"step {self.step}, {micro} samples at a time on {place}", _smaller(self.recipe.train, micro)
+            ),
+            fast_matmuls(place, getattr(torch, self.recipe.train.precision)),
         ):
             for start in range(0, size, micro):
                 stop = min(start + micro, size)
                 share = (stop - start) / size
-                with distributed.adding_up(self.loss, last=stop == size):
+                with distributed.sync_on_last(self.loss, last=stop == size):
                     losses = self.loss(batch.rows(start, stop), u[start:stop], noise[start:stop])
                     (losses.total * share).backward()
                 means += share * torch.stack([loss.detach().float() for loss in losses])
@@ -209,20 +211,20 @@ class Session:
 
     def snapshot(self) -> Checkpoint:
         """All of it, for the disk, gathered from all processes (each has to call it)."""
-        keep = self.world.leads
-        model = distributed.whole({name: p.detach() for name, p in self.trained.items()}, keep)
+        keep = self.world.is_main
+        model = distributed.gather({name: p.detach() for name, p in self.trained.items()}, keep)
         training = {
-            "optimizer": distributed.whole(self.optimizer.state_dict(), keep),
+            "optimizer": distributed.gather(self.optimizer.state_dict(), keep),
             "loader": self.loader.state_dict(),
             "seconds": self.seconds,
         }
-        return Checkpoint(self.step, model, distributed.whole(self.ema, keep) if self.ema else None, training)
+        return Checkpoint(self.step, model, distributed.gather(self.ema, keep) if self.ema else None, training)
 
     def frozen(self) -> Weights:
         """The weights that training leaves alone, gathered likewise, in the recipe's precision."""
         frozen = {name: p.detach() for name, p in self.model.named_parameters() if not p.requires_grad}
         dtype = getattr(torch, self.recipe.train.precision)
-        return {name: value.to(dtype) for name, value in distributed.whole(frozen, self.world.leads).items()}
+        return {name: value.to(dtype) for name, value in distributed.gather(frozen, self.world.is_main).items()}
 
     def resume(self, saved: Checkpoint) -> None:
         """Go on from a checkpoint of the same recipe, whose weights the model has already."""
@@ -238,7 +240,7 @@ class Session:
         self.step, self.seconds = saved.step, saved.training["seconds"]
 
 
-def _loop(session: Session, last: int, run: Path, to_listeners: list[Listener], progress: Progress) -> None:
+def _loop(session: Session, last: int, run: Path, to_listeners: list[Logger], progress: Progress) -> None:
     settings, since, waited = session.recipe.train, time.perf_counter(), session.loader.wait_seconds
     steps_then = session.step
     while session.step < last:
@@ -253,7 +255,7 @@ def _loop(session: Session, last: int, run: Path, to_listeners: list[Listener], 
                 "seconds": session.seconds,
             }
             since, waited, steps_then = now, session.loader.wait_seconds, session.step
-            if session.world.leads:
+            if session.world.is_main:
                 append_line(run / "log.jsonl", json.dumps({"step": session.step, **row}))
             for listener in to_listeners:
                 listener(session.step, row)
@@ -263,13 +265,13 @@ def _loop(session: Session, last: int, run: Path, to_listeners: list[Listener], 
 
 
 def _save(session: Session, run: Path) -> None:
-    first = session.world.agree(not run_directory.steps(run))
+    first = session.world.broadcast(not run_directory.steps(run))
     saved, frozen = session.snapshot(), session.frozen() if first else {}
-    if session.world.leads:
+    if session.world.is_main:
         if frozen:
             run_directory.write_tensors(run / run_directory.FROZEN, frozen)
         run_directory.save(run, saved)
-    session.world.wait()
+    session.world.barrier()
 
 
 def flow_draw(
@@ -309,7 +311,7 @@ def _cut_log(path: Path, step: int) -> int:
     """
     if not path.exists():
         return 0
-    lines = [(_step_of(line, f"{path}:{number}"), line) for number, line in enumerate(whole_lines(path), 1)]
+    lines = [(_step_of(line, f"{path}:{number}"), line) for number, line in enumerate(complete_lines(path), 1)]
     kept = "".join(f"{line}\n" for at, line in lines if at <= step)
     if kept.encode() != path.read_bytes():
         write_file(path, kept)

@@ -1,11 +1,11 @@
-"""What every cache of a dataset shares: what the loader asks of it, its tables, its pictures, what it was made from."""
+"""What the caches of a dataset share: the interface for the loader, tables, canvases and fingerprints."""
 
 from __future__ import annotations
 
 import functools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 
-from lightwam.config import schema
 from lightwam.config.schema import CodecConfig
+from lightwam.config.strict_json import to_dict
 from lightwam.data.codec import compose_canvas
 from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.errors import ConfigError, DatasetError, did_you_mean, first_few
@@ -23,93 +23,85 @@ from lightwam.system.differences import differences
 from lightwam.types import Latents
 
 TABLES = ("state", "action", "episode_start", "task_index")
-Progress = Callable[[int, int], None]
-"""called with frames or windows done, and in all; the first time before any is done"""
 MAX_DECODED_BYTES = 4 * 2**20
-"""pictures and canvases that a thread decodes at a time; resizing takes about five times as much memory"""
+"""the most bytes of pictures and canvases that a thread decodes at a time; resizing takes about five times as much"""
 first_problems = functools.partial(first_few, separator="; ")
 """joins the first problems for an error"""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Cache(ABC):
-    """A dataset, ready for training. State and action are in robot units, control steps one behind the other."""
+    """A dataset, ready for training: all control steps in order, state and action in robot units."""
 
     path: Path
-    """its folder"""
     state: Float32[np.ndarray, "N P"]
     action: Float32[np.ndarray, "N A"]
     episode_start: Int64[np.ndarray, " episodes_and_1"]
-    """first control step of every episode, and the number of all control steps"""
+    """first control step of every episode, and the number of control steps at the end"""
     task_index: Int64[np.ndarray, " N"]
-    """into `tasks`, for every control step: a task may change within an episode"""
+    """index into `tasks` for every control step: a task may change within an episode"""
     tasks: tuple[str, ...]
     fps: float
 
     @property
     def num_episodes(self) -> int:
-        """Episodes."""
+        """Number of episodes."""
         return len(self.episode_start) - 1
 
     @property
     def num_steps(self) -> int:
-        """Control steps of all episodes: as many windows begin."""
+        """Number of control steps of all episodes, which is also the number of windows."""
         return len(self.state)
 
     @abstractmethod
     def video(self, frame: Int64[np.ndarray, "B F"]) -> UInt8[np.ndarray, "B F height width 3"] | Latents:
-        """The clips of windows; a row of `frame` is the control steps of its pictures, none past the episode's end."""
+        """Return the clips of windows; a row of `frame` has the control steps of a window's pictures."""
 
     @abstractmethod
     def check_window(self, config: CodecConfig, horizon: int, shift_pixels: int) -> None:
-        """ConfigError when it holds no such windows."""
+        """Raise ConfigError when it cannot give such windows."""
 
 
 def check_canvas(path: Path, canvas: tuple[int, ...], config: CodecConfig) -> None:
-    """ConfigError when a cache's canvas is not the codec's."""
+    """Raise ConfigError unless the cache's canvas is the codec's."""
     if canvas != config.canvas:
         raise ConfigError("the cache was made for another canvas", where=path, got=canvas, expected=config.canvas)
 
 
 def dataset_arrays(dataset: LeRobotDataset) -> dict[str, np.ndarray]:
-    """The numbers of a dataset by the names in TABLES, to be saved as NAME.npy."""
+    """Return the numbers of a dataset by the names in TABLES, to be saved as NAME.npy."""
     vectors = dataset.vectors
-    return {"state": vectors.state, "action": vectors.action, "episode_start": dataset.episode_start,
-            "task_index": vectors.frame_task}  # fmt: skip
+    return dict(zip(TABLES, (vectors.state, vectors.action, dataset.episode_start, vectors.frame_task), strict=True))
 
 
 def read_tables(path: Path) -> dict[str, np.ndarray]:
-    """The same from a cache's folder. Older caches have one task an episode."""
-    read = {name: np.load(path / f"{name}.npy") for name in TABLES}
-    lengths = np.diff(read["episode_start"])
-    if len(read["task_index"]) == len(lengths):
-        read["task_index"] = np.repeat(read["task_index"], lengths)
-    return read
+    """Read the same from a cache's folder; older caches have one task for each episode."""
+    arrays = {name: np.load(path / f"{name}.npy") for name in TABLES}
+    lengths = np.diff(arrays["episode_start"])
+    if len(arrays["task_index"]) == len(lengths):
+        arrays["task_index"] = np.repeat(arrays["task_index"], lengths)
+    return arrays
 
 
 def check_cameras(dataset: LeRobotDataset, config: CodecConfig) -> None:
     """Raise DatasetError when the codec places a camera that the dataset lacks, or one with a problem."""
-    for place in config.places:
-        if place.camera not in dataset.cameras and place.camera not in dataset.left_out:
-            raise DatasetError("the codec places a camera that the dataset lacks", where=dataset.root,
-                               got=", ".join(sorted(dataset.cameras)), expected=place.camera,
-                               next_step=f"{did_you_mean(place.camera, dataset.cameras)}; or rename one: "
-                               f"--names {dataset.feature_of(min(dataset.cameras))}={place.camera}")  # fmt: skip
-        dataset.check_camera(place.camera)
+    for camera in dict.fromkeys(place.camera for place in config.places):
+        if camera not in dataset.cameras and camera not in dataset.left_out:
+            got, rename = sorted(dataset.cameras), f"--names {dataset.feature_of(min(dataset.cameras))}={camera}"
+            what, step = "the dataset lacks a camera of the codec", f"{did_you_mean(camera, got)}; or {rename}"
+            raise DatasetError(what, where=dataset.root, got=", ".join(got), expected=camera, next_step=step)
+        dataset.check_camera(camera)
 
 
 class CanvasReader:
-    """The pictures of one episode after another on the codec's canvas; files stay open from episode to episode.
-
-    For one thread, in a `with` block.
-    """
+    """A reader of episodes as canvases, which keeps files open; for one thread, in a `with` block."""
 
     def __init__(self, dataset: LeRobotDataset, config: CodecConfig) -> None:
         self._dataset, self._config = dataset, config
         self._decoder = dataset.decoder()
 
     def stream(self, index: int) -> Iterator[UInt8[np.ndarray, "T height width 3"]]:
-        """Yield all of one episode in order, a few at a time: the memory used does not grow with the episode."""
+        """Yield an episode's canvases in order, a few at a time: the memory used does not grow with the episode."""
         episode = self._dataset.episodes[index]
         cameras = list(dict.fromkeys(place.camera for place in self._config.places))
         sizes = [self._config.canvas, *(self._dataset.cameras[camera] for camera in cameras)]
@@ -128,8 +120,8 @@ class CanvasReader:
 
 
 def canvas_fingerprint(config: CodecConfig) -> dict[str, Any]:
-    """What the decoded pictures depend on; normalisation and stride do not touch them."""
-    return {"canvas": list(config.canvas), "places": schema.to_dict(config.places)}
+    """Return what the decoded pictures depend on, which excludes normalisation and stride."""
+    return {"canvas": list(config.canvas), "places": to_dict(config.places)}
 
 
 def mismatches(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

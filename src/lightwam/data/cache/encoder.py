@@ -1,4 +1,4 @@
-"""A dataset's windows encoded and packed, an episode at a time; the dataset is never in memory as a whole."""
+"""Encoding of a dataset's windows into records, a few at a time: no episode is ever in memory completely."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ Encode = Callable[[UInt8[np.ndarray, "B F height width 3"]], Latents]
 
 @dataclass(frozen=True)
 class ClipEncoder:
-    """What makes latents, and how it is used."""
+    """A function that makes latents, and the settings it is used with."""
 
     encode: Encode
     about: Mapping[str, Any]
-    """JSON values that tell it from another encoder: kind, digest of the weights, ..."""
+    """JSON values that distinguish it from other encoders: kind, digest of the weights, ..."""
     dtype: torch.dtype = torch.bfloat16
-    """what is kept"""
+    """of the stored numbers"""
     batch_size: int = 8
 
 
 class WindowEncoder:
-    """Windows as records of a latent cache; `shape` is known after the first."""
+    """An encoder of windows into records of a latent cache; `shape` is set by the first batch."""
 
     def __init__(self, dataset: LeRobotDataset, config: CodecConfig, horizon: int, encoder: ClipEncoder) -> None:
         self._dataset, self._config, self._encode, self._dtype = dataset, config, encoder.encode, encoder.dtype
@@ -44,17 +44,16 @@ class WindowEncoder:
         self.shape: SampleShape | None = None
 
     def records(self, episodes: Sequence[int]) -> Iterator[list[bytes]]:
-        """A batch at a time. A batch ends with its episode: which windows share one must not depend on who encodes."""
+        """Yield records in batches, which end with their episode: they must not depend on how shards are shared out."""
         with CanvasReader(self._dataset, self._config) as canvases:
             for episode in episodes:
                 first = int(self._dataset.episode_start[episode])
                 for begin, clips in self._clips(canvases, episode):
                     values = self._values(clips)
                     if len(bad := torch.nonzero(~values.isfinite().all(dim=1))):
-                        raise DatasetError("the encoder gave a number that is not finite",
-                                           where=f"{self._dataset.root} episode {episode} frame {begin + int(bad[0])}",
-                                           expected=f"latents within {self._dtype}",
-                                           next_step="look at the weights; encode in float32")  # fmt: skip
+                        where = f"{self._dataset.root} episode {episode} frame {begin + int(bad[0])}"
+                        what = f"the encoder's numbers are not finite in {self._dtype}"
+                        raise DatasetError(what, where=where, next_step="check the weights, or use float32")
                     yield [encode_record(row, first + begin + number) for number, row in enumerate(values)]
 
     def _clips(
@@ -62,14 +61,14 @@ class WindowEncoder:
     ) -> Iterator[tuple[int, UInt8[np.ndarray, "B F height width 3"]]]:
         """Yield batches of an episode's windows, each with its first frame; holds only the canvases a batch needs."""
         length, reach = self._dataset.episodes[episode].length, self._batch_size + int(self._steps[-1])
-        held, begin = np.empty((0, *self._config.canvas, 3), np.uint8), 0
+        buffer, begin = np.empty((0, *self._config.canvas, 3), np.uint8), 0
         for more in canvases.stream(episode):
-            held = np.concatenate((held, more))  # held[0] is frame `begin`
-            ends = begin + len(held) == length
-            while begin < length and (ends or len(held) >= reach):
+            buffer = np.concatenate((buffer, more))  # buffer[0] is frame `begin`
+            ends = begin + len(buffer) == length
+            while begin < length and (ends or len(buffer) >= reach):
                 start = np.arange(min(self._batch_size, length - begin))
-                yield begin, held[np.minimum(start[:, None] + self._steps, length - 1 - begin)]
-                held, begin = held[len(start) :], begin + len(start)
+                yield begin, buffer[np.minimum(start[:, None] + self._steps, length - 1 - begin)]
+                buffer, begin = buffer[len(start) :], begin + len(start)
 
     def _values(self, canvases: UInt8[np.ndarray, "B F height width 3"]) -> Float[Tensor, "B n"]:
         with torch.no_grad():

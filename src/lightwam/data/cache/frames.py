@@ -1,6 +1,6 @@
-"""All pictures of a dataset decoded once, on the codec's canvas, in a memory-mapped file that is checked before use.
+"""A cache of decoded pictures: every picture of a dataset on the codec's canvas, in a memory-mapped file.
 
-Random windows come from it at thousands a second, from the videos at tens (docs/data.md).
+Random windows are read from it at thousands a second, from the videos at tens (docs/data.md).
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from lightwam.data.cache.base import (
     TABLES,
     Cache,
     CanvasReader,
-    Progress,
     canvas_fingerprint,
     check_cameras,
     check_canvas,
@@ -46,32 +45,33 @@ from lightwam.data.cache.location import (
 from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.errors import DatasetError, LightwamError
 from lightwam.system.files import read_json, refused, write_atomically
+from lightwam.system.progress import OnProgress, no_progress
 
 FORMAT = 1
 NUM_THREADS = 2
 EPISODES_A_JOB = 8
 FRAMES_A_JOB = 512
-"""frames after which a thread's job ends, at the end of that episode"""
+"""a thread's job ends with the episode that reaches this number of frames"""
 JOURNAL = "done.json"
-KEPT = f"run the same command again: decoded episodes are kept; {CACHE_HINT}"
+RESUME_HINT = f"run the same command again: decoded episodes are kept; {CACHE_HINT}"
 Files = Mapping[str, str]
-"""a dataset's fingerprint: every file with size and hash"""
+"""a dataset's fingerprint: every file with its size and hash"""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class FrameCache(Cache):
-    """A decoded dataset: a cache of pictures, one a control step."""
+    """A dataset decoded: one picture for each control step."""
 
     frames: UInt8[np.ndarray, "N height width 3"]
 
     def video(self, frame: Int64[np.ndarray, "B F"]) -> UInt8[np.ndarray, "B F height width 3"]:
-        """The pictures of these control steps."""
+        """Return the pictures of these control steps."""
         clips = np.empty((*frame.shape, *self.frames.shape[1:]), np.uint8)
         np.take(self.frames, frame, axis=0, out=clips, mode="clip")
         return clips
 
     def check_window(self, config: CodecConfig, horizon: int, shift_pixels: int) -> None:
-        """ConfigError when its canvas is not the codec's; whatever window is cut from it, and shifted, is fine."""
+        """Raise ConfigError unless its canvas is the codec's; any window can be cut from it, and shifted."""
         check_canvas(self.path, self.frames.shape[1:3], config)
 
     @classmethod
@@ -80,97 +80,67 @@ class FrameCache(Cache):
         dataset: LeRobotDataset,
         codec_config: CodecConfig,
         path: Path | str,
-        progress: Progress | None = None,
+        progress: OnProgress = no_progress,
         files: Files | None = None,
-    ) -> FrameCache:
-        """Decode everything into `path` (a folder), replacing what is there once the new one is whole.
+    ) -> None:
+        """Decode all pictures into the folder `path`, unless it holds a cache of this dataset and codec.
 
-        A build that was killed, or ran out of disk space, resumes after the last decoded episode. When several
-        processes build the same cache, one decodes and the others wait. `files` is the dataset's fingerprint, if known.
-        Raises DatasetError for whatever is wrong in the dataset, when the codec places a camera it lacks, when `path`
-        holds something else, and when it cannot be written.
+        A cache of another dataset or codec is replaced when the new one is complete. A build that was killed, or ran
+        out of disk space, resumes after the last decoded episode. When several processes build the same cache, one
+        decodes and the others wait. `progress` counts frames; `files` is the dataset's fingerprint, if known.
+        DatasetError when the dataset is broken, the codec places a camera that it lacks, `path` holds other files, or
+        the cache cannot be written.
         """
-        path = Path(path)
-        if others := _others(path):
-            got, step = first_problems(others), "give another folder"
-            raise DatasetError("the folder holds something else than a cache", where=path, got=got, next_step=step)
+        path, fingerprint = Path(path), _fingerprint(dataset, codec_config, files)
+        if _is_current(path, fingerprint):
+            return
+        _check_replaceable(path)
         check_cameras(dataset, codec_config)
-        fingerprint = _fingerprint(dataset, codec_config, files)
         draft, total = temporary_folder(path, fingerprint), dataset.num_frames
-
-        def waiting() -> None:
-            if progress is not None:
-                progress(int(dataset.episode_start[_episodes_done(draft)]), total)
-
         remove_leftovers(path.parent, path.name, keep=draft)
         check_free_space(path, _bytes_missing(dataset, codec_config, draft))
-        first = not path.parent.exists()
+        is_first = not path.parent.exists()
+
+        def waiting() -> None:
+            progress(int(dataset.episode_start[_episodes_done(draft)]), total)
+
         with _disk_errors(dataset, codec_config, draft), locked_folder(draft, waiting) as waited:
-            if waited and cls.fits(path, dataset, codec_config, files):
-                shutil.rmtree(draft)
-                return cls.open(path)
+            if waited and _is_current(path, fingerprint):
+                shutil.rmtree(draft, ignore_errors=True)  # a third process may have just opened its lock
+                return
             try:
-                _make(dataset, codec_config, draft, fingerprint, progress)
+                _write(dataset, codec_config, draft, fingerprint, progress)
                 _replace_folder(draft, path)
                 (path / LOCK).unlink(missing_ok=True)
-            except LightwamError:  # the dataset is broken; fixing it changes its fingerprint
+            except LightwamError:  # the dataset is broken; a repair changes its fingerprint
                 shutil.rmtree(draft, ignore_errors=True)
-                if first and not any(path.parent.iterdir()):
+                if is_first and not any(path.parent.iterdir()):
                     path.parent.rmdir()
                 raise
-        return cls.open(path)
 
     @classmethod
     def open(
         cls, path: Path | str, dataset: LeRobotDataset | None = None, codec_config: CodecConfig | None = None
     ) -> FrameCache:
-        """The cache at `path`. What is given of dataset and codec is compared with what the cache was made from.
-
-        Raises DatasetError saying what is torn or what differs.
-        """
+        """Open the cache at `path`; DatasetError when it is torn, or of another dataset or codec than those given."""
         path = Path(path)
         if not (path / "cache.json").is_file():
-            raise DatasetError("no whole cache here", where=path, expected="cache.json", next_step="build it")
+            raise DatasetError("there is no complete cache", where=path, expected="cache.json", next_step="build it")
         about = read_json(path / "cache.json")
         if problems := _problems(path, about, _fingerprint(dataset, codec_config)):
-            raise DatasetError("the cache is torn, or was made from something else", where=path,
-                               got=first_problems(problems), next_step="build it again")  # fmt: skip
+            got = first_problems(problems)
+            raise DatasetError("the cache is torn or stale", where=path, got=got, next_step="build it again")
         frames = np.load(path / "frames.npy", mmap_mode="r")
         return cls(path=path, frames=frames, **read_tables(path), tasks=tuple(about["tasks"]), fps=about["fps"])
-
-    @classmethod
-    def fits(
-        cls, path: Path | str, dataset: LeRobotDataset, codec_config: CodecConfig, files: Files | None = None
-    ) -> bool:
-        """Return whether the cache at `path` is complete and was made from this dataset and codec."""
-        path = Path(path)
-        if not (path / "cache.json").is_file():
-            return False
-        return not _problems(path, read_json(path / "cache.json"), _fingerprint(dataset, codec_config, files))
-
-    @classmethod
-    def fresh(
-        cls,
-        dataset: LeRobotDataset,
-        codec_config: CodecConfig,
-        path: Path | str,
-        progress: Progress | None = None,
-        files: Files | None = None,
-    ) -> FrameCache:
-        """Open the cache at `path` if it fits, else build it."""
-        if cls.fits(path, dataset, codec_config, files):
-            return cls.open(path)
-        return cls.build(dataset, codec_config, path, progress, files)
 
     @classmethod
     def check_writable(
         cls, dataset: LeRobotDataset, codec_config: CodecConfig, path: Path, files: Files | None = None
     ) -> None:
-        """Raise DatasetError when `fresh` would have to build and cannot: no permission, or no space on the disk."""
-        if not cls.fits(path, dataset, codec_config, files):
-            check_free_space(
-                path, _bytes_missing(dataset, codec_config, temporary_frames(dataset, codec_config, path, files))
-            )
+        """Raise DatasetError when `build` would have to decode and cannot write: no permission, or no disk space."""
+        fingerprint = _fingerprint(dataset, codec_config, files)
+        if not _is_current(path, fingerprint):
+            check_free_space(path, _bytes_missing(dataset, codec_config, temporary_folder(path, fingerprint)))
 
 
 def frames_folder(folder: Path, dataset: LeRobotDataset, codec_config: CodecConfig, files: Files) -> Path:
@@ -178,9 +148,9 @@ def frames_folder(folder: Path, dataset: LeRobotDataset, codec_config: CodecConf
 
     Its name has cameras, canvas and a digest; outside the dataset's own folder the digest includes the dataset's files,
     so that datasets of the same name do not overwrite each other. A cache at `folder` itself, where earlier versions
-    put it, is used when it fits.
+    put it, is used if it is current.
     """
-    if FrameCache.fits(folder, dataset, codec_config, files):
+    if _is_current(folder, _fingerprint(dataset, codec_config, files)):
         return folder
     canvas: dict[str, Any] = canvas_fingerprint(codec_config)
     if folder.parent != dataset.root:
@@ -190,17 +160,23 @@ def frames_folder(folder: Path, dataset: LeRobotDataset, codec_config: CodecConf
     return folder / folder_name(f"{height}x{width}-{'+'.join(cameras)}", canvas)
 
 
-def temporary_frames(
-    dataset: LeRobotDataset, codec_config: CodecConfig, path: Path, files: Files | None = None
-) -> Path:
+def temporary_frames(dataset: LeRobotDataset, codec_config: CodecConfig, path: Path, files: Files) -> Path:
     """Return the temporary folder that the cache is written to before it is renamed to `path`."""
     return temporary_folder(path, _fingerprint(dataset, codec_config, files))
 
 
-def _others(path: Path) -> list[str]:
-    """What would be lost if the folder were replaced."""
-    ours = {"cache.json", "frames.npy", LOCK, *(f"{name}.npy" for name in TABLES)}
-    return sorted({file.name for file in path.iterdir()} - ours) if path.is_dir() else []
+def _check_replaceable(path: Path) -> None:
+    """Raise DatasetError when the folder holds anything besides a cache."""
+    own = {"cache.json", "frames.npy", LOCK, *(f"{name}.npy" for name in TABLES)}
+    if others := sorted({file.name for file in path.iterdir()} - own) if path.is_dir() else []:
+        got, step = first_problems(others), "give another folder"
+        raise DatasetError("the folder holds something else than a cache", where=path, got=got, next_step=step)
+
+
+def _is_current(path: Path, fingerprint: Mapping[str, Any]) -> bool:
+    """Return whether the cache at `path` is complete and has this fingerprint."""
+    about = path / "cache.json"
+    return about.is_file() and not _problems(path, read_json(about), fingerprint)
 
 
 def _problems(path: Path, about: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> list[str]:
@@ -216,19 +192,19 @@ def _problems(path: Path, about: Mapping[str, Any], fingerprint: Mapping[str, An
 def _fingerprint(
     dataset: LeRobotDataset | None, codec_config: CodecConfig | None, files: Files | None = None
 ) -> dict[str, Any]:
-    """Everything that the cache's content depends on; normalisation and stride do not touch it."""
-    print_: dict[str, Any] = {"format": FORMAT}
+    """Return what the pictures depend on, which excludes normalisation and stride."""
+    fingerprint: dict[str, Any] = {"format": FORMAT}
     if dataset is not None:
-        print_["dataset"] = dict(dataset.fingerprint() if files is None else files)
+        fingerprint["dataset"] = dict(dataset.fingerprint() if files is None else files)
     if codec_config is not None:
-        print_["codec"] = canvas_fingerprint(codec_config)
-    return print_
+        fingerprint["codec"] = canvas_fingerprint(codec_config)
+    return fingerprint
 
 
-def _make(
-    dataset: LeRobotDataset, config: CodecConfig, draft: Path, fingerprint: dict[str, Any], progress: Progress | None
+def _write(
+    dataset: LeRobotDataset, config: CodecConfig, draft: Path, fingerprint: dict[str, Any], progress: OnProgress
 ) -> None:
-    """Write the whole cache into `draft`."""
+    """Write the complete cache into `draft`."""
     arrays = dataset_arrays(dataset)
     _decode(dataset, config, draft, progress)
     for name, array in arrays.items():
@@ -239,7 +215,7 @@ def _make(
     write_atomically(draft / "cache.json", json.dumps(about, indent=1).encode())
 
 
-def _decode(dataset: LeRobotDataset, config: CodecConfig, draft: Path, progress: Progress | None) -> None:
+def _decode(dataset: LeRobotDataset, config: CodecConfig, draft: Path, progress: OnProgress) -> None:
     """Decode all pictures into frames.npy; the journal counts the first episodes that are safely on the disk."""
     # Written through files, not a memory map: a full disk is then an error and not a bus fault.
     path, header, begun = draft / "frames.npy", _header(dataset, config), _episodes_done(draft)
@@ -249,12 +225,11 @@ def _decode(dataset: LeRobotDataset, config: CodecConfig, draft: Path, progress:
         path.write_bytes(header)
     done, lock, stop = int(dataset.episode_start[begun]), Lock(), Event()
 
-    def tell(count: int) -> None:
+    def advance(count: int) -> None:
         nonlocal done
         with lock:
             done += count
-            if progress is not None:
-                progress(done, dataset.num_frames)
+            progress(done, dataset.num_frames)
 
     def decode_some(episodes: range) -> int:
         with path.open("r+b") as file, CanvasReader(dataset, config) as canvases:
@@ -264,14 +239,14 @@ def _decode(dataset: LeRobotDataset, config: CodecConfig, draft: Path, progress:
                     if stop.is_set():
                         return episodes.start
                     file.write(clip.data)
-                    tell(len(clip))
+                    advance(len(clip))
         return episodes.stop
 
-    tell(0)
-    with ThreadPoolExecutor(NUM_THREADS) as pool, path.open("r+b") as whole:
+    advance(0)
+    with ThreadPoolExecutor(NUM_THREADS) as pool, path.open("r+b") as frames:
         try:
             for finished in pool.map(decode_some, _jobs(dataset, begun)):
-                os.fsync(whole.fileno())  # before the journal counts them: holds after a power failure too
+                os.fsync(frames.fileno())  # before the journal counts them, so that it holds after a power failure
                 write_atomically(draft / JOURNAL, json.dumps({"episodes": finished}).encode())
         except BaseException:
             stop.set()
@@ -292,7 +267,7 @@ def _jobs(dataset: LeRobotDataset, first: int) -> Iterator[range]:
 
 
 def _episodes_done(draft: Path) -> int:
-    """Count the first episodes that an earlier process has decoded."""
+    """Return how many of the first episodes an earlier process has decoded."""
     return int(read_json(draft / JOURNAL)["episodes"]) if (draft / JOURNAL).is_file() else 0
 
 
@@ -307,7 +282,7 @@ def _picture_bytes(config: CodecConfig) -> int:
 
 
 def _bytes_missing(dataset: LeRobotDataset, config: CodecConfig, draft: Path) -> int:
-    """Bytes that are still to be written."""
+    """Return the number of bytes still to be written."""
     return (dataset.num_frames - int(dataset.episode_start[_episodes_done(draft)])) * _picture_bytes(config)
 
 
@@ -317,7 +292,7 @@ def _disk_errors(dataset: LeRobotDataset, config: CodecConfig, draft: Path) -> I
         yield
     except OSError as error:
         num_bytes, path = _bytes_missing(dataset, config, draft), Path(error.filename or draft / "frames.npy")
-        raise refused(path, error, DatasetError, num_bytes=num_bytes, goes_on=KEPT) from error
+        raise refused(path, error, DatasetError, num_bytes=num_bytes, resume_hint=RESUME_HINT) from error
 
 
 def _replace_folder(new: Path, path: Path) -> None:

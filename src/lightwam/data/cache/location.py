@@ -33,7 +33,7 @@ _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 def cache_home(root: Path, cache: Path | None = None) -> Path:
-    """Return the folder for caches of the dataset at `root`: one in `cache` or LIGHTWAM_CACHE, else `root` itself.
+    """Return the folder for caches of the dataset at `root`: below `cache` or LIGHTWAM_CACHE, else `root` itself.
 
     DatasetError when `cache` is a file.
     """
@@ -42,13 +42,13 @@ def cache_home(root: Path, cache: Path | None = None) -> Path:
         return root
     folder = Path(parent).expanduser()
     if folder.exists() and not folder.is_dir():
-        raise DatasetError("the cache must be in a folder", where=folder, got="a file",
-                           next_step=f"give a folder: --cache DIR, or {VARIABLE}")  # fmt: skip
+        step = f"give a folder: --cache DIR, or {VARIABLE}"
+        raise DatasetError("the cache must be in a folder", where=folder, got="a file", next_step=step)
     return folder / f"{_plain(root.resolve().name)}.lightwam"
 
 
 def folder_name(words: str, fingerprint: Mapping[str, Any]) -> str:
-    """Return a folder name made of `words` and a digest of the fingerprint."""
+    """Return a folder's name: `words` and a digest of the fingerprint."""
     return os.fsdecode(f"{_plain(words)[:48]}-{_digest(fingerprint, 8)}".encode())
 
 
@@ -60,9 +60,9 @@ def check_free_space(path: Path, num_bytes: int) -> None:
         raise DatasetError("the cache's folder must be writable", where=path, got=got, next_step=CACHE_HINT)
     free = shutil.disk_usage(folder).free
     if free < num_bytes:
-        needed = math.ceil(10 * num_bytes / 2**20) / 10
-        raise DatasetError("the cache must fit on the disk", where=path, got=f"{free / 2**20:.1f} MiB free",
-                           expected=f"{needed:.1f} MiB", next_step=f"free some, or {CACHE_HINT}")  # fmt: skip
+        got, needed = f"{free / 2**20:.1f} MiB free", f"{math.ceil(10 * num_bytes / 2**20) / 10:.1f} MiB"
+        what, step = "the cache must fit on the disk", f"free some, or {CACHE_HINT}"
+        raise DatasetError(what, where=path, got=got, expected=needed, next_step=step)
 
 
 def temporary_folder(path: Path, fingerprint: Mapping[str, Any]) -> Path:
@@ -72,24 +72,26 @@ def temporary_folder(path: Path, fingerprint: Mapping[str, Any]) -> Path:
 
 @contextmanager
 def locked_folder(folder: Path, waiting: Callable[[], None]) -> Iterator[bool]:
-    """Lock the temporary `folder`, creating it if missing; yields whether it had to wait for another process.
+    """Lock the temporary `folder`, creating it if missing; yields whether another process held the lock before.
 
     `waiting` is called every POLL_SECONDS while it waits. The caller renames or removes the folder; if it does neither,
     the next process resumes from it. OSError.
     """
     waited = False
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-        except FileNotFoundError:  # another process has just renamed its folder
+        except (FileNotFoundError, FileExistsError):  # another process has just renamed or removed its folder
+            if folder.exists() and not folder.is_dir():
+                raise
             continue
         try:
             while not _locked(lock):
                 waited = True
                 waiting()
                 time.sleep(POLL_SECONDS)
-            if _is_there(folder / LOCK, lock):  # else the other process has finished and renamed it
+            if _is_same_file(folder / LOCK, lock):  # else the other process has finished and renamed it
                 yield waited
                 return
         finally:
@@ -97,7 +99,7 @@ def locked_folder(folder: Path, waiting: Callable[[], None]) -> Iterator[bool]:
 
 
 def remove_leftovers(folder: Path, name: str | None = None, keep: Path | None = None) -> None:
-    """Remove what dead processes left in `folder`: unfinished and replaced caches (only of the cache `name`, if given).
+    """Remove unfinished and replaced caches that dead processes left in `folder`; with `name`, only of that cache.
 
     Skips `keep`, and folders that a running process is writing.
     """
@@ -120,7 +122,7 @@ def _remove_unless_held(draft: Path) -> None:
     except OSError:  # just renamed, or read-only: nothing to remove
         return
     try:
-        if _locked(lock, unsure=False) and _is_there(draft / LOCK, lock):
+        if _locked(lock, unsure=False) and _is_same_file(draft / LOCK, lock):
             shutil.rmtree(draft, ignore_errors=True)
     finally:
         os.close(lock)
@@ -143,13 +145,16 @@ def _locked(lock: int, unsure: bool = True) -> bool:
     return True
 
 
-def _is_there(path: Path, opened: int) -> bool:
-    """Whether `path` is still the file that was opened."""
-    return path.exists() and os.path.samestat(path.stat(), os.fstat(opened))
+def _is_same_file(path: Path, opened: int) -> bool:
+    """Return whether `path` is still the file that was opened."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(opened))
+    except FileNotFoundError:
+        return False
 
 
 def _runs(pid: int) -> bool:
-    """Whether another process with this PID is running."""
+    """Return whether another process with this PID is running."""
     if pid == os.getpid():  # left by an earlier process with our PID
         return False
     try:

@@ -1,10 +1,10 @@
-"""One sample of a latent cache as bytes: every bit kept, in two thirds of the room, and a checksum.
+"""Records: one sample of a latent cache as bytes, compressed without loss to two thirds, with a checksum.
 
-The bits of a number are rotated by one, so that its exponent fills the top byte and the sign joins the mantissa. Of
-latents (about N(0, 1)) mantissa and sign are noise, and are stored as they are; the exponents hold 2.54 bits each, and
-are Huffman-coded by zlib without a search for repetitions (there are none). Measured on N(0, 1) in bfloat16, 37,632
+The bits of a number are rotated by one, so that its exponent fills the top byte and the sign joins the mantissa. In
+latents (about N(0, 1)) mantissa and sign are noise and are stored as they are; the exponents hold 2.54 bits each and
+are Huffman-coded by zlib, without a search for repetitions. Measured on N(0, 1) in bfloat16, 37,632
 numbers (LIBERO: 16x28x56 and 2x 16x14x28), one core: 49,830 bytes, 0.66 of the raw ones, 2.59 bits an exponent; 0.6 ms
-to pack, 0.35 to unpack. Without the rotation (sign and 7 bits of exponent in it) a top byte takes 2.68 bits; zlib's
+to encode, 0.35 to decode. Without the rotation (sign and 7 bits of exponent in it) a top byte takes 2.68 bits; zlib's
 usual search makes it 3.17 bits, in 50 ms.
 
 A record: the lower bytes of all numbers, the deflated top bytes, crc32 of both (4 bytes, little-endian). The crc starts
@@ -35,7 +35,7 @@ _CHECKSUM = struct.Struct("<I")
 
 
 def encode_record(values: Float[Tensor, " n"], number: int) -> bytes:
-    """Values, on the CPU and of a dtype in DTYPES, as the record of sample `number`."""
+    """Return the record of sample `number`; the values are on the CPU, of a dtype in DTYPES."""
     words, view = _WORDS[values.dtype]
     bits = values.view(view).numpy().view(words)
     rotated = bits << 1 | bits >> (8 * words.itemsize - 1)
@@ -46,7 +46,7 @@ def encode_record(values: Float[Tensor, " n"], number: int) -> bytes:
 
 
 def decode_record(record: bytes, count: int, dtype: torch.dtype, number: int, where: str) -> Float[Tensor, " n"]:
-    """The `count` values of a record, bit by bit as they were; DatasetError naming `where` when it is damaged."""
+    """Return the `count` values of a record, bit by bit as they were; DatasetError naming `where` if it is damaged."""
     words, _ = _WORDS[dtype]
     lower = count * (words.itemsize - 1)
     body, checksum = memoryview(record)[: -_CHECKSUM.size], record[-_CHECKSUM.size :]
@@ -67,12 +67,7 @@ def decode_record(record: bytes, count: int, dtype: torch.dtype, number: int, wh
 
 
 def damaged_sample(where: str, got: object) -> DatasetError:
-    """The error of a sample that is not what was written."""
-    file = where.split(" sample ")[0]
-    return DatasetError(
-        "a sample of the latent cache is damaged",
-        where=where,
-        got=got,
-        expected="the bytes that were written",
-        next_step=f"delete {file} and run `lightwam cache` again: it makes only what is missing",
-    )
+    """Return the error of a sample that is not what was written."""
+    file, what = where.split(" sample ")[0], "a sample of the latent cache is damaged"
+    next_step = f"delete {file} and run `lightwam cache` again: it makes only what is missing"
+    return DatasetError(what, where=where, got=got, next_step=next_step)

@@ -1,8 +1,8 @@
-"""Files of a latent cache: shards of samples, written whole or not at all, and read by any number of threads.
+"""Shards, the files of a latent cache: written completely or not at all, and read by any number of threads.
 
 A shard is two files. `00012.bin`: a header (magic, identity of cache and shard, shape of a sample), then the records of
-consecutive windows. `00012.npy`: where each record begins, and where the last ends (int64). The index is written when
-the data are in place, so a shard whose index is there and fits its data is whole.
+consecutive windows. `00012.npy`: where each record begins, and where the last one ends (int64). The index is written
+after the data, so a shard whose index exists and fits its data is complete.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _HEADER = struct.Struct("<8s16s4i")
 
 
 class SampleShape(NamedTuple):
-    """Of a window's latents, before the later frames are pooled."""
+    """The shape of a window's latents, before the later frames are pooled."""
 
     channels: int
     frames: int
@@ -54,7 +54,7 @@ class SampleShape(NamedTuple):
 
     @property
     def num_values(self) -> int:
-        """Numbers in a sample."""
+        """Count of numbers in a sample."""
         return int(np.prod(self.present) + np.prod(self.later))
 
 
@@ -78,8 +78,8 @@ class Shard:
         """The file of their offsets."""
         return self.folder / f"{self.number:05d}.npy"
 
-    def load(self) -> tuple[SampleShape, Int64[np.ndarray, " windows_and_1"]]:
-        """Shape and offsets; DatasetError when a file is missing, truncated or another cache's."""
+    def read_index(self) -> tuple[SampleShape, Int64[np.ndarray, " windows_and_1"]]:
+        """Read shape and offsets; DatasetError when a file is missing, truncated or another cache's."""
         for path in (self.data, self.index):
             if not path.is_file():
                 raise self._broken(path, "no such file", "a shard")
@@ -87,11 +87,10 @@ class Shard:
             offsets = np.load(self.index, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise self._broken(self.index, error, "an array of offsets") from error
-        rises = offsets.shape == (self.windows + 1,) and offsets.dtype == np.int64 and (np.diff(offsets) > 0).all()
-        if not rises or offsets[0] != _HEADER.size:
-            raise self._broken(
-                self.index, f"{offsets.dtype} {list(offsets.shape)}", f"{self.windows + 1} rising offsets"
-            )
+        rising = offsets.shape == (self.windows + 1,) and offsets.dtype == np.int64 and (np.diff(offsets) > 0).all()
+        if not rising or offsets[0] != _HEADER.size:
+            got = f"{offsets.dtype} {list(offsets.shape)}"
+            raise self._broken(self.index, got, f"{self.windows + 1} rising offsets")
         if (size := self.data.stat().st_size) != offsets[-1]:
             raise self._broken(self.data, f"{size} bytes", f"{offsets[-1]} bytes")
         with self.data.open("rb") as file:
@@ -100,10 +99,10 @@ class Shard:
             raise self._broken(self.data, "the shard of another cache", "one of this cache")
         return SampleShape(*shape), offsets
 
-    def whole(self) -> bool:
-        """Whether all of it is there."""
+    def is_complete(self) -> bool:
+        """Return whether both files are there and fit each other."""
         try:
-            self.load()
+            self.read_index()
         except DatasetError:
             return False
         return True
@@ -112,81 +111,81 @@ class Shard:
         """Write the shard's data, then its index; `records` is their concatenation, in pieces of any size."""
         header = _HEADER.pack(MAGIC, self.identity, *shape)
         self.index.unlink(missing_ok=True)
-        write_whole(self.data, itertools.chain([header], records), rank)
+        write_complete(self.data, itertools.chain([header], records), rank)
         offsets = np.cumsum([len(header), *lengths], dtype=np.int64)
-        write_whole(self.index, [array_bytes(offsets)], rank)
+        write_complete(self.index, [npy_bytes(offsets)], rank)
 
     def _broken(self, path: Path, got: object, expected: object) -> DatasetError:
-        return DatasetError("a shard of the latent cache is missing or torn", where=path, got=got, expected=expected,
-                            next_step="run `lightwam cache` again: it makes only what is missing")  # fmt: skip
+        what, step = "a shard of the latent cache is missing or torn", "run `lightwam cache` again"
+        return DatasetError(what, where=path, got=got, expected=expected, next_step=step)
 
 
 def plan_shards(folder: Path, windows: Iterable[int], fingerprint: dict[str, Any]) -> list[Shard]:
-    """The shards of so many windows each, of a cache made from what `fingerprint` says."""
-    made, first = [], 0
+    """Return the shards, with these numbers of windows, of a cache with this fingerprint."""
+    shards, first = [], 0
     for number, count in enumerate(windows):
         text = json.dumps([fingerprint, first, count], sort_keys=True)
         identity = hashlib.blake2b(text.encode(), digest_size=16).digest()
-        made.append(Shard(folder, number, first, count, identity))
+        shards.append(Shard(folder, number, first, count, identity))
         first += count
-    return made
+    return shards
 
 
-class Samples:
-    """All samples of whole shards, by the number of their window; any number of threads may read at once."""
+class SampleReader:
+    """The samples of complete shards, by the number of their window; any number of threads may read at once."""
 
-    def __init__(self, of: Sequence[Shard], dtype: torch.dtype) -> None:
-        """DatasetError naming the first shard that is not whole."""
-        assert of, "a cache has at least one shard"
-        self.dtype, self._shards = dtype, of
-        loaded = [shard.load() for shard in of]
+    def __init__(self, shards: Sequence[Shard], dtype: torch.dtype) -> None:
+        """Raise DatasetError naming the first shard that is not complete, or of another shape."""
+        assert shards, "a cache has at least one shard"
+        self.dtype, self._shards = dtype, shards
+        loaded = [shard.read_index() for shard in shards]
         self.shape, self._offsets = loaded[0][0], [offsets for _, offsets in loaded]
-        for shard, (shape, _) in zip(of, loaded, strict=True):
+        for shard, (shape, _) in zip(shards, loaded, strict=True):
             if shape != self.shape:
-                raise DatasetError("the shards of a latent cache disagree on the shape of a sample", where=shard.data,
-                                   got=shape, expected=self.shape, next_step="delete it, make it again")  # fmt: skip
-        self._first = np.array([shard.first for shard in of])
+                what, step = "all shards of a latent cache must have one shape of sample", "delete it, make it again"
+                raise DatasetError(what, where=shard.data, got=shape, expected=self.shape, next_step=step)
+        self._first = np.array([shard.first for shard in shards])
         self.sizes = [int(offsets[-1]) for offsets in self._offsets]
-        self.num_bytes = sum(self.sizes) + sum(shard.index.stat().st_size for shard in of)
+        self.num_bytes = sum(self.sizes) + sum(shard.index.stat().st_size for shard in shards)
         # Paper-sized caches have thousands of shards, more than a process may hold open.
-        self._opened = functools.lru_cache(OPEN_FILES)(_Opened)
+        self._open = functools.lru_cache(OPEN_FILES)(_OpenFile)
 
     def read(self, window: int) -> Float[Tensor, " n"]:
-        """The values of one sample, present then later; DatasetError when they are not what was written."""
+        """Return the values of one sample, present then later; DatasetError when they are not what was written."""
         number = int(np.searchsorted(self._first, window, side="right")) - 1
         shard = self._shards[number]
         row = window - shard.first
         begin, end = self._offsets[number][row : row + 2].tolist()
         where = f"{shard.data} sample {row} (window {window})"
         try:
-            opened = self._opened(shard.data)  # held until it is read
+            opened = self._open(shard.data)  # a reference keeps it open while it is read
             record = os.pread(opened.file, end - begin, begin)
         except OSError as error:
             raise damaged_sample(where, error) from error
         return decode_record(record, self.shape.num_values, self.dtype, window, where)
 
 
-class _Opened:
-    """A file descriptor that is closed when nobody reads from it any more."""
+class _OpenFile:
+    """A file descriptor, closed with the last reference to it."""
 
     def __init__(self, path: Path) -> None:
         self.file = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self.file)
 
 
-def array_bytes(array: np.ndarray) -> bytes:
-    """An array as the bytes of an .npy file."""
+def npy_bytes(array: np.ndarray) -> bytes:
+    """Return the array as the bytes of an .npy file."""
     file = io.BytesIO()
     np.save(file, array)
     return file.getvalue()
 
 
-def write_whole(path: Path, chunks: Iterable[bytes], rank: int) -> None:
-    """Write a file whole or not at all, safe from others who write the same; OSError."""
+def write_complete(path: Path, chunks: Iterable[bytes], rank: int) -> None:
+    """Write a file completely or not at all, also when other processes write the same one; OSError."""
     part = path.with_name(f"{path.name}.{rank}-{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
         with part.open("wb") as file:
-            file.writelines(chunks)  # not held in memory
+            file.writelines(chunks)  # one at a time, never all in memory
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
@@ -194,8 +193,8 @@ def write_whole(path: Path, chunks: Iterable[bytes], rank: int) -> None:
         part.unlink(missing_ok=True)
 
 
-def clear_parts(folder: Path, rank: int, world: int) -> None:
-    """Remove what killed processes left half written; each of `world` processes those of its own ranks."""
+def remove_unfinished(folder: Path, rank: int, world: int) -> None:
+    """Remove what killed processes left half written; process `rank` of `world` removes what is of its own ranks."""
     for part in folder.glob("*.part"):
         owner = part.name.split(".")[-2].split("-")[0]
         if owner.isdecimal() and int(owner) % world == rank:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from lightwam.data.lerobot.features import Camera, UnusableCamera
 from lightwam.errors import DatasetError
-from lightwam.system.file_damage import likely_cause, what_lies_there
+from lightwam.system.file_damage import likely_cause, list_neighbours
 
 EXTRA = "lightwam/extra"
 """our own column of the episodes table: a JSON object an episode"""
@@ -120,7 +120,7 @@ def _unreadable(path: Path, error: Exception) -> DatasetError:
 def missing_file(path: Path, root: Path, named_by: str = "") -> DatasetError:
     """Return the error for a missing file of the dataset at `root`; `named_by`: the key of info.json for its path."""
     expected = str(path.relative_to(root)) + (f" (by {named_by} in meta/info.json)" if named_by else "")
-    return DatasetError("a file of the dataset is missing", where=path, got=what_lies_there(path, root),
+    return DatasetError("a file of the dataset is missing", where=path, got=list_neighbours(path, root),
                         expected=expected, next_step="copy it again, or rename it back")  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from lightwam.data.lerobot.merge import DatasetSchema, merge_episodes
 from lightwam.data.lerobot.reader import LeRobotDataset, check_finite
 from lightwam.data.lerobot.video import encode_video
 from lightwam.errors import DatasetError
-from lightwam.system.files import read_json, write_atomically, writing
+from lightwam.system.files import explain_disk_errors, read_json, write_atomically
 
 STAT_FRAMES = 16
 """pictures an episode that the picture statistics look at"""
@@ -64,7 +64,7 @@ class LeRobotWriter:
         self.root, self.incoming = Path(root), Path(root) / "incoming"
         self.robot = DatasetSchema(fps, robot_type, dict(cameras), tuple(state_names), tuple(action_names))
         _check_robot(self.robot)
-        with writing(self.root, DatasetError):
+        with explain_disk_errors(self.root, DatasetError):
             _finish_swap(self.root)
         self._dataset = LeRobotDataset(self.root) if (self.root / "meta").is_dir() else None
         if self._dataset is not None:
@@ -111,7 +111,7 @@ class LeRobotWriter:
         folder, draft = self.incoming / f"episode_{index:06d}", self.incoming / f"episode_{index:06d}.draft"
         shutil.rmtree(draft, ignore_errors=True)
         try:
-            with writing(draft, DatasetError, goes_on="go on: all earlier episodes are kept"):
+            with explain_disk_errors(draft, DatasetError, resume_hint="go on: all earlier episodes are kept"):
                 draft.mkdir(parents=True)
                 for camera, clip in frames.items():
                     encode_video(draft / f"{camera}.mp4", clip, self.robot.fps)
@@ -134,7 +134,7 @@ class LeRobotWriter:
         if folders := self._incoming_folders():
             sizes = [file.stat().st_size for folder in folders for file in folder.iterdir()]
             again = "go on: all episodes are kept"
-            with writing(self.root, DatasetError, num_bytes=sum(sizes), goes_on=again):
+            with explain_disk_errors(self.root, DatasetError, num_bytes=sum(sizes), resume_hint=again):
                 _swap_meta(self.root, merge_episodes(self.root, folders, self._dataset, self.robot))
         shutil.rmtree(self.incoming, ignore_errors=True)
         self._dataset = LeRobotDataset(self.root) if self._notes else None
@@ -153,7 +153,7 @@ class LeRobotWriter:
         if path.is_file():
             self._check_same(read_json(path), path)
         packed = len(self._notes)
-        with writing(self.incoming, DatasetError):
+        with explain_disk_errors(self.incoming, DatasetError):
             self.incoming.mkdir(parents=True, exist_ok=True)
             if not path.is_file():
                 write_atomically(path, json.dumps(self.robot.contract()).encode())

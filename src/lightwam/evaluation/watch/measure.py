@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32, UInt8
 
-from lightwam.config.checks import check
+from lightwam.config.checks import check_recipe
 from lightwam.errors import CheckpointError
 from lightwam.evaluation.episodes import open_episodes, task_files
 from lightwam.evaluation.evaluate import describe
@@ -27,10 +27,10 @@ from lightwam.policy.policy import Policy
 from lightwam.policy.run_directory import write_json
 from lightwam.sim import registry
 from lightwam.sim.disturb import Disturbance, kinds
-from lightwam.system.files import replacing
+from lightwam.system.files import replace_file
 from lightwam.system.machine import machine
 from lightwam.system.progress import Progress
-from lightwam.system.timing import in_turns
+from lightwam.system.timing import time_interleaved
 from lightwam.system.workers import (
     DeathCounter,
     PoolFactory,
@@ -119,7 +119,7 @@ def watch(
     if settings.workers and pool_factory is None:
         require_main_guard()  # before a policy is loaded
     policy = policy or Policy.load(run, device="auto")
-    recipe, place = check(policy.recipe), run / FOLDER
+    recipe, place = check_recipe(policy.recipe), run / FOLDER
     for warning in registry.version_warnings(recipe.sim.name):
         say(f"watch: {warning}")
     require_enough(settings.quiet * len(recipe.sim.tasks), settings.false_alarms)
@@ -265,7 +265,7 @@ def cost(watch: SurpriseWatch) -> dict[str, Any]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return in_turns(calls, policy.device)
+        return time_interleaved(calls, policy.device)
     finally:
         torch.set_num_threads(threads)
 
@@ -289,5 +289,5 @@ def _load(path: Path) -> WatchedEpisode:
 
 
 def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    with replacing(path) as beside, beside.open("wb") as file:
+    with replace_file(path) as beside, beside.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]

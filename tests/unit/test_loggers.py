@@ -15,13 +15,13 @@ import pytest
 
 from lightwam.config.schema import Recipe
 from lightwam.errors import ConfigError, LightwamError
-from lightwam.training.loggers import check, listen
+from lightwam.training.loggers import check, open_loggers
 
 ROW = {"loss": 0.5, "grad_norm": 2.0}
 
 
 def with_listeners(recipe: Recipe, *names: str) -> Recipe:
-    return replace(recipe, train=replace(recipe.train, listeners=names))
+    return replace(recipe, train=replace(recipe.train, loggers=names))
 
 
 def tracker(name: str, calls: list[tuple[Any, ...]]) -> ModuleType:
@@ -51,8 +51,8 @@ def board(calls: list[tuple[Any, ...]]) -> ModuleType:
 
 
 def test_none_by_default(tiny_recipe: Recipe, tmp_path: Path) -> None:
-    with listen(tiny_recipe, tmp_path) as listeners:
-        assert listeners == []
+    with open_loggers(tiny_recipe, tmp_path) as loggers:
+        assert loggers == []
     assert list(tmp_path.iterdir()) == []
 
 
@@ -62,7 +62,7 @@ def test_a_tracker_hears_the_config_and_every_row(
 ) -> None:
     calls: list[tuple[Any, ...]] = []
     monkeypatch.setitem(sys.modules, name, tracker(name, calls))
-    with listen(with_listeners(tiny_recipe, name), tmp_path / "mine") as (listener,):
+    with open_loggers(with_listeners(tiny_recipe, name), tmp_path / "mine") as (listener,):
         listener(20, ROW)
     (first, settings), *rest = calls
     assert first == "init"
@@ -81,8 +81,8 @@ def test_tensorboard_gets_a_scalar_a_value_and_all_are_closed_after_an_error(
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", board(calls))
     monkeypatch.setitem(sys.modules, "wandb", tracker("wandb", heard))
     recipe = with_listeners(tiny_recipe, "tensorboard", "wandb")
-    with pytest.raises(KeyError), listen(recipe, tmp_path) as listeners:
-        for listener in listeners:
+    with pytest.raises(KeyError), open_loggers(recipe, tmp_path) as loggers:
+        for listener in loggers:
             listener(3, ROW)
         raise KeyError
     assert calls == [("open", str(tmp_path / "tensorboard"), None), ("loss", 0.5, 3), ("grad_norm", 2.0, 3), ("close",)]
@@ -104,7 +104,7 @@ def test_a_missing_package_names_its_extra(
     with pytest.raises(ConfigError) as caught:
         check(with_listeners(tiny_recipe, name))
     assert f'pip install "lightwam[{name}]"' in str(caught.value)
-    assert "train.listeners" in str(caught.value)
+    assert "train.loggers" in str(caught.value)
 
 
 @pytest.fixture
@@ -179,7 +179,7 @@ def test_a_run_that_goes_on_is_the_same_run_and_no_step_is_told_twice(
 
     def attempt(begun: int, heard: int, *steps: int) -> tuple[str, list[int]]:
         calls.clear()
-        with listen(recipe, tmp_path / "run", begun=begun, heard=heard) as (listener,):
+        with open_loggers(recipe, tmp_path / "run", begun=begun, heard=heard) as (listener,):
             for step in steps:
                 listener(step, ROW)
         (_, settings), *rest, _ = calls
@@ -191,7 +191,7 @@ def test_a_run_that_goes_on_is_the_same_run_and_no_step_is_told_twice(
     assert attempt(2, 4, 3, 4, 5) == (first, [5])  # killed after step 4, its last checkpoint of step 2
     assert attempt(2, 2, 3, 4, 5, 6) == (first, [5, 6])  # killed again at once: the log has step 2, step 4 was told
     calls.clear()
-    with listen(recipe, tmp_path / "elsewhere" / "run"):
+    with open_loggers(recipe, tmp_path / "elsewhere" / "run"):
         assert calls[0][1][key] != first
 
 
@@ -201,7 +201,7 @@ def test_a_run_id_that_the_user_gives_is_taken(
     calls: list[tuple[Any, ...]] = []
     monkeypatch.setitem(sys.modules, "wandb", tracker("wandb", calls))
     monkeypatch.setenv("WANDB_RUN_ID", "mine")
-    with listen(with_listeners(tiny_recipe, "wandb"), tmp_path / "run"):
+    with open_loggers(with_listeners(tiny_recipe, "wandb"), tmp_path / "run"):
         assert calls[0][1]["id"] == "mine"
     assert json.loads((tmp_path / "run" / "listeners.json").read_text()) == {"wandb": {"run": "mine", "step": 0}}
 
@@ -211,7 +211,7 @@ def test_a_full_disk_stops_tensorboard_alone_and_is_told_once(
 ) -> None:
     before, said = resource.getrlimit(resource.RLIMIT_FSIZE), list[str]()
     hook = threading.excepthook
-    with listen(with_listeners(tiny_recipe, "tensorboard"), tmp_path, say=said.append) as (listener,):
+    with open_loggers(with_listeners(tiny_recipe, "tensorboard"), tmp_path, say=said.append) as (listener,):
         resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))  # the system lets no file grow beyond
         try:
             for step in range(10_000):
@@ -231,7 +231,7 @@ def test_tensorboard_hides_what_comes_again(
 ) -> None:
     calls: list[tuple[Any, ...]] = []
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", board(calls))
-    with listen(with_listeners(tiny_recipe, "tensorboard"), tmp_path, begun=20, heard=30):
+    with open_loggers(with_listeners(tiny_recipe, "tensorboard"), tmp_path, begun=20, heard=30):
         assert calls == [("open", str(tmp_path / "tensorboard"), 21)]
 
 
@@ -246,7 +246,7 @@ def test_a_listener_that_cannot_start_is_told_with_a_next_step(
     monkeypatch.setattr(fake, "init", refuse)
     monkeypatch.setitem(sys.modules, "wandb", fake)
     recipe = with_listeners(tiny_recipe, "wandb")
-    with pytest.raises(ConfigError, match="wandb cannot start") as caught, listen(recipe, tmp_path):
+    with pytest.raises(ConfigError, match="wandb cannot start") as caught, open_loggers(recipe, tmp_path):
         pass
     assert "api_key not configured (no-tty)\n  next" in str(caught.value) and "wandb login" in str(caught.value)
 
@@ -262,7 +262,7 @@ def test_a_listener_that_fails_is_told_once_and_the_others_go_on(
     monkeypatch.setattr(failing, "log", log)
     monkeypatch.setitem(sys.modules, "wandb", failing)
     monkeypatch.setitem(sys.modules, "trackio", tracker("trackio", calls))
-    with listen(with_listeners(tiny_recipe, "wandb", "trackio"), tmp_path, say=said.append) as told:
+    with open_loggers(with_listeners(tiny_recipe, "wandb", "trackio"), tmp_path, say=said.append) as told:
         for step in (1, 2):
             for listener in told:
                 listener(step, ROW)
@@ -277,5 +277,8 @@ def test_a_broken_note_of_the_listeners_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", tracker("wandb", []))
     (tmp_path / "listeners.json").write_text(content)
-    with pytest.raises(LightwamError, match=r"listeners\.json"), listen(with_listeners(tiny_recipe, "wandb"), tmp_path):
+    with (
+        pytest.raises(LightwamError, match=r"listeners\.json"),
+        open_loggers(with_listeners(tiny_recipe, "wandb"), tmp_path),
+    ):
         pass

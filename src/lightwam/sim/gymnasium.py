@@ -1,0 +1,205 @@
+"""Any Gymnasium environment with pictures as a `Simulator`.
+
+Gymnasium itself is not imported here: `from_gymnasium` uses only an environment's methods and spaces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float32, UInt8
+
+from lightwam.config.schema import SimConfig
+from lightwam.errors import SimulatorError
+from lightwam.sim.simulator import (
+    RobotUnits,
+    Simulator,
+    StepOutcome,
+    finite_action,
+    not_reset,
+    require_known,
+    require_seed,
+)
+from lightwam.types import Observation
+
+
+class GymnasiumStep(NamedTuple):
+    """The result of `env.step`."""
+
+    observation: Any
+    reward: float
+    terminated: bool
+    truncated: bool
+    info: dict[str, Any]
+
+
+Picture = str | Callable[[Any], np.ndarray]
+State = str | Callable[[Any], np.ndarray]
+Success = str | Callable[[GymnasiumStep], bool]
+
+
+def from_gymnasium(
+    make_env: Callable[[], Any],
+    config: SimConfig,
+    task: str,
+    *,
+    instruction: str,
+    robot: str,
+    cameras: Mapping[str, Picture],
+    state: State,
+    success: Success = "is_success",
+    units: RobotUnits | None = None,
+) -> Simulator:
+    """Make a simulator from the Gymnasium environment that `make_env()` returns.
+
+    `cameras` maps each camera to a path in the observation ("pixels/top") or to a function of the environment
+    (`lambda env: env.render()`) that returns uint8 RGB [height, width, 3], upright; pictures are resized to the size of
+    `config`. `state` is a path in the observation or a function of it. `success` is a key of `info` or a function of a
+    `GymnasiumStep`. `units` gives names and the control rate; by default numbers are named state_0, action_0 and so on,
+    and the rate is `env.metadata["render_fps"]`. Actions are clipped to the action space, a Box of any shape.
+
+    The environment must keep what `Simulator` promises, above all that `reset(seed=...)` decides everything; run
+    `check_simulator` on it. SimulatorError for a path, an action space or a rate that cannot be used.
+    """
+    for camera in config.cameras:
+        require_known(camera, cameras, f"camera of task {task!r}")
+    simulator = GymnasiumSimulator(make_env, config, {name: cameras[name] for name in config.cameras}, state, success)
+    simulator.task, simulator.instruction, simulator.robot = task, instruction, robot
+    simulator.set_names(units)
+    return simulator
+
+
+class GymnasiumSimulator(Simulator):
+    """A Gymnasium environment; see `from_gymnasium`, which makes it."""
+
+    def __init__(
+        self,
+        make_env: Callable[[], Any],
+        config: SimConfig,
+        pictures: Mapping[str, Picture],
+        state: State,
+        success: Success,
+    ) -> None:
+        self.task = self.instruction = self.robot = ""
+        self.cameras = config.cameras
+        self._make_env, self._env = make_env, make_env()
+        self._size, self._repeat = (config.height, config.width), config.action_repeat
+        self._pictures, self._read_state, self._success = pictures, state, success
+        self._raw: Any = None
+        self._running = False
+        self._observation: Observation | None = None
+        self._space = self._env.action_space
+        if not self._space.shape or self._space.dtype is None or not np.issubdtype(self._space.dtype, np.floating):
+            raise SimulatorError("the action space must be a Box of floats", got=self._space)
+
+    def set_names(self, units: RobotUnits | None) -> None:
+        """Take names and control rate from `units`; without it, number the dimensions and ask the environment."""
+        num_state = len(self._state(self._env.observation_space.sample()))
+        num_action = int(np.prod(self._space.shape))
+        if units is None:
+            rate = self._env.metadata.get("render_fps")
+            if not rate:
+                raise SimulatorError(
+                    "the control rate is unknown: the environment's metadata has no render_fps",
+                    next_step="give units=RobotUnits(state, action, steps_per_second)",
+                )
+            self.state_names = tuple(f"state_{i}" for i in range(num_state))
+            self.action_names = tuple(f"action_{i}" for i in range(num_action))
+        else:
+            rate, self.state_names, self.action_names = units.steps_per_second, tuple(units.state), tuple(units.action)
+        self.fps = rate / self._repeat
+        if (self.state_dim, self.action_dim) != (num_state, num_action):
+            raise SimulatorError(
+                "units must name every number of state and action",
+                got=f"{self.state_dim} and {self.action_dim} names",
+                expected=f"{num_state} and {num_action}",
+            )
+
+    def reset(self, seed: int) -> None:
+        """Begin the episode of `seed`."""
+        require_seed(seed, self.task)
+        if self._env is None:
+            self._env = self._make_env()
+        self._raw, _ = self._env.reset(seed=seed)
+        self._running, self._observation = True, None
+
+    def observe(self) -> Observation:
+        """Return pictures and state; a second call before the next step draws nothing."""
+        if not self._running:
+            raise not_reset(self.task)
+        if self._observation is None:
+            frames = {camera: self._picture(camera) for camera in self.cameras}
+            self._observation = Observation(frames, self._state(self._raw), self.instruction)
+        return self._observation
+
+    def step(self, action: np.ndarray) -> StepOutcome:
+        """Repeat the action, clipped to the action space, `action_repeat` times or until the environment ends."""
+        if not self._running:
+            raise not_reset(self.task)
+        shaped = finite_action(action, self.action_dim, self.task).reshape(self._space.shape)
+        clipped = np.clip(shaped, self._space.low, self._space.high).astype(self._space.dtype)
+        success = ended = False
+        self._observation = None
+        for _ in range(self._repeat):
+            step = GymnasiumStep(*self._env.step(clipped.copy()))
+            self._raw = step.observation
+            success = success or self._succeeded(step)
+            ended = bool(step.terminated or step.truncated)
+            if ended:
+                break
+        return StepOutcome(success, ended)
+
+    def close(self) -> None:
+        """Close the environment."""
+        if self._env is not None:
+            self._env.close()
+        self._env = self._raw = self._observation = None
+        self._running = False
+
+    def _picture(self, camera: str) -> UInt8[np.ndarray, "height width 3"]:
+        source = self._pictures[camera]
+        picture = np.asarray(source(self._env) if callable(source) else _at(self._raw, source))
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+            got = f"{picture.dtype} {list(picture.shape)}"
+            raise SimulatorError("a picture must be uint8 [height, width, 3]", where=f"camera {camera!r}", got=got)
+        return _resized(picture, *self._size)
+
+    def _state(self, observation: Any) -> Float32[np.ndarray, " P"]:
+        source = self._read_state
+        value = source(observation) if callable(source) else _at(observation, source)
+        return np.array(value, np.float32).reshape(-1)
+
+    def _succeeded(self, step: GymnasiumStep) -> bool:
+        if callable(self._success):
+            return bool(self._success(step))
+        if self._success not in step.info:
+            raise SimulatorError(
+                f"the environment's info must have {self._success!r}",
+                where=self.task,
+                got=sorted(step.info),
+                next_step="give another key, or a function of a GymnasiumStep, as `success`",
+            )
+        return bool(step.info[self._success])
+
+
+def _at(observation: Any, path: str) -> Any:
+    """Return the entry at a path such as "pixels/top" of nested dicts."""
+    value = observation
+    for key in path.split("/"):
+        if not isinstance(value, Mapping) or key not in value:
+            got = sorted(value) if isinstance(value, Mapping) else type(value).__name__
+            raise SimulatorError(f"the observation must have {path!r}", where=repr(key), got=got)
+        value = value[key]
+    return value
+
+
+def _resized(picture: UInt8[np.ndarray, "_h _w 3"], height: int, width: int) -> UInt8[np.ndarray, "{height} {width} 3"]:
+    """Return a contiguous copy of another size, bilinear with antialiasing."""
+    if picture.shape[:2] == (height, width):
+        return np.array(picture, order="C")
+    planes = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None]
+    resized = torch.nn.functional.interpolate(planes, (height, width), mode="bilinear", antialias=True)
+    return resized[0].permute(1, 2, 0).contiguous().numpy()

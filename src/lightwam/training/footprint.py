@@ -1,0 +1,72 @@
+"""The parameters of a recipe's model, and an estimate of the memory that training it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from lightwam.config.schema import ModelConfig, Recipe
+from lightwam.model.light_wam import LightWAM, part_of
+
+
+def num_tokens(recipe: Recipe) -> dict[str, int]:
+    """Count a sample's tokens: action pass (the present, full resolution), video pass (pooled), and context."""
+    patch = recipe.model.backbone.patch
+    _, _, height, width = recipe.latent_shape
+    _, frames, pooled_height, pooled_width = recipe.pooled_shape
+    return {
+        "action_pass": height // patch[1] * (width // patch[2]),
+        "video_pass": frames // patch[0] * (pooled_height // patch[1]) * (pooled_width // patch[2]),
+        "context": recipe.text.num_tokens + 1,
+    }
+
+
+def num_parameters(model: ModelConfig) -> dict[str, dict[str, int]]:
+    """Count the "total" and "trainable" parameters of each part of the model, and of "all"; takes no memory."""
+    with torch.device("meta"):
+        built = LightWAM(model)
+    parts: dict[str, dict[str, int]] = {}
+    for name, parameter in built.named_parameters():
+        count = parts.setdefault(part_of(name), {"total": 0, "trainable": 0})
+        count["total"] += parameter.numel()
+        count["trainable"] += parameter.numel() * parameter.requires_grad
+    return parts | {"all": {key: sum(part[key] for part in parts.values()) for key in ("total", "trainable")}}
+
+
+def memory_bytes(parts: Mapping[str, Mapping[str, int]], recipe: Recipe) -> dict[str, int]:
+    """Estimate the bytes that a training step holds on one device at its peak; `parts` is from `num_parameters`.
+
+    Trained weights have float32 masters when the weights are bfloat16; AdamW's two moments and the EMA are float32.
+    `activations` are those of one micro batch.
+    """
+    total, trainable, train = parts["all"]["total"], parts["all"]["trainable"], recipe.train
+    width = 2 if train.precision == "bfloat16" else 4
+    held = {
+        "weights": width * total,
+        "masters": 4 * trainable * (width == 2),
+        "gradients": width * trainable,
+        "optimiser": 8 * trainable,
+        "ema": 4 * trainable * (train.ema_decay > 0),
+        "activations": (train.micro_batch or train.batch_size) * activation_bytes(recipe),
+    }
+    return held | {"all": sum(held.values())}
+
+
+def activation_bytes(recipe: Recipe) -> int:
+    """Estimate what the packed step keeps of one sample for its backward pass; leaves out the action expert's few rows.
+
+    In multiples of the width a block keeps of every token: its input, the modulated input, queries, keys and values
+    (and queries and keys before their norms), the attention's output twice, the residual stream twice more, the normed
+    input of the cross-attention, its queries twice, its output, the modulated input of the feed-forward: 17 in all. In
+    addition the hidden layer, once over frozen weights and else twice. With checkpointing a block keeps its input only,
+    and one block at a time has everything.
+    """
+    backbone, count = recipe.model.backbone, num_tokens(recipe)
+    hidden = backbone.ffn_width * (1 if backbone.frozen and backbone.lora_rank else 2)
+    token = 17 * backbone.width + hidden
+    both, video = count["action_pass"] + count["video_pass"], count["video_pass"]
+    until_tap, after = backbone.taps[-1] + 1, backbone.num_blocks - backbone.taps[-1] - 1
+    rows = both * until_tap + video * after
+    numbers = rows * backbone.width + both * token if recipe.train.checkpointing else rows * token
+    return numbers * (2 if recipe.train.precision == "bfloat16" else 4)
