@@ -15,7 +15,7 @@ from lightwam.cli import main as cli
 from lightwam.config import recipes
 
 LINK = re.compile(r"\]\(([^)\s]+)\)|(?:src|srcset|href)=\"([^\"]+)\"")
-CODE = re.compile(r"^```(?:python)?\n(.*?)^```", re.DOTALL | re.MULTILINE)
+FENCE = re.compile(r"^```.*$", re.MULTILINE)
 MAKE = re.compile(r"(?:^|`|\$ )make ([a-z-]+)", re.MULTILINE)
 COMMAND = re.compile(r"(?:^|`|\$ )lightwam ([a-z]+)(?: ([a-z][\w/-]*))?", re.MULTILINE)
 TAKES_A_RECIPE = ("demo", "collect", "cache", "train", "adopt", "show")
@@ -54,7 +54,7 @@ def test_commands_and_recipes_in_the_documents_exist(repository: Any) -> None:
 
 def imports(text: str) -> Iterator[tuple[str, str]]:
     """Module and name of every `from lightwam... import ...` in a page's code blocks."""
-    for block in CODE.findall(text):
+    for block in FENCE.split(text)[1::2]:
         for module, names in re.findall(r"^ *from (lightwam[\w.]*) import (.+)$", block, re.MULTILINE):
             yield from ((module, name.split(" as ")[0].strip()) for name in names.split(","))
 
