@@ -26,6 +26,7 @@ from lightwam.config.schema import ControlSettings, EvalConfig, Recipe, Umt5Conf
 from lightwam.data.lerobot.features import FeatureNames
 from lightwam.errors import DatasetError
 from lightwam.policy.policy import Policy
+from lightwam.training.caches import DatasetSource
 
 Calls = list[tuple[Any, ...]]
 
@@ -122,7 +123,7 @@ def test_the_former_name_of_the_dataset_is_accepted(
 ) -> None:
     calls = record("lightwam.training.train", "train")
     assert main(["train", "point", "--data", "d"]) == 0
-    assert calls[0][1] == Path("d")
+    assert calls[0][1] == DatasetSource(Path("d"), FeatureNames())
     assert capsys.readouterr().err == "lightwam: --data is now --dataset\n"
 
 
@@ -135,27 +136,25 @@ def test_train_passes_recipe_dataset_and_run(record: Callable[..., Calls]) -> No
     calls = record("lightwam.training.train", "train")
     assert main(["train", "point", "--train.steps", "7", "--run", "runs/x", "--dataset", "d"]) == 0
     ((recipe, data, run, options),) = calls
-    assert (recipe.train.steps, data, run) == (7, Path("d"), Path("runs/x"))
-    wanted = {"device": "auto", "parallel": "ddp", "start_from": None, "names": FeatureNames(), "statistics": "kept",
-              "cache": None}  # fmt: skip
-    assert options == wanted
+    assert (recipe.train.steps, data, run) == (7, DatasetSource(Path("d"), FeatureNames()), Path("runs/x"))
+    assert options == {"device": "auto", "parallel": "ddp", "start_from": None, "statistics": "kept"}
     assert recipe.model == recipes.point().model
 
 
 def test_places_are_named_after_the_recipe(record: Callable[..., Calls]) -> None:
     calls = record("lightwam.training.train", "train")
     main(["train", "point"])
-    assert calls[0][:3] == (recipes.point(), Path("data/point"), Path("runs/point"))
+    assert calls[0][:3] == (recipes.point(), DatasetSource(Path("data/point"), FeatureNames()), Path("runs/point"))
 
 
 def test_cache_export_and_adopt_pass_what_they_are_told(
     record: Callable[..., Calls], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cached = record("lightwam.training.dataset", "make_cache")
+    cached = record("lightwam.training.precompute", "make_cache")
     assert main(["cache", "libero-10", "--dataset", "d", "--weights", "w", "--device", "cpu", "--cache", "c"]) == 0
     recipe, data, options = cached[0]
-    wanted = {"device": "cpu", "names": FeatureNames(), "cache": Path("c")}
-    assert (recipe.weights, data, options) == ("w", Path("d"), wanted)
+    source = DatasetSource(Path("d"), FeatureNames(), Path("c"))
+    assert (recipe.weights, data, options) == ("w", source, {"device": "cpu"})
 
     exported = record("lightwam.training.adopt", "export", Path("x.pt"))
     assert main(["export", "runs/x", "--to", "x.pt", "--step", "5", "--no-ema"]) == 0
@@ -163,8 +162,8 @@ def test_cache_export_and_adopt_pass_what_they_are_told(
 
     adopted = record("lightwam.training.adopt", "adopt", Path("runs/y"))
     assert main(["adopt", "robotwin", "--checkpoint", "y.pt", "--dataset", "d", "--run", "runs/y"]) == 0
-    options = {"device": "auto", "names": FeatureNames(), "cache": None}
-    assert adopted == [(recipes.robotwin(), Path("y.pt"), Path("d"), Path("runs/y"), options)]
+    source = DatasetSource(Path("d"), FeatureNames())
+    assert adopted == [(recipes.robotwin(), Path("y.pt"), source, Path("runs/y"), {"device": "auto"})]
     assert capsys.readouterr().out == "x.pt\nruns/y\n"
 
 
@@ -192,9 +191,14 @@ def test_tuples_and_switches_can_be_overridden(record: Callable[..., Calls]) -> 
 
 @pytest.mark.parametrize(
     ("command", "function"),
-    [("train", "training.train.train"), ("collect", "data.collect.collect"), ("cache", "training.dataset.make_cache"),
-     ("demo", "cli.pipeline.demo"), ("check expert", "evaluation.expert_check.check_experts")],
-)  # fmt: skip
+    [
+        ("train", "training.train.train"),
+        ("collect", "data.collect.collect"),
+        ("cache", "training.precompute.make_cache"),
+        ("demo", "cli.pipeline.demo"),
+        ("check expert", "evaluation.expert_check.check_experts"),
+    ],
+)
 def test_sections_of_several_kinds_are_overridden_by_plain_names(
     command: str, function: str, record: Callable[..., Calls]
 ) -> None:
@@ -291,10 +295,18 @@ def test_what_stands_beside_a_suite_or_protocol_is_kept(
         (recipes.libero_object, ["--suite", "libero_objekt"], "did you mean 'libero_object'"),
         (recipes.libero_object, ["--protocol", "openvla"], "did you mean 'openvla-oft'"),
         (recipes.point, ["--suite", "libero_object"], "choose tasks by --sim.tasks"),
-        (recipes.libero_object, ["--protocol", "openpi", "--eval.replan", "7"], "another number of steps of a chunk"),
-        (recipes.libero_object, ["--eval.replan", "7"], "10 (sim.protocol light-wam)"),
-        (recipes.libero_object_small, ["--protocol", "light-wam", "--eval.replan", "8"], "10 (sim.protocol light-wam)"),
-        (recipes.libero_object, ["--protocol", "openpi", "--sim.height", "128"], "pictures of another size"),
+        (
+            recipes.libero_object,
+            ["--protocol", "openpi", "--eval.replan", "7"],
+            "eval.replan must be 5",
+        ),
+        (recipes.libero_object, ["--eval.replan", "7"], "eval.replan must be 10: sim.protocol light-wam"),
+        (
+            recipes.libero_object_small,
+            ["--protocol", "light-wam", "--eval.replan", "8"],
+            "eval.replan must be 10: sim.protocol light-wam",
+        ),
+        (recipes.libero_object, ["--protocol", "openpi", "--sim.height", "128"], "has pictures of this size"),
         (recipes.libero_object, ["--suite", "libero_10", "--sim.tasks", "libero_10/0"], "leave one of them out"),
     ],
 )

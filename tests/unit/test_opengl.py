@@ -140,7 +140,7 @@ def test_a_machine_without_opengl_is_told_what_to_install(
     pytest.importorskip("libero")
     clean()
     monkeypatch.setattr(opengl.ctypes.util, "find_library", lambda name: None)
-    monkeypatch.setattr("lightwam.evaluation.expert_check.Workers", InHere)
+    monkeypatch.setattr("lightwam.system.workers.Workers", InHere)
     assert main([*command, *(["--task", "libero_object/0"] if "sim" in command else ["--sim.tasks", "reach"])]) == 2
     assert "neither EGL nor OSMesa is installed" in capsys.readouterr().err
 

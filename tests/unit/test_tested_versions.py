@@ -117,7 +117,7 @@ def test_a_warning_stands_in_the_result_the_report_and_the_comparison(
 ) -> None:
     said: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate_module, "Workers", InHere)
+        patch.setattr("lightwam.system.workers.Workers", InHere)
         settings = replace(tiny.recipe.eval, trials=1, videos_per_task=0)
         result = evaluate_module.evaluate(tiny.run, settings, say=said.append)
     (warning,) = result["warnings"]

@@ -28,17 +28,6 @@ def run(arguments: Sequence[str]) -> None:
     options = recipe_command(AdoptOptions, arguments, "adopt")
     if options.checkpoint is None:
         raise ConfigError("lightwam adopt needs a checkpoint", where="--checkpoint", next_step="--checkpoint FILE.pt")
-    from lightwam.data.lerobot.features import parse_names
     from lightwam.training.adopt import adopt
 
-    print(
-        adopt(
-            options.recipe,
-            options.checkpoint,
-            options.dataset,
-            options.run,
-            device=options.device,
-            names=parse_names(options.names),
-            cache=options.cache,
-        )
-    )
+    print(adopt(options.recipe, options.checkpoint, options.source(), options.run, device=options.device))

@@ -20,8 +20,6 @@ class MakeCacheOptions(DeviceOptions, DatasetOptions, RecipeOptions):
 def run(arguments: Sequence[str]) -> None:
     """`lightwam cache RECIPE [--dataset PATH] [--weights PATH] [OPTIONS]`."""
     options = recipe_command(MakeCacheOptions, arguments, "cache")
-    from lightwam.data.lerobot.features import parse_names
-    from lightwam.training.dataset import make_cache
+    from lightwam.training.precompute import make_cache
 
-    names = parse_names(options.names)
-    make_cache(options.recipe, options.dataset, device=options.device, names=names, cache=options.cache)
+    make_cache(options.recipe, options.source(), device=options.device)

@@ -23,6 +23,7 @@ from lightwam.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from lightwam.system.workers import PoolFactory
+    from lightwam.training.caches import DatasetSource
 
 Options = TypeVar("Options")
 
@@ -35,6 +36,7 @@ OLD_OPTIONS: Mapping[str, str] = {
     "data": "dataset",
     "families": "robot-schemas",
     "family": "robot-schema",
+    "quiet": "undisturbed",
     "most-together": "max-batch",
     "most-waiting": "max-queue",
     "most-clients": "max-clients",
@@ -81,6 +83,13 @@ class DatasetOptions(NamesOptions, CacheOptions):
 
     dataset: Path
     """a LeRobot dataset, v3.0 or v2.1"""
+
+    def source(self) -> DatasetSource:
+        """Return the dataset with its names and cache."""
+        from lightwam.data.lerobot.features import parse_names
+        from lightwam.training.caches import DatasetSource
+
+        return DatasetSource(self.dataset, parse_names(self.names), self.cache)
 
 
 @dataclass(frozen=True, kw_only=True)

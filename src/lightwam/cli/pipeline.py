@@ -22,6 +22,7 @@ from lightwam.report import write_report
 from lightwam.sim import registry
 from lightwam.system.machine import machine
 from lightwam.training import loggers
+from lightwam.training.caches import DatasetSource
 from lightwam.training.train import train
 
 
@@ -29,7 +30,8 @@ def demo(recipe: Recipe, run: Path, say: Callable[[str], None] = print, cache: P
     """Run all parts in the directory `run`; returns what is written to RUN/result.json.
 
     Before anything is written, raises ConfigError if the model's state or action width is not the simulator's, or a
-    logger cannot be used, and PromptError if a task's sentence does not fit the text encoder. `cache` as in `train`.
+    logger cannot be used, and PromptError if a task's sentence does not fit the text encoder. `cache`: the
+    folder for caches, by default $LIGHTWAM_CACHE or the dataset's own.
 
     Each part resumes where it was interrupted, and the wall seconds of all attempts add up. The demonstrations are in
     RUN/dataset.
@@ -41,7 +43,7 @@ def demo(recipe: Recipe, run: Path, say: Callable[[str], None] = print, cache: P
     with timer.part("collect"):
         collect(recipe, run / "dataset", say)
     with timer.part("train"):
-        train(recipe, run / "dataset", run, say=say, cache=cache)
+        train(recipe, DatasetSource(run / "dataset", cache=cache), run, say=say)
     with timer.part("evaluate"):
         result = evaluate(run, say=say)
     if len(recipe.sim.tasks) > 1:

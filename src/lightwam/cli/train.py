@@ -27,19 +27,16 @@ class TrainOptions(DeviceOptions, DatasetOptions, RecipeOptions):
 def run(arguments: Sequence[str]) -> None:
     """`lightwam train RECIPE [--dataset PATH] [--run PATH] [OPTIONS]`."""
     options = recipe_command(TrainOptions, arguments, "train")
-    from lightwam.data.lerobot.features import parse_names
     from lightwam.system.cpu import keep_memory
     from lightwam.training.train import train
 
     keep_memory()
     train(
         options.recipe,
-        options.dataset,
+        options.source(),
         options.run,
         device=options.device,
         parallel=options.parallel,
         start_from=options.start_from,
         statistics=options.statistics,
-        names=parse_names(options.names),
-        cache=options.cache,
     )

@@ -3,42 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from lightwam.cli.options import PolicyOptions, RayOptions, run_command
+from lightwam.cli.options import Flat, PolicyOptions, RayOptions, run_command
 from lightwam.errors import ConfigError
+from lightwam.evaluation.watch.settings import WatchConfig
 from lightwam.system.tables import table_lines
 
 
 @dataclass(frozen=True, kw_only=True)
 class WatchOptions(RayOptions, PolicyOptions):
-    """Calibrate RUN/surprise.json on undisturbed unseen seeds, and measure the watch on disturbed ones."""
+    """Calibrate RUN/surprise.json on undisturbed unseen seeds, and test the watch on disturbed ones."""
 
-    quiet: int = 20
-    """undisturbed episodes a task, for the calibration"""
-    trials: int = 12
-    """undisturbed episodes a task for the test; each disturbance is tried on the same seeds"""
-    false_alarms: float = 0.05
-    """share of undisturbed episodes that may raise an alarm"""
-    workers: int = 2
-    """processes that simulate"""
+    watch: Annotated[WatchConfig, Flat] = field(default_factory=WatchConfig)
 
 
 def run(arguments: Sequence[str]) -> None:
-    """`lightwam watch RUN [--quiet N] [--trials N] [...]`."""
+    """`lightwam watch RUN [--undisturbed N] [--trials N] [...]`."""
     (run,), options = run_command(WatchOptions, arguments, "watch")
-    if min(options.quiet, options.trials) < 1 or options.workers < 0 or not 0 < options.false_alarms < 1:
-        expected = "quiet and trials >= 1, workers >= 0, 0 < false_alarms < 1"
-        raise ConfigError("the settings of the watch are out of range", got=options, expected=expected)
-    from lightwam.evaluation.watch.measure import WatchConfig, watch
+    settings = options.watch
+    if min(settings.undisturbed, settings.trials) < 1 or settings.workers < 0 or not 0 < settings.false_alarms < 1:
+        expected = "undisturbed and trials >= 1, workers >= 0, 0 < false_alarms < 1"
+        raise ConfigError("the settings of the watch are out of range", got=settings, expected=expected)
+    from lightwam.evaluation.watch.measure import watch
     from lightwam.policy.policy import Policy
     from lightwam.system.cpu import keep_memory
 
     keep_memory()
     policy = Policy.load(run, options.step, device=options.device, weights=options.weights)
-    settings = WatchConfig(options.quiet, options.trials, options.false_alarms, options.workers)
     print(table(watch(Path(run), settings, policy=policy, pool_factory=options.pool_factory())))
 
 

@@ -22,7 +22,7 @@ from lightwam.serving.server import Server
 from lightwam.serving.settings import Serving
 from lightwam.system.machine import machine, versions
 from lightwam.system.tables import table_lines
-from lightwam.system.timing import percentiles_ms
+from lightwam.system.timing import percentiles
 from lightwam.system.workers import require_main_guard
 from lightwam.types import Observation
 from lightwam.wire.openpi import pack, unpack
@@ -39,7 +39,7 @@ def bench_serve() -> dict[str, Any]:
     The server is a process of its own, this one is the client, in openpi's format.
     """
     with served(0.0) as port, openpi_client(port) as (ask, message), bare(message) as send:
-        pairs = [(_seconds(ask), _seconds(send)) for _ in range(WARM_UP + ROUND_TRIPS)][WARM_UP:]
+        pairs = [(_milliseconds(ask), _milliseconds(send)) for _ in range(WARM_UP + ROUND_TRIPS)][WARM_UP:]
         times, floor = zip(*pairs, strict=True)
     with served(THINKING_SECONDS) as port, openpi_client(port) as (_, message), _connect(port) as talking:
         talking.recv()
@@ -48,12 +48,12 @@ def bench_serve() -> dict[str, Any]:
             talking.send(message)
             for _ in range(10):
                 time.sleep(0.05)
-                health.append(_seconds(partial(_healthz, port)))
+                health.append(_milliseconds(partial(_healthz, port)))
             talking.recv()
     return {
-        "round_trip": percentiles_ms(times),
-        "bare_sockets": percentiles_ms(floor),
-        "healthz_while_thinking": percentiles_ms(health) | {"max_ms": 1000 * max(health)},
+        "round_trip": percentiles(times, "_ms"),
+        "bare_sockets": percentiles(floor, "_ms"),
+        "healthz_while_thinking": percentiles(health, "_ms") | {"max_ms": max(health)},
         "message_bytes": len(message),
         "warm_up": WARM_UP,
         "repetitions": {"round_trip": len(times), "healthz": len(health)},
@@ -168,7 +168,7 @@ def _healthz(port: int) -> None:
     connection.close()
 
 
-def _seconds(call: Callable[[], Any]) -> float:
+def _milliseconds(call: Callable[[], Any]) -> float:
     began = time.perf_counter()
     call()
-    return time.perf_counter() - began
+    return 1000 * (time.perf_counter() - began)

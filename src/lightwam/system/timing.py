@@ -24,14 +24,9 @@ LONG_S = 2.0
 Call = Callable[[], Any]
 
 
-def percentiles(values: Sequence[float]) -> dict[str, float]:
-    """Return p50, p95 and p99 of at least one value."""
-    return {f"p{q}": float(np.percentile(values, q)) for q in (50, 95, 99)}
-
-
-def percentiles_ms(seconds: Sequence[float]) -> dict[str, float]:
-    """Return p50_ms, p95_ms and p99_ms of durations in seconds."""
-    return {f"{name}_ms": 1000 * value for name, value in percentiles(seconds).items()}
+def percentiles(values: Sequence[float], suffix: str = "") -> dict[str, float]:
+    """Return the 50th, 95th and 99th percentile as p50, p95 and p99, each followed by `suffix`; {} without values."""
+    return {f"p{q}{suffix}": float(np.percentile(values, q)) for q in (50, 95, 99)} if values else {}
 
 
 def conditions(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
@@ -70,11 +65,11 @@ def time_interleaved(
             if took > LONG_S:
                 say(f"{way} call {number}: {took:.1f} s")
             if number >= 0:
-                times[way].append(took)
+                times[way].append(1000 * took)
     return {
         way: {
-            **percentiles_ms(rows),
-            "std_ms": 1000 * float(np.std(rows)),
+            **percentiles(rows, "_ms"),
+            "std_ms": float(np.std(rows)),
             "repetitions": len(rows),
             "warm_up": 1 + warm_up,
         }
