@@ -14,10 +14,11 @@ LOWEST := .venv-lowest
 LOWEST_TORCH ?=
 LOWEST_TOOLS := 'pytest>=8' 'pytest-timeout>=2.3' 'hypothesis>=6.100' 'beartype>=0.20' 'h5py>=3.11' 'huggingface-hub>=0.25' \
 	'pillow>=10' 'msgpack-numpy>=0.4.8' 'json-numpy>=2.1' 'inspect-robots-xpolicylab==0.1.0'
+BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
 GL_PACKAGES := libegl1 libgl1 libgl1-mesa-dri libopengl0
 INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: help demo report test slow gpu lerobot lowest lint types format gl clean
+.PHONY: help demo report test slow gpu lerobot lowest lint types format gl browser clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -29,7 +30,7 @@ demo: $(USE) gl  ## collect, train, evaluate and report: runs/demo/report.html
 report: $(USE)  ## write RUN/report.html again
 	@$(BIN)/lightwam report $(RUN)
 
-test: $(DEV) gl  ## every test that takes seconds
+test: $(DEV) gl browser  ## every test that takes seconds
 	@$(BIN)/python -m pytest
 
 slow: $(DEV) $(RAY) gl  ## the tests that take minutes, a cluster of two nodes among them
@@ -61,6 +62,15 @@ gl:  ## off-screen OpenGL for MuJoCo's pictures; installed where that needs no p
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $(GL_PACKAGES); \
 	else \
 		echo "MuJoCo has no off-screen OpenGL to draw with. Next: sudo apt-get install $(GL_PACKAGES)" >&2; exit 1; \
+	fi
+
+browser:  ## Chromium for the report's tests; installed where that needs no password, else explained
+	@if for name in $(BROWSERS); do command -v $$name > /dev/null && break; done; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+		echo "installing Chromium: apt-get install chromium"; \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium; \
+	else \
+		echo "There is no Chromium: the report's tests in a browser are skipped. Next: sudo apt-get install chromium" >&2; \
 	fi
 
 clean:  ## forget the virtual environment and the tools' caches; runs/ and data/ stay

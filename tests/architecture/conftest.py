@@ -35,6 +35,10 @@ class Repository:
         """Return every Markdown page."""
         return sorted(path for path in (*self.root.glob("*.md"), *self.root.glob("docs/**/*.md")))
 
+    def templates(self) -> list[Path]:
+        """Markdown that lightwam fills in and that a person then reads."""
+        return sorted((self.root / "src").rglob("templates/*.md"))
+
     def make_targets(self) -> set[str]:
         """Return the targets of the Makefile."""
         lines = (self.root / "Makefile").read_text().splitlines()

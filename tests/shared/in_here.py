@@ -7,7 +7,7 @@ from lightwam.system.workers import Answer, Job, Workers
 
 
 class InHere(Workers[Job, Answer]):
-    """What a module's `Workers` is replaced by."""
+    """What `lightwam.system.workers.Workers` is replaced by."""
 
     def __init__(self, count: int, run: Any) -> None:
         super().__init__(0, run)

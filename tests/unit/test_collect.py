@@ -139,7 +139,7 @@ def test_a_finished_dataset_is_left_alone_and_a_larger_wish_adds_to_it(tmp_path:
 
 def test_other_settings_or_another_world_are_refused(tmp_path: Path) -> None:
     collect(recipe(demos=1), tmp_path, say=quiet)
-    with pytest.raises(DatasetError, match=r"made otherwise[\s\S]*another folder"):
+    with pytest.raises(DatasetError, match=r"with different settings[\s\S]*another folder"):
         collect(recipe(demos=2, noise_std=0.5), tmp_path, say=quiet)
     with pytest.raises(DatasetError):
         collect(replace(recipe(demos=2), sim=replace(recipe().sim, cameras=("near",))), tmp_path, say=quiet)

@@ -19,12 +19,15 @@ from lightwam.config.schema import EvalConfig, Recipe, SimConfig, with_simulator
 from lightwam.errors import CheckpointError, ConfigError, SimulatorError
 from lightwam.evaluation import evaluate as module
 from lightwam.evaluation.episodes import read_episodes, task_files
-from lightwam.evaluation.evaluate import evaluate, percentiles
+from lightwam.evaluation.evaluate import evaluate
+from lightwam.evaluation.rollouts import EpisodeJob, StepResult, run_episodes
 from lightwam.evaluation.statistics import wilson
 from lightwam.policy.policy import Policy
 from lightwam.sim import registry
 from lightwam.sim.point import COLOURS
-from lightwam.system.workers import DeathCounter, Workers
+from lightwam.system.jobs import JobRunner
+from lightwam.system.timing import percentiles
+from lightwam.system.workers import Interrupt, Outcome, Workers
 from lightwam.types import Observation
 
 
@@ -59,7 +62,7 @@ class Seeing:
 
 @pytest.fixture
 def in_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "Workers", InHere)
+    monkeypatch.setattr("lightwam.system.workers.Workers", InHere)
 
 
 @pytest.fixture
@@ -92,7 +95,7 @@ def test_wilsons_interval(successes: int, trials: int, low: float, high: float) 
 
 
 def test_percentiles() -> None:
-    assert percentiles([]) is None
+    assert percentiles([]) == {}
     assert percentiles([3.0]) == {"p50": 3.0, "p95": 3.0, "p99": 3.0}
     assert percentiles([float(i) for i in range(101)]) == {"p50": 50.0, "p95": 95.0, "p99": 99.0}
 
@@ -158,27 +161,33 @@ def test_another_world_than_the_runs(tmp_path: Path, seeing: Seeing) -> None:
     assert result["protocol"]["sim"]["max_steps"] == 39 and result["protocol"]["constants"] == {}
 
 
-def test_a_seat_stays_with_its_task_and_seats_do_not_share_one(tmp_path: Path, seeing: Seeing) -> None:
+def test_a_slot_stays_with_its_task_and_slots_do_not_share_one() -> None:
     """Loading a task takes seconds in some simulators."""
 
-    given: list[tuple[int, str, int]] = []
+    class OneStepPool(InHere[Any, Any]):
+        """Two slots whose episodes end together, when their first actions are executed."""
 
-    class Seats(InHere[Any, Any]):
-        @property
-        def idle(self) -> list[int]:
-            return [0, 1]
+        idle = (0, 1)  # type: ignore[assignment]
+
+        def __init__(self) -> None:
+            super().__init__(2, quiet)
+            self.begun: list[tuple[int, str, int]] = []
+            self.ends = list[tuple[int, Outcome[StepResult]]]()
 
         def submit(self, job: Any, slot: int) -> None:
-            given.append((slot, job.task, job.seed))
+            self.begun.append((slot, job.task, job.seed))
+            self.ends.append((slot, Outcome(StepResult(None, 1, True))))
 
-    drive = module._Drive(seeing, seeing.recipe, tmp_path, {}, Seats(2, quiet), 0.0, DeathCounter("eval", quiet))
-    todo = [(task, seed) for seed in (1, 2, 3) for task in ("a", "b", "c")]
-    while todo:
-        drive._begin(todo)
-        drive.running.clear()
-    assert [task for slot, task, _ in given if slot == 0] == ["a", "a", "a", "c", "c"]
-    assert [task for slot, task, _ in given if slot == 1] == ["b", "b", "b", "c"]
-    assert len(set(given)) == 9
+        def answers(self, timeout_seconds: float) -> Any:
+            ends, self.ends = self.ends, []
+            return iter(ends)
+
+    pool = OneStepPool()
+    todo = [EpisodeJob(task, seed) for seed in (1, 2, 3) for task in ("a", "b", "c")]
+    assert len(list(run_episodes(JobRunner(pool, Interrupt(), "eval", quiet), todo, lambda waiting: []))) == 9
+    assert [task for slot, task, _ in pool.begun if slot == 0] == ["a", "a", "a", "c", "c"]
+    assert [task for slot, task, _ in pool.begun if slot == 1] == ["b", "b", "b", "c"]
+    assert len(set(pool.begun)) == 9
 
 
 def test_videos_show_the_episode_from_its_first_to_its_last_step(tmp_path: Path, seeing: Seeing) -> None:
@@ -335,12 +344,12 @@ def outcomes(place: Path) -> dict[tuple[str, int], tuple[Any, ...]]:
 def test_episodes_and_films_survive_their_workers(
     tmp_path: Path, rough: Seeing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "Workers", InHere)
+    monkeypatch.setattr("lightwam.system.workers.Workers", InHere)
     undisturbed = evaluate(tmp_path / "a", policy=rough, say=quiet)
     fates, said, first = tmp_path / "fates", [], 1_000_000
     (fates / f"rough-red {first} film").write_text("x")
     (fates / f"rough-red {first + 1} play").write_text("kxkk")
-    monkeypatch.setattr(module, "Workers", Workers)
+    monkeypatch.setattr("lightwam.system.workers.Workers", Workers)
     with pytest.raises(SimulatorError, match=rf"3 times in a row\s+where: task 'rough-red', seed {first + 1}\s"):
         evaluate(tmp_path / "b", policy=rough, say=said.append)
     kept = read_episodes(tmp_path / "b" / "eval")

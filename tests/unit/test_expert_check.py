@@ -8,15 +8,14 @@ from in_here import InHere
 
 from lightwam.config.schema import Recipe
 from lightwam.errors import SimulatorError
-from lightwam.evaluation import expert_check as module
-from lightwam.evaluation.expert_check import Experts, check_experts
+from lightwam.evaluation.expert_check import ExpertWorker, check_experts
 from lightwam.sim import registry
 from lightwam.sim.simulator import Trial
 
 
 @pytest.fixture
 def in_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "Workers", InHere)
+    monkeypatch.setattr("lightwam.system.workers.Workers", InHere)
 
 
 def quiet(line: str) -> None:
@@ -36,7 +35,7 @@ def test_successes_are_counted_on_evaluations_seeds(
         return expert
 
     monkeypatch.setattr(registry, "make_expert", lazy)
-    monkeypatch.setattr(Experts, "__call__", _noting(Experts.__call__, seeds))
+    monkeypatch.setattr(ExpertWorker, "__call__", _noting(ExpertWorker.__call__, seeds))
     rows = check_experts(replace(tiny_recipe, eval=replace(tiny_recipe.eval, trials=3)), quiet)
     first = tiny_recipe.eval.first_seed
     assert seeds == [first, first + 1, first + 2] * 2
@@ -46,7 +45,7 @@ def test_successes_are_counted_on_evaluations_seeds(
 
 
 def _noting(call: Any, seeds: list[int]) -> Any:
-    def noted(self: Experts, trial: Trial) -> Any:
+    def noted(self: ExpertWorker, trial: Trial) -> Any:
         end = call(self, trial)
         seeds.append(trial.seed)
         return end
@@ -68,14 +67,14 @@ def test_what_is_known_at_an_error_has_been_shown(
     tiny_recipe: Recipe, in_here: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown: dict[str, Any] = {}
-    call = Experts.__call__
+    call = ExpertWorker.__call__
 
-    def breaks(self: Experts, trial: Trial) -> Any:
+    def breaks(self: ExpertWorker, trial: Trial) -> Any:
         if trial.task == "blue":
             raise SimulatorError("broken")
         return call(self, trial)
 
-    monkeypatch.setattr(Experts, "__call__", breaks)
+    monkeypatch.setattr(ExpertWorker, "__call__", breaks)
     with pytest.raises(SimulatorError, match="broken"):
         check_experts(tiny_recipe, quiet, lambda task, row: shown.update({task: row["successes"]}))
     assert shown == {"red": 2}

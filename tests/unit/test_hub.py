@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from huggingface_hub import errors
+from huggingface_hub import ModelCard, errors
 
 from lightwam import Policy
 from lightwam.cli.main import main
@@ -187,7 +187,7 @@ def test_what_is_no_repo_id(tiny_once: Any, fake_hub: Any, repo: str) -> None:
 def test_private_is_not_pushed_into_the_open(tiny_once: Any, fake_hub: Any) -> None:
     publish.push(tiny_once.run, ID)
     before = {name: (fake_hub.repo(ID) / name).stat().st_mtime_ns for name in fake_hub.files(ID)}
-    with pytest.raises(CheckpointError, match="there already, and public"):
+    with pytest.raises(CheckpointError, match="the repo exists and is public"):
         publish.push(tiny_once.run, ID, 4, private=True)
     assert before == {name: (fake_hub.repo(ID) / name).stat().st_mtime_ns for name in fake_hub.files(ID)}
 
@@ -214,7 +214,7 @@ def test_a_stage_is_there_whole_or_not_at_all(
 ) -> None:
     place = tmp_path / "stages" / "one"
     assert publish.stage(tiny_once.run, place, ID) == place and files_of(place) == PUSHED
-    with pytest.raises(CheckpointError, match="not empty"):
+    with pytest.raises(CheckpointError, match="must be new or empty"):
         publish.stage(tiny_once.run, place, ID)
 
     def full(source: Path, to: Path) -> None:
@@ -269,8 +269,8 @@ def test_the_command_pushes(tiny_once: Any, fake_hub: Any, capsys: pytest.Captur
     words = ["push", str(tiny_once.run), ID, "--private", "--step", "4", "--license", "mit", "--dataset", "some/data"]
     assert main(words) == 0
     assert capsys.readouterr().out.strip() == f"https://hub.test/{ID}"
-    card = (fake_hub.repo(ID) / "README.md").read_text()
-    assert 'license: "mit"' in card and 'datasets: ["some/data"]' in card
+    card = ModelCard.load(fake_hub.repo(ID) / "README.md").data
+    assert card.license == "mit" and card.datasets == ["some/data"]
     assert ID not in fake_hub.public and Policy.load(ID).step == 4
 
 

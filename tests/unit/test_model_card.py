@@ -1,4 +1,4 @@
-"""report/model_card.py: the Hub reads it, every number on it is the run's, and what the run lacks is said."""
+"""report/model_card.py: the Hub can read it, every number comes from the run, and what the run lacks is stated."""
 
 import json
 import re
@@ -59,7 +59,7 @@ def rows(card: str) -> dict[str, list[str]]:
     return {cells[0].strip(): [cell.strip() for cell in cells[1:]] for cells in lines}
 
 
-def test_what_the_hub_reads(tiny: Any) -> None:
+def test_the_hub_can_read_the_metadata(tiny: Any) -> None:
     data = ModelCard(model_card(evaluated(tiny.run), repo=ID, dataset="some/data")).data
     assert (data.license, data.library_name, data.pipeline_tag) == ("apache-2.0", "lightwam", "robotics")
     assert {"robotics", "lightwam", "point"} <= set(data.tags)
@@ -71,29 +71,33 @@ def test_what_the_hub_reads(tiny: Any) -> None:
     assert found["red"].dataset_type == "point"
 
 
-def test_every_measured_number_is_there(tiny: Any) -> None:
+def test_every_measured_number_is_on_the_card(tiny: Any) -> None:
     card = model_card(evaluated(tiny.run), repo=ID)
     table = rows(card)
     assert table["red"] == ["move to the red dot", "4 of 5", "80 %", "38 to 96 %"]
     assert table["**all**"] == ["", "7 of 10", "70 %", "40 to 89 %"]
-    for told in (
+    for text in (
         "7 of 10 episodes (70 %",
         "seeds 1,000,000 to 1,000,004",
         "at most 40 control steps",
         "4 steps of each chunk were executed",
-        "12.7 ms in the median",
+        "12.7 ms median, 21.2 ms at the 95th and 25.8 ms at the 99th percentile",
         "at any control step",
         '"quirk": 0.125',
         '"lightwam": "0.0.7"',
-        "10 control steps a second",
+        "10 control steps per second",
         "A chunk is 8 steps",
-        "2 steps apart, 5 with the present",
+        "2 steps apart, 5 including the present",
     ):
-        assert told in card, told
-    assert "not measured.**" not in card and "- Success of these weights" not in card
+        assert text in card, text
+    assert (
+        "was not measured**" not in card
+        and "was not measured.**" not in card
+        and "- Success of these weights" not in card
+    )
 
 
-def test_what_it_takes_and_gives_is_the_codecs(tiny: Any) -> None:
+def test_inputs_and_outputs_are_those_of_the_codec(tiny: Any) -> None:
     codec, _ = run_directory.read_processing(tiny.run)
     card = model_card(tiny.run, repo=ID)
     table = rows(card)
@@ -105,11 +109,11 @@ def test_what_it_takes_and_gives_is_the_codecs(tiny: Any) -> None:
             [stats.min[dim], stats.q01[dim], stats.q50[dim], stats.q99[dim], stats.max[dim]], rel=1e-3, abs=1e-6
         )
     assert "across the picture" in card  # the state's
-    assert "6 of 6, 4 windows each; the average of the weights (decay 0.9)" in card
+    assert "6 of 6, 4 windows each; the average of the weights (decay 0.9) acts" in card
     assert f"of {codec.action.count:,} control steps" in card
 
 
-def test_the_dataset_is_told_by_its_fingerprint_and_not_by_its_path(tiny: Any) -> None:
+def test_the_dataset_is_identified_by_its_fingerprint_and_not_by_its_path(tiny: Any) -> None:
     began = run_directory.read_json(tiny.run / "dataset.json")
     card = model_card(tiny.run, repo=ID)
     found = re.search(r"(\d+) files, .* MB, fingerprint `([0-9a-f]{16})`", card)
@@ -122,10 +126,10 @@ def test_the_dataset_is_told_by_its_fingerprint_and_not_by_its_path(tiny: Any) -
     assert "hold no fingerprint" in model_card(tiny.run, repo=ID)
 
 
-def test_a_run_that_nobody_evaluated_says_so(tiny_once: Any) -> None:
+def test_a_run_without_an_evaluation(tiny_once: Any) -> None:
     card = model_card(tiny_once.run, repo=ID)
-    assert "**Its success was not measured.**" in card and "The run holds no evaluation" in card
-    assert "- Success of these weights." in card and "- The time of an answer." in card
+    assert "**The success rate of these weights was not measured.**" in card and "The run holds no evaluation" in card
+    assert "- Success of these weights." in card and "- Latency." in card
     assert ModelCard(card).data.eval_results is None
     assert "%, 95 %" not in card
 
@@ -133,18 +137,20 @@ def test_a_run_that_nobody_evaluated_says_so(tiny_once: Any) -> None:
 @pytest.mark.parametrize(
     ("step", "protocol", "told"),
     [
-        (4, {}, "on step 6; here is step 4"),
-        (None, {"sentences": {"red": "move to the blue dot"}}, "other sentences than the tasks' own"),
+        (4, {}, "at step 6; these weights are of step 4"),
+        (None, {"sentences": {"red": "move to the blue dot"}}, "other instructions than the tasks' own"),
     ],
 )
-def test_a_measurement_of_something_else_is_not_passed_off(tiny: Any, step: Any, protocol: Any, told: str) -> None:
+def test_an_evaluation_of_other_weights_or_instructions_is_marked(
+    tiny: Any, step: Any, protocol: Any, told: str
+) -> None:
     card = model_card(evaluated(tiny.run, **protocol), step, repo=ID)
     assert told in card and "- Success of these weights." in card
-    assert "**Its success was not measured.**" in card
+    assert "**The success rate of these weights was not measured.**" in card
     assert ModelCard(card).data.eval_results is None
 
 
-def test_what_is_known_beyond_is_told(tiny: Any) -> None:
+def test_swapped_instructions_and_training_time_are_on_the_card(tiny: Any) -> None:
     run = evaluated(tiny.run)
     count = {"successes": 4, "trials": 5}
     swapped = {"successes": 1, "trials": 5}
@@ -155,17 +161,17 @@ def test_what_is_known_beyond_is_told(tiny: Any) -> None:
     run_directory.write_json(run / "result.json", whole)
     card = model_card(run, repo=ID)
     assert "in 1 of 5 episodes" in card and "against 4 of 5 episodes" in card
-    assert "Whether it reads the sentence" not in card
-    assert rows(card)["took"] == ["1\u202fmin 23\u202fs on Some CPU, 2 cores"]
+    assert "Whether it follows the instruction" not in card
+    assert rows(card)["time"] == ["1\u202fmin 23\u202fs on Some CPU, 2 cores"]
 
 
-def test_texts_of_files_are_only_texts(tiny: Any) -> None:
+def test_markup_in_texts_of_files_is_escaped(tiny: Any) -> None:
     """A sentence with signs that Markdown or HTML would read stays a cell of its table."""
     card = model_card(evaluated(tiny.run), repo=ID)
     assert r"| blue | move to the &lt;blue> dot \| \*now\* | 3 of 5 |" in card
 
 
-def test_a_robot_that_nobody_described(tiny: Any) -> None:
+def test_a_robot_without_a_description(tiny: Any) -> None:
     recipe = replace(tiny.recipe, sim=replace(tiny.recipe.sim, name="no_such_robot.sim"), notes="Mine, `all` of it.")
     run_directory.write_json(tiny.run / "recipe.json", to_dict(recipe))
     card = model_card(tiny.run, repo=ID)
@@ -175,7 +181,7 @@ def test_a_robot_that_nobody_described(tiny: Any) -> None:
 
 
 @pytest.mark.parametrize(("weights", "told"), [("Wan-AI/Wan2.1-T2V-1.3B", True), ("/home/someone/wan", False)])
-def test_pretrained_weights_are_named_where_all_have_them(tiny: Any, weights: str, told: bool) -> None:
+def test_pretrained_weights_are_named_if_they_are_public(tiny: Any, weights: str, told: bool) -> None:
     recipe = replace(tiny.recipe, weights=weights, latents=WanVaeConfig(), text=Umt5Config())
     run_directory.write_json(tiny.run / "recipe.json", to_dict(recipe))
     card = model_card(tiny.run, repo=ID)
@@ -184,13 +190,13 @@ def test_pretrained_weights_are_named_where_all_have_them(tiny: Any, weights: st
     assert ModelCard(card).data.base_model == (weights if told else None)
 
 
-def test_what_was_not_supervised_is_not_to_be_executed(tiny: Any) -> None:
+def test_the_card_warns_of_the_unsupervised_end_of_a_chunk(tiny: Any) -> None:
     recipe = replace(tiny.recipe, model=replace(tiny.recipe.model, supervised_prefix=6))
     run_directory.write_json(tiny.run / "recipe.json", to_dict(recipe))
     assert "A chunk is 8 steps, of which training supervised the first 6" in model_card(tiny.run, repo=ID)
 
 
-def test_what_was_not_trained_to_imagine_is_not_asked_to(tiny: Any) -> None:
+def test_a_policy_without_video_loss_is_not_said_to_imagine(tiny: Any) -> None:
     recipe = replace(tiny.recipe, model=replace(tiny.recipe.model, video_loss_weight=0.0))
     run_directory.write_json(tiny.run / "recipe.json", to_dict(recipe))
     assert "policy.imagine" not in model_card(tiny.run, repo=ID)
@@ -214,14 +220,14 @@ def test_the_same_run_gives_the_same_card(tiny_once: Any) -> None:
 @pytest.mark.parametrize(
     ("file", "content", "told"),
     [
-        ("eval/result.json", "{", "not JSON"),
-        ("eval/result.json", "{}", "'tasks'"),
+        ("eval/result.json", "{", "must be a JSON object"),
+        ("eval/result.json", "{}", "'protocol' is missing"),
         ("dataset.json", "[]", "dataset.json"),
         ("dataset.json", '{"path": "x"}', "'fingerprint'"),
         ("recipe.json", "{}", "recipe.json"),
     ],
 )
-def test_a_broken_file_is_named(tiny: Any, file: str, content: str, told: str) -> None:
+def test_a_broken_file_is_refused_by_name(tiny: Any, file: str, content: str, told: str) -> None:
     (tiny.run / file).parent.mkdir(exist_ok=True)
     (tiny.run / file).write_text(content)
     with pytest.raises(CheckpointError, match=re.escape(told)):
@@ -238,7 +244,7 @@ def test_a_result_that_lacks_a_constant_is_refused(tiny: Any, key: str) -> None:
         model_card(tiny.run, repo=ID)
 
 
-def test_no_run_at_all(tmp_path: Path) -> None:
+def test_a_directory_that_is_not_a_run(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not a run directory"):
         model_card(tmp_path)
 

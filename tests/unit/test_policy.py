@@ -282,7 +282,7 @@ def test_the_docstrings_example(point_run: Path) -> None:
 
 
 def test_the_documented_code_runs(point_run: Path, fake_hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightwam.evaluation.evaluate.Workers", InHere)
+    monkeypatch.setattr("lightwam.system.workers.Workers", InHere)
     page = (Path(__file__).parents[2] / "docs" / "python.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     assert len(blocks) > 5

@@ -17,7 +17,6 @@ from lightwam.cli.main import main
 from lightwam.config import recipes
 from lightwam.config.schema import EvalConfig
 from lightwam.errors import CheckpointError, ConfigError, WireError
-from lightwam.evaluation import evaluate as module
 from lightwam.evaluation.episodes import read_episodes
 from lightwam.evaluation.evaluate import evaluate
 from lightwam.evaluation.remote_policy import RemotePolicy
@@ -34,7 +33,7 @@ SETTINGS = EvalConfig(trials=2, replan=4, workers=1, videos_per_task=0)
 
 @pytest.fixture(autouse=True)
 def in_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "Workers", InHere)
+    monkeypatch.setattr("lightwam.system.workers.Workers", InHere)
 
 
 @contextmanager
@@ -155,13 +154,16 @@ def test_other_units_are_those_of_the_robot() -> None:
 
 
 def test_a_chunk_too_short_is_refused(tmp_path: Path) -> None:
-    with remote(still) as (policy, _), pytest.raises(ConfigError, match=r"shorter[\s\S]*got: 6\s+expected: at most 5"):
+    with (
+        remote(still) as (policy, _),
+        pytest.raises(ConfigError, match=r"fit into a chunk[\s\S]*got: 6\s+expected: at most 5"),
+    ):
         evaluate(tmp_path, replace(SETTINGS, replan=6), policy=policy, say=quiet)
 
 
 def test_settings_are_checked_but_not_the_recipes_model(tmp_path: Path) -> None:
     with remote(still) as (policy, _):
-        with pytest.raises(ConfigError, match="a count must be positive"):
+        with pytest.raises(ConfigError, match="must be >= 1"):
             policy.check_evaluation(policy.recipe.sim, replace(SETTINGS, replan=0))
         policy.check_evaluation(policy.recipe.sim, replace(SETTINGS, replan=40))  # more than the recipe's model has
 
@@ -169,7 +171,7 @@ def test_settings_are_checked_but_not_the_recipes_model(tmp_path: Path) -> None:
 def test_a_family_of_other_robots_is_refused() -> None:
     with (
         remote(still, robot_schemas.builtin_schema("libero")) as (policy, _),
-        pytest.raises(ConfigError, match="no such camera"),
+        pytest.raises(ConfigError, match="schema has no such camera"),
     ):
         policy.check_evaluation(policy.recipe.sim, SETTINGS)
     parts = replace(PLAIN, action=(ActionPart("arm", 2),))
@@ -186,7 +188,7 @@ def test_answers_that_are_no_actions_are_refused() -> None:
 
     with remote(many) as (policy, _):
         policy.check_evaluation(policy.recipe.sim, SETTINGS)
-        with pytest.raises(WireError, match=r"another size[\s\S]*\(5, 3\)[\s\S]*\(H, 2\)"):
+        with pytest.raises(WireError, match=r"wrong size[\s\S]*\(5, 3\)[\s\S]*\(H, 2\)"):
             policy.act_batch([SEEN])
 
 

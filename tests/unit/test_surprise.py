@@ -72,7 +72,7 @@ def test_what_comes_unforeseen_and_what_is_missed_are_surprising() -> None:
     assert np.delete(scores, 2).max() <= calibration.threshold
     frozen = looks.present[[0, 0, 0, 0, 0, 0]]
     foreseen = looks.expected - looks.present
-    parts = calibration.standard(calibration.yardstick.parts(*Predictions(frozen, frozen + foreseen).moments()))
+    parts = calibration.standardise(calibration.change_model.parts(*Predictions(frozen, frozen + foreseen).moments()))
     assert (parts[:, 1] > calibration.threshold).all()
 
 

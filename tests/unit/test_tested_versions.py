@@ -106,7 +106,7 @@ def test_every_command_that_simulates_tells(darker: None, capsys: pytest.Capture
     for command in (
         ["check", "sim", "point", "--task", "red"],
         ["check", "expert", *words, "--eval.trials", "1", "--eval.workers", "1"],
-        ["collect", *words, *small, "--data", str(tmp_path)],
+        ["collect", *words, *small, "--dataset", str(tmp_path)],
     ):
         assert main(command) == 0
         assert capsys.readouterr().out.count("dots are darker") == 1
@@ -117,7 +117,7 @@ def test_a_warning_stands_in_the_result_the_report_and_the_comparison(
 ) -> None:
     said: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate_module, "Workers", InHere)
+        patch.setattr("lightwam.system.workers.Workers", InHere)
         settings = replace(tiny.recipe.eval, trials=1, videos_per_task=0)
         result = evaluate_module.evaluate(tiny.run, settings, say=said.append)
     (warning,) = result["warnings"]

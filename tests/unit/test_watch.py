@@ -11,14 +11,15 @@ import pytest
 from lightwam.cli.watch import run as run_command
 from lightwam.cli.watch import table
 from lightwam.errors import CheckpointError, ConfigError
-from lightwam.evaluation.watch.measure import WatchConfig, watch
+from lightwam.evaluation.watch.measure import watch
 from lightwam.evaluation.watch.scores import ANY, PICTURES, STATE, WATCH, WITHOUT, WatchedEpisode, measure
-from lightwam.evaluation.watch.surprise import Calibration, Predictions, calibrate
+from lightwam.evaluation.watch.settings import WatchConfig
+from lightwam.evaluation.watch.surprise import Calibration, calibrate
 from lightwam.report import write_report
 from lightwam.system import timing
 
 SHAPE, REPLAN = (2, 3, 3), 4
-SETTINGS = WatchConfig(quiet=5, trials=1, false_alarms=0.2, workers=0)
+SETTINGS = WatchConfig(undisturbed=5, trials=1, false_alarms=0.2, workers=0)
 
 
 def shown(seed: int, kind: str = "quiet", look: int = 1, looks: int = 5, jump: float = 0.0) -> WatchedEpisode:
@@ -44,7 +45,7 @@ def quiet() -> list[WatchedEpisode]:
 
 @pytest.fixture(scope="module")
 def calibration(quiet: list[WatchedEpisode]) -> Calibration:
-    return calibrate([Predictions(one.present, one.expected) for one in quiet], {"t": 40}, executed=REPLAN, step=1,
+    return calibrate([one.predictions for one in quiet], {"t": 40}, executed=REPLAN, step=1,
                      false_alarms=0.1)  # fmt: skip
 
 
@@ -117,12 +118,12 @@ def test_a_run_is_calibrated_tried_and_reported_and_goes_on_where_it_stopped(tin
     assert again["kinds"] == result["kinds"]
     assert {path: path.stat().st_mtime_ns for path in looks[1:]} == {path: before[path] for path in looks[1:]}
     text = write_report(tiny.run).read_text()
-    assert "The runtime watch" in text and "Nobody has measured how well" not in text
-    assert text.count('<article class="watched">') == 3
+    assert "Runtime watch" in text and "detects disturbances has not" not in text
+    assert text.count('<article class="example">') == 3
     with pytest.raises(CheckpointError, match="other settings"):
         watch(tiny.run, replace(SETTINGS, trials=2), say=said.append)
     looks[0].write_bytes(b"PK")
-    with pytest.raises(CheckpointError, match="looks of an episode cannot be read"):
+    with pytest.raises(CheckpointError, match="a watched episode cannot be read"):
         watch(tiny.run, SETTINGS, say=said.append)
 
 
@@ -133,6 +134,6 @@ def test_too_few_episodes_are_refused_before_any_is_run(tiny: Any) -> None:
 
 
 def test_the_command_refuses_what_makes_no_sense(tmp_path: Path) -> None:
-    for words in (["--quiet", "0"], ["--false-alarms", "1"], ["--workers", "-1"]):
+    for words in (["--undisturbed", "0"], ["--false-alarms", "1"], ["--workers", "-1"]):
         with pytest.raises(ConfigError, match="needs episodes"):
             run_command([str(tmp_path), *words])

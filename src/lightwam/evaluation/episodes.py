@@ -13,6 +13,8 @@ from lightwam.errors import CheckpointError
 from lightwam.policy import run_directory
 from lightwam.system.files import explain_disk_errors
 
+EpisodeKey = tuple[str, int]
+"""task and seed"""
 EPISODE_ROW: dict[str, tuple[type, ...]] = {
     "task": (str,),
     "seed": (int,),

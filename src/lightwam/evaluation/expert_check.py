@@ -1,4 +1,4 @@
-"""How often scripted experts solve their tasks: what demonstrations can be had, before they are collected."""
+"""How often scripted experts solve their tasks: whether demonstrations can be collected, before hours are spent."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from lightwam.errors import SetupError, SimulatorError
 from lightwam.evaluation.statistics import wilson
 from lightwam.sim import registry
 from lightwam.sim.simulator import Simulator, Trial
+from lightwam.system.jobs import job_runner
 from lightwam.system.progress import Progress
-from lightwam.system.workers import DeathCounter, PoolFactory, WorkerDied, Workers, interrupt_as_flag
+from lightwam.system.workers import PoolFactory
 
 
 @dataclass(frozen=True)
-class Ending:
-    """A worker's answer."""
+class ExpertResult:
+    """How an expert's episode ended."""
 
     success: bool
     steps: int
@@ -26,14 +27,14 @@ class Ending:
 
 
 @dataclass
-class Experts:
-    """Runs in a worker; keeps the simulator of its last task."""
+class ExpertWorker:
+    """A worker that runs an expert's episode, undisturbed; it keeps the simulator of its last task."""
 
     sim: SimConfig
     simulators: dict[str, Simulator] = field(default_factory=dict)
 
-    def __call__(self, trial: Trial) -> Ending:
-        """One episode, undisturbed and unseen."""
+    def __call__(self, trial: Trial) -> ExpertResult:
+        """Run one episode."""
         if trial.task not in self.simulators:
             for other in self.simulators.values():
                 other.close()
@@ -45,12 +46,12 @@ class Experts:
         except SetupError:
             raise
         except SimulatorError as error:
-            return Ending(False, 0, error.what)
+            return ExpertResult(False, 0, error.what)
         for step in range(self.sim.max_steps):
             outcome = simulator.step(expert.action())
             if outcome.success or outcome.ended:
-                return Ending(outcome.success, step + 1)
-        return Ending(False, self.sim.max_steps)
+                return ExpertResult(outcome.success, step + 1)
+        return ExpertResult(False, self.sim.max_steps)
 
 
 def check_experts(
@@ -59,57 +60,49 @@ def check_experts(
     show: Callable[[str, dict[str, Any]], None] | None = None,
     pool_factory: PoolFactory | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Task -> successes, trials, Wilson's 95 % interval, mean steps to success, and seeds that failed.
+    """Return task -> successes, trials, Wilson's 95 % interval, mean steps to success, and seeds that failed.
 
-    On the seeds that evaluation would use, `recipe.eval.trials` a task, in `recipe.eval.workers` processes. A task that
-    has no expert has "refused" instead. `show` is given each task's row as soon as it is whole, so that an end before
-    the end loses little. Raises KeyboardInterrupt after Ctrl-C, and SimulatorError when the simulator cannot run.
+    Runs the seeds that an evaluation would use, `recipe.eval.trials` a task, in `recipe.eval.workers` processes of
+    this machine unless `pool_factory` makes another pool. A task without an expert has "refused" instead. `show` gets
+    each task's row as soon as it is complete, so that little is lost when the check is stopped. Raises
+    KeyboardInterrupt after Ctrl-C, and SimulatorError when the simulator cannot run.
     """
     for warning in registry.version_warnings(recipe.sim.name):
         say(f"check: {warning}")
-    first, trials = recipe.eval.first_seed, recipe.eval.trials
-    todo = [Trial(task, first + i) for task in recipe.sim.tasks for i in range(trials)]
-    running: set[Trial] = set()
-    ends: dict[Trial, Ending] = {}
+    seeds = [recipe.eval.first_seed + i for i in range(recipe.eval.trials)]
+    todo = [Trial(task, seed) for task in recipe.sim.tasks for seed in seeds]
+    unfinished = {task: set(seeds) for task in recipe.sim.tasks}
+    results: dict[Trial, ExpertResult] = {}
     rows: dict[str, dict[str, Any]] = {}
-    deaths, total = DeathCounter("check", say), len(todo)
+    num_workers = min(recipe.eval.workers, len(todo))
     with (
-        interrupt_as_flag() as interrupt,
-        Progress("check", total, unit="ep", say=say) as progress,
-        (pool_factory or Workers)(min(recipe.eval.workers, total), Experts(recipe.sim)) as workers,
+        Progress("check", len(todo), unit="ep", say=say) as progress,
+        job_runner("check", ExpertWorker(recipe.sim), num_workers, pool_factory, say) as jobs,
     ):
-        while todo or running:
-            if interrupt.pressed:
-                raise KeyboardInterrupt
-            for slot in workers.idle[: len(todo)]:
-                running.add(todo[0])
-                workers.submit(todo.pop(0), slot)
-            for trial, answer in workers.answers(timeout_seconds=0.2):
-                running.discard(trial)
-                if isinstance(answer, WorkerDied):
-                    deaths.note(trial, answer)
-                    todo.insert(0, trial)
-                else:
-                    ends[trial] = answer
-                    if answer.refused:
-                        todo = [other for other in todo if other.task != trial.task]
-                        progress.total = len(ends) + len(todo) + len(running)
-                    progress.advance(f"{sum(end.success for end in ends.values())} of {len(ends)} succeeded")
-                    if all(other.task != trial.task for other in (*todo, *running)):
-                        rows[trial.task] = _row({t.seed: end for t, end in ends.items() if t.task == trial.task})
-                        if show is not None:
-                            show(trial.task, rows[trial.task])
+        for episode in jobs.run(todo):
+            task, seed = episode.job.task, episode.job.seed
+            results[episode.job] = episode.answer
+            unfinished[task].remove(seed)
+            if episode.answer.refused:
+                unfinished[task] -= {other.seed for other in todo if other.task == task}
+                todo[:] = [other for other in todo if other.task != task]
+                progress.total = len(results) + sum(map(len, unfinished.values()))
+            progress.advance(f"{sum(result.success for result in results.values())} of {len(results)} succeeded")
+            if not unfinished[task]:
+                rows[task] = _row({trial.seed: result for trial, result in results.items() if trial.task == task})
+                if show is not None:
+                    show(task, rows[task])
     return {task: rows[task] for task in recipe.sim.tasks}
 
 
-def _row(ends: Mapping[int, Ending]) -> dict[str, Any]:
-    if refused := next((end.refused for end in ends.values() if end.refused), ""):
+def _row(results: Mapping[int, ExpertResult]) -> dict[str, Any]:
+    if refused := next((result.refused for result in results.values() if result.refused), ""):
         return {"refused": refused}
-    steps = [end.steps for end in ends.values() if end.success]
+    steps = [result.steps for result in results.values() if result.success]
     return {
         "successes": len(steps),
-        "trials": len(ends),
-        "interval_95": wilson(len(steps), len(ends)),
+        "trials": len(results),
+        "interval_95": wilson(len(steps), len(results)),
         "steps": sum(steps) / len(steps) if steps else None,
-        "failed": sorted(seed for seed, end in ends.items() if not end.success),
+        "failed": sorted(seed for seed, result in results.items() if not result.success),
     }

@@ -1,8 +1,9 @@
-"""A worker's side of the closed loop: simulators that play what the policy chose, and film what was played before."""
+"""Episodes in closed loop: the jobs of simulator workers, and the order in which episodes are run."""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,31 +16,41 @@ from lightwam.sim import registry
 from lightwam.sim.disturb import Disturbance, Disturbed
 from lightwam.sim.simulator import Simulator
 from lightwam.system.files import explain_disk_errors
+from lightwam.system.jobs import Finished, JobRunner
 from lightwam.types import Observation
 
 VIDEO_SIZE = 240
 """height and width of rollout videos, pixels"""
 
 
-@dataclass(frozen=True)
-class StepJob:
-    """A worker's job: begin an episode, or go on with it."""
+@dataclass
+class SimulatorWorker:
+    """A worker that does one job at a time. It keeps its simulators, as making one is slow."""
 
-    slot: int
-    task: str
-    seed: int
-    actions: Float32[np.ndarray, "steps A"] | None
-    """None begins the episode"""
-    disturbance: Disturbance | None = None
-    """what goes wrong in it; read when it begins"""
+    sim: SimConfig
+    simulators: dict[tuple[str, bool], Simulator] = field(default_factory=dict)
+    episode: Simulator | None = None
+    """the one whose episode is running"""
+    steps: int = 0
+    """since its reset"""
 
-    def __str__(self) -> str:
-        return f"task {self.task!r}, seed {self.seed}"
+    def __call__(self, job: EpisodeJob | StepJob | FilmJob) -> StepResult | bytes:
+        """Do one job."""
+        return job.run(self)
+
+    def simulator(self, task: str, film: bool = False) -> Simulator:
+        """Return a task's simulator; for films the one with its first camera alone, in VIDEO_SIZE."""
+        if (task, film) not in self.simulators:
+            sim = self.sim
+            if film:
+                sim = replace(sim, cameras=sim.cameras[:1], height=VIDEO_SIZE, width=VIDEO_SIZE)
+            self.simulators[task, film] = registry.make_simulator(sim, task)
+        return self.simulators[task, film]
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """A worker's answer."""
+    """The state of an episode after a job."""
 
     observation: Observation | None
     """None when the episode is over"""
@@ -49,15 +60,50 @@ class StepResult:
 
 
 @dataclass(frozen=True)
-class Video:
-    """A worker's answer to `FilmJob`; the parent writes it, as the worker may be on another machine."""
+class EpisodeJob:
+    """An episode to run; as a job, its reset."""
 
-    mp4: bytes
+    task: str
+    seed: int
+    disturbance: Disturbance | None = None
+
+    def __str__(self) -> str:
+        return f"task {self.task!r}, seed {self.seed}"
+
+    def run(self, worker: SimulatorWorker) -> StepResult:
+        """Reset the simulator."""
+        simulator = worker.simulator(self.task)
+        worker.episode = Disturbed(simulator, self.disturbance) if self.disturbance else simulator
+        worker.episode.reset(self.seed)
+        worker.steps = 0
+        return StepResult(worker.episode.observe(), 0, False)
+
+
+@dataclass(frozen=True)
+class StepJob:
+    """Actions to execute in the worker's running episode, until it is over."""
+
+    episode: EpisodeJob
+    actions: Float32[np.ndarray, "steps A"]
+
+    def __str__(self) -> str:
+        return str(self.episode)
+
+    def run(self, worker: SimulatorWorker) -> StepResult:
+        """Execute them."""
+        simulator = worker.episode
+        assert simulator is not None, "no episode was begun"
+        for action in self.actions:
+            outcome = simulator.step(action)
+            worker.steps += 1
+            if outcome.success or outcome.ended or worker.steps >= worker.sim.max_steps:
+                return StepResult(None, worker.steps, outcome.success)
+        return StepResult(simulator.observe(), worker.steps, False)
 
 
 @dataclass(frozen=True)
 class FilmJob:
-    """A worker's job: play an episode's actions again and film it."""
+    """A finished episode to film by executing its actions again."""
 
     task: str
     seed: int
@@ -66,52 +112,44 @@ class FilmJob:
     def __str__(self) -> str:
         return f"film of task {self.task!r}, seed {self.seed}"
 
-
-@dataclass
-class SimulatorWorker:
-    """Runs in a worker. Simulators are kept from episode to episode, as making one is slow."""
-
-    sim: SimConfig
-    simulators: dict[tuple[str, bool], Simulator] = field(default_factory=dict)
-    steps: int = 0
-    playing: Simulator | None = None
-
-    def __call__(self, job: StepJob | FilmJob) -> StepResult | Video:
-        """Do one job."""
-        return self._film(job) if isinstance(job, FilmJob) else self._play(job)
-
-    def _simulator(self, task: str, film: bool) -> Simulator:
-        if (task, film) not in self.simulators:
-            sim = self.sim
-            if film:
-                sim = replace(sim, cameras=sim.cameras[:1], height=VIDEO_SIZE, width=VIDEO_SIZE)
-            self.simulators[task, film] = registry.make_simulator(sim, task)
-        return self.simulators[task, film]
-
-    def _play(self, job: StepJob) -> StepResult:
-        if job.actions is None:
-            inside = self._simulator(job.task, film=False)
-            self.playing = Disturbed(inside, job.disturbance) if job.disturbance else inside
-            self.playing.reset(job.seed)
-            self.steps = 0
-        simulator = self.playing
-        assert simulator is not None, "no episode was begun"
-        for action in job.actions if job.actions is not None else ():
-            outcome = simulator.step(action)
-            self.steps += 1
-            if outcome.success or outcome.ended or self.steps >= self.sim.max_steps:
-                return StepResult(None, self.steps, outcome.success)
-        return StepResult(simulator.observe(), self.steps, False)
-
-    def _film(self, job: FilmJob) -> Video:
-        simulator = self._simulator(job.task, film=True)
+    def run(self, worker: SimulatorWorker) -> bytes:
+        """Return the MP4 file; the parent writes it, as the worker may be on another machine."""
+        simulator = worker.simulator(self.task, film=True)
         camera = simulator.cameras[0]
-        simulator.reset(job.seed)
+        simulator.reset(self.seed)
         pictures = [simulator.observe().frames[camera]]
-        for action in job.actions:
+        for action in self.actions:
             simulator.step(action)
             pictures.append(simulator.observe().frames[camera])
         with explain_disk_errors(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "film.mp4"
             write_video(path, np.stack(pictures), max(1, round(simulator.fps)))
-            return Video(path.read_bytes())
+            return path.read_bytes()
+
+
+Waiting = list[tuple[EpisodeJob, StepResult]]
+"""episodes that wait for actions, each with what was last observed"""
+
+
+def run_episodes(
+    jobs: JobRunner, todo: list[EpisodeJob], act: Callable[[Waiting], Float32[np.ndarray, "B steps A"]]
+) -> Iterator[Finished[EpisodeJob]]:
+    """Run the episodes `todo` in closed loop, as many at once as there are workers; yield each when it is over.
+
+    `act` returns the next actions of all episodes that wait for some, so that a policy can answer them in one batch.
+    An episode whose worker dies begins again. A worker stays with its task as long as it can, and then takes one that
+    no other has: some simulators take seconds to load a task.
+    """
+    last_task: dict[int, str] = {}
+
+    def choose(slot: int, running: Collection[EpisodeJob]) -> int:
+        tasks = {episode.task for episode in running}
+        ranks = [(episode.task != last_task.get(slot), episode.task in tasks) for episode in todo]
+        index = ranks.index(min(ranks))
+        last_task[slot] = todo[index].task
+        return index
+
+    def next_steps(waiting: Waiting) -> list[StepJob]:
+        return [StepJob(episode, actions) for (episode, _), actions in zip(waiting, act(waiting), strict=True)]
+
+    return jobs.run(todo, choose=choose, is_over=lambda result: result.observation is None, next_steps=next_steps)

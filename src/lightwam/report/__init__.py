@@ -1,7 +1,4 @@
-"""A run as one HTML file that can be mailed, printed and read on a phone.
-
-Nothing here imports torch; what needs the policy (recording what it imagines and looks at) is in `probe`.
-"""
+"""A run's report as one HTML file, its model card, and publishing it on the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -17,9 +14,8 @@ __all__ = ["write_report"]
 def write_report(run: Path | str) -> Path:
     """Write `run`/report.html from what the run directory holds, and return its path.
 
-    Parts that the run lacks are named in the page with the command that makes them. Raises CheckpointError, saying
-    where, for a directory that is no run, for a broken file in it, and when the page cannot be written. The same run
-    gives the same bytes.
+    Where the run lacks a part, the page names the command that adds it. The same run gives the same bytes. Raises
+    CheckpointError, naming the file, for a directory that is no run, a broken file, and a page that cannot be written.
     """
     run = Path(run)
     path = run / "report.html"

@@ -1,230 +1,158 @@
-"""Small SVG charts. Colours come from the page's CSS by class, so that light, dark and print each have their own."""
+"""Line charts: the positions of axes, ticks and curves in an SVG, which templates/macros.html draws."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
-from lightwam.report.formatting import escape, figures, percent
-from lightwam.report.watch_evidence import Trace
+from lightwam.report.formatting import short_number
+from lightwam.report.watch_evidence import DetectorResult, Trace
+
+Values = Float[np.ndarray, " _points"]
 
 
 @dataclass(frozen=True)
-class Bar:
-    """A rate with its interval, all within 0..1, and the count that stands behind it."""
+class Axis:
+    """The values that one side of a chart spans."""
 
-    label: str
-    rate: float
     low: float
     high: float
-    count: str
-    kind: str = "bar"
-    """CSS class of the bar"""
+    title: str
+    num_ticks: int = 5
+    logarithmic: bool = False
 
+    def share(self, value: float) -> float:
+        """How far along the axis a value lies, 0 to 1; values beyond an end lie at that end."""
+        value = min(max(value, self.low), self.high)
+        if self.logarithmic:
+            return math.log(value / self.low) / math.log(self.high / self.low)
+        return (value - self.low) / (self.high - self.low or 1.0)
 
-@dataclass(frozen=True)
-class Curve:
-    """A quantity over training steps."""
-
-    name: str
-    unit: str
-    step: Float[np.ndarray, " N"]
-    value: Float[np.ndarray, " N"]
-    smooth: bool = True
-    """with its moving average; a scheduled quantity needs none, and no log scale"""
+    def ticks(self) -> list[float]:
+        """Round values to label."""
+        return log_ticks(self.low, self.high) if self.logarithmic else even_ticks(self.low, self.high, self.num_ticks)
 
 
 @dataclass(frozen=True)
 class Line:
-    """One score's curve of false alarms (across) and alarms (up), both as shares."""
+    """A polyline with its CSS class."""
 
-    name: str
-    kind: str
-    """CSS class of the line"""
-    across: Float[np.ndarray, " N"]
-    up: Float[np.ndarray, " N"]
+    css: str
+    x: Values
+    y: Values
 
 
-def interval_bars(bars: Sequence[Bar], title: str, width: int) -> str:
-    """Horizontal bars from 0 to 100 % with interval whiskers, `width` units wide; below 500 the labels go on top."""
-    longest = max(len(bar.label) for bar in bars)
-    above = width < 500 or longest > 30
-    left, right = 2 if above else 14 + 8 * longest, 70 + 8 * max(len(bar.count) for bar in bars)
-    pitch, thick = (48, 16) if above else (34, 18)
-    top, span = 4, width - left - right
-    bottom = top + pitch * len(bars)
+@dataclass(frozen=True)
+class Chart:
+    """A chart of lines, in the units of its SVG."""
 
-    def x(rate: float) -> str:
-        return f"{left + span * rate:.1f}"
+    title: str
+    """for screen readers"""
+    x: Axis
+    y: Axis
+    lines: tuple[Line, ...]
+    dots: tuple[tuple[str, float, float], ...] = ()
+    """CSS class, x and y"""
+    threshold: float | None = None
+    """drawn as a horizontal line"""
+    event: float | None = None
+    """drawn as a vertical line"""
+    width: int = 310
+    height: int = 205
 
-    parts = [
-        f'<line class="grid" x1="{x(tick)}" x2="{x(tick)}" y1="{top}" y2="{bottom}"/>'
-        f'<text class="tick" x="{x(tick)}" y="{bottom + 18}" text-anchor="{"start" if tick == 0 else "middle"}">'
-        f"{tick * 100:.0f}{'&#8239;%' if tick == 1 else ''}</text>"
-        for tick in (0.0, 0.25, 0.5, 0.75, 1.0)
-    ]
-    for i, bar in enumerate(bars):
-        y = top + pitch * i + (pitch - thick - 4 if above else (pitch - thick) / 2)
-        middle = y + thick / 2
-        parts.append(
-            (f'<text class="label" x="{left}" y="{y - 7:.1f}">' if above else
-             f'<text class="label" x="{left - 10}" y="{middle + 5:.1f}" text-anchor="end">')
-            + f"{escape(bar.label)}</text>"
-            f'<rect class="{bar.kind}" x="{left}" y="{y:.1f}" width="{span * bar.rate:.1f}" height="{thick}" rx="2"/>'
-            f'<path class="whisker" d="M{x(bar.low)} {middle - 5:.1f}v10m0-5H{x(bar.high)}m0-5v10"/>'
-            f'<text class="value" x="{width - 2}" y="{middle + 5:.1f}" text-anchor="end">{percent(bar.rate)}'
-            f'<tspan class="count" dx="6">{escape(bar.count)}</tspan></text>'
-        )  # fmt: skip
-    if not above:
-        parts.append(f'<line class="axis" x1="{left}" x2="{left}" y1="{top}" y2="{bottom}"/>')
-    said = "; ".join(f"{b.label} {percent(b.rate)}, {percent(b.low)} to {percent(b.high)}, {b.count}" for b in bars)
-    return _svg(width, bottom + 26, f"{title}: {said}", parts)
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """Left, top, right and bottom of the area between the axes."""
+        return 48, 24, self.width - 8, self.height - 36
+
+    def at_x(self, value: float) -> float:
+        """The horizontal position of a value."""
+        left, _, right, _ = self.box
+        return round(left + (right - left) * self.x.share(value), 1)
+
+    def at_y(self, value: float) -> float:
+        """The vertical position of a value."""
+        _, top, _, bottom = self.box
+        return round(bottom - (bottom - top) * self.y.share(value), 1)
+
+    def points(self, line: Line) -> str:
+        """The line's `points` attribute."""
+        return " ".join(f"{self.at_x(line.x[i])},{self.at_y(line.y[i])}" for i in thin(line.y))
 
 
-def stacked_bar(parts: Sequence[tuple[str, float]], title: str) -> str:
-    """Shares of a whole as one bar without text; the table beside it is the legend."""
-    total, at, out = sum(value for _, value in parts), 0.0, []
-    for i, (_, value) in enumerate(parts):
-        share = 1000 * value / total if total > 0 else 0.0
-        out.append(f'<rect class="part p{i % 8}" x="{at:.2f}" y="0" width="{max(share - 2, 0.5):.2f}" height="40"/>')
-        at += share
-    said = "; ".join(f"{name} {percent(value / total if total > 0 else 0.0)}" for name, value in parts)
-    return (
-        f'<svg class="stack" viewBox="0 0 1000 40" preserveAspectRatio="none" role="img" '
-        f'aria-label="{escape(f"{title}: {said}")}">{"".join(out)}</svg>'
+def training_chart(name: str, unit: str, step: Values, value: Values, scheduled: bool = False) -> Chart | None:
+    """Chart a logged quantity with its moving average; None when no value is finite.
+
+    The y axis is logarithmic where the average spans more than a factor of 12. A `scheduled` quantity, as the learning
+    rate, has neither an average nor a logarithmic axis.
+    """
+    finite = np.isfinite(value)
+    step, value = step[finite], value[finite]
+    if not len(step):
+        return None
+    smooth = value if scheduled else moving_average(value)
+    logarithmic = bool(not scheduled and value.min() > 0 and smooth.max() / smooth.min() > 12)
+    low, high = _limits(value, smooth, logarithmic)
+    first, last = (short_number(end) for end in (smooth[0], smooth[-1]))
+    raw, average = Line("raw", step, value), Line("smooth", step, smooth)
+    return Chart(
+        title=f"{name} over {short_number(step[-1])} training steps: from {first} to {last}",
+        x=Axis(float(step[0]), float(step[-1]), "training step", num_ticks=4),
+        y=Axis(low, high, f"{unit}, log scale".lstrip(", ") if logarithmic else unit, logarithmic=logarithmic),
+        lines=(average,) if scheduled else (raw, average),
+        dots=(("dot", float(step[0]), float(value[0])),) if len(step) == 1 else (),
     )
 
 
-def curve_chart(curve: Curve, width: int = 310, height: int = 205) -> str:
-    """One curve with its axes: the raw values pale, their moving average on top; a log scale when it spans much."""
-    finite = np.isfinite(curve.value)
-    step, value = curve.step[finite], curve.value[finite]
-    if not len(step):
-        return '<p class="missing">Not one logged value is a finite number.</p>'
-    smooth = moving_average(value) if curve.smooth else value
-    logarithmic = bool(curve.smooth and value.min() > 0 and smooth.max() / smooth.min() > 12)
-    low, high = _bounds(value, smooth, logarithmic)
-    left, right, top, bottom = 48, 6, 24, height - 36
-
-    def x(at: float) -> float:
-        return left + (width - left - right) * (at - step[0]) / max(step[-1] - step[0], 1e-9)
-
-    def y(at: float) -> float:
-        at = min(max(at, low), high)
-        share = math.log(at / low) / math.log(high / low) if logarithmic else (at - low) / (high - low)
-        return bottom - (bottom - top) * share
-
-    def path(values: Float[np.ndarray, " N"], kind: str) -> str:
-        keep = thin(values)
-        points = " ".join(f"{x(step[i]):.1f},{y(values[i]):.1f}" for i in keep)
-        return f'<polyline class="{kind}" points="{points}"/>'
-
-    ticks = log_ticks(low, high) if logarithmic else even_ticks(low, high)
-    unit = ", ".join(part for part in (curve.unit, "log scale" if logarithmic else "") if part)
-    parts = [f'<text class="tick" x="0" y="12">{escape(unit)}</text>']
-    for tick in ticks:
-        parts.append(
-            f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>'
-            f'<text class="tick" x="{left - 7}" y="{y(tick) + 4:.1f}" text-anchor="end">{figures(tick)}</text>'
-        )
-    for tick in even_ticks(float(step[0]), float(step[-1]), 4):
-        side = "end" if x(tick) > width - right - 16 else "middle"
-        parts.append(
-            f'<text class="tick" x="{x(tick):.1f}" y="{bottom + 16}" text-anchor="{side}">{figures(tick)}</text>'
-        )
-    parts.append(f'<text class="tick" x="{width - right}" y="{height - 4}" text-anchor="end">training step</text>')
-    parts.append(f'<line class="axis" x1="{left}" x2="{width - right}" y1="{bottom}" y2="{bottom}"/>')
-    if len(step) == 1:
-        parts.append(f'<circle class="dot" cx="{x(step[0]):.1f}" cy="{y(value[0]):.1f}" r="4"/>')
-    parts += [path(value, "raw"), path(smooth, "smooth")] if curve.smooth else [path(value, "smooth")]
-    said = f"{curve.name} over {figures(step[-1])} training steps: from {figures(smooth[0])} to {figures(smooth[-1])}"
-    return _svg(width, height, said, parts)
-
-
-def roc_chart(lines: Sequence[Line], title: str, size: int = 310) -> str:
-    """Curves from (0, 0) to (1, 1) in a square; the diagonal is chance."""
-    left, top, right, bottom = 40, 24, size - 8, size - 40
-
-    def x(share: float) -> float:
-        return left + (right - left) * share
-
-    def y(share: float) -> float:
-        return bottom - (bottom - top) * share
-
-    parts = ['<text class="tick" x="0" y="12">alarms, % of episodes</text>']
-    for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
-        parts.append(
-            f'<line class="grid" x1="{left}" x2="{right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>'
-            f'<text class="tick" x="{left - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{100 * tick:.0f}</text>'
-            f'<text class="tick" x="{x(tick):.1f}" y="{bottom + 16}" text-anchor="middle">{100 * tick:.0f}</text>'
-        )
-    parts.append(f'<line class="chance" x1="{left}" y1="{bottom}" x2="{right}" y2="{top}"/>')
-    parts.append(f'<path class="axis" fill="none" d="M{left} {top}V{bottom}H{right}"/>')
-    for line in reversed(lines):  # the first on top
-        points = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in zip(line.across, line.up, strict=True))
-        parts.append(f'<polyline class="score {line.kind}" points="{points}"/>')
-    parts.append(f'<text class="tick" x="{right}" y="{size - 6}" text-anchor="end">false alarms, % of episodes</text>')
-    return _svg(size, size, title, parts)
-
-
-def trace_chart(trace: Trace, title: str, width: int = 760, height: int = 190) -> str:
-    """The score at each look, the threshold of an alarm, and the moment of the disturbance."""
-    left, right, top, bottom = 40, 8, 18, height - 34
-    last = float(max(trace.step.max(), trace.disturbed_at))
-    low = min(0.0, float(trace.score.min()))
-    high = 1.08 * max(trace.threshold, float(trace.score.max()))
-
-    def x(step: float) -> float:
-        return left + (width - left - right) * step / last
-
-    def y(score: float) -> float:
-        return bottom - (bottom - top) * (score - low) / (high - low)
-
-    parts = []
-    for tick in even_ticks(low, high, 4):
-        parts.append(
-            f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>'
-            f'<text class="tick" x="{left - 7}" y="{y(tick) + 4:.1f}" text-anchor="end">{figures(tick)}</text>'
-        )
-    for tick in even_ticks(0.0, last, 6):
-        side = "end" if x(tick) > width - right - 16 else "middle"
-        parts.append(
-            f'<text class="tick" x="{x(tick):.1f}" y="{bottom + 16}" text-anchor="{side}">{figures(tick)}</text>'
-        )
-    at, limit = x(trace.disturbed_at), y(trace.threshold)
-    beyond = at > width / 2
-    points = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in zip(trace.step, trace.score, strict=True))
-    parts += [
-        f'<text class="tick" x="{width - right}" y="{height - 4}" text-anchor="end">control step</text>',
-        f'<line class="limit" x1="{left}" x2="{width - right}" y1="{limit:.1f}" y2="{limit:.1f}"/>',
-        f'<text class="tick" x="{left + 4}" y="{limit - 5:.1f}">alarm above this</text>',
-        f'<line class="event" x1="{at:.1f}" x2="{at:.1f}" y1="{top}" y2="{bottom}"/>',
-        f'<text class="tick" x="{at + (-5 if beyond else 5):.1f}" y="{top - 5}" '
-        f'text-anchor="{"end" if beyond else "start"}">disturbed</text>',
-        f'<polyline class="score watch" points="{points}"/>',
+def roc_chart(name: str, detectors: dict[str, DetectorResult], css: dict[str, str]) -> Chart:
+    """Chart the detectors' ROC curves, `css` giving their names and classes; the diagonal is chance."""
+    ends = np.array([0.0, 100.0])
+    lines = [
+        Line(f"score {css[key]}", 100 * detectors[key].false_alarm_rate, 100 * detectors[key].alarm_rate) for key in css
     ]
-    for step, score in zip(trace.step, trace.score, strict=True):
-        kind = "dot alarm" if score > trace.threshold else "dot"
-        parts.append(f'<circle class="{kind}" cx="{x(step):.1f}" cy="{y(score):.1f}" r="4"/>')
-    return _svg(width, height, title, parts)
+    return Chart(
+        title=f"{name}, ROC curves. " + "; ".join(f"{key}: AUC {detectors[key].area:.3f}" for key in css),
+        x=Axis(0.0, 100.0, "false alarms, % of undisturbed episodes"),
+        y=Axis(0.0, 100.0, "alarms, % of disturbed episodes"),
+        lines=(Line("chance", ends, ends), *reversed(lines)),  # the first on top
+        height=310,
+    )
 
 
-def moving_average(value: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
-    """The mean of the neighbours within 2 % of the run on either side (at least one), narrower at both ends."""
+def trace_chart(trace: Trace, title: str, width: int) -> Chart:
+    """Chart the score at every observation of an episode, the alarm's threshold and the time of the disturbance."""
+    last = float(max(trace.step.max(), trace.disturbed_at))
+    highest = max(trace.threshold, float(trace.score.max()))
+    return Chart(
+        title=title,
+        x=Axis(0.0, last, "control step", num_ticks=6 if width > 500 else 4),
+        y=Axis(min(0.0, float(trace.score.min())), 1.08 * highest, "score", num_ticks=4),
+        lines=(Line("score watch", trace.step, trace.score),),
+        dots=tuple(
+            ("dot alarm" if score > trace.threshold else "dot", float(step), float(score))
+            for step, score in zip(trace.step, trace.score, strict=True)
+        ),
+        threshold=trace.threshold,
+        event=trace.disturbed_at,
+        width=width,
+    )
+
+
+def moving_average(value: Values) -> Values:
+    """Average the neighbours within 2 % of the run on either side (at least one), fewer at both ends."""
     reach = max(1, round(0.02 * len(value)))
     sums = np.concatenate([[0.0], np.cumsum(value)])
     at = np.arange(len(value))
-    room = np.minimum(np.minimum(at, len(value) - 1 - at), reach)
-    return (sums[at + room + 1] - sums[at - room]) / (2 * room + 1)
+    width = np.minimum(np.minimum(at, len(value) - 1 - at), reach)
+    return (sums[at + width + 1] - sums[at - width]) / (2 * width + 1)
 
 
-def thin(value: Float[np.ndarray, " N"], buckets: int = 250) -> Int[np.ndarray, " kept"]:
-    """Indices of the points worth drawing: all, or the lowest and highest of each bucket, so that no spike is lost."""
+def thin(value: Values, buckets: int = 250) -> Int[np.ndarray, " kept"]:
+    """Return the indices of the points to draw: all, or the lowest and highest of each bucket, so no spike is lost."""
     if len(value) <= 2 * buckets:
         return np.arange(len(value))
     edges = np.linspace(0, len(value), buckets + 1).round().astype(int)
@@ -236,7 +164,7 @@ def thin(value: Float[np.ndarray, " N"], buckets: int = 250) -> Int[np.ndarray, 
 
 
 def even_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """About `count` round numbers within [low, high]: multiples of 1, 2 or 5 times a power of ten."""
+    """Return about `count` round numbers within [low, high]: multiples of 1, 2 or 5 times a power of ten."""
     if high <= low:
         return [low]
     raw = (high - low) / count
@@ -247,7 +175,7 @@ def even_ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten within [low, high], with 2 and 5 times them where there is room."""
+    """Return powers of ten within [low, high], with 2 and 5 times them if they fit."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for factors in ((1, 2, 5), (1, 3), (1,)):
         ticks = [f * 10.0**p for p in powers for f in factors if low * 0.999 <= f * 10.0**p <= high * 1.001]
@@ -256,16 +184,11 @@ def log_ticks(low: float, high: float) -> list[float]:
     return ticks
 
 
-def _bounds(value: Float[np.ndarray, " N"], smooth: Float[np.ndarray, " N"], logarithmic: bool) -> tuple[float, float]:
-    # single spikes may leave the picture; the smoothed curve may not
-    spread: Bool[np.ndarray, " N"] = value <= np.quantile(value, 0.995)
+def _limits(value: Values, smooth: Values, logarithmic: bool) -> tuple[float, float]:
+    """The y axis: single spikes may be cut off, the smoothed curve may not."""
     low = min(float(np.quantile(value, 0.005)), float(smooth.min()))
-    high = max(float(value[spread].max()), float(smooth.max()))
+    high = max(float(value[value <= np.quantile(value, 0.995)].max()), float(smooth.max()))
     if logarithmic:
         return low * 0.9, high * 1.1
-    low = 0.0 if low >= 0 else low
+    low = min(low, 0.0)
     return (low, high * 1.05) if high > low else (low, low + 1.0)
-
-
-def _svg(width: int, height: int, said: str, parts: Sequence[str]) -> str:
-    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(said)}">{"".join(parts)}</svg>'

@@ -1,4 +1,4 @@
-"""Frames, films and heat maps as data URIs, by PyAV alone."""
+"""Frames, rollout videos and heat maps as data URIs, encoded by PyAV."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jaxtyping import Float, UInt8
 
 from lightwam.errors import CheckpointError
 
-# dark to bright, even in lightness, told apart by every kind of colour vision
+# from dark to bright in even steps of lightness, which every kind of colour vision can tell apart
 _HEAT = np.asarray(
     [[12, 8, 38], [66, 10, 104], [124, 28, 109], [187, 55, 84], [232, 105, 37], [251, 165, 10], [250, 235, 130]],
     np.float32,
@@ -20,21 +20,27 @@ _HEAT = np.asarray(
 
 
 @dataclass(frozen=True)
-class Film:
-    """A rollout video, ready to be put into the page."""
+class Image:
+    """A picture as a data URI, with its size in pixels."""
 
     uri: str
-    poster: str
-    """its last frame"""
-    strip: str
-    """its first, middle and last frame side by side, for print"""
     width: int
     height: int
-    num_bytes: int
 
 
-def jpeg(picture: UInt8[np.ndarray, "height width 3"], quality: int = 3) -> str:
-    """A picture as a data URI; `quality` is the quantiser, 2 is finest. No chroma is thrown away."""
+@dataclass(frozen=True)
+class Video:
+    """A rollout video as a data URI."""
+
+    uri: str
+    poster: Image
+    """its last frame"""
+    strip: Image
+    """its first, middle and last frame side by side, for print"""
+
+
+def jpeg(picture: UInt8[np.ndarray, "height width 3"], quality: int = 3) -> Image:
+    """Encode a picture without chroma subsampling; `quality` is the quantiser, 2 is the finest."""
     import av
 
     encoder = av.CodecContext.create("mjpeg", "w")
@@ -43,28 +49,27 @@ def jpeg(picture: UInt8[np.ndarray, "height width 3"], quality: int = 3) -> str:
     encoder.qmin = encoder.qmax = quality
     frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24").reformat(format="yuvj444p")
     frame.pts = 0
-    return _uri("image/jpeg", b"".join(bytes(packet) for packet in [*encoder.encode(frame), *encoder.encode(None)]))
+    data = b"".join(bytes(packet) for packet in [*encoder.encode(frame), *encoder.encode(None)])
+    return Image(_uri("image/jpeg", data), encoder.width, encoder.height)
 
 
-def film(path: Path) -> Film:
-    """The video file at `path`; CheckpointError when it cannot be decoded."""
+def read_video(path: Path) -> Video:
+    """Read a video file; CheckpointError when it cannot be decoded."""
     import av
 
     try:
         with av.open(str(path)) as container:
             frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     except (av.FFmpegError, IndexError) as error:
-        raise _broken_film(path, error) from error
+        raise _broken_video(path, error) from error
     if not frames:
-        raise _broken_film(path, "no frame in it")
-    height, width = frames[0].shape[:2]
-    data = path.read_bytes()
+        raise _broken_video(path, "no frame")
     strip = np.concatenate([frames[0], frames[len(frames) // 2], frames[-1]], axis=1)
-    return Film(_uri("video/mp4", data), jpeg(frames[-1], 5), jpeg(strip, 6), width, height, len(data))
+    return Video(_uri("video/mp4", path.read_bytes()), jpeg(frames[-1], 5), jpeg(strip, 6))
 
 
 def heat(weight: Float[np.ndarray, "rows cols"]) -> UInt8[np.ndarray, "rows cols 3"]:
-    """Colours of weights within [0, 1]."""
+    """Return the colours of weights within [0, 1]."""
     at = np.clip(weight, 0, 1).astype(np.float32) * (len(_HEAT) - 1)
     low = np.minimum(at.astype(int), len(_HEAT) - 2)
     part = (at - low)[..., None]
@@ -74,17 +79,17 @@ def heat(weight: Float[np.ndarray, "rows cols"]) -> UInt8[np.ndarray, "rows cols
 def overlay(
     picture: UInt8[np.ndarray, "height width 3"], weight: Float[np.ndarray, "rows cols"]
 ) -> UInt8[np.ndarray, "drawn_height drawn_width 3"]:
-    """The picture in grey under the colours of `weight` in [0, 1], at least 160 pixels high."""
+    """Draw the picture in grey under the colours of `weight` in [0, 1], at least 160 pixels high."""
     times = max(1, -(-160 // picture.shape[0]))
     grey = picture.repeat(times, 0).repeat(times, 1).astype(np.float32) @ np.asarray([0.299, 0.587, 0.114], np.float32)
-    full = spread(weight, grey.shape)
+    full = upsample(weight, grey.shape)
     alpha = (0.2 + 0.65 * np.sqrt(np.clip(full, 0, 1)))[..., None]
     mixed = (0.85 * grey)[..., None] * (1 - alpha) + heat(full).astype(np.float32) * alpha
     return mixed.round().clip(0, 255).astype(np.uint8)
 
 
-def spread(weight: Float[np.ndarray, "rows cols"], shape: tuple[int, ...]) -> Float[np.ndarray, "height width"]:
-    """Token weights over pixels, bilinear between the tokens' centres and constant beyond the outermost."""
+def upsample(weight: Float[np.ndarray, "rows cols"], shape: tuple[int, ...]) -> Float[np.ndarray, "height width"]:
+    """Interpolate token weights to pixels: bilinear between the tokens' centres, constant beyond the outermost."""
     for axis, size in enumerate(shape):
         tokens = weight.shape[axis]
         at = np.clip((np.arange(size) + 0.5) * tokens / size - 0.5, 0, tokens - 1)
@@ -98,8 +103,6 @@ def _uri(kind: str, data: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def _broken_film(path: Path, got: object) -> CheckpointError:
-    return CheckpointError(
-        "a rollout video cannot be decoded", where=path, got=got, expected="an mp4 with at least one frame",
-        next_step="delete it: the report then names it as missing",
-    )  # fmt: skip
+def _broken_video(path: Path, got: object) -> CheckpointError:
+    step = "delete it: the report then says that it is missing"
+    return CheckpointError("a rollout video cannot be decoded", where=path, got=got, next_step=step)

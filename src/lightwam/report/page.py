@@ -1,77 +1,59 @@
-"""The whole page: one HTML file that asks nobody for anything."""
+"""The report page: one HTML file that loads nothing from elsewhere. The sections and their texts are in templates/."""
 
 from __future__ import annotations
 
-from importlib import resources
+import shlex
+from pathlib import Path
 
-from lightwam.report import imagination as insight
-from lightwam.report import success as outcome
-from lightwam.report import training
-from lightwam.report import watch as watched
+from lightwam.config.schema import Recipe
+from lightwam.report import imagination, training, watch
 from lightwam.report.evidence import Evidence
-from lightwam.report.formatting import escape
-
-# the browser itself then refuses every request that this page could make
-_POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-
-_PARTS = (
-    ("success", "Success"),
-    ("rollouts", "Rollouts"),
-    ("imagination", "Futures"),
-    ("attention", "Attention"),
-    ("swap", "Sentences"),
-    ("watch", "Watch"),
-    ("curves", "Learning"),
-    ("time", "Time"),
-    ("reproduce", "Config"),
-)
-
-# without scripts the videos play and have their own controls; with them one button does for all
-_SCRIPT = """
-const films = [...document.querySelectorAll('video')];
-if (films.length) {
-  const button = document.createElement('button');
-  let playing = !matchMedia('(prefers-reduced-motion: reduce)').matches;
-  const show = () => {
-    films.forEach(film => playing ? film.play().catch(() => film.controls = true) : film.pause());
-    button.textContent = playing ? 'Pause all videos' : 'Play all videos';
-  };
-  button.onclick = () => { playing = !playing; show(); };
-  films.forEach(film => { film.controls = false; film.onclick = () => film.paused ? film.play() : film.pause(); });
-  document.querySelector('#rollouts .tasks').before(button);
-  show();
-}
-addEventListener('beforeprint', () => document.querySelectorAll('details.settings').forEach(part => part.open = true));
-"""
+from lightwam.report.formatting import render
+from lightwam.report.rollouts import rollouts
+from lightwam.report.watch_evidence import DETECTORS
 
 
 def page(evidence: Evidence) -> str:
-    """The report as HTML."""
-    links = "".join(f'<a href="#{name}">{text}</a>' for name, text in _PARTS)
-    sections = [
-        outcome.heading(evidence),
-        f'<nav aria-label="Parts">{links}</nav>',
-        outcome.unfinished(evidence),
-        "<main>",
-        outcome.success(evidence),
-        outcome.rollouts(evidence),
-        insight.imagination(evidence),
-        insight.attention(evidence),
-        outcome.swap(evidence),
-        watched.watch(evidence.watch, evidence.run, evidence.recipe.sim.name),
-        training.curves(evidence),
-        training.times(evidence),
-        training.reproduction(evidence),
-        "</main>",
-    ]
-    style = resources.files("lightwam.report").joinpath("style.css").read_text(encoding="utf-8")
-    head = (
-        f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        f'<meta name="color-scheme" content="light dark">'
-        f"<title>lightwam: run {escape(evidence.run.resolve().name)}</title><style>{style}</style>"
+    """Return the report as HTML."""
+    recipe, log, probe = evidence.recipe, evidence.log, evidence.probe
+    demonstrations = evidence.demonstrations
+    if demonstrations is None and not log:
+        demonstrations = sum(recipe.collect.demos(task) for task in recipe.sim.tasks)
+    return render(
+        "page.html",
+        run=evidence,
+        recipe=recipe,
+        name=evidence.run.resolve().name,
+        commands=commands(recipe, evidence.run),
+        demonstrations=demonstrations,
+        rollouts=rollouts(evidence),
+        futures=imagination.futures(probe) if probe else None,
+        attention=imagination.attention(probe) if probe else None,
+        roc_charts=watch.roc_charts(evidence.watch) if evidence.watch else [],
+        examples=[watch.example_view(example) for example in evidence.watch.examples] if evidence.watch else [],
+        title_of=watch.title_of,
+        detectors=DETECTORS,
+        training_charts=training.training_charts(log) if log else [],
+        num_not_finite=training.num_not_finite(log) if log else 0,
+        speed_range=training.speed_range(log) if log else None,
+        wall_time=training.wall_time(evidence.wall_seconds) if evidence.wall_seconds else None,
+        settings={
+            "Evaluation protocol, versions and machine": training.protocol_settings(evidence),
+            "All settings of the recipe": training.recipe_settings(recipe),
+        },
     )
-    return (
-        f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(sections)}'
-        f"<script>{_SCRIPT}</script></body></html>\n"
-    )
+
+
+def commands(recipe: Recipe, run: Path) -> dict[str, str]:
+    """Return the commands that make each part of a run."""
+    path, data = shlex.quote(str(run)), f"data/{recipe.name}"
+    return {
+        "collect": f"lightwam collect {recipe.name} --dataset {data}",
+        "train": f"lightwam train {recipe.name} --dataset {data} --run {path}",
+        "eval": f"lightwam eval {path}",
+        "report": f"lightwam report {path}",
+        "demo": f"lightwam demo {recipe.name} --run {path}",
+        "imagine": f"lightwam report {path} --imagine",
+        "swap": f"lightwam report {path} --swap",
+        "watch": f"lightwam watch {path}",
+    }

@@ -1,4 +1,4 @@
-"""Push a run to the Hugging Face Hub, with its card."""
+"""Push a run to the Hugging Face Hub, with its model card."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from lightwam.policy.hub import CARD, OPTIONAL_FILES, REQUIRED_FILES, WEIGHTS, h
 from lightwam.report.model_card import LICENSE, model_card
 from lightwam.system.files import explain_disk_errors
 
+RETRY = "push again; TMPDIR may name another disk"
+
 
 def push(
     run: Path | str,
@@ -29,25 +31,23 @@ def push(
 ) -> str:
     """Upload the run's checkpoint of `step` (the newest by default) as `repo`, OWNER/NAME; returns its address.
 
-    The repo is made where there is none, `private` or public; one that is public is refused when `private` is asked
-    for. Its run is replaced in one commit, all or nothing; other files in it stay. `token` is the Hub's, by default
-    the one that `hf auth login` or HF_TOKEN gives. `license` and `dataset` (a Hub id) stand on the card.
-    CheckpointError when the run is damaged, or the Hub refuses or cannot be reached; ConfigError for what is not a repo
-    id.
+    A missing repo is created, `private` or public; an existing public one is refused when `private` is asked for. The
+    run in it is replaced in a single commit; other files stay. `token` is the Hub's, by default that of `hf auth login`
+    or HF_TOKEN. `license` and `dataset` (a Hub id) are written on the card. CheckpointError when the run is damaged, or
+    the Hub refuses or cannot be reached; ConfigError when `repo` is no repo id.
     """
     if not REPO.fullmatch(repo):
-        raise ConfigError("not the id of a Hub repo", where="repo", got=repr(repo), expected="OWNER/NAME")
-    with _temporary_folder() as place:
-        folder = stage(Path(run), place / "run", repo, step, license=license, dataset=dataset)
+        raise ConfigError("a Hub repo must have the form OWNER/NAME", where="repo", got=repr(repo))
+    with _temporary_folder() as temporary:
+        folder = stage(Path(run), temporary / "run", repo, step, license=license, dataset=dataset)
         with hub_errors(repo, "the run cannot be pushed to the Hub"):
             from huggingface_hub import HfApi
 
             api = HfApi(token=token)
             url = api.create_repo(repo, private=private, exist_ok=True)
             if private and not api.repo_info(repo).private:
-                raise CheckpointError("the repo is there already, and public", where=repo, got="private=True",
-                                      expected="a private repo, or a new one",
-                                      next_step="make it private in its settings, or choose another name")  # fmt: skip
+                what, fix = "the repo exists and is public", "make it private in its settings, or choose another name"
+                raise CheckpointError(what, where=repo, got="private=True", next_step=fix)
             api.upload_folder(
                 repo_id=repo,
                 folder_path=folder,
@@ -60,36 +60,33 @@ def push(
 def stage(
     run: Path, to: Path, repo: str, step: int | None = None, *, license: str = LICENSE, dataset: str = ""
 ) -> Path:
-    """Write what `push` uploads into the new folder `to`, there whole or not at all; returns it.
+    """Write what `push` uploads into the new folder `to`, completely or not at all; returns it.
 
-    CheckpointError when `run` is damaged, `to` holds something, or the disk is full.
+    CheckpointError without the `hub` extra, when `run` is damaged, `to` is not empty, or the disk is full.
     """
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise CheckpointError("the folder is not empty", where=to, next_step="choose another one")
+        raise CheckpointError("the folder must be new or empty", where=to, next_step="choose another folder")
     card = model_card(run, step, repo=repo, license=license, dataset=dataset)
-    place = run_directory.verify(run, step, training=False)[0].relative_to(run)
-    files = [*map(Path, (*REQUIRED_FILES, *OPTIONAL_FILES)), *(place / name for name in ("meta.json", *WEIGHTS))]
-    beside = to.with_name(f".{to.name}.{os.getpid()}")
-    num_bytes = sum((run / name).stat().st_size for name in files if (run / name).exists())
-    again = "push again; TMPDIR may name another disk"
+    folder = run_directory.verify(run, step, training=False)[0].relative_to(run)
+    names = [*map(Path, (*REQUIRED_FILES, *OPTIONAL_FILES)), *(folder / name for name in ("meta.json", *WEIGHTS))]
+    files = [name for name in names if (run / name).exists()]
+    temporary = to.with_name(f".{to.name}.{os.getpid()}")
     try:
-        with explain_disk_errors(to, num_bytes=num_bytes, resume_hint=again):
+        with explain_disk_errors(to, num_bytes=sum((run / name).stat().st_size for name in files), resume_hint=RETRY):
             for name in files:
-                if (run / name).exists():
-                    (beside / name).parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(run / name, beside / name)
-            (beside / CARD).write_text(card, encoding="utf-8")
-            run_directory.verify(beside, training=False)  # every copy is what it was
-            beside.replace(to)
+                (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(run / name, temporary / name)
+            (temporary / CARD).write_text(card, encoding="utf-8")
+            run_directory.verify(temporary, training=False)  # every copy has the digest of its original
+            temporary.replace(to)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return to
 
 
 @contextlib.contextmanager
 def _temporary_folder() -> Iterator[Path]:
-    place = Path(tempfile.gettempdir())
-    with explain_disk_errors(place, resume_hint="push again; TMPDIR may name another disk"):
+    with explain_disk_errors(Path(tempfile.gettempdir()), resume_hint=RETRY):
         folder = tempfile.mkdtemp(prefix="lightwam-push-")
     try:
         yield Path(folder)

@@ -1,8 +1,8 @@
 """Jobs on the nodes of a Ray cluster, for one parent: `Workers` for many machines.
 
-Jobs and answers travel as pickled bytes, as through a pipe: arrays that Ray itself hands over cannot be written to,
-and a simulator may want to. Ray's own retries are off, since a job means something only after the ones before it: a
-lost actor is a `WorkerDied` like any other, and the parent begins the episode again.
+Jobs and outcomes travel as pickled bytes, as through a pipe: arrays that Ray itself hands over are read-only, and a
+simulator may write to them. Ray's own retries are off, because a job may depend on the ones before it: a lost actor is
+a `WorkerDied`, and `JobRunner` begins the episode again.
 """
 
 from __future__ import annotations
@@ -15,49 +15,49 @@ from types import ModuleType
 from typing import Any, Generic
 
 from lightwam.errors import ConfigError, SimulatorError
+from lightwam.system.jobs import MAX_DEATHS
 from lightwam.system.machine import OURS, SIMULATORS, versions
-from lightwam.system.workers import DEATHS_IN_A_ROW, Answer, Job, WorkerDied, run_job, unwrap
+from lightwam.system.workers import Answer, Job, Outcome, WorkerDied, run_job
 
 PATIENCE_SECONDS = 60.0
-"""after so long without any actor, the user is told what is waited for"""
+"""without any actor for this long, the user is told why"""
 
 
 class Actor:
-    """What runs on a node; Ray makes an actor of it."""
+    """A worker on a node; `ray.remote` makes an actor of it."""
 
-    def __init__(self, run: Callable[[Any], Any]) -> None:
-        self._run = run
+    def __init__(self, work: Callable[[Any], Any]) -> None:
+        self._work = work
 
-    def node(self) -> dict[str, str]:
-        """The versions that what is simulated here depends on."""
+    def versions(self) -> dict[str, str]:
+        """Return the versions on which simulations depend."""
         return versions((*OURS, *SIMULATORS))
 
-    def work(self, job: bytes) -> bytes:
-        """One job, pickled, to its reply, pickled."""
-        return pickle.dumps(run_job(self._run, pickle.loads(job)))
+    def run(self, job: bytes) -> bytes:
+        """Turn a pickled job into its pickled outcome."""
+        return pickle.dumps(run_job(self._work, pickle.loads(job)))
 
 
 @dataclass
-class _Slot(Generic[Job]):
+class _Slot:
     actor: Any
     awaited: Any
-    """Ray's reference to what comes next: the node's versions, then an answer; None when idle"""
+    """Ray's reference to what comes next: the node's versions, then an outcome; None when idle"""
     up: bool = False
-    job: Job | None = None
 
 
 class RayWorkers(Generic[Job, Answer]):
-    """`count` actors of one CPU each, with a copy of `run` each, wherever the cluster at `address` has room.
+    """`count` actors with a copy of `work` each, wherever the cluster at `address` has a free CPU for one.
 
-    `address` is Ray's: host:port, or "auto" for RAY_ADDRESS and then the cluster of this machine. An actor that finds
-    no room yet is not idle, so nobody waits for it while others work; when nodes are lost, fewer go on. Every node
-    needs lightwam, and the simulator in the same versions as here (SimulatorError). ConfigError when Ray is not
-    installed or no cluster answers.
+    `address` is Ray's: host:port, or "auto" for RAY_ADDRESS and then the cluster of this machine. An actor without a
+    CPU yet is not idle, and the others work meanwhile; when nodes are lost, fewer actors go on. Every node needs
+    lightwam, and the simulator in the same versions as here (SimulatorError).
     """
 
     def __init__(
-        self, count: int, run: Callable[[Job], Answer], address: str = "auto", say: Callable[[str], None] = print
+        self, count: int, work: Callable[[Job], Answer], address: str = "auto", say: Callable[[str], None] = print
     ) -> None:
+        """Raise ConfigError when Ray is not installed or no cluster answers."""
         self._ray, self._say = _ray(), say
         self._connected_here = not self._ray.is_initialized()
         if self._connected_here:
@@ -70,12 +70,12 @@ class RayWorkers(Generic[Job, Answer]):
                     got=error,
                     next_step="start one (`ray start --head`, and `ray start --address HOST:6379` on other machines)",
                 ) from error
-        # where no GPU is asked for Ray hides them all, and EGL would have none to draw with
+        # without this, Ray hides all GPUs from actors that ask for none, and EGL could not draw
         env = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
         options = {"num_cpus": 1, "max_restarts": 0, "max_task_retries": 0, "runtime_env": {"env_vars": env}}
-        self._kind = self._ray.remote(**options)(Actor)
-        self._run = self._ray.put(run)
-        self._slots: list[_Slot[Job]] = [self._start_actor() for _ in range(count)]
+        self._actor_class = self._ray.remote(**options)(Actor)
+        self._work = self._ray.put(work)
+        self._slots = [self._start_actor() for _ in range(count)]
         self._num_failures = 0
         self._last_up: float | None = time.monotonic()
 
@@ -91,22 +91,22 @@ class RayWorkers(Generic[Job, Answer]):
 
     @property
     def idle(self) -> list[int]:
-        """The seats whose actor is up and has no job."""
-        return [number for number, slot in enumerate(self._slots) if slot.up and slot.job is None]
+        """The slots whose actor is up and has no job."""
+        return [number for number, slot in enumerate(self._slots) if slot.up and slot.awaited is None]
 
     def submit(self, job: Job, slot: int) -> None:
-        """Starts `job` in an idle seat."""
-        found = self._slots[slot]
-        assert found.up and found.job is None, "this actor is at work"
-        found.job, found.awaited = job, found.actor.work.remote(pickle.dumps(job))
+        """As `WorkerPool.submit`."""
+        idle = self._slots[slot]
+        assert idle.up and idle.awaited is None, "this actor has a job"
+        idle.awaited = idle.actor.run.remote(pickle.dumps(job))
 
-    def answers(self, timeout_seconds: float) -> Iterator[tuple[Job, Answer | WorkerDied]]:
-        """As `Workers.answers`; an actor or node that is lost is a `WorkerDied`, and another actor is asked for."""
+    def answers(self, timeout_seconds: float) -> Iterator[tuple[int, Outcome[Answer]]]:
+        """As `WorkerPool.answers`; a lost actor, also that of a lost node, is replaced by another."""
         awaited = {slot.awaited: number for number, slot in enumerate(self._slots) if slot.awaited is not None}
         if not awaited:
             return
         ready, _ = self._ray.wait(list(awaited), num_returns=1, timeout=timeout_seconds)
-        if ready:  # and whoever else is: the policy answers them in one batch
+        if ready:  # and all others that are: the policy answers them in one batch
             ready, _ = self._ray.wait(list(awaited), num_returns=len(awaited), timeout=0)
         for reference in ready:
             number = awaited[reference]
@@ -115,24 +115,23 @@ class RayWorkers(Generic[Job, Answer]):
                 content = self._ray.get(reference)
             except self._ray.exceptions.RayError as error:
                 self._slots[number] = self._start_actor()
-                self._note_loss(slot, error)
-                if slot.job is not None:
-                    yield slot.job, WorkerDied([line for line in str(error).splitlines() if line.lstrip() == line][-1])
+                if slot.up:
+                    yield number, Outcome(error=WorkerDied(_summary(error)))
+                else:
+                    self._count_failure(error)
                 continue
             slot.awaited = None
-            if not slot.up:
-                self._welcome(slot, content)
-                continue
-            job, slot.job = slot.job, None
-            assert job is not None
-            yield job, unwrap(job, pickle.loads(content))
-        self._tell_if_none()
+            if slot.up:
+                yield number, pickle.loads(content)
+            else:
+                self._accept(slot, content)
+        self._report_waiting()
 
-    def _start_actor(self) -> _Slot[Job]:
-        actor = self._kind.remote(self._run)
-        return _Slot(actor, actor.node.remote())
+    def _start_actor(self) -> _Slot:
+        actor = self._actor_class.remote(self._work)
+        return _Slot(actor, actor.versions.remote())
 
-    def _welcome(self, slot: _Slot[Job], there: dict[str, str]) -> None:
+    def _accept(self, slot: _Slot, there: dict[str, str]) -> None:
         here = versions((*OURS, *SIMULATORS))
         odd = sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))
         if odd:
@@ -144,24 +143,27 @@ class RayWorkers(Generic[Job, Answer]):
             )
         slot.up, self._num_failures = True, 0
 
-    def _note_loss(self, slot: _Slot[Job], error: Exception) -> None:
-        """An actor that never came up is nobody's episode, yet it must not be asked for again for ever."""
-        if slot.up:
-            return
+    def _count_failure(self, error: Exception) -> None:
+        """Raise SimulatorError when actors keep dying before they are up."""
         self._num_failures += 1
-        if self._num_failures >= DEATHS_IN_A_ROW:
+        if self._num_failures >= MAX_DEATHS:
             raise SimulatorError(
                 f"{self._num_failures} actors in a row did not start",
                 got=error,
                 next_step="is lightwam, with the simulator's extra, installed on every node?",
             ) from error
 
-    def _tell_if_none(self) -> None:
+    def _report_waiting(self) -> None:
         if any(slot.up for slot in self._slots):
             self._last_up = time.monotonic()
         elif self._last_up is not None and time.monotonic() - self._last_up > PATIENCE_SECONDS:
             self._last_up = None
             self._say("ray: no simulator is up yet; waiting for a free CPU of the cluster (`ray status` tells more)")
+
+
+def _summary(error: Exception) -> str:
+    """Return the last line of Ray's message that is not indented."""
+    return [line for line in str(error).splitlines() if line.lstrip() == line][-1]
 
 
 def _ray() -> ModuleType:

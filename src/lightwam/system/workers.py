@@ -1,8 +1,8 @@
-"""A few processes that run jobs for one parent, which hears of every answer, error and death.
+"""Jobs in worker processes, for one parent that learns of every answer, error and death.
 
-`multiprocessing.Pool` hangs when a worker is killed and `concurrent.futures` cannot say which job it held; simulators
-in native code do get killed, so the parent has to be able to name the job. A `WorkerDied` is an answer like any other:
-the slot is free for a new process, and the parent decides whether to run the job again.
+`multiprocessing.Pool` hangs when a worker is killed and `concurrent.futures` cannot say which job it had; simulators
+run native code and do get killed, so the parent has to know the job. A pool (`Workers`, or `ray_workers.RayWorkers`)
+runs jobs in numbered slots; `jobs.JobRunner` is the loop around it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import signal
 import sys
 import threading
 import traceback
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
@@ -28,51 +27,44 @@ from lightwam.errors import ConfigError, LightwamError, SimulatorError
 
 Job = TypeVar("Job")
 Answer = TypeVar("Answer")
-Reply = tuple[Any, Exception | None, str]
-"""answer, error and its traceback: what a worker sends back"""
 
 GUARD = 'if __name__ == "__main__":'
 NO_GUARD = 87
 """exit status of a worker that runs the user's script again and would start workers itself"""
-LONGEST = 300
+MAX_ERROR_LENGTH = 300
 """characters of an unexpected error's text that are kept"""
-DEATHS_IN_A_ROW = 3
-"""a job whose worker dies this often is not tried again"""
+
+
+class WorkerDied(Exception):
+    """A worker died with a job, and its state is lost. The text is the signal, the exit status, or Ray's reason."""
 
 
 @dataclass(frozen=True)
-class WorkerDied:
-    """A worker died with a job in hand: the job's answer. Whatever the worker knew is gone."""
+class Outcome(Generic[Answer]):
+    """What came of a job: its answer or an error."""
 
-    how: str
-    """signal, exit status, or what the cluster says"""
+    answer: Answer | None = None
+    error: Exception | None = None
+    trace: str = ""
+    """the error's traceback in the worker"""
 
-
-class DeathCounter:
-    """Counts the deaths of each job, by its name, and tells of each in a line."""
-
-    def __init__(self, what: str, say: Callable[[str], None]) -> None:
-        self._what, self._say, self._count = what, say, Counter[str]()
-
-    def note(self, job: object, death: WorkerDied) -> None:
-        """One more; the one after which a job is not tried again raises SimulatorError."""
-        self._count[str(job)] += 1
-        count = self._count[str(job)]
-        if count >= DEATHS_IN_A_ROW:
-            raise SimulatorError(
-                f"a worker process died, {count} times in a row",
-                where=job,
-                got=death.how,
-                next_step="run the same command again; fewer workers need less memory",
-            )
-        again = f"begins again, try {count + 1} of {DEATHS_IN_A_ROW}"
-        self._say(f"{self._what}: a worker died ({death.how}); {job} {again}")
+    def unwrap(self, job: object) -> Answer:
+        """Return the answer. Raises WorkerDied, the job's own LightwamError, or SimulatorError for any other error."""
+        if isinstance(self.error, (WorkerDied, LightwamError)):
+            raise self.error
+        if self.error is not None:
+            hint = "LIGHTWAM_DEBUG=1 shows the traceback"
+            failed = SimulatorError("a worker process failed", where=job, got=self.error, next_step=hint)
+            raise failed from RuntimeError(self.trace)
+        return self.answer  # type: ignore[return-value]  # None may be an answer
 
 
 @runtime_checkable
 class WorkerPool(Protocol[Job, Answer]):
-    """What runs jobs for one parent: `Workers` here, or a cluster's. A seat does one job at a time and keeps its state
-    from job to job until its worker dies. Use as a context; leaving it ends everything."""
+    """Numbered slots, each with a worker that does one job at a time and keeps its state between jobs until it dies.
+
+    Use as a context; leaving it ends all workers.
+    """
 
     def __enter__(self) -> WorkerPool[Job, Answer]: ...
 
@@ -80,15 +72,15 @@ class WorkerPool(Protocol[Job, Answer]):
 
     @property
     def idle(self) -> list[int]:
-        """The seats that could begin a job now."""
+        """The slots that could start a job now."""
         ...
 
     def submit(self, job: Job, slot: int) -> None:
-        """Starts `job` in an idle seat."""
+        """Start `job` in an idle slot."""
         ...
 
-    def answers(self, timeout_seconds: float) -> Iterator[tuple[Job, Answer | WorkerDied]]:
-        """Jobs that are over, each with its answer or death; waits for the first one, `timeout_seconds` at most."""
+    def answers(self, timeout_seconds: float) -> Iterator[tuple[int, Outcome[Answer]]]:
+        """Yield slots whose job is over, with its outcome; waits up to `timeout_seconds` for the first."""
         ...
 
 
@@ -97,28 +89,27 @@ PoolFactory = Callable[[int, Callable[[Any], Any]], WorkerPool[Any, Any]]
 
 
 @dataclass
-class _Worker(Generic[Job]):
+class _Worker:
     process: SpawnProcess
     pipe: Connection
-    job: Job | None = None
+    busy: bool = False
 
 
 class Workers(Generic[Job, Answer]):
-    """Up to `count` spawned processes, each with its own copy of `run` (picklable; it may keep state between its jobs).
+    """Up to `count` spawned processes, each with its own copy of `work` (picklable; it may keep state between jobs).
 
-    A seat's process starts with its first job, and another one with the job after a death.
-    With `count` 0 the jobs run in this process, as they are given: for debuggers and quick tests.
-    Use as a context: leaving it ends the processes, at once when they are in the middle of a job. The processes never
+    A slot's process starts with its first job, and another one with the job after a death. With `count` 0 jobs run in
+    this process: for debuggers and quick tests. Leaving the context terminates processes that have a job. They never
     see Ctrl-C, so that the parent alone decides what an interrupt means.
     """
 
-    def __init__(self, count: int, run: Callable[[Job], Answer]) -> None:
+    def __init__(self, count: int, work: Callable[[Job], Answer]) -> None:
         """Raise ConfigError when a script without a main guard would start them."""
-        self._run, self._here = run, count == 0
+        self._work, self._in_process = work, count == 0
         if count:
             require_main_guard()
-        self._done: list[tuple[Job, Answer]] = []
-        self._workers: list[_Worker[Job] | None] = [None] * count
+        self._pending: list[Job] = []  # without processes
+        self._workers: list[_Worker | None] = [None] * count
         # started before `_start` sets its mask, because starting it unblocks SIGINT again
         resource_tracker.ensure_running()
 
@@ -129,7 +120,7 @@ class Workers(Generic[Job, Answer]):
         workers = [worker for worker in self._workers if worker]
         for worker in workers:
             worker.pipe.close()
-            if worker.job is not None:
+            if worker.busy:
                 worker.process.terminate()
         for worker in workers:
             worker.process.join()
@@ -138,54 +129,48 @@ class Workers(Generic[Job, Answer]):
 
     @property
     def idle(self) -> list[int]:
-        """The seats that could begin a job now."""
-        if self._here:
-            return [] if self._done else [0]
-        return [slot for slot, worker in enumerate(self._workers) if worker is None or worker.job is None]
+        """As `WorkerPool.idle`."""
+        if self._in_process:
+            return [] if self._pending else [0]
+        return [slot for slot, worker in enumerate(self._workers) if worker is None or not worker.busy]
 
-    def submit(self, job: Job, slot: int | None = None) -> None:
-        """Starts `job` in an idle process (there must be one), or in process number `slot`, which must be idle."""
-        if self._here:
-            self._done.append((job, self._run(job)))
+    def submit(self, job: Job, slot: int) -> None:
+        """As `WorkerPool.submit`."""
+        if self._in_process:
+            self._pending.append(job)
             return
-        slot = self.idle[0] if slot is None else slot
         worker = self._workers[slot] = self._workers[slot] or self._start(slot)
-        assert worker.job is None, "this process is at work"
-        worker.job = job
-        with contextlib.suppress(BrokenPipeError):  # it died while idle: `answers` will find that out
+        assert not worker.busy, "this worker has a job"
+        worker.busy = True
+        with contextlib.suppress(BrokenPipeError):  # it died while idle: `answers` will find out
             worker.pipe.send(job)
 
-    def answers(self, timeout_seconds: float) -> Iterator[tuple[Job, Answer | WorkerDied]]:
-        """Jobs that are over, with their answers; waits for the first one, `timeout_seconds` at most.
-
-        The answer is a `WorkerDied` when the process died. Raises what the job raised when that is a LightwamError, and
-        SimulatorError naming the job for any other error.
-        """
-        if self._here:
-            done, self._done = self._done, []
-            yield from done
+    def answers(self, timeout_seconds: float) -> Iterator[tuple[int, Outcome[Answer]]]:
+        """As `WorkerPool.answers`; an error of a job that ran in this process is raised as it is."""
+        if self._in_process:
+            if self._pending:
+                yield 0, Outcome(self._work(self._pending.pop()))
             return
-        seated = [(slot, worker) for slot, worker in enumerate(self._workers) if worker and worker.job is not None]
-        busy = {worker.pipe: (slot, worker) for slot, worker in seated}
+        busy = {worker.pipe: slot for slot, worker in enumerate(self._workers) if worker and worker.busy}
         for pipe in wait(list(busy), timeout_seconds):
-            slot, worker = busy[pipe]  # type: ignore[index]
-            job, worker.job = worker.job, None
-            assert job is not None
+            slot = busy[pipe]  # type: ignore[index]
+            worker = self._workers[slot]
+            assert worker is not None
+            worker.busy = False
             try:
-                reply = worker.pipe.recv()
-            except (EOFError, OSError):  # the second when it died in the middle of an answer
+                outcome = worker.pipe.recv()
+            except (EOFError, OSError):  # OSError when it died in the middle of an answer
                 self._workers[slot] = None
-                yield job, _reap(worker)
-            else:
-                yield job, unwrap(job, reply)
+                outcome = Outcome(error=_reap(worker))
+            yield slot, outcome
 
-    def _start(self, slot: int) -> _Worker[Job]:
+    def _start(self, slot: int) -> _Worker:
         context = multiprocessing.get_context("spawn")
         # an exec keeps the signal mask: blocked here, SIGINT stays blocked in the child from its first instruction
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             pipe, far_end = context.Pipe()
-            process = context.Process(target=_serve, args=(far_end, self._run), name=f"worker {slot}", daemon=True)
+            process = context.Process(target=_serve, args=(far_end, self._work), name=f"worker {slot}", daemon=True)
             process.start()
             far_end.close()
         finally:
@@ -193,10 +178,11 @@ class Workers(Generic[Job, Answer]):
         return _Worker(process, pipe)
 
 
-def _reap(worker: _Worker[Any]) -> WorkerDied:
+def _reap(worker: _Worker) -> WorkerDied:
+    """End a process whose pipe is closed, and say what it died of."""
     worker.pipe.close()
     worker.process.join(5)
-    worker.process.kill()  # a process that closed its pipe and hangs is as good as dead
+    worker.process.kill()  # it may have closed its pipe without exiting
     worker.process.join()
     code = worker.process.exitcode
     worker.process.close()
@@ -206,32 +192,22 @@ def _reap(worker: _Worker[Any]) -> WorkerDied:
     return WorkerDied(f"killed by signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}")
 
 
-def run_job(run: Callable[[Job], Answer], job: Job) -> Reply:
-    """A worker's side: the job done, or the error that came of it, fit to be pickled."""
+def run_job(work: Callable[[Job], Answer], job: Job) -> Outcome[Answer]:
+    """Do a job in a worker; the outcome can be pickled whatever the error is."""
     try:
-        return run(job), None, ""
+        return Outcome(work(job))
     except Exception as error:
-        # the parent raises it; an exception that cannot be pickled must not take its message with it
-        known = error if isinstance(error, LightwamError) else RuntimeError(_brief(error))
-        return None, known, traceback.format_exc()
+        # an exception that cannot be pickled must not take its message with it
+        picklable = error if isinstance(error, LightwamError) else RuntimeError(_brief(error))
+        return Outcome(error=picklable, trace=traceback.format_exc())
 
 
 def _brief(error: Exception) -> str:
     """Format an error in one line, with where it was raised; the text is cut, as some contain arrays."""
-    place = traceback.extract_tb(error.__traceback__)[-1]
+    raised = traceback.extract_tb(error.__traceback__)[-1]
     text = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    return f"{text[:LONGEST]}{'...' if len(text) > LONGEST else ''} ({place.filename}:{place.lineno})"
-
-
-def unwrap(job: object, reply: Reply) -> Any:
-    """The parent's side: the answer in a reply, or its error raised."""
-    answer, error, trace = reply
-    if isinstance(error, LightwamError):
-        raise error
-    if error is not None:
-        raise SimulatorError("a worker process failed", where=job, got=error,
-                             next_step="LIGHTWAM_DEBUG=1 shows the traceback") from RuntimeError(trace)  # fmt: skip
-    return answer
+    cut = "..." if len(text) > MAX_ERROR_LENGTH else ""
+    return f"{text[:MAX_ERROR_LENGTH]}{cut} ({raised.filename}:{raised.lineno})"
 
 
 def require_main_guard() -> None:
@@ -315,13 +291,13 @@ def interrupt_as_flag() -> Iterator[Interrupt]:
         signal.signal(signal.SIGINT, previous)
 
 
-def _serve(pipe: Connection, run: Callable[[Any], Any]) -> None:
+def _serve(pipe: Connection, work: Callable[[Any], Any]) -> None:
     while True:
         try:
             job = pipe.recv()
-        except (EOFError, ConnectionError):  # the parent has closed the pipe, or is gone
+        except (EOFError, ConnectionError):  # the parent closed the pipe, or died
             return
         try:
-            pipe.send(run_job(run, job))
+            pipe.send(run_job(work, job))
         except ConnectionError:
             return

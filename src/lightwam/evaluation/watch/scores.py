@@ -1,7 +1,7 @@
-"""What the watch is worth: its score beside others that need no world model, on the same episodes.
+"""How much the watch detects: its score compared with others that need no world model, on the same episodes.
 
-Every way gives a number a moment. An episode's is its largest: of an undisturbed one over all of it, of a disturbed one
-from the disturbance on, so that a curve's false alarms are those of whole episodes.
+Every detector gives each moment a score. An episode's score is its largest: over all moments of an undisturbed episode,
+and from the disturbance on in a disturbed one, so that a ROC curve's false alarms are those of complete episodes.
 """
 
 from __future__ import annotations
@@ -19,15 +19,17 @@ from lightwam.evaluation.watch.surprise import (
     ChangeModel,
     Moments,
     Predictions,
+    concatenate,
     conformal,
+    median_and_spread,
     out_of_fold,
-    together,
-    usual,
 )
 
 WATCH, WITHOUT = "watch", "without the world model"
 PICTURES, STATE = "picture difference", "robot state"
-WAYS = (WATCH, WITHOUT, PICTURES, STATE)
+DETECTORS = (WATCH, WITHOUT, PICTURES, STATE)
+UNDISTURBED = "quiet"
+"""the kind of an episode without a disturbance, in files"""
 ANY = "any"
 """all disturbances as one kind"""
 RIDGE = 1.0
@@ -37,16 +39,16 @@ SOON = 2
 
 @dataclass(frozen=True)
 class WatchedEpisode:
-    """An episode as the looks at it left it."""
+    """What is recorded of an episode whenever the policy is asked: a look. The fields are the arrays of its file."""
 
     task: str
     seed: int
     kind: str
-    """of its disturbance, or "quiet" """
+    """of its disturbance, or UNDISTURBED"""
     look: int
-    """the last one before the disturbance, also of its undisturbed twin; -1 in the calibration"""
+    """index of the last look before the disturbance, also of its undisturbed twin; -1 in the calibration"""
     disturbed_at: int
-    """control steps since the reset; -1 of an undisturbed one"""
+    """control steps since the reset; -1 for an undisturbed episode"""
     steps: int
     success: bool
     present: Float32[np.ndarray, "looks C h w"]
@@ -56,185 +58,190 @@ class WatchedEpisode:
     pixels: Float[np.ndarray, " moments"]
     """mean difference of a pixel between one look's canvas and the next, of 255"""
 
-    def moments(self) -> Moments:
-        """As `Predictions.moments`."""
-        return Predictions(self.present, self.expected).moments()
+    @property
+    def predictions(self) -> Predictions:
+        """The world model's part."""
+        return Predictions(self.present, self.expected)
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether it has a disturbance."""
+        return self.kind != UNDISTURBED
 
 
 Scores = list[Float[np.ndarray, " _moments"]]
-"""a way's number of every moment, an array an episode"""
+"""a detector's score of every moment, an array for each episode"""
 
 
 def measure(
-    calibration: Calibration, quiet: Sequence[WatchedEpisode], tried: Sequence[WatchedEpisode]
+    calibration: Calibration, undisturbed: Sequence[WatchedEpisode], trials: Sequence[WatchedEpisode]
 ) -> dict[str, Any]:
-    """Curves, areas with their intervals, alarms and delays of every way and kind, as plain JSON values.
+    """Compute ROC curves, areas with their intervals, alarms and delays of every detector and kind, as JSON values.
 
-    `quiet` are the episodes of the calibration, `tried` all others. A disturbed episode that ended before anybody
-    looked is left out and counted.
+    `undisturbed` are the episodes of the calibration, `trials` all others. A disturbed episode that ended before it
+    was looked at again is left out and counted.
     """
-    quiet = [one for one in quiet if len(one.present) > 1]
-    tried = [one for one in tried if len(one.present) > 1]
-    ways = {
-        WATCH: (
-            list(calibration.episodes[:, None]),
-            [calibration.scores(Predictions(o.present, o.expected)) for o in tried],
-        ),
-        WITHOUT: _without(quiet, tried),
-        PICTURES: ([one.pixels for one in quiet], [one.pixels for one in tried]),
-        STATE: _state(quiet, tried),
+    undisturbed = [episode for episode in undisturbed if len(episode.present) > 1]
+    trials = [episode for episode in trials if len(episode.present) > 1]
+    watch = list(calibration.episodes[:, None]), [calibration.scores(episode.predictions) for episode in trials]
+    scores = {
+        WATCH: watch,
+        WITHOUT: _without_world_model(undisturbed, trials),
+        PICTURES: ([episode.pixels for episode in undisturbed], [episode.pixels for episode in trials]),
+        STATE: _robot_state(undisturbed, trials),
     }
-    executed = calibration.executed
-    soon = SOON
     thresholds = {
-        way: conformal(np.array([score.max() for score in of_quiet]), calibration.false_alarms)
-        for way, (of_quiet, _) in ways.items()
+        detector: conformal(np.array([score.max() for score in of_undisturbed]), calibration.false_alarms)
+        for detector, (of_undisturbed, _) in scores.items()
     }
-    trial = _Trial(tried, {way: scores for way, (_, scores) in ways.items()}, thresholds, executed, soon)
-    kinds = [kind for kind in dict.fromkeys(one.kind for one in tried) if kind != "quiet"]
-    undisturbed = sum(one.kind == "quiet" for one in tried)
-    false = {way: trial.false_alarms(way) for way in WAYS}
+    test = _Test(trials, {name: of_trials for name, (_, of_trials) in scores.items()}, thresholds, calibration.executed)
+    kinds = [kind for kind in dict.fromkeys(episode.kind for episode in trials) if kind != UNDISTURBED]
+    negatives = [episode for episode in trials if not episode.disturbed]
+    false_alarms = {detector: test.false_alarms(detector) for detector in DETECTORS}
     return {
-        "ways": list(WAYS),
+        "ways": list(DETECTORS),
         "false_alarms": calibration.false_alarms,
         "calibration_episodes": calibration.num_episodes,
-        "soon_steps": soon * executed,
+        "soon_steps": SOON * calibration.executed,
         "thresholds": thresholds,
-        "foreseen_share": _foreseen_share(calibration.yardstick, [one for one in tried if one.kind == "quiet"]),
+        "foreseen_share": _predicted_share(calibration.change_model, negatives),
         "quiet": {
-            "episodes": undisturbed,
-            "alarms": false,
-            "interval_95": {way: wilson(count, undisturbed) for way, count in false.items()},
+            "episodes": len(negatives),
+            "alarms": false_alarms,
+            "interval_95": {detector: wilson(count, len(negatives)) for detector, count in false_alarms.items()},
         },
-        "kinds": {kind: trial.of_kind(kind) for kind in [*kinds, ANY]},
-        "examples": [trial.example(kind) for kind in kinds],
+        "kinds": {kind: test.of_kind(kind) for kind in [*kinds, ANY]},
+        "examples": [test.example(kind) for kind in kinds],
     }
 
 
-def _foreseen_share(stick: ChangeModel, quiet: Sequence[WatchedEpisode]) -> float:
-    """The share of the squared change of undisturbed moments that the fitted expectation explains."""
-    change, foreseen = together([one.moments() for one in quiet])
-    rest = change - stick.offset - stick.gain * foreseen
+def _predicted_share(model: ChangeModel, episodes: Sequence[WatchedEpisode]) -> float:
+    """Return the share of the squared change that the fitted model explains."""
+    change, predicted = concatenate([episode.predictions.moments() for episode in episodes])
+    rest = change - model.offset - model.gain * predicted
     return 1 - float(np.square(rest).sum() / np.square(change).sum())
 
 
-def _without(quiet: Sequence[WatchedEpisode], tried: Sequence[WatchedEpisode]) -> tuple[Scores, Scores]:
-    """The watch's own two questions with the picture before in place of what the world model expects.
-
-    What came is the change, in units of its spread; what was missed is that hardly anything changed.
-    """
+def _without_world_model(
+    undisturbed: Sequence[WatchedEpisode], trials: Sequence[WatchedEpisode]
+) -> tuple[Scores, Scores]:
+    """Score as the watch does, but expecting the picture before: any change is unexpected, and none is missed."""
 
     def parts(train: Moments, test: Moments) -> Float[np.ndarray, "_moments 2"]:
-        stick, none = ChangeModel.fit(train[0], 0 * train[1]), 0 * test[1]
-        still = -np.log(np.square(test[0] / stick.spread).mean((1, 2, 3)) + 1e-6)
-        return np.stack([stick.parts(test[0], none)[:, 0], still], axis=1)
+        model = ChangeModel.fit(train[0], 0 * train[1])
+        still = -np.log(np.square(test[0] / model.spread).mean((1, 2, 3)) + 1e-6)
+        return np.stack([model.parts(test[0], 0 * test[1])[:, 0], still], axis=1)
 
-    seen = [one.moments() for one in quiet]
-    folds = out_of_fold(seen, parts)
-    centre, scale = usual(np.concatenate(folds))
-    every = together(seen)
-    return (
-        [((part - centre) / scale).max(1) for part in folds],
-        [((parts(every, one.moments()) - centre) / scale).max(1) for one in tried],
-    )
+    moments = [episode.predictions.moments() for episode in undisturbed]
+    folds = out_of_fold(moments, parts)
+    centre, scale = median_and_spread(np.concatenate(folds))
+    train = concatenate(moments)
+    of_trials = [parts(train, episode.predictions.moments()) for episode in trials]
+    return [((part - centre) / scale).max(1) for part in folds], [
+        ((part - centre) / scale).max(1) for part in of_trials
+    ]
 
 
-def _state(quiet: Sequence[WatchedEpisode], tried: Sequence[WatchedEpisode]) -> tuple[Scores, Scores]:
-    """How far the robot is from where its actions usually bring it: the largest residual of a ridge regression."""
+def _robot_state(undisturbed: Sequence[WatchedEpisode], trials: Sequence[WatchedEpisode]) -> tuple[Scores, Scores]:
+    """Score how far the robot is from where its actions usually bring it: the largest residual of ridge regression."""
 
-    def rows(one: WatchedEpisode) -> tuple[np.ndarray, np.ndarray]:
-        return np.hstack([one.states[:-1], one.actions[:-1].sum(1)]), np.diff(one.states, axis=0)
+    def rows(episode: WatchedEpisode) -> tuple[np.ndarray, np.ndarray]:
+        inputs = np.hstack([episode.states[:-1], episode.actions[:-1].sum(1)])
+        return inputs, np.diff(episode.states, axis=0)
 
-    given, moved = (np.concatenate(columns) for columns in zip(*map(rows, quiet), strict=True))
-    centre, scale = given.mean(0), given.std(0) + 1e-6
+    inputs, motions = (np.concatenate(columns) for columns in zip(*map(rows, undisturbed), strict=True))
+    centre, scale = inputs.mean(0), inputs.std(0) + 1e-6
 
-    def design(given: np.ndarray) -> np.ndarray:
-        return np.hstack([np.ones((len(given), 1)), (given - centre) / scale])
+    def design(inputs: np.ndarray) -> np.ndarray:
+        return np.hstack([np.ones((len(inputs), 1)), (inputs - centre) / scale])
 
-    x = design(given)
-    weights = np.linalg.solve(x.T @ x + RIDGE * np.eye(x.shape[1]), x.T @ moved)
-    spread = (moved - x @ weights).std(0) + 1e-6
+    x = design(inputs)
+    weights = np.linalg.solve(x.T @ x + RIDGE * np.eye(x.shape[1]), x.T @ motions)
+    spread = (motions - x @ weights).std(0) + 1e-6
 
-    def score(one: WatchedEpisode) -> np.ndarray:
-        given, moved = rows(one)
-        return np.asarray(np.abs((moved - design(given) @ weights) / spread).max(1))
+    def score(episode: WatchedEpisode) -> np.ndarray:
+        inputs, motions = rows(episode)
+        return np.asarray(np.abs((motions - design(inputs) @ weights) / spread).max(1))
 
-    return [score(one) for one in quiet], [score(one) for one in tried]
+    return [score(episode) for episode in undisturbed], [score(episode) for episode in trials]
 
 
 @dataclass(frozen=True)
-class _Trial:
-    tried: Sequence[WatchedEpisode]
+class _Test:
+    trials: Sequence[WatchedEpisode]
     scores: dict[str, Scores]
     thresholds: dict[str, float | None]
     executed: int
-    soon: int
-    """moments after the disturbance that count as soon"""
 
-    def false_alarms(self, way: str) -> int:
-        return sum(self._alarm(way, i, 0) is not None for i, one in enumerate(self.tried) if one.kind == "quiet")
+    def false_alarms(self, detector: str) -> int:
+        """Count the undisturbed episodes with an alarm."""
+        return sum(self._alarm(detector, i, 0) is not None for i, one in enumerate(self.trials) if not one.disturbed)
 
     def of_kind(self, kind: str) -> dict[str, Any]:
-        """Curves, areas, alarms and delays of one kind of disturbance."""
-        mine = [i for i, one in enumerate(self.tried) if one.kind == kind or (kind == ANY and one.kind != "quiet")]
-        seen = [i for i in mine if len(self.scores[WATCH][i]) > self.tried[i].look]
-        quiet = [i for i, one in enumerate(self.tried) if one.kind == "quiet"]
-        twins = [i for i in quiet if len(self.scores[WATCH][i]) > self.tried[i].look]
-        whole = self._areas(seen, quiet, whole=True)
-        soon = self._areas(seen, twins, whole=False)
+        """Return curves, areas, alarms and delays of one kind of disturbance."""
+        of_kind = [i for i, one in enumerate(self.trials) if one.kind == kind or (kind == ANY and one.disturbed)]
+        seen = [i for i in of_kind if self._reaches_disturbance(i)]
+        undisturbed = [i for i, one in enumerate(self.trials) if not one.disturbed]
+        all_moments = self._areas(seen, undisturbed, soon=False)
+        soon = self._areas(seen, [i for i in undisturbed if self._reaches_disturbance(i)], soon=True)
         return {
             "episodes": len(seen),
-            "ended_before": len(mine) - len(seen),
-            "successes": sum(self.tried[i].success for i in seen),
-            "ways": {way: whole["ways"][way] | {"soon": soon["ways"][way]} | self._alarms(way, seen) for way in WAYS},
-            "gain_over": whole["gain_over"],
+            "ended_before": len(of_kind) - len(seen),
+            "successes": sum(self.trials[i].success for i in seen),
+            "ways": {
+                detector: all_moments["ways"][detector]
+                | {"soon": soon["ways"][detector]}
+                | self._alarms(detector, seen)
+                for detector in DETECTORS
+            },
+            "gain_over": all_moments["gain_over"],
             "gain_over_soon": soon["gain_over"],
         }
 
-    def _areas(self, disturbed: Sequence[int], quiet: Sequence[int], *, whole: bool) -> dict[str, Any]:
+    def _reaches_disturbance(self, episode: int) -> bool:
+        return len(self.scores[WATCH][episode]) > self.trials[episode].look
+
+    def _areas(self, disturbed: Sequence[int], undisturbed: Sequence[int], *, soon: bool) -> dict[str, Any]:
         pairs = {
-            way: (self._largest(way, disturbed, whole), self._largest(way, quiet, whole, quiet=True)) for way in WAYS
+            detector: (self._largest(detector, disturbed, soon), self._largest(detector, undisturbed, soon))
+            for detector in DETECTORS
         }
-        draws = bootstrap_roc_areas(list(pairs.values()), (self._seeds(disturbed), self._seeds(quiet)))
-        out: dict[str, Any] = {"ways": {}}
-        for column, (way, (high, low)) in enumerate(pairs.items()):
-            out["ways"][way] = {"area": roc_area(high, low), "interval_95": percentile_interval(draws[:, column])}
-            if whole:
-                out["ways"][way]["curve"] = [axis.round(5).tolist() for axis in roc_curve(high, low)]
-        out["gain_over"] = {
-            way: {
-                "area": roc_area(*pairs[WATCH]) - roc_area(*pairs[way]),
-                "interval_95": percentile_interval(draws[:, 0] - draws[:, column]),
-            }
-            for column, way in enumerate(WAYS)
-            if way != WATCH
-        }
+        draws = bootstrap_roc_areas(list(pairs.values()), (self._seeds(disturbed), self._seeds(undisturbed)))
+        out: dict[str, Any] = {"ways": {}, "gain_over": {}}
+        for column, (detector, (high, low)) in enumerate(pairs.items()):
+            area, interval = roc_area(high, low), percentile_interval(draws[:, column])
+            out["ways"][detector] = {"area": area, "interval_95": interval}
+            if not soon:
+                out["ways"][detector]["curve"] = [axis.round(5).tolist() for axis in roc_curve(high, low)]
+            if detector != WATCH:
+                gain = roc_area(*pairs[WATCH]) - area
+                interval = percentile_interval(draws[:, 0] - draws[:, column])
+                out["gain_over"][detector] = {"area": gain, "interval_95": interval}
         return out
 
-    def _largest(
-        self, way: str, episodes: Sequence[int], whole: bool, *, quiet: bool = False
-    ) -> Float[np.ndarray, " episodes"]:
+    def _largest(self, detector: str, episodes: Sequence[int], soon: bool) -> Float[np.ndarray, " episodes"]:
+        """Return each episode's largest score; with `soon`, of the moments after the disturbance, its twin's too."""
         rows = []
         for i in episodes:
-            first = 0 if quiet and whole else self.tried[i].look
-            rows.append(self.scores[way][i][first : None if whole else first + self.soon].max())
+            first = self.trials[i].look if soon or self.trials[i].disturbed else 0
+            rows.append(self.scores[detector][i][first : first + SOON if soon else None].max())
         return np.array(rows)
 
     def _seeds(self, episodes: Sequence[int]) -> Int[np.ndarray, " episodes"]:
-        """A number for each task and seed."""
-        order = {key: i for i, key in enumerate(sorted({(one.task, one.seed) for one in self.tried}))}
-        return np.array([order[self.tried[i].task, self.tried[i].seed] for i in episodes])
+        """Return a number for each task and seed."""
+        order = {key: i for i, key in enumerate(sorted({(one.task, one.seed) for one in self.trials}))}
+        return np.array([order[self.trials[i].task, self.trials[i].seed] for i in episodes])
 
-    def _alarm(self, way: str, episode: int, first: int) -> int | None:
-        """The first moment from `first` on whose score is above the threshold."""
-        threshold = self.thresholds[way]
+    def _alarm(self, detector: str, episode: int, first: int) -> int | None:
+        """Return the first moment from `first` on whose score is above the threshold."""
+        threshold = self.thresholds[detector]
         assert threshold is not None
-        above = np.flatnonzero(self.scores[way][episode][first:] > threshold)
+        above = np.flatnonzero(self.scores[detector][episode][first:] > threshold)
         return int(above[0]) + first if len(above) else None
 
-    def _alarms(self, way: str, seen: Sequence[int]) -> dict[str, Any]:
-        found = [(i, self._alarm(way, i, self.tried[i].look)) for i in seen]
-        delays = [(at + 1) * self.executed - self.tried[i].disturbed_at for i, at in found if at is not None]
+    def _alarms(self, detector: str, seen: Sequence[int]) -> dict[str, Any]:
+        alarms = [(i, self._alarm(detector, i, self.trials[i].look)) for i in seen]
+        delays = [(at + 1) * self.executed - self.trials[i].disturbed_at for i, at in alarms if at is not None]
         return {
             "alarms": len(delays),
             "alarms_95": wilson(len(delays), len(seen)),
@@ -242,20 +249,21 @@ class _Trial:
         }
 
     def example(self, kind: str) -> dict[str, Any]:
-        """The episode whose score stands in the middle of its kind's; with every way's number of each moment."""
-        seen = [i for i, one in enumerate(self.tried) if one.kind == kind and len(self.scores[WATCH][i]) > one.look]
-        seen.sort(key=lambda i: (float(self.scores[WATCH][i][self.tried[i].look :].max()), i))
+        """Return the kind's episode with the median score, with the watch's score of every moment."""
+        scores = self.scores[WATCH]
+        seen = [i for i, one in enumerate(self.trials) if one.kind == kind and self._reaches_disturbance(i)]
+        seen.sort(key=lambda i: (float(scores[i][self.trials[i].look :].max()), i))
         middle = seen[len(seen) // 2]
-        one = self.tried[middle]
+        episode = self.trials[middle]
         return {
             "kind": kind,
-            "task": one.task,
-            "seed": one.seed,
-            "look": one.look,
-            "disturbed_at": one.disturbed_at,
-            "steps": one.steps,
-            "success": one.success,
-            "look_steps": [self.executed * (i + 1) for i in range(len(one.pixels))],
-            "scores": [round(float(score), 4) for score in self.scores[WATCH][middle]],
+            "task": episode.task,
+            "seed": episode.seed,
+            "look": episode.look,
+            "disturbed_at": episode.disturbed_at,
+            "steps": episode.steps,
+            "success": episode.success,
+            "look_steps": [self.executed * (i + 1) for i in range(len(episode.pixels))],
+            "scores": [round(float(score), 4) for score in scores[middle]],
             "threshold": self.thresholds[WATCH],
         }

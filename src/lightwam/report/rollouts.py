@@ -1,0 +1,67 @@
+"""The recorded episodes of every task, with their videos."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from lightwam.report.evidence import EpisodeResult, Evidence
+from lightwam.report.images import Video, read_video
+
+MAX_VIDEO_BYTES = 3_000_000
+"""the page embeds videos up to this total; base64 makes them a third larger"""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A recorded episode; without a video where that is missing or too large for the page."""
+
+    episode: EpisodeResult
+    file: Path
+    """relative to the run"""
+    exists: bool
+    video: Video | None
+
+
+@dataclass(frozen=True)
+class TaskRollouts:
+    """The recorded episodes of a task, and how many of all its episodes succeeded."""
+
+    task: str
+    successes: int
+    episodes: int
+    clips: tuple[Clip, ...]
+
+
+def rollouts(evidence: Evidence) -> list[TaskRollouts]:
+    """Return the recorded episodes by task, in the recipe's order of tasks."""
+    recorded = [episode for episode in evidence.episodes if episode.video]
+    videos = _read_videos(recorded)
+    order = {task: i for i, task in enumerate(evidence.recipe.sim.tasks)}
+    parts = []
+    for task in sorted({episode.task for episode in recorded}, key=lambda name: (order.get(name, len(order)), name)):
+        clips = tuple(
+            Clip(episode, episode.video.relative_to(evidence.run), episode.video.is_file(), videos.get(episode.video))
+            for episode in recorded
+            if episode.task == task and episode.video
+        )
+        outcomes = [episode.success for episode in evidence.episodes if episode.task == task]
+        parts.append(TaskRollouts(task, sum(outcomes), len(outcomes), clips))
+    return parts
+
+
+def _read_videos(episodes: list[EpisodeResult]) -> dict[Path, Video]:
+    """Read the videos that fit into the page: the first of every task, then the second of every task, and so on."""
+    count: Counter[str] = Counter()
+    ranked = []
+    for i, episode in enumerate(episodes):
+        if episode.video and episode.video.is_file():
+            ranked.append((count[episode.task], i, episode.video))
+        count[episode.task] += 1
+    videos, total = {}, 0
+    for _, _, path in sorted(ranked):
+        size = path.stat().st_size
+        if total + size <= MAX_VIDEO_BYTES:
+            videos[path], total = read_video(path), total + size
+    return videos

@@ -1,0 +1,95 @@
+"""evaluation/probe.py: predicted frames, real frames and attention are recorded at moments of an episode."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from report_run import FRAMES, PLAN, SIZE, TASKS, write_run
+
+from lightwam.errors import ConfigError
+from lightwam.report import write_report
+from lightwam.report.evidence import read_evidence
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return write_run(tmp_path / "point")
+
+
+class FakePolicy:
+    """Moves right; predicts that the present frame stays; attends uniformly."""
+
+    def __init__(self, codec: object, latents: object) -> None:
+        self.recipe = replace(PLAN, eval=replace(PLAN.eval, replan=3))
+        self.codec, self.latents = codec, latents
+        self.asked = 0
+
+    def act(self, observation: object) -> np.ndarray:
+        self.asked += 1
+        return np.tile(np.asarray([0.5, 0.0], np.float32), (8, 1))
+
+    def imagine(self, observation: object, seed: int, num_steps: int) -> np.ndarray:
+        return self.codec.canvas(observation.frames)[None].repeat(FRAMES, 0)
+
+    def attention(self, observation: object) -> list[np.ndarray]:
+        return [np.full((4, 2, 2), 0.25, np.float32)] * 2
+
+
+@pytest.fixture
+def policy() -> FakePolicy:
+    import torch
+
+    from lightwam.data.codec import Codec
+    from lightwam.data.statistics import measure
+    from lightwam.encoders.dct import DctLatents
+
+    plan = PLAN
+    both = measure(np.random.default_rng(0).uniform(-1, 1, (50, 2)).astype(np.float32))
+    latents = DctLatents.fit(plan.latents, torch.rand(4, 3, SIZE, SIZE) * 2 - 1)
+    return FakePolicy(Codec(plan.codec, both, both), latents)
+
+
+def test_moments_are_recorded_with_the_real_future(policy: FakePolicy, run: Path) -> None:
+    from lightwam.evaluation.probe import record_probe
+    from lightwam.sim.registry import make_simulator as make
+
+    plan, path = policy.recipe, run / "eval" / "probe.npz"
+    simulators = {task: make(plan.sim, task) for task in TASKS}
+    record_probe(policy, simulators, path, moments=(0, 5), imagine_steps=3)
+    probe = read_evidence(run).probe
+    assert probe is not None
+    assert probe.tasks == ("red", "red", "blue", "blue") and probe.steps.tolist() == [0, 5, 0, 5]
+    assert probe.imagine_steps == 3 and probe.fps == simulators["red"].fps and not probe.real_is_pad.any()
+
+    alone = make(plan.sim, "red")
+    alone.reset(plan.eval.first_seed)
+    came = []
+    for _ in range(14):
+        came.append(policy.codec.canvas(alone.observe().frames))
+        alone.step(np.asarray([0.5, 0.0], np.float32))
+    assert (probe.real[0] == np.stack(came[0:9:2])).all()
+    assert (probe.real[1] == np.stack(came[5:14:2])).all()
+    assert (probe.imagined[1] == came[5]).all()
+    assert (probe.real_coded[0, 1] == probe.real_coded[0, 4]).all()
+    assert policy.asked == 2 * len(range(0, 14, 3))
+    write_report(run)
+
+
+def test_an_episode_that_ends_early_is_marked(policy: FakePolicy, run: Path) -> None:
+    from lightwam.evaluation.probe import record_probe
+    from lightwam.sim.registry import make_simulator as make
+    from lightwam.sim.simulator import StepOutcome
+
+    simulator = make(policy.recipe.sim, "red")
+    step, count = simulator.step, iter(range(100))
+    simulator.step = lambda action: StepOutcome(step(action).success, next(count) == 3)
+    record_probe(policy, {"red": simulator}, run / "eval" / "probe.npz", moments=(0, 30))
+    probe = read_evidence(run).probe
+    assert probe is not None
+    assert probe.real_is_pad.tolist() == [[False, False, False, True, True]]
+    assert (probe.real[0, 3] == probe.real[0, 2]).all() and (probe.real[0, 2] != probe.real[0, 0]).any()
+    with pytest.raises(ConfigError, match="no moment"):
+        record_probe(policy, {}, run / "eval" / "probe.npz")
