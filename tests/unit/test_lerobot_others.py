@@ -26,6 +26,7 @@ from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.data.lerobot.writer import LeRobotWriter
 from lightwam.errors import CheckpointError, ConfigError, DatasetError
 from lightwam.policy import run_directory
+from lightwam.training.caches import DatasetSource
 from lightwam.training.dataset import open_training_data
 
 DATA, EPISODES = "data/chunk-000/file-000.parquet", "meta/episodes/chunk-000/file-000.parquet"
@@ -155,14 +156,13 @@ def test_training_goes_on_without_naming_again(tiny: Any, tmp_path: Path) -> Non
     rename(tiny.dataset, {"observation.images.top": "image", "action": "actions"})
     names, run = parse_names(["image=top", "actions=action"]), tmp_path / "named"
     run_directory.start_run(run, tiny.recipe)
-    first, _ = open_training_data(tiny.recipe, tiny.dataset, run, lambda line: None, names=names)
+    first, _ = open_training_data(tiny.recipe, DatasetSource(tiny.dataset, names), run, lambda line: None)
     assert run_directory.read_json(run / "dataset.json")["names"] == ["actions=action", "image=top"]
     again, _ = open_training_data(tiny.recipe, tiny.dataset, run, lambda line: None)
     np.testing.assert_array_equal(first.action, again.action)
     with pytest.raises(CheckpointError, match="--names must be"):
-        open_training_data(
-            tiny.recipe, tiny.dataset, run, lambda line: None, names=parse_names(["image=front", "actions=action"])
-        )
+        other = DatasetSource(tiny.dataset, parse_names(["image=front", "actions=action"]))
+        open_training_data(tiny.recipe, other, run, lambda line: None)
 
 
 def test_a_camera_that_a_recipe_misses_may_be_named(root: Path, tmp_path: Path) -> None:

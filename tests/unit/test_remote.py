@@ -163,7 +163,7 @@ def test_a_chunk_too_short_is_refused(tmp_path: Path) -> None:
 
 def test_settings_are_checked_but_not_the_recipes_model(tmp_path: Path) -> None:
     with remote(still) as (policy, _):
-        with pytest.raises(ConfigError, match="a count must be positive"):
+        with pytest.raises(ConfigError, match="must be >= 1"):
             policy.check_evaluation(policy.recipe.sim, replace(SETTINGS, replan=0))
         policy.check_evaluation(policy.recipe.sim, replace(SETTINGS, replan=40))  # more than the recipe's model has
 

@@ -4,7 +4,7 @@
     dataset.json     the dataset: path, and size and hash of every file
     processing.json  statistics of the data: the codec's and the latents'
     start.json       with --start-from: the run it started from, and where its statistics come from
-    listeners.json   its id in W&B or trackio, when it logs to them
+    loggers.json     its id in W&B or trackio, when it logs to them
     frozen.safetensors    weights that are not trained, if any
     prompts.safetensors   token states of the prompts, if a pretrained text encoder made them
     checkpoints/step_00000500/
