@@ -14,7 +14,7 @@ import torch
 
 from lightwam.config.schema import Recipe
 from lightwam.policy import run_directory
-from lightwam.training.dataset import make_cache
+from lightwam.training.precompute import make_cache
 from lightwam.training.train import train
 
 SCRIPT = """

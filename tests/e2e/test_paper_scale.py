@@ -22,7 +22,8 @@ from lightwam.policy.policy import Policy
 from lightwam.sim import registry
 from lightwam.training import published, wan_backbone
 from lightwam.training.adopt import adopt, export
-from lightwam.training.dataset import make_cache, open_training_data
+from lightwam.training.dataset import open_training_data
+from lightwam.training.precompute import make_cache
 from lightwam.training.train import train
 from lightwam.types import to_pixels
 

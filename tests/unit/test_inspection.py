@@ -18,19 +18,19 @@ def message(**changes: Any) -> dict[str, Any]:
 
 
 def by_name(report: MessageCheck) -> dict[str, Any]:
-    return {reading.what: reading for reading in report.fields}
+    return {reading.name: reading for reading in report.fields}
 
 
 def test_a_message_that_fits() -> None:
     report = inspect(message(), SCHEMA)
     assert report.fits
     assert report.unused == ()
-    found = {reading.what: reading.found for reading in report.fields}
+    found = {reading.name: reading.value for reading in report.fields}
     assert found["camera cam_high"].startswith("6 x 8 RGB, ")
     assert found["state"] == "14 numbers, -1 to 2"
     assert found["instruction"] == "'fold the towel'"
     assert not any(reading.error or reading.warning for reading in report.fields)
-    assert report.lines()[-1] == "the message fits the family 'aloha'"
+    assert report.lines()[-1] == "the message fits the robot schema 'aloha'"
     assert all(line.startswith("ok") for line in report.lines()[:-1])
 
 
@@ -39,7 +39,7 @@ def test_everything_that_is_wrong_is_told_at_once() -> None:
     assert not report.fits
     assert len([reading for reading in report.fields if reading.error]) == 4
     told = "\n".join(report.lines())
-    for words in ("did you mean 'image'", "not finite", "instruction is missing", "does not fit", "not read: image"):
+    for words in ("did you mean 'image'", "must be finite", "instruction is missing", "does not fit", "unused: image"):
         assert words in told
 
 
@@ -52,7 +52,7 @@ def test_what_is_suspicious_is_remarked_and_fits() -> None:
     assert "almost black" in found["camera cam_left_wrist"].warning
     assert "all are zero" in found["state"].warning
     assert "empty" in found["instruction"].warning
-    assert sum(line.startswith("look") for line in report.lines()) == 4
+    assert sum(line.startswith("check") for line in report.lines()) == 4
 
 
 def test_what_nobody_asked_for_is_named() -> None:
@@ -67,7 +67,7 @@ def test_what_nobody_asked_for_is_named() -> None:
         "info > deep > x (float64 (3,))",
         "empty ({})",
     )
-    assert "not read: images > cam_low" in "\n".join(report.lines())
+    assert "unused: images > cam_low" in "\n".join(report.lines())
 
 
 def test_any_message_can_be_inspected() -> None:

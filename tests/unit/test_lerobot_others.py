@@ -26,6 +26,8 @@ from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.data.lerobot.writer import LeRobotWriter
 from lightwam.errors import CheckpointError, ConfigError, DatasetError
 from lightwam.policy import run_directory
+from lightwam.training import dataset_record
+from lightwam.training.caches import DatasetSource
 from lightwam.training.dataset import open_training_data
 
 DATA, EPISODES = "data/chunk-000/file-000.parquet", "meta/episodes/chunk-000/file-000.parquet"
@@ -130,18 +132,18 @@ def test_malformed_names_are_refused(pairs: list[str]) -> None:
 
 
 def test_a_run_keeps_its_names(tmp_path: Path) -> None:
-    assert run_directory.feature_names(tmp_path, ("image=front",)) == ("image=front",)
-    run_directory.write_dataset(tmp_path, Path("set"), 2, {"a": "1"}, ("image=front",))
-    run_directory.check_dataset(tmp_path, Path("set"), {"a": "1"})
+    assert dataset_record.feature_names(tmp_path, ("image=front",)) == ("image=front",)
+    dataset_record.write_dataset(tmp_path, Path("set"), 2, {"a": "1"}, ("image=front",))
+    dataset_record.check_dataset(tmp_path, Path("set"), {"a": "1"})
     assert (
-        run_directory.feature_names(tmp_path)
-        == run_directory.feature_names(tmp_path, ("image=front",))
+        dataset_record.feature_names(tmp_path)
+        == dataset_record.feature_names(tmp_path, ("image=front",))
         == ("image=front",)
     )
     with pytest.raises(CheckpointError, match=r"--names must be those(.|\n)*image=top(.|\n)*image=front"):
-        run_directory.feature_names(tmp_path, ("image=top",))
-    run_directory.write_dataset(tmp_path, Path("set"), 2, {"a": "1"})
-    assert run_directory.feature_names(tmp_path) == ()
+        dataset_record.feature_names(tmp_path, ("image=top",))
+    dataset_record.write_dataset(tmp_path, Path("set"), 2, {"a": "1"})
+    assert dataset_record.feature_names(tmp_path) == ()
 
 
 def test_two_cameras_are_not_called_alike(root: Path) -> None:
@@ -155,14 +157,13 @@ def test_training_goes_on_without_naming_again(tiny: Any, tmp_path: Path) -> Non
     rename(tiny.dataset, {"observation.images.top": "image", "action": "actions"})
     names, run = parse_names(["image=top", "actions=action"]), tmp_path / "named"
     run_directory.start_run(run, tiny.recipe)
-    first, _ = open_training_data(tiny.recipe, tiny.dataset, run, lambda line: None, names=names)
+    first, _ = open_training_data(tiny.recipe, DatasetSource(tiny.dataset, names), run, lambda line: None)
     assert run_directory.read_json(run / "dataset.json")["names"] == ["actions=action", "image=top"]
     again, _ = open_training_data(tiny.recipe, tiny.dataset, run, lambda line: None)
     np.testing.assert_array_equal(first.action, again.action)
     with pytest.raises(CheckpointError, match="--names must be"):
-        open_training_data(
-            tiny.recipe, tiny.dataset, run, lambda line: None, names=parse_names(["image=front", "actions=action"])
-        )
+        other = DatasetSource(tiny.dataset, parse_names(["image=front", "actions=action"]))
+        open_training_data(tiny.recipe, other, run, lambda line: None)
 
 
 def test_a_camera_that_a_recipe_misses_may_be_named(root: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from lightwam.training.loggers import check, open_loggers
 ROW = {"loss": 0.5, "grad_norm": 2.0}
 
 
-def with_listeners(recipe: Recipe, *names: str) -> Recipe:
+def with_loggers(recipe: Recipe, *names: str) -> Recipe:
     return replace(recipe, train=replace(recipe.train, loggers=names))
 
 
@@ -62,8 +62,8 @@ def test_a_tracker_hears_the_config_and_every_row(
 ) -> None:
     calls: list[tuple[Any, ...]] = []
     monkeypatch.setitem(sys.modules, name, tracker(name, calls))
-    with open_loggers(with_listeners(tiny_recipe, name), tmp_path / "mine") as (listener,):
-        listener(20, ROW)
+    with open_loggers(with_loggers(tiny_recipe, name), tmp_path / "mine") as (logger,):
+        logger(20, ROW)
     (first, settings), *rest = calls
     assert first == "init"
     assert settings["project"] == "lightwam"
@@ -80,10 +80,10 @@ def test_tensorboard_gets_a_scalar_a_value_and_all_are_closed_after_an_error(
     heard: list[tuple[Any, ...]] = []
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", board(calls))
     monkeypatch.setitem(sys.modules, "wandb", tracker("wandb", heard))
-    recipe = with_listeners(tiny_recipe, "tensorboard", "wandb")
+    recipe = with_loggers(tiny_recipe, "tensorboard", "wandb")
     with pytest.raises(KeyError), open_loggers(recipe, tmp_path) as loggers:
-        for listener in loggers:
-            listener(3, ROW)
+        for logger in loggers:
+            logger(3, ROW)
         raise KeyError
     assert calls == [("open", str(tmp_path / "tensorboard"), None), ("loss", 0.5, 3), ("grad_norm", 2.0, 3), ("close",)]
     assert heard[-1] == ("finish",)
@@ -102,7 +102,7 @@ def test_a_missing_package_names_its_extra(
 
     monkeypatch.setattr(importlib, "import_module", missing)
     with pytest.raises(ConfigError) as caught:
-        check(with_listeners(tiny_recipe, name))
+        check(with_loggers(tiny_recipe, name))
     assert f'pip install "lightwam[{name}]"' in str(caught.value)
     assert "train.loggers" in str(caught.value)
 
@@ -128,14 +128,14 @@ def test_a_package_that_breaks_while_it_is_imported_is_named(
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "trackio", raising=False)
     with pytest.raises(ConfigError, match=r"cannot be imported(.|\n)*trackio \(TypeError: Descriptors"):
-        check(with_listeners(tiny_recipe, "trackio"))
+        check(with_loggers(tiny_recipe, "trackio"))
 
 
 def test_without_a_key_for_wandb_the_run_is_refused_at_once(tiny_recipe: Recipe, no_log_in: Path) -> None:
     with pytest.raises(ConfigError, match="wandb login") as caught:
-        check(with_listeners(tiny_recipe, "wandb"))
+        check(with_loggers(tiny_recipe, "wandb"))
     assert "WANDB_API_KEY" in str(caught.value) and "WANDB_MODE=offline" in str(caught.value)
-    check(with_listeners(tiny_recipe))
+    check(with_loggers(tiny_recipe))
 
 
 @pytest.mark.parametrize(
@@ -146,13 +146,13 @@ def test_the_environment_may_hold_wandbs_key_or_spare_it(
     tiny_recipe: Recipe, no_log_in: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
 ) -> None:
     monkeypatch.setenv(variable, value)
-    check(with_listeners(tiny_recipe, "wandb"))
+    check(with_loggers(tiny_recipe, "wandb"))
 
 
 def test_files_may_hold_wandbs_key_or_spare_it(
     tiny_recipe: Recipe, no_log_in: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe, netrc = with_listeners(tiny_recipe, "wandb"), no_log_in / ".netrc"
+    recipe, netrc = with_loggers(tiny_recipe, "wandb"), no_log_in / ".netrc"
     for host in ("api.wandb.ai", "api.forge.coreweave.com"):
         netrc.write_text(f"machine {host}\n  login user\n  password k\n")
         netrc.chmod(0o600)
@@ -174,14 +174,14 @@ def test_a_run_that_goes_on_is_the_same_run_and_no_step_is_told_twice(
 ) -> None:
     calls: list[tuple[Any, ...]] = []
     monkeypatch.setitem(sys.modules, name, tracker(name, calls))
-    recipe, key = with_listeners(tiny_recipe, name), "id" if name == "wandb" else "name"
+    recipe, key = with_loggers(tiny_recipe, name), "id" if name == "wandb" else "name"
     monkeypatch.delenv("WANDB_RUN_ID", raising=False)
 
-    def attempt(begun: int, heard: int, *steps: int) -> tuple[str, list[int]]:
+    def attempt(begun: int, logged: int, *steps: int) -> tuple[str, list[int]]:
         calls.clear()
-        with open_loggers(recipe, tmp_path / "run", begun=begun, heard=heard) as (listener,):
+        with open_loggers(recipe, tmp_path / "run", begun=begun, logged=logged) as (logger,):
             for step in steps:
-                listener(step, ROW)
+                logger(step, ROW)
         (_, settings), *rest, _ = calls
         assert settings["resume"] == "allow"
         return settings[key], [step for _, step, _ in rest]
@@ -201,9 +201,9 @@ def test_a_run_id_that_the_user_gives_is_taken(
     calls: list[tuple[Any, ...]] = []
     monkeypatch.setitem(sys.modules, "wandb", tracker("wandb", calls))
     monkeypatch.setenv("WANDB_RUN_ID", "mine")
-    with open_loggers(with_listeners(tiny_recipe, "wandb"), tmp_path / "run"):
+    with open_loggers(with_loggers(tiny_recipe, "wandb"), tmp_path / "run"):
         assert calls[0][1]["id"] == "mine"
-    assert json.loads((tmp_path / "run" / "listeners.json").read_text()) == {"wandb": {"run": "mine", "step": 0}}
+    assert json.loads((tmp_path / "run" / "loggers.json").read_text()) == {"wandb": {"run": "mine", "step": 0}}
 
 
 def test_a_full_disk_stops_tensorboard_alone_and_is_told_once(
@@ -211,11 +211,11 @@ def test_a_full_disk_stops_tensorboard_alone_and_is_told_once(
 ) -> None:
     before, said = resource.getrlimit(resource.RLIMIT_FSIZE), list[str]()
     hook = threading.excepthook
-    with open_loggers(with_listeners(tiny_recipe, "tensorboard"), tmp_path, say=said.append) as (listener,):
+    with open_loggers(with_loggers(tiny_recipe, "tensorboard"), tmp_path, say=said.append) as (logger,):
         resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))  # the system lets no file grow beyond
         try:
             for step in range(10_000):
-                listener(step, ROW)
+                logger(step, ROW)
                 if said:
                     break
                 time.sleep(0.01)
@@ -231,11 +231,11 @@ def test_tensorboard_hides_what_comes_again(
 ) -> None:
     calls: list[tuple[Any, ...]] = []
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", board(calls))
-    with open_loggers(with_listeners(tiny_recipe, "tensorboard"), tmp_path, begun=20, heard=30):
+    with open_loggers(with_loggers(tiny_recipe, "tensorboard"), tmp_path, begun=20, logged=30):
         assert calls == [("open", str(tmp_path / "tensorboard"), 21)]
 
 
-def test_a_listener_that_cannot_start_is_told_with_a_next_step(
+def test_a_logger_that_cannot_start_is_told_with_a_next_step(
     tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake = tracker("wandb", [])
@@ -245,13 +245,13 @@ def test_a_listener_that_cannot_start_is_told_with_a_next_step(
 
     monkeypatch.setattr(fake, "init", refuse)
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    recipe = with_listeners(tiny_recipe, "wandb")
+    recipe = with_loggers(tiny_recipe, "wandb")
     with pytest.raises(ConfigError, match="wandb cannot start") as caught, open_loggers(recipe, tmp_path):
         pass
     assert "api_key not configured (no-tty)\n  next" in str(caught.value) and "wandb login" in str(caught.value)
 
 
-def test_a_listener_that_fails_is_told_once_and_the_others_go_on(
+def test_a_logger_that_fails_is_told_once_and_the_others_go_on(
     tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failing, calls, said = tracker("wandb", []), list[tuple[Any, ...]](), list[str]()
@@ -262,23 +262,36 @@ def test_a_listener_that_fails_is_told_once_and_the_others_go_on(
     monkeypatch.setattr(failing, "log", log)
     monkeypatch.setitem(sys.modules, "wandb", failing)
     monkeypatch.setitem(sys.modules, "trackio", tracker("trackio", calls))
-    with open_loggers(with_listeners(tiny_recipe, "wandb", "trackio"), tmp_path, say=said.append) as told:
+    with open_loggers(with_loggers(tiny_recipe, "wandb", "trackio"), tmp_path, say=said.append) as told:
         for step in (1, 2):
-            for listener in told:
-                listener(step, ROW)
+            for logger in told:
+                logger(step, ROW)
     (line,) = said
     assert "wandb failed at step 1" in line and "network unreachable" in line and "log.jsonl" in line
     assert [call[1] for call in calls if call[0] == "log"] == [1, 2]
 
 
+def test_the_file_of_older_runs_is_read_with_a_warning(
+    tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[Any, ...]] = []
+    monkeypatch.setitem(sys.modules, "wandb", tracker("wandb", calls))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    (tmp_path / "listeners.json").write_text('{"wandb": {"run": "older", "step": 4}}')
+    recipe = with_loggers(tiny_recipe, "wandb")
+    with pytest.warns(FutureWarning, match="is now loggers.json"), open_loggers(recipe, tmp_path, begun=4, logged=4):
+        pass
+    assert json.loads((tmp_path / "loggers.json").read_text()) == {"wandb": {"run": "older", "step": 4}}
+
+
 @pytest.mark.parametrize("content", ["{", "[]", '{"wandb": 3}', '{"wandb": {"run": "a", "step": "x"}}'])
-def test_a_broken_note_of_the_listeners_is_named(
+def test_a_broken_note_of_the_loggers_is_named(
     tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", tracker("wandb", []))
-    (tmp_path / "listeners.json").write_text(content)
+    (tmp_path / "loggers.json").write_text(content)
     with (
-        pytest.raises(LightwamError, match=r"listeners\.json"),
-        open_loggers(with_listeners(tiny_recipe, "wandb"), tmp_path),
+        pytest.raises(LightwamError, match=r"loggers\.json"),
+        open_loggers(with_loggers(tiny_recipe, "wandb"), tmp_path),
     ):
         pass

@@ -152,11 +152,11 @@ def test_over_websockets_they_come_as_bytes() -> None:
 @pytest.mark.parametrize(
     ("value", "what"),
     [
-        (b"GIF89a", "neither PNG nor JPEG"),
-        ("holiday.png", "neither PNG nor JPEG"),
+        (b"GIF89a", "must be a PNG or JPEG"),
+        ("holiday.png", "must be a PNG or JPEG"),
         (png(picture())[:-9], "cut short"),
         (png(picture(), size=(5000, 5000)), "pixels"),
-        (b"data:image/gif;base64,R0lGODlh", "neither PNG nor JPEG"),
+        (b"data:image/gif;base64,R0lGODlh", "must be a PNG or JPEG"),
     ],
 )
 def test_those_that_cannot_be_used_are_named(value: Any, what: str) -> None:

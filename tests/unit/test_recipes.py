@@ -2,7 +2,7 @@
 
 import pytest
 
-from lightwam.config import recipes
+from lightwam.config import paper_recipes, recipes
 from lightwam.config.checks import check_recipe
 from lightwam.errors import ConfigError
 
@@ -35,4 +35,4 @@ def test_mt10_has_the_ten_tasks_once_each() -> None:
 
 
 def test_the_papers_model_supervises_what_its_evaluation_executes() -> None:
-    assert recipes.paper_libero_model().supervised_prefix == 10
+    assert paper_recipes.paper_libero_model().supervised_prefix == 10

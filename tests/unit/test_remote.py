@@ -163,7 +163,7 @@ def test_a_chunk_too_short_is_refused(tmp_path: Path) -> None:
 
 def test_settings_are_checked_but_not_the_recipes_model(tmp_path: Path) -> None:
     with remote(still) as (policy, _):
-        with pytest.raises(ConfigError, match="a count must be positive"):
+        with pytest.raises(ConfigError, match="must be >= 1"):
             policy.check_evaluation(policy.recipe.sim, replace(SETTINGS, replan=0))
         policy.check_evaluation(policy.recipe.sim, replace(SETTINGS, replan=40))  # more than the recipe's model has
 
@@ -171,7 +171,7 @@ def test_settings_are_checked_but_not_the_recipes_model(tmp_path: Path) -> None:
 def test_a_family_of_other_robots_is_refused() -> None:
     with (
         remote(still, robot_schemas.builtin_schema("libero")) as (policy, _),
-        pytest.raises(ConfigError, match="no such camera"),
+        pytest.raises(ConfigError, match="schema has no such camera"),
     ):
         policy.check_evaluation(policy.recipe.sim, SETTINGS)
     parts = replace(PLAIN, action=(ActionPart("arm", 2),))
@@ -188,7 +188,7 @@ def test_answers_that_are_no_actions_are_refused() -> None:
 
     with remote(many) as (policy, _):
         policy.check_evaluation(policy.recipe.sim, SETTINGS)
-        with pytest.raises(WireError, match=r"another size[\s\S]*\(5, 3\)[\s\S]*\(H, 2\)"):
+        with pytest.raises(WireError, match=r"wrong size[\s\S]*\(5, 3\)[\s\S]*\(H, 2\)"):
             policy.act_batch([SEEN])
 
 

@@ -17,7 +17,8 @@ import torch
 from lightwam.config.schema import Recipe, TrainConfig
 from lightwam.errors import CheckpointError, ConfigError, DatasetError, LightwamError
 from lightwam.policy import run_directory
-from lightwam.training.train import ema_keep, flow_draw, learning_rate, open_training_data, train
+from lightwam.training.caches import DatasetSource
+from lightwam.training.train import ema_decay, flow_draw, learning_rate, open_training_data, train
 from lightwam.types import Batch
 
 
@@ -112,17 +113,17 @@ def test_a_broken_line_of_the_log_is_named(tiny: Any) -> None:
         train(tiny.recipe, tiny.dataset, tiny.run, say=quiet)
 
 
-def test_listeners_are_asked_before_anything_is_decoded_or_claimed(
+def test_loggers_are_asked_before_anything_is_decoded_or_claimed(
     tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     shutil.rmtree(tiny.dataset / "cache")
-    with pytest.raises(ConfigError, match="not installed"):
+    with pytest.raises(ConfigError, match="must be installed"):
         train(shorter(tiny.recipe, loggers=("wandb",)), tiny.dataset, tmp_path / "new", say=quiet)
     assert not (tmp_path / "new").exists() and not (tiny.dataset / "cache").exists()
 
 
-def test_a_listener_joins_a_run_that_goes_on(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_logger_joins_a_run_that_goes_on(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[int] = []
     wandb: Any = ModuleType("wandb")
     wandb.init, wandb.finish = lambda **_: None, lambda: None
@@ -222,8 +223,9 @@ def test_a_cache_elsewhere_leaves_the_dataset_alone(
     before, given = contents(tiny.dataset), Path("c") if by == "option" else None
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LIGHTWAM_CACHE", "c" if by == "variable" else "")
-    for dataset in (tiny.dataset, tmp_path / "link"):
-        open_training_data(tiny.recipe, dataset, tiny.run, said.append, cache=given)
+    for path in (tiny.dataset, tmp_path / "link"):
+        dataset = DatasetSource(path, cache=given)
+        open_training_data(tiny.recipe, dataset, tiny.run, said.append)
     assert len(list((tmp_path / "c" / "dataset.lightwam" / "cache").glob("*/frames.npy"))) == 1
     assert len(said) == 1 and contents(tiny.dataset) == before
 
@@ -298,7 +300,7 @@ def test_a_nan_among_the_actions_is_refused(tiny: Any, tmp_path: Path) -> None:
 
 def test_a_loss_that_is_not_finite_stops_before_it_is_saved(tiny: Any, tmp_path: Path) -> None:
     exploding = shorter(tiny.recipe, learning_rate=1e30, warmup_steps=0, steps=20, save_every=20)
-    with pytest.raises(DatasetError, match="not finite") as caught:
+    with pytest.raises(DatasetError, match="must be finite") as caught:
         train(exploding, tiny.dataset, tmp_path / "new", say=quiet)
     assert "learning_rate" in str(caught.value)
     assert run_directory.steps(tmp_path / "new") == []
@@ -341,9 +343,9 @@ def test_the_rate_warms_up_and_falls_as_half_a_cosine() -> None:
 
 
 def test_the_average_forgets_the_start_soon() -> None:
-    assert [ema_keep(step, 0.995) for step in (0, 1, 8)] == pytest.approx([0.1, 2 / 11, 0.5])
-    assert ema_keep(100_000, 0.995) == 0.995
-    assert ema_keep(8, 0.3) == 0.3
+    assert [ema_decay(step, 0.995) for step in (0, 1, 8)] == pytest.approx([0.1, 2 / 11, 0.5])
+    assert ema_decay(100_000, 0.995) == 0.995
+    assert ema_decay(8, 0.3) == 0.3
 
 
 def batch_of(size: int, content: float) -> Batch:

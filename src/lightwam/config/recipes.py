@@ -1,7 +1,7 @@
-"""Every named experiment, each a function that returns the whole of it; no hyperparameter lives anywhere else.
+"""Named experiments, each a function that returns a complete recipe; the paper's are in paper_recipes.py.
 
-A command line overrides single values (`lightwam train demo --train.steps 200`); the recipe that ran, overrides
-included, is saved in its run directory.
+No hyperparameter lives anywhere else. A command line overrides single values (`lightwam train demo --train.steps 200`);
+the recipe that ran, overrides included, is saved in its run directory.
 """
 
 from __future__ import annotations
@@ -10,6 +10,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from lightwam.config.checks import check_recipe
+from lightwam.config.paper_recipes import (
+    libero_10,
+    libero_10_24gb,
+    libero_goal,
+    libero_joint,
+    libero_object,
+    libero_spatial,
+    robotwin,
+)
 from lightwam.config.schema import (
     BackboneConfig,
     CameraPlace,
@@ -24,20 +33,18 @@ from lightwam.config.schema import (
     Recipe,
     SimConfig,
     TrainConfig,
-    Umt5Config,
-    WanVaeConfig,
 )
 from lightwam.errors import ConfigError, did_you_mean
 
 
 def demo() -> Recipe:
-    """Four Meta-World tasks, one policy told apart by the sentence: a quarter of an hour on 2 CPU cores.
+    """Four Meta-World tasks by one policy, which the sentence tells what to do: a quarter of an hour on 2 CPU cores.
 
-    Two cameras opposite each other give depth; each is cropped to where the work is, so that a target a few pixels wide
+    Two cameras opposite each other give depth; each is cropped to the workspace, so that a target a few pixels wide
     fills a fair part of a token. A control step is three of Meta-World's, which makes demonstrations and chunks short.
-    Reaching has more demonstrations than the others, because its goal varies in three dimensions. The width is the
-    number of values in a patch (18 channels, 2x2), the least that the video head can speak through; a wider model would
-    see fewer samples in the same time.
+    Reaching has more demonstrations than the others, because its goal varies in three dimensions. The width equals the
+    number of values in a patch (18 channels, 2x2), the least with which the video head can output any patch; a wider
+    model would be trained on fewer samples in the same time.
     """
     text = HashedTextConfig(num_tokens=12, dim=64)
     return Recipe(
@@ -63,7 +70,7 @@ def demo() -> Recipe:
             supervised_prefix=8,
             action_loss_weight=5.0,
         ),
-        codec=_two_sides(corner4=(28, 50), corner=(24, 32)),
+        codec=_opposite_cameras(corner4=(28, 50), corner=(24, 32)),
         latents=DctConfig(luma_channels=8, chroma_channels=5),
         text=text,
         sim=SimConfig(
@@ -97,8 +104,8 @@ def demo() -> Recipe:
     )
 
 
-def _two_sides(corner4: tuple[int, int], corner: tuple[int, int]) -> CodecConfig:
-    """Meta-World's two opposite cameras side by side, of each the 64x64 pixels from (top, left) of its 128x128."""
+def _opposite_cameras(corner4: tuple[int, int], corner: tuple[int, int]) -> CodecConfig:
+    """Two of Meta-World's cameras side by side: of each picture of 128x128 the 64x64 pixels from (top, left)."""
     places = tuple(
         CameraPlace(camera, 0, at, 64, 64, (top / 128, left / 128, (top + 64) / 128, (left + 64) / 128))
         for camera, at, (top, left) in (("corner4", 0, corner4), ("corner", 64, corner))
@@ -107,10 +114,10 @@ def _two_sides(corner4: tuple[int, int], corner: tuple[int, int]) -> CodecConfig
 
 
 def mt10() -> Recipe:
-    """Meta-World's MT10: ten tasks, one policy; 1.7 hours on one busy CPU core. docs/results/mt10.md has its rates.
+    """Meta-World's MT10: ten tasks, one policy; 1.7 hours on one busy CPU core. Results: docs/results/mt10.md.
 
-    The crops hold nearly all places where hand, object and goal are in any of the ten. The tasks whose goal, or whose
-    object and goal, vary most have more demonstrations.
+    The crops contain nearly all positions of hand, object and goal in the ten tasks. Tasks whose goals or objects vary
+    most have more demonstrations.
     """
     base = demo()
     tasks = (
@@ -130,7 +137,7 @@ def mt10() -> Recipe:
         base,
         name="mt10",
         model=replace(base.model, backbone=backbone),
-        codec=_two_sides(corner4=(32, 42), corner=(28, 36)),
+        codec=_opposite_cameras(corner4=(32, 42), corner=(28, 36)),
         sim=replace(base.sim, tasks=tasks, max_steps=100),
         collect=replace(
             base.collect,
@@ -144,8 +151,8 @@ def mt10() -> Recipe:
 def point() -> Recipe:
     """A dot on a plane, drawn by numpy: every part of lightwam at a toy size, for tests and first steps.
 
-    The dots' places are ten numbers, all of them in the picture: it takes a thousand demonstrations to learn that the
-    named one alone matters, and they cost less than a minute.
+    The picture shows the point and four dots: it takes a thousand demonstrations, a minute of work, to learn that only
+    the dot that the sentence names matters.
     """
     latents = DctConfig(luma_channels=4, chroma_channels=2)
     text = HashedTextConfig(num_tokens=8, dim=32)
@@ -200,9 +207,9 @@ def point() -> Recipe:
 def libero_object_small() -> Recipe:
     """LIBERO-Object by a compact policy from scratch, on a scripted expert's demonstrations: two hours of a CPU.
 
-    The demo's model, a little wider, with chunks of 0.8 s. Pictures are drawn plainly, which is part of what the policy
-    is trained on. Demonstrations begin in states drawn anew; evaluation in the benchmark's own.
-    docs/results/libero_small.md has its rates.
+    The demo's model, a little wider, with chunks of 0.8 s. Pictures are rendered plainly, both for training and for
+    evaluation. Demonstrations begin in new random states, evaluation in the benchmark's own.
+    Results: docs/results/libero_small.md.
     """
     base, size = demo(), 64
     agentview = CameraPlace("agentview", 0, 0, size, size, crop=(0.15, 0.03, 0.80, 0.87))
@@ -219,10 +226,7 @@ def libero_object_small() -> Recipe:
             supervised_prefix=16,
         ),
         codec=CodecConfig(
-            canvas=(size, 2 * size),
-            places=(agentview, wrist),
-            video_stride=4,
-            delta_action_dims=(0, 1, 2, 3, 4, 5),
+            canvas=(size, 2 * size), places=(agentview, wrist), video_stride=4, delta_action_dims=(0, 1, 2, 3, 4, 5)
         ),
         sim=SimConfig(
             name="libero",
@@ -238,144 +242,6 @@ def libero_object_small() -> Recipe:
         ),
         train=replace(base.train, steps=6000, ema_decay=0.999, save_every=1000),
         eval=EvalConfig(trials=10, replan=8),
-    )
-
-
-def paper_libero_model() -> ModelConfig:
-    """Every size of the Light-WAM published for LIBERO (arXiv 2606.08242).
-
-    Its evaluation executes 10 of 32 steps, so 10 are supervised here; its own script supervises 8, a pair that
-    `checks.check_recipe` refuses.
-    """
-    return ModelConfig(
-        backbone=BackboneConfig(),
-        expert=ExpertConfig(),
-        flow=FlowConfig(),
-        state_dim=8,
-        action_dim=7,
-        horizon=32,
-        supervised_prefix=10,
-    )
-
-
-PAPER_PROMPT = "A video recorded from a robot's point of view executing the following instruction: {task}"
-WAN = "Wan-AI/Wan2.1-T2V-1.3B"
-LIBERO_SUITES = {"libero_spatial": 60_000, "libero_object": 12_500, "libero_goal": 60_000, "libero_10": 80_000}
-"""suite -> training steps of the paper"""
-
-
-def libero_spatial() -> Recipe:
-    """LIBERO-Spatial as in the paper, 10 tasks; deviations: see libero-10."""
-    return _libero("libero-spatial", ("libero_spatial",))
-
-
-def libero_object() -> Recipe:
-    """LIBERO-Object as in the paper, 10 tasks; deviations: see libero-10."""
-    return _libero("libero-object", ("libero_object",))
-
-
-def libero_goal() -> Recipe:
-    """LIBERO-Goal as in the paper, 10 tasks; deviations: see libero-10."""
-    return _libero("libero-goal", ("libero_goal",))
-
-
-def libero_10() -> Recipe:
-    """LIBERO-10 (Long) as in the paper, 10 tasks: one policy for the suite, 80,000 steps of 64.
-
-    Deviations: the first 10 actions of a chunk are supervised and executed, where the published script supervises 8 and
-    its evaluation executes 10; the latent cache averages the later frames in float32 before it rounds to bfloat16,
-    where the publication averages rounded ones.
-    """
-    return _libero("libero-10", ("libero_10",))
-
-
-def libero_joint() -> Recipe:
-    """One policy for all four LIBERO suites, 40 tasks.
-
-    Deviations: the paper trains a policy a suite, 212,500 steps in all; here one trains for 160,000. And libero-10's.
-    """
-    return _libero("libero-joint", tuple(LIBERO_SUITES), steps=160_000)
-
-
-def libero_10_24gb() -> Recipe:
-    """libero-10 on one GPU of 24 GB: 64 samples a step, 4 at a time.
-
-    `lightwam show libero-10-24gb` adds up the memory; smaller cards have `--train.checkpointing`. Deviations:
-    libero-10's; the gradients of 16 micro batches are added up in bfloat16.
-    """
-    base = libero_10()
-    return replace(base, name="libero-10-24gb", train=replace(base.train, micro_batch=4))
-
-
-def _libero(name: str, suites: tuple[str, ...], steps: int | None = None) -> Recipe:
-    """Two cameras side by side, end-effector state, delta actions."""
-    size = 224
-    places = tuple(CameraPlace(camera, 0, i * size, size, size) for i, camera in enumerate(("agentview", "wrist")))
-    return Recipe(
-        name=name,
-        model=paper_libero_model(),
-        codec=CodecConfig(canvas=(size, 2 * size), places=places, delta_action_dims=(0, 1, 2, 3, 4, 5)),
-        latents=WanVaeConfig(),
-        text=Umt5Config(),
-        sim=SimConfig(
-            name="libero",
-            tasks=tuple(f"{suite}/{i}" for suite in suites for i in range(10)),
-            cameras=("agentview", "wrist"),
-            height=256,
-            width=256,
-            max_steps=700 if "libero_10" in suites else 400,
-            protocol="light-wam",
-        ),
-        collect=CollectConfig(demos_per_task=50, demos_per_turn=10),
-        train=_paper_training(steps or LIBERO_SUITES[suites[0]], batch_size=64),
-        eval=EvalConfig(trials=50, replan=10),
-        prompt=PAPER_PROMPT,
-        weights=WAN,
-    )
-
-
-def robotwin() -> Recipe:
-    """RoboTwin 2.0 as in the paper: 50 tasks, one policy, absolute joint positions, 460,000 steps of 128.
-
-    Deviation: the latent cache averages before it rounds (see libero-10). The tasks' names come with the simulator.
-    """
-    head = CameraPlace("head_camera", 0, 0, 256, 320)
-    wrists = (CameraPlace("left_camera", 256, 0, 128, 160), CameraPlace("right_camera", 256, 160, 128, 160))
-    return Recipe(
-        name="robotwin",
-        model=replace(paper_libero_model(), state_dim=14, action_dim=14, supervised_prefix=24),
-        codec=CodecConfig(canvas=(384, 320), places=(head, *wrists), state_norm="z_score", action_norm="z_score"),
-        latents=WanVaeConfig(),
-        text=Umt5Config(),
-        sim=SimConfig(
-            name="robotwin",
-            tasks=(
-                "stack_blocks_two",
-                "stack_blocks_three",
-                "blocks_ranking_rgb",
-                "blocks_ranking_size",
-                "handover_block",
-            ),
-            cameras=("head_camera", "left_camera", "right_camera"),
-            height=240,
-            width=320,
-            max_steps=1700,
-        ),
-        collect=CollectConfig(demos_per_task=50),
-        train=_paper_training(460_000, batch_size=128),
-        eval=EvalConfig(trials=100, replan=24),
-        prompt=PAPER_PROMPT,
-        weights=WAN,
-    )
-
-
-def _paper_training(steps: int, batch_size: int) -> TrainConfig:
-    """AdamW at 1e-4, 1,000 steps of warm-up, then a cosine; TrainConfig's defaults are the paper's other settings.
-
-    16 samples at a time are what each of the paper's four GPUs had of LIBERO's 64.
-    """
-    return TrainConfig(
-        steps=steps, batch_size=batch_size, micro_batch=16, precision="bfloat16", log_every=50, save_every=2500
     )
 
 

@@ -1,7 +1,7 @@
-"""Optional listeners to the training log: TensorBoard, Weights & Biases, trackio. log.jsonl stays the truth.
+"""Optional loggers besides log.jsonl: TensorBoard, Weights & Biases, trackio.
 
-A resumed run continues the same W&B or trackio run: its id is kept in listeners.json, and steps that were logged
-before a kill are not logged twice. A listener that fails while training loses its rows, not the training.
+A resumed run continues the same W&B or trackio run: its id is stored in loggers.json, and steps that were logged before
+a kill are not logged twice. A logger that fails loses its rows, but does not stop the training.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import netrc
 import os
 import secrets
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -26,8 +27,8 @@ from lightwam.system.files import write_file
 
 Logger = Callable[[int, Mapping[str, float]], None]
 
-FILE = "listeners.json"
-"""in the run directory: listener -> its id of the run, and the last step logged before the newest start"""
+FILE, OLD_FILE = "loggers.json", "listeners.json"
+"""in the run directory: logger -> its id of the run, and the last step logged before the newest start"""
 MODULES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb", "trackio": "trackio"}
 PROJECT = "lightwam"
 WANDB_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")
@@ -35,7 +36,7 @@ WANDB_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")
 
 
 def check(recipe: Recipe) -> None:
-    """Raise ConfigError unless the listeners of `recipe.train.loggers` are installed and W&B has a key.
+    """Raise ConfigError unless the loggers of `recipe.train.loggers` are installed and W&B has a key.
 
     Uses no network: it checks that a key for Weights & Biases can be found, not that it is valid.
     """
@@ -58,50 +59,54 @@ def open_loggers(
     is_main: bool = True,
     *,
     begun: int = 0,
-    heard: int = 0,
+    logged: int = 0,
     say: Callable[[str], None] = print,
 ) -> Iterator[list[Logger]]:
-    """Open the listeners of `recipe.train.loggers` and close them at the end; ConfigError when one cannot start.
+    """Open the loggers of `recipe.train.loggers` and close them at the end; ConfigError when one cannot start.
 
-    Only the leading process (`is_main`) has any. Training resumes at step `begun`; rows up to step `heard` were logged
-    before, which is more than `begun` when a process was killed. A listener that fails later is reported once to `say`
-    and gets no more rows.
+    Only the main process has any. Training resumes at step `begun`; rows up to step `logged` were logged before, which
+    is more than `begun` when a process was killed. A logger that fails later is reported once to `say` and gets no more
+    rows.
     """
     with ExitStack() as stack:
-        yield [_open(name, recipe, run, stack, begun, heard, say) for name in recipe.train.loggers if is_main]
+        yield [_open(name, recipe, run, stack, begun, logged, say) for name in recipe.train.loggers if is_main]
 
 
 def _open(
-    name: str, recipe: Recipe, run: Path, stack: ExitStack, begun: int, heard: int, say: Callable[[str], None]
+    name: str, recipe: Recipe, run: Path, stack: ExitStack, begun: int, logged: int, say: Callable[[str], None]
 ) -> Logger:
     module = _load(name)
     try:
         if name == "tensorboard":
             stack.enter_context(_quiet_threads())
-            tell, close = _tensorboard(module, run, begun)
+            log, close = _tensorboard(module, run, begun)
         else:
-            tell, close = _tracker(name, module, recipe, run, heard)
+            log, close = _tracker(name, module, recipe, run, logged)
     except LightwamError:
         raise
     except Exception as error:  # each package has its own errors, which change with its version
-        advice = {"wandb": "check key and network (`wandb login`), or set WANDB_MODE=offline",
-                  "trackio": "check its settings", "tensorboard": "check the permissions"}  # fmt: skip
+        advice = {
+            "wandb": "check key and network (`wandb login`), or set WANDB_MODE=offline",
+            "trackio": "check its settings",
+            "tensorboard": "check the permissions",
+        }
         again = f"; delete {run / FILE} to begin a new run there" if (run / FILE).exists() else ""
-        raise ConfigError(f"the listener {name} cannot start", where="train.loggers", got=_first_line(error),
-                          next_step=f"{advice[name]}, or leave it out{again}") from error  # fmt: skip
-    guarded = _Guarded(name, tell, say)
+        step = f"{advice[name]}, or leave it out{again}"
+        what = f"the logger {name} cannot start"
+        raise ConfigError(what, where="train.loggers", got=_first_line(error), next_step=step) from error
+    guarded = _Guarded(name, log, say)
     stack.callback(guarded.attempt, close)
     return guarded
 
 
 class _Guarded:
-    """A listener whose first failure is reported and stops it, not the training."""
+    """A logger whose first failure is reported and stops it, not the training."""
 
-    def __init__(self, name: str, tell: Logger, say: Callable[[str], None]) -> None:
-        self.name, self.tell, self.say, self.failed = name, tell, say, False
+    def __init__(self, name: str, log: Logger, say: Callable[[str], None]) -> None:
+        self.name, self.log, self.say, self.failed = name, log, say, False
 
     def __call__(self, step: int, row: Mapping[str, float]) -> None:
-        self.attempt(lambda: self.tell(step, row), f" at step {step}")
+        self.attempt(lambda: self.log(step, row), f" at step {step}")
 
     def attempt(self, call: Callable[[], Any], when: str = "") -> None:
         """Call `call` and report its failure, unless something failed before."""
@@ -111,8 +116,8 @@ class _Guarded:
             call()
         except Exception as error:  # network, disk, or a bug of the package: never stops the training
             self.failed = True
-            self.say(f"train: the listener {self.name} failed{when} and is stopped ({_first_line(error)}); "
-                     "log.jsonl has every row")  # fmt: skip
+            reason = _first_line(error)
+            self.say(f"train: the logger {self.name} failed{when} and is stopped ({reason}); log.jsonl has every row")
 
 
 @contextmanager
@@ -135,44 +140,49 @@ def _tensorboard(module: Any, run: Path, begun: int) -> tuple[Logger, Callable[[
     # hide what a killed process wrote after its last checkpoint: those steps are trained again
     writer = module.SummaryWriter(str(run / "tensorboard"), purge_step=begun + 1 if begun else None)
 
-    def tell(step: int, row: Mapping[str, float]) -> None:
+    def log(step: int, row: Mapping[str, float]) -> None:
         for key, value in row.items():
             writer.add_scalar(key, value, step)
 
-    return tell, writer.close
+    return log, writer.close
 
 
-def _tracker(name: str, module: Any, recipe: Recipe, run: Path, heard: int) -> tuple[Logger, Callable[[], Any]]:
+def _tracker(name: str, module: Any, recipe: Recipe, run: Path, logged: int) -> tuple[Logger, Callable[[], Any]]:
     """Open W&B or trackio, which share one interface; W&B identifies a run by its id, trackio by its name."""
-    known, shown = _known(run), f"{recipe.name}-{run.absolute().name}"
+    known, title = _read_ids(run), f"{recipe.name}-{run.absolute().name}"
     if (before := known.get(name)) is None:
         # trackio merges runs of the same name, and another run directory may have this name
-        fresh = os.environ.get("WANDB_RUN_ID") if name == "wandb" else f"{shown}-{secrets.token_hex(2)}"
+        fresh = os.environ.get("WANDB_RUN_ID") if name == "wandb" else f"{title}-{secrets.token_hex(2)}"
         before = {"run": fresh or secrets.token_hex(4), "step": 0}
     else:
-        before = {"run": before["run"], "step": max(before["step"], heard)}
+        before = {"run": before["run"], "step": max(before["step"], logged)}
     write_file(run / FILE, json.dumps(known | {name: before}, indent=2) + "\n")  # before init: a kill must not lose it
-    called = {"id": before["run"], "name": shown} if name == "wandb" else {"name": before["run"]}
-    module.init(project=PROJECT, config=to_dict(recipe), resume="allow", **called)
+    identity = {"id": before["run"], "name": title} if name == "wandb" else {"name": before["run"]}
+    module.init(project=PROJECT, config=to_dict(recipe), resume="allow", **identity)
 
-    def tell(step: int, row: Mapping[str, float]) -> None:
+    def log(step: int, row: Mapping[str, float]) -> None:
         if step > before["step"]:
             module.log(dict(row), step=step)
 
-    return tell, module.finish
+    return log, module.finish
 
 
-def _known(run: Path) -> dict[str, Any]:
+def _read_ids(run: Path) -> dict[str, Any]:
     path = run / FILE
+    if not path.is_file() and (run / OLD_FILE).is_file():
+        path = run / OLD_FILE
+        warnings.warn(f"{path} is now {FILE}", FutureWarning, stacklevel=2)
     if not path.is_file():
         return {}
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
-        return {name: {"run": str(one["run"]), "step": int(one["step"])} for name, one in known.items()}
+        return {name: {"run": str(entry["run"]), "step": int(entry["step"])} for name, entry in known.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError("a file of the run cannot be read", where=path, got=_first_line(error),
-                          expected='{"wandb": {"run": "an id", "step": 0}}',
-                          next_step="delete it: listeners begin a new run then") from error  # fmt: skip
+        what, step = (
+            'the file must be {"wandb": {"run": "an id", "step": 0}}',
+            "delete it: loggers begin a new run then",
+        )
+        raise ConfigError(what, where=path, got=_first_line(error), next_step=step) from error
 
 
 def _wandb_is_local() -> bool:
@@ -218,14 +228,14 @@ def _load(name: str) -> Any:
         return importlib.import_module(MODULES[name])
     except ImportError as error:
         raise ConfigError(
-            "a listener's package is not installed",
+            "the logger's package must be installed",
             where="train.loggers",
             got=f"{name} ({error})",
             next_step=f'pip install "lightwam[{name}]", or leave it out',
         ) from error
     except Exception as error:  # a package that does not fit the others raises anything while it is imported
         raise ConfigError(
-            "a listener's package cannot be imported",
+            "the logger's package cannot be imported",
             where="train.loggers",
             got=f"{name} ({_first_line(error)})",
             next_step=f'install it anew (pip uninstall, then pip install "lightwam[{name}]"), or leave it out',

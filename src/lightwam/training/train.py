@@ -1,7 +1,7 @@
-"""Training: one loop, readable from top to bottom, and the same bits whether or not it was interrupted.
+"""The training loop. An interrupted run that resumes computes the same bits as an uninterrupted one.
 
-Whatever is random is drawn from (seed, step), so a checkpoint holds weights, averages, optimiser and the loader's
-place, and nothing else is needed to go on. Under torchrun every process runs this same code on its rows of each batch.
+All random numbers are functions of (seed, step), so a checkpoint holds weights, averages, the optimiser's state and the
+loader's position, and nothing else. Under torchrun every process runs this same code on its rows of each batch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from torch import Tensor
 from lightwam.config.checks import check_recipe
 from lightwam.config.schema import Recipe, TrainConfig
 from lightwam.data.cache.base import Cache
-from lightwam.data.lerobot.features import FeatureNames
 from lightwam.data.loader import WindowLoader
 from lightwam.engine.packed_step import PackedLoss
 from lightwam.errors import CheckpointError, ConfigError, DatasetError
@@ -31,6 +30,7 @@ from lightwam.system.devices import oom_as_config_error
 from lightwam.system.files import append_line, complete_lines, write_file
 from lightwam.system.progress import Progress
 from lightwam.training import distributed, loggers
+from lightwam.training.caches import DatasetSource
 from lightwam.training.dataset import Processing, open_training_data
 from lightwam.training.distributed import Parallel, World
 from lightwam.training.loggers import Logger, open_loggers
@@ -42,244 +42,203 @@ from lightwam.types import Batch
 
 def train(
     recipe: Recipe,
-    dataset: Path | str,
+    dataset: Path | str | DatasetSource,
     run: Path | str,
     *,
-    stop_after: int | None = None,
-    say: Callable[[str], None] = print,
     device: str = "auto",
     parallel: Parallel = "ddp",
     start_from: Path | None = None,
-    names: FeatureNames | None = None,
     statistics: Statistics = "kept",
-    cache: Path | None = None,
+    stop_after: int | None = None,
+    say: Callable[[str], None] = print,
 ) -> Path:
-    """Train `recipe` on the LeRobot dataset at `dataset` into the directory `run`, going on where it stopped.
+    """Train `recipe` on the LeRobot dataset `dataset` in the directory `run`, from its newest checkpoint; return `run`.
 
-    `stop_after` ends the session early, after that step and its checkpoint (0: before the first). `device` is "auto"
-    (a GPU where there is one), "cpu" or "cuda"; `parallel` says how processes under torchrun share the work. A new run
-    takes its first weights from the run `start_from`, if given; else the recipe's pretrained ones, or random. With
-    `start_from` it keeps that run's `statistics` of state, action and latents ("kept") or measures its own ("new"),
-    says which, and never changes them later. `names`: the features of a dataset without LeRobot's names; a run keeps
-    them. `cache` as in `processing.open_training_data`. Returns `run`.
+    `device` is "auto" (a GPU if there is one), "cpu" or "cuda"; `parallel` says how processes under torchrun share the
+    work. A new run takes its first weights from the run `start_from`, if any, else the recipe's pretrained ones, else
+    random ones. With `start_from` it keeps that run's `statistics` of state, action and latents ("kept") or measures
+    its own ("new"). `stop_after` stops after that step and its checkpoint (0: before the first step).
 
     Raises CheckpointError when `run` holds another recipe, began with another dataset, start or names, or has a damaged
     checkpoint, or `start_from` does not fit; DatasetError when the data do not fit or the loss is not finite;
-    ConfigError when memory runs out, or a listener is not installed or has no credentials.
+    ConfigError when memory runs out, or a logger is not installed or has no credentials.
     """
-    dataset, run = Path(dataset), Path(run)
     check_recipe(recipe)
+    run = Path(run)
     if parallel == "fsdp" and recipe.train.muon_learning_rate:
-        raise ConfigError("Muon needs whole matrices, fsdp gives it parts", where="parallel", got="fsdp",
-                          expected="ddp", next_step="--parallel ddp, or --train.muon-learning-rate 0")  # fmt: skip
+        step = "--parallel ddp, or --train.muon-learning-rate 0"
+        raise ConfigError("parallel must be ddp with Muon, which needs whole matrices", got="fsdp", next_step=step)
     with distributed.process_group(device) as world:
         if world.is_main:
             loggers.check(recipe)
         with world.main_first():
             start = load_start(run, recipe, start_from, statistics)
-            opened, processing = open_training_data(recipe, dataset, run, say, names=names, start=start, cache=cache)
+            cache, processing = open_training_data(recipe, dataset, run, say, start)
         torch.manual_seed(recipe.train.seed)
         with oom_as_config_error(f"the start, on {world.device}", "a larger device, or more of them (--parallel fsdp)"):
-            session = _start(recipe, run, start, opened, processing, world, parallel)
-        del start  # its weights are in the model now
+            session = Session(recipe, run, cache, processing, world, parallel, start)
+        del start  # the model has its weights now
         if session.step and world.is_main:
             say(f"going on from step {session.step}")
         world.barrier()
-        heard = _cut_log(run / "log.jsonl", session.step) if world.is_main else 0
+        logged = _truncate_log(run / "log.jsonl", session.step) if world.is_main else 0
         last = min(recipe.train.steps, recipe.train.steps if stop_after is None else stop_after)
         with (
-            open_loggers(recipe, run, world.is_main, begun=session.step, heard=heard, say=say) as opened_listeners,
+            open_loggers(recipe, run, world.is_main, begun=session.step, logged=logged, say=say) as opened_loggers,
             session.loader,
             Progress("train", last, session.step, "step", say, silent=not world.is_main) as progress,
         ):
-            _loop(session, last, run, opened_listeners, progress)
+            _loop(session, last, opened_loggers, progress)
     return run
 
 
-def _start(
-    recipe: Recipe,
-    run: Path,
-    start: Start | None,
-    cache: Cache,
-    processing: Processing,
-    world: World,
-    parallel: Parallel,
-) -> Session:
-    """A session at the run's newest checkpoint or, before there is one, at its beginning."""
-    model = LightWAM(recipe.model)
-    if not world.broadcast(bool(run_directory.steps(run))):
-        if start is not None:
-            run_directory.load_strict(model, start.weights, start.run)
-        elif recipe.weights:
-            load_backbone(model.dit, recipe.weights)
-        return Session(recipe, model, cache, processing, world, parallel)
-    saved = run_directory.load(run)
-    run_directory.load_strict(model, run_directory.run_weights(run, saved, ema=False), run)
-    session = Session(recipe, model, cache, processing, world, parallel)
-    session.resume(saved)
-    return session
-
-
-def _smaller(train: TrainConfig, micro: int) -> str:
-    """What to lower when `micro` samples at a time do not fit."""
-    fitting = [size for size in range(1, micro) if train.batch_size % size == 0]
-    ways = [f"--train.micro-batch {fitting[-1]}"] if fitting else ["--parallel fsdp over more GPUs"]
-    ways += [] if train.checkpointing else ["--train.checkpointing"]
-    return f"{' or '.join(ways)}; the run goes on where it was"
-
-
 class Session:
-    """All that changes while training. `model` is brought to the recipe's precision and the process's device."""
+    """All that changes while training, opened at the run's newest checkpoint or, without one, at the beginning."""
 
     def __init__(
         self,
         recipe: Recipe,
-        model: LightWAM,
+        run: Path,
         cache: Cache,
         processing: Processing,
         world: World,
         parallel: Parallel = "ddp",
+        start: Start | None = None,
     ) -> None:
         settings = recipe.train
-        self.recipe, self.processing, self.world, self.step, self.seconds = recipe, processing, world, 0, 0.0
-        self.loader = WindowLoader(
-            cache, processing.codec, recipe.model.horizon, settings.batch_size, settings.seed, settings.shift_pixels,
-            world.process,
-        )  # fmt: skip
-        dtype = getattr(torch, settings.precision)
-        sharded = parallel == "fsdp" and world.size > 1
-        self.model = model.to(world.device, torch.float32 if sharded else dtype)
-        self.loss = distributed.parallelise(
-            PackedLoss(self.model, settings.checkpointing), world, parallel, dtype,
-            all_used=recipe.model.video_loss_weight > 0,
-        )  # fmt: skip
+        self.recipe = recipe
+        self.run = run
+        self.processing = processing
+        self.world = world
+        self.dtype: torch.dtype = getattr(torch, settings.precision)
+        self.step = 0
+        self.seconds = 0.0
+        model = LightWAM(recipe.model)
+        saved = run_directory.load(run) if world.broadcast(bool(run_directory.steps(run))) else None
+        if saved is not None:
+            run_directory.load_strict(model, run_directory.run_weights(run, saved, ema=False), run)
+        elif start is not None:
+            run_directory.load_strict(model, start.weights, start.run)
+        elif recipe.weights:
+            load_backbone(model.dit, recipe.weights)
+        sharded = parallel == "fsdp" and world.size > 1  # shards are float32, and gathered in `dtype`
+        self.model = model.to(world.device, torch.float32 if sharded else self.dtype)
+        loss, all_used = PackedLoss(self.model, settings.checkpointing), recipe.model.video_loss_weight > 0
+        self.loss = distributed.parallelise(loss, world, parallel, self.dtype, all_used=all_used)
         self.optimizer = Optimizer({name: p for name, p in self.model.named_parameters() if p.requires_grad}, settings)
         self.trained = self.optimizer.masters
         self.ema: Weights = {name: p.detach().clone() for name, p in self.trained.items()} if settings.ema_decay else {}
+        horizon, batch_size, shift = recipe.model.horizon, settings.batch_size, settings.shift_pixels
+        self.loader = WindowLoader(cache, processing.codec, horizon, batch_size, settings.seed, shift, world.process)
+        if saved is not None:
+            self._resume(saved)
+
+    def _resume(self, saved: Checkpoint) -> None:
+        """Load what the model, which has its weights already, does not hold."""
+        if sorted(saved.training) != ["loader", "optimizer", "seconds"] or (saved.ema is None) != (not self.ema):
+            got = sorted(saved.training) or "only weights (an adopted run)"
+            step = "train into another --run, with --start-from this one"
+            raise CheckpointError("a checkpoint must have a training state to resume", where=f"step {saved.step}",
+                                  got=got, next_step=step)  # fmt: skip
+        for ours, theirs in ((self.trained, saved.model), (self.ema, saved.ema or {})):
+            for name, value in ours.items():
+                value.data.copy_(distributed.sharded_like(theirs[name], value.data))
+        self.optimizer.load_state_dict(saved.training["optimizer"])
+        self.loader.load_state_dict(saved.training["loader"])
+        self.step = saved.step
+        self.seconds = saved.training["seconds"]
 
     def advance(self) -> dict[str, float]:
-        """One optimiser step; returns its losses, gradient norm and learning rate."""
+        """Make one optimiser step; return its losses, gradient norm and learning rate."""
         settings, world = self.recipe.train, self.world
         batch = self.processing.batch(self.loader.next()).to(world.device)
         u, noise = flow_draw(settings.seed, self.step, settings.batch_size, batch.clip, world.process.rank)
-        total, video, action = world.mean(self.gradients(batch, u, noise)).tolist()
+        total, video, action = world.mean(self._accumulate_gradients(batch, u, noise)).tolist()
         norm = float(distributed.gather(self.optimizer.clip(settings.clip_norm)))
-        if not math.isfinite(total) or not math.isfinite(norm):
-            raise DatasetError(
-                "the loss or its gradient is not finite",
-                where=f"step {self.step}",
-                got={"loss": total, "loss_video": video, "loss_action": action, "grad_norm": norm},
-                expected="numbers",
-                next_step="lower train.learning_rate, or look at the data with `lightwam check dataset`",
-            )
         rate = learning_rate(self.step, settings)
-        self.optimizer.step(rate / settings.learning_rate)
-        self.step += 1
-        if self.ema:
-            keep = ema_keep(self.step, settings.ema_decay)
-            torch._foreach_lerp_(list(self.ema.values()), [p.detach() for p in self.trained.values()], 1 - keep)
-        return {
+        row = {
             "loss": total,
             "loss_video": video,
             "loss_action": action,
             "grad_norm": norm,
             "learning_rate": rate,
         }
+        if not math.isfinite(total) or not math.isfinite(norm):
+            where, step = f"step {self.step}", "lower train.learning_rate, or check the data: `lightwam check dataset`"
+            raise DatasetError("the loss and its gradient must be finite", where=where, got=row, next_step=step)
+        self.optimizer.step(rate / settings.learning_rate)
+        self.step += 1
+        if self.ema:
+            decay = ema_decay(self.step, settings.ema_decay)
+            torch._foreach_lerp_(list(self.ema.values()), [p.detach() for p in self.trained.values()], 1 - decay)
+        return row
 
-    def gradients(
+    def _accumulate_gradients(
         self, batch: Batch, u: Float[Tensor, " B"], noise: Float[Tensor, "B C T h2 w2"]
     ) -> Float[Tensor, " 3"]:
-        """Add up the gradients of this process's rows, a micro batch at a time; returns the mean losses."""
-        size = len(u)
-        micro = min(self.recipe.train.micro_batch or size, size)
+        """Add up the gradients of this process's rows, a micro batch at a time; return the mean losses."""
+        size, train, device = len(u), self.recipe.train, self.world.device
+        micro = min(train.micro_batch or size, size)
         means = torch.zeros(3, device=u.device)
-        place = self.world.device
-        with (
-            oom_as_config_error(
-                f"step {self.step}, {micro} samples at a time on {place}", _smaller(self.recipe.train, micro)
-            ),
-            fast_matmuls(place, getattr(torch, self.recipe.train.precision)),
-        ):
+        running = f"step {self.step}, {micro} samples at a time on {device}"
+        with oom_as_config_error(running, _memory_advice(train, micro)), fast_matmuls(device, self.dtype):
             for start in range(0, size, micro):
                 stop = min(start + micro, size)
-                share = (stop - start) / size
+                weight = (stop - start) / size
                 with distributed.sync_on_last(self.loss, last=stop == size):
                     losses = self.loss(batch.rows(start, stop), u[start:stop], noise[start:stop])
-                    (losses.total * share).backward()
-                means += share * torch.stack([loss.detach().float() for loss in losses])
+                    (losses.total * weight).backward()
+                means += weight * torch.stack([loss.detach().float() for loss in losses])
         return means
 
-    def snapshot(self) -> Checkpoint:
-        """All of it, for the disk, gathered from all processes (each has to call it)."""
-        keep = self.world.is_main
-        model = distributed.gather({name: p.detach() for name, p in self.trained.items()}, keep)
+    def save(self) -> None:
+        """Write a checkpoint, gathered from all processes (each has to call it), and once the frozen weights."""
+        main, run = self.world.is_main, self.run
+        first = self.world.broadcast(not run_directory.steps(run))
+        model = distributed.gather({name: p.detach() for name, p in self.trained.items()}, main)
+        ema = distributed.gather(self.ema, main) if self.ema else None
         training = {
-            "optimizer": distributed.gather(self.optimizer.state_dict(), keep),
+            "optimizer": distributed.gather(self.optimizer.state_dict(), main),
             "loader": self.loader.state_dict(),
             "seconds": self.seconds,
         }
-        return Checkpoint(self.step, model, distributed.gather(self.ema, keep) if self.ema else None, training)
-
-    def frozen(self) -> Weights:
-        """The weights that training leaves alone, gathered likewise, in the recipe's precision."""
-        frozen = {name: p.detach() for name, p in self.model.named_parameters() if not p.requires_grad}
-        dtype = getattr(torch, self.recipe.train.precision)
-        return {name: value.to(dtype) for name, value in distributed.gather(frozen, self.world.is_main).items()}
-
-    def resume(self, saved: Checkpoint) -> None:
-        """Go on from a checkpoint of the same recipe, whose weights the model has already."""
-        if sorted(saved.training) != ["loader", "optimizer", "seconds"] or (saved.ema is None) != (not self.ema):
-            raise CheckpointError("not a checkpoint to go on from", where=f"step {saved.step}",
-                                  got=sorted(saved.training) or "weights alone (an adopted run)",
-                                  next_step="train into another --run, with --start-from this one")  # fmt: skip
-        for ours, theirs in ((self.trained, saved.model), (self.ema, saved.ema or {})):
-            for name, value in ours.items():
-                value.data.copy_(distributed.sharded_like(theirs[name], value.data))
-        self.optimizer.load_state_dict(saved.training["optimizer"])
-        self.loader.load_state_dict(saved.training["loader"])
-        self.step, self.seconds = saved.step, saved.training["seconds"]
+        frozen = {name: p.detach() for name, p in self.model.named_parameters() if first and not p.requires_grad}
+        frozen = {name: value.to(self.dtype) for name, value in distributed.gather(frozen, main).items()}
+        if main:
+            if frozen:
+                run_directory.write_tensors(run / run_directory.FROZEN, frozen)
+            run_directory.save(run, Checkpoint(self.step, model, ema, training))
+        self.world.barrier()
 
 
-def _loop(session: Session, last: int, run: Path, to_listeners: list[Logger], progress: Progress) -> None:
-    settings, since, waited = session.recipe.train, time.perf_counter(), session.loader.wait_seconds
-    steps_then = session.step
+def _loop(session: Session, last: int, opened_loggers: list[Logger], progress: Progress) -> None:
+    """Train to step `last`: advance, log, save."""
+    settings, loader = session.recipe.train, session.loader
+    since, waited, step_then = time.perf_counter(), loader.wait_seconds, session.step
     while session.step < last:
         row = session.advance()
-        due = session.step % settings.log_every == 0 or session.step == last
-        if due:
+        if session.step % settings.log_every == 0 or session.step == last:
             now = time.perf_counter()
             session.seconds += now - since
-            row |= {
-                "samples_per_second": settings.batch_size * (session.step - steps_then) / (now - since),
-                "wait_share": (session.loader.wait_seconds - waited) / (now - since),
-                "seconds": session.seconds,
-            }
-            since, waited, steps_then = now, session.loader.wait_seconds, session.step
+            row["samples_per_second"] = settings.batch_size * (session.step - step_then) / (now - since)
+            row["wait_share"] = (loader.wait_seconds - waited) / (now - since)
+            row["seconds"] = session.seconds
+            since, waited, step_then = now, loader.wait_seconds, session.step
             if session.world.is_main:
-                append_line(run / "log.jsonl", json.dumps({"step": session.step, **row}))
-            for listener in to_listeners:
-                listener(session.step, row)
+                append_line(session.run / "log.jsonl", json.dumps({"step": session.step, **row}))
+            for logger in opened_loggers:
+                logger(session.step, row)
         progress.advance(f"loss {row['loss']:.4f}  action {row['loss_action']:.4f}  video {row['loss_video']:.4f}")
         if session.step % settings.save_every == 0 or session.step == last:
-            _save(session, run)
-
-
-def _save(session: Session, run: Path) -> None:
-    first = session.world.broadcast(not run_directory.steps(run))
-    saved, frozen = session.snapshot(), session.frozen() if first else {}
-    if session.world.is_main:
-        if frozen:
-            run_directory.write_tensors(run / run_directory.FROZEN, frozen)
-        run_directory.save(run, saved)
-    session.world.barrier()
+            session.save()
 
 
 def flow_draw(
     seed: int, step: int, batch_size: int, clip: Float[Tensor, "B C T h2 w2"], rank: int = 0
 ) -> tuple[Float[Tensor, " B"], Float[Tensor, "B C T h2 w2"]]:
-    """The flow's uniform numbers (stratified over the batch: every step sees all noise levels) and noise.
+    """Draw the flow's uniform numbers (stratified over the batch: every step has all noise levels) and its noise.
 
-    Drawn for all `batch_size` samples of the step; process `rank` gets the rows of its `clip`.
+    They are drawn for all `batch_size` samples of the step; process `rank` gets the rows of its `clip`.
     """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
     u = (torch.arange(batch_size) + torch.rand(batch_size, generator=generator)) / batch_size
@@ -290,7 +249,7 @@ def flow_draw(
 
 
 def learning_rate(step: int, settings: TrainConfig) -> float:
-    """Linear warm-up, then half a cosine down to `final_learning_rate` at the last step."""
+    """Return a step's learning rate: linear warm-up, then half a cosine to `final_learning_rate` at the last step."""
     if step < settings.warmup_steps:
         return settings.learning_rate * (step + 1) / settings.warmup_steps
     share = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
@@ -298,16 +257,24 @@ def learning_rate(step: int, settings: TrainConfig) -> float:
     return low + (settings.learning_rate - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
 
 
-def ema_keep(step: int, decay: float) -> float:
-    """How much of the average a step keeps: less at first, so that the start's random weights are soon forgotten."""
+def ema_decay(step: int, decay: float) -> float:
+    """Return a step's decay of the average: lower at first, to forget the random initial weights soon."""
     return min(decay, (1 + step) / (10 + step))
 
 
-def _cut_log(path: Path, step: int) -> int:
-    """Drop the lines that a killed session wrote after its last checkpoint: they will be written again.
+def _memory_advice(train: TrainConfig, micro: int) -> str:
+    """Return what to change when `micro` samples at a time do not fit."""
+    smaller = [size for size in range(1, micro) if train.batch_size % size == 0]
+    options = [f"--train.micro-batch {smaller[-1]}"] if smaller else ["--parallel fsdp over more GPUs"]
+    options += [] if train.checkpointing else ["--train.checkpointing"]
+    return f"{' or '.join(options)}; the run resumes where it stopped"
 
-    Returns the last step in the log before, 0 without lines. An incomplete last line is dropped too; CheckpointError
-    names any other broken line.
+
+def _truncate_log(path: Path, step: int) -> int:
+    """Drop the lines after `step`, which a killed process wrote after its last checkpoint: they will be written again.
+
+    Return the last step that was logged, 0 for none. An incomplete last line is dropped; CheckpointError names any
+    other broken line.
     """
     if not path.exists():
         return 0
@@ -322,5 +289,6 @@ def _step_of(line: str, where: str) -> int:
     try:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError("a line of the log is broken", where=where, got=f"{type(error).__name__}: {error}",
-                              expected='{"step": 20, ...}', next_step="delete this line") from error  # fmt: skip
+        what = 'a line of the log must be {"step": 20, ...}'
+        got = f"{type(error).__name__}: {error}"
+        raise CheckpointError(what, where=where, got=got, next_step="delete this line") from error

@@ -1,6 +1,6 @@
-"""What a family reads of one message of a real client, and what it leaves: for a person who connects a new robot.
+"""A check of one message of a real client against a robot schema, for a person who connects a new robot.
 
-Whether pictures are upright, colours are RGB, or the state is in the run's units, no program can tell: look at them.
+No program can tell whether pictures are upright, colours are RGB, or the state is in the run's units: look at them.
 """
 
 from __future__ import annotations
@@ -17,89 +17,86 @@ from lightwam.wire.limits import below, short
 from lightwam.wire.robot_schema import KeyPath, RobotSchema, path_text
 
 DARK = 8
-"""a picture whose brightest pixel is below this, of 255, shows nothing"""
+"""a picture whose brightest pixel is below this, of 255, is suspicious"""
 
 
 @dataclass(frozen=True)
 class FieldCheck:
-    """One thing that the policy needs, and what was found."""
+    """An input of the policy, and its value in the message."""
 
-    what: str
-    where: str
-    found: str
+    name: str
+    path: str
+    value: str
     error: str = ""
     """why it cannot be used"""
     warning: str = ""
-    """why it can be used and is suspicious all the same"""
+    """why it is suspicious, although it can be used"""
 
 
 @dataclass(frozen=True)
 class MessageCheck:
-    """What became of one message."""
+    """The result for one message."""
 
     schema: str
     fields: tuple[FieldCheck, ...]
     unused: tuple[str, ...]
-    """what came, and nobody asked for"""
+    """keys that the schema does not use, with their values"""
 
     @property
     def fits(self) -> bool:
         """Whether the policy can answer such a message."""
-        return not any(reading.error for reading in self.fields)
+        return not any(field.error for field in self.fields)
 
     def lines(self) -> list[str]:
-        """For a person."""
-        rows = [(f"{one.what}", one.where, one.found) for one in self.fields]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)] if rows else []
+        """Format the result for a person."""
+        columns = zip(*((field.name, field.path, field.value) for field in self.fields), strict=True)
+        cells = zip(*([cell.ljust(max(map(len, column))) for cell in column] for column in columns), strict=True)
         lines = []
-        for row, one in zip(rows, self.fields, strict=True):
-            told = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            lines.append(f"{'WRONG ' if one.error else 'look  ' if one.warning else 'ok    '} {told}")
-            lines += [f"         {line}" for text in (one.error, one.warning) for line in text.splitlines()]
+        for row, field in zip(cells, self.fields, strict=True):
+            mark = "WRONG " if field.error else "check " if field.warning else "ok    "
+            lines.append(f"{mark} {'  '.join(row)}".rstrip())
+            lines += [f"         {line}" for text in (field.error, field.warning) for line in text.splitlines()]
         if self.unused:
-            lines.append(f"not read: {', '.join(self.unused)}")
-        lines.append(f"the message {'fits' if self.fits else 'does not fit'} the family {self.schema!r}")
+            lines.append(f"unused: {', '.join(self.unused)}")
+        lines.append(f"the message {'fits' if self.fits else 'does not fit'} the robot schema {self.schema!r}")
         return lines
 
 
 def inspect(message: Any, schema: RobotSchema, check_sentence: Callable[[str], None] | None = None) -> MessageCheck:
-    """Report every part of `message` that the fitted `schema` reads, with what is wrong or odd; never raises.
+    """Check every part of a message that the (fitted) schema uses; never raises.
 
-    `check_sentence` raises a LightwamError for a sentence that the run's text encoder cannot read.
+    `check_sentence` raises a LightwamError for an instruction that the run's text encoder cannot take.
     """
 
-    def sentence() -> str:
+    def instruction() -> str:
         text = schema.instruction(message)
         if check_sentence is not None:
             check_sentence(text)
         return text
 
-    fields = [_reading(f"camera {camera}", path, partial(schema.picture, message, camera), _picture)
-                for camera, path in schema.cameras.items()]  # fmt: skip
-    fields += [_reading("state", part.path, partial(schema.vector, message, part), _vector)
-                 for part in schema.state]  # fmt: skip
-    fields.append(_reading("instruction", schema.prompt[0], sentence, _sentence,
-                             where=" or ".join(map(path_text, schema.prompt))))  # fmt: skip
-    read = {*schema.cameras.values(), *(part.path for part in schema.state), *schema.prompt}
-    return MessageCheck(schema.name, tuple(fields), tuple(_unread(message, read)))
+    fields = []
+    for camera, path in schema.cameras.items():
+        fields.append(_check(f"camera {camera}", path_text(path), partial(schema.picture, message, camera), _picture))
+    for part in schema.state:
+        fields.append(_check("state", path_text(part.path), partial(schema.vector, message, part), _vector))
+    fields.append(_check("instruction", " or ".join(map(path_text, schema.prompt)), instruction, _instruction))
+    used = {*schema.cameras.values(), *(part.path for part in schema.state), *schema.prompt}
+    return MessageCheck(schema.name, tuple(fields), tuple(_unused(message, used)))
 
 
-def _reading(
-    what: str, path: KeyPath, read: Callable[[], Any], describe: Callable[[Any], tuple[str, str]], where: str = ""
-) -> FieldCheck:
-    place = where or path_text(path)
+def _check(name: str, path: str, read: Callable[[], Any], describe: Callable[[Any], tuple[str, str]]) -> FieldCheck:
     try:
-        found, warning = describe(read())
+        value, warning = describe(read())
     except LightwamError as error:
-        lines = (("got", error.got), ("expected", error.expected), ("next", error.next_step))
-        told = "; ".join(f"{name}: {value}" for name, value in lines if value not in (None, ""))
-        return FieldCheck(what, place, "", f"{error.what} ({told})")
-    return FieldCheck(what, place, found, warning=warning)
+        details = {"got": error.got, "expected": error.expected, "next": error.next_step}
+        text = "; ".join(f"{label}: {detail}" for label, detail in details.items() if detail not in (None, ""))
+        return FieldCheck(name, path, "", f"{error.what} ({text})")
+    return FieldCheck(name, path, value, warning=warning)
 
 
 def _picture(picture: np.ndarray) -> tuple[str, str]:
     low, high = int(picture.min()), int(picture.max())
-    warning = "the whole picture is of one colour" if (picture == picture[0, 0]).all() else ""
+    warning = "the picture has one colour only" if (picture == picture[0, 0]).all() else ""
     if high < DARK:
         warning = f"the picture is almost black (at most {high} of 255): a covered lens, or floats in 0..1 made uint8"
     height, width, _ = picture.shape
@@ -107,29 +104,24 @@ def _picture(picture: np.ndarray) -> tuple[str, str]:
 
 
 def _vector(numbers: np.ndarray) -> tuple[str, str]:
-    told = f"{len(numbers)} numbers" + (f", {numbers.min():.4g} to {numbers.max():.4g}" if len(numbers) else "")
-    return told, "all are zero" if len(numbers) > 1 and not numbers.any() else ""
+    span = f", {numbers.min():.4g} to {numbers.max():.4g}" if len(numbers) else ""
+    return f"{len(numbers)} numbers{span}", "all are zero" if len(numbers) > 1 and not numbers.any() else ""
 
 
-def _sentence(text: str) -> tuple[str, str]:
+def _instruction(text: str) -> tuple[str, str]:
     return short(text), "" if text.strip() else "the instruction is empty"
 
 
-def _unread(found: Any, read: set[KeyPath], path: KeyPath = ()) -> Iterator[str]:
-    """Places of values that are at, or under, none of the paths `read`."""
-    if path in read:
+def _unused(value: Any, used: set[KeyPath], path: KeyPath = ()) -> Iterator[str]:
+    """Yield the paths of values that are neither at nor below a used path."""
+    if path in used:
         return
-    if isinstance(found, dict) and (found or not path):
-        for key, item in found.items():
-            yield from _unread(item, read, (*path, key))
+    if isinstance(value, dict) and (value or not path):
+        for key, item in value.items():
+            yield from _unused(item, used, (*path, key))
     else:
-        place = ""
+        where = ""
         for key in path:
-            place = below(place, key)
-        yield f"{place or 'message'} ({_kind(found)})"
-
-
-def _kind(found: Any) -> str:
-    if isinstance(found, np.ndarray):
-        return f"{found.dtype} {found.shape}"
-    return short(found)
+            where = below(where, key)
+        kind = f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else short(value)
+        yield f"{where or 'message'} ({kind})"

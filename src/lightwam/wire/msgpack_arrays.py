@@ -14,17 +14,15 @@ import numpy as np
 
 from lightwam.errors import WireError
 from lightwam.system.images import is_encoded
+from lightwam.wire.dtypes import CONVERT, array, check_sendable, parse_dtype, scalar
 from lightwam.wire.limits import (
-    CONVERT,
     NO_EXTENSIONS,
     EntryCounter,
     Limits,
     ReadArray,
     TreeReader,
-    array,
+    duplicate_key,
     fields_of,
-    number_dtype,
-    scalar,
     short,
     too_many_entries,
 )
@@ -33,25 +31,32 @@ MARKS = (b"__ndarray__", "__ndarray__", b"__npgeneric__", "__npgeneric__", b"nd"
 """keys by which a map stands for an array or a number"""
 
 
-def pack_msgpack(tree: Any, of_array: Callable[[Any], Any]) -> bytes:
-    """One msgpack value; `of_array` says numpy's values as maps. WireError for what msgpack cannot say."""
+def pack_msgpack(tree: Any, as_map: Callable[[Any], Any]) -> bytes:
+    """Encode a tree as one msgpack value, numpy's values by `as_map`; WireError for what cannot be encoded."""
+
+    def encode(value: Any) -> Any:
+        if not isinstance(value, (np.ndarray, np.generic)):
+            raise TypeError(f"{type(value).__name__} is not allowed in a message")
+        check_sendable(value)
+        return as_map(value)
+
     try:
-        return msgpack.packb(tree, default=of_array, use_bin_type=True)
+        return msgpack.packb(tree, default=encode, use_bin_type=True)
     except (TypeError, ValueError, OverflowError) as error:  # ValueError: too deep, a circle, half a character
-        raise WireError("this cannot be sent", where="message", got=short(error),
-                        expected="maps, lists, texts, numbers of 64 bits and arrays") from error  # fmt: skip
+        expected = "maps, lists, texts, numbers of 64 bits and arrays"
+        raise WireError("this cannot be sent", got=short(error), expected=expected) from error
 
 
 def unpack_msgpack(data: bytes, limits: Limits, read: ReadArray | None = None, *, legacy: bool = False) -> Any:
-    """Read one msgpack value, its arrays with `read_array` or `read`. WireError for any other bytes.
+    """Decode one msgpack value, its arrays with `read_array` or `read`; WireError for any other bytes.
 
-    msgpack makes a list of the announced length before it has read it, up to 1,024 of them inside one another: with
-    `num_items` 4,096 that is 32 MiB for a moment, and no more.
+    msgpack allocates a list of the announced length before it reads it, up to 1,024 nested ones: with `num_items` 4,096
+    that is 32 MiB for a moment, and no more.
     """
     limits.check_size(data)
     counter = EntryCounter(limits)
     try:
-        found = msgpack.unpackb(
+        tree = msgpack.unpackb(
             data,
             raw=False,
             strict_map_key=True,
@@ -64,50 +69,53 @@ def unpack_msgpack(data: bytes, limits: Limits, read: ReadArray | None = None, *
             max_ext_len=16,
         )
     except (ValueError, TypeError, OverflowError, msgpack.UnpackException) as error:
-        reason = str(error) or type(error).__name__
-        if "max_bin_len" in reason or "max_str_len" in reason:
-            raise WireError("an array is too large", where="message", got=reason.partition(" ")[0] + " bytes",
-                            expected=f"at most {limits.array_bytes} bytes") from error  # fmt: skip
-        if "max_array_len" in reason or "max_map_len" in reason:
-            raise too_many_entries(limits) from error
-        step = NO_EXTENSIONS if "max_ext_len" in reason else ""
-        if isinstance(error, UnicodeDecodeError):
-            step = "texts in UTF-8, bytes as msgpack's bin (in Python use_bin_type=True)"
-        raise WireError("the message is not sound msgpack", where="message", got=f"{len(data)} bytes: {short(reason)}",
-                        expected="one msgpack value within the limits", next_step=step) from error  # fmt: skip
-    return TreeReader(limits, MARKS, read or read_array, legacy=legacy).tree(found)
+        raise _unpack_error(error, len(data), limits) from error
+    return TreeReader(limits, MARKS, read or read_array, legacy=legacy).tree(tree)
 
 
-def read_array(found: Mapping[Any, Any], where: str, limits: Limits) -> np.ndarray | np.generic:
-    """Read the array or number that a map stands for, as a read-only view; WireError when the map is not one."""
-    named = {key.decode(errors="replace") if isinstance(key, bytes) else key: item for key, item in found.items()}
-    if len(named) != len(found):
-        raise WireError("a key comes twice", where=where, got=short(list(found)), expected="every key once")
-    if "nd" in named:
-        return _msgpack_numpy(named, where, limits)
-    if "__npgeneric__" in named:
-        mark, data, dtype = fields_of(named, ("__npgeneric__", "data", "dtype"), where)
-    else:
-        mark, data, dtype, shape = fields_of(named, ("__ndarray__", "data", "dtype", "shape"), where)
+def _unpack_error(error: Exception, size: int, limits: Limits) -> WireError:
+    reason = str(error) or type(error).__name__
+    if "max_bin_len" in reason or "max_str_len" in reason:
+        got, expected = reason.partition(" ")[0] + " bytes", f"at most {limits.array_bytes} bytes"
+        return WireError("an array is too large", where="message", got=got, expected=expected)
+    if "max_array_len" in reason or "max_map_len" in reason:
+        return too_many_entries(limits)
+    step = NO_EXTENSIONS if "max_ext_len" in reason else ""
+    if isinstance(error, UnicodeDecodeError):
+        step = "texts in UTF-8, bytes as msgpack's bin (in Python use_bin_type=True)"
+    what, got = "the message must be one msgpack value within the limits", f"{size} bytes: {short(reason)}"
+    return WireError(what, got=got, next_step=step)
+
+
+def read_array(table: Mapping[Any, Any], where: str, limits: Limits) -> np.ndarray | np.generic:
+    """Return the array or number that a map stands for, as a read-only view; WireError for another map."""
+    fields = {key.decode(errors="replace") if isinstance(key, bytes) else key: item for key, item in table.items()}
+    if len(fields) != len(table):
+        raise duplicate_key(list(table), where)
+    if "nd" in fields:
+        return _msgpack_numpy(fields, where, limits)
+    is_number = "__npgeneric__" in fields
+    wanted = ("__npgeneric__", "data", "dtype") if is_number else ("__ndarray__", "data", "dtype", "shape")
+    mark, data, dtype, *shape = fields_of(fields, wanted, where)
     if mark is not True:
-        raise WireError("an array's mark must be true", where=where, got=short(mark), expected=True)
-    if "__npgeneric__" in named:
-        return scalar(number_dtype(dtype, where), data, where)
-    return array(dtype, shape, data, where, limits)
+        raise WireError("an array's mark must be true", where=where, got=short(mark))
+    if is_number:
+        return scalar(parse_dtype(dtype, where), data, where)
+    return array(dtype, shape[0], data, where, limits)
 
 
-def _msgpack_numpy(found: Mapping[str, Any], where: str, limits: Limits) -> np.ndarray | np.generic:
-    if found["nd"] is False:
-        _, dtype, data = fields_of(found, ("nd", "type", "data"), where)
+def _msgpack_numpy(fields: Mapping[str, Any], where: str, limits: Limits) -> np.ndarray | np.generic:
+    if fields["nd"] is False:
+        _, dtype, data = fields_of(fields, ("nd", "type", "data"), where)
         if isinstance(data, bytes) and is_encoded(data):  # numpy's bytes_, as HDF5 holds a picture
             return np.frombuffer(data, np.uint8)
         return array(dtype, [], data, where, limits)[()]
     # `kind` came with msgpack-numpy 0.4.4; V stands for structures and O for pickles
-    mark, dtype, shape, data = fields_of(found, ("nd", "type", "shape", "data"), where, optional="kind")
+    mark, dtype, shape, data = fields_of(fields, ("nd", "type", "shape", "data"), where, optional="kind")
     if shape == [] and isinstance(data, bytes) and is_encoded(data):
         return np.frombuffer(data, np.uint8)
-    if mark is not True or found.get("kind") not in (b"", "", None):
-        raise WireError("an array must be one of numbers", where=where,
-                        got=f"nd {short(mark)}, kind {short(found.get('kind'))}", expected="nd true, kind empty",
-                        next_step=CONVERT)  # fmt: skip
+    kind = fields.get("kind")
+    if mark is not True or kind not in (b"", "", None):
+        got, expected = f"nd {short(mark)}, kind {short(kind)}", "nd true, kind empty"
+        raise WireError("an array must be one of numbers", where=where, got=got, expected=expected, next_step=CONVERT)
     return array(dtype, shape, data, where, limits)

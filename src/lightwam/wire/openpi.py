@@ -1,7 +1,7 @@
 """openpi's messages: msgpack, arrays as maps with bytes as keys, as PyPI `openpi-client` 0.1.2 has them.
 
-The client's first word is the server's: a map of metadata. Then every message is an observation, every answer a map
-with `actions`.
+The server speaks first, with a map of metadata. Then every message is an observation, and every answer a map with
+`actions`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lightwam.wire.limits import LIMITS, Limits, check_sendable
+from lightwam.wire.limits import LIMITS, Limits
 from lightwam.wire.msgpack_arrays import pack_msgpack, unpack_msgpack
 
 MESSAGE_BYTES = "message_bytes"
@@ -19,19 +19,16 @@ ARRAY, SCALAR, DATA, DTYPE, SHAPE = b"__ndarray__", b"__npgeneric__", b"data", b
 
 
 def pack(tree: Any) -> bytes:
-    """A tree of maps, lists, texts, numbers and arrays as one message; WireError for anything else."""
-    return pack_msgpack(tree, _of_array)
+    """Encode a tree of maps, lists, texts, numbers and arrays as one message; WireError for anything else."""
+    return pack_msgpack(tree, _as_map)
 
 
 def unpack(data: bytes, limits: Limits = LIMITS) -> Any:
-    """The tree of a message, its arrays as read-only views; WireError, and nothing else, whatever the bytes are."""
+    """Decode a message, its arrays as read-only views; WireError, and nothing else, whatever the bytes are."""
     return unpack_msgpack(data, limits)
 
 
-def _of_array(value: Any) -> dict[bytes, Any]:
-    if not isinstance(value, (np.ndarray, np.generic)):
-        raise TypeError(f"{type(value).__name__} has no place in a message")
-    check_sendable(value)
+def _as_map(value: np.ndarray | np.generic) -> dict[bytes, Any]:
     if isinstance(value, np.generic):
         return {SCALAR: True, DATA: value.item(), DTYPE: value.dtype.str}
     return {ARRAY: True, DATA: value.tobytes(), DTYPE: value.dtype.str, SHAPE: value.shape}

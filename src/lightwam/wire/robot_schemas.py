@@ -1,4 +1,4 @@
-"""The families that clients in use belong to, and files that declare another one.
+"""Robot schemas: those of clients in use, and TOML files that declare others.
 
 Sources: openpi-client 0.1.2 and the clients around it, inspect-robots-xpolicylab 0.1.0, inspect-robots-yam 0.37.0, and
 Light-WAM's robot client.
@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from lightwam.config.strict_json import added, from_dict
 from lightwam.errors import ConfigError, did_you_mean
 from lightwam.wire.robot_schema import CAMERA, GUIDE, ActionPart, KeyPath, RobotSchema, StatePart, Unit, fit_schema
 
@@ -32,10 +34,10 @@ BUILTIN_SCHEMAS: Mapping[str, RobotSchema] = {
             "libero",
             prompt=(("prompt",),),
             state=(StatePart(("observation/state",), 8),),
-            # the client has turned them already, as LIBERO draws them upside down
+            # the client has turned them already, because LIBERO renders upside down
             cameras={"agentview": ("observation/image",), "wrist": ("observation/wrist_image",)},
             action_dim=7,
-            # policies say 1 open and 0 closed, LIBERO wants -1 open and 1 closed
+            # gripper: policies have 1 open and 0 closed, LIBERO -1 open and 1 closed
             action_units=(Unit(6, -2.0, 1.0),),
         ),
         RobotSchema(
@@ -74,16 +76,16 @@ def builtin_schema(name: str) -> RobotSchema:
 
 
 def load_schema(name: str) -> RobotSchema:
-    """The family that a file (NAME.toml) declares, or the built-in one; ConfigError where there is none."""
-    return read(Path(name)) if name.endswith(".toml") else builtin_schema(name)
+    """Return the schema of a file (NAME.toml), or the built-in one; ConfigError if there is none."""
+    return read_schema(Path(name)) if name.endswith(".toml") else builtin_schema(name)
 
 
 def schemas_for(
     names: Sequence[str], cameras: Sequence[str], state_dim: int, action_dim: int, renames: Mapping[str, str]
 ) -> list[RobotSchema]:
-    """The families that a server of a run understands: those named (or declared in files), else all that fit the run.
+    """Return the schemas for the server of a run: `names` (or files), by default all built-in ones that fit the run.
 
-    ConfigError when one that was named does not fit, or none does.
+    ConfigError if one of `names` does not fit, or none does.
     """
     declared = [load_schema(name) for name in names]
     fitting = []
@@ -99,117 +101,71 @@ def schemas_for(
     return fitting
 
 
-def read(path: Path) -> RobotSchema:
-    """The family that a TOML file declares (docs/serving_robots.md); ConfigError with file, key, got and expected."""
+@dataclass(frozen=True)
+class _StateTable:
+    """A part of the state in a file."""
+
+    keys: Any
+    length: int | None = added(None)
+    row: bool = added(False)
+
+
+@dataclass(frozen=True)
+class _SchemaTable:
+    """A file's values; where a picture, part or prompt lies is a key or a list of keys."""
+
+    name: str
+    prompt: tuple[Any, ...]
+    state: tuple[_StateTable, ...] = added(())
+    cameras: Mapping[str, Any] | None = added(None)
+    any_camera: Any = added(None)  # noqa: RUF009
+    pictures: Literal["HWC", "CHW or HWC"] = added("HWC")
+    turned: bool = added(False)
+    action: tuple[ActionPart, ...] = added(())
+    action_dim: int | None = added(None)
+    state_units: tuple[Unit, ...] = added(())
+    action_units: tuple[Unit, ...] = added(())
+    reply: Literal["map", "list"] = added("map")
+
+
+def read_schema(path: Path) -> RobotSchema:
+    """Read the schema that a TOML file declares (docs/serving_robots.md); ConfigError with file, key and value."""
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        file = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError("the family's file cannot be read", where=path, got=str(error), expected="a TOML file",
-                          next_step="docs/serving_robots.md has one to start from") from error  # fmt: skip
-    return _File(path).schema(table)
+        step = "docs/serving_robots.md has an example"
+        raise ConfigError("the TOML file cannot be read", where=path, got=str(error), next_step=step) from error
+    where = f"{path}: robot"
+    table = from_dict(_SchemaTable, file, where)
 
+    def require(condition: object, key: str, got: object, expected: str) -> None:
+        if not condition:
+            raise ConfigError(f"{key} must be {expected}", where=f"{where}.{key}", got=repr(got))
 
-class _File:
-    """Reads the keys of one file; whatever is wrong is told with the file and the key."""
+    def key_path(key: str, value: Any) -> KeyPath:
+        keys = value if isinstance(value, list) else [value]
+        are_keys = bool(keys) and all(isinstance(name, str) and name for name in keys)
+        require(are_keys, key, value, 'a key, or a list of keys from the top down: ["images", "cam_high"]')
+        return tuple(keys)
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def schema(self, table: Mapping[str, Any]) -> RobotSchema:
-        self.known(table, "", needed=("name", "prompt"),
-                   optional=("state", "cameras", "any_camera", "pictures", "turned", "action", "action_dim",
-                             "state_units", "action_units", "reply"))  # fmt: skip
-        if not table.get("cameras") and "any_camera" not in table:
-            raise self.wrong("cameras", "none", "a table of cameras, or any_camera")
-        cameras = self.of("cameras", table.get("cameras", {}), dict, "a table: the run's camera = where it lies")
-        layout = table.get("pictures", "HWC")
-        if layout not in ("HWC", "CHW or HWC"):
-            raise self.wrong("pictures", repr(layout), '"HWC" or "CHW or HWC"')
-        pictures: Literal["HWC", "CHW or HWC"] = layout
-        form = table.get("reply", "map")
-        if form not in ("map", "list"):
-            raise self.wrong("reply", repr(form), '"map" or "list"')
-        reply: Literal["map", "list"] = form
-        return RobotSchema(
-            self.of("name", table["name"], str, "a name"),
-            prompt=tuple(self.keys(f"prompt[{i}]", one) for i, one in enumerate(self.many("prompt", table))),
-            state=tuple(self.state(f"state[{i}]", one) for i, one in enumerate(self.many("state", table))),
-            cameras={camera: self.keys(f"cameras.{camera}", one) for camera, one in cameras.items()},
-            any_camera=self.pattern(table["any_camera"]) if "any_camera" in table else None,
-            pictures=pictures,
-            turned=self.of("turned", table.get("turned", False), bool, "true or false"),
-            action=tuple(self.action(f"action[{i}]", one) for i, one in enumerate(self.many("action", table))),
-            action_dim=self.size("action_dim", table["action_dim"]) if "action_dim" in table else None,
-            state_units=self.units("state_units", table),
-            action_units=self.units("action_units", table),
-            reply=reply,
-        )
-
-    def wrong(self, key: str, got: object, expected: object, next_step: str = "") -> ConfigError:
-        return ConfigError("a family's file is wrong", where=f"{self.path}: {key}", got=got, expected=expected,
-                           next_step=next_step)  # fmt: skip
-
-    def known(self, table: Any, key: str, *, needed: tuple[str, ...], optional: tuple[str, ...] = ()) -> None:
-        if not isinstance(table, dict):
-            raise self.wrong(key, repr(table), f"a table with {', '.join(needed)}")
-        for one in table:
-            if one not in (*needed, *optional):
-                raise self.wrong(f"{key}.{one}".lstrip("."), "an unknown key", ", ".join((*needed, *optional)),
-                                 did_you_mean(one, (*needed, *optional)))  # fmt: skip
-        if missing := [one for one in needed if one not in table]:
-            raise self.wrong(f"{key}.{missing[0]}".lstrip("."), "nothing", "a value; it is needed")
-
-    def of(self, key: str, value: Any, kind: type, expected: str) -> Any:
-        if not isinstance(value, kind) or value == "":
-            raise self.wrong(key, repr(value), expected)
-        return value
-
-    def many(self, key: str, table: Mapping[str, Any]) -> list[Any]:
-        if key not in table:
-            return []
-        found = self.of(key, table[key], list, "a list")
-        if not found:
-            raise self.wrong(key, "an empty list", "at least one entry")
-        return list(found)
-
-    def keys(self, key: str, value: Any) -> KeyPath:
-        found = value if isinstance(value, list) else [value]
-        if not found or any(not isinstance(one, str) or not one for one in found):
-            raise self.wrong(key, repr(value), 'a key, or a list of keys from the top down: ["images", "cam_high"]')
-        return tuple(found)
-
-    def pattern(self, value: Any) -> KeyPath:
-        found = self.keys("any_camera", value)
-        if CAMERA not in found:
-            raise self.wrong("any_camera", repr(value), f'keys, one of them "{CAMERA}": ["images", "{CAMERA}"]')
-        return found
-
-    def size(self, key: str, value: Any) -> int:
-        if type(value) is not int or value < 1:
-            raise self.wrong(key, repr(value), "a whole number, at least 1")
-        return int(value)
-
-    def state(self, key: str, value: Any) -> StatePart:
-        self.known(value, key, needed=("keys",), optional=("length", "row"))
-        length = self.size(f"{key}.length", value["length"]) if "length" in value else None
-        row = self.of(f"{key}.row", value.get("row", False), bool, "true or false")
-        return StatePart(self.keys(f"{key}.keys", value["keys"]), length, row)
-
-    def action(self, key: str, value: Any) -> ActionPart:
-        self.known(value, key, needed=("key", "length"))
-        return ActionPart(
-            self.of(f"{key}.key", value["key"], str, "a key"), self.size(f"{key}.length", value["length"])
-        )
-
-    def units(self, key: str, table: Mapping[str, Any]) -> tuple[Unit, ...]:
-        units = []
-        for i, one in enumerate(self.many(key, table)):
-            place = f"{key}[{i}]"
-            self.known(one, place, needed=("dim", "scale", "offset"))
-            if type(one["dim"]) is not int:
-                raise self.wrong(f"{place}.dim", repr(one["dim"]), "a whole number; -1 is the last")
-            for name in ("scale", "offset"):
-                if type(one[name]) not in (int, float) or (name == "scale" and not one[name]):
-                    raise self.wrong(f"{place}.{name}", repr(one[name]), "a number" + ", not 0" * (name == "scale"))
-            units.append(Unit(one["dim"], float(one["scale"]), float(one["offset"])))
-        return tuple(units)
+    for key, value in file.items():
+        require(value != [], key, value, "a list with at least one entry")
+    require(table.name, "name", table.name, "a name")
+    for i, part in enumerate(table.action):
+        require(part.key, f"action[{i}].key", part.key, "a key")
+    sizes = {f"state[{i}].length": part.length for i, part in enumerate(table.state)} | {"action_dim": table.action_dim}
+    sizes |= {f"action[{i}].length": part.length for i, part in enumerate(table.action)}
+    for key, size in sizes.items():
+        require(size is None or size >= 1, key, size, "1 or more")
+    for key, units in (("state_units", table.state_units), ("action_units", table.action_units)):
+        for i, unit in enumerate(units):
+            require(unit.scale, f"{key}[{i}].scale", unit.scale, "a number other than 0")
+    cameras = {camera: key_path(f"cameras.{camera}", value) for camera, value in (table.cameras or {}).items()}
+    any_camera = None if table.any_camera is None else key_path("any_camera", table.any_camera)
+    require(cameras or any_camera, "cameras", "none", "a table of cameras, unless there is any_camera")
+    has_name = any_camera is None or CAMERA in any_camera
+    require(has_name, "any_camera", table.any_camera, f'keys with "{CAMERA}" among them: ["images", "{CAMERA}"]')
+    state = (StatePart(key_path(f"state[{i}].keys", p.keys), p.length, p.row) for i, p in enumerate(table.state))
+    prompt = (key_path(f"prompt[{i}]", value) for i, value in enumerate(table.prompt))
+    paths = {"prompt": tuple(prompt), "state": tuple(state), "cameras": cameras, "any_camera": any_camera}
+    return RobotSchema(**vars(table) | paths)

@@ -1,21 +1,21 @@
 """XPolicyLab's messages (RoboTwin's since August 2026): an envelope in msgpack, arrays as `msgpack-numpy` has them.
 
-Every request has its kind of answer, told apart by the request's id. What a client accepts was read off PyPI
-`inspect-robots-xpolicylab` 0.1.0; it knows the error codes invalid_frame, unknown_message_type, timeout, infer_failed,
-reset_failed and internal.
+Every request has its type of answer, which bears the request's id. The error codes that a client knows are
+invalid_frame, unknown_message_type, timeout, infer_failed, reset_failed and internal (source: PyPI
+`inspect-robots-xpolicylab` 0.1.0).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 
 from lightwam.errors import WireError, did_you_mean
-from lightwam.wire.limits import LIMITS, Limits, check_sendable, short
+from lightwam.wire.limits import LIMITS, Limits, short
 from lightwam.wire.msgpack_arrays import pack_msgpack, unpack_msgpack
 
 ANSWERS: Mapping[str, str] = {
@@ -37,7 +37,7 @@ def _now() -> str:
 
 @dataclass(frozen=True)
 class Envelope:
-    """One message. The ids are the client's, and are given back as they came."""
+    """A message. The ids are the client's; an answer has those of its request."""
 
     message_type: str
     message_id: str
@@ -53,86 +53,85 @@ class Envelope:
 
 
 def pack(envelope: Envelope) -> bytes:
-    """One binary frame; WireError for a payload that cannot be sent."""
-    return pack_msgpack({one.name: getattr(envelope, one.name) for one in fields(envelope)}, _of_array)
+    """Encode a message as one binary frame; WireError for a payload that cannot be sent."""
+    return pack_msgpack(vars(envelope), _as_map)
 
 
 def unpack(data: bytes, limits: Limits = LIMITS) -> Envelope:
-    """The envelope of a frame, its arrays as read-only views; WireError, and nothing else, whatever the bytes are."""
-    found = unpack_msgpack(data, limits, legacy=True)
-    if not isinstance(found, dict):
-        raise WireError("the message is not an envelope", where="message", got=type(found).__name__, expected="a map")
-    kind = found.get("message_type")
+    """Decode a frame, its arrays as read-only views; WireError, and nothing else, whatever the bytes are."""
+    table = unpack_msgpack(data, limits, legacy=True)
+    if not isinstance(table, dict):
+        raise WireError("the message must be an envelope", where="message", got=type(table).__name__, expected="a map")
+    kind = table.get("message_type")
     if kind not in TYPES:
-        raise WireError("unknown message type", where="message_type", got=short(kind), expected=", ".join(TYPES),
-                        next_step=did_you_mean(kind[:64], TYPES) if isinstance(kind, str) else "")  # fmt: skip
-    payload = found.get("payload")
+        step = did_you_mean(kind[:64], TYPES) if isinstance(kind, str) else ""
+        what = "unknown message type"
+        raise WireError(what, where="message_type", got=short(kind), expected=", ".join(TYPES), next_step=step)
+    payload = table.get("payload")
     if payload is not None and not isinstance(payload, dict):
-        raise WireError("the payload is not a map", where="payload", got=type(payload).__name__, expected="a map")
+        raise WireError("the payload must be a map", where="payload", got=type(payload).__name__)
     return Envelope(
         kind,
-        _id(found, "message_id", needed=True) or "",
-        _id(found, "evaluation_id", needed=True) or "",
-        _id(found, "action_case_id"),
-        _id(found, "trial_id"),
-        _whole(found, "repeat_index"),
-        _whole(found, "step") or 0,
-        _id(found, "sent_at") or _now(),
+        _text(table, "message_id", required=True) or "",
+        _text(table, "evaluation_id", required=True) or "",
+        _text(table, "action_case_id"),
+        _text(table, "trial_id"),
+        _integer(table, "repeat_index"),
+        _integer(table, "step") or 0,
+        _text(table, "sent_at") or _now(),
         payload or {},
     )
 
 
 def answer(request: Envelope, payload: Mapping[str, Any]) -> Envelope:
-    """The answer to a request, with its ids; WireError for a message that is none (an answer, `close`, an error)."""
+    """Make the answer to a request, with its ids; WireError for a message without answer (`close`, an answer)."""
     if request.message_type not in ANSWERS:
-        raise WireError("this message is not a request", where="message_type", got=request.message_type,
-                        expected=", ".join(ANSWERS))  # fmt: skip
+        got, expected = request.message_type, ", ".join(ANSWERS)
+        raise WireError("this message is not a request", where="message_type", got=got, expected=expected)
     return replace(request, message_type=ANSWERS[request.message_type], sent_at=_now(), payload=payload)
 
 
 def refuse(
     request: Envelope | bytes | None, code: str, message: str, details: Mapping[str, Any] | None = None
 ) -> Envelope:
-    """An error in answer to a request; to one that could not be read, `request` is its bytes.
+    """Make the error that answers a request, given as bytes if it could not be decoded.
 
-    A client waits for an answer with its own id and passes over others, until its time is up: so of broken messages
-    at least the ids are looked for.
+    A client waits for an answer with its own id and ignores others until its timeout, so the ids of broken messages are
+    recovered where possible.
     """
-    about = _ids(request) if isinstance(request, bytes) else request
+    request = _ids(request) if isinstance(request, bytes) else request
     payload = {"code": code, "message": message, "details": details or {}}
-    return replace(about or Envelope("error", "", ""), message_type="error", sent_at=_now(), payload=payload)
+    return replace(request or Envelope("error", "", ""), message_type="error", sent_at=_now(), payload=payload)
 
 
 def _ids(data: bytes) -> Envelope | None:
-    """What can be known of a message that `unpack` refused: its ids, if it is a map that has them."""
+    """Decode only the ids of a message that `unpack` refused; None if it has none."""
     try:
-        found = unpack_msgpack(data, LIMITS, lambda found, where, limits: None)
-        return Envelope("error", _id(found, "message_id", needed=True) or "", _id(found, "evaluation_id") or "",
-                        trial_id=_id(found, "trial_id"), step=_whole(found, "step") or 0)  # fmt: skip
+        table = unpack_msgpack(data, LIMITS, lambda table, where, limits: None)
+        message_id, trial_id = _text(table, "message_id", required=True) or "", _text(table, "trial_id")
+        evaluation_id, step = _text(table, "evaluation_id") or "", _integer(table, "step") or 0
+        return Envelope("error", message_id, evaluation_id, trial_id=trial_id, step=step)
     except WireError:
         return None
 
 
-def _id(found: Any, key: str, *, needed: bool = False) -> str | None:
-    value = found.get(key) if isinstance(found, dict) else None
-    if value is None and not needed:
+def _text(table: Any, key: str, *, required: bool = False) -> str | None:
+    value = table.get(key) if isinstance(table, dict) else None
+    if value is None and not required:
         return None
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise WireError("an envelope's field is not text", where=key, got=short(value), expected="text")
+        raise WireError("an envelope's field must be text", where=key, got=short(value))
     return str(value)
 
 
-def _whole(found: Mapping[str, Any], key: str) -> int | None:
-    value = found.get(key)
+def _integer(table: Mapping[str, Any], key: str) -> int | None:
+    value = table.get(key)
     if value is not None and type(value) is not int:
-        raise WireError("an envelope's field is not a whole number", where=key, got=short(value), expected="an int")
+        raise WireError("an envelope's field must be an integer", where=key, got=short(value))
     return value
 
 
-def _of_array(value: Any) -> dict[bytes, Any]:
-    if not isinstance(value, (np.ndarray, np.generic)):
-        raise TypeError(f"{type(value).__name__} has no place in a message")
-    check_sendable(value)
+def _as_map(value: np.ndarray | np.generic) -> dict[bytes, Any]:
     if isinstance(value, np.generic):
         return {MARK: False, DTYPE: value.dtype.str, DATA: value.tobytes()}
     return {MARK: True, DTYPE: value.dtype.str, KIND: b"", SHAPE: value.shape, DATA: value.tobytes()}

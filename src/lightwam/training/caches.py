@@ -1,0 +1,142 @@
+"""The caches of one dataset: where they are, whether they fit a recipe, and opening them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightwam.config.schema import LATENTS, DctConfig, Recipe
+from lightwam.data.cache.base import Cache
+from lightwam.data.cache.frames import FrameCache, frames_folder, temporary_frames
+from lightwam.data.cache.latents import LatentCache, latents_folder
+from lightwam.data.cache.location import remove_leftovers
+from lightwam.data.lerobot.features import FeatureNames
+from lightwam.data.lerobot.reader import LeRobotDataset
+from lightwam.encoders.dct import DctLatents
+from lightwam.encoders.frozen import vae_identity
+from lightwam.errors import DatasetError
+from lightwam.policy import run_directory
+from lightwam.policy.run_directory import Weights
+from lightwam.system.progress import Progress
+from lightwam.types import to_pixels
+
+FRAMES = "cache"
+"""subfolder of a dataset for its decoded pictures"""
+FIT_FRAMES = 256
+"""number of pictures, evenly spaced over the dataset, that the DCT's statistics are measured on"""
+
+
+@dataclass(frozen=True)
+class DatasetSource:
+    """A LeRobot dataset, the names of its features if they are not LeRobot's, and the folder for its caches."""
+
+    path: Path
+    names: FeatureNames | None = None
+    """a run keeps the names it was begun with"""
+    cache: Path | None = None
+    """None: $LIGHTWAM_CACHE, else the dataset's own folder"""
+
+    @classmethod
+    def of(cls, dataset: Path | str | DatasetSource) -> DatasetSource:
+        """Return `dataset`, or the source of the dataset at this path."""
+        return dataset if isinstance(dataset, DatasetSource) else cls(Path(dataset))
+
+
+@dataclass(frozen=True)
+class DatasetCaches:
+    """One dataset's caches in the folder `home`: decoded pictures, or a VAE's latents and the prompts' token states."""
+
+    recipe: Recipe
+    data: LeRobotDataset
+    home: Path
+
+    @cached_property
+    def files(self) -> dict[str, str]:
+        """The dataset's fingerprint."""
+        return self.data.fingerprint()
+
+    @cached_property
+    def frames(self) -> Path:
+        """The folder of decoded pictures."""
+        return frames_folder(self.home / FRAMES, self.data, self.recipe.codec, self.files)
+
+    @cached_property
+    def vae(self) -> dict[str, str]:
+        """The identity of the VAE."""
+        return vae_identity(self.recipe)
+
+    @property
+    def encoder_identity(self) -> dict[str, str]:
+        """The identity of a pretrained encoder of latents."""
+        return {"kind": self.recipe.latents.kind, **self.vae}
+
+    def latents(self, home: Path) -> Path:
+        """Return the folder of latents in `home`."""
+        recipe, folder = self.recipe, home / LATENTS
+        return latents_folder(folder, self.data, recipe.codec, recipe.model.horizon, self.encoder_identity, self.files)
+
+    def check(self, prompts: bool) -> None:
+        """Raise DatasetError when `open` could not write its cache, or a cache that it only reads is missing."""
+        if self.recipe.latents.pretrained:
+            self._open_latents()
+        else:
+            FrameCache.check_writable(self.data, self.recipe.codec, self.frames, self.files)
+        if prompts:
+            self.prompts()
+
+    def open(self, say: Callable[[str], None]) -> Cache:
+        """Open a VAE's latents, or the decoded pictures, which are decoded again if missing or stale."""
+        if self.recipe.latents.pretrained:
+            return self._open_latents()
+        keep = temporary_frames(self.data, self.recipe.codec, self.frames, self.files)
+        for folder, name in ((self.home, FRAMES), (self.home / FRAMES, None)):
+            remove_leftovers(folder, name, keep=keep)
+        with Progress("decode", unit="frame", say=say) as progress:
+            FrameCache.build(self.data, self.recipe.codec, self.frames, progress.update, self.files)
+        return FrameCache.open(self.frames)
+
+    def measure(self, cache: Cache) -> dict[str, Any]:
+        """Return the VAE's identity, or the DCT's statistics over pictures of the dataset."""
+        if self.recipe.latents.pretrained:
+            return dict(self.vae)
+        assert isinstance(self.recipe.latents, DctConfig) and isinstance(cache, FrameCache)
+        rows = torch.linspace(0, cache.num_steps - 1, min(FIT_FRAMES, cache.num_steps)).long().tolist()
+        return dict(DctLatents.fit(self.recipe.latents, to_pixels(cache.frames[rows][:, None])[:, :, 0]).to_dict())
+
+    def prompts(self) -> Weights:
+        """Read the prompts' states of a pretrained text encoder from the cache; DatasetError when one is missing."""
+        text = self.recipe.text
+        if not text.pretrained:
+            return {}
+        expected = (text.num_tokens, text.dim)
+        paths = [home / LATENTS / run_directory.PROMPTS for home in self._homes]
+        known: Weights = {}
+        for path in reversed(paths):
+            states = run_directory.read_tensors(path)
+            known |= {prompt: state for prompt, state in states.items() if state.shape == expected}
+        for prompt in self.wanted_prompts:
+            if prompt not in known:
+                what, step = "a prompt has no token states of this recipe", "make them: `lightwam cache`"
+                raise DatasetError(what, where=paths[0], got=repr(prompt), expected=expected, next_step=step)
+        return {prompt: known[prompt] for prompt in self.wanted_prompts}
+
+    @property
+    def wanted_prompts(self) -> list[str]:
+        """The prompts of the dataset's tasks."""
+        return [self.recipe.prompt.format(task=self.data.tasks[index]) for index in self.data.used_tasks]
+
+    @property
+    def _homes(self) -> list[Path]:
+        """The folders to look for latents in: also the dataset's own, as they take hours to make."""
+        return list(dict.fromkeys([self.home, self.data.root]))
+
+    def _open_latents(self) -> LatentCache:
+        paths = [self.latents(home) for home in self._homes]
+        path = next((path for path in paths if (path / "cache.json").is_file()), paths[0])
+        recipe = self.recipe
+        return LatentCache.open(path, self.data, recipe.codec, recipe.model.horizon, self.encoder_identity)

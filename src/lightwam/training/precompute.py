@@ -1,0 +1,91 @@
+"""Making caches ahead of training: decoded pictures, or latents and prompt states of pretrained encoders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+
+from lightwam.config.checks import check_recipe
+from lightwam.config.schema import LATENTS, Recipe
+from lightwam.data.cache.encoder import ClipEncoder
+from lightwam.data.cache.latents import LatentCache
+from lightwam.data.cache.location import cache_home, check_free_space
+from lightwam.data.lerobot.reader import LeRobotDataset
+from lightwam.encoders.frozen import encode_clip, open_latents, open_text
+from lightwam.encoders.weight_files import Part, digest, locate
+from lightwam.policy import run_directory
+from lightwam.system.devices import oom_as_config_error
+from lightwam.system.progress import Progress
+from lightwam.training import distributed
+from lightwam.training.caches import DatasetCaches, DatasetSource
+from lightwam.training.dataset import check_data, check_tasks
+from lightwam.training.distributed import World
+from lightwam.types import Latents, to_pixels
+
+TEXT_PARTS: tuple[Part, ...] = ("text_encoder", "tokenizer")
+
+
+def make_cache(
+    recipe: Recipe,
+    dataset: Path | str | DatasetSource,
+    *,
+    device: str = "auto",
+    say: Callable[[str], None] = print,
+) -> None:
+    """Make what training reads: decoded pictures, or a VAE's latents and the prompts' token states.
+
+    Resumes where it was stopped. Under torchrun every process makes its part. Raises ConfigError when the recipe's
+    settings do not fit together; DatasetError when the dataset is broken or does not fit the recipe, or the cache
+    cannot be written; CheckpointError when weights are missing.
+    """
+    check_recipe(recipe)
+    source = DatasetSource.of(dataset)
+    data = LeRobotDataset(source.path, source.names)
+    check_data(recipe, data)
+    check_tasks(recipe, data, say)
+    caches = DatasetCaches(recipe, data, cache_home(data.root, source.cache))
+    if not recipe.latents.pretrained:
+        with distributed.process_group("cpu") as world, world.main_first():
+            caches.open(say)
+        return
+    with (
+        distributed.process_group(device) as world,
+        oom_as_config_error(f"encoding on {world.device}", "a larger device, or --device cpu"),
+    ):
+        if world.is_main:
+            cache_prompts(caches, world.device)
+        _cache_latents(caches, world, say)
+        world.barrier()
+
+
+def _cache_latents(caches: DatasetCaches, world: World, say: Callable[[str], None]) -> None:
+    recipe = caches.recipe
+    latents = open_latents(recipe, caches.vae, recipe.weights, world.device)
+
+    @torch.inference_mode()
+    def encode(canvases: UInt8[np.ndarray, "B F height width 3"]) -> Latents:
+        with torch.backends.cudnn.flags(allow_tf32=False):  # latents are stored, so they are computed exactly
+            encoded = encode_clip(latents, to_pixels(canvases).to(world.device))
+        return Latents(encoded.present.cpu(), encoded.clip.cpu())
+
+    encoder = ClipEncoder(encode, caches.encoder_identity)
+    horizon, path = recipe.model.horizon, caches.latents(caches.home)
+    with Progress("encode", unit="window", say=say, silent=not world.is_main) as progress:
+        LatentCache.build(caches.data, recipe.codec, horizon, encoder, path, progress.update, world.process)
+
+
+def cache_prompts(caches: DatasetCaches, device: torch.device | str) -> None:
+    """Encode the dataset's prompts that are not cached yet; those of another encoder are replaced."""
+    recipe, path, wanted = caches.recipe, caches.home / LATENTS / run_directory.PROMPTS, caches.wanted_prompts
+    text = recipe.text
+    encoder = {"encoder": f"{text.kind} {text.num_tokens}x{text.dim}"}
+    encoder |= {part: digest(locate(recipe.weights, part)) for part in TEXT_PARTS}
+    known = run_directory.read_tensors(path) if run_directory.read_metadata(path) == encoder else {}
+    if missing := [prompt for prompt in wanted if prompt not in known]:
+        check_free_space(path, 2 * len(wanted) * text.num_tokens * text.dim)
+        states = open_text(recipe, device).encode(missing).to("cpu", torch.bfloat16)
+        run_directory.write_tensors(path, known | dict(zip(missing, states, strict=True)), encoder)
