@@ -11,7 +11,7 @@ from typing import Any
 from lightwam.config.checks import check_recipe
 from lightwam.config.schema import Recipe
 from lightwam.data.collect import collect
-from lightwam.encoders.frozen import check_prompts
+from lightwam.encoders.prompt_check import check_prompts
 from lightwam.errors import ConfigError
 from lightwam.evaluation.evaluate import evaluate
 from lightwam.evaluation.probe import record_probe

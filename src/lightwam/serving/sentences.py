@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 
 from lightwam.config.schema import Recipe
-from lightwam.encoders.frozen import Sentences
+from lightwam.encoders.prompt_check import PromptCheck
 from lightwam.errors import CheckpointError, ConfigError, WireError
 from lightwam.serving.logs import log_event
 
@@ -22,14 +22,14 @@ def sentence_check(recipe: Recipe, known: Collection[str]) -> CheckSentence:
     ConfigError if there are no known prompts either.
     """
     logged: set[str] = set()
-    sentences: Sentences | None = None
+    sentences: PromptCheck | None = None
     try:
-        sentences = Sentences(recipe)
+        sentences = PromptCheck(recipe)
     except (CheckpointError, ConfigError) as error:
         if not known:
             raise
-        log_event("the text encoder is not here: only the run's own sentences are answered", 30, sentences=len(known),
-             where=error.where, why=error.what, setting="--weights")  # fmt: skip
+        event = "without the text encoder, only the run's own sentences are answered"
+        log_event(event, 30, sentences=len(known), where=error.where, why=error.what, setting="--weights")
 
     def log(what: str) -> None:
         if what and what not in logged and len(logged) < MAX_LOGGED:
@@ -40,9 +40,12 @@ def sentence_check(recipe: Recipe, known: Collection[str]) -> CheckSentence:
         if sentences is not None and (recipe.text.truncate or recipe.prompt.format(task=sentence) not in known):
             log(sentences.check(sentence))
         elif sentences is None and recipe.prompt.format(task=sentence) not in known:
-            raise WireError("the sentence is new, and the text encoder is not on the server", where="prompt",
-                            expected="a sentence of the run's training",
-                            next_step="start the server with --weights, a path to the text encoder")  # fmt: skip
+            what, expected = (
+                "the sentence is new, and the text encoder is not on the server",
+                "a sentence from training",
+            )
+            step = "start the server with --weights, a path to the text encoder"
+            raise WireError(what, where="prompt", expected=expected, next_step=step)
 
     if recipe.text.truncate:
         log_event("longer sentences are truncated", 30, tokens=recipe.text.num_tokens, setting="text.truncate")
