@@ -38,7 +38,7 @@ def test_other_modules_are_not_found() -> None:
 
 
 @pytest.mark.parametrize("name", ["train", "collect", "evaluate", "compare"])
-def test_a_former_module_does_not_hide_the_public_function(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_former_module_can_be_called_as_the_public_function(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import lightwam as lw
 
     monkeypatch.delitem(sys.modules, f"lightwam.{name}", raising=False)
