@@ -7,8 +7,6 @@
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from lightwam.system import moved
@@ -80,16 +78,6 @@ _MODULES = {
 """public name -> the module that defines it"""
 __all__ = ["__version__", *_MODULES]
 
-
-class _Package(ModuleType):
-    """Keeps `lightwam.train` the function after an import of the former module of that name (see `system.moved`)."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if name not in _MODULES or not isinstance(value, ModuleType):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
 moved.install()
 
 
