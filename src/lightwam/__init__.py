@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # for type checkers and editors; tests hold that _MODULES lis
     from lightwam.errors import WireError as WireError
     from lightwam.evaluation.compare import compare as compare
     from lightwam.evaluation.evaluate import evaluate as evaluate
+    from lightwam.evaluation.watch.surprise import SurpriseWatch as SurpriseWatch
     from lightwam.model.light_wam import LightWAM as LightWAM
     from lightwam.policy.episode import Episode as Episode
     from lightwam.policy.policy import Policy as Policy
@@ -60,6 +61,7 @@ _MODULES = {
     "Simulator": "lightwam.sim.simulator",
     "SimulatorError": "lightwam.errors",
     "StepOutcome": "lightwam.sim.simulator",
+    "SurpriseWatch": "lightwam.evaluation.watch.surprise",
     "WireError": "lightwam.errors",
     "check_simulator": "lightwam.sim.check",
     "collect": "lightwam.data.collect",

@@ -192,7 +192,7 @@ def test_commands_in_texts_parse(repository: Any, parse_only: None, capsys: pyte
         ("see lightwam serve RUN --prot 8000, then ask", False),
         ("lightwam eval ws://HOST:8000 demo --run runs/a --eval.trials many", True),
         ("torchrun --nproc-per-node 2 -m lightwam train demo --run runs/a", True),
-        ("torchrun --nproc-per-node 2 -m lightwam train demo --data data/a", True),
+        ("torchrun --nproc-per-node 2 -m lightwam train demo --dataset data/a", True),
         ("torchrun --nproc-per-node 2 -m -- lightwam train demo --rum runs/a", True),
     ],
 )
@@ -208,7 +208,7 @@ def test_options_in_texts_exist(
 ) -> None:
     """Also options named without their command."""
     monkeypatch.setenv("COLUMNS", "200")
-    commands = [["train", "libero-10"], ["eval", "RUN"], ["eval", "ws://HOST:1", "demo"], ["bench", "act", "demo"]]
+    commands = [["train", "libero-10"], ["eval", "ws://HOST:1", "demo"], ["bench", "act", "demo"]]
     for command in cli.COMMANDS:
         for kind in KINDS.get(command, ("",)):
             words = (command, kind) if kind else (command,)

@@ -41,7 +41,7 @@ def told(capsys: pytest.CaptureFixture[str]) -> Told:
 
 
 def train_words(tiny: Any, run: Path) -> list[object]:
-    return ["train", "point", "--data", tiny.dataset, "--run", run, *SAME]
+    return ["train", "point", "--dataset", tiny.dataset, "--run", run, *SAME]
 
 
 def test_a_truncated_video(tiny: Any, tmp_path: Path, told: Told) -> None:
@@ -66,7 +66,7 @@ def test_a_missing_video(tiny: Any, tmp_path: Path, told: Told) -> None:
 
 
 def test_no_dataset_at_all(tiny: Any, tmp_path: Path, told: Told) -> None:
-    assert "nowhere" in told("train", "point", "--data", tmp_path / "nowhere", "--run", tmp_path / "new")
+    assert "nowhere" in told("train", "point", "--dataset", tmp_path / "nowhere", "--run", tmp_path / "new")
 
 
 @pytest.mark.parametrize(("dim", "feature"), [("state-dim", "observation.state"), ("action-dim", "action")])
@@ -103,8 +103,8 @@ def test_a_sentence_that_is_too_long_costs_nothing(tiny: Any, tmp_path: Path, to
     shutil.rmtree(tiny.dataset / "cache")
     rename_tasks(tiny.dataset, "move slowly and with great care to the dot number ")
     for command in ("train", "cache"):
-        words = [command, "point", "--data", tiny.dataset, *(["--run", tmp_path / "new"] * (command == "train")), *SAME]
-        text = told(*words)
+        run = ["--run", tmp_path / "new"] if command == "train" else []
+        text = told(command, "point", "--dataset", tiny.dataset, *run, *SAME)
         assert f"{tiny.dataset} task 0: 'move slowly" in text
         assert "got: 11 words" in text and "--text.num-tokens" in text
         assert not (tmp_path / "new").exists() and not (tiny.dataset / "cache").exists()
@@ -121,7 +121,7 @@ def test_a_sentence_that_no_row_has_need_not_fit(tiny: Any, tmp_path: Path) -> N
 def test_a_camera_that_is_not_there_costs_nothing(tiny: Any, tmp_path: Path, told: Told) -> None:
     near = ["--codec.places.0.camera", "near", "--sim.cameras", "near"]
     assert "expected: near" in told(*train_words(tiny, tmp_path / "new"), *near)
-    assert "expected: near" in told("cache", "point", "--data", tiny.dataset, *near)
+    assert "expected: near" in told("cache", "point", "--dataset", tiny.dataset, *near)
     assert not (tmp_path / "new").exists()
 
 
@@ -155,19 +155,19 @@ def test_a_camera_that_the_simulator_lacks(tmp_path: Path, told: Told, monkeypat
     tip = replace(recipe.codec.places[0], camera="tip")
     lacking = replace(recipe, sim=replace(recipe.sim, cameras=("tip",)), codec=replace(recipe.codec, places=(tip,)))
     monkeypatch.setitem(recipes.RECIPES, "point", lambda: lacking)  # type: ignore[index]
-    text = told("collect", "point", "--data", tmp_path / "new")
+    text = told("collect", "point", "--dataset", tmp_path / "new")
     assert "unknown point camera" in text
     assert "did you mean 'top'" in text
 
 
 def test_a_camera_that_the_simulator_does_not_draw(tmp_path: Path, told: Told) -> None:
-    text = told("collect", "point", "--data", tmp_path / "new", "--sim.cameras", "near")
+    text = told("collect", "point", "--dataset", tmp_path / "new", "--sim.cameras", "near")
     assert "got: top" in text
     assert "near" in text
 
 
 def test_a_run_of_another_config(tiny: Any, told: Told) -> None:
-    text = told("train", "point", "--data", tiny.dataset, "--run", tiny.run, "--train.batch-size", "5")
+    text = told("train", "point", "--dataset", tiny.dataset, "--run", tiny.run, "--train.batch-size", "5")
     assert "train.batch_size: run has 4, asked 5" in text
 
 
@@ -212,5 +212,5 @@ def test_a_simulator_that_is_not_installed(tmp_path: Path, told: Told, monkeypat
     real = importlib.util.find_spec
     gone = ("metaworld", "mujoco")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name in gone else real(name, *a))
-    text = told("collect", "demo", "--data", tmp_path / "new")
+    text = told("collect", "demo", "--dataset", tmp_path / "new")
     assert "pip install 'lightwam[metaworld]'" in text

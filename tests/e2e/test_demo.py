@@ -81,7 +81,7 @@ def test_one_sentence_cannot_be_exchanged(tiny: Any, capsys: pytest.CaptureFixtu
     alone = ["--sim.tasks", "red", "--eval.trials", "1", "--eval.videos-per-task", "0", "--sim.max-steps", "4"]
     assert main(["eval", str(tiny.run), *alone]) == 0
     assert main(["report", str(tiny.run), "--swap"]) == 2
-    assert "one sentence cannot be exchanged" in capsys.readouterr().err
+    assert "sentences can be exchanged among several tasks only" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -32,7 +32,7 @@ def command(recipe: Recipe, dataset: Path, run: Path) -> list[str]:
             "steps", "batch_size", "warmup_steps", "log_every", "save_every", "ema_decay", "shift_pixels")},
     }  # fmt: skip
     options = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-    return [sys.executable, "-m", "lightwam", "train", "point", "--data", str(dataset), "--run", str(run), *options]
+    return [sys.executable, "-m", "lightwam", "train", "point", "--dataset", str(dataset), "--run", str(run), *options]
 
 
 def test_sigkill_in_the_middle_costs_nothing_but_time(tiny: Any, tmp_path: Path) -> None:

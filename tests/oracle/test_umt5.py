@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
 from lightwam.config import recipes
 from lightwam.config.schema import Umt5Config
 from lightwam.encoders import umt5
-from lightwam.encoders.frozen import check_prompts
+from lightwam.encoders.prompt_check import check_prompts
 from lightwam.encoders.umt5 import Umt5Text, cleaned, official_name
 from lightwam.errors import CheckpointError, ConfigError, PromptError
 from lightwam.types import TextEncoder

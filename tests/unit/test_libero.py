@@ -19,7 +19,7 @@ from lightwam.sim import registry
 from lightwam.sim.check import check_simulator
 from lightwam.sim.libero import conversion
 from lightwam.sim.libero import simulator as libero
-from lightwam.sim.libero.expert_fixtures import BEHIND, Fixtures
+from lightwam.sim.libero.expert_fixtures import BACK_GAP, Fixtures
 from lightwam.sim.libero.expert_scene import Scene
 from lightwam.sim.libero.files import importing_robosuite
 from lightwam.sim.libero.simulator import LiberoSimulator
@@ -38,7 +38,7 @@ PLAIN = replace(WHOLE, height=96, width=128, protocol="plain")
 def closed() -> Iterator[None]:
     """A world takes over a gigabyte."""
     yield
-    for simulator in list(libero._open):
+    for simulator in list(libero._loaded):
         simulator.close()
 
 
@@ -61,7 +61,7 @@ def official(task: str) -> tuple[np.ndarray, list[dict[str, np.ndarray]]]:
         env.reset()
         env.set_init_state(libero.initial_states(suite, name)[0])
         for _ in range(30):
-            env.step(libero.STILL)
+            env.step(libero.IDLE_ACTION)
         states, seen = [env.get_sim_state()], []
         for action in actions():
             seen.append(env.step(action)[0])
@@ -88,7 +88,7 @@ def same_as_official(task: str) -> None:
 
     assert np.array_equal(states, expected)
     for one, other in zip(seen, raw, strict=True):
-        for camera, name in libero.NAMES.items():
+        for camera, name in libero.CAMERA_NAMES.items():
             assert np.array_equal(one.frames[camera], other[f"{name}_image"][::-1, ::-1])
         assert np.array_equal(one.state[:3], other["robot0_eef_pos"].astype(np.float32))
         angle = quat2axisangle(other["robot0_eef_quat"])
@@ -122,7 +122,7 @@ def test_places_are_drawn_as_libero_draws_them() -> None:
         env.seed(7)
         env.reset()
         for _ in range(simulator.protocol.settle_steps):
-            env.step(libero.STILL)
+            env.step(libero.IDLE_ACTION)
         assert np.array_equal(ours, env.sim.get_state().qpos)
     finally:
         env.close()
@@ -210,10 +210,10 @@ def test_what_the_expert_sees_of_doors_and_of_what_is_behind() -> None:
     simulator.reset(FIRST_STATE)
     scene = Scene(simulator)
     fixtures = Fixtures(scene)
-    assert fixtures.hung("microwave_1") and not fixtures.drawn("microwave_1")
+    assert fixtures.has_door("microwave_1") and not fixtures.is_drawer("microwave_1")
     door, angle = fixtures.door("microwave_1"), fixtures.angle("microwave_1")
     along = np.array([np.cos(angle), np.sin(angle)])
-    np.testing.assert_allclose(door.shutting, [-np.sin(angle), np.cos(angle)], atol=1e-6)
+    np.testing.assert_allclose(door.closing, [-np.sin(angle), np.cos(angle)], atol=1e-6)
     np.testing.assert_allclose((door.face[:2] - door.hinge) @ along, 0.1295, atol=1e-4)
     # the microwave's own frame is the world's, its hinge in the front, to the left
     corner = np.array([*door.hinge, door.top]) - [-0.1725, -0.088, 0.096 + 0.0925]
@@ -221,8 +221,8 @@ def test_what_the_expert_sees_of_doors_and_of_what_is_behind() -> None:
     assert cavity is not None and fixtures.cavity("microwave_1_top_side") is None
     np.testing.assert_allclose(cavity.inward, [0, 1], atol=1e-6)
     np.testing.assert_allclose(cavity.aside, [1, 0], atol=1e-6)
-    np.testing.assert_allclose(cavity.back - corner, [-0.04, 0.0805 - BEHIND, 0.024], atol=1e-4)
-    handle = scene.nearest("white_yellow_mug_1", cavity.inward) - scene.position("white_yellow_mug_1")
+    np.testing.assert_allclose(cavity.back - corner, [-0.04, 0.0805 - BACK_GAP, 0.024], atol=1e-4)
+    handle = scene.trailing_part("white_yellow_mug_1", cavity.inward) - scene.position("white_yellow_mug_1")
     np.testing.assert_allclose(handle, [0, -0.064, 0.056], atol=2e-3)
 
 
@@ -235,7 +235,7 @@ def test_a_process_holds_one_world() -> None:
     second.observe()
     first.reset(0)
     first.observe()
-    assert libero._open == [first]
+    assert libero._loaded == [first]
 
 
 def test_there_are_50_states_and_no_more() -> None:
@@ -293,8 +293,8 @@ def test_protocols_are_the_published_ones() -> None:
 
 
 def test_the_gripper_is_turned_round() -> None:
-    assert [conversion.to_simulator(x, "sign") for x in (0.0, 0.4, 0.6, 1.0)] == [1, 1, -1, -1]
-    assert [conversion.to_simulator(x, "linear") for x in (0.0, 0.25, 1.0)] == [1, 0.5, -1]
+    assert [conversion.to_libero_gripper(x, "sign") for x in (0.0, 0.4, 0.6, 1.0)] == [1, 1, -1, -1]
+    assert [conversion.to_libero_gripper(x, "linear") for x in (0.0, 0.25, 1.0)] == [1, 0.5, -1]
 
 
 def test_axis_and_angle() -> None:
@@ -306,18 +306,18 @@ def test_axis_and_angle() -> None:
 
 def test_pictures_as_each_policy_gets_them() -> None:
     ramp = np.broadcast_to(np.arange(256, dtype=np.uint8)[:, None, None], (256, 256, 3))
-    assert conversion.treated(ramp, "as drawn") is ramp
-    small = conversion.treated(ramp, "resized")
+    assert conversion.apply_treatment(ramp, "as drawn") is ramp
+    small = conversion.apply_treatment(ramp, "resized")
     assert small.shape == (224, 224, 3) and abs(int(small[112, 5, 0]) - 128) <= 1 and small[-1, 0, 0] >= 254
-    seen = conversion.treated(ramp, "as OpenVLA-OFT sees it")
+    seen = conversion.apply_treatment(ramp, "as OpenVLA-OFT sees it")
     # of the ramp 0..255 the middle 0.949 is left: 6.5 to 248.5
     assert abs(int(seen[0, 9, 0]) - 7) <= 2 and abs(int(seen[-1, 9, 0]) - 248) <= 2
 
 
 def test_the_middle_of_a_picture_fills_it() -> None:
     picture = np.arange(5, dtype=np.uint8)[:, None, None] * np.full((1, 5, 3), 10, np.uint8)
-    assert conversion.middle(picture, 0.5)[:, 0, 0].tolist() == [10, 15, 20, 25, 30]
-    assert np.array_equal(conversion.middle(picture, 1.0), picture)
+    assert conversion.crop_middle(picture, 0.5)[:, 0, 0].tolist() == [10, 15, 20, 25, 30]
+    assert np.array_equal(conversion.crop_middle(picture, 1.0), picture)
 
 
 def test_a_libero_that_would_ask_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,7 +335,7 @@ def test_a_libero_that_would_ask_is_refused(tmp_path: Path, monkeypatch: pytest.
 
 def test_names_are_known_without_a_world() -> None:
     simulator = registry.make_simulator(PLAIN, "libero_spatial/9")
-    assert isinstance(simulator, LiberoSimulator) and libero._open == []
+    assert isinstance(simulator, LiberoSimulator) and libero._loaded == []
     assert (simulator.state_dim, simulator.action_dim, simulator.fps) == (8, 7, 20)
     with pytest.raises(SimulatorError, match="libero_object/3"):
         registry.make_simulator(PLAIN, "libero_object/33")

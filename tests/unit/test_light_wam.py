@@ -1,4 +1,3 @@
-from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -8,7 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lightwam.config.schema import BackboneConfig, ExpertConfig, FlowConfig, ModelConfig
-from lightwam.model.light_wam import LightWAM, part_of
+from lightwam.model.light_wam import LightWAM
+from lightwam.training.footprint import num_parameters
 from lightwam.types import Batch, pool
 
 CONFIG = ModelConfig(
@@ -70,35 +70,26 @@ def draws(size: int = 3) -> tuple[Tensor, Tensor]:
 MODEL = model_of()
 
 
-def counts_of(model: LightWAM) -> Counter[str]:
-    """Parameters by part."""
-    counts: Counter[str] = Counter()
-    for name, parameter in model.named_parameters():
-        counts[part_of(name)] += parameter.numel()
-    return counts
-
-
 def test_the_paper_scale_model_has_the_papers_parameters() -> None:
-    with torch.device("meta"):
-        model = LightWAM(PAPER)
-    counts = counts_of(model)
-    millions = {part: round(count / 1e6, 2) for part, count in counts.items()}
+    counts = num_parameters(PAPER)
+    millions = {part: round(count["total"] / 1e6, 2) for part, count in counts.items()}
     assert millions["blocks"] == 1393.22
     assert millions["lora"] == 87.49
     assert millions["adapters"] == 2.37
     assert millions["head"] == 0.10
     assert millions["expert"] == 351.03
     assert millions["proprio_encoder"] == 0.04
-    assert round(sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6, 2) == 441.03
+    assert round(counts["all"]["trainable"] / 1e6, 2) == 441.03
     dit = ("blocks", "lora", "adapters", "head", "embeddings")
-    assert round(sum(counts[part] for part in dit) / 1e6, 2) == 1508.86
-    assert counts.keys() == {*dit, "expert", "proprio_encoder"}
+    assert round(sum(counts[part]["total"] for part in dit) / 1e6, 2) == 1508.86
+    assert counts.keys() == {*dit, "expert", "proprio_encoder", "all"}
+    assert counts["all"]["total"] == sum(counts[part]["total"] for part in (*dit, "expert", "proprio_encoder"))
 
 
 def test_every_parameter_of_a_backbone_from_scratch_is_trained() -> None:
-    model = LightWAM(CONFIG)
-    assert all(parameter.requires_grad for parameter in model.parameters())
-    assert "lora" not in counts_of(model)
+    counts = num_parameters(CONFIG)
+    assert counts["all"]["trainable"] == counts["all"]["total"] == sum(p.numel() for p in LightWAM(CONFIG).parameters())
+    assert "lora" not in counts
 
 
 def test_a_gradient_reaches_every_trained_parameter() -> None:

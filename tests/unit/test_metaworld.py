@@ -13,7 +13,7 @@ from lightwam.errors import SimulatorError
 from lightwam.sim import registry
 from lightwam.sim.check import check_simulator
 from lightwam.sim.metaworld import simulator as metaworld
-from lightwam.sim.mujoco_renderer import coarse
+from lightwam.sim.mujoco_renderer import simplify_meshes
 
 pytestmark = pytest.mark.sim
 pytest.importorskip("metaworld")
@@ -56,7 +56,7 @@ def test_the_expert_of_reach_brings_the_fingers_to_the_goal_not_the_hand() -> No
         expert = registry.make_expert(config, simulator)
         for _ in range(25):
             simulator.step(expert.action())
-        assert np.linalg.norm(simulator.fingers - simulator.everything[-3:]) < 0.01  # success: 0.05
+        assert np.linalg.norm(simulator.fingertips - simulator.full_observation[-3:]) < 0.01  # success: 0.05
     simulator.close()
 
 
@@ -142,14 +142,14 @@ def test_simplified_meshes_change_few_pixels_and_no_physics() -> None:
     plain, simple = (
         metaworld.MetaWorldSimulator(replace(CONFIG, height=96, width=96), "drawer-open") for _ in range(2)
     )
-    for simulator, grain in ((plain, 0.0), (simple, metaworld.GRAIN)):
+    for simulator, mesh_detail in ((plain, 0.0), (simple, metaworld.MESH_DETAIL)):
         simulator.reset(0)
-        simulator._pictures = metaworld.MujocoRenderer(simulator._env.model, 96, 96, grain)
+        simulator._renderer = metaworld.MujocoRenderer(simulator._env.model, 96, 96, mesh_detail)
     pictures = [simulator.observe().frames["corner4"].astype(int) for simulator in (plain, simple)]
     apart = np.abs(pictures[0] - pictures[1]).max(-1)
     assert 0 < apart.mean() < 2 and (apart > 16).mean() < 0.02
     model = simple._env.model
-    faces = coarse(model, metaworld.GRAIN).mesh_facenum.sum()
+    faces = simplify_meshes(model, metaworld.MESH_DETAIL).mesh_facenum.sum()
     assert faces < model.mesh_facenum.sum() / 3
     assert np.array_equal(model.mesh_vert, plain._env.model.mesh_vert)
     plain.close()
@@ -199,6 +199,6 @@ def test_a_loose_object_is_moved_by_its_joint_and_an_unknown_task_refused() -> N
     other = registry.make_simulator(CONFIG, "hammer")
     assert isinstance(other, metaworld.MetaWorldSimulator)
     other.reset(0)
-    with pytest.raises(SimulatorError, match="nothing is known"):
+    with pytest.raises(SimulatorError, match="objects can be moved only"):
         other.move_object(np.random.default_rng(0))
     other.close()

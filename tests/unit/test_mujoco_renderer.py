@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lightwam.sim.mujoco_renderer import MujocoRenderer, out_of_sight, seen_in, view_of
+from lightwam.sim.mujoco_renderer import MujocoRenderer, camera_view, mirrored_view, outside_view
 from lightwam.sim.opengl import choose_gl
 
 pytestmark = pytest.mark.sim
@@ -61,23 +61,23 @@ def world(seed: int, mirror: str, *, shadow: bool = False, camera: str = 'fovy="
 
 def leave_out(pictures: MujocoRenderer, away: np.ndarray) -> None:
     """These things, whatever is in sight."""
-    pictures._needless = lambda data: away  # type: ignore[method-assign]
+    pictures._invisible = lambda data: away  # type: ignore[method-assign]
 
 
 def out_of_view(model: Any) -> tuple[tuple[Any, Any], np.ndarray]:
     """The data, the view, and what is out of sight, whatever mirrors show."""
     data = mujoco.MjData(model)
     mujoco.mj_forward(model, data)
-    view = view_of(model, data, 0, SIZE[1] / SIZE[0])
+    view = camera_view(model, data, 0, SIZE[1] / SIZE[0])
     assert view is not None
-    return (data, view), out_of_sight(model, data, *view)
+    return (data, view), outside_view(model, data, *view)
 
 
-def drawn(model: Any, grain: float | None = None) -> tuple[int, np.ndarray, np.ndarray]:
+def drawn(model: Any, mesh_detail: float | None = None) -> tuple[int, np.ndarray, np.ndarray]:
     """How many things were left out, the picture without them, and the one with them."""
     data = mujoco.MjData(model)
     mujoco.mj_forward(model, data)
-    pictures = MujocoRenderer(model, *SIZE, grain)
+    pictures = MujocoRenderer(model, *SIZE, mesh_detail)
     left_out = pictures.draw(data, "eye")
     num_drawn = pictures._scene.ngeom
     leave_out(pictures, np.zeros(model.ngeom, bool))
@@ -138,7 +138,7 @@ def test_a_mirror_is_looked_into_through_its_frame() -> None:
     turn, (width, length, height) = data.geom_xmat[0].reshape(3, 3), model.geom_size[0]
     for _ in range(50):
         eye = data.geom_xpos[0] + turn @ [*rng.uniform(-1, 1, 2), height + rng.uniform(0.05, 1)]
-        image, sides = seen_in(model, data, 0, eye, np.zeros((4, 3)))
+        image, sides = mirrored_view(model, data, 0, eye, np.zeros((4, 3)))
         for share, within in ((0.99, True), (1.01, False)):
             on = np.array([*rng.uniform(-1, 1, 2), 1]) * (width, length, height)
             axis = rng.integers(2)

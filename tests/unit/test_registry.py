@@ -60,7 +60,7 @@ def test_an_adapter_of_ones_own_is_found_by_its_import_path(tmp_path, monkeypatc
     simulator = registry.make_simulator(config, "blue")
     simulator.reset(0)
     assert registry.make_expert(config, simulator).action().shape == (2,)
-    with pytest.raises(SimulatorError, match=r"lacks names[\s\S]*CAMERAS"):
+    with pytest.raises(SimulatorError, match=r"must have TASKS, CAMERAS, make[\s\S]*got: no CAMERAS, make"):
         registry.make_simulator(SimConfig(**{**vars(CONFIG), "name": "my_robot.half"}), "red")
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lightwam.cli.main import main
-from lightwam.config.schema import SimConfig
+from lightwam.config.schema import ControlSettings, SimConfig
 from lightwam.errors import ConfigError
 from lightwam.evaluation.latency_benchmark import bench_control
 from lightwam.evaluation.rehearsal import Rehearsed, Stage, is_place, jitter, latency_steps, rehearse, switches, ways
@@ -163,9 +163,11 @@ def test_a_way_of_ones_own(simulator: PointSimulator, act: Any) -> None:
 
 def test_the_table(tiny_once: Any) -> None:
     said: list[str] = []
-    late = (0.0, 200.0)
-    result = bench_control(tiny_once.run, trials=1, latencies_ms=late, patience=1.0, as_json=True, say=said.append)
-    assert json.loads(said[-1]) == json.loads(json.dumps(result))
+    settings = ControlSettings(trials=1, latencies_ms=(0.0, 200.0), patience=1.0)
+    result = bench_control(tiny_once.run, settings, said.append)
+    assert (
+        json.loads(json.dumps(result))["rows"][0].keys() == result["rows"][0].keys() and "rehearsal 20/20" in said[-1]
+    )
     rows = {(row["latency_ms"], row["way"]): row for row in result["rows"]}
     assert len(rows) == 2 * 5 and all(row["trials"] == 2 for row in rows.values())
     assert {row["latency_steps"] for row in rows.values()} == {0, 2}
@@ -193,5 +195,5 @@ def test_the_command(tiny_once: Any, capsys: pytest.CaptureFixture[str]) -> None
     "wrong", [{"trials": 0}, {"latencies_ms": ()}, {"latencies_ms": (-1.0,)}, {"rates_hz": (0.0,)}, {"patience": 0.5}]
 )
 def test_what_cannot_be_rehearsed_is_refused(wrong: dict[str, Any], tiny_once: Any) -> None:
-    with pytest.raises(ConfigError, match="a rehearsal needs"):
-        bench_control(tiny_once.run, **({"trials": 1, "latencies_ms": (0.0,)} | wrong))
+    with pytest.raises(ConfigError, match=r"at least 1|none below 0"):
+        bench_control(tiny_once.run, ControlSettings(**({"trials": 1, "latencies_ms": (0.0,)} | wrong)))

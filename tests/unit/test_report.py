@@ -117,7 +117,7 @@ def test_the_report_is_deterministic_and_leaves_no_other_file(run: Path) -> None
         (
             ["log.jsonl"],
             "This run has not been trained yet: it has no log.jsonl",
-            "lightwam train point --data data/point --run",
+            "lightwam train point --dataset data/point --run",
         ),
         (["eval/result.json", "eval/episodes.jsonl"], "has not been evaluated in closed loop yet", "lightwam eval"),
         (["eval/result.json"], "10 of 10 episodes are done", "lightwam eval"),

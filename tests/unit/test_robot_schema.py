@@ -9,7 +9,7 @@ import pytest
 
 from lightwam.config import recipes
 from lightwam.errors import ConfigError, WireError
-from lightwam.sim.libero.conversion import to_simulator
+from lightwam.sim.libero.conversion import to_libero_gripper
 from lightwam.types import Observation
 from lightwam.wire import robot_schemas
 from lightwam.wire.robot_schema import ActionPart, RobotSchema, StatePart, Unit, fit_schema
@@ -44,7 +44,7 @@ def test_libero_clients_are_told_the_gripper_as_the_simulator_counts() -> None:
     chunk[:, 6] = [1, 0, 0.25]  # open, closed
     told = libero()[0].actions(chunk)
     assert isinstance(told, np.ndarray)
-    assert told[:, 6].tolist() == [to_simulator(value, "linear") for value in (1.0, 0.0, 0.25)] == [-1, 1, 0.5]
+    assert told[:, 6].tolist() == [to_libero_gripper(value, "linear") for value in (1.0, 0.0, 0.25)] == [-1, 1, 0.5]
     assert not told[:, :6].any()
     assert chunk[:, 6].tolist() == [1, 0, 0.25], "the chunk was written into"
 

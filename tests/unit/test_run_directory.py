@@ -17,6 +17,7 @@ from lightwam.config import recipes
 from lightwam.errors import CheckpointError, ConfigError, LightwamError
 from lightwam.policy import run_directory
 from lightwam.policy.run_directory import Checkpoint, open_processing
+from lightwam.training import dataset_record
 
 
 def content(step: int, *, size: int = 8, ema: bool = True) -> Checkpoint:
@@ -262,14 +263,14 @@ def test_processing_that_is_no_table_is_refused(tmp_path: Path) -> None:
 
 def test_a_run_belongs_to_the_dataset_it_began_with(tmp_path: Path) -> None:
     files = {"meta/info.json": "3 bytes, aa", "data/0.parquet": "9 bytes, bb"}
-    run_directory.write_dataset(tmp_path, Path("one"), 3, files)
-    run_directory.check_dataset(tmp_path, Path("moved"), dict(files))
+    dataset_record.write_dataset(tmp_path, Path("one"), 3, files)
+    dataset_record.check_dataset(tmp_path, Path("moved"), dict(files))
     began = run_directory.read_json(tmp_path / "dataset.json")
     assert began.pop("episodes") == 3
     run_directory.write_json(tmp_path / "dataset.json", began)  # as runs of before have it
-    run_directory.check_dataset(tmp_path, Path("moved"), dict(files))
+    dataset_record.check_dataset(tmp_path, Path("moved"), dict(files))
     with pytest.raises(CheckpointError, match="another dataset") as caught:
-        run_directory.check_dataset(tmp_path, Path("two"), files | {"data/0.parquet": "9 bytes, cc"})
+        dataset_record.check_dataset(tmp_path, Path("two"), files | {"data/0.parquet": "9 bytes, cc"})
     for told in (str(Path("one").absolute()), str(Path("two").absolute()), "data/0.parquet", "bb", "cc"):
         assert told in str(caught.value)
     assert "info.json" not in str(caught.value)
@@ -277,10 +278,10 @@ def test_a_run_belongs_to_the_dataset_it_began_with(tmp_path: Path) -> None:
 
 def test_a_run_that_does_not_know_its_dataset_is_not_gone_on_with(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"dataset\.json"):
-        run_directory.check_dataset(tmp_path, Path("one"), {})
+        dataset_record.check_dataset(tmp_path, Path("one"), {})
     (tmp_path / "dataset.json").write_text('{"path": "one"}')
     with pytest.raises(CheckpointError, match=r"layout(.|\n)*dataset\.json"):
-        run_directory.check_dataset(tmp_path, Path("one"), {})
+        dataset_record.check_dataset(tmp_path, Path("one"), {})
 
 
 def test_json_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

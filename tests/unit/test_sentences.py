@@ -17,8 +17,9 @@ from serving import message, mirror, serving
 from lightwam.config import recipes
 from lightwam.config.schema import HashedTextConfig, Recipe, Umt5Config
 from lightwam.encoders import frozen
-from lightwam.encoders.frozen import Prompts, Sentences, check_prompts
+from lightwam.encoders.frozen import Prompts
 from lightwam.encoders.hashed_text import HashedText
+from lightwam.encoders.prompt_check import PromptCheck, check_prompts
 from lightwam.errors import CheckpointError, LightwamError, PromptError, WireError
 from lightwam.robot.client import Client
 from lightwam.robot.errors import Refused
@@ -157,10 +158,10 @@ def test_a_truncated_sentence_stands_in_the_log_once(caplog: pytest.LogCaptureFi
 def test_without_the_text_encoder_the_runs_own_sentences_are_answered(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def absent(asked: Recipe) -> Sentences:
+    def absent(asked: Recipe) -> PromptCheck:
         raise CheckpointError("no tokenizer lies there", where="/nowhere")
 
-    monkeypatch.setattr("lightwam.serving.sentences.Sentences", absent)
+    monkeypatch.setattr("lightwam.serving.sentences.PromptCheck", absent)
     pretrained = replace(recipes.recipe("point"), text=Umt5Config(), weights="/nowhere", prompt="do: {task}")
     check = sentence_check(pretrained, {"do: open the drawer"})
     assert any("text encoder is not here" in line for line in caplog.messages)

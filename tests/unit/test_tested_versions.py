@@ -106,7 +106,7 @@ def test_every_command_that_simulates_tells(darker: None, capsys: pytest.Capture
     for command in (
         ["check", "sim", "point", "--task", "red"],
         ["check", "expert", *words, "--eval.trials", "1", "--eval.workers", "1"],
-        ["collect", *words, *small, "--data", str(tmp_path)],
+        ["collect", *words, *small, "--dataset", str(tmp_path)],
     ):
         assert main(command) == 0
         assert capsys.readouterr().out.count("dots are darker") == 1

@@ -5,37 +5,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from lightwam.cli.options import AnyRecipe, Names, named_recipe, parse
+from lightwam.cli.options import DatasetOptions, DeviceOptions, RecipeOptions, recipe_command
+from lightwam.errors import ConfigError
 
 
-@dataclass(frozen=True)
-class AdoptOptions:
-    """Make a run directory of a published checkpoint; every tensor must fit the recipe's model."""
+@dataclass(frozen=True, kw_only=True)
+class AdoptOptions(DeviceOptions, DatasetOptions, RecipeOptions):
+    """Make a run directory of a published checkpoint; every tensor must fit the recipe's model.
 
-    recipe: AnyRecipe
-    checkpoint: Path
-    """the published .pt file"""
-    data: Path
-    """the LeRobot dataset it was trained on: statistics of state and action, and the task sentences"""
+    The dataset is the one it was trained on: it gives the statistics of state and action, and the task sentences.
+    """
+
+    checkpoint: Path | None = None
+    """the published .pt file; required"""
     run: Path
     """the run directory to make"""
-    names: Names = ()
-    cache: Path | None = None
-    """folder for caches; default: $LIGHTWAM_CACHE, else the dataset's own folder"""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """where prompts are encoded"""
 
 
 def run(arguments: Sequence[str]) -> None:
-    """`lightwam adopt RECIPE --checkpoint FILE.pt [--data PATH] [--run PATH]`."""
-    recipe, rest = named_recipe(arguments, "adopt")
-    defaults = AdoptOptions(recipe, Path("published.pt"), Path("data") / recipe.name, Path("runs") / recipe.name)
-    options = parse(defaults, rest, f"adopt {recipe.name}")
-    from lightwam.data.lerobot.features import parse_names
+    """`lightwam adopt RECIPE --checkpoint FILE.pt [--dataset PATH] [--run PATH]`."""
+    options = recipe_command(AdoptOptions, arguments, "adopt")
+    if options.checkpoint is None:
+        raise ConfigError("lightwam adopt needs a checkpoint", where="--checkpoint", next_step="--checkpoint FILE.pt")
     from lightwam.training.adopt import adopt
-    from lightwam.training.caches import DatasetSource
 
-    source = DatasetSource(options.data, parse_names(options.names), options.cache)
-    print(adopt(options.recipe, options.checkpoint, source, options.run, device=options.device))
+    print(adopt(options.recipe, options.checkpoint, options.source(), options.run, device=options.device))

@@ -1,40 +1,25 @@
-"""`lightwam cache`: what training reads, made ahead."""
+"""`lightwam cache`: what training reads, encoded ahead of it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
 
-from lightwam.cli.options import AnyRecipe, Names, named_recipe, parse
+from lightwam.cli.options import DatasetOptions, DeviceOptions, RecipeOptions, recipe_command
 
 
-@dataclass(frozen=True)
-class CacheOptions:
-    """Encode a dataset once: VAE latents of every window and the prompts' token states, beside the data.
+@dataclass(frozen=True, kw_only=True)
+class MakeCacheOptions(DeviceOptions, DatasetOptions, RecipeOptions):
+    """Encode a dataset once: VAE latents of every window and the prompts' token states, stored with the data.
 
-    Goes on where it stopped. Over several processes: torchrun --nproc-per-node 4 -m -- lightwam cache RECIPE ...
-    A recipe without pretrained encoders gets its pictures decoded, which `lightwam train` would do by itself.
+    Resumes where it stopped. With several processes: torchrun --nproc-per-node 4 -m -- lightwam cache RECIPE ...
+    For a recipe without pretrained encoders it decodes the pictures, which `lightwam train` would do by itself.
     """
-
-    recipe: AnyRecipe
-    data: Path
-    """a LeRobot dataset, v3.0 or v2.1"""
-    names: Names = ()
-    cache: Path | None = None
-    """folder for caches; default: $LIGHTWAM_CACHE, else the dataset's own folder"""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: a GPU where there is one"""
 
 
 def run(arguments: Sequence[str]) -> None:
-    """`lightwam cache RECIPE [--data PATH] [--weights PATH] [OPTIONS]`."""
-    recipe, rest = named_recipe(arguments, "cache")
-    options = parse(CacheOptions(recipe, Path("data") / recipe.name), rest, f"cache {recipe.name}")
-    from lightwam.data.lerobot.features import parse_names
-    from lightwam.training.caches import DatasetSource
+    """`lightwam cache RECIPE [--dataset PATH] [--weights PATH] [OPTIONS]`."""
+    options = recipe_command(MakeCacheOptions, arguments, "cache")
     from lightwam.training.precompute import make_cache
 
-    source = DatasetSource(options.data, parse_names(options.names), options.cache)
-    make_cache(options.recipe, source, device=options.device)
+    make_cache(options.recipe, options.source(), device=options.device)

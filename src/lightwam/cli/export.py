@@ -6,25 +6,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightwam.cli.options import parse, split_run
+from lightwam.cli.options import run_command
 
 
 @dataclass(frozen=True)
 class ExportOptions:
     """Write a run's weights in the layout of the published checkpoints."""
 
-    to: Path
-    """the .pt file to write"""
+    to: Path | None = None
+    """the .pt file to write; default: RUN/published.pt"""
     step: int | None = None
-    """of which checkpoint; the newest by default"""
+    """the checkpoint; the newest by default"""
     ema: bool = True
-    """the average of the weights, where training kept one"""
+    """the average of the weights, if training kept one"""
 
 
 def run(arguments: Sequence[str]) -> None:
     """`lightwam export RUN [--to FILE.pt]`."""
-    directory, rest = split_run(arguments, "export")
-    options = parse(ExportOptions(directory / "published.pt"), rest, f"export {directory}")
+    (run,), options = run_command(ExportOptions, arguments, "export")
     from lightwam.training.adopt import export
 
-    print(export(directory, options.to, options.step, ema=options.ema))
+    print(export(Path(run), options.to or Path(run) / "published.pt", options.step, ema=options.ema))

@@ -1,7 +1,7 @@
-"""The command `lightwam`: finds the subcommand, and turns what goes wrong in it into a message and an exit code.
+"""The command `lightwam`: runs a subcommand, and turns a user's errors into a message and an exit code.
 
-The top level is written by hand, so that `lightwam --help` and a typing error cost milliseconds: torch, numpy and tyro
-are imported by the subcommands alone.
+The top level is written by hand, so that `lightwam --help` and a misspelt command take milliseconds: only the
+subcommands import torch, numpy and tyro.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from lightwam.errors import ConfigError, LightwamError, did_you_mean
 COMMANDS = {
     "demo": "collect, train, evaluate and report in one go",
     "collect": "record demonstrations by scripted experts as a LeRobot v3.0 dataset",
-    "convert": "turn published demonstrations of LIBERO into such a dataset",
+    "convert": "convert published demonstrations of LIBERO to such a dataset",
     "cache": "encode a dataset once: latents and prompts for recipes with pretrained encoders",
-    "train": "train a policy on a dataset; the same command again goes on where it stopped",
-    "eval": "run a policy in closed loop on seeds it never saw, a run's or a server's",
+    "train": "train a policy on a dataset; the same command resumes it",
+    "eval": "run a policy, a run's or a server's, in closed loop on unseen seeds",
     "serve": "answer robots over openpi's websocket, XPolicyLab's and HTTP",
     "compare": "compare two evaluations, episode by episode",
-    "watch": "calibrate how a policy is surprised, and measure what that tells",
+    "watch": "calibrate a policy's surprise score, and measure how well it detects disturbances",
     "report": "write a run's report.html",
-    "adopt": "make a run of a published Light-WAM checkpoint",
-    "export": "write a run's weights as a published Light-WAM checkpoint",
+    "adopt": "convert a published Light-WAM checkpoint to a run",
+    "export": "write a run's weights in the format of the published checkpoints",
     "push": "publish a run on the Hugging Face Hub, with a model card",
     "show": "print a recipe's sizes, parameters and memory",
-    "check": "check a dataset or a simulator",
+    "check": "check a dataset, a simulator, an expert or a client",
     "bench": "measure speed",
 }
 """name -> summary; each is a module of lightwam.cli with `run(arguments)`"""
@@ -40,10 +40,10 @@ USER_ERROR, INTERRUPTED = 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command line (default: the process's own) and returns its exit code.
+    """Run one command line (the process's own by default) and return its exit code.
 
-    0 success; 2 an error of the user's making, told on stderr without a traceback (LIGHTWAM_DEBUG=1 shows it); 130
-    Ctrl-C. Every command may be given again after a Ctrl-C: it goes on from what it had saved.
+    0 success; 2 an error of the user's, printed to stderr without a traceback (LIGHTWAM_DEBUG=1 shows it); 130 Ctrl-C.
+    After a Ctrl-C the same command resumes from what it had saved.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     _escape_unprintable()
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LightwamError as error:
         return _report(error)
     except KeyboardInterrupt:
-        print(f"\nlightwam: stopped. To go on: {shlex.join(['lightwam', *arguments])}", file=sys.stderr)
+        print(f"\nlightwam: stopped. To resume: {shlex.join(['lightwam', *arguments])}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         # the reader of stdout (`| head`) left early; without this, Python complains again while it exits
@@ -89,15 +89,14 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     name, *rest = arguments
     if name not in COMMANDS:
-        raise ConfigError(
-            "unknown command", got=repr(name), next_step=f"{did_you_mean(name, COMMANDS)}; lightwam --help"
-        )
+        step = f"{did_you_mean(name, COMMANDS)}; lightwam --help"
+        raise ConfigError("unknown command", got=repr(name), next_step=step)
     importlib.import_module(f"lightwam.cli.{name}").run(rest)
     return 0
 
 
 def usage() -> str:
-    """What `lightwam --help` prints."""
+    """Return the text of `lightwam --help`."""
     return "\n".join(
         [
             f"lightwam {__version__}: lightweight World-Action Models",
@@ -106,6 +105,6 @@ def usage() -> str:
             "",
             *(f"  {name:9}{summary}" for name, summary in COMMANDS.items()),
             "",
-            "lightwam COMMAND --help tells more. First steps: lightwam demo point (a toy), lightwam demo (real tasks).",
+            "lightwam COMMAND --help lists options. First: lightwam demo point (a toy), lightwam demo (real tasks).",
         ]
     )

@@ -1,42 +1,39 @@
-"""What the subcommands share: a recipe by its name, a run by its directory, and options read by tyro."""
+"""What the subcommands share: their options, a recipe by its name, a run by its directory, and parsing by tyro."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 
-from lightwam.config import recipes
+from lightwam.config import checks, recipes
 from lightwam.config.schema import Recipe
 from lightwam.config.strict_json import old_names
 from lightwam.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from lightwam.system.workers import PoolFactory
+    from lightwam.training.caches import DatasetSource
 
 Options = TypeVar("Options")
 
 Flat = tyro.conf.arg(name="")
-"""marks the recipe among a command's options: its settings are `--train.steps`, not `--recipe.train.steps`"""
-AnyRecipe = Annotated[Recipe, Flat]
-Names = Annotated[
-    tuple[str, ...],
-    tyro.conf.arg(
-        metavar="FEATURE=NAME",
-        help="maps the features of a dataset without LeRobot's names; NAME is a camera, observation.state or action: "
-        "--names image=front state=observation.state actions=action. A run keeps them.",
-    ),
-]
-"""an option of every command that reads a dataset"""
+"""marks settings whose options have no prefix: `--train.steps`, not `--recipe.train.steps`"""
+RUN = {"RUN": "a run directory"}
+"""the first argument of many commands, as usage and errors show it"""
+_SWITCH = re.compile(r"(latents|text):[\w-]+-config$")
 OLD_OPTIONS: Mapping[str, str] = {
+    "data": "dataset",
     "families": "robot-schemas",
     "family": "robot-schema",
     "quiet": "undisturbed",
@@ -46,17 +43,73 @@ OLD_OPTIONS: Mapping[str, str] = {
     **{old.replace("_", "-"): new.replace("_", "-") for old, new in old_names(Recipe).items()},
 }
 """former name of an option -> its name; former ones are accepted, with a line on stderr"""
-_SWITCH = re.compile(r"(latents|text):[\w-]+-config$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeOptions:
+    """Options of commands that start from a recipe."""
+
+    recipe: Annotated[Recipe, Flat]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceOptions:
+    """Options of commands that compute."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU if there is one"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamesOptions:
+    """Options of commands that read a dataset of any origin."""
+
+    names: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FEATURE=NAME")] = ()
+    """maps the features of a dataset without LeRobot's names; NAME is a camera, observation.state or action: --names
+    image=front state=observation.state actions=action. A run keeps them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheOptions:
+    """Options of commands that cache what they decode or encode."""
+
+    cache: Path | None = None
+    """folder for caches; default: $LIGHTWAM_CACHE, else the dataset's own folder"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetOptions(NamesOptions, CacheOptions):
+    """Options of commands that train on a dataset, or prepare that."""
+
+    dataset: Path
+    """a LeRobot dataset, v3.0 or v2.1"""
+
+    def source(self) -> DatasetSource:
+        """Return the dataset with its names and cache."""
+        from lightwam.data.lerobot.features import parse_names
+        from lightwam.training.caches import DatasetSource
+
+        return DatasetSource(self.dataset, parse_names(self.names), self.cache)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyOptions(DeviceOptions):
+    """Options of commands that load a run's policy."""
+
+    step: int | None = None
+    """the checkpoint; the newest by default"""
+    weights: str | None = None
+    """where the pretrained encoders are now, if not where the recipe says"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RayOptions:
-    """Where a command's simulators run."""
+    """Options of commands that run simulators."""
 
     ray: bool = False
     """run the simulators, as many as there are workers, on a Ray cluster; everything else stays here"""
     ray_address: str = "auto"
-    """which cluster, host:port, of those that this machine has joined; auto: RAY_ADDRESS, or the only one"""
+    """the cluster's host:port, if this machine has joined several; auto: RAY_ADDRESS, or the only one"""
 
     def pool_factory(self, say: Callable[[str], None] = print) -> PoolFactory | None:
         """Return what makes the pool of simulators; None for processes of this machine."""
@@ -65,36 +118,77 @@ class RayOptions:
         return partial(RayWorkers, address=self.ray_address, say=say) if self.ray else None
 
 
+@dataclass(frozen=True, kw_only=True)
+class JsonOptions:
+    """Options of commands that print a result."""
+
+    json: bool = False
+    """print JSON instead of a table"""
+
+
 def named_recipe(arguments: Sequence[str], command: str, default: str | None = None) -> tuple[Recipe, list[str]]:
-    """The recipe that the first argument names, unchecked as overrides are to come, and the other arguments.
+    """Return the recipe that the first argument names, unchecked as overrides may follow, and the other arguments.
 
     Without a name the recipe is `default`; without either, ConfigError lists the names.
     """
     if arguments and not arguments[0].startswith("-"):
         return recipes.recipe(arguments[0]), list(arguments[1:])
-    if default is None:
-        if wants_help(arguments):
-            print(f"usage: lightwam {command} RECIPE [OPTIONS]\n\n{listing()}\n")
-            print(f"lightwam {command} RECIPE --help lists every option with its value in that recipe.")
-            raise SystemExit(0)
-        raise ConfigError(f"lightwam {command} needs a recipe", expected=", ".join(recipes.RECIPES),
-                          next_step=f"lightwam {command} {next(iter(recipes.RECIPES))}")  # fmt: skip
-    return recipes.recipe(default), list(arguments)
+    if default is not None:
+        return recipes.recipe(default), list(arguments)
+    if wants_help(arguments):
+        lines = [f"  {name:20}{(make.__doc__ or '').splitlines()[0]}" for name, make in recipes.RECIPES.items()]
+        print("\n".join([f"usage: lightwam {command} RECIPE [OPTIONS]", "", "recipes:", *lines, ""]))
+        print(f"lightwam {command} RECIPE --help lists every option with its value in that recipe.")
+        raise SystemExit(0)
+    names, step = ", ".join(recipes.RECIPES), f"lightwam {command} {next(iter(recipes.RECIPES))}"
+    raise ConfigError(f"lightwam {command} needs a recipe", expected=names, next_step=step)
 
 
-def listing() -> str:
-    """The recipes, a line each."""
-    lines = [f"  {name:20}{(make.__doc__ or '').splitlines()[0]}" for name, make in recipes.RECIPES.items()]
-    return "\n".join(["recipes:", *lines])
+def recipe_command(kind: type[Options], arguments: Sequence[str], command: str, default: str | None = None) -> Options:
+    """Return the options of a command that starts with a recipe, checked.
+
+    Dataset and run are in data/ and runs/ under the recipe's name unless an option says otherwise.
+    """
+    recipe, rest = named_recipe(arguments, command, default)
+    directories = {"dataset": Path("data") / recipe.name, "run": Path("runs") / recipe.name}
+    make: Any = kind
+    names = {field.name for field in fields(make)}
+    defaults = make(recipe=recipe, **{name: path for name, path in directories.items() if name in names})
+    options: Any = parse(kind, rest, f"{command} {recipe.name}", defaults)
+    checks.check_recipe(options.recipe)
+    checked: Options = options
+    return checked
+
+
+def positionals(arguments: Sequence[str], command: str, names: Mapping[str, str] = RUN) -> tuple[list[str], list[str]]:
+    """Split `arguments` into one word for each of `names` (name -> what it is) and the options after them."""
+    words = list(takewhile(lambda word: not word.startswith("-"), arguments[: len(names)]))
+    if len(words) < len(names):
+        missing = list(names)[len(words) :]
+        usage = f"lightwam {command} {' '.join([*words, *missing])}"
+        raise ConfigError(f"lightwam {command} needs {names[missing[0]]}", got=" ".join(words) or None, next_step=usage)
+    return words, list(arguments[len(names) :])
+
+
+def run_command(
+    kind: type[Options], arguments: Sequence[str], command: str, names: Mapping[str, str] = RUN
+) -> tuple[list[str], Options]:
+    """Return the words of a command that starts with a run, or with other `names`, and its options."""
+    if wants_help(arguments):
+        parse(kind, arguments, " ".join([command, *names]))
+    words, rest = positionals(arguments, command, names)
+    return words, parse(kind, rest, " ".join([command, *words]))
 
 
 def wants_help(arguments: Sequence[str]) -> bool:
-    """Whether the first argument asks for help."""
+    """Return whether the first argument asks for help."""
     return bool(arguments) and arguments[0] in ("-h", "--help")
 
 
-def parse(defaults: Options, arguments: Sequence[str], command: str) -> Options:
-    """Return `defaults` changed by the command line; an unknown option exits with code 2 and suggestions.
+def parse(kind: type[Options], arguments: Sequence[str], command: str, defaults: Options | None = None) -> Options:
+    """Return options of this kind from the command line and, for the others, `defaults` or the kind's own.
+
+    An unknown option exits with code 2 and suggestions.
 
     Sections of several kinds (`latents`, `text`) have the options of the recipe's own kind: `--text.num-tokens 24`. A
     word such as `text:umt5-config`, after all other options, chooses another kind, whose options follow that word.
@@ -102,9 +196,8 @@ def parse(defaults: Options, arguments: Sequence[str], command: str) -> Options:
     arguments = rename_old(arguments)
     switches = any(_SWITCH.match(word) for word in arguments)
     config = () if switches else (tyro.conf.AvoidSubcommands,)
-    options = tyro.cli(
-        type(defaults), default=defaults, args=list(arguments), prog=f"lightwam {command}", config=config
-    )
+    default: Any = tyro.MISSING_NONPROP if defaults is None else defaults
+    options: Options = tyro.cli(kind, default=default, args=arguments, prog=f"lightwam {command}", config=config)
     return options if all(map(_is_text, arguments)) else as_utf8(options)
 
 
@@ -137,35 +230,33 @@ def as_utf8(options: Options) -> Options:
 
 
 def _is_text(argument: str) -> bool:
-    """Whether this locale could decode all bytes of the argument; Python keeps the others as lone surrogates."""
+    """Return whether this locale could decode the argument; Python keeps other bytes as lone surrogates."""
     return not any("\ud800" <= character <= "\udfff" for character in argument)
 
 
 def given(arguments: Sequence[str]) -> frozenset[str]:
-    """The options that stand on the command line, as `--train.max-steps`."""
-    return frozenset(one.partition("=")[0].replace("_", "-") for one in arguments if one.startswith("--"))
+    """Return the options on the command line, as `--train.max-steps`."""
+    return frozenset(word.partition("=")[0].replace("_", "-") for word in arguments if word.startswith("--"))
 
 
-def kind_named(
-    arguments: Sequence[str], kinds: Sequence[str], usage: str, refusal: str
-) -> tuple[str, list[str]] | None:
-    """The kind that a command's first argument names, and the rest; None when it asked for help, which is printed.
-
-    ConfigError, which begins with `refusal`, for any other word.
-    """
+def subcommand(
+    arguments: Sequence[str], commands: Mapping[str, Callable[[Sequence[str]], None]], usage: str, refusal: str
+) -> None:
+    """Run the command that the first argument names, or print `usage`; ConfigError (`refusal`) for another word."""
     if not arguments or wants_help(arguments):
         print(usage)
-        return None
-    kind, *rest = arguments
-    if kind not in kinds:
-        raise ConfigError(refusal, got=repr(kind), next_step=did_you_mean(kind, kinds))
-    return kind, rest
+        return
+    name, *rest = arguments
+    if name not in commands:
+        raise ConfigError(refusal, got=repr(name), next_step=did_you_mean(name, commands))
+    commands[name](rest)
 
 
-def split_run(arguments: Sequence[str], command: str) -> tuple[Path, list[str]]:
-    """The run directory that the first argument names, and the other arguments."""
-    if wants_help(arguments):
-        return Path("RUN"), list(arguments)
-    if not arguments or arguments[0].startswith("-"):
-        raise ConfigError(f"lightwam {command} needs a run directory", next_step=f"lightwam {command} runs/demo")
-    return Path(arguments[0]), list(arguments[1:])
+def print_result(result: Any, table: Callable[[Any], str], options: JsonOptions) -> None:
+    """Print a command's result as JSON or by `table`."""
+    print(json.dumps(result, indent=2) if options.json else table(result))
+
+
+def print_progress(line: str) -> None:
+    """Print a line of progress, which is not part of the result."""
+    print(line, file=sys.stderr, flush=True)

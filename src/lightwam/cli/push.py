@@ -6,40 +6,33 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightwam.cli.options import parse, split_run, wants_help
-from lightwam.errors import ConfigError
+from lightwam.cli.options import RUN, run_command
 
 
 @dataclass(frozen=True)
 class PushOptions:
-    """Publish one checkpoint of a run, its evaluation's result and a model card; the token is of `hf auth login`."""
+    """Publish one checkpoint of a run, its evaluation's result and a model card, with the token of `hf auth login`."""
 
     step: int | None = None
-    """of which checkpoint; the newest by default"""
+    """the checkpoint; the newest by default"""
     private: bool = False
-    """only you, and whom you let in, can see it"""
+    """create a private repo"""
     license: str = "apache-2.0"
-    """of the weights, as the Hub spells it; lightwam's own by default"""
+    """license of the weights, as the Hub spells it; lightwam's own by default"""
     dataset: str = ""
-    """the Hub id of what it was trained on, where that is published"""
+    """the Hub id of the dataset it was trained on, if that is published"""
     to: Path | None = None
-    """write what would be pushed into this new folder, and push nothing"""
+    """write into this new folder what would be pushed, and push nothing"""
 
 
 def run(arguments: Sequence[str]) -> None:
     """`lightwam push RUN OWNER/NAME [--private] [--to FOLDER]`."""
-    directory, rest = split_run(arguments, "push")
-    if wants_help(rest):
-        parse(PushOptions(), rest, "push RUN OWNER/NAME")
-    if not rest or rest[0].startswith("-"):
-        raise ConfigError("lightwam push needs the name of a repo", got=" ".join(rest) or "none", expected="OWNER/NAME",
-                          next_step=f"lightwam push {directory} OWNER/NAME")  # fmt: skip
-    repo, *rest = rest
-    options = parse(PushOptions(), rest, f"push {directory} {repo}")
+    names = RUN | {"OWNER/NAME": "the name of a repo"}
+    (run, repo), options = run_command(PushOptions, arguments, "push", names)
     from lightwam.report import publish
 
     about = {"license": options.license, "dataset": options.dataset}
     if options.to is not None:
-        print(publish.stage(directory, options.to, repo, options.step, **about))
+        print(publish.stage(Path(run), options.to, repo, options.step, **about))
     else:
-        print(publish.push(directory, repo, options.step, private=options.private, **about))
+        print(publish.push(run, repo, options.step, private=options.private, **about))

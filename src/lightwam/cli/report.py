@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from lightwam.cli.options import parse, split_run, wants_help
+from lightwam.cli.options import run_command
 
 
 @dataclass(frozen=True)
@@ -13,22 +14,20 @@ class ReportOptions:
     """Write RUN/report.html: success by task, learning curves, rollouts, imagined futures, attention, latency."""
 
     imagine: bool = False
-    """first record what the policy imagines and looks at, in an unseen episode of each task"""
+    """first record what the policy imagines, and its attention, in an unseen episode of each task"""
     swap: bool = False
-    """first evaluate it with the tasks' sentences exchanged, to see whether it reads them"""
+    """first evaluate with the tasks' sentences exchanged, which shows whether the policy reads them"""
 
 
 def run(arguments: Sequence[str]) -> None:
     """`lightwam report RUN`."""
-    path, rest = split_run(arguments, "report")
-    options = parse(ReportOptions(), rest, f"report {path}")
-    if wants_help(rest):
-        return
-    from lightwam.cli import pipeline as demo
+    (run,), options = run_command(ReportOptions, arguments, "report")
+    from lightwam.cli.pipeline import probe
+    from lightwam.evaluation.sentence_swap import swap_sentences
     from lightwam.report import write_report
 
     if options.swap:
-        demo.swap(path)
+        swap_sentences(Path(run))
     if options.imagine:
-        demo.probe(path)
-    print(write_report(path))
+        probe(Path(run))
+    print(write_report(run))

@@ -1,40 +1,30 @@
-"""`lightwam show`: what a recipe amounts to, before anything is run."""
+"""`lightwam show`: a recipe's sizes, parameters and memory, before anything is run."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lightwam.cli.options import AnyRecipe, listing, named_recipe, parse, wants_help
-from lightwam.config import checks
+from lightwam.cli.options import JsonOptions, RecipeOptions, print_result, recipe_command
 from lightwam.config.schema import Recipe
+from lightwam.system.tables import table_lines
 
 
-@dataclass(frozen=True)
-class ShowOptions:
-    """Print what a recipe amounts to: windows, latents, tokens, parameters by part, memory of training."""
-
-    recipe: AnyRecipe
-    json: bool = False
-    """print JSON instead of a table"""
+@dataclass(frozen=True, kw_only=True)
+class ShowOptions(JsonOptions, RecipeOptions):
+    """Print a recipe's window, latents and tokens, its parameters by part, and the memory of training it."""
 
 
 def run(arguments: Sequence[str]) -> None:
     """`lightwam show RECIPE [--json] [OPTIONS]`."""
-    if wants_help(arguments) or not arguments:
-        print(f"usage: lightwam show RECIPE [--json] [OPTIONS]\n\n{listing()}")
-        return
-    recipe, rest = named_recipe(arguments, "show")
-    options = parse(ShowOptions(recipe), rest, f"show {recipe.name}")
-    described = describe(checks.check_recipe(options.recipe))
-    print(json.dumps(described, indent=2) if options.json else table(described))
+    options = recipe_command(ShowOptions, arguments or ["--help"], "show")
+    print_result(describe(options.recipe), table, options)
 
 
 def describe(recipe: Recipe) -> dict[str, Any]:
-    """Everything `lightwam show` knows, as JSON values; the model is built on the meta device, without memory."""
+    """Return all of it as JSON values; the model is built on the meta device, without memory."""
     from lightwam.training import footprint
 
     parts = footprint.num_parameters(recipe.model)
@@ -48,7 +38,7 @@ def describe(recipe: Recipe) -> dict[str, Any]:
 
 
 def window(recipe: Recipe) -> dict[str, Any]:
-    """One training window: steps, video frames, and latents as [C, T, h, w]."""
+    """Return one training window: steps, video frames, and latents as [C, T, h, w]."""
     return {
         "horizon": recipe.model.horizon,
         "supervised_prefix": recipe.model.supervised_prefix,
@@ -60,27 +50,28 @@ def window(recipe: Recipe) -> dict[str, Any]:
 
 
 def table(described: Mapping[str, Any]) -> str:
-    """The same for the eye."""
+    """Return the same as text."""
     shape, count = described["window"], described["tokens"]
-    canvas = "x".join(map(str, shape["canvas"]))
+    parameters = [["parameters", "all", "trainable"]]
+    parameters += [[part, f"{n['total']:,}", f"{n['trainable']:,}"] for part, n in described["parameters"].items()]
+    memory = [[part, size(num_bytes)] for part, num_bytes in described["memory_bytes"].items()]
     lines = [
         f"{described['name']}",
         f"  window      {shape['horizon']} actions, {shape['supervised_prefix']} supervised, "
-        f"{shape['frames']} frames of {canvas} pixels",
-        f"  latents     {shape['latents']} a clip, {shape['pooled_latents']} as the video pass sees it  [C, T, h, w]",
+        f"{shape['frames']} frames of {'x'.join(map(str, shape['canvas']))} pixels",
+        f"  latents     {shape['latents']} a clip, {shape['pooled_latents']} in the video pass  [C, T, h, w]",
         f"  tokens      {count['action_pass']} in the action pass, {count['video_pass']} in the video pass, "
         f"{count['context']} of context",
         "",
-        f"  {'parameters':18}{'all':>16}{'trainable':>16}",
-        *(f"  {part:18}{n['total']:>16,}{n['trainable']:>16,}" for part, n in described["parameters"].items()),
+        *table_lines(parameters),
         "",
         "  memory of a training step on one device",
-        *(f"  {part:18}{size(held):>16}" for part, held in described["memory_bytes"].items()),
+        *table_lines(memory),
     ]
     return "\n".join(lines)
 
 
 def size(count: int) -> str:
-    """Bytes as text in binary units."""
+    """Return a number of bytes as text in binary units."""
     power = min(int(math.log(count, 1024)), 4) if count else 0
     return f"{count / 1024**power:.{1 if power else 0}f} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"

@@ -7,9 +7,10 @@ Source: facts as published with each code base; the table in docs/libero.md.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from lightwam.config.schema import EvalConfig, SimConfig
 from lightwam.errors import ConfigError, did_you_mean
 
 FOUR = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
@@ -87,3 +88,33 @@ def protocol(name: str) -> LiberoProtocol:
         raise ConfigError("unknown LIBERO protocol", where="sim.protocol", got=repr(name),
                           expected=", ".join(PROTOCOLS), next_step=did_you_mean(name, PROTOCOLS))  # fmt: skip
     return PROTOCOLS[name]
+
+
+def with_suite_and_protocol(
+    sim: SimConfig, settings: EvalConfig, suite: str | None, name: str | None, explicit: frozenset[str] = frozenset()
+) -> tuple[SimConfig, EvalConfig]:
+    """Return the settings with all tasks of a suite and the constants of the protocol `name`, where these are given.
+
+    Settings that `explicit` names, such as "--sim.max-steps", keep their values (`check_recipe` refuses what
+    contradicts a protocol). ConfigError for unknown names and for another simulator than LIBERO.
+    """
+    if sim.name != "libero" and (suite or name):
+        where, step = "--suite, --protocol", "choose tasks by --sim.tasks"
+        raise ConfigError("suites and protocols are LIBERO's", where=where, got=f"sim.name {sim.name}", next_step=step)
+    other_suite = False
+    if suite:
+        if suite not in SUITES:
+            step = did_you_mean(suite, SUITES)
+            raise ConfigError("unknown LIBERO suite", where="--suite", got=repr(suite), next_step=step)
+        other_suite = any(not task.startswith(f"{suite}/") for task in sim.tasks)
+        sim = replace(sim, tasks=tuple(f"{suite}/{i}" for i in range(SUITES[suite])))
+    if name:
+        constants = protocol(name)
+        sim = replace(sim, protocol=name)
+        if constants.picture != "plain" and not explicit & {"--sim.height", "--sim.width"}:
+            sim = replace(sim, height=constants.size, width=constants.size)
+        if "--eval.replan" not in explicit:
+            settings = replace(settings, replan=constants.replan or settings.replan)
+    if (name or other_suite) and "--sim.max-steps" not in explicit:
+        sim = replace(sim, max_steps=max(protocol(sim.protocol).limit(task.partition("/")[0]) for task in sim.tasks))
+    return sim, settings

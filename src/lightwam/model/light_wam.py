@@ -126,16 +126,6 @@ class LightWAM(nn.Module):
         return torch.cat((context.to(weight.dtype), token), dim=1)
 
 
-def part_of(name: str) -> str:
-    """Return the part of the model that a parameter belongs to."""
-    if not name.startswith("dit."):
-        return name.split(".")[0]
-    if "lora_" in name:
-        return "lora"
-    parts = {"blocks": "blocks", "adapters": "adapters", "proj_out": "head", "scale_shift_table": "head"}
-    return parts.get(name.split(".")[1], "embeddings")
-
-
 def _proprio_encoder(state_dim: int, width: int) -> nn.Linear:
     """Return the layer state -> token. Without a state the token is the bias, which starts at zero and is trained."""
     if state_dim:

@@ -1,7 +1,7 @@
 """A run directory: the recipe, what it was trained on, and its checkpoints.
 
     recipe.json      the config; after training has started, only MUTABLE_SETTINGS may change
-    dataset.json     the dataset: path, and size and hash of every file
+    dataset.json     the dataset (training/dataset_record.py)
     processing.json  statistics of the data: the codec's and the latents'
     start.json       with --start-from: the run it started from, and where its statistics come from
     loggers.json     its id in W&B or trackio, when it logs to them
@@ -23,7 +23,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from lightwam.config.strict_json import from_dict, to_dict
 from lightwam.data.codec import Codec
 from lightwam.encoders.frozen import open_latents
 from lightwam.encoders.weight_files import check_finite, not_finite
-from lightwam.errors import CheckpointError, first_few
+from lightwam.errors import CheckpointError
 from lightwam.policy.tensor_files import Weights as Weights
 from lightwam.policy.tensor_files import load_strict as load_strict
 from lightwam.policy.tensor_files import named_tensors, num_bytes, to_cpu
@@ -51,8 +51,6 @@ FORMAT = 1
 FROZEN, PROMPTS, TRAINING = "frozen.safetensors", "prompts.safetensors", "training.pt"
 MUTABLE_SETTINGS = ("notes", "weights", "train.micro_batch", "train.checkpointing", "train.loggers")
 """settings that may change when training resumes: they do not affect what is learnt"""
-DATASET_KEYS, OPTIONAL_DATASET_KEYS = ("fingerprint", "path"), ("episodes", "names")
-"""keys of dataset.json; older runs lack "episodes", and runs whose features have LeRobot's names lack names"""
 
 
 @dataclass(frozen=True)
@@ -83,6 +81,11 @@ def read_json(path: Path) -> Any:
         raise CheckpointError(what, where=path, got=got, next_step="copy the run again") from error
 
 
+def read_table(path: Path, names: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Read a JSON object with exactly these keys, and any of `optional`; else CheckpointError."""
+    return _check_keys(read_json(path), path, names, optional)
+
+
 def start_run(run: Path, recipe: Recipe) -> None:
     """Write the recipe into a run directory; CheckpointError, naming the differences, if it holds another recipe.
 
@@ -90,61 +93,31 @@ def start_run(run: Path, recipe: Recipe) -> None:
     """
     wanted = _as_json(recipe)
     saved = _as_json(read_recipe(run)) if (run / "recipe.json").exists() else None
-    if saved is not None and (differences := list(_differences(saved, wanted))):
+    if saved is not None and (found := list(differences(saved, wanted))):
         raise CheckpointError(
             "the run directory belongs to another config",
             where=run,
-            got="; ".join(differences[:8]),
+            got="; ".join(found[:8]),
             next_step="use the same recipe to resume, choose another --run, or delete this one",
         )
     if saved != wanted:
         write_json(run / "recipe.json", wanted)
 
 
+def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
+    """Yield a line for every value that differs in nested dictionaries, MUTABLE_SETTINGS left out."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            name = f"{path}.{key}" if path else key
+            if name not in MUTABLE_SETTINGS:
+                yield from differences(old.get(key), new.get(key), name)
+    elif old != new:
+        yield f"{path}: run has {old!r}, asked {new!r}"
+
+
 def read_recipe(run: Path) -> Recipe:
     """Read the recipe of a run; CheckpointError or ConfigError when it is missing or broken."""
     return from_dict(Recipe, read_json(run / "recipe.json"), where=str(run / "recipe.json"))
-
-
-def write_dataset(
-    run: Path, dataset: Path, episodes: int, fingerprint: Mapping[str, str], names: Sequence[str] = ()
-) -> None:
-    """Record what a new run is trained on. `fingerprint`: size and hash of every file of the dataset.
-
-    `names`: the pairs FEATURE=NAME of a dataset whose features do not have LeRobot's names.
-    """
-    data = {"path": str(dataset.absolute()), "episodes": episodes, "fingerprint": dict(fingerprint)}
-    write_json(run / "dataset.json", data | ({"names": list(names)} if names else {}))
-
-
-def feature_names(run: Path, asked: Sequence[str] = ()) -> tuple[str, ...]:
-    """Return the pairs FEATURE=NAME that the run uses: its own, or `asked` for a new run.
-
-    CheckpointError when `asked` differs from the run's own.
-    """
-    path = run / "dataset.json"
-    if not path.is_file():
-        return tuple(asked)
-    known = tuple(_read_table(path, DATASET_KEYS, OPTIONAL_DATASET_KEYS).get("names", ()))
-    if asked and tuple(asked) != known:
-        what, got = "--names must be those the run was trained with", "--names " + " ".join(asked)
-        step = "omit --names: the run keeps its own"
-        expected = " ".join(known) or "LeRobot's own names"
-        raise CheckpointError(what, where=path, got=got, expected=expected, next_step=step)
-    return known
-
-
-def check_dataset(run: Path, dataset: Path, fingerprint: Mapping[str, str]) -> None:
-    """Raise CheckpointError unless the dataset is the one that the run began with; its path may have changed."""
-    saved = _read_table(run / "dataset.json", DATASET_KEYS, OPTIONAL_DATASET_KEYS)
-    if differences := list(_differences(saved["fingerprint"], dict(fingerprint))):
-        raise CheckpointError(
-            "the run was trained on another dataset",
-            where=run,
-            got=f"{dataset.absolute()} ({first_few(differences, 4, '; ')})",
-            expected=f"{saved['path']}, as it was when the run began",
-            next_step="pass that dataset, or choose another --run",
-        )
 
 
 def write_processing(run: Path, codec: Codec, latents: Mapping[str, Any]) -> None:
@@ -155,7 +128,7 @@ def write_processing(run: Path, codec: Codec, latents: Mapping[str, Any]) -> Non
 def read_processing(run: Path) -> tuple[Codec, Any]:
     """Read a run's codec and the statistics of its latents; ConfigError or CheckpointError."""
     path = run / "processing.json"
-    data = _read_table(path, ("codec", "latents"))
+    data = read_table(path, ("codec", "latents"))
     return Codec.from_dict(data["codec"], f"{path} codec"), data["latents"]
 
 
@@ -263,10 +236,6 @@ def _step_folder(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"step_{step:08d}"
 
 
-def _read_table(path: Path, names: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, Any]:
-    return _check_keys(read_json(path), path, names, optional)
-
-
 def _check_keys(data: Any, path: Path, names: tuple[str, ...], optional: tuple[str, ...]) -> dict[str, Any]:
     if not isinstance(data, dict) or sorted({*data} - {*optional}) != sorted(names):
         what, step = "a file of the run has an unknown layout", "copy the run again, or train into another --run"
@@ -301,13 +270,3 @@ def _digest(path: Path) -> str:
 def _as_json(recipe: Recipe) -> dict[str, Any]:
     values: dict[str, Any] = json.loads(json.dumps(to_dict(recipe)))
     return values
-
-
-def _differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted(old.keys() | new.keys()):
-            name = f"{path}.{key}" if path else key
-            if name not in MUTABLE_SETTINGS:
-                yield from _differences(old.get(key), new.get(key), name)
-    elif old != new:
-        yield f"{path}: run has {old!r}, asked {new!r}"

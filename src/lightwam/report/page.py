@@ -48,8 +48,8 @@ def commands(recipe: Recipe, run: Path) -> dict[str, str]:
     """Return the commands that make each part of a run."""
     path, data = shlex.quote(str(run)), f"data/{recipe.name}"
     return {
-        "collect": f"lightwam collect {recipe.name} --data {data}",
-        "train": f"lightwam train {recipe.name} --data {data} --run {path}",
+        "collect": f"lightwam collect {recipe.name} --dataset {data}",
+        "train": f"lightwam train {recipe.name} --dataset {data} --run {path}",
         "eval": f"lightwam eval {path}",
         "report": f"lightwam report {path}",
         "demo": f"lightwam demo {recipe.name} --run {path}",

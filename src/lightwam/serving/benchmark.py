@@ -1,16 +1,16 @@
-"""What serving adds to acting: round trips with a policy that does nothing, and /healthz while one thinks."""
+"""What serving adds to acting: round trips with a policy that does nothing, and /healthz while one computes."""
 
 from __future__ import annotations
 
 import asyncio
 import http.client
-import json
 import multiprocessing
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -21,56 +21,66 @@ from jaxtyping import Float32
 from lightwam.serving.server import Server
 from lightwam.serving.settings import Serving
 from lightwam.system.machine import machine, versions
+from lightwam.system.tables import table_lines
+from lightwam.system.timing import percentiles
 from lightwam.system.workers import require_main_guard
 from lightwam.types import Observation
 from lightwam.wire.openpi import pack, unpack
 from lightwam.wire.robot_schemas import schemas_for
 
-WARM_UP, ROUND_TRIPS, GLANCES = 100, 2000, 100
+WARM_UP, ROUND_TRIPS, HEALTH_CHECKS = 100, 2000, 100
 THINKING_SECONDS = 1.0
 HORIZON, ACTION_DIM, STATE_DIM = 32, 7, 8
 
 
-def bench_serve(*, as_json: bool = False, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Measure and print milliseconds: openpi's round trip with two 224x224 pictures, and /healthz.
+def bench_serve() -> dict[str, Any]:
+    """Measure openpi's round trip with two 224x224 pictures, and /healthz; returns plain JSON values, see `table`.
 
-    The server is a process of its own, the client this one, in openpi's format. Returns what is printed.
+    The server is a process of its own, this one is the client, in openpi's format.
     """
     with served(0.0) as port, openpi_client(port) as (ask, message), bare(message) as send:
-        both = [(_seconds(ask), _seconds(send)) for _ in range(WARM_UP + ROUND_TRIPS)][WARM_UP:]
-        times, floor = zip(*both, strict=True)
+        pairs = [(_milliseconds(ask), _milliseconds(send)) for _ in range(WARM_UP + ROUND_TRIPS)][WARM_UP:]
+        times, floor = zip(*pairs, strict=True)
     with served(THINKING_SECONDS) as port, openpi_client(port) as (_, message), _connect(port) as talking:
         talking.recv()
-        glances: list[float] = []
-        while len(glances) < GLANCES:
+        health: list[float] = []
+        while len(health) < HEALTH_CHECKS:
             talking.send(message)
             for _ in range(10):
                 time.sleep(0.05)
-                glances.append(_seconds(lambda: _healthz(port)))
+                health.append(_milliseconds(partial(_healthz, port)))
             talking.recv()
-    result: dict[str, Any] = {
-        "round_trip": _percentiles(times),
-        "bare_sockets": _percentiles(floor),
-        "healthz_while_thinking": _percentiles(glances) | {"max_ms": 1000 * max(glances)},
+    return {
+        "round_trip": percentiles(times, "_ms"),
+        "bare_sockets": percentiles(floor, "_ms"),
+        "healthz_while_thinking": percentiles(health, "_ms") | {"max_ms": max(health)},
         "message_bytes": len(message),
         "warm_up": WARM_UP,
-        "repetitions": {"round_trip": len(times), "healthz": len(glances)},
+        "repetitions": {"round_trip": len(times), "healthz": len(health)},
         "machine": machine(),
         "versions": versions() | {"aiohttp": versions(("aiohttp",)).get("aiohttp", "")},
     }
-    if as_json:
-        say(json.dumps(result, indent=2))
-        return result
-    say(f"openpi round trip, {len(message) / 1024:.0f} KiB there, no-op policy: {_line(result['round_trip'])}")
-    say(f"the same bytes over bare sockets, in turns with it: {_line(result['bare_sockets'])}")
-    say(f"GET /healthz while the model thinks for {THINKING_SECONDS:.0f} s: {_line(result['healthz_while_thinking'])}")
-    say(f"{ROUND_TRIPS} round trips after {WARM_UP}, {len(glances)} looks; {result['machine']}")
-    return result
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """Return the result as text."""
+    heads = ("p50", "p95", "p99", "max")
+    kinds = {
+        f"openpi round trip, {result['message_bytes'] / 1024:.0f} KiB there, no-op policy": result["round_trip"],
+        "the same bytes over bare sockets, in turns with it": result["bare_sockets"],
+        f"GET /healthz while the model computes for {THINKING_SECONDS:.0f} s": result["healthz_while_thinking"],
+    }
+    rows = [["ms", *heads]]
+    for name, row in kinds.items():
+        rows.append([name, *(f"{row[f'{head}_ms']:.2f}" for head in heads if f"{head}_ms" in row)])
+    counts, on = result["repetitions"], result["machine"]
+    about = f"{counts['round_trip']} round trips after {result['warm_up']}, {counts['healthz']} health checks"
+    return "\n".join([*table_lines(rows, indent=0), f"{about}; {on['cores']} cores of {on['processor']}"])
 
 
 @contextmanager
 def served(thinking_seconds: float, **settings: Any) -> Iterator[int]:
-    """The port of a server in a process of its own, whose policy does nothing for so long."""
+    """Yield the port of a server process whose policy does nothing for `thinking_seconds`."""
     require_main_guard()
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
@@ -96,7 +106,7 @@ def _serve(thinking_seconds: float, settings: Serving, ready: Connection) -> Non
 
 @contextmanager
 def bare(message: bytes) -> Iterator[Callable[[], Any]]:
-    """As many bytes to a process that only takes them, and a few back: what this machine needs for that at least."""
+    """Yield a call that sends as many bytes to a bare socket and receives a few: the least this machine needs."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_take, args=(len(message), theirs), daemon=True)
@@ -126,7 +136,7 @@ def _take(size: int, ready: Connection) -> None:
 
 @contextmanager
 def openpi_client(port: int) -> Iterator[tuple[Callable[[], Any], bytes]]:
-    """A LIBERO client of openpi: one round trip, packing and unpacking included, and what it sends."""
+    """Yield one round trip of openpi's LIBERO client, packing and unpacking included, and its message."""
     random = np.random.default_rng(0)
     pictures = random.integers(0, 256, (2, 224, 224, 3), dtype=np.uint8)
     observation = {
@@ -158,15 +168,7 @@ def _healthz(port: int) -> None:
     connection.close()
 
 
-def _seconds(call: Callable[[], Any]) -> float:
+def _milliseconds(call: Callable[[], Any]) -> float:
     began = time.perf_counter()
     call()
-    return time.perf_counter() - began
-
-
-def _percentiles(seconds: Sequence[float]) -> dict[str, float]:
-    return {f"p{q}_ms": float(1000 * np.percentile(seconds, q)) for q in (50, 95, 99)}
-
-
-def _line(row: dict[str, float]) -> str:
-    return ", ".join(f"{name.removesuffix('_ms')} {value:.2f} ms" for name, value in row.items())
+    return 1000 * (time.perf_counter() - began)

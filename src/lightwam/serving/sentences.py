@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 
 from lightwam.config.schema import Recipe
-from lightwam.encoders.frozen import Sentences
+from lightwam.encoders.prompt_check import PromptCheck
 from lightwam.errors import CheckpointError, ConfigError, WireError
 from lightwam.serving.logs import log_event
 
@@ -22,9 +22,9 @@ def sentence_check(recipe: Recipe, known: Collection[str]) -> CheckSentence:
     ConfigError if there are no known prompts either.
     """
     logged: set[str] = set()
-    sentences: Sentences | None = None
+    sentences: PromptCheck | None = None
     try:
-        sentences = Sentences(recipe)
+        sentences = PromptCheck(recipe)
     except (CheckpointError, ConfigError) as error:
         if not known:
             raise

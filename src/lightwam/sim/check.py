@@ -1,13 +1,14 @@
-"""Whether a simulator keeps the `Simulator` protocol: run this on a new adapter before anything else.
+"""A check of a simulator against the promises of `Simulator`: run it on a new adapter before anything else.
 
-Whether pictures are upright, and whether the sentence tells the task, only a person can say; look at one.
+It cannot tell whether pictures are upright or whether the instruction describes the task: look at one.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -43,35 +44,35 @@ def check_simulator(
     make: Make = registry.make_simulator,
     make_expert: MakeExpert | None = registry.make_expert,
 ) -> list[Finding]:
-    """Every broken promise of the simulator that `make(config, task)` gives; an empty list when it keeps them all.
+    """Return every promise that the simulator of `make(config, task)` breaks; an empty list if it keeps them all.
 
-    Makes three simulators and runs some dozens of steps in each, and a few episodes by the expert (None leaves it out).
-    Raises what `make` raises, and SetupError when the machine is at fault and not the adapter.
+    Makes three simulators, runs some dozens of steps in each, and a few episodes with the expert (None: without).
+    Raises what `make` raises, and SetupError where the machine is at fault and not the adapter.
     """
-    findings: list[Finding] = []
     fresh, used, other = (make(config, task) for _ in range(3))
-    checks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
-        ("names and sizes", lambda: _names(config, task, fresh)),
-        ("use before reset", lambda: _before_reset(fresh)),
-        ("observe", lambda: _observation(config, fresh)),
-        ("step", lambda: _step(fresh)),
-        ("reset", lambda: _reset(used, other)),
-        ("seeds", lambda: _seeds(used)),
-        ("drawing", lambda: _drawing(used)),
-        ("actions", lambda: _effect(used)),
-    ]
+    checks: dict[str, Callable[[], Iterable[Finding]]] = {
+        "names and sizes": partial(_names, config, task, fresh),
+        "use before reset": partial(_before_reset, fresh),
+        "observe": partial(_observation, config, fresh),
+        "step": partial(_step, fresh),
+        "reset": partial(_reset, used, other),
+        "seeds": partial(_seeds, used),
+        "drawing": partial(_drawing, used),
+        "actions": partial(_effect, used),
+    }
     if make_expert is not None:
-        checks.append(("expert", lambda: _expert(config, used, make_expert)))
-    checks += [(f"close of the {name} simulator", lambda one=one: _close(one)) for name, one in  # type: ignore[misc]
-               (("first", fresh), ("second", used), ("third", other))]  # fmt: skip
-    for name, check in checks:
+        checks["expert"] = partial(_expert, config, used, make_expert)
+    for number, simulator in (("first", fresh), ("second", used), ("third", other)):
+        checks[f"close of the {number} simulator"] = partial(_close, simulator)
+    findings: list[Finding] = []
+    for name, check in checks.items():
         try:
             findings += check()
         except SetupError:
             raise
         except ImportError as error:
-            raise SetupError("a package that the simulator imports is missing or broken", where=f"{config.name}/{task}",
-                             got=f"{type(error).__name__}: {error}", next_step="install it") from error  # fmt: skip
+            what, got = "a package that the simulator imports is missing or broken", f"{type(error).__name__}: {error}"
+            raise SetupError(what, where=f"{config.name}/{task}", got=got, next_step="install it") from error
         except Exception as error:  # a simulator may fail in any way, and each is a finding
             got = f"{type(error).__name__}: {error}"
             if all(finding.got != got for finding in findings):  # a reset that fails would be listed by every check
@@ -80,29 +81,28 @@ def check_simulator(
 
 
 def _names(config: SimConfig, task: str, simulator: Simulator) -> Iterator[Finding]:
-    wanted = {"task": task, "cameras": config.cameras}
-    for name, value in wanted.items():
-        if getattr(simulator, name) != value:
-            yield Finding(f"{name} is not the configured one", getattr(simulator, name), value)
+    for name, value, expected in (("task", simulator.task, task), ("cameras", simulator.cameras, config.cameras)):
+        if value != expected:
+            yield Finding(f"{name} must be the configured one", value, expected)
     for name in ("instruction", "robot"):
         value = getattr(simulator, name)
         if not isinstance(value, str) or not value.strip():
-            yield Finding(f"{name} says nothing", repr(value), "words")
+            yield Finding(f"{name} must not be empty", repr(value), "words")
     for name, dim in (("state_names", simulator.state_dim), ("action_names", simulator.action_dim)):
         names = getattr(simulator, name)
         if len(names) != dim or len(set(names)) != dim or dim < 1:
-            yield Finding(f"{name} does not name every number once", names, f"{dim} different names, at least 1")
+            yield Finding(f"{name} must name every number once", names, f"{dim} different names, at least 1")
     try:
         json.dumps(dict(simulator.constants))
     except (TypeError, ValueError) as error:
-        yield Finding("constants are not plain JSON values", f"{type(error).__name__}: {error}", "a table of them")
+        yield Finding("constants must be plain JSON values", f"{type(error).__name__}: {error}", "a table of them")
     if not simulator.fps > 0:
-        yield Finding("fps is not a rate", simulator.fps, "> 0")
+        yield Finding("fps must be positive", simulator.fps, "> 0")
 
 
 def _before_reset(simulator: Simulator) -> Iterator[Finding]:
     action = np.zeros(simulator.action_dim, np.float32)
-    for name, call in (("observe", simulator.observe), ("step", lambda: simulator.step(action))):
+    for name, call in (("observe", simulator.observe), ("step", partial(simulator.step, action))):
         yield from _refused(f"{name} before the first reset", call)
 
 
@@ -110,49 +110,52 @@ def _observation(config: SimConfig, simulator: Simulator) -> Iterator[Finding]:
     simulator.reset(SEEDS[0])
     seen = simulator.observe()
     if sorted(seen.frames) != sorted(config.cameras):
-        yield Finding("an observation has other cameras", sorted(seen.frames), sorted(config.cameras))
+        yield Finding("an observation must have the configured cameras", sorted(seen.frames), sorted(config.cameras))
     shape = (config.height, config.width, 3)
     for camera, picture in seen.frames.items():
         if picture.dtype != np.uint8 or picture.shape != shape:
             yield Finding(f"pictures of {camera!r}", f"{picture.dtype} {picture.shape}", f"uint8 {shape}")
         elif not picture.flags.c_contiguous:
-            yield Finding(f"pictures of {camera!r} are a view with strides", picture.strides, "contiguous memory")
+            yield Finding(
+                f"pictures of {camera!r} must be contiguous", f"strides {picture.strides}", "contiguous memory"
+            )
         elif picture.min() == picture.max():
-            yield Finding(f"pictures of {camera!r} show nothing", f"{picture.flat[0]} everywhere", "a scene")
+            yield Finding(f"pictures of {camera!r} are empty", f"{picture.flat[0]} everywhere", "a scene")
     if seen.state.dtype != np.float32 or seen.state.shape != (simulator.state_dim,):
         yield Finding("the state", f"{seen.state.dtype} {seen.state.shape}", f"float32 {(simulator.state_dim,)}")
     elif not np.isfinite(seen.state).all():
-        yield Finding("the state is not finite", seen.state.tolist(), "finite numbers")
+        yield Finding("the state must be finite", seen.state.tolist(), "finite numbers")
     if seen.instruction != simulator.instruction:
-        yield Finding("an observation has another instruction", repr(seen.instruction), repr(simulator.instruction))
+        what = "an observation must have the simulator's instruction"
+        yield Finding(what, repr(seen.instruction), repr(simulator.instruction))
 
 
 def _step(simulator: Simulator) -> Iterator[Finding]:
     simulator.reset(SEEDS[0])
     dim = simulator.action_dim
     for label, wrong in (
-        ("an action with a number too many", np.zeros(dim + 1, np.float32)),
-        ("an action with a number too few", np.zeros(dim - 1, np.float32)),
+        ("an action with one number too many", np.zeros(dim + 1, np.float32)),
+        ("an action with one number too few", np.zeros(dim - 1, np.float32)),
         ("a batch of actions", np.zeros((1, dim), np.float32)),
         ("an action of NaN", np.full(dim, np.nan, np.float32)),
     ):
-        yield from _refused(label, lambda wrong=wrong: simulator.step(wrong))  # type: ignore[misc]
+        yield from _refused(label, partial(simulator.step, wrong))
     before = simulator.observe()
     copies = [*(picture.copy() for picture in before.frames.values()), before.state.copy()]
     for action in _actions(simulator, STEPS):
-        given = action.copy()
+        before_step = action.copy()
         outcome = simulator.step(action)
         if not isinstance(outcome, StepOutcome) or type(outcome.success) is not bool or type(outcome.ended) is not bool:
-            yield Finding("what step returns", outcome, "StepOutcome(success: bool, ended: bool)")
+            yield Finding("step must return a StepOutcome", outcome, "StepOutcome(success: bool, ended: bool)")
             return
-        if not np.array_equal(given, action):
-            yield Finding("step wrote into the action it was given", action, given)
+        if not np.array_equal(before_step, action):
+            yield Finding("step must not change its action", action, before_step)
             return
         if outcome.ended:
             break
     simulator.observe()
     if not all(np.array_equal(a, b) for a, b in zip([*before.frames.values(), before.state], copies, strict=True)):
-        yield Finding("an observation changed after it was given", "memory that is written again", "arrays of its own")
+        yield Finding("an observation changed after it was returned", "memory that is written again", "its own arrays")
 
 
 def _reset(used: Simulator, other: Simulator) -> Iterator[Finding]:
@@ -174,8 +177,8 @@ def _seeds(simulator: Simulator) -> Iterator[Finding]:
 def _drawing(simulator: Simulator) -> Iterator[Finding]:
     watched = _episode(simulator, SEEDS[0])
     unwatched = _episode(simulator, SEEDS[0], observe_every_step=False)
-    yield from _same("an episode that nobody watches", watched[-1:], unwatched[-1:])
-    yield from _same("a second look at the same moment", watched[-1:], [simulator.observe()])
+    yield from _same("an episode without observe", watched[-1:], unwatched[-1:])
+    yield from _same("a second observe without a step", watched[-1:], [simulator.observe()])
 
 
 def _effect(simulator: Simulator) -> Iterator[Finding]:
@@ -191,22 +194,20 @@ def _expert(config: SimConfig, simulator: Simulator, make_expert: MakeExpert) ->
             expert = make_expert(config, simulator)
         except SetupError:
             raise
-        except SimulatorError:  # said so: there is none for this task
+        except SimulatorError:  # the adapter has none for this task
             return
         for _ in range(config.max_steps):
             action = expert.action()
             if action.dtype != np.float32 or action.shape != (simulator.action_dim,) or not np.isfinite(action).all():
-                yield Finding("an expert's action", f"{action.dtype} {action.shape} {action}",
-                              f"float32 {(simulator.action_dim,)}, finite")  # fmt: skip
+                got, expected = f"{action.dtype} {action.shape} {action}", f"float32 {(simulator.action_dim,)}, finite"
+                yield Finding("an expert's action", got, expected)
                 return
             outcome = simulator.step(action)
             if outcome.success:
                 return
             if outcome.ended:
                 break
-    yield Finding(
-        "the expert never succeeds", f"no success on seeds {SEEDS} in {config.max_steps} steps", "one at least"
-    )
+    yield Finding("the expert never succeeds", f"seeds {SEEDS}, {config.max_steps} steps each", "at least one success")
 
 
 def _close(simulator: Simulator) -> Iterator[Finding]:
@@ -216,6 +217,7 @@ def _close(simulator: Simulator) -> Iterator[Finding]:
 
 
 def _refused(label: str, call: Callable[[], object]) -> Iterator[Finding]:
+    got = "no error"
     try:
         call()
     except SetupError:
@@ -223,9 +225,8 @@ def _refused(label: str, call: Callable[[], object]) -> Iterator[Finding]:
     except SimulatorError:
         return
     except Exception as error:  # any other error is the finding
-        yield Finding(f"{label} is refused with another error", f"{type(error).__name__}: {error}", "SimulatorError")
-        return
-    yield Finding(f"{label} is accepted", "no error", "SimulatorError")
+        got = f"{type(error).__name__}: {error}"
+    yield Finding(f"{label} must raise a SimulatorError", got, "SimulatorError")
 
 
 def _actions(simulator: Simulator, count: int) -> list[np.ndarray]:
@@ -233,7 +234,7 @@ def _actions(simulator: Simulator, count: int) -> list[np.ndarray]:
 
 
 def _episode(simulator: Simulator, seed: int, observe_every_step: bool = True) -> list[Observation]:
-    """The observations of one episode by fixed random actions; of its end only, unless every step is observed."""
+    """Return the observations of one episode of fixed random actions: all, or only the last."""
     simulator.reset(seed)
     seen = [simulator.observe()] if observe_every_step else []
     for action in _actions(simulator, STEPS):
@@ -247,19 +248,18 @@ def _episode(simulator: Simulator, seed: int, observe_every_step: bool = True) -
 
 def _same(label: str, first: list[Observation], second: list[Observation]) -> Iterator[Finding]:
     if len(first) != len(second):
-        yield Finding(f"{label} goes another way", f"{len(second)} observations", len(first))
-    shared = min(len(first), len(second))  # that one is shorter has been said
-    for index, (a, b) in enumerate(zip(first[:shared], second[:shared], strict=True)):
+        yield Finding(f"{label} gives another episode", f"{len(second)} observations", len(first))
+    for index, (a, b) in enumerate(zip(first, second, strict=False)):  # another length is a finding already
         if difference := _difference(a, b):
             got = f"{difference} at observation {index} of {len(first)}"
-            yield Finding(f"{label} goes another way", got, "bits equal")
+            yield Finding(f"{label} gives another episode", got, "the same bits")
             return
 
 
 def _difference(a: Observation, b: Observation) -> str:
-    """In words; empty when the two are equal bit for bit."""
+    """Describe the difference; "" when the two are equal bit for bit."""
     if not np.array_equal(a.state, b.state):
-        return f"states apart by up to {np.abs(a.state - b.state).max():.3g}"
+        return f"states differ by up to {np.abs(a.state - b.state).max():.3g}"
     for camera in a.frames:
         if not np.array_equal(a.frames[camera], b.frames[camera]):
             return f"pictures of {camera!r} differ"

@@ -1,8 +1,8 @@
-"""Something goes wrong in the middle of an episode: a simulator wrapped so that a watch has something to notice.
+"""Disturbances in the middle of an episode: a wrapped simulator that gives a watch something to notice.
 
-Three things happen on robots and are never in demonstrations: somebody moves what the task is about, somebody bumps
-into a camera, and a camera's driver hangs and gives the same picture for ever. The wrapper knows when; how a thing is
-moved is the adapter's own business (`Simulator.move_object`). Frames are frozen here, for any simulator.
+Three things happen to robots and never in demonstrations: somebody moves the object of the task, somebody bumps into a
+camera, or a camera's driver hangs and repeats one picture. Objects and cameras are moved by the adapter's
+`Simulator.move_object` and `bump_camera`; frames of any simulator are frozen here.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ class Disturbance:
 
     kind: Kind
     step: int
-    """control steps after the reset; it happens when so many are done, before anybody looks"""
+    """control steps after the reset; it happens after this step, before the next `observe`"""
     seed: int
-    """of its size and direction"""
+    """decides size and direction"""
 
 
 class Disturbed(Simulator):
-    """A simulator with at most one disturbance an episode; else it is what it wraps, bit for bit."""
+    """A simulator with at most one disturbance an episode; without one it equals what it wraps, bit for bit."""
 
     def __init__(self, simulator: Simulator, disturbance: Disturbance | None) -> None:
         """SimulatorError when `simulator` does not have the kind of disturbance."""
@@ -48,51 +48,51 @@ class Disturbed(Simulator):
                 where=type(simulator).__name__,
                 next_step="write its method and name it in Simulator.disturbances, or use frozen frames only",
             )
-        self.inside, self.disturbance = simulator, disturbance
+        self.wrapped, self.disturbance = simulator, disturbance
         self.task, self.instruction, self.robot = simulator.task, simulator.instruction, simulator.robot
         self.cameras, self.fps = simulator.cameras, simulator.fps
         self.state_names, self.action_names = simulator.state_names, simulator.action_names
         self.size: float | None = None
-        """how far, in what `move_object` or `bump_camera` counts; None before it happened, 0 for frozen frames"""
+        """what `move_object` or `bump_camera` returned; None before it happened, 0 for frozen frames"""
         self._steps: int | None = None
         self._frozen: Mapping[str, Any] | None = None
 
     @property
     def constants(self) -> dict[str, Any]:
-        """Those of what is inside."""
-        return self.inside.constants
+        """Return the wrapped simulator's."""
+        return self.wrapped.constants
 
     def reset(self, seed: int) -> None:
-        """Begins the episode, undisturbed so far."""
-        self.inside.reset(seed)
+        """Begin the episode."""
+        self.wrapped.reset(seed)
         self._steps, self.size, self._frozen = 0, None, None
         self._disturb()
 
     def observe(self) -> Observation:
-        """What is seen; of frozen cameras the pictures of the moment they froze at, beside the true state."""
-        seen = self.inside.observe()
+        """Return the observation; of frozen cameras the old pictures, with the true state."""
+        seen = self.wrapped.observe()
         return seen if self._frozen is None else replace(seen, frames=self._frozen)
 
     def step(self, action: np.ndarray) -> StepOutcome:
-        """One control step, and the disturbance when its time has come."""
+        """Do one control step, and the disturbance if it is due."""
         if self._steps is None:
-            raise not_reset(type(self.inside).__name__)
-        outcome = self.inside.step(action)
+            raise not_reset(type(self.wrapped).__name__)
+        outcome = self.wrapped.step(action)
         self._steps += 1
         self._disturb()
         return outcome
 
     def close(self) -> None:
-        """Closes what is inside."""
+        """Close the wrapped simulator."""
         self._steps, self._frozen = None, None
-        self.inside.close()
+        self.wrapped.close()
 
     def _disturb(self) -> None:
         if self.disturbance is None or self._steps != self.disturbance.step:
             return
         rng = np.random.default_rng(self.disturbance.seed)
         if self.disturbance.kind == "frozen":
-            self._frozen, self.size = self.inside.observe().frames, 0.0
+            self._frozen, self.size = self.wrapped.observe().frames, 0.0
             return
-        move = self.inside.move_object if self.disturbance.kind == "object" else self.inside.bump_camera
+        move = self.wrapped.move_object if self.disturbance.kind == "object" else self.wrapped.bump_camera
         self.size = move(rng)

@@ -6,6 +6,7 @@ MUJOCO_GL chooses it. Without MUJOCO_GL it is EGL if that starts, else OSMesa.
 from __future__ import annotations
 
 import ctypes.util
+import logging
 import multiprocessing
 import os
 import re
@@ -16,19 +17,20 @@ from typing import Any
 
 from lightwam.errors import SetupError
 
+LOGGER = logging.getLogger("lightwam.sim")
 OFF = ("disable", "disabled", "off", "false", "0")
 """values of MUJOCO_GL: no rendering"""
 WINDOW = ("glfw", "glx", "enable", "enabled", "on", "true", "1")
 """values of MUJOCO_GL: rendering with GLFW, which needs a display"""
 HEADLESS = ("egl", "osmesa")
-DEVICE, WORD, PLATFORM = "MUJOCO_EGL_DEVICE_ID", "MUJOCO_GL", "PYOPENGL_PLATFORM"
-"""environment variables: EGL's device, MuJoCo's backend, PyOpenGL's backend"""
+BACKEND, PLATFORM, DEVICE = "MUJOCO_GL", "PYOPENGL_PLATFORM", "MUJOCO_EGL_DEVICE_ID"
+"""environment variables: MuJoCo's backend, PyOpenGL's backend, EGL's device"""
 VENDORS = ("__EGL_VENDOR_LIBRARY_DIRS", "__EGL_VENDOR_LIBRARY_FILENAMES")
 """environment variables that say where EGL looks for drivers"""
-SOFTWARE = "apt install libosmesa6"
-EMPTY = "<mujoco><visual><global offwidth='8' offheight='8'/></visual></mujoco>"
-TRIAL = "import sys; from lightwam.sim import opengl; sys.exit(opengl.trouble() or 0)"
-TRIAL_SECONDS = 60.0
+INSTALL_OSMESA = "apt install libosmesa6"
+EMPTY_MODEL = "<mujoco><visual><global offwidth='8' offheight='8'/></visual></mujoco>"
+PROBE = "import sys; from lightwam.sim import opengl; sys.exit(opengl.backend_error() or 0)"
+PROBE_SECONDS = 60.0
 
 _started: set[str] = set()
 
@@ -40,31 +42,31 @@ def choose_gl() -> None:
     SetupError, with one next step, when no backend works or environment variables contradict each other.
     """
     os.environ.setdefault("LP_NUM_THREADS", "1")
-    if not os.environ.get(DEVICE, "unset").strip():  # set to nothing, which MuJoCo takes for a number
+    if not os.environ.get(DEVICE, "unset").strip():  # MuJoCo would parse an empty value as a number
         del os.environ[DEVICE]
-    kind = _kind()
-    if os.environ.get(PLATFORM):  # PyOpenGL knows small letters only
+    backend = _backend()
+    if os.environ.get(PLATFORM):  # PyOpenGL knows lower case only
         os.environ[PLATFORM] = os.environ[PLATFORM].lower().strip()
-    before = {name: os.environ.get(name) for name in (WORD, PLATFORM)}
-    if kind:
-        os.environ[WORD] = kind
-    if kind in _started:
+    before = {name: os.environ.get(name) for name in (BACKEND, PLATFORM)}
+    if backend:
+        os.environ[BACKEND] = backend
+    if backend in _started:
         return
-    if reason := trouble():
+    if reason := backend_error():
         for name, value in before.items():  # so that the next simulator gets the same error
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
-        raise _refused(kind, reason)
-    _started.add(kind)
+        raise _setup_error(backend, reason)
+    _started.add(backend)
 
 
 def gl_context(height: int, width: int) -> Any:
     """Create a context of MUJOCO_GL's backend; mujoco itself reads it only at import, which may have been earlier."""
-    kind = os.environ.get(WORD, "").lower().strip()
-    if kind == "egl":
+    backend = os.environ.get(BACKEND, "").lower().strip()
+    if backend == "egl":
         from mujoco.egl import GLContext
-    elif kind == "osmesa":
+    elif backend == "osmesa":
         from mujoco.osmesa import GLContext
     else:
         from mujoco.gl_context import GLContext
@@ -79,43 +81,7 @@ def gl_context(height: int, width: int) -> Any:
     return context
 
 
-class _Failed:
-    """Class given to a context that failed: MuJoCo's own __del__ would fail too, and Python would print that."""
-
-
-def _kind() -> str:
-    """Return the value for MUJOCO_GL; "" where MuJoCo chooses itself."""
-    asked = os.environ.get(WORD, "").lower().strip()
-    platform = os.environ.get(PLATFORM, "").lower().strip()
-    if asked in OFF:
-        raise SetupError("MuJoCo's rendering is switched off", where=WORD, got=asked, next_step=f"unset {WORD}")
-    if sys.platform != "linux":
-        return asked
-    if asked and asked not in (*HEADLESS, *WINDOW):
-        raise SetupError("MuJoCo has no such OpenGL backend", where=WORD, got=repr(asked),
-                         expected="egl, osmesa or glfw", next_step=f"unset {WORD} to find one that works")  # fmt: skip
-    if platform and asked not in WINDOW and (platform not in HEADLESS or asked not in ("", platform)):
-        raise SetupError("two environment variables contradict each other", where=f"{WORD}, {PLATFORM}",
-                         got=f"{asked or 'unset'}, {platform}", expected="the same backend, egl or osmesa",
-                         next_step=f"unset {PLATFORM}")  # fmt: skip
-    if asked or platform:
-        return asked or platform
-    egl, osmesa = ctypes.util.find_library("EGL"), ctypes.util.find_library("OSMesa")
-    if not egl and not osmesa:
-        raise SetupError("MuJoCo cannot draw: neither EGL nor OSMesa is installed",
-                         next_step="apt install libegl1 libgl1 (or libosmesa6), or set MUJOCO_GL yourself")  # fmt: skip
-    if egl and (not osmesa or DEVICE in os.environ):  # a device was chosen: no fallback
-        return "egl"
-    reason = _trouble_elsewhere() if egl else "it is not installed"
-    if not reason:
-        return "egl"
-    if _tells():
-        print(f"lightwam: EGL does not start ({reason}), MuJoCo draws with OSMesa (set {WORD} to choose)",
-              file=sys.stderr)  # fmt: skip
-    return "osmesa"
-
-
-def trouble() -> str:
+def backend_error() -> str:
     """Try MUJOCO_GL's backend; return in one line why it fails, "" if it works."""
     try:
         import mujoco
@@ -123,7 +89,7 @@ def trouble() -> str:
         context = gl_context(8, 8)
         try:
             context.make_current()
-            model = mujoco.MjModel.from_xml_string(EMPTY)
+            model = mujoco.MjModel.from_xml_string(EMPTY_MODEL)
             model.vis.quality.offsamples = model.vis.quality.shadowsize = 0
             mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_50).free()
         finally:
@@ -134,43 +100,85 @@ def trouble() -> str:
     return ""
 
 
-def _trouble_elsewhere() -> str:
+class _Failed:
+    """Class given to a context that failed: MuJoCo's own __del__ would fail too, and Python would print that."""
+
+
+def _backend() -> str:
+    """Return the value for MUJOCO_GL; "" where MuJoCo chooses itself."""
+    asked = os.environ.get(BACKEND, "").lower().strip()
+    platform = os.environ.get(PLATFORM, "").lower().strip()
+    if asked in OFF:
+        raise SetupError("MuJoCo's rendering is switched off", where=BACKEND, got=asked, next_step=f"unset {BACKEND}")
+    if sys.platform != "linux":
+        return asked
+    if asked and asked not in (*HEADLESS, *WINDOW):
+        what = "MuJoCo's OpenGL backend must be egl, osmesa or glfw"
+        raise SetupError(what, where=BACKEND, got=repr(asked), next_step=f"unset {BACKEND} to find one that works")
+    if platform and asked not in WINDOW and (platform not in HEADLESS or asked not in ("", platform)):
+        what, got = f"{BACKEND} and {PLATFORM} must be the same, egl or osmesa", f"{asked or 'unset'}, {platform}"
+        raise SetupError(what, got=got, next_step=f"unset {PLATFORM}")
+    return asked or platform or _installed_backend()
+
+
+def _installed_backend() -> str:
+    """Return egl if it starts, else osmesa; SetupError if neither is installed."""
+    egl, osmesa = ctypes.util.find_library("EGL"), ctypes.util.find_library("OSMesa")
+    if not egl and not osmesa:
+        next_step = "apt install libegl1 libgl1 (or libosmesa6), or set MUJOCO_GL yourself"
+        raise SetupError("MuJoCo cannot draw: neither EGL nor OSMesa is installed", next_step=next_step)
+    if egl and (not osmesa or DEVICE in os.environ):  # a device was chosen: no fallback
+        return "egl"
+    reason = _egl_error() if egl else "it is not installed"
+    if not reason:
+        return "egl"
+    if multiprocessing.current_process().name in ("MainProcess", "worker 0"):  # once, not by every worker
+        LOGGER.warning("EGL does not start (%s), MuJoCo draws with OSMesa (set %s to choose)", reason, BACKEND)
+    return "osmesa"
+
+
+def _egl_error() -> str:
     """Try EGL in another process; return in one line why it fails, "" if it works.
 
     A process that has loaded EGL cannot use another OpenGL.
     """
-    command = [sys.executable, "-c", TRIAL]
-    environment = os.environ | {WORD: "egl", PLATFORM: "egl", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    variables = os.environ | {BACKEND: "egl", PLATFORM: "egl", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", PROBE]
     try:
-        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=TRIAL_SECONDS,
-                              env=environment)  # fmt: skip
+        done = subprocess.run(command, capture_output=True, errors="replace", timeout=PROBE_SECONDS, env=variables)
     except subprocess.TimeoutExpired:
-        return f"no answer in {TRIAL_SECONDS:.0f} s"
+        return f"no answer in {PROBE_SECONDS:.0f} s"
     lines = done.stderr.splitlines()
     return "" if done.returncode == 0 else lines[-1] if lines else f"exit status {done.returncode}"
 
 
-def _refused(kind: str, reason: str) -> SetupError:
-    if kind == "osmesa":
-        word = WORD if os.environ.get(WORD) else PLATFORM
+def _setup_error(backend: str, reason: str) -> SetupError:
+    """Return the error of a backend that does not start, with the next step."""
+    if backend == "osmesa":
+        variable = BACKEND if os.environ.get(BACKEND) else PLATFORM
         reason = reason if ctypes.util.find_library("OSMesa") else "it is not installed"
-        return SetupError("MuJoCo cannot draw: OSMesa does not start", where=f"{word}=osmesa", got=reason,
-                          next_step=f"{SOFTWARE}, or unset {word} to try EGL")  # fmt: skip
-    if kind != "egl":
-        return SetupError("MuJoCo cannot draw in a window: it needs a display", where=f"{WORD}={kind}", got=reason,
-                          next_step=f"unset {WORD}: EGL and OSMesa need none")  # fmt: skip
+        next_step = f"{INSTALL_OSMESA}, or unset {variable} to try EGL"
+        what = "MuJoCo cannot draw: OSMesa does not start"
+        return SetupError(what, where=f"{variable}=osmesa", got=reason, next_step=next_step)
+    if backend != "egl":
+        what, next_step = "MuJoCo cannot draw in a window: it needs a display", f"unset {BACKEND} to draw without one"
+        return SetupError(what, where=f"{BACKEND}={backend}", got=reason, next_step=next_step)
     if (device := os.environ.get(DEVICE)) is not None:
         count = _num_devices()
         if not device.strip().isdigit() or 0 < count <= int(device):
-            known = ", ".join(map(str, range(count))) or "a whole number"
-            return SetupError("EGL has no such device", where=DEVICE, got=repr(device),
-                              expected=f"one of {known}" if count else known, next_step=f"unset {DEVICE}")  # fmt: skip
-    named = [f"{name}={os.environ[name]}" for name in (WORD, DEVICE, *VENDORS) if os.environ.get(name)]
+            expected = f"one of {', '.join(map(str, range(count)))}" if count else "a whole number"
+            what, next_step = "EGL has no such device", f"unset {DEVICE}"
+            return SetupError(what, where=DEVICE, got=repr(device), expected=expected, next_step=next_step)
     state = "is installed and does not start" if ctypes.util.find_library("EGL") else "is not installed"
-    return SetupError(f"MuJoCo cannot draw: EGL {state}", where=", ".join(named) or None,
-                      got=reason, expected="NVIDIA's driver (in a container NVIDIA_DRIVER_CAPABILITIES=all), or Mesa's",
-                      next_step=f"apt install libegl1 libegl-mesa0 libgl1-mesa-dri; or {SOFTWARE}"
-                      + (f" and unset {WORD}" if os.environ.get(WORD) else ""))  # fmt: skip
+    unset = f" and unset {BACKEND}" if os.environ.get(BACKEND) else ""
+    variables = [f"{name}={os.environ[name]}" for name in (BACKEND, DEVICE, *VENDORS) if os.environ.get(name)]
+    return SetupError(
+        f"MuJoCo cannot draw: EGL {state}",
+        where=", ".join(variables) or None,
+        got=reason,
+        expected="NVIDIA's driver (in a container NVIDIA_DRIVER_CAPABILITIES=all), or Mesa's",
+        next_step=f"apt install libegl1 libegl-mesa0 libgl1-mesa-dri; or {INSTALL_OSMESA}{unset}",
+    )
 
 
 def _num_devices() -> int:
@@ -181,8 +189,3 @@ def _num_devices() -> int:
         return len(egl_ext.eglQueryDevicesEXT())
     except egl_ext.error.GLError:
         return 0
-
-
-def _tells() -> bool:
-    """Whether this process prints messages that are the same in all: the main process, or the first worker."""
-    return multiprocessing.current_process().name in ("MainProcess", "worker 0")

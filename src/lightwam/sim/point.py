@@ -1,7 +1,6 @@
-"""A pure numpy simulator: a white point is moved onto the dot of the named colour.
+"""A NumPy simulator for tests that run in milliseconds: a white point is moved onto the dot of the named colour.
 
-It is here for tests that run in milliseconds, and as the worked example of docs/simulators.md. The world is the square
-[-1, 1] x [-1, 1], y up; an action is a velocity, and a simulator step at full speed covers 0.1.
+The world is the square [-1, 1] x [-1, 1], y up; an action is a velocity, and a simulator step at full speed covers 0.1.
 """
 
 from __future__ import annotations
@@ -21,18 +20,18 @@ CAMERAS = ("top", "near")
 STEP = 0.1
 DOT_RADIUS, POINT_RADIUS, REACH = 0.2, 0.12, 0.12
 MOVE, BUMP_DEGREES = (0.2, 0.4), (4.0, 10.0)
-"""the least and the most that a disturbance moves a dot, and turns the pictures"""
+"""range of a disturbance: of a dot's position, of the pictures' rotation"""
 UNITS = RobotUnits(
     state=dict.fromkeys(("x", "y"), "-1 to 1 across the picture"),
     action=dict.fromkeys(("velocity_x", "velocity_y"), f"-1 to 1, 1 is {STEP:g} a simulator step"),
     steps_per_second=10.0,
 )
 NEAR_SPAN = 0.5
-"""half the width of what the "near" camera, which moves with the point, sees"""
+"""half the width of the view of the "near" camera, which moves with the point"""
 
 
 class PointSimulator(Simulator):
-    """A point, and a dot of each colour at seeded places that do not overlap."""
+    """A point, and a dot of each colour, at seeded positions that do not overlap."""
 
     robot = "point"
     state_names, action_names = tuple(UNITS.state), tuple(UNITS.action)
@@ -49,26 +48,26 @@ class PointSimulator(Simulator):
         self._turn = 0.0
 
     def reset(self, seed: int) -> None:
-        """Places the point and the dots."""
+        """Place the point and the dots."""
         require_seed(seed, f"point/{self.task}")
         rng = np.random.default_rng(seed)
-        places: list[tuple[float, float]] = []
-        while len(places) < len(COLOURS) + 1:
+        positions: list[tuple[float, float]] = []
+        while len(positions) < len(COLOURS) + 1:
             x, y = (float(value) for value in rng.uniform(-0.8, 0.8, 2))
-            if all((x - a) ** 2 + (y - b) ** 2 > (2.2 * DOT_RADIUS) ** 2 for a, b in places):
-                places.append((x, y))
-        self._at = list(places[0])
-        self._dots = dict(zip(COLOURS, places[1:], strict=True))
+            if all((x - a) ** 2 + (y - b) ** 2 > (2.2 * DOT_RADIUS) ** 2 for a, b in positions):
+                positions.append((x, y))
+        self._at = list(positions[0])
+        self._dots = dict(zip(COLOURS, positions[1:], strict=True))
         self._turn = 0.0
 
     def observe(self) -> Observation:
-        """Draws every camera."""
+        """Draw every camera."""
         x, y = self._position()
         frames = {camera: self._draw(camera) for camera in self.cameras}
         return Observation(frames, np.array([x, y], np.float32), self.instruction)
 
     def step(self, action: np.ndarray) -> StepOutcome:
-        """Moves the point; velocities beyond [-1, 1] are clipped."""
+        """Move the point; velocities beyond [-1, 1] are clipped."""
         at = self._position()
         velocity = finite_action(action, self.action_dim, f"point/{self.task}").tolist()
         success = False
@@ -80,11 +79,11 @@ class PointSimulator(Simulator):
         return StepOutcome(success)
 
     def close(self) -> None:
-        """Ends the episode."""
+        """End the episode."""
         self._at = None
 
     def move_object(self, rng: np.random.Generator) -> float:
-        """Moves the task's dot any way, and keeps it in the world; returns how far it was to go."""
+        """Move the task's dot in any direction, within the world; return the intended distance."""
         self._position()
         distance, angle = rng.uniform(*MOVE), rng.uniform(0, 2 * np.pi)
         x, y = self.target
@@ -93,7 +92,7 @@ class PointSimulator(Simulator):
         return float(distance)
 
     def bump_camera(self, rng: np.random.Generator) -> float:
-        """Turns every picture about its middle; returns degrees."""
+        """Turn every picture about its middle; return degrees."""
         self._position()
         degrees = float(rng.uniform(*BUMP_DEGREES))
         self._turn = float(np.deg2rad(degrees) * rng.choice((-1, 1)))
@@ -101,7 +100,7 @@ class PointSimulator(Simulator):
 
     @property
     def target(self) -> tuple[float, float]:
-        """Where the dot of the task's colour is (the expert reads it; a policy sees pictures only)."""
+        """Position of the task's dot, for the expert."""
         return self._dots[self.task]
 
     def _position(self) -> list[float]:
@@ -122,24 +121,24 @@ class PointSimulator(Simulator):
 
 
 class PointExpert:
-    """Goes straight to the target at full speed, and stays there."""
+    """A controller that goes straight to the target at full speed, and stays there."""
 
     def __init__(self, config: SimConfig, simulator: PointSimulator) -> None:
         self._simulator, self._reach = simulator, STEP * config.action_repeat
 
     def action(self) -> Float32[np.ndarray, " 2"]:
-        """The velocity that leads to the target."""
+        """Return the velocity toward the target."""
         (x, y), (goal_x, goal_y) = self._simulator._position(), self._simulator.target
         return np.clip(np.array([goal_x - x, goal_y - y], np.float32) / self._reach, -1, 1)
 
 
 def make(config: SimConfig, task: str) -> PointSimulator:
-    """A `PointSimulator`."""
+    """Make the simulator of a task."""
     return PointSimulator(config, task)
 
 
 def make_expert(config: SimConfig, simulator: Simulator) -> PointExpert:
-    """The expert of a `PointSimulator`."""
+    """Make the expert of a `PointSimulator`."""
     if not isinstance(simulator, PointSimulator):
-        raise SimulatorError("the point expert moves the point only", got=type(simulator).__name__)
+        raise SimulatorError("the simulator must be a PointSimulator", got=type(simulator).__name__)
     return PointExpert(config, simulator)

@@ -1,10 +1,10 @@
-"""Adapters by name: how `sim.name` of a recipe becomes a simulator, or an expert for it.
+"""Simulators by name: makes the simulator, or the expert, that `sim.name` of a recipe names.
 
 An adapter is a module with four names: `TASKS` and `CAMERAS` (tuples of str), `make(config, task) -> Simulator`, and,
 where demonstrations are wanted, `make_expert(config, simulator) -> Expert` (its own module for the adapters in here).
 Two more are optional: `TESTED` (package -> `sim.versions.PackageVersions`) has the package versions it was tested with,
 `UNITS` (`RobotUnits`) the names and units that a model card prints.
-One of your own needs no registration: put its import path ("my_robot.sim") where "metaworld" would stand.
+Your own adapter needs no registration: use its import path ("my_robot.sim") as the name.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _ADAPTERS = {
 
 
 def make_simulator(config: SimConfig, task: str) -> Simulator:
-    """The simulator that `config.name` names, with `task` in it, not yet reset.
+    """Make the simulator `config.name` for one of its tasks; call `reset` before anything else.
 
     Raises SimulatorError for an unknown name, task or camera, SetupError for a simulator that is not installed or has a
     version that is known not to work.
@@ -50,16 +50,14 @@ def make_simulator(config: SimConfig, task: str) -> Simulator:
     for camera in config.cameras:
         require_known(camera, module.CAMERAS, f"{config.name} camera")
     if not config.cameras or min(config.height, config.width, config.action_repeat) < 1:
-        raise SimulatorError(
-            "a simulator needs a camera, a picture size and an action_repeat of at least 1",
-            where=f"sim ({config.name})",
-            got=f"{config.cameras} {config.height}x{config.width}, action_repeat {config.action_repeat}",
-        )
+        got = f"{config.cameras} {config.height}x{config.width}, action_repeat {config.action_repeat}"
+        what = "a simulator needs a camera, a picture size and an action_repeat of at least 1"
+        raise SimulatorError(what, where=f"sim ({config.name})", got=got)
     return module.make(config, task)
 
 
 def make_expert(config: SimConfig, simulator: Simulator) -> Expert:
-    """The scripted expert for a simulator made by `make_simulator(config, ...)`; one expert an episode."""
+    """Make the scripted expert for one episode of a simulator of `make_simulator(config, ...)`."""
     return _module(config.name, expert=True).make_expert(config, simulator)
 
 
@@ -72,18 +70,18 @@ def version_warnings(name: str) -> tuple[str, ...]:
 
 
 def installed_versions(name: str) -> dict[str, str]:
-    """Return the installed versions of the packages in the adapter's TESTED."""
+    """Return the installed versions of the packages that the adapter's TESTED names."""
     stated = vars(_module(name, expert=False)).get("TESTED", {})
     return {package: version for package, version in versions(stated).items() if package in stated}
 
 
 def tasks(name: str) -> tuple[str, ...]:
-    """Every task of the adapter `name`."""
+    """Return every task of the adapter `name`."""
     return tuple(_module(name, expert=False).TASKS)
 
 
 def cameras(name: str) -> tuple[str, ...]:
-    """Every camera of the adapter `name`."""
+    """Return every camera of the adapter `name`."""
     return tuple(_module(name, expert=False).CAMERAS)
 
 
@@ -102,11 +100,8 @@ def _module(name: str, *, expert: bool) -> ModuleType:
     adapter = _ADAPTERS.get(name)
     if adapter is None:
         if "." not in name:
-            raise SimulatorError(
-                "unknown simulator",
-                got=repr(name),
-                next_step=did_you_mean(name, _ADAPTERS) + "; or the import path of an adapter of yours, with a dot",
-            )
+            next_step = did_you_mean(name, _ADAPTERS) + "; or the import path of your own adapter, with a dot"
+            raise SimulatorError("unknown simulator", got=repr(name), next_step=next_step)
         adapter = _Adapter(name, name, (name.partition(".")[0],))
     for package in adapter.packages:
         if importlib.util.find_spec(package) is None:
@@ -115,8 +110,9 @@ def _module(name: str, *, expert: bool) -> ModuleType:
                 f"the simulator {name!r} needs a package that is not installed", got=package, next_step=install
             )
     module = importlib.import_module(adapter.expert if expert else adapter.simulator)
-    wanted = ("make_expert",) if expert else ("TASKS", "CAMERAS", "make")
-    missing = [word for word in wanted if word not in vars(module)]
-    if missing:
-        raise SimulatorError("an adapter lacks names", where=module.__name__, got=missing, expected=wanted)
+    required = ("make_expert",) if expert else ("TASKS", "CAMERAS", "make")
+    if missing := [word for word in required if word not in vars(module)]:
+        raise SimulatorError(
+            f"an adapter must have {', '.join(required)}", where=module.__name__, got=f"no {', '.join(missing)}"
+        )
     return module

@@ -15,11 +15,11 @@ from lightwam.system.machine import versions
 
 @dataclass(frozen=True)
 class PackageVersions:
-    """An adapter's statement about one package."""
+    """The versions of one package that an adapter was tested with."""
 
     versions: tuple[str, ...]
     """tested versions, the recommended one first; () if none was tested"""
-    otherwise: str = "results may differ from those of the tested versions"
+    note: str = "results may differ from those of the tested versions"
     """what is known about other versions"""
     breaks_from: str | None = None
     """the first version known not to work; later ones are refused too"""
@@ -31,13 +31,13 @@ def compare_versions(simulator: str, tested: Mapping[str, PackageVersions]) -> t
     SetupError for a version that is known not to work.
     """
     installed = versions(tested)
-    lines = []
+    warnings = []
     for package, stated in tested.items():
         version = installed.get(package)
         if version is None or version in stated.versions:
             continue
         if not stated.versions:
-            lines.append(f"{simulator} was not tested with {package}, {version} is installed: {stated.otherwise}")
+            warnings.append(f"{simulator} was not tested with {package}, {version} is installed: {stated.note}")
             continue
         best = f"{package}=={stated.versions[0]}"
         if stated.breaks_from is not None and _numbers(version) >= _numbers(stated.breaks_from):
@@ -46,11 +46,11 @@ def compare_versions(simulator: str, tested: Mapping[str, PackageVersions]) -> t
                 expected=f"{best}; {stated.breaks_from} and later are known to break it",
                 next_step=f"pip install '{best}'",
             )
-        lines.append(
+        warnings.append(
             f"{simulator} was tested with {package} {' and '.join(stated.versions)}, {version} is installed: "
-            f"{stated.otherwise} (pip install '{best}')"
+            f"{stated.note} (pip install '{best}')"
         )
-    return tuple(lines)
+    return tuple(warnings)
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import sys
+import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,18 +12,48 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from lightwam.system.cpu import matmul_dtype
+from lightwam.system.machine import machine
+
 WARM_UP, REPETITIONS = 10, 300
 SECONDS = 20.0
 """time for each call's repetitions; of slow calls FEWEST are made even if they take longer"""
 FEWEST = 5
 LONG_S = 2.0
-"""calls that take longer are reported on stderr one by one"""
+"""each call that takes longer is reported"""
 Call = Callable[[], Any]
 
 
+def percentiles(values: Sequence[float], suffix: str = "") -> dict[str, float]:
+    """Return the 50th, 95th and 99th percentile as p50, p95 and p99, each followed by `suffix`; {} without values."""
+    return {f"p{q}{suffix}": float(np.percentile(values, q)) for q in (50, 95, 99)} if values else {}
+
+
+def conditions(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """Return what a measurement depends on: precision, threads and machine."""
+    about = machine() | {"torch": torch.__version__, "python": platform.python_version()}
+    if device.type == "cuda":
+        about["gpu"] = torch.cuda.get_device_name(device)
+    return {
+        "precision": str(dtype).removeprefix("torch."),
+        "products": matmul_dtype(device, dtype),
+        "threads": torch.get_num_threads(),
+        "machine": about,
+    }
+
+
+def conditions_line(result: Mapping[str, Any]) -> str:
+    """Return the `conditions` of a result as text."""
+    on = result["machine"].get("gpu", f"{result['threads']} threads on {result['machine']['processor']}")
+    products = "" if result["products"] == result["precision"] else f" (products in {result['products']})"
+    return f"{result['precision']}{products}, {on}"
+
+
 @torch.inference_mode()
-def time_interleaved(calls: Mapping[str, Call], device: torch.device) -> dict[str, dict[str, float]]:
-    """Time the calls in turns; return of each the percentiles and standard deviation in milliseconds."""
+def time_interleaved(
+    calls: Mapping[str, Call], device: torch.device, say: Callable[[str], None] = lambda line: None
+) -> dict[str, dict[str, float]]:
+    """Return milliseconds of each call: percentiles over the repetitions, and their standard deviation."""
     first = {name: seconds(call, device) for name, call in calls.items()}
     slowest = max(first.values())
     warm_up = min(WARM_UP, int(SECONDS / 4 / slowest))
@@ -33,7 +63,7 @@ def time_interleaved(calls: Mapping[str, Call], device: torch.device) -> dict[st
         for name in sorted(calls, reverse=number % 2 == 0):
             took = seconds(calls[name], device)
             if took > LONG_S:
-                print(f"{name} call {number}: {took:.1f} s", file=sys.stderr, flush=True)
+                say(f"{name} call {number}: {took:.1f} s")
             if number >= 0:
                 times[name].append(1000 * took)
     return {
@@ -45,11 +75,6 @@ def time_interleaved(calls: Mapping[str, Call], device: torch.device) -> dict[st
         }
         for name, rows in times.items()
     }
-
-
-def percentiles(values: Sequence[float], suffix: str = "") -> dict[str, float]:
-    """Return the 50th, 95th and 99th percentile as p50, p95 and p99, each followed by `suffix`; {} without values."""
-    return {f"p{q}{suffix}": float(np.percentile(values, q)) for q in (50, 95, 99)} if values else {}
 
 
 def seconds(call: Call, device: torch.device) -> float:

@@ -19,10 +19,12 @@ from lightwam.data.codec import Codec
 from lightwam.data.lerobot.features import parse_names
 from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.data.statistics import measure
-from lightwam.encoders.frozen import Prompts, Sentences, check_vae, encode_clip, open_latents
+from lightwam.encoders.frozen import Prompts, check_vae, encode_clip, open_latents
+from lightwam.encoders.prompt_check import PromptCheck
 from lightwam.errors import CheckpointError, DatasetError, PromptError
 from lightwam.policy import run_directory
 from lightwam.policy.run_directory import Weights
+from lightwam.training import dataset_record
 from lightwam.training.caches import DatasetCaches, DatasetSource
 from lightwam.training.start import Start, record_start
 from lightwam.types import Batch, LatentCodec, Latents, Windows, to_pixels
@@ -70,7 +72,7 @@ def open_training_data(
     be written; CheckpointError when the run holds another recipe, or began with another dataset or VAE.
     """
     source = DatasetSource.of(dataset)
-    pairs = run_directory.feature_names(run, () if source.names is None else source.names.pairs())
+    pairs = dataset_record.feature_names(run, () if source.names is None else source.names.pairs())
     data = LeRobotDataset(source.path, parse_names(pairs))
     check_data(recipe, data)
     if not recipe.text.pretrained:  # else `lightwam cache` has checked the sentences
@@ -78,7 +80,7 @@ def open_training_data(
     caches = DatasetCaches(recipe, data, cache_home(data.root, source.cache))
     resumed = (run / "processing.json").exists()
     if resumed:
-        run_directory.check_dataset(run, source.path, caches.files)
+        dataset_record.check_dataset(run, source.path, caches.files)
     caches.check(prompts=not resumed)
     if start is not None and start.statistics == "kept" and recipe.latents.pretrained:
         check_vae(start.measured, caches.vae, start.run)
@@ -128,7 +130,7 @@ def _begin(
 def begin_run(caches: DatasetCaches, run: Path, codec: Codec, measured: Any, prompts: Weights) -> None:
     """Write into a run all that it needs of its dataset; `measured` is what `open_latents` takes."""
     data = caches.data
-    run_directory.write_dataset(run, data.root, data.num_episodes, caches.files, data.names.pairs())
+    dataset_record.write_dataset(run, data.root, data.num_episodes, caches.files, data.names.pairs())
     if prompts:
         run_directory.write_tensors(run / run_directory.PROMPTS, prompts)
     run_directory.write_processing(run, codec, measured)  # last: with this file the run has begun
@@ -152,9 +154,9 @@ def check_data(recipe: Recipe, data: LeRobotDataset) -> None:
 def check_tasks(recipe: Recipe, data: LeRobotDataset, say: Callable[[str], None] = print) -> None:
     """Raise DatasetError when a task sentence does not fit the recipe's text encoder; report truncated ones to `say`.
 
-    Raises also what `Sentences` raises: UMT5 needs its tokenizer.
+    Raises also what `PromptCheck` raises: UMT5 needs its tokenizer.
     """
-    sentences, table = Sentences(recipe), "the dataset's table of tasks"
+    sentences, table = PromptCheck(recipe), "the dataset's table of tasks"
     shorten = f"shorten it in {table}, or give --text.num-tokens or --text.truncate"
     for index in data.used_tasks:
         task = data.tasks[index]

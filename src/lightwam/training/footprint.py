@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from lightwam.config.schema import ModelConfig, Recipe
-from lightwam.model.light_wam import LightWAM, part_of
+from lightwam.model.light_wam import LightWAM
 
 
 def num_tokens(recipe: Recipe) -> dict[str, int]:
@@ -28,10 +28,20 @@ def num_parameters(model: ModelConfig) -> dict[str, dict[str, int]]:
         built = LightWAM(model)
     parts: dict[str, dict[str, int]] = {}
     for name, parameter in built.named_parameters():
-        count = parts.setdefault(part_of(name), {"total": 0, "trainable": 0})
+        count = parts.setdefault(_part_of(name), {"total": 0, "trainable": 0})
         count["total"] += parameter.numel()
         count["trainable"] += parameter.numel() * parameter.requires_grad
     return parts | {"all": {key: sum(part[key] for part in parts.values()) for key in ("total", "trainable")}}
+
+
+def _part_of(name: str) -> str:
+    """Return the part of the model that a parameter belongs to."""
+    if not name.startswith("dit."):
+        return name.split(".")[0]
+    if "lora_" in name:
+        return "lora"
+    parts = {"blocks": "blocks", "adapters": "adapters", "proj_out": "head", "scale_shift_table": "head"}
+    return parts.get(name.split(".")[1], "embeddings")
 
 
 def memory_bytes(parts: Mapping[str, Mapping[str, int]], recipe: Recipe) -> dict[str, int]:

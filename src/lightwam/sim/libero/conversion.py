@@ -1,4 +1,4 @@
-"""Between what LIBERO has and what a policy gets and gives: pictures, rotations, the gripper."""
+"""Conversions between LIBERO and a policy: pictures, rotations, the gripper."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from jaxtyping import Float64, UInt8
 from lightwam.config.libero_protocols import GripperRule, Treatment
 
 
-def treated(picture: UInt8[np.ndarray, "_h _w 3"], treatment: Treatment) -> UInt8[np.ndarray, "_height _width 3"]:
-    """A picture as a protocol's policy gets it; but for "as drawn", 256x256 becomes 224x224.
+def apply_treatment(
+    picture: UInt8[np.ndarray, "_h _w 3"], treatment: Treatment
+) -> UInt8[np.ndarray, "_height _width 3"]:
+    """Return a picture as a protocol's policy expects it: unchanged for "as drawn", else 224x224.
 
-    "resized" is Pillow's bilinear resizing, as openpi's client does it. OpenVLA-OFT, whose training data were JPEGs,
-    makes one of the picture (quality 95), resizes it by Lanczos' filter, and enlarges its middle, 0.9 of the area.
+    "resized" is Pillow's bilinear resizing, as in openpi's client. OpenVLA-OFT, which was trained on JPEGs, compresses
+    the picture (quality 95), resizes it with Lanczos' filter, and enlarges its middle, 0.9 of the area.
     """
     if treatment == "as drawn":
         return picture
@@ -27,11 +29,11 @@ def treated(picture: UInt8[np.ndarray, "_h _w 3"], treatment: Treatment) -> UInt
     file = io.BytesIO()
     image.save(file, "JPEG", quality=95)
     small = np.asarray(Image.open(file).resize((224, 224), Image.Resampling.LANCZOS))
-    return middle(small, math.sqrt(0.9))
+    return crop_middle(small, math.sqrt(0.9))
 
 
-def middle(picture: UInt8[np.ndarray, "n n 3"], share: float) -> UInt8[np.ndarray, "n n 3"]:
-    """The middle `share` of each side, enlarged to the whole (bilinear between pixels' centres, corners on corners)."""
+def crop_middle(picture: UInt8[np.ndarray, "n n 3"], share: float) -> UInt8[np.ndarray, "n n 3"]:
+    """Return the middle `share` of each side, enlarged to the old size (bilinear, corners aligned)."""
     n = len(picture)
     at = np.linspace((1 - share) / 2 * (n - 1), (1 + share) / 2 * (n - 1), n)
     low = np.minimum(at.astype(int), n - 2)
@@ -42,13 +44,13 @@ def middle(picture: UInt8[np.ndarray, "n n 3"], share: float) -> UInt8[np.ndarra
 
 
 def axis_angle(quaternion: Float64[np.ndarray, " 4"]) -> Float64[np.ndarray, " 3"]:
-    """Rotation as axis times angle (0 to 2 pi); quaternion x, y, z, w, as robosuite gives it."""
+    """Return a rotation as axis times angle (0 to 2 pi); `quaternion` is x, y, z, w, as robosuite has it."""
     w = float(np.clip(quaternion[3], -1, 1))
     sine = math.sqrt(1 - w * w)
     return np.zeros(3) if math.isclose(sine, 0) else quaternion[:3] * (2 * math.acos(w) / sine)
 
 
-def to_simulator(gripper: float, rule: GripperRule) -> float:
-    """The policy's gripper, 1 open and 0 closed, as LIBERO's, -1 open and 1 closed."""
+def to_libero_gripper(gripper: float, rule: GripperRule) -> float:
+    """Convert the policy's gripper, 1 open and 0 closed, to LIBERO's, -1 open and 1 closed."""
     value = 1 - 2 * gripper
     return float(np.sign(value)) if rule == "sign" else value

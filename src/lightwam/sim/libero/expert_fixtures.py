@@ -1,4 +1,4 @@
-"""What LIBERO's expert sees of fixtures that move or that are entered from the side: knobs, drawers, doors, cavities.
+"""Geometry of LIBERO's fixtures for its expert: knobs, drawers, doors and cavities.
 
 Lengths are metres, angles rad.
 """
@@ -11,18 +11,18 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-from lightwam.sim.libero.expert_scene import DEPTH, Axis, Grasp, Point, Scene, rotated
+from lightwam.sim.libero.expert_scene import GRASP_DEPTH, Axis, Grasp, Point, Scene, rotated
 from lightwam.sim.libero.simulator import COLLISION_GEOMS
 
-FAR_OFF = 1.0
-"""what a look sees that meets nothing"""
-BEHIND = 0.015
-"""between a thing that is inside and the wall behind it"""
+MAX_RAY = 1.0
+"""distance along a ray that hits nothing"""
+BACK_GAP = 0.015
+"""between an object inside and the wall behind it"""
 
 
 @dataclass(frozen=True)
 class Drawer:
-    """The middle of its handle, which way it opens, and its corners, from above, once it is wholly open."""
+    """The middle of a drawer's handle, the direction in which it opens, and its corners, seen from above, when open."""
 
     handle: Point
     out: Axis
@@ -31,14 +31,14 @@ class Drawer:
 
 @dataclass(frozen=True)
 class Door:
-    """A door that turns about a vertical line: where that is, and where the middle of its outer face is."""
+    """A door with a vertical hinge: the hinge's position and the middle of the outer face."""
 
     hinge: Axis
     face: Point
     top: float
-    """how high its upper edge is"""
-    shutting: Axis
-    """the way of the face when it shuts, across it"""
+    """height of the upper edge"""
+    closing: Axis
+    """direction of the face's motion when the door closes"""
 
 
 @dataclass(frozen=True)
@@ -46,38 +46,38 @@ class Cavity:
     """A space under a roof that is entered from a side."""
 
     back: Point
-    """the middle of the back wall, at the floor"""
+    """the middle of the back wall, at the bottom"""
     inward: Axis
     aside: Axis
     """away from the hinge of its door"""
 
 
 class Fixtures:
-    """Of one scene, always as it is now."""
+    """The fixtures of one scene in its present state."""
 
     def __init__(self, scene: Scene) -> None:
         self._scene = scene
 
     def knob(self, fixture: str) -> Grasp:
-        """Across the fin of a fixture's knob."""
+        """Return the grasp across the fin of a fixture's knob."""
         scene = self._scene
         points = scene.corners(self._parts(self._hinge(fixture)[1]))
         top = points[:, 2].max()
-        fin = points[points[:, 2] > top - DEPTH / 2][:, :2]
+        fin = points[points[:, 2] > top - GRASP_DEPTH / 2][:, :2]
         axes = [rotated(scene.axis, angle) for angle in np.radians(np.arange(-90, 90, 15))]
         thin = min(axes, key=lambda axis: float(np.ptp(fin @ axis)))
-        return Grasp(np.array([*(fin.min(0) + fin.max(0)) / 2, top - DEPTH]), thin)
+        return Grasp(np.array([*(fin.min(0) + fin.max(0)) / 2, top - GRASP_DEPTH]), thin)
 
     def angle(self, fixture: str) -> float:
-        """How far its knob is turned; it is on from half a radian."""
+        """Return the angle of a fixture's knob or door, rad; a knob is on from half a radian."""
         return float(self._scene.data.qpos[self._scene.model.jnt_qposadr[self._hinge(fixture)[0]]])
 
-    def drawn(self, region: str) -> bool:
-        """Whether a goal's word names the inside of a drawer."""
+    def is_drawer(self, region: str) -> bool:
+        """Return whether the region is the inside of a drawer."""
         return bool(getattr(self._scene.env.object_sites_dict.get(region), "joints", ()))
 
     def drawer(self, region: str) -> Drawer:
-        """The one whose inside is a region."""
+        """Return the drawer whose inside is the region."""
         scene = self._scene
         joint = scene.model.joint(scene.env.object_sites_dict[region].joints[0]).id
         end, axis = max(scene.model.jnt_range[joint], key=abs), scene.data.xaxis[joint][:2]
@@ -86,17 +86,17 @@ class Fixtures:
         handle = max((scene.corners([part]) for part in parts), key=lambda points: float((points[:, :2] @ out).max()))
         return Drawer((handle.min(0) + handle.max(0)) / 2, out, scene.corners(parts)[:, :2] + way * axis)
 
-    def hung(self, fixture: str) -> bool:
-        """Whether a goal's word names something with a door: it can be shut, and turns."""
+    def has_door(self, fixture: str) -> bool:
+        """Return whether the fixture has a door: it can be closed, and turns."""
         import mujoco
 
-        found = self._scene.env.fixtures_dict.get(fixture)
-        if found is None or not found.object_properties.get("articulation", {}).get("default_close_ranges"):
+        known = self._scene.env.fixtures_dict.get(fixture)
+        if known is None or not known.object_properties.get("articulation", {}).get("default_close_ranges"):
             return False
         return bool(self._scene.model.jnt_type[self._hinge(fixture)[0]] == mujoco.mjtJoint.mjJNT_HINGE)
 
     def door(self, fixture: str) -> Door:
-        """The door of a fixture, as its largest part has it."""
+        """Return the door of a fixture, from its largest part."""
         scene = self._scene
         joint, body = self._hinge(fixture)
         panel = max(self._parts(body), key=lambda part: float(np.prod(scene.model.geom_size[part])))
@@ -105,48 +105,48 @@ class Fixtures:
         turn = np.sign(scene.data.xaxis[joint][2] * -scene.data.qpos[scene.model.jnt_qposadr[joint]])
         frame = scene.data.geom_xmat[panel].reshape(3, 3)[:2, :2].T
         along = max((*frame, *-frame), key=lambda axis: float((middle[:2] - hinge) @ axis))
-        shutting = rotated(along, turn * np.pi / 2)
-        depth = np.ptp(points[:, :2] @ shutting) / 2
-        face = middle - np.array([*depth * shutting, 0.0])
-        return Door(hinge.copy(), face, float(points[:, 2].max()), shutting)
+        closing = rotated(along, turn * np.pi / 2)
+        depth = np.ptp(points[:, :2] @ closing) / 2
+        face = middle - np.array([*depth * closing, 0.0])
+        return Door(hinge.copy(), face, float(points[:, 2].max()), closing)
 
     def cavity(self, region: str) -> Cavity | None:
-        """The space behind a door that a region is in; None where there is no door to it, or no roof over it."""
+        """Return the space behind a door that contains the region; None without a door or a roof."""
         scene = self._scene
-        if (site := scene.env.object_sites_dict.get(region)) is None or not self.hung(site.parent_name):
+        if (site := scene.env.object_sites_dict.get(region)) is None or not self.has_door(site.parent_name):
             return None
         door, frame = self._hinge(site.parent_name)[1], scene.env.sim.data.get_site_xmat(region)[:2, :2].T
         middle = np.asarray(scene.env.sim.data.get_site_xpos(region), np.float64)
 
         def free(*way: float) -> float:
-            """How far it is from the region's middle to the next wall."""
-            return self._seen(middle, np.array(way), door)
+            """Return the distance from the region's middle to the next wall."""
+            return self._ray_distance(middle, np.array(way), door)
 
-        if free(0.0, 0.0, 1.0) == FAR_OFF:
+        if free(0.0, 0.0, 1.0) == MAX_RAY:
             return None
         inward = -max((*frame, *-frame), key=lambda way: free(*way, 0.0))
         aside = rotated(inward, np.pi / 2)
         aside *= np.sign(aside @ (middle[:2] - self.door(site.parent_name).hinge))
         centre = middle[:2] + aside * (free(*aside, 0.0) - free(*-aside, 0.0)) / 2
-        back = centre + (free(*inward, 0.0) - BEHIND) * inward
+        back = centre + (free(*inward, 0.0) - BACK_GAP) * inward
         return Cavity(np.array([*back, middle[2] - free(0.0, 0.0, -1.0)]), inward, aside)
 
-    def _seen(self, point: Point, way: Point, door: int) -> float:
-        """The distance from a point to the first solid thing on a way, the door left out."""
+    def _ray_distance(self, point: Point, way: Point, door: int) -> float:
+        """Return the distance from a point to the first solid part along `way`, without the door."""
         import mujoco
 
         groups = np.arange(mujoco.mjNGROUP, dtype=np.int32) == COLLISION_GEOMS
-        found = np.zeros(1, np.int32)
+        geom = np.zeros(1, np.int32)
         scene = self._scene
-        seen = mujoco.mj_ray(scene.model, scene.data, point, way, groups.astype(np.uint8), 1, door, found)
-        return FAR_OFF if seen < 0 else float(min(seen, FAR_OFF))
+        distance = mujoco.mj_ray(scene.model, scene.data, point, way, groups.astype(np.uint8), 1, door, geom)
+        return MAX_RAY if distance < 0 else float(min(distance, MAX_RAY))
 
     def _parts(self, body: int) -> Any:
-        """The geoms of a body that things collide with."""
+        """Return a body's geoms that collide."""
         return np.flatnonzero(self._scene.solid & (self._scene.model.geom_bodyid == body))
 
     def _hinge(self, fixture: str) -> tuple[int, int]:
-        """The joint of a fixture's knob or door, and what hangs on it."""
+        """Return the joint of a fixture's knob or door, and the body that it moves."""
         model = self._scene.model
         joint = model.joint(self._scene.env.get_object(fixture).joints[-1]).id
         return joint, int(model.jnt_bodyid[joint])

@@ -14,19 +14,18 @@ from lightwam.sim.metaworld.simulator import MetaWorldSimulator
 from lightwam.sim.simulator import Simulator
 
 GAIN = {"reach": 3.0}
-"""Task -> factor on the hand's motion. Meta-World's reaching is 2 to 5 times gentler than its other policies: so gentle
-that its actions hardly differ between goals, and a policy that learns several tasks at once learns this one last."""
+"""task -> factor on the hand's motion. Meta-World's policy for reaching moves 2 to 5 times slower than its others: its
+actions hardly differ between goals, and a policy that learns several tasks at once learns this one last."""
 
 AIMS_WITH_FINGERS = ("reach",)
-"""Tasks in which success is measured at the fingers, 4.5 cm below the hand, while Meta-World's policy brings the hand
-to the goal: its demonstrations end millimetres from failing (at 5 cm), and so does a policy that copies them."""
+"""tasks whose success is measured at the fingers, 4.5 cm below the hand, while Meta-World's policy brings the hand to
+the goal: its demonstrations, and a policy that learns from them, end millimetres from failing (at 5 cm)"""
 
 
 class MetaWorldExpert:
     """The scripted policy of one task; it sees objects and goal, not pictures.
 
-    Its raw actions reach 12.5 and the simulator clips them, so they are clipped here: what is stored is what was meant
-    within the action's range.
+    Its raw actions reach 12.5; they are clipped here, as the simulator does, so that demonstrations hold valid actions.
     """
 
     def __init__(self, simulator: MetaWorldSimulator) -> None:
@@ -37,22 +36,22 @@ class MetaWorldExpert:
         self._gain = np.array([GAIN.get(simulator.task, 1.0)] * 3 + [1.0])
 
     def action(self) -> Float32[np.ndarray, " 4"]:
-        """Hand motion and gripper effort in [-1, 1]."""
+        """Return hand motion and gripper effort in [-1, 1]."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"Constant\(s\) may be too high", UserWarning)
-            action = self._policy.get_action(self._seen())
+            action = self._policy.get_action(self._observation())
         return np.clip(self._gain * action, -1, 1).astype(np.float32)
 
-    def _seen(self) -> Float64[np.ndarray, " 39"]:
-        """The full observation, its goal (the last three numbers) moved to where the hand is to be."""
-        seen = self._simulator.everything.copy()
+    def _observation(self) -> Float64[np.ndarray, " 39"]:
+        """Return the full observation, its goal (the last three numbers) moved to the hand's target."""
+        observation = self._simulator.full_observation.copy()
         if self._simulator.task in AIMS_WITH_FINGERS:
-            seen[-3:] += seen[:3] - self._simulator.fingers
-        return seen
+            observation[-3:] += observation[:3] - self._simulator.fingertips
+        return observation
 
 
 def make_expert(config: SimConfig, simulator: Simulator) -> MetaWorldExpert:
-    """The expert of a `MetaWorldSimulator`."""
+    """Make the expert of a `MetaWorldSimulator`."""
     if not isinstance(simulator, MetaWorldSimulator):
-        raise SimulatorError("a Meta-World expert moves Meta-World's arm only", got=type(simulator).__name__)
+        raise SimulatorError("the simulator must be a MetaWorldSimulator", got=type(simulator).__name__)
     return MetaWorldExpert(simulator)

@@ -1,9 +1,9 @@
 """Meta-World's 50 tasks (metaworld 3.1.1, MuJoCo 3.3): a Sawyer arm at a table, 80 control steps a second.
 
 State: hand x, y, z (metres) and how far the gripper is open (0 to 1). Action: hand motion x, y, z and gripper effort,
-each in [-1, 1] (1 is 1 cm a simulator step). Pictures are drawn plainly (`mujoco_pictures` says what is left out): on a
-CPU that is twenty times as fast, and it is part of what a policy is trained on. "corner*" cameras, which Meta-World
-mounts upside down, are turned upright.
+each in [-1, 1] (1 is 1 cm a simulator step). Pictures have no shadows and less detail (see `mujoco_renderer`): twenty
+times as fast on a CPU, but a policy must be trained on the same pictures. "corner*" cameras, which Meta-World mounts
+upside down, are turned upright.
 """
 
 from __future__ import annotations
@@ -102,24 +102,24 @@ MOVABLE = {
     "window-close": "window",
     "window-open": "window",
 }
-"""what `move_object` moves: the body the task is about, of reaching the goal's mark"""
+"""task -> the body that `move_object` moves, or the goal's mark"""
 MOVE_METRES, BUMP_DEGREES = (0.04, 0.08), (1.0, 3.0)
-"""the least and the most that a disturbance moves a thing along the table, and turns a camera"""
+"""range of a disturbance: of an object along the table, of a camera's rotation"""
 
-GRAIN = 0.008
-"""metres below which the arm's meshes lose detail in pictures: half a pixel at 96 x 96, twice as fast"""
+MESH_DETAIL = 0.008
+"""metres; finer detail of the arm's meshes is not drawn: half a pixel at 96 x 96, and twice as fast"""
 
 
 def make(config: SimConfig, task: str) -> MetaWorldSimulator:
-    """A `MetaWorldSimulator`."""
+    """Make the simulator of a task."""
     return MetaWorldSimulator(config, task)
 
 
 class MetaWorldSimulator(Simulator):
     """One Meta-World task with seeded resets; success counts when any simulator step of a control step succeeds.
 
-    It never ends by itself: Meta-World's limit of 500 steps is lifted, `SimConfig.max_steps` decides. MuJoCo is loaded
-    by the first `reset`, so that a process that only asks for names and sizes stays small.
+    Episodes never end by themselves: Meta-World's limit of 500 steps is lifted, `SimConfig.max_steps` decides. MuJoCo
+    is loaded by the first `reset`, so that a process that needs only names and sizes stays small.
     """
 
     robot = "sawyer"
@@ -131,16 +131,16 @@ class MetaWorldSimulator(Simulator):
         self.cameras, self.fps = config.cameras, UNITS.steps_per_second / config.action_repeat
         self._repeat, self._size = config.action_repeat, (config.height, config.width)
         self._env: Any = None
-        self._everything: Float64[np.ndarray, " 39"] | None = None
-        self._pictures: MujocoRenderer | None = None
-        self._camera_turns: Float64[np.ndarray, "cameras 4"] | None = None
+        self._full_observation: Float64[np.ndarray, " 39"] | None = None
+        self._renderer: MujocoRenderer | None = None
+        self._camera_rotations: Float64[np.ndarray, "cameras 4"] | None = None
 
     def reset(self, seed: int) -> None:
-        """Places hand, objects and goal as `seed` says.
+        """Place hand, objects and goal at random positions of `seed`.
 
         Meta-World's own `reset(seed=...)` ignores its seed, hence the private switches: goal visible to the expert,
-        places drawn anew from the seeded generator. The last forward pass brings sites and cameras up to date, which
-        otherwise the first picture would show where they were before.
+        positions drawn from the seeded generator. The last forward pass updates sites and cameras, which the first
+        picture would otherwise show at their old positions.
         """
         require_seed(seed, f"metaworld/{self.task}")
         if self._env is None:
@@ -148,45 +148,44 @@ class MetaWorldSimulator(Simulator):
         import mujoco
 
         env = self._env
-        if self._camera_turns is None:
-            self._camera_turns = env.model.cam_quat.copy()
-        env.model.cam_quat[:] = self._camera_turns
+        if self._camera_rotations is None:
+            self._camera_rotations = env.model.cam_quat.copy()
+        env.model.cam_quat[:] = self._camera_rotations
         env._partially_observable = False
         env._freeze_rand_vec = False
         env.seeded_rand_vec = True
         env._set_task_called = True
         env.__dict__.pop("sawyer_observation_space", None)
         env.seed(seed)
-        self._everything, _ = env.reset()
+        self._full_observation, _ = env.reset()
         mujoco.mj_forward(env.model, env.data)
 
     def observe(self) -> Observation:
-        """Draws every camera."""
-        state = self.everything[:4].astype(np.float32)
+        """Draw every camera."""
+        state = self.full_observation[:4].astype(np.float32)
         return Observation({camera: self._draw(camera) for camera in self.cameras}, state, self.instruction)
 
     def step(self, action: np.ndarray) -> StepOutcome:
-        """Repeats the action, clipped to [-1, 1], `action_repeat` times."""
-        if self._everything is None:
-            raise not_reset(f"metaworld/{self.task}")
+        """Repeat the action, clipped to [-1, 1], `action_repeat` times."""
+        env = self._running()
         clipped = np.clip(finite_action(action, self.action_dim, f"metaworld/{self.task}"), -1, 1)
         success = False
         for _ in range(self._repeat):
-            self._everything, _, _, _, info = self._env.step(clipped)
+            self._full_observation, _, _, _, info = env.step(clipped)
             success = success or bool(info["success"])
         return StepOutcome(success)
 
     def close(self) -> None:
-        """Frees the drawing context; left alone, that is done at the process's exit."""
-        if self._pictures is not None:
-            self._pictures.close()
-        self._env, self._everything, self._pictures, self._camera_turns = None, None, None, None
+        """Free MuJoCo's world and the drawing context; otherwise the process's exit does."""
+        if self._renderer is not None:
+            self._renderer.close()
+        self._env, self._full_observation, self._renderer, self._camera_rotations = None, None, None, None
 
     def move_object(self, rng: np.random.Generator) -> float:
-        """Moves what the task is about along the table, any way, and with a fixed thing its goal; returns metres."""
+        """Move the task's object along the table, a fixed one together with its goal; return metres."""
         if self.task not in MOVABLE:
-            raise SimulatorError("nothing is known of this task that could be moved", where=f"metaworld/{self.task}",
-                                 expected=", ".join(MOVABLE))  # fmt: skip
+            what = "objects can be moved only in the tasks of MOVABLE"
+            raise SimulatorError(what, where=f"metaworld/{self.task}", expected=", ".join(MOVABLE))
         env, distance, angle = self._running(), rng.uniform(*MOVE_METRES), rng.uniform(0, 2 * np.pi)
         by = distance * np.array([np.cos(angle), np.sin(angle), 0.0])
         import mujoco
@@ -206,7 +205,7 @@ class MetaWorldSimulator(Simulator):
         return float(distance)
 
     def bump_camera(self, rng: np.random.Generator) -> float:
-        """Turns each camera about an axis of its own in its picture's plane, all by the same angle; returns degrees."""
+        """Turn each camera about a random axis in its picture's plane, all by the same angle; return degrees."""
         env, degrees = self._running(), rng.uniform(*BUMP_DEGREES)
         import mujoco
 
@@ -219,29 +218,27 @@ class MetaWorldSimulator(Simulator):
         return float(degrees)
 
     def _running(self) -> Any:
-        """Meta-World's environment, in an episode."""
-        if self._everything is None:
+        """Return Meta-World's environment; SimulatorError outside an episode."""
+        if self._full_observation is None:
             raise not_reset(f"metaworld/{self.task}")
         return self._env
 
     @property
-    def everything(self) -> Float64[np.ndarray, " 39"]:
-        """Meta-World's full observation with objects and goal (the expert reads it; a policy never does)."""
-        if self._everything is None:
-            raise not_reset(f"metaworld/{self.task}")
-        return self._everything
+    def full_observation(self) -> Float64[np.ndarray, " 39"]:
+        """Meta-World's full observation with objects and goal, for experts only."""
+        self._running()
+        assert self._full_observation is not None
+        return self._full_observation
 
     @property
-    def fingers(self) -> Float64[np.ndarray, " 3"]:
-        """The middle between the finger tips, x, y, z in metres (for experts, as `everything`)."""
-        if self._everything is None:
-            raise not_reset(f"metaworld/{self.task}")
-        return np.asarray(self._env.tcp_center, np.float64)
+    def fingertips(self) -> Float64[np.ndarray, " 3"]:
+        """The middle between the fingertips, x, y, z in metres, for experts only."""
+        return np.asarray(self._running().tcp_center, np.float64)
 
     def _draw(self, camera: str) -> UInt8[np.ndarray, "height width 3"]:
-        if self._pictures is None:
-            self._pictures = MujocoRenderer(self._env.model, *self._size, GRAIN)
-        picture = self._pictures.draw(self._env.data, camera)
+        if self._renderer is None:
+            self._renderer = MujocoRenderer(self._env.model, *self._size, MESH_DETAIL)
+        picture = self._renderer.draw(self._env.data, camera)
         return np.ascontiguousarray(picture[::-1, ::-1] if camera.startswith("corner") else picture)
 
 

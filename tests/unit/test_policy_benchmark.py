@@ -12,7 +12,7 @@ from lightwam.config.schema import Recipe
 from lightwam.engine import folding
 from lightwam.errors import CheckpointError, SimulatorError
 from lightwam.policy import benchmark as bench
-from lightwam.policy.benchmark import PARTS, STAGES, WAYS, bench_act, table
+from lightwam.policy.benchmark import PARTS, STAGES, VARIANTS, bench_act, table
 from lightwam.system import timing
 
 CPU = torch.device("cpu")
@@ -40,16 +40,15 @@ def check(result: dict[str, Any]) -> None:
 
 
 def test_a_recipe_with_random_weights(few: None, tiny_recipe: Recipe) -> None:
-    said: list[str] = []
-    result = bench_act(tiny_recipe, device="cpu", as_json=True, say=said.append)
+    result = bench_act(tiny_recipe, device="cpu")
     check(result)
-    assert json.loads(said[0]) == json.loads(json.dumps(result))
+    assert json.loads(json.dumps(result)) == result, "plain JSON values"
     assert result["precision"] == "float32"
     assert result["max_abs_difference"] < 2e-6 and result["max_abs_differences"]["plain"] < 2e-6
 
 
 def test_in_half_precision_the_engine_is_no_further_off(few: None, tiny_recipe: Recipe) -> None:
-    result = bench_act(tiny_recipe, device="cpu", precision="bfloat16", say=lambda line: None)
+    result = bench_act(tiny_recipe, device="cpu", precision="bfloat16")
     check(result)
     assert result["max_abs_differences"]["plain"] > 1e-5
     assert result["max_abs_difference"] < 2 * result["max_abs_differences"]["plain"]
@@ -57,23 +56,22 @@ def test_in_half_precision_the_engine_is_no_further_off(few: None, tiny_recipe: 
 
 
 def test_a_run_with_its_own_weights(few: None, tiny_once: Any, tmp_path: Path) -> None:
-    said: list[str] = []
-    result = bench_act(tiny_once.run, device="cpu", say=said.append)
+    result = bench_act(tiny_once.run, device="cpu")
     check(result)
     assert result["subject"] == str(tiny_once.run)
     assert result["compared_on"] == "the first pictures of 2 tasks, seed 1000000"
-    lines = said[0].splitlines()
+    lines = table(result).splitlines()
     assert "ms a chunk by the engine, batch 1, float32" in lines[0]
-    assert sum(line.split()[0] in WAYS for line in lines[1:] if line.startswith("    ")) == 9
+    assert sum(line.split()[0] in VARIANTS for line in lines[1:] if line.startswith("    ")) == 9
     with pytest.raises(CheckpointError):
         bench_act(tmp_path, device="cpu")
 
 
 def test_8_bits_are_smaller_and_their_price_is_told(few: None, tiny_once: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folding, "INT8_FROM", 1)
-    result = bench_act(tiny_once.run, device="cpu", int8=True, say=lambda line: None)
+    result = bench_act(tiny_once.run, device="cpu", int8=True)
     check(result)
-    assert list(result["ways"]) == [*WAYS, "int8"] and result["int8_ms"] > 0
+    assert list(result["ways"]) == [*VARIANTS, "int8"] and result["int8_ms"] > 0
     assert result["weights_gib"]["int8"] < 0.7 * result["weights_gib"]["engine"]
     assert 1e-4 < result["max_abs_differences"]["int8"] < 0.2
     assert result["max_abs_differences"]["engine"] < 2e-6
@@ -86,15 +84,13 @@ def test_without_its_simulator_a_run_is_shown_random_pictures(
         raise SimulatorError("not installed")
 
     monkeypatch.setattr("lightwam.sim.registry.make_simulator", missing)
-    assert bench_act(tiny_once.run, device="cpu", say=lambda line: None)["compared_on"].startswith(
-        "random pictures, as"
-    )
+    assert bench_act(tiny_once.run, device="cpu")["compared_on"].startswith("random pictures, as")
 
 
 def test_the_published_way_gives_the_same_action(tiny_recipe: Recipe) -> None:
     backbone = replace(tiny_recipe.model.backbone, num_blocks=tiny_recipe.model.backbone.taps[-1] + 3)
     recipe = replace(tiny_recipe, model=replace(tiny_recipe.model, backbone=backbone))
-    calls, differences, _ = bench.ways(bench.of_recipe(recipe, CPU), CPU, torch.float32)
+    calls, differences, _ = bench.variants(bench.of_recipe(recipe, CPU), CPU, torch.float32)
     assert differences["plain"] == differences["model"] == 0
     with torch.inference_mode():
         for stage in STAGES[:2]:
@@ -119,6 +115,6 @@ def test_work_is_counted_whatever_computes_it(monkeypatch: pytest.MonkeyPatch, t
     work = []
     for size in (2**20, 1):
         monkeypatch.setattr(folding, "PACKED_FROM", size)
-        calls, _, _ = bench.ways(bench.of_recipe(tiny_recipe, CPU), CPU, torch.float32)
+        calls, _, _ = bench.variants(bench.of_recipe(tiny_recipe, CPU), CPU, torch.float32)
         work.append(timing.count_gmac(calls[STAGES[0]]["engine"]))
     assert work[0] == pytest.approx(work[1])

@@ -13,10 +13,9 @@ from lightwam.evaluation.benchmark import bench_eval, halves, table
 
 
 def test_both_ways_end_alike(tiny_recipe: Recipe) -> None:
-    said: list[str] = []
     recipe = replace(tiny_recipe, eval=replace(tiny_recipe.eval, trials=3))
-    result = bench_eval(recipe, as_json=True, say=said.append)
-    assert json.loads(said[0]) == json.loads(json.dumps(result))
+    result = bench_eval(recipe)
+    assert json.loads(json.dumps(result)) == result, "plain JSON values"
     assert result["same_outcomes"] and result["episodes"] == 6
     assert all(len(rows) == 2 and min(rows) > 0 for rows in result["seconds"].values())
     assert result["ratio"] == result["eval_s"] / result["every_step_s"]
@@ -36,13 +35,12 @@ def test_the_turns_share_the_trials() -> None:
 
 def test_other_ends_are_told(tiny_recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     """Random weights hardly succeed either way: it is by the actions that a look at something else shows."""
-    drawn = module.ours
+    drawn = module.by_evaluate
 
     def elsewhere(policy: Any, settings: EvalConfig, run: Path) -> Any:
         ends = drawn(policy, replace(settings, first_seed=settings.first_seed + 1), run)
         return {replace(trial, seed=trial.seed - 1): end for trial, end in ends.items()}
 
-    monkeypatch.setattr(module, "ours", elsewhere)
-    said: list[str] = []
-    result = bench_eval(replace(tiny_recipe, eval=replace(tiny_recipe.eval, trials=1)), say=said.append)
-    assert not result["same_outcomes"] and "DO NOT END ALIKE" in said[0]
+    monkeypatch.setattr(module, "by_evaluate", elsewhere)
+    result = bench_eval(replace(tiny_recipe, eval=replace(tiny_recipe.eval, trials=1)))
+    assert not result["same_outcomes"] and "DO NOT END ALIKE" in table(result)

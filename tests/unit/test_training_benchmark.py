@@ -19,9 +19,8 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_both_steps_and_their_parts(tiny_recipe: Recipe) -> None:
-    said: list[str] = []
-    result = bench_train(tiny_recipe, device="cpu", as_json=True, say=said.append)
-    assert json.loads(said[0]) == json.loads(json.dumps(result))
+    result = bench_train(tiny_recipe, device="cpu")
+    assert json.loads(json.dumps(result)) == result, "plain JSON values"
     for name in ("plain", "packed"):
         assert tuple(result["parts_s"][name]) == PARTS
         assert all(seconds > 0 for seconds in result["parts_s"][name].values())
@@ -39,7 +38,7 @@ def test_steps_take_turns_and_the_first_of_each_does_not_count(
                                                                                     model.loss(*given))[1])  # fmt: skip
     plain = LightWAM.loss
     monkeypatch.setattr(LightWAM, "loss", lambda self, *given: (order.append("step"), plain(self, *given))[1])
-    bench_train(tiny_recipe, device="cpu", say=lambda line: None)
+    bench_train(tiny_recipe, device="cpu")
     steps = " ".join(order).replace("packed step", "packed").split()
     assert [name == "packed" for name in steps] == [False, True, True, False] * 2
 
@@ -49,8 +48,10 @@ def test_a_micro_batch_is_what_is_measured_and_long_steps_are_repeated_less(
 ) -> None:
     monkeypatch.setattr(bench, "LONG_STEP_S", 0.0)
     recipe = replace(tiny_recipe, train=replace(tiny_recipe.train, micro_batch=2))
-    result = bench_train(recipe, device="cpu", say=lambda line: None)
+    said: list[str] = []
+    result = bench_train(recipe, device="cpu", say=said.append)
     assert (result["batch_size"], result["repetitions"]) == (2, 4)
+    assert len(said) == 10 and said[0].startswith("plain step 0: ")
 
 
 def test_random_weights_are_finite_and_in_the_recipes_precision(tiny_recipe: Recipe) -> None:

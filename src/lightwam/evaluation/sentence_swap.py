@@ -1,0 +1,57 @@
+"""Evaluation with the tasks' sentences exchanged: a policy that reads its instruction must fail."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from lightwam.config.schema import EvalConfig, SimConfig
+from lightwam.config.strict_json import from_dict, to_dict
+from lightwam.errors import CheckpointError, ConfigError
+from lightwam.evaluation.evaluate import evaluate
+from lightwam.policy.policy import Policy
+from lightwam.policy.run_directory import read_recipe, write_json
+from lightwam.sim import registry
+from lightwam.system.checked_json import read_object
+
+TRIALS = 5
+"""episodes a task, at most"""
+COUNTS = ("successes", "trials")
+
+
+def swap_sentences(run: Path, say: Callable[[str], None] = print) -> None:
+    """Evaluate with the next task's sentence in place of each task's own, and write RUN/eval/swap.json.
+
+    Otherwise settings and checkpoint are those of the evaluation in RUN/eval. CheckpointError without that evaluation,
+    ConfigError if all tasks have one sentence.
+    """
+    path = run / "eval" / "result.json"
+    if not path.exists():
+        raise CheckpointError("there is no evaluation to compare with", where=path, next_step=f"lightwam eval {run}")
+    file = read_object(path)
+    right, protocol = file.data, file.child("protocol")
+    sim = from_dict(SimConfig, protocol.child("sim").data, f"{path}: protocol.sim")
+    settings = to_dict(read_recipe(run).eval) | protocol.child("eval").data
+    settings = from_dict(EvalConfig, settings, f"{path}: protocol.eval")
+    others = zip(sim.tasks, sim.tasks[1:] + sim.tasks[:1], strict=True)
+    sentences = {task: registry.make_simulator(sim, other).instruction for task, other in others}
+    if len(set(sentences.values())) < 2:
+        raise ConfigError("sentences can be exchanged among several tasks only", where=path, got=sim.tasks)
+    swapped = evaluate(
+        run,
+        replace(settings, trials=min(TRIALS, settings.trials), videos_per_task=0),
+        sim=sim,
+        policy=Policy.load(run, protocol.count("checkpoint_step"), device="auto"),
+        folder="swap",
+        sentences=sentences,
+        say=say,
+    )
+    results = {"right": right, "swapped": swapped}
+    totals = {name: {key: result[key] for key in COUNTS} for name, result in results.items()}
+    tasks = {
+        task: {name: {key: result["tasks"][task][key] for key in COUNTS} for name, result in results.items()}
+        | {"swapped_instruction": sentences[task]}
+        for task in sim.tasks
+    }
+    write_json(run / "eval" / "swap.json", totals | {"tasks": tasks})
