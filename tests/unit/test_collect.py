@@ -11,7 +11,7 @@ import pytest
 
 from lightwam.config.recipes import point as point_recipe
 from lightwam.config.schema import Recipe
-from lightwam.data.collect import Demonstrator, collect
+from lightwam.data.collect import DEMOS_AHEAD, Demonstration, Demonstrator, _Plan, collect
 from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.errors import DatasetError, SimulatorError
 from lightwam.sim import registry
@@ -127,6 +127,28 @@ def test_the_dataset_is_the_same_from_processes_and_after_an_interruption(
     again = collect(whole, tmp_path / "broken", say=quiet)
     assert contents(tmp_path / "broken") == unbroken and again.new_episodes == 6 - len(part)
     assert again.attempts == report.attempts
+
+
+def test_few_demonstrations_wait_in_memory_for_a_slow_one(tmp_path: Path) -> None:
+    """A seed's worker may be lost on another machine for a minute, while the others go on."""
+    demos = 40
+    plan = _Plan(recipe(demos=demos, workers=2), [], tmp_path)
+    done = Demonstration({}, np.zeros((1, 2), np.float32), np.zeros((1, 2), np.float32), 1)
+    slow = plan.next_job()
+    assert slow == Trial("red", 0)
+    num_waiting = 0
+    while job := plan.next_job():
+        plan.note(job, done)
+        assert plan.settle() == []
+        num_waiting += 1
+    assert num_waiting == DEMOS_AHEAD * 2
+    plan.note(slow, done)
+    assert len(plan.settle()) == num_waiting + 1
+    num_settled = num_waiting + 1
+    while job := plan.next_job():  # and now as ever, with every third seed of one task a failure
+        plan.note(job, None if job.task == "red" and job.seed % 3 == 0 else done)
+        num_settled += len(plan.settle())
+    assert num_settled == 2 * demos and plan.num_missing == 0
 
 
 def test_a_finished_dataset_is_left_alone_and_a_larger_wish_adds_to_it(tmp_path: Path) -> None:
