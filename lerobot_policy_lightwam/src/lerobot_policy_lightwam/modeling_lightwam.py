@@ -16,7 +16,6 @@ from lerobot.utils.constants import ACTION, OBS_STATE
 from torch import Tensor
 
 from lerobot_policy_lightwam.configuration_lightwam import LightWAMConfig
-from lightwam.config.schema import DctConfig
 from lightwam.data.codec import compose_canvas, to_pictures
 from lightwam.encoders.dct import DctLatents
 from lightwam.encoders.frozen import Prompts, encode_clip, open_latents, vae_identity
@@ -164,7 +163,7 @@ class LightWAMPolicy(PreTrainedPolicy):
         return self._latents
 
     def _measure(self, pixels: Float[Tensor, "B 3 F height width"]) -> dict[str, Any]:
-        if not isinstance(self.recipe.latents, DctConfig):
+        if self.recipe.latents.pretrained:
             return dict(vae_identity(self.recipe))
         if not self.training:
             raise ConfigError("this policy was never trained", where="policy.measured", got="no statistics of latents",
