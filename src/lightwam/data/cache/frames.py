@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Lock
@@ -232,7 +232,7 @@ def _decode(dataset: LeRobotDataset, config: CodecConfig, draft: Path, progress:
             progress(done, dataset.num_frames)
 
     def decode_some(episodes: range) -> int:
-        with path.open("r+b") as file, CanvasReader(dataset, config) as canvases:
+        with path.open("r+b") as file, closing(CanvasReader(dataset, config)) as canvases:
             file.seek(len(header) + int(dataset.episode_start[episodes[0]]) * _picture_bytes(config))
             for episode in episodes:
                 for clip in canvases.stream(episode):
