@@ -365,7 +365,7 @@ def test_what_is_refused_stands_in_the_log_once_with_the_setting(caplog: pytest.
     told: list[str] = []
     caplog.set_level("INFO", "lightwam.serve")
     with serving(max_clients=3) as server:
-        server.refusals._tell = told.append
+        server.refusals._on_refusal = told.append
         for _ in range(3):
             assert ask(server, "POST", "/act", b"{}", {"Origin": "http://page"})[0] == 403
             assert ask(server, "POST", "/act", b"{}")[0] == 400
@@ -423,7 +423,7 @@ def test_refusals_are_remembered_of_a_bounded_number_of_peers(caplog: pytest.Log
     refusals = RefusalLog()
     for number in range(MAX_KEPT + 50):
         refusals.add(f"10.0.0.{number}/a1", "no valid API key", setting="--api-keys")
-    assert len(refusals._seen) == MAX_KEPT
+    assert len(refusals._logged) == MAX_KEPT
 
 
 def test_the_log_says_why_a_connection_was_cut(caplog: pytest.LogCaptureFixture) -> None:
@@ -455,7 +455,7 @@ def test_a_connection_that_says_nothing_is_closed(caplog: pytest.LogCaptureFixtu
             assert b" 408 " in slow.recv(1000)
         told = [vars(record)["fields"] for record in caplog.records if record.getMessage() == "refused"]
         assert [one["why"] for one in told] == [
-            "a connection asked for nothing in time",
+            "a connection sent no request in time",
             "the whole body did not arrive in time",
         ]
         assert {one["setting"] for one in told} == {"--handshake-seconds"}

@@ -210,7 +210,7 @@ def test_a_client_is_checked_and_gets_no_actions(tiny_once: Any, command: Any) -
             client.infer(seen)
         told, log = process.communicate(timeout=20)
         assert process.returncode == code, log
-        assert "images > top" in told or "it cannot be read" in told
+        assert "images > top" in told or "it cannot be decoded" in told
         client._ws.close()
 
 

@@ -58,7 +58,7 @@ def test_every_tap_and_every_step_counts() -> None:
     assert (chunk[:, 1:] - chunk[:, :-1]).abs().amax(dim=(0, 2)).min() > 1e-3, "steps are told apart"
 
 
-def test_the_looks_are_one_a_tap_and_sum_to_one() -> None:
+def test_attention_is_one_map_a_tap_and_sums_to_one() -> None:
     expert = StateFusionActionExpert(CONFIG)
     looks = expert.attention([torch.randn(2, 7, 24) for _ in range(2)])
     assert [look.shape for look in looks] == [(2, 2, 3, 7)] * 2

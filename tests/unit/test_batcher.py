@@ -92,7 +92,7 @@ def test_the_queue_is_bounded_and_the_loop_stays_free() -> None:
     async def ask(batcher: Batcher) -> int:
         running = asyncio.create_task(batcher.ask(seen(0)))
         await asyncio.sleep(0.05)
-        assert batcher.thinking_seconds > 0
+        assert batcher.pass_seconds > 0
         waiting = [asyncio.create_task(batcher.ask(seen(i))) for i in (1, 2)]
         await asyncio.sleep(0.01)
         with pytest.raises(Busy, match="at most 2"):

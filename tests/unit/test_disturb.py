@@ -29,7 +29,7 @@ def same(a: list[np.ndarray], b: list[np.ndarray]) -> list[bool]:
     return [bool((x == y).all()) for x, y in zip(a, b, strict=True)]
 
 
-def test_undisturbed_it_is_what_it_wraps() -> None:
+def test_without_a_disturbance_it_equals_the_wrapped_simulator() -> None:
     inside = registry.make_simulator(SIM, "red")
     wrapped = Disturbed(inside, None)
     assert isinstance(wrapped, Simulator)
@@ -39,7 +39,7 @@ def test_undisturbed_it_is_what_it_wraps() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_disturbance_comes_at_its_step_and_goes_with_the_reset(kind: Kind) -> None:
+def test_a_disturbance_starts_at_its_step_and_ends_with_the_reset(kind: Kind) -> None:
     plain, inside = seen(registry.make_simulator(SIM, "red")), registry.make_simulator(SIM, "red")
     disturbed = Disturbed(inside, Disturbance(kind, 2, seed=7))
     agrees = same(seen(disturbed), plain)
@@ -51,7 +51,7 @@ def test_a_disturbance_comes_at_its_step_and_goes_with_the_reset(kind: Kind) -> 
     assert all(same(seen(disturbed)[:2], plain[:2]))
 
 
-def test_frozen_pictures_stay_while_the_state_goes_on() -> None:
+def test_frozen_pictures_stay_while_the_state_changes() -> None:
     disturbed = Disturbed(registry.make_simulator(SIM, "red"), Disturbance("frozen", 0, 0))
     disturbed.reset(1)
     before = disturbed.observe()
@@ -61,13 +61,13 @@ def test_frozen_pictures_stay_while_the_state_goes_on() -> None:
     assert after.state[0] != before.state[0]
 
 
-def test_the_same_seed_disturbs_alike() -> None:
+def test_the_seed_decides_the_disturbance() -> None:
     one, two = (Disturbed(registry.make_simulator(SIM, "red"), Disturbance("object", 1, seed)) for seed in (5, 6))
     assert all(same(seen(one), seen(Disturbed(registry.make_simulator(SIM, "red"), Disturbance("object", 1, 5)))))
     assert not all(same(seen(one), seen(two)))
 
 
-def test_before_reset_and_after_close_there_is_no_episode() -> None:
+def test_use_before_reset_and_after_close_is_refused() -> None:
     disturbed = Disturbed(registry.make_simulator(SIM, "red"), None)
     with pytest.raises(SimulatorError, match="not in an episode"):
         disturbed.step(np.zeros(2, np.float32))
@@ -94,7 +94,7 @@ class Bare(Simulator):
     def close(self) -> None: ...
 
 
-def test_a_simulator_whose_things_cannot_be_moved_is_refused() -> None:
+def test_a_simulator_without_the_disturbance_is_refused() -> None:
     with pytest.raises(SimulatorError, match="no disturbance 'object'"):
         Disturbed(Bare(), Disturbance("object", 0, 0))
     Disturbed(Bare(), Disturbance("frozen", 0, 0))

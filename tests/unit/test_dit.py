@@ -47,7 +47,7 @@ def clip(frames: int = 3) -> tuple[Tensor, Tensor | None, Tensor]:
     )
 
 
-def test_the_first_frame_does_not_see_later_ones() -> None:
+def test_first_frame_does_not_attend_to_later_frames() -> None:
     dit, (latents, times, context) = shaken(CONFIG), clip()
     before = dit(latents, times, dit.encode_context(context))
     latents[:, :, 1:] = torch.randn_like(latents[:, :, 1:])
@@ -57,7 +57,7 @@ def test_the_first_frame_does_not_see_later_ones() -> None:
     assert (before.velocity[:, :, 1:] - after.velocity[:, :, 1:]).abs().min() > 1e-6
 
 
-def test_the_first_frame_alone_is_what_it_is_in_a_clip() -> None:
+def test_first_frame_alone_equals_first_frame_of_a_clip() -> None:
     dit, (latents, times, context) = shaken(CONFIG), clip()
     context_kv = dit.encode_context(context)
     alone, in_clip = dit(latents[:, :, :1], None, context_kv), dit(latents, times, context_kv)
@@ -66,7 +66,7 @@ def test_the_first_frame_alone_is_what_it_is_in_a_clip() -> None:
         torch.testing.assert_close(one, many[:, :6], rtol=0, atol=2e-6)
 
 
-def test_later_frames_see_everything() -> None:
+def test_later_frames_attend_to_all_frames() -> None:
     dit, (latents, times, context) = shaken(CONFIG), clip()
     before = dit(latents, times, dit.encode_context(context)).velocity
     for frame in range(3):
@@ -85,7 +85,7 @@ def test_stopping_after_the_last_tap_gives_the_same_taps_and_no_velocity() -> No
         assert torch.equal(a, b)
 
 
-def test_an_adapter_replaces_what_it_reads() -> None:
+def test_adapter_output_replaces_its_input() -> None:
     dit, (latents, times, context) = shaken(CONFIG), clip()
     inputs: list[Tensor] = []
     dit.adapters["1"].register_forward_hook(lambda _, given, __: inputs.append(given[0].flatten(1, 2)))
@@ -117,7 +117,7 @@ def test_a_time_for_a_single_frame_is_refused() -> None:
         dit(latents, None, dit.encode_context(context))
 
 
-def test_two_times_a_sample_are_embedded_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_at_most_two_times_a_sample_are_embedded(monkeypatch: pytest.MonkeyPatch) -> None:
     dit, (latents, times, context) = DiT(CONFIG), clip()
     rows: list[int] = []
     sinusoid = dit_module.sinusoid
@@ -136,7 +136,7 @@ def test_what_a_frozen_backbone_trains() -> None:
     assert all(p.requires_grad for p in DiT(replace(CONFIG, frozen=False)).parameters())
 
 
-def test_a_forward_leaves_nothing_behind() -> None:
+def test_forward_stores_nothing_on_modules() -> None:
     dit, (latents, times, context) = DiT(CONFIG), clip()
     held = {name: set(vars(module)) for name, module in dit.named_modules()}
     dit(latents, times, dit.encode_context(context))
@@ -183,7 +183,7 @@ def shake(module: nn.Module) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("heads", [2, 1])
-def test_one_frame_is_diffusers_forward(heads: int) -> None:
+def test_one_frame_equals_diffusers(heads: int) -> None:
     config = replace(CONFIG, num_heads=heads)
     theirs = wan(config)
     shake(theirs)
@@ -194,7 +194,7 @@ def test_one_frame_is_diffusers_forward(heads: int) -> None:
 
 
 @torch.no_grad()
-def test_a_clip_is_diffusers_forward_with_a_time_a_token_and_a_mask() -> None:
+def test_clip_equals_diffusers_with_a_time_a_token_and_a_mask() -> None:
     """What we do with two times and two attentions, diffusers does with a row of times a token and a dense mask."""
     theirs = wan(CONFIG)
     shake(theirs)
@@ -213,7 +213,7 @@ def test_a_clip_is_diffusers_forward_with_a_time_a_token_and_a_mask() -> None:
 
 
 @torch.no_grad()
-def test_a_block_is_diffusers_block() -> None:
+def test_block_equals_diffusers() -> None:
     theirs = wan(CONFIG)
     shake(theirs)
     ours, x = loaded(theirs, CONFIG), torch.randn(2, 1, 6, 48)

@@ -56,13 +56,13 @@ def acted(folded: FoldedWAM, latent: Tensor, context: Tensor, state: Tensor) -> 
     return folded.act(latent, folded.batch_prompts([folded.encode_prompt(one) for one in context]), state)
 
 
-def test_single_precision_is_the_models_to_rounding() -> None:
+def test_folded_model_equals_the_plain_model_in_float32() -> None:
     model, given = model_of(), inputs_of()
     with torch.no_grad():
         torch.testing.assert_close(acted(FoldedWAM(model, SINGLE), *given), model.act(*given), rtol=0, atol=2e-6)
 
 
-def test_packed_weights_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packed_weights_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """What large layers on a CPU are: `PACKED_FROM` lowered to these sizes."""
     model, given = model_of(), inputs_of()
     plain = FoldedWAM(model, SINGLE)
@@ -73,7 +73,7 @@ def test_packed_weights_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(acted(packed, *given), acted(plain, *given), rtol=0, atol=2e-6)
 
 
-def test_weights_in_8_bits_are_near_and_small(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_int8_weights_are_close_and_small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folding, "INT8_FROM", 1)
     model, given = model_of(), inputs_of()
     whole, exact = FoldedWAM(model, SINGLE._replace(int8=True)), FoldedWAM(model, SINGLE)
@@ -87,7 +87,7 @@ def test_weights_in_8_bits_are_near_and_small(monkeypatch: pytest.MonkeyPatch) -
     assert half.dtype == torch.bfloat16 and float((half - expected).abs().max()) < 0.3 * float(expected.std())
 
 
-def test_8_bits_are_rounded_to_the_nearest_and_rows_keep_their_size() -> None:
+def test_int8_rounds_to_the_nearest_with_a_scale_a_row() -> None:
     weight = torch.randn(20, 30) * torch.logspace(-6, 3, 20)[:, None]
     weight[3] = 0
     whole, scale = folding.to_int8(weight)
@@ -96,7 +96,7 @@ def test_8_bits_are_rounded_to_the_nearest_and_rows_keep_their_size() -> None:
 
 
 @torch.no_grad()
-def test_an_update_that_8_bits_swallow_stays_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lora_update_lost_by_int8_rounding_is_kept_unmerged(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where all of an update is under half a step of its row, rounding takes it away."""
     monkeypatch.setattr(folding, "INT8_FROM", 1)
     layer, lora = nn.Linear(40, 40), LoRA(40, 40, 2, 2.0)
@@ -112,14 +112,14 @@ def test_an_update_that_8_bits_swallow_stays_apart(monkeypatch: pytest.MonkeyPat
         assert 0.9 < float(((folded(x) - layer(x)) * moved).sum() / moved.square().sum()) < 1.1
 
 
-def test_half_precision_on_a_cpu_without_units_is_single(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bfloat16_on_a_cpu_without_units_becomes_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     for has, dtype in ((False, torch.float32), (True, torch.bfloat16)):
         monkeypatch.setattr(cpu, "has_bfloat16", lambda has=has: has)
         engine = Engine(model_of(), Same(), lambda sentences: torch.ones(1, 6, 10), torch.device("cpu"), torch.bfloat16)
         assert engine.folded.placement.dtype == dtype
 
 
-def test_half_precision_is_as_near_to_single_as_the_plain_model() -> None:
+def test_folded_bfloat16_is_as_accurate_as_the_plain_model() -> None:
     errors: dict[str, list[float]] = {"plain": [], "engine": []}
     for seed in range(12):
         model, given = model_of(seed, 0.05), inputs_of(4, seed)
@@ -134,14 +134,14 @@ def test_half_precision_is_as_near_to_single_as_the_plain_model() -> None:
     assert engine < 1.1 * plain
 
 
-def test_the_model_is_only_read() -> None:
+def test_folding_does_not_change_the_model() -> None:
     model = model_of()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     acted(FoldedWAM(model, HALF), *inputs_of())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_folding_needs_no_more_than_acting_does() -> None:
+def test_folding_keeps_only_what_acting_needs() -> None:
     """Blocks after the last tap, the head and the text path's copies are left behind; nothing is trainable."""
     model = model_of()
     kept = tensors(FoldedWAM(model, SINGLE))
@@ -167,7 +167,7 @@ def widened(folded: Folded) -> Folded:
 
 
 @pytest.mark.parametrize(("update", "apart"), [(0.0, False), (1e-4, True), (1e-3, True), (1e-2, False)])
-def test_an_update_that_rounding_swallows_stays_apart(update: float, apart: bool) -> None:
+def test_lora_update_lost_by_rounding_is_kept_unmerged(update: float, apart: bool) -> None:
     layer, lora = linear_of(96, update)
     folded = fold([(layer, lora)], HALF)
     assert (folded.down is not None) == apart
@@ -178,7 +178,7 @@ def test_an_update_that_rounding_swallows_stays_apart(update: float, apart: bool
         assert 0.93 < float((ours * moved).sum() / moved.square().sum()) < 1.07
 
 
-def test_updates_apart_and_merged_may_stand_in_one_stack() -> None:
+def test_stack_of_merged_and_unmerged_updates() -> None:
     pairs = [linear_of(24, 1e-4), linear_of(24, 0.1), linear_of(24, 0.0)]
     made = stack([fold([pair], HALF) for pair in pairs])
     assert made.down is not None
@@ -187,7 +187,7 @@ def test_updates_apart_and_merged_may_stand_in_one_stack() -> None:
         torch.testing.assert_close(ours, linear_with_lora(*layer, x), rtol=0.02, atol=0.05)
 
 
-def test_several_layers_some_with_an_update_are_one_product() -> None:
+def test_fold_of_several_layers_with_scale_shift_and_gate() -> None:
     (one, lora), two, gate, scale, shift = (
         linear_of(24, 0.1),
         nn.Linear(24, 24),
@@ -250,7 +250,7 @@ def test_the_least_recently_used_sentence_is_evicted(monkeypatch: pytest.MonkeyP
     assert asked == ["a", "ab", "abc", "ab"]
 
 
-def test_a_policy_acts_the_same_by_the_engine(tiny_once: Any) -> None:
+def test_policy_with_engine_acts_the_same(tiny_once: Any) -> None:
     plain, fast = Policy.load(tiny_once.run), Policy.load(tiny_once.run, engine=True)
     seen = []
     for seed, task in enumerate(("red", "blue")):
@@ -270,7 +270,7 @@ def test_a_policy_acts_the_same_by_the_engine(tiny_once: Any) -> None:
 
 
 @pytest.mark.gpu
-def test_a_policy_on_a_gpu_acts_by_a_graph(tiny_once: Any) -> None:
+def test_policy_with_engine_on_a_gpu_uses_a_graph(tiny_once: Any) -> None:
     """From pixels on, latents included."""
     plain, fast = (Policy.load(tiny_once.run, device="cuda", engine=engine) for engine in (False, True))
     simulator = registry.make_simulator(tiny_once.recipe.sim, "red")

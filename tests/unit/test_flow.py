@@ -38,7 +38,7 @@ def test_the_time_weight_is_zero_at_its_lowest_and_one_on_average_over_the_sampl
     assert weights.argmax() == (flow.shifted(u, config.shift) - 0.5).abs().argmin()
 
 
-def test_a_time_weight_worked_by_hand() -> None:
+def test_time_weight_computed_by_hand() -> None:
     times = [1000 * 5 * (i / 1000) / (1 + 4 * (i / 1000)) for i in range(1000, 0, -1)]
     bell = [math.exp(-2 * ((t - 500) / 1000) ** 2) for t in times]
     mean = sum(b - min(bell) for b in bell) / 1000
@@ -56,7 +56,7 @@ def test_a_latent_frame_is_padding_only_when_all_its_frames_are() -> None:
 
 
 @given(st.lists(st.booleans(), min_size=4, max_size=4), st.floats(-1e6, 1e6))
-def test_what_is_masked_cannot_change_a_mean(keep: list[bool], other: float) -> None:
+def test_masked_values_do_not_change_the_mean(keep: list[bool], other: float) -> None:
     mask, values = torch.tensor([keep]), torch.tensor([[1.0, 2.0, 3.0, 4.0]])
     changed = torch.where(mask, values, torch.tensor(other))
     expected = values[mask].mean().item() if any(keep) else 0.0

@@ -16,7 +16,7 @@ def test_the_sinusoid_is_cosines_then_sines() -> None:
         torch.testing.assert_close(code[row], torch.tensor(expected), rtol=0, atol=1e-6)
 
 
-def test_rms_norm_is_over_the_whole_width() -> None:
+def test_rms_norm_is_over_all_heads() -> None:
     norm, x = layers.RMSNorm(6), torch.randn(2, 3, 6)
     torch.nn.init.normal_(norm.weight)
     expected = x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * norm.weight
@@ -26,7 +26,7 @@ def test_rms_norm_is_over_the_whole_width() -> None:
     assert torch.equal(half(x.bfloat16()), exact.bfloat16())  # computed in fp32, rounded once
 
 
-def test_rotation_turns_time_then_rows_then_columns() -> None:
+def test_rope_rotates_by_time_then_rows_then_columns() -> None:
     rope = layers.rope_3d(2, 3, 4, 24, CPU)
     assert rope.shape == (24, 1, 12)
     frame, row, column = 1, 2, 3
@@ -36,7 +36,7 @@ def test_rotation_turns_time_then_rows_then_columns() -> None:
     torch.testing.assert_close(rope[token, 0], expected)
 
 
-def test_rotation_splits_an_uneven_head_in_favour_of_time() -> None:
+def test_rope_gives_time_the_remainder_of_the_dims() -> None:
     rope = layers.rope_3d(2, 2, 2, 128, CPU)
     still = rope[:, 0].angle().abs().sum(0) == 0
     assert not still.any() and rope.shape[-1] == 64
@@ -44,7 +44,7 @@ def test_rotation_splits_an_uneven_head_in_favour_of_time() -> None:
     assert later.sum() == 22 and later[:22].all(), "of 128 dims 44 are time's, 42 the row's, 42 the column's"
 
 
-def test_rotated_products_depend_on_relative_place_only() -> None:
+def test_rope_scores_depend_on_relative_position_only() -> None:
     rope = layers.rope_3d(1, 1, 9, 24, CPU)
     q, k = torch.randn(24).expand(1, 9, 1, 24), torch.randn(24).expand(1, 9, 1, 24)
     scores = torch.einsum("bqhd,bkhd->qk", layers.apply_rope(q, rope), layers.apply_rope(k, rope))
@@ -53,7 +53,7 @@ def test_rotated_products_depend_on_relative_place_only() -> None:
         torch.testing.assert_close(line, line[:1].expand_as(line), rtol=1e-4, atol=1e-5)
 
 
-def test_rotation_keeps_lengths_and_the_first_token() -> None:
+def test_rope_keeps_lengths_and_the_first_token() -> None:
     rope, x = layers.rope_3d(2, 2, 2, 12, CPU), torch.randn(2, 8, 3, 12)
     turned = layers.apply_rope(x, rope)
     torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1))

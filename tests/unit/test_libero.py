@@ -106,7 +106,7 @@ def test_states_and_pictures_are_the_benchmarks_own_bits_in_every_suite(task: st
     same_as_official(task)
 
 
-def test_places_are_drawn_as_libero_draws_them() -> None:
+def test_random_positions_equal_liberos() -> None:
     """Of things that start on a fixture as well, in a world that was used before."""
     libero.choose_gl()
     from libero.libero.envs.env_wrapper import ControlEnv
@@ -140,13 +140,13 @@ def test_an_episode_depends_on_its_seed_alone() -> None:
 
 
 @pytest.mark.parametrize("suite", FOUR)
-def test_states_are_those_recorded(suite: str) -> None:
+def test_states_equal_the_recorded_ones(suite: str) -> None:
     """Bit for bit on the machine that recorded them; another processor's libraries may round otherwise."""
     with np.load(RECORDED) as file:
         np.testing.assert_allclose(ours(f"{suite}/0")[0], file[suite], rtol=0, atol=1e-9)
 
 
-def test_every_suite_has_its_tasks_and_sentences() -> None:
+def test_every_suite_has_its_tasks_and_instructions() -> None:
     from libero.libero.benchmark.libero_suite_task_map import libero_task_map
 
     for suite in (*FOUR, "libero_90"):
@@ -172,7 +172,7 @@ def test_perturbed_suites_run(suite: str) -> None:
     assert simulator._limit == (700 if "libero_10" in suite else 400)
 
 
-def test_the_protocol_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_simulator_check_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fixed state beside drawn ones."""
     monkeypatch.setattr("lightwam.sim.check.SEEDS", (FIRST_STATE, 0, 1, 2))
     assert [str(finding) for finding in check_simulator(PLAIN, "libero_spatial/0", make_expert=None)] == []
@@ -204,7 +204,7 @@ def test_a_task_without_an_expert_is_refused() -> None:
         registry.make_expert(PLAIN, simulator)
 
 
-def test_what_the_expert_sees_of_doors_and_of_what_is_behind() -> None:
+def test_the_experts_geometry_of_doors_and_cavities() -> None:
     """Of the microwave, whose walls and door are in its file: to the left of the robot, its door hung toward it."""
     simulator = registry.make_simulator(PLAIN, "libero_10/9")
     simulator.reset(FIRST_STATE)
@@ -238,7 +238,7 @@ def test_a_process_holds_one_world() -> None:
     assert libero._loaded == [first]
 
 
-def test_there_are_50_states_and_no_more() -> None:
+def test_an_initial_state_beyond_the_50_is_refused() -> None:
     simulator = libero.make(PLAIN, "libero_object/0")
     with pytest.raises(SimulatorError, match="no such initial state"):
         simulator.reset(FIRST_STATE + 50)
@@ -251,7 +251,7 @@ def test_an_episode_ends_at_the_protocols_limit(monkeypatch: pytest.MonkeyPatch)
     assert [simulator.step(np.zeros(7, np.float32)).ended for _ in range(2)] == [False, True]
 
 
-def test_numpys_generator_is_left_alone() -> None:
+def test_numpys_global_generator_is_restored() -> None:
     np.random.seed(5)
     expected = np.random.uniform(size=2)
     np.random.seed(5)
@@ -260,7 +260,7 @@ def test_numpys_generator_is_left_alone() -> None:
     assert [*found, np.random.uniform()] == list(expected)
 
 
-def test_states_as_libero_itself_stores_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_initial_states_are_read_from_pickles_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """hf-libero has pickles in place of npz files."""
     monkeypatch.setattr("libero.libero.get_libero_path", lambda _: str(tmp_path))
     with pytest.raises(SetupError, match="not installed"):
@@ -292,7 +292,7 @@ def test_protocols_are_the_published_ones() -> None:
     assert PROTOCOLS["openpi"].limit("libero_10_swap") == 520
 
 
-def test_the_gripper_is_turned_round() -> None:
+def test_the_gripper_is_converted() -> None:
     assert [conversion.to_libero_gripper(x, "sign") for x in (0.0, 0.4, 0.6, 1.0)] == [1, 1, -1, -1]
     assert [conversion.to_libero_gripper(x, "linear") for x in (0.0, 0.25, 1.0)] == [1, 0.5, -1]
 
@@ -304,7 +304,7 @@ def test_axis_and_angle() -> None:
     np.testing.assert_array_equal(conversion.axis_angle(np.array([0, 0, 0, 1.0])), 0)
 
 
-def test_pictures_as_each_policy_gets_them() -> None:
+def test_picture_treatments_of_each_protocol() -> None:
     ramp = np.broadcast_to(np.arange(256, dtype=np.uint8)[:, None, None], (256, 256, 3))
     assert conversion.apply_treatment(ramp, "as drawn") is ramp
     small = conversion.apply_treatment(ramp, "resized")
@@ -314,13 +314,13 @@ def test_pictures_as_each_policy_gets_them() -> None:
     assert abs(int(seen[0, 9, 0]) - 7) <= 2 and abs(int(seen[-1, 9, 0]) - 248) <= 2
 
 
-def test_the_middle_of_a_picture_fills_it() -> None:
+def test_crop_middle_enlarges_the_middle() -> None:
     picture = np.arange(5, dtype=np.uint8)[:, None, None] * np.full((1, 5, 3), 10, np.uint8)
     assert conversion.crop_middle(picture, 0.5)[:, 0, 0].tolist() == [10, 15, 20, 25, 30]
     assert np.array_equal(conversion.crop_middle(picture, 1.0), picture)
 
 
-def test_a_libero_that_would_ask_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_libero_that_would_prompt_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """hf-libero asks for its folder on the first import; a worker would wait for nobody's answer, or end."""
     asking = tmp_path / "__init__.py"
     asking.write_text('where = input("Do you want to specify a custom path? ")')
@@ -342,7 +342,7 @@ def test_names_are_known_without_a_world() -> None:
 
 
 @pytest.mark.parametrize("kind", ["bddl_files", "init_states", "assets"])
-def test_a_config_file_of_a_libero_that_has_moved_is_named(
+def test_a_stale_libero_config_file_is_refused_by_name(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LIBERO_CONFIG_PATH", str(tmp_path))
@@ -356,7 +356,9 @@ def test_a_config_file_of_a_libero_that_has_moved_is_named(
         libero.make(PLAIN, "libero_object/0").reset(FIRST_STATE)
 
 
-def test_robosuites_import_is_kept_from_what_stops_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_importing_robosuite_survives_its_log_and_its_device_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its log is another user's, and it asserts that EGL's devices are CUDA's."""
     monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "1")
     monkeypatch.setenv("MUJOCO_GL", "glfw")

@@ -102,7 +102,7 @@ def test_a_gradient_reaches_every_trained_parameter() -> None:
 
 
 @torch.no_grad()
-def test_the_total_weighs_both_halves() -> None:
+def test_total_loss_weighs_video_and_action() -> None:
     batch, (u, noise) = batch_of(), draws()
     model = model_of(replace(CONFIG, video_loss_weight=0.5, action_loss_weight=3.0))
     losses = model.loss(batch, u, noise)
@@ -122,7 +122,7 @@ def test_without_a_video_loss_there_is_no_video_pass(monkeypatch: pytest.MonkeyP
 
 
 @torch.no_grad()
-def test_the_action_loss_worked_by_hand() -> None:
+def test_action_loss_computed_by_hand() -> None:
     batch = batch_of()
     chunk = MODEL.act(batch.present, batch.context, batch.state)
     steps = [6, 6, 4]
@@ -164,7 +164,7 @@ def test_a_padded_latent_frame_does_not_count() -> None:
 @torch.no_grad()
 @settings(max_examples=6, deadline=None)
 @given(st.integers(0, 2), st.integers(0, 2**31))
-def test_samples_of_a_batch_do_not_meet(sample: int, seed: int) -> None:
+def test_samples_of_a_batch_are_independent(sample: int, seed: int) -> None:
     batch = batch_of()
     one = slice(sample, sample + 1)
     present = batch.present
@@ -241,7 +241,7 @@ def test_imagination_walks_the_shifted_schedule_down_to_zero(monkeypatch: pytest
 
 
 @torch.no_grad()
-def test_looks_are_attention_over_the_tokens_of_the_present() -> None:
+def test_attention_is_over_the_tokens_of_the_present() -> None:
     batch = batch_of()
     looks = MODEL.attention(batch.present, batch.context, batch.state)
     assert [look.shape for look in looks] == [(3, 2, 2, 16)] * 2

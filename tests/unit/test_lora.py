@@ -23,7 +23,7 @@ def test_merged_and_unmerged_agree() -> None:
     torch.testing.assert_close(linear_with_lora(linear, lora, x), merged)
 
 
-def test_the_update_is_made_in_full_precision() -> None:
+def test_lora_update_is_computed_in_float32() -> None:
     lora = trained(6, 4, 2, 5.0)
     expected = lora.up.weight @ lora.down.weight * 2.5
     with torch.autocast("cpu", torch.bfloat16):
@@ -35,7 +35,7 @@ def test_rank_zero_means_no_modules() -> None:
     assert not [name for name, _ in Attention(24, 1, 0, 1.0).named_parameters() if "lora" in name]
 
 
-def test_lora_is_pefts() -> None:
+def test_lora_equals_peft() -> None:
     peft = pytest.importorskip("peft", reason="peft is a development-time oracle")
     base = nn.Sequential(nn.Linear(6, 4))
     lora, x = trained(6, 4, 3, 5.0), torch.randn(8, 6)

@@ -22,7 +22,7 @@ CONFIG = SimConfig("metaworld", tasks=("reach",), cameras=("corner4",), height=4
 DEMO_TASKS = ("reach", "button-press-topdown", "drawer-open", "window-open")
 
 
-def test_all_50_tasks_are_there_with_sentences_that_differ() -> None:
+def test_all_50_tasks_have_different_instructions() -> None:
     from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 
     assert sorted(f"{task}-v3" for task in metaworld.TASKS) == sorted(ALL_V3_ENVIRONMENTS)
@@ -30,7 +30,7 @@ def test_all_50_tasks_are_there_with_sentences_that_differ() -> None:
 
 
 @pytest.mark.parametrize("task", ["reach", "drawer-open"])
-def test_the_protocol_is_kept(task: str) -> None:
+def test_the_simulator_check_passes(task: str) -> None:
     config = replace(CONFIG, cameras=("corner4", "gripperPOV"), action_repeat=2)
     assert [str(finding) for finding in check_simulator(config, task)] == []
 
@@ -116,7 +116,7 @@ def test_pictures_are_upright() -> None:
     simulator.close()
 
 
-def test_the_goal_of_reach_is_seen_and_moves_with_the_seed() -> None:
+def test_the_goal_of_reach_is_visible() -> None:
     simulator = metaworld.MetaWorldSimulator(replace(CONFIG, height=96, width=96, cameras=("corner",)), "reach")
     simulator.reset(0)
     there = simulator.observe().frames["corner"]
@@ -156,7 +156,7 @@ def test_simplified_meshes_change_few_pixels_and_no_physics() -> None:
     simple.close()
 
 
-def test_an_early_import_and_a_forgotten_close_do_no_harm() -> None:
+def test_importing_mujoco_early_and_not_closing_is_harmless() -> None:
     code = (  # mujoco first, as a user's own script may do
         "import mujoco; from lightwam.config.schema import SimConfig; from lightwam.sim import registry\n"
         "config = SimConfig('metaworld', ('reach',), ('corner4',), 24, 24, 9)\n"
@@ -187,7 +187,7 @@ def test_a_moved_object_and_a_bumped_camera_show_until_the_reset(task: str) -> N
     simulator.close()
 
 
-def test_a_loose_object_is_moved_by_its_joint_and_an_unknown_task_refused() -> None:
+def test_a_free_object_is_moved_by_its_joint_and_an_unknown_task_is_refused() -> None:
     simulator = registry.make_simulator(CONFIG, "push")
     assert isinstance(simulator, metaworld.MetaWorldSimulator)
     simulator.reset(1)

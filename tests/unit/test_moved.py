@@ -35,3 +35,14 @@ def test_packages_give_the_names_that_modules_of_their_path_gave() -> None:
 def test_other_modules_are_not_found() -> None:
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("lightwam.no_such_module")
+
+
+@pytest.mark.parametrize("name", ["train", "collect", "evaluate", "compare"])
+def test_a_former_module_can_be_called_as_the_public_function(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import lightwam as lw
+
+    monkeypatch.delitem(sys.modules, f"lightwam.{name}", raising=False)
+    with pytest.warns(FutureWarning):
+        importlib.import_module(f"lightwam.{name}")
+    assert callable(getattr(lw, name))
+    monkeypatch.delitem(sys.modules, f"lightwam.{name}")

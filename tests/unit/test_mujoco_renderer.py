@@ -87,7 +87,7 @@ def drawn(model: Any, mesh_detail: float | None = None) -> tuple[int, np.ndarray
 
 
 @pytest.mark.parametrize("mirror", MIRRORS)
-def test_what_is_left_out_changes_no_pixel(mirror: str) -> None:
+def test_leaving_out_geoms_changes_no_pixel(mirror: str) -> None:
     most = 0
     for seed in range(12):
         model = world(seed, mirror)
@@ -101,7 +101,7 @@ def test_what_is_left_out_changes_no_pixel(mirror: str) -> None:
     assert most >= 15
 
 
-def test_meshes_lie_about_their_boxes_middle() -> None:
+def test_meshes_outside_the_view_have_all_corners_beyond_one_side() -> None:
     """Which is not where the geom is: what is left out has all its corners beyond one side."""
     num_away = 0
     for seed in range(40):
@@ -115,7 +115,7 @@ def test_meshes_lie_about_their_boxes_middle() -> None:
 
 
 @pytest.mark.parametrize("mirror", ["box", "floor", "tile"])
-def test_a_mirror_shows_what_is_out_of_sight(mirror: str) -> None:
+def test_a_mirror_shows_geoms_outside_the_view(mirror: str) -> None:
     """Else the test above would say nothing of mirrors: some thing is seen by its image alone."""
     seen = False
     for seed in range(12):
@@ -130,7 +130,7 @@ def test_a_mirror_shows_what_is_out_of_sight(mirror: str) -> None:
     assert seen
 
 
-def test_a_mirror_is_looked_into_through_its_frame() -> None:
+def test_the_view_in_a_mirror_is_bounded_by_its_frame() -> None:
     """Rays from an eye to the upper face of a box go on within the view; those that pass it by would not."""
     model, rng = world(0, "box"), np.random.default_rng(0)
     data = mujoco.MjData(model)
@@ -158,11 +158,11 @@ def test_a_mirror_is_looked_into_through_its_frame() -> None:
     ],
     ids=["shadow", "orthographic", "off centre", "a site as mirror"],
 )
-def test_all_is_drawn_where_sight_is_not_all(settings: dict[str, Any]) -> None:
+def test_everything_is_drawn_with_shadows_or_unusual_cameras(settings: dict[str, Any]) -> None:
     assert drawn(world(0, **({"mirror": "none"} | settings)))[0] == 0
 
 
-def test_an_error_leaves_the_model_as_it_was() -> None:
+def test_an_error_while_drawing_leaves_the_model_unchanged() -> None:
     model = world(0, "none")
     groups = model.geom_group.copy()
     pictures = MujocoRenderer(model, *SIZE, None)
@@ -175,7 +175,7 @@ def test_an_error_leaves_the_model_as_it_was() -> None:
     pictures.close()
 
 
-def test_plain_pictures_have_no_shadows_to_care_for() -> None:
+def test_plain_pictures_leave_out_geoms_despite_shadows() -> None:
     num_left_out, left_out, whole = drawn(world(0, "floor", shadow=True), 0.01)
     assert num_left_out > 0
     np.testing.assert_array_equal(left_out, whole)

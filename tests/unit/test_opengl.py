@@ -40,7 +40,7 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     ],
     ids=["no driver", "a device too far", "no display"],
 )
-def test_what_the_machine_lacks_is_one_short_error(variables: dict[str, str], told: list[str]) -> None:
+def test_a_missing_driver_device_or_display_is_one_short_error(variables: dict[str, str], told: list[str]) -> None:
     """Of the whole command, in a process of its own: PyOpenGL and MuJoCo are loaded once a process."""
     pytest.importorskip("metaworld")
     if opengl.ctypes.util.find_library("OSMesa"):
@@ -66,13 +66,15 @@ def test_what_the_machine_lacks_is_one_short_error(variables: dict[str, str], to
     ],
     ids=str,
 )
-def test_words_that_cannot_hold_are_refused(variables: dict[str, str], told: str, clean: Callable[..., None]) -> None:
+def test_invalid_environment_variables_are_refused(
+    variables: dict[str, str], told: str, clean: Callable[..., None]
+) -> None:
     clean(**variables)
     with pytest.raises(SetupError, match=told):
         opengl.choose_gl()
 
 
-def test_a_device_that_is_no_number_is_refused(clean: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_is_not_a_number_is_refused(clean: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     clean(MUJOCO_EGL_DEVICE_ID="cuda:0", MUJOCO_GL="egl")
     monkeypatch.setattr(opengl, "backend_error", lambda: "ValueError: invalid literal")
     monkeypatch.setattr(opengl, "_num_devices", lambda: 2)
@@ -81,7 +83,7 @@ def test_a_device_that_is_no_number_is_refused(clean: Callable[..., None], monke
 
 
 @pytest.mark.parametrize("variables", [{"MUJOCO_GL": "osmesa"}, {"PYOPENGL_PLATFORM": "osmesa"}], ids=str)
-def test_osmesa_asked_for_and_missing(
+def test_osmesa_requested_but_missing(
     variables: dict[str, str], clean: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clean(**variables)
@@ -97,7 +99,7 @@ def test_osmesa_asked_for_and_missing(
     assert {name: os.environ.get(name) for name in NAMES if name in os.environ} == variables
 
 
-def test_an_egl_that_is_asked_for_and_missing(clean: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_egl_requested_but_missing(clean: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     clean(MUJOCO_GL="egl")
     monkeypatch.setattr(opengl.ctypes.util, "find_library", lambda name: None)
     monkeypatch.setattr(opengl, "backend_error", lambda: "ImportError: Unable to load EGL library")
@@ -114,7 +116,7 @@ def test_an_egl_that_is_asked_for_and_missing(clean: Callable[..., None], monkey
     ],
     ids=["EGL", "EGL without a driver", "no EGL"],
 )
-def test_osmesa_takes_the_place_of_an_egl_that_does_not_start(
+def test_osmesa_replaces_an_egl_that_does_not_start(
     egl: bool,
     trial: str,
     kind: str,
@@ -135,7 +137,7 @@ def test_osmesa_takes_the_place_of_an_egl_that_does_not_start(
     assert (len(lines) == 1 and told in lines[0]) if told else not lines
 
 
-def test_an_egl_without_a_driver_is_found_out_elsewhere(clean: Callable[..., None]) -> None:
+def test_egl_is_tried_in_another_process(clean: Callable[..., None]) -> None:
     """In a process of its own, as MuJoCo takes no other OpenGL where EGL has been loaded."""
     pytest.importorskip("mujoco")
     clean(__EGL_VENDOR_LIBRARY_DIRS="/nonexistent")
@@ -144,7 +146,7 @@ def test_an_egl_without_a_driver_is_found_out_elsewhere(clean: Callable[..., Non
 
 
 @pytest.mark.parametrize("command", [["check", "sim", "libero-object-small"], ["check", "expert", "demo"]])
-def test_a_machine_without_opengl_is_told_what_to_install(
+def test_a_machine_without_opengl_gets_what_to_install(
     command: list[str], clean: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("libero")
@@ -155,7 +157,7 @@ def test_a_machine_without_opengl_is_told_what_to_install(
     assert "neither EGL nor OSMesa is installed" in capsys.readouterr().err
 
 
-def test_a_variable_set_to_nothing_is_unset_and_capitals_are_small(
+def test_empty_variables_are_unset_and_capitals_lowered(
     clean: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clean(MUJOCO_EGL_DEVICE_ID="", PYOPENGL_PLATFORM="EGL")

@@ -50,7 +50,7 @@ def test_a_chunk_in_robot_units(trained: Policy, seen: list[Observation]) -> Non
     assert np.array_equal(chunk, trained.act(seen[0]))  # no state, no randomness
 
 
-def test_a_batch_is_many_ones(trained: Policy, seen: list[Observation]) -> None:
+def test_batch_equals_single_observations(trained: Policy, seen: list[Observation]) -> None:
     together = trained.act_batch(seen)
     alone = np.stack([trained.act(observation) for observation in seen])
     np.testing.assert_allclose(together, alone, atol=1e-5)
@@ -58,7 +58,7 @@ def test_a_batch_is_many_ones(trained: Policy, seen: list[Observation]) -> None:
 
 
 @pytest.mark.parametrize("part", ["frames", "state", "instruction"])
-def test_everything_that_is_seen_matters(trained: Policy, seen: list[Observation], part: str) -> None:
+def test_action_depends_on_every_field(trained: Policy, seen: list[Observation], part: str) -> None:
     other: dict[str, Any] = {
         "frames": seen[1].frames,
         "state": -seen[0].state,
@@ -129,7 +129,7 @@ def plain(observation: Observation) -> dict[str, Any]:
     }
 
 
-def test_plain_values_are_an_observation_too(trained: Policy, seen: list[Observation]) -> None:
+def test_mapping_of_plain_values_is_an_observation(trained: Policy, seen: list[Observation]) -> None:
     assert np.array_equal(trained.act(plain(seen[0])), trained.act(seen[0]))
     assert np.array_equal(trained.act_batch([seen[1], plain(seen[0])]), trained.act_batch([seen[1], seen[0]]))
     assert np.array_equal(trained.imagine(plain(seen[0]), 1, 2), trained.imagine(seen[0], 1, 2))
@@ -137,24 +137,24 @@ def test_plain_values_are_an_observation_too(trained: Policy, seen: list[Observa
 
 
 @pytest.mark.parametrize(("changes", "told"), PLAIN_WRONG, ids=[told for _, told in PLAIN_WRONG])
-def test_plain_values_that_are_wrong(
+def test_wrong_plain_values_are_refused(
     trained: Policy, seen: list[Observation], changes: Mapping[str, Any], told: str
 ) -> None:
     with pytest.raises(WireError, match=re.escape(told)):
         trained.act(plain(seen[0]) | changes)
 
 
-def test_a_part_that_is_missing(trained: Policy, seen: list[Observation]) -> None:
+def test_missing_field_is_refused(trained: Policy, seen: list[Observation]) -> None:
     with pytest.raises(WireError, match=r"exactly the fields(.|\n)*got: \['frames', 'state'\]"):
         trained.act({name: value for name, value in plain(seen[0]).items() if name != "instruction"})
 
 
-def test_a_picture_of_another_size_is_fitted(trained: Policy, seen: list[Observation]) -> None:
+def test_picture_of_another_size_is_resized(trained: Policy, seen: list[Observation]) -> None:
     frames = {"top": seen[0].frames["top"].repeat(2, 0).repeat(2, 1)}
     np.testing.assert_allclose(trained.act(replace(seen[0], frames=frames)), trained.act(seen[0]), atol=0.05)
 
 
-def test_imagining(trained: Policy, seen: list[Observation]) -> None:
+def test_imagine(trained: Policy, seen: list[Observation]) -> None:
     video = trained.imagine(seen[0], seed=4, num_steps=2)
     assert video.shape == (5, 32, 32, 3)  # 1 + horizon 8 / stride 2
     assert video.dtype == np.uint8
@@ -167,7 +167,7 @@ def test_imagining(trained: Policy, seen: list[Observation]) -> None:
     assert np.abs(video[0].astype(int) - present).max() <= 1
 
 
-def test_looking(trained: Policy, seen: list[Observation]) -> None:
+def test_attention(trained: Policy, seen: list[Observation]) -> None:
     maps = trained.attention(seen[0])
     assert len(maps) == 2  # taps
     for attention in maps:
@@ -196,7 +196,7 @@ def test_prompts_are_encoded_once_while_they_are_cached(tiny_once: Any, monkeypa
     assert encoded == ["a", "b", "c", "b"]
 
 
-def test_the_average_is_what_acts_unless_asked_otherwise(tiny_once: Any) -> None:
+def test_ema_weights_act_by_default(tiny_once: Any) -> None:
     saved = run_directory.load(tiny_once.run)
     assert saved.ema is not None
     for weights, chosen in ((saved.ema, {}), (saved.model, {"ema": False})):
@@ -212,7 +212,7 @@ def test_an_older_step_can_be_asked_for(tiny_once: Any, trained: Policy) -> None
         Policy.load(tiny_once.run, 5)
 
 
-def test_no_run_and_half_a_run(tiny: Any, tmp_path: Path) -> None:
+def test_missing_or_incomplete_run_is_refused(tiny: Any, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"recipe\.json"):
         Policy.load(tmp_path / "nothing")
     shutil.rmtree(tiny.run / "checkpoints")
@@ -234,7 +234,7 @@ def test_an_episode_plays_chunks(trained: Policy, seen: list[Observation]) -> No
     assert np.array_equal(episode.action(seen[0]), first[0])
 
 
-def test_episodes_of_one_policy_know_nothing_of_each_other(trained: Policy, seen: list[Observation]) -> None:
+def test_episodes_of_one_policy_are_independent(trained: Policy, seen: list[Observation]) -> None:
     one, other = trained.begin(), trained.begin()
     assert one.replan == trained.recipe.eval.replan == 4
     for number in range(6):
@@ -243,7 +243,7 @@ def test_episodes_of_one_policy_know_nothing_of_each_other(trained: Policy, seen
         assert np.array_equal(other.action(seen[1]), chunks[1][number % 4])
 
 
-def test_an_error_leaves_an_episode_as_it_was(trained: Policy, seen: list[Observation]) -> None:
+def test_error_leaves_an_episode_unchanged(trained: Policy, seen: list[Observation]) -> None:
     episode = trained.begin(replan=1)
     episode.action(seen[0])
     with pytest.raises(WireError):
@@ -252,12 +252,12 @@ def test_an_error_leaves_an_episode_as_it_was(trained: Policy, seen: list[Observ
 
 
 @pytest.mark.parametrize("replan", [0, -1, 9])
-def test_no_more_is_executed_than_was_supervised(trained: Policy, replan: int) -> None:
+def test_replan_beyond_the_supervised_prefix_is_refused(trained: Policy, replan: int) -> None:
     with pytest.raises(ConfigError, match="1 to 8"):
         trained.begin(replan)
 
 
-def test_an_episode_of_nothing_is_refused(trained: Policy) -> None:
+def test_replan_of_zero_is_refused(trained: Policy) -> None:
     with pytest.raises(ConfigError, match="1 or more"):
         Episode(trained.act, 0)
 
@@ -273,7 +273,7 @@ def point_run(tiny_once: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     return tmp_path / "runs" / "point"
 
 
-def test_the_docstrings_example(point_run: Path) -> None:
+def test_docstring_example(point_run: Path) -> None:
     (example,) = doctest.DocTestFinder(recurse=False).find(Policy, "Policy", lightwam.policy.policy, globs={})
     assert len(example.examples) > 8
     told: list[str] = []
@@ -281,7 +281,7 @@ def test_the_docstrings_example(point_run: Path) -> None:
     assert result.failed == 0, "".join(told)
 
 
-def test_the_documented_code_runs(point_run: Path, fake_hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_documented_code_runs(point_run: Path, fake_hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lightwam.system.workers.Workers", InHere)
     page = (Path(__file__).parents[2] / "docs" / "python.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)

@@ -1,4 +1,4 @@
-"""policy/run_directory.py: whole or not at all, and never another run's."""
+"""policy/run_directory.py: recipes, processing and checkpoints of a run."""
 
 import json
 import os
@@ -17,7 +17,6 @@ from lightwam.config import recipes
 from lightwam.errors import CheckpointError, ConfigError, LightwamError
 from lightwam.policy import run_directory
 from lightwam.policy.run_directory import Checkpoint, open_processing
-from lightwam.training import dataset_record
 
 
 def content(step: int, *, size: int = 8, ema: bool = True) -> Checkpoint:
@@ -40,7 +39,7 @@ def entries(run: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("ema", [True, False])
-def test_what_is_saved_is_loaded(tmp_path: Path, ema: bool) -> None:
+def test_checkpoint_is_loaded_as_saved(tmp_path: Path, ema: bool) -> None:
     saved = content(7, ema=ema)
     place = run_directory.save(tmp_path, saved)
     assert place == tmp_path / "checkpoints" / "step_00000007"
@@ -53,7 +52,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path, ema: bool) -> None:
     assert run_directory.load(tmp_path, training=False).training == {}
 
 
-def test_the_newest_two_are_kept_and_each_can_be_asked_for(tmp_path: Path) -> None:
+def test_newest_two_checkpoints_are_kept(tmp_path: Path) -> None:
     for step in (5, 10, 100):
         run_directory.save(tmp_path, content(step))
     assert run_directory.steps(tmp_path) == [10, 100]
@@ -94,7 +93,7 @@ def test_a_damaged_file_is_refused_by_name(tmp_path: Path, name: str, damage: Ca
 
 
 @pytest.mark.parametrize("damage", [truncate, Path.unlink])
-def test_what_is_not_read_is_not_asked_for(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+def test_load_without_training_state_does_not_need_it(tmp_path: Path, damage: Callable[[Path], None]) -> None:
     """A published run has no optimiser's state: it acts, and training on is refused."""
     saved = content(3)
     damage(run_directory.save(tmp_path, saved) / "training.pt")
@@ -103,7 +102,7 @@ def test_what_is_not_read_is_not_asked_for(tmp_path: Path, damage: Callable[[Pat
         run_directory.load(tmp_path)
 
 
-def test_what_is_not_a_checkpoint_is_neither_loaded_nor_deleted(tmp_path: Path) -> None:
+def test_other_folders_are_neither_loaded_nor_deleted(tmp_path: Path) -> None:
     strays = ["notes", "step_", "step_12", "step_99999999.bak", "step_x"]
     for name in strays:
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
@@ -140,7 +139,7 @@ def test_an_interrupted_save_leaves_the_older_one(
     assert run_directory.load(tmp_path).step == 3
 
 
-def test_what_a_killed_process_left_is_not_a_checkpoint_and_goes_away(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_save_are_removed(tmp_path: Path) -> None:
     run_directory.save(tmp_path, content(3))
     torn = tmp_path / "checkpoints" / ".step_00000004.1"
     torn.mkdir()
@@ -163,7 +162,7 @@ FULL = [
 @pytest.mark.parametrize(
     ("function", "error"), FULL, ids=["os", "safetensors", "torch", "torch at the end", "fsync", "rename"]
 )
-def test_a_full_disk_is_told_and_the_older_one_stays(
+def test_full_disk_is_reported_and_keeps_the_older_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, error: Exception
 ) -> None:
     run_directory.save(tmp_path, content(3))
@@ -180,7 +179,7 @@ def test_a_full_disk_is_told_and_the_older_one_stays(
 
 
 @pytest.mark.parametrize("size", [100, 250_000])
-def test_a_write_that_the_system_refuses(tmp_path: Path, size: int) -> None:
+def test_write_beyond_a_file_size_limit_is_reported(tmp_path: Path, size: int) -> None:
     """No pretence: at 100 bytes the weights cannot be written, at 250,000 the optimiser cannot."""
     run_directory.save(tmp_path, content(3))
     big = replace(content(4), training={"optimizer": torch.zeros(100_000)})
@@ -190,7 +189,7 @@ def test_a_write_that_the_system_refuses(tmp_path: Path, size: int) -> None:
     assert run_directory.load(tmp_path).step == 3
 
 
-def test_an_error_that_is_no_disks_is_not_dressed_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_are_not_reported_as_disk_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any) -> None:
         raise RuntimeError("a bug")
 
@@ -261,30 +260,7 @@ def test_processing_that_is_no_table_is_refused(tmp_path: Path) -> None:
         run_directory.read_processing(tmp_path)
 
 
-def test_a_run_belongs_to_the_dataset_it_began_with(tmp_path: Path) -> None:
-    files = {"meta/info.json": "3 bytes, aa", "data/0.parquet": "9 bytes, bb"}
-    dataset_record.write_dataset(tmp_path, Path("one"), 3, files)
-    dataset_record.check_dataset(tmp_path, Path("moved"), dict(files))
-    began = run_directory.read_json(tmp_path / "dataset.json")
-    assert began.pop("episodes") == 3
-    run_directory.write_json(tmp_path / "dataset.json", began)  # as runs of before have it
-    dataset_record.check_dataset(tmp_path, Path("moved"), dict(files))
-    with pytest.raises(CheckpointError, match="another dataset") as caught:
-        dataset_record.check_dataset(tmp_path, Path("two"), files | {"data/0.parquet": "9 bytes, cc"})
-    for told in (str(Path("one").absolute()), str(Path("two").absolute()), "data/0.parquet", "bb", "cc"):
-        assert told in str(caught.value)
-    assert "info.json" not in str(caught.value)
-
-
-def test_a_run_that_does_not_know_its_dataset_is_not_gone_on_with(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"dataset\.json"):
-        dataset_record.check_dataset(tmp_path, Path("one"), {})
-    (tmp_path / "dataset.json").write_text('{"path": "one"}')
-    with pytest.raises(CheckpointError, match=r"layout(.|\n)*dataset\.json"):
-        dataset_record.check_dataset(tmp_path, Path("one"), {})
-
-
-def test_json_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_json_is_replaced_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "new" / "a.json"
     run_directory.write_json(path, {"x": 1})
 
@@ -297,44 +273,9 @@ def test_json_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert run_directory.read_json(path) == {"x": 1}
 
 
-def test_a_byte_order_mark_of_an_editor_is_passed_over(tmp_path: Path) -> None:
+def test_byte_order_mark_is_ignored(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"x": "移"}', encoding="utf-8-sig")
     assert run_directory.read_json(tmp_path / "a.json") == {"x": "移"}
-
-
-def test_fill_copies_every_value() -> None:
-    module = torch.nn.Linear(2, 3)
-    weights = {"weight": torch.ones(3, 2), "bias": torch.arange(3.0)}
-    run_directory.load_strict(module, weights, Path("here"))
-    assert same(dict(module.state_dict()), weights)
-
-
-def test_fill_copies_a_counter_and_refuses_a_weight_of_whole_numbers() -> None:
-    module = torch.nn.Linear(2, 3)
-    module.register_buffer("drawn", torch.tensor(0))
-    weights = {"weight": torch.ones(3, 2), "bias": torch.ones(3), "drawn": torch.tensor(7)}
-    run_directory.load_strict(module, weights, Path("here"))
-    assert int(module.drawn) == 7
-    with pytest.raises(CheckpointError, match="not of floating point: bias"):
-        run_directory.load_strict(module, weights | {"bias": torch.ones(3, dtype=torch.int64)}, Path("here"))
-
-
-@pytest.mark.parametrize(
-    ("weights", "told"),
-    [
-        ({"weight": torch.ones(3, 2)}, "missing: bias"),
-        ({"weight": torch.ones(3, 2), "bias": torch.ones(3), "odd": torch.ones(1)}, "unknown: odd"),
-        ({"weight": torch.ones(2, 3), "bias": torch.ones(3)}, "of another shape: weight [2, 3], expected [3, 2]"),
-    ],
-    ids=["missing", "extra", "shape"],
-)
-def test_fill_lists_what_does_not_fit_and_changes_nothing(weights: dict[str, torch.Tensor], told: str) -> None:
-    module = torch.nn.Linear(2, 3)
-    before = {name: value.clone() for name, value in module.state_dict().items()}
-    with pytest.raises(CheckpointError, match=r"do not fit the model(.|\n)*1 differences") as caught:
-        run_directory.load_strict(module, weights, Path("here"))
-    assert told in str(caught.value)
-    assert same(dict(module.state_dict()), before)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "ema.safetensors", "frozen.safetensors"])
@@ -374,14 +315,8 @@ def test_a_file_that_was_changed_is_refused_with_the_tensor_that_is_not_finite(t
         run_directory.load(tmp_path)
 
 
-def test_names_with_a_prefix_are_refused_by_that(tmp_path: Path) -> None:
-    weights = {f"_orig_mod.{name}": value for name, value in torch.nn.Linear(2, 3).state_dict().items()}
-    with pytest.raises(CheckpointError, match=r"all names begin with '_orig_mod\.', as torch\.compile saves them"):
-        run_directory.load_strict(torch.nn.Linear(2, 3), weights, tmp_path)
-
-
 @pytest.mark.parametrize("name", ["model.safetensors", "meta.json"])
-def test_a_pointer_in_the_place_of_a_file_is_recognised(tmp_path: Path, name: str) -> None:
+def test_git_lfs_pointer_is_recognised(tmp_path: Path, name: str) -> None:
     place = run_directory.save(tmp_path, content(3))
     (place / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 10\n")
     with pytest.raises(CheckpointError, match="git lfs pull"):

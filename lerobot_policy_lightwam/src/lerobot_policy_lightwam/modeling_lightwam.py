@@ -1,4 +1,4 @@
-"""Light-WAM behind LeRobot's policy interface: its batches in, lightwam's own model, losses and latents inside."""
+"""Light-WAM as a policy of LeRobot: LeRobot's batches, and lightwam's own model, losses and latents."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ from lerobot.utils.constants import ACTION, OBS_STATE
 from torch import Tensor
 
 from lerobot_policy_lightwam.configuration_lightwam import LightWAMConfig
+from lightwam import ConfigError, LightWAM, WireError
 from lightwam.config.schema import DctConfig
 from lightwam.data.codec import compose_canvas, to_pictures
 from lightwam.encoders.dct import DctLatents
 from lightwam.encoders.frozen import Prompts, encode_clip, open_latents, vae_identity
 from lightwam.engine.packed_step import packed_loss
-from lightwam.errors import ConfigError, WireError
-from lightwam.model.light_wam import LightWAM
 from lightwam.policy.run_directory import load_strict
 from lightwam.training.train import flow_draw
 from lightwam.training.wan_backbone import load_backbone
@@ -34,15 +33,15 @@ FIT_FRAMES = 256
 
 
 class LightWAMPolicy(PreTrainedPolicy):
-    """`model` is lightwam's, computed by lightwam; here is only what LeRobot's batches and commands ask for."""
+    """LeRobot's interface to lightwam's model, which is `model`."""
 
     config_class = LightWAMConfig
     name = "lightwam"
 
     def __init__(self, config: LightWAMConfig, dataset_stats: Any = None, dataset_meta: Any = None) -> None:
-        """Statistics belong to the processor and are not read here; `dataset_meta` gives the sentences to check.
+        """Check the sentences of `dataset_meta`; `dataset_stats` are the processor's and are not used.
 
-        A policy made anew takes the backbone from the recipe's pretrained weights, where it names some.
+        A new policy gets its backbone from the recipe's pretrained weights, if it names some.
         """
         super().__init__(config)
         fresh = config.settled is None
@@ -64,39 +63,39 @@ class LightWAMPolicy(PreTrainedPolicy):
     def _load_as_safetensor(
         cls, model: LightWAMPolicy, model_file: str, map_location: str, strict: bool
     ) -> LightWAMPolicy:
-        """Strict always, whatever LeRobot asks for: CheckpointError lists every tensor that does not fit."""
+        """Load strictly in any case: CheckpointError lists every tensor that does not fit."""
         load_strict(model, safetensors.torch.load_file(model_file), Path(model_file))
         return model
 
     def get_optim_params(self) -> list[torch.nn.Parameter]:
-        """What is trained: a frozen backbone is not."""
+        """Return the trained parameters, which a frozen backbone's are not."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def reset(self) -> None:
-        """A new episode begins."""
+        """Begin a new episode."""
         self._queue.clear()
         self.last_predicted_latents = None
 
     def forward(self, batch: Mapping[str, Any]) -> tuple[Float[Tensor, ""], dict[str, float]]:
-        """The joint loss of a batch of windows, and its two halves; its noise is the seed's and the step's."""
-        made = self.windows(batch)
+        """Return the joint loss of a batch of windows, and its two parts; its noise depends on seed and step only."""
+        windows = self.windows(batch)
         (seed, step), (rank, size) = self.drawn.tolist(), processes()
-        u, noise = flow_draw(seed, step, size * len(made.state), made.clip, rank)
+        u, noise = flow_draw(seed, step, size * len(windows.state), windows.clip, rank)
         self.drawn[1] += self.training
         checkpointing = self.recipe.train.checkpointing
-        losses = packed_loss(self.model, made, u, noise, checkpointing=checkpointing)
+        losses = packed_loss(self.model, windows, u, noise, checkpointing=checkpointing)
         return losses.total, {
             "loss_video": float(losses.video.detach()),
             "loss_action": float(losses.action.detach()),
         }
 
     def windows(self, batch: Mapping[str, Any]) -> Batch:
-        """LeRobot's batch as lightwam's: normalised by the processor, pictures encoded here."""
+        """Convert LeRobot's batch, which the processor has normalised, to lightwam's; encode its pictures."""
         frames = len(self.config.observation_delta_indices)
         canvas = self.canvases(batch)
         if canvas.shape[1] != frames:
-            raise WireError("a clip has another number of frames", where="forward", got=canvas.shape[1],
-                            expected=frames)  # fmt: skip
+            what = "a clip must have the recipe's number of frames"
+            raise WireError(what, where="forward", got=canvas.shape[1], expected=frames)
         camera = self.config.cameras[self.recipe.codec.places[0].camera]
         with torch.no_grad():
             pixels = to_pixels(canvas)
@@ -113,9 +112,9 @@ class LightWAMPolicy(PreTrainedPolicy):
 
     @torch.no_grad()
     def predict_action_chunk(self, batch: Mapping[str, Any]) -> Float[Tensor, "B prefix A"]:
-        """The supervised steps of a chunk, normalised; what training never supervised is not given out.
+        """Return the supervised steps of a chunk, normalised.
 
-        With `save_predicted_video` the future is imagined, too.
+        With `save_predicted_video` the future is imagined as well.
         """
         canvas = self.canvases(batch)[:, :1]
         pixels = to_pixels(canvas)
@@ -129,7 +128,7 @@ class LightWAMPolicy(PreTrainedPolicy):
 
     @torch.no_grad()
     def select_action(self, batch: Mapping[str, Any]) -> Float[Tensor, "B A"]:
-        """The next action; the model is asked when the `n_action_steps` of the last chunk are spent."""
+        """Return the next action; after `n_action_steps` of a chunk a new one is computed."""
         if not self._queue:
             chunk = self.predict_action_chunk(batch)
             self._queue.extend(chunk[:, : self.config.n_action_steps].unbind(1))
@@ -137,9 +136,10 @@ class LightWAMPolicy(PreTrainedPolicy):
 
     @torch.no_grad()
     def decode_predicted_latents(self, latents: Float[Tensor, "B C T h2 w2"]) -> UInt8[Tensor, "N height width 3"]:
-        """Imagined futures one behind the other in time -> the first robot's video, a picture a control step.
+        """Decode imagined futures, concatenated in time, to the first robot's video, a picture a control step.
 
-        Of every future as much as was executed before the next one was imagined, so the video runs beside the episode.
+        Each future contributes the steps that were executed before the next one, so the video is in step with the
+        episode.
         """
         each = 1 + self._num_later
         futures = latents[0].unflatten(1, (-1, each)).transpose(0, 1)
@@ -149,14 +149,14 @@ class LightWAMPolicy(PreTrainedPolicy):
         return torch.from_numpy(clips)[:, shown].flatten(0, 1)
 
     def canvases(self, batch: Mapping[str, Any]) -> UInt8[Tensor, "B F height width 3"]:
-        """All cameras' pictures, bytes again as they were recorded, on the recipe's canvas."""
+        """Return all cameras' pictures, as bytes as they were recorded, on the recipe's canvas."""
         codec, cameras = self.recipe.codec, self.config.cameras
         clips = {place.camera: clip_bytes(batch, cameras[place.camera]) for place in codec.places}
         sizes = next(iter(clips.values())).shape[:2]
         return compose_canvas(codec, {camera: clip.flatten(0, 1) for camera, clip in clips.items()}).unflatten(0, sizes)
 
     def latents(self, pixels: Float[Tensor, "B 3 F height width"]) -> LatentCodec:
-        """The policy's latents. The DCT's statistics are measured on the first training batch, then they stay."""
+        """Return the latent codec; the DCT's statistics are measured once, on the first training batch."""
         if self._latents is None:
             if self.config.measured is None:
                 self.config.measured = _same_everywhere(self._measure(pixels))
@@ -167,8 +167,8 @@ class LightWAMPolicy(PreTrainedPolicy):
         if not isinstance(self.recipe.latents, DctConfig):
             return dict(vae_identity(self.recipe))
         if not self.training:
-            raise ConfigError("this policy was never trained", where="policy.measured", got="no statistics of latents",
-                              next_step="lerobot-train, or --policy.path of a checkpoint")  # fmt: skip
+            what, step = "this policy was never trained", "lerobot-train, or --policy.path of a checkpoint"
+            raise ConfigError(what, where="policy.measured", got="no statistics of latents", next_step=step)
         pictures = pixels.transpose(1, 2).flatten(0, 1)[:FIT_FRAMES]
         return dict(DctLatents.fit(self.recipe.latents, pictures).to_dict())
 
@@ -182,12 +182,12 @@ class LightWAMPolicy(PreTrainedPolicy):
 
     @property
     def _num_later(self) -> int:
-        """Latent frames of a future, the present not counted: four video frames each."""
+        """Return the latent frames of a future without the present: four video frames each."""
         return self.recipe.model.horizon // self.recipe.codec.video_stride // 4
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Return the device of the weights."""
         return next(self.parameters()).device
 
     def _context(self, batch: Mapping[str, Any]) -> Float[Tensor, "B L E"]:
@@ -205,24 +205,24 @@ def _of(batch: Mapping[str, Any], key: str) -> Any:
 
 
 def clip_bytes(batch: Mapping[str, Any], key: str) -> UInt8[Tensor, "B F _h _w 3"]:
-    """One camera's pictures, floats in [0, 1] with channels first, as the bytes that LeRobot made them from."""
+    """Convert a camera's pictures, floats in [0, 1] with channels first, to the bytes that LeRobot read."""
     pictures = _of(batch, key)
     pictures = pictures[:, None] if pictures.ndim == 4 else pictures
     if pictures.ndim != 5 or pictures.shape[2] != 3 or not pictures.is_floating_point():
-        raise WireError("not the pictures of a camera", where=key, got=f"{pictures.dtype} {tuple(pictures.shape)}",
-                        expected="floats in [0, 1], (batch, frames, 3, height, width) or without frames")  # fmt: skip
+        got, expected = f"{pictures.dtype} {tuple(pictures.shape)}", "floats in [0, 1], (B, 3, H, W) or (B, F, 3, H, W)"
+        raise WireError("these are not pictures of a camera", where=key, got=got, expected=expected)
     return pictures.mul(255).round_().clamp_(0, 255).to(torch.uint8).permute(0, 1, 3, 4, 2)
 
 
 def processes() -> Rank:
-    """Which of the processes that train together this one is."""
+    """Return this process's rank and the number of processes."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return Rank(torch.distributed.get_rank(), torch.distributed.get_world_size())
     return SINGLE_PROCESS
 
 
 def _same_everywhere(measured: dict[str, Any]) -> dict[str, Any]:
-    """What the first process measured, in all that train together."""
+    """Broadcast what rank 0 measured."""
     shared = [measured]
     if processes().size > 1:
         torch.distributed.broadcast_object_list(shared, src=0)

@@ -142,7 +142,7 @@ def _check_client(arguments: Sequence[str]) -> None:
     schemas = schemas_for(settings.robot_schemas, cameras, model.state_dim, model.action_dim, settings.renames)
     logs.configure(settings.log)
     check = sentence_check(recipe, run_directory.read_tensors(Path(run) / run_directory.PROMPTS))
-    if not asyncio.run(inspect_client(schemas, settings, keys, options.messages, check_sentence=check)):
+    if not asyncio.run(inspect_client(schemas, settings, keys, options.messages, print, check_sentence=check)):
         step = "rename cameras (--renames), choose --robot-schemas, or declare one in a file: docs/serving_robots.md"
         raise WireError("the client's messages do not fit the run", where=run, next_step=step)
 

@@ -45,17 +45,18 @@ class FoldedBlock:
 
     def __init__(self, block: Block, modulation: Float[Tensor, "6 D"], placement: Placement) -> None:
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation + at_least_float32(block.scale_shift_table[0])
-        one, two, ffn = block.attn1, block.attn2, block.ffn
-        qkv = [(one.to_q, one.lora_q), (one.to_k, one.lora_k), (one.to_v, one.lora_v)]
-        self.num_heads = one.num_heads
+        attn1, attn2, ffn = block.attn1, block.attn2, block.ffn
+        qkv = [(attn1.to_q, attn1.lora_q), (attn1.to_k, attn1.lora_k), (attn1.to_v, attn1.lora_v)]
+        self.num_heads = attn1.num_heads
         self.qkv = fold(qkv, placement, scale=1 + scale1, shift=shift1)
-        self.out = fold([(one.to_out[0], one.lora_out)], placement, gate=gate1)
-        self.query = fold([(two.to_q, two.lora_q)], placement, scale=block.norm2.weight, shift=block.norm2.bias)
-        self.out2 = fold([(two.to_out[0], two.lora_out)], placement)
-        self.up = fold([(ffn.net[0], ffn.lora_in)], placement, scale=1 + scale2, shift=shift2)
-        self.down = fold([(ffn.net[2], ffn.lora_out)], placement, gate=gate2)
-        self.norm_qk = placement.put(torch.stack((one.norm_q.weight, one.norm_k.weight)))
-        self.norm_query = placement.put(two.norm_q.weight)
+        self.out = fold([(cast(nn.Linear, attn1.to_out[0]), attn1.lora_out)], placement, gate=gate1)
+        self.query = fold([(attn2.to_q, attn2.lora_q)], placement, scale=block.norm2.weight, shift=block.norm2.bias)
+        self.out2 = fold([(cast(nn.Linear, attn2.to_out[0]), attn2.lora_out)], placement)
+        first, second = ffn.linears
+        self.up = fold([(first, ffn.lora_in)], placement, scale=1 + scale2, shift=shift2)
+        self.down = fold([(second, ffn.lora_out)], placement, gate=gate2)
+        self.norm_qk = placement.put(torch.stack((attn1.norm_q.weight, attn1.norm_k.weight)))
+        self.norm_query = placement.put(attn2.norm_q.weight)
 
     def __call__(
         self,

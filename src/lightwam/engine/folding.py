@@ -12,7 +12,7 @@ the attribute lookups of nn.Module.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from jaxtyping import Float
 from jaxtyping import Int8 as Int8Tensor
 from torch import Tensor, nn
 
-from lightwam.model.layers import Projection, at_least_float32
+from lightwam.model.layers import at_least_float32
 from lightwam.model.lora import LoRA
 
 MIN_EFFECT_KEPT = 0.95
@@ -32,7 +32,7 @@ PACKED_FROM = 2**20
 INT8_FROM = 2**11
 """smallest weight, in elements, that is kept in 8 bits; smaller ones save nothing"""
 
-Part = tuple[nn.Module, LoRA | None]
+Part = tuple[nn.Linear, LoRA | None]
 """a linear layer and its low-rank update"""
 
 
@@ -116,9 +116,8 @@ def fold(
 
     `plain`: neither packed nor in 8 bits, as `stack` requires.
     """
-    linears = [cast(nn.Linear, layer.proj if isinstance(layer, Projection) else layer) for layer, _ in parts]
-    weight = torch.cat([at_least_float32(layer.weight.detach()) for layer in linears])
-    bias = torch.cat([at_least_float32(layer.bias.detach()) for layer in linears])
+    weight = torch.cat([at_least_float32(layer.weight.detach()) for layer, _ in parts])
+    bias = torch.cat([at_least_float32(layer.bias.detach()) for layer, _ in parts])
     updates = low_rank([lora for _, lora in parts], weight)
     scale = torch.ones_like(weight[0]) if scale is None else at_least_float32(scale.detach())
     gate = torch.ones_like(bias) if gate is None else at_least_float32(gate.detach())

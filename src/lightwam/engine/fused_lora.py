@@ -11,16 +11,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lightwam.model.layers import FeedForward, Projection, gelu
+from lightwam.model.layers import FeedForward, gelu
 from lightwam.model.lora import LoRA, linear_with_lora
 
 Grads = tuple[Tensor | None, ...]
 
 
-def linear(layer: nn.Module, lora: LoRA | None, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch m"]:
+def linear(layer: nn.Linear, lora: LoRA | None, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch m"]:
     """Compute `linear_with_lora`, by `LoraLinear` where the layer is frozen and has LoRA."""
-    layer = layer.proj if isinstance(layer, Projection) else layer
-    if lora is None or not isinstance(layer, nn.Linear) or layer.weight.requires_grad:
+    if lora is None or layer.weight.requires_grad:
         return linear_with_lora(layer, lora, x)
     flat = x.reshape(-1, x.shape[-1])
     y = LoraLinear.apply(flat, layer.weight, layer.bias, lora.down.weight, lora.up.weight, lora.scale)
@@ -29,7 +28,7 @@ def linear(layer: nn.Module, lora: LoRA | None, x: Float[Tensor, "*batch n"]) ->
 
 def feed_forward(ffn: FeedForward, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch n"]:
     """Compute `ffn(x)`, by `LoraFeedForward` where it is frozen and has LoRA."""
-    first, second = cast(Projection, ffn.net[0]).proj, cast(nn.Linear, ffn.net[2])
+    first, second = ffn.linears
     if ffn.lora_in is None or ffn.lora_out is None or first.weight.requires_grad:
         return ffn(x)
     flat = x.reshape(-1, x.shape[-1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from lightwam.model.lora import LoRA, linear_with_lora, make_lora
 
 EPS = 1e-6
 """epsilon of every norm in the backbone; the expert's LayerNorms have torch's 1e-5"""
-Linear = Callable[[nn.Module, LoRA | None, Tensor], Tensor]
+Linear = Callable[[nn.Linear, LoRA | None, Tensor], Tensor]
 """computes a linear layer and its low-rank update, as `linear_with_lora` does"""
 
 
@@ -120,7 +121,7 @@ class Attention(nn.Module):
 
     def out(self, x: Float[Tensor, "*batch D"], linear: Linear = linear_with_lora) -> Float[Tensor, "*batch D"]:
         """Apply the output projection."""
-        return linear(self.to_out[0], self.lora_out, x)
+        return linear(cast(nn.Linear, self.to_out[0]), self.lora_out, x)
 
 
 class Projection(nn.Module):
@@ -129,9 +130,6 @@ class Projection(nn.Module):
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
         self.proj = nn.Linear(width, hidden)
-
-    def forward(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch hidden"]:
-        return self.proj(x)
 
 
 class FeedForward(nn.Module):
@@ -143,5 +141,10 @@ class FeedForward(nn.Module):
         self.lora_in, self.lora_out = make_lora(width, hidden, rank, alpha), make_lora(hidden, width, rank, alpha)
 
     def forward(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
-        hidden = gelu(linear_with_lora(self.net[0], self.lora_in, x))
-        return linear_with_lora(self.net[2], self.lora_out, hidden)
+        first, second = self.linears
+        return linear_with_lora(second, self.lora_out, gelu(linear_with_lora(first, self.lora_in, x)))
+
+    @property
+    def linears(self) -> tuple[nn.Linear, nn.Linear]:
+        """The two linear layers."""
+        return cast(Projection, self.net[0]).proj, cast(nn.Linear, self.net[2])

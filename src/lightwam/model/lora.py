@@ -34,6 +34,6 @@ def make_lora(in_width: int, out_width: int, rank: int, alpha: float) -> LoRA | 
     return LoRA(in_width, out_width, rank, alpha) if rank else None
 
 
-def linear_with_lora(linear: nn.Module, lora: LoRA | None, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch m"]:
+def linear_with_lora(linear: nn.Linear, lora: LoRA | None, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch m"]:
     """Apply a linear layer and its low-rank update, if it has one."""
     return linear(x) if lora is None else linear(x) + lora(x)

@@ -6,37 +6,10 @@ Actions are float32 arrays of A numbers in robot units, chunks are (H, A).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from lightwam.errors import ConfigError
-
-
-@runtime_checkable
-class Plan(Protocol):
-    """The next actions, without a clock."""
-
-    @property
-    def remaining(self) -> int:
-        """Number of actions to come."""
-
-    def add(self, actions: np.ndarray) -> None:
-        """Add a chunk (n, A), n >= 1, whose first action is the next one."""
-
-    def pop(self) -> np.ndarray:
-        """Remove and return the next action (A,); `remaining` must be at least 1."""
-
-    def clear(self) -> None:
-        """Remove all actions."""
-
-
-@runtime_checkable
-class Blend(Protocol):
-    """How chunks are combined."""
-
-    def plan(self, switch_dims: tuple[int, ...]) -> Plan:
-        """Make an empty plan; `switch_dims` (a gripper that opens or closes) are taken from the newest chunk alone."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +22,8 @@ class Crossfade:
     def __post_init__(self) -> None:
         require(self.steps >= 0, "Crossfade.steps", self.steps, "0 or more")
 
-    def plan(self, switch_dims: tuple[int, ...]) -> Plan:
-        """Make an empty plan."""
+    def plan(self, switch_dims: tuple[int, ...]) -> _CrossfadePlan:
+        """Make an empty plan; `switch_dims` (a gripper) are taken from the newest chunk alone."""
         return _CrossfadePlan(self.steps, switch_dims)
 
 
@@ -66,8 +39,8 @@ class Ensemble:
     def __post_init__(self) -> None:
         require(self.decay >= 0, "Ensemble.decay", self.decay, "0 or more")
 
-    def plan(self, switch_dims: tuple[int, ...]) -> Plan:
-        """Make an empty plan."""
+    def plan(self, switch_dims: tuple[int, ...]) -> _EnsemblePlan:
+        """Make an empty plan; `switch_dims` (a gripper) are taken from the newest chunk alone."""
         return _EnsemblePlan(self.decay, switch_dims)
 
 
@@ -128,3 +101,9 @@ class _EnsemblePlan:
 
     def clear(self) -> None:
         self._chunks = []
+
+
+Blend = Crossfade | Ensemble
+"""how a new chunk is combined with the actions planned before"""
+Plan = _CrossfadePlan | _EnsemblePlan
+"""the next actions: `add` a chunk whose first action is the next one, `pop` an action, `clear` them all"""

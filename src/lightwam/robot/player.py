@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 
@@ -82,23 +82,6 @@ class Stats:
     """largest change, in any dimension but `switch_dims`, from one action to the first of a new chunk"""
     latency_p50_ms: float | None
     latency_p99_ms: float | None
-
-
-@runtime_checkable
-class Player(Protocol):
-    """Gives a control loop its actions; `ChunkPlayer` never blocks it, `BlockingPlayer` does."""
-
-    def action(self, observe: Observe) -> np.ndarray:
-        """Return the action (A,) of this control step."""
-
-    def reset(self) -> None:
-        """Begin a new episode."""
-
-    def stats(self) -> Stats:
-        """Return the counts so far."""
-
-    def close(self) -> None:
-        """Stop the player, not its client."""
 
 
 def hold_still(action_dim: int, keep: tuple[int, ...] = ()) -> Hold:
@@ -323,7 +306,11 @@ class BlockingPlayer:
         return self._recorder.stats()
 
     def close(self) -> None:
-        """Do nothing; for `Player`."""
+        """Do nothing: there is no thread to stop."""
+
+
+Player = ChunkPlayer | BlockingPlayer
+"""gives a control loop its actions"""
 
 
 def check_chunk(actions: Any, action_dim: int | None, switch_dims: tuple[int, ...]) -> np.ndarray:

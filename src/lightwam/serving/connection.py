@@ -1,4 +1,4 @@
-"""aiohttp's connections, changed: HTTP errors as JSON, and a last message that arrives before the connection closes."""
+"""aiohttp's connections with HTTP errors as JSON, and a last message that arrives before the connection closes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lightwam.serving.service import Refusal
 
 LINGER_SECONDS = 60.0
 """how long the rest of a refused message is read and discarded, at most, so that its client gets the refusal"""
-QUIET_SECONDS = 1.0
+IDLE_SECONDS = 1.0
 """without a byte for this long, the client has nothing more to send"""
 ENCODINGS = "Content-Encoding gzip, deflate or none"
 """of a body"""
@@ -26,14 +26,14 @@ RequestFailed = Callable[[web.BaseRequest, Refusal, bool], None]
 """logs a request that could not be read, with whether it began like TLS"""
 
 
-def refused(status: int, why: Refusal) -> web.Response:
+def error_response(status: int, why: Refusal) -> web.Response:
     """Make an HTTP error that closes its connection, so that refused clients do not count as connected."""
-    response = web.json_response({"error": why.fields()}, status=status)
+    response = web.json_response({"error": why._asdict()}, status=status)
     response.force_close()
     return response
 
 
-class Answering(web.Server):
+class HttpServer(web.Server):
     """aiohttp's server, with our `Connection`."""
 
     def __init__(self, handler: Handler, failed: RequestFailed) -> None:
@@ -42,8 +42,8 @@ class Answering(web.Server):
 
     def __call__(self) -> web.RequestHandler:
         """Make one connection."""
-        return Connection(self, self._failed, loop=asyncio.get_running_loop(), access_log=None,
-                          lingering_time=LINGER_SECONDS)  # fmt: skip
+        loop = asyncio.get_running_loop()
+        return Connection(self, self._failed, loop=loop, access_log=None, lingering_time=LINGER_SECONDS)
 
 
 class Connection(web.RequestHandler):
@@ -52,30 +52,30 @@ class Connection(web.RequestHandler):
     def __init__(self, server: web.Server, failed: RequestFailed, **settings: Any) -> None:
         super().__init__(server, **settings)
         self._failed = failed
-        self.heard = asyncio.get_running_loop().time()
-        """when bytes came last, by the event loop's clock"""
+        self.last_received = asyncio.get_running_loop().time()
+        """when the last bytes were received, by the event loop's clock"""
         self._first = b""
 
     def data_received(self, data: bytes) -> None:
         """Receive bytes."""
-        self.heard = asyncio.get_running_loop().time()
+        self.last_received = asyncio.get_running_loop().time()
         self._first = self._first or data[:2]
         super().data_received(data)
 
-    def end_when_quiet(self) -> None:
+    def close_when_idle(self) -> None:
         """Close the connection once its client stops sending: closed earlier, our last message would be lost."""
         loop = asyncio.get_running_loop()
-        begun = loop.time()
+        began = loop.time()
 
-        def look() -> None:
+        def check() -> None:
             if self.transport is None or self.transport.is_closing():
                 return
-            if loop.time() >= min(begun + LINGER_SECONDS, max(begun, self.heard) + QUIET_SECONDS):
+            if loop.time() >= min(began + LINGER_SECONDS, max(began, self.last_received) + IDLE_SECONDS):
                 self.transport.close()
             else:
-                loop.call_later(QUIET_SECONDS / 20, look)
+                loop.call_later(IDLE_SECONDS / 20, check)
 
-        look()
+        check()
 
     def answer_error(
         self,
@@ -90,16 +90,18 @@ class Connection(web.RequestHandler):
         if status == 500:
             if not isinstance(exc, (ConnectionError, web.RequestPayloadError)):  # those mean that the client left
                 log_event("a request failed", 40, error=exc, client=request.remote)
-            self.end_when_quiet()
-            return refused(500, Refusal("internal", "the server", "the request failed; the server's log has why", ""))
+            self.close_when_idle()
+            return error_response(
+                500, Refusal("internal", "the server", "the request failed; the server's log has why", "")
+            )
         status = 431 if isinstance(exc, LineTooLong) else status
         what = (message or HTTPStatus(status).phrase).splitlines()[0][:200]
         why = Refusal("bad_message", "the request", what, "HTTP/1.1")
         if isinstance(exc, ContentEncodingError):
             why = Refusal("bad_message", "the body", "an encoding that is not known", ENCODINGS)
         self._failed(request, why, self._first == TLS)
-        self.end_when_quiet()
-        return refused(status, why)
+        self.close_when_idle()
+        return error_response(status, why)
 
     handle_error = answer_error  # aiohttp's name
 
@@ -127,6 +129,6 @@ class Socket(web.WebSocketResponse):
     async def linger(self, connection: Connection, transport: asyncio.Transport) -> None:
         """Discard the rest of a message that was too large, until the client stops sending."""
         transport.resume_reading()
-        connection.end_when_quiet()
+        connection.close_when_idle()
         while not transport.is_closing():
-            await asyncio.sleep(QUIET_SECONDS / 20)
+            await asyncio.sleep(IDLE_SECONDS / 20)

@@ -1,4 +1,4 @@
-"""Plain HTTP: POST /act with an observation in JSON, arrays as json_numpy writes them; GET /act says that it is up."""
+"""Plain HTTP: POST /act with an observation in JSON, arrays as json_numpy writes them; GET /act for the state."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import numpy as np
 from aiohttp import HttpVersion11, web
 
 from lightwam.errors import WireError
-from lightwam.serving.connection import ENCODINGS, refused
+from lightwam.serving.connection import ENCODINGS, error_response
 from lightwam.serving.service import Refusal, Service
 from lightwam.serving.settings import Serving
 from lightwam.wire.json_arrays import dumps, loads
 
 STATUS = {"busy": 503, "closing": 503, "bad_message": 400}
-"""of an error's code; 500 else"""
+"""status of an error's code; 500 for others"""
 METHODS = "GET, POST"
 
 
@@ -27,72 +27,72 @@ async def act(request: web.BaseRequest, service: Service, settings: Serving, dra
     if request.method == "GET":
         return web.json_response({"status": "draining" if draining else "ok"}, status=503 if draining else 200)
     if request.method != "POST":
-        response = refused(405, Refusal("bad_message", "/act", f"{request.method} is not allowed", METHODS))
+        response = error_response(405, Refusal("bad_message", "/act", f"{request.method} is not allowed", METHODS))
         response.headers["Allow"] = METHODS
         return response
-    client, most = str(request.remote), settings.limits.message_bytes
+    client = str(request.remote)
     try:
-        body = await asyncio.wait_for(_body(request, most), settings.handshake_seconds)
-    except TimeoutError:
-        service.refusals.add(client, "the whole body did not arrive in time", setting="--handshake-seconds",
-                             expected=f"within {settings.handshake_seconds:g} s", protocol="http")  # fmt: skip
-        return refused(408, Refusal("bad_message", "the body", "the whole body did not arrive in time",
-                                    f"within {settings.handshake_seconds:g} s (--handshake-seconds)"))  # fmt: skip
-    except web.RequestPayloadError:  # bytes that are no gzip, a chunk that is none, or the client left
-        return refused(400, Refusal("bad_message", "the body", "the body is not encoded as its header says",
-                                    f"{ENCODINGS}; chunks as HTTP/1.1 has them"))  # fmt: skip
-    except _NotRead as error:
-        if error.status == 413:
-            service.refusals.add(client, "the message is too large", setting="--limits.message-bytes",
-                                 expected=error.why.expected, protocol="http")  # fmt: skip
-        return refused(error.status, error.why)
+        body = await _read_body(request, settings)
+    except _BodyError as error:
+        expected = error.expected
+        if error.setting:
+            why, expected = error.message, f"{expected} ({error.setting})"
+            service.refusals.add(client, why, setting=error.setting, expected=error.expected, protocol="http")
+        return error_response(error.status, Refusal("bad_message", "the body", error.message, expected))
     try:
-        try:
+        with service.decoding("http"):
             message = await asyncio.to_thread(loads, body, settings.limits)
             if not isinstance(message, dict):
-                raise WireError("an observation is an object", where="the body", got=type(message).__name__)
-        except WireError as error:
-            service.reject(error, "http")
-            raise
+                raise WireError("an observation must be an object", where="the body", got=type(message).__name__)
         done, actions, schema = await service.serve(message, "http")
     except Exception as error:
-        # every error goes to the client that caused it
-        why = service.refusal(error, client, "http")
-        status = STATUS.get(why.code, 500)
-        return web.json_response({"error": why.fields()}, status=status)
-    if schema.reply == "list":
-        bare = actions.tolist() if isinstance(actions, np.ndarray) else [
-            {key: part.tolist() for key, part in one.items()} for one in actions]  # fmt: skip
-        return web.json_response(bare)
+        refusal = service.refusal(error, client, "http")
+        return web.json_response({"error": refusal._asdict()}, status=STATUS.get(refusal.code, 500))
     reply = {"actions": actions, "infer_ms": done.infer_ms, "waited_ms": done.waited_ms}
-    return web.Response(body=dumps(reply), content_type="application/json")
+    if schema.reply == "map":
+        return web.Response(body=dumps(reply), content_type="application/json")
+    if isinstance(actions, np.ndarray):
+        return web.json_response(actions.tolist())
+    return web.json_response([{key: part.tolist() for key, part in step.items()} for step in actions])
 
 
-class _NotRead(Exception):
-    """A body that is refused by its headers, or while it is being read."""
+class _BodyError(Exception):
+    """A body that is refused because of its headers, or while it is read; `setting` is the option to change."""
 
-    def __init__(self, status: int, message: str, expected: str) -> None:
+    def __init__(self, status: int, message: str, expected: str, setting: str = "") -> None:
         super().__init__(message)
-        self.status, self.why = status, Refusal("bad_message", "the body", message, expected)
+        self.status, self.message, self.expected, self.setting = status, message, expected, setting
 
 
-async def _body(request: web.BaseRequest, most: int) -> bytes:
-    """Read the whole body; its headers are checked first."""
-    too_long = _NotRead(413, "the message is too large", f"at most {most} bytes (--limits.message-bytes)")
+async def _read_body(request: web.BaseRequest, settings: Serving) -> bytes:
+    seconds = settings.handshake_seconds
+    try:
+        return await asyncio.wait_for(_read_all(request, settings.limits.message_bytes), seconds)
+    except TimeoutError:
+        what = "the whole body did not arrive in time"
+        raise _BodyError(408, what, f"within {seconds:g} s", "--handshake-seconds") from None
+    except web.RequestPayloadError:  # invalid gzip, an invalid chunk, or the client left
+        what = "the body must be encoded as its header says"
+        raise _BodyError(400, what, f"{ENCODINGS}; chunks as HTTP/1.1 has them") from None
+
+
+async def _read_all(request: web.BaseRequest, max_bytes: int) -> bytes:
+    """Check the headers, then read the body."""
+    too_large = _BodyError(413, "the message is too large", f"at most {max_bytes} bytes", "--limits.message-bytes")
     if request.content_length is None and "chunked" not in request.headers.get("Transfer-Encoding", "").lower():
-        raise _NotRead(411, "the body has no length", "Content-Length, or Transfer-Encoding: chunked")
-    if (request.content_length or 0) > most:
-        raise too_long
+        raise _BodyError(411, "the body has no length", "Content-Length, or Transfer-Encoding: chunked")
+    if (request.content_length or 0) > max_bytes:
+        raise too_large
     if expected := request.headers.get("Expect"):
         if expected.lower() != "100-continue":
-            raise _NotRead(417, f"unknown Expect header: {expected[:80]!r}", "100-continue")
+            raise _BodyError(417, f"unknown Expect header: {expected[:80]!r}", "100-continue")
         if request.version >= HttpVersion11:  # curl and libcurl wait a second for it before they send
             await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             request.writer.output_size = 0  # the answer itself has not been started
     parts, size = [], 0
     async for part in request.content.iter_any():
         size += len(part)
-        if size > most:
-            raise too_long
+        if size > max_bytes:
+            raise too_large
         parts.append(part)
     return b"".join(parts)

@@ -1,4 +1,4 @@
-"""A server that looks at what a robot's client sends, and answers nothing, so that no robot moves."""
+"""A server that checks a robot's client: it prints what arrives and sends no actions, so that no robot moves."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ async def inspect_client(
     settings: Serving,
     keys: Keys,
     num_messages: int,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None],
     ready: Callable[[Server], None] | None = None,
     check_sentence: CheckSentence | None = None,
 ) -> bool:
-    """Prints what is in the first messages, by the family that they fit best; whether each can be answered."""
+    """Print a check of the first messages, each with the schema that it fits best; returns whether all fit."""
     fits: list[bool] = []
 
     def on_message(message: Mapping[str, Any] | WireError, protocol: str) -> None:
         if isinstance(message, WireError):
-            fit, lines = False, ["it cannot be read:", *str(message).splitlines()]
+            fit, lines = False, ["it cannot be decoded:", *str(message).splitlines()]
         else:
-            report = min((inspect(message, schema, check_sentence) for schema in schemas), key=misfit)
-            fit, lines = report.fits, report.lines()
+            check = min((inspect(message, schema, check_sentence) for schema in schemas), key=_misfit)
+            fit, lines = check.fits, check.lines()
         fits.append(fit)
         say("\n".join([f"message {len(fits)}, over {protocol}:", *lines]))
         if len(fits) >= num_messages:
             server.stopping.set()
         if not isinstance(message, WireError):
-            raise WireError(f"this is a check, and the message {'fits' if fit else 'does not fit'}",
-                            where="lightwam check client", next_step="lightwam serve answers")  # fmt: skip
+            what = f"this is a check, and the message {'fits' if fit else 'does not fit'}"
+            raise WireError(what, where="lightwam check client", next_step="lightwam serve answers")
 
     metadata = {"policy": "none: a check"}
     server = Server(_never, 0, schemas, metadata, settings, keys, on_message=on_message, on_refusal=say)
@@ -50,10 +50,9 @@ async def inspect_client(
     return bool(fits) and all(fits)
 
 
-def misfit(report: MessageCheck) -> tuple[int, int]:
-    """Return how badly a family fits a message: the number of faults, then the number of unread entries."""
-    return sum(bool(reading.error) for reading in report.fields), len(report.unused)
+def _misfit(check: MessageCheck) -> tuple[int, int]:
+    return sum(bool(field.error) for field in check.fields), len(check.unused)
 
 
 def _never(observations: Sequence[Observation]) -> Float32[np.ndarray, "B H A"]:
-    raise AssertionError("nothing is asked of a check")
+    raise AssertionError("a check never runs a policy")

@@ -1,4 +1,4 @@
-"""The server's log: an event a line, as JSON or as text. Tracebacks are here and nowhere else."""
+"""The server's log on stderr: an event a line, as JSON or as text. Tracebacks go here and nowhere else."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ LOGGER = logging.getLogger("lightwam.serve")
 
 
 def log_event(event: str, level: int = logging.INFO, *, error: BaseException | None = None, **fields: Any) -> None:
-    """One event with its fields; `error`'s traceback goes along."""
+    """Log an event with its fields, and the traceback of `error`."""
     LOGGER.log(level, event, extra={"fields": fields}, exc_info=error)
 
 
-class Lines(logging.Formatter):
-    """{"time", "level", "event", and the event's fields}, or the same as `time level event key=value`."""
+class LineFormatter(logging.Formatter):
+    """Formats a record as {"time", "level", "event", its fields}, or as `time level event key=value`."""
 
     def __init__(self, form: Literal["json", "text"]) -> None:
         super().__init__()
         self.form = form
 
     def format(self, record: logging.LogRecord) -> str:
-        """One record; a traceback is a field of it in JSON, and follows it in text."""
+        """Format a record; a traceback is a field in JSON, and follows the line in text."""
         line: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -40,13 +40,13 @@ class Lines(logging.Formatter):
 
 
 _ONE_LINE = {number: f"\\x{number:02x}" for number in (*range(32), 127, 0x85, 0x2028, 0x2029)}
-"""escapes for line breaks and control characters in a client's text, so that it cannot forge a line of the log"""
+"""escapes for line breaks and control characters in a client's text, which could forge a line"""
 
 
 def configure(form: Literal["json", "text"]) -> None:
-    """Sends the server's events, and what aiohttp has to say of broken requests, to stderr."""
+    """Send the server's events, and aiohttp's critical errors, to stderr."""
     to_stderr = logging.StreamHandler(sys.stderr)
-    to_stderr.setFormatter(Lines(form))
+    to_stderr.setFormatter(LineFormatter(form))
     for logger in (LOGGER, logging.getLogger("aiohttp")):
         logger.handlers[:] = [to_stderr]
         logger.propagate = False

@@ -1,4 +1,4 @@
-"""openpi's side of the conversation: metadata first, then an answer an observation; an error is text, and the end."""
+"""The server's side of openpi's protocol: metadata first, then an answer for each observation. An error is text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from aiohttp import WSCloseCode, WSMsgType, web
 
 from lightwam.errors import WireError
-from lightwam.serving.service import RequestQueue, Service
+from lightwam.serving.service import RequestQueue, Service, frame_bytes
 from lightwam.wire.limits import Limits, short
 from lightwam.wire.openpi import pack, unpack
 
@@ -18,58 +18,50 @@ from lightwam.wire.openpi import pack, unpack
 async def talk(
     socket: web.WebSocketResponse, client: str, service: Service, metadata: Mapping[str, Any], limits: Limits
 ) -> None:
-    """Serves one client until it leaves, or until its first error: openpi's clients take text for the end."""
+    """Serve a client until it leaves, or until its first error: openpi's clients take text for the end."""
     await socket.send_bytes(pack(dict(metadata)))
-    before_ms: float | None = None
-
-    def read(data: bytes) -> dict[str, Any]:
-        try:
-            message = unpack(data, limits)
-            if not isinstance(message, dict):
-                raise WireError("an observation is a map", where="the message", got=type(message).__name__)
-            if {"message_type", "payload"} <= set(message):
-                raise WireError("this is XPolicyLab's protocol on openpi's port", where="the message",
-                                got=short(message["message_type"]), expected="openpi's observation",
-                                next_step="connect to the port of --xpolicylab-port, 19000 by default")  # fmt: skip
-        except WireError as error:
-            service.reject(error, "openpi")
-            raise
-        return message
+    previous_ms: float | None = None
 
     async def answer(request: tuple[bytes, float]) -> None:
-        nonlocal before_ms
-        data, came = request
+        nonlocal previous_ms
+        data, received = request
         try:
-            message = read(data)
+            with service.decoding("openpi"):
+                message = _decode(data, limits)
             done, actions, _ = await service.serve(message, "openpi")
         except Exception as error:
-            # every error goes to the client that caused it, and its connection ends
-            await end(error)
-            return
+            return await end(error)
         timing = {"infer_ms": done.infer_ms, "waited_ms": done.waited_ms}
-        if before_ms is not None:
-            timing["prev_total_ms"] = before_ms
-        await socket.send_bytes(
-            pack({"actions": actions, "policy_timing": {"infer_ms": done.infer_ms}, "server_timing": timing})
-        )
-        before_ms = 1000 * (time.perf_counter() - came)
+        if previous_ms is not None:
+            timing["prev_total_ms"] = previous_ms
+        reply = {"actions": actions, "policy_timing": {"infer_ms": done.infer_ms}, "server_timing": timing}
+        await socket.send_bytes(pack(reply))
+        previous_ms = 1000 * (time.perf_counter() - received)
 
     async def end(error: Exception) -> None:
         if not socket.closed:
-            await socket.send_str(json.dumps(service.refusal(error, client, "openpi").fields()))
+            await socket.send_str(json.dumps(service.refusal(error, client, "openpi")._asdict()))
             await socket.close(code=WSCloseCode.INTERNAL_ERROR, message=b"see the text before")
 
-    lane = RequestQueue(answer)
+    requests = RequestQueue(answer)
     try:
         async for message in socket:
             if message.type is WSMsgType.ERROR:  # the connection broke its protocol, or a limit, and is closed
                 break
             try:
-                if message.type is not WSMsgType.BINARY:
-                    raise WireError("an observation is a binary frame", where="the websocket", got="a text frame",
-                                    expected="msgpack")  # fmt: skip
-                lane.add((message.data, time.perf_counter()))
+                requests.add((frame_bytes(message), time.perf_counter()))
             except Exception as error:
                 await end(error)
     finally:
-        await lane.drop()
+        await requests.cancel()
+
+
+def _decode(data: bytes, limits: Limits) -> dict[str, Any]:
+    message = unpack(data, limits)
+    if not isinstance(message, dict):
+        raise WireError("an observation must be a map", where="the message", got=type(message).__name__)
+    if {"message_type", "payload"} <= set(message):
+        what, step = "this is XPolicyLab's protocol on openpi's port", "connect to --xpolicylab-port, 19000 by default"
+        got, expected = short(message["message_type"]), "openpi's observation"
+        raise WireError(what, where="the message", got=got, expected=expected, next_step=step)
+    return message

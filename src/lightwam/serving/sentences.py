@@ -28,8 +28,8 @@ def sentence_check(recipe: Recipe, known: Collection[str]) -> CheckSentence:
     except (CheckpointError, ConfigError) as error:
         if not known:
             raise
-        log_event("the text encoder is not here: only the run's own sentences are answered", 30, sentences=len(known),
-             where=error.where, why=error.what, setting="--weights")  # fmt: skip
+        event = "without the text encoder, only the run's own sentences are answered"
+        log_event(event, 30, sentences=len(known), where=error.where, why=error.what, setting="--weights")
 
     def log(what: str) -> None:
         if what and what not in logged and len(logged) < MAX_LOGGED:
@@ -40,9 +40,12 @@ def sentence_check(recipe: Recipe, known: Collection[str]) -> CheckSentence:
         if sentences is not None and (recipe.text.truncate or recipe.prompt.format(task=sentence) not in known):
             log(sentences.check(sentence))
         elif sentences is None and recipe.prompt.format(task=sentence) not in known:
-            raise WireError("the sentence is new, and the text encoder is not on the server", where="prompt",
-                            expected="a sentence of the run's training",
-                            next_step="start the server with --weights, a path to the text encoder")  # fmt: skip
+            what, expected = (
+                "the sentence is new, and the text encoder is not on the server",
+                "a sentence from training",
+            )
+            step = "start the server with --weights, a path to the text encoder"
+            raise WireError(what, where="prompt", expected=expected, next_step=step)
 
     if recipe.text.truncate:
         log_event("longer sentences are truncated", 30, tokens=recipe.text.num_tokens, setting="text.truncate")

@@ -1,6 +1,8 @@
-"""The server: sockets, doors and life cycle. What is said on a connection is in `openpi`, `xpolicylab` and `http`.
+"""The server: ports, admission, routes and life cycle. The protocols are in `openpi`, `xpolicylab` and `http`.
 
-Two ports, since openpi's server speaks first and XPolicyLab's client does, and a client of one must not hear the other.
+There are two ports, because openpi's server speaks first and XPolicyLab's client does. Routes are four `if`s and not an
+aiohttp `Application`: any path may become a websocket, and `Application` has no place for our `Connection`, which
+answers invalid HTTP with our errors and knows when bytes last arrived.
 """
 
 from __future__ import annotations
@@ -8,32 +10,36 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import aiohttp
 from aiohttp import web
 
-from lightwam.errors import ConfigError, WireError
+from lightwam.errors import ConfigError
 from lightwam.serving import http, openpi, xpolicylab
 from lightwam.serving.access import Keys, tls
 from lightwam.serving.batcher import Act, Batcher
-from lightwam.serving.connection import Answering, Connection, Handler, Socket, refused
+from lightwam.serving.connection import Connection, Handler, HttpServer, Socket, error_response
 from lightwam.serving.logs import log_event
 from lightwam.serving.metrics import Metrics
 from lightwam.serving.refusals import RefusalLog
 from lightwam.serving.sentences import CheckSentence
-from lightwam.serving.service import Refusal, Service
+from lightwam.serving.service import OnMessage, Refusal, Service
 from lightwam.serving.settings import Serving
 from lightwam.wire.robot_schema import RobotSchema
 
 GOODBYE_SECONDS = 2.0
-"""so long clients are waited for when the server stops"""
-NO_PAGES = "a request with an Origin header needs an API key, to keep web pages out"
-NO_ORIGIN = "no Origin header (websocket-client: create_connection(url, suppress_origin=True)), or an API key"
+"""how long a stopping server waits for clients to close"""
+ORIGIN = (
+    "a request with an Origin header needs an API key, to keep web pages out",
+    "no Origin header (websocket-client: create_connection(url, suppress_origin=True)), or an API key",
+)
+ROUTES = "a websocket, or POST /act, GET /act, GET /healthz, GET /metrics"
 
 
 class NewWeights(NamedTuple):
-    """Weights that came after those that answer now."""
+    """The policy of a later training step."""
 
     act: Act
     step: int
@@ -41,11 +47,11 @@ class NewWeights(NamedTuple):
 
 @dataclass(eq=False)
 class Server:
-    """Serves one policy until it is told to stop.
+    """Serves a policy until it is stopped.
 
     `metadata` is the greeting of openpi's protocol. `load_newer(step)` returns weights of a later step or None; it runs
     in its own thread every `settings.follow_seconds`. `on_message` is called first with every message, or with the
-    WireError that says why it cannot be read, and the protocol; its exception is sent to the client.
+    WireError that says why it cannot be decoded, and the protocol; its exception is sent to the client.
     """
 
     act: Act
@@ -55,30 +61,15 @@ class Server:
     settings: Serving = field(default_factory=Serving)
     keys: Keys = field(default_factory=Keys)
     load_newer: Callable[[int], NewWeights | None] | None = None
-    on_message: Callable[[Mapping[str, Any] | WireError, str], None] | None = None
+    on_message: OnMessage | None = None
     check_sentence: CheckSentence | None = None
-    """refuses sentences that the policy's text encoder cannot read (`serve.sentences`)"""
+    """refuses sentences that the policy's text encoder cannot take (`serving.sentences`)"""
     on_refusal: Callable[[str], None] | None = None
     """called with every logged refusal of a client"""
 
     def __post_init__(self) -> None:
-        self.metrics = Metrics()
-        self.ports: dict[str, int] = {}
-        """protocol -> the port that it listens on, once it does"""
-        self.stopping = asyncio.Event()
-        self.draining = False
-        self.drain_timed_out = False
-        """the model was still thinking when the time to drain was over"""
-        self._sockets: dict[Socket, asyncio.Transport] = {}
-        self._connections: set[asyncio.Transport] = set()
-        self._deaf: set[Socket] = set()
-
-    async def run(self, ready: Callable[[Server], None] | None = None) -> None:
-        """Listens and answers until `stopping` is set; then takes nothing new, answers what it has, and returns.
-
-        `ready` is called once when the ports listen.
-        """
         settings = self.settings
+        self.metrics, self.refusals = Metrics(), RefusalLog(self.on_refusal)
         self.batcher = Batcher(
             self.act,
             self.step,
@@ -86,234 +77,244 @@ class Server:
             max_batch=settings.max_batch,
             window_seconds=settings.window_ms / 1000,
         )
-        self.refusals = RefusalLog(self.on_refusal)
         self.service = Service(
             self.batcher, self.schemas, self.metrics, self.on_message, self.check_sentence, self.refusals
         )
+        self.ports: dict[str, int] = {}
+        """protocol -> its port, while the server listens"""
+        self.stopping = asyncio.Event()
+        self.draining = False
+        self.drain_timed_out = False
+        """the model was still running after `settings.drain_seconds`"""
+        self._sockets: dict[Socket, asyncio.Transport] = {}
+        self._connections: set[asyncio.Transport] = set()
+        self._stuck: set[Socket] = set()
+
+    async def run(self, ready: Callable[[Server], None] | None = None) -> None:
+        """Listen and answer until `stopping` is set; then accept nothing new, answer what was asked, and return.
+
+        `ready` is called once when the ports listen.
+        """
         self.batcher.open()
         try:
             servers = await self._listen()
         except ConfigError:
             await self.batcher.close()
             raise
-        log_event("listening", host=settings.host, ports=self.ports)
-        beside = [asyncio.create_task(self._follow()), asyncio.create_task(self._cut_off())]
+        log_event("listening", host=self.settings.host, ports=self.ports)
+        tasks = [asyncio.create_task(self._follow()), asyncio.create_task(self._end_stuck())]
         try:
             if ready is not None:
                 ready(self)
             await self.stopping.wait()
         finally:
-            for task in beside:
+            for task in tasks:
                 task.cancel()
             await self._drain(servers)
 
-    async def _listen(self) -> list[tuple[asyncio.Server, Answering]]:
+    async def _listen(self) -> list[tuple[asyncio.Server, HttpServer]]:
         settings = self.settings
-        doors: list[tuple[str, int, Handler]] = [("openpi", settings.port, self._main_door)]
-        if settings.xpolicylab_port is not None:
-            doors.append(("xpolicylab", settings.xpolicylab_port, self._xpolicylab_door))
-        secure = tls(settings.tls_certificate, settings.tls_key)
-        servers: list[tuple[asyncio.Server, Answering]] = []
-        for name, port, handler in doors:
-            answering = Answering(self._guarded(handler), self._unreadable)
+        endpoints: list[tuple[str, int | None, Handler]] = [
+            ("openpi", settings.port, self._route),
+            ("xpolicylab", settings.xpolicylab_port, self._route_xpolicylab),
+        ]
+        context = tls(settings.tls_certificate, settings.tls_key)
+        servers: list[tuple[asyncio.Server, HttpServer]] = []
+        for name, port, handler in endpoints:
+            if port is None:
+                continue
+            http_server = HttpServer(partial(self._handle, handler), self._log_unreadable)
             try:
                 listening = await asyncio.get_running_loop().create_server(
-                    self._connection(answering), settings.host, port, ssl=secure, backlog=settings.max_clients,
-                    ssl_handshake_timeout=settings.handshake_seconds if secure else None,
-                )  # fmt: skip
+                    partial(self._connect, http_server),
+                    settings.host,
+                    port,
+                    ssl=context,
+                    backlog=settings.max_clients,
+                    ssl_handshake_timeout=settings.handshake_seconds if context else None,
+                )
             except OSError as error:
                 for before, _ in servers:
                     before.close()
-                raise ConfigError("cannot listen", where=f"{settings.host}:{port} ({name})", got=f"{error}",
-                                  next_step="another --port or --xpolicylab-port") from error  # fmt: skip
+                where, step = f"{settings.host}:{port} ({name})", "another --port or --xpolicylab-port"
+                raise ConfigError("cannot listen", where=where, got=f"{error}", next_step=step) from error
             self.ports[name] = listening.sockets[0].getsockname()[1]
-            servers.append((listening, answering))
+            servers.append((listening, http_server))
         return servers
 
-    def _connection(self, answering: Answering) -> Callable[[], asyncio.Protocol]:
-        """Connections that say nothing in time are closed; under TLS, shaking hands has that time of its own."""
+    def _connect(self, http_server: HttpServer) -> asyncio.Protocol:
+        """Make a connection, which is closed if it sends no request in time; a TLS handshake has its own time."""
+        connection = http_server()
         seconds = self.settings.handshake_seconds * (2 if self.settings.tls_certificate else 1)
+        asyncio.get_running_loop().call_later(seconds, self._expect_request, connection)
+        return connection
 
-        def connect() -> asyncio.Protocol:
-            protocol = answering()
-            asyncio.get_running_loop().call_later(seconds, self._expect, protocol)
-            return protocol
+    def _expect_request(self, connection: Any) -> None:
+        transport = connection.transport
+        if transport is not None and transport not in self._connections:
+            peer = transport.get_extra_info("peername") or ("unknown",)
+            expected, setting = f"a request within {self.settings.handshake_seconds:g} s", "--handshake-seconds"
+            self.refusals.add(str(peer[0]), "a connection sent no request in time", setting=setting, expected=expected)
+            transport.abort()
 
-        return connect
+    async def _handle(self, handler: Handler, request: web.BaseRequest) -> web.StreamResponse:
+        """Handle a request if it is admitted; the connection of a refused one is closed after its last bytes."""
+        response: web.StreamResponse | None = self._admit(request)
+        if response is None:
+            response = await self._respond(handler, request)
+        if response.status >= 400 and response.keep_alive is False and isinstance(request.protocol, Connection):
+            request.protocol.close_when_idle()
+        return response
 
-    def _expect(self, protocol: Any) -> None:
-        transport = protocol.transport
-        if transport is None or transport in self._connections:
-            return
-        peer = transport.get_extra_info("peername") or ("unknown",)
-        self.refusals.add(str(peer[0]), "a connection asked for nothing in time", setting="--handshake-seconds",
-                          expected=f"a request within {self.settings.handshake_seconds:g} s")  # fmt: skip
-        transport.abort()
+    async def _respond(self, handler: Handler, request: web.BaseRequest) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except web.HTTPException as error:  # a failed websocket handshake
+            why = Refusal("bad_message", request.path, (error.text or error.reason).strip()[:200], "a websocket")
+            return self._refuse(request, error.status, why, "the client's library")
 
-    def _guarded(self, handler: Handler) -> Handler:
-        """Behind a door: at most so many connections, no web pages, and nobody without a key."""
-
-        async def guard(request: web.BaseRequest) -> web.StreamResponse:
-            response = await admit(request)
-            if response.status >= 400 and response.keep_alive is False and isinstance(request.protocol, Connection):
-                request.protocol.end_when_quiet()
-            return response
-
-        async def admit(request: web.BaseRequest) -> web.StreamResponse:
-            transport = request.transport
-            if transport is None:
-                raise web.HTTPBadRequest
-            if request.path == "/healthz" and request.method == "GET":
-                # openpi's clients and load balancers ask this, without a key
-                return self._health()
-            if not self.keys.admit(request.headers.get("Authorization")):
-                why = Refusal("unauthorized", "the Authorization header", "no valid API key",
-                              "Authorization: Api-Key KEY")  # fmt: skip
-                return self._refuse(request, 401, why, "--api-keys")
-            if "Origin" in request.headers and not self.keys:
-                # a page in somebody's browser sends one, and may not drive the robot
-                return self._refuse(request, 403, Refusal("unauthorized", "the Origin header", NO_PAGES, NO_ORIGIN),
-                                    "--api-keys")  # fmt: skip
-            if transport not in self._connections:
-                self._connections = {one for one in self._connections if not one.is_closing()}
-                if len(self._connections) >= self.settings.max_clients:
-                    why = Refusal("too_many_clients", "the server", "too many connections",
-                                  f"at most {self.settings.max_clients}")  # fmt: skip
-                    return self._refuse(request, 503, why, "--max-clients")
-                self._connections.add(transport)
-            try:
-                return await handler(request)
-            except web.HTTPException as error:  # a failed websocket handshake
-                why = Refusal("bad_message", request.path, (error.text or error.reason).strip()[:200], "a websocket")
-                return self._refuse(request, error.status, why, "the client's library")
-
-        return guard
+    def _admit(self, request: web.BaseRequest) -> web.Response | None:
+        """Count the connection of a request; returns a response if it needs no handler or is refused."""
+        transport = request.transport
+        if transport is None:
+            raise web.HTTPBadRequest
+        if request.path == "/healthz" and request.method == "GET":  # without a key, for clients and load balancers
+            return self._health()
+        if not self.keys.admit(request.headers.get("Authorization")):
+            expected = "Authorization: Api-Key KEY"
+            why = Refusal("unauthorized", "the Authorization header", "no valid API key", expected)
+            return self._refuse(request, 401, why, "--api-keys")
+        if "Origin" in request.headers and not self.keys:  # from a web page, which must not drive the robot
+            return self._refuse(request, 403, Refusal("unauthorized", "the Origin header", *ORIGIN), "--api-keys")
+        if transport not in self._connections:
+            self._connections = {known for known in self._connections if not known.is_closing()}
+            if len(self._connections) >= (limit := self.settings.max_clients):
+                why = Refusal("too_many_clients", "the server", "too many connections", f"at most {limit}")
+                return self._refuse(request, 503, why, "--max-clients")
+            self._connections.add(transport)
+        return None
 
     def _refuse(self, request: web.BaseRequest, status: int, why: Refusal, setting: str) -> web.Response:
-        """Refuse a request, and log it."""
+        """Log a refusal and make its response."""
         self.refusals.add(str(request.remote), why.message, setting=setting, expected=why.expected)
-        return refused(status, why)
+        return error_response(status, why)
 
-    def _unreadable(self, request: web.BaseRequest, why: Refusal, is_tls: bool) -> None:
-        """Log a request that is not HTTP, or whose handler failed."""
+    def _log_unreadable(self, request: web.BaseRequest, why: Refusal, is_tls: bool) -> None:
+        """Log a request that is not HTTP."""
+        message, expected, setting = why.message, why.expected, "the client"
         if is_tls:
-            self.refusals.add(str(request.remote), "the client speaks TLS, and this server does not",
-                              expected="ws:// or http:// in the client", setting="--tls-certificate")  # fmt: skip
-        else:
-            self.refusals.add(str(request.remote), why.message, setting="the client", expected=why.expected)
+            message, expected = "the client speaks TLS, and this server does not", "ws:// or http:// in the client"
+            setting = "--tls-certificate"
+        self.refusals.add(str(request.remote), message, setting=setting, expected=expected)
 
     def _health(self) -> web.Response:
-        """Whether requests are answered; the connection ends with it, so that nobody keeps a place without a key."""
-        text = "draining" if self.draining else "OK" if self.batcher.works else "broken"
+        """Return whether requests are answered, and end the connection: a client without a key must not keep one."""
+        text = "draining" if self.draining else "OK" if self.batcher.is_running else "broken"
         response = web.Response(status=200 if text == "OK" else 503, text=f"{text}\n")
         response.force_close()
         return response
 
-    async def _main_door(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _route(self, request: web.BaseRequest) -> web.StreamResponse:
         if request.headers.get("Upgrade", "").lower() == "websocket":
-            return await self._talk(request, "openpi")
+            return await self._websocket(request, "openpi")
         if (request.method, request.path) == ("GET", "/metrics"):
-            return self._measured()
+            return self._metrics()
         if request.path == "/act":
             return await http.act(request, self.service, self.settings, self.draining)
-        why = Refusal("bad_message", request.path[:200], "nothing is here",
-                      "a websocket, or POST /act, GET /act, GET /healthz, GET /metrics")  # fmt: skip
+        why = Refusal("bad_message", request.path[:200], "unknown path", ROUTES)
         return self._refuse(request, 404, why, "the client's address")
 
-    async def _xpolicylab_door(self, request: web.BaseRequest) -> web.StreamResponse:
-        if request.headers.get("Upgrade", "").lower() != "websocket":
-            why = Refusal("bad_message", request.path[:200], "this port speaks XPolicyLab's websocket only",
-                          f"HTTP on port {self.ports['openpi']}")  # fmt: skip
-            return self._refuse(request, 426, why, "--xpolicylab-port")
-        return await self._talk(request, "xpolicylab")
+    async def _route_xpolicylab(self, request: web.BaseRequest) -> web.StreamResponse:
+        if request.headers.get("Upgrade", "").lower() == "websocket":
+            return await self._websocket(request, "xpolicylab")
+        what, expected = "this port speaks XPolicyLab's websocket only", f"HTTP on port {self.ports['openpi']}"
+        why = Refusal("bad_message", request.path[:200], what, expected)
+        return self._refuse(request, 426, why, "--xpolicylab-port")
 
-    def _measured(self) -> web.Response:
-        metrics, batcher = self.metrics, self.batcher
-        metrics.waiting.set(batcher.num_waiting)
-        metrics.thinking.set(batcher.thinking_seconds)
-        metrics.step.set(batcher.step)
-        return web.Response(body=metrics.text(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+    def _metrics(self) -> web.Response:
+        self.metrics.waiting.set(self.batcher.num_waiting)
+        self.metrics.pass_seconds.set(self.batcher.pass_seconds)
+        self.metrics.step.set(self.batcher.step)
+        headers = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
+        return web.Response(body=self.metrics.text(), headers=headers)
 
-    async def _talk(self, request: web.BaseRequest, name: str) -> web.StreamResponse:
-        """One websocket, from its greeting to its end."""
+    async def _websocket(self, request: web.BaseRequest, protocol: str) -> web.StreamResponse:
+        """Serve a websocket until it ends."""
         if self.draining:
-            return refused(503, Refusal("closing", "the server", "the server is stopping", ""))
-        settings = self.settings
-        socket = Socket(settings.limits.message_bytes, settings.heartbeat_seconds)
+            return error_response(503, Refusal("closing", "the server", "the server is stopping", ""))
+        limits = self.settings.limits
+        socket = Socket(limits.message_bytes, self.settings.heartbeat_seconds)
         try:
             await socket.prepare(request)
-        except ConnectionError:  # it left while its hand was being shaken
+        except ConnectionError:  # the client left during the handshake
             return web.Response(status=400)
         client = f"{request.remote}/{id(socket) & 0xFFFFFF:06x}"
         assert request.transport is not None
         self._sockets[socket] = request.transport
         self.batcher.num_clients += 1
-        gauge = self.metrics.clients.labels(name)
+        gauge = self.metrics.clients.labels(protocol)
         gauge.inc()
-        log_event("connected", client=client, protocol=name)
+        log_event("connected", client=client, protocol=protocol)
         try:
-            if name == "openpi":
-                await openpi.talk(socket, client, self.service, self.metadata, settings.limits)
+            if protocol == "openpi":
+                await openpi.talk(socket, client, self.service, self.metadata, limits)
             else:
-                await xpolicylab.talk(socket, client, self.service, settings.limits)
+                await xpolicylab.talk(socket, client, self.service, limits)
             if socket.is_too_large:
-                self.metrics.requests.labels(name, "bad_message").inc()
-                self.refusals.add(client, "the message is too large", setting="--limits.message-bytes",
-                                  expected=f"at most {settings.limits.message_bytes} bytes", protocol=name)  # fmt: skip
+                self.metrics.requests.labels(protocol, "bad_message").inc()
+                why, expected = "the message is too large", f"at most {limits.message_bytes} bytes"
+                setting = "--limits.message-bytes"
+                self.refusals.add(client, why, setting=setting, expected=expected, protocol=protocol)
                 assert isinstance(request.protocol, Connection)
                 await socket.linger(request.protocol, request.transport)
         except (ConnectionError, aiohttp.ClientConnectionError):
-            log_event("lost", client=client, protocol=name)
+            log_event("lost", client=client, protocol=protocol)
         finally:
             gauge.dec()
             self.batcher.num_clients -= 1
             del self._sockets[socket]
-            why, level = self._why_left(socket)
+            why, level = self._why_ended(socket)
             code = aiohttp.WSCloseCode.MESSAGE_TOO_BIG if socket.is_too_large else socket.close_code
-            log_event("left", level, client=client, protocol=name, code=code, why=why)
+            log_event("left", level, client=client, protocol=protocol, code=code, why=why)
         return socket
 
-    def _why_left(self, socket: Socket) -> tuple[str, int]:
+    def _why_ended(self, socket: Socket) -> tuple[str, int]:
         """Return why a connection ended, and the log level for it."""
         error, code = socket.exception(), socket.close_code
-        if self.draining:
-            return "the server is stopping", 20
-        if socket in self._deaf:
-            self._deaf.discard(socket)
-            return "cut off: it did not read what was sent", 30
-        if socket.is_too_large:
-            return "cut off: its message was too large (--limits.message-bytes)", 30
-        if isinstance(error, TimeoutError):
-            seconds = 1.5 * self.settings.heartbeat_seconds
-            return f"cut off: silent for {seconds:g} s, a ping unanswered (--heartbeat-seconds)", 30
-        if isinstance(error, aiohttp.WebSocketError):
-            return f"cut off: it broke the websocket's protocol: {error}", 30
-        if code == aiohttp.WSCloseCode.INTERNAL_ERROR:
-            return "a message was refused", 20
-        if code in (None, aiohttp.WSCloseCode.ABNORMAL_CLOSURE):
-            return "the connection was lost", 20
-        return "the client closed it", 20
+        silent = f"silent for {1.5 * self.settings.heartbeat_seconds:g} s, a ping unanswered (--heartbeat-seconds)"
+        reasons = (
+            (self.draining, "the server is stopping", 20),
+            (socket in self._stuck, "cut off: it did not read what was sent", 30),
+            (socket.is_too_large, "cut off: its message was too large (--limits.message-bytes)", 30),
+            (isinstance(error, TimeoutError), f"cut off: {silent}", 30),
+            (isinstance(error, aiohttp.WebSocketError), f"cut off: it broke the websocket's protocol: {error}", 30),
+            (code == aiohttp.WSCloseCode.INTERNAL_ERROR, "a message was refused", 20),
+            (code in (None, aiohttp.WSCloseCode.ABNORMAL_CLOSURE), "the connection was lost", 20),
+            (True, "the client closed it", 20),
+        )
+        self._stuck.discard(socket)
+        return next((why, level) for is_reason, why, level in reasons if is_reason)
 
     async def _follow(self) -> None:
-        """Changes over to newer weights; those that cannot be loaded are noted, and the old ones go on."""
+        """Change to newer weights; if they cannot be loaded, log that and keep the old ones."""
         if self.load_newer is None or self.settings.follow_seconds <= 0:
             return
         while True:
             await asyncio.sleep(self.settings.follow_seconds)
             try:
-                load_newer = await asyncio.to_thread(self.load_newer, self.batcher.step)
+                newer = await asyncio.to_thread(self.load_newer, self.batcher.step)
             except Exception as error:
-                # whatever is wrong with a new checkpoint, robots go on with the old one
+                # whatever is wrong with a new checkpoint, robots keep the old one
                 self.metrics.reloads.labels("failed").inc()
                 log_event("a newer checkpoint was not loaded", 40, error=error)
                 continue
-            if load_newer is not None:
-                log_event("newer weights", before=self.batcher.step, now=load_newer.step)
-                self.batcher.swap(load_newer.act, load_newer.step)
-                self.metadata = {**self.metadata, "step": load_newer.step}
+            if newer is not None:
+                log_event("newer weights", before=self.batcher.step, now=newer.step)
+                self.batcher.swap(newer.act, newer.step)
+                self.metadata = {**self.metadata, "step": newer.step}
                 self.metrics.reloads.labels("ok").inc()
 
-    async def _drain(self, servers: list[tuple[asyncio.Server, Answering]]) -> None:
+    async def _drain(self, servers: list[tuple[asyncio.Server, HttpServer]]) -> None:
         self.draining = True
         log_event("draining", waiting=self.batcher.num_waiting)
         for listening, _ in servers:
@@ -327,25 +328,25 @@ class Server:
         closing = [asyncio.create_task(socket.close(code=code, message=why)) for socket in self._sockets]
         if closing:
             await asyncio.wait(closing, timeout=GOODBYE_SECONDS)
-        for transport in self._sockets.values():  # who does not read its goodbye is not waited for
+        for transport in self._sockets.values():  # of clients that do not read the close frame
             transport.abort()
         await asyncio.gather(*closing, return_exceptions=True)
-        for _, answering in servers:
-            answering.pre_shutdown()
-            await answering.shutdown(timeout=GOODBYE_SECONDS)
+        for _, http_server in servers:
+            http_server.pre_shutdown()
+            await http_server.shutdown(timeout=GOODBYE_SECONDS)
         log_event("stopped")
 
-    async def _cut_off(self) -> None:
-        """Ends connections whose clients read nothing of what waits for them: no send waits for them longer."""
-        stuck: dict[Socket, tuple[int, int]] = {}
-        every = self.settings.heartbeat_seconds / 4
+    async def _end_stuck(self) -> None:
+        """End the connections of clients that do not read, so that no send waits for them longer."""
+        unread: dict[Socket, int] = {}
+        num_checks: dict[Socket, int] = {}
         while True:
-            await asyncio.sleep(every)
-            left = {one: transport.get_write_buffer_size() for one, transport in self._sockets.items()}
-            stuck = {one: (size, stuck[one][1] + 1 if one in stuck and size >= stuck[one][0] else 0)
-                     for one, size in left.items() if size}  # fmt: skip
-            for one, (size, times) in stuck.items():
-                if times >= 6:
-                    log_event("cut off: it does not read", 30, unread_bytes=size)
-                    self._deaf.add(one)
-                    self._sockets[one].abort()
+            await asyncio.sleep(self.settings.heartbeat_seconds / 4)
+            sizes = {socket: transport.get_write_buffer_size() for socket, transport in self._sockets.items()}
+            stuck = {socket for socket, size in sizes.items() if 0 < unread.get(socket, size + 1) <= size}
+            unread, num_checks = sizes, {socket: num_checks.get(socket, 0) + 1 for socket in stuck}
+            for socket, count in num_checks.items():
+                if count >= 6:
+                    log_event("cut off: it does not read", 30, unread_bytes=sizes[socket])
+                    self._stuck.add(socket)
+                    self._sockets[socket].abort()

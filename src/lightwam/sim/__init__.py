@@ -1,1 +1,1 @@
-"""Simulators behind one small protocol; `base` names it, every other module is one adapter."""
+"""Simulators behind one base class, `simulator.Simulator`; `registry` makes them by name."""

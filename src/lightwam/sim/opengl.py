@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 from lightwam.errors import SetupError
@@ -53,12 +54,17 @@ def choose_gl() -> None:
     if backend in _started:
         return
     if reason := backend_error():
-        for name, value in before.items():  # so that the next simulator gets the same error
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
+        restore_environment(before)  # so that the next simulator gets the same error
         raise _setup_error(backend, reason)
     _started.add(backend)
+
+
+def restore_environment(variables: Mapping[str, str | None]) -> None:
+    """Set environment variables; None unsets one."""
+    for name, value in variables.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
 
 
 def gl_context(height: int, width: int) -> Any:

@@ -132,9 +132,7 @@ class PointExpert:
         return np.clip(np.array([goal_x - x, goal_y - y], np.float32) / self._reach, -1, 1)
 
 
-def make(config: SimConfig, task: str) -> PointSimulator:
-    """Make the simulator of a task."""
-    return PointSimulator(config, task)
+make = PointSimulator
 
 
 def make_expert(config: SimConfig, simulator: Simulator) -> PointExpert:

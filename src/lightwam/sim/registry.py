@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from dataclasses import dataclass
 from types import ModuleType
+from typing import NamedTuple
 
 from lightwam.config.schema import SimConfig
 from lightwam.errors import SetupError, SimulatorError, did_you_mean
@@ -21,20 +21,16 @@ from lightwam.sim.versions import compare_versions
 from lightwam.system.machine import versions
 
 
-@dataclass(frozen=True)
-class _Adapter:
+class _Adapter(NamedTuple):
     simulator: str
     expert: str
     packages: tuple[str, ...] = ()
-    extra: str = ""
 
 
 _ADAPTERS = {
     "point": _Adapter("lightwam.sim.point", "lightwam.sim.point"),
-    "libero": _Adapter("lightwam.sim.libero.simulator", "lightwam.sim.libero.expert", ("libero", "mujoco"), "libero"),
-    "metaworld": _Adapter(
-        "lightwam.sim.metaworld.simulator", "lightwam.sim.metaworld.expert", ("metaworld", "mujoco"), "metaworld"
-    ),
+    "libero": _Adapter("lightwam.sim.libero.simulator", "lightwam.sim.libero.expert", ("libero", "mujoco")),
+    "metaworld": _Adapter("lightwam.sim.metaworld.simulator", "lightwam.sim.metaworld.expert", ("metaworld", "mujoco")),
 }
 
 
@@ -105,7 +101,7 @@ def _module(name: str, *, expert: bool) -> ModuleType:
         adapter = _Adapter(name, name, (name.partition(".")[0],))
     for package in adapter.packages:
         if importlib.util.find_spec(package) is None:
-            install = f"pip install 'lightwam[{adapter.extra}]'" if adapter.extra else "install it, or fix sim.name"
+            install = f"pip install 'lightwam[{name}]'" if name in _ADAPTERS else "install it, or fix sim.name"
             raise SetupError(
                 f"the simulator {name!r} needs a package that is not installed", got=package, next_step=install
             )

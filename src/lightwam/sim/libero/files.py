@@ -19,7 +19,7 @@ from jaxtyping import Float64
 
 from lightwam.config.libero_protocols import FOUR
 from lightwam.errors import SetupError
-from lightwam.sim.opengl import WINDOW
+from lightwam.sim.opengl import WINDOW, restore_environment
 
 _FileHandler = logging.FileHandler
 
@@ -123,10 +123,14 @@ def importing_robosuite() -> Iterator[None]:
 
     It opens a log in /tmp, which may belong to another user of the machine: then nothing is logged. It asserts that
     MUJOCO_EGL_DEVICE_ID is one of CUDA_VISIBLE_DEVICES, though EGL numbers devices differently, and it sets MUJOCO_GL
-    to egl unless that is osmesa or glx. lightwam does not render with robosuite, so neither is needed.
+    to egl unless that is osmesa or glx. lightwam does not render with robosuite, so neither is needed. Its advice on a
+    private macro file is silenced.
     """
     kept = {name: os.environ.get(name) for name in ("MUJOCO_GL", "MUJOCO_EGL_DEVICE_ID")}
-    opened, gl = logging.FileHandler, (kept["MUJOCO_GL"] or "").lower().strip()
+    handler, gl = logging.FileHandler, (kept["MUJOCO_GL"] or "").lower().strip()
+    logger = logging.getLogger("robosuite_logs")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     os.environ.pop("MUJOCO_EGL_DEVICE_ID", None)
     if gl in WINDOW:
         os.environ["MUJOCO_GL"] = "glx"  # robosuite's name for a window
@@ -134,11 +138,9 @@ def importing_robosuite() -> Iterator[None]:
     try:
         yield
     finally:
-        logging.FileHandler = opened  # type: ignore[misc]
-        for name, value in kept.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
+        logging.FileHandler = handler  # type: ignore[misc]
+        logger.setLevel(level)
+        restore_environment(kept)
 
 
 def _file_handler_or_null(path: str, *arguments: Any, **named: Any) -> logging.Handler:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -77,16 +76,12 @@ _loaded: list[LiberoSimulator] = []
 """the one simulator of this process with a world in memory: each takes over a gigabyte"""
 
 
-def make(config: SimConfig, task: str) -> LiberoSimulator:
-    """Make the simulator of a task; ConfigError for an unknown protocol.
+class LiberoSimulator(Simulator):
+    """One LIBERO task. A process holds one world at a time: a simulator's `reset` closes the others.
 
     Pictures of another size than the protocol's (for a video, say) are drawn at that size, without its treatment.
+    ConfigError for an unknown protocol.
     """
-    return LiberoSimulator(config, task)
-
-
-class LiberoSimulator(Simulator):
-    """One LIBERO task. A process holds one world at a time: a simulator's `reset` closes the others."""
 
     robot, fps = ROBOT, float(FPS)
     state_names, action_names = STATE_NAMES, ACTION_NAMES
@@ -117,7 +112,7 @@ class LiberoSimulator(Simulator):
             next_step = f"lower eval.trials, or use seeds below {FIRST_STATE}"
             what = "the task has no such initial state"
             raise SimulatorError(what, where=where, got=got, expected=expected, next_step=next_step)
-        with _without_macro_advice(), _global_generator_restored():
+        with _global_generator_restored():
             env = self._world(seed)
             env.env.object_property_initializers[:] = self._samplers
             self._raw = _reset_world(env, self.protocol.env_seed if states is not None else seed)
@@ -311,13 +306,4 @@ def _global_generator_restored() -> Iterator[None]:
         np.random.set_state(before)
 
 
-@contextmanager
-def _without_macro_advice() -> Iterator[None]:
-    """Silence robosuite's advice on its private macro file."""
-    logger = logging.getLogger("robosuite_logs")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+make = LiberoSimulator

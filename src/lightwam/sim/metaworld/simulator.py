@@ -110,11 +110,6 @@ MESH_DETAIL = 0.008
 """metres; finer detail of the arm's meshes is not drawn: half a pixel at 96 x 96, and twice as fast"""
 
 
-def make(config: SimConfig, task: str) -> MetaWorldSimulator:
-    """Make the simulator of a task."""
-    return MetaWorldSimulator(config, task)
-
-
 class MetaWorldSimulator(Simulator):
     """One Meta-World task with seeded resets; success counts when any simulator step of a control step succeeds.
 
@@ -249,3 +244,6 @@ def _load(task: str) -> Any:
     env = ALL_V3_ENVIRONMENTS[f"{task}-v3"]()
     env.max_path_length = sys.maxsize
     return env
+
+
+make = MetaWorldSimulator

@@ -74,7 +74,7 @@ def worst(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> float:
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("name", BACKBONES)
-def test_losses_and_all_gradients_are_the_plain_ones(name: str, checkpointing: bool) -> None:
+def test_packed_losses_and_gradients_equal_the_plain_ones(name: str, checkpointing: bool) -> None:
     model, given = model_of(BACKBONES[name]), batch_of()
     plain, packed_ = model.loss(*given), packed_loss(model, *given, checkpointing=checkpointing)
     torch.testing.assert_close(tuple(packed_), tuple(plain), rtol=1e-12, atol=0)
@@ -136,14 +136,14 @@ def test_much_padding_keeps_its_gradient_in_half_precision() -> None:
 
 
 @pytest.mark.parametrize("weights", [{"video_loss_weight": 0.0}, {"video_loss_weight": 0.3, "action_loss_weight": 5.0}])
-def test_both_halves_have_their_weight(weights: dict[str, float]) -> None:
+def test_packed_loss_weights(weights: dict[str, float]) -> None:
     model, given = model_of(FROZEN, **weights), batch_of()
     plain, ours = model.loss(*given), packed_loss(model, *given)
     torch.testing.assert_close(tuple(ours), tuple(plain), rtol=1e-12, atol=0)
     assert worst(gradients(model, ours), gradients(model, plain)) < 1e-12
 
 
-def test_the_first_frame_leaves_before_the_last_feed_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_first_frame_is_dropped_before_the_last_feed_forward(monkeypatch: pytest.MonkeyPatch) -> None:
     model, given = model_of(FROZEN), batch_of()
     widths: list[int] = []
     plain = packed_step.feed_forward
@@ -153,7 +153,7 @@ def test_the_first_frame_leaves_before_the_last_feed_forward(monkeypatch: pytest
     assert widths == [action + first + later] * 3 + [later]
 
 
-def test_padding_is_read_once() -> None:
+def test_padding_is_encoded_once() -> None:
     batch, _, _ = batch_of()
     model = model_of(FROZEN)
     context = model.append_proprio(batch.context, batch.state)
@@ -164,7 +164,7 @@ def test_padding_is_read_once() -> None:
         torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-14)
 
 
-def test_a_state_of_zeros_is_no_padding() -> None:
+def test_state_of_zeros_is_not_padding() -> None:
     batch, u, noise = batch_of()
     batch = replace(batch, state=torch.zeros_like(batch.state))
     model = model_of(FROZEN)
@@ -181,7 +181,7 @@ def layer(dtype: torch.dtype = torch.float64) -> tuple[torch.nn.Linear, LoRA, Te
     return linear.to(dtype).requires_grad_(False), lora.to(dtype), torch.randn(4, 6).to(dtype).requires_grad_()
 
 
-def test_the_functions_gradients_are_those_of_finite_differences() -> None:
+def test_lora_function_gradients_equal_finite_differences() -> None:
     linear, lora, x = layer()
     arguments = (linear.weight, linear.bias, lora.down.weight, lora.up.weight, lora.scale)
     assert torch.autograd.gradcheck(LoraLinear.apply, (x, *arguments))
@@ -196,6 +196,6 @@ def test_the_functions_gradients_are_those_of_finite_differences() -> None:
     assert torch.autograd.gradcheck(LoraFeedForward.apply, (x, *parts))
 
 
-def test_the_module_is_the_function() -> None:
+def test_packed_module_equals_packed_function() -> None:
     model, given = model_of(FROZEN), batch_of()
     assert PackedLoss(model)(*given).total == packed_loss(model, *given).total
