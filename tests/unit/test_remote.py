@@ -224,7 +224,7 @@ def test_the_command(tiny_once: Any, tmp_path: Path, capsys: pytest.CaptureFixtu
         result = json.loads((tmp_path / "a" / "eval" / "result.json").read_text())
         assert f"{result['successes']} of {result['trials']} " in capsys.readouterr().out
         assert main([*words, "--run", str(tiny_once.run)]) == 2
-        assert "do not belong to a trained run" in capsys.readouterr().err
+        assert "must not be stored in a trained run" in capsys.readouterr().err
         assert main(words) == 2
         assert "--run runs/NAME" in capsys.readouterr().err
         assert main([*words, "--run", str(tmp_path / "b"), "--robot-schema", "libro"]) == 2
