@@ -97,7 +97,7 @@ def test_openpis_own_client_is_served() -> None:
     assert second["server_timing"]["prev_total_ms"] >= first["policy_timing"]["infer_ms"] > 0
 
 
-def test_an_error_is_one_text_and_the_end_of_that_connection_alone() -> None:
+def test_an_error_is_one_text_and_ends_only_that_connection() -> None:
     with serving() as server:
         well, ill = openpi(server), raw(server)
         ill.recv()
@@ -113,7 +113,7 @@ def test_an_error_is_one_text_and_the_end_of_that_connection_alone() -> None:
         assert well.infer(message(2))["actions"][0, 0] == 2
 
 
-def test_what_breaks_inside_is_told_to_the_log_alone(caplog: pytest.LogCaptureFixture) -> None:
+def test_internal_errors_are_only_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     def broken(observations: Sequence[Observation]) -> np.ndarray:
         raise ZeroDivisionError("a secret of the house")
 
@@ -202,7 +202,7 @@ def test_pings_and_health_are_answered_while_the_model_thinks() -> None:
         assert 'lightwam_requests_total{outcome="ok",protocol="openpi"} 1.0' in measured
 
 
-def test_without_the_key_nothing_but_health_is_told() -> None:
+def test_without_the_key_only_healthz_answers() -> None:
     with serving(keys=[KEY]) as server:
         assert openpi(server, KEY).infer(message(1))["actions"][0, 0] == 1
         for name in ("openpi", "xpolicylab"):
@@ -287,7 +287,7 @@ def test_a_message_over_the_limit_ends_its_connection() -> None:
 
 
 @pytest.mark.parametrize("size", [33 << 20, 48 << 20])
-def test_the_limit_is_heard_by_a_client_that_is_still_sending(size: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_client_that_is_still_sending_gets_the_limit(size: int, caplog: pytest.LogCaptureFixture) -> None:
     """A connection that is closed with bytes unread is reset, and what was said before is lost."""
     with serving() as server:
         client = raw(server)
@@ -315,7 +315,7 @@ def answered(server: Server, sent: bytes, seconds: float = 10.0) -> bytes:
     return found
 
 
-def test_a_client_that_expects_it_is_told_to_go_on_before_it_sends_its_body() -> None:
+def test_a_client_that_expects_100_continue_gets_it() -> None:
     head = b"POST /act HTTP/1.1\r\nHost: x\r\nConnection: close\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n"
     body = json_numpy.dumps(message(3, 800)).encode()
     assert len(body) > 1 << 20
@@ -347,7 +347,7 @@ def test_a_client_that_expects_it_is_told_to_go_on_before_it_sends_its_body() ->
         (b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n", 400),
     ],
 )
-def test_every_error_of_http_has_the_one_form(sent: bytes, status: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_every_http_error_has_the_same_form(sent: bytes, status: int, caplog: pytest.LogCaptureFixture) -> None:
     with serving(handshake_seconds=0.5) as server:
         head, _, body = answered(server, sent.replace(b"Host: x", b"Host: x\r\nConnection: close", 1)).partition(
             b"\r\n\r\n"
@@ -360,7 +360,7 @@ def test_every_error_of_http_has_the_one_form(sent: bytes, status: int, caplog: 
     assert not [one for one in caplog.records if one.exc_info and one.name.startswith("lightwam")]
 
 
-def test_what_is_refused_stands_in_the_log_once_with_the_setting(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_refusal_is_logged_once_with_the_setting(caplog: pytest.LogCaptureFixture) -> None:
     """Robots try again and again; the person who runs the server must see it, and only once."""
     told: list[str] = []
     caplog.set_level("INFO", "lightwam.serve")
@@ -386,7 +386,7 @@ def test_what_is_refused_stands_in_the_log_once_with_the_setting(caplog: pytest.
     assert len(told) == 3 and "suppress_origin=True" in told[0]
 
 
-def test_a_check_of_a_client_prints_whom_it_refuses_and_goes_on() -> None:
+def test_a_client_check_prints_refusals_and_continues() -> None:
     """Without that it would wait in silence while the robot's client is turned away."""
     said: list[str] = []
     listening, servers = threading.Event(), list[Server]()
@@ -407,7 +407,7 @@ def test_a_check_of_a_client_prints_whom_it_refuses_and_goes_on() -> None:
     assert "suppress_origin=True" in said[0] and "5000" in said[1] and said[2].startswith("message 1, over http:")
 
 
-def test_a_client_at_the_other_protocols_port_is_noted(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_client_at_the_other_protocols_port_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     with serving() as server:
         raw(server, "xpolicylab").close()
         other = raw(server)
@@ -419,7 +419,7 @@ def test_a_client_at_the_other_protocols_port_is_noted(caplog: pytest.LogCapture
     assert [any(word in why for why in whys) for word in ("XPolicyLab's protocol", "send first")] == [True, True]
 
 
-def test_refusals_are_remembered_of_a_bounded_number_of_peers(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_refusal_log_is_bounded(caplog: pytest.LogCaptureFixture) -> None:
     refusals = RefusalLog()
     for number in range(MAX_KEPT + 50):
         refusals.add(f"10.0.0.{number}/a1", "no valid API key", setting="--api-keys")
@@ -443,7 +443,7 @@ def test_a_silent_client_is_kept_at_least_as_long_as_by_openpis_own_server() -> 
     assert 1.5 * Serving().heartbeat_seconds >= 40
 
 
-def test_a_connection_that_says_nothing_is_closed(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_silent_connection_is_closed(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "lightwam.serve")
     with serving(handshake_seconds=0.3) as server:
         door = ("127.0.0.1", server.ports["openpi"])
@@ -462,7 +462,7 @@ def test_a_connection_that_says_nothing_is_closed(caplog: pytest.LogCaptureFixtu
         assert talking.infer(message(1))["actions"][0, 0] == 1
 
 
-def test_stopping_answers_what_was_asked_and_refuses_what_comes() -> None:
+def test_stopping_answers_waiting_requests_and_refuses_new_ones() -> None:
     gate = Gate()
     with serving(gate) as server:
         client = raw(server)
@@ -486,7 +486,7 @@ def test_stopping_answers_what_was_asked_and_refuses_what_comes() -> None:
         assert closed.value.rcvd.code == 1001
 
 
-def test_a_model_that_never_ends_does_not_keep_the_server() -> None:
+def test_a_hanging_model_does_not_keep_the_server() -> None:
     gate = Gate()
     with serving(gate, drain_seconds=0.2) as server:
         client = raw(server)
@@ -525,7 +525,7 @@ def test_newer_weights_take_over_without_a_lost_request() -> None:
     assert "lightwam_checkpoint_step 2.0" in measured
 
 
-def test_a_client_that_does_not_read_is_cut_off_and_keeps_no_stop_waiting(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_client_that_does_not_read_is_cut_off(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("WARNING", "lightwam.serve")
 
     def flood(server: Server) -> socket.socket:
@@ -557,7 +557,7 @@ def test_a_client_that_does_not_read_is_cut_off_and_keeps_no_stop_waiting(caplog
         assert "cut off: it does not read" in caplog.messages
 
 
-def test_who_has_no_key_takes_nobodys_place() -> None:
+def test_clients_without_a_key_do_not_count_as_connected() -> None:
     with serving(keys=[KEY], max_clients=2) as server:
         held = [http.client.HTTPConnection("127.0.0.1", server.ports["openpi"], timeout=10) for _ in range(4)]
         for one in held:
@@ -570,7 +570,7 @@ def test_who_has_no_key_takes_nobodys_place() -> None:
 
 
 @pytest.mark.parametrize("answer", ["nan", "short"])
-def test_no_robot_gets_an_answer_that_is_none(answer: str) -> None:
+def test_a_robot_never_gets_an_invalid_answer(answer: str) -> None:
     def broken(observations: Sequence[Observation]) -> np.ndarray:
         return mirror(observations) * np.nan if answer == "nan" else mirror(observations)[:0]
 
@@ -581,7 +581,7 @@ def test_no_robot_gets_an_answer_that_is_none(answer: str) -> None:
         assert ask(server, "GET", "/healthz")[0] == 200
 
 
-def test_messages_that_cannot_be_read_are_counted() -> None:
+def test_messages_that_cannot_be_decoded_are_counted() -> None:
     with serving() as server:
         client = raw(server)
         client.recv()
@@ -597,12 +597,12 @@ def test_messages_that_cannot_be_read_are_counted() -> None:
     ("name", "value"),
     [("max_batch", 0), ("handshake_seconds", -1.0), ("port", 70_000), ("limits", Limits(message_bytes=0))],
 )
-def test_settings_that_cannot_serve_are_refused(name: str, value: Any) -> None:
+def test_invalid_server_settings_are_refused(name: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')}"):
         Serving(**{name: value})
 
 
-def test_a_taken_port_is_named() -> None:
+def test_the_error_for_a_used_port_names_it() -> None:
     with (
         serving() as server,
         pytest.raises(ConfigError, match=f"127.0.0.1:{server.ports['openpi']}"),

@@ -53,7 +53,7 @@ def episode(policy: Policy, simulator: Simulator, seed: int, ask: Ask) -> tuple[
 
 
 def as_sent(seen: Observation) -> dict[str, Any]:
-    """As clients of the family light-wam say it."""
+    """A message of the schema light-wam."""
     return {"images": dict(seen.frames), "state": seen.state, "prompt": seen.instruction}
 
 
@@ -214,7 +214,7 @@ def test_a_client_is_checked_and_gets_no_actions(tiny_once: Any, command: Any) -
         client._ws.close()
 
 
-def test_an_open_door_without_a_key_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+def test_serving_other_machines_without_a_key_is_refused_before_loading(tmp_path: Path) -> None:
     arguments = [sys.executable, "-m", "lightwam", "serve", str(tmp_path / "no run"), "--host", "0.0.0.0"]
     told = subprocess.run(arguments, capture_output=True, text=True, timeout=60)
     assert told.returncode == 2

@@ -251,7 +251,7 @@ def test_other_names_are_refused_as_no_wan_transformer(
     tmp_path: Path, official: dict[str, Tensor], prefix: str
 ) -> None:
     message = refused(tmp_path, {f"{prefix}{name}": tensor for name, tensor in official.items()})
-    assert "not a Wan transformer" in message and "blocks.0.attn1" in message
+    assert "must be a Wan transformer" in message and "blocks.0.attn1" in message
     assert f"all names begin with {prefix!r}" in message and "remove it from each name" in message
     refused(tmp_path, {"patch_embedding.weight": torch.zeros(48, 4, 1, 2, 2)})
 

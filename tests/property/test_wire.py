@@ -148,7 +148,7 @@ near = st.recursive(
 
 @given(message=near)
 @settings(max_examples=100)
-def test_of_any_message_a_family_makes_an_observation_or_a_refusal(message: Any) -> None:
+def test_any_message_is_an_observation_or_refused(message: Any) -> None:
     for schema in FITTED:
         try:
             seen = schema.observation(message)

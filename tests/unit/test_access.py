@@ -12,16 +12,16 @@ KEY, OTHER = "a" * 32, "b" * 32
 
 
 @pytest.mark.parametrize("header", [None, "", KEY, f"Basic {KEY}", f"Api-Key {OTHER}", f"Api-Key {KEY}x", "Api-Key "])
-def test_without_the_key_the_door_is_shut(header: str | None) -> None:
+def test_a_wrong_or_missing_key_is_refused(header: str | None) -> None:
     assert not Keys([KEY]).admit(header)
 
 
 @pytest.mark.parametrize("header", [f"Api-Key {KEY}", f"Bearer {KEY}", f"api-key {KEY}", f"Api-Key {OTHER}"])
-def test_every_key_opens_the_door(header: str) -> None:
+def test_every_configured_key_is_accepted(header: str) -> None:
     assert Keys([KEY, OTHER]).admit(header)
 
 
-def test_without_keys_everybody_may_ask() -> None:
+def test_without_keys_every_client_is_accepted() -> None:
     assert Keys().admit(None)
 
 
@@ -45,7 +45,7 @@ def test_keys_come_from_a_file_and_from_the_environment(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.3", "robot.local", ""])
-def test_an_open_door_stays_on_this_machine(host: str) -> None:
+def test_a_server_without_keys_listens_to_this_machine_only(host: str) -> None:
     with pytest.raises(ConfigError, match="--allow-anyone"):
         check_exposure(host, Keys(), anyone=False)
     check_exposure(host, Keys([KEY]), anyone=False)

@@ -45,7 +45,7 @@ def test_every_request_has_its_own_answer() -> None:
     assert batching(ask) == list(range(20))
 
 
-def test_those_who_wait_are_answered_in_one_pass() -> None:
+def test_waiting_requests_are_answered_in_one_pass() -> None:
     sizes: list[int] = []
 
     def act(observations: Sequence[Observation]) -> np.ndarray:
@@ -72,7 +72,7 @@ def test_a_bad_request_fails_alone() -> None:
     assert (first.actions[0, 0], last.actions[0, 0]) == (1, 2)
 
 
-def test_a_lone_client_waits_for_nobody() -> None:
+def test_a_single_client_does_not_wait_for_others() -> None:
     async def ask(batcher: Batcher) -> float:
         batcher.num_clients = 1
         begun = time.perf_counter()
@@ -106,7 +106,7 @@ def test_the_queue_is_bounded_and_the_loop_stays_free() -> None:
     assert batching(ask, slow, max_queue=2) == 2
 
 
-def test_closing_answers_what_waits_and_takes_nothing_new() -> None:
+def test_closing_answers_waiting_requests_and_refuses_new_ones() -> None:
     async def ask(batcher: Batcher) -> Any:
         waiting = [asyncio.create_task(batcher.ask(seen(i))) for i in range(3)]
         await asyncio.sleep(0)

@@ -289,6 +289,20 @@ def test_what_stands_beside_a_suite_or_protocol_is_kept(
     assert calls.pop()[2]["sim"].max_steps == recipe.sim.max_steps, "the run's own suite"
 
 
+def test_protocol_is_short_for_the_setting_of_the_simulator(
+    record: Callable[..., Calls], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record("lightwam.policy.run_directory", "read_recipe", recipes.libero_object())
+    calls = record(
+        "lightwam.evaluation.evaluate", "evaluate", {"successes": 0, "trials": 1, "interval_95": (0, 1), "tasks": {}}
+    )
+    monkeypatch.setattr(Policy, "load", lambda *given, **named: None)
+    for option in ("--protocol", "--sim.protocol"):
+        assert main(["eval", "runs/x", option, "openpi"]) == 0
+    assert calls[0] == calls[1]
+    assert (calls[1][2]["sim"].protocol, calls[1][2]["sim"].height, calls[1][1].replan) == ("openpi", 224, 5)
+
+
 @pytest.mark.parametrize(
     ("recipe", "words", "says"),
     [
@@ -308,6 +322,7 @@ def test_what_stands_beside_a_suite_or_protocol_is_kept(
         ),
         (recipes.libero_object, ["--protocol", "openpi", "--sim.height", "128"], "has pictures of this size"),
         (recipes.libero_object, ["--suite", "libero_10", "--sim.tasks", "libero_10/0"], "leave one of them out"),
+        (recipes.libero_object, ["--protocol", "openpi", "--sim.protocol", "lerobot"], "leave one of them out"),
     ],
 )
 def test_eval_refuses_suites_and_protocols_that_are_none(

@@ -71,7 +71,7 @@ def server(
             thread.join()
 
 
-def test_an_observation_there_and_a_chunk_back() -> None:
+def test_a_round_trip_of_observation_and_chunk() -> None:
     with server(answer) as url, Client(url) as client:
         assert client.metadata == {"robot": "test"}
         found = client.infer(SEEN)
@@ -82,7 +82,7 @@ def test_an_observation_there_and_a_chunk_back() -> None:
         assert np.array_equal(client.act(SEEN), CHUNK)
 
 
-def test_the_key_goes_with_it_and_another_is_refused_at_once() -> None:
+def test_the_api_key_is_sent_and_a_wrong_one_is_refused() -> None:
     tries: list[str | None] = []
 
     def refuse(connection: ServerConnection, request: Any) -> Any:
@@ -138,7 +138,7 @@ def test_a_connection_with_a_refusal_is_not_used_again() -> None:
 
 
 @pytest.mark.parametrize("text", ["Traceback: it broke", "[1, 2]", '{"message": 3}'])
-def test_another_servers_text_is_told_as_it_is(text: str) -> None:
+def test_plain_text_of_another_server_is_the_error(text: str) -> None:
     error = parse_refusal(text)
     assert error.what == text and error.code == "" and error.where is None
 
@@ -152,7 +152,7 @@ def test_a_message_that_ends_the_connection_is_refused() -> None:
         assert client.infer({"prompt": "short"})["number"] == 0
 
 
-def test_a_server_that_has_no_place_now_is_tried_again() -> None:
+def test_a_full_server_is_tried_again() -> None:
     tries: list[int] = []
 
     def refuse(connection: ServerConnection, request: Any) -> Any:
@@ -179,7 +179,7 @@ def test_busy_is_tried_again_within_the_time() -> None:
         client.act(SEEN)
 
 
-def test_a_server_that_stops_is_lost_not_a_fault_of_the_message() -> None:
+def test_a_stopping_server_is_a_lost_connection() -> None:
     closing = json.dumps({"code": "closing", "message": "the server is stopping", "where": "", "expected": ""})
     with (
         server(lambda seen, number: closing) as url,
@@ -189,7 +189,7 @@ def test_a_server_that_stops_is_lost_not_a_fault_of_the_message() -> None:
         client.act(SEEN)
 
 
-def test_what_no_server_takes_is_not_sent() -> None:
+def test_a_message_over_the_limit_is_not_sent() -> None:
     with server(answer) as url, Client(url) as client, pytest.raises(WireError, match="too large"):
         client.infer({"images": {str(i): np.zeros((16 * 2**20 - 100,), np.uint8) for i in range(3)}})
 
@@ -225,7 +225,7 @@ def test_tries_wait_longer_and_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     assert waits == sorted(waits)
 
 
-def test_a_silent_server_is_lost_and_its_late_answer_is_nobodys() -> None:
+def test_a_late_answer_is_discarded() -> None:
     late = threading.Event()
 
     def say(seen: dict[str, Any], number: int) -> bytes:
@@ -240,7 +240,7 @@ def test_a_silent_server_is_lost_and_its_late_answer_is_nobodys() -> None:
         assert client.infer(SEEN)["number"] == 1
 
 
-def test_a_server_that_ends_without_a_word_is_lost() -> None:
+def test_a_server_that_disconnects_is_a_lost_connection() -> None:
     def say(seen: dict[str, Any], number: int) -> bytes | None:
         return None if number == 0 else answer(seen, number)
 
@@ -250,7 +250,7 @@ def test_a_server_that_ends_without_a_word_is_lost() -> None:
         assert client.infer(SEEN)["number"] == 1
 
 
-def test_a_connection_that_ended_while_nobody_looked_is_made_anew() -> None:
+def test_a_connection_that_ended_between_calls_is_reopened() -> None:
     with server(answer) as url, Client(url) as client:
         client.connect()
         assert client._connection is not None
@@ -267,19 +267,19 @@ def test_a_connection_that_ended_while_nobody_looked_is_made_anew() -> None:
         (msgpack_numpy.packb({"actions": [1, 2]}), "must have actions"),
     ],
 )
-def test_what_is_no_answer_is_refused(frame: bytes, word: str) -> None:
+def test_an_invalid_answer_is_refused(frame: bytes, word: str) -> None:
     with server(lambda seen, number: frame) as url, Client(url) as client, pytest.raises(WireError, match=word):
         client.act(SEEN)
 
 
-def test_what_cannot_be_sent_is_refused_before_it_is() -> None:
+def test_a_message_that_cannot_be_encoded_is_refused() -> None:
     with server(answer) as url, Client(url) as client:
         with pytest.raises(WireError):
             client.act({"what": object()})
         assert client.infer(SEEN)["number"] == 0
 
 
-def test_a_first_word_of_refusal() -> None:
+def test_a_refusal_in_place_of_the_greeting() -> None:
     full = '{"code": "full", "message": "no more robots"}'
     with server(answer, hello=full) as url, Client(url) as client, pytest.raises(Refused, match="no more robots"):
         client.connect()
@@ -318,7 +318,7 @@ def test_a_closed_client_says_so_and_a_waiting_call_ends() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"url": "127.0.0.1:8000"}, {"attempts": 0}, {"timeout_seconds": 0.0}])
-def test_settings_that_cannot_be_are_refused(wrong: dict[str, Any]) -> None:
+def test_invalid_client_settings_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         Client(**({"url": "ws://127.0.0.1:8000"} | wrong))
 
@@ -398,13 +398,13 @@ def test_kill_9_in_an_episode_is_held_through(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("url", ["ws://", "ws://:8000", "ws://host:port", "ws://host:99999", "ws://host:0", "host:80"])
-def test_what_is_no_address_is_refused(url: str) -> None:
+def test_an_invalid_address_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match="url must be ws://HOST:PORT"):
         Client(url)
 
 
 @pytest.mark.parametrize("key", ["two words", "line\n", "schlüssel"])
-def test_a_key_that_no_header_carries_is_refused_and_not_told(key: str) -> None:
+def test_an_api_key_that_a_header_cannot_have_is_refused_and_not_shown(key: str) -> None:
     with pytest.raises(ConfigError, match="must be printable ASCII") as caught:
         Client("ws://there:8000", api_key=key)
     assert key.strip() not in str(caught.value)

@@ -154,7 +154,7 @@ def test_no_proxy_leads_to_this_machine(host: str, monkeypatch: pytest.MonkeyPat
         (" , ", "arm.lab", False),
     ],
 )
-def test_what_no_proxy_names_is_reached_directly(exceptions: str, host: str, excepted: bool) -> None:
+def test_hosts_in_no_proxy_are_reached_directly(exceptions: str, host: str, excepted: bool) -> None:
     assert is_excepted(host, 8000, exceptions) == excepted
 
 
@@ -209,7 +209,7 @@ def test_faults_of_a_proxy_name_it(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "secret" not in str(error)
 
 
-def test_a_missing_package_for_socks_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_for_socks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "python_socks", None)
     monkeypatch.setitem(sys.modules, "python_socks.sync", None)
     import websockets.sync.client as theirs
@@ -266,13 +266,13 @@ def trusting(certificate: Path) -> ssl.SSLContext:
         (b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: something\r\nConnection: Upgrade\r\n\r\n", "not a websocket"),
     ],
 )
-def test_another_kind_of_server_is_told_at_once(answer: bytes, word: str) -> None:
+def test_another_kind_of_server_is_refused_at_once(answer: bytes, word: str) -> None:
     with tcp_server(says(answer)) as port:
         error, seconds = raised(f"ws://127.0.0.1:{port}")
     assert isinstance(error, CannotConnect) and word in str(error) and seconds < 10
 
 
-def test_a_program_that_speaks_first_is_told_at_once() -> None:
+def test_a_program_that_speaks_first_is_refused_at_once() -> None:
     """It has gone before the client has said a word, or says what no line of HTTP is."""
     with tcp_server(lambda guest: guest.sendall(b"J\x00\x00\x00\x0a8.0.30\x00mysql_native_password")) as port:
         error, seconds = raised(f"ws://127.0.0.1:{port}")
@@ -280,7 +280,7 @@ def test_a_program_that_speaks_first_is_told_at_once() -> None:
 
 
 @pytest.mark.parametrize("lost", [None, AssertionError(), BrokenPipeError()])
-def test_a_server_that_leaves_while_hands_are_shaken_may_come_back(
+def test_a_disconnect_in_the_handshake_is_a_lost_connection(
     lost: Exception | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import websockets.sync.client as theirs
@@ -297,7 +297,7 @@ def test_a_server_that_leaves_while_hands_are_shaken_may_come_back(
 @pytest.mark.parametrize(
     "greeting", ["welcome", '{"op": "serverInfo", "name": "foxglove"}', b"\xc1", msgpack_numpy.packb([1, 2])]
 )
-def test_another_websockets_greeting_is_told_at_once(greeting: str | bytes) -> None:
+def test_another_websockets_greeting_is_refused_at_once(greeting: str | bytes) -> None:
     def talk(connection: ServerConnection) -> None:
         connection.send(greeting)
         connection.recv(10)
@@ -322,7 +322,7 @@ def test_an_address_that_cannot_be_one_is_no_fault_of_a_server(address: str) -> 
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_a_refused_origin_or_key_is_told_at_once(status: int) -> None:
+def test_a_refused_origin_or_key_is_raised_at_once(status: int) -> None:
     said = {"error": {"code": "unauthorized", "where": "the Origin header", "message": "no pages", "expected": "a key"}}
 
     def refuse(connection: ServerConnection, request: Any) -> Any:
@@ -334,7 +334,7 @@ def test_a_refused_origin_or_key_is_told_at_once(status: int) -> None:
 
 
 @pytest.mark.parametrize(("code", "lasts"), [(1008, True), (1002, True), (4001, True), (1001, False), (1013, False)])
-def test_a_connection_that_ends_before_a_word(code: int, lasts: bool) -> None:
+def test_a_connection_that_ends_before_its_greeting(code: int, lasts: bool) -> None:
     with openpi_server(ends=code) as port:
         error, seconds = raised(f"ws://127.0.0.1:{port}", attempts=2)
     assert isinstance(error, CannotConnect if lasts else ConnectionLost) and seconds < 10
@@ -362,7 +362,7 @@ def test_a_server_that_never_greets_is_another_kind_after_some_tries(monkeypatch
         thread.join()
 
 
-def test_a_player_raises_what_lasts_and_holds_through_what_passes() -> None:
+def test_a_player_raises_permanent_errors_and_holds_through_temporary_ones() -> None:
     def hold(last: np.ndarray | None) -> np.ndarray:
         return np.zeros(2, np.float32)
 
@@ -391,7 +391,7 @@ def test_a_player_raises_what_lasts_and_holds_through_what_passes() -> None:
 # --- sizes
 
 
-def test_the_client_goes_by_the_limit_that_the_server_tells() -> None:
+def test_the_client_uses_the_message_limit_of_the_greeting() -> None:
     small, large = {"x": np.zeros(500, np.uint8)}, {"x": np.zeros(2000, np.uint8)}
     with openpi_server({MESSAGE_BYTES: 1000}) as port, Client(f"ws://127.0.0.1:{port}") as client:
         assert client.act(small).shape == (3, 2)
@@ -407,7 +407,7 @@ def test_the_client_goes_by_the_limit_that_the_server_tells() -> None:
         assert "message_bytes" in caught.value.next_step
 
 
-def test_an_answer_that_is_too_large_is_told_and_not_asked_for_again() -> None:
+def test_an_answer_over_the_limit_is_not_retried() -> None:
     large = {"actions": np.ones((2000, 2), np.float32)}
 
     def talk(connection: ServerConnection) -> None:

@@ -48,7 +48,7 @@ def test_pictures_come_back(tmp_path: Path, codec: str, error: float) -> None:
 def test_what_holds_no_pictures_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "table.parquet", "png")
     for column, words in (("back", "no such column"), ("episode_index", "int64")):
-        with pytest.raises(DatasetError, match=rf"holds no pictures[\s\S]*{column}[\s\S]*{words}"):
+        with pytest.raises(DatasetError, match=rf"must hold pictures[\s\S]*{column}[\s\S]*{words}"):
             ImageReader(path, column, (32, 48))
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(DatasetError, match=r"cannot be read[\s\S]*table.parquet"):

@@ -34,7 +34,7 @@ def test_a_message_that_fits() -> None:
     assert all(line.startswith("ok") for line in report.lines()[:-1])
 
 
-def test_everything_that_is_wrong_is_told_at_once() -> None:
+def test_all_errors_of_a_message_are_reported() -> None:
     report = inspect({"image": {}, "state": np.full(14, np.nan), "prompts": "x"}, SCHEMA)
     assert not report.fits
     assert len([reading for reading in report.fields if reading.error]) == 4
@@ -43,7 +43,7 @@ def test_everything_that_is_wrong_is_told_at_once() -> None:
         assert words in told
 
 
-def test_what_is_suspicious_is_remarked_and_fits() -> None:
+def test_suspicious_values_get_a_warning_and_fit() -> None:
     pictures = {"cam_high": np.full((6, 8, 3), 90, np.uint8), "cam_left_wrist": RNG.integers(0, 2, (6, 8, 3), np.uint8)}
     report = inspect(message(images=pictures, prompt="  ", state=np.zeros(14)), SCHEMA)
     assert report.fits
@@ -55,7 +55,7 @@ def test_what_is_suspicious_is_remarked_and_fits() -> None:
     assert sum(line.startswith("check") for line in report.lines()) == 4
 
 
-def test_what_nobody_asked_for_is_named() -> None:
+def test_unused_keys_are_listed() -> None:
     more = message(env_idx=3, info={"frequency": 30, "deep": {"x": np.zeros(3)}}, empty={})
     more["images"]["cam_low"] = np.zeros((6, 8, 3), np.uint8)
     report = inspect(more, SCHEMA)

@@ -208,12 +208,16 @@ def test_an_unclosed_dataset_goes_on_and_a_closed_one_is_appended_to(tmp_path: P
     with pytest.raises(DatasetError, match="not closed"):
         LeRobotDataset(tmp_path)
     second = new_writer(tmp_path)
-    assert second.episodes_per_task == {"open it": 1, "close it": 1} and second.notes[1].extra == {"seed": 7}
+    assert sorted(note.task for note in second.notes) == ["close it", "open it"] and second.notes[1].extra == {
+        "seed": 7
+    }
     second.add_episode(**episode(2))
     second.close()
     assert_holds(tmp_path, (0, 1, 2))
     with new_writer(tmp_path) as third:
-        assert third.episodes_per_task == {"open it": 2, "close it": 1} and third.notes[2].extra == {"seed": 14}
+        assert sorted(note.task for note in third.notes) == ["close it", "open it", "open it"] and third.notes[
+            2
+        ].extra == {"seed": 14}
         assert third.add_episode(**episode(3)) == 3
     assert_holds(tmp_path)
     with new_writer(tmp_path) as nothing_new:
@@ -496,24 +500,24 @@ def longer_episode(root: Path) -> None:
     info("total_frames", 21)(root)
 
 
-NO_NUMBERS = r"not of numbers(.|\n)*file-000\.parquet column "
+NO_NUMBERS = r"must hold lists of \d numbers(.|\n)*file-000\.parquet column "
 NAN, INF = [0.0, float("nan")], [float("inf"), 0.0, 0.0]
 BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no info": (lambda root: (root / "meta/info.json").unlink(), "no dataset here"),
-    "info is no json": (lambda root: (root / "meta/info.json").write_text("{"), "not JSON"),
+    "info is no json": (lambda root: (root / "meta/info.json").write_text("{"), "must be JSON"),
     "version": (info("codebase_version", "v4.0"), r"codebase_version(.|\n)*v4\.0"),
     "fps": (info("fps", "fast"), "fps = 'fast'"),
     "totals": (info("total_frames", 21), "21 frames(.|\n)*20 frames"),
     "path pattern": (info("video_path", "{nope}"), "unknown part"),
     "no action": (without("action"), r"feature is missing(.|\n)*expected: action"),
     "no camera": (lambda root: [without(f"observation.images.{name}")(root) for name in CAMERAS], "without a camera"),
-    "images": (feature("observation.images.front", "dtype", "picture"), "neither as video"),
+    "images": (feature("observation.images.front", "dtype", "picture"), "must be stored as video"),
     "camera not in table": (third_camera, "images.third"),
     "width": (feature("action", "shape", [3]), r"another width(.|\n)*\[2\](.|\n)*3"),
     "dtype": (feature("action", "dtype", "string"), "dtype"),
     "no tasks": (lambda root: (root / "meta/tasks.parquet").unlink(), "tasks.parquet"),
     "tasks gap": (cell("meta/tasks.parquet", "task_index", 1, 5), "no sentence(.|\n)*got: 1"),
-    "a task twice": (cell("meta/tasks.parquet", "task_index", 1, 0), "tasks are not numbered"),
+    "a task twice": (cell("meta/tasks.parquet", "task_index", 1, 0), "each task must have its own task_index"),
     "no episodes": (lambda root: (root / EPISODES).unlink(), "episodes table is missing"),
     "episode gap": (cell(EPISODES, "episode_index", 2, 7), r"gaps(.|\n)*expected: 2"),
     "episode twice": (cell(EPISODES, "episode_index", 2, 1), r"gaps(.|\n)*expected: 2"),

@@ -260,7 +260,7 @@ def test_a_task_keeps_its_number_where_others_were_taken_out(root: Path, name: s
     data = LeRobotDataset(root)
     assert [data.tasks[task] for task in data.vectors.task_index] == ["task 0", "task 1"]
     assert (data.used_tasks, data.tasks.count("")) == ((2, 5), 4)
-    assert [fault.what for fault in check_dataset(root).problems] == ["tasks do not stand in the order of task_index"]
+    assert [fault.what for fault in check_dataset(root).problems] == ["tasks are not in the order of task_index"]
     rows_of(root, task_index=[5] * 4 + [3] * 3)
     with pytest.raises(DatasetError, match=r"has no sentence(.|\n)*got: 3(.|\n)*one of 2, 5"):
         assert LeRobotDataset(root).vectors
@@ -297,7 +297,7 @@ def test_episodes_in_another_order_in_a_video_are_told(root: Path) -> None:
         table = table.set_column(place, table.schema.field(place).name, pa.array(values))
     pq.write_table(table, root / EPISODES)
     assert check_dataset(root).notes == (
-        "episode 1 lies before episode 0 in the videos of camera wrist: look whether its pictures are its own",
+        "episode 1 is before episode 0 in the videos of camera wrist: check that its pictures are its own",
     )
 
 

@@ -63,7 +63,7 @@ def near(a: np.ndarray, b: np.ndarray) -> bool:
     return a.shape == b.shape and a.dtype == np.uint8 and np.abs(a.astype(int) - b).max() <= 12
 
 
-def test_both_kinds_are_decoded() -> None:
+def test_png_and_jpeg_are_decoded() -> None:
     rgb = picture()
     assert np.array_equal(decode(png(rgb), MOST), rgb)
     assert near(decode(jpeg(rgb), MOST), rgb)
@@ -93,7 +93,7 @@ def test_xpolicylabs_unmarked_jpegs_have_red_and_blue_swapped() -> None:
         (jpeg(picture())[:4] + jpeg(picture())[-2:], "cut short"),
     ],
 )
-def test_what_is_no_picture_is_refused(data: bytes, what: str) -> None:
+def test_bytes_that_are_not_a_picture_are_refused(data: bytes, what: str) -> None:
     with pytest.raises(PictureError, match=what):
         decode(data, MOST)
 
@@ -122,7 +122,7 @@ def test_what_a_png_carries_besides_its_picture_is_not_unpacked() -> None:
 
 @pytest.mark.parametrize("kind", [png, jpeg])
 @pytest.mark.parametrize("form", ["base64", "url", "lines", "unpadded", "of URLs"])
-def test_over_http_they_come_in_base64(kind: Any, form: str) -> None:
+def test_pictures_over_http_come_in_base64(kind: Any, form: str) -> None:
     rgb = picture(200, 260)
     text = base64.b64encode(kind(rgb)).decode()
     text = {"base64": text, "unpadded": text.rstrip("="), "of URLs": text.translate(str.maketrans("+/", "-_")),
@@ -134,7 +134,7 @@ def test_over_http_they_come_in_base64(kind: Any, form: str) -> None:
     assert near(found.frames["top"], rgb)
 
 
-def test_over_websockets_they_come_as_bytes() -> None:
+def test_pictures_over_websockets_come_as_bytes() -> None:
     rgb, state = picture(), np.zeros(2, np.float32)
     flat = np.frombuffer(jpeg(rgb), np.uint8)
     for value in (png(rgb), jpeg(rgb), flat):
@@ -159,7 +159,7 @@ def test_over_websockets_they_come_as_bytes() -> None:
         (b"data:image/gif;base64,R0lGODlh", "must be a PNG or JPEG"),
     ],
 )
-def test_those_that_cannot_be_used_are_named(value: Any, what: str) -> None:
+def test_the_error_for_an_unusable_picture_has_its_path(value: Any, what: str) -> None:
     sent = openpi.unpack(openpi.pack({"images": {"top": value}, "state": np.zeros(2), "prompt": "go"}))
     with pytest.raises(WireError, match=what) as refused:
         SCHEMA.observation(sent)
@@ -167,7 +167,7 @@ def test_those_that_cannot_be_used_are_named(value: Any, what: str) -> None:
 
 
 def test_the_next_step_fits_the_picture() -> None:
-    for value, step in ((png(picture())[:-9], "whole"), (png(picture(), size=(5000, 5000)), "smaller")):
+    for value, step in ((png(picture())[:-9], "send all of it"), (png(picture(), size=(5000, 5000)), "smaller")):
         sent = openpi.unpack(openpi.pack({"images": {"top": value}, "state": np.zeros(2), "prompt": "go"}))
         with pytest.raises(WireError) as refused:
             SCHEMA.observation(sent)
@@ -180,7 +180,7 @@ def test_a_url_of_another_kind_is_named() -> None:
         SCHEMA.observation(json_arrays.loads(json.dumps(body).encode()))
 
 
-def test_they_count_as_arrays_and_nothing_is_decoded_that_is_not_asked_for() -> None:
+def test_pictures_count_as_arrays_and_only_needed_ones_are_decoded() -> None:
     read = openpi.unpack(openpi.pack({"a": png(picture())}))
     assert isinstance(read["a"], EncodedPicture) and repr(read["a"]).startswith("PNG of ")
     with pytest.raises(WireError, match="too many arrays"):
@@ -188,7 +188,7 @@ def test_they_count_as_arrays_and_nothing_is_decoded_that_is_not_asked_for() -> 
     assert is_encoded(png(picture())) and not is_encoded(b"RIFF")
 
 
-def test_a_server_decodes_them() -> None:
+def test_a_server_decodes_pictures() -> None:
     coded = png(picture(8, 8))
     sent = message(3) | {"observation/image": coded, "observation/wrist_image": coded}
     with serving() as server, Client(f"ws://127.0.0.1:{server.ports['openpi']}") as client:

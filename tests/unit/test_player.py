@@ -72,7 +72,7 @@ def played(delays: Sequence[int], play: Play, steps: int) -> tuple[list[float], 
     return given[:, 0].tolist(), given[:, 1].tolist(), player, server
 
 
-def test_without_latency_it_is_the_plain_way() -> None:
+def test_without_latency_it_plays_like_the_blocking_player() -> None:
     said, number, player, server = played([0], Play(replan=4), 9)
     assert said == [0, 1, 2, 3, 4, 5, 6, 7, 8]
     assert number == [1, 1, 1, 1, 2, 2, 2, 2, 3]
@@ -82,7 +82,7 @@ def test_without_latency_it_is_the_plain_way() -> None:
     assert server.asked == [(0, 0), (4, 4), (8, 8)]
 
 
-def test_what_passed_on_the_way_is_dropped() -> None:
+def test_steps_executed_during_a_request_are_dropped() -> None:
     """A world where the chunk says its place: every action fits the place where it is played."""
     said, number, player, _ = played([3], Play(replan=4), 14)
     assert said == [-1, -1, -1, *range(11)]
@@ -91,7 +91,7 @@ def test_what_passed_on_the_way_is_dropped() -> None:
     assert (stats.held, stats.dropped, stats.chunks, stats.steps) == (3, 3, 2, 14)
 
 
-def test_held_steps_do_not_pass() -> None:
+def test_held_steps_drop_nothing() -> None:
     """The robot stood still while the first chunk came: it is played from its beginning."""
     said, _, player, _ = played([5], Play(replan=4), 7)
     assert said == [-1] * 5 + [0, 1] and player.stats().dropped == 0
@@ -103,7 +103,7 @@ def test_without_compensation_the_motion_is_made_twice() -> None:
     assert player.stats().max_jump == 2
 
 
-def test_it_asks_sooner_when_what_is_left_would_not_last() -> None:
+def test_it_requests_sooner_when_the_chunk_would_not_last() -> None:
     said, _, player, server = played([3], Play(replan=8), 30)
     assert said[3:] == list(range(27)), "no hold after the first"
     assert [at for _, at in server.asked][:3] == [0, 5, 10]
@@ -117,7 +117,7 @@ def test_one_request_at_a_time() -> None:
 
 
 @pytest.mark.parametrize("delay", [0, 1, 3, 7, 8, 9, 20])
-def test_it_goes_on_at_any_latency_and_never_skips_or_repeats(delay: int) -> None:
+def test_no_action_is_skipped_or_repeated_at_any_latency(delay: int) -> None:
     said, _, player, _ = played([delay], Play(replan=4), 200)
     moved = [place for place in said if place != -1]
     assert moved == list(range(len(moved)))
@@ -125,7 +125,7 @@ def test_it_goes_on_at_any_latency_and_never_skips_or_repeats(delay: int) -> Non
     assert player.stats().held == 200 - len(moved)
 
 
-def test_a_hold_is_the_callers() -> None:
+def test_the_caller_decides_how_to_hold() -> None:
     seen: list[np.ndarray | None] = []
 
     def hold(last: np.ndarray | None) -> np.ndarray:
@@ -140,7 +140,7 @@ def test_a_hold_is_the_callers() -> None:
     assert still(None).tolist() == [0, 0, 0] and still(np.array([1, 2, 3], np.float32)).tolist() == [0, 0, 3]
 
 
-def test_the_loop_cannot_change_what_the_hold_is_told() -> None:
+def test_the_loop_cannot_change_the_last_action() -> None:
     server = Scripted([0, 1000])
     player = ChunkPlayer(
         server, Play(replan=100), lambda last: np.array([-1, 0 if last is None else last[0]], np.float32)
@@ -154,14 +154,14 @@ def test_the_loop_cannot_change_what_the_hold_is_told() -> None:
     assert player.action(lambda: 8).tolist() == [-1, 7]
 
 
-def test_what_is_too_old_is_not_played() -> None:
+def test_actions_that_are_too_old_are_not_played() -> None:
     said, _, player, _ = played([3], Play(replan=4, max_age_steps=2), 20)
     assert set(said) == {-1} and player.stats().late == player.stats().requests - 1
     said, _, player, _ = played([3], Play(replan=100, max_age_steps=5), 9)
     assert said == [-1, -1, -1, 0, 1, 2, -1, 3, 4], "the first from 3 to 5 steps of age, the next was asked for at 4"
 
 
-def test_an_answer_of_before_does_not_reach_the_new_episode() -> None:
+def test_an_answer_of_the_previous_episode_is_discarded() -> None:
     server = Scripted([2, 5, 3])
     player = ChunkPlayer(server, Play(replan=2), held)
     drive(player, server, 6)  # the second request is open
@@ -205,7 +205,7 @@ def test_an_ensemble_weighs_the_oldest_most() -> None:
     assert plan.remaining == 0
 
 
-def test_ensembling_plays_the_whole_way_too() -> None:
+def test_an_ensemble_plays_every_step() -> None:
     said, _, player, _ = played([2], Play(1, Ensemble(0.01)), 30)
     assert said[:2] == [-1, -1] and said[2:] == pytest.approx(range(28))
     assert player.stats().max_jump <= 1 + 1e-6
@@ -233,7 +233,7 @@ def chunk(value: float, horizon: int = 3) -> np.ndarray:
     return np.full((horizon, 2), value, np.float32)
 
 
-def test_a_lost_connection_is_held_through_and_asked_anew_with_what_is_seen_then() -> None:
+def test_after_a_lost_connection_it_requests_with_a_new_observation() -> None:
     server = Posted()
     player = ChunkPlayer(server, Play(replan=1), held)
     lost = Disconnected(ConnectionLost("gone"))
@@ -256,7 +256,7 @@ def test_a_lost_connection_is_held_through_and_asked_anew_with_what_is_seen_then
     assert (player.stats().connection_errors, player.stats().late, player.stats().last_error) == (2, 1, "gone")
 
 
-def test_what_went_wrong_in_the_background_is_raised_once_each() -> None:
+def test_errors_in_the_background_are_raised_once_each() -> None:
     server = Posted()
     player = ChunkPlayer(server, Play(), held)
     player.action(lambda: 0)
@@ -282,7 +282,7 @@ def test_what_went_wrong_in_the_background_is_raised_once_each() -> None:
         (np.zeros((3, 1), np.float32), "switch_dims must be 0 to 0"),
     ],
 )
-def test_a_robot_gets_no_number_that_nobody_looked_at(answer: np.ndarray, word: str) -> None:
+def test_an_unchecked_number_never_reaches_a_robot(answer: np.ndarray, word: str) -> None:
     server = Posted()
     player = ChunkPlayer(server, Play(switch_dims=(1,)), held)
     player.action(lambda: 0)
@@ -365,7 +365,7 @@ def collect(background: BackgroundRequester, count: int) -> list[Event]:
     return found
 
 
-def test_the_loop_is_never_kept_waiting() -> None:
+def test_the_loop_never_waits() -> None:
     answer = threading.Event()
 
     def act(seen: Any) -> np.ndarray:
@@ -382,7 +382,7 @@ def test_the_loop_is_never_kept_waiting() -> None:
         player.action(lambda: 0)
 
 
-def test_the_background_mends_and_says_so() -> None:
+def test_the_background_reconnects_and_reports_it() -> None:
     script: list[Exception | None] = [ConnectionLost("lost"), None]
     tries: list[Exception | None] = [ConnectionLost("not yet"), ConnectionLost("not yet"), None]
 
@@ -406,7 +406,7 @@ def test_the_background_mends_and_says_so() -> None:
     background.close()
 
 
-def test_what_was_asked_during_the_trouble_is_asked_anew() -> None:
+def test_requests_made_while_disconnected_are_reported_lost() -> None:
     """A reset while the server is gone: the new episode's first look is as old as the trouble when it ends."""
     back, inside = threading.Event(), threading.Event()
 
@@ -428,7 +428,7 @@ def test_what_was_asked_during_the_trouble_is_asked_anew() -> None:
     background.close()
 
 
-def test_what_was_given_up_before_it_began_is_not_asked() -> None:
+def test_an_abandoned_request_is_not_sent() -> None:
     inside, go, seen = threading.Event(), threading.Event(), list[int]()
 
     def act(observation: int) -> np.ndarray:

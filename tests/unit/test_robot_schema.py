@@ -1,4 +1,4 @@
-"""Families of robots: what they read of a message, how they answer, whether they fit a run, files that declare one."""
+"""Robot schemas: observations from messages, answers, fitting to a run, and files that declare one."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +39,7 @@ def test_libero_clients_are_read() -> None:
     assert seen.instruction == "put the bowl on the plate"
 
 
-def test_libero_clients_are_told_the_gripper_as_the_simulator_counts() -> None:
+def test_libero_clients_get_the_gripper_in_the_simulators_units() -> None:
     chunk = np.zeros((3, 7), np.float32)
     chunk[:, 6] = [1, 0, 0.25]  # open, closed
     told = libero()[0].actions(chunk)
@@ -88,7 +88,7 @@ def test_yam_clients_have_cameras_at_the_top() -> None:
     assert sorted(seen.frames) == ["left_cam", "top_cam"]
 
 
-def test_xpolicylab_clients_are_told_parts() -> None:
+def test_xpolicylab_clients_get_actions_as_parts() -> None:
     schema = fit_schema(robot_schemas.builtin_schema("xpolicylab"), ROBOTWIN, 14, 14)
     cameras = ("cam_head", "cam_left_wrist", "cam_right_wrist")
     state = {part.key: np.full(part.length, i) for i, part in enumerate(schema.action)}
@@ -121,8 +121,8 @@ def test_the_example_maps_the_demos_run_onto_xpolicylab() -> None:
 
 
 @pytest.mark.parametrize("name", robot_schemas.BUILTIN_SCHEMAS)
-def test_what_a_client_would_send_is_read_back(name: str) -> None:
-    """The two directions of a family, with every oddity that it may declare on top."""
+def test_message_and_observation_are_inverses(name: str) -> None:
+    """Both directions of a schema, with everything else that it may declare."""
     schema, rng = robot_schemas.builtin_schema(name), np.random.default_rng(0)
     length = sum(part.length or 3 for part in schema.state)
     odd = replace(
@@ -151,7 +151,7 @@ def test_what_a_client_would_send_is_read_back(name: str) -> None:
         (np.full((3, 7), 1e300), "must be finite"),
     ],
 )
-def test_answers_that_are_no_chunk_are_refused(actions: Any, told: str) -> None:
+def test_an_answer_that_is_not_a_chunk_is_refused(actions: Any, told: str) -> None:
     with pytest.raises(WireError, match=rf"{told}[\s\S]*expected: finite numbers \(H, 7\)"):
         libero()[0].chunk(actions)
 
@@ -164,7 +164,7 @@ def test_pictures_upside_down_are_turned() -> None:
         assert np.array_equal(seen, PICTURE[::-1, ::-1])
 
 
-def test_the_clients_units_become_the_policys_and_back() -> None:
+def test_units_are_converted_in_both_directions() -> None:
     units = (Unit(-1, 2.0, -1.0),)
     schema = RobotSchema("x", (("prompt",),), (StatePart(("state",)),), state_units=units, action_units=units)
     assert schema.full_state({"state": np.array([5.0, -1.0])}).tolist() == [5, 0]
@@ -199,7 +199,7 @@ def test_the_clients_units_become_the_policys_and_back() -> None:
         ({"prompt": b"bytes"}, ["must be text"]),
     ],
 )
-def test_what_does_not_fit_is_named(changes: dict[str, Any], told: list[str]) -> None:
+def test_a_wrong_message_is_refused_with_its_key(changes: dict[str, Any], told: list[str]) -> None:
     schema, message = libero()
     wrong = {key: value for key, value in (message | changes).items() if value is not None}
     if "observation/image" not in wrong:
@@ -211,14 +211,14 @@ def test_what_does_not_fit_is_named(changes: dict[str, Any], told: list[str]) ->
 
 
 @pytest.mark.parametrize("message", [None, [], "text", 5, {}, np.zeros(3)])
-def test_messages_that_are_no_map_are_refused(message: Any) -> None:
+def test_a_message_that_is_not_a_map_is_refused(message: Any) -> None:
     schema, _ = libero()
     for read in (schema.observation, schema.instruction):
         with pytest.raises(WireError):
             read(message)
 
 
-def test_a_key_missing_further_down_is_told_with_its_place() -> None:
+def test_the_error_for_a_missing_nested_key_has_its_path() -> None:
     schema = fit_schema(robot_schemas.builtin_schema("aloha"), ("cam_high",), 14, 14)
     with pytest.raises(WireError, match="images") as refused:
         schema.picture({"images": {"cam_hihg": PICTURE}}, "cam_high")
@@ -227,7 +227,7 @@ def test_a_key_missing_further_down_is_told_with_its_place() -> None:
         schema.picture({"images": PICTURE}, "cam_high")
 
 
-def test_a_strangers_keys_stay_short_in_the_message() -> None:
+def test_errors_stay_short_for_many_long_keys() -> None:
     schema, _ = libero()
     with pytest.raises(WireError) as refused:
         schema.observation({f"{i}" * 4000: 0 for i in range(4000)})
@@ -248,7 +248,7 @@ def test_a_strangers_keys_stay_short_in_the_message() -> None:
         ("aloha", ("cam_high", "cam_low"), 14, 14, {"cam_high": "cam_low"}, ["would be one picture"]),
     ],
 )
-def test_a_family_that_does_not_fit_a_run_is_refused(
+def test_a_schema_that_does_not_fit_the_run_is_refused(
     name: str, cameras: tuple[str, ...], state: int, action: int, renames: dict[str, str], told: list[str]
 ) -> None:
     with pytest.raises(ConfigError) as refused:
@@ -263,7 +263,7 @@ def test_units_of_numbers_that_a_run_lacks_are_refused() -> None:
         fit_schema(schema, ("top",), 4, 4)
 
 
-def test_the_open_part_of_a_state_is_worked_out() -> None:
+def test_the_length_of_one_state_part_is_computed() -> None:
     schema = replace(robot_schemas.builtin_schema("light-wam"), state=(StatePart(("arm",)), StatePart(("hand",), 2)))
     assert fit_schema(schema, ("top",), 8, 8).state[0].length == 6
     two = replace(schema, state=(StatePart(("arm",)), StatePart(("hand",))))
@@ -272,7 +272,7 @@ def test_the_open_part_of_a_state_is_worked_out() -> None:
         fit_schema(schema, ("top",), 2, 2)
 
 
-def test_a_family_of_another_name_is_refused() -> None:
+def test_an_unknown_schema_name_is_refused() -> None:
     with pytest.raises(ConfigError, match="did you mean 'libero'"):
         robot_schemas.builtin_schema("librero")
 
@@ -292,7 +292,7 @@ FILE = {
 
 
 def written(folder: Path, changes: dict[str, str | None]) -> Path:
-    """A file that declares a family, some of its keys others; None leaves one out."""
+    """A file that declares a schema, with some keys changed; None leaves one out."""
     path = folder / "cart.toml"
     path.write_text("\n".join(f"{key} = {value}" for key, value in (FILE | changes).items() if value is not None))
     return path
@@ -374,7 +374,7 @@ def test_a_state_of_any_length_may_be_none_and_one_of_some_length_may_not() -> N
         fit_schema(robot_schemas.builtin_schema("droid"), ("exterior_image_1_left", "wrist_image_left"), 0, 8)
 
 
-def test_a_state_may_come_as_a_table_of_one_row(tmp_path: Path) -> None:
+def test_a_state_may_come_as_an_array_of_one_row(tmp_path: Path) -> None:
     path = tmp_path / "go1.toml"
     path.write_text(WIDOWX.replace("[cameras]", 'state = [{ keys = "state", row = true }]\nreply = "list"\n[cameras]'))
     (schema,) = robot_schemas.schemas_for([str(path)], ("top",), 3, 7, {})
@@ -392,7 +392,7 @@ def test_a_state_may_come_as_a_table_of_one_row(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"name = ", b"\xff", None])
-def test_a_file_that_is_no_toml_is_refused(tmp_path: Path, content: bytes | None) -> None:
+def test_a_file_that_is_not_toml_is_refused(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "robot.toml"
     if content is not None:
         path.write_bytes(content)
@@ -423,7 +423,7 @@ def test_a_list_of_numpys_numbers_is_a_state() -> None:
     assert schema.observation(message | {"observation/state": list(np.arange(8.0))}).state.tolist() == list(range(8))
 
 
-def test_a_sentence_that_is_null_is_called_that() -> None:
+def test_a_null_instruction_is_refused() -> None:
     schema, message = libero()
     with pytest.raises(WireError, match="must be text") as refused:
         schema.observation(message | {"prompt": None})

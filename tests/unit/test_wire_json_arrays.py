@@ -71,7 +71,7 @@ def one_array(**changes: Any) -> bytes:
         ({"more": 5}, "unknown keys"),
     ],
 )
-def test_arrays_that_are_none_are_refused(changes: dict[str, Any], what: str) -> None:
+def test_invalid_arrays_are_refused(changes: dict[str, Any], what: str) -> None:
     with pytest.raises(WireError, match=what):
         json_arrays.loads(one_array(**changes))
 
@@ -109,7 +109,7 @@ def test_dtypes_by_name_and_openpis_own_form_are_read() -> None:
         (b'"' + b"a" * 5000 + b'"', "too long"),
     ],
 )
-def test_messages_that_are_none_are_refused(data: bytes, what: str) -> None:
+def test_invalid_messages_are_refused(data: bytes, what: str) -> None:
     with pytest.raises(WireError, match=what):
         json_arrays.loads(data)
 
@@ -126,7 +126,7 @@ def test_what_cannot_be_sent_is_refused(value: Any) -> None:
         json_arrays.dumps({"x": value})
 
 
-def test_limits_are_those_given() -> None:
+def test_every_limit_is_applied() -> None:
     packed = json_arrays.dumps({"state": np.zeros(8), "deep": [[1]], "text": "hello"})
     json_arrays.loads(packed)
     for small in ({"message_bytes": 20}, {"array_bytes": 63}, {"num_arrays": 0}, {"depth": 2}, {"num_items": 3},

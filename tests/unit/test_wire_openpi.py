@@ -60,7 +60,7 @@ def test_pictures_are_views_of_the_message() -> None:
     assert isinstance(picture.base, bytes)
 
 
-def test_numbers_in_reverse_order_are_turned() -> None:
+def test_big_endian_arrays_are_converted() -> None:
     values = np.array([1.5, -2.0], ">f4")
     found = openpi.unpack(theirs.packb({"state": values}))["state"]
     assert found.dtype == np.dtype(np.float32)
@@ -109,7 +109,7 @@ def packed_array(**changes: Any) -> bytes:
         ({"shape": [1 << 30]}, "too large"),
     ],
 )
-def test_arrays_that_are_none_are_refused(changes: dict[str, Any], what: str) -> None:
+def test_invalid_arrays_are_refused(changes: dict[str, Any], what: str) -> None:
     with pytest.raises(WireError, match=what) as refused:
         openpi.unpack(packed_array(**changes))
     assert refused.value.where == "x"
@@ -217,12 +217,12 @@ def nested(levels: int) -> Any:
         (msgpack.packb([{b"__npgeneric__": True, b"data": 1, b"dtype": "<i4"}] * 65), "too many arrays"),
     ],
 )
-def test_messages_that_are_none_are_refused(data: bytes, what: str) -> None:
+def test_invalid_messages_are_refused(data: bytes, what: str) -> None:
     with pytest.raises(WireError, match=what):
         openpi.unpack(data)
 
 
-def test_limits_are_those_given() -> None:
+def test_every_limit_is_applied() -> None:
     packed = openpi.pack({"state": np.zeros(8), "deep": [[1]], "text": "hello"})
     openpi.unpack(packed)
     for small in ({"message_bytes": 20}, {"array_bytes": 63}, {"num_arrays": 0}, {"depth": 2}, {"num_items": 8},
@@ -269,7 +269,7 @@ def test_numpys_other_names_are_read() -> None:
         assert found.dtype == np.dtype(name) and found.tolist() == [0, 1, 2]
 
 
-def test_an_array_over_a_limit_is_called_that() -> None:
+def test_the_error_for_a_large_array_or_list_names_it() -> None:
     """msgpack's own limits are met first, and the server's log names the setting by these words."""
     limits = Limits(array_bytes=100, num_items=50)
     for value, what in ((bytes(101), "an array is too large"), (list(range(51)), "too many entries")):
@@ -285,7 +285,7 @@ def test_an_array_over_a_limit_is_called_that() -> None:
         (msgpack.packb({"x": b"\xff\xfe"}, use_bin_type=False), "use_bin_type"),
     ],
 )
-def test_what_other_codecs_make_of_bytes_is_told_with_the_fix(data: bytes, hint: str) -> None:
+def test_errors_for_other_codecs_bytes_have_the_fix(data: bytes, hint: str) -> None:
     with pytest.raises(WireError) as refused:
         openpi.unpack(data)
     assert hint in refused.value.next_step

@@ -86,12 +86,12 @@ def test_arrays_are_as_msgpack_numpy_has_them(value: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ["close", "error", "hello_ack"])
-def test_what_is_no_request_has_no_answer(kind: str) -> None:
+def test_a_message_that_is_not_a_request_has_no_answer(kind: str) -> None:
     with pytest.raises(WireError, match="not a request"):
         xpolicylab.answer(Envelope(kind, "1", "2"), {})
 
 
-def test_a_refusal_has_the_ids_of_what_it_refuses(theirs: ModuleType) -> None:
+def test_a_refusal_has_the_ids_of_its_request(theirs: ModuleType) -> None:
     asked = Envelope("infer", "id-3", "eval", trial_id="t", step=2, payload=OBSERVATION)
     told = theirs.decode_frame(xpolicylab.pack(xpolicylab.refuse(asked, "infer_failed", "no", {"where": "x"})))
     assert told.message_type.value == "error"
@@ -99,7 +99,7 @@ def test_a_refusal_has_the_ids_of_what_it_refuses(theirs: ModuleType) -> None:
     assert told.payload == {"code": "infer_failed", "message": "no", "details": {"where": "x"}}
 
 
-def test_a_refusal_of_what_could_not_be_read_has_the_ids_all_the_same() -> None:
+def test_a_refusal_of_a_broken_message_has_its_ids() -> None:
     """The client waits for its id, so that without it a bad array would cost it its whole time to wait."""
     pickled = {b"nd": True, b"type": "|O", b"kind": b"O", b"shape": [1], b"data": b"pickle"}
     for broken in ({"message_type": "infer", "payload": {"x": pickled}}, {"message_type": "infre"}):
@@ -111,7 +111,7 @@ def test_a_refusal_of_what_could_not_be_read_has_the_ids_all_the_same() -> None:
 
 
 @pytest.mark.parametrize("data", [None, b"", b"\xc1", b"\x90", msgpack.packb({"message_id": [1]})])
-def test_a_refusal_of_what_has_no_ids_can_be_sent(data: bytes | None, theirs: ModuleType) -> None:
+def test_a_refusal_of_a_message_without_ids_can_be_sent(data: bytes | None, theirs: ModuleType) -> None:
     told = theirs.decode_frame(xpolicylab.pack(xpolicylab.refuse(data, "invalid_frame", "no")))
     assert (told.request_id, told.payload["code"]) == ("", "invalid_frame")
 
@@ -144,7 +144,7 @@ WHOLE = {"message_type": "infer", "message_id": "1", "evaluation_id": "2", "payl
         ({"payload": {"x": {b"nd": 1, b"type": "<f4", b"shape": [1], b"data": bytes(4)}}}, "payload > x"),
     ],
 )  # fmt: skip
-def test_envelopes_that_are_none_are_refused(changes: dict[str, Any], where: str) -> None:
+def test_invalid_envelopes_are_refused(changes: dict[str, Any], where: str) -> None:
     xpolicylab.unpack(msgpack.packb(WHOLE))
     with pytest.raises(WireError) as refused:
         xpolicylab.unpack(msgpack.packb(WHOLE | changes))
@@ -152,11 +152,11 @@ def test_envelopes_that_are_none_are_refused(changes: dict[str, Any], where: str
 
 
 @pytest.mark.parametrize("data", [b"", b"\x90", b"\xc0", msgpack.packb("text"), msgpack.packb(WHOLE)[:-1]])
-def test_messages_that_are_none_are_refused(data: bytes) -> None:
+def test_invalid_messages_are_refused(data: bytes) -> None:
     with pytest.raises(WireError):
         xpolicylab.unpack(data)
 
 
-def test_a_mistyped_type_is_told_the_nearest() -> None:
+def test_a_mistyped_message_type_gets_the_nearest() -> None:
     with pytest.raises(WireError, match="did you mean 'infer'"):
         xpolicylab.unpack(msgpack.packb(WHOLE | {"message_type": "infr"}))

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from lightwam.config.checks import check_recipe
 from lightwam.config.paper_recipes import (
     libero_10,
     libero_10_24gb,
@@ -267,7 +266,7 @@ def recipe_names() -> tuple[str, ...]:
 
 
 def recipe(name: str) -> Recipe:
-    """Return the recipe of this name, checked; ConfigError with the nearest names for an unknown one."""
+    """Return the recipe of this name; ConfigError with the nearest names for an unknown one."""
     if name not in RECIPES:
         raise ConfigError("unknown recipe", got=repr(name), next_step=did_you_mean(name, RECIPES))
-    return check_recipe(RECIPES[name]())
+    return RECIPES[name]()

@@ -1,11 +1,12 @@
 """Robot data <-> model arrays: cameras onto one canvas, state and actions to about [-1, 1], and back.
 
-Training, evaluation and serving use the same codec, saved inside the run, so they cannot disagree.
+Training, evaluation and serving use the same codec, which is saved in the run, so they cannot disagree.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import make_dataclass
 from typing import Any
 
 import numpy as np
@@ -20,16 +21,16 @@ from lightwam.data.statistics import FeatureStats
 from lightwam.errors import ConfigError, WireError, did_you_mean
 
 CONSTANT_SPAN = 1e-6
-"""a dimension whose range is within this share of its magnitude is constant (8 steps of float32)"""
+"""a dimension is constant if its range is within this share of its magnitude (8 steps of float32)"""
 RARE_SPAN = 2e-3
-"""q01 and q99 nearer than this share of min..max coincide (older runs measured them to a quarter of that each)"""
+"""q01 and q99 coincide if they are nearer than this share of min..max (older runs measured them less exactly)"""
 
 
 class Codec:
-    """One robot's data <-> model arrays.
+    """The conversion between one robot's data and model arrays.
 
     `state` and `action` are the statistics of the training data, in robot units. Normalisation is affine and is never
-    clipped, so decode is the inverse of encode (to float32 rounding).
+    clipped, so decoding is the inverse of encoding (up to float32 rounding).
     """
 
     def __init__(self, config: CodecConfig, state: FeatureStats, action: FeatureStats) -> None:
@@ -37,52 +38,50 @@ class Codec:
         self._state_affine = affine(config.state_norm, state)
         self._action_affine = affine(config.action_norm, action)
         if bad := [dim for dim in config.delta_action_dims if not 0 <= dim < action.dim]:
-            raise ConfigError("an action has no such dimension", where="codec.delta_action_dims", got=bad,
-                              expected=f"0..{action.dim - 1}")  # fmt: skip
+            where, expected = "codec.delta_action_dims", f"0..{action.dim - 1}"
+            raise ConfigError("an action has no such dimension", where=where, got=bad, expected=expected)
 
     @property
     def cameras(self) -> tuple[str, ...]:
-        """The cameras that stand on the canvas."""
+        """The cameras on the canvas."""
         return tuple(place.camera for place in self.config.places)
 
     def canvas(self, frames: Mapping[str, Any]) -> UInt8[np.ndarray, "height width 3"]:
-        """One moment's pictures (camera -> uint8 [h, w, 3] RGB) on the canvas; cameras without a place are left out.
+        """Compose one moment's pictures (camera -> uint8 [h, w, 3] RGB); cameras without a place are ignored.
 
-        Raises WireError naming a camera that is missing or whose picture is not uint8 [h, w, 3].
+        WireError naming a camera that is missing or whose picture is not uint8 [h, w, 3].
         """
         for place in self.config.places:
             _check_picture(frames, place.camera)
         return compose_canvas(self.config, {name: frames[name][None] for name in self.cameras})[0].numpy()
 
     def encode_state(self, state: Any) -> Float32[np.ndarray, "*lead P"]:
-        """Floats [..., P] in robot units -> normalised; WireError when width or dtype is wrong or one is not finite."""
+        """Normalise floats [..., P] in robot units; WireError when width or dtype is wrong or a value is not finite."""
         return _encode(state, self._state_affine, "state")
 
     def encode_action(self, action: Any) -> Float32[np.ndarray, "*lead A"]:
-        """Floats [..., A] in robot units -> normalised; WireError as for `encode_state`."""
+        """Normalise floats [..., A] in robot units; WireError as for `encode_state`."""
         return _encode(action, self._action_affine, "action")
 
     def decode_action(self, action: Float32[np.ndarray, "*lead A"]) -> Float32[np.ndarray, "*lead A"]:
-        """Normalised -> robot units."""
+        """Convert normalised actions to robot units."""
         offset, scale = self._action_affine
         return (action * scale + offset).astype(np.float32)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values that `from_dict` reads back to an equal codec."""
+        """Return plain JSON values from which `from_dict` makes an equal codec."""
         return {"config": to_dict(self.config), "state": self.state.to_dict(), "action": self.action.to_dict()}
 
     @classmethod
     def from_dict(cls, data: Any, where: str = "codec") -> Codec:
-        """The codec from `to_dict`'s values; anything unknown, missing or mistyped raises ConfigError."""
-        names = ("config", "state", "action")
-        if not isinstance(data, dict) or sorted(data) != sorted(names):
-            got = sorted(map(str, data)) if isinstance(data, dict) else type(data).__name__
-            raise ConfigError("not a codec", where=where, got=got, expected=sorted(names))
-        return cls(
-            from_dict(CodecConfig, data["config"], f"{where}.config"),
-            FeatureStats.from_dict(data["state"], f"{where}.state"),
-            FeatureStats.from_dict(data["action"], f"{where}.action"),
-        )
+        """Read `to_dict`'s values; ConfigError when a key is unknown, missing or mistyped."""
+        stored: Any = from_dict(_Stored, data, where)
+        stats = (FeatureStats.from_dict(getattr(stored, name), f"{where}.{name}") for name in ("state", "action"))
+        return cls(stored.config, *stats)
+
+
+_Stored = make_dataclass("Codec", [("config", CodecConfig), ("state", Any), ("action", Any)])
+"""the JSON form"""
 
 
 def to_pictures(pixels: Float[Tensor, "B 3 F height width"]) -> UInt8[np.ndarray, "B F height width 3"]:
@@ -135,26 +134,26 @@ def _resized(clip: UInt8[Tensor, "T _h _w 3"], place: CameraPlace) -> UInt8[Tens
 
 def _check_picture(frames: Mapping[str, Any], camera: str) -> None:
     if camera not in frames:
-        raise WireError("a camera is missing", where="observation.frames", got=sorted(frames), expected=camera,
-                        next_step=did_you_mean(camera, frames))  # fmt: skip
-    picture = frames[camera]
+        got, where, step = sorted(frames), "observation.frames", did_you_mean(camera, frames)
+        raise WireError("a camera is missing", where=where, got=got, expected=camera, next_step=step)
+    picture, where = frames[camera], f"camera {camera!r}"
     if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8:
         got = picture.dtype if isinstance(picture, np.ndarray) else type(picture).__name__
-        raise WireError("a picture is not uint8", where=f"camera {camera!r}", got=got, expected="uint8 RGB in 0..255")
+        raise WireError("a picture is not uint8", where=where, got=got, expected="uint8 RGB in 0..255")
     if picture.ndim != 3 or picture.shape[2] != 3 or 0 in picture.shape:
-        raise WireError("a picture has the wrong shape", where=f"camera {camera!r}", got=picture.shape,
-                        expected="(height, width, 3)")  # fmt: skip
+        expected = "(height, width, 3)"
+        raise WireError("a picture has the wrong shape", where=where, got=picture.shape, expected=expected)
 
 
 Affine = tuple[Float64[np.ndarray, " D"], Float64[np.ndarray, " D"]]
 
 
 def affine(kind: NormKind, stats: FeatureStats) -> Affine:
-    """Offset and scale of `normalised = (value - offset) / scale`.
+    """Return offset and scale of `normalised = (value - offset) / scale`.
 
     A constant dimension (range within CONSTANT_SPAN of its magnitude) has offset = its value and scale 1: it becomes 0,
-    another value seen later keeps its distance in robot units, and decode brings both back. A dimension whose q01 and
-    q99 coincide though it moves (a gripper hardly ever open) is scaled by its min..max under "quantile".
+    and a later value keeps its distance in robot units. Under "quantile", a dimension whose q01 and q99 coincide though
+    it varies (a gripper that is hardly ever open) is scaled by its min..max.
     """
     if kind == "identity":
         return np.zeros(stats.dim), np.ones(stats.dim)

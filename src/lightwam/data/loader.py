@@ -1,8 +1,8 @@
-"""Random windows from a cache, in an order that is a function of the seed alone, made ahead in a thread.
+"""Random windows from a cache, in an order that depends on the seed alone, prefetched in a thread.
 
-An epoch is a permutation of all frames: every (episode, start) begins a window once. The state of the loader is the
-number of batches it gave, so it resumes to exactly the batches that would have followed. Several processes share every
-batch: together they read the very rows that one process would, and how many they are may change on resuming.
+An epoch is a permutation of all frames: every (episode, start) begins a window once. The loader's state is the number
+of batches it returned, so a resumed one returns exactly the batches that would have followed. Several processes share
+every batch: together they read the same rows as one process, and their number may change when they resume.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from lightwam.data.codec import Codec
 from lightwam.errors import CheckpointError, ConfigError
 from lightwam.types import SINGLE_PROCESS, Rank, Windows
 
-DEPTH = 3
-"""batches made ahead"""
+PREFETCHED = 3
+"""batches"""
 
 
 class WindowLoader:
-    """`next()` gives batches without end; `state_dict` counts only those that were given.
+    """An endless stream of batches of windows: `next` returns the next one, `state_dict` counts those returned.
 
-    `batch_size` is that of the whole batch, of which process `share.rank` of `share.size` gets, and reads, its equal
-    part: the rows from rank * batch_size / size on.
-    `shift_pixels`: each camera's pictures in a window are moved by the same random amount of up to that many canvas
-    pixels each way, the edge repeated. `wait_seconds` is the time that `next` had to wait for the thread.
+    `batch_size` counts the samples of all processes; process `share.rank` of `share.size` reads its equal part, the
+    rows from rank * batch_size / size on. `shift_pixels`: each camera's pictures in a window are moved by the same
+    random amount of up to that many canvas pixels each way, and the edge is repeated. `wait_seconds` is the time that
+    `next` waited for the thread.
     """
 
     def __init__(
@@ -53,41 +53,36 @@ class WindowLoader:
         self._last = np.repeat(cache.episode_start[1:] - 1, np.diff(cache.episode_start))
         self._task = cache.task_index
         self._epoch, self._order, self._shifts = -1, np.empty(0, np.int64), np.empty(0, np.int64)
-        self._given = 0
+        self._count = 0
         self.wait_seconds = 0.0
-        self._thread: _Ahead | None = None
+        self._thread: _Prefetch | None = None
 
     def next(self) -> Windows:
-        """The next batch. Whatever went wrong in the thread is raised here."""
+        """Return the next batch; raises any exception of the thread."""
         if self._thread is None:
-            self._thread = _Ahead(self, self._given)
+            self._thread = _Prefetch(self, self._count)
         begin = time.perf_counter()
         windows = self._thread.take()
         self.wait_seconds += time.perf_counter() - begin
-        self._given += 1
+        self._count += 1
         return windows
 
     def window(self, index: int) -> Windows:
-        """The one window that starts at frame `index` of the cache, not shifted: a batch of 1."""
+        """Return the window that starts at frame `index` of the cache, not shifted, as a batch of 1."""
         return self._gather(np.array([index], np.int64))
 
     def state_dict(self) -> dict[str, Any]:
-        """How far it is, and what that count is worth: plain JSON values."""
-        return {"batches": self._given, **self._identity()}
+        """Return the number of batches returned, and the settings it depends on, as plain JSON values."""
+        return {"batches": self._count, **self._identity()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on behind the batches that `state` counts; CheckpointError when it counts other batches."""
+        """Continue after the batches that `state` counts; CheckpointError when its settings are others."""
         expected = {"batches": state.get("batches"), **self._identity()}
         if state != expected or type(state["batches"]) is not int or state["batches"] < 0:
-            raise CheckpointError(
-                "the loader's state belongs to other data or settings",
-                where="loader",
-                got=state,
-                expected=expected,
-                next_step="train with the settings and dataset of the run",
-            )
+            what, step = "the loader's state belongs to other data or settings", "train with those of the run"
+            raise CheckpointError(what, where="loader", got=state, expected=expected, next_step=step)
         self.close()
-        self._given = state["batches"]
+        self._count = state["batches"]
 
     def close(self) -> None:
         """Stop the thread; a later `next` starts it again."""
@@ -104,36 +99,27 @@ class WindowLoader:
         self.close()
 
     def _identity(self) -> dict[str, int]:
-        return {"seed": self.seed, "batch_size": self.batch_size, "horizon": self.horizon, "stride": self.stride,
-                "shift_pixels": self.shift_pixels, "num_windows": self.num_windows}  # fmt: skip
+        names = ("seed", "batch_size", "horizon", "stride", "shift_pixels", "num_windows")
+        return {name: getattr(self, name) for name in names}
 
     def _check_arguments(self) -> None:
         if self.horizon < 1 or self.horizon % self.stride:
-            raise ConfigError("the horizon is no multiple of the video stride", where="horizon", got=self.horizon,
-                              expected=f"a multiple of {self.stride}")  # fmt: skip
+            what = f"the horizon must be a multiple of the video stride, {self.stride}"
+            raise ConfigError(what, where="horizon", got=self.horizon)
         if self.batch_size < 1 or self.shift_pixels < 0:
-            raise ConfigError(
-                "a setting of the loader is out of range",
-                where="WindowLoader",
-                got=(self.batch_size, self.shift_pixels),
-                expected="batch >= 1, shift >= 0",
-            )
+            got = self.batch_size, self.shift_pixels
+            raise ConfigError("the loader needs batch_size >= 1 and shift_pixels >= 0", where="WindowLoader", got=got)
         rank, size = self.share
         if not 0 <= rank < size:
-            raise ConfigError("no such process", where="WindowLoader", got=f"rank {rank} of {size}",
-                              expected="0 <= rank < size")  # fmt: skip
+            raise ConfigError("rank must be in 0..size - 1", where="WindowLoader", got=f"rank {rank} of {size}")
         if self.batch_size % size:
-            raise ConfigError(
-                "the batch does not split evenly over the processes",
-                where="batch_size",
-                got=f"{self.batch_size} over {size} processes",
-                expected=f"a multiple of {size}: it counts the samples of all processes",
-                next_step=f"take {-(-self.batch_size // size) * size}, or another number of processes",
-            )
+            got, step = f"{self.batch_size} over {size} processes", f"take {-(-self.batch_size // size) * size}"
+            what, step = f"the batch must be a multiple of {size} samples", f"{step}, or another number of processes"
+            raise ConfigError(what, where="batch_size (the samples of all processes)", got=got, next_step=step)
         self.cache.check_window(self.codec.config, self.horizon, self.shift_pixels)
 
     def _batch(self, number: int) -> Windows:
-        """Our rows of batch `number` of the endless stream; called with rising numbers from one thread."""
+        """Return this process's rows of batch `number`; called with rising numbers, from one thread."""
         size = self.batch_size // self.share.size
         positions = number * self.batch_size + self.share.rank * size + np.arange(size)
         index = np.empty(size, np.int64)
@@ -145,7 +131,7 @@ class WindowLoader:
             shifts[here] = self._shifts[positions[here] % self.num_windows]
         windows = self._gather(index)
         if self.shift_pixels:
-            assert isinstance(windows.video, np.ndarray)  # a cache of latents was refused
+            assert isinstance(windows.video, np.ndarray)  # check_window refuses to shift latents
             self._shift(windows.video, shifts)
         return windows
 
@@ -190,21 +176,21 @@ def _move(clip: UInt8[np.ndarray, "F height width 3"], down: int, right: int) ->
     clip[:, rows.stop :] = clip[:, rows.stop - 1 : rows.stop]
 
 
-class _Ahead:
-    """A thread that makes batches from `first` on and holds up to DEPTH ready."""
+class _Prefetch:
+    """A thread that makes batches from `first` on and keeps up to PREFETCHED ready."""
 
     def __init__(self, loader: WindowLoader, first: int) -> None:
-        self._queue: queue.Queue[Windows | BaseException] = queue.Queue(DEPTH)
+        self._queue: queue.Queue[Windows | BaseException] = queue.Queue(PREFETCHED)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._work, args=(loader, first), name="windows", daemon=True)
         self._thread.start()
 
     def take(self) -> Windows:
-        made = self._queue.get()
-        if isinstance(made, BaseException):
-            self._queue.put(made)  # every later call fails the same way instead of waiting for ever
-            raise made
-        return made
+        result = self._queue.get()
+        if isinstance(result, BaseException):
+            self._queue.put(result)  # later calls fail in the same way, instead of waiting for ever
+            raise result
+        return result
 
     def stop(self) -> None:
         self._stopped.set()

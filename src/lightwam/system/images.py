@@ -24,7 +24,7 @@ MOST_SCANS = 64
 class PictureError(ValueError):
     """Bytes that are not a complete PNG or JPEG, or have too many pixels; `step` says what to do."""
 
-    def __init__(self, what: str, step: str = "send it whole, as it was encoded") -> None:
+    def __init__(self, what: str, step: str = "send all of it, as it was encoded") -> None:
         super().__init__(what)
         self.step = step
 
@@ -47,8 +47,8 @@ def decode(data: bytes, most_bytes: int, *, legacy: bool = False) -> UInt8[np.nd
     else:
         raise PictureError(f"neither PNG nor JPEG: it begins with {data[:8]!r}", "encode it as PNG or JPEG")
     if 0 in size or size[0] * size[1] * 3 > most_bytes:
-        raise PictureError(f"{size[0]} x {size[1]} pixels; between 1 and {most_bytes // 3} are allowed",
-                           "send it smaller, or raise --limits.array-bytes")  # fmt: skip
+        what = f"{size[0]} x {size[1]} pixels; between 1 and {most_bytes // 3} are allowed"
+        raise PictureError(what, "send it smaller, or raise --limits.array-bytes")
     import av
 
     # a new decoder for every picture: FFmpeg's for PNG, reused, adds the last picture's first row to the next one

@@ -36,7 +36,7 @@ class MovedModule(ModuleType):
 
 
 class MovedModules(MetaPathFinder, Loader):
-    """Import a module of MOVED by its earlier path: a module that takes every name from the present one."""
+    """A finder and loader of earlier module paths, whose modules look every name up in the present one."""
 
     def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
         """Return a spec for the paths of MOVED only."""
@@ -47,7 +47,7 @@ class MovedModules(MetaPathFinder, Loader):
         return MovedModule(spec.name)
 
     def exec_module(self, module: ModuleType) -> None:
-        """Warn, and look names up in the present module."""
+        """Warn, and let the module look its names up in the present one."""
         present = MOVED[module.__name__]
         warnings.warn(f"{module.__name__} is now {present}", FutureWarning, stacklevel=2)
 
@@ -58,6 +58,6 @@ class MovedModules(MetaPathFinder, Loader):
 
 
 def install() -> None:
-    """Let Python find the earlier paths; calling it again changes nothing."""
+    """Register the earlier paths with Python's import system, once."""
     if not any(isinstance(finder, MovedModules) for finder in sys.meta_path):
         sys.meta_path.append(MovedModules())

@@ -1,4 +1,4 @@
-"""One live line of progress: how far, how fast, how long to go."""
+"""A progress line: how much is done, how fast, and the time left."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def no_progress(done: int, total: int) -> None:
 
 
 class Progress:
-    """Counts units of work. On a terminal it rewrites one line; elsewhere it says a line now and then.
+    """A counter of units of work that rewrites one line on a terminal, and elsewhere reports to `say` now and then.
 
-    With a total of 0, which `update` may set, it says nothing.
+    With a total of 0, which `update` may set, it reports nothing.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class Progress:
         self.say = (lambda line: None) if silent else say
         self.began, self.done_then = time.monotonic(), done
         self.live = sys.stderr.isatty() and not silent
-        self.spoke = self.began
+        self.reported = self.began
 
     def __enter__(self) -> Progress:
         return self
@@ -50,12 +50,12 @@ class Progress:
             self.say(f"{self.line()}  done in {format_duration(time.monotonic() - self.began)}")
 
     def advance(self, note: str = "", count: int = 1) -> None:
-        """`count` more units are done; `note` stands at the end of the line."""
+        """Count more units as done; `note` is put at the end of the line."""
         self.done += count
         now = time.monotonic()
-        if now - self.spoke < (0.2 if self.live else 15.0):
+        if now - self.reported < (0.2 if self.live else 15.0):
             return
-        self.spoke = now
+        self.reported = now
         if self.live:
             sys.stderr.write(f"\r\033[K{self.line()}  {note}")
             sys.stderr.flush()
@@ -69,7 +69,7 @@ class Progress:
         self.advance(count=done - self.done)
 
     def line(self) -> str:
-        """The state as text."""
+        """Return the state as text."""
         passed = time.monotonic() - self.began
         rate = (self.done - self.done_then) / passed if passed > 0 else 0.0
         left = format_duration((self.total - self.done) / rate) if rate else "?"
@@ -78,7 +78,7 @@ class Progress:
 
 
 def format_duration(seconds: float) -> str:
-    """Seconds as 1:05 or 2:03:04."""
+    """Format seconds as 1:05 or 2:03:04."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

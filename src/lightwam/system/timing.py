@@ -1,4 +1,4 @@
-"""How long calls take, in turns; how much work they are; and what this machine could do at best."""
+"""Timing calls in turns, counting their multiply-adds, and the least time this machine could need for them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lightwam.system.machine import machine
 
 WARM_UP, REPETITIONS = 10, 300
 SECONDS = 20.0
-"""of each way and stage; where a call takes so long that fewer repetitions fit, at least FEWEST are made"""
+"""time for each call's repetitions; of slow calls FEWEST are made even if they take longer"""
 FEWEST = 5
 LONG_S = 2.0
 """each call that takes longer is reported"""
@@ -54,31 +54,31 @@ def time_interleaved(
     calls: Mapping[str, Call], device: torch.device, say: Callable[[str], None] = lambda line: None
 ) -> dict[str, dict[str, float]]:
     """Return milliseconds of each call: percentiles over the repetitions, and their standard deviation."""
-    first = {way: seconds(call, device) for way, call in calls.items()}
+    first = {name: seconds(call, device) for name, call in calls.items()}
     slowest = max(first.values())
     warm_up = min(WARM_UP, int(SECONDS / 4 / slowest))
     repetitions = min(REPETITIONS, max(FEWEST, int(SECONDS / slowest)))
-    times: dict[str, list[float]] = {way: [] for way in calls}
+    times: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(-warm_up, repetitions):
-        for way in sorted(calls, reverse=number % 2 == 0):
-            took = seconds(calls[way], device)
+        for name in sorted(calls, reverse=number % 2 == 0):
+            took = seconds(calls[name], device)
             if took > LONG_S:
-                say(f"{way} call {number}: {took:.1f} s")
+                say(f"{name} call {number}: {took:.1f} s")
             if number >= 0:
-                times[way].append(1000 * took)
+                times[name].append(1000 * took)
     return {
-        way: {
+        name: {
             **percentiles(rows, "_ms"),
             "std_ms": float(np.std(rows)),
             "repetitions": len(rows),
             "warm_up": 1 + warm_up,
         }
-        for way, rows in times.items()
+        for name, rows in times.items()
     }
 
 
 def seconds(call: Call, device: torch.device) -> float:
-    """One call's, until its work on the device is done."""
+    """Time one call in seconds, until its work on the device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     began = time.perf_counter()
@@ -90,7 +90,7 @@ def seconds(call: Call, device: torch.device) -> float:
 
 @torch.inference_mode()
 def count_gmac(call: Call) -> float:
-    """Multiply-adds of all products in a call, in billions; what a CUDA graph replays is not seen."""
+    """Count the multiply-adds of all matrix products in a call, in billions; misses what a CUDA graph replays."""
     with FlopCounterMode(display=False, custom_mapping=UNKNOWN_TO_TORCH) as counter:
         call()
     return counter.get_total_flops() / 2e9
@@ -108,12 +108,12 @@ UNKNOWN_TO_TORCH: dict[Any, Any] = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
     **({torch.ops.mkldnn._linear_pointwise: _linear_flops} if torch.backends.mkldnn.is_available() else {}),
 }
-"""products of CPUs that torch's counter leaves out; they are given shapes"""
+"""CPU operators that torch's counter does not know -> functions that count their operations from shapes"""
 
 
 @torch.inference_mode()
 def roofline_ms(work: float, size: int, device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-    """This machine at its best: `work` GMAC at the speed of a large product, `size` bytes of weights read once."""
+    """Measure this machine's bounds: `work` GMAC at the speed of a large product, `size` bytes of weights read once."""
     side = 8192 if device.type == "cuda" else 1024
     a, b = torch.randn(side, side, device=device).to(dtype), torch.randn(side, side, device=device).to(dtype)
     product = min(seconds(lambda: a @ b, device) for _ in range(10))

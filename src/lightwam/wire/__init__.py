@@ -1,1 +1,1 @@
-"""What robots' clients say and are told, without a socket: messages of three protocols, and their keys by robot."""
+"""Messages of three robot protocols, without sockets, and robot schemas: which keys a kind of robot uses."""

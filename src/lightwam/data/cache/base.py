@@ -8,7 +8,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -94,7 +93,7 @@ def check_cameras(dataset: LeRobotDataset, config: CodecConfig) -> None:
 
 
 class CanvasReader:
-    """A reader of episodes as canvases, which keeps files open; for one thread, in a `with` block."""
+    """A reader of episodes as canvases, which keeps files open; for one thread."""
 
     def __init__(self, dataset: LeRobotDataset, config: CodecConfig) -> None:
         self._dataset, self._config = dataset, config
@@ -110,12 +109,8 @@ class CanvasReader:
         for clips in zip(*streams, strict=True):
             yield compose_canvas(self._config, dict(zip(cameras, clips, strict=True))).numpy()
 
-    def __enter__(self) -> CanvasReader:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Close the files."""
         self._decoder.close()
 
 

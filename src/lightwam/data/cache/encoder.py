@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +46,7 @@ class WindowEncoder:
 
     def records(self, episodes: Sequence[int]) -> Iterator[list[bytes]]:
         """Yield records in batches, which end with their episode: they must not depend on how shards are shared out."""
-        with CanvasReader(self._dataset, self._config) as canvases:
+        with closing(CanvasReader(self._dataset, self._config)) as canvases:
             for episode in episodes:
                 first = int(self._dataset.episode_start[episode])
                 for begin, clips in self._clips(canvases, episode):

@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Lock
@@ -44,7 +44,7 @@ from lightwam.data.cache.location import (
 )
 from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.errors import DatasetError, LightwamError
-from lightwam.system.files import read_json, refused, write_atomically
+from lightwam.system.files import disk_error, read_json, write_atomically
 from lightwam.system.progress import OnProgress, no_progress
 
 FORMAT = 1
@@ -232,7 +232,7 @@ def _decode(dataset: LeRobotDataset, config: CodecConfig, draft: Path, progress:
             progress(done, dataset.num_frames)
 
     def decode_some(episodes: range) -> int:
-        with path.open("r+b") as file, CanvasReader(dataset, config) as canvases:
+        with path.open("r+b") as file, closing(CanvasReader(dataset, config)) as canvases:
             file.seek(len(header) + int(dataset.episode_start[episodes[0]]) * _picture_bytes(config))
             for episode in episodes:
                 for clip in canvases.stream(episode):
@@ -292,7 +292,7 @@ def _disk_errors(dataset: LeRobotDataset, config: CodecConfig, draft: Path) -> I
         yield
     except OSError as error:
         num_bytes, path = _bytes_missing(dataset, config, draft), Path(error.filename or draft / "frames.npy")
-        raise refused(path, error, DatasetError, num_bytes=num_bytes, resume_hint=RESUME_HINT) from error
+        raise disk_error(path, error, DatasetError, num_bytes=num_bytes, resume_hint=RESUME_HINT) from error
 
 
 def _replace_folder(new: Path, path: Path) -> None:

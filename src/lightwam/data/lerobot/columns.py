@@ -1,6 +1,6 @@
 """Consistency checks of a LeRobotDataset's redundant columns and totals, and notes on the times of its rows.
 
-lightwam reads none of these redundant values, but LeRobot reads some: `lightwam check dataset` reports them.
+lightwam does not use these values, but LeRobot uses some: `lightwam check dataset` reports them.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ def total_problem(info: Mapping[str, Any], key: str, expected: int, root: Path) 
     """Yield a problem when a total in info.json, such as "total_frames", differs from the tables."""
     got, what = info.get(key, expected), key.removeprefix("total_")
     if got != expected or isinstance(got, bool):
-        table = "tasks" if what == "tasks" else "episodes"
-        yield DatasetError(f"info.json disagrees with the {table} table", where=f"{root / 'meta' / 'info.json'} {key}",
-                           got=f"{got} {what}", expected=f"{expected} {what}",
-                           next_step=f"write {key} {expected}, or copy meta/ again if {table} are missing")  # fmt: skip
+        table, where = "tasks" if what == "tasks" else "episodes", f"{root / 'meta' / 'info.json'} {key}"
+        step = f"write {key} {expected}, or copy meta/ again if {table} are missing"
+        what, counts = f"info.json disagrees with the {table} table", (f"{got} {what}", f"{expected} {what}")
+        yield DatasetError(what, where=where, got=counts[0], expected=counts[1], next_step=step)
 
 
 def task_order_problem(root: Path, version: str, tasks: Mapping[int, str]) -> Iterator[DatasetError]:
@@ -34,12 +34,9 @@ def task_order_problem(root: Path, version: str, tasks: Mapping[int, str]) -> It
     LeRobot then uses another sentence, without an error.
     """
     if version == "v3.0" and [*tasks] != list(range(len(tasks))):
-        yield DatasetError("tasks do not stand in the order of task_index",
-                           where=root / "meta" / "tasks.parquet",
-                           got=f"task_index {', '.join(map(str, [*tasks][:20]))}",
-                           expected="0, 1, 2, ...",
-                           next_step="sort the table, and number it without gaps, in the rows' task_index too: "
-                           "lightwam reads task_index, but LeRobot the row of that number")  # fmt: skip
+        what, got = "tasks are not in the order of task_index", f"task_index {', '.join(map(str, [*tasks][:20]))}"
+        where, step = root / "meta" / "tasks.parquet", "sort the table and number it without gaps, in all rows too"
+        yield DatasetError(what, where=where, got=got, expected="0, 1, 2, ...", next_step=f"{step}: LeRobot needs it")
 
 
 def column_problems(
@@ -53,27 +50,27 @@ def column_problems(
         first, last = int(starts[episode.index]), int(starts[episode.index + 1])
         where = f"meta/episodes, episode {episode.index}"
         if episode.rows is not None and episode.rows[1] - episode.rows[0] != episode.length:
-            yield DatasetError("dataset_from_index, dataset_to_index and length disagree", where=where,
-                               got=f"{episode.rows[0]} to {episode.rows[1]}, length {episode.length}",
-                               expected=f"{first} to {last}", next_step="correct those two columns")  # fmt: skip
+            got = f"{episode.rows[0]} to {episode.rows[1]}, length {episode.length}"
+            what, step = "dataset_from_index, dataset_to_index and length disagree", "correct those two columns"
+            yield DatasetError(what, where=where, got=got, expected=f"{first} to {last}", next_step=step)
         elif episode.rows is not None and episode.rows != (first, last):
-            yield DatasetError("dataset_from_index disagrees with the lengths of the episodes before", where=where,
-                               got=f"{episode.rows[0]} to {episode.rows[1]}", expected=f"{first} to {last}",
-                               next_step="correct dataset_from_index and dataset_to_index")  # fmt: skip
-    for path, others in rows.astray.items():
-        yield DatasetError("a data file has rows of episodes that the episodes table puts elsewhere", where=path,
-                           got=f"episode_index {', '.join(map(str, others[:5]))}{', ...' * (len(others) > 5)}",
-                           expected="only rows of episodes that meta/episodes puts there",
-                           next_step="add those episodes to the table, or remove their rows")  # fmt: skip
+            got, step = f"{episode.rows[0]} to {episode.rows[1]}", "correct dataset_from_index and dataset_to_index"
+            what = "dataset_from_index disagrees with the lengths of the episodes before"
+            yield DatasetError(what, where=where, got=got, expected=f"{first} to {last}", next_step=step)
+    for path, others in rows.unlisted.items():
+        got = f"episode_index {', '.join(map(str, others[:5]))}{', ...' * (len(others) > 5)}"
+        what = "a data file has rows of episodes that the episodes table puts elsewhere"
+        step = "add those episodes to the table, or remove their rows"
+        yield DatasetError(what, where=path, got=got, next_step=step)
     if rows.index is None or rows.broken:
         return
     if (bad := np.flatnonzero(np.diff(rows.index) <= 0)).size:
         row = int(bad[0]) + 1
         episode = episodes[int(np.searchsorted(starts, row, side="right")) - 1]
-        yield DatasetError("the column index must rise from row to row",
-                           where=f"{episode.data_path} episode {episode.index} row {row - int(starts[episode.index])}",
-                           got=f"{rows.index[row]} after {rows.index[row - 1]}", expected=row,
-                           next_step="renumber the rows: index 0, 1, 2, ... over all episodes")  # fmt: skip
+        where = f"{episode.data_path} episode {episode.index} row {row - int(starts[episode.index])}"
+        got, step = f"{rows.index[row]} after {rows.index[row - 1]}", "renumber the rows of all episodes 0, 1, 2, ..."
+        what = "the column index must rise from row to row"
+        yield DatasetError(what, where=where, got=got, expected=row, next_step=step)
 
 
 def table_problems(root: Path) -> Iterator[DatasetError]:
@@ -82,13 +79,12 @@ def table_problems(root: Path) -> Iterator[DatasetError]:
     for path in sorted((root / "meta" / "episodes").glob("chunk-*/file-*.parquet")):
         if not {*names} <= {*columns_of(path)}:
             continue
-        table = read_table(path, dict.fromkeys(names, "whole"))
+        table = read_table(path, dict.fromkeys(names, "integer"))
         stated = {tuple(map(int, pair)) for pair in zip(*(table[name].to_pylist() for name in names), strict=True)}
         numbers = re.findall(r"\d+", f"{path.parent.name} {path.stem}")
         if others := sorted(stated - {tuple(map(int, numbers))}):
-            yield DatasetError("a table of episodes has another file's numbers", where=path,
-                               got=f"chunk_index, file_index {others[0]}", expected=f"those of {path.name}",
-                               next_step="was the file renamed? rename it back, or correct the columns")  # fmt: skip
+            got, step = f"chunk_index, file_index {others[0]}", "rename the file back, or correct the columns"
+            yield DatasetError("a table of episodes has another file's numbers", where=path, got=got, next_step=step)
 
 
 def time_notes(
@@ -102,16 +98,17 @@ def time_notes(
         return
     usual = float(np.median(steps[inside]))
     if abs(usual * fps - 1) > 0.1 and usual > 0:
-        yield (f"rows are {usual:.4f} s apart, {1 / usual:.4g} a second, but info.json says {fps:g} fps: "
-               "each row is one control step")  # fmt: skip
+        apart = f"rows are {usual:.4f} s apart, {1 / usual:.4g} a second, but info.json says {fps:g} fps"
+        yield f"{apart}: each row is one control step"
     uneven = np.flatnonzero(inside & (np.abs(steps - usual) > 0.1 / fps))
     if uneven.size:
         episodes = np.searchsorted(starts, uneven, side="right") - 1
         first, row = int(episodes[0]), int(uneven[0] - starts[episodes[0]])
-        yield (f"rows of {len(np.unique(episodes))} of {len(starts) - 1} episodes are not evenly spaced in time (in "
-               f"episode {first} row {row + 1} comes {steps[uneven[0]]:.4f} s after row {row}, not {usual:.4f} s): "
-               "training treats each gap as one control step")  # fmt: skip
+        many = f"rows of {len(np.unique(episodes))} of {len(starts) - 1} episodes are not evenly spaced in time"
+        example = f"in episode {first} row {row + 1} comes {steps[uneven[0]]:.4f} s after row {row}, not {usual:.4f} s"
+        yield f"{many} ({example}): training treats each gap as one control step"
     late = np.flatnonzero(timestamp[starts[:-1]] > 0.5 / fps)
     if late.size:
-        yield (f"rows of {len(late)} of {len(starts) - 1} episodes begin later than their video (episode "
-               f"{int(late[0])} at {timestamp[starts[late[0]]]:.4f} s): earlier pictures are not read")  # fmt: skip
+        example = f"episode {int(late[0])} at {timestamp[starts[late[0]]]:.4f} s"
+        many = f"rows of {len(late)} of {len(starts) - 1} episodes begin later than their video"
+        yield f"{many} ({example}): earlier pictures are not read"

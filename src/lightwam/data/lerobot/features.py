@@ -10,13 +10,13 @@ from typing import Any, Literal
 from lightwam.errors import ConfigError, DatasetError, did_you_mean
 
 STATE, ACTION, CAMERA_PREFIX = "observation.state", "action", "observation.images."
-OWN = ("timestamp", "frame_index", "episode_index", "index", "task_index")
-"""features that LeRobot adds by itself"""
+LEROBOT_FEATURES = ("timestamp", "frame_index", "episode_index", "index", "task_index")
+"""features that LeRobot adds itself"""
 
 
 @dataclass(frozen=True)
 class FeatureNames:
-    """The dataset's names of the features that are read; the defaults are LeRobot's."""
+    """The dataset's names of state, action and cameras; the defaults are LeRobot's."""
 
     state: str = STATE
     action: str = ACTION
@@ -27,9 +27,9 @@ class FeatureNames:
 
     def pairs(self) -> tuple[str, ...]:
         """Return the pairs for `parse_names`, without those that are LeRobot's own names."""
-        named = {self.state: STATE, self.action: ACTION}
-        named |= {feature: camera for camera, feature in {**(self.cameras or {}), **self.renamed}.items()}
-        return tuple(f"{feature}={name}" for feature, name in sorted(named.items()) if feature not in (STATE, ACTION))
+        names = {self.state: STATE, self.action: ACTION}
+        names |= {feature: camera for camera, feature in {**(self.cameras or {}), **self.renamed}.items()}
+        return tuple(f"{feature}={name}" for feature, name in sorted(names.items()) if feature not in (STATE, ACTION))
 
 
 def parse_names(pairs: Sequence[str]) -> FeatureNames:
@@ -42,19 +42,18 @@ def parse_names(pairs: Sequence[str]) -> FeatureNames:
         feature, _, name = pair.partition("=")
         name = name.removeprefix(CAMERA_PREFIX)
         if not feature or not re.fullmatch(r"[\w.-]+", name):
-            raise ConfigError("--names takes pairs FEATURE=NAME", got=pair, expected="NAME: a camera, "
-                              f"{STATE} or {ACTION}", next_step="--names observation.image=front")  # fmt: skip
+            expected, step = f"NAME: a camera, {STATE} or {ACTION}", "--names observation.image=front"
+            raise ConfigError("--names takes pairs FEATURE=NAME", got=pair, expected=expected, next_step=step)
         if name in features or feature in features.values():
-            raise ConfigError("--names gives a feature or a name twice", got=" ".join(pairs),
-                              expected="each once",
-                              next_step="--names image=front state=observation.state actions=action")  # fmt: skip
+            step = "--names image=front state=observation.state actions=action"
+            raise ConfigError("--names gives a feature or a name twice", got=" ".join(pairs), next_step=step)
         features[name] = feature
     return FeatureNames(features.pop(STATE, STATE), features.pop(ACTION, ACTION), renamed=features)
 
 
 @dataclass(frozen=True)
 class Camera:
-    """One camera's feature."""
+    """The feature of one camera."""
 
     key: str
     size: tuple[int, int]
@@ -65,11 +64,11 @@ class Camera:
 
 @dataclass(frozen=True)
 class UnusableCamera:
-    """A camera that cannot be used; an error only for recipes that place it."""
+    """A camera that cannot be used, which is an error only for recipes that need it."""
 
     reason: DatasetError
     broken: bool
-    """whether the dataset is broken; False for a depth camera, which is valid but not used"""
+    """False for a depth camera, which is valid but not used"""
 
 
 def vector_feature(
@@ -82,17 +81,21 @@ def vector_feature(
     if key == STATE and key not in features:
         return 0, ()
     if key not in features:
-        raise DatasetError("a feature is missing", where=where, got=", ".join(sorted(features)), expected=key,
-                           next_step=proposal(features, names) or did_you_mean(key, features))  # fmt: skip
+        raise _missing_feature(key, features, where, proposal(features, names))
     feature, where = features[key], f"{where} {key}"
     shape = feature.get("shape") if isinstance(feature, dict) else None
     if not isinstance(shape, list) or len(shape) != 1 or type(shape[0]) is not int or shape[0] < 1:
-        raise DatasetError("a feature is not a vector", where=where, got=feature, expected='"shape": [dims]',
-                           next_step="correct its shape in meta/info.json")  # fmt: skip
+        step = 'correct it in meta/info.json: "shape": [dims]'
+        raise DatasetError("a feature must be a vector", where=where, got=feature, next_step=step)
     if not re.fullmatch(r"float(16|32|64)|u?int(8|16|32|64)", str(feature.get("dtype"))):
-        raise DatasetError("a feature has the wrong dtype", where=where, got=feature.get("dtype"),
-                           expected="numbers, as float32", next_step="write the feature as float32")  # fmt: skip
+        what, got = "a feature's dtype must be a number's", feature.get("dtype")
+        raise DatasetError(what, where=where, got=got, next_step="write the feature as float32")
     return shape[0], _dim_names(feature.get("names"), shape[0])
+
+
+def _missing_feature(key: str, features: Mapping[str, Any], where: str, step: str = "") -> DatasetError:
+    got, step = ", ".join(sorted(features)), step or did_you_mean(key, features)
+    return DatasetError("a feature is missing", where=where, got=got, expected=key, next_step=step)
 
 
 def _dim_names(names: Any, dims: int) -> tuple[str, ...]:
@@ -101,8 +104,8 @@ def _dim_names(names: Any, dims: int) -> tuple[str, ...]:
         names = next(iter(names.values()))
     if isinstance(names, dict) and sorted(names.values(), key=str) == sorted(range(dims), key=str):
         names = sorted(names, key=names.__getitem__)
-    named = isinstance(names, list) and len(names) == dims
-    return tuple(map(str, names if named else range(dims)))
+    complete = isinstance(names, list) and len(names) == dims
+    return tuple(map(str, names if complete else range(dims)))
 
 
 def read_cameras(
@@ -111,19 +114,17 @@ def read_cameras(
     """Return the cameras by name, and those that cannot be used; DatasetError when no camera can be used."""
     keys = names.cameras
     if keys is None:
-        taken = set(names.renamed.values())
+        renamed = set(names.renamed.values())
         keys = {key.removeprefix(CAMERA_PREFIX): key for key in features if key.startswith(CAMERA_PREFIX)}
-        keys = {name: key for name, key in keys.items() if key not in taken}
+        keys = {name: key for name, key in keys.items() if key not in renamed}
         if twice := sorted(keys.keys() & names.renamed.keys()):
-            raise DatasetError("--names gives two cameras the same name", where=where,
-                               got=f"{names.renamed[twice[0]]} and {keys[twice[0]]} are both {twice[0]}",
-                               expected="another name for one of them",
-                               next_step=f"--names {keys[twice[0]]}=NAME too")  # fmt: skip
+            what, other = "--names gives two cameras the same name", keys[twice[0]]
+            got = f"{names.renamed[twice[0]]} and {other} are both {twice[0]}"
+            raise DatasetError(what, where=where, got=got, next_step=f"--names {other}=NAME too")
         keys |= names.renamed
     for key in keys.values():
         if key not in features:
-            raise DatasetError("a feature is missing", where=where, got=", ".join(sorted(features)), expected=key,
-                               next_step=did_you_mean(key, features))  # fmt: skip
+            raise _missing_feature(key, features, where)
     cameras: dict[str, Camera] = {}
     left: dict[str, UnusableCamera] = {}
     for name, key in keys.items():
@@ -133,30 +134,25 @@ def read_cameras(
         else:
             left[name] = camera
     if not cameras:
-        reasons = "; ".join(f"{name}: {one.reason.what}" for name, one in left.items())
-        raise DatasetError("a dataset without a camera", where=where, got=reasons or ", ".join(sorted(features)),
-                           expected=CAMERA_PREFIX + "NAME",
-                           next_step=proposal(features, names) or "record pictures too, or declare them there",
-                           )  # fmt: skip
+        got = "; ".join(f"{name}: {camera.reason.what}" for name, camera in left.items()) or ", ".join(sorted(features))
+        what, step = "a dataset without a camera", proposal(features, names) or "record pictures, or declare them there"
+        raise DatasetError(what, where=where, got=got, expected=CAMERA_PREFIX + "NAME", next_step=step)
     return cameras, left
 
 
 def _camera(key: str, feature: Any, where: str) -> Camera | UnusableCamera:
+    def unusable(what: str, got: object, expected: str, step: str, broken: bool = True) -> UnusableCamera:
+        return UnusableCamera(DatasetError(what, where=where, got=got, expected=expected, next_step=step), broken)
+
     if not isinstance(feature, dict) or feature.get("dtype") not in ("video", "image"):
-        reason = DatasetError("a camera is stored neither as video nor as images", where=where, got=feature,
-                              expected='"dtype": "video" or "image"',
-                              next_step="correct its dtype in meta/info.json")  # fmt: skip
-        return UnusableCamera(reason, broken=True)
-    shape = feature.get("shape")
+        what, expected = "a camera must be stored as video or images", '"dtype": "video" or "image"'
+        return unusable(what, feature, expected, "correct its dtype in meta/info.json")
+    shape, expected = feature.get("shape"), "[height, width, 3]"
     if not isinstance(shape, list) or not shape or not all(type(n) is int and n > 0 for n in shape):
-        reason = DatasetError("a camera has no shape", where=where, got=shape, expected="[height, width, 3]",
-                              next_step="correct its shape in meta/info.json")  # fmt: skip
-        return UnusableCamera(reason, broken=True)
+        return unusable("a camera has no shape", shape, expected, "correct its shape in meta/info.json")
     if len(shape) != 3 or 3 not in (shape[0], shape[2]) or _is_depth(feature):
-        reason = DatasetError("a camera is not RGB", where=where, got="depth" if _is_depth(feature) else shape,
-                              expected="[height, width, 3]",
-                              next_step="place another camera")  # fmt: skip
-        return UnusableCamera(reason, broken=False)
+        got = "depth" if _is_depth(feature) else shape
+        return unusable("a camera is not RGB", got, expected, "use another camera", broken=False)
     height, width = shape[:2] if shape[2] == 3 else shape[1:]
     return Camera(key, (height, width), feature["dtype"])
 
@@ -168,23 +164,22 @@ def _is_depth(feature: Mapping[str, Any]) -> bool:
 
 def proposal(features: Mapping[str, Any], names: FeatureNames) -> str:
     """Guess a `--names` option for features that `names` does not cover; "" without a guess."""
-    given = {pair.partition("=")[0]: pair.partition("=")[2] for pair in names.pairs()}
-    guessed = {feature: name for feature, name in given.items() if feature in features}
+    guessed = {feature: name for feature, _, name in (pair.partition("=") for pair in names.pairs())}
+    guessed = {feature: name for feature, name in guessed.items() if feature in features}
     known = len(guessed)
-    vectors = [key for key, one in features.items() if key not in OWN and _looks_like_vector(one)]
+    vectors = [key for key, about in features.items() if key not in LEROBOT_FEATURES and _looks_like_vector(about)]
     for name, words in ((STATE, ("state", "proprio", "qpos", "joint")), (ACTION, ("action",))):
         likely = [key for word in words for key in vectors if word in key.lower()]
         if name not in features and name not in guessed.values() and likely:
             guessed[min(likely, key=lambda key: len(key) if words[0] in key.lower() else 1000 + len(key))] = name
-    cameras = [key for key, one in features.items() if isinstance(_camera(key, one, ""), Camera)]
-    others = [key for key in cameras if not key.startswith(CAMERA_PREFIX) and key not in guessed]
-    for key in others:
-        telling = re.sub(r"(observation|images?|rgb)(?=[\W_]|$)", "", key)
-        camera = re.sub(r"[\W_]+", "_", telling).strip("_") or "front"
+    cameras = [key for key, about in features.items() if isinstance(_camera(key, about, ""), Camera)]
+    for key in [key for key in cameras if not key.startswith(CAMERA_PREFIX) and key not in guessed]:
+        distinctive = re.sub(r"(observation|images?|rgb)(?=[\W_]|$)", "", key)
+        camera = re.sub(r"[\W_]+", "_", distinctive).strip("_") or "front"
         guessed[key] = f"{camera}_{len(guessed)}" if camera in guessed.values() else camera
     if len(guessed) == known:
         return ""
-    return "name the features, for example --names " + " ".join(f"{k}={name}" for k, name in guessed.items())
+    return "name the features, for example --names " + " ".join(f"{key}={name}" for key, name in guessed.items())
 
 
 def _looks_like_vector(feature: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Turn whole episodes into the files and the meta folder of a LeRobotDataset v3.0 (used by its writer)."""
+"""Merge episodes into the files and the meta folder of a LeRobotDataset v3.0 (used by its writer)."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from lightwam.data.statistics import QUANTILES, measure
 from lightwam.system.files import read_json, write_atomically
 
 CHUNK_FILES, DATA_BYTES, VIDEO_BYTES = 1000, 100 * 2**20, 200 * 2**20
-"""files a chunk folder, and the size above which a new file is begun"""
+"""files in a chunk folder, and the sizes above which a new file is begun"""
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 
 
 @dataclass(frozen=True)
 class DatasetSchema:
-    """What all episodes of a dataset share."""
+    """The properties that all episodes of a dataset share."""
 
     fps: int
     robot_type: str
@@ -38,19 +38,14 @@ class DatasetSchema:
     action_names: tuple[str, ...]
 
     def features(self) -> dict[str, Any]:
-        """The features table of info.json."""
-        video = {"video.codec": "h264", "video.pix_fmt": PIXEL_FORMAT, "video.is_depth_map": False,
-                 "video.fps": self.fps, "video.channels": 3, "has_audio": False}  # fmt: skip
+        """Return the features table of info.json."""
+        coded = {"video.codec": "h264", "video.pix_fmt": PIXEL_FORMAT, "video.is_depth_map": False}
+        video = {**coded, "video.fps": self.fps, "video.channels": 3, "has_audio": False}
         table: dict[str, Any] = {}
         for camera, (height, width) in self.cameras.items():
-            about = {"video.height": height, "video.width": width, **video}
-            names = ["height", "width", "channels"]
-            table[CAMERA_PREFIX + camera] = {
-                "dtype": "video",
-                "shape": [height, width, 3],
-                "names": names,
-                "info": about,
-            }
+            shape, names = [height, width, 3], ["height", "width", "channels"]
+            info = {"video.height": height, "video.width": width, **video}
+            table[CAMERA_PREFIX + camera] = {"dtype": "video", "shape": shape, "names": names, "info": info}
         for key, dims in ((STATE, self.state_names), (ACTION, self.action_names)):
             table[key] = {"dtype": "float32", "shape": [len(dims)], "names": list(dims)}
         table["timestamp"] = {"dtype": "float32", "shape": [1], "names": None}
@@ -59,41 +54,41 @@ class DatasetSchema:
         return table
 
     def contract(self) -> dict[str, Any]:
-        """What must be equal for two episodes to stand in one dataset."""
+        """Return what must be equal for episodes to be in one dataset."""
         return {"fps": self.fps, "robot_type": self.robot_type, "features": self.features()}
 
 
-def merge_episodes(root: Path, folders: Sequence[Path], packed: LeRobotDataset | None, robot: DatasetSchema) -> Path:
-    """Put the episodes of `folders` behind those of `packed`; gives the finished new meta folder, not yet in its place.
+def merge_episodes(root: Path, folders: Sequence[Path], dataset: LeRobotDataset | None, robot: DatasetSchema) -> Path:
+    """Add the episodes of `folders` after those of `dataset`; returns the new meta folder, which is not yet in place.
 
-    Files that nothing refers to yet, left by an earlier call that was cut short, are removed first.
+    Files that an earlier, interrupted call left without references are removed first.
     """
-    return _Merger(root, folders, packed, robot).merge_episodes()
+    return _Merger(root, folders, dataset, robot).merge()
 
 
 class _Merger:
     def __init__(
-        self, root: Path, folders: Sequence[Path], packed: LeRobotDataset | None, robot: DatasetSchema
+        self, root: Path, folders: Sequence[Path], dataset: LeRobotDataset | None, robot: DatasetSchema
     ) -> None:
         self.root, self.folders, self.robot = root, folders, robot
         self.notes = [read_json(folder / "episode.json") for folder in folders]
-        self.old = None if packed is None else _old_episodes(root)
-        known: tuple[str, ...] = () if packed is None else packed.tasks
+        self.old = None if dataset is None else _old_episodes(root)
+        known: tuple[str, ...] = () if dataset is None else dataset.tasks
         self.tasks = list(dict.fromkeys((*known, *(note["task"] for note in self.notes))))
         self.rows: list[dict[str, Any]] = []
         """the new rows of the episodes table"""
-        start = 0 if packed is None else packed.num_frames
-        for index, note in enumerate(self.notes, 0 if packed is None else packed.num_episodes):
-            self.rows.append({"episode_index": index, "tasks": [note["task"]], "length": note["length"],
-                              "dataset_from_index": start, "dataset_to_index": start + note["length"],
-                              "meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0,
-                              EXTRA: json.dumps(note["extra"])})  # fmt: skip
+        start = 0 if dataset is None else dataset.num_frames
+        for index, note in enumerate(self.notes, 0 if dataset is None else dataset.num_episodes):
+            row = {"episode_index": index, "tasks": [note["task"]], "length": note["length"]}
+            row |= {"dataset_from_index": start, "dataset_to_index": start + note["length"]}
+            row |= {"meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0, EXTRA: json.dumps(note["extra"])}
+            self.rows.append(row)
             start += note["length"]
 
-    def merge_episodes(self) -> Path:
+    def merge(self) -> Path:
         for camera in self.robot.cameras:
-            self._pack_videos(camera)
-        self._pack_data()
+            self._write_videos(camera)
+        self._write_data()
         meta = self.root / "incoming" / "meta.new"
         shutil.rmtree(meta, ignore_errors=True)
         (meta / "episodes" / "chunk-000").mkdir(parents=True)
@@ -106,7 +101,7 @@ class _Merger:
         write_atomically(meta / "info.json", json.dumps(self._info(len(episodes)), indent=2).encode())
         return meta
 
-    def _pack_videos(self, camera: str) -> None:
+    def _write_videos(self, camera: str) -> None:
         key, fps = CAMERA_PREFIX + camera, self.robot.fps
         first = self._next_file(f"videos/{key}", "mp4")
         sizes = [(folder / f"{camera}.mp4").stat().st_size for folder in self.folders]
@@ -118,12 +113,13 @@ class _Merger:
             join_videos([self.folders[i] / f"{camera}.mp4" for i in group], lengths, fps, path)
             ends = np.cumsum(lengths).tolist()
             for i, length, end in zip(group, lengths, ends, strict=True):
-                stats = {f"stats/{key}/{name}": value for name, value in self.notes[i]["picture_stats"][camera].items()}
-                self.rows[i] |= {f"videos/{key}/chunk_index": chunk, f"videos/{key}/file_index": file,
-                                 f"videos/{key}/from_timestamp": (end - length) / fps,
-                                 f"videos/{key}/to_timestamp": end / fps, **stats}  # fmt: skip
+                times = {"from_timestamp": (end - length) / fps, "to_timestamp": end / fps}
+                clip = {"chunk_index": chunk, "file_index": file, **times}
+                self.rows[i] |= {f"videos/{key}/{name}": value for name, value in clip.items()}
+                stats = self.notes[i]["picture_stats"][camera]
+                self.rows[i] |= {f"stats/{key}/{name}": value for name, value in stats.items()}
 
-    def _pack_data(self) -> None:
+    def _write_data(self) -> None:
         row_bytes = 4 * (len(self.robot.state_names) + len(self.robot.action_names)) + 36
         first = self._next_file("data", "parquet")
         sizes = [note["length"] * row_bytes for note in self.notes]
@@ -136,29 +132,26 @@ class _Merger:
                 self.rows[i] |= {"data/chunk_index": chunk, "data/file_index": file}
 
     def _data_table(self, i: int) -> pa.Table:
-        """The frames of one episode; its statistics go into its row."""
+        """Return the rows of one episode; its statistics go into its row of the episodes table."""
         row = self.rows[i]
         length, start = row["length"], row["dataset_from_index"]
         with np.load(self.folders[i] / "vectors.npz") as vectors:
             state, action = vectors["state"], vectors["action"]
         frame = np.arange(length, dtype=np.int64)
-        columns = {
-            STATE: state, ACTION: action,
-            "timestamp": (frame / self.robot.fps).astype(np.float32), "frame_index": frame,
-            "episode_index": np.full(length, row["episode_index"]), "index": frame + start,
-            "task_index": np.full(length, self.tasks.index(row["tasks"][0])),
-        }  # fmt: skip
+        columns = {STATE: state, ACTION: action, "timestamp": (frame / self.robot.fps).astype(np.float32)}
+        columns |= {"frame_index": frame, "episode_index": np.full(length, row["episode_index"])}
+        columns |= {"index": frame + start, "task_index": np.full(length, self.tasks.index(row["tasks"][0]))}
         for name, values in columns.items():
             row |= {f"stats/{name}/{key}": value for key, value in _vector_stats(values.reshape(length, -1)).items()}
         return pa.table({name: _arrow(values) for name, values in columns.items()})
 
-    def _next_file(self, spot: str, suffix: str) -> int:
-        """The number of the first file behind those that the episodes so far use; files from there on are removed."""
+    def _next_file(self, folder: str, suffix: str) -> int:
+        """Return the number of the first file after those that episodes use; files from there on are removed."""
         used = 0
         if self.old is not None:
-            chunks, files = (self.old[f"{spot}/{part}_index"].to_pylist() for part in ("chunk", "file"))
+            chunks, files = (self.old[f"{folder}/{part}_index"].to_pylist() for part in ("chunk", "file"))
             used = max(chunk * CHUNK_FILES + file + 1 for chunk, file in zip(chunks, files, strict=True))
-        for path in (self.root / spot).glob(f"chunk-*/file-*.{suffix}"):
+        for path in (self.root / folder).glob(f"chunk-*/file-*.{suffix}"):
             if int(path.parent.name[6:]) * CHUNK_FILES + int(path.stem[5:]) >= used:
                 path.unlink()
         return used
@@ -176,14 +169,20 @@ class _Merger:
         return stats
 
     def _info(self, num_episodes: int) -> dict[str, Any]:
+        totals = {"episodes": num_episodes, "frames": self.rows[-1]["dataset_to_index"], "tasks": len(self.tasks)}
         return {
-            "codebase_version": "v3.0", "robot_type": self.robot.robot_type, "total_episodes": num_episodes,
-            "total_frames": self.rows[-1]["dataset_to_index"], "total_tasks": len(self.tasks),
+            "codebase_version": "v3.0",
+            "robot_type": self.robot.robot_type,
+            **{f"total_{name}": total for name, total in totals.items()},
             "chunks_size": CHUNK_FILES,
-            "data_files_size_in_mb": DATA_BYTES // 2**20, "video_files_size_in_mb": VIDEO_BYTES // 2**20,
-            "fps": self.robot.fps, "splits": {"train": f"0:{num_episodes}"}, "data_path": DATA_PATH,
-            "video_path": VIDEO_PATH, "features": self.robot.features(),
-        }  # fmt: skip
+            "data_files_size_in_mb": DATA_BYTES // 2**20,
+            "video_files_size_in_mb": VIDEO_BYTES // 2**20,
+            "fps": self.robot.fps,
+            "splits": {"train": f"0:{num_episodes}"},
+            "data_path": DATA_PATH,
+            "video_path": VIDEO_PATH,
+            "features": self.robot.features(),
+        }
 
 
 def _old_episodes(root: Path) -> pa.Table:
@@ -192,7 +191,7 @@ def _old_episodes(root: Path) -> pa.Table:
 
 
 def _groups(sizes: Sequence[int], limit: int) -> list[list[int]]:
-    """Neighbouring indices, as many as fit under `limit` together (at least one)."""
+    """Group neighbouring indices, as many as fit under `limit` together (at least one)."""
     groups: list[list[int]] = []
     filled = 0
     for i, size in enumerate(sizes):
@@ -205,11 +204,9 @@ def _groups(sizes: Sequence[int], limit: int) -> list[list[int]]:
 
 
 def _arrow(values: np.ndarray) -> pa.Array:
-    """A number a row for one dimension, else lists of fixed length: what LeRobot expects of shape [1] and [n]."""
-    flat = pa.array(values.reshape(-1))
-    return (
-        flat if values.ndim == 1 or values.shape[1] == 1 else pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
-    )
+    """Convert to a column of numbers (shape [1]) or of lists of fixed length (shape [n]), as LeRobot expects."""
+    flat, dims = pa.array(values.reshape(-1)), 1 if values.ndim == 1 else values.shape[1]
+    return flat if dims == 1 else pa.FixedSizeListArray.from_arrays(flat, dims)
 
 
 def _numpy(column: pa.ChunkedArray, dim: int) -> np.ndarray:
@@ -223,7 +220,7 @@ def _vector_stats(values: np.ndarray) -> dict[str, Any]:
 
 
 def _merge_picture_stats(episodes: pa.Table, key: str) -> dict[str, Any]:
-    """Range, mean and deviation exactly; quantiles as the episodes' average weighted by count, as LeRobot does it."""
+    """Merge the episodes' statistics: exactly, but quantiles as the average weighted by count, as LeRobot does it."""
     names = ("min", "max", "mean", "std", *QUANTILES)
     rows = {name: np.array(episodes[f"stats/{key}/{name}"].to_pylist())[..., 0, 0] for name in names}
     counts = np.array(episodes[f"stats/{key}/count"].to_pylist())[:, 0]
@@ -235,21 +232,21 @@ def _merge_picture_stats(episodes: pa.Table, key: str) -> dict[str, Any]:
 
 
 def _write_table(table: pa.Table, path: Path) -> None:
-    with path.open("wb") as file:  # pyarrow takes a path's name for UTF-8, which the locale may not say
+    with path.open("wb") as file:  # pyarrow assumes that paths are UTF-8, whatever the locale
         pq.write_table(table, file)
 
 
 def _write_tasks(tasks: Sequence[str], path: Path) -> None:
-    """The table that LeRobot reads with pandas: the sentence is the index, so the schema says so in pandas' words."""
+    """Write the table that LeRobot reads with pandas; by pandas' own metadata, the sentence is the index."""
     index = "__index_level_0__"
     kinds = [("task_index", "task_index", "int64", "int64"), (None, index, "unicode", "object")]
+    keys = ("name", "field_name", "pandas_type", "numpy_type", "metadata")
     pandas = {
-        "index_columns": [index], "pandas_version": "2.2.0",
+        "index_columns": [index],
+        "pandas_version": "2.2.0",
         "creator": {"library": "pyarrow", "version": pa.__version__},
-        "column_indexes": [{"name": None, "field_name": None, "pandas_type": "unicode", "numpy_type": "object",
-                            "metadata": {"encoding": "UTF-8"}}],
-        "columns": [{"name": name, "field_name": field, "pandas_type": kind, "numpy_type": numpy, "metadata": None}
-                    for name, field, kind, numpy in kinds],
-    }  # fmt: skip
+        "column_indexes": [dict(zip(keys, (None, None, "unicode", "object", {"encoding": "UTF-8"}), strict=True))],
+        "columns": [dict(zip(keys, (*kind, None), strict=True)) for kind in kinds],
+    }
     table = pa.table({"task_index": pa.array(range(len(tasks)), pa.int64()), index: pa.array(tasks, pa.string())})
     _write_table(table.replace_schema_metadata({"pandas": json.dumps(pandas)}), path)

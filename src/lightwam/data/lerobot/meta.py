@@ -1,4 +1,4 @@
-"""Reading the meta folder of a LeRobotDataset, v3.0, v2.1 or v2.0: tasks and episodes, every key typed and checked."""
+"""The meta folder of a LeRobotDataset, v3.0, v2.1 or v2.0: tasks and episodes, every key typed and checked."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ from lightwam.errors import DatasetError
 from lightwam.system.file_damage import likely_cause, list_neighbours
 
 EXTRA = "lightwam/extra"
-"""our own column of the episodes table: a JSON object an episode"""
-
-MOST_TASKS = 1_000_000
-
-ColumnKind = Literal["whole", "number", "text", "texts", "any"]
-"""whole: integers, also when pandas stored them as floating-point numbers"""
+"""our own column of the episodes table: a JSON object for each episode"""
+ROW_RANGE = ("dataset_from_index", "dataset_to_index")
+MAX_TASKS = 1_000_000
+ColumnKind = Literal["integer", "number", "text", "texts", "any"]
+"""integer: also when pandas stored them as floating-point numbers"""
 
 
 @dataclass(frozen=True)
@@ -33,33 +32,33 @@ class Clip:
     start: float
     """seconds from the start of the file"""
     end: float | None = None
-    """seconds from the start of the file to the clip's end; None where the episodes table does not have it"""
+    """seconds from the start of the file to the clip's end; None if the episodes table does not have it"""
 
 
 @dataclass(frozen=True)
 class EpisodeRow:
-    """One episode's row."""
+    """One episode's row of the episodes table."""
 
     index: int
     length: int
     """frames"""
     tasks: tuple[str, ...]
-    """the sentences in the episodes table; () if it has none"""
+    """its sentences in the episodes table; () if it has none"""
     data_path: Path
     clips: Mapping[str, Clip]
-    """camera -> its clip; only cameras stored as video"""
+    """camera -> its clip, for cameras stored as video"""
     extra: Mapping[str, Any]
-    """what the collector noted, for example {"seed": 7}"""
+    """the writer's own values, for example {"seed": 7}"""
     rows: tuple[int, int] | None = None
-    """first row among all rows, and last row + 1; None where the episodes table does not have them"""
+    """first row among all rows, and last row + 1; None if the episodes table does not have them"""
 
 
 def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """Read a parquet file, or some of its columns, in this thread; OSError or an error of Arrow's when it is broken.
 
-    The file is opened by Python, as pyarrow takes a path's name for UTF-8, whatever the locale. A file of Python's must
-    not be read by pyarrow's own threads (`pq.read_table` does): they can outlive the call, and one that still holds a
-    buffer of Python's while the process ends aborts it.
+    Python opens the file, as pyarrow assumes that paths are UTF-8, whatever the locale. Then pyarrow's own threads must
+    not read it (as in `pq.read_table`): they can outlive the call, and a thread that still holds a buffer of Python's
+    when the process ends aborts it.
     """
     with path.open("rb") as file:
         return pq.ParquetFile(file).read(columns, use_threads=False)
@@ -69,36 +68,31 @@ def read_table(path: Path, columns: Mapping[str, ColumnKind]) -> pa.Table:
     """Read columns of a parquet file; DatasetError when it is broken, or a column is missing, mistyped or has gaps."""
     known = columns_of(path)
     if missing := [name for name in columns if name not in known]:
-        raise DatasetError("columns are missing", where=path, got=", ".join(known), expected=", ".join(missing),
-                           next_step="add them, or copy the file again")  # fmt: skip
+        got, expected = ", ".join(known), ", ".join(missing)
+        raise DatasetError("columns are missing", where=path, got=got, expected=expected, next_step="add them")
     try:
         table = read_parquet(path, list(columns))
     except (pa.ArrowException, OSError) as error:
-        raise _unreadable(path, error) from error
+        raise unreadable_table(path, error) from error
     for name, kind in columns.items():
         column = _plain(table.column(name))
         table = table.set_column(table.schema.get_field_index(name), name, column)
         if (column.null_count and kind != "texts") or not _is_kind(column.type, kind):
-            got = f"{column.type}, {column.null_count} empty"
-            raise DatasetError(
-                "a column is mistyped or has gaps",
-                where=f"{path} column {name}",
-                got=got,
-                expected=kind,
-                next_step="rewrite the column, without gaps",
-            )
+            what, where = "a column is mistyped or has gaps", f"{path} column {name}"
+            got, step = f"{column.type}, {column.null_count} empty", "rewrite the column, without gaps"
+            raise DatasetError(what, where=where, got=got, expected=kind, next_step=step)
     return table
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The column without pandas' categories and polars' views."""
+    """Convert pandas' categories and polars' views to plain columns."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     return column.cast(pa.string()) if pa.types.is_string_view(column.type) else column
 
 
 def tables_in(folder: Path) -> list[Path]:
-    """The parquet files one folder below `folder`, sorted; hidden ones are macOS's or of a download."""
+    """List the parquet files one folder below `folder`; hidden ones are macOS's, or of a download."""
     return sorted(folder.glob("[!.]*/[!.]*.parquet"))
 
 
@@ -108,20 +102,34 @@ def columns_of(path: Path) -> list[str]:
         with path.open("rb") as file:
             names: list[str] = pq.read_schema(file).names
     except (pa.ArrowException, OSError) as error:
-        raise _unreadable(path, error) from error
+        raise unreadable_table(path, error) from error
     return names
 
 
-def _unreadable(path: Path, error: Exception) -> DatasetError:
-    return DatasetError("a table cannot be read", where=path, got=likely_cause(path) or error,
-                        expected="a whole parquet file", next_step="copy it again")  # fmt: skip
+def unreadable_table(path: Path, error: Exception) -> DatasetError:
+    """Return the error for a parquet file that is broken."""
+    got = likely_cause(path) or error
+    return DatasetError("a table cannot be read", where=path, got=got, next_step="copy the parquet file again")
 
 
-def missing_file(path: Path, root: Path, named_by: str = "") -> DatasetError:
-    """Return the error for a missing file of the dataset at `root`; `named_by`: the key of info.json for its path."""
-    expected = str(path.relative_to(root)) + (f" (by {named_by} in meta/info.json)" if named_by else "")
-    return DatasetError("a file of the dataset is missing", where=path, got=list_neighbours(path, root),
-                        expected=expected, next_step="copy it again, or rename it back")  # fmt: skip
+def missing_file(path: Path, root: Path, key: str = "") -> DatasetError:
+    """Return the error for a missing file of the dataset at `root`; `key`: of info.json, for its path."""
+    what, got = "a file of the dataset is missing", list_neighbours(path, root)
+    expected = str(path.relative_to(root)) + (f" (by {key} in meta/info.json)" if key else "")
+    return DatasetError(what, where=path, got=got, expected=expected, next_step="copy it again, or rename it back")
+
+
+def other_size(what: str, where: object, got: tuple[int, ...], expected: tuple[int, int]) -> DatasetError:
+    """Return the error for a picture or video (`what`) of another (height, width) than declared."""
+    what, step = f"{what} has another size than info.json says", "correct the camera's shape in meta/info.json"
+    return DatasetError(what, where=where, got=got, expected=expected, next_step=step)
+
+
+def bad_info_key(root: Path, key: str, value: object, expected: str) -> DatasetError:
+    """Return the error for a key of info.json that is missing or mistyped."""
+    where, step = root / "meta" / "info.json", "correct meta/info.json, or copy it again"
+    what, got = "a key of info.json is missing or mistyped", f"{key} = {value!r}"
+    return DatasetError(what, where=where, got=got, expected=expected, next_step=step)
 
 
 def _is_text(arrow: pa.DataType) -> bool:
@@ -133,7 +141,7 @@ def _is_kind(arrow: pa.DataType, kind: ColumnKind) -> bool:
     is_list = pa.types.is_list(arrow) or pa.types.is_large_list(arrow)
     is_number = pa.types.is_integer(arrow) or pa.types.is_floating(arrow)
     return {
-        "whole": is_number,
+        "integer": is_number,
         "number": is_number,
         "text": is_text,
         "texts": is_text or pa.types.is_null(arrow) or (is_list and _is_text(arrow.value_type)),
@@ -141,16 +149,15 @@ def _is_kind(arrow: pa.DataType, kind: ColumnKind) -> bool:
     }[kind]
 
 
-def _whole(value: int | float, where: object) -> int:
-    """Convert a number to int; DatasetError when it is not whole."""
+def _integer(value: int | float, where: object) -> int:
     if not float(value).is_integer():
-        raise DatasetError("a number is not whole", where=where, got=value, expected="an integer",
-                           next_step="write the true number")  # fmt: skip
+        step = "write the true number"
+        raise DatasetError("a number must be an integer", where=where, got=value, next_step=step)
     return int(value)
 
 
 def read_tasks(root: Path, version: str) -> dict[int, str]:
-    """Task sentences by their index, in the table's order. Indices may have gaps, as where a task was taken out."""
+    """Read the task sentences by their index, in the table's order; indices may have gaps where a task was removed."""
     if version.startswith("v2"):
         path = root / "meta" / "tasks.jsonl"
         rows = _json_lines(path, root, {"task_index": int, "task": str})
@@ -164,14 +171,14 @@ def read_tasks(root: Path, version: str) -> dict[int, str]:
         others = [name for name in known if name != "task_index"]
         named = next((name for name in ("__index_level_0__", "task") if name in known), "task")
         text = others[0] if len(others) == 1 else named
-        table = read_table(path, {text: "text", "task_index": "whole"})
-        indices = [_whole(value, f"{path} task_index") for value in table["task_index"].to_pylist()]
+        table = read_table(path, {text: "text", "task_index": "integer"})
+        indices = [_integer(value, f"{path} task_index") for value in table["task_index"].to_pylist()]
         pairs = list(zip(indices, table[text].to_pylist(), strict=True))
     numbers = [index for index, _ in pairs]
-    if not pairs or len({*numbers}) < len(numbers) or not 0 <= min(numbers) <= max(numbers) < MOST_TASKS:
-        raise DatasetError("tasks are not numbered", where=path, got=sorted(numbers)[:20] or "no tasks",
-                           expected=f"each its own task_index, 0 to {MOST_TASKS - 1}",
-                           next_step="renumber them, in the rows' task_index too")  # fmt: skip
+    if not pairs or len({*numbers}) < len(numbers) or not 0 <= min(numbers) <= max(numbers) < MAX_TASKS:
+        what, step = "each task must have its own task_index", "renumber them, in the rows' task_index too"
+        got, expected = sorted(numbers)[:20] or "no tasks", f"0 to {MAX_TASKS - 1}"
+        raise DatasetError(what, where=path, got=got, expected=expected, next_step=step)
     return dict(pairs)
 
 
@@ -188,132 +195,119 @@ def read_episodes(
     indices = [episode.index for _, episode in rows]
     if not indices or indices != list(range(len(indices))):
         gap = next((i for i, index in enumerate(indices) if i != index), 0)
-        got = f"{indices[gap : gap + 1] or 'none'} in place {gap}"
+        got = f"{indices[gap : gap + 1] or 'no episode'} in row {gap}"
         if gap and indices[gap] == indices[gap - 1]:
             got = f"episode {indices[gap]} twice, in {rows[gap - 1][0]} and in {rows[gap][0]}"
-        raise DatasetError("episodes are not numbered without gaps from 0", where=root / "meta", got=got, expected=gap,
-                           next_step="renumber the episodes, or copy the dataset again")  # fmt: skip
+        what, step = "episodes must be numbered without gaps from 0", "renumber them, or copy the dataset again"
+        raise DatasetError(what, where=root / "meta", got=got, expected=gap, next_step=step)
     if empty := [episode.index for _, episode in rows if episode.length < 1]:
-        raise DatasetError("an episode is empty", where=root / "meta", got=f"episode {empty[0]}",
-                           expected="1 frame or more",
-                           next_step="leave it out of the tables, and renumber the episodes after it")  # fmt: skip
+        got, step = f"episode {empty[0]}", "leave it out of the tables, and renumber the episodes after it"
+        raise DatasetError("an episode must have a frame", where=root / "meta", got=got, next_step=step)
     return tuple(episode for _, episode in rows), {name: UnusableCamera(error, True) for name, error in broken.items()}
 
 
 EpisodeRows = tuple[list[tuple[str, EpisodeRow]], dict[str, DatasetError]]
-"""every episode with the location of its row, and the broken cameras"""
+"""the episodes, each with the location of its row, and the broken cameras"""
 
 
 def _v30_episodes(root: Path, info: Mapping[str, Any], videos: Mapping[str, str]) -> EpisodeRows:
     folder = root / "meta" / "episodes"
     paths = tables_in(folder)
     if not paths:
-        raise DatasetError("the episodes table is missing", where=folder, expected="chunk-*/file-*.parquet",
-                           got=sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))[:5] or "nothing",
-                           next_step="copy it again, or give it back its name if it was renamed")  # fmt: skip
+        got = sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))[:5] or "nothing"
+        what, expected, step = "the episodes table is missing", "chunk-*/file-*.parquet", "copy it again"
+        raise DatasetError(what, where=folder, got=got, expected=expected, next_step=f"{step}, or rename it back")
     episodes: list[tuple[str, EpisodeRow]] = []
     broken: dict[str, DatasetError] = {}
     for path in paths:
         known = columns_of(path)
-        columns: dict[str, ColumnKind] = {"episode_index": "whole", "data/chunk_index": "whole",
-                                          "data/file_index": "whole"}  # fmt: skip
-        columns |= {"length": "whole"} if "length" in known or "dataset_to_index" not in known else {}
-        maybe: dict[str, ColumnKind] = {EXTRA: "text", "tasks": "texts", "dataset_from_index": "whole",
-                                        "dataset_to_index": "whole"}  # fmt: skip
-        rows = read_table(path, columns | {key: maybe[key] for key in maybe if key in known}).to_pylist()
+        columns: dict[str, ColumnKind] = dict.fromkeys(
+            ("episode_index", "data/chunk_index", "data/file_index"), "integer"
+        )
+        columns |= {"length": "integer"} if "length" in known or "dataset_to_index" not in known else {}
+        optional: dict[str, ColumnKind] = {EXTRA: "text", "tasks": "texts", **dict.fromkeys(ROW_RANGE, "integer")}
+        rows = read_table(path, columns | {key: optional[key] for key in optional if key in known}).to_pylist()
         clips: list[dict[str, Clip]] = [{} for _ in rows]
         for camera, key in videos.items():
             try:
-                for some, clip in zip(clips, _v30_clips(root, info, key, path, known), strict=True):
-                    some[camera] = clip
+                for by_camera, clip in zip(clips, _v30_clips(root, info, key, path, known), strict=True):
+                    by_camera[camera] = clip
             except DatasetError as error:
                 broken.setdefault(camera, error)
-        for row, some in zip(rows, clips, strict=True):
-            episodes.append((str(path), _v30_episode(root, info, path, row, some)))
+        for row, by_camera in zip(rows, clips, strict=True):
+            episodes.append((str(path), _v30_episode(root, info, path, row, by_camera)))
     return episodes, broken
 
 
 def _v30_clips(root: Path, info: Mapping[str, Any], key: str, path: Path, known: list[str]) -> Iterator[Clip]:
     """Yield one camera's clip of every row; `to_timestamp` is optional."""
-    spot = f"videos/{key}/"
-    columns: dict[str, ColumnKind] = {spot + "chunk_index": "whole", spot + "file_index": "whole",
-                                      spot + "from_timestamp": "number"}  # fmt: skip
-    columns |= {spot + "to_timestamp": "number"} if spot + "to_timestamp" in known else {}
+    chunk, file, start, end = (
+        f"videos/{key}/{part}" for part in ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
+    )
+    columns: dict[str, ColumnKind] = {chunk: "integer", file: "integer", start: "number"}
+    columns |= {end: "number"} if end in known else {}
     for row in read_table(path, columns).to_pylist():
-        chunk, file = (_whole(row[spot + part], f"{path} {spot}{part}") for part in ("chunk_index", "file_index"))
-        start, end = row[spot + "from_timestamp"], row.get(spot + "to_timestamp")
-        yield Clip(_path_of(root, info, "video_path", video_key=key, chunk_index=chunk, file_index=file),
-                   float(start), None if end is None else float(end))  # fmt: skip
+        numbers = {name: _integer(row[name], f"{path} {name}") for name in (chunk, file)}
+        video = _path_of(root, info, "video_path", video_key=key, chunk_index=numbers[chunk], file_index=numbers[file])
+        yield Clip(video, float(row[start]), None if row.get(end) is None else float(row[end]))
 
 
 def _v30_episode(
     root: Path, info: Mapping[str, Any], path: Path, row: dict[str, Any], clips: Mapping[str, Clip]
 ) -> EpisodeRow:
-    parts = ("episode_index", "length", "data/chunk_index", "data/file_index", "dataset_from_index", "dataset_to_index")
-    whole = {key: _whole(row[key], f"{path} {key}") for key in parts if key in row}
-    span = (whole["dataset_from_index"], whole["dataset_to_index"]) if len(whole.keys() & parts[4:]) == 2 else None
-    length = whole["length"] if "length" in whole or span is None else span[1] - span[0]
-    data_path = _path_of(
-        root, info, "data_path", chunk_index=whole["data/chunk_index"], file_index=whole["data/file_index"]
-    )
+    parts = ("episode_index", "length", "data/chunk_index", "data/file_index", *ROW_RANGE)
+    numbers = {key: _integer(row[key], f"{path} {key}") for key in parts if key in row}
+    rows = (numbers[ROW_RANGE[0]], numbers[ROW_RANGE[1]]) if numbers.keys() >= {*ROW_RANGE} else None
+    length = numbers["length"] if "length" in numbers or rows is None else rows[1] - rows[0]
+    file = {"chunk_index": numbers["data/chunk_index"], "file_index": numbers["data/file_index"]}
+    data_path = _path_of(root, info, "data_path", **file)
     try:
         extra = json.loads(row.get(EXTRA, "{}"))
     except ValueError as error:
         where = f"{path} {EXTRA} of episode {row['episode_index']}"
-        raise DatasetError("an episode's note is not JSON", where=where, got=row[EXTRA],
-                           next_step="write a JSON object there, as {}") from error  # fmt: skip
-    named = row.get("tasks") or ()
-    tasks = (named,) if isinstance(named, str) else tuple(named)
-    return EpisodeRow(whole["episode_index"], length, tasks, data_path, clips, extra, span)
+        what, step = "a column must hold JSON", "write a JSON object there, as {}"
+        raise DatasetError(what, where=where, got=row[EXTRA], next_step=step) from error
+    tasks = row.get("tasks") or ()
+    tasks = (tasks,) if isinstance(tasks, str) else tuple(tasks)
+    return EpisodeRow(numbers["episode_index"], length, tasks, data_path, clips, extra, rows)
 
 
 def _v2_episodes(root: Path, info: Mapping[str, Any], videos: Mapping[str, str]) -> EpisodeRows:
     per_chunk = info.get("chunks_size")
     if type(per_chunk) is not int or per_chunk < 1:
-        raise DatasetError("a key of info.json is missing or mistyped", where=root / "meta" / "info.json",
-                           got=f"chunks_size = {per_chunk!r}", expected="int >= 1",
-                           next_step="correct meta/info.json, or copy it again")  # fmt: skip
+        raise bad_info_key(root, "chunks_size", per_chunk, "int >= 1")
     episodes: list[tuple[str, EpisodeRow]] = []
     broken: dict[str, DatasetError] = {}
-    for place, row in _json_lines(root / "meta" / "episodes.jsonl", root, {"episode_index": int, "length": int}):
+    for where, row in _json_lines(root / "meta" / "episodes.jsonl", root, {"episode_index": int, "length": int}):
         index, tasks = row["episode_index"], row.get("tasks") or []
         tasks = [tasks] if isinstance(tasks, str) else tasks
         if not isinstance(tasks, list):
-            raise DatasetError("a key is missing or mistyped", where=place, got=f"tasks = {tasks!r}", expected="a list",
-                               next_step="correct the line, or copy the file again")  # fmt: skip
-        spot = {"episode_chunk": index // per_chunk, "episode_index": index}
+            raise _bad_line(where, f"tasks = {tasks!r}", "a list")
+        parts = {"episode_chunk": index // per_chunk, "episode_index": index}
         clips = {}
         for camera, key in videos.items():
             try:
-                clips[camera] = Clip(_path_of(root, info, "video_path", video_key=key, **spot), 0.0)
+                clips[camera] = Clip(_path_of(root, info, "video_path", video_key=key, **parts), 0.0)
             except DatasetError as error:
                 broken.setdefault(camera, error)
-        data_path = _path_of(root, info, "data_path", **spot)
-        episodes.append((place, EpisodeRow(index, row["length"], tuple(map(str, tasks)), data_path, clips, {})))
+        data_path = _path_of(root, info, "data_path", **parts)
+        episodes.append((where, EpisodeRow(index, row["length"], tuple(map(str, tasks)), data_path, clips, {})))
     return episodes, broken
 
 
 def _path_of(root: Path, info: Mapping[str, Any], key: str, **parts: Any) -> Path:
     pattern, where = info.get(key), f"{root / 'meta' / 'info.json'} {key}"
     if not isinstance(pattern, str):
-        raise DatasetError(
-            "a key of info.json is missing or mistyped",
-            where=where,
-            got=repr(pattern),
-            expected="a path",
-            next_step="correct meta/info.json, or copy it again",
-        )
+        raise bad_info_key(root, key, pattern, "a path")
     try:
-        # names of files are UTF-8, too, where the locale does not say so
+        # file names are UTF-8 even if the locale's encoding is another
         path = Path(os.fsdecode(pattern.format(**parts).encode()))
     except (KeyError, ValueError, IndexError, AttributeError, TypeError) as error:
-        expected = sorted(parts)
-        raise DatasetError("a path pattern has an unknown part", where=where, got=pattern, expected=expected,
-                           next_step="correct the pattern in meta/info.json") from error  # fmt: skip
+        what, expected, step = "a path pattern has an unknown part", sorted(parts), "correct it in meta/info.json"
+        raise DatasetError(what, where=where, got=pattern, expected=expected, next_step=step) from error
     if path.is_absolute():
-        raise DatasetError("a path pattern leads out of the dataset", where=where, got=pattern,
-                           expected="a path within the dataset's folder",
-                           next_step="correct the pattern in meta/info.json")  # fmt: skip
+        what, step = "a path pattern must stay within the dataset's folder", "correct it in meta/info.json"
+        raise DatasetError(what, where=where, got=pattern, next_step=step)
     return root / path
 
 
@@ -324,21 +318,24 @@ def _json_lines(path: Path, root: Path, kinds: Mapping[str, type]) -> list[tuple
     try:
         lines = path.read_bytes().decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
-        raise DatasetError("a file of the dataset is not UTF-8", where=path, got=likely_cause(path) or error,
-                           expected="JSON lines in UTF-8", next_step="save it as UTF-8") from error  # fmt: skip
+        what, got = "a file of the dataset is not UTF-8", likely_cause(path) or error
+        raise DatasetError(what, where=path, got=got, next_step="save it as UTF-8") from error
     rows = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        place = f"{path}:{number}"
+        where = f"{path}:{number}"
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise DatasetError("a line is not JSON", where=place, got=likely_cause(path) or repr(line[:100]),
-                               expected="a JSON object a line", next_step="copy it again") from error  # fmt: skip
+            got = likely_cause(path) or repr(line[:100])
+            raise DatasetError("a line is not JSON", where=where, got=got, next_step="copy the file again") from error
         if not isinstance(row, dict) or not all(isinstance(row.get(key), kind) for key, kind in kinds.items()):
-            expected = {key: kind.__name__ for key, kind in kinds.items()}
-            raise DatasetError("a key is missing or mistyped", where=place, got=line[:200], expected=expected,
-                               next_step="correct the line, or copy the file again")  # fmt: skip
-        rows.append((place, row))
+            raise _bad_line(where, line[:200], {key: kind.__name__ for key, kind in kinds.items()})
+        rows.append((where, row))
     return rows
+
+
+def _bad_line(where: str, got: str, expected: object) -> DatasetError:
+    what, step = "a key is missing or mistyped", "correct the line, or copy the file again"
+    return DatasetError(what, where=where, got=got, expected=expected, next_step=step)

@@ -1,21 +1,22 @@
 """Read a LeRobotDataset, v3.0, v2.1 or v2.0, every key typed and checked.
 
-The tables (state, action, episodes, tasks) are small and are read whole; pictures are decoded when asked for. The
+The tables (state, action, episodes, tasks) are small and are read completely; pictures are decoded on request. The
 layouts are in docs/data.md.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float64, Int64, UInt8
 
 from lightwam.data.lerobot.columns import column_problems, table_problems, task_order_problem, total_problem
+from lightwam.data.lerobot.decoder import FrameDecoder
 from lightwam.data.lerobot.features import (
     ACTION,
     STATE,
@@ -26,95 +27,94 @@ from lightwam.data.lerobot.features import (
     read_cameras,
     vector_feature,
 )
-from lightwam.data.lerobot.images import ImageReader
-from lightwam.data.lerobot.meta import EpisodeRow, missing_file, read_episodes, read_tasks, tables_in
+from lightwam.data.lerobot.meta import (
+    EpisodeRow,
+    bad_info_key,
+    missing_file,
+    read_episodes,
+    read_tasks,
+    tables_in,
+)
 from lightwam.data.lerobot.rows import (
     Layout,
     OnProblem,
     Rows,
     Vectors,
-    check_finite,
+    clip_location,
+    clip_problems,
     raise_problem,
     read_rows,
-    span_place,
-    span_problems,
 )
-from lightwam.data.lerobot.video import VideoReader
 from lightwam.data.statistics import FeatureStats, measure
 from lightwam.errors import DatasetError, did_you_mean
 from lightwam.system.files import file_fingerprint, read_json
+from lightwam.system.progress import OnProgress, no_progress
 
-__all__ = ["FrameDecoder", "LeRobotDataset", "Vectors", "check_finite"]
 VERSIONS = ("v3.0", "v2.1", "v2.0")
-NAMED = {str: "text", dict: "an object"}
-CHECKED_AT_ONCE = 16
-"""pictures that `check` decodes at a time"""
-Read = TypeVar("Read")
+Part = TypeVar("Part")
 
 
 class LeRobotDataset:
-    """A dataset on disk. Opening checks the meta folder and that the tables are there; `check` checks all of it.
+    """A dataset on disk. Opening it checks the meta folder and that the tables are there; `check` checks all of it.
 
     Attributes: root, info (info.json), version, fps, robot_type, names, cameras (name -> (height, width)), left_out
     (cameras that cannot be used), state_dim, state_names, action_dim, action_names, tasks (sentences by index, ""
     where an index is missing), episodes. `names`: for datasets without LeRobot's feature names. A camera's files are
-    checked when it is used. `tell` gets every problem after which reading can continue; by default it raises the first.
+    checked when it is used. `on_problem` gets every problem after which reading can continue, and by default raises it.
     """
 
-    def __init__(self, root: Path | str, names: FeatureNames | None = None, tell: OnProblem = raise_problem) -> None:
+    def __init__(
+        self, root: Path | str, names: FeatureNames | None = None, on_problem: OnProblem = raise_problem
+    ) -> None:
         self.root, self.names = Path(root), names or FeatureNames()
         info_path = self.root / "meta" / "info.json"
         if not info_path.is_file():
-            torn = (self.root / "incoming").is_dir()
-            hint = (
-                "its writer was not closed: collect again to finish it" if torn else "give the folder that holds meta/"
-            )
-            raise DatasetError("no dataset here", where=self.root, expected="meta/info.json", next_step=hint)
+            unfinished = (self.root / "incoming").is_dir()
+            step = "collect again: its writer was not closed" if unfinished else "give the folder that holds meta/"
+            raise DatasetError("no dataset here", where=self.root, expected="meta/info.json", next_step=step)
         self.info = read_json(info_path)
-        self.version = f"v{str(self._info('codebase_version', str)).removeprefix('v')}"
+        self.version = f"v{str(self._info('codebase_version', str, 'text')).removeprefix('v')}"
         if self.version not in VERSIONS:
-            raise DatasetError("unknown codebase_version", where=info_path, got=self.version, expected=VERSIONS,
-                               next_step="convert it with LeRobot's own converters")  # fmt: skip
-        self.fps = float(self._info("fps", (int, float)))
+            what, step = "codebase_version must be v3.0, v2.1 or v2.0", "convert it with LeRobot's own converters"
+            raise DatasetError(what, where=info_path, got=self.version, next_step=step)
+        self.fps = float(self._info("fps", (int, float), "a number"))
         if not 0 < self.fps < float("inf"):
-            raise DatasetError("a key of info.json is missing or mistyped", where=info_path, got=f"fps = {self.fps}",
-                               expected="frames a second, above 0",
-                               next_step="correct meta/info.json, or copy it again")  # fmt: skip
+            raise bad_info_key(self.root, "fps", self.fps, "frames a second, above 0")
         self.robot_type = str(self.info.get("robot_type"))
-        self._read_meta(self._info("features", dict), info_path, tell)
+        self._read_meta(self._info("features", dict, "an object"), str(info_path), on_problem)
         self._checked_cameras: set[str] = set()
         for key, expected in (("total_episodes", self.num_episodes), ("total_frames", self.num_frames)):
             for problem in total_problem(self.info, key, expected, self.root):
-                tell(problem)
+                on_problem(problem)
         for path in sorted({episode.data_path for episode in self.episodes}):
             if not path.is_file():
-                tell(missing_file(path, self.root, "data_path"))
+                on_problem(missing_file(path, self.root, "data_path"))
 
-    def _read_meta(self, features: Mapping[str, Any], where: Path, tell: OnProblem) -> None:
-        """Read features, tasks and episodes; raises the first problem once all of them were tried."""
+    def _read_meta(self, features: Mapping[str, Any], where: str, on_problem: OnProblem) -> None:
+        """Read features, tasks and episodes; raise the first problem after all of them were tried."""
         lost: list[DatasetError] = []
 
-        def part(read: Callable[[], Read], nothing: Read) -> Read:
+        def attempt(read: Callable[[], Part], default: Part) -> Part:
             try:
                 return read()
             except DatasetError as problem:
-                tell(problem)
+                on_problem(problem)
                 lost.append(problem)
-                return nothing
+                return default
 
-        names, nowhere = self.names, (0, tuple[str, ...]())
-        self.state_dim, self.state_names = part(
-            lambda: vector_feature(features, names.state, names, str(where)), nowhere
+        names, no_vector = self.names, (0, tuple[str, ...]())
+        self.state_dim, self.state_names = attempt(
+            lambda: vector_feature(features, names.state, names, where), no_vector
         )
-        self.action_dim, self.action_names = part(
-            lambda: vector_feature(features, names.action, names, str(where)), nowhere
+        self.action_dim, self.action_names = attempt(
+            lambda: vector_feature(features, names.action, names, where), no_vector
         )
         no_cameras = dict[str, Camera](), dict[str, UnusableCamera]()
-        cameras, self.left_out = part(lambda: read_cameras(features, names, str(where)), no_cameras)
-        self._task_table = part(lambda: read_tasks(self.root, self.version), dict[int, str]())
+        cameras, self.left_out = attempt(lambda: read_cameras(features, names, where), no_cameras)
+        self._task_table = attempt(lambda: read_tasks(self.root, self.version), dict[int, str]())
         self.tasks = tuple(self._task_table.get(i, "") for i in range(max(self._task_table, default=-1) + 1))
         no_episodes = tuple[EpisodeRow, ...](), dict[str, UnusableCamera]()
-        self.episodes, broken = part(lambda: read_episodes(self.root, self.version, self.info, cameras), no_episodes)
+        self.episodes, broken = attempt(lambda: read_episodes(self.root, self.version, self.info, cameras), no_episodes)
         if lost:
             raise lost[0]
         self.left_out = self.left_out | broken
@@ -125,12 +125,12 @@ class LeRobotDataset:
 
     @property
     def num_episodes(self) -> int:
-        """Episodes."""
+        """Number of episodes."""
         return len(self.episodes)
 
     @property
     def num_frames(self) -> int:
-        """Frames of all episodes."""
+        """Number of frames of all episodes."""
         return int(self.episode_start[-1])
 
     @cached_property
@@ -140,12 +140,12 @@ class LeRobotDataset:
 
     @cached_property
     def vectors(self) -> Vectors:
-        """State, action, task and time of all rows, checked: widths, finite values, order of time, whole episodes."""
+        """State, action, task and time of all rows, checked: widths, finite values, order of time, lengths."""
         return self.rows().vectors
 
     @cached_property
     def used_tasks(self) -> tuple[int, ...]:
-        """The indices of the tasks that some row has: the others' sentences are read by nobody."""
+        """The indices of the tasks that some row has; the sentences of other tasks are not used."""
         return tuple(np.unique(self.vectors.frame_task).tolist())
 
     @cached_property
@@ -154,12 +154,12 @@ class LeRobotDataset:
         return {STATE: measure(self.vectors.state), ACTION: measure(self.vectors.action)}
 
     def frames(self, episode: int, camera: str) -> UInt8[np.ndarray, "T height width 3"]:
-        """All pictures of one episode from one camera, decoded in order."""
-        with self.decoder() as decoder:
+        """Decode all pictures of one episode from one camera, in order."""
+        with closing(self.decoder()) as decoder:
             return decoder.clip(self.episodes[episode], camera)
 
     def decoder(self) -> FrameDecoder:
-        """The same for episode after episode, which is faster: files stay open."""
+        """Return a decoder for the pictures of many episodes, which is faster: files stay open."""
         return FrameDecoder(self._cameras, self._times(self.vectors), self.check_camera)
 
     def check_camera(self, name: str) -> None:
@@ -169,28 +169,25 @@ class LeRobotDataset:
         if name in self.left_out:
             raise self.left_out[name].reason
         if name not in self.cameras:
-            raise DatasetError("unknown camera", where=self.root, got=repr(name), expected=sorted(self.cameras),
-                               next_step=did_you_mean(name, self.cameras))  # fmt: skip
+            step = did_you_mean(name, self.cameras)
+            raise DatasetError("unknown camera", where=self.root, got=repr(name), next_step=step)
         for problem in self._camera_problems(name, self.vectors, frozenset()):
             raise problem
         self._checked_cameras.add(name)
 
-    def check(self, progress: Callable[[int, int], None] | None = None) -> None:
-        """Read every table and decode every picture once; DatasetError names the first thing that is wrong.
-
-        `progress` is called with the frames done and the frames in all.
-        """
+    def check(self, progress: OnProgress = no_progress) -> None:
+        """Read every table and decode every picture, which `progress` counts; DatasetError for the first problem."""
         for problem in self.problems(self.rows(), progress):
             raise problem
 
-    def rows(self, tell: OnProblem = raise_problem) -> Rows:
-        """Read all rows; every problem in them goes to `tell`."""
+    def rows(self, on_problem: OnProblem = raise_problem) -> Rows:
+        """Read all rows; every problem in them goes to `on_problem`."""
         has_videos = any(camera.stored == "video" for camera in self._cameras.values())
-        layout = Layout(self.root, self.episodes, self.episode_start, self.names, self.state_dim, self.action_dim,
-                        self._task_table, has_videos)  # fmt: skip
-        return read_rows(layout, tell)
+        dims = self.state_dim, self.action_dim
+        layout = Layout(self.root, self.episodes, self.episode_start, self.names, *dims, self._task_table, has_videos)
+        return read_rows(layout, on_problem)
 
-    def problems(self, rows: Rows, progress: Callable[[int, int], None] | None = None) -> Iterator[DatasetError]:
+    def problems(self, rows: Rows, progress: OnProgress = no_progress) -> Iterator[DatasetError]:
         """Yield what is wrong with the columns of `rows` and with the pictures, decoding all that can be decoded."""
         yield from column_problems(rows, self.episodes, self.episode_start)
         yield from total_problem(self.info, "total_tasks", len(self._task_table), self.root)
@@ -199,36 +196,31 @@ class LeRobotDataset:
         for left in self.left_out.values():
             if left.broken:
                 yield left.reason
-        with FrameDecoder(self._cameras, self._times(rows.vectors), lambda name: None) as pictures:
+        with closing(FrameDecoder(self._cameras, self._times(rows.vectors), lambda name: None)) as decoder:
             for number, camera in enumerate(self.cameras):
                 problems = [*self._camera_problems(camera, rows.vectors, rows.broken)]
                 yield from problems
                 lost = {problem.where for problem in problems}
                 for episode in self.episodes:
-                    if episode.index not in rows.broken and not lost & self._places(episode, camera):
-                        yield from pictures.problems(episode, camera)
-                    if progress is not None:
-                        done = number * self.num_frames + int(self.episode_start[episode.index + 1])
-                        progress(done, len(self.cameras) * self.num_frames)
+                    if episode.index not in rows.broken and not lost & self._locations(episode, camera):
+                        yield from decoder.problems(episode, camera)
+                    done = number * self.num_frames + int(self.episode_start[episode.index + 1])
+                    progress(done, len(self.cameras) * self.num_frames)
 
     def fingerprint(self) -> dict[str, str]:
-        """What the dataset is made of: every file of tables and pictures with its size and hash.
+        """Return every file of tables and pictures with its size and hash.
 
         It also includes --names, and whether pictures are selected by uneven timestamps: caches made by versions
         without either hold other pictures.
         """
         meta = self.root / "meta"
-        paths = {
-            meta / "info.json",
-            *meta.glob("tasks.*"),
-            *meta.glob("episodes.jsonl"),
-            *tables_in(meta / "episodes"),
-        }
+        paths = {meta / "info.json", *meta.glob("tasks.*"), *meta.glob("episodes.jsonl")}
+        paths |= {*tables_in(meta / "episodes")}
         for episode in self.episodes:
             clips = (episode.clips[name] for name, camera in self._cameras.items() if camera.stored == "video")
             paths |= {episode.data_path, *(clip.path for clip in clips)}
-        known = {str(path.relative_to(self.root)): file_fingerprint(path) if path.is_file() else "no such file"
-                 for path in sorted(paths)}  # fmt: skip
+        fingerprints = {path: file_fingerprint(path) if path.is_file() else "no such file" for path in sorted(paths)}
+        known = {str(path.relative_to(self.root)): fingerprint for path, fingerprint in fingerprints.items()}
         if pairs := self.names.pairs():
             known["names"] = " ".join(pairs)
         if self._uneven():
@@ -236,7 +228,7 @@ class LeRobotDataset:
         return known
 
     def feature_of(self, camera: str) -> str:
-        """The feature that a camera's pictures come from."""
+        """Return the feature that a camera's pictures come from."""
         return self._cameras[camera].key
 
     def state_proposal(self) -> str:
@@ -244,14 +236,14 @@ class LeRobotDataset:
         return "" if self.state_dim else proposal(self.info["features"], self.names)
 
     def _uneven(self) -> bool:
-        """Whether some row's picture is not the one with the row's number in the episode's video."""
+        """Return whether some row's picture is not the one with the row's number in the episode's video."""
         if self.vectors.timestamp is None or all(camera.stored == "image" for camera in self._cameras.values()):
             return False
         number = np.arange(self.num_frames) - np.repeat(self.episode_start[:-1], np.diff(self.episode_start))
         return bool((np.abs(self.vectors.timestamp * self.fps - number) >= 0.5).any())
 
     def _times(self, vectors: Vectors) -> Callable[[EpisodeRow], Float64[np.ndarray, " T"]]:
-        """Return the function episode -> times of its rows; row / fps without timestamps, where it does not matter."""
+        """Return the function episode -> times of its rows; row / fps without timestamps, which only videos need."""
 
         def times(episode: EpisodeRow) -> Float64[np.ndarray, " T"]:
             if vectors.timestamp is None:
@@ -260,11 +252,11 @@ class LeRobotDataset:
 
         return times
 
-    def _places(self, episode: EpisodeRow, camera: str) -> set[object]:
+    def _locations(self, episode: EpisodeRow, camera: str) -> set[object]:
         """Return the locations at which a problem prevents decoding an episode's pictures."""
         if self._cameras[camera].stored == "image":
             return set()
-        return {episode.clips[camera].path, span_place(episode, camera)}
+        return {episode.clips[camera].path, clip_location(episode, camera)}
 
     def _camera_problems(self, name: str, vectors: Vectors, broken: frozenset[int]) -> Iterator[DatasetError]:
         """Yield what is wrong with a camera's files, without decoding pictures."""
@@ -276,80 +268,10 @@ class LeRobotDataset:
         if self.version == "v3.0" and vectors.timestamp is not None:
             ends = vectors.timestamp[self.episode_start[1:] - 1].tolist()
             last = {index: end for index, end in enumerate(ends) if index not in broken}
-            yield from span_problems(self.episodes, name, last, 1 / self.fps)
+            yield from clip_problems(self.episodes, name, last, 1 / self.fps)
 
-    def _info(self, key: str, kind: Any) -> Any:
+    def _info(self, key: str, kind: Any, expected: str) -> Any:
         value = self.info.get(key)
         if not isinstance(value, kind) or isinstance(value, bool):
-            raise DatasetError("a key of info.json is missing or mistyped", where=self.root / "meta" / "info.json",
-                               got=f"{key} = {value!r}",
-                               expected="a number" if isinstance(kind, tuple) else NAMED[kind],
-                               next_step="correct meta/info.json, or copy it again")  # fmt: skip
+            raise bad_info_key(self.root, key, value, expected)
         return value
-
-
-class FrameDecoder:
-    """A decoder of episodes' pictures that keeps the latest file of every camera open.
-
-    For one thread, in a `with` block. `times` returns the times of an episode's rows; `check` is called with every
-    camera before it is read.
-    """
-
-    def __init__(
-        self,
-        cameras: Mapping[str, Camera],
-        times: Callable[[EpisodeRow], Float64[np.ndarray, " T"]],
-        check: Callable[[str], None],
-    ) -> None:
-        self._cameras, self._times, self._check = cameras, times, check
-        self._open: dict[str, VideoReader | ImageReader] = {}
-
-    def clip(self, episode: EpisodeRow, camera: str) -> UInt8[np.ndarray, "T height width 3"]:
-        """Decode all pictures of one episode from one camera."""
-        return next(self.stream(episode, camera, episode.length))
-
-    def stream(self, episode: EpisodeRow, camera: str, batch: int) -> Iterator[UInt8[np.ndarray, "n height width 3"]]:
-        """Yield the same pictures, at most `batch` of them at a time.
-
-        Streams of several cameras may be interleaved; a camera's stream must end before its next one begins.
-        """
-        self._check(camera)
-        about, clip = self._cameras[camera], episode.clips.get(camera)
-        path = episode.data_path if clip is None else clip.path
-        reader = self._open.get(camera)
-        if reader is None or reader.path != path:
-            if reader is not None:
-                reader.close()
-                del self._open[camera]
-            reader = ImageReader(path, about.key, about.size) if clip is None else VideoReader(path)
-            self._open[camera] = reader
-        if isinstance(reader, ImageReader):
-            return reader.stream(episode.index, episode.length, batch)
-        if (reader.height, reader.width) != about.size:
-            raise DatasetError("a video has another size than info.json says", where=reader.path,
-                               got=(reader.height, reader.width), expected=about.size,
-                               next_step="write the true size into the shape in meta/info.json")  # fmt: skip
-        assert clip is not None
-        return reader.stream(clip.start + self._times(episode), batch, f"episode {episode.index} ")
-
-    def problems(self, episode: EpisodeRow, camera: str) -> Iterator[DatasetError]:
-        """Decode an episode's pictures and yield the first problem, if any."""
-        try:
-            for _ in self.stream(episode, camera, CHECKED_AT_ONCE):
-                pass
-        except DatasetError as problem:
-            yield problem
-
-    def close(self) -> None:
-        """Close the files."""
-        for reader in self._open.values():
-            reader.close()
-        self._open.clear()
-
-    def __enter__(self) -> FrameDecoder:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

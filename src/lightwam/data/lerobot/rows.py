@@ -1,4 +1,4 @@
-"""Reading the rows of a LeRobotDataset: state, action, task and time of every frame, and checks that they agree."""
+"""The rows of a LeRobotDataset: state, action, task and time of every frame, and checks that they agree."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ OnProblem = Callable[[DatasetError], None]
 SLACK = 1e-3
 """seconds: tolerance when times in the tables are compared"""
 INDICES = ("episode_index", "task_index")
-MAYBE = ("timestamp", "frame_index", "index")
-"""optional columns"""
+OPTIONAL = ("timestamp", "frame_index", "index")
+"""columns that may be missing"""
 
 
 def raise_problem(problem: DatasetError) -> None:
-    """Raise the problem: the `OnProblem` for using the dataset rather than checking it."""
+    """Raise the problem: the `OnProblem` for using a dataset, not checking it."""
     raise problem
 
 
@@ -52,13 +52,13 @@ class Rows:
     """the column `index`, if every data file has it"""
     broken: frozenset[int]
     """episodes with a problem; their values stay zero"""
-    astray: Mapping[Path, tuple[int, ...]]
-    """data file -> episodes with rows in it that the episodes table puts elsewhere"""
+    unlisted: Mapping[Path, tuple[int, ...]]
+    """data file -> episodes with rows in it, but not by the episodes table"""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What `read_rows` needs to know about a dataset."""
+    """The parts of a dataset that `read_rows` uses."""
 
     root: Path
     episodes: Sequence[EpisodeRow]
@@ -72,34 +72,34 @@ class Layout:
     has_videos: bool
 
 
-def read_rows(layout: Layout, tell: OnProblem = raise_problem) -> Rows:
-    """Read every data file's rows; problems go to `tell`, and the values of an episode with a problem stay zero."""
+def read_rows(layout: Layout, on_problem: OnProblem = raise_problem) -> Rows:
+    """Read every data file's rows; problems go to `on_problem`, and an episode with a problem keeps zeros."""
     count = int(layout.starts[-1])
     try:
         state = np.zeros((count, layout.state_dim), np.float32)
         action = np.zeros((count, layout.action_dim), np.float32)
     except MemoryError as error:
         longest = max(layout.episodes, key=lambda episode: episode.length)
-        raise DatasetError("more frames than memory holds", where=layout.root / "meta",
-                           got=f"{count}, of which {longest.length} in episode {longest.index}", expected="the rows'",
-                           next_step="mend length in meta/episodes") from error  # fmt: skip
+        what, got = "more frames than memory holds", f"{count}, of which {longest.length} in episode {longest.index}"
+        step = "correct length in meta/episodes"
+        raise DatasetError(what, where=layout.root / "meta", got=got, next_step=step) from error
     task, time, index = np.zeros(count, np.int64), np.zeros(count, np.float64), np.zeros(count, np.int64)
     has_time = has_index = True
     table: _Table | None = None
     path: Path | None = None
     broken: set[int] = set()
-    astray: dict[Path, tuple[int, ...]] = {}
+    unlisted: dict[Path, tuple[int, ...]] = {}
     for episode, start in zip(layout.episodes, layout.starts[:-1].tolist(), strict=True):
         if path != episode.data_path:
             path, table = episode.data_path, None
             try:
                 table = _Table(path, layout)
-                astray |= table.astray()
+                unlisted |= table.unlisted()
             except DatasetError as error:
-                tell(error)
+                on_problem(error)
         problems = [] if table is None else [*table.problems(episode)]
         for problem in problems:
-            tell(problem)
+            on_problem(problem)
         if table is None or problems:
             broken.add(episode.index)
             continue
@@ -109,11 +109,11 @@ def read_rows(layout: Layout, tell: OnProblem = raise_problem) -> Rows:
         time[span] = 0 if table.time is None else table.time[rows]
         index[span] = 0 if table.index is None else table.index[rows]
     vectors = Vectors(state, action, task[layout.starts[:-1]], task, time if has_time else None)
-    return Rows(vectors, index if has_index else None, frozenset(broken), astray)
+    return Rows(vectors, index if has_index else None, frozenset(broken), unlisted)
 
 
 class _Table:
-    """One data file, read whole."""
+    """The rows of one data file."""
 
     def __init__(self, path: Path, layout: Layout) -> None:
         if not path.is_file():
@@ -122,8 +122,8 @@ class _Table:
         dims = {names.state: layout.state_dim} if layout.state_dim else {}
         dims |= {names.action: layout.action_dim}
         known = columns_of(path)
-        maybe = [name for name in MAYBE if name in known]
-        numbers: dict[str, ColumnKind] = {**dict.fromkeys(INDICES, "whole"), **dict.fromkeys(maybe, "any")}
+        optional = [name for name in OPTIONAL if name in known]
+        numbers: dict[str, ColumnKind] = {**dict.fromkeys(INDICES, "integer"), **dict.fromkeys(optional, "any")}
         vectors: dict[str, ColumnKind] = dict.fromkeys(dims, "any")
         table = read_table(path, vectors | numbers)
         self.path, self._layout = path, layout
@@ -132,24 +132,23 @@ class _Table:
         self.state = columns.get(names.state, np.zeros((len(table), 0), np.float32))
         self.action = columns[names.action]
         self.time = columns["timestamp"].astype(np.float64) if "timestamp" in columns else None
-        whole = {name: _integers(columns[name], f"{path} column {name}") for name in numbers if name != "timestamp"}
-        self.task, self.frame, self.index = whole["task_index"], whole.get("frame_index"), whole.get("index")
-        self._order = np.argsort(whole["episode_index"], kind="stable")
-        self._episode = whole["episode_index"][self._order]
+        integers = {name: _integers(columns[name], f"{path} column {name}") for name in numbers if name != "timestamp"}
+        self.task, self.frame, self.index = integers["task_index"], integers.get("frame_index"), integers.get("index")
+        self._order = np.argsort(integers["episode_index"], kind="stable")
+        self._episode = integers["episode_index"][self._order]
         if self.time is None and layout.has_videos:
-            raise DatasetError("columns are missing", where=path, got=", ".join(known), expected="timestamp",
-                               next_step="add it: seconds from the start of the episode's video, a row (where no row "
-                               "was cut out, frame_index / fps)")  # fmt: skip
+            step = "add it: the row's seconds in the episode's video (frame_index / fps, if no row was removed)"
+            raise DatasetError("a column is missing", where=path, got=known, expected="timestamp", next_step=step)
 
     def rows_of(self, episode: EpisodeRow) -> Int64[np.ndarray, " T"]:
         """Return the numbers of the episode's rows, in the file's order."""
         first, last = np.searchsorted(self._episode, [episode.index, episode.index + 1])
         return self._order[first:last]
 
-    def astray(self) -> dict[Path, tuple[int, ...]]:
-        """Return {this file: episodes with rows in it that belong elsewhere}; {} without such rows."""
-        placed = [episode.index for episode in self._layout.episodes if episode.data_path == self.path]
-        others = np.setdiff1d(self._episode, placed).tolist()
+    def unlisted(self) -> dict[Path, tuple[int, ...]]:
+        """Return {this file: episodes with rows in it that the episodes table puts elsewhere}; {} without such rows."""
+        listed = [episode.index for episode in self._layout.episodes if episode.data_path == self.path]
+        others = np.setdiff1d(self._episode, listed).tolist()
         return {self.path: tuple(others)} if others else {}
 
     def problems(self, episode: EpisodeRow) -> Iterator[DatasetError]:
@@ -169,34 +168,26 @@ class _Table:
         if not got:
             others = {other.data_path for other in self._layout.episodes} - {self.path}
             for path in sorted(path for path in others if path.is_file()):
-                if (read_table(path, {"episode_index": "whole"})["episode_index"].to_numpy() == episode.index).any():
-                    return DatasetError("an episode's rows are in another file than the tables say", where=where,
-                                        got=path, expected=self.path,
-                                        next_step="was a file renamed or swapped? rename it back")  # fmt: skip
-            held = np.unique(self._episode)[:5].tolist()
-            return DatasetError("a data file lacks an episode", where=where,
-                                got=f"rows of episodes {held}" if held else "no rows", expected=episode.index,
-                                next_step="was a file renamed or swapped? else copy the dataset again")  # fmt: skip
-        return DatasetError(
-            "an episode has another length than the episodes table says",
-            where=where,
-            got=got,
-            expected=episode.length,
-            next_step="rows were cut or added by hand, or the file was cut short: set length, or copy it again",
-        )
+                if (read_table(path, {"episode_index": "integer"})["episode_index"].to_numpy() == episode.index).any():
+                    what, step = "an episode's rows are in another file than the tables say", "rename the file back"
+                    return DatasetError(what, where=where, got=path, expected=self.path, next_step=step)
+            present = np.unique(self._episode)[:5].tolist()
+            found = f"rows of episodes {present}" if present else "no rows"
+            what, step = "a data file lacks an episode", "was a file renamed or swapped? else copy the dataset again"
+            return DatasetError(what, where=where, got=found, expected=episode.index, next_step=step)
+        return other_length(where, got, episode.length)
 
     def _task_problems(self, task: Int64[np.ndarray, " T"], episode: EpisodeRow, where: str) -> Iterator[DatasetError]:
         tasks = self._layout.tasks
-        for one in np.unique(task).tolist():
-            if one not in tasks:
-                known = ", ".join(map(str, sorted(tasks)[:20])) + ", ..." * (len(tasks) > 20)
-                yield DatasetError("a task_index has no sentence", where=where, got=one, expected=f"one of {known}",
-                                   next_step="add it to meta/tasks, or correct the rows' task_index")  # fmt: skip
-            elif episode.tasks and tasks[one] not in episode.tasks:
-                yield DatasetError("tables disagree on an episode's task", where=where,
-                                   got=f"task_index {one}, {tasks[one]!r}",
-                                   expected=f"as in meta/episodes: {', '.join(map(repr, episode.tasks))}",
-                                   next_step="correct the wrong one")  # fmt: skip
+        for index in np.unique(task).tolist():
+            if index not in tasks:
+                expected = "one of " + ", ".join(map(str, sorted(tasks)[:20])) + ", ..." * (len(tasks) > 20)
+                what, step = "a task_index has no sentence", "add it to meta/tasks, or correct the rows' task_index"
+                yield DatasetError(what, where=where, got=index, expected=expected, next_step=step)
+            elif episode.tasks and tasks[index] not in episode.tasks:
+                what, got = "tables disagree on an episode's task", f"task_index {index}, {tasks[index]!r}"
+                expected = f"as in meta/episodes: {', '.join(map(repr, episode.tasks))}"
+                yield DatasetError(what, where=where, got=got, expected=expected, next_step="correct the wrong one")
 
 
 def _time_problems(
@@ -207,15 +198,14 @@ def _time_problems(
     frame_index may count the rows, or grow with time where rows were cut out later and it was not renumbered.
     """
     if (bad := np.flatnonzero(~np.isfinite(time))).size:
-        yield DatasetError("a timestamp is not finite", where=f"{where} row {int(bad[0])}", got=float(time[bad[0]]),
-                           expected="seconds from the episode's start", next_step="write the true one")  # fmt: skip
+        where, step = f"{where} row {int(bad[0])}", "write the row's seconds from the episode's start"
+        yield DatasetError("a timestamp is not finite", where=where, got=float(time[bad[0]]), next_step=step)
         return
     if (bad := np.flatnonzero(np.diff(time) < 0)).size:
         row = int(bad[0]) + 1
-        yield DatasetError("an episode's rows must be in order of time", where=f"{where} row {row}",
-                           got=f"timestamp {time[row]:.4f} s after {time[row - 1]:.4f} s",
-                           expected="rising timestamps",
-                           next_step="sort the rows by episode_index and timestamp")  # fmt: skip
+        what, got = "an episode's rows must be in order of time", f"{time[row]:.4f} s after {time[row - 1]:.4f} s"
+        step = "sort the rows by episode_index and timestamp"
+        yield DatasetError(what, where=f"{where} row {row}", got=f"timestamp {got}", next_step=step)
         return
     if frame is None or (frame == np.arange(len(frame))).all():
         return
@@ -223,11 +213,10 @@ def _time_problems(
     if (np.diff(frame) > 0).all() and np.abs(time * rate - frame).max() < 0.25:
         return
     row = int(np.flatnonzero(frame != np.arange(len(frame)))[0])
-    yield DatasetError("frame_index and timestamp disagree", where=f"{where} row {row}",
-                       got=f"frame_index {frame[row]} at {time[row]:.4f} s",
-                       expected=f"{row}, or a frame_index that grows with timestamp",
-                       next_step="as in LeRobot, timestamp selects a row's picture: if it is right, write frame_index "
-                       "as 0, 1, 2, ...; else correct the timestamps")  # fmt: skip
+    what, got = "frame_index and timestamp disagree", f"frame_index {frame[row]} at {time[row]:.4f} s"
+    expected = f"{row}, or a frame_index that grows with timestamp"
+    step = "as in LeRobot, timestamp selects a row's picture: correct it, or write frame_index as 0, 1, 2, ..."
+    yield DatasetError(what, where=f"{where} row {row}", got=got, expected=expected, next_step=step)
 
 
 def not_finite(values: np.ndarray, where: str) -> DatasetError | None:
@@ -236,13 +225,16 @@ def not_finite(values: np.ndarray, where: str) -> DatasetError | None:
     if not len(bad):
         return None
     frame, dim = map(int, bad[0])
-    return DatasetError(
-        "a value is not finite",
-        where=f"{where} frame {frame} dim {dim}",
-        got=f"{float(values[frame, dim])}" + (f", the first of {len(bad)}" if len(bad) > 1 else ""),
-        expected="a finite number",
-        next_step="repair or leave out this episode",
-    )
+    got = f"{float(values[frame, dim])}" + (f", the first of {len(bad)}" if len(bad) > 1 else "")
+    what, where = "a value is not finite", f"{where} frame {frame} dim {dim}"
+    return DatasetError(what, where=where, got=got, next_step="repair or leave out this episode")
+
+
+def other_length(where: str, got: int, expected: int) -> DatasetError:
+    """Return the problem that a file's rows of an episode are not as many as in the episodes table."""
+    what = "an episode has another length than the episodes table says"
+    step = "set length in meta/episodes, or copy the file again if it was cut short"
+    return DatasetError(what, where=where, got=got, expected=expected, next_step=step)
 
 
 def check_finite(values: np.ndarray, where: str) -> None:
@@ -251,12 +243,12 @@ def check_finite(values: np.ndarray, where: str) -> None:
         raise problem
 
 
-def span_place(episode: EpisodeRow, camera: str) -> str:
+def clip_location(episode: EpisodeRow, camera: str) -> str:
     """Name the row of the episodes table that has an episode's part of a camera's video, for errors."""
     return f"meta/episodes, episode {episode.index}, camera {camera}"
 
 
-def span_problems(
+def clip_problems(
     episodes: Sequence[EpisodeRow], camera: str, last: Mapping[int, float], frame_time: float
 ) -> Iterator[DatasetError]:
     """Yield where an episode's part of a camera's video contradicts its end, its rows, or the next episode's part.
@@ -266,37 +258,35 @@ def span_problems(
     """
     files: dict[Path, list[tuple[Clip, EpisodeRow]]] = {}
     for episode in episodes:
-        clip, where = episode.clips[camera], span_place(episode, camera)
+        clip, where = episode.clips[camera], clip_location(episode, camera)
         if not np.isfinite([clip.start, clip.end or 0.0]).all():
-            yield DatasetError("an episode's time in its video is not finite", where=where,
-                               got=f"from_timestamp {clip.start}, to_timestamp {clip.end}",
-                               expected="seconds from the file's start", next_step="write the true ones")  # fmt: skip
+            got, step = f"from_timestamp {clip.start}, to_timestamp {clip.end}", "write seconds from the file's start"
+            what = "an episode's time in its video is not finite"
+            yield DatasetError(what, where=where, got=got, next_step=step)
             continue
         files.setdefault(clip.path, []).append((clip, episode))
         if clip.end is not None and episode.index in last and clip.start + last[episode.index] > clip.end + SLACK:
-            yield DatasetError("from_timestamp, to_timestamp and the rows' timestamp disagree", where=where,
-                               got=f"{clip.start:.4f} s + {last[episode.index]:.4f} s of the last row",
-                               expected=f"before to_timestamp, {clip.end:.4f} s",
-                               next_step="correct the wrong one: the next episode's pictures would be "
-                               "read")  # fmt: skip
-    for path, some in files.items():
-        some.sort(key=lambda pair: pair[0].start)
-        for (clip, episode), (after, other) in pairwise(some):
+            what = "from_timestamp, to_timestamp and the rows' timestamp disagree"
+            got = f"{clip.start:.4f} s + {last[episode.index]:.4f} s of the last row"
+            expected, step = f"before to_timestamp, {clip.end:.4f} s", "correct the wrong one"
+            yield DatasetError(what, where=where, got=got, expected=expected, next_step=step)
+    for path, clips in files.items():
+        clips.sort(key=lambda pair: pair[0].start)
+        for (clip, episode), (after, other) in pairwise(clips):
             row = clip.start + last.get(episode.index, 0.0)
             end = row if clip.end is None else max(row, clip.end)
             if row > after.start - SLACK or end > after.start + 0.25 * frame_time:
-                yield DatasetError("two episodes overlap in a video", where=f"{path}",
-                                   got=f"episode {episode.index} {clip.start:.4f} to {end:.4f} s, "
-                                   f"episode {other.index} from {after.start:.4f} s",
-                                   expected="one after the other",
-                                   next_step="correct from_timestamp and to_timestamp in meta/episodes")  # fmt: skip
+                got = f"episode {episode.index} {clip.start:.4f} to {end:.4f} s, episode {other.index} from "
+                step = "correct from_timestamp and to_timestamp in meta/episodes"
+                what, got = "two episodes overlap in a video", f"{got}{after.start:.4f} s"
+                yield DatasetError(what, where=str(path), got=got, next_step=step)
 
 
 def _integers(values: np.ndarray, where: str) -> Int64[np.ndarray, " rows"]:
     if (bad := np.flatnonzero(~np.isfinite(values) | (values != np.rint(values)))).size:
         row = int(bad[0])
-        raise DatasetError("a column is not of whole numbers", where=f"{where} row {row}", got=float(values[row]),
-                           expected="integers", next_step="write it as int64")  # fmt: skip
+        what, step = "a column must hold integers", "write it as int64"
+        raise DatasetError(what, where=f"{where} row {row}", got=float(values[row]), next_step=step)
     return values.astype(np.int64)
 
 
@@ -306,8 +296,8 @@ def _matrix(table: pa.Table, name: str, dim: int, path: Path) -> np.ndarray:
     is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     number = kind.value_type if is_list else kind
     if not (pa.types.is_floating(number) or pa.types.is_integer(number)):
-        raise DatasetError("a column is not of numbers", where=where, got=kind, expected=f"lists of {dim} numbers",
-                           next_step="write the dataset again with this feature as numbers")  # fmt: skip
+        what, step = f"a column must hold lists of {dim} numbers", "write the dataset again with them"
+        raise DatasetError(what, where=where, got=kind, next_step=step)
     for chunk in table.column(name).chunks:
         rows = len(chunk)
         if pa.types.is_list(kind) or pa.types.is_large_list(kind):
@@ -316,11 +306,11 @@ def _matrix(table: pa.Table, name: str, dim: int, path: Path) -> np.ndarray:
             widths = np.array([kind.list_size if pa.types.is_fixed_size_list(kind) else 1])
         if chunk.null_count or widths.tolist() not in ([], [dim]):
             got = "rows without a value" if chunk.null_count else f"widths {widths.tolist()}"
-            raise DatasetError("a column has another width than info.json says", where=where, got=got, expected=dim,
-                               next_step="write the true shape into meta/info.json, or correct the rows")  # fmt: skip
+            what, step = "a column has another width than info.json says", "correct the shape there, or the rows"
+            raise DatasetError(what, where=where, got=got, expected=dim, next_step=step)
         values = chunk.flatten() if is_list else chunk
         if values.null_count:
-            raise DatasetError("a column has gaps", where=where, got=f"{values.null_count} empty", expected="numbers",
-                               next_step="fill them, or leave those episodes out")  # fmt: skip
+            got, step = f"{values.null_count} empty values", "fill them, or leave those episodes out"
+            raise DatasetError("a column has gaps", where=where, got=got, next_step=step)
         pieces.append(values.to_numpy(zero_copy_only=False).reshape(rows, dim))
     return np.concatenate(pieces) if pieces else np.empty((0, dim), np.float32)

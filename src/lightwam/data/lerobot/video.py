@@ -1,4 +1,4 @@
-"""Videos of a dataset: encode a clip, join clips without encoding again, read exact frames back.
+"""Videos of a dataset: encode a clip, join clips without encoding again, read exact frames.
 
 H.264 in full chroma (yuv444p): with halved chroma a red target of 3 pixels in a 96-pixel picture comes back 31 grey
 levels off and brownish, in full chroma under 2 (docs/data.md). LeRobot's decoders read both.
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -28,9 +27,9 @@ SEEK_BEYOND = 2.0
 
 
 def _converter(pixel_format: str) -> Callable[[Any], Any]:
-    """Frame -> frame in another pixel format, on one thread and with the tables made once.
+    """Return a function that converts a frame to another pixel format, in one thread.
 
-    PyAV from 17 on would wake a thread a core for every small picture; before, it has one thread and no such option.
+    PyAV from 17 on would use a thread for each core even for small pictures; before, it has one and no such option.
     """
     import av
 
@@ -40,7 +39,7 @@ def _converter(pixel_format: str) -> Callable[[Any], Any]:
 
 
 def write_video(path: Path, clip: UInt8[np.ndarray, "T height width 3"], fps: int) -> None:
-    """Write one clip for people to look at: halved chroma, which every browser plays; sides must be even."""
+    """Write a clip for people to watch: halved chroma, which every browser plays; sides must be even."""
     encode_video(path, clip, fps, pixel_format="yuv420p", options={"crf": "20", "preset": "veryfast"})
 
 
@@ -51,7 +50,7 @@ def encode_video(
     pixel_format: str = PIXEL_FORMAT,
     options: Mapping[str, str] = ENCODER_OPTIONS,
 ) -> None:
-    """Write one clip as an mp4 of its own, one thread (about 2,000 frames/s of 96x96 on a core)."""
+    """Write a clip to an mp4 file in one thread (about 2,000 frames/s of 96x96 on a core)."""
     import av
 
     with av.open(str(path), "w", format="mp4") as container:
@@ -67,9 +66,10 @@ def encode_video(
 
 
 def join_videos(parts: Sequence[Path], lengths: Sequence[int], fps: int, path: Path) -> None:
-    """Put clips of `lengths` frames one behind the other into one mp4 without encoding again.
+    """Join clips of `lengths` frames into one mp4 without encoding again.
 
-    All parts come from `encode_video` at one size and rate, so that they share their decoder setup; that is checked.
+    All parts must come from `encode_video` at one size and rate, so that they have the same decoder setup, and have
+    these lengths; DatasetError otherwise.
     """
     import av
 
@@ -83,7 +83,7 @@ def join_videos(parts: Sequence[Path], lengths: Sequence[int], fps: int, path: P
                 if target is None:
                     target, setup = joined.add_stream_from_template(source), source.codec_context.extradata
                 if source.codec_context.extradata != setup:
-                    raise DatasetError("clips of one dataset were encoded differently", where=part, expected=parts[0])
+                    raise DatasetError("clips of one dataset were encoded differently", where=f"{part}, {parts[0]}")
                 count = _append_packets(joined, target, container.demux(source), frames_before, fps)
             if count != length:
                 raise DatasetError("a clip has another length than its episode", where=part, got=count, expected=length)
@@ -106,17 +106,15 @@ def _append_packets(joined: Any, target: Any, packets: Iterator[Any], frames_bef
 
 def _no_picture(where: str, moment: float, before: float | None, after: float) -> DatasetError:
     got = f"frames at {before:.4f} and {after:.4f} s" if before is not None else f"the first frame at {after:.4f} s"
-    return DatasetError("the video has no frame at a row's time", where=where, got=got,
-                        expected=f"one within {TOLERANCE} s of {moment:.4f} s (from_timestamp + timestamp)",
-                        next_step="correct the row's timestamp, or from_timestamp in meta/episodes (LeRobot refuses "
-                        "this row too), or leave this episode out")  # fmt: skip
+    expected = f"one within {TOLERANCE} s of {moment:.4f} s (from_timestamp + timestamp; LeRobot refuses others, too)"
+    what, step = "the video has no frame at a row's time", "correct one of these times, or leave this episode out"
+    return DatasetError(what, where=where, got=got, expected=expected, next_step=step)
 
 
 class VideoReader:
-    """The frames of one video file, by their time. Rising times are decoded without a seek.
+    """A reader of one video file's frames by their time, for one thread; rising times are decoded without a seek.
 
-    Not for use by two threads at once. Raises DatasetError when the file is missing or broken, or has no frame at a
-    requested time.
+    DatasetError when the file is missing or broken, or has no frame at a requested time.
     """
 
     def __init__(self, path: Path) -> None:
@@ -131,10 +129,9 @@ class VideoReader:
             raise self._broken(error) from error
         if not self._container.streams.video:
             self._container.close()
-            raise DatasetError("a file holds no video", where=path, expected="one video stream",
-                               next_step="copy it again")  # fmt: skip
+            raise DatasetError("a file holds no video", where=path, next_step="copy it again")
         self._stream: Any = self._container.streams.video[0]
-        self._stream.codec_context.thread_count = 1  # small pictures: threads cost more than they give
+        self._stream.codec_context.thread_count = 1  # small pictures: more threads cost more than they gain
         self.height, self.width = self._stream.height, self._stream.width
         self._convert = _converter("rgb24")
         self._frames: Iterator[Any] = iter(())
@@ -191,14 +188,11 @@ class VideoReader:
             self._latest = None
             raise self._broken(error) from error
         self._latest = None
-        raise DatasetError(
-            "a video is shorter than its episode",
-            where=f"{self.path} {what}",
-            got="no frame" if before is None else f"the last frame at {before:.4f} s",
-            expected=f"one at {moment:.4f} s (from_timestamp + timestamp)",
-            next_step="the video was cut short, or the times in the tables are wrong: copy the dataset again, correct "
-            "the times, or leave this episode out",
-        )
+        got = "no frame" if before is None else f"the last frame at {before:.4f} s"
+        expected = f"one at {moment:.4f} s (from_timestamp + timestamp)"
+        step = "copy the dataset again, correct the times, or leave this episode out"
+        where, what = f"{self.path} {what}", "a video is shorter than its episode"
+        raise DatasetError(what, where=where, got=got, expected=expected, next_step=step)
 
     def _copy(self, frame: Any, out: UInt8[np.ndarray, "height width 3"]) -> None:
         plane: Any = self._convert(frame).planes[0]
@@ -206,18 +200,9 @@ class VideoReader:
         out[:] = rows[:, : self.width * 3].reshape(out.shape)
 
     def _broken(self, error: Exception) -> DatasetError:
-        return DatasetError("a video cannot be decoded", where=self.path, got=likely_cause(self.path) or error,
-                            expected="a whole mp4",
-                            next_step="it was cut short or overwritten: copy it again")  # fmt: skip
+        what, got = "a video cannot be decoded", likely_cause(self.path) or error
+        return DatasetError(what, where=self.path, got=got, next_step="copy it again: it was cut short or overwritten")
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._container.close()
-
-    def __enter__(self) -> VideoReader:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

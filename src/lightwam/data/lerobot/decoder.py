@@ -1,0 +1,81 @@
+"""Decoding of episodes' pictures, from videos or from the table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from jaxtyping import Float64, UInt8
+
+from lightwam.data.lerobot.features import Camera
+from lightwam.data.lerobot.images import ImageReader
+from lightwam.data.lerobot.meta import EpisodeRow, other_size
+from lightwam.data.lerobot.video import VideoReader
+from lightwam.errors import DatasetError
+
+CHECK_BATCH = 16
+"""pictures that `problems` decodes at a time"""
+Reader = TypeVar("Reader", VideoReader, ImageReader)
+
+
+class FrameDecoder:
+    """A decoder of episodes' pictures that keeps the latest file of every camera open; for one thread.
+
+    `times` returns the times of an episode's rows; `check` is called with every camera before it is read.
+    """
+
+    def __init__(
+        self,
+        cameras: Mapping[str, Camera],
+        times: Callable[[EpisodeRow], Float64[np.ndarray, " T"]],
+        check: Callable[[str], None],
+    ) -> None:
+        self._cameras, self._times, self._check = cameras, times, check
+        self._videos: dict[str, VideoReader] = {}
+        self._images: dict[str, ImageReader] = {}
+
+    def clip(self, episode: EpisodeRow, camera: str) -> UInt8[np.ndarray, "T height width 3"]:
+        """Decode all pictures of one episode from one camera."""
+        return next(self.stream(episode, camera, episode.length))
+
+    def stream(self, episode: EpisodeRow, camera: str, batch: int) -> Iterator[UInt8[np.ndarray, "n height width 3"]]:
+        """Yield the same pictures, at most `batch` of them at a time.
+
+        Streams of several cameras may be interleaved; a camera's stream must end before its next one begins.
+        """
+        self._check(camera)
+        about, clip = self._cameras[camera], episode.clips.get(camera)
+        if clip is None:
+            path, size = episode.data_path, about.size
+            images = _reuse(self._images, camera, path, lambda path: ImageReader(path, about.key, size))
+            return images.stream(episode.index, episode.length, batch)
+        video = _reuse(self._videos, camera, clip.path, VideoReader)
+        if (video.height, video.width) != about.size:
+            raise other_size("a video", video.path, (video.height, video.width), about.size)
+        return video.stream(clip.start + self._times(episode), batch, f"episode {episode.index} ")
+
+    def problems(self, episode: EpisodeRow, camera: str) -> Iterator[DatasetError]:
+        """Decode an episode's pictures and yield the first problem, if any."""
+        try:
+            for _ in self.stream(episode, camera, CHECK_BATCH):
+                pass
+        except DatasetError as problem:
+            yield problem
+
+    def close(self) -> None:
+        """Close the files."""
+        while self._videos:
+            self._videos.popitem()[1].close()
+        while self._images:
+            self._images.popitem()[1].close()
+
+
+def _reuse(readers: dict[str, Reader], camera: str, path: Path, open_file: Callable[[Path], Reader]) -> Reader:
+    """Return the camera's open reader if it is of this file; else close it and open another."""
+    if camera in readers and readers[camera].path != path:
+        readers.pop(camera).close()
+    if camera not in readers:
+        readers[camera] = open_file(path)
+    return readers[camera]
