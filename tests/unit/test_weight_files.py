@@ -325,7 +325,7 @@ def test_a_file_that_would_run_code_is_refused_and_no_way_around_is_told(tmp_pat
         ({"state_dict": TENSORS, "a": torch.ones(1)}, "state_dict: dict"),
         ({"a": torch.ones(1), "step": 3}, "step: int"),
         ({3: torch.ones(1)}, "3 for a name"),
-        ([torch.ones(1)], "the whole file: list"),
+        ([torch.ones(1)], "the file: list"),
     ],
 )
 def test_what_is_no_table_of_tensors_is_refused(tmp_path: Path, content: Any, got: str) -> None:

@@ -20,28 +20,28 @@ FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 def check_tensors(
     what: str,
     path: Path | str,
-    found: Mapping[str, Tensor],
-    wanted: Mapping[str, torch.Size],
+    tensors: Mapping[str, Tensor],
+    shapes: Mapping[str, torch.Size],
     next_step: str,
     integers: Collection[str] = (),
 ) -> None:
-    """Raise the CheckpointError `what` unless `found` has exactly the `wanted` tensors, with finite numbers.
+    """Raise the CheckpointError `what` unless `tensors` has exactly the `shapes` tensors, with finite numbers.
 
     `integers` names tensors that are counters, not weights.
     """
-    if lines := tensor_differences(found, wanted, integers=integers):
+    if lines := tensor_differences(tensors, shapes, integers=integers):
         raise mismatch_error(what, path, lines, next_step)
-    check_finite(found, path)
+    check_finite(tensors, path)
 
 
-def check_finite(found: Mapping[str, Tensor], path: Path | str) -> None:
+def check_finite(tensors: Mapping[str, Tensor], path: Path | str) -> None:
     """Raise CheckpointError naming the tensors that hold NaN or inf."""
-    if lines := not_finite(found):
+    if lines := not_finite(tensors):
         raise mismatch_error("the weights are not finite", path, lines, "take an older checkpoint, or copy it again")
 
 
 def tensor_differences(
-    found: Mapping[str, Tensor], wanted: Mapping[str, torch.Size], where: str = "", integers: Collection[str] = ()
+    tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], where: str = "", integers: Collection[str] = ()
 ) -> list[str]:
     """List every tensor that is missing, unknown, of another shape, or not of floating point with 16 bits or more.
 
@@ -49,20 +49,20 @@ def tensor_differences(
     the names are then compared without it. `where` goes before every name.
     """
     lines = []
-    if prefix := shared_prefix(found, wanted):
+    if prefix := shared_prefix(tensors, shapes):
         lines.append(f"{where}{prefix_hint(prefix)}")
-        found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
-    elif prefix := shared_prefix(wanted, found):
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    elif prefix := shared_prefix(shapes, tensors):
         lines.append(f"{where}no name begins with {prefix!r}, and all should: add it to each")
-        found = {f"{prefix}{name}": tensor for name, tensor in found.items()}
-    lines += [f"missing: {where}{name}" for name in wanted if name not in found]
-    lines += [f"unknown: {where}{name}" for name in found if name not in wanted]
+        tensors = {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+    lines += [f"missing: {where}{name}" for name in shapes if name not in tensors]
+    lines += [f"unknown: {where}{name}" for name in tensors if name not in shapes]
     lines += [
-        f"of another shape: {where}{name} {list(found[name].shape)}, expected {list(shape)}"
-        for name, shape in wanted.items()
-        if name in found and found[name].shape != shape
+        f"of another shape: {where}{name} {list(tensors[name].shape)}, expected {list(shape)}"
+        for name, shape in shapes.items()
+        if name in tensors and tensors[name].shape != shape
     ]
-    weights = ((name, tensor) for name, tensor in found.items() if name not in integers)
+    weights = ((name, tensor) for name, tensor in tensors.items() if name not in integers)
     return lines + [_odd_dtype(where + name, tensor) for name, tensor in weights if tensor.dtype not in FLOATS]
 
 
@@ -72,9 +72,9 @@ def prefix_hint(prefix: str) -> str:
     return f"all names begin with {prefix!r}{by}: remove it from each name and save the file again"
 
 
-def shared_prefix(found: Iterable[str], wanted: Iterable[str]) -> str:
-    """Return the dotted prefix that all `found` names share and that turns them into `wanted` names when removed."""
-    names, known = list(found), set(wanted)
+def shared_prefix(names: Iterable[str], expected: Iterable[str]) -> str:
+    """Return the dotted prefix that all names share and that turns them into expected ones when removed."""
+    names, known = list(names), set(expected)
     if not names or any(name in known for name in names):
         return ""
     words = names[0].split(".")
@@ -85,9 +85,9 @@ def shared_prefix(found: Iterable[str], wanted: Iterable[str]) -> str:
     return best if fitting.get(best) else ""
 
 
-def not_finite(found: Mapping[str, Tensor], where: str = "") -> list[str]:
+def not_finite(tensors: Mapping[str, Tensor], where: str = "") -> list[str]:
     """List the tensors that hold NaN or inf. Reads every value once, from the disk if the file is memory-mapped."""
-    return [line for name, tensor in found.items() if (line := describe_not_finite(where + name, tensor))]
+    return [line for name, tensor in tensors.items() if (line := describe_not_finite(where + name, tensor))]
 
 
 def describe_not_finite(name: str, tensor: Tensor) -> str:

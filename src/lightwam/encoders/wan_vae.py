@@ -183,13 +183,13 @@ def _official_config(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any
 def _read_config(path: Path) -> dict[str, Any]:
     """Read diffusers' config of a Wan2.1 VAE, without keys that begin with "_"."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError("the VAE's config cannot be read", where=path, got=likely_cause(path) or error) from error
-    if not isinstance(found, dict) or found.get("_class_name") != "AutoencoderKLWan":
-        got = found.get("_class_name") if isinstance(found, dict) else type(found).__name__
+    if not isinstance(values, dict) or values.get("_class_name") != "AutoencoderKLWan":
+        got = values.get("_class_name") if isinstance(values, dict) else type(values).__name__
         raise CheckpointError("not the config of Wan's VAE", where=path, got=got, expected="AutoencoderKLWan")
-    config: Any = {key: value for key, value in found.items() if not key.startswith("_")}
+    config: Any = {key: value for key, value in values.items() if not key.startswith("_")}
     wrong = {key: config[key] for key, value in FIXED.items() if config.get(key, value) != value}
     blocks, halvings = config.get("dim_mult"), config.get("temperal_downsample")
     listed = isinstance(blocks, list) and isinstance(halvings, list)

@@ -154,19 +154,19 @@ def _fetched(repo: str, part: Part) -> Path:
         raise CheckpointError(what, where=repo, got=got, next_step=step) from error
 
 
-def _one_file(folder: Path, what: str, found: list[Path]) -> Path:
-    """Return the one weights file, or the one index of shards, among those `found` in the folder."""
-    indices = [path for path in found if path.name.endswith(INDEX)]
-    if len(found) == 1 and not SHARD.search(found[0].name):
-        return found[0]
+def _one_file(folder: Path, what: str, files: list[Path]) -> Path:
+    """Return the one weights file, or the one index of shards, among those `files` in the folder."""
+    indices = [path for path in files if path.name.endswith(INDEX)]
+    if len(files) == 1 and not SHARD.search(files[0].name):
+        return files[0]
     if len(indices) == 1:
         listed = set(_read_index(indices[0]).values())
-        found = [path for path in found if path.name not in listed]
-        if found == indices:
+        files = [path for path in files if path.name not in listed]
+        if files == indices:
             return indices[0]
-    got = ", ".join(path.name for path in found[:NUM_LISTED]) if found else _listing(folder)
+    got = ", ".join(path.name for path in files[:NUM_LISTED]) if files else _listing(folder)
     expected = f"one .safetensors file, or shards with one *{INDEX} that lists them all"
-    what = f"there must be one set of {what} files" if found else f"there are no {what} files"
+    what = f"there must be one set of {what} files" if files else f"there are no {what} files"
     step = "keep one set in a folder, or fetch the missing files"
     raise CheckpointError(what, where=folder, got=got, expected=expected, next_step=step)
 
@@ -176,15 +176,15 @@ def _listing(folder: Path) -> str:
     return first_few(names, NUM_LISTED) or "nothing"
 
 
-def _table(found: Any, path: Path) -> dict[str, Tensor]:
-    pairs = found.items() if isinstance(found, dict) else [("the whole file", found)]
+def _table(content: Any, path: Path) -> dict[str, Tensor]:
+    pairs = content.items() if isinstance(content, dict) else [("the file", content)]
     odd = [f"{name}: {type(value).__name__}" for name, value in pairs if not isinstance(value, Tensor)]
     odd += [f"{name!r} for a name" for name, _ in pairs if not isinstance(name, str)]
     if odd:
         inside = [name for name, value in pairs if _holds_tensors(value)]
         step = f"save what is under {inside[0]!r} as a file of its own" if inside else ""
         raise CheckpointError("not a table name -> tensor", where=path, got=first_few(odd), next_step=step)
-    return dict(found)
+    return dict(content)
 
 
 def _holds_tensors(value: Any) -> bool:
