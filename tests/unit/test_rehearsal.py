@@ -11,7 +11,7 @@ from lightwam.cli.main import main
 from lightwam.config.schema import ControlSettings, SimConfig
 from lightwam.errors import ConfigError
 from lightwam.evaluation.latency_benchmark import bench_control
-from lightwam.evaluation.rehearsal import Rehearsed, Stage, is_place, jitter, latency_steps, rehearse, switches, ways
+from lightwam.evaluation.rehearsal import Rehearsed, Stage, is_coordinate, jitter, latency_steps, rehearse, switches, ways
 from lightwam.robot.chunks import Crossfade
 from lightwam.robot.player import BlockingPlayer, ChunkPlayer, Hold, Play, Player, hold_still
 from lightwam.sim import registry
@@ -138,7 +138,7 @@ def test_jitter_is_the_second_difference() -> None:
 
 def test_a_place_has_an_axis() -> None:
     names = ("x", "y", "hand_x", "hand_z", "eef_y", "hand_turn_x", "gripper", "finger_left", "velocity_x", "axis")
-    assert [name for name in names if is_place(name)] == ["x", "y", "hand_x", "hand_z", "eef_y"]
+    assert [name for name in names if is_coordinate(name)] == ["x", "y", "hand_x", "hand_z", "eef_y"]
 
 
 def test_what_moves_nothing_is_a_switch() -> None:

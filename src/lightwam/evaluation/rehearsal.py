@@ -38,7 +38,7 @@ class Rehearsed:
     command_jitter: float
     """RMS of the second difference of the commanded actions, switches left out, in action units"""
     hand_jitter: float | None
-    """RMS of the second difference of the hand's place, in the state's units; None when the state names no place"""
+    """RMS of the second difference of the hand's position, in the state's units; None if the state has none"""
     jump: float
     """largest change of the command from one step to the next, switches left out"""
 
@@ -48,9 +48,8 @@ class Stage:
 
     def __init__(self, simulator: Simulator, act: Act, hold: Hold, latency_steps: int, max_steps: int) -> None:
         """`simulator` has been reset."""
-        self._simulator, self._act, self._hold, self._latency, self._max_steps = (
-            simulator, act, hold, latency_steps, max_steps,
-        )  # fmt: skip
+        self._simulator, self._act, self._hold = simulator, act, hold
+        self._latency, self._max_steps = latency_steps, max_steps
         self._seen: Observation | None = None
         self._waiting: list[tuple[int, int, np.ndarray]] = []  # due step, number, chunk
         self.actions: list[np.ndarray] = []
@@ -58,13 +57,13 @@ class Stage:
         self.waited, self.success, self.over = 0, False, False
 
     def observe(self) -> Observation:
-        """What is seen at this step."""
+        """Return the observation of this step."""
         if self._seen is None:
             self._seen = self._simulator.observe()
         return self._seen
 
     def step(self, action: Float32[np.ndarray, " A"]) -> None:
-        """A control step."""
+        """Execute one control step."""
         outcome = self._simulator.step(action)
         self.actions.append(action)
         self._seen = None
@@ -73,7 +72,7 @@ class Stage:
         self.over = outcome.success or outcome.ended or len(self.actions) >= self._max_steps
 
     def act(self, observation: Observation) -> Float32[np.ndarray, "H A"]:
-        """The server, waited for: the robot holds until the answer is there, or the episode over."""
+        """Ask the server and wait: the robot holds until the answer arrives or the episode is over."""
         chunk = self._act(observation)
         for _ in range(self._latency):
             if not self.over:
@@ -82,17 +81,17 @@ class Stage:
         return chunk
 
     def ask(self, number: int, observation: Observation) -> None:
-        """The server, asked: `events` has the answer when it is due."""
+        """Ask the server; `events` has the answer when it is due."""
         self._waiting.append((len(self.actions) + self._latency, number, self._act(observation)))
 
     def events(self) -> list[Event]:
-        """The answers that are due."""
-        due = [item for item in self._waiting if item[0] <= len(self.actions)]
-        self._waiting = [item for item in self._waiting if item[0] > len(self.actions)]
-        return [ChunkReceived(number, chunk, 0.0) for _, number, chunk in due]
+        """Return the answers that are due."""
+        step, waiting = len(self.actions), self._waiting
+        self._waiting = [answer for answer in waiting if answer[0] > step]
+        return [ChunkReceived(number, chunk, 0.0) for due, number, chunk in waiting if due <= step]
 
     def close(self) -> None:
-        """Nothing is asked any more."""
+        """Drop the answers that are not due yet."""
         self._waiting = []
 
 
@@ -101,16 +100,13 @@ Way = Callable[[Stage, Hold], Player]
 
 
 def ways(replan: int, switch_dims: tuple[int, ...], blend: int, decay: float) -> Mapping[str, Way]:
-    """The ways that are compared, each the one before and something more; ensembling asks as often as it can."""
+    """Return the ways that are compared: each adds to the one before; ensembling asks as often as it can."""
 
     def playing(play: Play) -> Way:
         return lambda stage, hold: ChunkPlayer(stage, play, hold)
 
-    def blocking(stage: Stage, hold: Hold) -> Player:
-        return BlockingPlayer(stage.act, replan, hold, switch_dims)
-
     return {
-        "blocking": blocking,
+        "blocking": lambda stage, hold: BlockingPlayer(stage.act, replan, hold, switch_dims),
         "asynchronous": playing(Play(replan, switch_dims=switch_dims, compensate=False)),
         "+ compensation": playing(Play(replan, switch_dims=switch_dims)),
         f"+ blend {blend}": playing(Play(replan, Crossfade(blend), switch_dims)),
@@ -119,22 +115,22 @@ def ways(replan: int, switch_dims: tuple[int, ...], blend: int, decay: float) ->
 
 
 def latency_steps(latency_ms: float, rate_hz: float) -> int:
-    """The control steps that pass before an answer is there."""
+    """Return the control steps that pass before an answer arrives."""
     return math.ceil(latency_ms / 1000 * rate_hz - 1e-9)
 
 
 def switches(action_dim: int, delta_action_dims: tuple[int, ...]) -> tuple[int, ...]:
-    """The dimensions that are no motions; ConfigError when none is, as what holds a robot still is then not known."""
+    """Return the dimensions that are not motions; ConfigError if none is a motion: how to hold is then unknown."""
     if not delta_action_dims:
-        raise ConfigError("a rehearsal knows how to hold where actions are motions", where="codec.delta_action_dims",
-                          got="none", expected="the dimensions in which 0 is standing still")  # fmt: skip
+        what, where = "a rehearsal must know how to hold: some actions must be motions", "codec.delta_action_dims"
+        raise ConfigError(what, where=where, got="none", expected="the dimensions in which 0 is standing still")
     return tuple(dim for dim in range(action_dim) if dim not in delta_action_dims)
 
 
 def rehearse(
     simulator: Simulator, seed: int, act: Act, way: Way, *, switch_dims: tuple[int, ...], latency: int, max_steps: int
 ) -> Rehearsed:
-    """One episode with answers that are `latency` control steps late."""
+    """Run an episode with answers that are `latency` control steps late."""
     hold = hold_still(simulator.action_dim, switch_dims)
     simulator.reset(seed)
     stage = Stage(simulator, act, hold, latency, max_steps)
@@ -146,7 +142,7 @@ def rehearse(
     stats = player.stats()
     player.close()
     commands = np.delete(np.stack(stage.actions), switch_dims, axis=1)
-    hand = [dim for dim, name in enumerate(simulator.state_names) if is_place(name)]
+    hand = [dim for dim, name in enumerate(simulator.state_names) if is_coordinate(name)]
     return Rehearsed(
         success=stage.success,
         steps=len(stage.actions),
@@ -157,13 +153,13 @@ def rehearse(
     )
 
 
-def is_place(name: str) -> bool:
-    """Whether a number of the state is a coordinate: x, y or z, of the hand or of what is moved."""
+def is_coordinate(name: str) -> bool:
+    """Return whether a number of the state is a coordinate: x, y or z, of the hand or of what is moved."""
     what, _, axis = name.rpartition("_")
     return axis in ("x", "y", "z") and what in ("", "hand", "eef", "ee")
 
 
 def jitter(path: np.ndarray) -> float:
-    """RMS of the second difference of (T, dims) along T; 0 when there are fewer than three rows."""
+    """Return the RMS of the second difference of (T, dims) along T; 0 for fewer than three rows."""
     second: Any = np.diff(np.asarray(path, np.float64), 2, axis=0)
     return float(np.sqrt(np.mean(np.square(second)))) if second.size else 0.0

@@ -6,7 +6,8 @@ import math
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,12 +17,13 @@ from lightwam.system.cpu import matmul_dtype
 from lightwam.system.machine import machine
 
 WARM_UP, REPETITIONS = 10, 300
-SECONDS = 20.0
-"""of each way and stage; where a call takes so long that fewer repetitions fit, at least FEWEST are made"""
-FEWEST = 5
+SECONDS, FEWEST = 20.0, 5
+"""of each call; where fewer repetitions fit, at least FEWEST are made"""
 LONG_S = 2.0
 """each call that takes longer is reported"""
+CPU = torch.device("cpu")
 Call = Callable[[], Any]
+T = TypeVar("T")
 
 
 def percentiles(values: Sequence[float], suffix: str = "") -> dict[str, float]:
@@ -49,48 +51,54 @@ def conditions_line(result: Mapping[str, Any]) -> str:
     return f"{result['precision']}{products}, {on}"
 
 
+def in_turns(calls: Mapping[str, Callable[[int], T]], numbers: range) -> dict[str, list[T]]:
+    """Call each with every number, the order reversed from one number to the next; return what each returned."""
+    results: dict[str, list[T]] = {name: [] for name in calls}
+    for number in numbers:
+        for name in list(calls)[:: -1 if number % 2 else 1]:
+            results[name].append(calls[name](number))
+    return results
+
+
 @torch.inference_mode()
 def time_interleaved(
     calls: Mapping[str, Call], device: torch.device, say: Callable[[str], None] = lambda line: None
 ) -> dict[str, dict[str, float]]:
     """Return milliseconds of each call: percentiles over the repetitions, and their standard deviation."""
-    first = {way: seconds(call, device) for way, call in calls.items()}
-    slowest = max(first.values())
-    warm_up = min(WARM_UP, int(SECONDS / 4 / slowest))
+
+    def timed(name: str, number: int) -> float:
+        took = seconds(calls[name], device)
+        if took > LONG_S:
+            say(f"{name} call {number}: {took:.1f} s")
+        return took
+
+    timers = {name: partial(timed, name) for name in calls}
+    slowest = max(took for (took,) in in_turns(timers, range(1)).values())
+    warm_up = 1 + min(WARM_UP, int(SECONDS / 4 / slowest))
     repetitions = min(REPETITIONS, max(FEWEST, int(SECONDS / slowest)))
-    times: dict[str, list[float]] = {way: [] for way in calls}
-    for number in range(-warm_up, repetitions):
-        for way in sorted(calls, reverse=number % 2 == 0):
-            took = seconds(calls[way], device)
-            if took > LONG_S:
-                say(f"{way} call {number}: {took:.1f} s")
-            if number >= 0:
-                times[way].append(1000 * took)
-    return {
-        way: {
-            **percentiles(rows, "_ms"),
-            "std_ms": float(np.std(rows)),
-            "repetitions": len(rows),
-            "warm_up": 1 + warm_up,
-        }
-        for way, rows in times.items()
-    }
+    times = in_turns(timers, range(1, warm_up + repetitions))
+    counts = {"repetitions": repetitions, "warm_up": warm_up}
+    rows = {name: [1000 * took for took in turns[warm_up - 1 :]] for name, turns in times.items()}
+    return {name: percentiles(row, "_ms") | {"std_ms": float(np.std(row))} | counts for name, row in rows.items()}
 
 
-def seconds(call: Call, device: torch.device) -> float:
-    """One call's, until its work on the device is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    began = time.perf_counter()
+def seconds(call: Call, device: torch.device = CPU) -> float:
+    """Return how long a call takes, until its work on the device is done."""
+    began = now(device)
     call()
+    return now(device) - began
+
+
+def now(device: torch.device) -> float:
+    """Return the clock's seconds once all work on the device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - began
+    return time.perf_counter()
 
 
 @torch.inference_mode()
 def count_gmac(call: Call) -> float:
-    """Multiply-adds of all products in a call, in billions; what a CUDA graph replays is not seen."""
+    """Return the multiply-adds of all products in a call, in billions; the replay of a CUDA graph counts as none."""
     with FlopCounterMode(display=False, custom_mapping=UNKNOWN_TO_TORCH) as counter:
         call()
     return counter.get_total_flops() / 2e9
@@ -108,17 +116,17 @@ UNKNOWN_TO_TORCH: dict[Any, Any] = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
     **({torch.ops.mkldnn._linear_pointwise: _linear_flops} if torch.backends.mkldnn.is_available() else {}),
 }
-"""products of CPUs that torch's counter leaves out; they are given shapes"""
+"""products of CPUs that torch's counter leaves out; the functions get shapes"""
 
 
 @torch.inference_mode()
 def roofline_ms(work: float, size: int, device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-    """This machine at its best: `work` GMAC at the speed of a large product, `size` bytes of weights read once."""
-    side = 8192 if device.type == "cuda" else 1024
+    """Return this machine's best times for `work` GMAC, at the speed of a large product, and to read `size` bytes."""
+    side, block_size = (8192, 2**28) if device.type == "cuda" else (1024, 2**25)
     a, b = torch.randn(side, side, device=device).to(dtype), torch.randn(side, side, device=device).to(dtype)
     product = min(seconds(lambda: a @ b, device) for _ in range(10))
-    block = torch.randn(2**28 if device.type == "cuda" else 2**25, device=device)
-    copying = min(seconds(lambda: block.sum(), device) for _ in range(10))
+    block = torch.randn(block_size, device=device)
+    copying = min(seconds(block.sum, device) for _ in range(10))
     rate, bandwidth = side**3 / product, block.numel() * 4 / copying
     return {
         "gmac_per_second": rate / 1e9,
