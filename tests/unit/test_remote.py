@@ -175,10 +175,10 @@ def test_a_family_of_other_robots_is_refused() -> None:
     ):
         policy.check_evaluation(policy.recipe.sim, SETTINGS)
     parts = replace(PLAIN, action=(ActionPart("arm", 2),))
-    with pytest.raises(ConfigError, match=r"plain numbers[\s\S]*'arm'"), remote(still, parts):
+    with pytest.raises(ConfigError, match=r"must not divide actions[\s\S]*'arm'"), remote(still, parts):
         pass
     open_parts = replace(PLAIN, state=(StatePart(("arm",)), StatePart(("hand",))))
-    with pytest.raises(ConfigError, match=r"a length of every part but one"), remote(still, open_parts):
+    with pytest.raises(ConfigError, match="parts of a state but one must have a length"), remote(still, open_parts):
         pass
 
 
