@@ -96,13 +96,13 @@ def test_what_is_wrong_by_itself_is_refused_at_once(settings: dict[str, Any], sa
     "settings, said",
     [
         ({"n_action_steps": 9}, "eval.replan"),
-        ({"horizon": 10}, "whole latent frames"),
-        ({"camera_size": (30, 30)}, "pooled patches"),
+        ({"horizon": 10}, "complete latent frames"),
+        ({"camera_size": (30, 30)}, "pooled latents"),
         ({"input_features": features("top", size=(1, 48, 64))}, "not RGB"),
         ({"input_features": features()}, "no camera"),
         ({"input_features": {}}, "observation.state"),
         ({"output_features": {}}, "action"),
-        ({"overrides": {"codec.places": [], "codec.canvas": [32, 32]}}, "no camera on the canvas"),
+        ({"overrides": {"codec.places": [], "codec.canvas": [32, 32]}}, "codec.places must be"),
     ],
 )
 def test_what_does_not_fit_is_refused_when_the_policy_is_made(settings: dict[str, Any], said: str) -> None:

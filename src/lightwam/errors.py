@@ -1,4 +1,4 @@
-"""The errors a user can cause. Each says what is wrong, where, what was got, what was expected and what to do next."""
+"""The errors a user can cause. Each says what is wrong and, where it helps, the location, the value and what to do."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class PromptError(ConfigError):
 
     def __init__(self, sentence: str, count: int, most: int, unit: str) -> None:
         """`count`: words or tokens (`unit`) of the sentence; `most`: the encoder's maximum."""
-        what, expected = "the instruction does not fit the text encoder", f"1 to {most} {unit}"
+        what, expected = "the instruction must fit the text encoder", f"1 to {most} {unit}"
         step = "shorten it, or train with a larger text.num_tokens, or with text.truncate"
-        super().__init__(what, where=repr(sentence), got=f"{count} {unit}", expected=expected,
-                         next_step=step if count else "send a sentence that says what to do")  # fmt: skip
+        step = step if count else "send a sentence that says what to do"
+        super().__init__(what, where=repr(sentence), got=f"{count} {unit}", expected=expected, next_step=step)
 
 
 class DatasetError(LightwamError):

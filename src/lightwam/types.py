@@ -1,4 +1,4 @@
-"""Everything that crosses a module border, with shapes.
+"""The data that packages exchange, with shapes.
 
 B batch, F video frames (1 + 4k), T latent frames (1 + k), H action horizon, A action dims, P state dims,
 C latent channels, h w latent height and width, L text tokens, E text width.
@@ -18,10 +18,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Observation:
-    """What a robot or a simulator sees at one moment, in its own units."""
+    """One observation of a robot or a simulator, in its own units."""
 
     frames: Mapping[str, UInt8[np.ndarray, "height width 3"]]
-    """camera name -> RGB picture, upright"""
+    """camera name -> upright RGB picture"""
     state: Float32[np.ndarray, " P"]
     """proprioception in robot units"""
     instruction: str
@@ -29,7 +29,7 @@ class Observation:
 
 
 class Rank(NamedTuple):
-    """Which of the processes that work together this one is."""
+    """This process's rank and the number of processes."""
 
     rank: int
     size: int
@@ -39,7 +39,7 @@ SINGLE_PROCESS = Rank(0, 1)
 
 
 class Latents(NamedTuple):
-    """A clip, encoded, as the loss reads it: nothing else of it need be kept."""
+    """An encoded clip: all that the loss needs of it."""
 
     present: Float[Tensor, "B C 1 h w"]
     """the first frame at full resolution"""
@@ -49,12 +49,12 @@ class Latents(NamedTuple):
 
 @dataclass(frozen=True)
 class Windows:
-    """A batch of training windows as the loader gives them; state and action are normalised by the codec."""
+    """A batch of training windows from the loader; state and action are normalised by the codec."""
 
     video: UInt8[np.ndarray, "B F height width 3"] | Latents
-    """the codec's canvas, every `video_stride`-th control step; or, from a latent cache, what the encoder made of it"""
+    """the codec's canvas at every `video_stride`-th control step; or, from a latent cache, its latents"""
     state: Float32[np.ndarray, "B P"]
-    """of the window's first step"""
+    """at the window's first step"""
     action: Float32[np.ndarray, "B H A"]
     action_is_pad: Bool[np.ndarray, "B H"]
     frame_is_pad: Bool[np.ndarray, "B F"]
@@ -64,12 +64,12 @@ class Windows:
 
 @dataclass(frozen=True)
 class Batch:
-    """What the model learns from."""
+    """A batch that the model is trained on."""
 
     present: Float[Tensor, "B C 1 h w"]
-    """standardised latents of the first frame, at full resolution: what the action pass sees"""
+    """standardised latents of the first frame at full resolution, the input of the action pass"""
     clip: Float[Tensor, "B C T h2 w2"]
-    """those of the whole clip averaged 2x2 in space: what the video pass learns to foresee"""
+    """standardised latents of all frames averaged 2x2 in space, which the video pass learns to predict"""
     context: Float[Tensor, "B L E"]
     """text token states, zeros where the prompt is padded"""
     state: Float[Tensor, "B P"]
@@ -78,16 +78,16 @@ class Batch:
     frame_is_pad: Bool[Tensor, "B F"]
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on `device`."""
+        """Return the batch on `device`."""
         return Batch(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
 
     def rows(self, start: int, stop: int) -> Batch:
-        """Some of its samples."""
+        """Return the samples from `start` to `stop`."""
         return Batch(*(getattr(self, field.name)[start:stop] for field in fields(self)))
 
 
 class Losses(NamedTuple):
-    """The joint objective and its two halves, each a scalar over the batch."""
+    """The joint objective and its two parts, each a scalar over the batch."""
 
     total: Float[Tensor, ""]
     video: Float[Tensor, ""]
@@ -96,46 +96,46 @@ class Losses(NamedTuple):
 
 @runtime_checkable
 class LatentCodec(Protocol):
-    """Pixels <-> latents. The first frame stands alone; every further 4 frames become one latent frame."""
+    """An encoder of pixels and its inverse. The first frame has a latent frame, every further 4 frames share one."""
 
     channels: int
     spatial_stride: int
     temporal_stride: int
 
     def encode(self, pixels: Float[Tensor, "B 3 F height width"]) -> Float[Tensor, "B C T h w"]:
-        """Pixels in [-1, 1] -> standardised latents; F = 1 + 4k frames give T = 1 + k."""
+        """Encode pixels in [-1, 1] as standardised latents; F = 1 + 4k frames give T = 1 + k."""
         ...
 
     def decode(self, latents: Float[Tensor, "B C T h w"]) -> Float[Tensor, "B 3 F height width"]:
-        """Standardised latents -> pixels, F = 1 + 4(T - 1)."""
+        """Decode standardised latents to pixels, F = 1 + 4(T - 1)."""
         ...
 
     def decode_pooled(self, latents: Float[Tensor, "B C T h2 w2"]) -> Float[Tensor, "B 3 F height width"]:
-        """The same from latents averaged 2x2 in space (what the world model predicts), at the full picture size."""
+        """Decode latents averaged 2x2 in space, as the world model predicts them, at the full picture size."""
         ...
 
 
 @runtime_checkable
 class TextEncoder(Protocol):
-    """Prompts -> token states, padding set to zero."""
+    """An encoder of prompts to token states; padding is zero."""
 
     dim: int
     num_tokens: int
 
     def encode(self, instructions: Sequence[str]) -> Float[Tensor, "B L E"]:
-        """One row of L = num_tokens states of width E = dim an instruction."""
+        """Encode every instruction as L = num_tokens states of width E = dim."""
         ...
 
 
 def pool(latents: Float[Tensor, "B C T h w"]) -> Float[Tensor, "B C T h2 w2"]:
-    """Latents averaged 2x2 in space, the resolution at which the future is imagined."""
+    """Average latents 2x2 in space, to the resolution at which the future is predicted."""
     return latents.unflatten(3, (-1, 2)).unflatten(5, (-1, 2)).mean(dim=(4, 6))
 
 
 def to_pixels(
     canvas: UInt8[np.ndarray, "B F height width 3"] | UInt8[Tensor, "B F height width 3"],
 ) -> Float32[Tensor, "B 3 F height width"]:
-    """Canvases -> model input in [-1, 1]: (x / 255 - 0.5) / 0.5."""
+    """Convert canvases to model input in [-1, 1]: (x / 255 - 0.5) / 0.5."""
     if isinstance(canvas, np.ndarray):
         canvas = torch.from_numpy(canvas if canvas.flags.writeable else canvas.copy())
     moved = canvas.permute(0, 4, 1, 2, 3)

@@ -80,9 +80,10 @@ def test_the_whole_way(paper_recipe: Recipe, dataset: Path, run: Path, tmp_path:
     adopted = adopt(paper_recipe, file, dataset, tmp_path / "adopted")
     action = Policy.load(run).act_batch(seen(paper_recipe))
     np.testing.assert_array_equal(Policy.load(adopted).act_batch(seen(paper_recipe)), action)
-    model = published.load(file, paper_recipe.model)
     state = Policy.load(run).model.state_dict()
-    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    exported = published.read(file, paper_recipe.model).state
+    assert exported.keys() == state.keys()
+    assert all(torch.equal(value.to(state[name].dtype), state[name]) for name, value in exported.items())
 
 
 def test_training_changes_what_is_trained_and_nothing_else(paper_recipe: Recipe, run: Path) -> None:

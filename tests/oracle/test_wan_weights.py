@@ -251,7 +251,7 @@ def test_other_names_are_refused_as_no_wan_transformer(
     tmp_path: Path, official: dict[str, Tensor], prefix: str
 ) -> None:
     message = refused(tmp_path, {f"{prefix}{name}": tensor for name, tensor in official.items()})
-    assert "not a Wan transformer" in message and "blocks.0.attn1" in message
+    assert "must be a Wan transformer" in message and "blocks.0.attn1" in message
     assert f"all names begin with {prefix!r}" in message and "remove it from each name" in message
     refused(tmp_path, {"patch_embedding.weight": torch.zeros(48, 4, 1, 2, 2)})
 
@@ -268,9 +268,9 @@ def test_missing_and_torn_files_are_refused(tmp_path: Path, theirs: Any, officia
         wan_backbone.backbone(whole, CONFIG)
     assert caught.value.where == shard
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CheckpointError, match="no backbone lies there"):
+    with pytest.raises(CheckpointError, match="there is no backbone"):
         wan_backbone.backbone(tmp_path / "empty", CONFIG)
-    with pytest.raises(CheckpointError, match="neither a folder nor a Hub repo"):
+    with pytest.raises(CheckpointError, match="must be a folder or a Hub repo"):
         wan_backbone.backbone("not anything", CONFIG)
 
 

@@ -81,8 +81,15 @@ def test_names_come_from_units_or_are_numbered() -> None:
     assert (make().state_names, make().action_names) == (("state_0", "state_1"), ("action_0", "action_1"))
     named = make(units=RobotUnits({"x": "m", "y": "m"}, {"push_x": "N", "push_y": "N"}, 50.0))
     assert (named.state_names, named.action_names, named.fps) == (("x", "y"), ("push_x", "push_y"), 50)
-    with pytest.raises(SimulatorError, match=r"must name every number[\s\S]*1 and 2 names[\s\S]*2 and 2"):
-        make(units=RobotUnits({"x": "m"}, {"push_x": "N", "push_y": "N"}, 50.0))
+    with pytest.raises(SimulatorError, match=r"must name every number[\s\S]*\(1, 2\) names[\s\S]*\(2, 2\)"):
+        make(units=RobotUnits({"x": "m"}, {"push_x": "N", "push_y": "N"}, 50.0)).reset(0)
+
+
+def test_the_environment_is_made_when_it_is_first_needed() -> None:
+    made: list[Env] = []
+    simulator = make(env=lambda: made.append(Env()) or made[-1])
+    assert (simulator.instruction, simulator.cameras) == ("push to the right", ("top", "side")) and not made
+    assert simulator.action_dim == 2 and len(made) == 1
 
 
 def test_actions_are_flat_outside_and_clipped_to_the_box() -> None:
@@ -163,9 +170,9 @@ def timeless() -> Env:
         ({"env": timeless}, r"no render_fps[\s\S]*units=RobotUnits"),
     ],
 )
-def test_what_cannot_be_a_simulator_is_refused_when_it_is_made(changes: dict[str, Any], words: str) -> None:
+def test_environments_that_cannot_be_simulators_are_refused(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(SimulatorError, match=words):
-        make(**changes)
+        assert make(**changes).state_dim
 
 
 @pytest.mark.parametrize(
@@ -177,7 +184,7 @@ def test_what_cannot_be_a_simulator_is_refused_when_it_is_made(changes: dict[str
         ({"success": "solved"}, r"info must have 'solved'[\s\S]*is_success"),
     ],
 )
-def test_what_an_environment_does_not_give_is_named(changes: dict[str, Any], words: str) -> None:
+def test_missing_pictures_and_success_are_refused_by_name(changes: dict[str, Any], words: str) -> None:
     simulator = make(**changes)
     simulator.reset(0)
     with pytest.raises(SimulatorError, match=words):

@@ -504,7 +504,7 @@ NO_NUMBERS = r"must hold lists of \d numbers(.|\n)*file-000\.parquet column "
 NAN, INF = [0.0, float("nan")], [float("inf"), 0.0, 0.0]
 BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no info": (lambda root: (root / "meta/info.json").unlink(), "no dataset here"),
-    "info is no json": (lambda root: (root / "meta/info.json").write_text("{"), "not JSON"),
+    "info is no json": (lambda root: (root / "meta/info.json").write_text("{"), "must be JSON"),
     "version": (info("codebase_version", "v4.0"), r"codebase_version(.|\n)*v4\.0"),
     "fps": (info("fps", "fast"), "fps = 'fast'"),
     "totals": (info("total_frames", 21), "21 frames(.|\n)*20 frames"),

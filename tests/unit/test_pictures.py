@@ -167,7 +167,7 @@ def test_the_error_for_an_unusable_picture_has_its_path(value: Any, what: str) -
 
 
 def test_the_next_step_fits_the_picture() -> None:
-    for value, step in ((png(picture())[:-9], "whole"), (png(picture(), size=(5000, 5000)), "smaller")):
+    for value, step in ((png(picture())[:-9], "send all of it"), (png(picture(), size=(5000, 5000)), "smaller")):
         sent = openpi.unpack(openpi.pack({"images": {"top": value}, "state": np.zeros(2), "prompt": "go"}))
         with pytest.raises(WireError) as refused:
             SCHEMA.observation(sent)

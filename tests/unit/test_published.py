@@ -81,20 +81,15 @@ def test_a_backbone_without_lora_has_no_lora_names(tmp_path: Path) -> None:
     assert set(published.read(tmp_path / "plain.pt", config).state) == set(state)
 
 
-def test_dtypes_survive_and_a_loaded_model_is_in_full_precision(path: Path) -> None:
+def test_dtypes_survive(path: Path) -> None:
     def halve(content: dict[str, Any]) -> None:
         content["mot"] = {name: tensor.bfloat16() for name, tensor in content["mot"].items()}
 
     rewrite(path, halve)
     there = published.read(path, CONFIG)
-    model = published.load(path, CONFIG)
-    assert {p.dtype for p in model.parameters()} == {torch.float32}
-    back = published.of_model(model, there)
-    assert (back.step, back.torch_dtype) == (7, "torch.float32")
+    assert (there.step, there.torch_dtype) == (7, "torch.float32")
     for name, tensor in there.state.items():
-        expected = torch.bfloat16 if name.startswith("dit.") else torch.float32
-        assert tensor.dtype == back.state[name].dtype == expected
-        assert torch.equal(tensor, back.state[name])
+        assert tensor.dtype == (torch.bfloat16 if name.startswith("dit.") else torch.float32)
 
 
 def test_all_that_differs_is_listed(path: Path) -> None:
@@ -121,9 +116,9 @@ def test_all_that_differs_is_listed(path: Path) -> None:
 
 def test_a_checkpoint_of_another_config_is_refused(path: Path) -> None:
     with pytest.raises(CheckpointError, match="another model"):
-        published.load(path, replace(CONFIG, backbone=replace(CONFIG.backbone, num_blocks=3)))
+        published.read(path, replace(CONFIG, backbone=replace(CONFIG.backbone, num_blocks=3)))
     with pytest.raises(CheckpointError, match="of another shape"):
-        published.load(path, replace(CONFIG, backbone=replace(CONFIG.backbone, lora_rank=3)))
+        published.read(path, replace(CONFIG, backbone=replace(CONFIG.backbone, lora_rank=3)))
 
 
 def test_a_state_of_another_config_is_not_written(tmp_path: Path) -> None:
@@ -149,13 +144,13 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 
 def test_another_layout_is_refused(path: Path) -> None:
     rewrite(path, lambda content: content.pop("step"))
-    with pytest.raises(CheckpointError, match="not the published layout"):
+    with pytest.raises(CheckpointError, match="must have the published layout"):
         published.read(path, CONFIG)
 
 
 def test_a_section_that_is_no_table_of_tensors_is_refused(path: Path) -> None:
     rewrite(path, lambda content: content["proprio_encoder"].update(weight=3))
-    with pytest.raises(CheckpointError, match="not a table of tensors"):
+    with pytest.raises(CheckpointError, match="must be a table of tensors"):
         published.read(path, CONFIG)
 
 
@@ -169,7 +164,7 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
 def test_weights_that_are_not_finite_are_refused_by_name(path: Path) -> None:
     rewrite(path, lambda content: content["proprio_encoder"]["weight"].view(-1)[:2].fill_(float("nan")))
     with pytest.raises(CheckpointError, match=r"not finite: proprio_encoder weight \(2 NaN"):
-        published.load(path, CONFIG)
+        published.read(path, CONFIG)
 
 
 def test_a_prefix_of_all_names_of_a_section_is_recognised(path: Path) -> None:

@@ -76,7 +76,7 @@ def test_statistics_are_measured_anew_when_asked_and_that_is_said(two: Two, tmp_
 def test_on_its_own_data_nothing_leaves_the_range(tiny_once: Any, tmp_path: Path) -> None:
     same = Two(tiny_once.recipe, tiny_once.run, tiny_once.dataset)
     (line,) = begin(same, tmp_path / "kept", start_from=same.old)
-    assert "no new value leaves it" in line
+    assert "no new value leaves its range" in line
     (line,) = begin(same, tmp_path / "new", start_from=same.old, statistics="new")
     assert "which are the same" in line
 
@@ -121,7 +121,7 @@ def test_what_cannot_be_kept_is_refused_before_the_run_is_claimed(two: Two, tmp_
     for name, recipe in others.items():
         with pytest.raises(LightwamError) as caught:
             begin(replace(two, recipe=recipe), tmp_path / "new", start_from=two.old)
-        step = "train anew" if name.startswith("model.") else "--statistics new"
+        step = "train from scratch" if name.startswith("model.") else "--statistics new"
         assert name in str(caught.value) and step in str(caught.value)
         assert not (tmp_path / "new").exists()
     begin(replace(two, recipe=others["codec.action_norm"]), tmp_path / "new", start_from=two.old, statistics="new")

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from lerobot_policy_lightwam.configuration_lightwam import LightWAMConfig
 from lightwam import ConfigError, LightWAM, WireError
-from lightwam.config.schema import DctConfig
 from lightwam.data.codec import compose_canvas, to_pictures
 from lightwam.encoders.dct import DctLatents
 from lightwam.encoders.frozen import Prompts, encode_clip, open_latents, vae_identity
@@ -164,7 +163,7 @@ class LightWAMPolicy(PreTrainedPolicy):
         return self._latents
 
     def _measure(self, pixels: Float[Tensor, "B 3 F height width"]) -> dict[str, Any]:
-        if not isinstance(self.recipe.latents, DctConfig):
+        if self.recipe.latents.pretrained:
             return dict(vae_identity(self.recipe))
         if not self.training:
             what, step = "this policy was never trained", "lerobot-train, or --policy.path of a checkpoint"

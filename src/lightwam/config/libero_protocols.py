@@ -1,7 +1,7 @@
-"""The constants under which LIBERO is evaluated, by who published with them: two results compare only under one.
+"""Constants for the evaluation of LIBERO, as different publications use them: results compare only under the same ones.
 
-Everybody's pictures are turned by 180 degrees, as LIBERO draws them upside down, and everybody's state is the same.
-Source: facts as published with each code base; the table in docs/libero.md.
+All turn pictures by 180 degrees, as LIBERO renders them upside down, and all have the same state. Source: facts as
+published with each code base; the table in docs/libero.md.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from lightwam.errors import ConfigError, did_you_mean
 
 FOUR = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
 PERTURBATIONS = ("lan", "object", "swap", "task")
-"""LIBERO-PRO's: another wording, other objects, places exchanged, another task in the same scene"""
+"""LIBERO-PRO's: another wording, other objects, exchanged positions, another task in the same scene"""
 SUITES: Mapping[str, int] = (
     dict.fromkeys(FOUR, 10)
     | {"libero_90": 90}
@@ -24,11 +24,11 @@ SUITES: Mapping[str, int] = (
 """suite -> number of tasks"""
 
 FPS, ROBOT = 20, "panda"
-"""LIBERO's control rate; some publications of its demonstrations note half of it and hold the same steps"""
+"""LIBERO's control rate; some publications of its demonstrations state half of it for the same steps"""
 STATE_NAMES = ("hand_x", "hand_y", "hand_z", "hand_turn_x", "hand_turn_y", "hand_turn_z", "finger_left", "finger_right")
 ACTION_NAMES = ("motion_x", "motion_y", "motion_z", "turn_x", "turn_y", "turn_z", "gripper")
 FIRST_STATE, NUM_STATES = 1_000_000, 50
-"""seeds from here up are the benchmark's fixed initial states of a task; those below draw a state of their own"""
+"""seeds from FIRST_STATE up are a task's fixed initial states in the benchmark; lower seeds draw a random state"""
 
 Treatment = Literal["as drawn", "resized", "as OpenVLA-OFT sees it"]
 GripperRule = Literal["sign", "linear"]
@@ -36,22 +36,22 @@ GripperRule = Literal["sign", "linear"]
 
 @dataclass(frozen=True)
 class LiberoProtocol:
-    """One column of the table."""
+    """One publication's constants, a column of the table in docs/libero.md."""
 
     max_steps: Mapping[str, int]
-    """suite -> control steps after settling; perturbed suites have their suite's"""
+    """suite -> control steps after settling; LIBERO-PRO's suites have those of the suite they perturb"""
     settle_steps: int
-    """steps without motion, gripper open, before the policy sees anything"""
+    """steps without motion, gripper open, before the first observation"""
     replan: int | None
-    """steps executed of a chunk; None: the policy's own"""
+    """steps to execute of a chunk; None: the recipe's eval.replan"""
     env_seed: int
-    """places what the initial state leaves open (fixtures)"""
+    """determines what the initial state does not (fixtures)"""
     gripper: GripperRule
-    """how the policy's 0 (closed) to 1 (open) becomes LIBERO's 1 to -1: by its sign, or as it is"""
+    """how the policy's 0 (closed) to 1 (open) becomes LIBERO's 1 to -1: by its sign, or linearly"""
     treatment: Treatment
-    """what becomes of a picture drawn at 256 x 256"""
+    """what is done with a picture rendered at 256 x 256"""
     picture: Literal["whole", "plain"] = "whole"
-    """plain: without shadows, reflections, smooth edges and fine detail of meshes, which is faster on a CPU"""
+    """plain: without shadows, reflections, antialiasing and fine details of meshes, which is faster on a CPU"""
 
     @property
     def size(self) -> int:
@@ -59,13 +59,14 @@ class LiberoProtocol:
         return 256 if self.treatment == "as drawn" else 224
 
     def limit(self, suite: str) -> int:
-        """Control steps that an episode may take."""
+        """Return the number of control steps that an episode may take."""
         return self.max_steps[next(name for name in (*FOUR, "libero_90") if suite.startswith(name))]
 
     def to_dict(self) -> dict[str, Any]:
-        """Every constant, for a result file."""
-        return {**vars(self), "max_steps": dict(self.max_steps), "size": self.size, "orientation": "turned 180 degrees",
-                "states": f"seed {FIRST_STATE} + i: initial state i; lower seeds: drawn"}  # fmt: skip
+        """Return every constant, for a result file."""
+        states = f"seed {FIRST_STATE} + i: initial state i; lower seeds: drawn"
+        derived = {"max_steps": dict(self.max_steps), "size": self.size, "orientation": "turned 180 degrees"}
+        return {**vars(self), **derived, "states": states}
 
 
 _LONG = {"libero_spatial": 400, "libero_object": 400, "libero_goal": 400, "libero_10": 700, "libero_90": 700}
@@ -78,15 +79,15 @@ PROTOCOLS: Mapping[str, LiberoProtocol] = {
     "lerobot": LiberoProtocol(_SHORT | {"libero_spatial": 280}, 10, None, 0, "linear", "as drawn"),
     "plain": LiberoProtocol(_LONG, 30, None, 42, "sign", "as drawn", "plain"),
 }
-"""name -> constants. "plain" is this library's own, light-wam's with pictures that are quick to draw. LeRobot leaves
-chunk and seed to its user; 0 stands in for the latter."""
+"""name -> constants. "plain" is this library's own: light-wam's with pictures that are quick to render. LeRobot leaves
+chunk and seed to its user; its seed is 0 here."""
 
 
 def protocol(name: str) -> LiberoProtocol:
-    """The protocol called `name`; ConfigError with the nearest names when there is none."""
+    """Return the protocol of this name; ConfigError with the nearest names for an unknown one."""
     if name not in PROTOCOLS:
-        raise ConfigError("unknown LIBERO protocol", where="sim.protocol", got=repr(name),
-                          expected=", ".join(PROTOCOLS), next_step=did_you_mean(name, PROTOCOLS))  # fmt: skip
+        what, step = f"sim.protocol must be one of {', '.join(PROTOCOLS)}", did_you_mean(name, PROTOCOLS)
+        raise ConfigError(what, got=repr(name), next_step=step)
     return PROTOCOLS[name]
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lightwam import __version__
-from lightwam.config.schema import DctConfig, HashedTextConfig, Recipe
+from lightwam.config.schema import Recipe
 from lightwam.data.codec import Codec
 from lightwam.data.statistics import FeatureStats
 from lightwam.encoders.weight_files import REPO
@@ -61,12 +61,12 @@ class Card:
     @property
     def needs_vae(self) -> bool:
         """Whether the latents are those of a pretrained VAE."""
-        return not isinstance(self.recipe.latents, DctConfig)
+        return self.recipe.latents.pretrained
 
     @property
     def hashes_words(self) -> bool:
         """Whether the text encoder needs no weights."""
-        return isinstance(self.recipe.text, HashedTextConfig)
+        return not self.recipe.text.pretrained
 
     @property
     def protocol(self) -> Table | None:

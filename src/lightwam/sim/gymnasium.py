@@ -6,6 +6,7 @@ Gymnasium itself is not imported here: `from_gymnasium` uses only an environment
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -66,14 +67,13 @@ def from_gymnasium(
     """
     for camera in config.cameras:
         require_known(camera, cameras, f"camera of task {task!r}")
-    simulator = GymnasiumSimulator(make_env, config, {name: cameras[name] for name in config.cameras}, state, success)
+    simulator = GymnasiumSimulator(make_env, config, cameras, state, success, units)
     simulator.task, simulator.instruction, simulator.robot = task, instruction, robot
-    simulator.set_names(units)
     return simulator
 
 
 class GymnasiumSimulator(Simulator):
-    """A Gymnasium environment; see `from_gymnasium`, which makes it."""
+    """A Gymnasium environment, made when it is first needed; see `from_gymnasium`."""
 
     def __init__(
         self,
@@ -82,48 +82,51 @@ class GymnasiumSimulator(Simulator):
         pictures: Mapping[str, Picture],
         state: State,
         success: Success,
+        units: RobotUnits | None,
     ) -> None:
         self.task = self.instruction = self.robot = ""
         self.cameras = config.cameras
-        self._make_env, self._env = make_env, make_env()
         self._size, self._repeat = (config.height, config.width), config.action_repeat
         self._pictures, self._read_state, self._success = pictures, state, success
+        self._make_env, self._units = make_env, units
+        self._env: Any = None
         self._raw: Any = None
         self._running = False
         self._observation: Observation | None = None
-        self._space = self._env.action_space
-        if not self._space.shape or self._space.dtype is None or not np.issubdtype(self._space.dtype, np.floating):
-            raise SimulatorError("the action space must be a Box of floats", got=self._space)
 
-    def set_names(self, units: RobotUnits | None) -> None:
-        """Take names and control rate from `units`; without it, number the dimensions and ask the environment."""
-        num_state = len(self._state(self._env.observation_space.sample()))
-        num_action = int(np.prod(self._space.shape))
-        if units is None:
-            rate = self._env.metadata.get("render_fps")
-            if not rate:
-                raise SimulatorError(
-                    "the control rate is unknown: the environment's metadata has no render_fps",
-                    next_step="give units=RobotUnits(state, action, steps_per_second)",
-                )
-            self.state_names = tuple(f"state_{i}" for i in range(num_state))
-            self.action_names = tuple(f"action_{i}" for i in range(num_action))
-        else:
-            rate, self.state_names, self.action_names = units.steps_per_second, tuple(units.state), tuple(units.action)
-        self.fps = rate / self._repeat
-        if (self.state_dim, self.action_dim) != (num_state, num_action):
-            raise SimulatorError(
-                "units must name every number of state and action",
-                got=f"{self.state_dim} and {self.action_dim} names",
-                expected=f"{num_state} and {num_action}",
-            )
+    @cached_property
+    def units(self) -> RobotUnits:
+        """Names and rate: as configured, else numbered, and the environment's."""
+        if self._units is not None:
+            return self._units
+        env = self._opened()
+        rate = env.metadata.get("render_fps")
+        if not rate:
+            what = "the control rate is unknown: the environment's metadata has no render_fps"
+            raise SimulatorError(what, next_step="give units=RobotUnits(state, action, steps_per_second)")
+        num_state, num_action = self._sizes(env)
+        names = [f"state_{i}" for i in range(num_state)], [f"action_{i}" for i in range(num_action)]
+        return RobotUnits(dict.fromkeys(names[0], ""), dict.fromkeys(names[1], ""), float(rate))
+
+    @cached_property
+    def state_names(self) -> tuple[str, ...]:  # type: ignore[override]
+        """See `units`."""
+        return tuple(self.units.state)
+
+    @cached_property
+    def action_names(self) -> tuple[str, ...]:  # type: ignore[override]
+        """See `units`."""
+        return tuple(self.units.action)
+
+    @cached_property
+    def fps(self) -> float:  # type: ignore[override]
+        """See `units`."""
+        return self.units.steps_per_second / self._repeat
 
     def reset(self, seed: int) -> None:
         """Begin the episode of `seed`."""
         require_seed(seed, self.task)
-        if self._env is None:
-            self._env = self._make_env()
-        self._raw, _ = self._env.reset(seed=seed)
+        self._raw, _ = self._opened().reset(seed=seed)
         self._running, self._observation = True, None
 
     def observe(self) -> Observation:
@@ -139,8 +142,9 @@ class GymnasiumSimulator(Simulator):
         """Repeat the action, clipped to the action space, `action_repeat` times or until the environment ends."""
         if not self._running:
             raise not_reset(self.task)
-        shaped = finite_action(action, self.action_dim, self.task).reshape(self._space.shape)
-        clipped = np.clip(shaped, self._space.low, self._space.high).astype(self._space.dtype)
+        space = self._env.action_space
+        shaped = finite_action(action, self.action_dim, self.task).reshape(space.shape)
+        clipped = np.clip(shaped, space.low, space.high).astype(space.dtype)
         success = ended = False
         self._observation = None
         for _ in range(self._repeat):
@@ -158,6 +162,24 @@ class GymnasiumSimulator(Simulator):
             self._env.close()
         self._env = self._raw = self._observation = None
         self._running = False
+
+    def _opened(self) -> Any:
+        """Return the environment; the first call makes it and checks its sizes."""
+        if self._env is None:
+            env = self._make_env()
+            space = env.action_space
+            if space.shape is None or space.dtype is None or not np.issubdtype(space.dtype, np.floating):
+                raise SimulatorError("the action space must be a Box of floats", got=space)
+            if self._units is not None:
+                names, sizes = (len(self._units.state), len(self._units.action)), self._sizes(env)
+                if names != sizes:
+                    what = "units must name every number of state and action"
+                    raise SimulatorError(what, got=f"{names} names", expected=f"{sizes}")
+            self._env = env
+        return self._env
+
+    def _sizes(self, env: Any) -> tuple[int, int]:
+        return len(self._state(env.observation_space.sample())), int(np.prod(env.action_space.shape))
 
     def _picture(self, camera: str) -> UInt8[np.ndarray, "height width 3"]:
         source = self._pictures[camera]

@@ -1,4 +1,4 @@
-"""What makes large models bearable on a CPU: memory that is kept, and quick products of bfloat16."""
+"""Running large models on a CPU: reuse of freed memory, and fast matrix products of bfloat16."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 def keep_memory() -> bool:
-    """Have this process keep what it frees and use it again; whether the C library can (glibc).
+    """Make this process reuse the memory that it frees; return whether the C library can (glibc).
 
-    Left alone, glibc gives every large tensor back to the system, and gets it as fresh pages that are zeroed one by
-    one: of a paper-scale step on 2 cores that was half the time. For all of the process, until it ends; commands that
-    run models call it, a program of your own may.
+    By default glibc returns every large tensor to the system and gets fresh pages, which the kernel zeroes one by one:
+    half of the time of a paper-scale step on 2 cores. It holds for the process until it ends. Commands that run models
+    call it; other programs may.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, -1))
@@ -52,45 +52,49 @@ def one_thread() -> Iterator[None]:
 
 
 def fast_matmuls(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
-    """Within it, backward passes included, a CPU without bfloat16 units computes their products in float32.
+    """Compute the bfloat16 products of a CPU without bfloat16 units in float32 while inside, backward passes included.
 
-    They are rounded once, to bfloat16. Torch's own are no more exact there, and up to tens of times slower. Nothing
-    changes on other devices, on CPUs that have the units, or where a model's `dtype` is another.
+    Each result is rounded once, to bfloat16. Torch's own kernels are no more exact there, and up to tens of times
+    slower. Nothing changes on other devices, on CPUs that have the units, or for a model of another `dtype`.
     """
-    return nullcontext() if matmul_dtype(device, dtype) == str(dtype).removeprefix("torch.") else Float32Matmuls()
+    return Float32Matmuls() if matmul_dtype(device, dtype) != str(dtype).removeprefix("torch.") else nullcontext()
 
 
 def matmul_dtype(device: torch.device, dtype: torch.dtype) -> str:
-    """What products are computed in within `fast_matmuls`."""
+    """Return the name of the dtype in which `fast_matmuls` computes products."""
     needed = device.type == "cpu" and dtype == torch.bfloat16 and not has_bfloat16()
     return "float32" if needed else str(dtype).removeprefix("torch.")
 
 
 class Float32Matmuls(TorchDispatchMode):
-    """Every product of bfloat16 in float32; its results in the dtypes that they would have had."""
+    """A mode in which products of bfloat16 are computed in float32 and rounded to the dtypes they would have had.
+
+    Training at the paper's scale on a CPU needs it: weights stay in bfloat16, which saves memory, and only operators
+    that are slow without bfloat16 units are replaced.
+    """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Called by torch for every operator."""
+        """Run one operator; torch calls this for each."""
         kwargs = kwargs or {}
         if func not in OPERATORS:
             with self:  # in inference mode torch shows operators that are composed of others
-                made = func.decompose(*args, **kwargs)
-            return func(*args, **kwargs) if made is NotImplemented else made
+                result = func.decompose(*args, **kwargs)
+            return func(*args, **kwargs) if result is NotImplemented else result
         if not any(_is_half(x) for x in args):
             return func(*args, **kwargs)
         if func is aten.addmm_.default:
             return args[0].copy_(aten.addmm.default(*map(_widened, args), **kwargs))
-        made = func(*map(_widened, args), **kwargs)
-        if isinstance(made, Tensor):
-            return made.bfloat16()
+        result = func(*map(_widened, args), **kwargs)
+        if isinstance(result, Tensor):
+            return result.bfloat16()
         # of the attention's two results the second, the log of the softmax's sums, is float32 anyway
-        kept = 1 if func is aten._scaled_dot_product_flash_attention_for_cpu.default else len(made)
-        return tuple(x.bfloat16() if i < kept and isinstance(x, Tensor) else x for i, x in enumerate(made))
+        kept = 1 if func is aten._scaled_dot_product_flash_attention_for_cpu.default else len(result)
+        return tuple(x.bfloat16() if i < kept and isinstance(x, Tensor) else x for i, x in enumerate(result))
 
 
 @lru_cache(maxsize=1)
 def has_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 itself."""
+    """Return whether this CPU multiplies bfloat16 in hardware."""
     return bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 

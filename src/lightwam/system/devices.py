@@ -1,4 +1,4 @@
-"""Devices by name, and running out of their memory."""
+"""Choosing a device by name, and running out of its memory."""
 
 from __future__ import annotations
 
@@ -12,25 +12,29 @@ from lightwam.errors import ConfigError
 
 
 def resolve_device(name: str) -> torch.device:
-    """ "auto" (a GPU where there is one), "cpu" or "cuda" as this process's device; ConfigError when it is not here."""
+    """Return this process's device for "auto" (a GPU if there is one), "cpu" or "cuda".
+
+    ConfigError when this machine does not have it.
+    """
     kind = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
     if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
-        raise ConfigError("no such device here", where="device", got=name,
-                          expected="auto, cpu, or cuda on a machine that has it", next_step="--device cpu")  # fmt: skip
+        raise ConfigError(
+            "device must be auto, cpu, or cuda on a machine with a GPU", got=name, next_step="--device cpu"
+        )
     if kind == "cpu":
         return torch.device("cpu")
     index, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if index >= count:
-        raise ConfigError("more processes than GPUs", where="torchrun", got=f"process {index + 1} of this machine",
-                          expected=f"at most {count}", next_step=f"--nproc-per-node {count}")  # fmt: skip
+        step = f"torchrun --nproc-per-node {count}"
+        raise ConfigError(f"processes must be at most {count}, one per GPU", got=index + 1, next_step=step)
     return torch.device("cuda", index)
 
 
 @contextmanager
 def oom_as_config_error(what: str, next_step: str) -> Iterator[None]:
-    """A device that runs out of memory inside raises ConfigError, saying during `what`, and what to do."""
+    """Turn an out-of-memory error into a ConfigError that says what was running and what to change."""
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise ConfigError("the device ran out of memory", where=what, got=str(error).splitlines()[0],
-                          expected="room for it", next_step=next_step) from error  # fmt: skip
+        got = str(error).splitlines()[0]
+        raise ConfigError("the device ran out of memory", where=what, got=got, next_step=next_step) from error

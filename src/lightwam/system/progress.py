@@ -1,12 +1,13 @@
-"""One live line of progress: how far, how fast, how long to go."""
+"""A progress line: how much is done, how fast, and the time left."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Callable
-from types import TracebackType
 
+Say = Callable[[str], None]
+"""called with a line for the user, such as `print`"""
 OnProgress = Callable[[int, int], None]
 """called with the units that are done and with their total, before the first one and after each: `Progress.update`"""
 
@@ -16,46 +17,36 @@ def no_progress(done: int, total: int) -> None:
 
 
 class Progress:
-    """Counts units of work. On a terminal it rewrites one line; elsewhere it says a line now and then.
+    """A counter of units of work that rewrites one line on a terminal, and elsewhere reports to `say` now and then.
 
-    With a total of 0, which `update` may set, it says nothing.
+    With a total of 0, which `update` may set, it reports nothing.
     """
 
     def __init__(
-        self,
-        what: str,
-        total: int = 0,
-        done: int = 0,
-        unit: str = "it",
-        say: Callable[[str], None] = print,
-        silent: bool = False,
+        self, what: str, total: int = 0, done: int = 0, unit: str = "it", say: Say = print, silent: bool = False
     ) -> None:
         self.what, self.total, self.done, self.unit = what, total, done, unit
         self.say = (lambda line: None) if silent else say
         self.began, self.done_then = time.monotonic(), done
         self.live = sys.stderr.isatty() and not silent
-        self.spoke = self.began
+        self.reported = self.began
 
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if not self.total:
-            return
-        if self.live:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self.total and self.live:
             sys.stderr.write("\n")
-        if kind is None:
+        if self.total and kind is None:
             self.say(f"{self.line()}  done in {format_duration(time.monotonic() - self.began)}")
 
     def advance(self, note: str = "", count: int = 1) -> None:
-        """`count` more units are done; `note` stands at the end of the line."""
+        """Count more units as done; `note` is put at the end of the line."""
         self.done += count
         now = time.monotonic()
-        if now - self.spoke < (0.2 if self.live else 15.0):
+        if now - self.reported < (0.2 if self.live else 15.0):
             return
-        self.spoke = now
+        self.reported = now
         if self.live:
             sys.stderr.write(f"\r\033[K{self.line()}  {note}")
             sys.stderr.flush()
@@ -69,7 +60,7 @@ class Progress:
         self.advance(count=done - self.done)
 
     def line(self) -> str:
-        """The state as text."""
+        """Return the state as text."""
         passed = time.monotonic() - self.began
         rate = (self.done - self.done_then) / passed if passed > 0 else 0.0
         left = format_duration((self.total - self.done) / rate) if rate else "?"
@@ -78,7 +69,7 @@ class Progress:
 
 
 def format_duration(seconds: float) -> str:
-    """Seconds as 1:05 or 2:03:04."""
+    """Format seconds as 1:05 or 2:03:04."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,4 +1,4 @@
-"""How long calls take, in turns; how much work they are; and what this machine could do at best."""
+"""Timing calls in turns, counting their multiply-adds, and the least time this machine could need for them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lightwam.system.machine import machine
 
 WARM_UP, REPETITIONS = 10, 300
 SECONDS, FEWEST = 20.0, 5
-"""of each call; where fewer repetitions fit, at least FEWEST are made"""
+"""time for each call's repetitions; of slow calls FEWEST are made even if they take longer"""
 LONG_S = 2.0
 """each call that takes longer is reported"""
 CPU = torch.device("cpu")
@@ -83,7 +83,7 @@ def time_interleaved(
 
 
 def seconds(call: Call, device: torch.device = CPU) -> float:
-    """Return how long a call takes, until its work on the device is done."""
+    """Time one call in seconds, until its work on the device is done."""
     began = now(device)
     call()
     return now(device) - began
@@ -98,7 +98,7 @@ def now(device: torch.device) -> float:
 
 @torch.inference_mode()
 def count_gmac(call: Call) -> float:
-    """Return the multiply-adds of all products in a call, in billions; the replay of a CUDA graph counts as none."""
+    """Count the multiply-adds of all matrix products in a call, in billions; misses what a CUDA graph replays."""
     with FlopCounterMode(display=False, custom_mapping=UNKNOWN_TO_TORCH) as counter:
         call()
     return counter.get_total_flops() / 2e9
@@ -116,12 +116,12 @@ UNKNOWN_TO_TORCH: dict[Any, Any] = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
     **({torch.ops.mkldnn._linear_pointwise: _linear_flops} if torch.backends.mkldnn.is_available() else {}),
 }
-"""products of CPUs that torch's counter leaves out; the functions get shapes"""
+"""CPU operators that torch's counter does not know -> functions that count their operations from shapes"""
 
 
 @torch.inference_mode()
 def roofline_ms(work: float, size: int, device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-    """Return this machine's best times for `work` GMAC, at the speed of a large product, and to read `size` bytes."""
+    """Measure this machine's bounds: `work` GMAC at the speed of a large product, `size` bytes of weights read once."""
     side, block_size = (8192, 2**28) if device.type == "cuda" else (1024, 2**25)
     a, b = torch.randn(side, side, device=device).to(dtype), torch.randn(side, side, device=device).to(dtype)
     product = min(seconds(lambda: a @ b, device) for _ in range(10))

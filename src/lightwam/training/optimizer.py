@@ -1,4 +1,4 @@
-"""What turns gradients into weights: AdamW and, where a recipe asks for it, Muon for the backbone's matrices."""
+"""Optimizers: AdamW, plus Muon for the backbone's matrices."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from lightwam.config.schema import TrainConfig
 from lightwam.training.distributed import sharded_like
 
 MUON_PARTS = ("dit.blocks.", "dit.adapters.")
-"""where Muon's matrices are: those between hidden states; inputs, outputs and the expert stay with AdamW"""
+"""Muon trains matrices between hidden states; AdamW trains inputs, outputs and the action expert"""
 
 
 class Optimizer:
     """All optimisers of a run as one; every group follows one schedule, scaled to the group's own peak rate.
 
-    Weights in bfloat16 have a master in float32 here, which is what is optimised: most single updates are smaller than
-    a step of bfloat16 and would vanish. `masters` are those and, where the weights are float32, the weights themselves.
+    Weights in bfloat16 have float32 masters, which are optimised in their place: most single updates are smaller than
+    the spacing of bfloat16 and would be lost. `masters` has these, and the weights themselves if they are float32.
     """
 
     def __init__(self, trained: Mapping[str, nn.Parameter], settings: TrainConfig) -> None:
@@ -29,32 +29,32 @@ class Optimizer:
             name: p if p.dtype == torch.float32 else nn.Parameter(p.detach().float()) for name, p in trained.items()
         }
         self._copies = [(p, self.masters[name]) for name, p in trained.items() if p is not self.masters[name]]
-        chosen = {
+        muon = {
             name: p
             for name, p in self.masters.items()
             if settings.muon_learning_rate and name.startswith(MUON_PARTS) and p.ndim == 2
         }
-        rest = {name: p for name, p in self.masters.items() if name not in chosen}
+        rest = {name: p for name, p in self.masters.items() if name not in muon}
         groups = weight_groups(rest, settings.weight_decay)
         self._parts: list[torch.optim.Optimizer] = [
             torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, fused=True)
         ]
-        if chosen:
-            self._parts.append(Muon(chosen.values(), settings.muon_learning_rate, settings.weight_decay))
+        if muon:
+            self._parts.append(Muon(muon.values(), settings.muon_learning_rate, settings.weight_decay))
         for group in self._groups():
             group["peak"] = group["lr"]
 
-    def clip(self, most: float) -> Float[Tensor, ""]:
-        """Scale the gradients down to a joint norm of `most` where it is larger; returns what it was."""
+    def clip(self, max_norm: float) -> Float[Tensor, ""]:
+        """Scale the gradients down to a joint norm of at most `max_norm`; return the norm before."""
         for weight, master in self._copies:
             master.grad = None if weight.grad is None else weight.grad.float()
             weight.grad = None
-        return torch.nn.utils.clip_grad_norm_(self.masters.values(), most)
+        return torch.nn.utils.clip_grad_norm_(self.masters.values(), max_norm)
 
-    def step(self, share: float) -> None:
-        """One update at `share` of every group's peak rate, from the clipped gradients, which are then dropped."""
+    def step(self, scale: float) -> None:
+        """Update the weights at `scale` times every group's peak rate, then drop the gradients."""
         for group in self._groups():
-            group["lr"] = group["peak"] * share
+            group["lr"] = group["peak"] * scale
         for part in self._parts:
             part.step()
             part.zero_grad()
@@ -62,16 +62,16 @@ class Optimizer:
 
     @torch.no_grad()
     def publish(self) -> None:
-        """Round the masters into the model's weights."""
+        """Copy the masters into the model's weights, rounded."""
         for weight, master in self._copies:
             weight.copy_(master)
 
     def state_dict(self) -> list[dict[str, Any]]:
-        """One entry an optimiser."""
+        """Return one entry for each optimiser."""
         return [part.state_dict() for part in self._parts]
 
     def load_state_dict(self, states: list[dict[str, Any]]) -> None:
-        """The inverse of `state_dict`, for the same settings."""
+        """Load what `state_dict` returned with the same settings."""
         for part, state in zip(self._parts, states, strict=True):
             part.load_state_dict(state)
             for p, table in part.state.items():
@@ -84,12 +84,12 @@ class Optimizer:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose every matrix is replaced by the nearest orthogonal one: all directions are learnt at one pace.
+    """Muon (Jordan et al., 2024): momentum, each matrix replaced by the nearest orthogonal one.
 
-    Jordan et al., "Muon" (2024), Nesterov momentum; updates are scaled to the size of AdamW's as in Moonlight
-    (arXiv 2502.16982), so that rates and weight decay mean the same. torch.optim.Muon does one matrix after another in
-    bfloat16, which CPUs without bfloat16 are slow at (15 times as long for the demo's 46 matrices): here matrices of
-    one shape go together, in their own precision.
+    Nesterov momentum; updates are scaled to the size of AdamW's as in Moonlight (arXiv 2502.16982), so that learning
+    rates and weight decay are comparable. Matrices of one shape are processed together, in their own precision:
+    torch.optim.Muon processes them one by one in bfloat16, which took 15 times as long for the demo's 46 matrices on a
+    CPU without bfloat16 units.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One update; a matrix without a gradient stays."""
+        """Update all matrices that have a gradient."""
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
             for p in group["params"]:
@@ -122,9 +122,9 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrices: Float[Tensor, "k n m"], steps: int = 5) -> Float[Tensor, "k n m"]:
-    """U V' of every U S V', roughly: singular values come to within 0.7 .. 1.2 of 1 by Newton-Schulz's iteration.
+    """Approximate U V' of every matrix U S V' by Newton-Schulz iterations: singular values end within 0.7 .. 1.2.
 
-    The quintic a x + b x^3 + c x^5 has Muon's coefficients, chosen there for speed at small singular values.
+    The coefficients of a x + b x^3 + c x^5 are Muon's, chosen to raise small singular values fast.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)
@@ -138,8 +138,8 @@ def orthogonal(matrices: Float[Tensor, "k n m"], steps: int = 5) -> Float[Tensor
 
 
 def weight_groups(parameters: Mapping[str, nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay for matrices; none for biases, norms, modulations and learned queries."""
+    """Group parameters: weight decay for matrices, none for biases, norms, modulations and learned queries."""
     matrices = [p for name, p in parameters.items() if p.ndim >= 2 and name.endswith("weight")]
-    chosen = {id(p) for p in matrices}
-    others = [p for p in parameters.values() if id(p) not in chosen]
+    ids = {id(p) for p in matrices}
+    others = [p for p in parameters.values() if id(p) not in ids]
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]

@@ -1,10 +1,10 @@
-"""Published Light-WAM checkpoints (`.pt`), read and written strictly: renaming only, so that no bit is lost."""
+"""Reading and writing the published format of Light-WAM checkpoints (`.pt`): tensors are renamed, never changed."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from lightwam.config.schema import BackboneConfig, ModelConfig
-from lightwam.encoders.weight_files import check_tensors, mismatch_error, not_finite, read_pickled, tensor_differences
+from lightwam.encoders.tensor_check import check_tensors, mismatch_error, not_finite, tensor_differences
+from lightwam.encoders.weight_files import read_pickled
 from lightwam.errors import CheckpointError
 from lightwam.model.light_wam import LightWAM
 from lightwam.system.files import replace_file
@@ -33,57 +34,44 @@ ATTENTION_LORA = (("lora_q", "lora_q"), ("lora_k", "lora_k"), ("lora_v", "lora_v
 FEED_FORWARD = (("ffn.0", "ffn.net.0.proj"), ("ffn.2", "ffn.net.2"))
 FEED_FORWARD_LORA = (("ffn_lora_in", "ffn.lora_in"), ("ffn_lora_out", "ffn.lora_out"))
 
-NEXT_STEP = "give the config that the checkpoint was trained with"
+NEXT_STEP = "use the config that the checkpoint was trained with"
 
 
 @dataclass(frozen=True)
 class Published:
-    """A published checkpoint by our names, its tensors in the dtypes that the file holds."""
+    """A published checkpoint with our tensor names and the file's dtypes."""
 
     state: dict[str, Tensor]
     step: int
     torch_dtype: str
-    """as the file has it, for example "torch.float32" """
+    """as in the file, for example "torch.float32" """
 
 
 def read(path: Path | str, config: ModelConfig) -> Published:
-    """The checkpoint at `path`, its tensors renamed and nothing else.
+    """Read the checkpoint at `path`.
 
-    CheckpointError when the file is no published checkpoint, or, listing them, when tensors are missing, unknown, of
-    other shapes than `config`'s model has, or not finite.
+    Raises CheckpointError when the file is no published checkpoint, and when tensors, which it lists, are missing,
+    unknown, of other shapes than in `config`'s model, or not finite.
     """
-    found = read_pickled(Path(path))
-    _check_layout(found, path)
-    shapes, refused = _shapes(config), list[str]()
+    content = read_pickled(Path(path))
+    _check_layout(content, path)
+    shapes, faults = _shapes(config), list[str]()
     state: dict[str, Tensor] = {}
     for section, names in published_names(config).items():
         wanted = {theirs: shapes[ours] for theirs, ours in names.items()}
-        refused += tensor_differences(found[section], wanted, where=f"{section} ")
-        state |= {ours: found[section][theirs] for theirs, ours in names.items() if theirs in found[section]}
-    if refused:
-        raise mismatch_error("the checkpoint is of another model", path, refused, NEXT_STEP)
-    if lines := [line for section in SECTIONS for line in not_finite(found[section], where=f"{section} ")]:
+        faults += tensor_differences(content[section], wanted, where=f"{section} ")
+        state |= {ours: content[section][theirs] for theirs, ours in names.items() if theirs in content[section]}
+    if faults:
+        raise mismatch_error("the checkpoint is of another model", path, faults, NEXT_STEP)
+    if lines := [line for section in SECTIONS for line in not_finite(content[section], where=f"{section} ")]:
         raise mismatch_error("the weights are not finite", path, lines, "fetch it again, or take another checkpoint")
-    return Published(state, found["step"], found["torch_dtype"])
-
-
-def load(path: Path | str, config: ModelConfig) -> LightWAM:
-    """A model with the checkpoint's weights, in the precision of a fresh model."""
-    model = LightWAM(config)
-    model.load_state_dict(read(path, config).state)
-    return model
-
-
-def of_model(model: LightWAM, like: Published) -> Published:
-    """`like` with the weights of `model` in its place, in its dtypes: what `write` takes."""
-    state = model.state_dict()
-    return replace(like, state={name: state[name].to("cpu", tensor.dtype) for name, tensor in like.state.items()})
+    return Published(state, content["step"], content["torch_dtype"])
 
 
 def write(path: Path | str, published: Published, config: ModelConfig) -> None:
-    """The checkpoint as the publication lays it out, keys in its order; it appears whole or not at all.
+    """Write a checkpoint in the published format, keys in the same order; the file is complete or absent.
 
-    CheckpointError when the state is not that of `config`'s model, or the disk refuses it.
+    Raises CheckpointError when the state is not that of `config`'s model, or writing fails.
     """
     check_tensors("the state is of another model", path, published.state, _shapes(config), NEXT_STEP)
     sections = {
@@ -91,12 +79,12 @@ def write(path: Path | str, published: Published, config: ModelConfig) -> None:
         for section, names in published_names(config).items()
     }
     num_bytes = sum(tensor.nbytes for tensor in published.state.values())
-    with replace_file(Path(path), num_bytes=num_bytes) as beside, beside.open("wb") as file:
+    with replace_file(Path(path), num_bytes=num_bytes) as temporary, temporary.open("wb") as file:
         torch.save(sections | {"step": published.step, "torch_dtype": published.torch_dtype}, file)
 
 
 def published_names(config: ModelConfig) -> dict[str, dict[str, str]]:
-    """The publication's name -> ours, by section, in the publication's order."""
+    """Return a table from the publication's names to ours for each section, in the publication's order."""
     video = {f"mixtures.video.{theirs}": f"dit.{ours}" for theirs, ours in backbone_names(config.backbone)}
     expert = {_expert_name(ours): ours for ours in _shapes(config) if ours.startswith("expert.")}
     proprio = {name: f"proprio_encoder.{name}" for name in ("weight", "bias")}
@@ -109,7 +97,7 @@ def _expert_name(ours: str) -> str:
 
 
 def backbone_names(config: BackboneConfig) -> Iterator[tuple[str, str]]:
-    """Wan's name and ours of every tensor of a DiT, in Wan's order, the publication's own names for LoRA and taps."""
+    """Yield Wan's name (the publication's for LoRA and taps) and ours of every tensor of a DiT, in Wan's order."""
     yield from _linears(PATCH + EMBEDDINGS)
     for i in range(config.num_blocks):
         for theirs, ours in _block_names(lora=config.lora_rank > 0):
@@ -148,11 +136,13 @@ def _shapes(config: ModelConfig) -> dict[str, torch.Size]:
         return {name: tensor.shape for name, tensor in LightWAM(config).state_dict().items()}
 
 
-def _check_layout(found: Any, path: Path | str) -> None:
-    if not isinstance(found, Mapping) or set(found) != set(KEYS):
-        got = sorted(map(str, found)) if isinstance(found, Mapping) else type(found).__name__
-        raise CheckpointError("not the published layout", where=path, got=got, expected=sorted(KEYS))
+def _check_layout(content: Any, path: Path | str) -> None:
+    if not isinstance(content, Mapping) or set(content) != set(KEYS):
+        got = sorted(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
+        raise CheckpointError("the file must have the published layout", where=path, got=got, expected=sorted(KEYS))
     for section in SECTIONS:
-        table = found[section]
+        table = content[section]
         if not isinstance(table, Mapping) or not all(isinstance(value, Tensor) for value in table.values()):
-            raise CheckpointError("not a table of tensors", where=f"{path} {section}", got=type(table).__name__)
+            raise CheckpointError(
+                "a section must be a table of tensors", where=f"{path} {section}", got=type(table).__name__
+            )

@@ -136,10 +136,10 @@ class Session:
     def _resume(self, saved: Checkpoint) -> None:
         """Load what the model, which has its weights already, does not hold."""
         if sorted(saved.training) != ["loader", "optimizer", "seconds"] or (saved.ema is None) != (not self.ema):
-            got = sorted(saved.training) or "only weights (an adopted run)"
+            what, got = "a checkpoint must have a training state to resume", sorted(saved.training)
             step = "train into another --run, with --start-from this one"
-            raise CheckpointError("a checkpoint must have a training state to resume", where=f"step {saved.step}",
-                                  got=got, next_step=step)  # fmt: skip
+            got_text = got or "only weights (an adopted run)"
+            raise CheckpointError(what, where=f"step {saved.step}", got=got_text, next_step=step)
         for ours, theirs in ((self.trained, saved.model), (self.ema, saved.ema or {})):
             for name, value in ours.items():
                 value.data.copy_(distributed.sharded_like(theirs[name], value.data))

@@ -1,4 +1,4 @@
-"""Wan2.1's pretrained video transformer, read strictly: by Wan's own names or diffusers', tensor by tensor."""
+"""Loading Wan2.1's pretrained video transformer, strictly, from files with Wan's own tensor names or diffusers'."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ import torch
 from torch import Tensor
 
 from lightwam.config.schema import BackboneConfig
-from lightwam.encoders.weight_files import check_tensors, locate, prefix_hint, read_tensors, shared_prefix
+from lightwam.encoders.tensor_check import check_tensors, prefix_hint, shared_prefix
+from lightwam.encoders.weight_files import locate, read_tensors
 from lightwam.errors import CheckpointError, first_few
 from lightwam.model.dit import DiT
 from lightwam.training.published import backbone_names
 
 IMAGE_PARTS = ("img_emb.", "_img.", "image_embedder.", "add_k_proj.", "norm_added_")
-"""in the names of what only an image-to-video transformer has, Wan's and diffusers'"""
+"""parts of tensor names, Wan's and diffusers', that only image-to-video transformers have"""
 
 PATCH = "patch_embedding.weight"
 
 
 def backbone(source: str | Path, config: BackboneConfig) -> dict[str, Tensor]:
-    """The pretrained tensors by our DiT's names, in the dtypes of the file; LoRA and adapters are not among them.
+    """Read the pretrained tensors by our DiT's names, in the file's dtypes; LoRA and adapters are not among them.
 
-    `source` is a folder or a Hub repo (see `weights.files`); whose names the file has shows in its tensors. Each tensor
-    is accounted for: CheckpointError lists what is missing, unknown, of another shape, not of floating point or not
-    finite.
+    `source` is a folder or a Hub repo (see `weight_files.locate`). Raises CheckpointError, which lists all tensors that
+    are missing, unknown, of another shape, not of floating point or not finite.
     """
     path = locate(source, "backbone")
     found, plain = read_tensors(path), replace(config, lora_rank=0, taps=())
@@ -41,23 +41,22 @@ def backbone(source: str | Path, config: BackboneConfig) -> dict[str, Tensor]:
 
 
 def load_backbone(dit: DiT, source: str | Path) -> None:
-    """Fill `dit` with the pretrained weights by value, its own dtypes and device kept; LoRA and adapters stay.
+    """Copy the pretrained weights, the head's included, into `dit`, which keeps its dtypes, device, LoRA and adapters.
 
-    The head is filled too, though it is trained from there on. CheckpointError as `backbone`; the model is then as it
-    was.
+    Raises CheckpointError as `backbone` does, and then leaves `dit` unchanged.
     """
     assert not any(parameter.is_meta for parameter in dit.parameters()), "a model without memory cannot be filled"
     dit.load_state_dict(dit.state_dict() | backbone(source, dit.config))
 
 
 def _named(found: Mapping[str, Tensor], tables: tuple[dict[str, str], ...], path: Path) -> dict[str, str]:
-    """The table, their name -> ours, that fits the file's names best; files of neither kind are refused."""
+    """Return the table of names (theirs -> ours) that fits the file; CheckpointError when neither does."""
     known = [sum(name in found for name in table) for table in tables]
     shared = sum(all(name in table for table in tables) for name in found)
     if max(known) == shared:
         prefix = next(filter(None, (shared_prefix(found, table) for table in tables)), "")
         raise CheckpointError(
-            "not a Wan transformer, by its tensors' names",
+            "the file must be a Wan transformer: its tensors have other names",
             where=path,
             got=prefix_hint(prefix) if prefix else first_few(sorted(found)),
             expected="Wan's names (blocks.0.self_attn.q.weight) or diffusers' (blocks.0.attn1.to_q.weight)",
@@ -67,11 +66,11 @@ def _named(found: Mapping[str, Tensor], tables: tuple[dict[str, str], ...], path
 
 
 def _next_step(found: Mapping[str, Tensor], config: BackboneConfig) -> str:
-    """What the file seems to be, against what the config wants: its sizes say more than a thousand lines."""
+    """Compare the sizes in the file with the config's: they explain more than a long list of tensors."""
     if any(part in name for name in found for part in IMAGE_PARTS):
         return "this is an image-to-video transformer: name a text-to-video one, such as Wan-AI/Wan2.1-T2V-1.3B"
     blocks = {match[1] for name in found if (match := re.match(r"blocks\.(\d+)\.", name))}
-    # Padded, because a foreign file may hold a vector by this name.
+    # padded, because another model's file may have a vector of this name
     width, channels, *_ = (*(list(found[PATCH].shape) if PATCH in found else []), "?", "?")
     there = f"width {width}, {len(blocks)} blocks, {channels} latent channels"
     wanted = f"width {config.width}, {config.num_blocks} blocks, {config.latent_channels} latent channels"

@@ -44,7 +44,7 @@ from lightwam.data.cache.location import (
 )
 from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.errors import DatasetError, LightwamError
-from lightwam.system.files import read_json, refused, write_atomically
+from lightwam.system.files import disk_error, read_json, write_atomically
 from lightwam.system.progress import OnProgress, no_progress
 
 FORMAT = 1
@@ -292,7 +292,7 @@ def _disk_errors(dataset: LeRobotDataset, config: CodecConfig, draft: Path) -> I
         yield
     except OSError as error:
         num_bytes, path = _bytes_missing(dataset, config, draft), Path(error.filename or draft / "frames.npy")
-        raise refused(path, error, DatasetError, num_bytes=num_bytes, resume_hint=RESUME_HINT) from error
+        raise disk_error(path, error, DatasetError, num_bytes=num_bytes, resume_hint=RESUME_HINT) from error
 
 
 def _replace_folder(new: Path, path: Path) -> None:
