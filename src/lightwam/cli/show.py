@@ -30,22 +30,17 @@ def describe(recipe: Recipe) -> dict[str, Any]:
     parts = footprint.num_parameters(recipe.model)
     return {
         "name": recipe.name,
-        "window": window(recipe),
+        "window": {  # steps, video frames, and latents as [C, T, h, w]
+            "horizon": recipe.model.horizon,
+            "supervised_prefix": recipe.model.supervised_prefix,
+            "frames": recipe.num_frames,
+            "canvas": list(recipe.codec.canvas),
+            "latents": list(recipe.latent_shape),
+            "pooled_latents": list(recipe.pooled_shape),
+        },
         "tokens": footprint.num_tokens(recipe),
         "parameters": parts,
         "memory_bytes": footprint.memory_bytes(parts, recipe),
-    }
-
-
-def window(recipe: Recipe) -> dict[str, Any]:
-    """Return one training window: steps, video frames, and latents as [C, T, h, w]."""
-    return {
-        "horizon": recipe.model.horizon,
-        "supervised_prefix": recipe.model.supervised_prefix,
-        "frames": recipe.num_frames,
-        "canvas": list(recipe.codec.canvas),
-        "latents": list(recipe.latent_shape),
-        "pooled_latents": list(recipe.pooled_shape),
     }
 
 

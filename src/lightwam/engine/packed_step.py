@@ -87,9 +87,7 @@ def packed_loss(
     noisy = flow.mix(batch.clip, noise, sigma)
     context_kv = encode_context(model, batch)
     velocity, taps = forward(model.dit, batch.present, noisy, config.flow.num_times * sigma, context_kv, checkpointing)
-    action = model.action_error(model.expert(taps), batch).mean()
-    video = model.video_error(velocity, batch, noise, sigma).mean()
-    return Losses(config.video_loss_weight * video + config.action_loss_weight * action, video, action)
+    return model.losses(model.expert(taps), velocity, batch, noise, sigma)
 
 
 def encode_context(model: LightWAM, batch: Batch) -> tuple[KeyValue, ...]:
@@ -235,7 +233,6 @@ def gated(
 ) -> Float[Tensor, "B S D"]:
     """Return x + gate * update, with the gate of each token's time."""
     # split, not slices: its backward pass is one concatenation instead of a tensor of zeros each
-    halves = zip(
-        *(part.split((layout.clean, layout.later), dim=1) for part in (x, update)), (clean, later), strict=True
-    )
+    sizes = layout.clean, layout.later
+    halves = zip(x.split(sizes, dim=1), update.split(sizes, dim=1), (clean, later), strict=True)
     return torch.cat([torch.addcmul(a, gate[:, None], b) for a, b, gate in halves if a.shape[1]], dim=1)

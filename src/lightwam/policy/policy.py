@@ -96,8 +96,7 @@ class Policy:
         ConfigError for `int8` without `engine`.
         """
         if int8 and not engine:
-            step_ = "engine=True as well (lightwam eval: --engine --int8)"
-            raise ConfigError("only the engine keeps weights in 8 bits", where="Policy.load", next_step=step_)
+            raise ConfigError("int8 must come with engine=True", next_step="lightwam eval RUN --engine --int8")
         run, target = hub.find_run(run, step), resolve_device(device)
         recipe = run_directory.read_recipe(run)
         recipe = recipe if weights is None else replace(recipe, weights=weights)
@@ -175,13 +174,7 @@ class Policy:
 
         Different seeds give different futures; `num_steps` is the number of Euler steps from noise.
         """
-        plain = self.plain
-        latent, context, state = plain.encode(*self.inputs([observation]))
-        frames = 1 + self.recipe.model.horizon // self.recipe.codec.video_stride
-        later = (frames - 1) // self.latents.temporal_stride
-        shape = (1, latent.shape[1], 1 + later, latent.shape[3] // 2, latent.shape[4] // 2)
-        noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(self.device)
-        future = plain.model.imagine(latent, context, state, noise, num_steps)
+        future = self._future([observation], self.recipe.latent_shape[1], seed, num_steps)
         return to_pictures(self.latents.decode_pooled(future))[0]
 
     @torch.inference_mode()
@@ -193,22 +186,25 @@ class Policy:
         One Euler step from a fixed noise: from pure noise, the velocity leads to the mean of the futures that the model
         considers possible. The surprise watch compares it with the frames that follow.
         """
-        plain = self.plain
-        latent, context, state = plain.encode(*self.inputs(observations))
-        shape = (1, latent.shape[1], 2, latent.shape[3] // 2, latent.shape[4] // 2)
-        noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(latent)
-        future = plain.model.imagine(latent, context, state, noise.expand(len(latent), -1, -1, -1, -1), 1)
-        present, expected = future.float().cpu().numpy().transpose(2, 0, 1, 3, 4)
-        return present, expected
+        future = self._future(observations, 2, 0, 1).float().cpu().numpy()
+        return future[:, :, 0], future[:, :, 1]
 
     @torch.inference_mode()
     def attention(self, observation: ObservationLike) -> list[Float32[np.ndarray, "queries rows cols"]]:
         """Return, for every tap, the attention of its queries over the picture's tokens: mean over heads, sums to 1."""
-        plain = self.plain
-        latent, context, state = plain.encode(*self.inputs([observation]))
+        latent, context, state = self.plain.encode(*self.inputs([observation]))
         rows, columns = (s // p for s, p in zip(latent.shape[3:], self.recipe.model.backbone.patch[1:], strict=True))
-        maps = plain.model.attention(latent, context, state)
+        maps = self.model.attention(latent, context, state)
         return [a[0].mean(0).unflatten(-1, (rows, columns)).float().cpu().numpy() for a in maps]
+
+    def _future(
+        self, observations: Sequence[ObservationLike], num_frames: int, seed: int, num_steps: int
+    ) -> Float[Tensor, "B C T h2 w2"]:
+        """Sample futures of the observations, all from the same noise."""
+        latent, context, state = self.plain.encode(*self.inputs(observations))
+        shape = (1, latent.shape[1], num_frames, latent.shape[3] // 2, latent.shape[4] // 2)
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(latent)
+        return self.model.imagine(latent, context, state, noise.expand(len(latent), -1, -1, -1, -1), num_steps)
 
     def inputs(
         self, observations: Sequence[ObservationLike]

@@ -18,12 +18,13 @@ A checkpoint is written to a temporary folder that is renamed at the end, so it 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ from lightwam.policy.tensor_files import named_tensors, num_bytes, to_cpu
 from lightwam.policy.tensor_files import read_metadata as read_metadata
 from lightwam.policy.tensor_files import read_tensors as read_tensors
 from lightwam.policy.tensor_files import write_tensors as write_tensors
+from lightwam.system.differences import differences
 from lightwam.system.file_damage import likely_cause
 from lightwam.system.files import explain_disk_errors, write_file
 from lightwam.types import LatentCodec
@@ -93,26 +95,18 @@ def start_run(run: Path, recipe: Recipe) -> None:
     """
     wanted = _as_json(recipe)
     saved = _as_json(read_recipe(run)) if (run / "recipe.json").exists() else None
-    if saved is not None and (found := list(differences(saved, wanted))):
-        raise CheckpointError(
-            "the run directory belongs to another config",
-            where=run,
-            got="; ".join(found[:8]),
-            next_step="use the same recipe to resume, choose another --run, or delete this one",
-        )
+    if saved is not None and (changed := changes(saved, wanted)):
+        step = "use the same recipe to resume, choose another --run, or delete this one"
+        got = "; ".join(changed[:8])
+        raise CheckpointError("the run directory belongs to another config", where=run, got=got, next_step=step)
     if saved != wanted:
         write_json(run / "recipe.json", wanted)
 
 
-def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
-    """Yield a line for every value that differs in nested dictionaries, MUTABLE_SETTINGS left out."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted(old.keys() | new.keys()):
-            name = f"{path}.{key}" if path else key
-            if name not in MUTABLE_SETTINGS:
-                yield from differences(old.get(key), new.get(key), name)
-    elif old != new:
-        yield f"{path}: run has {old!r}, asked {new!r}"
+def changes(old: Any, new: Any) -> list[str]:
+    """Return a line for every value that differs in nested dictionaries, MUTABLE_SETTINGS left out."""
+    lines = differences(old, new, ignored=MUTABLE_SETTINGS)
+    return [f"{name}: run has {before!r}, asked {after!r}" for name, before, after in lines]
 
 
 def read_recipe(run: Path) -> Recipe:
@@ -247,19 +241,18 @@ def _check_keys(data: Any, path: Path, names: tuple[str, ...], optional: tuple[s
 def _frozen_digest(run: Path) -> str | None:
     """Return the digest of the frozen weights, which never change: an earlier checkpoint's, if there is one."""
     if known := steps(run):
-        digest: str | None = read_json(_step_folder(run, known[-1]) / "meta.json").get("frozen")
-        return digest
+        earlier: dict[str, str | None] = read_json(_step_folder(run, known[-1]) / "meta.json")
+        return earlier.get("frozen")
     return _digest(run / FROZEN) if (run / FROZEN).exists() else None
 
 
 def _what_changed(path: Path) -> str:
     if not path.is_file():
         return "no such file"
-    try:
-        lines = not_finite(safetensors.torch.load_file(path)) if path.suffix == ".safetensors" else []
-    except (safetensors.SafetensorError, OSError):
-        lines = []
-    return "; ".join(["other bytes than were written", *lines[:1]])
+    with contextlib.suppress(safetensors.SafetensorError, OSError):
+        if path.suffix == ".safetensors" and (lines := not_finite(safetensors.torch.load_file(path))):
+            return f"other bytes than were written; {lines[0]}"
+    return "other bytes than were written"
 
 
 def _digest(path: Path) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lightwam.errors import CheckpointError, first_few
-from lightwam.policy.run_directory import differences, read_table, write_json
+from lightwam.policy.run_directory import changes, read_table, write_json
 
 KEYS, OPTIONAL_KEYS = ("fingerprint", "path"), ("episodes", "names")
 """keys of dataset.json; older runs lack "episodes", and runs whose features have LeRobot's names lack names"""
@@ -43,11 +43,11 @@ def feature_names(run: Path, asked: Sequence[str] = ()) -> tuple[str, ...]:
 def check_dataset(run: Path, dataset: Path, fingerprint: Mapping[str, str]) -> None:
     """Raise CheckpointError unless the dataset is the one that the run began with; its path may have changed."""
     saved = read_table(run / "dataset.json", KEYS, OPTIONAL_KEYS)
-    if found := list(differences(saved["fingerprint"], dict(fingerprint))):
+    if changed := changes(saved["fingerprint"], dict(fingerprint)):
         raise CheckpointError(
             "the run was trained on another dataset",
             where=run,
-            got=f"{dataset.absolute()} ({first_few(found, 4, '; ')})",
+            got=f"{dataset.absolute()} ({first_few(changed, 4, '; ')})",
             expected=f"{saved['path']}, as it was when the run began",
             next_step="pass that dataset, or choose another --run",
         )
