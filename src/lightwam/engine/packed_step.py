@@ -193,11 +193,7 @@ def run_block(
 
 
 def self_attention(
-    layer: Attention,
-    x: Float[Tensor, "B S D"],
-    rope: Complex[Tensor, "S 1 pairs"],
-    layout: Layout,
-    keeps_first: bool,
+    layer: Attention, x: Float[Tensor, "B S D"], rope: Complex[Tensor, "S 1 pairs"], layout: Layout, keeps_first: bool
 ) -> Float[Tensor, "B S2 D"]:
     """Apply self-attention to each kind of tokens, in three unmasked calls."""
     k, v = layer.key_value(x, linear)

@@ -81,22 +81,25 @@ class Policy:
         weights: str | None = None,
         engine: bool = False,
         int8: bool = False,
+        precision: str | None = None,
     ) -> Policy:
         """Load the policy of a run directory, or of a run on the Hugging Face Hub, at `step` (default: the newest).
 
         run: a path, or a Hub id OWNER/NAME or OWNER/NAME@REVISION, which needs the extra `hub`: the files are fetched
             once and kept in the Hub's cache. A string is a Hub id if it has that form and no such path exists.
         ema: use the moving average of the weights if training kept one.
-        device: "auto" (a GPU if there is one), "cuda" (in the recipe's precision) or "cpu" (in float32).
+        device: "auto" (a GPU if there is one), "cuda" or "cpu".
         weights: folder of the pretrained encoders, if not the recipe's.
         engine: act faster, with the same actions, but do nothing else; `int8` needs less memory for it, and changes
             the actions slightly.
+        precision: "float32" or "bfloat16"; by default the recipe's on a GPU, and float32 on a CPU.
 
         CheckpointError when the run is missing, cannot be fetched, is damaged, or its weights do not fit its recipe;
         ConfigError for `int8` without `engine`.
         """
         if int8 and not engine:
-            raise ConfigError("int8 must come with engine=True", next_step="lightwam eval RUN --engine --int8")
+            step_ = "engine=True as well (lightwam eval: --engine --int8)"
+            raise ConfigError("only the engine keeps weights in 8 bits", where="Policy.load", next_step=step_)
         run, target = hub.find_run(run, step), resolve_device(device)
         recipe = run_directory.read_recipe(run)
         recipe = recipe if weights is None else replace(recipe, weights=weights)
@@ -104,7 +107,7 @@ class Policy:
         saved = run_directory.load(run, step, training=False)
         model = LightWAM(recipe.model)
         run_directory.load_strict(model, run_directory.run_weights(run, saved, ema=ema), run)
-        dtype = getattr(torch, recipe.train.precision) if target.type == "cuda" else torch.float32
+        dtype = getattr(torch, precision or (recipe.train.precision if target.type == "cuda" else "float32"))
         prompts = Prompts(recipe, run_directory.read_tensors(run / run_directory.PROMPTS), target)
         actor: Actor
         if engine:  # folded from the weights as saved, before they are rounded to `dtype`

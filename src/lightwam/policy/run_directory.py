@@ -1,19 +1,9 @@
-"""A run directory: the recipe, what it was trained on, and its checkpoints.
+"""A run directory: the recipe, what it was trained on, and its checkpoints; docs/design.md lists the files.
 
-    recipe.json      the config; after training has started, only MUTABLE_SETTINGS may change
-    dataset.json     the dataset (training/dataset_record.py)
-    processing.json  statistics of the data: the codec's and the latents'
-    start.json       with --start-from: the run it started from, and where its statistics come from
-    loggers.json     its id in W&B or trackio, when it logs to them
-    frozen.safetensors    weights that are not trained, if any
-    prompts.safetensors   token states of the prompts, if a pretrained text encoder made them
-    checkpoints/step_00000500/
-        model.safetensors   the trained weights, by parameter name
-        ema.safetensors     their moving average, when the recipe has one
-        training.pt         optimiser and loader, so that training resumes to the same bits
-        meta.json           step, file sizes and digests; written last
-
-A checkpoint is written to a temporary folder that is renamed at the end, so it is complete or absent.
+A checkpoint has a folder, checkpoints/step_00000500, which is written under a temporary name and renamed at the end, so
+it is complete or absent. Of its files, model and ema.safetensors hold the trained weights and their moving average,
+training.pt the optimiser and the loader, so that training resumes to the same bits, and meta.json, written last, the
+step and the digest of each file.
 """
 
 from __future__ import annotations
@@ -176,12 +166,12 @@ def save(run: Path, checkpoint: Checkpoint, keep: int = 2) -> Path:
     return folder
 
 
-def checkpoint_dir(run: Path, step: int | None = None) -> Path:
-    """Return the folder of a step's checkpoint (default: the newest); CheckpointError when there is none."""
+def checkpoint_dir(run: Path, step: int | None = None, where: object = None) -> Path:
+    """Return the folder of a step's checkpoint (default: the newest); CheckpointError, at `where`, if there is none."""
     known = steps(run)
     if not known or (step is not None and step not in known):
-        expected = known or "at least one step"
-        raise CheckpointError("no such checkpoint", where=run, got=step, expected=expected, next_step="lightwam train")
+        expected = known or "at least one step, as `lightwam train` saves them"
+        raise CheckpointError("no such checkpoint", where=where or run, got=step, expected=expected)
     return _step_folder(run, known[-1] if step is None else step)
 
 
@@ -241,8 +231,7 @@ def _check_keys(data: Any, path: Path, names: tuple[str, ...], optional: tuple[s
 def _frozen_digest(run: Path) -> str | None:
     """Return the digest of the frozen weights, which never change: an earlier checkpoint's, if there is one."""
     if known := steps(run):
-        earlier: dict[str, str | None] = read_json(_step_folder(run, known[-1]) / "meta.json")
-        return earlier.get("frozen")
+        return read_json(_step_folder(run, known[-1]) / "meta.json").get("frozen")
     return _digest(run / FROZEN) if (run / FROZEN).exists() else None
 
 
@@ -261,5 +250,4 @@ def _digest(path: Path) -> str:
 
 
 def _as_json(recipe: Recipe) -> dict[str, Any]:
-    values: dict[str, Any] = json.loads(json.dumps(to_dict(recipe)))
-    return values
+    return json.loads(json.dumps(to_dict(recipe)))
