@@ -1,7 +1,7 @@
 """A run directory: the recipe, what it was trained on, and its checkpoints.
 
     recipe.json      the config; after training has started, only MUTABLE_SETTINGS may change
-    dataset.json     the dataset (training/dataset_record.py)
+    dataset.json     the dataset (training/dataset.py)
     processing.json  statistics of the data: the codec's and the latents'
     start.json       with --start-from: the run it started from, and where its statistics come from
     loggers.json     its id in W&B or trackio, when it logs to them
