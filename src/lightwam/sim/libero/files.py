@@ -29,10 +29,8 @@ def task_name(suite: str, number: int) -> str:
     _require_set_up()
     from libero.libero.benchmark.libero_suite_task_map import libero_task_map
 
-    names = (
-        libero_task_map.get(suite) or libero_task_map[next(original for original in FOUR if suite.startswith(original))]
-    )
-    return str(names[number])
+    known = suite if suite in libero_task_map else next(original for original in FOUR if suite.startswith(original))
+    return str(libero_task_map[known][number])
 
 
 def _require_set_up() -> None:
@@ -79,12 +77,9 @@ def initial_states(suite: str, name: str) -> Float64[np.ndarray, "states n"]:
         with np.load(arrays) as file:
             return np.asarray(file["states"], np.float64)
     if not path.exists():
-        raise SetupError(
-            "the task's initial states are not installed",
-            where=f"{suite}: {name}",
-            expected=f"{path} or {arrays.name}",
-            next_step="pip install 'lightwam[libero]', or get LIBERO's init_files",
-        )
+        what, where = "the task's initial states are not installed", f"{suite}: {name}"
+        step = "pip install 'lightwam[libero]', or get LIBERO's init_files"
+        raise SetupError(what, where=where, expected=f"{path} or {arrays.name}", next_step=step)
     import torch
 
     # a pickle of NumPy arrays: as trusted as the installed package, which brought it
@@ -99,16 +94,17 @@ def libero_folder(kind: str) -> Path:
     """
     import libero.libero
 
-    names, file = vars(libero.libero), Path(os.environ.get("LIBERO_CONFIG_PATH", "~/.libero")).expanduser()
-    if "LIBERO_CONFIG_PATH" not in os.environ and "config_file" in names:
-        file = Path(names["config_file"]).parent
-    file = file / "config.yaml"
+    folder = os.environ.get("LIBERO_CONFIG_PATH") or libero.libero.libero_config_path
+    file = Path(folder).expanduser() / "config.yaml"
     try:
         path = Path(libero.libero.get_libero_path(kind))
     except Exception as error:  # LIBERO checks nothing: yaml's errors, a ValueError, an AssertionError
-        got, expected = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}", f"a table with {kind}"
-        what, next_step = "LIBERO's config file cannot be used", f"delete {file}"
-        raise SetupError(what, where=file, got=got, expected=expected, next_step=next_step) from error
+        what, got = (
+            "LIBERO's config file cannot be used",
+            f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
+        )
+        step = f"delete {file}"
+        raise SetupError(what, where=file, got=got, expected=f"a table with {kind}", next_step=step) from error
     if path.is_dir():
         return path
     if file.exists():

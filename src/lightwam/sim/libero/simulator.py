@@ -12,7 +12,7 @@ import copy
 import gc
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -254,10 +254,8 @@ def _retry_placement(place: Callable[[], Any], where: str) -> Any:
     from robosuite.utils.errors import RandomizationError
 
     for _ in range(PLACEMENT_TRIES):
-        try:
+        with suppress(RandomizationError):
             return place()
-        except RandomizationError:
-            continue
     raise SimulatorError("LIBERO finds no room for its objects", where=where, got=f"{PLACEMENT_TRIES} tries")
 
 
