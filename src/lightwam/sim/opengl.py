@@ -125,17 +125,16 @@ def _installed_backend() -> str:
     """Return egl if it starts, else osmesa; SetupError if neither is installed."""
     egl, osmesa = ctypes.util.find_library("EGL"), ctypes.util.find_library("OSMesa")
     if not egl and not osmesa:
-        next_step = "apt install libegl1 libgl1 (or libosmesa6), or set MUJOCO_GL yourself"
-        raise SetupError("MuJoCo cannot draw: neither EGL nor OSMesa is installed", next_step=next_step)
+        step = "apt install libegl1 libgl1 (or libosmesa6), or set MUJOCO_GL yourself"
+        raise SetupError("MuJoCo cannot draw: neither EGL nor OSMesa is installed", next_step=step)
     if egl and (not osmesa or DEVICE in os.environ):  # a device was chosen: no fallback
         return "egl"
     reason = _egl_error() if egl else "it is not installed"
     if not reason:
         return "egl"
     if multiprocessing.current_process().name in ("MainProcess", "worker 0"):  # once, not by every worker
-        logging.getLogger("lightwam.sim").warning(
-            "EGL does not start (%s), MuJoCo draws with OSMesa (set %s to choose)", reason, BACKEND
-        )
+        message = "EGL does not start (%s), MuJoCo draws with OSMesa (set %s to choose)"
+        logging.getLogger("lightwam.sim").warning(message, reason, BACKEND)
     return "osmesa"
 
 
@@ -159,28 +158,25 @@ def _setup_error(backend: str, reason: str) -> SetupError:
     """Return the error of a backend that does not start, with the next step."""
     if backend == "osmesa":
         variable = BACKEND if os.environ.get(BACKEND) else PLATFORM
-        what, next_step = (
-            "MuJoCo cannot draw: OSMesa does not start",
-            f"{INSTALL_OSMESA}, or unset {variable} to try EGL",
-        )
-        reason = reason if ctypes.util.find_library("OSMesa") else "it is not installed"
-        return SetupError(what, where=f"{variable}=osmesa", got=reason, next_step=next_step)
+        what, step = "MuJoCo cannot draw: OSMesa does not start", f"{INSTALL_OSMESA}, or unset {variable} to try EGL"
+        got = reason if ctypes.util.find_library("OSMesa") else "it is not installed"
+        return SetupError(what, where=f"{variable}=osmesa", got=got, next_step=step)
     if backend != "egl":
-        what, next_step = "MuJoCo cannot draw in a window: it needs a display", f"unset {BACKEND} to draw without one"
-        return SetupError(what, where=f"{BACKEND}={backend}", got=reason, next_step=next_step)
+        what, step = "MuJoCo cannot draw in a window: it needs a display", f"unset {BACKEND} to draw without one"
+        return SetupError(what, where=f"{BACKEND}={backend}", got=reason, next_step=step)
     if (device := os.environ.get(DEVICE)) is not None:
         count = _num_devices()
         if not device.strip().isdigit() or 0 < count <= int(device):
             expected = f"one of {', '.join(map(str, range(count)))}" if count else "a whole number"
-            what, next_step = "EGL has no such device", f"unset {DEVICE}"
-            return SetupError(what, where=DEVICE, got=repr(device), expected=expected, next_step=next_step)
+            what, step = "EGL has no such device", f"unset {DEVICE}"
+            return SetupError(what, where=DEVICE, got=repr(device), expected=expected, next_step=step)
     state = "is installed and does not start" if ctypes.util.find_library("EGL") else "is not installed"
     variables = [f"{name}={os.environ[name]}" for name in (BACKEND, DEVICE, *VENDORS) if os.environ.get(name)]
     unset = f" and unset {BACKEND}" if os.environ.get(BACKEND) else ""
-    next_step = f"apt install libegl1 libegl-mesa0 libgl1-mesa-dri; or {INSTALL_OSMESA}{unset}"
+    step = f"apt install libegl1 libegl-mesa0 libgl1-mesa-dri; or {INSTALL_OSMESA}{unset}"
     expected = "NVIDIA's driver (in a container NVIDIA_DRIVER_CAPABILITIES=all), or Mesa's"
     where, what = ", ".join(variables) or None, f"MuJoCo cannot draw: EGL {state}"
-    return SetupError(what, where=where, got=reason, expected=expected, next_step=next_step)
+    return SetupError(what, where=where, got=reason, expected=expected, next_step=step)
 
 
 def _num_devices() -> int:

@@ -21,8 +21,6 @@ from lightwam.config.libero_protocols import FOUR
 from lightwam.errors import SetupError
 from lightwam.sim.opengl import WINDOW, restore_environment
 
-_FileHandler = logging.FileHandler
-
 
 def task_name(suite: str, number: int) -> str:
     """Return a task's name by its index in the suite; a perturbed suite has the original's order."""
@@ -126,21 +124,21 @@ def importing_robosuite() -> Iterator[None]:
     handler, gl = logging.FileHandler, (kept["MUJOCO_GL"] or "").lower().strip()
     logger = logging.getLogger("robosuite_logs")
     level = logger.level
+
+    def file_handler_or_null(path: str, *arguments: Any, **named: Any) -> logging.Handler:
+        try:
+            return handler(path, *arguments, **named)
+        except OSError:
+            return logging.NullHandler()
+
     logger.setLevel(logging.ERROR)
     os.environ.pop("MUJOCO_EGL_DEVICE_ID", None)
     if gl in WINDOW:
         os.environ["MUJOCO_GL"] = "glx"  # robosuite's name for a window
-    logging.FileHandler = _file_handler_or_null  # type: ignore[assignment, misc]
+    logging.FileHandler = file_handler_or_null  # type: ignore[assignment, misc]
     try:
         yield
     finally:
         logging.FileHandler = handler  # type: ignore[misc]
         logger.setLevel(level)
         restore_environment(kept)
-
-
-def _file_handler_or_null(path: str, *arguments: Any, **named: Any) -> logging.Handler:
-    try:
-        return _FileHandler(path, *arguments, **named)
-    except OSError:
-        return logging.NullHandler()

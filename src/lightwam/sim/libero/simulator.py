@@ -186,9 +186,8 @@ class LiberoSimulator(Simulator):
         plain = self.protocol.picture == "plain"
         published = not plain and self._size == (self.protocol.size, self.protocol.size)
         if self._renderer is None:
-            height, width = (NATIVE_SIZE, NATIVE_SIZE) if published else self._size
-            mesh_detail = MESH_DETAIL if plain else None
-            self._renderer = MujocoRenderer(model, height, width, mesh_detail, hidden=(COLLISION_GEOMS,))
+            size, mesh_detail = (NATIVE_SIZE, NATIVE_SIZE) if published else self._size, MESH_DETAIL if plain else None
+            self._renderer = MujocoRenderer(model, *size, mesh_detail, hidden=(COLLISION_GEOMS,))
         data, rgba = self._camera_moment()
         self._renderer.model, present_rgba = model, model.site_rgba.copy()
         model.site_rgba[:] = rgba

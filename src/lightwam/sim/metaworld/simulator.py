@@ -126,9 +126,9 @@ class MetaWorldSimulator(Simulator):
         self.cameras, self.fps = config.cameras, UNITS.steps_per_second / config.action_repeat
         self._repeat, self._size = config.action_repeat, (config.height, config.width)
         self._env: Any = None
-        self._full_observation: Float64[np.ndarray, " 39"] | None = None
+        self._full_observation: Any = None
         self._renderer: MujocoRenderer | None = None
-        self._camera_rotations: Float64[np.ndarray, "cameras 4"] | None = None
+        self._camera_rotations: Any = None
 
     def reset(self, seed: int) -> None:
         """Place hand, objects and goal at random positions of `seed`.
@@ -221,7 +221,6 @@ class MetaWorldSimulator(Simulator):
     def full_observation(self) -> Float64[np.ndarray, " 39"]:
         """Meta-World's full observation with objects and goal, for experts only."""
         self._running()
-        assert self._full_observation is not None
         return self._full_observation
 
     @property
