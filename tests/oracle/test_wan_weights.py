@@ -268,9 +268,9 @@ def test_missing_and_torn_files_are_refused(tmp_path: Path, theirs: Any, officia
         wan_backbone.backbone(whole, CONFIG)
     assert caught.value.where == shard
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CheckpointError, match="no backbone lies there"):
+    with pytest.raises(CheckpointError, match="there is no backbone"):
         wan_backbone.backbone(tmp_path / "empty", CONFIG)
-    with pytest.raises(CheckpointError, match="neither a folder nor a Hub repo"):
+    with pytest.raises(CheckpointError, match="must be a folder or a Hub repo"):
         wan_backbone.backbone("not anything", CONFIG)
 
 

@@ -219,10 +219,10 @@ def test_a_demonstration_without_motion_is_skipped(tmp_path: Path, write_demos: 
     path = write_demos(tmp_path / "in", [still])
     with h5py.File(path, "a") as file:
         file["data/demo_0/actions"][:, 6] = 1
-    with pytest.raises(DatasetError, match=r"do not tell their convention[\s\S]*--gripper"):
+    with pytest.raises(DatasetError, match=r"fit two conventions[\s\S]*--gripper"):
         convert(path, tmp_path / "out", say=quiet)
     said: list[str] = []
-    with pytest.raises(DatasetError, match=r"worth keeping[\s\S]*1 skipped"):
+    with pytest.raises(DatasetError, match=r"was kept[\s\S]*1 skipped"):
         convert(path, tmp_path / "out", ConvertConfig(gripper="minus-one-one"), say=said.append)
     assert "it never moves" in "\n".join(said)
 
@@ -256,10 +256,10 @@ def test_the_gripper_is_told_by_its_values(values: list[float], stated: str, exp
 @pytest.mark.parametrize(
     ("values", "stated", "words"),
     [
-        ([1, 1], "auto", r"do not tell[\s\S]*here[\s\S]*1 to 1[\s\S]*--gripper"),
+        ([1, 1], "auto", r"fit two conventions[\s\S]*here[\s\S]*1 to 1[\s\S]*--gripper"),
         ([-1, 1], "zero-one", r"do not follow[\s\S]*-1 to 1[\s\S]*zero-one[\s\S]*--gripper minus-one-one"),
         ([0, 1], "minus-one-one", r"do not follow[\s\S]*0 to 1[\s\S]*minus-one-one[\s\S]*--gripper zero-one"),
-        ([0, 255], "auto", r"do not follow[\s\S]*0 to 255[\s\S]*mend"),
+        ([0, 255], "auto", r"do not follow[\s\S]*0 to 255[\s\S]*correct the source"),
         ([-0.3, 0.4], "auto", r"do not follow[\s\S]*-0.3 to 0.4"),
     ],
 )
@@ -288,7 +288,7 @@ def test_broken_files_are_refused_at_the_door(tmp_path: Path, write_demos: Any, 
     with h5py.File(path, "a") as file:
         del file["data/demo_0/dones"], file["data/demo_1/obs/ee_pos"]
     with pytest.raises(
-        DatasetError, match=r"demo_0 dones: missing[\s\S]*demo_1 obs/ee_pos: missing[\s\S]*2[\s\S]*check"
+        DatasetError, match=r"have 2 problems[\s\S]*demo_0 dones: missing[\s\S]*demo_1 obs/ee_pos: missing[\s\S]*check"
     ):
         convert(tmp_path / "in", tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -383,7 +383,7 @@ def test_killed_in_the_middle_it_goes_on_to_the_same(
     assert died.returncode != 0
     kept = len(list((tmp_path / "out").glob("incoming/episode_??????")))
     if death == "SIGINT":
-        assert "3 episodes are safe" in died.stdout and LeRobotDataset(tmp_path / "out").num_episodes == 3
+        assert "3 episodes are saved" in died.stdout and LeRobotDataset(tmp_path / "out").num_episodes == 3
     else:
         assert died.returncode == -signal.SIGKILL and kept == 2
     again = convert(tmp_path / "in", tmp_path / "out", say=quiet)
@@ -398,13 +398,13 @@ def test_another_source_or_other_settings_are_refused(tmp_path: Path, write_demo
     write_demos(tmp_path / "in", [demo(0)])
     convert(tmp_path / "in", tmp_path / "out", say=quiet)
     before = contents(tmp_path / "out")
-    with pytest.raises(DatasetError, match=r"made otherwise[\s\S]*keep_no_ops[\s\S]*another folder"):
+    with pytest.raises(DatasetError, match=r"another source or settings[\s\S]*keep_no_ops[\s\S]*another folder"):
         convert(tmp_path / "in", tmp_path / "out", ConvertConfig(keep_no_ops=True), say=quiet)
     write_demos(tmp_path / "other", [demo(0)], "wave")
-    with pytest.raises(DatasetError, match=r"made otherwise[\s\S]*open_the_drawer[\s\S]*other"):
+    with pytest.raises(DatasetError, match=r"another source or settings[\s\S]*open_the_drawer[\s\S]*other"):
         convert(tmp_path / "other", tmp_path / "out", say=quiet)
     write_demos(tmp_path / "in", [demo(0), demo(1)])
-    with pytest.raises(DatasetError, match=r"made otherwise[\s\S]*demo_0[\s\S]*bytes"):
+    with pytest.raises(DatasetError, match=r"another source or settings[\s\S]*demo_0[\s\S]*bytes"):
         convert(tmp_path / "in", tmp_path / "out", say=quiet)
     with LeRobotWriter(tmp_path / "mine", 10, "arm", {"front": (16, 16)}, ["x"], ["u"]) as writer:
         writer.add_episode({"front": np.zeros((2, 16, 16, 3), np.uint8)}, np.zeros((2, 1)), np.zeros((2, 1)), "t")
@@ -422,7 +422,7 @@ def test_a_changed_lerobot_source_is_refused(tmp_path: Path, demo: Any, changed:
         pq.write_table(pq.read_table(file), file, compression="none")
     else:
         file.write_text(file.read_text() + json.dumps({"task_index": 2, "task": "wave"}) + "\n")
-    with pytest.raises(DatasetError, match=r"made otherwise[\s\S]*another folder"):
+    with pytest.raises(DatasetError, match=r"another source or settings[\s\S]*another folder"):
         convert(source, tmp_path / "out", say=quiet)
 
 

@@ -502,7 +502,7 @@ def test_every_single_byte_counts(build: Callable[..., None], path: Path) -> Non
             r"table(.|\n)*state\.npy: \d+ bytes, \w+, not \d+ bytes, \w+",
         ),
         ("state.npy", None, r"table(.|\n)*state\.npy: no such file"),
-        ("cache.json", lambda data: data[:-9], r"not JSON"),
+        ("cache.json", lambda data: data[:-9], r"must be JSON"),
         ("cache.json", lambda data: b"{}", r"format: None in the cache, latents 1 now"),
     ],
 )

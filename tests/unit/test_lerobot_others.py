@@ -381,7 +381,7 @@ def test_what_no_memory_holds_is_told(root: Path) -> None:
     pq.write_table(table.set_column(place, "length", pa.array([4, 10**13])), root / EPISODES)
     assert "10000000000000 in episode 1" in str(check_dataset(root).problems[-1])
     (root / "meta/info.json").write_text("[" * 100_000)
-    with pytest.raises(DatasetError, match="not JSON"):
+    with pytest.raises(DatasetError, match="must be JSON"):
         LeRobotDataset(root)
 
 

@@ -36,19 +36,19 @@ def test_the_sentences_are_those_of_the_benchmark_itself() -> None:
 
 
 def test_a_name_without_a_task_is_refused() -> None:
-    with pytest.raises(DatasetError, match=r"tells no task[\s\S]*mine.hdf5[\s\S]*published name"):
+    with pytest.raises(DatasetError, match=r"must be TASK_demo.hdf5[\s\S]*mine.hdf5[\s\S]*published name"):
         hdf5.sentence(Path("mine.hdf5"))
 
 
 @pytest.mark.parametrize("noted", ["open it", '"open it"', ["open it"], ["o", "pen it"]])
-def test_the_noted_sentence_is_read_in_all_its_forms(
+def test_the_stored_sentence_is_read_in_all_its_forms(
     tmp_path: Path, write_demos: Any, demo: Any, noted: object
 ) -> None:
-    assert hdf5.noted_sentence(write_demos(tmp_path, [demo(0)], noted=noted)) == "open it"
+    assert hdf5.stored_sentence(write_demos(tmp_path, [demo(0)], noted=noted)) == "open it"
 
 
-def test_no_noted_sentence_is_none(tmp_path: Path, write_demos: Any, demo: Any) -> None:
-    assert hdf5.noted_sentence(write_demos(tmp_path, [demo(0)])) == ""
+def test_no_stored_sentence_is_none(tmp_path: Path, write_demos: Any, demo: Any) -> None:
+    assert hdf5.stored_sentence(write_demos(tmp_path, [demo(0)])) == ""
 
 
 @pytest.mark.parametrize("late", [True, False])
@@ -66,9 +66,8 @@ def test_rows_stand_beside_the_action_that_followed_them(
 
 def test_a_look_at_a_sound_file(tmp_path: Path, write_demos: Any, demo: Any) -> None:
     path = write_demos(tmp_path, [demo(10, steps=4), demo(9, steps=5, failed=True)])
-    seen: list[str] = []
-    scan = hdf5.scan(path, pictures=True, progress=seen.append)
-    assert scan.problems == () and dict(scan.lengths) == {"demo_9": 5, "demo_10": 4} and seen == ["demo_9", "demo_10"]
+    scan = hdf5.scan(path, pictures=True)
+    assert scan.problems == () and list(scan.lengths.items()) == [("demo_9", 5), ("demo_10", 4)]
     assert scan.failures == ("demo_9",) and scan.sizes == {("agentview", 16, 16), ("wrist", 16, 16)}
     assert scan.gripper.tolist() == [-1, -1, 1, 1, 1, -1, -1, 1, 1]
 

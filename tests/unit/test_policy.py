@@ -299,6 +299,14 @@ def test_documented_code_runs(point_run: Path, fake_hub: Any, monkeypatch: pytes
     assert names["card"] == (fake_hub.repo("someone/lightwam-point") / "README.md").read_text()
 
 
+def test_readme_example_runs(point_run: Path) -> None:
+    page = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(block.replace("runs/demo", "runs/point").replace('"reach"', '"red"'), "README.md", "exec"), names)
+    assert names["chunk"].shape == (8, 2) and names["video"].dtype == np.uint8
+
+
 @pytest.mark.parametrize("far", [3e38, -1e20])
 @pytest.mark.parametrize("engine", [False, True])
 def test_a_state_that_would_make_the_model_infinite_is_refused(

@@ -10,6 +10,7 @@ import pytest
 from report_run import FRAMES, PLAN, SIZE, TASKS, write_run
 
 from lightwam.errors import ConfigError
+from lightwam.policy.policy import Policy
 from lightwam.report import write_report
 from lightwam.report.evidence import read_evidence
 
@@ -19,7 +20,7 @@ def run(tmp_path: Path) -> Path:
     return write_run(tmp_path / "point")
 
 
-class FakePolicy:
+class FakePolicy(Policy):
     """Moves right; predicts that the present frame stays; attends uniformly."""
 
     def __init__(self, codec: object, latents: object) -> None:

@@ -11,7 +11,16 @@ from lightwam.cli.main import main
 from lightwam.config.schema import ControlSettings, SimConfig
 from lightwam.errors import ConfigError
 from lightwam.evaluation.latency_benchmark import bench_control
-from lightwam.evaluation.rehearsal import Rehearsed, Stage, is_place, jitter, latency_steps, rehearse, switches, ways
+from lightwam.evaluation.rehearsal import (
+    Rehearsed,
+    SimulatedRobot,
+    is_position,
+    jitter,
+    latency_steps,
+    player_factories,
+    rehearse,
+    switches,
+)
 from lightwam.robot.chunks import Crossfade
 from lightwam.robot.player import BlockingPlayer, ChunkPlayer, Hold, Play, Player, hold_still
 from lightwam.sim import registry
@@ -21,7 +30,7 @@ from lightwam.types import Observation
 SIM = SimConfig(name="point", tasks=("red",), cameras=("top",), height=8, width=8, max_steps=200)
 SPEED = 0.25
 """of the policy, so that an episode lasts longer than a chunk"""
-WAYS = ways(4, (), blend=2, decay=0.01)
+WAYS = player_factories(4, (), blend=2, decay=0.01)
 PLAIN = ("blocking", "asynchronous", "+ compensation")
 
 
@@ -79,7 +88,7 @@ def test_without_compensation_it_goes_too_far(simulator: PointSimulator) -> None
     def end(play: Play) -> float:
         simulator.reset(1)
         hold = hold_still(2)
-        stage = Stage(simulator, across, hold, 3, 150)
+        stage = SimulatedRobot(simulator, across, hold, 3, 150)
         player = ChunkPlayer(stage, play, hold)
         while not stage.over:
             stage.step(player.action(stage.observe))
@@ -104,7 +113,7 @@ def test_an_episode_is_a_function_of_its_seed(simulator: PointSimulator, act: An
 
 def test_an_answer_is_there_at_its_step_and_not_before(simulator: PointSimulator) -> None:
     simulator.reset(1)
-    stage = Stage(simulator, lambda seen: np.zeros((8, 2), np.float32), hold_still(2), 2, 100)
+    stage = SimulatedRobot(simulator, lambda seen: np.zeros((8, 2), np.float32), hold_still(2), 2, 100)
     stage.ask(7, stage.observe())
     stage.step(np.zeros(2, np.float32))
     assert stage.events() == []
@@ -115,7 +124,7 @@ def test_an_answer_is_there_at_its_step_and_not_before(simulator: PointSimulator
 
 def test_pictures_are_drawn_once_a_step(simulator: PointSimulator) -> None:
     simulator.reset(1)
-    stage = Stage(simulator, lambda seen: np.zeros((8, 2), np.float32), hold_still(2), 0, 100)
+    stage = SimulatedRobot(simulator, lambda seen: np.zeros((8, 2), np.float32), hold_still(2), 0, 100)
     assert stage.observe() is stage.observe()
     before = stage.observe()
     stage.step(np.ones(2, np.float32))
@@ -138,20 +147,20 @@ def test_jitter_is_the_second_difference() -> None:
 
 def test_a_place_has_an_axis() -> None:
     names = ("x", "y", "hand_x", "hand_z", "eef_y", "hand_turn_x", "gripper", "finger_left", "velocity_x", "axis")
-    assert [name for name in names if is_place(name)] == ["x", "y", "hand_x", "hand_z", "eef_y"]
+    assert [name for name in names if is_position(name)] == ["x", "y", "hand_x", "hand_z", "eef_y"]
 
 
 def test_what_moves_nothing_is_a_switch() -> None:
     assert switches(4, (0, 1, 2)) == (3,)
-    with pytest.raises(ConfigError, match="how to hold"):
+    with pytest.raises(ConfigError, match="must be motions"):
         switches(7, ())
 
 
 def test_a_way_of_ones_own(simulator: PointSimulator, act: Any) -> None:
-    def way(stage: Stage, hold: Hold) -> Player:
+    def way(stage: SimulatedRobot, hold: Hold) -> Player:
         return ChunkPlayer(stage, Play(2, Crossfade(1)), hold)
 
-    def waiting(stage: Stage, hold: Hold) -> Player:
+    def waiting(stage: SimulatedRobot, hold: Hold) -> Player:
         return BlockingPlayer(stage.act, 8, hold)
 
     for mine in (way, waiting):

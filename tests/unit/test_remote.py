@@ -175,10 +175,10 @@ def test_a_family_of_other_robots_is_refused() -> None:
     ):
         policy.check_evaluation(policy.recipe.sim, SETTINGS)
     parts = replace(PLAIN, action=(ActionPart("arm", 2),))
-    with pytest.raises(ConfigError, match=r"plain numbers[\s\S]*'arm'"), remote(still, parts):
+    with pytest.raises(ConfigError, match=r"must not divide actions[\s\S]*'arm'"), remote(still, parts):
         pass
     open_parts = replace(PLAIN, state=(StatePart(("arm",)), StatePart(("hand",))))
-    with pytest.raises(ConfigError, match=r"a length of every part but one"), remote(still, open_parts):
+    with pytest.raises(ConfigError, match="parts of a state but one must have a length"), remote(still, open_parts):
         pass
 
 
@@ -188,7 +188,7 @@ def test_answers_that_are_no_actions_are_refused() -> None:
 
     with remote(many) as (policy, _):
         policy.check_evaluation(policy.recipe.sim, SETTINGS)
-        with pytest.raises(WireError, match=r"wrong size[\s\S]*\(5, 3\)[\s\S]*\(H, 2\)"):
+        with pytest.raises(WireError, match=r"must be a chunk[\s\S]*\(5, 3\)[\s\S]*\(H, 2\)"):
             policy.act_batch([SEEN])
 
 
@@ -222,9 +222,9 @@ def test_the_command(tiny_once: Any, tmp_path: Path, capsys: pytest.CaptureFixtu
         words += ["--eval.videos-per-task", "0"]
         assert main([*words, "--run", str(tmp_path / "a")]) == 0
         result = json.loads((tmp_path / "a" / "eval" / "result.json").read_text())
-        assert f"{result['successes']:3} of {result['trials']:3}" in capsys.readouterr().out
+        assert f"all   {result['successes']} of {result['trials']}" in capsys.readouterr().out
         assert main([*words, "--run", str(tiny_once.run)]) == 2
-        assert "do not belong to a trained run" in capsys.readouterr().err
+        assert "must not be stored in a trained run" in capsys.readouterr().err
         assert main(words) == 2
         assert "--run runs/NAME" in capsys.readouterr().err
         assert main([*words, "--run", str(tmp_path / "b"), "--robot-schema", "libro"]) == 2

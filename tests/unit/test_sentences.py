@@ -159,7 +159,7 @@ def test_without_the_text_encoder_the_runs_own_sentences_are_answered(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def absent(asked: Recipe) -> PromptCheck:
-        raise CheckpointError("no tokenizer lies there", where="/nowhere")
+        raise CheckpointError("there is no tokenizer", where="/nowhere")
 
     monkeypatch.setattr("lightwam.serving.sentences.PromptCheck", absent)
     pretrained = replace(recipes.recipe("point"), text=Umt5Config(), weights="/nowhere", prompt="do: {task}")

@@ -135,5 +135,5 @@ def test_too_few_episodes_are_refused_before_any_is_run(tiny: Any) -> None:
 
 def test_the_command_refuses_what_makes_no_sense(tmp_path: Path) -> None:
     for words in (["--undisturbed", "0"], ["--false-alarms", "1"], ["--workers", "-1"]):
-        with pytest.raises(ConfigError, match="needs episodes"):
+        with pytest.raises(ConfigError, match="settings of the watch are out of range"):
             run_command([str(tmp_path), *words])

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
-from lightwam.encoders.weight_files import Part, check_tensors, digest, locate, read_tensors, shared_prefix
+from lightwam.encoders.tensor_check import check_tensors, shared_prefix
+from lightwam.encoders.weight_files import Part, digest, locate, read_tensors
 from lightwam.errors import CheckpointError
 
 PARTS: tuple[Part, ...] = ("backbone", "vae", "text_encoder", "tokenizer")
@@ -106,7 +107,7 @@ def test_a_home_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("part", PARTS)
 def test_a_folder_without_the_part_says_what_lies_there(tmp_path: Path, part: Part) -> None:
     laid_out(tmp_path, ("notes.txt", "unet/config.json"))
-    with pytest.raises(CheckpointError, match=f"no {part} lies there") as caught:
+    with pytest.raises(CheckpointError, match=f"there is no {part}") as caught:
         locate(tmp_path, part)
     assert caught.value.where == tmp_path and caught.value.got == "notes.txt, unet/"
     assert "official layout" in str(caught.value.expected) and "Wan-AI/" in caught.value.next_step
@@ -120,25 +121,25 @@ def test_an_empty_folder_holds_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("part", PARTS)
 def test_two_layouts_in_one_folder_are_refused(tmp_path: Path, part: Part) -> None:
     laid_out(tmp_path, OFFICIAL + DIFFUSERS)
-    with pytest.raises(CheckpointError, match=f"the {part} lies there twice"):
+    with pytest.raises(CheckpointError, match=f"the {part} is there twice"):
         locate(tmp_path, part)
 
 
 def test_two_backbones_or_a_lone_shard_are_refused(tmp_path: Path) -> None:
     laid_out(tmp_path, ("diffusion_pytorch_model-00001-of-00006.safetensors",))
-    with pytest.raises(CheckpointError, match="not one set of backbone files") as caught:
+    with pytest.raises(CheckpointError, match="there must be one set of backbone files") as caught:
         locate(tmp_path, "backbone")
     assert "-00001-of-00006" in str(caught.value.got) and "index" in str(caught.value.expected)
     (tmp_path / "diffusion_pytorch_model-00001-of-00006.safetensors").unlink()
     laid_out(tmp_path, ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"))
-    with pytest.raises(CheckpointError, match="not one set of backbone files"):
+    with pytest.raises(CheckpointError, match="there must be one set of backbone files"):
         locate(tmp_path, "backbone")
 
 
 @pytest.mark.parametrize("source", ["", "no-such-folder", "/no/such/folder", "../a/b/c", "a/b/c", "~none/x", "a//b"])
 def test_neither_folder_nor_repo_is_refused(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("asked the Hub"))
-    with pytest.raises(CheckpointError, match="neither a folder nor a Hub repo") as caught:
+    with pytest.raises(CheckpointError, match="must be a folder or a Hub repo") as caught:
         locate(source, "vae")
     assert repr(source) in str(caught.value.got)
 
@@ -147,7 +148,7 @@ def test_a_file_and_a_path_that_is_not_there_are_refused(tmp_path: Path) -> None
     laid_out(tmp_path, ("vae.pth",))
     with pytest.raises(CheckpointError, match=r"vae\.pth', a file"):
         locate(str(tmp_path / "vae.pth"), "vae")
-    with pytest.raises(CheckpointError, match="neither a folder nor a Hub repo"):
+    with pytest.raises(CheckpointError, match="must be a folder or a Hub repo"):
         locate(Path("owner/name"), "vae")
 
 
@@ -193,7 +194,7 @@ def test_of_a_repo_only_the_part_is_fetched(
 
 def test_a_repo_without_the_part_is_refused_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.snapshot_download", Hub(tmp_path / "never made", ("README.md",)))
-    with pytest.raises(CheckpointError, match="no vae lies there") as caught:
+    with pytest.raises(CheckpointError, match="there is no vae") as caught:
         locate("owner/name", "vae")
     assert "owner/name" in str(caught.value.where) and caught.value.got == "nothing"
 
@@ -240,13 +241,13 @@ def test_a_partial_set_of_shards_is_refused(tmp_path: Path) -> None:
 
 def test_shards_without_an_index_are_refused(tmp_path: Path) -> None:
     sharded(tmp_path).unlink()
-    with pytest.raises(CheckpointError, match="not one set of weights files"):
+    with pytest.raises(CheckpointError, match="there must be one set of weights files"):
         read_tensors(tmp_path)
 
 
 def test_a_folder_without_weights_says_what_lies_there(tmp_path: Path) -> None:
     laid_out(tmp_path, ("config.json", "diffusion_pytorch_model.bin"))
-    with pytest.raises(CheckpointError, match="no weights files lie there") as caught:
+    with pytest.raises(CheckpointError, match="there are no weights files") as caught:
         read_tensors(tmp_path)
     assert caught.value.got == "config.json, diffusion_pytorch_model.bin"
 
@@ -259,7 +260,7 @@ def test_two_files_that_claim_one_tensor_are_refused(tmp_path: Path) -> None:
         read_tensors(tmp_path)
     assert caught.value.where == first and caught.value.got == "b (not listed here)"
     save_file({"b": torch.zeros(4)}, tmp_path / "another.safetensors")
-    with pytest.raises(CheckpointError, match="not one set of weights files"):
+    with pytest.raises(CheckpointError, match="there must be one set of weights files"):
         read_tensors(tmp_path)
 
 
@@ -324,12 +325,12 @@ def test_a_file_that_would_run_code_is_refused_and_no_way_around_is_told(tmp_pat
         ({"state_dict": TENSORS, "a": torch.ones(1)}, "state_dict: dict"),
         ({"a": torch.ones(1), "step": 3}, "step: int"),
         ({3: torch.ones(1)}, "3 for a name"),
-        ([torch.ones(1)], "the whole file: list"),
+        ([torch.ones(1)], "the file: list"),
     ],
 )
 def test_what_is_no_table_of_tensors_is_refused(tmp_path: Path, content: Any, got: str) -> None:
     torch.save(content, tmp_path / "x.pt")
-    with pytest.raises(CheckpointError, match="not a table of tensors") as caught:
+    with pytest.raises(CheckpointError, match="not a table name -> tensor") as caught:
         read_tensors(tmp_path / "x.pt")
     assert caught.value.got == got
 
@@ -465,6 +466,6 @@ def test_pickles_and_indices_may_be_pointers_too(tmp_path: Path) -> None:
 
 def test_tensors_that_lie_one_level_down_are_found(tmp_path: Path) -> None:
     torch.save({"state_dict": TENSORS, "epoch": 3}, tmp_path / "x.pt")
-    with pytest.raises(CheckpointError, match="not a table of tensors") as caught:
+    with pytest.raises(CheckpointError, match="not a table name -> tensor") as caught:
         read_tensors(tmp_path / "x.pt")
     assert caught.value.got == "state_dict: dict, epoch: int" and "'state_dict'" in caught.value.next_step

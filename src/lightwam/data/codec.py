@@ -134,8 +134,8 @@ def _resized(clip: UInt8[Tensor, "T _h _w 3"], place: CameraPlace) -> UInt8[Tens
 
 def _check_picture(frames: Mapping[str, Any], camera: str) -> None:
     if camera not in frames:
-        got, where, step = sorted(frames), "observation.frames", did_you_mean(camera, frames)
-        raise WireError("a camera is missing", where=where, got=got, expected=camera, next_step=step)
+        where, step = "observation.frames", did_you_mean(camera, frames)
+        raise WireError("a camera is missing", where=where, got=sorted(frames), expected=camera, next_step=step)
     picture, where = frames[camera], f"camera {camera!r}"
     if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8:
         got = picture.dtype if isinstance(picture, np.ndarray) else type(picture).__name__

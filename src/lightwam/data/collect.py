@@ -350,16 +350,7 @@ class _Plan:
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
     """Return the settings that an episode depends on, apart from its task and seed and the dataset's features."""
-    sim, collect = recipe.sim, recipe.collect
-    return {
-        "simulator": sim.name,
-        "max_steps": sim.max_steps,
-        "action_repeat": sim.action_repeat,
-        "noise_std": collect.noise_std,
-        "noise_probability": collect.noise_probability,
-        "wander_steps": collect.wander_steps,
-        "extra_steps": collect.extra_steps,
-        "first_seed": collect.first_seed,
-        "turn": collect.demos_per_turn,
-        "protocol": sim.protocol,
-    }
+    sim = {name: getattr(recipe.sim, name) for name in ("max_steps", "action_repeat", "protocol")}
+    names = ("noise_std", "noise_probability", "wander_steps", "extra_steps", "first_seed")
+    collect = {name: getattr(recipe.collect, name) for name in names}
+    return {"simulator": recipe.sim.name, **sim, **collect, "turn": recipe.collect.demos_per_turn}

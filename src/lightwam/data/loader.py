@@ -107,8 +107,8 @@ class WindowLoader:
             what = f"the horizon must be a multiple of the video stride, {self.stride}"
             raise ConfigError(what, where="horizon", got=self.horizon)
         if self.batch_size < 1 or self.shift_pixels < 0:
-            got = self.batch_size, self.shift_pixels
-            raise ConfigError("the loader needs batch_size >= 1 and shift_pixels >= 0", where="WindowLoader", got=got)
+            what, settings = "batch_size must be >= 1 and shift_pixels >= 0", (self.batch_size, self.shift_pixels)
+            raise ConfigError(what, where="WindowLoader", got=settings)
         rank, size = self.share
         if not 0 <= rank < size:
             raise ConfigError("rank must be in 0..size - 1", where="WindowLoader", got=f"rank {rank} of {size}")

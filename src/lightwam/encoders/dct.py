@@ -1,6 +1,6 @@
-"""Weight-free latents: the low frequencies of an 8x8 block DCT, on the Wan VAE's grid and with its temporal stride.
+"""Latents without weights: the low frequencies of an 8x8 block DCT, on the Wan VAE's grid, with its temporal stride.
 
-The embedded default, so that everything runs with no download. A picture is split into 8x8 blocks; each block's
+The built-in default, so that everything runs without a download. A picture is split into 8x8 blocks; each block's
 colours go through an orthonormal luma-chroma rotation and an orthonormal DCT, of which the lowest frequencies are
 kept. The kept rows are orthonormal, so decoding is their transpose: what was kept comes back exactly, what was
 dropped is the loss. The first frame stands alone; of every further four frames the mean is kept (the temporal DCT's
@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,11 +21,20 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightwam.config.schema import DctConfig
+from lightwam.config.strict_json import from_dict
 from lightwam.errors import ConfigError
 
 BLOCK = 8
 SMOOTHNESS = 0.95
 """correlation of neighbouring pixels in the picture model behind `decode_pooled`"""
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """The statistics as JSON."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 class DctLatents:
@@ -36,77 +46,62 @@ class DctLatents:
     def __init__(
         self, config: DctConfig, mean: Sequence[float], std: Sequence[float], where: str = "DctLatents"
     ) -> None:
-        """`mean` and `std` standardise the channels; `fit` measures them. Errors name `where` they come from."""
+        """`mean` and `std` standardise the channels; `fit` measures them. Errors name `where` as their source."""
         self.config = config
         self.channels = config.luma_channels + 2 * config.chroma_channels
         if not (1 <= config.luma_channels <= BLOCK**2 and 1 <= config.chroma_channels <= BLOCK**2):
-            raise ConfigError(
-                "a block has no such number of channels",
-                where="latents",
-                got=f"luma {config.luma_channels}, chroma {config.chroma_channels}",
-                expected=f"1..{BLOCK**2} of each",
-            )
-        sound = all(map(math.isfinite, (*mean, *std))) and min(std, default=0.0) > 0
-        if len(mean) != self.channels or len(std) != self.channels or not sound:
-            raise ConfigError(
-                "latent statistics do not fit the channels",
-                where=where,
-                got=f"{len(mean)} means, {len(std)} stds, smallest std {min(std, default=None)}",
-                expected=f"{self.channels} of each, finite, stds positive",
-            )
+            got, expected = f"luma {config.luma_channels}, chroma {config.chroma_channels}", f"1..{BLOCK**2} of each"
+            raise ConfigError("a block has no such number of channels", where="latents", got=got, expected=expected)
+        valid = all(map(math.isfinite, (*mean, *std))) and min(std, default=0.0) > 0
+        if len(mean) != self.channels or len(std) != self.channels or not valid:
+            got = f"{len(mean)} means, {len(std)} stds, smallest std {min(std, default=None)}"
+            what, expected = "latent statistics do not fit the channels", f"{self.channels} of each, finite"
+            raise ConfigError(what, where=where, got=got, expected=f"{expected}, stds positive")
         self.mean, self.std = torch.tensor(mean, dtype=torch.float32), torch.tensor(std, dtype=torch.float32)
         self._rows = analysis(config)
         self._kernels: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     @classmethod
     def fit(cls, config: DctConfig, pixels: Float[Tensor, "N 3 height width"]) -> DctLatents:
-        """Latents whose channels have mean 0 and standard deviation 1 over these single pictures in [-1, 1]."""
+        """Return latents whose channels have mean 0 and deviation 1 over these single pictures in [-1, 1]."""
         channels = config.luma_channels + 2 * config.chroma_channels
         raw = cls(config, [0.0] * channels, [1.0] * channels).encode(pixels[:, :, None])
         std = raw.std(dim=(0, 2, 3, 4)).clamp_min(1e-3)  # a channel that never moves stays finite
         return cls(config, raw.mean(dim=(0, 2, 3, 4)).tolist(), std.tolist())
 
     def to_dict(self) -> dict[str, list[float]]:
-        """The statistics, for a run directory; `from_dict` reads them back."""
+        """Return the statistics as JSON values, which `from_dict` reads."""
         return {"mean": self.mean.tolist(), "std": self.std.tolist()}
 
     @classmethod
     def from_dict(cls, config: DctConfig, data: Any, where: str = "latents") -> DctLatents:
-        """The latents from `to_dict`'s values; anything unknown, missing or mistyped raises ConfigError."""
-        if not isinstance(data, dict) or sorted(data) != ["mean", "std"]:
-            got = sorted(map(str, data)) if isinstance(data, dict) else type(data).__name__
-            raise ConfigError("not the statistics of latents", where=where, got=got, expected=["mean", "std"])
-        for name, row in data.items():
-            if not isinstance(row, list) or not all(type(number) in (int, float) for number in row):
-                raise ConfigError("a statistic is not a list of numbers", where=f"{where}.{name}", got=repr(row)[:200])
-        return cls(config, data["mean"], data["std"], where)
+        """Read `to_dict`'s values; ConfigError when a key is unknown, missing or mistyped."""
+        stored = from_dict(_Stored, data, where)
+        return cls(config, stored.mean, stored.std, where)
 
     def encode(self, pixels: Float[Tensor, "B 3 F height width"]) -> Float[Tensor, "B C T h w"]:
-        """Pixels in [-1, 1] -> standardised latents; F = 1 + 4k, height and width multiples of 8, else ConfigError."""
+        """Encode pixels in [-1, 1] to standardised latents; ConfigError unless F = 1 + 4k and 8 divides the sides."""
         frames, height, width = pixels.shape[2:]
         if frames % 4 != 1 or height % BLOCK or width % BLOCK:
-            raise ConfigError(
-                "this clip has no latents",
-                where="DctLatents.encode",
-                got=f"{frames} frames of {height}x{width}",
-                expected="1 + 4k frames, sides multiples of 8",
-            )
+            got = f"{frames} frames of {height}x{width}"
+            raise ConfigError("a clip must have 1 + 4k frames, sides multiples of 8", where="latents", got=got)
         later = pixels[:, :, 1:].unflatten(2, (-1, 4)).mean(dim=3)
         clip = torch.cat([pixels[:, :, :1], later], dim=2).transpose(1, 2)
         latents = F.conv2d(clip.flatten(0, 1), *self._kernel(pixels), stride=BLOCK)
         return latents.unflatten(0, clip.shape[:2]).transpose(1, 2)
 
     def decode(self, latents: Float[Tensor, "B C T h w"]) -> Float[Tensor, "B 3 F height width"]:
-        """Standardised latents -> pixels; the inverse of `encode` on all that it kept."""
+        """Decode standardised latents to pixels: the inverse of `encode` on the kept frequencies."""
         raw = self._raw(latents)
         blocks = torch.einsum("ck,bcthw->btkhw", self._rows.to(raw), raw)
         return _clip(F.pixel_shuffle(blocks.flatten(0, 1), BLOCK).unflatten(0, blocks.shape[:2]))
 
     def decode_pooled(self, latents: Float[Tensor, "B C T h2 w2"]) -> Float[Tensor, "B 3 F height width"]:
-        """Latents averaged 2x2 in space -> pixels at the full picture size.
+        """Decode latents averaged 2x2 in space to pixels at the full picture size.
 
-        Averaging four blocks' frequencies is no picture of half the size, so this is the least-squares estimate of the
-        four blocks from the 3x3 averages around them, under a picture model in which neighbouring pixels correlate.
+        Averaging four blocks' frequencies does not give a picture of half the size, so this is the least-squares
+        estimate of the four blocks from the 3x3 averages around them, under a picture model in which neighbouring
+        pixels correlate.
         """
         raw = self._raw(latents)
         around = F.pad(raw.transpose(1, 2).flatten(0, 1), (1, 1, 1, 1), mode="replicate")
@@ -115,14 +110,14 @@ class DctLatents:
         return _clip(pictures.unflatten(0, (raw.shape[0], raw.shape[2])))
 
     def _kernel(self, like: Tensor) -> tuple[Float[Tensor, "C 3 8 8"], Float[Tensor, " C"]]:
-        """Weight and bias of `encode`, made once a place and dtype: a CUDA graph must not copy from the CPU."""
-        place = like.device, like.dtype
-        if place not in self._kernels:
-            with torch.inference_mode(False):  # they are kept, and training may ask for them later
+        """Return weight and bias of `encode`, cached by device and dtype: a CUDA graph must not copy from the CPU."""
+        key = like.device, like.dtype
+        if key not in self._kernels:
+            with torch.inference_mode(False):  # training may use them later
                 std = self.std.to(like)
                 weight = self._rows.to(like).view(-1, 3, BLOCK, BLOCK) / std.view(-1, 1, 1, 1)
-                self._kernels[place] = weight, -self.mean.to(like) / std
-        return self._kernels[place]
+                self._kernels[key] = weight, -self.mean.to(like) / std
+        return self._kernels[key]
 
     def _raw(self, latents: Tensor) -> Tensor:
         mean, std = (s.to(latents).view(1, -1, 1, 1, 1) for s in (self.mean, self.std))
@@ -172,12 +167,12 @@ def pooled_synthesis(config: DctConfig) -> Float[Tensor, "768 C 3 3"]:
         colour = kept[0].sum(dim=(1, 2)) / kept[0].sum(dim=(1, 2)).norm()
         waves = torch.einsum("c,ncij->nij", colour, kept)
         pooled = waves.repeat(1, 2, 2) / 4
-        looks = torch.zeros(count, 3, 3, 3 * side, 3 * side, dtype=torch.float64)
+        masks = torch.zeros(count, 3, 3, 3 * side, 3 * side, dtype=torch.float64)
         for i in range(3):
             for j in range(3):
-                looks[:, i, j, i * side : (i + 1) * side, j * side : (j + 1) * side] = pooled
-        looks = looks.flatten(3).flatten(0, 2)
-        gain = torch.linalg.solve(looks @ prior @ looks.T, looks @ prior[:, inside]).T
+                masks[:, i, j, i * side : (i + 1) * side, j * side : (j + 1) * side] = pooled
+        masks = masks.flatten(3).flatten(0, 2)
+        gain = torch.linalg.solve(masks @ prior @ masks.T, masks @ prior[:, inside]).T
         weight[:, first : first + count] = torch.einsum("c,pk->cpk", colour, gain).reshape(-1, count, 3, 3)
         first += count
     return weight.float()

@@ -1,8 +1,8 @@
-"""Weight-free text: each word becomes the sum of its letter groups' hashed directions, plus a code of its place.
+"""Text states without weights: for each word the sum of its letter groups' hashed directions, plus a position code.
 
-The embedded default, so that everything runs with no download. No table and no training: a word never seen before still
-has a state, near to that of words it shares letter groups with ("window", "windows"). One state a word and no pooled
-vector, so that word order can matter.
+The built-in default, so that everything runs without a download. There is no table and no training: a new word has a
+state, too, near that of words with which it shares letter groups ("window", "windows"). Each word has its own state, so
+that word order can matter.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lightwam.config.schema import HashedTextConfig
 from lightwam.errors import ConfigError, PromptError
 
 POSITION_SCALE = 0.5
-"""length of the place code beside the word's own direction of length 1"""
+"""length of the position code; a word's direction has length 1"""
 
 
 class HashedText:
@@ -30,20 +30,20 @@ class HashedText:
 
     def __init__(self, config: HashedTextConfig) -> None:
         if config.dim % 2 or config.dim < 8:
-            raise ConfigError("not a text width", where="text.dim", got=config.dim, expected="even, >= 8")
+            raise ConfigError("text.dim must be even and at least 8", where="text.dim", got=config.dim)
         self.dim, self.num_tokens, self._truncate = config.dim, config.num_tokens, config.truncate
 
     def encode(self, instructions: Sequence[str]) -> Float[Tensor, "B L E"]:
-        """One state a word, zeros after the last.
+        """Return one state for each word, and zeros after the last.
 
-        An empty instruction raises PromptError, and so does one with too many words, unless `config.truncate`: then
-        the first num_tokens are read. States have a mean square near 1 an element, like a normalised encoder's.
+        PromptError for an empty instruction, and for one with too many words, unless `config.truncate`: then the first
+        num_tokens words are used. States have a mean square near 1 an element, like a normalised encoder's.
         """
         states = torch.zeros(len(instructions), self.num_tokens, self.dim)
         for row, instruction in enumerate(instructions):
-            for place, word in enumerate(self._words(instruction)):
-                state = word_direction(word, self.dim) + POSITION_SCALE * position_code(place, self.dim)
-                states[row, place] = torch.from_numpy(state * math.sqrt(self.dim / (1 + POSITION_SCALE**2)))
+            for position, word in enumerate(self._words(instruction)):
+                state = word_direction(word, self.dim) + POSITION_SCALE * position_code(position, self.dim)
+                states[row, position] = torch.from_numpy(state * math.sqrt(self.dim / (1 + POSITION_SCALE**2)))
         return states
 
     def _words(self, instruction: str) -> list[str]:
@@ -77,8 +77,8 @@ def hashed_direction(text: str, dim: int) -> Float[np.ndarray, " dim"]:
 
 
 @functools.cache
-def position_code(place: int, dim: int) -> Float[np.ndarray, " dim"]:
-    """A unit vector of sines and cosines of the word's place, wavelengths from 4 words up."""
+def position_code(position: int, dim: int) -> Float[np.ndarray, " dim"]:
+    """A unit vector of sines and cosines of the word's position, wavelengths from 4 words up."""
     waves = (math.pi / 2) * 100.0 ** (-np.arange(dim // 2) / (dim // 2))
-    code = np.concatenate([np.cos(place * waves), np.sin(place * waves)])
+    code = np.concatenate([np.cos(position * waves), np.sin(position * waves)])
     return (code / np.linalg.norm(code)).astype(np.float32)

@@ -1,8 +1,8 @@
-"""UMT5-XXL's encoder as Wan2.1 has it: transformers' UMT5EncoderModel, a sentence at a time, each one once.
+"""UMT5-XXL's encoder as in Wan2.1: transformers' UMT5EncoderModel, one sentence at a time.
 
-A sentence is encoded alone and without padding. That is what the padded and masked run over `num_tokens` tokens gives,
-at a fraction of its work, and not even the last bit of a sentence's states depends on what stood beside it in a batch:
-those that were cached for training are those that a policy meets.
+A sentence is encoded alone and without padding. This gives the result of the padded and masked run over `num_tokens`
+tokens for a fraction of its work, and no bit of it depends on other sentences in a batch: the states cached for
+training are those that a policy gets.
 """
 
 from __future__ import annotations
@@ -20,15 +20,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightwam.config.schema import Umt5Config
-from lightwam.encoders.weight_files import (
+from lightwam.encoders.tensor_check import (
     describe_not_finite,
-    locate,
     mismatch_error,
     prefix_hint,
-    read_tensors,
     shared_prefix,
     tensor_differences,
 )
+from lightwam.encoders.weight_files import locate, read_tensors
 from lightwam.errors import CheckpointError, ConfigError, PromptError, first_few
 from lightwam.system.file_damage import likely_cause
 
@@ -40,8 +39,8 @@ FIXED: dict[str, Any] = {
     "relative_attention_max_distance": 128,
     "layer_norm_epsilon": 1e-6,
 }
-"""what UMT5-XXL's tensors do not tell, in transformers' words; all else is their shapes"""
-TABLE, TABLE_TOO = "shared.weight", "encoder.embed_tokens.weight"
+"""UMT5-XXL's settings that do not follow from its tensors' shapes, in transformers' words"""
+TABLE, TABLE_ALIAS = "shared.weight", "encoder.embed_tokens.weight"
 """transformers' two names for the table of token embeddings"""
 _BLOCK = re.compile(r"(?:encoder\.block|blocks)\.(\d+)\.")
 _OFFICIAL = {
@@ -92,12 +91,11 @@ class Umt5Text:
         tensors = _with_one_table(read_tensors(path), path)
         sizes = _sizes(tensors, path)
         if sizes["d_model"] != config.dim:
-            raise ConfigError(
-                "the text encoder has another width", where="text.dim", got=config.dim, expected=sizes["d_model"]
-            )
+            what = "text.dim must be the text encoder's width"
+            raise ConfigError(what, where="text.dim", got=config.dim, expected=sizes["d_model"])
         with torch.device("meta"):
             encoder: Any = library.UMT5EncoderModel(library.UMT5Config(**sizes, **FIXED))
-        wanted = {name: tensor.shape for name, tensor in encoder.state_dict().items() if name != TABLE_TOO}
+        wanted = {name: tensor.shape for name, tensor in encoder.state_dict().items() if name != TABLE_ALIAS}
         names = {name: name if path.is_dir() else official_name(name) for name in wanted}
         wrong = tensor_differences(tensors, {names[name]: shape for name, shape in wanted.items()})
         what, next_step = "the weights are not those of this text encoder", "take the text encoder as it was published"
@@ -111,7 +109,7 @@ class Umt5Text:
             state[ours] = tensor.to(dtype)
         if wrong:
             raise mismatch_error("the weights are not finite", path, wrong, next_step)
-        encoder.load_state_dict(state | {TABLE_TOO: state[TABLE]}, assign=True)
+        encoder.load_state_dict(state | {TABLE_ALIAS: state[TABLE]}, assign=True)
         encoder.encoder.embed_tokens.weight = encoder.shared.weight  # one parameter, which travels once
         return cls(encoder, tokenizer, config, device)
 
@@ -136,13 +134,9 @@ class Umt5Text:
             raise PromptError(sentence, len(ids), self.num_tokens, UNIT)
         ids = ids if len(ids) <= self.num_tokens else [*ids[: self.num_tokens - 1], ids[-1]]
         if max(ids) >= (num_rows := self.encoder.config.vocab_size):
-            raise CheckpointError(
-                "the tokenizer knows tokens that the encoder does not",
-                where=repr(sentence),
-                got=f"token {max(ids)}",
-                expected=f"0..{num_rows - 1}",
-                next_step="take tokenizer and text encoder from one source",
-            )
+            what, step = "the tokenizer has tokens that the encoder lacks", "take both from one source"
+            got, expected = f"token {max(ids)}", f"0..{num_rows - 1}"
+            raise CheckpointError(what, where=repr(sentence), got=got, expected=expected, next_step=step)
         return ids
 
     @contextmanager
@@ -182,8 +176,8 @@ def cleaned(text: str) -> str:
 
 
 def official_name(name: str) -> str:
-    """What the official file calls the tensor that transformers' UMT5EncoderModel calls `name`."""
-    if name in (TABLE, TABLE_TOO):
+    """Return the official file's name of a tensor that transformers' UMT5EncoderModel calls `name`."""
+    if name in (TABLE, TABLE_ALIAS):
         return "token_embedding.weight"
     block, layer = _BLOCK.match(name), name.removesuffix(".weight")
     if block is None:
@@ -195,12 +189,8 @@ def _library() -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise ConfigError(
-            "a package that UMT5 needs is not installed",
-            where="text",
-            got=f"transformers ({error})",
-            next_step="pip install 'lightwam[wan]'",
-        ) from error
+        what, step = "a package that UMT5 needs is not installed", "pip install 'lightwam[wan]'"
+        raise ConfigError(what, where="text", got=f"transformers ({error})", next_step=step) from error
     return transformers
 
 
@@ -210,49 +200,40 @@ def read_tokenizer(source: Path | str) -> Any:
     try:
         tokenizer = library.AutoTokenizer.from_pretrained(str(path), local_files_only=True)
     except Exception as error:  # a torn file raises anything, by the kind of tokenizer
-        raise CheckpointError(
-            "the tokenizer cannot be read",
-            where=path,
-            got=likely_cause(path / "tokenizer.json") or f"{type(error).__name__}: {str(error).partition(chr(10))[0]}",
-            expected="tokenizer.json and tokenizer_config.json",
-        ) from error
+        got = likely_cause(path / "tokenizer.json") or f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        what, expected = "the tokenizer cannot be read", "tokenizer.json and tokenizer_config.json"
+        raise CheckpointError(what, where=path, got=got, expected=expected) from error
     if (ids := tokenizer("a").input_ids)[-1:] != [tokenizer.eos_token_id]:
-        raise CheckpointError(
-            "the tokenizer does not mark the end of a text",
-            where=path,
-            got=f"tokens {ids} for 'a'",
-            expected=f"UMT5's, whose last is {tokenizer.eos_token_id}",
-        )
+        got, expected = f"tokens {ids} for 'a'", f"UMT5's, whose last is {tokenizer.eos_token_id}"
+        raise CheckpointError("the tokenizer does not mark the end of a text", where=path, got=got, expected=expected)
     return tokenizer
 
 
 def _check_config(path: Path) -> None:
-    """transformers' config beside the weights says nothing that contradicts `FIXED`."""
+    """Raise CheckpointError when transformers' config contradicts `FIXED`."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(
-            "the text encoder's config cannot be read", where=path, got=likely_cause(path) or error
-        ) from error
+        cause = likely_cause(path) or error
+        raise CheckpointError("the text encoder's config cannot be read", where=path, got=cause) from error
     wanted = {"model_type": "umt5"} | FIXED
-    if not isinstance(found, dict) or any(found.get(key) != value for key, value in wanted.items()):
-        got = {key: found.get(key) for key in wanted} if isinstance(found, dict) else type(found).__name__
+    if not isinstance(config, dict) or any(config.get(key) != value for key, value in wanted.items()):
+        got = {key: config.get(key) for key in wanted} if isinstance(config, dict) else type(config).__name__
         raise CheckpointError("not the config of UMT5-XXL", where=path, got=got, expected=wanted)
 
 
 def _with_one_table(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Without transformers' second name for the embeddings, which a file may hold as well, or instead."""
-    if TABLE_TOO not in tensors:
+    """Replace transformers' second name for the embeddings, which a file may have as well, or instead."""
+    if TABLE_ALIAS not in tensors:
         return tensors
-    if TABLE in tensors and not torch.equal(tensors[TABLE], tensors[TABLE_TOO]):
-        raise CheckpointError(
-            "the text encoder has two tables of embeddings", where=path, got=f"{TABLE} and {TABLE_TOO}, which differ"
-        )
-    return {TABLE if name == TABLE_TOO else name: tensor for name, tensor in tensors.items()}
+    if TABLE in tensors and not torch.equal(tensors[TABLE], tensors[TABLE_ALIAS]):
+        got = f"{TABLE} and {TABLE_ALIAS}, which differ"
+        raise CheckpointError("the text encoder has two tables of embeddings", where=path, got=got)
+    return {TABLE if name == TABLE_ALIAS else name: tensor for name, tensor in tensors.items()}
 
 
 def _sizes(tensors: Mapping[str, Tensor], path: Path) -> dict[str, int]:
-    """UMT5's sizes, in transformers' words, from the shapes of the first block."""
+    """Return UMT5's sizes, in transformers' words, from the shapes of the first block."""
     block = "encoder.block.0.layer."
     wanted = (
         TABLE,
@@ -262,20 +243,16 @@ def _sizes(tensors: Mapping[str, Tensor], path: Path) -> dict[str, int]:
     )
     names = wanted if path.is_dir() else tuple(map(official_name, wanted))
     if any(name not in tensors or tensors[name].ndim != 2 or 0 in tensors[name].shape for name in names):
-        raise CheckpointError(
-            "not the weights of UMT5's encoder",
-            where=path,
-            got=prefix_hint(prefix) if (prefix := shared_prefix(tensors, names)) else first_few(sorted(tensors)),
-            expected=f"matrices {', '.join(names)}",
-            next_step="take the text encoder as it was published",
-        )
-    table, q, places, gate = (tensors[name].shape for name in names)
-    blocks = [int(found[1]) for found in map(_BLOCK.match, tensors) if found]
+        got = prefix_hint(prefix) if (prefix := shared_prefix(tensors, names)) else first_few(sorted(tensors))
+        what, step = "not the weights of UMT5's encoder", "take the text encoder as it was published"
+        raise CheckpointError(what, where=path, got=got, expected=f"matrices {', '.join(names)}", next_step=step)
+    table, q, positions, gate = (tensors[name].shape for name in names)
+    blocks = [int(match[1]) for match in map(_BLOCK.match, tensors) if match]
     return {
         "vocab_size": table[0],
         "d_model": table[1],
-        "d_kv": q[0] // places[1],
+        "d_kv": q[0] // positions[1],
         "d_ff": gate[0],
         "num_layers": 1 + max(blocks),
-        "num_heads": places[1],
+        "num_heads": positions[1],
     }

@@ -1,7 +1,7 @@
 """Wan2.1's video VAE: clips by diffusers' AutoencoderKLWan, single frames by an exact encoder of a third of the work.
 
 Latents are the mode of the posterior, standardised by the VAE's published mean and standard deviation of each channel.
-Acting needs single frames only; their encoder is in wan_frame.py.
+Acting needs single frames only; their encoder is in wan_vae_frame.py.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from lightwam.encoders.tensor_check import check_tensors, prefix_hint, shared_prefix
 from lightwam.encoders.wan_vae_frame import FrameEncoder, precise
-from lightwam.encoders.weight_files import check_tensors, locate, prefix_hint, read_tensors, shared_prefix
+from lightwam.encoders.weight_files import locate, read_tensors
 from lightwam.errors import CheckpointError, ConfigError, first_few
 from lightwam.system.file_damage import likely_cause
 
@@ -43,7 +44,7 @@ ARCHITECTURE = {
     "latents_mean": list(LATENTS_MEAN),
     "latents_std": list(LATENTS_STD),
 }
-"""what the official file's tensors are not asked for; the spelling is diffusers'"""
+"""settings that do not follow from the official file's tensors; the spelling is diffusers'"""
 FIXED: dict[str, Any] = {
     "is_residual": False,
     "patch_size": None,
@@ -51,17 +52,17 @@ FIXED: dict[str, Any] = {
     "in_channels": 3,
     "out_channels": 3,
 }
-"""what tells Wan2.1's VAE from its successors, in diffusers' words"""
+"""settings that distinguish Wan2.1's VAE from its successors, in diffusers' words"""
 
 
 class WanVaeLatents:
-    """Implements `LatentCodec`. Latents and pixels come back on the device and in the dtype of what was given."""
+    """Implements `LatentCodec`. Results have the device and dtype of the argument."""
 
     spatial_stride = SPATIAL_STRIDE
     temporal_stride = TEMPORAL_STRIDE
 
     def __init__(self, vae: Any) -> None:
-        """Around diffusers' AutoencoderKLWan, whose config holds the channels' statistics; its weights are frozen."""
+        """Wrap diffusers' AutoencoderKLWan, whose config has the channels' statistics; its weights are frozen."""
         self.channels = vae.config.z_dim
         self.vae = vae.eval().requires_grad_(False)
         self.frame_encoder = FrameEncoder.from_vae(vae)
@@ -73,7 +74,7 @@ class WanVaeLatents:
     def load(
         cls, source: Path | str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ) -> WanVaeLatents:
-        """The VAE of `source` (a folder, or a Hub repo id), in the official layout or in diffusers'.
+        """Load the VAE of `source` (a folder, or a Hub repo id), in the official layout or in diffusers'.
 
         CheckpointError when it is not there, when it is not Wan2.1's kind, or, listing them, when tensors are missing,
         unknown, of other shapes or not finite; ConfigError when diffusers is not installed.
@@ -87,26 +88,22 @@ class WanVaeLatents:
         shapes = {names[name]: shape for name, shape in wanted.items()}
         what = "the weights are not those of this VAE"
         check_tensors(what, path, tensors, shapes, "take the VAE as it was published")
-        # a copy of each, since mapped tensors lie unaligned, which changes the last bits; one at a time, to hold no two
+        # a copy of each, as mapped tensors are unaligned, which changes the last bits; one at a time, to save memory
         state = {ours: tensors.pop(theirs).to(device, dtype, copy=True) for ours, theirs in names.items()}
         vae.load_state_dict(state, assign=True)
         return cls(vae)
 
     @torch.no_grad()
     def encode(self, pixels: Float[Tensor, "B 3 F height width"]) -> Float[Tensor, "B C T h w"]:
-        """Pixels in [-1, 1] -> standardised latents; F = 1 + 4k, height and width multiples of 8, else ConfigError.
+        """Encode pixels in [-1, 1] to standardised latents; ConfigError unless F = 1 + 4k and 8 divides the sides.
 
-        Clips of a batch do not touch one another. A clip's memory grows with the batch and the picture, not with F.
+        Clips of a batch do not influence each other. Memory grows with the batch and the picture, not with F.
         """
         frames, height, width = pixels.shape[2:]
         if frames % TEMPORAL_STRIDE != 1 or height % SPATIAL_STRIDE or width % SPATIAL_STRIDE:
-            raise ConfigError(
-                "this clip has no latents",
-                where="WanVaeLatents.encode",
-                got=f"{frames} frames of {height}x{width}",
-                expected="1 + 4k frames, sides multiples of 8",
-            )
-        clip = self._placed(pixels)
+            got = f"{frames} frames of {height}x{width}"
+            raise ConfigError("a clip must have 1 + 4k frames, sides multiples of 8", where="latents", got=got)
+        clip = self._on_device(pixels)
         single = frames == 1
         raw = self.frame_encoder(clip[:, :, 0])[:, :, None] if single else self.vae.encode(clip).latent_dist.mode()
         raw = precise(raw)
@@ -115,13 +112,13 @@ class WanVaeLatents:
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "B C T h w"]) -> Float[Tensor, "B 3 F height width"]:
-        """Standardised latents -> pixels in [-1, 1], F = 1 + 4(T - 1)."""
+        """Decode standardised latents to pixels in [-1, 1], F = 1 + 4(T - 1)."""
         z = precise(latents)
         mean, std = self._statistics(z)
-        return self.vae.decode(self._placed(z * std + mean)).sample.to(latents)
+        return self.vae.decode(self._on_device(z * std + mean)).sample.to(latents)
 
     def decode_pooled(self, latents: Float[Tensor, "B C T h2 w2"]) -> Float[Tensor, "B 3 F height width"]:
-        """Latents averaged 2x2 in space -> pixels at the full picture size.
+        """Decode latents averaged 2x2 in space to pixels at the full picture size.
 
         The VAE is convolutional and its latents vary slowly, so an average of four is near the latent of a picture of
         half the size: that picture is decoded, and enlarged bilinearly.
@@ -130,8 +127,8 @@ class WanVaeLatents:
         pictures = F.interpolate(small.transpose(1, 2).flatten(0, 1), scale_factor=2, mode="bilinear")
         return pictures.unflatten(0, (small.shape[0], small.shape[2])).transpose(1, 2)
 
-    def _placed(self, given: Tensor) -> Tensor:
-        return given.to(self.vae.device, self.vae.dtype)
+    def _on_device(self, x: Tensor) -> Tensor:
+        return x.to(self.vae.device, self.vae.dtype)
 
     def _statistics(self, like: Tensor) -> list[Tensor]:
         return [s.to(like).view(1, -1, 1, 1, 1) for s in (self.mean, self.std)]
@@ -159,47 +156,40 @@ _UP_BLOCK = re.compile(r"\.up_blocks\.(\d+)\.(?:resnets\.(\d+)|upsamplers\.0)\."
 
 
 def official_name(name: str) -> str:
-    """What the official file calls the tensor that diffusers' AutoencoderKLWan calls `name`."""
+    """Return the official file's name of a tensor that diffusers' AutoencoderKLWan calls `name`."""
     *layer, tensor = name.split(".")
     theirs = ".".join((*layer[:-1], _OFFICIAL_RESIDUAL.get(layer[-1], layer[-1]), tensor))
     for pattern, words in _OFFICIAL:
         theirs = re.sub(pattern, words, theirs)
-    # The decoder's layers stand in one row there: three residual blocks, one that enlarges, three residual blocks, ...
+    # The decoder's layers are in one list there: three residual blocks, one that enlarges, three residual blocks, ...
     return _UP_BLOCK.sub(lambda match: f".upsamples.{4 * int(match[1]) + int(match[2] or 3)}.", theirs)
 
 
 def _official_config(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
-    """The config of the official file: Wan2.1's architecture, at the width and depth of these tensors."""
+    """Return the config of the official file: Wan2.1's architecture, with the widths of these tensors."""
     sizes = {"encoder.conv1.bias": "base_dim", "decoder.head.0.gamma": "decoder_base_dim", "conv2.bias": "z_dim"}
     if missing := [name for name in sizes if name not in tensors]:
-        raise CheckpointError(
-            "not the official file of Wan2.1's VAE",
-            where=path,
-            got=prefix_hint(prefix) if (prefix := shared_prefix(tensors, sizes)) else first_few(sorted(tensors)),
-            expected=missing,
-            next_step="take Wan2.1_VAE.pth as it was published, or the folder of diffusers' layout",
-        )
+        got = prefix_hint(prefix) if (prefix := shared_prefix(tensors, sizes)) else first_few(sorted(tensors))
+        step = "take Wan2.1_VAE.pth as it was published, or the folder of diffusers' layout"
+        what = "not the official file of Wan2.1's VAE"
+        raise CheckpointError(what, where=path, got=got, expected=missing, next_step=step)
     config = ARCHITECTURE | {size: len(tensors[name]) for name, size in sizes.items()}
     if config["z_dim"] != len(LATENTS_MEAN):
-        raise CheckpointError(
-            "the VAE has not Wan2.1's number of latent channels",
-            where=path,
-            got=config["z_dim"],
-            expected=f"{len(LATENTS_MEAN)}, for which the statistics are published",
-        )
+        what, expected = "the VAE must have Wan2.1's number of latent channels", len(LATENTS_MEAN)
+        raise CheckpointError(what, where=path, got=config["z_dim"], expected=expected)
     return config
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    """diffusers' config of a Wan2.1 VAE, without its notes (keys that begin with "_")."""
+    """Read diffusers' config of a Wan2.1 VAE, without keys that begin with "_"."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError("the VAE's config cannot be read", where=path, got=likely_cause(path) or error) from error
-    if not isinstance(found, dict) or found.get("_class_name") != "AutoencoderKLWan":
-        got = found.get("_class_name") if isinstance(found, dict) else type(found).__name__
+    if not isinstance(values, dict) or values.get("_class_name") != "AutoencoderKLWan":
+        got = values.get("_class_name") if isinstance(values, dict) else type(values).__name__
         raise CheckpointError("not the config of Wan's VAE", where=path, got=got, expected="AutoencoderKLWan")
-    config: Any = {key: value for key, value in found.items() if not key.startswith("_")}
+    config: Any = {key: value for key, value in values.items() if not key.startswith("_")}
     wrong = {key: config[key] for key, value in FIXED.items() if config.get(key, value) != value}
     blocks, halvings = config.get("dim_mult"), config.get("temperal_downsample")
     listed = isinstance(blocks, list) and isinstance(halvings, list)
@@ -212,36 +202,28 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def empty_vae(config: Mapping[str, Any], path: Path) -> Any:
-    """diffusers' AutoencoderKLWan of this config, without memory for its weights."""
+    """Return diffusers' AutoencoderKLWan of this config on the meta device, without memory for its weights."""
     try:
         from diffusers import AutoencoderKLWan
     except ImportError as error:
-        raise ConfigError(
-            "a package that Wan2.1's VAE needs is not installed",
-            where="latents",
-            got=f"diffusers ({error})",
-            next_step="pip install 'lightwam[wan]'",
-        ) from error
+        what, step = "a package that Wan2.1's VAE needs is not installed", "pip install 'lightwam[wan]'"
+        raise ConfigError(what, where="latents", got=f"diffusers ({error})", next_step=step) from error
     known = inspect.signature(AutoencoderKLWan.__init__).parameters
     if unknown := sorted(set(config) - set(known)):
-        raise CheckpointError(
-            "the VAE's config has keys that this diffusers does not know",
-            where=path,
-            got=unknown,
-            next_step="upgrade diffusers",
-        )
+        what = "the VAE's config has keys that this diffusers does not know"
+        raise CheckpointError(what, where=path, got=unknown, next_step="upgrade diffusers")
     try:
         with torch.device("meta"):
             vae: Any = AutoencoderKLWan(**config)
     except (TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError("the VAE's config describes no VAE", where=path, got=error) from error
     if not _fit(vae.config.latents_mean, vae.config.latents_std, vae.config.z_dim):
-        raise CheckpointError(
+        got = f"means {vae.config.latents_mean}, stds {vae.config.latents_std}"
+        what, expected = (
             "the VAE's statistics do not fit its channels",
-            where=path,
-            got=f"means {vae.config.latents_mean}, stds {vae.config.latents_std}",
-            expected=f"{vae.config.z_dim} numbers each, stds positive",
+            f"{vae.config.z_dim} numbers each, stds positive",
         )
+        raise CheckpointError(what, where=path, got=got, expected=expected)
     return vae
 
 

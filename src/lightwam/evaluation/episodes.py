@@ -1,4 +1,4 @@
-"""A folder of episodes: protocol.json says under which constants they were run, episodes.jsonl has a line for each."""
+"""A folder of episodes: protocol.json has the constants under which they were run, episodes.jsonl a line for each."""
 
 from __future__ import annotations
 
@@ -26,50 +26,48 @@ EPISODE_ROW: dict[str, tuple[type, ...]] = {
     "infer_ms": (list,),
     "video": (str, type(None)),
 }
-"""a line of episodes.jsonl; `wall_seconds` is the evaluation's clock when the episode was over, all attempts together,
-`infer_ms` how long each of the policy's answers to it took"""
+"""a line of episodes.jsonl; `wall_seconds` is the evaluation's clock, all attempts together, when the episode was over,
+`infer_ms` the time of each of the policy's answers"""
 
 
-def open_episodes(place: Path, protocol: Mapping[str, Any]) -> dict[tuple[str, int], dict[str, Any]]:
-    """What is done already; CheckpointError when it was done under another protocol.
+def open_episodes(folder: Path, protocol: Mapping[str, Any]) -> dict[EpisodeKey, dict[str, Any]]:
+    """Open a folder to add episodes to, and return those that it has; an incomplete last line is removed.
 
-    To be called by who adds to the folder: a last line that a kill cut short is taken off.
+    Raises CheckpointError when they were run under another protocol, and as `read_episodes` does.
     """
-    if (place / "protocol.json").exists():
-        before = run_directory.read_json(place / "protocol.json")
-        same = json.loads(json.dumps(protocol))
-        odd = sorted(key for key in before.keys() | same.keys() if before.get(key) != same.get(key))
-        if odd:
-            raise CheckpointError(
-                "this folder holds an evaluation under other settings",
-                where=place,
-                got={key: before.get(key) for key in odd},
-                expected={key: same.get(key) for key in odd},
-                next_step=f"remove {place}, or evaluate into another folder",
-            )
-    else:
-        run_directory.write_json(place / "protocol.json", protocol)
-    done, path = read_episodes(place), place / "episodes.jsonl"
-    if num_torn := _lines(place)[1]:
+    same = json.loads(json.dumps(protocol))
+    before = run_directory.read_json(folder / "protocol.json") if (folder / "protocol.json").exists() else same
+    if odd := sorted(key for key in before.keys() | same.keys() if before.get(key) != same.get(key)):
+        raise CheckpointError(
+            "this folder holds an evaluation under other settings",
+            where=folder,
+            got={key: before.get(key) for key in odd},
+            expected={key: same.get(key) for key in odd},
+            next_step=f"remove {folder}, or evaluate into another folder",
+        )
+    run_directory.write_json(folder / "protocol.json", protocol)
+    done, path = read_episodes(folder), folder / "episodes.jsonl"
+    if incomplete := _split_lines(path)[1]:
         with explain_disk_errors(path):
-            os.truncate(path, path.stat().st_size - num_torn)
+            os.truncate(path, path.stat().st_size - len(incomplete))
     return done
 
 
-def read_episodes(place: Path) -> dict[tuple[str, int], dict[str, Any]]:
-    """Finished episodes by (task, seed); a last line that a kill cut short does not count. Changes nothing.
+def read_episodes(folder: Path) -> dict[EpisodeKey, dict[str, Any]]:
+    """Return the finished episodes of a folder by task and seed; an incomplete last line is skipped.
 
-    Raises CheckpointError naming any other line that is not an episode.
+    Raises CheckpointError, naming the line, for any other line that is not an episode.
     """
-    rows = [_episode(line, where) for line, where in _lines(place)[0]]
+    path = folder / "episodes.jsonl"
+    rows = [_parse_row(line, f"{path}:{number}") for number, line in enumerate(_split_lines(path)[0], 1)]
     return {(row["task"], row["seed"]): row for row in rows}
 
 
 def task_files(tasks: Iterable[str]) -> dict[str, str]:
-    """Task -> what it is called in the names of its files: "libero_object/3" is "libero_object-3".
+    """Return task -> the name of its files: "libero_object/3" becomes "libero_object-3".
 
-    Names that are fit already stay as they are and come first; one that would be another's, on a disk that does not
-    tell capitals apart either, gets a number.
+    Tasks that are valid file names keep their names; of others that collide, also on a disk that ignores case, each
+    further one gets a number.
     """
     fit = {task: re.sub(r"[^\w .+-]", "-", task) for task in tasks}
     names: dict[str, str] = {}
@@ -84,29 +82,33 @@ def task_files(tasks: Iterable[str]) -> dict[str, str]:
     return names
 
 
-def _lines(place: Path) -> tuple[list[tuple[bytes, str]], int]:
-    """The whole lines of episodes.jsonl, each with its place, and how many bytes follow the last of them."""
-    path = place / "episodes.jsonl"
-    if not path.exists():
-        return [], 0
-    *lines, torn = path.read_bytes().split(b"\n")
-    return [(line, f"{path}:{number}") for number, line in enumerate(lines, 1)], len(torn)
+def _split_lines(path: Path) -> tuple[list[bytes], bytes]:
+    """Return a file's complete lines and the bytes after the last of them."""
+    *lines, incomplete = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    return lines, incomplete
 
 
-def _episode(line: bytes, where: str) -> dict[str, Any]:
-    what, expected = "a line of the episodes is broken", f"an object with {', '.join(EPISODE_ROW)}"
-    next_step = "delete this line: that episode is run again"
+def _parse_row(line: bytes, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line.decode())
     except ValueError as error:
-        got = f"not JSON: {error}"
-        raise CheckpointError(what, where=where, got=got, expected=expected, next_step=next_step) from error
+        raise _broken(where, f"not JSON: {error}") from error
     if not isinstance(row, dict):
-        raise CheckpointError(what, where=where, got=type(row).__name__, expected=expected, next_step=next_step)
+        raise _broken(where, type(row).__name__)
     odd = {name: row.get(name) for name in row.keys() ^ EPISODE_ROW.keys()}
     odd |= {name: row[name] for name in row.keys() & EPISODE_ROW.keys() if type(row[name]) not in EPISODE_ROW[name]}
     if not odd and not all(type(milliseconds) in (int, float) for milliseconds in row["infer_ms"]):
         odd["infer_ms"] = row["infer_ms"]
     if odd:
-        raise CheckpointError(what, where=where, got=f"{odd}", expected=expected, next_step=next_step)
+        raise _broken(where, str(odd))
     return row
+
+
+def _broken(where: str, got: str) -> CheckpointError:
+    return CheckpointError(
+        "a line of the episodes is broken",
+        where=where,
+        got=got,
+        expected=f"an object with {', '.join(EPISODE_ROW)}",
+        next_step="delete this line: that episode is run again",
+    )

@@ -15,7 +15,7 @@ from jaxtyping import Float32
 
 from lightwam.config.schema import ControlSettings
 from lightwam.errors import ConfigError
-from lightwam.evaluation.rehearsal import Rehearsed, latency_steps, rehearse, switches, ways
+from lightwam.evaluation.rehearsal import Rehearsed, latency_steps, player_factories, rehearse, switches
 from lightwam.evaluation.statistics import wilson
 from lightwam.policy.policy import Policy
 from lightwam.sim import registry
@@ -69,7 +69,7 @@ def _rehearse_all(
 ) -> dict[Case, list[Rehearsed]]:
     recipe = policy.recipe
     switch_dims = switches(recipe.model.action_dim, recipe.codec.delta_action_dims)
-    players = ways(replan, switch_dims, settings.blend, settings.decay)
+    players = player_factories(replan, switch_dims, settings.blend, settings.decay)
     rates = settings.rates_hz or (registry.make_simulator(recipe.sim, recipe.sim.tasks[0]).fps,)
     cases = list(product(rates, settings.latencies_ms, players))
     rows: dict[Case, list[Rehearsed]] = {case: [] for case in cases}

@@ -1,47 +1,28 @@
-"""Records what a policy imagines and looks at in a few held-out moments, and what really came, into probe.npz."""
+"""Record what a policy imagines and attends to in a few held-out moments, and the real frames, in probe.npz."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float32, UInt8
+from torch.nn.functional import avg_pool3d
 
-from lightwam.config.schema import Recipe
-from lightwam.data.codec import Codec, to_pictures
+from lightwam.data.codec import to_pictures
 from lightwam.errors import ConfigError
+from lightwam.policy.policy import Policy
 from lightwam.sim.simulator import Simulator
 from lightwam.system.files import replace_file
-from lightwam.types import LatentCodec, Observation, to_pixels
-
-
-@runtime_checkable
-class Imaginative(Protocol):
-    """What is asked of a policy here; `lightwam.policy.policy.Policy` has it."""
-
-    recipe: Recipe
-    codec: Codec
-    latents: LatentCodec
-
-    def act(self, observation: Observation) -> Float32[np.ndarray, "H A"]:
-        """A chunk of actions in robot units."""
-        ...
-
-    def imagine(self, observation: Observation, seed: int, num_steps: int) -> UInt8[np.ndarray, "F height width 3"]:
-        """A future, the present first."""
-        ...
-
-    def attention(self, observation: Observation) -> Sequence[Float32[np.ndarray, "queries rows cols"]]:
-        """Attention of every tap's queries over the picture's tokens."""
-        ...
+from lightwam.types import Observation, to_pixels
 
 
 @dataclass(frozen=True)
 class _Moment:
-    """One moment; the fields are the arrays of the file, without the leading M."""
+    """One moment; the fields are the file's arrays without the leading dimension M."""
 
     tasks: str
     instructions: str
@@ -55,21 +36,21 @@ class _Moment:
 
 
 def record_probe(
-    policy: Imaginative,
+    policy: Policy,
     simulators: Mapping[str, Simulator],
     path: Path,
     *,
     moments: Sequence[int] = (0, 24),
     imagine_steps: int = 20,
 ) -> None:
-    """Drive one episode a simulator with the policy's own actions, and write what it saw and imagined to `path`.
+    """Run an episode of the policy in each simulator, and write its observations and imagined frames to `path`.
 
-    Every episode has the seed `eval.first_seed`, which training never saw. At each of `moments` (control steps, counted
-    from the reset) the policy imagines and looks; the frames that then really come, the policy replanning as in the
-    evaluation, are recorded at the imagined frames' times, as they are and through the latents. An episode that ends
-    early repeats its last frame, marked in `real_is_pad`; a moment after the end is left out. The simulators are
-    neither made nor closed here. Raises ConfigError when no moment could be recorded. The arrays are those of
-    `lightwam.report.evidence.Probe`.
+    Every episode has the seed `eval.first_seed`, which training never saw. At each of `moments` (control steps since
+    the reset) the policy imagines the future and its attention is recorded. The real frames at the imagined frames'
+    times, with the policy replanning as in the evaluation, are recorded as they are and through the latents. An episode
+    that ends early repeats its last frame, marked in `real_is_pad`; a moment after the end is left out. The simulators
+    are neither made nor closed here. The arrays are those of `lightwam.report.evidence.Probe`. Raises ConfigError when
+    no moment could be recorded.
     """
     recorded = [
         moment
@@ -77,8 +58,8 @@ def record_probe(
         for moment in _episode(policy, task, simulator, sorted(set(moments)), imagine_steps)
     ]
     if not recorded:
-        raise ConfigError("no moment to record", where="record_probe", got=(sorted(simulators), list(moments)),
-                          expected="at least one simulator and one moment within its episodes")  # fmt: skip
+        expected = "at least one simulator and one moment within its episodes"
+        raise ConfigError("no moment to record", got=(sorted(simulators), list(moments)), expected=expected)
     arrays: dict[str, Any] = {
         field.name: np.stack([np.asarray(getattr(moment, field.name)) for moment in recorded])
         for field in fields(_Moment)
@@ -89,18 +70,18 @@ def record_probe(
         "imagine_steps": np.int64(imagine_steps),
         "taps": np.asarray(policy.recipe.model.backbone.taps, np.int64),
     }
-    with replace_file(path) as beside, beside.open("wb") as file:
+    with replace_file(path) as draft, draft.open("wb") as file:
         np.savez_compressed(file, **arrays)
 
 
 def _episode(
-    policy: Imaginative, task: str, simulator: Simulator, moments: Sequence[int], imagine_steps: int
+    policy: Policy, task: str, simulator: Simulator, moments: Sequence[int], imagine_steps: int
 ) -> list[_Moment]:
-    """One episode, as long as the last moment's future; pictures are drawn only at steps that need one."""
+    """Run one episode, as long as the last moment's future; pictures are rendered only at steps that need one."""
     recipe, seed = policy.recipe, policy.recipe.eval.first_seed
     horizon, stride, replan = recipe.model.horizon, recipe.codec.video_stride, recipe.eval.replan
     canvases: dict[int, UInt8[np.ndarray, "height width 3"]] = {}
-    seen: dict[int, Observation] = {}
+    observations: dict[int, Observation] = {}
     chunk, ended = None, False
     wanted = {moment + k for moment in moments for k in range(0, horizon + 1, stride)}
     simulator.reset(seed)
@@ -112,16 +93,18 @@ def _episode(
             if step in wanted:
                 canvases[step] = policy.codec.canvas(observation.frames)
             if step in moments:
-                seen[step] = observation
+                observations[step] = observation
         if ended:
             break
         assert chunk is not None
         ended = simulator.step(chunk[step % replan]).ended
-    return [_moment(policy, task, step, observation, canvases, imagine_steps) for step, observation in seen.items()]
+    return [
+        _moment(policy, task, step, observation, canvases, imagine_steps) for step, observation in observations.items()
+    ]
 
 
 def _moment(
-    policy: Imaginative,
+    policy: Policy,
     task: str,
     step: int,
     observation: Observation,
@@ -130,8 +113,8 @@ def _moment(
 ) -> _Moment:
     recipe, seed = policy.recipe, policy.recipe.eval.first_seed
     times = range(step, step + recipe.model.horizon + 1, recipe.codec.video_stride)
-    came = [time for time in times if time in canvases]
-    real = np.stack([canvases[min(time, came[-1])] for time in times])
+    last = max(time for time in times if time in canvases)
+    real = np.stack([canvases[min(time, last)] for time in times])
     return _Moment(
         tasks=task,
         instructions=observation.instruction,
@@ -140,18 +123,15 @@ def _moment(
         imagined=policy.imagine(observation, seed, imagine_steps),
         real=real,
         real_coded=_through_latents(policy, real),
-        real_is_pad=np.asarray([time > came[-1] for time in times]),
+        real_is_pad=np.asarray([time > last for time in times]),
         attention=np.stack(policy.attention(observation)).astype(np.float32),
     )
 
 
 def _through_latents(
-    policy: Imaginative, frames: UInt8[np.ndarray, "F height width 3"]
+    policy: Policy, frames: UInt8[np.ndarray, "F height width 3"]
 ) -> UInt8[np.ndarray, "F height width 3"]:
-    """The frames as the world model could at best show them: encoded, averaged 2x2, decoded."""
-    import torch
-    from torch.nn.functional import avg_pool3d
-
+    """Return the frames as the world model could at best show them: encoded, averaged 2x2, decoded."""
     with torch.inference_mode():
         latents = policy.latents.encode(to_pixels(frames[None]))
         return to_pictures(policy.latents.decode_pooled(avg_pool3d(latents, (1, 2, 2))))[0]

@@ -1,8 +1,8 @@
 """A control loop rehearsed in a simulator, with latency, on a clock that only counts control steps.
 
-A control step takes 1 / rate seconds. The answer to what is asked at a step is there at the first step that begins
-`latency` seconds later or more. Who waits for it lets the simulated robot hold meanwhile, as a real one would.
-Everything is a function of policy, task, seed and settings: no wall clock is read, nothing sleeps.
+A control step takes 1 / rate seconds. The answer to a request made at a step arrives at the first step that begins at
+least `latency` seconds later. While a player waits for it, the simulated robot holds still, as a real one would.
+Everything is a function of policy, task, seed and settings: no clock is read, nothing sleeps.
 """
 
 from __future__ import annotations
@@ -28,52 +28,51 @@ Act = Callable[[Observation], Float32[np.ndarray, "H A"]]
 
 @dataclass(frozen=True)
 class Rehearsed:
-    """An episode."""
+    """How an episode went."""
 
     success: bool
     steps: int
     """control steps, until success or the limit"""
     idle: int
-    """of them those in which the robot held"""
+    """control steps in which the robot held still"""
     command_jitter: float
     """RMS of the second difference of the commanded actions, switches left out, in action units"""
     hand_jitter: float | None
-    """RMS of the second difference of the hand's place, in the state's units; None when the state names no place"""
+    """RMS of the second difference of the hand's position, in the state's units; None if the state has no position"""
     jump: float
     """largest change of the command from one step to the next, switches left out"""
 
 
-class Stage:
-    """A simulated robot in an episode, and the server that it asks: both on a clock of control steps."""
+class SimulatedRobot:
+    """A robot in an episode, and the server that it asks, both on a clock of control steps."""
 
     def __init__(self, simulator: Simulator, act: Act, hold: Hold, latency_steps: int, max_steps: int) -> None:
         """`simulator` has been reset."""
-        self._simulator, self._act, self._hold, self._latency, self._max_steps = (
-            simulator, act, hold, latency_steps, max_steps,
-        )  # fmt: skip
-        self._seen: Observation | None = None
+        self._simulator, self._act, self._hold = simulator, act, hold
+        self._latency, self._max_steps = latency_steps, max_steps
+        self._observation: Observation | None = None
         self._waiting: list[tuple[int, int, np.ndarray]] = []  # due step, number, chunk
         self.actions: list[np.ndarray] = []
         self.states = [simulator.observe().state]
         self.waited, self.success, self.over = 0, False, False
 
     def observe(self) -> Observation:
-        """What is seen at this step."""
-        if self._seen is None:
-            self._seen = self._simulator.observe()
-        return self._seen
+        """Return this step's observation."""
+        if self._observation is None:
+            self._observation = self._simulator.observe()
+        return self._observation
 
     def step(self, action: Float32[np.ndarray, " A"]) -> None:
-        """A control step."""
+        """Execute one control step."""
         outcome = self._simulator.step(action)
         self.actions.append(action)
-        self._seen = None
+        self._observation = None
         self.states.append(self.observe().state)
         self.success = outcome.success
         self.over = outcome.success or outcome.ended or len(self.actions) >= self._max_steps
 
     def act(self, observation: Observation) -> Float32[np.ndarray, "H A"]:
-        """The server, waited for: the robot holds until the answer is there, or the episode over."""
+        """Ask the server and wait: the robot holds still until the answer arrives or the episode is over."""
         chunk = self._act(observation)
         for _ in range(self._latency):
             if not self.over:
@@ -82,32 +81,34 @@ class Stage:
         return chunk
 
     def ask(self, number: int, observation: Observation) -> None:
-        """The server, asked: `events` has the answer when it is due."""
+        """Ask the server; `events` has the answer when it is due."""
         self._waiting.append((len(self.actions) + self._latency, number, self._act(observation)))
 
     def events(self) -> list[Event]:
-        """The answers that are due."""
+        """Return the answers that are due."""
         due = [item for item in self._waiting if item[0] <= len(self.actions)]
         self._waiting = [item for item in self._waiting if item[0] > len(self.actions)]
         return [ChunkReceived(number, chunk, 0.0) for _, number, chunk in due]
 
     def close(self) -> None:
-        """Nothing is asked any more."""
+        """Drop the answers that are not due yet."""
         self._waiting = []
 
 
-Way = Callable[[Stage, Hold], Player]
-"""a way of playing chunks, ready for one episode"""
+PlayerFactory = Callable[[SimulatedRobot, Hold], Player]
+"""makes the player of an episode"""
 
 
-def ways(replan: int, switch_dims: tuple[int, ...], blend: int, decay: float) -> Mapping[str, Way]:
-    """The ways that are compared, each the one before and something more; ensembling asks as often as it can."""
+def player_factories(
+    replan: int, switch_dims: tuple[int, ...], blend: int, decay: float
+) -> Mapping[str, PlayerFactory]:
+    """Return the players that are compared, each the one before plus something; ensembling asks as often as it can."""
 
-    def playing(play: Play) -> Way:
-        return lambda stage, hold: ChunkPlayer(stage, play, hold)
+    def playing(play: Play) -> PlayerFactory:
+        return lambda robot, hold: ChunkPlayer(robot, play, hold)
 
-    def blocking(stage: Stage, hold: Hold) -> Player:
-        return BlockingPlayer(stage.act, replan, hold, switch_dims)
+    def blocking(robot: SimulatedRobot, hold: Hold) -> Player:
+        return BlockingPlayer(robot.act, replan, hold, switch_dims)
 
     return {
         "blocking": blocking,
@@ -119,51 +120,58 @@ def ways(replan: int, switch_dims: tuple[int, ...], blend: int, decay: float) ->
 
 
 def latency_steps(latency_ms: float, rate_hz: float) -> int:
-    """The control steps that pass before an answer is there."""
+    """Return the control steps that pass before an answer arrives."""
     return math.ceil(latency_ms / 1000 * rate_hz - 1e-9)
 
 
 def switches(action_dim: int, delta_action_dims: tuple[int, ...]) -> tuple[int, ...]:
-    """The dimensions that are no motions; ConfigError when none is, as what holds a robot still is then not known."""
+    """Return the dimensions that are not motions; ConfigError if all are, as nothing is known to hold a robot still."""
     if not delta_action_dims:
-        raise ConfigError("a rehearsal knows how to hold where actions are motions", where="codec.delta_action_dims",
-                          got="none", expected="the dimensions in which 0 is standing still")  # fmt: skip
+        expected = "the dimensions in which 0 means standing still"
+        raise ConfigError("rehearsed actions must be motions", where="codec.delta_action_dims", expected=expected)
     return tuple(dim for dim in range(action_dim) if dim not in delta_action_dims)
 
 
 def rehearse(
-    simulator: Simulator, seed: int, act: Act, way: Way, *, switch_dims: tuple[int, ...], latency: int, max_steps: int
+    simulator: Simulator,
+    seed: int,
+    act: Act,
+    make_player: PlayerFactory,
+    *,
+    switch_dims: tuple[int, ...],
+    latency: int,
+    max_steps: int,
 ) -> Rehearsed:
-    """One episode with answers that are `latency` control steps late."""
+    """Run one episode with answers that are `latency` control steps late."""
     hold = hold_still(simulator.action_dim, switch_dims)
     simulator.reset(seed)
-    stage = Stage(simulator, act, hold, latency, max_steps)
-    player = way(stage, hold)
-    while not stage.over:
-        action = player.action(stage.observe)
-        if not stage.over:  # else the episode ended while the robot waited
-            stage.step(action)
+    robot = SimulatedRobot(simulator, act, hold, latency, max_steps)
+    player = make_player(robot, hold)
+    while not robot.over:
+        action = player.action(robot.observe)
+        if not robot.over:  # else the episode ended while the robot waited
+            robot.step(action)
     stats = player.stats()
     player.close()
-    commands = np.delete(np.stack(stage.actions), switch_dims, axis=1)
-    hand = [dim for dim, name in enumerate(simulator.state_names) if is_place(name)]
+    commands = np.delete(np.stack(robot.actions), switch_dims, axis=1)
+    hand = [dim for dim, name in enumerate(simulator.state_names) if is_position(name)]
     return Rehearsed(
-        success=stage.success,
-        steps=len(stage.actions),
-        idle=stats.held + stage.waited,
+        success=robot.success,
+        steps=len(robot.actions),
+        idle=stats.held + robot.waited,
         command_jitter=jitter(commands),
-        hand_jitter=jitter(np.stack(stage.states)[:, hand]) if hand else None,
+        hand_jitter=jitter(np.stack(robot.states)[:, hand]) if hand else None,
         jump=float(np.abs(np.diff(commands, axis=0)).max(initial=0.0)),
     )
 
 
-def is_place(name: str) -> bool:
-    """Whether a number of the state is a coordinate: x, y or z, of the hand or of what is moved."""
+def is_position(name: str) -> bool:
+    """Tell whether a number of the state is a coordinate, x, y or z, of the hand or of a point that is moved."""
     what, _, axis = name.rpartition("_")
     return axis in ("x", "y", "z") and what in ("", "hand", "eef", "ee")
 
 
 def jitter(path: np.ndarray) -> float:
-    """RMS of the second difference of (T, dims) along T; 0 when there are fewer than three rows."""
+    """Return the RMS of the second difference of (T, dims) along T; 0 for fewer than three rows."""
     second: Any = np.diff(np.asarray(path, np.float64), 2, axis=0)
     return float(np.sqrt(np.mean(np.square(second)))) if second.size else 0.0

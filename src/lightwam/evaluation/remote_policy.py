@@ -1,4 +1,4 @@
-"""A policy that another program serves, evaluated as one of our own: any server that speaks openpi's protocol."""
+"""An `EvaluablePolicy` that asks a server which speaks openpi's protocol."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from lightwam.config.checks import check_simulation
 from lightwam.config.schema import EvalConfig, Recipe, SimConfig
 from lightwam.errors import ConfigError, WireError
 from lightwam.robot.client import Client
+from lightwam.robot.player import check_chunk
 from lightwam.sim import registry
 from lightwam.types import Observation
 from lightwam.wire.openpi import MESSAGE_BYTES
@@ -21,10 +22,7 @@ from lightwam.wire.robot_schema import GUIDE, RobotSchema, fit_schema
 
 
 class RemotePolicy:
-    """What `evaluate` needs of a policy, asked of a server, one observation after the other.
-
-    The server is told what a robot of a family would tell it, and its answers are read as such a robot would.
-    """
+    """A server's policy, which gets one observation at a time, in the format of a robot schema."""
 
     def __init__(
         self,
@@ -34,62 +32,70 @@ class RemotePolicy:
         renames: Mapping[str, str] | None = None,
         label: str = "",
     ) -> None:
-        """Of the recipe only simulator and evaluation count; `renames` are as `wire.schema.fit_schema` has them.
+        """Of the recipe only simulator and evaluation count; `renames` are those of `wire.robot_schema.fit_schema`.
 
-        `label` goes into the result, as a server may say nothing of itself. ConfigError for a family whose robots
-        want actions as maps, which openpi's protocol has not, or whose state has two parts of unknown length.
+        `label` goes into the result, as a server may not describe itself. Raises ConfigError for a schema whose actions
+        are maps, which openpi's protocol does not have, or whose state has two parts of unknown length.
         """
         if schema.action:
-            raise ConfigError("openpi's servers answer with plain numbers", where=f"{schema.name}: action",
-                              got=[part.key for part in schema.action], expected="no parts",
-                              next_step=f"choose another family; {GUIDE}")  # fmt: skip
+            raise ConfigError(
+                "a schema for openpi's servers must not divide actions into parts",
+                where=f"{schema.name}: action",
+                got=[part.key for part in schema.action],
+                next_step=f"choose another robot schema; {GUIDE}",
+            )
         if sum(part.length is None for part in schema.state) > 1:
-            raise ConfigError("how the state is divided is not known", where=f"{schema.name}: state",
-                              expected="a length of every part but one", next_step=GUIDE)  # fmt: skip
+            where = f"{schema.name}: state"
+            raise ConfigError("all parts of a state but one must have a length", where=where, next_step=GUIDE)
         self.recipe, self._client, self._label = recipe, client, label
         self._declared, self._renames = schema, dict(renames or {})
         self._schema = schema
-        self._said: Any = None
-        """what the server said of itself when it was first heard"""
+        self._first_metadata: Any = None
+        """the server's own, when it first answered"""
 
     def identity(self) -> dict[str, Any]:
-        """The label, what the server says of itself, and the family; not where it listens. Connects if need be."""
+        """Return the label, the server's metadata and the robot schema, but no address. Connects if need be."""
         schema = _plain(asdict(self._declared)) | {"renames": self._renames}
-        return {"label": self._label, "server": self._greeting(), "family": schema}
+        return {"label": self._label, "server": self._metadata(), "family": schema}
 
     def check_evaluation(self, sim: SimConfig, settings: EvalConfig) -> None:
-        """ConfigError where they do not fit each other, or the family does not fit the simulator."""
+        """Raise ConfigError if they do not fit each other, or the robot schema does not fit the simulator."""
         check_simulation(sim, settings)
-        world = registry.make_simulator(sim, sim.tasks[0])
-        self._schema = fit_schema(self._declared, sim.cameras, world.state_dim, world.action_dim, self._renames)
+        simulator = registry.make_simulator(sim, sim.tasks[0])
+        self._schema = fit_schema(self._declared, sim.cameras, simulator.state_dim, simulator.action_dim, self._renames)
 
     def act_batch(self, observations: Sequence[Observation]) -> Float32[np.ndarray, "B H A"]:
-        """The server's chunks, in the simulator's units.
+        """Return the server's chunks, in the simulator's units.
 
-        ConnectionLost when the server is gone, WireError for what it refuses or answers wrongly, and when it is another
-        one than before.
+        Raises ConnectionLost when the server is gone, and WireError for refusals, wrong answers, and another server.
         """
-        chunks = [self._schema.chunk(self._client.act(self._schema.message(seen))) for seen in observations]
+        schema = self._schema
+        answers = [self._client.act(schema.message(observation)) for observation in observations]
+        chunks = [schema.chunk(check_chunk(answer, schema.action_dim, ())) for answer in answers]
         if len(lengths := {len(chunk) for chunk in chunks}) > 1:
-            raise WireError("the server's chunks differ in length", where=self._client.url, got=sorted(lengths),
-                            expected="one length")  # fmt: skip
-        self._greeting()
+            raise WireError("the server's chunks must have one length", where=self._client.url, got=sorted(lengths))
+        self._metadata()
         return np.stack(chunks)
 
-    def _greeting(self) -> Any:
-        """What the server says of itself; WireError when that has changed, as another policy may answer then."""
-        said = _plain({key: value for key, value in self._client.metadata.items() if key != MESSAGE_BYTES})
-        self._said = said if self._said is None else self._said
-        if said != self._said:
-            raise WireError("another server answers now", where=self._client.url, got=said, expected=self._said,
-                            next_step="start the first one again, or evaluate into another folder")  # fmt: skip
-        return said
+    def _metadata(self) -> Any:
+        """Return how the server describes itself; WireError if that has changed, as another policy may answer then."""
+        metadata = _plain({key: value for key, value in self._client.metadata.items() if key != MESSAGE_BYTES})
+        self._first_metadata = metadata if self._first_metadata is None else self._first_metadata
+        if metadata != self._first_metadata:
+            raise WireError(
+                "another server answers now",
+                where=self._client.url,
+                got=metadata,
+                expected=self._first_metadata,
+                next_step="start the first one again, or evaluate into another folder",
+            )
+        return metadata
 
 
 def _plain(value: Any) -> Any:
-    """As JSON has it: arrays become lists, and what it has no word for its text."""
-    return json.loads(json.dumps(value, sort_keys=True, default=_listed))
+    """Convert to JSON values: arrays to lists, anything unknown to its text."""
 
+    def convert(inner: Any) -> Any:
+        return inner.tolist() if isinstance(inner, (np.ndarray, np.generic)) else str(inner)
 
-def _listed(value: Any) -> Any:
-    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else str(value)
+    return json.loads(json.dumps(value, sort_keys=True, default=convert))

@@ -35,7 +35,7 @@ from lightwam.config.schema import Recipe
 from lightwam.config.strict_json import from_dict, to_dict
 from lightwam.data.codec import Codec
 from lightwam.encoders.frozen import open_latents
-from lightwam.encoders.weight_files import check_finite, not_finite
+from lightwam.encoders.tensor_check import check_finite, not_finite
 from lightwam.errors import CheckpointError
 from lightwam.policy.tensor_files import Weights as Weights
 from lightwam.policy.tensor_files import load_strict as load_strict

@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from lightwam.encoders.weight_files import check_finite, check_tensors
+from lightwam.encoders.tensor_check import check_finite, check_tensors
 from lightwam.errors import CheckpointError
 from lightwam.system.file_damage import likely_cause
 from lightwam.system.files import replace_file

@@ -6,6 +6,7 @@ import json
 import math
 import zipfile
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,54 +36,42 @@ class Table:
     def value(self, key: str) -> Any:
         """Return the value of `key`, of any type."""
         if key not in self.data:
-            step = did_you_mean(key, self.data) if self.data else REWRITE
-            raise CheckpointError(
-                f"the key {key!r} is missing", where=self.where, got=sorted(self.data), next_step=step
-            )
+            what, step = f"the key {key!r} is missing", did_you_mean(key, self.data) if self.data else REWRITE
+            raise CheckpointError(what, where=self.where, got=sorted(self.data), next_step=step)
+        return self.data[key]
+
+    def _checked(self, key: str, fits: Callable[[Any], bool], expected: str) -> Any:
+        if not fits(self.value(key)):
+            raise self.refuse(key, expected)
         return self.data[key]
 
     def number(self, key: str) -> float:
         """Return a number; it may be NaN or infinite, as those of a diverged run are."""
-        value = self.value(key)
-        if type(value) not in (int, float):
-            raise self.refuse(key, "a number")
-        return float(value)
+        return float(self._checked(key, _is_number, "a number"))
 
     def numbers(self, key: str, count: int | None = None) -> tuple[float, ...]:
         """Return a list of `count` numbers, by default of at least one."""
-        values = self.value(key)
-        good = isinstance(values, list) and all(type(value) in (int, float) for value in values)
-        if not good or len(values) != (count or len(values) or 1):
-            raise self.refuse(key, f"a list of {count or 'some'} numbers")
-        return tuple(map(float, values))
+
+        def fits(x: Any) -> bool:
+            return isinstance(x, list) and len(x) == (count or len(x) or 1) and all(map(_is_number, x))
+
+        return tuple(map(float, self._checked(key, fits, f"a list of {count or 'some'} numbers")))
 
     def duration(self, key: str) -> float:
         """Return a number of seconds or milliseconds."""
-        value = self.number(key)
-        if not (math.isfinite(value) and value >= 0):
-            raise self.refuse(key, "a finite number, at least 0")
-        return value
+        return float(self._checked(key, lambda x: _is_number(x) and 0 <= x < math.inf, "a finite number, at least 0"))
 
     def count(self, key: str) -> int:
         """Return an integer that is at least 0."""
-        value = self.value(key)
-        if type(value) is not int or value < 0:
-            raise self.refuse(key, "an integer, at least 0")
-        return value
+        return int(self._checked(key, lambda x: type(x) is int and x >= 0, "an integer, at least 0"))
 
     def text(self, key: str) -> str:
         """Return a string."""
-        value = self.value(key)
-        if not isinstance(value, str):
-            raise self.refuse(key, "a string")
-        return value
+        return str(self._checked(key, lambda x: isinstance(x, str), "a string"))
 
     def child(self, key: str) -> Table:
         """Return an object inside this one."""
-        value = self.value(key)
-        if not isinstance(value, dict):
-            raise self.refuse(key, "an object")
-        return Table(value, f"{self.where}: {key}")
+        return Table(self._checked(key, lambda x: isinstance(x, dict), "an object"), f"{self.where}: {key}")
 
     def children(self, key: str) -> list[tuple[str, Table]]:
         """Return the objects inside an object inside this one, each with its key."""
@@ -122,8 +111,12 @@ def read_arrays(path: Path, what: str, next_step: str) -> dict[str, np.ndarray]:
 def _parse(text: bytes, where: str) -> Table:
     try:
         data = json.loads(text)
+        if not isinstance(data, dict):
+            raise ValueError(type(data).__name__)
     except ValueError as error:
         raise CheckpointError("this must be a JSON object", where=where, got=str(error), next_step=REWRITE) from error
-    if not isinstance(data, dict):
-        raise CheckpointError("this must be a JSON object", where=where, got=type(data).__name__, next_step=REWRITE)
     return Table(data, where)
+
+
+def _is_number(x: Any) -> bool:
+    return type(x) in (int, float)

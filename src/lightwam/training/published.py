@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from lightwam.config.schema import BackboneConfig, ModelConfig
-from lightwam.encoders.weight_files import check_tensors, mismatch_error, not_finite, read_pickled, tensor_differences
+from lightwam.encoders.tensor_check import check_tensors, mismatch_error, not_finite, tensor_differences
+from lightwam.encoders.weight_files import read_pickled
 from lightwam.errors import CheckpointError
 from lightwam.model.light_wam import LightWAM
 from lightwam.system.files import replace_file

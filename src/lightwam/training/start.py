@@ -18,7 +18,7 @@ from lightwam.config.schema import Recipe
 from lightwam.config.strict_json import to_dict
 from lightwam.data.codec import Codec
 from lightwam.data.statistics import FeatureStats
-from lightwam.encoders.weight_files import check_tensors
+from lightwam.encoders.tensor_check import check_tensors
 from lightwam.errors import CheckpointError
 from lightwam.model.light_wam import LightWAM
 from lightwam.policy import run_directory

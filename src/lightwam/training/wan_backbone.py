@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from lightwam.config.schema import BackboneConfig
-from lightwam.encoders.weight_files import check_tensors, locate, prefix_hint, read_tensors, shared_prefix
+from lightwam.encoders.tensor_check import check_tensors, prefix_hint, shared_prefix
+from lightwam.encoders.weight_files import locate, read_tensors
 from lightwam.errors import CheckpointError, first_few
 from lightwam.model.dit import DiT
 from lightwam.training.published import backbone_names

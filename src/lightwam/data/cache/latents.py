@@ -120,7 +120,7 @@ class LatentCache(Cache):
         progress: OnProgress = no_progress,
         share: Rank = SINGLE_PROCESS,
     ) -> None:
-        """Encode every window into the folder `path`, unless it holds the complete cache; resumes after whole shards.
+        """Encode every window into the folder `path`, unless it holds the complete cache; finished shards are kept.
 
         Process `share.rank` of `share.size` makes every size-th shard, and `progress` counts its windows; the cache is
         complete when all processes have returned. DatasetError when the dataset is broken, `path` holds another cache,

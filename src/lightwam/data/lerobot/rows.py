@@ -172,9 +172,9 @@ class _Table:
                     what, step = "an episode's rows are in another file than the tables say", "rename the file back"
                     return DatasetError(what, where=where, got=path, expected=self.path, next_step=step)
             present = np.unique(self._episode)[:5].tolist()
-            found = f"rows of episodes {present}" if present else "no rows"
+            rows = f"rows of episodes {present}" if present else "no rows"
             what, step = "a data file lacks an episode", "was a file renamed or swapped? else copy the dataset again"
-            return DatasetError(what, where=where, got=found, expected=episode.index, next_step=step)
+            return DatasetError(what, where=where, got=rows, expected=episode.index, next_step=step)
         return other_length(where, got, episode.length)
 
     def _task_problems(self, task: Int64[np.ndarray, " T"], episode: EpisodeRow, where: str) -> Iterator[DatasetError]:

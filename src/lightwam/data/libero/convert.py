@@ -1,7 +1,7 @@
-"""LIBERO's demonstrations, from whatever source, into one dataset of our own standard, preprocessed as in the paper.
+"""Conversion of LIBERO's demonstrations, from any source, into one dataset, preprocessed as in the paper.
 
-Pictures upright, gripper 1 open and 0 closed, steps that do nothing left out, failed demonstrations skipped. The
-dataset depends on the source and the settings only: an interruption changes neither an episode nor its place.
+Pictures are upright, the gripper is 1 open and 0 closed, steps that do nothing are removed, failed demonstrations are
+skipped. The dataset depends on the source and the settings only: an interruption changes no episode and no order.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from lightwam.system.progress import Progress
 from lightwam.system.workers import interrupt_as_flag
 
 STILL = 1e-4
-"""a motion whose norm is below is none (OpenVLA's threshold)"""
+"""norm below which an action is no motion (OpenVLA's threshold)"""
 SLACK = 1e-3
-"""by so much may a gripper's action lie outside its convention's range"""
+"""tolerance of the range of a gripper's action"""
 
 Gripper = Literal["zero-one", "minus-one-one"]
 
 
 @dataclass(frozen=True)
 class ConvertReport:
-    """What is in the dataset, and what was left out of it."""
+    """The counts of a conversion."""
 
     root: Path
     episodes: int
@@ -42,7 +42,7 @@ class ConvertReport:
     no_ops: int
     """steps removed"""
     skipped: int
-    """demonstrations left out"""
+    """demonstrations that were not converted"""
     new_episodes: int
 
 
@@ -53,32 +53,33 @@ def convert(
     say: Callable[[str], None] = print,
     names: FeatureNames | None = None,
 ) -> ConvertReport:
-    """Converts the source at `path` into the dataset `root`; goes on with what is there.
+    """Convert the source at `path` into the dataset `root`, or continue an earlier conversion.
 
-    Ctrl-C ends the demonstration in hand, closes the dataset with all that is done, and raises KeyboardInterrupt; the
-    same call continues it. Raises DatasetError when the source is broken or contradicts `config`, and when `root` holds
-    something else; what is done is kept then too.
+    Ctrl-C finishes the current demonstration, closes the dataset, and raises KeyboardInterrupt; the same call continues
+    it. DatasetError when the source is broken or contradicts `config`, or when `root` holds something else; episodes
+    that are finished are kept.
     """
     if root.resolve() == path.resolve():
         raise DatasetError("a dataset cannot be converted into itself", where=root, next_step="give another folder")
     with closing(open_source(path, names)) as source:
-        work = _Work(source, root, config or ConvertConfig(), say)
-        before = work.writer.num_episodes
+        conversion = _Conversion(source, root, config or ConvertConfig(), say)
+        before = conversion.writer.num_episodes
         try:
             try:
-                work.run()
+                conversion.run()
             finally:
-                work.writer.close()
+                conversion.writer.close()
         except KeyboardInterrupt:
-            say(f"convert: stopped; {work.writer.num_episodes} episodes are safe in {root}, the same command goes on")
+            saved = conversion.writer.num_episodes
+            say(f"convert: stopped; {saved} episodes are saved in {root}, the same command continues")
             raise
-        return work.report(before)
+        return conversion.report(before)
 
 
 def gripper_convention(values: Float32[np.ndarray, " N"], stated: str, where: str) -> Gripper:
-    """Which convention these actions follow; DatasetError when they contradict the `stated` one or cannot tell.
+    """Return the convention of these actions; DatasetError when they contradict the `stated` one or fit both.
 
-    Values below -0.5 are of -1 open, 1 closed; values around 0 without any such are of 1 open, 0 closed.
+    Values below -0.5 mean -1 open, 1 closed; values around 0 without such ones mean 1 open, 0 closed.
     """
     low, high = float(values.min()), float(values.max())
     possible, got = set[Gripper](), f"{low:g} to {high:g}"
@@ -88,18 +89,18 @@ def gripper_convention(values: Float32[np.ndarray, " N"], stated: str, where: st
     if stated in possible or (stated == "auto" and len(possible) == 1):
         return "zero-one" if stated == "zero-one" or possible == {"zero-one"} else "minus-one-one"
     if stated == "auto" and possible:
-        raise DatasetError("the gripper's actions do not tell their convention", where=where, got=got,
-                           expected="both open and closed",
-                           next_step="--gripper zero-one or minus-one-one")  # fmt: skip
-    raise DatasetError("the gripper's actions do not follow the convention", where=where, got=got,
-                       expected="0 to 1, or -1 to 1" if stated == "auto" else stated,
-                       next_step=f"--gripper {min(possible)}" if possible else "mend the source's actions")  # fmt: skip
+        what, step = "the gripper's actions fit two conventions", "--gripper zero-one or minus-one-one"
+        raise DatasetError(what, where=where, got=got, next_step=step)
+    what, expected = "the gripper's actions do not follow the convention", "0 to 1, or -1 to 1"
+    step = f"--gripper {min(possible)}" if possible else "correct the source's actions"
+    expected = expected if stated == "auto" else stated
+    raise DatasetError(what, where=where, got=got, expected=expected, next_step=step)
 
 
 def no_ops(action: Float32[np.ndarray, "T 7"]) -> Bool[np.ndarray, " T"]:
-    """Which steps do nothing: no motion, and the gripper's action is that of the last step that is kept.
+    """Return which steps do nothing: no motion, and the gripper's action is that of the last step that is kept.
 
-    Before any is kept, no motion is enough. The rule is OpenVLA's, whose data Light-WAM was trained on.
+    Before the first kept step, no motion is enough. The rule is OpenVLA's, whose data Light-WAM was trained on.
     """
     still = np.linalg.norm(action[:, :-1], axis=1) < STILL
     idle = np.zeros(len(action), bool)
@@ -110,30 +111,27 @@ def no_ops(action: Float32[np.ndarray, "T 7"]) -> Bool[np.ndarray, " T"]:
     return idle
 
 
-class _Work:
-    """One call's state."""
+class _Conversion:
+    """The state of one call of `convert`."""
 
     def __init__(self, source: Source, root: Path, config: ConvertConfig, say: Callable[[str], None]) -> None:
         self.source, self.root, self.config, self.say = source, root, config, say
         self.orientation: Orientation = source.orientation if config.orientation == "auto" else config.orientation
         self.gripper = gripper_convention(source.gripper(), config.gripper, str(source.path))
-        self.settings = asdict(config) | {
-            "source": source.kind,
-            "orientation": self.orientation,
-            "gripper": self.gripper,
-        }
+        resolved = {"source": source.kind, "orientation": self.orientation, "gripper": self.gripper}
+        self.settings = asdict(config) | resolved
         self.writer = LeRobotWriter(root, FPS, ROBOT, source.sizes, STATE_NAMES, ACTION_NAMES)
         self.skipped: list[DemoName] = []
         """since the last episode"""
-        self.settled = self._settled(self.writer.notes)
+        self.done = self._done(self.writer.notes)
 
     def run(self) -> None:
-        """Converts what is not yet settled; KeyboardInterrupt, between two demonstrations, when Ctrl-C came first."""
-        missing = [name for name in self.source.names if name not in self.settled]
+        """Convert the demonstrations that are not done; KeyboardInterrupt after the current one on Ctrl-C."""
+        missing = [name for name in self.source.names if name not in self.done]
         if not missing:
             return
-        for remark in self.source.remarks:
-            self.say(remark)
+        for note in self.source.notes:
+            self.say(note)
         total = len(self.source.names)
         with (
             interrupt_as_flag() as interrupt,
@@ -146,12 +144,11 @@ class _Work:
                 progress.advance(str(name))
 
     def report(self, before: int) -> ConvertReport:
-        """After `run`, with `before` episodes before it."""
+        """Count what is in the dataset, which had `before` episodes before `run`."""
         notes = self.writer.notes
         if not notes:
-            raise DatasetError("no demonstration was worth keeping", where=self.source.path,
-                               got=f"{len(self.skipped)} skipped", expected="one that succeeds",
-                               next_step="--keep-failures keeps them all the same")  # fmt: skip
+            what, got = "no demonstration was kept", f"{len(self.skipped)} skipped, which fail or never move"
+            raise DatasetError(what, where=self.source.path, got=got, next_step="--keep-failures keeps failed ones")
         return ConvertReport(
             root=self.root,
             episodes=len(notes),
@@ -169,8 +166,8 @@ class _Work:
             self.say(f"skipped {name}: it never {'succeeds' if failed else 'moves'}")
             self.skipped.append(name)
             return
-        extra = {**asdict(name), "no_ops": int(idle.sum()), "skipped": [asdict(other) for other in self.skipped],
-                 "fingerprint": self.source.fingerprint(name.file), "settings": self.settings}  # fmt: skip
+        extra = {**asdict(name), "no_ops": int(idle.sum()), "skipped": [asdict(other) for other in self.skipped]}
+        extra |= {"fingerprint": self.source.fingerprint(name.file), "settings": self.settings}
         self._add(demo, ~idle, extra)
         self.skipped = []
 
@@ -183,25 +180,25 @@ class _Work:
             action[:, -1] = (1 - action[:, -1]) / 2
         self.writer.add_episode(frames, demo.state[kept], action, demo.instruction, extra)
 
-    def _settled(self, notes: Sequence[EpisodeNote]) -> set[DemoName]:
-        """The demonstrations that are in the dataset or were skipped; DatasetError when they are of another source."""
-        settled: set[DemoName] = set()
+    def _done(self, notes: Sequence[EpisodeNote]) -> set[DemoName]:
+        """Return the demonstrations that were converted or skipped; DatasetError when they are of another source."""
+        done: set[DemoName] = set()
         known, prints = set(self.source.names), dict[str, str]()
         for index, note in enumerate(notes):
             extra, where = note.extra, f"{self.root} episode {index}"
             if extra.get("settings") != self.settings:
-                raise _made_otherwise(where, extra.get("settings"), self.settings)
+                raise _other_settings(where, extra.get("settings"), self.settings)
             name = DemoName(extra["file"], extra["demo"])
             if name not in known:
-                raise _made_otherwise(where, name, f"a demonstration of {self.source.path}")
+                raise _other_settings(where, name, f"a demonstration of {self.source.path}")
             if name.file not in prints:
                 prints[name.file] = self.source.fingerprint(name.file)
             if extra["fingerprint"] != prints[name.file]:
-                raise _made_otherwise(f"{where}, from {name}", extra["fingerprint"], prints[name.file])
-            settled |= {name, *(DemoName(**other) for other in extra["skipped"])}
-        return settled
+                raise _other_settings(f"{where}, from {name}", extra["fingerprint"], prints[name.file])
+            done |= {name, *(DemoName(**other) for other in extra["skipped"])}
+        return done
 
 
-def _made_otherwise(where: str, got: object, expected: object) -> DatasetError:
-    return DatasetError("this dataset was made otherwise", where=where, got=got, expected=expected,
-                        next_step="convert into another folder, or remove this one")  # fmt: skip
+def _other_settings(where: str, got: object, expected: object) -> DatasetError:
+    what, step = "this dataset has another source or settings", "convert into another folder, or remove this one"
+    return DatasetError(what, where=where, got=got, expected=expected, next_step=step)

@@ -1,4 +1,4 @@
-"""LIBERO's own demonstrations: a `TASK_demo.hdf5` a task, `data/demo_N` a demonstration; and what is wrong with one.
+"""LIBERO's own demonstrations, read and checked: a file `TASK_demo.hdf5` for each task, with groups `data/demo_N`.
 
 The layout is that of LIBERO's scripts/create_dataset.py. Pictures are as the simulator renders them, upside down; the
 gripper action is the simulator's, -1 open and 1 closed.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ ROWS: Mapping[str, tuple[int | None, ...]] = {
     "actions": (7,), "obs/ee_pos": (3,), "obs/ee_ori": (3,), "obs/gripper_states": (2,), "obs/joint_states": (7,),
     "states": (None,), "rewards": (), "dones": (), **{key: (None, None, 3) for key in CAMERAS.values()},
 }  # fmt: skip
-"""dataset -> shape of a row; None: any"""
+"""dataset -> shape of a row; None: any size"""
 JOINTS = slice(1, 8)
 """of a row of `states` (the simulator's: time, positions, velocities): the arm's joints"""
 SCENE = re.compile(r"[A-Z][A-Z_]*_SCENE\d+_")
@@ -35,7 +35,7 @@ UNREADABLE = (OSError, RuntimeError, KeyError, ValueError)
 
 @dataclass(frozen=True)
 class Hdf5Demo:
-    """One demonstration; row t is what was seen before action t."""
+    """One demonstration; row t is the observation before action t."""
 
     frames: Mapping[str, UInt8[np.ndarray, "T height width 3"]]
     """as stored: upside down"""
@@ -47,105 +47,100 @@ class Hdf5Demo:
 
 @dataclass(frozen=True)
 class Scan:
-    """What a look at one file gave."""
+    """The result of `scan`."""
 
     problems: tuple[str, ...]
-    """everything that is wrong, each with file, demonstration and dataset"""
+    """each with file, demonstration and dataset"""
     lengths: Mapping[str, int]
-    """sound demonstration -> steps, in the order of their numbers"""
+    """demonstration without problems -> steps, in the order of their numbers"""
     gripper: Float32[np.ndarray, " steps"]
     """the gripper's action in all of these"""
     sizes: frozenset[tuple[str, int, int]]
     """(camera, height, width) that occur in these"""
     failures: tuple[str, ...]
-    """those of the sound demonstrations that never succeed"""
+    """those of these demonstrations that never succeed"""
 
 
 def demo_files(path: Path) -> list[Path]:
-    """The file itself, or those of a folder (a suite), or of its folders, by name; none where there are none."""
+    """List the file itself, or the files of a folder (a suite) or of its subfolders, by name."""
     if path.is_file():
         return [path] if path.suffix in (".hdf5", ".h5") else []
     return sorted(path.glob("*" + SUFFIX)) or sorted(path.glob("*/*" + SUFFIX))
 
 
 def sentence(path: Path) -> str:
-    """The task as LIBERO's benchmark tells it to a policy: by the file's name, without the scene's."""
+    """Return the task as LIBERO's benchmark gives it to a policy: the file's name, without the scene."""
     if not path.name.endswith(SUFFIX):
-        raise DatasetError("the file's name tells no task", where=path, got=path.name, expected="TASK" + SUFFIX,
-                           next_step="give it its published name: the sentence is read from it")  # fmt: skip
+        what, step = f"the file's name must be TASK{SUFFIX}", "give it its published name: the sentence is read from it"
+        raise DatasetError(what, where=path, got=path.name, next_step=step)
     name = path.name.removesuffix(SUFFIX)
     return SCENE.sub("", name, count=1).replace("_", " ") if SCENE.match(name) else name.replace("_", " ")
 
 
-def noted_sentence(path: Path) -> str:
-    """The task as the file's own attributes tell it, "" when they do not; some wrap it into a list or quotes."""
-    with _opened(path) as file:
-        noted = file["data"].attrs.get("problem_info", "{}")
+def stored_sentence(path: Path) -> str:
+    """Return the task in the file's attributes, or ""; in some files it is in a list or in quotes."""
+    with _open(path) as file:
+        info = file["data"].attrs.get("problem_info", "{}")
     try:
-        words = json.loads(noted)["language_instruction"]
+        words = json.loads(info)["language_instruction"]
     except (ValueError, KeyError, TypeError):
         return ""
     return ("".join(map(str, words)) if isinstance(words, list) else str(words)).strip().strip('"').strip()
 
 
-def scan(path: Path, pictures: bool = False, progress: Callable[[str], object] | None = None) -> Scan:
-    """Everything that is wrong with a file, not the first thing only: all numbers, and with `pictures` every picture.
-
-    `progress` is called with the name of every demonstration that is done.
-    """
+def scan(path: Path, pictures: bool = False) -> Scan:
+    """Check a file: all its numbers, and with `pictures` every picture; lists all problems, not only the first."""
     problems: list[str] = []
     lengths: dict[str, int] = {}
     gripper, sizes, failures = [np.empty(0, np.float32)], set(), []
     try:
-        with _opened(path) as file:
+        with _open(path) as file:
             names = _demo_names(file, path, problems)
             for name in names:
-                found = list(_demo_problems(file["data"], name, pictures))
-                problems += [f"{path} {name} {problem}" for problem in found]
-                if not found:
+                wrong = list(_demo_problems(file["data"], name, pictures))
+                problems += [f"{path} {name} {problem}" for problem in wrong]
+                if not wrong:
                     demo = file["data"][name]
                     lengths[name] = len(demo["actions"])
                     gripper.append(demo["actions"][:, 6].astype(np.float32))
                     sizes |= {(camera, *demo[key].shape[1:3]) for camera, key in CAMERAS.items()}
                     failures += [] if _succeeded(demo) else [name]
-                if progress is not None:
-                    progress(name)
     except UNREADABLE as error:
         problems.append(f"{path}: cannot be read ({error}): cut short or overwritten, copy it again")
     return Scan(tuple(problems), lengths, np.concatenate(gripper), frozenset(sizes), tuple(failures))
 
 
 def read_demo(path: Path, name: str) -> Hdf5Demo:
-    """One demonstration of a sound file; DatasetError when its data cannot be read after all.
+    """Read one demonstration of a file without problems; DatasetError when its data cannot be read after all.
 
-    LIBERO's script stores beside action t what was seen after it, scripts that replay the files (OpenVLA's) what was
-    seen before. `states`, the simulator's own, is from before the action in both and tells which: rows that came late
-    are put beside the action that followed them, so the first action and the last row go.
+    With action t, LIBERO's script stores the observation after it, and scripts that replay the files (OpenVLA's) the
+    one before it. The simulator's `states` are from before the action in both, which tells them apart: late rows are
+    paired with the action that followed them, so the first action and the last row are dropped.
     """
     try:
-        with _opened(path) as file:
+        with _open(path) as file:
             demo = file["data"][name]
             succeeded, late = _succeeded(demo), _is_late(demo)
-            seen, acted = (slice(None, -1), slice(1, None)) if late else (slice(None), slice(None))
-            state = [demo[f"obs/{key}"][seen].astype(np.float32) for key in ("ee_pos", "ee_ori", "gripper_states")]
-            frames = {camera: demo[key][seen] for camera, key in CAMERAS.items()}
-            return Hdf5Demo(frames, np.hstack(state), demo["actions"][acted].astype(np.float32), succeeded)
+            rows, actions = (slice(None, -1), slice(1, None)) if late else (slice(None), slice(None))
+            state = [demo[f"obs/{key}"][rows].astype(np.float32) for key in ("ee_pos", "ee_ori", "gripper_states")]
+            frames = {camera: demo[key][rows] for camera, key in CAMERAS.items()}
+            return Hdf5Demo(frames, np.hstack(state), demo["actions"][actions].astype(np.float32), succeeded)
     except UNREADABLE as error:
-        raise DatasetError("a demonstration cannot be read", where=f"{path} {name}", got=error, expected="whole data",
-                           next_step=f"lightwam check dataset {path}") from error  # fmt: skip
+        what, step = "a demonstration cannot be read", f"lightwam check dataset {path}"
+        raise DatasetError(what, where=f"{path} {name}", got=error, next_step=step) from error
 
 
-def _opened(path: Path) -> Any:
+def _open(path: Path) -> Any:
     try:
         import h5py
     except ImportError as error:
-        raise DatasetError("reading LIBERO's own files needs h5py", where=path, got=error,
-                           next_step="pip install 'lightwam[libero]'") from error  # fmt: skip
+        what, step = "reading LIBERO's own files needs h5py", "pip install 'lightwam[libero]'"
+        raise DatasetError(what, where=path, got=error, next_step=step) from error
     return h5py.File(path, "r")
 
 
 def _demo_names(file: Any, path: Path, problems: list[str]) -> list[str]:
-    """The demonstrations by their numbers."""
+    """List the demonstrations by their numbers; problems are added to the list."""
     if "data" not in file:
         problems.append(f"{path}: no group 'data' (has {sorted(file)}): not a file of LIBERO's demonstrations")
         return []
@@ -158,38 +153,38 @@ def _demo_names(file: Any, path: Path, problems: list[str]) -> list[str]:
 
 
 def _demo_problems(data: Any, name: str, pictures: bool) -> Iterator[str]:
-    """In words, each beginning with the dataset's name."""
+    """Yield problems, each beginning with the dataset's name."""
     length: int | None = None
     for key, row in ROWS.items():
         try:
-            found = data[name].get(key)
-            shape = getattr(found, "shape", None)  # a group has none
+            column = data[name].get(key)
+            shape = getattr(column, "shape", None)  # a group has none
             if shape is None:
                 yield f"{key}: missing"
             elif not _fits(shape, row) or (key == "states" and shape[1] < JOINTS.stop):
-                yield f"{key}: shape {shape}, expected {_words(row)}"
+                yield f"{key}: shape {shape}, expected {_format_shape(row)}"
             elif shape[0] < 2:
                 yield f"{key}: {shape[0]} rows, expected 2 or more"
             else:
                 length = length or shape[0]
                 if shape[0] != length:
                     yield f"{key}: {shape[0]} rows, expected {length} as those before it"
-                yield from (_picture_problems if key in CAMERAS.values() else _number_problems)(found, key, pictures)
+                yield from (_picture_problems if key in CAMERAS.values() else _number_problems)(column, key, pictures)
         except UNREADABLE as error:
             yield f"{key}: cannot be read ({error})"
 
 
-def _picture_problems(found: Any, key: str, read: bool) -> Iterator[str]:
-    if found.dtype != np.uint8:
-        yield f"{key}: {found.dtype}, expected uint8"
-    elif read:
-        found[:]  # raises when the file is damaged there
+def _picture_problems(column: Any, key: str, pictures: bool) -> Iterator[str]:
+    if column.dtype != np.uint8:
+        yield f"{key}: {column.dtype}, expected uint8"
+    elif pictures:
+        column[:]  # raises when the file is damaged there
 
 
-def _number_problems(found: Any, key: str, _: bool) -> Iterator[str]:
-    if found.dtype.kind not in "fiub":
-        yield f"{key}: {found.dtype}, expected numbers"
-    elif (bad := np.argwhere(~np.isfinite(values := found[:]))).size:
+def _number_problems(column: Any, key: str, _: bool) -> Iterator[str]:
+    if column.dtype.kind not in "fiub":
+        yield f"{key}: {column.dtype}, expected numbers"
+    elif (bad := np.argwhere(~np.isfinite(values := column[:]))).size:
         first = values[tuple(bad[0])]
         yield f"{key}: {len(bad)} values are not finite, the first is {first} at {bad[0].tolist()}"
 
@@ -199,7 +194,7 @@ def _fits(shape: tuple[int, ...], row: tuple[int | None, ...]) -> bool:
     return len(shape) == len(wanted) and all(w in (None, n) for n, w in zip(shape, wanted, strict=True))
 
 
-def _words(row: tuple[int | None, ...]) -> str:
+def _format_shape(row: tuple[int | None, ...]) -> str:
     return f"({', '.join(['T', *('any' if n is None else str(n) for n in row)])})"
 
 
@@ -208,7 +203,7 @@ def _succeeded(demo: Any) -> bool:
 
 
 def _is_late(demo: Any) -> bool:
-    """Whether the observations are from after the action of their row."""
+    """Return whether the observations are from after the action of their row."""
     joints, simulated = demo["obs/joint_states"][:], demo["states"][:, JOINTS]
     after, before = (np.abs(joints[:-1] - other).mean() for other in (simulated[1:], simulated[:-1]))
     return bool(after < before)

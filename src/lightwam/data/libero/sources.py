@@ -1,4 +1,4 @@
-"""What people have of LIBERO, read alike: its own HDF5 files, and LeRobot datasets as they were published."""
+"""Sources of LIBERO's demonstrations behind one interface: its own HDF5 files, and published LeRobot datasets."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ CAMERA_FEATURES = {
     "agentview": ("observation.images.agentview", "observation.images.image", "image"),
     "wrist": ("observation.images.wrist", "observation.images.wrist_image", "observation.images.image2", "wrist_image"),
 }
-"""camera -> what published datasets call it"""
+"""camera -> its names in published datasets"""
 STATE_FEATURES, ACTION_FEATURES = ("observation.state", "state"), ("action", "actions")
-NUM_NAMED = 10
-"""so many problems are spelled out in an error"""
+MAX_LISTED = 10
+"""problems listed in an error"""
 
 
 @dataclass(frozen=True)
 class DemoName:
-    """Which demonstration of a source."""
+    """The name of a demonstration in a source."""
 
     file: str
     """relative to the source"""
@@ -43,7 +43,7 @@ class DemoName:
 
 @dataclass(frozen=True)
 class SourceDemo:
-    """One demonstration as the source has it; row t is what was seen before action t."""
+    """One demonstration as stored; row t is the observation before action t."""
 
     frames: Mapping[str, UInt8[np.ndarray, "T height width 3"]]
     state: Float32[np.ndarray, "T 8"]
@@ -54,7 +54,7 @@ class SourceDemo:
 
 @runtime_checkable
 class Source(Protocol):
-    """Demonstrations of LIBERO, wherever they come from."""
+    """A source of LIBERO's demonstrations."""
 
     path: Path
     kind: str
@@ -63,46 +63,43 @@ class Source(Protocol):
     sizes: dict[str, tuple[int, int]]
     """camera -> (height, width)"""
     names: tuple[DemoName, ...]
-    remarks: tuple[str, ...]
-    """what a person should know of it"""
+    notes: tuple[str, ...]
+    """for the user"""
 
     def gripper(self) -> Float32[np.ndarray, " N"]:
-        """The gripper's action in all demonstrations, as stored."""
+        """Return the gripper's action in all demonstrations, as stored."""
         ...
 
     def read(self, name: DemoName) -> SourceDemo:
-        """One demonstration."""
+        """Read one demonstration."""
         ...
 
     def fingerprint(self, file: str) -> str:
-        """Of what a demonstration of that file depends on."""
+        """Return the fingerprint of everything that a demonstration of that file depends on."""
         ...
 
     def close(self) -> None:
-        """Let go of files."""
+        """Close files."""
         ...
 
 
 def open_source(path: Path, names: FeatureNames | None = None) -> Source:
-    """The source at `path`, its tables and shapes checked; DatasetError when it is broken or none that is known.
+    """Open the source at `path` and check its tables and shapes; DatasetError when it is broken or of no known kind.
 
-    `names`: the feature names of a LeRobot dataset that has none of the published sets of names.
+    `names`: the feature names of a LeRobot dataset that does not have published ones.
     """
     if (path / "meta" / "info.json").is_file():
         return LeRobotSource(path, names or FeatureNames())
     if hdf5.demo_files(path):
         if names is not None and names.pairs():
-            raise DatasetError("--names does not apply to LIBERO's own files", where=path, got=" ".join(names.pairs()),
-                               next_step="omit --names")  # fmt: skip
+            what, step = "--names does not apply to LIBERO's own files", "omit --names"
+            raise DatasetError(what, where=path, got=" ".join(names.pairs()), next_step=step)
         return Hdf5Source(path)
-    inside = sorted(item.name for item in path.iterdir())[:NUM_NAMED] if path.is_dir() else None
-    raise DatasetError(
-        "no demonstrations of LIBERO here",
-        where=path,
-        got="no such file or folder" if not path.exists() else inside or "nothing",
-        expected=f"one *{hdf5.SUFFIX}, a folder of them, or a LeRobot dataset (meta/info.json)",
-        next_step="give the folder that holds them",
-    )
+    inside = sorted(item.name for item in path.iterdir())[:MAX_LISTED] if path.is_dir() else None
+    got = "no such file or folder" if not path.exists() else inside or "nothing"
+    what, step = "no demonstrations of LIBERO here", "give the file or folder that holds them"
+    expected = f"one *{hdf5.SUFFIX}, a folder of them, or a LeRobot dataset (meta/info.json)"
+    raise DatasetError(what, where=path, got=got, expected=expected, next_step=step)
 
 
 class Hdf5Source:
@@ -118,57 +115,57 @@ class Hdf5Source:
         self._sentences = {name: hdf5.sentence(file) for name, file in self._files.items()}
         scans = {name: hdf5.scan(file) for name, file in self._files.items()}
         if problems := [problem for scan in scans.values() for problem in scan.problems]:
-            raise DatasetError("the demonstrations are broken", where=path, got="\n    ".join(problems[:NUM_NAMED]),
-                               expected=f"no problem, but there are {len(problems)}",
-                               next_step=f"copy those files again; lightwam check dataset {path}")  # fmt: skip
+            got, step = "\n    ".join(problems[:MAX_LISTED]), f"copy those files again; lightwam check dataset {path}"
+            what = f"the demonstrations have {len(problems)} problems"
+            raise DatasetError(what, where=path, got=got, next_step=step)
         sizes = frozenset[tuple[str, int, int]]().union(*(scan.sizes for scan in scans.values()))
         if len(sizes) != len(hdf5.CAMERAS):
-            raise DatasetError("pictures of one camera differ in size", where=path, got=sorted(sizes),
-                               expected="one size a camera", next_step="convert them one by one")  # fmt: skip
+            what, step = "pictures of one camera differ in size", "convert them one by one"
+            raise DatasetError(what, where=path, got=sorted(sizes), next_step=step)
         self.sizes = {camera: (height, width) for camera, height, width in sorted(sizes)}
         self.names = tuple(DemoName(name, demo) for name, scan in scans.items() for demo in scan.lengths)
         self._gripper = np.concatenate([scan.gripper for scan in scans.values()])
-        noted = {name: hdf5.noted_sentence(file) for name, file in self._files.items()}
-        self.remarks = tuple(
-            f"{name}: inside it says {noted[name]!r}; its name's {words!r} is used, as evaluation gives policies that"
+        stored = {name: hdf5.stored_sentence(file) for name, file in self._files.items()}
+        self.notes = tuple(
+            f"{name}: inside it says {stored[name]!r}; its name's {words!r} is used, as evaluation gives policies that"
             for name, words in self._sentences.items()
-            if noted[name] not in ("", words)
+            if stored[name] not in ("", words)
         )
 
     def gripper(self) -> Float32[np.ndarray, " N"]:
-        """The gripper's action in all demonstrations, as stored."""
+        """Return the gripper's action in all demonstrations, as stored."""
         return self._gripper
 
     def read(self, name: DemoName) -> SourceDemo:
-        """One demonstration."""
+        """Read one demonstration."""
         demo = hdf5.read_demo(self._files[name.file], name.demo)
         return SourceDemo(demo.frames, demo.state, demo.action, self._sentences[name.file], not demo.succeeded)
 
     def fingerprint(self, file: str) -> str:
-        """Size and hash of the file."""
+        """Return size and hash of the file."""
         return file_fingerprint(self._files[file])
 
     def close(self) -> None:
-        """Nothing stays open."""
+        """Do nothing: no file stays open."""
 
 
 class LeRobotSource:
     """A LeRobot dataset of LIBERO, with videos or with pictures in its tables, under any of the published names."""
 
     orientation: Orientation = "upright"
-    remarks: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __init__(self, path: Path, names: FeatureNames) -> None:
         self.path = path
         info_path = path / "meta" / "info.json"
         features = read_json(info_path).get("features")
-        named = _feature_names(features if isinstance(features, dict) else {}, info_path, names)
-        self._data = LeRobotDataset(path, named)
+        self._data = LeRobotDataset(path, _feature_names(features if isinstance(features, dict) else {}, path, names))
         got = self._data.state_dim, self._data.action_dim
         if got != (STATE_DIM, ACTION_DIM):
-            raise DatasetError("not LIBERO's state and action", where=info_path, got=f"widths {got[0]} and {got[1]}",
-                               expected="8 (position 3, axis-angle 3, fingers 2) and 7 (motion 6, gripper)",
-                               next_step="convert a dataset with this state and action")  # fmt: skip
+            what, widths = "not LIBERO's state and action", f"widths {got[0]} and {got[1]}"
+            expected = "8 (position 3, axis-angle 3, fingers 2) and 7 (motion 6, gripper)"
+            step = "convert a dataset with this state and action"
+            raise DatasetError(what, where=info_path, got=widths, expected=expected, next_step=step)
         self.kind, self.sizes = f"LeRobot {self._data.version}", self._data.cameras
         self._decoder = self._data.decoder()
         self._episodes = {
@@ -178,16 +175,16 @@ class LeRobotSource:
         self.names = tuple(self._episodes)
 
     def gripper(self) -> Float32[np.ndarray, " N"]:
-        """The gripper's action in all demonstrations, as stored."""
+        """Return the gripper's action in all demonstrations, as stored."""
         return self._data.vectors.action[:, -1]
 
     def read(self, name: DemoName) -> SourceDemo:
-        """One demonstration."""
+        """Read one demonstration."""
         episode, vectors = self._episodes[name], self._data.vectors
         rows = slice(*self._data.episode_start[episode.index : episode.index + 2])
         if len(sentences := {self._data.tasks[task] for task in vectors.frame_task[rows]}) > 1:
-            raise DatasetError("a LIBERO demonstration must have one sentence", where=str(name), got=sorted(sentences),
-                               expected="one", next_step="split the episode where its task changes")  # fmt: skip
+            what, step = "a LIBERO demonstration must have one sentence", "split the episode where its task changes"
+            raise DatasetError(what, where=str(name), got=sorted(sentences), next_step=step)
         return SourceDemo(
             frames={camera: self._decoder.clip(episode, camera) for camera in self.sizes},
             state=vectors.state[rows],
@@ -196,11 +193,11 @@ class LeRobotSource:
         )
 
     def fingerprint(self, file: str) -> str:
-        """Of the dataset's description, which names every episode and sentence, and of the file that holds some."""
+        """Return the fingerprint of the dataset's description, with every episode and sentence, and of the file."""
         return f"{self._description}; {file_fingerprint(self.path / file)}"
 
     def close(self) -> None:
-        """Let go of the videos."""
+        """Close the videos."""
         self._decoder.close()
 
     @cached_property
@@ -211,19 +208,19 @@ class LeRobotSource:
         return "; ".join(file_fingerprint(file) for file in files)
 
 
-def _feature_names(features: Mapping[str, object], where: Path, given: FeatureNames) -> FeatureNames:
-    def first(known: tuple[str, ...], what: str, own: str | None) -> str:
-        for key in known if own is None else (own,):
+def _feature_names(features: Mapping[str, object], root: Path, names: FeatureNames) -> FeatureNames:
+    """Find the features under the given names, or else under published ones."""
+
+    def first(what: str, published: tuple[str, ...], given: str | None) -> str:
+        keys = published if given is None else (given,)
+        for key in keys:
             if key in features:
                 return key
-        raise DatasetError(f"no feature is known to be LIBERO's {what}", where=where, got=sorted(features),
-                           expected=" or ".join(known) if own is None else own,
-                           next_step="name it: --names FEATURE=NAME, where NAME is agentview, wrist, "
-                           "observation.state or action")  # fmt: skip
+        what, where = f"no feature is known to be LIBERO's {what}", root / "meta" / "info.json"
+        step = "name it: --names FEATURE=NAME, where NAME is agentview, wrist, observation.state or action"
+        raise DatasetError(what, where=where, got=sorted(features), expected=" or ".join(keys), next_step=step)
 
-    state = first(STATE_FEATURES, "state", None if given.state == STATE else given.state)
-    action = first(ACTION_FEATURES, "action", None if given.action == ACTION else given.action)
-    cameras = {
-        camera: first(known, f"camera {camera}", given.renamed.get(camera)) for camera, known in CAMERA_FEATURES.items()
-    }
+    state = first("state", STATE_FEATURES, None if names.state == STATE else names.state)
+    action = first("action", ACTION_FEATURES, None if names.action == ACTION else names.action)
+    cameras = {name: first(f"camera {name}", known, names.renamed.get(name)) for name, known in CAMERA_FEATURES.items()}
     return FeatureNames(state, action, cameras)

@@ -173,11 +173,8 @@ class Calibration:
 
     def write(self, run: Path) -> None:
         """Write RUN/surprise.json atomically; arrays have seven digits, float32's."""
-        content: dict[str, Any] = {"format": FORMAT}
-        for name, value in (vars(self) | {"yardstick": vars(self.change_model)}).items():
-            content[name] = _to_lists(value)
-        del content["change_model"]
-        run_directory.write_json(run / FILE, content)
+        content = {"format": FORMAT} | _to_lists(vars(self) | {"yardstick": vars(self.change_model)})
+        run_directory.write_json(run / FILE, {key: content[key] for key in content if key != "change_model"})
 
     @classmethod
     def read(cls, run: Path) -> Calibration:
@@ -376,6 +373,5 @@ def _camera(codec: Codec, patches: Float[np.ndarray, "h w"]) -> str:
 def _to_lists(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _to_lists(inner) for name, inner in value.items()}
-    if isinstance(value, np.ndarray):
-        return np.vectorize(lambda number: float(f"{number:.7g}"))(value).tolist()
-    return value
+    rounded = np.vectorize(lambda number: float(f"{number:.7g}"))
+    return rounded(value).tolist() if isinstance(value, np.ndarray) else value
