@@ -118,7 +118,7 @@ def _observation(config: SimConfig, simulator: Simulator) -> Iterator[Finding]:
     elif not np.isfinite(seen.state).all():
         yield Finding("the state must be finite", seen.state.tolist(), "finite numbers")
     what = "an observation must have the simulator's instruction"
-    yield from _equal(what, seen.instruction, simulator.instruction)
+    yield from _equal(what, repr(seen.instruction), repr(simulator.instruction))
 
 
 def _step(simulator: Simulator) -> Iterator[Finding]:
