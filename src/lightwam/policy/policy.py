@@ -121,9 +121,17 @@ class Policy:
         return self.codec.cameras
 
     @property
+    def plain(self) -> PlainActor:
+        """The actor by the plain model; ConfigError for a policy loaded with `engine=True`."""
+        if self.actor.plain is None:
+            step = "Policy.load(run) without the engine also imagines and shows attention"
+            raise ConfigError("this policy was loaded for acting alone", got="engine=True", next_step=step)
+        return self.actor.plain
+
+    @property
     def model(self) -> LightWAM:
-        """The plain model; ConfigError for a policy loaded with `engine=True`."""
-        return self._plain().model
+        """The plain model, as for `plain`."""
+        return self.plain.model
 
     def identity(self) -> dict[str, Any]:
         """Return what an evaluation's result records of the policy: recipe, step, weights and what computes."""
@@ -156,7 +164,7 @@ class Policy:
     @torch.inference_mode()
     def act_batch(self, observations: Sequence[ObservationLike]) -> Float32[np.ndarray, "B H A"]:
         """Return one chunk of actions for each of several robots."""
-        action = self.actor.act(*self._inputs(observations))
+        action = self.actor.act(*self.inputs(observations))
         return self.codec.decode_action(action.float().cpu().numpy())
 
     @torch.inference_mode()
@@ -167,8 +175,8 @@ class Policy:
 
         Different seeds give different futures; `num_steps` is the number of Euler steps from noise.
         """
-        plain = self._plain()
-        latent, context, state = plain.encode(*self._inputs([observation]))
+        plain = self.plain
+        latent, context, state = plain.encode(*self.inputs([observation]))
         frames = 1 + self.recipe.model.horizon // self.recipe.codec.video_stride
         later = (frames - 1) // self.latents.temporal_stride
         shape = (1, latent.shape[1], 1 + later, latent.shape[3] // 2, latent.shape[4] // 2)
@@ -185,8 +193,8 @@ class Policy:
         One Euler step from a fixed noise: from pure noise, the velocity leads to the mean of the futures that the model
         considers possible. The surprise watch compares it with the frames that follow.
         """
-        plain = self._plain()
-        latent, context, state = plain.encode(*self._inputs(observations))
+        plain = self.plain
+        latent, context, state = plain.encode(*self.inputs(observations))
         shape = (1, latent.shape[1], 2, latent.shape[3] // 2, latent.shape[4] // 2)
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(latent)
         future = plain.model.imagine(latent, context, state, noise.expand(len(latent), -1, -1, -1, -1), 1)
@@ -196,19 +204,13 @@ class Policy:
     @torch.inference_mode()
     def attention(self, observation: ObservationLike) -> list[Float32[np.ndarray, "queries rows cols"]]:
         """Return, for every tap, the attention of its queries over the picture's tokens: mean over heads, sums to 1."""
-        plain = self._plain()
-        latent, context, state = plain.encode(*self._inputs([observation]))
+        plain = self.plain
+        latent, context, state = plain.encode(*self.inputs([observation]))
         rows, columns = (s // p for s, p in zip(latent.shape[3:], self.recipe.model.backbone.patch[1:], strict=True))
         maps = plain.model.attention(latent, context, state)
         return [a[0].mean(0).unflatten(-1, (rows, columns)).float().cpu().numpy() for a in maps]
 
-    def _plain(self) -> PlainActor:
-        if self.actor.plain is None:
-            step = "Policy.load(run) without the engine also imagines and shows attention"
-            raise ConfigError("this policy was loaded for acting alone", got="engine=True", next_step=step)
-        return self.actor.plain
-
-    def _inputs(
+    def inputs(
         self, observations: Sequence[ObservationLike]
     ) -> tuple[UInt8[Tensor, "B height width 3"], list[str], Float[Tensor, "B P"]]:
         """Return canvases, instructions and normalised states; WireError for an observation that does not fit."""
