@@ -190,7 +190,7 @@ def test_a_stopping_server_is_a_lost_connection() -> None:
 
 
 def test_a_message_over_the_limit_is_not_sent() -> None:
-    with server(answer) as url, Client(url) as client, pytest.raises(WireError, match="too large"):
+    with server(answer) as url, Client(url) as client, pytest.raises(WireError, match="observation must be at most"):
         client.infer({"images": {str(i): np.zeros((16 * 2**20 - 100,), np.uint8) for i in range(3)}})
 
 

@@ -10,15 +10,8 @@ import numpy as np
 import pytest
 
 from lightwam.errors import ConfigError, WireError
-from lightwam.robot.background import (
-    BackgroundRequester,
-    ChunkReceived,
-    Disconnected,
-    Event,
-    Reconnected,
-    RequestFailed,
-)
-from lightwam.robot.chunks import Crossfade, Ensemble
+from lightwam.robot.background import BackgroundRequester, ChunkReceived, Disconnected, Event, RequestFailed
+from lightwam.robot.chunks import Crossfade, Ensemble, Plan
 from lightwam.robot.errors import ConnectionLost
 from lightwam.robot.player import BlockingPlayer, ChunkPlayer, Play, hold_still
 
@@ -184,14 +177,14 @@ def test_a_crossfade_is_a_straight_line_and_leaves_switches_alone() -> None:
 
 
 def test_a_crossfade_ends_where_the_old_chunk_does() -> None:
-    plan = Crossfade(3).plan(())
+    plan = Plan(Crossfade(3), ())
     plan.add(np.array([[0.0]], np.float32))
     plan.add(np.array([[4.0], [4.0]], np.float32))
     assert [plan.pop().item(), plan.pop().item(), plan.remaining] == [1.0, 4.0, 0]
 
 
 def test_an_ensemble_weighs_the_oldest_most() -> None:
-    plan = Ensemble(0.5).plan((1,))
+    plan = Plan(Ensemble(0.5), (1,))
     plan.add(np.array([[0, 1], [0, 1], [0, 1]], np.float32))
     assert plan.pop().tolist() == [0, 1]
     plan.add(np.array([[3, 2], [3, 2], [3, 2]], np.float32))
@@ -247,7 +240,7 @@ def test_after_a_lost_connection_it_requests_with_a_new_observation() -> None:
     server.post = [lost, lost]
     assert [act("d"), act("e"), act("f")] == [5, -1, -1]
     assert server.asked == [(1, "a"), (2, "c")], "not asked while it is being mended"
-    server.post = [Reconnected(2)]
+    server.post = [RequestFailed(2)]
     assert act("g") == -1 and server.asked[-1] == (3, "g")
     server.post = [ChunkReceived(2, chunk(6), 0.1)]
     assert act("h") == -1, "asked before the disconnect"
@@ -397,8 +390,8 @@ def test_the_background_reconnects_and_reports_it() -> None:
 
     background = BackgroundRequester(act, connect)
     background.ask(1, 1)
-    kinds = [type(report) for report in collect(background, 4)]
-    assert kinds == [Disconnected, Disconnected, Disconnected, Reconnected]
+    *failures, lost = collect(background, 4)
+    assert [type(failure) for failure in failures] == 3 * [Disconnected] and lost == RequestFailed(1)
     background.ask(2, 2)
     (arrived,) = collect(background, 1)
     assert isinstance(arrived, ChunkReceived) and arrived.number == 2 and arrived.actions[0, 0] == 2
@@ -424,7 +417,7 @@ def test_requests_made_while_disconnected_are_reported_lost() -> None:
     assert inside.wait(10)
     background.ask(2, "during")
     back.set()
-    assert collect(background, 3)[1:] == [Reconnected(1), Reconnected(2)]
+    assert collect(background, 3)[1:] == [RequestFailed(1), RequestFailed(2)]
     background.close()
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lightwam.config import paper_recipes, recipes
+from lightwam.config import recipes
 from lightwam.config.checks import check_recipe
 from lightwam.errors import ConfigError
 
@@ -26,4 +26,4 @@ def test_the_demo_is_the_four_tasks_of_the_issue() -> None:
 
 
 def test_the_papers_model_supervises_what_its_evaluation_executes() -> None:
-    assert paper_recipes.paper_libero_model().supervised_prefix == 10
+    assert recipes.paper_libero_model().supervised_prefix == 10

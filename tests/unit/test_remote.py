@@ -188,7 +188,7 @@ def test_answers_that_are_no_actions_are_refused() -> None:
 
     with remote(many) as (policy, _):
         policy.check_evaluation(policy.recipe.sim, SETTINGS)
-        with pytest.raises(WireError, match=r"wrong size[\s\S]*\(5, 3\)[\s\S]*\(H, 2\)"):
+        with pytest.raises(WireError, match=r"must be a chunk[\s\S]*\(5, 3\)[\s\S]*\(H, 2\)"):
             policy.act_batch([SEEN])
 
 

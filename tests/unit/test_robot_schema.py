@@ -139,23 +139,6 @@ def test_message_and_observation_are_inverses(name: str) -> None:
     np.testing.assert_allclose(fit.chunk(fit.actions(chunk)), chunk, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("actions", "told"),
-    [
-        ([[0.0] * 7], "must be a chunk"),
-        (np.zeros(7), "must be a chunk"),
-        (np.array([["a"] * 7]), "must be a chunk"),
-        (np.zeros((3, 8)), "wrong size"),
-        (np.zeros((0, 7)), "wrong size"),
-        (np.full((3, 7), np.nan), "must be finite"),
-        (np.full((3, 7), 1e300), "must be finite"),
-    ],
-)
-def test_an_answer_that_is_not_a_chunk_is_refused(actions: Any, told: str) -> None:
-    with pytest.raises(WireError, match=rf"{told}[\s\S]*expected: finite numbers \(H, 7\)"):
-        libero()[0].chunk(actions)
-
-
 def test_pictures_upside_down_are_turned() -> None:
     schema, message = libero()
     for layout, sent in (("HWC", PICTURE), ("CHW or HWC", PICTURE.transpose(2, 0, 1))):

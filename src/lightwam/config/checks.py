@@ -16,6 +16,13 @@ def _require(truth: bool, name: str, got: object, expected: object, why: str = "
         raise ConfigError(f"{name} must be {expected}{reason}", got=got, next_step=next_step)
 
 
+def _require_least(least: int, section: str, config: object, *names: str) -> None:
+    """Raise ConfigError unless these settings of a section are finite and at least `least`."""
+    for name in names:
+        value = getattr(config, name)
+        _require(least <= value < math.inf, f"{section}.{name}", value, f">= {least}")
+
+
 def check_recipe(recipe: Recipe) -> Recipe:
     """Return the same recipe if its settings fit together; raise ConfigError naming the ones that do not."""
     _check_model(recipe.model)
@@ -28,8 +35,7 @@ def check_recipe(recipe: Recipe) -> Recipe:
     step = "--weights /path/to/Wan2.1-T2V-1.3B"
     why = "the VAE or text encoder is pretrained"
     _require(bool(recipe.weights) or not pretrained, "weights", "''", "a folder or Hub repo id", why, step)
-    least = recipe.text.min_tokens
-    _require(recipe.text.num_tokens >= least, "text.num_tokens", recipe.text.num_tokens, f">= {least}")
+    _require_least(recipe.text.min_tokens, "text", recipe.text, "num_tokens")
     names = [name for _, name, _, _ in string.Formatter().parse(recipe.prompt) if name is not None]
     why = "it must contain {task} once, and no other {...}"
     _require(names == ["task"], "prompt", repr(recipe.prompt), "'{task}', or words around it", why)
@@ -37,12 +43,9 @@ def check_recipe(recipe: Recipe) -> Recipe:
 
 
 def _check_train(train: TrainConfig) -> None:
-    for name in ("steps", "batch_size", "log_every", "save_every"):
-        value = getattr(train, name)
-        _require(value >= 1, f"train.{name}", value, ">= 1")
-    for name in ("warmup_steps", "shift_pixels", "seed", "weight_decay", "final_learning_rate", "muon_learning_rate"):
-        value = getattr(train, name)
-        _require(0 <= value < math.inf, f"train.{name}", value, ">= 0")
+    _require_least(1, "train", train, "steps", "batch_size", "log_every", "save_every")
+    _require_least(0, "train", train, "warmup_steps", "shift_pixels", "seed", "weight_decay")
+    _require_least(0, "train", train, "final_learning_rate", "muon_learning_rate")
     for name in ("learning_rate", "clip_norm"):
         value = getattr(train, name)
         _require(0 < value < math.inf, f"train.{name}", value, "> 0")
@@ -60,12 +63,9 @@ def check_seed(name: str, seed: int) -> None:
 
 def check_simulation(sim: SimConfig, evaluation: EvalConfig) -> None:
     """Raise ConfigError when the settings of a simulator and of an evaluation do not fit together."""
-    counts = {f"sim.{name}": getattr(sim, name) for name in ("height", "width", "max_steps", "action_repeat")}
-    counts |= {f"eval.{name}": getattr(evaluation, name) for name in ("trials", "replan", "workers")}
-    for name, value in counts.items():
-        _require(value >= 1, name, value, ">= 1")
-    _require(evaluation.videos_per_task >= 0, "eval.videos_per_task", evaluation.videos_per_task, ">= 0")
-    check_seed("eval.first_seed", evaluation.first_seed)
+    _require_least(1, "sim", sim, "height", "width", "max_steps", "action_repeat")
+    _require_least(1, "eval", evaluation, "trials", "replan", "workers")
+    _require_least(0, "eval", evaluation, "videos_per_task", "first_seed")
     for name, words in (("tasks", sim.tasks), ("cameras", sim.cameras)):
         _require(0 < len(words) == len(set(words)), f"sim.{name}", words, "non-empty and unique")
     if sim.name == "libero":
@@ -88,12 +88,8 @@ def _check_libero(sim: SimConfig, evaluation: EvalConfig) -> None:
 
 
 def _check_demonstrations(sim: SimConfig, collect: CollectConfig, evaluation: EvalConfig) -> None:
-    for name in ("demos_per_task", "demos_per_turn", "workers"):
-        value = getattr(collect, name)
-        _require(value >= 1, f"collect.{name}", value, ">= 1")
-    for name in ("noise_std", "wander_steps", "extra_steps", "first_seed"):
-        value = getattr(collect, name)
-        _require(0 <= value < math.inf, f"collect.{name}", value, ">= 0")
+    _require_least(1, "collect", collect, "demos_per_task", "demos_per_turn", "workers")
+    _require_least(0, "collect", collect, "noise_std", "wander_steps", "extra_steps", "first_seed")
     _require(0 <= collect.noise_probability <= 1, "collect.noise_probability", collect.noise_probability, "in [0, 1]")
     expected = f"a task of {sim.tasks} and a count >= 0"
     for task, count in collect.more_demos:
@@ -121,12 +117,8 @@ def _check_model(model: ModelConfig) -> None:
     _require(width % num_pool_heads == 0, "model.expert.num_pool_heads", num_pool_heads, expected)
     prefix = model.supervised_prefix
     _require(1 <= prefix <= model.horizon, "model.supervised_prefix", prefix, f"1..{model.horizon} (model.horizon)")
-    for name, least in (("state_dim", 0), ("action_dim", 1), ("horizon", 1)):
-        value = getattr(model, name)
-        _require(value >= least, f"model.{name}", value, f">= {least}")
-    for name in ("video_loss_weight", "action_loss_weight"):
-        value = getattr(model, name)
-        _require(0 <= value < math.inf, f"model.{name}", value, ">= 0")
+    _require_least(1, "model", model, "action_dim", "horizon")
+    _require_least(0, "model", model, "state_dim", "video_loss_weight", "action_loss_weight")
     trained, why = not backbone.frozen or backbone.lora_rank > 0, "else nothing of the backbone is trained"
     _require(trained, "model.backbone.lora_rank", 0, "> 0 with model.backbone.frozen", why)
 
@@ -156,14 +148,11 @@ def _check_canvas(recipe: Recipe) -> None:
     cameras = recipe.sim.cameras
     _require(len(recipe.codec.places) > 0, "codec.places", "none", f"places of cameras of {cameras}")
     for place in recipe.codec.places:
-        name = f"codec.places {place.camera}"
-        size = f"{place.height}x{place.width}"
+        name, size = f"codec.places {place.camera}", f"{place.height}x{place.width}"
         _require(place.height >= 1 and place.width >= 1, name, size, "at least 1x1 pixels")
         inside = 0 <= place.top <= height - place.height and 0 <= place.left <= width - place.width
         _require(inside, name, place, f"inside the canvas {recipe.codec.canvas}")
         top, left, bottom, right = place.crop
         valid = 0 <= top < bottom <= 1 and 0 <= left < right <= 1
         _require(valid, f"{name} crop", place.crop, "0 <= top < bottom <= 1, 0 <= left < right <= 1")
-        _require(
-            place.camera in cameras, "a camera in codec.places", place.camera, f"a camera of sim.cameras {cameras}"
-        )
+        _require(place.camera in cameras, "a camera in codec.places", place.camera, f"in sim.cameras {cameras}")

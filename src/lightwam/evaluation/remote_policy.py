@@ -14,6 +14,7 @@ from lightwam.config.checks import check_simulation
 from lightwam.config.schema import EvalConfig, Recipe, SimConfig
 from lightwam.errors import ConfigError, WireError
 from lightwam.robot.client import Client
+from lightwam.robot.player import check_chunk
 from lightwam.sim import registry
 from lightwam.types import Observation
 from lightwam.wire.openpi import MESSAGE_BYTES
@@ -68,7 +69,9 @@ class RemotePolicy:
 
         Raises ConnectionLost when the server is gone, and WireError for refusals, wrong answers, and another server.
         """
-        chunks = [self._schema.chunk(self._client.act(self._schema.message(seen))) for seen in observations]
+        schema = self._schema
+        answers = [self._client.act(schema.message(observation)) for observation in observations]
+        chunks = [schema.chunk(check_chunk(answer, schema.action_dim, ())) for answer in answers]
         if len(lengths := {len(chunk) for chunk in chunks}) > 1:
             raise WireError("the server's chunks must have one length", where=self._client.url, got=sorted(lengths))
         self._metadata()

@@ -100,8 +100,8 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
 def _parse(text: bytes, where: str) -> dict[str, Any]:
     try:
         data = json.loads(text)
+        if not isinstance(data, dict):
+            raise ValueError(type(data).__name__)
     except ValueError as error:
         raise broken("this must be a JSON object", where=where, got=error) from error
-    if not isinstance(data, dict):
-        raise broken("this must be a JSON object", where=where, got=type(data).__name__)
     return data

@@ -36,21 +36,15 @@ class Disconnected:
 
 
 @dataclass(frozen=True)
-class Reconnected:
-    """A new connection: the request was lost with the old one and must be made again."""
-
-    number: int
-
-
-@dataclass(frozen=True)
 class RequestFailed:
-    """A request that cannot be answered, now or later."""
+    """A request that gets no answer: make another one, with a new observation."""
 
     number: int
-    error: Exception
+    error: Exception | None = None
+    """None: it was lost with a connection, and there is a new connection"""
 
 
-Event = ChunkReceived | Disconnected | Reconnected | RequestFailed
+Event = ChunkReceived | Disconnected | RequestFailed
 
 
 @runtime_checkable
@@ -99,10 +93,7 @@ class BackgroundRequester:
 
     def events(self) -> list[Event]:
         """Return the events since the last call, in order."""
-        events = []
-        while not self._events.empty():
-            events.append(self._events.get_nowait())
-        return events
+        return [self._events.get_nowait() for _ in range(self._events.qsize())]
 
     def close(self, timeout_seconds: float = 1.0) -> None:
         """End the thread. If it waits for an answer, it ends with the answer, or when the client is closed."""
@@ -112,7 +103,7 @@ class BackgroundRequester:
             self._thread.join(timeout_seconds)
 
     def _run(self) -> None:
-        while (request := self._requests.get()) is not None and not self._closing.is_set():
+        while not self._closing.is_set() and (request := self._requests.get()):
             number, observation = request
             if number == self._newest:
                 try:
@@ -133,13 +124,9 @@ class BackgroundRequester:
                 self._connect()
             except ConnectionLost as error:
                 self._events.put(Disconnected(error))
-            else:
-                self._events.put(Reconnected(number))
-                return self._abandon_requests()
-
-    def _abandon_requests(self) -> None:
-        """Report the requests made while disconnected as lost: their observations are as old as the disconnect."""
-        while not self._requests.empty():
-            if (request := self._requests.get_nowait()) is None:
-                return self._requests.put(None)
-            self._events.put(Reconnected(request[0]))
+                continue
+            self._events.put(RequestFailed(number))
+            while not self._requests.empty():  # made meanwhile: their observations are as old as the disconnect
+                if request := self._requests.get_nowait():
+                    self._events.put(RequestFailed(request[0]))
+            return

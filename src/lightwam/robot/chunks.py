@@ -22,9 +22,18 @@ class Crossfade:
     def __post_init__(self) -> None:
         require(self.steps >= 0, "Crossfade.steps", self.steps, "0 or more")
 
-    def plan(self, switch_dims: tuple[int, ...]) -> _CrossfadePlan:
-        """Make an empty plan; `switch_dims` (a gripper) are taken from the newest chunk alone."""
-        return _CrossfadePlan(self.steps, switch_dims)
+    def add(self, chunks: list[np.ndarray], new: np.ndarray, switch_dims: list[int]) -> list[np.ndarray]:
+        """Return one chunk; a new one that comes during a fade is faded into what the fade had planned."""
+        blended, old = new.copy(), chunks[0][: self.steps] if chunks else new[:0]
+        count = min(len(old), len(new))
+        weight = (np.arange(1, count + 1, dtype=np.float32) / (self.steps + 1))[:, None]
+        blended[:count] = weight * new[:count] + (1 - weight) * old[:count]
+        blended[:, switch_dims] = new[:, switch_dims]
+        return [blended]
+
+    def mean(self, actions: np.ndarray) -> np.ndarray:
+        """Return the action (A,) of the only chunk (1, A)."""
+        return actions[0]
 
 
 @dataclass(frozen=True)
@@ -39,9 +48,18 @@ class Ensemble:
     def __post_init__(self) -> None:
         require(self.decay >= 0, "Ensemble.decay", self.decay, "0 or more")
 
-    def plan(self, switch_dims: tuple[int, ...]) -> _EnsemblePlan:
-        """Make an empty plan; `switch_dims` (a gripper) are taken from the newest chunk alone."""
-        return _EnsemblePlan(self.decay, switch_dims)
+    def add(self, chunks: list[np.ndarray], new: np.ndarray, switch_dims: list[int]) -> list[np.ndarray]:
+        """Return all chunks."""
+        return [*chunks, new]
+
+    def mean(self, actions: np.ndarray) -> np.ndarray:
+        """Return the action (A,) of the actions (N, A) that N chunks have for a step, the oldest chunk first."""
+        weight = np.exp(-self.decay * np.arange(len(actions), dtype=np.float64))
+        return (weight / weight.sum() @ actions).astype(np.float32)
+
+
+Blend = Crossfade | Ensemble
+"""how a new chunk is combined with the actions planned before"""
 
 
 def require(condition: bool, setting: str, got: object, expected: str) -> None:
@@ -50,60 +68,30 @@ def require(condition: bool, setting: str, got: object, expected: str) -> None:
         raise ConfigError(f"{setting} must be {expected}", got=got)
 
 
-class _CrossfadePlan:
-    """One sequence of actions; a chunk that comes during a fade is faded into what the fade had planned."""
+class Plan:
+    """The next actions: what remains of the chunks, the oldest first; `switch_dims` are the newest chunk's alone."""
 
-    def __init__(self, steps: int, switch_dims: tuple[int, ...]) -> None:
-        self._steps, self._switch_dims = steps, list(switch_dims)
-        self._actions = np.empty((0, 0), np.float32)
-
-    @property
-    def remaining(self) -> int:
-        return len(self._actions)
-
-    def add(self, actions: np.ndarray) -> None:
-        blended, count = actions.copy(), min(self._steps, self.remaining, len(actions))
-        if count:
-            weight = (np.arange(1, count + 1, dtype=np.float32) / (self._steps + 1))[:, None]
-            blended[:count] = weight * actions[:count] + (1 - weight) * self._actions[:count]
-            blended[:, self._switch_dims] = actions[:, self._switch_dims]
-        self._actions = blended
-
-    def pop(self) -> np.ndarray:
-        action, self._actions = self._actions[0], self._actions[1:]
-        return action
-
-    def clear(self) -> None:
-        self._actions = np.empty((0, 0), np.float32)
-
-
-class _EnsemblePlan:
-    """The remaining actions of every chunk, the oldest chunk first."""
-
-    def __init__(self, decay: float, switch_dims: tuple[int, ...]) -> None:
-        self._decay, self._switch_dims = decay, list(switch_dims)
+    def __init__(self, blend: Blend, switch_dims: tuple[int, ...]) -> None:
+        self._blend, self._switch_dims = blend, list(switch_dims)
         self._chunks: list[np.ndarray] = []
 
     @property
     def remaining(self) -> int:
+        """The number of actions."""
         return max(map(len, self._chunks), default=0)
 
     def add(self, actions: np.ndarray) -> None:
-        self._chunks.append(actions)
+        """Add a chunk whose first action is the next one."""
+        self._chunks = self._blend.add(self._chunks, actions, self._switch_dims)
 
     def pop(self) -> np.ndarray:
-        candidates = np.stack([chunk[0] for chunk in self._chunks])
-        weight = np.exp(-self._decay * np.arange(len(candidates), dtype=np.float64))
-        action = (weight / weight.sum() @ candidates).astype(np.float32)
-        action[self._switch_dims] = candidates[-1, self._switch_dims]
+        """Remove and return the next action."""
+        actions = np.stack([chunk[0] for chunk in self._chunks])
+        action = self._blend.mean(actions)
+        action[self._switch_dims] = actions[-1, self._switch_dims]
         self._chunks = [chunk[1:] for chunk in self._chunks if len(chunk) > 1]
         return action
 
     def clear(self) -> None:
+        """Remove all actions."""
         self._chunks = []
-
-
-Blend = Crossfade | Ensemble
-"""how a new chunk is combined with the actions planned before"""
-Plan = _CrossfadePlan | _EnsemblePlan
-"""the next actions: `add` a chunk whose first action is the next one, `pop` an action, `clear` them all"""

@@ -19,7 +19,7 @@ import numpy as np
 
 from lightwam.errors import ConfigError, LightwamError, WireError
 from lightwam.robot.addresses import OTHER_PORT, is_address
-from lightwam.robot.errors import BUSY, CLOSING, ConnectionLost, Refused, cannot_connect, connection_lost, parse_refusal
+from lightwam.robot.errors import BUSY, CLOSING, CannotConnect, ConnectionLost, Refused, connection_lost, parse_refusal
 from lightwam.robot.proxies import proxy_for
 
 FIRST_WAIT_SECONDS, MAX_WAIT_SECONDS = 0.05, 2.0
@@ -60,11 +60,8 @@ class Client:
             raise ConfigError("url must be wss://HOST:PORT, as there is an ssl_context", got=repr(url))
         if api_key is not None and not (api_key.isascii() and api_key.isprintable() and " " not in api_key):
             raise ConfigError("api_key must be printable ASCII without spaces", got=f"{len(api_key)} characters")
-        for name, limit in (
-            ("timeout_seconds", timeout_seconds),
-            ("attempts", attempts),
-            ("message_bytes", message_bytes),
-        ):
+        limits = {"timeout_seconds": timeout_seconds, "attempts": attempts, "message_bytes": message_bytes}
+        for name, limit in limits.items():
             if limit <= 0:
                 raise ConfigError(f"{name} must be positive", where="Client", got=limit)
         self.url, self._timeout, self._attempts, self._ssl = url, timeout_seconds, attempts, ssl_context
@@ -120,10 +117,9 @@ class Client:
     def act(self, observation: Mapping[str, Any]) -> np.ndarray:
         """Return the answer's chunk (H, A), in robot units; raises as `infer`, and WireError without a chunk."""
         answer = self.infer(observation)
-        if not isinstance(answer.get("actions"), np.ndarray):
-            what = "the server's answer must have actions, an array (H, A)"
-            raise WireError(what, where=self.url, got=sorted(answer))
-        return answer["actions"]
+        if isinstance(actions := answer.get("actions"), np.ndarray):
+            return actions
+        raise WireError("the server's answer must have actions, an array (H, A)", where=self.url, got=sorted(answer))
 
     def close(self) -> None:
         """End the connection for good; a call that waits in another thread raises ConnectionLost."""
@@ -144,8 +140,6 @@ class Client:
         try:
             connection.send(message)
             return connection.recv(timeout=max(0.0, deadline - time.monotonic()))
-        except TimeoutError as error:
-            raise self._failed(f"no answer in {self._timeout:g} s") from error
         except ConnectionClosed as error:
             if too_large := self._too_large(error):
                 raise too_large from error
@@ -155,7 +149,8 @@ class Client:
                 raise Refused(reason, code=str(error.rcvd.code), where=self.url) from error
             raise self._failed(str(error)) from error
         except OSError as error:
-            raise self._failed(str(error)) from error
+            is_late = isinstance(error, TimeoutError)
+            raise self._failed(f"no answer in {self._timeout:g} s" if is_late else str(error)) from error
 
     def _open(self, deadline: float) -> Any:
         """Return the connection; opens it if necessary, with several tries, each after a longer wait."""
@@ -184,9 +179,9 @@ class Client:
         if type(limit) is not int:
             limit, setting = self._message_bytes, "Client(message_bytes=...)"
         if len(message) > limit:
-            got, step = f"{len(message)} bytes", f"send smaller pictures, as uint8 and not floats; or raise {setting}"
-            what = "the observation is too large"
-            raise WireError(what, where=self.url, got=got, expected=f"at most {limit}", next_step=step)
+            what, got = f"the observation must be at most {limit} bytes", f"{len(message)} bytes"
+            step = f"send smaller pictures, as uint8 and not floats; or raise {setting}"
+            raise WireError(what, where=self.url, got=got, next_step=step)
 
     def _try_to_connect(self, deadline: float) -> Any:
         """Connect once, and receive the greeting."""
@@ -228,6 +223,7 @@ class Client:
         return connection
 
     def _parse_greeting(self, greeting: str | bytes) -> dict[str, Any]:
+        what = "the server must begin with a map, as openpi's does"
         if isinstance(greeting, str):
             refusal = parse_refusal(greeting)
             if refusal.code in (BUSY, CLOSING):
@@ -235,22 +231,20 @@ class Client:
             if refusal.code:
                 raise self._fail(refusal)
             # another program's greeting, or an error before a question
-            what = "the server must begin with a map, as openpi's does, not with a text"
-            raise self._fail(cannot_connect(self.url, what, greeting[:200], OTHER_PORT))
+            raise self._fail(CannotConnect(self.url, f"{what}, not with a text", greeting[:200], OTHER_PORT))
         try:
             return self._parse(greeting)
         except WireError as error:
-            what = "the server must begin with a map, as openpi's does"
-            raise self._fail(cannot_connect(self.url, what, f"{error.got}", OTHER_PORT)) from error
+            raise self._fail(CannotConnect(self.url, what, f"{error.got}", OTHER_PORT)) from error
 
     def _too_large(self, error: Any) -> WireError | None:
         """Return the error for an answer over this client's limit; None if the connection ended for another reason."""
         if error.sent is None or error.sent.code != 1009 or error.rcvd_then_sent:
             return None
         self._drop()
-        expected, step = f"at most {self._message_bytes} bytes", "Client(message_bytes=...), if it is openpi's server"
-        what = "the server's answer is too large"
-        return WireError(what, where=self.url, got=error.sent.reason, expected=expected, next_step=step)
+        what = f"the server's answer must be at most {self._message_bytes} bytes"
+        step = "Client(message_bytes=...), if it is openpi's server"
+        return WireError(what, where=self.url, got=error.sent.reason, next_step=step)
 
     def _parse(self, data: bytes) -> dict[str, Any]:
         from lightwam.wire import openpi
@@ -261,8 +255,7 @@ class Client:
             answer = openpi.unpack(data, Limits(message_bytes=limit, array_bytes=limit))
         except WireError as error:
             self._drop()
-            got = f"{error.what}; {error.got}"
-            what = "the server's answer cannot be parsed"
+            what, got = "the server's answer cannot be parsed", f"{error.what}; {error.got}"
             raise WireError(what, where=self.url, got=got, expected=error.expected) from error
         if not isinstance(answer, dict):
             self._drop()

@@ -25,20 +25,17 @@ class Refused(WireError):
 
 
 class CannotConnect(LightwamError):
-    """A connection that needs another address or setting: a retry would fail the same way."""
+    """An address without an openpi server, or that needs another setting: a retry would fail the same way."""
+
+    def __init__(self, url: str, what: str, got: str, next_step: str) -> None:
+        super().__init__(what, where=url, got=got, expected="openpi's websocket", next_step=next_step)
 
 
 def connection_lost(url: str, why: str, proxy: Proxy | None = None) -> ConnectionLost:
     """Make the error for a server that does not answer."""
     step = f"start the server, or the proxy, or {without_proxy(url)}" if proxy else "start the server"
-    return ConnectionLost(
-        "no answer from the policy server", where=url, got=why, next_step=f"{step}; the next call reconnects"
-    )
-
-
-def cannot_connect(url: str, what: str, got: str, next_step: str) -> CannotConnect:
-    """Make the error for an address that has no openpi server, or cannot be reached this way."""
-    return CannotConnect(what, where=url, got=got, expected="openpi's websocket", next_step=next_step)
+    step += "; the next call reconnects"
+    return ConnectionLost("no answer from the policy server", where=url, got=why, next_step=step)
 
 
 def parse_refusal(text: str, code: str = "") -> Refused:

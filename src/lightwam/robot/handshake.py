@@ -10,7 +10,7 @@ import websockets.exceptions as problems
 
 from lightwam.errors import ConfigError, LightwamError
 from lightwam.robot.addresses import OTHER_PORT, diagnose
-from lightwam.robot.errors import Refused, cannot_connect, connection_lost, parse_refusal
+from lightwam.robot.errors import CannotConnect, Refused, connection_lost, parse_refusal
 from lightwam.robot.proxies import Proxy, without_proxy
 
 CONNECT_ERRORS = (OSError, EOFError, ImportError, ValueError, AssertionError, problems.WebSocketException)
@@ -49,22 +49,20 @@ def connect_error(error: Exception, url: str, proxy: Proxy | None, left_seconds:
             return _status_error(error, url)
         case ssl.SSLCertVerificationError():
             what = "the server's certificate is not trusted"
-            return cannot_connect(url, what, error.verify_message or why, TRUST)
+            return CannotConnect(url, what, error.verify_message or why, TRUST)
         case ssl.SSLError() if not isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
             step = "use ws:// instead of wss:// if it has no certificate"
-            return cannot_connect(url, "the server does not speak TLS as this client does", why, step)
+            return CannotConnect(url, "the server does not speak TLS as this client does", why, step)
         case _ if proxy is None and isinstance(error, BROKEN) and (other := diagnose(url, left_seconds)):
-            what, step = other
-            return cannot_connect(url, what, why, step)
+            return CannotConnect(url, other[0], why, other[1])
         case problems.InvalidMessage() if not isinstance(error.__cause__, (EOFError, OSError)):
-            is_http = "HTTP/1.0" in str(error.__cause__)
-            what = "is an HTTP server, not openpi's" if is_http else "does not speak HTTP"
-            return cannot_connect(url, f"the server {what}", why, OTHER_PORT)
+            what = "is an HTTP server, not openpi's" if "HTTP/1.0" in str(error.__cause__) else "does not speak HTTP"
+            return CannotConnect(url, f"the server {what}", why, OTHER_PORT)
         case _ if isinstance(error, (*BROKEN, OSError, problems.ProxyError)):
             if isinstance(error, socket.gaierror) and proxy is None:
                 why += ": unknown host"
             return connection_lost(url, f"by the proxy {proxy}: {why}" if proxy else why, proxy)
-    return cannot_connect(url, "this is not a websocket server", why, OTHER_PORT)
+    return CannotConnect(url, "this is not a websocket server", why, OTHER_PORT)
 
 
 def _proxy_error(error: Exception, url: str, proxy: Proxy, why: str) -> LightwamError | None:
@@ -74,17 +72,16 @@ def _proxy_error(error: Exception, url: str, proxy: Proxy, why: str) -> Lightwam
             step = f"pip install python-socks; or {without_proxy(url)}"
             return ConfigError("a package for the proxy is not installed", where=proxy, got=why, next_step=step)
         case problems.InvalidProxy() | ValueError() if not isinstance(error, ssl.SSLError):
-            expected = "http://HOST:PORT, https:// or socks5://"
-            what = "the proxy cannot be used"
-            return ConfigError(what, where=proxy, got=why, expected=expected, next_step=without_proxy(url))
+            what = "the proxy must be http://HOST:PORT, https:// or socks5://"
+            return ConfigError(what, where=proxy, got=why, next_step=without_proxy(url))
         case problems.InvalidProxyStatus() if error.response.status_code not in RETRY_STATUSES:
             status = f"HTTP {error.response.status_code}"
-            return cannot_connect(url, f"the proxy {proxy} refuses to connect", status, without_proxy(url))
+            return CannotConnect(url, f"the proxy {proxy} refuses to connect", status, without_proxy(url))
         case problems.InvalidProxyMessage() if not isinstance(error.__cause__, (EOFError, OSError)):
-            return cannot_connect(url, f"the proxy {proxy} is not one", why, without_proxy(url))
+            return CannotConnect(url, f"the proxy {proxy} is not one", why, without_proxy(url))
         case ssl.SSLError() if proxy.address.startswith("https:") and url.startswith("ws:"):
             step = f"http:// in place of https:// in {proxy.source}; or {without_proxy(url)}"
-            return cannot_connect(url, f"the proxy {proxy} does not speak TLS as this client does", why, step)
+            return CannotConnect(url, f"the proxy {proxy} does not speak TLS as this client does", why, step)
     return None
 
 
@@ -99,7 +96,7 @@ def _status_error(error: problems.InvalidStatus, url: str) -> LightwamError:
     if status in (401, 403):
         what = "the server, or a proxy in front of it, needs other credentials"
         return Refused(what, code=str(status), where=url, expected="Client(api_key=...) with a key that it knows")
-    return cannot_connect(url, "this is an HTTP server, not openpi's", f"HTTP {status}", OTHER_PORT)
+    return CannotConnect(url, "this is an HTTP server, not openpi's", f"HTTP {status}", OTHER_PORT)
 
 
 def greeting_error(error: Any, url: str, num_silent: int, max_silent: int) -> LightwamError:
@@ -108,11 +105,11 @@ def greeting_error(error: Any, url: str, num_silent: int, max_silent: int) -> Li
         code = error.rcvd.code
         if code in PERMANENT_CLOSE_CODES or code >= 3000:
             what = "the server closed the connection before its greeting"
-            return cannot_connect(url, what, f"{code} {error.rcvd.reason}".strip(), OTHER_PORT)
+            return CannotConnect(url, what, f"{code} {error.rcvd.reason}".strip(), OTHER_PORT)
     if isinstance(error, TimeoutError):
         what = "a websocket server that sends no greeting, as openpi's does"
         if num_silent >= max_silent:
             step = "try another port: XPolicyLab's protocol has its own"
-            return cannot_connect(url, f"this is {what}", f"nothing, {num_silent} times", step)
+            return CannotConnect(url, f"this is {what}", f"nothing, {num_silent} times", step)
         return connection_lost(url, f"{what}; XPolicyLab's protocol has its own port")
     return connection_lost(url, str(error) or type(error).__name__)

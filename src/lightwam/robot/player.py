@@ -10,22 +10,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from types import TracebackType
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from lightwam.errors import ConfigError, WireError
-from lightwam.robot.background import (
-    Act,
-    ChunkReceived,
-    ChunkRequester,
-    Disconnected,
-    Event,
-    Reconnected,
-    RequestFailed,
-)
+from lightwam.robot.background import Act, ChunkReceived, ChunkRequester, Disconnected, Event, RequestFailed
 from lightwam.robot.chunks import Blend, Crossfade, Plan, require
 from lightwam.robot.errors import ConnectionLost
 
@@ -59,29 +50,29 @@ class Play:
         require(min(self.switch_dims, default=0) >= 0, "Play.switch_dims", self.switch_dims, "0 or more each")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Stats:
     """Counts of a player over all its episodes."""
 
-    steps: int
+    steps: int = 0
     """control steps"""
-    held: int
+    held: int = 0
     """control steps whose action came from `hold`"""
-    requests: int
-    chunks: int
+    requests: int = 0
+    chunks: int = 0
     """answers that were played"""
-    late: int
+    late: int = 0
     """answers that were not: of another episode, or with no action that was still to come and young enough"""
-    dropped: int
+    dropped: int = 0
     """actions dropped from the beginning of chunks by `compensate`"""
-    connection_errors: int
+    connection_errors: int = 0
     """failed tries to reach the server"""
-    last_error: str
+    last_error: str = ""
     """the last of them; empty if there was none"""
-    max_jump: float
+    max_jump: float = 0.0
     """largest change, in any dimension but `switch_dims`, from one action to the first of a new chunk"""
-    latency_p50_ms: float | None
-    latency_p99_ms: float | None
+    latency_p50_ms: float | None = None
+    latency_p99_ms: float | None = None
 
 
 def hold_still(action_dim: int, keep: tuple[int, ...] = ()) -> Hold:
@@ -105,37 +96,36 @@ class _Recorder:
     def __init__(self, hold: Hold, switch_dims: tuple[int, ...]) -> None:
         self._hold, self._switch_dims = hold, switch_dims
         self.last: np.ndarray | None = None
-        self.latencies_ms: deque[float] = deque(maxlen=NUM_LATENCIES)
-        self.steps = self.held = self.requests = self.chunks = self.late = self.dropped = self.connection_errors = 0
-        self.max_jump, self.last_error = 0.0, ""
+        self.counts, self.latencies_ms = Stats(), deque[float](maxlen=NUM_LATENCIES)
 
     def connection_error(self, error: ConnectionLost) -> None:
         """Count a failed try to reach the server."""
-        self.connection_errors, self.last_error = self.connection_errors + 1, str(error)
+        self.counts.connection_errors += 1
+        self.counts.last_error = str(error)
 
     def hold(self) -> np.ndarray:
         """Count a step of holding and return its action."""
-        self.held += 1
+        self.counts.held += 1
         return self._record(np.array(self._hold(self.last), np.float32))
 
     def play(self, action: np.ndarray, *, first: bool) -> np.ndarray:
         """Count and return an action; `first`: it is the first of a new chunk."""
         if first and self.last is not None:
             change = np.delete(np.abs(action - self.last), self._switch_dims)
-            self.max_jump = max(self.max_jump, float(change.max(initial=0.0)))
+            self.counts.max_jump = max(self.counts.max_jump, float(change.max(initial=0.0)))
         return self._record(action)
 
     def _record(self, action: np.ndarray) -> np.ndarray:
-        self.steps += 1
+        self.counts.steps += 1
         self.last = action
         return action.copy()
 
     def stats(self) -> Stats:
-        """Return the counts."""
-        times = np.array(self.latencies_ms)
-        p50, p99 = (float(np.percentile(times, q)) if len(times) else None for q in (50, 99))
-        counts = (self.steps, self.held, self.requests, self.chunks, self.late, self.dropped, self.connection_errors)
-        return Stats(*counts, self.last_error, self.max_jump, p50, p99)
+        """Return a copy of the counts, with the latencies' percentiles."""
+        if not self.latencies_ms:
+            return replace(self.counts)
+        p50, p99 = np.percentile(self.latencies_ms, (50, 99)).tolist()
+        return replace(self.counts, latency_p50_ms=p50, latency_p99_ms=p99)
 
 
 class ChunkPlayer:
@@ -147,7 +137,7 @@ class ChunkPlayer:
 
     def __init__(self, requester: ChunkRequester, play: Play, hold: Hold) -> None:
         self._requester, self._play = requester, play
-        self._plan: Plan = play.blend.plan(play.switch_dims)
+        self._plan = Plan(play.blend, play.switch_dims)
         self._recorder = _Recorder(hold, play.switch_dims)
         self._lock = threading.Lock()
         self._number = 0  # of the newest request
@@ -198,7 +188,7 @@ class ChunkPlayer:
     def __enter__(self) -> ChunkPlayer:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _is_due(self) -> bool:
@@ -213,7 +203,7 @@ class ChunkPlayer:
     def _request(self, observation: Any) -> None:
         self._number += 1
         self._open, self._request_step, self._request_move = self._number, self._step, self._move
-        self._recorder.requests += 1
+        self._recorder.counts.requests += 1
         self._requester.ask(self._number, observation)
 
     def _collect(self) -> None:
@@ -226,9 +216,6 @@ class ChunkPlayer:
         match event:
             case Disconnected(connection_error):
                 self._recorder.connection_error(connection_error)
-            case Reconnected(number):
-                if number == self._open:
-                    self._open = self._request_move = None
             case RequestFailed(number, error):
                 if number == self._open:
                     self._open = self._request_move = None
@@ -236,7 +223,7 @@ class ChunkPlayer:
             case ChunkReceived(number, actions, seconds):
                 self._recorder.latencies_ms.append(1000 * seconds)
                 if number != self._open:
-                    self._recorder.late += 1
+                    self._recorder.counts.late += 1
                     return None
                 self._open = None
                 try:
@@ -253,10 +240,10 @@ class ChunkPlayer:
         passed = self._move - self._request_move if self._play.compensate else 0
         rest = actions[passed:][: max(0, self._play.max_age_steps + 1 - age)]
         if not len(rest):
-            self._recorder.late += 1
+            self._recorder.counts.late += 1
             return
-        self._recorder.chunks += 1
-        self._recorder.dropped += passed
+        self._recorder.counts.chunks += 1
+        self._recorder.counts.dropped += passed
         self._plan.add(rest)
         self._is_first = True
 
@@ -289,7 +276,7 @@ class BlockingPlayer:
         """Return the action (A,) of this control step, after waiting for a chunk if there is no action left."""
         first = not self._actions
         if first:
-            self._recorder.requests += 1
+            self._recorder.counts.requests += 1
             began = self._clock()
             try:
                 actions = check_chunk(self._act(observe()), None, self._switch_dims)
@@ -297,7 +284,7 @@ class BlockingPlayer:
                 self._recorder.connection_error(error)
                 return self._recorder.hold()
             self._recorder.latencies_ms.append(1000 * (self._clock() - began))
-            self._recorder.chunks += 1
+            self._recorder.counts.chunks += 1
             self._actions = list(actions[: self._replan])
         return self._recorder.play(self._actions.pop(0), first=first)
 
@@ -319,7 +306,7 @@ def check_chunk(actions: Any, action_dim: int | None, switch_dims: tuple[int, ..
     ConfigError if it lacks one of `switch_dims`. No number reaches a robot without this check.
     """
     array = np.asarray(actions)
-    has_shape = array.ndim == 2 and 0 not in array.shape and array.shape[1] == (action_dim or array.shape[1])
+    has_shape = array.ndim == 2 and 0 not in array.shape and action_dim in (None, array.shape[1])
     if not has_shape or array.dtype.kind not in "fiu":
         got, expected = f"{array.dtype} {array.shape}", f"numbers (H, {action_dim or 'A'})"
         raise WireError("the server's answer must be a chunk of actions", got=got, expected=expected)

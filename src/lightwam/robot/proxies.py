@@ -27,7 +27,6 @@ class Proxy:
         return f"{scheme}{mark}{rest.rpartition('@')[2]}"
 
     def __str__(self) -> str:
-        """Format the address without user and password, and where it was set."""
         return f"{self.shown} (from {self.source})"
 
 
@@ -37,8 +36,7 @@ def proxy_for(url: str) -> Proxy | None:
     None without a proxy, for this machine (localhost, 127.0.0.0/8, ::1, 0.0.0.0), and for hosts in NO_PROXY, no_proxy.
     """
     parts = urlsplit(url)
-    host = (parts.hostname or "").rstrip(".")
-    port = parts.port or (443 if parts.scheme == "wss" else 80)
+    host, port = (parts.hostname or "").rstrip("."), parts.port or (443 if parts.scheme == "wss" else 80)
     if _is_this_machine(host) or is_excepted(host, port, _variable("no_proxy")[1]):
         return None
     proxies = urllib.request.getproxies()
@@ -62,7 +60,7 @@ def is_excepted(host: str, port: int, exceptions: str) -> bool:
     Its entries, separated by commas: `*`, a host or domain and its subdomains (with or without a leading dot), an IP
     address, a network (10.0.0.0/8); each with or without a port.
     """
-    address = _address(host)
+    address, name_below = _address(host), f".{host.lower()}"
     for entry in (one.strip().lower() for one in exceptions.split(",")):
         name, separator, number = entry.rpartition(":")
         if separator and number.isdigit() and (":" not in name or name.endswith("]")):
@@ -70,7 +68,7 @@ def is_excepted(host: str, port: int, exceptions: str) -> bool:
                 continue
             entry = name
         entry = entry.strip("[]").removeprefix("*").removeprefix(".") if entry != "*" else entry
-        if entry == "*" or (entry and (host.lower() == entry or host.lower().endswith(f".{entry}"))):
+        if entry == "*" or (entry and name_below.endswith(f".{entry}")):
             return True
         try:
             if address is not None and address in ipaddress.ip_interface(entry).network:
@@ -81,9 +79,9 @@ def is_excepted(host: str, port: int, exceptions: str) -> bool:
 
 
 def _is_this_machine(host: str) -> bool:
-    address = _address(host) or _ELSEWHERE
-    is_here = address.is_loopback or address.is_unspecified  # openpi's client connects to 0.0.0.0 by default
-    return host.lower() == "localhost" or host.lower().endswith(".localhost") or is_here
+    if address := _address(host):
+        return address.is_loopback or address.is_unspecified  # openpi's client connects to 0.0.0.0 by default
+    return f".{host.lower()}".endswith(".localhost")
 
 
 def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
@@ -94,12 +92,7 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     return address.ipv4_mapped or address if isinstance(address, ipaddress.IPv6Address) else address
 
 
-_ELSEWHERE = ipaddress.ip_address("192.0.2.1")
-
-
 def _variable(name: str) -> tuple[str, str]:
     """Return the name and value of an environment variable in lower case or, if not set, in upper case."""
-    for spelling in (name, name.upper()):
-        if value := os.environ.get(spelling, ""):
-            return spelling, value
-    return name, ""
+    name = name if os.environ.get(name) else name.upper()
+    return name, os.environ.get(name, "")

@@ -57,7 +57,7 @@ def fast_matmuls(device: torch.device, dtype: torch.dtype) -> AbstractContextMan
     Each result is rounded once, to bfloat16. Torch's own kernels are no more exact there, and up to tens of times
     slower. Nothing changes on other devices, on CPUs that have the units, or for a model of another `dtype`.
     """
-    return nullcontext() if matmul_dtype(device, dtype) == str(dtype).removeprefix("torch.") else Float32Matmuls()
+    return Float32Matmuls() if matmul_dtype(device, dtype) != str(dtype).removeprefix("torch.") else nullcontext()
 
 
 def matmul_dtype(device: torch.device, dtype: torch.dtype) -> str:

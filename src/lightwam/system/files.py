@@ -31,16 +31,13 @@ RESUME_HINT = "run the same command again: it resumes from what was saved"
 OS_ERROR = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")
 """the system's number in the message of a library that wraps its error (safetensors, pyarrow)"""
 TORCH_WRITES = ("inline_container", "PytorchStreamWriter", "unexpected pos")
-"""found in torch.save's message when a write fails"""
+"""parts of torch.save's messages when a write fails"""
+ErrorKind = type[LightwamError]
 
 
 @contextlib.contextmanager
 def explain_disk_errors(
-    path: Path,
-    kind: type[LightwamError] = CheckpointError,
-    *,
-    num_bytes: int | None = None,
-    resume_hint: str = RESUME_HINT,
+    path: Path, kind: ErrorKind = CheckpointError, *, num_bytes: int | None = None, resume_hint: str = RESUME_HINT
 ) -> Iterator[None]:
     """Turn an operating system's error inside into one of `kind` that names the file, the reason and what is needed.
 
@@ -56,12 +53,7 @@ def explain_disk_errors(
 
 
 def disk_error(
-    path: Path,
-    error: Exception,
-    kind: type[LightwamError] = CheckpointError,
-    *,
-    num_bytes: int | None = None,
-    resume_hint: str = RESUME_HINT,
+    path: Path, error: Exception, kind: ErrorKind, *, num_bytes: int | None, resume_hint: str
 ) -> LightwamError:
     """Return the error that `explain_disk_errors` raises when writing `path` failed with `error`."""
     folder = next(parent for parent in (path, *path.absolute().parents) if parent.is_dir())
@@ -87,11 +79,9 @@ def machine_error(error: OSError) -> LightwamError | None:
     if error.errno not in MACHINE:
         return None
     path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, (str, bytes)) else None
-    if error.errno in (errno.EACCES, errno.EPERM):
-        next_step = f"give user {os.geteuid()} the right to it"
-    else:
-        next_step = _explain(error.errno, path or Path("."), None)[2] or "name another file"
-    return CheckpointError("a file cannot be used", where=path, got=error.strerror, next_step=next_step)
+    denied = error.errno in (errno.EACCES, errno.EPERM)
+    step = f"give user {os.geteuid()} the right to it" if denied else _explain(error.errno, Path("."), None)[2]
+    return CheckpointError("a file cannot be used", where=path, got=error.strerror, next_step=step)
 
 
 def _number(error: BaseException) -> int | None:
@@ -135,19 +125,13 @@ def _explain(number: int | None, folder: Path, num_bytes: int | None) -> tuple[s
 
 
 @contextlib.contextmanager
-def replace_file(
-    path: Path,
-    kind: type[LightwamError] = CheckpointError,
-    *,
-    num_bytes: int | None = None,
-    resume_hint: str = RESUME_HINT,
-) -> Iterator[Path]:
+def replace_file(path: Path, kind: ErrorKind = CheckpointError, *, num_bytes: int | None = None) -> Iterator[Path]:
     """Yield a temporary path for the new content of `path`, and rename it to `path` at the end.
 
     A reader sees the old file or the new one, whenever we are killed. After an error inside, or Ctrl-C, the old file is
     kept and the temporary one removed. Disk errors are raised as by `explain_disk_errors`.
     """
-    with explain_disk_errors(path, kind, num_bytes=num_bytes, resume_hint=resume_hint):
+    with explain_disk_errors(path, kind, num_bytes=num_bytes):
         path.parent.mkdir(parents=True, exist_ok=True)
         with _renamed_to(path, path.with_name(f".{path.name}.{os.getpid()}")) as temporary:
             yield temporary
@@ -165,7 +149,7 @@ def _renamed_to(path: Path, temporary: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_file(path: Path, content: bytes | str, kind: type[LightwamError] = CheckpointError) -> None:
+def write_file(path: Path, content: bytes | str, kind: ErrorKind = CheckpointError) -> None:
     """Write `content` (text as UTF-8) to `path` atomically; disk errors are raised as `kind`.
 
     A file that holds `content` already is not touched: a finished command can be repeated on a read-only disk.
@@ -179,7 +163,7 @@ def write_file(path: Path, content: bytes | str, kind: type[LightwamError] = Che
         temporary.write_bytes(data)
 
 
-def append_line(path: Path, line: str, kind: type[LightwamError] = CheckpointError) -> None:
+def append_line(path: Path, line: str, kind: ErrorKind = CheckpointError) -> None:
     """Append `line` and a newline to a file: all of it or, on a disk error, nothing."""
     data = line.encode() + b"\n"
     with explain_disk_errors(path, kind, num_bytes=len(data)), path.open("ab", buffering=0) as file:
@@ -217,12 +201,11 @@ def read_json(path: Path) -> dict[str, Any]:
         raise DatasetError("a file of the dataset is missing", where=path, next_step=step)
     try:
         data = json.loads(path.read_text(encoding="utf-8-sig"))
+        if not isinstance(data, dict):
+            raise ValueError(f"a {type(data).__name__}")
     except (ValueError, RecursionError) as error:
-        what, got = "a file of the dataset must be JSON in UTF-8", likely_cause(path) or error
+        what, got = "a file of the dataset must be JSON in UTF-8, an object", likely_cause(path) or error
         raise DatasetError(what, where=path, got=got, next_step=step) from error
-    if not isinstance(data, dict):
-        what, got = "a file of the dataset must be a JSON object", type(data).__name__
-        raise DatasetError(what, where=path, got=got, next_step=step)
     return data
 
 

@@ -17,7 +17,7 @@ NEEDED = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 """chunks of a PNG that are decoded; others may decompress to any size"""
 GREY = (0, 4)
 """PNG's colour types without and with transparency; 16 bits of it would be decoded to a nearly black picture"""
-MOST_SCANS = 64
+MAX_SCANS = 64
 """of a progressive JPEG; each scan is a pass over the whole picture"""
 
 
@@ -34,10 +34,10 @@ def is_encoded(data: bytes) -> bool:
     return data.startswith((PNG, JPEG))
 
 
-def decode(data: bytes, most_bytes: int, *, legacy: bool = False) -> UInt8[np.ndarray, "height width 3"]:
+def decode(data: bytes, max_bytes: int, *, legacy: bool = False) -> UInt8[np.ndarray, "height width 3"]:
     """Decode a complete PNG or JPEG to RGB; transparency is dropped, grey is repeated in all three colours.
 
-    `most_bytes` limits the decoded size, height * width * 3, which is read before anything is decoded. `legacy`: a JPEG
+    `max_bytes` limits the decoded size, height * width * 3, which is read before anything is decoded. `legacy`: a JPEG
     without XPolicyLab's mark has red and blue swapped. Raises PictureError.
     """
     if data.startswith(PNG):
@@ -46,8 +46,8 @@ def decode(data: bytes, most_bytes: int, *, legacy: bool = False) -> UInt8[np.nd
         name, size = "mjpeg", _jpeg(data)
     else:
         raise PictureError(f"neither PNG nor JPEG: it begins with {data[:8]!r}", "encode it as PNG or JPEG")
-    if 0 in size or size[0] * size[1] * 3 > most_bytes:
-        what = f"{size[0]} x {size[1]} pixels; between 1 and {most_bytes // 3} are allowed"
+    if 0 in size or size[0] * size[1] * 3 > max_bytes:
+        what = f"{size[0]} x {size[1]} pixels; between 1 and {max_bytes // 3} are allowed"
         raise PictureError(what, "send it smaller, or raise --limits.array-bytes")
     import av
 
@@ -99,8 +99,8 @@ def _jpeg(data: bytes) -> tuple[int, int]:
             size = height, width
     if size is None or data.find(b"\xff\xd9", scan) < 0:  # a scan's own bytes cannot contain this marker
         raise PictureError("a JPEG that is cut short")
-    if data.count(b"\xff\xda", scan) > MOST_SCANS:
-        raise PictureError(f"a JPEG of more than {MOST_SCANS} scans", "encode it as a plain JPEG")
+    if data.count(b"\xff\xda", scan) > MAX_SCANS:
+        raise PictureError(f"a JPEG of more than {MAX_SCANS} scans", "encode it as a plain JPEG")
     return size
 
 

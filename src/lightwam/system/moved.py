@@ -28,7 +28,13 @@ MOVED = {
 
 
 class MovedModule(ModuleType):
-    """A module of an earlier path. Importing `lightwam.train` binds it in the package, where a function is expected."""
+    """A module of an earlier path, which looks every name up in the present one.
+
+    Importing `lightwam.train` binds it in the package, where a function is expected.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(importlib.import_module(MOVED[self.__name__]), name)
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         """Call the function of the module's own name."""
@@ -36,7 +42,7 @@ class MovedModule(ModuleType):
 
 
 class MovedModules(MetaPathFinder, Loader):
-    """A finder and loader of earlier module paths, whose modules look every name up in the present one."""
+    """A finder and loader of earlier module paths."""
 
     def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
         """Return a spec for the paths of MOVED only."""
@@ -47,14 +53,8 @@ class MovedModules(MetaPathFinder, Loader):
         return MovedModule(spec.name)
 
     def exec_module(self, module: ModuleType) -> None:
-        """Warn, and let the module look its names up in the present one."""
-        present = MOVED[module.__name__]
-        warnings.warn(f"{module.__name__} is now {present}", FutureWarning, stacklevel=2)
-
-        def lookup(name: str) -> Any:
-            return getattr(importlib.import_module(present), name)
-
-        vars(module)["__getattr__"] = lookup
+        """Warn; the module needs no code of its own."""
+        warnings.warn(f"{module.__name__} is now {MOVED[module.__name__]}", FutureWarning, stacklevel=2)
 
 
 def install() -> None:

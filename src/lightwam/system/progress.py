@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from types import TracebackType
 
+Say = Callable[[str], None]
+"""called with a line for the user, such as `print`"""
 OnProgress = Callable[[int, int], None]
 """called with the units that are done and with their total, before the first one and after each: `Progress.update`"""
 
@@ -22,13 +23,7 @@ class Progress:
     """
 
     def __init__(
-        self,
-        what: str,
-        total: int = 0,
-        done: int = 0,
-        unit: str = "it",
-        say: Callable[[str], None] = print,
-        silent: bool = False,
+        self, what: str, total: int = 0, done: int = 0, unit: str = "it", say: Say = print, silent: bool = False
     ) -> None:
         self.what, self.total, self.done, self.unit = what, total, done, unit
         self.say = (lambda line: None) if silent else say
@@ -39,14 +34,10 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if not self.total:
-            return
-        if self.live:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self.total and self.live:
             sys.stderr.write("\n")
-        if kind is None:
+        if self.total and kind is None:
             self.say(f"{self.line()}  done in {format_duration(time.monotonic() - self.began)}")
 
     def advance(self, note: str = "", count: int = 1) -> None:

@@ -43,9 +43,8 @@ class Limits:
     def check_size(self, data: bytes) -> None:
         """Raise WireError for a message with too many bytes."""
         if len(data) > self.message_bytes:
-            raise WireError(
-                "the message is too large", got=f"{len(data)} bytes", expected=f"at most {self.message_bytes}"
-            )
+            got, expected = f"{len(data)} bytes", f"at most {self.message_bytes}"
+            raise WireError("the message is too large", got=got, expected=expected)
 
 
 LIMITS = Limits()
@@ -76,7 +75,7 @@ class EntryCounter:
 
 def duplicate_key(key: Any, where: str = "message") -> WireError:
     """Make the error for a key that comes twice."""
-    return WireError("a key comes twice", where=where, got=short(key), expected="every key once")
+    return WireError("a key comes twice", where=where, got=short(key))
 
 
 def too_many_entries(limits: Limits) -> WireError:
@@ -109,9 +108,8 @@ class EncodedPicture:
         try:
             return decode(self.data, self.max_bytes, legacy=self.legacy)
         except PictureError as error:
-            expected = f"a complete PNG or JPEG, RGB or grey, of at most {self.max_bytes} bytes decoded"
-            what = "an encoded picture cannot be used"
-            raise WireError(what, where=where, got=str(error), expected=expected, next_step=error.step) from error
+            what = f"a picture must be a complete PNG or JPEG, RGB or grey, of at most {self.max_bytes} bytes decoded"
+            raise WireError(what, where=where, got=str(error), next_step=error.step) from error
 
 
 class TreeReader:
@@ -179,11 +177,9 @@ class TreeReader:
     def _text(self, text: str, where: str) -> str:
         where = where or "message"
         if len(text) > self.limits.text_chars:
-            is_data = text.startswith("data:") or (text[:1000].isascii() and not any(map(str.isspace, text[:1000])))
-            kind = f"beginning {text[:24]!r}" if is_data else f"{len(text.split())} words"
-            step = "shorten it, or raise --limits.text-chars"
-            if is_data:
-                step = "a picture in base64 has to be a PNG or JPEG"
+            kind, step = f"{len(text.split())} words", "shorten it, or raise --limits.text-chars"
+            if text.startswith("data:") or (text[:1000].isascii() and not any(map(str.isspace, text[:1000]))):
+                kind, step = f"beginning {text[:24]!r}", "a picture in base64 has to be a PNG or JPEG"
             got, expected = f"{len(text)} characters, {kind}", f"at most {self.limits.text_chars}"
             raise WireError("a text is too long", where=where, got=got, expected=expected, next_step=step)
         try:
@@ -224,10 +220,15 @@ def below(where: str, key: Any) -> str:
 
 
 def short(value: Any) -> str:
-    """Return a value's repr, abbreviated."""
+    """Return a value's repr, abbreviated; of an array dtype and shape."""
     return _brief.repr(value)
 
 
-_brief = reprlib.Repr()
+class _Brief(reprlib.Repr):
+    def repr_ndarray(self, value: np.ndarray, level: int) -> str:
+        return f"{value.dtype} {value.shape}"
+
+
+_brief = _Brief()
 _brief.maxstring = _brief.maxother = 80
 _brief.maxlist = _brief.maxtuple = _brief.maxdict = 8

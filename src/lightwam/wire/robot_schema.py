@@ -94,9 +94,8 @@ class RobotSchema:
 
     def is_encoded(self, message: Any) -> bool:
         """Return whether pictures in the message must be decoded, which takes milliseconds."""
-        return self.matches(message) and any(
-            isinstance(value_at(message, path), EncodedPicture) for path in self.cameras.values()
-        )
+        paths = self.cameras.values() if self.matches(message) else ()
+        return any(isinstance(value_at(message, path), EncodedPicture) for path in paths)
 
     def observation(self, message: Any) -> Observation:
         """Convert a message; pictures are views of it. WireError with the key that is missing or wrong."""
@@ -118,8 +117,7 @@ class RobotSchema:
             step = "one RGB picture a camera: no batch, no history, no fourth channel"
             if picture.ndim == 2 or (picture.ndim == 3 and shape[2] == 1):
                 step = "of a grey picture send np.repeat(x.reshape(height, width, 1), 3, axis=2)"
-            chw = "(3, height, width) or " if self.pictures == "CHW or HWC" else ""
-            expected = f"{chw}(height, width, 3)"
+            expected = "(3, height, width) or " * (self.pictures == "CHW or HWC") + "(height, width, 3)"
             raise WireError("a picture has the wrong shape", where=where, got=shape, expected=expected, next_step=step)
         return picture[::-1, ::-1] if self.turned else picture
 
@@ -130,8 +128,7 @@ class RobotSchema:
             value = value[0]
         numbers = _numbers(value, where)
         if part.length not in (None, len(numbers)):
-            what = "a part of the state has the wrong length"
-            raise WireError(what, where=where, got=len(numbers), expected=part.length)
+            raise WireError("the state has the wrong length", where=where, got=len(numbers), expected=part.length)
         if not np.isfinite(numbers).all():
             raise WireError("the state must be finite", where=where, got=short(numbers.tolist()))
         return numbers
@@ -141,9 +138,7 @@ class RobotSchema:
         state = np.concatenate([np.zeros(0, np.float32), *(self.vector(message, part) for part in self.state)])
         for unit in self.state_units:
             if not -len(state) <= unit.dim < len(state):
-                raise WireError(
-                    f"the state must have a number at {unit.dim}", where="state", got=f"{len(state)} numbers"
-                )
+                raise WireError(f"the state must have a number at {unit.dim}", got=f"{len(state)} numbers")
             state[unit.dim] = unit.to_policy(state[unit.dim])
         return state
 
@@ -199,21 +194,9 @@ class RobotSchema:
         _put(message, self.prompt[0], observation.instruction)
         return message
 
-    def chunk(self, actions: Any) -> Float32[np.ndarray, "H A"]:
-        """Convert a server's answer to a chunk in the policy's units; the inverse of `actions`, without parts.
-
-        WireError unless it is a chunk of finite numbers with the schema's action size.
-        """
-        expected = f"finite numbers (H, {self.action_dim or 'A'})"
-        got = f"{actions.dtype} {actions.shape}" if isinstance(actions, np.ndarray) else type(actions).__name__
-        if not isinstance(actions, np.ndarray) or actions.dtype.kind not in "fiu" or actions.ndim != 2:
-            raise WireError("the answer's actions must be a chunk", where="actions", got=got, expected=expected)
-        if actions.shape[1] != (self.action_dim or actions.shape[1]) or 0 in actions.shape:
-            raise WireError("the answer's actions have the wrong size", where="actions", got=got, expected=expected)
-        with np.errstate(over="ignore"):  # too large for float32: infinite, and refused
-            chunk = np.array(actions, np.float32)
-        if not np.isfinite(chunk).all():
-            raise WireError("the answer's actions must be finite", where="actions", got=got, expected=expected)
+    def chunk(self, actions: Float32[np.ndarray, "H A"]) -> Float32[np.ndarray, "H A"]:
+        """Convert a server's chunk to the policy's units; the inverse of `actions`, without parts."""
+        chunk = actions.copy()
         for unit in self.action_units:
             chunk[:, unit.dim] = unit.to_policy(chunk[:, unit.dim])
         return chunk
@@ -233,23 +216,23 @@ def fit_schema(
     """
     paths = _camera_paths(schema, cameras, renames or {})
     parts = _with_lengths(schema, state_dim)
-    expected = sum(part.length for part in schema.action) if schema.action else schema.action_dim
+    expected = sum(part.length for part in schema.action) or schema.action_dim
     if expected not in (None, action_dim):
-        got = f"{action_dim} numbers in the run"
-        text = f"the run's action does not fit the robot schema {schema.name!r}"
-        raise ConfigError(text, got=got, expected=expected, next_step=GUIDE)
+        raise _no_fit(schema, "action", action_dim, expected)
     for what, dim, units in (("state", state_dim, schema.state_units), ("action", action_dim, schema.action_units)):
-        for unit in units:
-            if not -dim <= unit.dim < dim:
-                text = f"a unit's dim must be 0 to {dim - 1}, as in the run"
-                raise ConfigError(text, where=f"{schema.name}: {what}_units", got=unit.dim)
+        for wrong in (unit.dim for unit in units if not -dim <= unit.dim < dim):
+            text = f"a unit's dim must be 0 to {dim - 1}, as in the run"
+            raise ConfigError(text, where=f"{schema.name}: {what}_units", got=wrong)
     return replace(schema, cameras=paths, state=parts, action_dim=action_dim)
 
 
+def _no_fit(schema: RobotSchema, kind: str, dim: int, expected: object) -> ConfigError:
+    what, got = f"the run's {kind} does not fit the robot schema {schema.name!r}", f"{dim} numbers in the run"
+    return ConfigError(what, got=got, expected=expected, next_step=GUIDE)
+
+
 def _camera_paths(schema: RobotSchema, cameras: Sequence[str], renames: Mapping[str, str]) -> dict[str, KeyPath]:
-    """Return the paths of the run's cameras."""
-    where = f"{schema.name}: cameras"
-    theirs = {ours: name for name, ours in renames.items()}
+    where, theirs = f"{schema.name}: cameras", {ours: name for name, ours in renames.items()}
     if unknown := [ours for ours in renames.values() if ours not in cameras]:
         step = did_you_mean(unknown[0], cameras)
         raise ConfigError("the run has no such camera", where="--renames", got=unknown[0], next_step=step)
@@ -258,16 +241,13 @@ def _camera_paths(schema: RobotSchema, cameras: Sequence[str], renames: Mapping[
     paths = {}
     for ours in cameras:
         name = theirs.get(ours, ours)
-        if name in schema.cameras:
-            paths[ours] = schema.cameras[name]
-        elif schema.any_camera is not None:
-            paths[ours] = tuple(name if key == CAMERA else key for key in schema.any_camera)
-        else:
+        any_camera = tuple(name if key == CAMERA else key for key in schema.any_camera or ())
+        paths[ours] = schema.cameras.get(name, any_camera)
+        if not paths[ours]:
             expected, step = ", ".join(schema.cameras), f"--renames {next(iter(schema.cameras))} {ours}; {GUIDE}"
             raise ConfigError("the schema has no such camera", where=where, got=name, expected=expected, next_step=step)
     if len(set(paths.values())) != len(paths):
-        got = {ours: path_text(path) for ours, path in paths.items()}
-        step = "rename the other camera, too"
+        got, step = {ours: path_text(path) for ours, path in paths.items()}, "rename the other camera, too"
         raise ConfigError("two of the run's cameras would be one picture", where=where, got=got, next_step=step)
     return paths
 
@@ -280,9 +260,7 @@ def _with_lengths(schema: RobotSchema, state_dim: int) -> tuple[StatePart, ...]:
         return ()  # a client's state is ignored
     if known + num_open > state_dim or (not num_open and known != state_dim):
         parts = ", ".join(f"{path_text(part.path)} ({part.length or 'any'})" for part in schema.state) or "no state"
-        got = f"{state_dim} numbers in the run"
-        what = f"the run's state does not fit the robot schema {schema.name!r}"
-        raise ConfigError(what, got=got, expected=parts, next_step=GUIDE)
+        raise _no_fit(schema, "state", state_dim, parts)
     if num_open != 1:
         return schema.state
     return tuple(part if part.length else replace(part, length=state_dim - known) for part in schema.state)
@@ -290,14 +268,12 @@ def _with_lengths(schema: RobotSchema, state_dim: int) -> tuple[StatePart, ...]:
 
 def _no_picture(value: Any, where: str) -> WireError:
     """Make the error for a picture that is neither uint8 nor encoded."""
-    got = type(value).__name__
     if isinstance(value, (bytes, str)):
-        expected = "as bytes, or over HTTP in base64 or as a data URL"
-        what = "an encoded picture must be a PNG or JPEG"
-        return WireError(what, where=where, got=f"{got}, {short(value[:24])}", expected=expected)
-    step = "np.asarray(picture, np.uint8)"
+        what = "an encoded picture must be a PNG or JPEG as bytes, or over HTTP in base64 or as a data URL"
+        return WireError(what, where=where, got=f"{type(value).__name__}, {short(value[:24])}")
+    got, step = type(value).__name__, "np.asarray(picture, np.uint8)"
     if isinstance(value, np.ndarray):
-        got = f"{value.dtype} {value.shape}"
+        got = short(value)
         if value.dtype.kind == "f":
             step = "of floats in 0..1 send (255 * x).round().astype(np.uint8)"
         elif value.dtype == np.uint16:
@@ -312,8 +288,7 @@ def value_at(message: Any, path: KeyPath) -> Any:
     for i, key in enumerate(path):
         where = path_text(path[:i]) or "message"
         if not isinstance(value, dict):
-            got = f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
-            raise WireError(f"a map with {key!r} is missing", where=where, got=got)
+            raise WireError(f"a map with {key!r} is missing", where=where, got=short(value))
         if key not in value:
             got, step = short(sorted(value)), _nearest(key, value)
             raise WireError(f"the key {key!r} is missing", where=where, got=got, next_step=step)
@@ -344,13 +319,10 @@ def _is_number(value: Any) -> bool:
 
 def _numbers(value: Any, where: str) -> Float32[np.ndarray, " n"]:
     """Convert a vector, a number, or a list of numbers to float32."""
-    if isinstance(value, list) and all(map(_is_number, value)):
+    if all(map(_is_number, value if isinstance(value, list) else [value])):
         value = np.asarray(value, np.float64)
-    elif type(value) in (int, float):
-        value = np.float64(value)
-    if not isinstance(value, (np.ndarray, np.generic)) or value.dtype.kind not in "fiu":
-        got = f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else short(value)
-        raise WireError("a part of the state must be an array of numbers", where=where, got=got)
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiu":
+        raise WireError("a part of the state must be an array of numbers", where=where, got=short(value))
     if value.ndim > 1:
         step = "send the present state alone: no batch, no history"
         raise WireError("a part of the state must be one vector", where=where, got=value.shape, next_step=step)
