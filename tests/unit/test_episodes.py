@@ -11,11 +11,11 @@ from lightwam.errors import CheckpointError
 from lightwam.evaluation.episodes import open_episodes, read_episodes, task_files
 
 BROKEN_LINES: dict[str, tuple[Callable[[dict[str, Any]], bytes], str]] = {
-    "cut": (lambda row: json.dumps(row).encode()[:20], "not JSON"),
-    "zeros": (lambda row: bytes(40), "not JSON"),
-    "no text": (lambda row: b'{"task": "\xff"}', "not JSON"),
-    "empty": (lambda row: b"", "not JSON"),
-    "no object": (lambda row: b"17", "got: int"),
+    "cut": (lambda row: json.dumps(row).encode()[:20], "Unterminated string"),
+    "zeros": (lambda row: bytes(40), "Expecting value"),
+    "no text": (lambda row: b'{"task": "\xff"}', "can't decode byte 0xff"),
+    "empty": (lambda row: b"", "Expecting value"),
+    "no object": (lambda row: b"17", "got: 17"),
     "no seed": (lambda row: json.dumps({k: v for k, v in row.items() if k != "seed"}).encode(), "seed"),
     "seed of text": (lambda row: json.dumps(row | {"seed": "7"}).encode(), "seed"),
     "true for a seed": (lambda row: json.dumps(row | {"seed": True}).encode(), "seed"),

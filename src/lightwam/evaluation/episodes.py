@@ -6,28 +6,35 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightwam.errors import CheckpointError
+from lightwam.config.strict_json import from_dict
+from lightwam.errors import CheckpointError, ConfigError
 from lightwam.policy import run_directory
 from lightwam.system.files import explain_disk_errors
 
 EpisodeKey = tuple[str, int]
 """task and seed"""
-EPISODE_ROW: dict[str, tuple[type, ...]] = {
-    "task": (str,),
-    "seed": (int,),
-    "success": (bool,),
-    "steps": (int,),
-    "steps_to_success": (int, type(None)),
-    "seconds": (int, float),
-    "wall_seconds": (int, float),
-    "infer_ms": (list,),
-    "video": (str, type(None)),
-}
-"""a line of episodes.jsonl; `wall_seconds` is the evaluation's clock, all attempts together, when the episode was over,
-`infer_ms` the time of each of the policy's answers"""
+
+
+@dataclass(frozen=True)
+class EpisodeRow:
+    """A line of episodes.jsonl."""
+
+    task: str
+    seed: int
+    success: bool
+    steps: int
+    steps_to_success: int | None
+    seconds: float
+    wall_seconds: float
+    """the evaluation's clock, all attempts together, when the episode was over"""
+    infer_ms: tuple[float, ...]
+    """the time of each of the policy's answers"""
+    video: str | None
+    """its path in the folder"""
 
 
 def open_episodes(folder: Path, protocol: Mapping[str, Any]) -> dict[EpisodeKey, dict[str, Any]]:
@@ -38,13 +45,12 @@ def open_episodes(folder: Path, protocol: Mapping[str, Any]) -> dict[EpisodeKey,
     same = json.loads(json.dumps(protocol))
     before = run_directory.read_json(folder / "protocol.json") if (folder / "protocol.json").exists() else same
     if odd := sorted(key for key in before.keys() | same.keys() if before.get(key) != same.get(key)):
-        raise CheckpointError(
+        what, step = (
             "this folder holds an evaluation under other settings",
-            where=folder,
-            got={key: before.get(key) for key in odd},
-            expected={key: same.get(key) for key in odd},
-            next_step=f"remove {folder}, or evaluate into another folder",
+            "remove it, or evaluate into another folder",
         )
+        got, expected = ({key: settings.get(key) for key in odd} for settings in (before, same))
+        raise CheckpointError(what, where=folder, got=got, expected=expected, next_step=step)
     run_directory.write_json(folder / "protocol.json", protocol)
     done, path = read_episodes(folder), folder / "episodes.jsonl"
     if incomplete := _split_lines(path)[1]:
@@ -90,25 +96,9 @@ def _split_lines(path: Path) -> tuple[list[bytes], bytes]:
 
 def _parse_row(line: bytes, where: str) -> dict[str, Any]:
     try:
-        row = json.loads(line.decode())
-    except ValueError as error:
-        raise _broken(where, f"not JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise _broken(where, type(row).__name__)
-    odd = {name: row.get(name) for name in row.keys() ^ EPISODE_ROW.keys()}
-    odd |= {name: row[name] for name in row.keys() & EPISODE_ROW.keys() if type(row[name]) not in EPISODE_ROW[name]}
-    if not odd and not all(type(milliseconds) in (int, float) for milliseconds in row["infer_ms"]):
-        odd["infer_ms"] = row["infer_ms"]
-    if odd:
-        raise _broken(where, str(odd))
+        row: dict[str, Any] = json.loads(line.decode())
+        from_dict(EpisodeRow, row, "line")
+    except (ValueError, ConfigError) as error:
+        step = "delete this line: that episode is run again"
+        raise CheckpointError("a line of the episodes is broken", where=where, got=error, next_step=step) from error
     return row
-
-
-def _broken(where: str, got: str) -> CheckpointError:
-    return CheckpointError(
-        "a line of the episodes is broken",
-        where=where,
-        got=got,
-        expected=f"an object with {', '.join(EPISODE_ROW)}",
-        next_step="delete this line: that episode is run again",
-    )

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -25,14 +24,13 @@ from lightwam.config.schema import EvalConfig, Recipe, SimConfig, with_simulator
 from lightwam.config.strict_json import to_dict
 from lightwam.errors import ConfigError
 from lightwam.evaluation.episodes import EpisodeKey, open_episodes, read_episodes, task_files
-from lightwam.evaluation.rollouts import EpisodeJob, FilmJob, SimulatorWorker, Waiting, run_episodes
+from lightwam.evaluation.rollouts import EpisodeJob, FilmJob, Waiting, run_episodes, simulator_jobs
 from lightwam.evaluation.statistics import wilson
 from lightwam.policy import run_directory
 from lightwam.policy.policy import Policy
 from lightwam.sim import registry
-from lightwam.system.cpu import one_thread
 from lightwam.system.files import append_line, explain_disk_errors, replace_file, write_file
-from lightwam.system.jobs import Finished, JobRunner, job_runner
+from lightwam.system.jobs import Finished, JobRunner
 from lightwam.system.machine import versions
 from lightwam.system.progress import Progress
 from lightwam.system.timing import percentiles
@@ -106,34 +104,20 @@ def evaluate(
     was_complete = not todo and result_file.exists()
     loop.began -= max((row["wall_seconds"] for row in done.values()), default=0.0)
     num_workers = min(recipe.eval.workers, 1 + len(todo))
-    try:
-        with (
-            nullcontext() if pool_factory else one_thread(),  # the simulators have the other cores
-            job_runner("eval", SimulatorWorker(recipe.sim), num_workers, pool_factory, say) as jobs,
-        ):
-            loop.run(jobs, todo, done, say)
-            film(jobs, recipe, loop.folder, say)
-    except KeyboardInterrupt:
-        say(f"eval: stopped; finished episodes are safe in {loop.folder}, the same command goes on")
-        raise
+    with simulator_jobs("eval", recipe.sim, num_workers, pool_factory, loop.folder, say) as jobs:
+        loop.run(jobs, todo, done, say)
+        film(jobs, recipe, loop.folder, say)
     episodes = list(read_episodes(loop.folder).values())
     infer_ms = [milliseconds for row in episodes for milliseconds in row["infer_ms"]]
     result = summary(episodes, recipe) | {"protocol": protocol, "latency_ms": percentiles(infer_ms) or None}
-    result["wall_seconds"] = {"total": time.perf_counter() - loop.began}
-    if was_complete:
-        result["wall_seconds"] = run_directory.read_json(result_file)["wall_seconds"]
-    if warnings:
-        result["warnings"] = list(warnings)
+    seconds = (
+        run_directory.read_json(result_file)["wall_seconds"]
+        if was_complete
+        else {"total": time.perf_counter() - loop.began}
+    )
+    result |= {"wall_seconds": seconds} | ({"warnings": list(warnings)} if warnings else {})
     run_directory.write_json(result_file, result)
     return result
-
-
-@dataclass
-class RunningEpisode:
-    """What is recorded of an episode until it is over."""
-
-    actions: list[np.ndarray] = field(default_factory=list)
-    infer_ms: list[float] = field(default_factory=list)
 
 
 @dataclass
@@ -147,7 +131,8 @@ class ClosedLoop:
     """task -> the instruction to give instead of its own"""
     began: float
     """when the evaluation's clock was at 0"""
-    running: dict[EpisodeJob, RunningEpisode] = field(default_factory=dict)
+    running: dict[EpisodeJob, list[tuple[np.ndarray, float]]] = field(default_factory=dict)
+    """the policy's answers in each, with their milliseconds"""
 
     def episodes(self) -> list[EpisodeJob]:
         """Return all episodes of the evaluation, in the order in which they begin."""
@@ -176,7 +161,7 @@ class ClosedLoop:
         for episode, result in waiting:
             assert result.observation is not None
             if result.steps == 0:  # its first, also of one that begins again
-                self.running[episode] = RunningEpisode()
+                self.running[episode] = []
             sentence = self.sentences.get(episode.task, result.observation.instruction)
             observations.append(replace(result.observation, instruction=sentence))
         asked_at, replan = time.perf_counter(), self.recipe.eval.replan
@@ -186,17 +171,16 @@ class ClosedLoop:
             most = f"at most {chunks.shape[1]}, the length of the policy's chunks"
             raise ConfigError("eval.replan must fit into a chunk", where="eval.replan", got=replan, expected=most)
         for (episode, _), chunk in zip(waiting, chunks, strict=True):
-            self.running[episode].actions.extend(chunk)
-            self.running[episode].infer_ms.append(round(infer_ms, 3))
+            self.running[episode].append((chunk, round(infer_ms, 3)))
         return chunks
 
     def record(self, finished: Finished[EpisodeJob]) -> None:
         """Save a finished episode's actions, then its line of episodes.jsonl."""
         episode, result = finished.job, finished.answer
-        running = self.running.pop(episode)
+        chunks, infer_ms = zip(*self.running.pop(episode), strict=True)
         name = task_files(self.recipe.sim.tasks)[episode.task]
         with replace_file(self.folder / "actions" / f"{name}-{episode.seed}.npy") as draft, draft.open("wb") as file:
-            np.save(file, np.stack(running.actions[: result.steps]))
+            np.save(file, np.concatenate(chunks)[: result.steps])
         row = {
             "task": episode.task,
             "seed": episode.seed,
@@ -205,7 +189,7 @@ class ClosedLoop:
             "steps_to_success": result.steps if result.success else None,
             "seconds": finished.seconds,
             "wall_seconds": time.perf_counter() - self.began,
-            "infer_ms": running.infer_ms,
+            "infer_ms": infer_ms,
             "video": None,
         }
         append_line(self.folder / "episodes.jsonl", json.dumps(row))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from lightwam.data.lerobot.video import write_video
 from lightwam.sim import registry
 from lightwam.sim.disturb import Disturbance, Disturbed
 from lightwam.sim.simulator import Simulator
+from lightwam.system.cpu import one_thread
 from lightwam.system.files import explain_disk_errors
-from lightwam.system.jobs import Finished, JobRunner
+from lightwam.system.jobs import Finished, JobRunner, job_runner
+from lightwam.system.workers import PoolFactory
 from lightwam.types import Observation
 
 VIDEO_SIZE = 240
@@ -125,6 +128,26 @@ class FilmJob:
             path = Path(folder) / "film.mp4"
             write_video(path, np.stack(pictures), max(1, round(simulator.fps)))
             return path.read_bytes()
+
+
+@contextmanager
+def simulator_jobs(
+    what: str,
+    sim: SimConfig,
+    num_workers: int,
+    pool_factory: PoolFactory | None,
+    folder: Path,
+    say: Callable[[str], None],
+) -> Iterator[JobRunner]:
+    """Open simulators for the command `what`; after Ctrl-C, say that the finished episodes are in `folder`."""
+    # on this machine the simulators have the other cores
+    with nullcontext() if pool_factory else one_thread():
+        try:
+            with job_runner(what, SimulatorWorker(sim), num_workers, pool_factory, say) as jobs:
+                yield jobs
+        except KeyboardInterrupt:
+            say(f"{what}: stopped; finished episodes are safe in {folder}, the same command goes on")
+            raise
 
 
 Waiting = list[tuple[EpisodeJob, StepResult]]

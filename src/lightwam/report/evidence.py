@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from lightwam.config.schema import Recipe
 from lightwam.config.strict_json import added, from_dict, stored_as, to_dict
 from lightwam.errors import CheckpointError
-from lightwam.evaluation.episodes import read_episodes
+from lightwam.evaluation.episodes import EpisodeRow, read_episodes
 from lightwam.evaluation.result_files import (
     Count,
     Duration,
@@ -81,18 +81,6 @@ class EvaluationResult(SuccessRate):
     """of all attempts"""
     warnings: tuple[str, ...] = added(())
     """about the simulator's version; results of older releases have none"""
-
-
-@dataclass(frozen=True)
-class EpisodeResult:
-    """A closed-loop episode."""
-
-    task: str
-    seed: int
-    success: bool
-    steps: int
-    steps_to_success: int | None
-    video: Path | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +161,7 @@ class Evidence:
     """numbers stored in the newest checkpoint's weights"""
     dataset: DatasetRecord | None
     log: Log | None
-    episodes: tuple[EpisodeResult, ...]
+    episodes: tuple[EpisodeRow, ...]
     episodes_truncated: bool
     """whether the last line was incomplete and left out"""
     planned_episodes: int
@@ -253,15 +241,13 @@ def _read_log(path: Path) -> Log | None:
     return Log({key: values[:, i] for i, key in enumerate(LOG_KEYS)}, truncated) if rows else None
 
 
-def _read_episodes(folder: Path) -> tuple[tuple[EpisodeResult, ...], bool]:
+def _read_episodes(folder: Path) -> tuple[tuple[EpisodeRow, ...], bool]:
     """Read the finished episodes, and whether an incomplete line follows them."""
-    keys = [field.name for field in fields(EpisodeResult) if field.name != "video"]
-    episodes = tuple(
-        EpisodeResult(**{key: row[key] for key in keys}, video=folder / row["video"] if row["video"] else None)
-        for row in read_episodes(folder).values()
+    episodes, path = (
+        tuple(from_dict(EpisodeRow, row) for row in read_episodes(folder).values()),
+        folder / "episodes.jsonl",
     )
-    path = folder / "episodes.jsonl"
-    return episodes, bool(path.read_bytes().rpartition(b"\n")[2]) if path.is_file() else False
+    return episodes, path.is_file() and path.read_bytes().rpartition(b"\n")[2] != b""
 
 
 def _read_probe(path: Path) -> Probe | None:

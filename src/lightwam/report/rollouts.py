@@ -6,7 +6,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightwam.report.evidence import EpisodeResult, Evidence
+from lightwam.evaluation.episodes import EpisodeRow
+from lightwam.report.evidence import Evidence
 from lightwam.report.images import Video, read_video
 
 MAX_VIDEO_BYTES = 3_000_000
@@ -17,7 +18,7 @@ MAX_VIDEO_BYTES = 3_000_000
 class Clip:
     """A recorded episode; without a video where that is missing or too large for the page."""
 
-    episode: EpisodeResult
+    episode: EpisodeRow
     file: Path
     """relative to the run"""
     exists: bool
@@ -36,13 +37,13 @@ class TaskRollouts:
 
 def rollouts(evidence: Evidence) -> list[TaskRollouts]:
     """Return the recorded episodes by task, in the recipe's order of tasks."""
-    recorded = [episode for episode in evidence.episodes if episode.video]
-    videos = _read_videos(recorded)
+    folder, recorded = evidence.run / "eval", [episode for episode in evidence.episodes if episode.video]
+    videos = _read_videos(folder, recorded)
     order = {task: i for i, task in enumerate(evidence.recipe.sim.tasks)}
     parts = []
     for task in sorted({episode.task for episode in recorded}, key=lambda name: (order.get(name, len(order)), name)):
         clips = tuple(
-            Clip(episode, episode.video.relative_to(evidence.run), episode.video.is_file(), videos.get(episode.video))
+            Clip(episode, Path("eval", episode.video), (folder / episode.video).is_file(), videos.get(episode.video))
             for episode in recorded
             if episode.task == task and episode.video
         )
@@ -51,17 +52,17 @@ def rollouts(evidence: Evidence) -> list[TaskRollouts]:
     return parts
 
 
-def _read_videos(episodes: list[EpisodeResult]) -> dict[Path, Video]:
+def _read_videos(folder: Path, episodes: list[EpisodeRow]) -> dict[str, Video]:
     """Read the videos that fit into the page: the first of every task, then the second of every task, and so on."""
     count: Counter[str] = Counter()
     ranked = []
     for i, episode in enumerate(episodes):
-        if episode.video and episode.video.is_file():
+        if episode.video and (folder / episode.video).is_file():
             ranked.append((count[episode.task], i, episode.video))
         count[episode.task] += 1
     videos, total = {}, 0
-    for _, _, path in sorted(ranked):
-        size = path.stat().st_size
+    for _, _, name in sorted(ranked):
+        size = (folder / name).stat().st_size
         if total + size <= MAX_VIDEO_BYTES:
-            videos[path], total = read_video(path), total + size
+            videos[name], total = read_video(folder / name), total + size
     return videos

@@ -6,22 +6,22 @@ measurement resumes, and scores are computed from the files alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32
 
 from lightwam.config.checks import check_recipe
 from lightwam.errors import CheckpointError
 from lightwam.evaluation.episodes import open_episodes, task_files
 from lightwam.evaluation.evaluate import describe
 from lightwam.evaluation.result_files import read_arrays, write_arrays
-from lightwam.evaluation.rollouts import EpisodeJob, SimulatorWorker, StepResult, Waiting, run_episodes
+from lightwam.evaluation.rollouts import EpisodeJob, StepResult, Waiting, run_episodes, simulator_jobs
 from lightwam.evaluation.watch.scores import UNDISTURBED, WatchedEpisode, measure
 from lightwam.evaluation.watch.settings import WatchConfig
 from lightwam.evaluation.watch.surprise import SurpriseWatch, calibrate, require_enough
@@ -30,7 +30,6 @@ from lightwam.policy.run_directory import write_json
 from lightwam.sim import registry
 from lightwam.sim.disturb import Disturbance, kinds
 from lightwam.system.cpu import one_thread
-from lightwam.system.jobs import job_runner
 from lightwam.system.machine import machine
 from lightwam.system.progress import Progress
 from lightwam.system.timing import time_interleaved
@@ -38,20 +37,6 @@ from lightwam.system.workers import PoolFactory, require_main_guard
 
 FIRST_CALIBRATION_SEED, FIRST_TRIAL_SEED = 2_000_000, 4_000_000
 FOLDER = "watch"
-
-
-@dataclass(frozen=True)
-class WatchJob:
-    """An episode to record."""
-
-    episode: EpisodeJob
-    look: int = -1
-    """index of the last observation before the disturbance, also of its undisturbed twin; -1 in the calibration"""
-
-    @property
-    def kind(self) -> str:
-        """The disturbance's, or UNDISTURBED."""
-        return self.episode.disturbance.kind if self.episode.disturbance else UNDISTURBED
 
 
 def watch(
@@ -84,8 +69,8 @@ def watch(
     open_episodes(folder, protocol)
     recorder = _Recorder(policy, folder, settings.workers, pool_factory, say)
     seeds = [FIRST_CALIBRATION_SEED + i for i in range(settings.undisturbed)]
-    jobs = [WatchJob(EpisodeJob(task, seed)) for seed in seeds for task in recipe.sim.tasks]
-    undisturbed = recorder.record("calibrate", jobs)
+    looks = {EpisodeJob(task, seed): -1 for seed in seeds for task in recipe.sim.tasks}
+    undisturbed = recorder.record("calibrate", looks)
     calibration = calibrate(
         [episode.predictions for episode in undisturbed],
         {task: sum(o.task == task and len(o.present) > 1 for o in undisturbed) for task in recipe.sim.tasks},
@@ -93,7 +78,7 @@ def watch(
         step=policy.step,
         false_alarms=settings.false_alarms,
     )
-    trials = recorder.record("test", trial_jobs(policy, settings.trials, undisturbed))
+    trials = recorder.record("test", trial_looks(policy, settings.trials, undisturbed))
     result = measure(calibration, undisturbed, trials) | {
         "cost_ms": cost(SurpriseWatch(policy, calibration)),
         "computes": policy.computes,
@@ -106,53 +91,30 @@ def watch(
     return result
 
 
-def trial_jobs(policy: Policy, num_trials: int, undisturbed: Sequence[WatchedEpisode]) -> list[WatchJob]:
+def trial_looks(policy: Policy, num_trials: int, undisturbed: Sequence[WatchedEpisode]) -> dict[EpisodeJob, int]:
     """Return for each task and seed an undisturbed episode and one of each kind, disturbed between the same two looks.
 
-    The moment is drawn so that an episode of the task's median length has another look after the disturbance.
+    The values are indices of the last look before the disturbance, drawn so that an episode of the task's median length
+    has another one after it.
     """
     recipe = policy.recipe
-    replan, jobs = recipe.eval.replan, []
+    replan, looks = recipe.eval.replan, {}
     for seed in range(FIRST_TRIAL_SEED, FIRST_TRIAL_SEED + num_trials):
         for order, task in enumerate(recipe.sim.tasks):
             rng = np.random.default_rng([seed, order])
             num_looks = float(np.median([len(episode.present) for episode in undisturbed if episode.task == task]))
             look = int(rng.integers(0, max(1, round(num_looks) - 1)))
             during = int(rng.integers(1, replan + 1))
-            jobs.append(WatchJob(EpisodeJob(task, seed), look))
+            looks[EpisodeJob(task, seed)] = look
             for kind in kinds(registry.make_simulator(recipe.sim, task)):
                 # a camera that hangs keeps the picture of the look
                 step = look * replan + (0 if kind == "frozen" else during)
-                jobs.append(WatchJob(EpisodeJob(task, seed, Disturbance(kind, step, seed)), look))
-    return jobs
+                looks[EpisodeJob(task, seed, Disturbance(kind, step, seed))] = look
+    return looks
 
 
-@dataclass
-class _Recording:
-    present: list[np.ndarray] = field(default_factory=list)
-    expected: list[np.ndarray] = field(default_factory=list)
-    canvases: list[UInt8[np.ndarray, "height width 3"]] = field(default_factory=list)
-    states: list[Float32[np.ndarray, " P"]] = field(default_factory=list)
-    actions: list[Float32[np.ndarray, "steps A"]] = field(default_factory=list)
-
-    def watched(self, job: WatchJob, end: StepResult) -> WatchedEpisode:
-        """Return what is kept of the episode, which ended with `end`."""
-        disturbance = job.episode.disturbance
-        pairs = pairwise(canvas.astype(np.float32) for canvas in self.canvases)
-        return WatchedEpisode(
-            task=job.episode.task,
-            seed=job.episode.seed,
-            kind=job.kind,
-            look=job.look,
-            disturbed_at=disturbance.step if disturbance else -1,
-            steps=end.steps,
-            success=end.success,
-            present=np.stack(self.present),
-            expected=np.stack(self.expected),
-            states=np.stack(self.states),
-            actions=np.stack(self.actions),
-            pixels=np.array([float(np.abs(before - after).mean()) for before, after in pairs]),
-        )
+def _kind(episode: EpisodeJob) -> str:
+    return episode.disturbance.kind if episode.disturbance else UNDISTURBED
 
 
 @dataclass
@@ -162,55 +124,58 @@ class _Recorder:
     num_workers: int
     pool_factory: PoolFactory | None
     say: Callable[[str], None]
-    running: dict[EpisodeJob, _Recording] = field(default_factory=dict)
+    running: dict[EpisodeJob, list[tuple[np.ndarray, ...]]] = field(default_factory=dict)
+    """of each look: present and expected latents, canvas, state and actions"""
 
-    def record(self, what: str, jobs: Sequence[WatchJob]) -> list[WatchedEpisode]:
-        """Return every job's episode, from its file if there is one."""
-        names = task_files(self.policy.recipe.sim.tasks)
-        paths = {
-            job: self.folder / "looks" / names[job.episode.task] / f"{job.kind}-{job.episode.seed}.npz" for job in jobs
+    def record(self, what: str, looks: Mapping[EpisodeJob, int]) -> list[WatchedEpisode]:
+        """Return every episode, from its file if there is one; the looks are those before their disturbances."""
+        folders = {
+            task: self.folder / "looks" / name for task, name in task_files(self.policy.recipe.sim.tasks).items()
         }
-        todo = {job.episode: job for job in jobs if not paths[job].exists()}
-        with Progress(what, len(jobs), done=len(jobs) - len(todo), unit="ep", say=self.say) as progress:
-
-            def save(episode: EpisodeJob, recording: _Recording, end: StepResult) -> None:
-                job = todo[episode]
-                write_arrays(paths[job], vars(recording.watched(job, end)))
+        paths = {episode: folders[episode.task] / f"{_kind(episode)}-{episode.seed}.npz" for episode in looks}
+        todo = [episode for episode in looks if not paths[episode].exists()]
+        with (
+            Progress(what, len(looks), done=len(looks) - len(todo), unit="ep", say=self.say) as progress,
+            closing(self._run(todo)) as recorded,
+        ):
+            for episode, end, (present, expected, canvases, states, actions) in recorded:
+                pairs = pairwise(canvas.astype(np.float32) for canvas in canvases)
+                watched = WatchedEpisode(
+                    task=episode.task,
+                    seed=episode.seed,
+                    kind=_kind(episode),
+                    look=looks[episode],
+                    disturbed_at=episode.disturbance.step if episode.disturbance else -1,
+                    steps=end.steps,
+                    success=end.success,
+                    present=present,
+                    expected=expected,
+                    states=states,
+                    actions=actions,
+                    pixels=np.array([float(np.abs(before - after).mean()) for before, after in pairs]),
+                )
+                write_arrays(paths[episode], vars(watched))
                 progress.advance()
-
-            self._run(list(todo), save)
-        return [_load(paths[job]) for job in jobs]
+        return [_load(path) for path in paths.values()]
 
     def record_examples(self, examples: Sequence[Mapping[str, Any]]) -> None:
         """Run the episodes of a result's "examples" again and save their canvases, by kind of disturbance."""
-        kinds = {
-            EpisodeJob(row["task"], row["seed"], Disturbance(row["kind"], row["disturbed_at"], row["seed"])): row[
-                "kind"
-            ]
+        jobs = [
+            EpisodeJob(row["task"], row["seed"], Disturbance(row["kind"], row["disturbed_at"], row["seed"]))
             for row in examples
-        }
-        canvases: dict[str, Any] = dict.fromkeys(kinds.values())
+        ]
+        with closing(self._run(list(jobs))) as recorded:
+            canvases = {episode: arrays[2] for episode, _, arrays in recorded}
+        write_arrays(self.folder / "examples.npz", {_kind(job): canvases[job] for job in jobs})
 
-        def keep(episode: EpisodeJob, recording: _Recording, end: StepResult) -> None:
-            canvases[kinds[episode]] = np.stack(recording.canvases)
-
-        self._run(list(kinds), keep)
-        write_arrays(self.folder / "examples.npz", canvases)
-
-    def _run(self, todo: list[EpisodeJob], finish: Callable[[EpisodeJob, _Recording, StepResult], None]) -> None:
-        if not todo:
-            return
-        worker, num_workers = SimulatorWorker(self.policy.recipe.sim), min(self.num_workers, len(todo))
-        try:
-            with (
-                nullcontext() if self.pool_factory else one_thread(),  # the simulators have the other cores
-                job_runner("watch", worker, num_workers, self.pool_factory, self.say) as jobs,
-            ):
+    def _run(self, todo: list[EpisodeJob]) -> Generator[tuple[EpisodeJob, StepResult, list[np.ndarray]]]:
+        """Run episodes; yield each with its end and what is recorded of it, stacked over its looks."""
+        if todo:
+            sim, num_workers = self.policy.recipe.sim, min(self.num_workers, len(todo))
+            with simulator_jobs("watch", sim, num_workers, self.pool_factory, self.folder, self.say) as jobs:
                 for finished in run_episodes(jobs, todo, self._act):
-                    finish(finished.job, self.running.pop(finished.job), finished.answer)
-        except KeyboardInterrupt:
-            self.say(f"watch: stopped; finished episodes are safe in {self.folder}, the same command goes on")
-            raise
+                    looks = self.running.pop(finished.job)
+                    yield finished.job, finished.answer, [np.stack(arrays) for arrays in zip(*looks, strict=True)]
 
     def _act(self, waiting: Waiting) -> Float32[np.ndarray, "B replan A"]:
         observations = [result.observation for _, result in waiting if result.observation is not None]
@@ -220,13 +185,9 @@ class _Recorder:
             waiting, observations, predictions, chunks, strict=True
         ):
             if result.steps == 0:  # its first, also of one that begins again
-                self.running[episode] = _Recording()
-            recording = self.running[episode]
-            recording.present.append(present)
-            recording.expected.append(expected)
-            recording.canvases.append(self.policy.codec.canvas(seen.frames))
-            recording.states.append(np.asarray(seen.state, np.float32))
-            recording.actions.append(chunk)
+                self.running[episode] = []
+            canvas, state = self.policy.codec.canvas(seen.frames), np.asarray(seen.state, np.float32)
+            self.running[episode].append((present, expected, canvas, state, chunk))
         return chunks
 
 
