@@ -3,36 +3,67 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, UInt8
+from jaxtyping import Bool, Float, Int, Shaped, UInt8, jaxtyped
 from torch.nn.functional import avg_pool3d
 
 from lightwam.data.codec import to_pictures
-from lightwam.errors import ConfigError
-from lightwam.evaluation.result_files import write_arrays
+from lightwam.errors import CheckpointError, ConfigError
+from lightwam.evaluation.result_files import read_arrays, write_arrays
 from lightwam.policy.policy import Policy
 from lightwam.sim.simulator import Simulator
 from lightwam.types import Observation, to_pixels
 
+SCALARS = ("fps", "video_stride", "imagine_steps")
+
 
 @dataclass(frozen=True)
-class _Moment:
-    """One moment; the fields are the file's arrays without the leading dimension M."""
+class Probe:
+    """Predicted frames and attention at M moments of held-out episodes; the fields are the arrays of probe.npz."""
 
-    tasks: str
-    instructions: str
-    seeds: int
-    steps: int
-    imagined: UInt8[np.ndarray, "F height width 3"]
-    real: UInt8[np.ndarray, "F height width 3"]
-    real_coded: UInt8[np.ndarray, "F height width 3"]
-    real_is_pad: Bool[np.ndarray, " F"]
-    attention: Float32[np.ndarray, "taps queries rows cols"]
+    tasks: tuple[str, ...]
+    instructions: tuple[str, ...]
+    seeds: Int[np.ndarray, " M"]
+    steps: Int[np.ndarray, " M"]
+    """control step of the moment in its episode"""
+    fps: float
+    """control steps per second"""
+    video_stride: int
+    imagine_steps: int
+    """Euler steps of a sample"""
+    taps: Int[np.ndarray, " taps"]
+    imagined: UInt8[np.ndarray, "M F height width 3"]
+    real: UInt8[np.ndarray, "M F height width 3"]
+    real_coded: UInt8[np.ndarray, "M F height width 3"]
+    """the real frames, encoded and decoded through the latents that the model predicts"""
+    real_is_pad: Bool[np.ndarray, "M F"]
+    attention: Float[np.ndarray, "M taps queries rows cols"]
+
+
+def read_probe(path: Path) -> Probe | None:
+    """Read what `record_probe` wrote, None without the file; CheckpointError when it is broken."""
+    if not path.is_file():
+        return None
+    what, step = "the recorded moments cannot be read", "delete the file, then run lightwam report RUN --imagine"
+    arrays: dict[str, Any] = read_arrays(path, what, step)
+    names: Any = Shaped[np.ndarray, " M"]
+    kinds = (
+        get_type_hints(Probe) | {"tasks": names, "instructions": names} | dict.fromkeys(SCALARS, Shaped[np.ndarray, ""])
+    )
+    with jaxtyped("context"):  # a size has one value in all arrays
+        odd = {name: kind for name, kind in kinds.items() if not isinstance(arrays.get(name), kind)}
+    if odd or not len(arrays["tasks"]) or arrays["real"].shape[1] < 2:
+        got = {name: (str(array.dtype), array.shape) for name, array in sorted(arrays.items())}
+        raise CheckpointError(
+            what, where=path, got=got, expected=odd or "a moment and a frame after it", next_step=step
+        )
+    values = {name: tuple(map(str, arrays[name])) for name in ("tasks", "instructions")}
+    return Probe(**{name: arrays[name] for name in kinds} | values | {name: arrays[name].item() for name in SCALARS})
 
 
 def record_probe(
@@ -49,8 +80,7 @@ def record_probe(
     the reset) the policy imagines the future and its attention is recorded. The real frames at the imagined frames'
     times, with the policy replanning as in the evaluation, are recorded as they are and through the latents. An episode
     that ends early repeats its last frame, marked in `real_is_pad`; a moment after the end is left out. The simulators
-    are neither made nor closed here. The arrays are those of `lightwam.report.evidence.Probe`. Raises ConfigError when
-    no moment could be recorded.
+    are neither made nor closed here. Raises ConfigError when no moment could be recorded.
     """
     recorded = [
         moment
@@ -60,10 +90,7 @@ def record_probe(
     if not recorded:
         expected = "at least one simulator and one moment within its episodes"
         raise ConfigError("no moment to record", got=(sorted(simulators), list(moments)), expected=expected)
-    arrays: dict[str, Any] = {
-        field.name: np.stack([np.asarray(getattr(moment, field.name)) for moment in recorded])
-        for field in fields(_Moment)
-    }
+    arrays: dict[str, Any] = {name: np.stack([np.asarray(moment[name]) for moment in recorded]) for name in recorded[0]}
     arrays |= {
         "fps": np.float64(next(iter(simulators.values())).fps),
         "video_stride": np.int64(policy.recipe.codec.video_stride),
@@ -75,8 +102,11 @@ def record_probe(
 
 def _episode(
     policy: Policy, task: str, simulator: Simulator, moments: Sequence[int], imagine_steps: int
-) -> list[_Moment]:
-    """Run one episode, as long as the last moment's future; pictures are rendered only at steps that need one."""
+) -> list[dict[str, Any]]:
+    """Run one episode, as long as the last moment's future; pictures are rendered only at steps that need one.
+
+    Returns the arrays of `Probe` for each moment, without the leading dimension M.
+    """
     recipe, seed = policy.recipe, policy.recipe.eval.first_seed
     horizon, stride, replan = recipe.model.horizon, recipe.codec.video_stride, recipe.eval.replan
     canvases: dict[int, UInt8[np.ndarray, "height width 3"]] = {}
@@ -97,34 +127,24 @@ def _episode(
             break
         assert chunk is not None
         ended = simulator.step(chunk[step % replan]).ended
-    return [
-        _moment(policy, task, step, observation, canvases, imagine_steps) for step, observation in observations.items()
-    ]
-
-
-def _moment(
-    policy: Policy,
-    task: str,
-    step: int,
-    observation: Observation,
-    canvases: Mapping[int, UInt8[np.ndarray, "height width 3"]],
-    imagine_steps: int,
-) -> _Moment:
-    recipe, seed = policy.recipe, policy.recipe.eval.first_seed
-    times = range(step, step + recipe.model.horizon + 1, recipe.codec.video_stride)
-    last = max(time for time in times if time in canvases)
-    real = np.stack([canvases[min(time, last)] for time in times])
-    return _Moment(
-        tasks=task,
-        instructions=observation.instruction,
-        seeds=seed,
-        steps=step,
-        imagined=policy.imagine(observation, seed, imagine_steps),
-        real=real,
-        real_coded=_through_latents(policy, real),
-        real_is_pad=np.asarray([time > last for time in times]),
-        attention=np.stack(policy.attention(observation)).astype(np.float32),
-    )
+    recorded = []
+    for step, observation in observations.items():
+        times = range(step, step + horizon + 1, stride)
+        last = max(time for time in times if time in canvases)
+        real = np.stack([canvases[min(time, last)] for time in times])
+        moment = {
+            "tasks": task,
+            "instructions": observation.instruction,
+            "seeds": seed,
+            "steps": step,
+            "imagined": policy.imagine(observation, seed, imagine_steps),
+            "real": real,
+            "real_coded": _through_latents(policy, real),
+            "real_is_pad": [time > last for time in times],
+            "attention": np.stack(policy.attention(observation)).astype(np.float32),
+        }
+        recorded.append(moment)
+    return recorded
 
 
 def _through_latents(

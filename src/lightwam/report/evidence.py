@@ -5,22 +5,22 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Float, UInt8
 
 from lightwam.config.schema import Recipe
 from lightwam.config.strict_json import added, from_dict, stored_as, to_dict
 from lightwam.errors import CheckpointError
 from lightwam.evaluation.episodes import EpisodeRow, read_episodes
+from lightwam.evaluation.probe import Probe, read_probe
 from lightwam.evaluation.result_files import (
     Count,
     Duration,
     Protocol,
-    read_arrays,
     read_lines,
     read_object,
     read_part,
@@ -129,29 +129,6 @@ class Log:
 
 
 @dataclass(frozen=True)
-class Probe:
-    """Predicted frames and attention at M moments of held-out episodes; evaluation/probe.py records them."""
-
-    tasks: tuple[str, ...]
-    instructions: tuple[str, ...]
-    seeds: Int[np.ndarray, " M"]
-    steps: Int[np.ndarray, " M"]
-    """control step of the moment in its episode"""
-    fps: float
-    """control steps per second"""
-    video_stride: int
-    imagine_steps: int
-    """Euler steps of a sample"""
-    taps: Int[np.ndarray, " taps"]
-    imagined: UInt8[np.ndarray, "M F height width 3"]
-    real: UInt8[np.ndarray, "M F height width 3"]
-    real_coded: UInt8[np.ndarray, "M F height width 3"]
-    """the real frames, encoded and decoded through the latents that the model predicts"""
-    real_is_pad: Bool[np.ndarray, "M F"]
-    attention: Float[np.ndarray, "M taps queries rows cols"]
-
-
-@dataclass(frozen=True)
 class Evidence:
     """Everything that a run directory holds for its report."""
 
@@ -197,7 +174,7 @@ def read_evidence(run: Path) -> Evidence:
         protocol=read_part(Protocol, result.protocol, f"{folder / 'result.json'}.protocol") if result else None,
         demo=read_result(DemoResult, run / "result.json"),
         swap=read_result(SwapResult, folder / "swap.json"),
-        probe=_read_probe(folder / "probe.npz"),
+        probe=read_probe(folder / "probe.npz"),
         watch=watch,
         watch_canvases=read_canvases(run / "watch" / "examples.npz", watch.examples) if watch else {},
     )
@@ -215,10 +192,9 @@ def num_values(weights: Path) -> int:
         shapes = [entry["shape"] for name, entry in json.loads(header).items() if name != "__metadata__"]
         return sum(math.prod(shape) for shape in shapes)
     except (ValueError, KeyError, TypeError) as error:
+        what = "the weights must have a safetensors header"
         step = "delete this checkpoint and resume training from the one before"
-        raise CheckpointError(
-            "the weights must have a safetensors header", where=weights, got=repr(error), next_step=step
-        ) from error
+        raise CheckpointError(what, where=weights, got=repr(error), next_step=step) from error
 
 
 def _read_recipe(run: Path) -> Recipe:
@@ -243,44 +219,6 @@ def _read_log(path: Path) -> Log | None:
 
 def _read_episodes(folder: Path) -> tuple[tuple[EpisodeRow, ...], bool]:
     """Read the finished episodes, and whether an incomplete line follows them."""
-    episodes, path = (
-        tuple(from_dict(EpisodeRow, row) for row in read_episodes(folder).values()),
-        folder / "episodes.jsonl",
-    )
-    return episodes, path.is_file() and path.read_bytes().rpartition(b"\n")[2] != b""
-
-
-def _read_probe(path: Path) -> Probe | None:
-    if not path.is_file():
-        return None
-    what, step = "the recorded moments cannot be read", "delete the file, then run lightwam report RUN --imagine"
-    arrays = read_arrays(path, what, step)
-    missing = [field.name for field in fields(Probe) if field.name not in arrays]
-    if missing:
-        got = f"no array named {', '.join(missing)}; arrays: {', '.join(sorted(arrays))}"
-        raise CheckpointError(what, where=path, got=got, next_step=step)
-    if not _fits_together(arrays):
-        shapes = {name: (str(array.dtype), array.shape) for name, array in sorted(arrays.items())}
-        expected = "the arrays that evaluation.probe.record_probe writes"
-        raise CheckpointError(what, where=path, got=shapes, expected=expected, next_step=step)
-    values: dict[str, Any] = {field.name: arrays[field.name] for field in fields(Probe)}
-    values |= {name: tuple(map(str, arrays[name])) for name in ("tasks", "instructions")}
-    values |= {name: arrays[name].item() for name in ("fps", "video_stride", "imagine_steps")}
-    return Probe(**values)
-
-
-def _fits_together(arrays: dict[str, np.ndarray]) -> bool:
-    frames, attention, moments = (arrays[name].shape for name in ("real", "attention", "tasks"))
-    if (len(frames), len(attention), len(moments)) != (5, 5, 1):
-        return False
-    return all(
-        (
-            frames[:1] == attention[:1] == moments and moments[0] > 0 and frames[1] > 1 and frames[4] == 3,
-            arrays["imagined"].shape == arrays["real_coded"].shape == frames,
-            arrays["real_is_pad"].shape == frames[:2],
-            arrays["instructions"].shape == arrays["seeds"].shape == arrays["steps"].shape == moments,
-            arrays["taps"].shape == attention[1:2],
-            all(arrays[name].size == 1 for name in ("fps", "video_stride", "imagine_steps")),
-            all(arrays[name].dtype == np.uint8 for name in ("real", "imagined", "real_coded")),
-        )
-    )
+    rows, path = read_episodes(folder).values(), folder / "episodes.jsonl"
+    incomplete = path.read_bytes().rpartition(b"\n")[2] if path.is_file() else b""
+    return tuple(from_dict(EpisodeRow, row) for row in rows), incomplete != b""

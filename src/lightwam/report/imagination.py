@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Float32
 
-from lightwam.report.evidence import Probe
+from lightwam.evaluation.probe import Probe
 from lightwam.report.formatting import THIN, short_number
 from lightwam.report.images import Image, heat, jpeg, overlay
 
