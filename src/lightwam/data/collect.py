@@ -189,7 +189,11 @@ class Demonstrator:
                 last_step = min(last_step, steps_to_success + self.collect.extra_steps)
             if outcome.ended:
                 break
-        return None if steps_to_success is None else _stacked(observations, actions, steps_to_success)
+        if steps_to_success is None:
+            return None
+        frames = {camera: np.stack([seen.frames[camera] for seen in observations]) for camera in observations[0].frames}
+        state = np.stack([seen.state for seen in observations])
+        return Demonstration(frames, state, np.stack(actions).astype(np.float32), steps_to_success)
 
     def _with_noise(self, action: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         # drawn even where it is not used, so that noise_probability does not shift the generator
@@ -197,14 +201,6 @@ class Demonstrator:
         if draw >= self.collect.noise_probability:
             return action
         return (action + self.collect.noise_std * noise).astype(np.float32)
-
-
-def _stacked(
-    observations: Sequence[Observation], actions: Sequence[np.ndarray], steps_to_success: int
-) -> Demonstration:
-    frames = {camera: np.stack([seen.frames[camera] for seen in observations]) for camera in observations[0].frames}
-    state = np.stack([seen.state for seen in observations])
-    return Demonstration(frames, state, np.stack(actions).astype(np.float32), steps_to_success)
 
 
 @dataclass
@@ -281,7 +277,7 @@ class _Plan:
 
     def settle(self) -> list[tuple[Trial, Demonstration, dict[str, Any]]]:
         """Return the episodes that come next in the dataset, in its order, each with its note's `extra`."""
-        ready: list[tuple[Trial, Demonstration, dict[str, Any]]] = []
+        ready = []
         while self.num_missing:
             task = self._first_task(self.successes)
             seeds = self._tasks[task]
@@ -317,33 +313,25 @@ class _Plan:
         seeds.failed.append(seeds.settled_seed)
         seeds.settled_seed += 1
         if len(seeds.failed) >= FAILURES_IN_A_ROW:
-            raise SimulatorError(
-                "the scripted expert keeps failing",
-                where=f"task {task!r}, seeds {seeds.failed[0]} to {seeds.failed[-1]}",
-                got=f"{len(seeds.failed)} failures in a row",
-                next_step="raise sim.max_steps, lower collect.noise_std, or leave this task out",
-            )
+            what = f"the scripted expert keeps failing: {len(seeds.failed)} times in a row"
+            where = f"task {task!r}, seeds {seeds.failed[0]} to {seeds.failed[-1]}"
+            step = "raise sim.max_steps, lower collect.noise_std, or leave this task out"
+            raise SimulatorError(what, where=where, next_step=step)
 
     def _resume(self, extra: Mapping[str, Any], where: str) -> None:
         """Count an episode of the dataset; DatasetError when it was made under other settings."""
         seeds = self._tasks.get(str(extra.get("task")))
         if seeds is None or extra.get("settings") != self._settings:
-            raise DatasetError(
-                "the dataset was collected with different settings",
-                where=where,
-                got={"task": extra.get("task"), **(extra.get("settings") or {})},
-                expected={"task": " or ".join(self._tasks), **self._settings},
-                next_step="collect into another folder, or remove this one",
-            )
+            what, step = "the dataset was collected with different settings", "collect into another folder"
+            got = {"task": extra.get("task"), **(extra.get("settings") or {})}
+            expected = {"task": " or ".join(self._tasks), **self._settings}
+            raise DatasetError(what, where=where, got=got, expected=expected, next_step=step)
         then, now = extra.get("versions") or {}, self._versions  # older datasets have no versions
         if odd := {name: then[name] for name in then.keys() & now.keys() if then[name] != now[name]}:
-            raise DatasetError(
-                "the dataset was collected with other versions of the simulator",
-                where=where,
-                got=odd,
-                expected={name: now[name] for name in odd},
-                next_step="install those versions again, or collect into another folder",
-            )
+            what = "the dataset was collected with other versions of the simulator"
+            step = "install those versions again, or collect into another folder"
+            expected = {name: now[name] for name in odd}
+            raise DatasetError(what, where=where, got=odd, expected=expected, next_step=step)
         seeds.demos += 1
         seeds.next_seed = seeds.settled_seed = int(extra["seed"]) + 1
 

@@ -6,7 +6,9 @@ that both fail cancel out. That holds only if the constants of the two protocols
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,25 +31,18 @@ def compare(first: Path | str, second: Path | str, anyway: bool = False) -> dict
     such constants differ, unless `anyway`; also when a folder holds no evaluation, or no task and seed is in both.
     """
     first, second = Path(first), Path(second)
-    protocol = _protocol(first)
+    protocol, where = _protocol(first), f"{first} | {second}"
     differs = {name: [ours, theirs] for name, ours, theirs in differences(protocol, _protocol(second))}
     matters = {name: differs.pop(name) for name in list(differs) if _matters(name)}
     if matters and not anyway:
-        raise CheckpointError(
-            "these evaluations were made under different constants",
-            where=f"{first} | {second}",
-            got="\n    ".join(["", *lines(matters)]),
-            next_step="evaluate one of them again under the other's settings, or give --anyway",
-        )
+        what, got = "these evaluations were made under different constants", "\n    ".join(["", *lines(matters)])
+        step = "evaluate one of them again under the other's settings, or give --anyway"
+        raise CheckpointError(what, where=where, got=got, next_step=step)
     ours, theirs = read_episodes(first), read_episodes(second)
     shared = [key for key in ours if key in theirs]
     if not shared:
-        raise CheckpointError(
-            "these evaluations have no episode in common",
-            where=f"{first} | {second}",
-            got=f"{_summary(ours)} | {_summary(theirs)}",
-            expected="episodes of the same task and seed",
-        )
+        what, got = "these evaluations have no episode in common", f"{_summary(ours)} | {_summary(theirs)}"
+        raise CheckpointError(what, where=where, got=got, expected="episodes of the same task and seed")
     outcomes = {key: (ours[key]["success"], theirs[key]["success"]) for key in shared}
     order = {task: index for index, task in enumerate(protocol.get("sim", {}).get("tasks", ()))}
     tasks = sorted({task for task, _ in shared}, key=lambda task: (order.get(task, len(order)), task))
@@ -70,22 +65,18 @@ def lines(differing: Mapping[str, list[Any]]) -> list[str]:
 
 def _matters(name: str) -> bool:
     section, _, rest = name.partition(".")
-    return (section in ("sim", "constants", "eval", "success") and name not in EPISODE_CHOICE) or (
-        section == "versions" and rest in SIMULATORS
-    )
+    if section == "versions":
+        return rest in SIMULATORS
+    return section in ("sim", "constants", "eval", "success") and name not in EPISODE_CHOICE
 
 
 def _protocol(folder: Path) -> dict[str, Any]:
     path = folder / "protocol.json"
     protocol = run_directory.read_json(path) if path.is_file() else None
     if not isinstance(protocol, dict):
-        raise CheckpointError(
-            "this is not the folder of an evaluation",
-            where=folder,
-            got="no protocol.json" if protocol is None else type(protocol).__name__,
-            expected="a folder that `lightwam eval` made",
-            next_step=f"name {folder / 'eval'}" if (folder / "eval").is_dir() else "",
-        )
+        got = "no protocol.json" if protocol is None else type(protocol).__name__
+        step = f"name {folder / 'eval'}" if (folder / "eval").is_dir() else "name one that `lightwam eval` made"
+        raise CheckpointError("this is not the folder of an evaluation", where=folder, got=got, next_step=step)
     return protocol
 
 
@@ -97,16 +88,14 @@ def _warnings(folder: Path) -> list[str]:
 
 
 def _paired(outcomes: Iterable[tuple[bool, bool]]) -> dict[str, Any]:
-    counts = {pair: 0 for pair in ((True, True), (True, False), (False, True), (False, False))}
-    for pair in outcomes:
-        counts[pair] += 1
-    pairs = Pairs(*counts.values())
+    counts = Counter(outcomes)
+    pairs = Pairs(*(counts[pair] for pair in ((True, True), (True, False), (False, True), (False, False))))
     rates = {
         name: {"successes": won, "trials": pairs.count, "interval_95": wilson(won, pairs.count)}
         for name, won in (("first", pairs.both + pairs.wins), ("second", pairs.both + pairs.losses))
     }
     return {
-        "pairs": {"both": pairs.both, "wins": pairs.wins, "losses": pairs.losses, "neither": pairs.neither},
+        "pairs": asdict(pairs),
         "rates": rates,
         "difference": (pairs.wins - pairs.losses) / pairs.count,
         "difference_95": paired_difference(pairs),

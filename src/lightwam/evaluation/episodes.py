@@ -45,10 +45,7 @@ def open_episodes(folder: Path, protocol: Mapping[str, Any]) -> dict[EpisodeKey,
     same = json.loads(json.dumps(protocol))
     before = run_directory.read_json(folder / "protocol.json") if (folder / "protocol.json").exists() else same
     if odd := sorted(key for key in before.keys() | same.keys() if before.get(key) != same.get(key)):
-        what, step = (
-            "this folder holds an evaluation under other settings",
-            "remove it, or evaluate into another folder",
-        )
+        what, step = "this folder holds an evaluation under other settings", "evaluate into another one, or remove it"
         got, expected = ({key: settings.get(key) for key in odd} for settings in (before, same))
         raise CheckpointError(what, where=folder, got=got, expected=expected, next_step=step)
     run_directory.write_json(folder / "protocol.json", protocol)

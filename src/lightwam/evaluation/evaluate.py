@@ -110,12 +110,10 @@ def evaluate(
     episodes = list(read_episodes(loop.folder).values())
     infer_ms = [milliseconds for row in episodes for milliseconds in row["infer_ms"]]
     result = summary(episodes, recipe) | {"protocol": protocol, "latency_ms": percentiles(infer_ms) or None}
-    seconds = (
-        run_directory.read_json(result_file)["wall_seconds"]
-        if was_complete
-        else {"total": time.perf_counter() - loop.began}
-    )
-    result |= {"wall_seconds": seconds} | ({"warnings": list(warnings)} if warnings else {})
+    result["wall_seconds"] = {"total": time.perf_counter() - loop.began}
+    if was_complete:
+        result["wall_seconds"] = run_directory.read_json(result_file)["wall_seconds"]
+    result |= {"warnings": list(warnings)} if warnings else {}
     run_directory.write_json(result_file, result)
     return result
 

@@ -19,7 +19,7 @@ from lightwam.policy.policy import Policy
 from lightwam.sim.simulator import Simulator
 from lightwam.types import Observation, to_pixels
 
-SCALARS = ("fps", "video_stride", "imagine_steps")
+NAMES, SCALARS = ("tasks", "instructions"), ("fps", "video_stride", "imagine_steps")
 
 
 @dataclass(frozen=True)
@@ -51,18 +51,15 @@ def read_probe(path: Path) -> Probe | None:
         return None
     what, step = "the recorded moments cannot be read", "delete the file, then run lightwam report RUN --imagine"
     arrays: dict[str, Any] = read_arrays(path, what, step)
-    names: Any = Shaped[np.ndarray, " M"]
-    kinds = (
-        get_type_hints(Probe) | {"tasks": names, "instructions": names} | dict.fromkeys(SCALARS, Shaped[np.ndarray, ""])
-    )
+    kinds = get_type_hints(Probe)
+    kinds |= dict.fromkeys(NAMES, Shaped[np.ndarray, " M"]) | dict.fromkeys(SCALARS, Shaped[np.ndarray, ""])
     with jaxtyped("context"):  # a size has one value in all arrays
         odd = {name: kind for name, kind in kinds.items() if not isinstance(arrays.get(name), kind)}
     if odd or not len(arrays["tasks"]) or arrays["real"].shape[1] < 2:
         got = {name: (str(array.dtype), array.shape) for name, array in sorted(arrays.items())}
-        raise CheckpointError(
-            what, where=path, got=got, expected=odd or "a moment and a frame after it", next_step=step
-        )
-    values = {name: tuple(map(str, arrays[name])) for name in ("tasks", "instructions")}
+        expected = odd or "at least one moment and a frame after it"
+        raise CheckpointError(what, where=path, got=got, expected=expected, next_step=step)
+    values = {name: tuple(map(str, arrays[name])) for name in NAMES}
     return Probe(**{name: arrays[name] for name in kinds} | values | {name: arrays[name].item() for name in SCALARS})
 
 

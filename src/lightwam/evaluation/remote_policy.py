@@ -38,18 +38,14 @@ class RemotePolicy:
         are maps, which openpi's protocol does not have, or whose state has two parts of unknown length.
         """
         if schema.action:
-            raise ConfigError(
-                "a schema for openpi's servers must not divide actions into parts",
-                where=f"{schema.name}: action",
-                got=[part.key for part in schema.action],
-                next_step=f"choose another robot schema; {GUIDE}",
-            )
+            what, where = "a schema for openpi's servers must not divide actions into parts", f"{schema.name}: action"
+            keys, step = [part.key for part in schema.action], f"choose another robot schema; {GUIDE}"
+            raise ConfigError(what, where=where, got=keys, next_step=step)
         if sum(part.length is None for part in schema.state) > 1:
             where = f"{schema.name}: state"
             raise ConfigError("all parts of a state but one must have a length", where=where, next_step=GUIDE)
         self.recipe, self._client, self._label = recipe, client, label
-        self._declared, self._renames = schema, dict(renames or {})
-        self._schema = schema
+        self._schema, self._declared, self._renames = schema, schema, dict(renames or {})
         self._first_metadata: Any = None
         """the server's own, when it first answered"""
 
@@ -80,15 +76,10 @@ class RemotePolicy:
     def _metadata(self) -> Any:
         """Return how the server describes itself; WireError if that has changed, as another policy may answer then."""
         metadata = _plain({key: value for key, value in self._client.metadata.items() if key != MESSAGE_BYTES})
-        self._first_metadata = metadata if self._first_metadata is None else self._first_metadata
-        if metadata != self._first_metadata:
-            raise WireError(
-                "another server answers now",
-                where=self._client.url,
-                got=metadata,
-                expected=self._first_metadata,
-                next_step="start the first one again, or evaluate into another folder",
-            )
+        first = self._first_metadata = metadata if self._first_metadata is None else self._first_metadata
+        if metadata != first:
+            what, step = "another server answers now", "start the first one again, or evaluate into another folder"
+            raise WireError(what, where=self._client.url, got=metadata, expected=first, next_step=step)
         return metadata
 
 

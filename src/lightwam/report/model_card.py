@@ -80,16 +80,6 @@ class Card:
         return weights if REPO.fullmatch(weights) and not Path(weights).exists() else ""
 
     @property
-    def needs_vae(self) -> bool:
-        """Whether the latents are those of a pretrained VAE."""
-        return self.recipe.latents.pretrained
-
-    @property
-    def hashes_words(self) -> bool:
-        """Whether the text encoder needs no weights."""
-        return not self.recipe.text.pretrained
-
-    @property
     def own_result(self) -> EvaluationResult | None:
         """The evaluation, if it was of these weights with the tasks' own instructions."""
         asked = self.protocol
@@ -194,11 +184,8 @@ def _in_words(success: SuccessRate) -> str:
 
 def _features(card: Card) -> list[tuple[str, FeatureStats, Mapping[str, str]]]:
     """Return title, statistics, and names and units (if known) of state and action."""
-    robot = card.robot
-    return [
-        ("State", card.codec.state, robot.state if robot else {}),
-        ("Action", card.codec.action, robot.action if robot else {}),
-    ]
+    state, action = (card.robot.state, card.robot.action) if card.robot else ({}, {})
+    return [("State", card.codec.state, state), ("Action", card.codec.action, action)]
 
 
 def _describe(dataset: DatasetRecord | None) -> str:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 from lightwam.encoders.weight_files import REPO
@@ -38,8 +36,10 @@ def push(
     """
     if not REPO.fullmatch(repo):
         raise ConfigError("a Hub repo must have the form OWNER/NAME", where="repo", got=repr(repo))
-    with _temporary_folder() as temporary:
-        folder = stage(Path(run), temporary / "run", repo, step, license=license, dataset=dataset)
+    with explain_disk_errors(Path(tempfile.gettempdir()), resume_hint=RETRY):
+        temporary = tempfile.TemporaryDirectory(prefix="lightwam-push-", ignore_cleanup_errors=True)
+    with temporary:
+        folder = stage(Path(run), Path(temporary.name) / "run", repo, step, license=license, dataset=dataset)
         with hub_errors(repo, "the run cannot be pushed to the Hub"):
             from huggingface_hub import HfApi
 
@@ -82,13 +82,3 @@ def stage(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return to
-
-
-@contextlib.contextmanager
-def _temporary_folder() -> Iterator[Path]:
-    with explain_disk_errors(Path(tempfile.gettempdir()), resume_hint=RETRY):
-        folder = tempfile.mkdtemp(prefix="lightwam-push-")
-    try:
-        yield Path(folder)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -93,12 +93,8 @@ class JobRunner:
         self.deaths[str(job)] += 1
         count = self.deaths[str(job)]
         if count >= MAX_DEATHS:
-            raise SimulatorError(
-                f"a worker process died, {count} times in a row",
-                where=job,
-                got=death,
-                next_step="run the same command again; fewer workers need less memory",
-            )
+            step = "run the same command again; fewer workers need less memory"
+            raise SimulatorError(f"a worker process died, {count} times in a row", where=job, got=death, next_step=step)
         self.say(f"{self.what}: a worker died ({death}); {job} begins again, try {count + 1} of {MAX_DEATHS}")
 
 

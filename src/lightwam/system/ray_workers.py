@@ -64,12 +64,8 @@ class RayWorkers(Generic[Job, Answer]):
             try:
                 self._ray.init(address=address, log_to_driver=False, logging_level="warning")
             except (ConnectionError, ValueError, RuntimeError) as error:
-                raise ConfigError(
-                    "no Ray cluster can be used",
-                    where=address,
-                    got=error,
-                    next_step="start one (`ray start --head`, and `ray start --address HOST:6379` on other machines)",
-                ) from error
+                step = "start one (`ray start --head`, and `ray start --address HOST:6379` on other machines)"
+                raise ConfigError("no Ray cluster can be used", where=address, got=error, next_step=step) from error
         # without this, Ray hides all GPUs from actors that ask for none, and EGL could not draw
         env = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
         options = {"num_cpus": 1, "max_restarts": 0, "max_task_retries": 0, "runtime_env": {"env_vars": env}}
@@ -135,23 +131,18 @@ class RayWorkers(Generic[Job, Answer]):
         here = versions((*OURS, *SIMULATORS))
         odd = sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))
         if odd:
-            raise SimulatorError(
-                "a node of the cluster has other versions",
-                got={name: there.get(name) for name in odd},
-                expected={name: here.get(name) for name in odd},
-                next_step="install the same on every node: results of different simulators must not be mixed",
-            )
+            got, expected = ({name: installed.get(name) for name in odd} for installed in (there, here))
+            step = "install the same on every node: results of different simulators must not be mixed"
+            raise SimulatorError("a node of the cluster has other versions", got=got, expected=expected, next_step=step)
         slot.up, self._num_failures = True, 0
 
     def _count_failure(self, error: Exception) -> None:
         """Raise SimulatorError when actors keep dying before they are up."""
         self._num_failures += 1
         if self._num_failures >= MAX_DEATHS:
-            raise SimulatorError(
-                f"{self._num_failures} actors in a row did not start",
-                got=error,
-                next_step="is lightwam, with the simulator's extra, installed on every node?",
-            ) from error
+            what = f"{self._num_failures} actors in a row did not start"
+            step = "is lightwam, with the simulator's extra, installed on every node?"
+            raise SimulatorError(what, got=error, next_step=step) from error
 
     def _report_waiting(self) -> None:
         if any(slot.up for slot in self._slots):

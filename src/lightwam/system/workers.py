@@ -53,9 +53,8 @@ class Outcome(Generic[Answer]):
         if isinstance(self.error, (WorkerDied, LightwamError)):
             raise self.error
         if self.error is not None:
-            hint = "LIGHTWAM_DEBUG=1 shows the traceback"
-            failed = SimulatorError("a worker process failed", where=job, got=self.error, next_step=hint)
-            raise failed from RuntimeError(self.trace)
+            what, step = "a worker process failed", "LIGHTWAM_DEBUG=1 shows the traceback"
+            raise SimulatorError(what, where=job, got=self.error, next_step=step) from RuntimeError(self.trace)
         return self.answer  # type: ignore[return-value]  # None may be an answer
 
 
@@ -253,12 +252,8 @@ def _guarded(script: Path, line: int) -> bool:
 
 
 def _unguarded(where: str) -> ConfigError:
-    return ConfigError(
-        "a script that starts worker processes must have a main guard",
-        where=where,
-        expected=f"a file with `{GUARD}`",
-        next_step=f"put the code that calls lightwam under `{GUARD}`",
-    )
+    what, step = "a script that starts worker processes must have a main guard", f"call lightwam under `{GUARD}`"
+    return ConfigError(what, where=where, expected=f"a file with `{GUARD}`", next_step=step)
 
 
 @dataclass

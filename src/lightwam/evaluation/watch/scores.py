@@ -255,14 +255,8 @@ class _Test:
         seen.sort(key=lambda i: (float(scores[i][self.trials[i].look :].max()), i))
         middle = seen[len(seen) // 2]
         episode = self.trials[middle]
-        return {
-            "kind": kind,
-            "task": episode.task,
-            "seed": episode.seed,
-            "look": episode.look,
-            "disturbed_at": episode.disturbed_at,
-            "steps": episode.steps,
-            "success": episode.success,
+        names = ("kind", "task", "seed", "look", "disturbed_at", "steps", "success")
+        return {name: getattr(episode, name) for name in names} | {
             "look_steps": [self.executed * (i + 1) for i in range(len(episode.pixels))],
             "scores": [round(float(score), 4) for score in scores[middle]],
             "threshold": self.thresholds[WATCH],

@@ -181,8 +181,7 @@ class Calibration:
         """Read what `write` wrote. Raises CheckpointError for a run without one or with a broken one."""
         path = run / FILE
         if not path.is_file():
-            hint = f"lightwam watch {run}"
-            raise CheckpointError("the policy's watch is not calibrated", where=path, next_step=hint)
+            raise CheckpointError("the policy's watch is not calibrated", where=path, next_step=f"lightwam watch {run}")
         try:
             content = vars(from_dict(_CalibrationFile, run_directory.read_json(path), FILE))
             model = ChangeModel(**{name: np.array(grid) for name, grid in vars(content.pop("yardstick")).items()})
@@ -264,12 +263,10 @@ def conformal(largest: Float[np.ndarray, " episodes"], false_alarms: float) -> f
 def require_enough(num_episodes: int, false_alarms: float) -> None:
     """Raise ConfigError when there are too few undisturbed episodes for this share of false alarms."""
     if num_episodes < MIN_EPISODES or conformal(np.zeros(num_episodes), false_alarms) is None:
-        raise ConfigError(
-            "too few undisturbed episodes with two looks for this share of false alarms",
-            got=f"{num_episodes} episodes, {false_alarms:g} false alarms",
-            expected=f"at least {max(MIN_EPISODES, math.ceil(1 / false_alarms) - 1)} episodes",
-            next_step="more episodes (--undisturbed)",
-        )
+        what = "too few undisturbed episodes with two looks for this share of false alarms"
+        got, least = f"{num_episodes} episodes, {false_alarms:g} false alarms", math.ceil(1 / false_alarms) - 1
+        expected, step = f"at least {max(MIN_EPISODES, least)} episodes", "more episodes (--undisturbed)"
+        raise ConfigError(what, got=got, expected=expected, next_step=step)
 
 
 @dataclass(frozen=True)
@@ -302,15 +299,11 @@ class SurpriseWatch:
         rows, columns = policy.codec.config.canvas
         pooled = 2 * policy.latents.spatial_stride
         shape = policy.latents.channels, rows // pooled, columns // pooled
-        got = calibration.change_model.gain.shape
-        if calibration.checkpoint_step != policy.step or got != shape:
-            raise CheckpointError(
-                "the watch was calibrated with another policy",
-                where=FILE,
-                got=f"step {calibration.checkpoint_step}, latents {got}",
-                expected=f"step {policy.step}, latents {shape}",
-                next_step="calibrate again: remove RUN/watch, then lightwam watch RUN",
-            )
+        calibrated, needed = (calibration.checkpoint_step, calibration.change_model.gain.shape), (policy.step, shape)
+        if calibrated != needed:
+            what, step = "the watch was calibrated with another policy", "remove RUN/watch, then lightwam watch RUN"
+            got, expected = (f"step {number}, latents {latents}" for number, latents in (calibrated, needed))
+            raise CheckpointError(what, where=FILE, got=got, expected=expected, next_step=step)
         self.policy, self.calibration = policy, calibration
 
     @classmethod
