@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from lightwam.errors import LightwamError
+from lightwam.serving.settings import Serving
 from lightwam.types import Observation
 
 Act = Callable[[Sequence[Observation]], Float32[np.ndarray, "B H A"]]
@@ -54,17 +55,10 @@ class _Request:
 
 
 class Batcher:
-    """Answers observations in their order, up to `max_batch` in one pass.
+    """Answers observations in their order, up to `settings.max_batch` in one pass."""
 
-    `swap` exchanges the weights between two passes. `window_seconds` is how long the first request waits for those of
-    other clients.
-    """
-
-    def __init__(
-        self, act: Act, step: int, *, max_queue: int = 64, max_batch: int = 8, window_seconds: float = 0.002
-    ) -> None:
-        self.act, self.step = act, step
-        self.max_queue, self.max_batch, self.window_seconds = max_queue, max_batch, window_seconds
+    def __init__(self, act: Act, step: int, settings: Serving) -> None:
+        self.act, self.step, self.settings = act, step, settings
         self.num_clients = 0
         """open connections, counted by the server; a single client does not wait for others"""
         self._pass_began: float | None = None
@@ -101,9 +95,9 @@ class Batcher:
         """
         if self._closing:
             raise Closing("the server is stopping", next_step="connect again in a moment")
-        if len(self._waiting) >= self.max_queue:
-            expected, step = f"at most {self.max_queue}", "ask again in a moment"
-            raise Busy("too many requests are waiting", got=len(self._waiting), expected=expected, next_step=step)
+        if len(self._waiting) >= (limit := self.settings.max_queue):
+            what, expected, step = "too many requests are waiting", f"at most {limit}", "ask again in a moment"
+            raise Busy(what, got=len(self._waiting), expected=expected, next_step=step)
         request = _Request(observation, asyncio.get_running_loop().create_future(), time.perf_counter())
         self._waiting.append(request)
         self._wake.set()
@@ -130,22 +124,21 @@ class Batcher:
             await self._wake.wait()
             self._wake.clear()
             while self._waiting:
-                if len(self._waiting) < min(self.num_clients, self.max_batch) and not self._closing:
-                    await asyncio.sleep(self.window_seconds)
-                batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), self.max_batch))]
+                most = self.settings.max_batch
+                if len(self._waiting) < min(self.num_clients, most) and not self._closing:
+                    await asyncio.sleep(self.settings.window_ms / 1000)
+                batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), most))]
                 if batch:
                     await self._answer(batch)
             if self._closing:
                 return
 
     async def _answer(self, batch: list[_Request]) -> None:
-        begun, act, step = time.perf_counter(), self.act, self.step
-        self._pass_began = begun
-        loop = asyncio.get_running_loop()
-        answers: Sequence[Float32[np.ndarray, "H A"] | BaseException]
+        self._pass_began = begun = time.perf_counter()
+        step, observations = self.step, [request.observation for request in batch]
         try:
-            observations = [request.observation for request in batch]
-            answers = await loop.run_in_executor(self._thread, _act, act, observations)
+            pass_ = asyncio.get_running_loop().run_in_executor(self._thread, _act, self.act, observations)
+            answers = await pass_
         except BaseException as error:
             # whatever it was, no client is left waiting
             for request in batch:

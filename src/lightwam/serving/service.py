@@ -121,10 +121,8 @@ class Service:
 
 def matching_schema(schemas: Sequence[RobotSchema], message: Mapping[str, Any]) -> RobotSchema:
     """Return the first schema all of whose cameras are in the message; a single schema without looking."""
-    if len(schemas) == 1:
-        return schemas[0]
     for schema in schemas:
-        if schema.matches(message):
+        if len(schemas) == 1 or schema.matches(message):
             return schema
     raise WireError(
         "the message matches no robot schema",
@@ -138,9 +136,7 @@ def matching_schema(schemas: Sequence[RobotSchema], message: Mapping[str, Any]) 
 def frame_bytes(message: WSMessage) -> bytes:
     """Return the bytes of a websocket's frame; WireError for a text frame."""
     if message.type is not WSMsgType.BINARY:
-        raise WireError(
-            "a message must be a binary frame", where="the websocket", got="a text frame", expected="msgpack"
-        )
+        raise WireError("a message must be a binary frame with msgpack", where="the websocket", got="a text frame")
     return bytes(message.data)
 
 
@@ -153,10 +149,8 @@ class RequestQueue:
     def add(self, request: Any) -> None:
         """Answer a request after those before it; Busy if too many are in flight."""
         if len(self._tasks) >= MAX_IN_FLIGHT:
-            what = "this connection has too many unanswered requests"
-            raise Busy(
-                what, got=len(self._tasks) + 1, expected=f"at most {MAX_IN_FLIGHT}", next_step="wait for an answer"
-            )
+            what = f"this connection has more than {MAX_IN_FLIGHT} unanswered requests"
+            raise Busy(what, got=len(self._tasks) + 1, next_step="wait for an answer")
         task = asyncio.create_task(self._in_turn(request))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
