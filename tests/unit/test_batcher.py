@@ -80,7 +80,7 @@ def test_a_single_client_does_not_wait_for_others() -> None:
         await batcher.ask(seen(1))
         return time.perf_counter() - begun
 
-    assert batching(ask, window_ms=5000) < 2
+    assert batching(ask, window_ms=5000.0) < 2
 
 
 def test_the_queue_is_bounded_and_the_loop_stays_free() -> None:

@@ -10,7 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,6 @@ Hold = Callable[[np.ndarray | None], np.ndarray]
 """the last action (A,), or None at the beginning of an episode, to the action with which the robot stands still"""
 NUM_LATENCIES = 10_000
 """percentiles are of this many answers, the newest"""
-NO_BLEND = Crossfade(0)
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Play:
 
     replan: int = 4
     """steps from one request to the next; fewer if the rest of the chunk would not last until the answer"""
-    blend: Blend = NO_BLEND
+    blend: Blend = field(default_factory=Crossfade)
     """how a new chunk replaces the old one: `Crossfade(steps)` or `Ensemble(decay)`"""
     switch_dims: tuple[int, ...] = ()
     """dimensions of the action that are never blended, such as a gripper that opens or closes"""

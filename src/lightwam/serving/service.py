@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 from aiohttp import WSMessage, WSMsgType
@@ -28,12 +29,7 @@ MAX_IN_FLIGHT = 4
 """requests of a connection; robots have one"""
 OnMessage = Callable[[Mapping[str, Any] | WireError, str], None]
 """called with a message, or with the error that says why it cannot be decoded, and its protocol"""
-CODES: Mapping[type[Exception], str] = {
-    Busy: "busy",
-    Closing: "closing",
-    WireError: "bad_message",
-    PromptError: "bad_message",
-}
+CODES = {Busy: "busy", Closing: "closing", WireError: "bad_message", PromptError: "bad_message"}
 """error -> its code for the client; "internal" for others, which are the policy's fault"""
 
 
@@ -97,10 +93,8 @@ class Service:
             if self.on_message is not None:
                 self.on_message(message, protocol)
             schema = matching_schema(self.schemas, message)
-            if schema.is_encoded(message):
-                observation = await asyncio.to_thread(schema.observation, message)
-            else:
-                observation = schema.observation(message)
+            convert = partial(schema.observation, message)
+            observation = await asyncio.to_thread(convert) if schema.is_encoded(message) else convert()
             if self.check_sentence is not None:
                 self.check_sentence(observation.instruction)
             answer = await self.batcher.ask(observation)

@@ -6,6 +6,7 @@ Robots' clients differ in little but names, so a schema is data, and a new robot
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -144,21 +145,16 @@ class RobotSchema:
 
     def instruction(self, message: Any) -> str:
         """Return the instruction, or the first of several; WireError if there is none."""
-        null: KeyPath = ()
+        present: dict[KeyPath, Any] = {}
         for path in self.prompt:
-            try:
+            with contextlib.suppress(WireError):
                 value = value_at(message, path)
-            except WireError:
-                continue
-            if isinstance(value, list) and value:
-                value = value[0]
-            if isinstance(value, str):
-                return value
-            if value is not None:
-                raise WireError("the instruction must be text", where=path_text(path), got=type(value).__name__)
-            null = null or path
-        if null:
-            raise WireError("the instruction must be text", where=path_text(null), got="null")
+                present[path] = value[0] if isinstance(value, list) and value else value
+        for path in sorted(present, key=lambda path: present[path] is None):  # null counts if there is nothing else
+            if isinstance(text := present[path], str):
+                return text
+            got = "null" if text is None else type(text).__name__
+            raise WireError("the instruction must be text", where=path_text(path), got=got)
         if not isinstance(message, dict):
             value_at(message, self.prompt[0])
         expected, step = " or ".join(map(path_text, self.prompt)), _nearest(self.prompt[0][0], message)
