@@ -98,7 +98,6 @@ class _Recorder:
         self.counts, self.latencies_ms = Stats(), deque[float](maxlen=NUM_LATENCIES)
 
     def connection_error(self, error: ConnectionLost) -> None:
-        """Count a failed try to reach the server."""
         self.counts.connection_errors += 1
         self.counts.last_error = str(error)
 
@@ -191,7 +190,6 @@ class ChunkPlayer:
         self.close()
 
     def _is_due(self) -> bool:
-        """Whether to request a chunk at this step."""
         if self._open is not None:
             return False
         if self._request_move is None or not self._plan.remaining:
@@ -268,7 +266,6 @@ class BlockingPlayer:
         self._actions: list[np.ndarray] = []
 
     def reset(self) -> None:
-        """Begin a new episode."""
         self._actions, self._recorder.last = [], None
 
     def action(self, observe: Observe) -> np.ndarray:
@@ -288,7 +285,6 @@ class BlockingPlayer:
         return self._recorder.play(self._actions.pop(0), first=first)
 
     def stats(self) -> Stats:
-        """Return the counts of all episodes so far."""
         return self._recorder.stats()
 
     def close(self) -> None:

@@ -99,7 +99,6 @@ class Socket(web.WebSocketResponse):
         """the client's message was over the limit"""
 
     async def close(self, *, code: int = WSCloseCode.OK, message: bytes = b"", drain: bool = True) -> bool:
-        """Send the close frame."""
         if code == WSCloseCode.MESSAGE_TOO_BIG and not self.closed:
             self.is_too_large, message = True, self._too_large.encode()
         return await super().close(code=code, message=message, drain=drain)

@@ -73,7 +73,6 @@ async def _read_body(request: web.BaseRequest, settings: Serving) -> bytes:
 
 
 async def _read_all(request: web.BaseRequest, max_bytes: int) -> bytes:
-    """Check the headers, then read the body."""
     too_large = _BodyError(413, "the message is too large", f"at most {max_bytes} bytes", "--limits.message-bytes")
     if request.content_length is None and "chunked" not in request.headers.get("Transfer-Encoding", "").lower():
         raise _BodyError(411, "the body has no length", "Content-Length, or Transfer-Encoding: chunked")

@@ -178,12 +178,10 @@ class Server:
         return None
 
     def _refuse(self, request: web.BaseRequest, status: int, why: Refusal, setting: str) -> web.Response:
-        """Log a refusal and make its response."""
         self.refusals.add(str(request.remote), why.message, setting=setting, expected=why.expected)
         return error_response(status, why)
 
     def _log_unreadable(self, request: web.BaseRequest, why: Refusal, is_tls: bool) -> None:
-        """Log a request that is not HTTP."""
         message, expected, setting = why.message, why.expected, "the client"
         if is_tls:
             message, setting = "the client speaks TLS, and this server does not", "--tls-certificate"
@@ -212,14 +210,13 @@ class Server:
         return self._refuse(request, 404, why, "the client's address")
 
     def _metrics(self) -> web.Response:
-        self.metrics.waiting.set(self.batcher.num_waiting)
+        self.metrics.waiting.set(len(self.batcher.waiting))
         self.metrics.pass_seconds.set(self.batcher.pass_seconds)
         self.metrics.step.set(self.batcher.step)
         headers = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
         return web.Response(body=self.metrics.text(), headers=headers)
 
     async def _websocket(self, request: web.BaseRequest, protocol: str) -> web.StreamResponse:
-        """Serve a websocket until it ends."""
         if self.draining:
             return error_response(503, Refusal("closing", "the server", "the server is stopping", ""))
         limits = self.settings.limits
@@ -296,7 +293,7 @@ class Server:
 
     async def _drain(self, servers: list[tuple[asyncio.Server, web.Server]]) -> None:
         self.draining = True
-        log_event("draining", waiting=self.batcher.num_waiting)
+        log_event("draining", waiting=len(self.batcher.waiting))
         for listening, _ in servers:
             listening.close()
         try:

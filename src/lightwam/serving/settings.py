@@ -65,7 +65,6 @@ class Serving:
     """format of the log on stderr"""
 
     def __post_init__(self) -> None:
-        """ConfigError for values that a server cannot have."""
         for name, (low, high) in RANGES.items():
             value = operator.attrgetter(name)(self)
             if value is not None and not low <= value <= high:

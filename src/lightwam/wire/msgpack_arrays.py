@@ -96,7 +96,7 @@ def read_array(table: Mapping[Any, Any], where: str, limits: Limits) -> np.ndarr
     mark, *shape, data, dtype = fields_of(fields, (*names, "data", "dtype"), where)
     if mark is not True:
         raise WireError("an array's mark must be true", where=where, got=short(mark))
-    return array(dtype, *shape, data, where, limits) if shape else scalar(parse_dtype(dtype, where), data, where)
+    return array(dtype, shape[0], data, where, limits) if shape else scalar(parse_dtype(dtype, where), data, where)
 
 
 def _msgpack_numpy(fields: Mapping[str, Any], where: str, limits: Limits) -> np.ndarray | np.generic:

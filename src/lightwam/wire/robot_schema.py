@@ -53,11 +53,9 @@ class Unit:
     offset: float
 
     def to_client(self, number: Any) -> Any:
-        """Convert the policy's number, or an array of them."""
         return number * np.float32(self.scale) + np.float32(self.offset)
 
     def to_policy(self, number: Any) -> Any:
-        """Convert the client's number, or an array of them."""
         return (number - np.float32(self.offset)) / np.float32(self.scale)
 
 
@@ -263,7 +261,6 @@ def _with_lengths(schema: RobotSchema, state_dim: int) -> tuple[StatePart, ...]:
 
 
 def _no_picture(value: Any, where: str) -> WireError:
-    """Make the error for a picture that is neither uint8 nor encoded."""
     if isinstance(value, (bytes, str)):
         what = "an encoded picture must be a PNG or JPEG as bytes, or over HTTP in base64 or as a data URL"
         return WireError(what, where=where, got=f"{type(value).__name__}, {short(value[:24])}")
