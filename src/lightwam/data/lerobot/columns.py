@@ -38,10 +38,7 @@ def task_order_problem(root: Path, version: str, tasks: Mapping[int, str]) -> It
     LeRobot then uses another sentence, without an error.
     """
     if version == "v3.0" and [*tasks] != list(range(len(tasks))):
-        where, step = (
-            root / "meta" / "tasks.parquet",
-            "sort and number them 0, 1, 2, ..., in the rows too: LeRobot needs it",
-        )
+        where, step = root / "meta" / "tasks.parquet", "sort and renumber them, in the rows too: LeRobot needs it"
         yield DatasetError("tasks are not in the order of task_index", where=where, got=[*tasks][:20], next_step=step)
 
 
