@@ -64,7 +64,7 @@ def test_actions_are_those_of_the_core_bit_for_bit(tiny: Any, tmp_path: Path) ->
     core = Policy.load(tiny.run)
     ours = convert(ConvertOptions(tiny.run, tmp_path / "out"))
     several = [observation(seed) for seed in range(3)]
-    latent, context, state = core.actor.plain.encode(*core._inputs(several))
+    latent, context, state = core.plain.encode(*core.inputs(several))
     batch = seen(*several) | {"observation.state": state}
     with torch.no_grad():
         expected = core.model.act(latent, context, state)
@@ -182,7 +182,7 @@ def test_imagined_futures_are_the_cores(tiny: Any, tmp_path: Path) -> None:
     ours = convert(ConvertOptions(tiny.run, tmp_path / "out"))
     ours.config.save_predicted_video, ours.config.num_imagine_steps, ours.config.imagine_seed = True, 4, 7
     core, one = Policy.load(tiny.run), observation()
-    batch = seen(one) | {"observation.state": core._inputs([one])[2]}
+    batch = seen(one) | {"observation.state": core.inputs([one])[2]}
     ours.predict_action_chunk(batch)
     latents = ours.last_predicted_latents
     expected = core.imagine(one, seed=7, num_steps=4)

@@ -70,7 +70,7 @@ def out_of_view(model: Any) -> tuple[tuple[Any, Any], np.ndarray]:
     mujoco.mj_forward(model, data)
     view = camera_view(model, data, 0, SIZE[1] / SIZE[0])
     assert view is not None
-    return (data, view), outside_view(model, data, *view)
+    return (data, view), outside_view(model, data, view)
 
 
 def drawn(model: Any, mesh_detail: float | None = None) -> tuple[int, np.ndarray, np.ndarray]:
@@ -138,7 +138,7 @@ def test_the_view_in_a_mirror_is_bounded_by_its_frame() -> None:
     turn, (width, length, height) = data.geom_xmat[0].reshape(3, 3), model.geom_size[0]
     for _ in range(50):
         eye = data.geom_xpos[0] + turn @ [*rng.uniform(-1, 1, 2), height + rng.uniform(0.05, 1)]
-        image, sides = mirrored_view(model, data, 0, eye, np.zeros((4, 3)))
+        image, sides = mirrored_view(model, data, 0, (eye, np.zeros((4, 3))))
         for share, within in ((0.99, True), (1.01, False)):
             on = np.array([*rng.uniform(-1, 1, 2), 1]) * (width, length, height)
             axis = rng.integers(2)

@@ -24,6 +24,10 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "WARM_UP", 1)
 
 
+def random_variants(recipe: Recipe) -> Any:
+    return bench.variants(bench.random_policy(recipe, CPU), [bench.random_observation(recipe)], torch.float32)
+
+
 def check(result: dict[str, Any]) -> None:
     assert list(result["stages"]) == list(STAGES)
     for rows in result["stages"].values():
@@ -90,7 +94,7 @@ def test_without_its_simulator_a_run_is_shown_random_pictures(
 def test_the_published_way_gives_the_same_action(tiny_recipe: Recipe) -> None:
     backbone = replace(tiny_recipe.model.backbone, num_blocks=tiny_recipe.model.backbone.taps[-1] + 3)
     recipe = replace(tiny_recipe, model=replace(tiny_recipe.model, backbone=backbone))
-    calls, differences, _ = bench.variants(bench.of_recipe(recipe, CPU), CPU, torch.float32)
+    calls, differences, _ = random_variants(recipe)
     assert differences["plain"] == differences["model"] == 0
     with torch.inference_mode():
         for stage in STAGES[:2]:
@@ -115,6 +119,6 @@ def test_work_is_counted_whatever_computes_it(monkeypatch: pytest.MonkeyPatch, t
     work = []
     for size in (2**20, 1):
         monkeypatch.setattr(folding, "PACKED_FROM", size)
-        calls, _, _ = bench.variants(bench.of_recipe(tiny_recipe, CPU), CPU, torch.float32)
+        calls, _, _ = random_variants(tiny_recipe)
         work.append(timing.count_gmac(calls[STAGES[0]]["engine"]))
     assert work[0] == pytest.approx(work[1])

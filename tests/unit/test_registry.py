@@ -39,10 +39,6 @@ def test_a_simulator_without_its_package_names_the_extra(monkeypatch: pytest.Mon
         registry.make_simulator(SimConfig("metaworld", ("reach",), ("corner4",), 24, 24, 10), "reach")
 
 
-def test_tasks_and_cameras_are_known_without_a_simulator() -> None:
-    assert registry.tasks("point") == point.TASKS and registry.cameras("point") == point.CAMERAS
-
-
 def test_a_user_adapter_is_loaded_by_its_import_path(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_robot").mkdir()
     (tmp_path / "my_robot" / "sim.py").write_text("from lightwam.sim.point import *\n")

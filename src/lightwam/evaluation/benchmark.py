@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ from lightwam.config.schema import EvalConfig, Recipe
 from lightwam.engine.engine import Engine
 from lightwam.evaluation.episodes import read_episodes, task_files
 from lightwam.evaluation.evaluate import evaluate
-from lightwam.policy.benchmark import of_recipe
+from lightwam.policy.benchmark import INSTRUCTION, random_policy
 from lightwam.policy.policy import Policy
 from lightwam.sim import registry
 from lightwam.sim.simulator import Trial
 from lightwam.system.machine import machine, versions
 from lightwam.system.tables import table_lines
+from lightwam.system.timing import CPU, in_turns
 
 TOLERANCE = 1e-3
 """largest difference of actions that are computed alone by one variant and in a batch by the other"""
@@ -37,45 +39,38 @@ def bench_eval(recipe: Recipe) -> dict[str, Any]:
     time; each turn makes its simulators anew. Both run the same episodes and must end them alike. SimulatorError if the
     simulator cannot run.
     """
-    policy = _random_policy(recipe)
-    variants = {"every_step": every_step, "eval": by_evaluate}
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    same, episodes = True, 0
+    random = random_policy(recipe, CPU)
+
+    def states(sentences: Sequence[str]) -> torch.Tensor:
+        return random.prompts.states([INSTRUCTION])  # the only prompt with token states
+
+    engine = Engine(random.model, random.latents, states, CPU, torch.float32)
+    policy = Policy(recipe, random.codec, random.latents, random.prompts, engine, 0)
+    turns, variants = halves(recipe.eval), {"every_step": every_step, "eval": by_evaluate}
     with tempfile.TemporaryDirectory() as folder:
-        for turn, settings in enumerate(halves(recipe.eval)):
-            outcomes = {}
-            for name in list(variants)[:: -1 if turn else 1]:
-                began = time.perf_counter()
-                outcomes[name] = variants[name](policy, settings, Path(folder) / str(turn))
-                seconds[name].append(time.perf_counter() - began)
-            same = same and alike(outcomes["every_step"], outcomes["eval"])
-            episodes += len(outcomes["eval"])
-    totals = {name: sum(turns) for name, turns in seconds.items()}
+
+        def evaluated(name: str, turn: int) -> tuple[dict[Trial, Outcome], float]:
+            began = time.perf_counter()
+            outcomes = variants[name](policy, turns[turn], Path(folder) / str(turn))
+            return outcomes, time.perf_counter() - began
+
+        results = in_turns({name: partial(evaluated, name) for name in variants}, range(len(turns)))
+    seconds = {name: [took for _, took in rows] for name, rows in results.items()}
+    outcomes = {name: {trial: end for ends, _ in rows for trial, end in ends.items()} for name, rows in results.items()}
+    totals = {name: sum(took) for name, took in seconds.items()}
     warnings = registry.version_warnings(recipe.sim.name)
     return {
         "recipe": recipe.name,
-        "episodes": episodes,
+        "episodes": len(outcomes["eval"]),
         "max_steps": recipe.sim.max_steps,
         "replan": recipe.eval.replan,
         "workers": recipe.eval.workers,
         "seconds": seconds,
         **{f"{name}_s": total for name, total in totals.items()},
         "ratio": totals["eval"] / totals["every_step"],
-        "same_outcomes": same,
+        "same_outcomes": alike(outcomes["every_step"], outcomes["eval"]),
         "machine": machine() | versions(),
     } | ({"warnings": list(warnings)} if warnings else {})
-
-
-def _random_policy(recipe: Recipe) -> Policy:
-    cpu = torch.device("cpu")
-    setup = of_recipe(recipe, cpu)
-    sentence = setup.observations[0].instruction  # the only prompt with token states
-
-    def states(sentences: Sequence[str]) -> torch.Tensor:
-        return setup.prompts.states([sentence])
-
-    engine = Engine(setup.model, setup.latents, states, cpu, torch.float32)
-    return Policy(recipe, setup.codec, setup.latents, setup.prompts, engine, 0)
 
 
 def halves(settings: EvalConfig) -> list[EvalConfig]:
@@ -94,17 +89,13 @@ def every_step(policy: Policy, settings: EvalConfig, _: Path) -> dict[Trial, Out
         simulator = registry.make_simulator(recipe.sim, task)
         for seed in range(settings.first_seed, settings.first_seed + settings.trials):
             simulator.reset(seed)
-            chunk: list[np.ndarray] = []
-            observation, actions, success, over = simulator.observe(), list[np.ndarray](), False, False
+            episode, observation, actions, over = policy.begin(settings.replan), simulator.observe(), [], False
             while not over:
-                if not chunk:
-                    chunk = list(policy.act(observation)[: settings.replan])
-                actions.append(chunk.pop(0))
+                actions.append(episode.action(observation))
                 outcome = simulator.step(actions[-1])
-                success = outcome.success
-                over = success or outcome.ended or len(actions) >= recipe.sim.max_steps
+                over = outcome.success or outcome.ended or len(actions) >= recipe.sim.max_steps
                 observation = simulator.observe()
-            outcomes[Trial(task, seed)] = success, len(actions), np.stack(actions[: 2 * settings.replan])
+            outcomes[Trial(task, seed)] = outcome.success, len(actions), np.stack(actions[: 2 * settings.replan])
         simulator.close()
     return outcomes
 
@@ -122,12 +113,11 @@ def by_evaluate(policy: Policy, settings: EvalConfig, run: Path) -> dict[Trial, 
 
 def alike(one: Mapping[Trial, Outcome], other: Mapping[Trial, Outcome]) -> bool:
     """Return whether every episode had the same success, steps and actions."""
-    return one.keys() == other.keys() and all(
-        one[trial][:2] == other[trial][:2]
-        and one[trial][2].shape == other[trial][2].shape
-        and np.allclose(one[trial][2], other[trial][2], rtol=0, atol=TOLERANCE)
-        for trial in one
-    )
+
+    def same(a: Outcome, b: Outcome) -> bool:
+        return a[:2] == b[:2] and a[2].shape == b[2].shape and np.allclose(a[2], b[2], rtol=0, atol=TOLERANCE)
+
+    return one.keys() == other.keys() and all(same(one[trial], other[trial]) for trial in one)
 
 
 def table(result: Mapping[str, Any]) -> str:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float32
 
 from lightwam.config.schema import ControlSettings
@@ -19,6 +18,7 @@ from lightwam.evaluation.rehearsal import Rehearsed, latency_steps, player_facto
 from lightwam.evaluation.statistics import wilson
 from lightwam.policy.policy import Policy
 from lightwam.sim import registry
+from lightwam.system.cpu import one_thread
 from lightwam.system.machine import versions
 from lightwam.system.progress import Progress
 from lightwam.system.tables import rate_cells, table_lines
@@ -38,7 +38,10 @@ def bench_control(
     actions that are not motions, SimulatorError if the simulator cannot run.
     """
     settings = settings or ControlSettings()
-    _check(settings)
+    if settings.trials < 1 or settings.patience < 1 or min(settings.rates_hz, default=1.0) <= 0:
+        raise ConfigError("trials and patience must be at least 1, rates above 0", where="bench control", got=settings)
+    if not settings.latencies_ms or min(settings.latencies_ms) < 0:
+        raise ConfigError("there must be latencies, none below 0", where="bench control", got=settings.latencies_ms)
     policy = Policy.load(run)
     recipe = policy.recipe
     replan = recipe.eval.replan if settings.replan is None else settings.replan
@@ -57,13 +60,6 @@ def bench_control(
     }
 
 
-def _check(settings: ControlSettings) -> None:
-    if settings.trials < 1 or settings.patience < 1 or min(settings.rates_hz, default=1.0) <= 0:
-        raise ConfigError("trials and patience must be at least 1, rates above 0", where="bench control", got=settings)
-    if not settings.latencies_ms or min(settings.latencies_ms) < 0:
-        raise ConfigError("there must be latencies, none below 0", where="bench control", got=settings.latencies_ms)
-
-
 def _rehearse_all(
     policy: Policy, settings: ControlSettings, replan: int, say: Callable[[str], None]
 ) -> dict[Case, list[Rehearsed]]:
@@ -78,21 +74,15 @@ def _rehearse_all(
     def act(observation: Observation) -> Float32[np.ndarray, "prefix A"]:
         return policy.act(observation)[: recipe.model.supervised_prefix]  # later steps were not trained
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with Progress(
-            "rehearsal", len(cases) * len(recipe.sim.tasks) * settings.trials, unit="ep", say=say
-        ) as progress:
-            for task in recipe.sim.tasks:
-                simulator = registry.make_simulator(recipe.sim, task)
-                for i, case in product(range(settings.trials), cases):
-                    seed, latency = recipe.eval.first_seed + i, latency_steps(case[1], case[0])
-                    rows[case].append(rehearsal(simulator, seed, act, players[case[2]], latency=latency))
-                    progress.advance()
-                simulator.close()
-    finally:
-        torch.set_num_threads(threads)
+    total = len(cases) * len(recipe.sim.tasks) * settings.trials
+    with one_thread(), Progress("rehearsal", total, unit="ep", say=say) as progress:
+        for task in recipe.sim.tasks:
+            simulator = registry.make_simulator(recipe.sim, task)
+            for i, case in product(range(settings.trials), cases):
+                seed, latency = recipe.eval.first_seed + i, latency_steps(case[1], case[0])
+                rows[case].append(rehearsal(simulator, seed, act, players[case[2]], latency=latency))
+                progress.advance()
+            simulator.close()
     return rows
 
 
@@ -100,7 +90,11 @@ def summary(case: Case, episodes: Sequence[Rehearsed], max_steps: int) -> dict[s
     """Return a row of the table; means over episodes, steps over the successful ones."""
     rate, latency, way = case
     successful = [episode for episode in episodes if episode.success]
-    hands = [episode.hand_jitter for episode in episodes if episode.hand_jitter is not None]
+
+    def mean(name: str, among: Sequence[Rehearsed] = episodes) -> float | None:
+        numbers = [number for each in among if (number := getattr(each, name)) is not None]
+        return float(np.mean(numbers)) if numbers else None
+
     return {
         "rate_hz": rate,
         "latency_ms": latency,
@@ -110,34 +104,23 @@ def summary(case: Case, episodes: Sequence[Rehearsed], max_steps: int) -> dict[s
         "successes": len(successful),
         "interval_95": wilson(len(successful), len(episodes)),
         "in_time": sum(episode.steps <= max_steps for episode in successful),
-        "mean_steps": float(np.mean([episode.steps for episode in successful])) if successful else None,
+        "mean_steps": mean("steps", successful),
         "idle_share": sum(episode.idle for episode in episodes) / sum(episode.steps for episode in episodes),
-        "command_jitter": float(np.mean([episode.command_jitter for episode in episodes])),
-        "hand_jitter": float(np.mean(hands)) if hands else None,
-        "jump": float(np.mean([episode.jump for episode in episodes])),
+        **{name: mean(name) for name in ("command_jitter", "hand_jitter", "jump")},
         "episodes": [asdict(episode) for episode in episodes],
     }
 
 
 def table(result: Mapping[str, Any]) -> str:
     """Return the result as text."""
-    heads = ["rate", "latency", "", "success", "95 %", "in time", "steps", "idle", "command", "hand", "jump"]
-    rows = [heads]
+    rows = [["rate", "latency", "", "success", "95 %", "in time", "steps", "idle", "command", "hand", "jump"]]
     for row in result["rows"]:
-        rows.append(
-            [
-                f"{row['rate_hz']:.1f}",
-                f"{row['latency_ms']:g} ms = {row['latency_steps']}",
-                row["way"],
-                *rate_cells(row),
-                str(row["in_time"]),
-                "-" if row["mean_steps"] is None else f"{row['mean_steps']:.1f}",
-                f"{row['idle_share']:.0%}",
-                f"{row['command_jitter']:.3f}",
-                "-" if row["hand_jitter"] is None else f"{row['hand_jitter']:.5f}",
-                f"{row['jump']:.2f}",
-            ]
-        )
+        latency = f"{row['latency_ms']:g} ms = {row['latency_steps']}"
+        steps = "-" if row["mean_steps"] is None else f"{row['mean_steps']:.1f}"
+        hand = "-" if row["hand_jitter"] is None else f"{row['hand_jitter']:.5f}"
+        counts = [str(row["in_time"]), steps, f"{row['idle_share']:.0%}"]
+        motion = [f"{row['command_jitter']:.3f}", hand, f"{row['jump']:.2f}"]
+        rows.append([f"{row['rate_hz']:.1f}", latency, row["way"], *rate_cells(row), *counts, *motion])
     lines = [
         f"{result['recipe']}: {len(result['tasks'])} tasks, {result['trials']} unseen seeds each; chunks of "
         f"{result['horizon']}, a new one every {result['replan']} steps; at most {result['limit']} control steps, in "

@@ -107,11 +107,8 @@ def player_factories(
     def playing(play: Play) -> PlayerFactory:
         return lambda robot, hold: ChunkPlayer(robot, play, hold)
 
-    def blocking(robot: SimulatedRobot, hold: Hold) -> Player:
-        return BlockingPlayer(robot.act, replan, hold, switch_dims)
-
     return {
-        "blocking": blocking,
+        "blocking": lambda robot, hold: BlockingPlayer(robot.act, replan, hold, switch_dims),
         "asynchronous": playing(Play(replan, switch_dims=switch_dims, compensate=False)),
         "+ compensation": playing(Play(replan, switch_dims=switch_dims)),
         f"+ blend {blend}": playing(Play(replan, Crossfade(blend), switch_dims)),

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from lightwam.config.checks import check_recipe
@@ -24,15 +24,13 @@ from lightwam.engine.engine import Engine, Graph
 from lightwam.engine.folding import tensors
 from lightwam.errors import SimulatorError
 from lightwam.model.light_wam import LightWAM
-from lightwam.policy import run_directory
 from lightwam.policy.actor import Actor, PlainActor
 from lightwam.policy.policy import Policy
-from lightwam.policy.run_directory import open_processing
 from lightwam.sim import registry
 from lightwam.system.cpu import fast_matmuls
 from lightwam.system.devices import resolve_device
 from lightwam.system.tables import table_lines
-from lightwam.system.timing import Call, conditions, conditions_line, count_gmac, roofline_ms, time_interleaved
+from lightwam.system.timing import CPU, Call, conditions, conditions_line, count_gmac, roofline_ms, time_interleaved
 from lightwam.types import LatentCodec, Observation, to_pixels
 
 VARIANTS = {
@@ -45,7 +43,8 @@ STAGES = ("latent to action", "canvas to action", "camera bytes to robot units")
 """each includes the one before"""
 PARTS = ("cameras to canvas", "canvas to latent", "backbone", "action expert")
 PROMPT_TOKENS = 40
-"""of the random prompts, the rest is padding: about as many as UMT5 needs for the paper's prompt and LIBERO's tasks"""
+"""of the random prompts; the rest is padding"""
+INSTRUCTION = "a task"
 
 
 def random_model(recipe: Recipe, device: torch.device, dtype: torch.dtype) -> LightWAM:
@@ -67,20 +66,44 @@ def random_model(recipe: Recipe, device: torch.device, dtype: torch.dtype) -> Li
     return model
 
 
-@dataclass(frozen=True)
-class Subject:
-    """The policy that is measured."""
+def random_latents(recipe: Recipe, device: torch.device) -> LatentCodec:
+    """Return the recipe's latents with unit statistics, or with a VAE of random weights on `device`."""
+    if isinstance(recipe.latents, DctConfig):
+        channels = recipe.model.backbone.latent_channels
+        return DctLatents(recipe.latents, [0.0] * channels, [1.0] * channels)
+    from lightwam.encoders.wan_vae import WanVaeLatents, empty_vae
 
-    recipe: Recipe
-    model: LightWAM
-    """in float32, on the CPU"""
-    latents: LatentCodec
-    codec: Codec
-    prompts: Prompts
-    observations: list[Observation]
-    """the first is timed; actions are compared on all of them"""
-    pictures: str
-    """description of the observations"""
+    vae = empty_vae({}, Path("random weights")).to_empty(device=device)
+    for parameter in vae.parameters():
+        parameter.data.normal_(0.0, 0.02)
+    return WanVaeLatents(vae)
+
+
+def random_context(recipe: Recipe, batch_size: int) -> Float[Tensor, "B L E"]:
+    """Return random token states of prompts, about as long as the paper's with LIBERO's tasks are for UMT5."""
+    num_tokens = recipe.text.num_tokens
+    context = torch.randn(batch_size, num_tokens, recipe.text.dim)
+    context[:, min(PROMPT_TOKENS, num_tokens // 2) :] = 0
+    return context
+
+
+def random_observation(recipe: Recipe, instruction: str = INSTRUCTION) -> Observation:
+    """Return random pictures of the canvas's sizes, and a state of zeros."""
+    random = np.random.default_rng(0)
+    shapes = {place.camera: (place.height, place.width, 3) for place in recipe.codec.places}
+    frames = {camera: random.integers(0, 256, shape, np.uint8) for camera, shape in shapes.items()}
+    return Observation(frames, np.zeros(recipe.model.state_dim, np.float32), instruction)
+
+
+def random_policy(recipe: Recipe, device: torch.device) -> Policy:
+    """Return a policy by the plain model of the recipe's sizes in float32; its one known prompt is INSTRUCTION's."""
+    check_recipe(recipe)
+    prompts = Prompts(recipe, {recipe.prompt.format(task=INSTRUCTION): random_context(recipe, 1)[0]}, device)
+    widths = recipe.model.state_dim, recipe.model.action_dim
+    rows = (np.random.default_rng(0).normal(size=(99, width)).astype(np.float32) for width in widths)
+    model, latents = random_model(recipe, CPU, torch.float32).to(device), random_latents(recipe, device)
+    codec = Codec(recipe.codec, *map(measure, rows))
+    return Policy(recipe, codec, latents, prompts, PlainActor(model, latents, prompts.states), 0)
 
 
 def bench_act(
@@ -101,21 +124,27 @@ def bench_act(
     """
     target = resolve_device(device)
     torch.manual_seed(0)
-    setup = of_recipe(subject, target) if isinstance(subject, Recipe) else of_run(subject, target)
-    default = setup.recipe.train.precision if target.type == "cuda" else "float32"
-    dtype = getattr(torch, precision or default)
+    if isinstance(subject, Recipe):
+        policy = random_policy(subject, target)
+        observations, pictures = [random_observation(subject)], "random pictures"
+    else:
+        policy = Policy.load(subject, device=device, precision="float32")
+        observations, pictures = first_observations(policy)
+    recipe = policy.recipe
+    dtype = getattr(torch, precision or (recipe.train.precision if target.type == "cuda" else "float32"))
     with fast_matmuls(target, dtype):
-        calls, differences, engines = variants(setup, target, dtype, int8=int8)
+        calls, differences, engines = variants(policy, observations, dtype, int8=int8)
         engine = engines["engine"]
         stages = {stage: time_interleaved(calls[stage], target, say) for stage in STAGES}
         work = {name: count_gmac(call) for name, call in calls[STAGES[1]].items()}
-        floor = roofline_ms(work["engine"], size(engine), target, engine.folded.placement.dtype)
-        parts = parts_ms(setup, engine, stages, target)
+        bound = roofline_ms(work["engine"], size(engine), target, engine.folded.placement.dtype)
+        parts = parts_ms(policy, observations[0], engine, target)
+        parts["backbone"] = stages[STAGES[0]]["engine"]["p50_ms"] - parts["action expert"]
     complete = stages[STAGES[-1]]
     result: dict[str, Any] = {
-        "subject": setup.recipe.name if isinstance(subject, Recipe) else str(subject),
+        "subject": recipe.name if isinstance(subject, Recipe) else str(subject),
         "batch_size": 1,
-        "canvas": list(setup.recipe.codec.canvas),
+        "canvas": list(recipe.codec.canvas),
         **conditions(target, dtype),
         "ways": VARIANTS | (INT8 if int8 else {}),
         "stages": stages,
@@ -123,173 +152,118 @@ def bench_act(
         "ratio": complete["engine"]["p50_ms"] / complete["plain"]["p50_ms"],
         "max_abs_difference": differences["engine"],
         "max_abs_differences": differences,
-        "compared_on": setup.pictures,
-        "parts_ms": parts,
+        "compared_on": pictures,
+        "parts_ms": {part: parts[part] for part in PARTS},
         "gmac": work,
-        "floor_ms": floor,
-        "weights_gib": {name: size(one) / 2**30 for name, one in engines.items()},
+        "floor_ms": bound,
+        "weights_gib": {name: size(each) / 2**30 for name, each in engines.items()},
         "peak_memory_gib": None,
     }
     if target.type == "cuda" and not int8:  # with two engines on the device it would be that of both
-        result["peak_memory_gib"] = peak_memory_gib(setup.model, calls[STAGES[1]]["engine"])
+        result["peak_memory_gib"] = peak_memory_gib(policy.model, calls[STAGES[1]]["engine"])
     return result
 
 
-def of_run(run: Path, device: torch.device) -> Subject:
-    """Return a trained run to measure; CheckpointError if the directory holds none."""
-    recipe = run_directory.read_recipe(run)
-    codec, latents = open_processing(run, recipe, device)
-    model = LightWAM(recipe.model)
-    run_directory.load_strict(model, run_directory.run_weights(run, run_directory.load(run, training=False)), run)
-    known = run_directory.read_tensors(run / run_directory.PROMPTS)
+def first_observations(policy: Policy) -> tuple[list[Observation], str]:
+    """Return each task's first observation of an evaluation, or a random one without the simulator; and which it is."""
+    recipe, observations = policy.recipe, []
     try:
-        observations = first_observations(recipe)
-        pictures = f"the first pictures of {len(observations)} tasks, seed {recipe.eval.first_seed}"
+        for task in recipe.sim.tasks:
+            with contextlib.closing(registry.make_simulator(recipe.sim, task)) as simulator:
+                simulator.reset(recipe.eval.first_seed)
+                observations.append(simulator.observe())
     except SimulatorError as error:  # measuring speed needs no simulator
         before, after = recipe.prompt.split("{task}")
-        sentence = next((prompt.removeprefix(before).removesuffix(after) for prompt in known), "reach the goal")
-        observations = [random_observation(recipe, sentence)]
+        sentences = (prompt.removeprefix(before).removesuffix(after) for prompt in policy.prompts.known)
         pictures = f"random pictures, as its simulator did not start: {' '.join(str(error).split())}"
-    return Subject(recipe, model, latents, codec, Prompts(recipe, known, device), observations, pictures)
+        return [random_observation(recipe, next(sentences, "reach the goal"))], pictures
+    return observations, f"the first pictures of {len(observations)} tasks, seed {recipe.eval.first_seed}"
 
 
-def first_observations(recipe: Recipe) -> list[Observation]:
-    """Return each task's first observation at the first seed of evaluation; SimulatorError if it cannot run."""
-    observations = []
-    for task in recipe.sim.tasks:
-        simulator = registry.make_simulator(recipe.sim, task)
-        try:
-            simulator.reset(recipe.eval.first_seed)
-            observations.append(simulator.observe())
-        finally:
-            simulator.close()
-    return observations
+class PublishedActor:
+    """The plain model with the published code's work: all blocks and the head run, the VAE is diffusers' own."""
 
+    plain: None = None
+    description = "the published code's work"
 
-def random_observation(recipe: Recipe, instruction: str) -> Observation:
-    """Return random pictures of the canvas's sizes, and a state of zeros."""
-    random = np.random.default_rng(0)
-    shapes = {place.camera: (place.height, place.width, 3) for place in recipe.codec.places}
-    frames = {camera: random.integers(0, 256, shape, np.uint8) for camera, shape in shapes.items()}
-    return Observation(frames, np.zeros(recipe.model.state_dim, np.float32), instruction)
+    def __init__(self, inner: PlainActor) -> None:
+        self.inner, self.device = inner, inner.device
 
-
-def of_recipe(recipe: Recipe, device: torch.device) -> Subject:
-    """Return random weights of the recipe's sizes to measure."""
-    check_recipe(recipe)
-    model, text, instruction = recipe.model, recipe.text, "a task"
-    states = torch.zeros(text.num_tokens, text.dim)
-    states[: min(PROMPT_TOKENS, text.num_tokens // 2)].normal_()
-    prompts = Prompts(recipe, {recipe.prompt.format(task=instruction): states}, device)
-    vectors = [np.random.default_rng(0).normal(size=(99, width)) for width in (model.state_dim, model.action_dim)]
-    codec = Codec(recipe.codec, *(measure(rows.astype(np.float32)) for rows in vectors))
-    weights, latents = random_model(recipe, torch.device("cpu"), torch.float32), _random_latents(recipe, device)
-    return Subject(
-        recipe, weights, latents, codec, prompts, [random_observation(recipe, instruction)], "random pictures"
-    )
-
-
-def _random_latents(recipe: Recipe, device: torch.device) -> LatentCodec:
-    if isinstance(recipe.latents, DctConfig):
-        channels = recipe.model.backbone.latent_channels
-        return DctLatents(recipe.latents, [0.0] * channels, [1.0] * channels)
-    from lightwam.encoders.wan_vae import WanVaeLatents, empty_vae
-
-    vae = empty_vae({}, Path("random weights")).to_empty(device=device)
-    for parameter in vae.parameters():
-        parameter.data.normal_(0.0, 0.02)
-    return WanVaeLatents(vae)
+    def act(
+        self, canvas: UInt8[Tensor, "B height width 3"], instructions: Sequence[str], state: Float[Tensor, "B P"]
+    ) -> Float[Tensor, "B H A"]:
+        """Return one chunk a sample."""
+        latent = library_encode(self.inner.latents, to_pixels(canvas[:, None]).to(self.device))
+        context = self.inner.states(instructions).to(self.device)
+        return published(self.inner.model, latent, context, state.to(self.device))
 
 
 def variants(
-    setup: Subject, device: torch.device, dtype: torch.dtype, *, int8: bool = False
+    policy: Policy, observations: Sequence[Observation], dtype: torch.dtype, *, int8: bool = False
 ) -> tuple[dict[str, dict[str, Call]], dict[str, float], dict[str, Engine]]:
-    """Return a call of every stage and variant; the largest difference of its normalised actions; and the engines."""
-    codec, latents, prompts, model = setup.codec, setup.latents, setup.prompts, setup.model
-    sentences = [observation.instruction for observation in setup.observations]
-    frames = np.stack([codec.canvas(observation.frames) for observation in setup.observations])
-    states = np.stack([observation.state for observation in setup.observations])
-    inputs = (
-        latents.encode(to_pixels(frames[:, None]).to(device)),
-        prompts.states(sentences).to(device),
-        torch.from_numpy(codec.encode_state(states)).to(device),
-    )
+    """Return calls by stage and variant with the first observation, the largest differences of normalised actions from
+    float32 on all observations, and the engines. The policy's model is left in `dtype`."""
+    plain, states = policy.plain, policy.prompts.states
+    instructions = tuple(observation.instruction for observation in observations)
+    inputs = plain.encode(*policy.inputs(observations))
     with torch.inference_mode():
-        exact = model.to(device).act(*inputs)
-    engines = {"engine": Engine(model, latents, prompts.states, device, dtype)}
-    if int8:
-        engines["int8"] = Engine(model, latents, prompts.states, device, dtype, int8=True)
-    model = model.to(dtype)
+        exact = plain.model.act(*inputs)
+    engines = {
+        name: Engine(plain.model, plain.latents, states, plain.device, dtype, int8=name == "int8")
+        for name in ("engine", *(INT8 if int8 else ()))
+    }
+    model = plain.model.to(dtype)
     with torch.inference_mode():
         actions = {"plain": published(model, *inputs), "model": model.act(*inputs)}
         for name, engine in engines.items():
-            actions[name] = engine.folded.act(inputs[0], engine.context_kv(tuple(sentences)), inputs[2])
+            actions[name] = engine.folded.act(inputs[0], engine.context_kv(instructions), inputs[2])
         differences = {name: float((chunks - exact).abs().max()) for name, chunks in actions.items()}
-    return _calls(setup, model, tuple(rows[:1] for rows in inputs), engines, device), differences, engines
+    return _calls(policy, observations[0], engines), differences, engines
 
 
-def _calls(
-    setup: Subject, model: LightWAM, inputs: tuple[Tensor, ...], engines: dict[str, Engine], device: torch.device
-) -> dict[str, dict[str, Call]]:
-    """Return the calls of every stage with the first observation; `inputs` are its latents, context and state."""
-    codec, latents, prompts, observation = setup.codec, setup.latents, setup.prompts, setup.observations[0]
-    latent, context, state = inputs
-    sentence, canvas = observation.instruction, torch.from_numpy(codec.canvas(observation.frames)[None])
-    actors: dict[str, Actor] = {"model": PlainActor(model, latents, prompts.states), **engines}
-    policies = {name: Policy(setup.recipe, codec, latents, prompts, actor, 0) for name, actor in actors.items()}
+def _calls(policy: Policy, observation: Observation, engines: dict[str, Engine]) -> dict[str, dict[str, Call]]:
+    recipe, codec, latents, prompts, model = policy.recipe, policy.codec, policy.latents, policy.prompts, policy.model
+    canvas, sentences, _ = inputs = policy.inputs([observation])
+    latent, context, state = policy.plain.encode(*inputs)
 
-    def complete() -> np.ndarray:
-        seen = to_pixels(codec.canvas(observation.frames)[None, None]).to(device)
-        states = prompts.states([sentence]).to(device)
-        robot = torch.from_numpy(codec.encode_state(observation.state[None])).to(device)
-        return codec.decode_action(published(model, library_encode(latents, seen), states, robot).float().cpu().numpy())
+    def actors(states: Callable[[Sequence[str]], Tensor]) -> dict[str, Actor]:
+        plain = PlainActor(model, latents, states)
+        return {"plain": PublishedActor(plain), "model": plain, **engines}
 
-    def pixels() -> Tensor:
-        return to_pixels(canvas[:, None]).to(device)
-
+    latent_calls: dict[str, Call] = {
+        "plain": partial(published, model, latent, context, state),
+        "model": partial(model.act, latent, context, state),
+        **{name: _acting(engine, latent, state, observation.instruction) for name, engine in engines.items()},
+    }
+    cached, complete = actors(lambda _: context), actors(prompts.states)
+    policies = {name: Policy(recipe, codec, latents, prompts, actor, 0) for name, actor in complete.items()}
     return {
-        STAGES[0]: {
-            "plain": lambda: published(model, latent, context, state),
-            "model": lambda: model.act(latent, context, state),
-            **{name: _acting(engine, latent, state, sentence) for name, engine in engines.items()},
-        },
-        STAGES[1]: {
-            "plain": lambda: published(model, library_encode(latents, pixels()), context, state),
-            "model": lambda: model.act(latents.encode(pixels()), context, state),
-            **{name: partial(engine.act, canvas, [sentence], state) for name, engine in engines.items()},
-        },
-        STAGES[2]: {"plain": complete, **{name: partial(policy.act, observation) for name, policy in policies.items()}},
+        STAGES[0]: latent_calls,
+        STAGES[1]: {name: partial(actor.act, canvas, sentences, state) for name, actor in cached.items()},
+        STAGES[2]: {name: partial(each.act, observation) for name, each in policies.items()},
     }
 
 
 def _acting(engine: Engine, latent: Tensor, state: Tensor, sentence: str) -> Call:
     """Return a call of the engine's model alone; on a GPU, as a graph of its own."""
-    context_kv, act = engine.context_kv((sentence,)), engine.folded.act
-    if engine.device.type != "cuda":
-        return lambda: act(latent, context_kv, state)
-    graph = Graph(act)
-    return lambda: graph(latent, context_kv, state)
+    act = Graph(engine.folded.act) if engine.device.type == "cuda" else engine.folded.act
+    return partial(act, latent, engine.context_kv((sentence,)), state)
 
 
 @torch.inference_mode()
-def parts_ms(
-    setup: Subject, engine: Engine, stages: dict[str, dict[str, dict[str, float]]], device: torch.device
-) -> dict[str, float]:
-    """Return medians of the engine's `PARTS`; on a GPU without the graph, each kernel launched by itself."""
-    frames, latents, config = setup.observations[0].frames, setup.latents, setup.recipe.model.backbone
-    canvas = torch.from_numpy(setup.codec.canvas(frames)[None, None]).to(device)
-    latent = latents.encode(to_pixels(canvas))
-    rows, columns = (size // patch for size, patch in zip(latent.shape[3:], config.patch[1:], strict=True))
-    tokens = torch.randn(1, rows * columns, config.width, device=device).to(engine.folded.placement.dtype)
+def parts_ms(policy: Policy, observation: Observation, engine: Engine, device: torch.device) -> dict[str, float]:
+    """Return medians of `PARTS` but the backbone; on a GPU without the graph, each kernel launched by itself."""
+    codec, config = policy.codec, policy.recipe.model.backbone
+    canvas = torch.from_numpy(codec.canvas(observation.frames)[None, None]).to(device)
+    _, height, width = (side // patch for side, patch in zip(policy.recipe.latent_shape[1:], config.patch, strict=True))
+    tokens = torch.randn(1, height * width, config.width, device=device).to(engine.folded.placement.dtype)
     expert = engine.folded.expert
-    calls = {
-        "cameras to canvas": lambda: setup.codec.canvas(frames),
-        "canvas to latent": lambda: latents.encode(to_pixels(canvas)),
+    calls: dict[str, Call] = {
+        "cameras to canvas": lambda: codec.canvas(observation.frames),
+        "canvas to latent": lambda: policy.latents.encode(to_pixels(canvas)),
         "action expert": lambda: expert([expert.pool_tap(tap, tokens) for tap in range(len(config.taps))]),
     }
-    medians = {part: row["p50_ms"] for part, row in time_interleaved(calls, device).items()}
-    medians["backbone"] = stages[STAGES[0]]["engine"]["p50_ms"] - medians["action expert"]
-    return {part: medians[part] for part in PARTS}
+    return {part: row["p50_ms"] for part, row in time_interleaved(calls, device).items()}
 
 
 def size(engine: Engine) -> int:
@@ -310,9 +284,9 @@ def library_encode(latents: LatentCodec, pixels: Float[Tensor, "B 3 1 height wid
     """Encode a frame by diffusers' VAE itself if the recipe uses a VAE."""
     if isinstance(latents, DctLatents):
         return latents.encode(pixels)
-    published: Any = latents
-    raw = published.vae.encode(pixels.to(published.vae.dtype)).latent_dist.mode()
-    mean, std = (s.to(raw).view(1, -1, 1, 1, 1) for s in (published.mean, published.std))
+    wan: Any = latents
+    raw = wan.vae.encode(pixels.to(wan.vae.dtype)).latent_dist.mode()
+    mean, std = (row.to(raw).view(1, -1, 1, 1, 1) for row in (wan.mean, wan.std))
     return (raw - mean) / std
 
 
@@ -339,14 +313,14 @@ def table(result: Mapping[str, Any]) -> str:
         for name, row in variants.items():
             rows.append([name, *(f"{row[f'{column}_ms']:.2f}" for column in columns), f"{row['p50_ms'] / plain:.3f}"])
         lines += table_lines(rows, indent=4)
-    floor = result["floor_ms"]
+    bound = result["floor_ms"]
     lines += [
         *(f"  {name}: {meaning}" for name, meaning in result["ways"].items()),
         f"  the engine's parts, ms: {_items(result['parts_ms'], '.4g')}",
         f"  canvas to action, GMAC: {_items(result['gmac'], '.4g')}",
-        f"  this machine at its best: {floor['products_ms']:.4g} ms for the engine's products at "
-        f"{floor['gmac_per_second']:.4g} GMAC/s, {floor['weights_ms']:.4g} ms to read its weights once at "
-        f"{floor['gb_per_second']:.3g} GB/s",
+        f"  this machine at its best: {bound['products_ms']:.4g} ms for the engine's products at "
+        f"{bound['gmac_per_second']:.4g} GMAC/s, {bound['weights_ms']:.4g} ms to read its weights once at "
+        f"{bound['gb_per_second']:.3g} GB/s",
         f"  largest difference from float32 (normalised actions): {_items(result['max_abs_differences'], '.2g')}",
         f"    on {result['compared_on']}",
         f"  weights, GiB: {_items(result['weights_gib'], '.3g')}",

@@ -8,7 +8,7 @@ import multiprocessing
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection
@@ -22,7 +22,7 @@ from lightwam.serving.server import Server
 from lightwam.serving.settings import Serving
 from lightwam.system.machine import machine, versions
 from lightwam.system.tables import table_lines
-from lightwam.system.timing import percentiles
+from lightwam.system.timing import in_turns, percentiles, seconds
 from lightwam.system.workers import require_main_guard
 from lightwam.types import Observation
 from lightwam.wire.openpi import pack, unpack
@@ -39,26 +39,25 @@ def bench_serve() -> dict[str, Any]:
     The server is a process of its own, this one is the client, in openpi's format.
     """
     with served(0.0) as port, openpi_client(port) as (ask, message), bare(message) as send:
-        pairs = [(_milliseconds(ask), _milliseconds(send)) for _ in range(WARM_UP + ROUND_TRIPS)][WARM_UP:]
-        times, floor = zip(*pairs, strict=True)
-    with served(THINKING_SECONDS) as port, openpi_client(port) as (_, message), _connect(port) as talking:
-        talking.recv()
+        calls = {"round_trip": ask, "bare_sockets": send}
+        timers = {name: partial(_milliseconds, call) for name, call in calls.items()}
+        trips = in_turns(timers, range(WARM_UP + ROUND_TRIPS))
+    with served(THINKING_SECONDS) as port, _connect(port) as connection:
         health: list[float] = []
         while len(health) < HEALTH_CHECKS:
-            talking.send(message)
+            connection.send(message)
             for _ in range(10):
                 time.sleep(0.05)
                 health.append(_milliseconds(partial(_healthz, port)))
-            talking.recv()
+            connection.recv()
     return {
-        "round_trip": percentiles(times, "_ms"),
-        "bare_sockets": percentiles(floor, "_ms"),
+        **{name: percentiles(times[WARM_UP:], "_ms") for name, times in trips.items()},
         "healthz_while_thinking": percentiles(health, "_ms") | {"max_ms": max(health)},
         "message_bytes": len(message),
         "warm_up": WARM_UP,
-        "repetitions": {"round_trip": len(times), "healthz": len(health)},
+        "repetitions": {"round_trip": ROUND_TRIPS, "healthz": len(health)},
         "machine": machine(),
-        "versions": versions() | {"aiohttp": versions(("aiohttp",)).get("aiohttp", "")},
+        "versions": versions() | versions(("aiohttp",)),
     }
 
 
@@ -79,19 +78,23 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def served(thinking_seconds: float, **settings: Any) -> Iterator[int]:
-    """Yield the port of a server process whose policy does nothing for `thinking_seconds`."""
-    require_main_guard()
+def _process(target: Callable[..., None], *arguments: Any) -> Iterator[int]:
+    """Yield the port on which a process serves: target(*arguments, connection), which sends the port."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    serving = replace(Serving(port=0, xpolicylab_port=None), **settings)
-    process = context.Process(target=_serve, args=(thinking_seconds, serving, theirs), daemon=True)
+    process = context.Process(target=target, args=(*arguments, theirs), daemon=True)
     process.start()
     try:
         yield ours.recv()
     finally:
         process.terminate()
         process.join()
+
+
+def served(thinking_seconds: float, **settings: Any) -> AbstractContextManager[int]:
+    """Yield the port of a server process whose policy does nothing for `thinking_seconds`."""
+    require_main_guard()
+    return _process(_serve, thinking_seconds, replace(Serving(port=0, xpolicylab_port=None), **settings))
 
 
 def _serve(thinking_seconds: float, settings: Serving, ready: Connection) -> None:
@@ -101,37 +104,28 @@ def _serve(thinking_seconds: float, settings: Serving, ready: Connection) -> Non
 
     schemas = schemas_for(("libero",), ("agentview", "wrist"), STATE_DIM, ACTION_DIM, {})
     server = Server(act, 0, schemas, {"policy": "no-op"}, settings)
-    asyncio.run(server.run(lambda one: ready.send(one.ports["openpi"])))
+    asyncio.run(server.run(lambda started: ready.send(started.ports["openpi"])))
 
 
 @contextmanager
 def bare(message: bytes) -> Iterator[Callable[[], Any]]:
     """Yield a call that sends as many bytes to a bare socket and receives a few: the least this machine needs."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_take, args=(len(message), theirs), daemon=True)
-    process.start()
-    with socket.create_connection(("127.0.0.1", ours.recv())) as connection:
+    with _process(_receive, len(message)) as port, socket.create_connection(("127.0.0.1", port)) as connection:
 
         def send() -> None:
             connection.sendall(message)
             connection.recv(1024)
 
         yield send
-    process.join()
 
 
-def _take(size: int, ready: Connection) -> None:
+def _receive(size: int, ready: Connection) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         ready.send(server.getsockname()[1])
         connection, _ = server.accept()
         with connection:
-            left = size
-            while got := len(connection.recv(left)):
-                left -= got
-                if not left:
-                    connection.sendall(bytes(1024))
-                    left = size
+            while connection.recv(size, socket.MSG_WAITALL):
+                connection.sendall(bytes(1024))
 
 
 @contextmanager
@@ -145,20 +139,23 @@ def openpi_client(port: int) -> Iterator[tuple[Callable[[], Any], bytes]]:
         "observation/state": np.zeros(STATE_DIM, np.float32),
         "prompt": "put the bowl on the plate",
     }
-    with _connect(port) as talking:
-        talking.recv()
+    with _connect(port) as connection:
 
         def ask() -> Any:
-            talking.send(pack(observation))
-            answer = talking.recv()
+            connection.send(pack(observation))
+            answer = connection.recv()
             assert isinstance(answer, bytes), answer
             return unpack(answer)
 
         yield ask, pack(observation)
 
 
-def _connect(port: int) -> websockets.sync.client.ClientConnection:
-    return websockets.sync.client.connect(f"ws://127.0.0.1:{port}", compression=None, max_size=None)
+@contextmanager
+def _connect(port: int) -> Iterator[websockets.sync.client.ClientConnection]:
+    url = f"ws://127.0.0.1:{port}"
+    with websockets.sync.client.connect(url, compression=None, max_size=None) as connection:
+        connection.recv()  # the server's metadata
+        yield connection
 
 
 def _healthz(port: int) -> None:
@@ -168,7 +165,5 @@ def _healthz(port: int) -> None:
     connection.close()
 
 
-def _milliseconds(call: Callable[[], Any]) -> float:
-    began = time.perf_counter()
-    call()
-    return 1000 * (time.perf_counter() - began)
+def _milliseconds(call: Callable[[], Any], number: int = 0) -> float:
+    return 1000 * seconds(call)

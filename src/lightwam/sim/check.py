@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+from jaxtyping import Float32
 
 from lightwam.config.schema import SimConfig
 from lightwam.errors import SetupError, SimulatorError
@@ -52,13 +54,9 @@ def check_simulator(
     fresh, used, other = (make(config, task) for _ in range(3))
     checks: dict[str, Callable[[], Iterable[Finding]]] = {
         "names and sizes": partial(_names, config, task, fresh),
-        "use before reset": partial(_before_reset, fresh),
         "observe": partial(_observation, config, fresh),
         "step": partial(_step, fresh),
-        "reset": partial(_reset, used, other),
-        "seeds": partial(_seeds, used),
-        "drawing": partial(_drawing, used),
-        "actions": partial(_effect, used),
+        "episodes": partial(_episodes, used, other),
     }
     if make_expert is not None:
         checks["expert"] = partial(_expert, config, used, make_expert)
@@ -81,16 +79,15 @@ def check_simulator(
 
 
 def _names(config: SimConfig, task: str, simulator: Simulator) -> Iterator[Finding]:
-    for name, value, expected in (("task", simulator.task, task), ("cameras", simulator.cameras, config.cameras)):
-        if value != expected:
-            yield Finding(f"{name} must be the configured one", value, expected)
+    yield from _equal("task must be the configured one", simulator.task, task)
+    yield from _equal("cameras must be the configured ones", simulator.cameras, config.cameras)
     for name in ("instruction", "robot"):
         value = getattr(simulator, name)
         if not isinstance(value, str) or not value.strip():
             yield Finding(f"{name} must not be empty", repr(value), "words")
     for name, dim in (("state_names", simulator.state_dim), ("action_names", simulator.action_dim)):
         names = getattr(simulator, name)
-        if len(names) != dim or len(set(names)) != dim or dim < 1:
+        if not len(names) == len(set(names)) == dim > 0:
             yield Finding(f"{name} must name every number once", names, f"{dim} different names, at least 1")
     try:
         json.dumps(dict(simulator.constants))
@@ -100,34 +97,28 @@ def _names(config: SimConfig, task: str, simulator: Simulator) -> Iterator[Findi
         yield Finding("fps must be positive", simulator.fps, "> 0")
 
 
-def _before_reset(simulator: Simulator) -> Iterator[Finding]:
-    action = np.zeros(simulator.action_dim, np.float32)
-    for name, call in (("observe", simulator.observe), ("step", partial(simulator.step, action))):
-        yield from _refused(f"{name} before the first reset", call)
-
-
 def _observation(config: SimConfig, simulator: Simulator) -> Iterator[Finding]:
+    action = np.zeros(simulator.action_dim, np.float32)
+    yield from _refused("observe before the first reset", simulator.observe)
+    yield from _refused("step before the first reset", partial(simulator.step, action))
     simulator.reset(SEEDS[0])
     seen = simulator.observe()
-    if sorted(seen.frames) != sorted(config.cameras):
-        yield Finding("an observation must have the configured cameras", sorted(seen.frames), sorted(config.cameras))
+    yield from _equal("an observation must have the configured cameras", sorted(seen.frames), sorted(config.cameras))
     shape = (config.height, config.width, 3)
     for camera, picture in seen.frames.items():
+        what = f"pictures of {camera!r}"
         if picture.dtype != np.uint8 or picture.shape != shape:
-            yield Finding(f"pictures of {camera!r}", f"{picture.dtype} {picture.shape}", f"uint8 {shape}")
+            yield Finding(what, f"{picture.dtype} {picture.shape}", f"uint8 {shape}")
         elif not picture.flags.c_contiguous:
-            yield Finding(
-                f"pictures of {camera!r} must be contiguous", f"strides {picture.strides}", "contiguous memory"
-            )
+            yield Finding(f"{what} must be contiguous", f"strides {picture.strides}", "contiguous memory")
         elif picture.min() == picture.max():
-            yield Finding(f"pictures of {camera!r} are empty", f"{picture.flat[0]} everywhere", "a scene")
+            yield Finding(f"{what} are empty", f"{picture.flat[0]} everywhere", "a scene")
     if seen.state.dtype != np.float32 or seen.state.shape != (simulator.state_dim,):
         yield Finding("the state", f"{seen.state.dtype} {seen.state.shape}", f"float32 {(simulator.state_dim,)}")
     elif not np.isfinite(seen.state).all():
         yield Finding("the state must be finite", seen.state.tolist(), "finite numbers")
-    if seen.instruction != simulator.instruction:
-        what = "an observation must have the simulator's instruction"
-        yield Finding(what, repr(seen.instruction), repr(simulator.instruction))
+    what = "an observation must have the simulator's instruction"
+    yield from _equal(what, repr(seen.instruction), repr(simulator.instruction))
 
 
 def _step(simulator: Simulator) -> Iterator[Finding]:
@@ -141,50 +132,38 @@ def _step(simulator: Simulator) -> Iterator[Finding]:
     ):
         yield from _refused(label, partial(simulator.step, wrong))
     before = simulator.observe()
-    copies = [*(picture.copy() for picture in before.frames.values()), before.state.copy()]
-    for action in _actions(simulator, STEPS):
-        before_step = action.copy()
+    kept = deepcopy(before)
+    for action in _actions(simulator):
+        unchanged = action.copy()
         outcome = simulator.step(action)
-        if not isinstance(outcome, StepOutcome) or type(outcome.success) is not bool or type(outcome.ended) is not bool:
+        if not isinstance(outcome, StepOutcome) or {type(outcome.success), type(outcome.ended)} != {bool}:
             yield Finding("step must return a StepOutcome", outcome, "StepOutcome(success: bool, ended: bool)")
             return
-        if not np.array_equal(before_step, action):
-            yield Finding("step must not change its action", action, before_step)
+        if not np.array_equal(unchanged, action):
+            yield Finding("step must not change its action", action, unchanged)
             return
         if outcome.ended:
             break
     simulator.observe()
-    if not all(np.array_equal(a, b) for a, b in zip([*before.frames.values(), before.state], copies, strict=True)):
+    if _difference(before, kept):
         yield Finding("an observation changed after it was returned", "memory that is written again", "its own arrays")
 
 
-def _reset(used: Simulator, other: Simulator) -> Iterator[Finding]:
+def _episodes(used: Simulator, other: Simulator) -> Iterator[Finding]:
+    starts = []
+    for seed in SEEDS:
+        used.reset(seed)
+        starts.append(used.observe())
+    if not any(_difference(starts[0], start) for start in starts[1:]):
+        yield Finding("seeds change nothing", f"the same first observation for the seeds {SEEDS}", "different starts")
     first = _episode(used, SEEDS[0])
+    if not _difference(first[0], first[-1]):
+        yield Finding("actions change nothing", f"the same observation after {len(first) - 1} actions", "motion")
     _episode(used, SEEDS[1])
     yield from _same("the same seed again, in a used simulator", first, _episode(used, SEEDS[0]))
     yield from _same("the same seed in a new simulator", first, _episode(other, SEEDS[0]))
-
-
-def _seeds(simulator: Simulator) -> Iterator[Finding]:
-    starts = []
-    for seed in SEEDS:
-        simulator.reset(seed)
-        starts.append(simulator.observe())
-    if not any(_difference(starts[0], start) for start in starts[1:]):
-        yield Finding("seeds change nothing", f"the same first observation for the seeds {SEEDS}", "different starts")
-
-
-def _drawing(simulator: Simulator) -> Iterator[Finding]:
-    watched = _episode(simulator, SEEDS[0])
-    unwatched = _episode(simulator, SEEDS[0], observe_every_step=False)
-    yield from _same("an episode without observe", watched[-1:], unwatched[-1:])
-    yield from _same("a second observe without a step", watched[-1:], [simulator.observe()])
-
-
-def _effect(simulator: Simulator) -> Iterator[Finding]:
-    moved = _episode(simulator, SEEDS[0])
-    if not _difference(moved[0], moved[-1]):
-        yield Finding("actions change nothing", f"the same observation after {len(moved) - 1} actions", "motion")
+    yield from _same("an episode without observe", first[-1:], _episode(used, SEEDS[0], observe_every_step=False))
+    yield from _same("a second observe without a step", first[-1:], [used.observe()])
 
 
 def _expert(config: SimConfig, simulator: Simulator, make_expert: MakeExpert) -> Iterator[Finding]:
@@ -229,21 +208,26 @@ def _refused(label: str, call: Callable[[], object]) -> Iterator[Finding]:
     yield Finding(f"{label} must raise a SimulatorError", got, "SimulatorError")
 
 
-def _actions(simulator: Simulator, count: int) -> list[np.ndarray]:
-    return list(np.random.default_rng(0).uniform(-1, 1, (count, simulator.action_dim)).astype(np.float32))
+def _actions(simulator: Simulator) -> Float32[np.ndarray, "steps A"]:
+    return np.random.default_rng(0).uniform(-1, 1, (STEPS, simulator.action_dim)).astype(np.float32)
 
 
 def _episode(simulator: Simulator, seed: int, observe_every_step: bool = True) -> list[Observation]:
     """Return the observations of one episode of fixed random actions: all, or only the last."""
     simulator.reset(seed)
     seen = [simulator.observe()] if observe_every_step else []
-    for action in _actions(simulator, STEPS):
+    for action in _actions(simulator):
         ended = simulator.step(action).ended
         if observe_every_step:
             seen.append(simulator.observe())
         if ended:
             break
-    return seen if observe_every_step else [simulator.observe()]
+    return seen or [simulator.observe()]
+
+
+def _equal(what: str, got: object, expected: object) -> Iterator[Finding]:
+    if got != expected:
+        yield Finding(what, got, expected)
 
 
 def _same(label: str, first: list[Observation], second: list[Observation]) -> Iterator[Finding]:

@@ -43,11 +43,9 @@ class Disturbed(Simulator):
     def __init__(self, simulator: Simulator, disturbance: Disturbance | None) -> None:
         """SimulatorError when `simulator` does not have the kind of disturbance."""
         if disturbance is not None and disturbance.kind not in kinds(simulator):
-            raise SimulatorError(
-                f"this simulator has no disturbance {disturbance.kind!r}",
-                where=type(simulator).__name__,
-                next_step="write its method and name it in Simulator.disturbances, or use frozen frames only",
-            )
+            what, where = f"this simulator has no disturbance {disturbance.kind!r}", type(simulator).__name__
+            step = "write its method and name it in Simulator.disturbances, or use frozen frames only"
+            raise SimulatorError(what, where=where, next_step=step)
         self.wrapped, self.disturbance = simulator, disturbance
         self.task, self.instruction, self.robot = simulator.task, simulator.instruction, simulator.robot
         self.cameras, self.fps = simulator.cameras, simulator.fps

@@ -37,24 +37,11 @@ class GymnasiumStep(NamedTuple):
     info: dict[str, Any]
 
 
-Picture = str | Callable[[Any], np.ndarray]
-State = str | Callable[[Any], np.ndarray]
-Success = str | Callable[[GymnasiumStep], bool]
+Source = str | Callable[[Any], np.ndarray]
 
 
-def from_gymnasium(
-    make_env: Callable[[], Any],
-    config: SimConfig,
-    task: str,
-    *,
-    instruction: str,
-    robot: str,
-    cameras: Mapping[str, Picture],
-    state: State,
-    success: Success = "is_success",
-    units: RobotUnits | None = None,
-) -> Simulator:
-    """Make a simulator from the Gymnasium environment that `make_env()` returns.
+class GymnasiumSimulator(Simulator):
+    """A Gymnasium environment, made by `make_env()` when it is first needed.
 
     `cameras` maps each camera to a path in the observation ("pixels/top") or to a function of the environment
     (`lambda env: env.render()`) that returns uint8 RGB [height, width, 3], upright; pictures are resized to the size of
@@ -65,33 +52,29 @@ def from_gymnasium(
     The environment must keep what `Simulator` promises, above all that `reset(seed=...)` decides everything; run
     `check_simulator` on it. SimulatorError for a path, an action space or a rate that cannot be used.
     """
-    for camera in config.cameras:
-        require_known(camera, cameras, f"camera of task {task!r}")
-    simulator = GymnasiumSimulator(make_env, config, cameras, state, success, units)
-    simulator.task, simulator.instruction, simulator.robot = task, instruction, robot
-    return simulator
-
-
-class GymnasiumSimulator(Simulator):
-    """A Gymnasium environment, made when it is first needed; see `from_gymnasium`."""
 
     def __init__(
         self,
         make_env: Callable[[], Any],
         config: SimConfig,
-        pictures: Mapping[str, Picture],
-        state: State,
-        success: Success,
-        units: RobotUnits | None,
+        task: str,
+        *,
+        instruction: str,
+        robot: str,
+        cameras: Mapping[str, Source],
+        state: Source,
+        success: str | Callable[[GymnasiumStep], bool] = "is_success",
+        units: RobotUnits | None = None,
     ) -> None:
-        self.task = self.instruction = self.robot = ""
-        self.cameras = config.cameras
+        for camera in config.cameras:
+            require_known(camera, cameras, f"camera of task {task!r}")
+        self.task, self.instruction, self.robot, self.cameras = task, instruction, robot, config.cameras
         self._size, self._repeat = (config.height, config.width), config.action_repeat
-        self._pictures, self._read_state, self._success = pictures, state, success
+        self._pictures, self._read_state, self._success = cameras, state, success
         self._make_env, self._units = make_env, units
         self._env: Any = None
         self._raw: Any = None
-        self._running = False
+        """the environment's last observation; None outside an episode"""
         self._observation: Observation | None = None
 
     @cached_property
@@ -105,8 +88,8 @@ class GymnasiumSimulator(Simulator):
             what = "the control rate is unknown: the environment's metadata has no render_fps"
             raise SimulatorError(what, next_step="give units=RobotUnits(state, action, steps_per_second)")
         num_state, num_action = self._sizes(env)
-        names = [f"state_{i}" for i in range(num_state)], [f"action_{i}" for i in range(num_action)]
-        return RobotUnits(dict.fromkeys(names[0], ""), dict.fromkeys(names[1], ""), float(rate))
+        state, action = {f"state_{i}": "" for i in range(num_state)}, {f"action_{i}": "" for i in range(num_action)}
+        return RobotUnits(state, action, float(rate))
 
     @cached_property
     def state_names(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -127,11 +110,11 @@ class GymnasiumSimulator(Simulator):
         """Begin the episode of `seed`."""
         require_seed(seed, self.task)
         self._raw, _ = self._opened().reset(seed=seed)
-        self._running, self._observation = True, None
+        self._observation = None
 
     def observe(self) -> Observation:
         """Return pictures and state; a second call before the next step draws nothing."""
-        if not self._running:
+        if self._raw is None:
             raise not_reset(self.task)
         if self._observation is None:
             frames = {camera: self._picture(camera) for camera in self.cameras}
@@ -140,7 +123,7 @@ class GymnasiumSimulator(Simulator):
 
     def step(self, action: np.ndarray) -> StepOutcome:
         """Repeat the action, clipped to the action space, `action_repeat` times or until the environment ends."""
-        if not self._running:
+        if self._raw is None:
             raise not_reset(self.task)
         space = self._env.action_space
         shaped = finite_action(action, self.action_dim, self.task).reshape(space.shape)
@@ -161,7 +144,6 @@ class GymnasiumSimulator(Simulator):
         if self._env is not None:
             self._env.close()
         self._env = self._raw = self._observation = None
-        self._running = False
 
     def _opened(self) -> Any:
         """Return the environment; the first call makes it and checks its sizes."""
@@ -174,7 +156,7 @@ class GymnasiumSimulator(Simulator):
                 names, sizes = (len(self._units.state), len(self._units.action)), self._sizes(env)
                 if names != sizes:
                     what = "units must name every number of state and action"
-                    raise SimulatorError(what, got=f"{names} names", expected=f"{sizes}")
+                    raise SimulatorError(what, got=f"{names} names", expected=sizes)
             self._env = env
         return self._env
 
@@ -198,12 +180,11 @@ class GymnasiumSimulator(Simulator):
         if callable(self._success):
             return bool(self._success(step))
         if self._success not in step.info:
-            raise SimulatorError(
+            what, next_step = (
                 f"the environment's info must have {self._success!r}",
-                where=self.task,
-                got=sorted(step.info),
-                next_step="give another key, or a function of a GymnasiumStep, as `success`",
+                "give another key or a function as `success`",
             )
+            raise SimulatorError(what, where=self.task, got=sorted(step.info), next_step=next_step)
         return bool(step.info[self._success])
 
 
@@ -225,3 +206,6 @@ def _resized(picture: UInt8[np.ndarray, "_h _w 3"], height: int, width: int) -> 
     planes = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None]
     resized = torch.nn.functional.interpolate(planes, (height, width), mode="bilinear", antialias=True)
     return resized[0].permute(1, 2, 0).contiguous().numpy()
+
+
+from_gymnasium = GymnasiumSimulator

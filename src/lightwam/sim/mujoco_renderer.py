@@ -14,7 +14,7 @@ import weakref
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, UInt8
 
 from lightwam.sim.opengl import gl_context
 
@@ -26,6 +26,9 @@ PLANE = 0
 """MuJoCo's type of infinite geoms"""
 MARGIN = 1e-3
 """metres by which a geom must be outside the view to be left out: far more than rounding"""
+
+View = tuple[Float[np.ndarray, " 3"], Float[np.ndarray, "4 3"]]
+"""an eye's position (metres), and the outward unit normals of the four sides of what it sees"""
 
 _open: weakref.WeakSet[MujocoRenderer] = weakref.WeakSet()
 
@@ -92,8 +95,7 @@ class MujocoRenderer:
         view = camera_view(model, data, self._camera.fixedcamid, self._rect.width / self._rect.height)
         if view is None or (flags[mujoco.mjtRndFlag.mjRND_SHADOW] and model.light_castshadow.any()):
             return np.zeros(model.ngeom, bool)
-        eye, sides = view
-        away = outside_view(model, data, eye, sides)
+        away = outside_view(model, data, view)
         if not flags[mujoco.mjtRndFlag.mjRND_REFLECTION] or not model.nmat:
             return away
         shiny = np.append(model.mat_reflectance > 0, False)  # the last for geoms without a material, -1
@@ -102,7 +104,7 @@ class MujocoRenderer:
         shown = np.asarray(self._option.geomgroup)[np.clip(model.geom_group, 0, mujoco.mjNGROUP - 1)] > 0
         flat = (model.geom_type == PLANE) | (model.geom_type == mujoco.mjtGeom.mjGEOM_BOX)
         for mirror in np.flatnonzero(shown & flat & shiny[model.geom_matid] & ~away):
-            away &= outside_view(model, data, *mirrored_view(model, data, int(mirror), eye, sides))
+            away &= outside_view(model, data, mirrored_view(model, data, int(mirror), view))
         return away
 
     def close(self) -> None:
@@ -115,12 +117,10 @@ class MujocoRenderer:
             self._gl = None
 
 
-def camera_view(
-    model: Any, data: Any, camera: int, aspect: float
-) -> tuple[Float[np.ndarray, " 3"], Float[np.ndarray, "4 3"]] | None:
-    """Return a camera's position (metres) and the outward unit normals of the four sides of its view.
+def camera_view(model: Any, data: Any, camera: int, aspect: float) -> View | None:
+    """Return a camera's view; None where a field of view does not define it (orthographic, or a sensor's).
 
-    `aspect` is width / height. None where the view is not defined by a field of view (orthographic, or a sensor's).
+    `aspect` is width / height.
     """
     if model.cam_orthographic[camera] or model.cam_sensorsize[camera].any():
         return None
@@ -130,13 +130,12 @@ def camera_view(
     return data.cam_xpos[camera], sides @ data.cam_xmat[camera].reshape(3, 3).T
 
 
-def mirrored_view(
-    model: Any, data: Any, mirror: int, eye: Float[np.ndarray, " 3"], sides: Float[np.ndarray, "4 3"]
-) -> tuple[Float[np.ndarray, " 3"], Float[np.ndarray, "4 3"]]:
-    """Return the mirror image of an eye (metres) and the outward normals of its view through the mirror's frame.
+def mirrored_view(model: Any, data: Any, mirror: int, view: View) -> View:
+    """Return the view of an eye's mirror image through the mirror's frame.
 
-    `mirror` is a geom, a box or a plane; planes count as infinite, so that theirs are the mirrored `sides`.
+    `mirror` is a geom, a box or a plane; planes count as infinite, so that the sides are the mirrored ones.
     """
+    eye, sides = view
     right, ahead, normal = data.geom_xmat[mirror].reshape(3, 3).T
     plane = model.geom_type[mirror] == PLANE
     width, length, height = (0, 0, 0) if plane else model.geom_size[mirror]
@@ -149,13 +148,9 @@ def mirrored_view(
     return image, np.array([side * np.sign(side @ out) / (np.linalg.norm(side) + 1e-12) for side, out in frame])
 
 
-def outside_view(
-    model: Any, data: Any, eye: Float[np.ndarray, " 3"], sides: Float[np.ndarray, "4 3"]
-) -> Bool[np.ndarray, " geoms"]:
-    """Return which geoms have their compiled bounding box beyond a side of the view from `eye` (metres).
-
-    `sides` are outward unit normals.
-    """
+def outside_view(model: Any, data: Any, view: View) -> Bool[np.ndarray, " geoms"]:
+    """Return which geoms have their compiled bounding box beyond a side of the view."""
+    eye, sides = view
     turn = data.geom_xmat.reshape(-1, 3, 3)
     middle = data.geom_xpos + (turn @ model.geom_aabb[:, :3, None])[:, :, 0]
     reach = (np.abs(sides @ turn) @ model.geom_aabb[:, 3:, None])[:, :, 0]
@@ -171,30 +166,21 @@ def simplify_meshes(model: Any, mesh_detail: float) -> Any:
     """
     drawn = copy.copy(model)
     for mesh in np.flatnonzero(model.mesh_facenum > FINE_MESH_FACES):
-        vertices = slice(model.mesh_vertadr[mesh], model.mesh_vertadr[mesh] + model.mesh_vertnum[mesh])
-        merged, cell = _cluster(model.mesh_vert[vertices], mesh_detail)
-        drawn.mesh_vert[vertices] = merged
+        rows = slice(model.mesh_vertadr[mesh], model.mesh_vertadr[mesh] + model.mesh_vertnum[mesh])
+        vertices = model.mesh_vert[rows]
+        grid = np.floor(vertices / mesh_detail).astype(np.int64)
+        _, cell, counts = np.unique(grid, axis=0, return_inverse=True, return_counts=True)
+        cell = cell.reshape(-1)
+        means = np.stack([np.bincount(cell, vertices[:, axis]) / counts for axis in range(3)], axis=1)
+        drawn.mesh_vert[rows] = means[cell]
         start = int(model.mesh_faceadr[mesh])
         faces = slice(start, start + int(model.mesh_facenum[mesh]))
-        corners = cell[model.mesh_face[faces]]
-        a, b, c = corners.T
+        a, b, c = cell[model.mesh_face[faces]].T
         kept = np.flatnonzero((a != b) & (b != c) & (c != a))
         for name in ("mesh_face", "mesh_facenormal", "mesh_facetexcoord"):
             getattr(drawn, name)[start : start + len(kept)] = getattr(model, name)[faces][kept]
         drawn.mesh_facenum[mesh] = len(kept)
     return drawn
-
-
-def _cluster(
-    vertices: Float[np.ndarray, "V 3"], mesh_detail: float
-) -> tuple[Float[np.ndarray, "V 3"], Int[np.ndarray, " V"]]:
-    """Return each vertex moved to the mean of its grid cell, and the index of that cell."""
-    grid = np.floor(vertices / mesh_detail).astype(np.int64)
-    _, cell = np.unique(grid, axis=0, return_inverse=True)
-    cell = cell.reshape(-1)
-    counts = np.bincount(cell)
-    means = np.stack([np.bincount(cell, vertices[:, axis]) / counts for axis in range(3)], axis=1)
-    return means[cell].astype(vertices.dtype), cell
 
 
 def _close_all() -> None:

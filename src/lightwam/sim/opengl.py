@@ -6,6 +6,7 @@ MUJOCO_GL chooses it. Without MUJOCO_GL it is EGL if that starts, else OSMesa.
 from __future__ import annotations
 
 import ctypes.util
+import importlib
 import logging
 import multiprocessing
 import os
@@ -18,7 +19,6 @@ from typing import Any
 
 from lightwam.errors import SetupError
 
-LOGGER = logging.getLogger("lightwam.sim")
 OFF = ("disable", "disabled", "off", "false", "0")
 """values of MUJOCO_GL: no rendering"""
 WINDOW = ("glfw", "glx", "enable", "enabled", "on", "true", "1")
@@ -29,8 +29,6 @@ BACKEND, PLATFORM, DEVICE = "MUJOCO_GL", "PYOPENGL_PLATFORM", "MUJOCO_EGL_DEVICE
 VENDORS = ("__EGL_VENDOR_LIBRARY_DIRS", "__EGL_VENDOR_LIBRARY_FILENAMES")
 """environment variables that say where EGL looks for drivers"""
 INSTALL_OSMESA = "apt install libosmesa6"
-EMPTY_MODEL = "<mujoco><visual><global offwidth='8' offheight='8'/></visual></mujoco>"
-PROBE = "import sys; from lightwam.sim import opengl; sys.exit(opengl.backend_error() or 0)"
 PROBE_SECONDS = 60.0
 
 _started: set[str] = set()
@@ -70,13 +68,8 @@ def restore_environment(variables: Mapping[str, str | None]) -> None:
 def gl_context(height: int, width: int) -> Any:
     """Create a context of MUJOCO_GL's backend; mujoco itself reads it only at import, which may have been earlier."""
     backend = os.environ.get(BACKEND, "").lower().strip()
-    if backend == "egl":
-        from mujoco.egl import GLContext
-    elif backend == "osmesa":
-        from mujoco.osmesa import GLContext
-    else:
-        from mujoco.gl_context import GLContext
-    context = GLContext.__new__(GLContext)
+    module = importlib.import_module(f"mujoco.{backend if backend in HEADLESS else 'gl_context'}")
+    context = module.GLContext.__new__(module.GLContext)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)  # GLFW only warns when it fails
@@ -95,7 +88,8 @@ def backend_error() -> str:
         context = gl_context(8, 8)
         try:
             context.make_current()
-            model = mujoco.MjModel.from_xml_string(EMPTY_MODEL)
+            model = mujoco.MjModel.from_xml_string("<mujoco/>")
+            model.vis.global_.offheight = model.vis.global_.offwidth = 8
             model.vis.quality.offsamples = model.vis.quality.shadowsize = 0
             mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_50).free()
         finally:
@@ -131,15 +125,16 @@ def _installed_backend() -> str:
     """Return egl if it starts, else osmesa; SetupError if neither is installed."""
     egl, osmesa = ctypes.util.find_library("EGL"), ctypes.util.find_library("OSMesa")
     if not egl and not osmesa:
-        next_step = "apt install libegl1 libgl1 (or libosmesa6), or set MUJOCO_GL yourself"
-        raise SetupError("MuJoCo cannot draw: neither EGL nor OSMesa is installed", next_step=next_step)
+        step = "apt install libegl1 libgl1 (or libosmesa6), or set MUJOCO_GL yourself"
+        raise SetupError("MuJoCo cannot draw: neither EGL nor OSMesa is installed", next_step=step)
     if egl and (not osmesa or DEVICE in os.environ):  # a device was chosen: no fallback
         return "egl"
     reason = _egl_error() if egl else "it is not installed"
     if not reason:
         return "egl"
     if multiprocessing.current_process().name in ("MainProcess", "worker 0"):  # once, not by every worker
-        LOGGER.warning("EGL does not start (%s), MuJoCo draws with OSMesa (set %s to choose)", reason, BACKEND)
+        message = "EGL does not start (%s), MuJoCo draws with OSMesa (set %s to choose)"
+        logging.getLogger("lightwam.sim").warning(message, reason, BACKEND)
     return "osmesa"
 
 
@@ -149,7 +144,8 @@ def _egl_error() -> str:
     A process that has loaded EGL cannot use another OpenGL.
     """
     variables = os.environ | {BACKEND: "egl", PLATFORM: "egl", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, "-c", PROBE]
+    probe = "import sys; from lightwam.sim import opengl; sys.exit(opengl.backend_error() or 0)"
+    command = [sys.executable, "-c", probe]
     try:
         done = subprocess.run(command, capture_output=True, errors="replace", timeout=PROBE_SECONDS, env=variables)
     except subprocess.TimeoutExpired:
@@ -162,29 +158,25 @@ def _setup_error(backend: str, reason: str) -> SetupError:
     """Return the error of a backend that does not start, with the next step."""
     if backend == "osmesa":
         variable = BACKEND if os.environ.get(BACKEND) else PLATFORM
-        reason = reason if ctypes.util.find_library("OSMesa") else "it is not installed"
-        next_step = f"{INSTALL_OSMESA}, or unset {variable} to try EGL"
-        what = "MuJoCo cannot draw: OSMesa does not start"
-        return SetupError(what, where=f"{variable}=osmesa", got=reason, next_step=next_step)
+        what, step = "MuJoCo cannot draw: OSMesa does not start", f"{INSTALL_OSMESA}, or unset {variable} to try EGL"
+        got = reason if ctypes.util.find_library("OSMesa") else "it is not installed"
+        return SetupError(what, where=f"{variable}=osmesa", got=got, next_step=step)
     if backend != "egl":
-        what, next_step = "MuJoCo cannot draw in a window: it needs a display", f"unset {BACKEND} to draw without one"
-        return SetupError(what, where=f"{BACKEND}={backend}", got=reason, next_step=next_step)
+        what, step = "MuJoCo cannot draw in a window: it needs a display", f"unset {BACKEND} to draw without one"
+        return SetupError(what, where=f"{BACKEND}={backend}", got=reason, next_step=step)
     if (device := os.environ.get(DEVICE)) is not None:
         count = _num_devices()
         if not device.strip().isdigit() or 0 < count <= int(device):
             expected = f"one of {', '.join(map(str, range(count)))}" if count else "a whole number"
-            what, next_step = "EGL has no such device", f"unset {DEVICE}"
-            return SetupError(what, where=DEVICE, got=repr(device), expected=expected, next_step=next_step)
+            what, step = "EGL has no such device", f"unset {DEVICE}"
+            return SetupError(what, where=DEVICE, got=repr(device), expected=expected, next_step=step)
     state = "is installed and does not start" if ctypes.util.find_library("EGL") else "is not installed"
-    unset = f" and unset {BACKEND}" if os.environ.get(BACKEND) else ""
     variables = [f"{name}={os.environ[name]}" for name in (BACKEND, DEVICE, *VENDORS) if os.environ.get(name)]
-    return SetupError(
-        f"MuJoCo cannot draw: EGL {state}",
-        where=", ".join(variables) or None,
-        got=reason,
-        expected="NVIDIA's driver (in a container NVIDIA_DRIVER_CAPABILITIES=all), or Mesa's",
-        next_step=f"apt install libegl1 libegl-mesa0 libgl1-mesa-dri; or {INSTALL_OSMESA}{unset}",
-    )
+    unset = f" and unset {BACKEND}" if os.environ.get(BACKEND) else ""
+    step = f"apt install libegl1 libegl-mesa0 libgl1-mesa-dri; or {INSTALL_OSMESA}{unset}"
+    expected = "NVIDIA's driver (in a container NVIDIA_DRIVER_CAPABILITIES=all), or Mesa's"
+    where, what = ", ".join(variables) or None, f"MuJoCo cannot draw: EGL {state}"
+    return SetupError(what, where=where, got=reason, expected=expected, next_step=step)
 
 
 def _num_devices() -> int:

@@ -9,7 +9,6 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from lightwam.config.schema import SimConfig
-from lightwam.errors import SimulatorError
 from lightwam.sim.simulator import RobotUnits, Simulator, StepOutcome, finite_action, not_reset, require_seed
 from lightwam.types import Observation
 
@@ -132,11 +131,4 @@ class PointExpert:
         return np.clip(np.array([goal_x - x, goal_y - y], np.float32) / self._reach, -1, 1)
 
 
-make = PointSimulator
-
-
-def make_expert(config: SimConfig, simulator: Simulator) -> PointExpert:
-    """Make the expert of a `PointSimulator`."""
-    if not isinstance(simulator, PointSimulator):
-        raise SimulatorError("the simulator must be a PointSimulator", got=type(simulator).__name__)
-    return PointExpert(config, simulator)
+make, make_expert = PointSimulator, PointExpert

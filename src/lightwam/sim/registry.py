@@ -12,7 +12,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from types import ModuleType
-from typing import NamedTuple
 
 from lightwam.config.schema import SimConfig
 from lightwam.errors import SetupError, SimulatorError, did_you_mean
@@ -20,18 +19,12 @@ from lightwam.sim.simulator import Expert, RobotUnits, Simulator, require_known
 from lightwam.sim.versions import compare_versions
 from lightwam.system.machine import versions
 
-
-class _Adapter(NamedTuple):
-    simulator: str
-    expert: str
-    packages: tuple[str, ...] = ()
-
-
-_ADAPTERS = {
-    "point": _Adapter("lightwam.sim.point", "lightwam.sim.point"),
-    "libero": _Adapter("lightwam.sim.libero.simulator", "lightwam.sim.libero.expert", ("libero", "mujoco")),
-    "metaworld": _Adapter("lightwam.sim.metaworld.simulator", "lightwam.sim.metaworld.expert", ("metaworld", "mujoco")),
+_ADAPTERS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "point": ("lightwam.sim.point", "lightwam.sim.point", ()),
+    "libero": ("lightwam.sim.libero.simulator", "lightwam.sim.libero.expert", ("libero", "mujoco")),
+    "metaworld": ("lightwam.sim.metaworld.simulator", "lightwam.sim.metaworld.expert", ("metaworld", "mujoco")),
 }
+"""name -> module of the simulator, module of the expert, packages that must be installed"""
 
 
 def make_simulator(config: SimConfig, task: str) -> Simulator:
@@ -71,44 +64,27 @@ def installed_versions(name: str) -> dict[str, str]:
     return {package: version for package, version in versions(stated).items() if package in stated}
 
 
-def tasks(name: str) -> tuple[str, ...]:
-    """Return every task of the adapter `name`."""
-    return tuple(_module(name, expert=False).TASKS)
-
-
-def cameras(name: str) -> tuple[str, ...]:
-    """Return every camera of the adapter `name`."""
-    return tuple(_module(name, expert=False).CAMERAS)
-
-
 def robot_units(name: str) -> RobotUnits | None:
     """Return the adapter's UNITS, whether or not its simulator is installed; None where it has none."""
-    adapter = _ADAPTERS.get(name, _Adapter(name, name))
     try:
-        module = importlib.import_module(adapter.simulator)
+        module = importlib.import_module(_ADAPTERS[name][0] if name in _ADAPTERS else name)
     except ImportError:  # an adapter of the user's that is not on this machine
         return None
-    units: RobotUnits | None = vars(module).get("UNITS")
-    return units
+    return vars(module).get("UNITS")
 
 
 def _module(name: str, *, expert: bool) -> ModuleType:
-    adapter = _ADAPTERS.get(name)
-    if adapter is None:
-        if "." not in name:
-            next_step = did_you_mean(name, _ADAPTERS) + "; or the import path of your own adapter, with a dot"
-            raise SimulatorError("unknown simulator", got=repr(name), next_step=next_step)
-        adapter = _Adapter(name, name, (name.partition(".")[0],))
-    for package in adapter.packages:
+    if name not in _ADAPTERS and "." not in name:
+        step = did_you_mean(name, _ADAPTERS) + "; or the import path of your own adapter, with a dot"
+        raise SimulatorError("unknown simulator", got=repr(name), next_step=step)
+    simulator_path, expert_path, packages = _ADAPTERS.get(name, (name, name, (name.partition(".")[0],)))
+    for package in packages:
         if importlib.util.find_spec(package) is None:
-            install = f"pip install 'lightwam[{name}]'" if name in _ADAPTERS else "install it, or fix sim.name"
-            raise SetupError(
-                f"the simulator {name!r} needs a package that is not installed", got=package, next_step=install
-            )
-    module = importlib.import_module(adapter.expert if expert else adapter.simulator)
+            step = f"pip install 'lightwam[{name}]'" if name in _ADAPTERS else "install it, or fix sim.name"
+            raise SetupError(f"simulator {name!r} needs a package that is not installed", got=package, next_step=step)
+    module = importlib.import_module(expert_path if expert else simulator_path)
     required = ("make_expert",) if expert else ("TASKS", "CAMERAS", "make")
     if missing := [word for word in required if word not in vars(module)]:
-        raise SimulatorError(
-            f"an adapter must have {', '.join(required)}", where=module.__name__, got=f"no {', '.join(missing)}"
-        )
+        what, got = f"an adapter must have {', '.join(required)}", f"no {', '.join(missing)}"
+        raise SimulatorError(what, where=module.__name__, got=got)
     return module

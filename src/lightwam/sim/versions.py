@@ -39,17 +39,12 @@ def compare_versions(simulator: str, tested: Mapping[str, PackageVersions]) -> t
         if not stated.versions:
             warnings.append(f"{simulator} was not tested with {package}, {version} is installed: {stated.note}")
             continue
-        best = f"{package}=={stated.versions[0]}"
+        step = f"pip install '{package}=={stated.versions[0]}'"
         if stated.breaks_from is not None and _numbers(version) >= _numbers(stated.breaks_from):
-            raise SetupError(
-                f"the simulator {simulator!r} does not run with {package} {version}",
-                expected=f"{best}; {stated.breaks_from} and later are known to break it",
-                next_step=f"pip install '{best}'",
-            )
-        warnings.append(
-            f"{simulator} was tested with {package} {' and '.join(stated.versions)}, {version} is installed: "
-            f"{stated.note} (pip install '{best}')"
-        )
+            what = f"the simulator {simulator!r} does not run with {package} {version}"
+            raise SetupError(what, expected=f"a version before {stated.breaks_from}", next_step=step)
+        best = f"{package} {' and '.join(stated.versions)}"
+        warnings.append(f"{simulator} was tested with {best}, {version} is installed: {stated.note} ({step})")
     return tuple(warnings)
 
 

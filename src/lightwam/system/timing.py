@@ -6,7 +6,8 @@ import math
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,12 +17,13 @@ from lightwam.system.cpu import matmul_dtype
 from lightwam.system.machine import machine
 
 WARM_UP, REPETITIONS = 10, 300
-SECONDS = 20.0
+SECONDS, FEWEST = 20.0, 5
 """time for each call's repetitions; of slow calls FEWEST are made even if they take longer"""
-FEWEST = 5
 LONG_S = 2.0
 """each call that takes longer is reported"""
+CPU = torch.device("cpu")
 Call = Callable[[], Any]
+T = TypeVar("T")
 
 
 def percentiles(values: Sequence[float], suffix: str = "") -> dict[str, float]:
@@ -49,43 +51,49 @@ def conditions_line(result: Mapping[str, Any]) -> str:
     return f"{result['precision']}{products}, {on}"
 
 
+def in_turns(calls: Mapping[str, Callable[[int], T]], numbers: range) -> dict[str, list[T]]:
+    """Call each with every number, the order reversed from one number to the next; return what each returned."""
+    results: dict[str, list[T]] = {name: [] for name in calls}
+    for number in numbers:
+        for name in list(calls)[:: -1 if number % 2 else 1]:
+            results[name].append(calls[name](number))
+    return results
+
+
 @torch.inference_mode()
 def time_interleaved(
     calls: Mapping[str, Call], device: torch.device, say: Callable[[str], None] = lambda line: None
 ) -> dict[str, dict[str, float]]:
     """Return milliseconds of each call: percentiles over the repetitions, and their standard deviation."""
-    first = {name: seconds(call, device) for name, call in calls.items()}
-    slowest = max(first.values())
-    warm_up = min(WARM_UP, int(SECONDS / 4 / slowest))
+
+    def timed(name: str, number: int) -> float:
+        took = seconds(calls[name], device)
+        if took > LONG_S:
+            say(f"{name} call {number}: {took:.1f} s")
+        return took
+
+    timers = {name: partial(timed, name) for name in calls}
+    slowest = max(took for (took,) in in_turns(timers, range(1)).values())
+    warm_up = 1 + min(WARM_UP, int(SECONDS / 4 / slowest))
     repetitions = min(REPETITIONS, max(FEWEST, int(SECONDS / slowest)))
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(-warm_up, repetitions):
-        for name in sorted(calls, reverse=number % 2 == 0):
-            took = seconds(calls[name], device)
-            if took > LONG_S:
-                say(f"{name} call {number}: {took:.1f} s")
-            if number >= 0:
-                times[name].append(1000 * took)
-    return {
-        name: {
-            **percentiles(rows, "_ms"),
-            "std_ms": float(np.std(rows)),
-            "repetitions": len(rows),
-            "warm_up": 1 + warm_up,
-        }
-        for name, rows in times.items()
-    }
+    times = in_turns(timers, range(1, warm_up + repetitions))
+    counts = {"repetitions": repetitions, "warm_up": warm_up}
+    rows = {name: [1000 * took for took in turns[warm_up - 1 :]] for name, turns in times.items()}
+    return {name: percentiles(row, "_ms") | {"std_ms": float(np.std(row))} | counts for name, row in rows.items()}
 
 
-def seconds(call: Call, device: torch.device) -> float:
+def seconds(call: Call, device: torch.device = CPU) -> float:
     """Time one call in seconds, until its work on the device is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    began = time.perf_counter()
+    began = now(device)
     call()
+    return now(device) - began
+
+
+def now(device: torch.device) -> float:
+    """Return the clock's seconds once all work on the device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - began
+    return time.perf_counter()
 
 
 @torch.inference_mode()
@@ -96,29 +104,24 @@ def count_gmac(call: Call) -> float:
     return counter.get_total_flops() / 2e9
 
 
-def _linear_flops(x: Any, weight: Any, *_: Any, **__: Any) -> int:
-    return 2 * math.prod(x) * weight[0]
-
-
-def _attention_flops(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
-    return 2 * math.prod(q) * k[-2] + 2 * math.prod(q[:-1]) * k[-2] * v[-1]
-
-
 UNKNOWN_TO_TORCH: dict[Any, Any] = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
-    **({torch.ops.mkldnn._linear_pointwise: _linear_flops} if torch.backends.mkldnn.is_available() else {}),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: (
+        2 * math.prod(q) * k[-2] + 2 * math.prod(q[:-1]) * k[-2] * v[-1]
+    ),
 }
 """CPU operators that torch's counter does not know -> functions that count their operations from shapes"""
+if torch.backends.mkldnn.is_available():
+    UNKNOWN_TO_TORCH[torch.ops.mkldnn._linear_pointwise] = lambda x, weight, *_, **__: 2 * math.prod(x) * weight[0]
 
 
 @torch.inference_mode()
 def roofline_ms(work: float, size: int, device: torch.device, dtype: torch.dtype) -> dict[str, float]:
     """Measure this machine's bounds: `work` GMAC at the speed of a large product, `size` bytes of weights read once."""
-    side = 8192 if device.type == "cuda" else 1024
+    side, block_size = (8192, 2**28) if device.type == "cuda" else (1024, 2**25)
     a, b = torch.randn(side, side, device=device).to(dtype), torch.randn(side, side, device=device).to(dtype)
     product = min(seconds(lambda: a @ b, device) for _ in range(10))
-    block = torch.randn(2**28 if device.type == "cuda" else 2**25, device=device)
-    copying = min(seconds(lambda: block.sum(), device) for _ in range(10))
+    block = torch.randn(block_size, device=device)
+    copying = min(seconds(block.sum, device) for _ in range(10))
     rate, bandwidth = side**3 / product, block.numel() * 4 / copying
     return {
         "gmac_per_second": rate / 1e9,

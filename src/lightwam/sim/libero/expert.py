@@ -17,7 +17,6 @@ from lightwam.errors import SimulatorError
 from lightwam.sim.libero.expert_fixtures import Cavity, Fixtures
 from lightwam.sim.libero.expert_scene import UPRIGHT, Axis, Grasp, Point, Scene, hand_direction, rotated
 from lightwam.sim.libero.simulator import LiberoSimulator
-from lightwam.sim.simulator import Simulator
 
 OPEN, CLOSED = 1.0, 0.0
 UP = np.array([0.0, 0.0, 1.0])
@@ -57,20 +56,16 @@ Spot = tuple[Point, float]
 class LiberoExpert:
     """A controller that achieves the task's goals one by one, then holds still."""
 
-    def __init__(self, simulator: LiberoSimulator) -> None:
+    def __init__(self, config: SimConfig, simulator: LiberoSimulator) -> None:
         """SimulatorError for a task with a goal that has no script."""
         self.scene = Scene(simulator)
         self.fixtures = Fixtures(self.scene)
         goals = [tuple(goal) for goal in simulator.env.parsed_problem["goal_state"]]
         self.goals = sorted(goals, key=lambda goal: goal[0] == "close")  # close last: objects go in first
         if unsupported := [goal for goal in self.goals if not self._supports(*goal)]:
-            raise SimulatorError(
-                "no expert for this task",
-                where=simulator.task,
-                got=unsupported,
-                expected="moving objects, turning knobs on, opening drawers, closing drawers and doors",
-                next_step="leave it out by --sim.tasks (lightwam check expert)",
-            )
+            expected = "moving objects, turning knobs on, opening drawers, closing drawers and doors"
+            what, step = "no expert for this task", "leave it out by --sim.tasks (lightwam check expert)"
+            raise SimulatorError(what, where=simulator.task, got=unsupported, expected=expected, next_step=step)
         self._high = self.scene.grip[2]  # the height at which the hand starts and travels
         self._script = self._solve()
 
@@ -119,14 +114,15 @@ class LiberoExpert:
         grasp = self.scene.grasp(obj)
         axis, high = grasp.axis, max(self._high, grasp.point[2] + APPROACH)
         yield from self._move(np.array([*grasp.point[:2], high]), OPEN, NEAR, axis)
-        grasp = self.scene.grasp(obj, axis)
-        yield from self._move(grasp.point + NEAR * UP, OPEN, 2 * NEARER, axis)
-        yield from self._move(grasp.point, OPEN, NEARER, axis)
-        yield from self._close_fingers(grasp)
+        yield from self._grasp(self.scene.grasp(obj, axis), distance=NEAR, near=2 * NEARER)
         yield from self._move(self.scene.grip + LIFT * UP, CLOSED, NEAR, axis)
 
-    def _close_fingers(self, grasp: Grasp, lean: Axis = UPRIGHT) -> Iterator[Action]:
-        """Close the fingers until they stop."""
+    def _grasp(
+        self, grasp: Grasp, lean: Axis = UPRIGHT, *, distance: float = APPROACH, near: float = NEAR
+    ) -> Iterator[Action]:
+        """Approach a grasp from a distance along the hand, and close the fingers until they stop."""
+        yield from self._move(grasp.point - distance * hand_direction(lean), OPEN, near, grasp.axis, lean)
+        yield from self._move(grasp.point, OPEN, NEARER, grasp.axis, lean)
         before = np.inf
         for step in range(MAX_STEPS):
             yield self._toward(grasp.point, CLOSED, grasp.axis, lean)
@@ -135,9 +131,12 @@ class LiberoExpert:
             before = self.scene.opening
 
     def _spot(self, obj: str, target: str) -> Spot:
-        """Return where an object is put, and how far it turns on the way."""
+        """Return where an object is put, with room for the target's other objects, and its turn on the way."""
         goal, top = self.scene.goal(target)
-        return (np.array([*goal + self._offset(obj, target), top]), self.scene.fitting_turn(obj, target))
+        sharing = [goal[1] for goal in self.goals if goal[2:] == (target,)]
+        if len(sharing) > 1:
+            goal = goal + self.scene.slot_offset(obj, target, sharing.index(obj), len(sharing))
+        return np.array([*goal, top]), self.scene.fitting_turn(obj, target)
 
     def _place(self, obj: str, spot: Point, turn: float) -> Iterator[Action]:
         scene, goal, top = self.scene, spot[:2], spot[2]
@@ -157,23 +156,14 @@ class LiberoExpert:
             yield self._toward(rest, OPEN, axis)
         yield from self._move(np.array([*rest[:2], max(self._high, rest[2] + APPROACH)]), OPEN, NEAR, axis)
 
-    def _offset(self, obj: str, target: str) -> Axis:
-        """Return the offset from the target's middle that leaves room for the other objects of the target."""
-        sharing = [goal[1] for goal in self.goals if goal[2:] == (target,)]
-        if len(sharing) < 2:
-            return np.zeros(2)
-        return self.scene.slot_offset(obj, target, sharing.index(obj), len(sharing))
-
     def _put_in(self, obj: str, cavity: Cavity) -> Iterator[Action]:
         """Put an object in from the side, by its handle, which must be on the side of the entrance."""
         scene, inward = self.scene, np.array([*cavity.inward, 0.0])
         lean, axis = CAVITY_LEAN * cavity.inward, rotated(cavity.inward, np.pi / 2)
-        down, handle = hand_direction(lean), scene.trailing_part(obj, cavity.inward)
-        before = handle - APPROACH * down
+        handle = scene.trailing_part(obj, cavity.inward)
+        before = handle - APPROACH * hand_direction(lean)
         yield from self._move(np.array([*before[:2], self._high]), OPEN, NEAR, axis, lean)
-        yield from self._move(before, OPEN, NEAR, axis, lean)
-        yield from self._move(handle, OPEN, NEARER, axis, lean)
-        yield from self._close_fingers(Grasp(handle, axis), lean)
+        yield from self._grasp(Grasp(handle, axis), lean)
         points = scene.points(obj)
         depth = np.max(points[:, :2] @ cavity.inward)
         hold = scene.grip - np.array([*scene.position(obj)[:2], points[:, 2].min()])
@@ -182,22 +172,22 @@ class LiberoExpert:
         yield from self._move(np.array([*scene.grip[:2], inside[2]]), CLOSED, NEAR, axis, lean)
         if not scene.holds(obj):
             return
-        yield from self._move(outside, CLOSED, NEARER, axis, lean)
-        yield from self._move(inside, CLOSED, NEARER, axis, lean)
-        yield from self._move(inside - SILL_HEIGHT * UP, CLOSED, NEARER, axis, lean)
+        for point in (outside, inside, inside - SILL_HEIGHT * UP):
+            yield from self._move(point, CLOSED, NEARER, axis, lean)
         rest = scene.grip
         for _ in range(RELEASE_STEPS):
             yield self._toward(rest, OPEN, axis, lean)
-        yield from self._move(rest - APPROACH * inward, OPEN, NEAR, axis, lean)
-        yield from self._move(np.array([*(rest - APPROACH * inward)[:2], self._high]), OPEN, NEAR, axis)
+        away = rest - APPROACH * inward
+        yield from self._move(away, OPEN, NEAR, axis, lean)
+        yield from self._move(np.array([*away[:2], self._high]), OPEN, NEAR, axis)
 
     def _close_door(self, fixture: str) -> Iterator[Action]:
         """Close a door by pushing its outer face below the upper edge, the palm above it."""
         door, axis = self.fixtures.door(fixture), self.scene.axis
         height = door.top - BELOW_EDGE
         front = door.face[:2] - PUSH_START * door.closing
-        yield from self._move(np.array([*front, self._high]), CLOSED, NEAR, axis)
-        yield from self._move(np.array([*front, height]), CLOSED, NEAR, axis)
+        for high in (self._high, height):
+            yield from self._move(np.array([*front, high]), CLOSED, NEAR, axis)
         for _ in range(3 * MAX_STEPS):
             if self.scene.achieved(("close", fixture)):
                 break
@@ -208,9 +198,7 @@ class LiberoExpert:
     def _turn_on(self, fixture: str) -> Iterator[Action]:
         """Turn the fin of the fixture's knob counterclockwise."""
         grasp = self.fixtures.knob(fixture)
-        yield from self._move(grasp.point + APPROACH * UP, OPEN, NEAR, grasp.axis)
-        yield from self._move(grasp.point, OPEN, NEARER, grasp.axis)
-        yield from self._close_fingers(grasp)
+        yield from self._grasp(grasp)
         for _ in range(MAX_STEPS):
             if self.fixtures.angle(fixture) > KNOB_ANGLE:
                 break
@@ -226,9 +214,7 @@ class LiberoExpert:
         lean, axis, out = -PULL_LEAN * drawer.out, drawer.out, np.array([*drawer.out, 0.0])
         down = hand_direction(lean)
         grasp = Grasp(drawer.handle - HANDLE_GAP * down, axis)
-        yield from self._move(grasp.point - APPROACH * down, OPEN, NEAR, axis, lean)
-        yield from self._move(grasp.point, OPEN, NEARER, axis, lean)
-        yield from self._close_fingers(grasp, lean)
+        yield from self._grasp(grasp, lean)
         for _ in range(2 * MAX_STEPS):
             if self.scene.achieved(("open", region)):
                 break
@@ -244,9 +230,8 @@ class LiberoExpert:
         drawer = self.fixtures.drawer(region)
         lean, axis, out = -PUSH_LEAN * drawer.out, rotated(drawer.out, np.pi / 2), np.array([*drawer.out, 0.0])
         front = drawer.handle + PUSH_START * out
-        yield from self._move(np.array([*front[:2], self._high]), CLOSED, NEAR, axis, lean)
-        yield from self._move(front, CLOSED, NEAR, axis, lean)
-        yield from self._move(front - DRAWER_TRAVEL * out, CLOSED, NEAR, axis, lean)  # until it is stuck
+        for point in (np.array([*front[:2], self._high]), front, front - DRAWER_TRAVEL * out):  # until it is stuck
+            yield from self._move(point, CLOSED, NEAR, axis, lean)
         yield from self._move(self.scene.grip + APPROACH * out, CLOSED, NEAR, axis, lean)
 
     def _move(self, point: Point, gripper: float, near: float, axis: Axis, lean: Axis = UPRIGHT) -> Iterator[Action]:
@@ -275,8 +260,4 @@ class LiberoExpert:
         return np.concatenate((motion, np.clip(TURN_GAIN * self.scene.turn(axis, lean), -1, 1), [gripper]))
 
 
-def make_expert(config: SimConfig, simulator: Simulator) -> LiberoExpert:
-    """Make the expert of a `LiberoSimulator`; SimulatorError for a task without one."""
-    if not isinstance(simulator, LiberoSimulator):
-        raise SimulatorError("the simulator must be a LiberoSimulator", got=type(simulator).__name__)
-    return LiberoExpert(simulator)
+make_expert = LiberoExpert

@@ -112,15 +112,19 @@ class Fixtures:
 
     def cavity(self, region: str) -> Cavity | None:
         """Return the space behind a door that contains the region; None without a door or a roof."""
+        import mujoco
+
         scene = self._scene
         if (site := scene.env.object_sites_dict.get(region)) is None or not self.has_door(site.parent_name):
             return None
         door, frame = self._hinge(site.parent_name)[1], scene.env.sim.data.get_site_xmat(region)[:2, :2].T
         middle = np.asarray(scene.env.sim.data.get_site_xpos(region), np.float64)
+        groups, geom = (np.arange(mujoco.mjNGROUP) == COLLISION_GEOMS).astype(np.uint8), np.zeros(1, np.int32)
 
         def free(*way: float) -> float:
-            """Return the distance from the region's middle to the next wall."""
-            return self._ray_distance(middle, np.array(way), door)
+            """Return the distance from the region's middle to the next solid part that is not the door."""
+            distance = mujoco.mj_ray(scene.model, scene.data, middle, np.array(way), groups, 1, door, geom)
+            return MAX_RAY if distance < 0 else float(min(distance, MAX_RAY))
 
         if free(0.0, 0.0, 1.0) == MAX_RAY:
             return None
@@ -130,16 +134,6 @@ class Fixtures:
         centre = middle[:2] + aside * (free(*aside, 0.0) - free(*-aside, 0.0)) / 2
         back = centre + (free(*inward, 0.0) - BACK_GAP) * inward
         return Cavity(np.array([*back, middle[2] - free(0.0, 0.0, -1.0)]), inward, aside)
-
-    def _ray_distance(self, point: Point, way: Point, door: int) -> float:
-        """Return the distance from a point to the first solid part along `way`, without the door."""
-        import mujoco
-
-        groups = np.arange(mujoco.mjNGROUP, dtype=np.int32) == COLLISION_GEOMS
-        geom = np.zeros(1, np.int32)
-        scene = self._scene
-        distance = mujoco.mj_ray(scene.model, scene.data, point, way, groups.astype(np.uint8), 1, door, geom)
-        return MAX_RAY if distance < 0 else float(min(distance, MAX_RAY))
 
     def _parts(self, body: int) -> Any:
         """Return a body's geoms that collide."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -33,12 +34,9 @@ PATH_WIDTH = 0.14
 BOTTOM_THICKNESS = 0.02
 """assumed, of a plate or bowl"""
 HAND_POINTS = np.array(
-    [(out, side, up) for out in (-0.05, 0.05) for side in (-0.01, 0.01) for up in (-FINGERTIP / 2, 0.012, 0.03)]
-    + [
-        (out, side, up)
-        for out in (-0.1, -0.05, 0.0, 0.05, 0.1)
-        for side in (-0.03, 0.03)
-        for up in (0.035, 0.075, 0.115)
+    [
+        *product((-0.05, 0.05), (-0.01, 0.01), (-FINGERTIP / 2, 0.012, 0.03)),
+        *product((-0.1, -0.05, 0.0, 0.05, 0.1), (-0.03, 0.03), (0.035, 0.075, 0.115)),
     ]
 )
 """points of the open fingers and the palm, relative to the grip: along the fingers' motion, across it, and up"""
@@ -65,6 +63,12 @@ class Scene:
 
     def __init__(self, simulator: LiberoSimulator) -> None:
         self._simulator, self.env = simulator, simulator.env
+        self.model, self.data = self.env.sim.model._model, self.env.sim.data._data
+        """MuJoCo's, of this episode"""
+        self.solid = (self.model.geom_group == COLLISION_GEOMS) & (self.model.geom_aabb[:, 3:].max(1) < MAX_HALF_SIZE)
+        """mask of the geoms that collide, without ground and walls"""
+        self._roots = self.model.body_rootid[self.model.geom_bodyid]
+        self._robot, self._site = int(self.model.body("robot0_base").id), int(self.env.robots[0].eef_site_id)
 
     @property
     def grip(self) -> Point:
@@ -102,10 +106,9 @@ class Scene:
         turns = np.radians(np.arange(-90, 90, 15)) if axis is None else np.zeros(1)
         ways = [(rotated(self.axis if axis is None else axis, turn), float(abs(turn))) for turn in turns]
         direct = [(grasp, turn) for way, turn in ways for grasp in self._grasps(obj, way)]
-        itself = [self._root(obj)]
-        grasps = [(grasp, turn) for grasp, turn in direct if not self._blocked(itself, grasp)]
+        grasps = [(grasp, turn) for grasp, turn in direct if not self._blocked(self._root(obj), grasp)]
         grasps = grasps or [(grasp, turn) for way, turn in ways for grasp in self._handles(obj, way)] or direct
-        others = np.setdiff1d(self._roots()[self.solid], [*itself, self._robot])
+        others = self._others(obj)
         cost = [10 * self._blocked(others, grasp) + turn + abs(grasp.point[1]) for grasp, turn in grasps]
         return grasps[int(np.argmin(cost))][0]
 
@@ -129,23 +132,22 @@ class Scene:
 
     def _handles(self, obj: str, axis: Axis) -> Iterator[Grasp]:
         """Yield grasps across each tall, narrow part with room between the fingers and the rest of the object."""
-        for geom in np.flatnonzero(self.solid & (self._roots() == self._root(obj))):
+        for geom in self._parts(self._root(obj)):
             points = self.corners([geom])
             middle, low, top = (points.min(0) + points.max(0)) / 2, points[:, 2].min(), points[:, 2].max()
             grasp = Grasp(np.array([*middle[:2], max(low + FINGERTIP, top - GRASP_DEPTH)]), axis)
             narrow, tall = np.ptp(points[:, :2] @ axis) < FINGER_SPAN / 2, top - low > GRASP_DEPTH
-            if narrow and tall and not self._blocked([self._root(obj)], grasp):
+            if narrow and tall and not self._blocked(self._root(obj), grasp):
                 yield grasp
 
     def _blocked(self, roots: Any, grasp: Grasp) -> int:
         """Count the points of the hand that a grasp puts inside these bodies' parts."""
-        model, data = self.model, self.data
-        solid = np.flatnonzero(self.solid & np.isin(self._roots(), roots))
+        model, data, parts = self.model, self.data, self._parts(roots)
         frame = np.eye(3)
         frame[0, :2], frame[1, :2] = grasp.axis, rotated(grasp.axis, np.pi / 2)
         points = grasp.point + HAND_POINTS @ frame
-        local = np.einsum("gji,gpj->gpi", data.geom_xmat[solid].reshape(-1, 3, 3), points - data.geom_xpos[solid, None])
-        inside = np.abs(local - model.geom_aabb[solid, None, :3]) < model.geom_aabb[solid, None, 3:] + CLEARANCE
+        local = np.einsum("gji,gpj->gpi", data.geom_xmat[parts].reshape(-1, 3, 3), points - data.geom_xpos[parts, None])
+        inside = np.abs(local - model.geom_aabb[parts, None, :3]) < model.geom_aabb[parts, None, 3:] + CLEARANCE
         return int(inside.all(-1).any(0).sum())
 
     def free_position(self, obj: str, opened: Float64[np.ndarray, "n 2"]) -> Point | None:
@@ -162,7 +164,7 @@ class Scene:
         away = _distance(spots, opened)
         if away[0] > DRAWER_DISTANCE:
             return None
-        boxes = [self.corners([geom]) for geom in self._others(obj)]
+        boxes = [self.corners([geom]) for geom in self._parts(self._others(obj))]
         free = [_distance(spots, box[:, :2]) > room for box in boxes if box[:, 2].max() > low + CLEARANCE]
         good = np.all([away > DRAWER_DISTANCE, *free], axis=0)
         return np.array([*spots[int(np.argmax(good if good.any() else away))], low])
@@ -180,12 +182,12 @@ class Scene:
         fits = (turn for turn in turns if (np.ptp(rotated(flat, turn), axis=0) + CLEARANCE < room).all())
         return float(next(fits, 0.0))
 
-    def slot_offset(self, obj: str, target: str, place: int, count: int) -> Axis:
-        """Return the offset from a region's middle of object number `place` of `count` side by side."""
+    def slot_offset(self, obj: str, target: str, slot: int, count: int) -> Axis:
+        """Return the offset from a region's middle of object number `slot` of `count` side by side."""
         if (room := self._region_size(target)) is None:
             return np.zeros(2)
         slim = int(np.argmin(np.ptp(self.points(obj)[:, :2], axis=0)))
-        return np.eye(2)[slim] * room[slim] * ((place + 0.5) / count - 0.5)
+        return np.eye(2)[slim] * room[slim] * ((slot + 0.5) / count - 0.5)
 
     def _region_size(self, target: str) -> Axis | None:
         """Return a region's size along the world's axes; None if it is no region."""
@@ -196,10 +198,8 @@ class Scene:
 
     def trailing_part(self, obj: str, inward: Axis) -> Point:
         """Return the middle of the object's part that comes last when it moves `inward`: of a mug, its handle."""
-        parts = np.flatnonzero(self.solid & (self._roots() == self._root(obj)))
-        return np.array(
-            min((self.data.geom_xpos[part] for part in parts), key=lambda middle: float(middle[:2] @ inward))
-        )
+        middles = self.data.geom_xpos[self._parts(self._root(obj))]
+        return np.asarray(min(middles, key=lambda middle: float(middle[:2] @ inward)), np.float64)
 
     def holds(self, obj: str) -> bool:
         """Return whether the object, or its rim, is between the fingers."""
@@ -210,7 +210,7 @@ class Scene:
         """Return the greatest height of anything on an object's path to its goal."""
         position = self.position(obj)[:2]
         way = goal - position
-        for geom in self._others(obj):
+        for geom in self._parts(self._others(obj)):
             corners = self.corners([geom])
             part = np.clip((corners[:, :2] - position) @ way / max(way @ way, 1e-9), 0, 1)
             if np.linalg.norm(corners[:, :2] - position - part[:, None] * way, axis=1).min() < PATH_WIDTH:
@@ -219,20 +219,15 @@ class Scene:
 
     def goal(self, target: str) -> tuple[Axis, float]:
         """Return the point over which an object is released, and the target's height there."""
-        env = self.env
-        owner = target
-        if target in env.object_sites_dict:
-            owner = env.object_sites_dict[target].parent_name
-            place = np.asarray(env.sim.data.get_site_xpos(target), np.float64)
-        else:
-            place = self.position(target)
-        if owner in env.objects_dict:
-            points = self.points(owner)
-            if target == owner:
-                place = (points.min(0) + points.max(0)) / 2
-            heights = points[:, 2]
-            return place[:2], float(heights.max() if "contain" in target else heights.min() + BOTTOM_THICKNESS)
-        return place[:2], float(place[2])
+        site, data = self.env.object_sites_dict.get(target), self.env.sim.data
+        owner = target if site is None else site.parent_name
+        point = self.position(target) if site is None else np.asarray(data.get_site_xpos(target), np.float64)
+        if owner not in self.env.objects_dict:
+            return point[:2], float(point[2])
+        points = self.points(owner)
+        low, high = points.min(0), points.max(0)
+        middle = (low + high) / 2 if site is None else point
+        return middle[:2], float(high[2] if "contain" in target else low[2] + BOTTOM_THICKNESS)
 
     def position(self, obj: str) -> Point:
         """Return the position of an object's body."""
@@ -240,7 +235,7 @@ class Scene:
 
     def points(self, obj: str) -> Float64[np.ndarray, "n 3"]:
         """Return the corners of an object's colliding parts, in the world."""
-        return self.corners(np.flatnonzero(self.solid & (self._roots() == self._root(obj))))
+        return self.corners(self._parts(self._root(obj)))
 
     def corners(self, geoms: Any) -> Float64[np.ndarray, "n 3"]:
         """Return the corners of the bounding boxes of geoms, in the world."""
@@ -252,40 +247,18 @@ class Scene:
         """Return the root body of an object."""
         return int(self.model.body_rootid[self.env.obj_body_id[obj]])
 
-    @property
-    def _robot(self) -> int:
-        return int(self.model.body("robot0_base").id)
+    def _parts(self, roots: Any) -> Any:
+        """Return the colliding parts of these root bodies."""
+        return np.flatnonzero(self.solid & np.isin(self._roots, roots))
 
     def _others(self, obj: str) -> Any:
-        """Return all colliding parts except the object's and the robot's."""
-        return np.flatnonzero(self.solid & ~np.isin(self._roots(), [self._root(obj), self._robot]))
-
-    def _roots(self) -> Any:
-        return self.model.body_rootid[self.model.geom_bodyid]
-
-    @property
-    def solid(self) -> Any:
-        """Mask of the geoms that collide, without ground and walls."""
-        return (self.model.geom_group == COLLISION_GEOMS) & (self.model.geom_aabb[:, 3:].max(1) < MAX_HALF_SIZE)
-
-    @property
-    def model(self) -> Any:
-        """MuJoCo's model."""
-        return self.env.sim.model._model
-
-    @property
-    def data(self) -> Any:
-        """MuJoCo's data."""
-        return self.env.sim.data._data
+        """Return the root bodies that collide, except the object's and the robot's."""
+        return np.setdiff1d(self._roots[self.solid], [self._root(obj), self._robot])
 
     @property
     def _hand_axes(self) -> Any:
         """The hand's axes, in columns."""
         return self.data.site_xmat[self._site].reshape(3, 3)
-
-    @property
-    def _site(self) -> int:
-        return int(self.env.robots[0].eef_site_id)
 
 
 def hand_direction(lean: Axis) -> Point:

@@ -21,18 +21,14 @@ from lightwam.config.libero_protocols import FOUR
 from lightwam.errors import SetupError
 from lightwam.sim.opengl import WINDOW, restore_environment
 
-_FileHandler = logging.FileHandler
-
 
 def task_name(suite: str, number: int) -> str:
     """Return a task's name by its index in the suite; a perturbed suite has the original's order."""
     _require_set_up()
     from libero.libero.benchmark.libero_suite_task_map import libero_task_map
 
-    names = (
-        libero_task_map.get(suite) or libero_task_map[next(original for original in FOUR if suite.startswith(original))]
-    )
-    return str(names[number])
+    known = suite if suite in libero_task_map else next(original for original in FOUR if suite.startswith(original))
+    return str(libero_task_map[known][number])
 
 
 def _require_set_up() -> None:
@@ -79,12 +75,9 @@ def initial_states(suite: str, name: str) -> Float64[np.ndarray, "states n"]:
         with np.load(arrays) as file:
             return np.asarray(file["states"], np.float64)
     if not path.exists():
-        raise SetupError(
-            "the task's initial states are not installed",
-            where=f"{suite}: {name}",
-            expected=f"{path} or {arrays.name}",
-            next_step="pip install 'lightwam[libero]', or get LIBERO's init_files",
-        )
+        what, where = "the task's initial states are not installed", f"{suite}: {name}"
+        step = "pip install 'lightwam[libero]', or get LIBERO's init_files"
+        raise SetupError(what, where=where, expected=f"{path} or {arrays.name}", next_step=step)
     import torch
 
     # a pickle of NumPy arrays: as trusted as the installed package, which brought it
@@ -99,16 +92,17 @@ def libero_folder(kind: str) -> Path:
     """
     import libero.libero
 
-    names, file = vars(libero.libero), Path(os.environ.get("LIBERO_CONFIG_PATH", "~/.libero")).expanduser()
-    if "LIBERO_CONFIG_PATH" not in os.environ and "config_file" in names:
-        file = Path(names["config_file"]).parent
-    file = file / "config.yaml"
+    folder = os.environ.get("LIBERO_CONFIG_PATH") or libero.libero.libero_config_path
+    file = Path(folder).expanduser() / "config.yaml"
     try:
         path = Path(libero.libero.get_libero_path(kind))
     except Exception as error:  # LIBERO checks nothing: yaml's errors, a ValueError, an AssertionError
-        got, expected = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}", f"a table with {kind}"
-        what, next_step = "LIBERO's config file cannot be used", f"delete {file}"
-        raise SetupError(what, where=file, got=got, expected=expected, next_step=next_step) from error
+        what, got = (
+            "LIBERO's config file cannot be used",
+            f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
+        )
+        step = f"delete {file}"
+        raise SetupError(what, where=file, got=got, expected=f"a table with {kind}", next_step=step) from error
     if path.is_dir():
         return path
     if file.exists():
@@ -130,21 +124,21 @@ def importing_robosuite() -> Iterator[None]:
     handler, gl = logging.FileHandler, (kept["MUJOCO_GL"] or "").lower().strip()
     logger = logging.getLogger("robosuite_logs")
     level = logger.level
+
+    def file_handler_or_null(path: str, *arguments: Any, **named: Any) -> logging.Handler:
+        try:
+            return handler(path, *arguments, **named)
+        except OSError:
+            return logging.NullHandler()
+
     logger.setLevel(logging.ERROR)
     os.environ.pop("MUJOCO_EGL_DEVICE_ID", None)
     if gl in WINDOW:
         os.environ["MUJOCO_GL"] = "glx"  # robosuite's name for a window
-    logging.FileHandler = _file_handler_or_null  # type: ignore[assignment, misc]
+    logging.FileHandler = file_handler_or_null  # type: ignore[assignment, misc]
     try:
         yield
     finally:
         logging.FileHandler = handler  # type: ignore[misc]
         logger.setLevel(level)
         restore_environment(kept)
-
-
-def _file_handler_or_null(path: str, *arguments: Any, **named: Any) -> logging.Handler:
-    try:
-        return _FileHandler(path, *arguments, **named)
-    except OSError:
-        return logging.NullHandler()

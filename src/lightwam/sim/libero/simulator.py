@@ -12,7 +12,7 @@ import copy
 import gc
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,11 +49,9 @@ TESTED = {
 }
 UNITS = RobotUnits(
     state=dict(zip(STATE_NAMES, ["m"] * 3 + ["rad, axis times angle"] * 3 + ["m"] * 2, strict=True)),
-    action=dict(
-        zip(
-            ACTION_NAMES, ["-1 to 1, 1 is 5 cm"] * 3 + ["-1 to 1, 1 is 0.5 rad"] * 3 + ["0 closed, 1 open"], strict=True
-        )
-    ),
+    action=dict.fromkeys(ACTION_NAMES[:3], "-1 to 1, 1 is 5 cm")
+    | dict.fromkeys(ACTION_NAMES[3:6], "-1 to 1, 1 is 0.5 rad")
+    | {ACTION_NAMES[6]: "0 closed, 1 open"},
     steps_per_second=float(FPS),
 )
 CAMERA_NAMES = {"agentview": "agentview", "wrist": "robot0_eye_in_hand"}
@@ -108,25 +106,27 @@ class LiberoSimulator(Simulator):
         require_seed(seed, f"libero/{self.task}")
         states = None if seed < FIRST_STATE else initial_states(self.suite, self.name)
         if states is not None and seed - FIRST_STATE >= len(states):
-            where, got, expected = f"{self.task}, seed {seed}", seed - FIRST_STATE, f"0..{len(states) - 1}"
-            next_step = f"lower eval.trials, or use seeds below {FIRST_STATE}"
-            what = "the task has no such initial state"
-            raise SimulatorError(what, where=where, got=got, expected=expected, next_step=next_step)
-        with _global_generator_restored():
+            what, where, got = "the task has no such initial state", f"{self.task}, seed {seed}", seed - FIRST_STATE
+            step = f"lower eval.trials, or use seeds below {FIRST_STATE}"
+            raise SimulatorError(what, where=where, got=got, expected=f"0..{len(states) - 1}", next_step=step)
+        generator = np.random.get_state()  # LIBERO draws from NumPy's global generator, which others use too
+        try:
             env = self._world(seed)
             env.env.object_property_initializers[:] = self._samplers
-            self._raw = _reset_world(env, self.protocol.env_seed if states is not None else seed)
+            env.seed(self.protocol.env_seed if states is not None else seed)
+            self._raw = dict(_retry_placement(env.env.reset, f"seed {seed}"))
             if states is not None:
                 self._raw = env.set_init_state(states[seed - FIRST_STATE])
             for _ in range(self.protocol.settle_steps):
                 self._raw = env.step(IDLE_ACTION)[0]
+        finally:
+            np.random.set_state(generator)
         self._steps = 0
 
     def observe(self) -> Observation:
         """Draw every camera at the moment at which LIBERO would have drawn it."""
-        raw = self.raw
-        fingers = raw["robot0_gripper_qpos"]
-        state = np.concatenate((raw["robot0_eef_pos"], axis_angle(raw["robot0_eef_quat"]), fingers))
+        position, rotation, fingers = (self.raw[f"robot0_{name}"] for name in ("eef_pos", "eef_quat", "gripper_qpos"))
+        state = np.concatenate((position, axis_angle(rotation), fingers))
         pictures = {camera: self._draw(camera) for camera in self.cameras}
         return Observation(pictures, state.astype(np.float32), self.instruction)
 
@@ -186,9 +186,8 @@ class LiberoSimulator(Simulator):
         plain = self.protocol.picture == "plain"
         published = not plain and self._size == (self.protocol.size, self.protocol.size)
         if self._renderer is None:
-            height, width = (NATIVE_SIZE, NATIVE_SIZE) if published else self._size
-            mesh_detail = MESH_DETAIL if plain else None
-            self._renderer = MujocoRenderer(model, height, width, mesh_detail, hidden=(COLLISION_GEOMS,))
+            size, mesh_detail = (NATIVE_SIZE, NATIVE_SIZE) if published else self._size, MESH_DETAIL if plain else None
+            self._renderer = MujocoRenderer(model, *size, mesh_detail, hidden=(COLLISION_GEOMS,))
         data, rgba = self._camera_moment()
         self._renderer.model, present_rgba = model, model.site_rgba.copy()
         model.site_rgba[:] = rgba
@@ -249,21 +248,13 @@ def _start(env: Any, compiled: Any, xml: str) -> None:
     env.initialize_time(env.control_freq)
 
 
-def _reset_world(env: Any, seed: int) -> dict[str, Any]:
-    """Reset LIBERO's environment by a seed; return robosuite's observation."""
-    env.seed(seed)
-    return dict(_retry_placement(env.env.reset, f"seed {seed}"))
-
-
 def _retry_placement(place: Callable[[], Any], where: str) -> Any:
     """Call `place`, as LIBERO does, until it finds room for all objects."""
     from robosuite.utils.errors import RandomizationError
 
     for _ in range(PLACEMENT_TRIES):
-        try:
+        with suppress(RandomizationError):
             return place()
-        except RandomizationError:
-            continue
     raise SimulatorError("LIBERO finds no room for its objects", where=where, got=f"{PLACEMENT_TRIES} tries")
 
 
@@ -294,16 +285,6 @@ def _record_cameras(env: Any) -> Callable[[], tuple[Any, Float[np.ndarray, "site
     store.__modality__ = "lightwam"  # type: ignore[attr-defined]
     env.add_observable(Observable("lightwam_poses", store, sampling_rate=env.control_freq))
     return restore
-
-
-@contextmanager
-def _global_generator_restored() -> Iterator[None]:
-    """Restore NumPy's global generator, which LIBERO draws from and others use too."""
-    before = np.random.get_state()
-    try:
-        yield
-    finally:
-        np.random.set_state(before)
 
 
 make = LiberoSimulator

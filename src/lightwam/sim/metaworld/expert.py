@@ -9,9 +9,7 @@ import numpy as np
 from jaxtyping import Float32, Float64
 
 from lightwam.config.schema import SimConfig
-from lightwam.errors import SimulatorError
 from lightwam.sim.metaworld.simulator import MetaWorldSimulator
-from lightwam.sim.simulator import Simulator
 
 GAIN = {"reach": 3.0}
 """task -> factor on the hand's motion. Meta-World's policy for reaching moves 2 to 5 times slower than its others: its
@@ -28,7 +26,7 @@ class MetaWorldExpert:
     Its raw actions reach 12.5; they are clipped here, as the simulator does, so that demonstrations hold valid actions.
     """
 
-    def __init__(self, simulator: MetaWorldSimulator) -> None:
+    def __init__(self, config: SimConfig, simulator: MetaWorldSimulator) -> None:
         from metaworld.policies import ENV_POLICY_MAP
 
         policy: Any = ENV_POLICY_MAP[f"{simulator.task}-v3"]
@@ -50,8 +48,4 @@ class MetaWorldExpert:
         return observation
 
 
-def make_expert(config: SimConfig, simulator: Simulator) -> MetaWorldExpert:
-    """Make the expert of a `MetaWorldSimulator`."""
-    if not isinstance(simulator, MetaWorldSimulator):
-        raise SimulatorError("the simulator must be a MetaWorldSimulator", got=type(simulator).__name__)
-    return MetaWorldExpert(simulator)
+make_expert = MetaWorldExpert

@@ -126,9 +126,9 @@ class MetaWorldSimulator(Simulator):
         self.cameras, self.fps = config.cameras, UNITS.steps_per_second / config.action_repeat
         self._repeat, self._size = config.action_repeat, (config.height, config.width)
         self._env: Any = None
-        self._full_observation: Float64[np.ndarray, " 39"] | None = None
+        self._full_observation: Any = None
         self._renderer: MujocoRenderer | None = None
-        self._camera_rotations: Float64[np.ndarray, "cameras 4"] | None = None
+        self._camera_rotations: Any = None
 
     def reset(self, seed: int) -> None:
         """Place hand, objects and goal at random positions of `seed`.
@@ -140,11 +140,10 @@ class MetaWorldSimulator(Simulator):
         require_seed(seed, f"metaworld/{self.task}")
         if self._env is None:
             self._env = _load(self.task)
+            self._camera_rotations = self._env.model.cam_quat.copy()
         import mujoco
 
         env = self._env
-        if self._camera_rotations is None:
-            self._camera_rotations = env.model.cam_quat.copy()
         env.model.cam_quat[:] = self._camera_rotations
         env._partially_observable = False
         env._freeze_rand_vec = False
@@ -204,11 +203,11 @@ class MetaWorldSimulator(Simulator):
         env, degrees = self._running(), rng.uniform(*BUMP_DEGREES)
         import mujoco
 
-        for camera in range(env.model.ncam):
+        half = np.deg2rad(degrees) / 2
+        for rotation in env.model.cam_quat:
             angle = rng.uniform(0, 2 * np.pi)
-            half = np.deg2rad(degrees) / 2
             turn = np.array([np.cos(half), np.sin(half) * np.cos(angle), np.sin(half) * np.sin(angle), 0.0])
-            mujoco.mju_mulQuat(env.model.cam_quat[camera], env.model.cam_quat[camera].copy(), turn)
+            mujoco.mju_mulQuat(rotation, rotation.copy(), turn)
         mujoco.mj_forward(env.model, env.data)
         return float(degrees)
 
@@ -222,7 +221,6 @@ class MetaWorldSimulator(Simulator):
     def full_observation(self) -> Float64[np.ndarray, " 39"]:
         """Meta-World's full observation with objects and goal, for experts only."""
         self._running()
-        assert self._full_observation is not None
         return self._full_observation
 
     @property
