@@ -46,6 +46,7 @@ class Cache(ABC):
 
     @property
     def num_episodes(self) -> int:
+        """Number of episodes."""
         return len(self.episode_start) - 1
 
     @property
@@ -111,6 +112,7 @@ class CanvasReader:
             yield compose_canvas(self._config, dict(zip(cameras, clips, strict=True))).numpy()
 
     def close(self) -> None:
+        """Close the files."""
         self._decoder.close()
 
 

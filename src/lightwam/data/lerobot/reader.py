@@ -96,10 +96,12 @@ class LeRobotDataset:
 
     @property
     def num_episodes(self) -> int:
+        """Number of episodes."""
         return len(self.episodes)
 
     @property
     def num_frames(self) -> int:
+        """Number of frames of all episodes."""
         return int(self.episode_start[-1])
 
     @cached_property

@@ -79,6 +79,7 @@ class LeRobotWriter:
 
     @property
     def num_episodes(self) -> int:
+        """Number of complete episodes, merged or incoming."""
         return len(self._notes)
 
     @property
