@@ -251,17 +251,10 @@ class BlockingPlayer:
     The robot holds while the server is gone; `act` is tried again at every control step.
     """
 
-    def __init__(
-        self,
-        act: Act,
-        replan: int,
-        hold: Hold,
-        switch_dims: tuple[int, ...] = (),
-        clock: Callable[[], float] = time.perf_counter,
-    ) -> None:
+    def __init__(self, act: Act, replan: int, hold: Hold, switch_dims: tuple[int, ...] = ()) -> None:
         """`switch_dims` do not count as jumps."""
         require(replan >= 1, "BlockingPlayer.replan", replan, "1 or more")
-        self._act, self._replan, self._switch_dims, self._clock = act, replan, switch_dims, clock
+        self._act, self._replan, self._switch_dims = act, replan, switch_dims
         self._recorder = _Recorder(hold, switch_dims)
         self._actions: list[np.ndarray] = []
 
@@ -273,13 +266,13 @@ class BlockingPlayer:
         first = not self._actions
         if first:
             self._recorder.counts.requests += 1
-            began = self._clock()
+            began = time.perf_counter()
             try:
                 actions = check_chunk(self._act(observe()), None, self._switch_dims)
             except ConnectionLost as error:
                 self._recorder.connection_error(error)
                 return self._recorder.hold()
-            self._recorder.latencies_ms.append(1000 * (self._clock() - began))
+            self._recorder.latencies_ms.append(1000 * (time.perf_counter() - began))
             self._recorder.counts.chunks += 1
             self._actions = list(actions[: self._replan])
         return self._recorder.play(self._actions.pop(0), first=first)

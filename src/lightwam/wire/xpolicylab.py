@@ -28,7 +28,6 @@ ANSWERS: Mapping[str, str] = {
 }
 """request -> its answer; `close` has none, and any request may be answered by `error`"""
 TYPES = (*ANSWERS, *ANSWERS.values(), "close", "error")
-MARK, DTYPE, KIND, SHAPE, DATA = b"nd", b"type", b"kind", b"shape", b"data"
 
 
 def _now() -> str:
@@ -130,6 +129,7 @@ def _integer(table: Mapping[str, Any], key: str) -> int | None:
 
 
 def _as_map(value: np.ndarray | np.generic) -> dict[bytes, Any]:
+    dtype, data = value.dtype.str, value.tobytes()
     if isinstance(value, np.generic):
-        return {MARK: False, DTYPE: value.dtype.str, DATA: value.tobytes()}
-    return {MARK: True, DTYPE: value.dtype.str, KIND: b"", SHAPE: value.shape, DATA: value.tobytes()}
+        return {b"nd": False, b"type": dtype, b"data": data}
+    return {b"nd": True, b"type": dtype, b"kind": b"", b"shape": value.shape, b"data": data}
