@@ -55,13 +55,10 @@ def _named(found: Mapping[str, Tensor], tables: tuple[dict[str, str], ...], path
     shared = sum(all(name in table for table in tables) for name in found)
     if max(known) == shared:
         prefix = next(filter(None, (shared_prefix(found, table) for table in tables)), "")
-        raise CheckpointError(
-            "the file must be a Wan transformer: its tensors have other names",
-            where=path,
-            got=prefix_hint(prefix) if prefix else first_few(sorted(found)),
-            expected="Wan's names (blocks.0.self_attn.q.weight) or diffusers' (blocks.0.attn1.to_q.weight)",
-            next_step="name the folder or Hub repo of a Wan2.1 as it was published",
-        )
+        got = prefix_hint(prefix) if prefix else first_few(sorted(found))
+        what, step = "the file must be a Wan transformer", "name the folder or Hub repo of a Wan2.1 as it was published"
+        expected = "Wan's names (blocks.0.self_attn.q.weight) or diffusers' (blocks.0.attn1.to_q.weight)"
+        raise CheckpointError(what, where=path, got=got, expected=expected, next_step=step)
     return tables[known.index(max(known))]
 
 
