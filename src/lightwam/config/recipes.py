@@ -30,7 +30,7 @@ from lightwam.errors import ConfigError, did_you_mean
 
 
 def demo() -> Recipe:
-    """Four Meta-World tasks by one policy, which the sentence tells what to do: a quarter of an hour on 2 CPU cores.
+    """Four Meta-World tasks by one policy, chosen by the instruction: minutes on 2 CPU cores.
 
     Two cameras opposite each other give depth; each is cropped to the workspace, so that a target a few pixels wide
     fills a fair part of a token. A control step is three of Meta-World's, which makes demonstrations and chunks short.

@@ -23,7 +23,7 @@ from lightwam.data.statistics import measure
 from lightwam.encoders.frozen import Prompts, check_vae, encode_clip, open_latents
 from lightwam.errors import CheckpointError, first_few
 from lightwam.policy import run_directory
-from lightwam.policy.run_directory import Weights, differences, read_table, write_json
+from lightwam.policy.run_directory import Weights, changes, read_table, write_json
 from lightwam.system.progress import Say
 from lightwam.training.caches import DatasetCaches, DatasetSource, open_caches
 from lightwam.training.start import Start, record_start
@@ -167,7 +167,7 @@ def feature_names(run: Path, asked: Sequence[str] = ()) -> tuple[str, ...]:
 def check_dataset(run: Path, dataset: Path, fingerprint: Mapping[str, str]) -> None:
     """Raise CheckpointError unless the dataset is the one that the run began with; its path may have changed."""
     saved = read_table(run / "dataset.json", KEYS, OPTIONAL_KEYS)
-    if found := list(differences(saved["fingerprint"], dict(fingerprint))):
+    if found := changes(saved["fingerprint"], dict(fingerprint)):
         what, got = "the run was trained on another dataset", f"{dataset.absolute()} ({first_few(found, 4, '; ')})"
         expected, step = f"{saved['path']}, as it was when the run began", "pass that dataset, or choose another --run"
         raise CheckpointError(what, where=run, got=got, expected=expected, next_step=step)

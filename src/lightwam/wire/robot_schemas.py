@@ -118,7 +118,7 @@ class _SchemaTable:
     prompt: tuple[Any, ...]
     state: tuple[_StateTable, ...] = added(())
     cameras: Mapping[str, Any] | None = added(None)
-    any_camera: Any = added(None)  # noqa: RUF009
+    any_camera: Any = added(None)
     pictures: Literal["HWC", "CHW or HWC"] = added("HWC")
     turned: bool = added(False)
     action: tuple[ActionPart, ...] = added(())
