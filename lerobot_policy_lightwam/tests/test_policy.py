@@ -105,7 +105,7 @@ def test_batches_and_losses_are_those_of_the_core(tiny: Any) -> None:
     ends = np.cumsum(np.diff(cache.episode_start)) - 1
     for index in (0, 5, int(ends[0]) - 3, int(ends[1]), int(ends[-1])):
         item = torch.utils.data.default_collate([data[index]])
-        got, expected = ours.windows(before(item)), processing.batch(loader.window(index))
+        got, expected = ours.windows(before(item)), processing.encode(loader.window(index))
         for name in ("present", "clip", "context", "action_is_pad", "frame_is_pad"):
             assert torch.equal(getattr(got, name), getattr(expected, name)), (index, name)
         torch.testing.assert_close(got.state, expected.state, rtol=0, atol=1e-6)

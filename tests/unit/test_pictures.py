@@ -72,10 +72,10 @@ def test_png_and_jpeg_are_decoded() -> None:
 
 def test_xpolicylabs_unmarked_jpegs_have_red_and_blue_swapped() -> None:
     rgb = picture()
-    assert near(decode(jpeg(rgb[:, :, ::-1]), MOST, legacy=True), rgb)
-    assert near(decode(marked(jpeg(rgb)), MOST, legacy=True), rgb)
+    assert near(decode(jpeg(rgb[:, :, ::-1]), MOST, swapped_jpeg=True), rgb)
+    assert near(decode(marked(jpeg(rgb)), MOST, swapped_jpeg=True), rgb)
     assert near(decode(marked(jpeg(rgb)), MOST), rgb)
-    assert np.array_equal(decode(png(rgb), MOST, legacy=True), rgb)
+    assert np.array_equal(decode(png(rgb), MOST, swapped_jpeg=True), rgb)
 
 
 @pytest.mark.parametrize(
