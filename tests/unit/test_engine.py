@@ -265,6 +265,7 @@ def test_policy_with_engine_acts_the_same(tiny_once: Any) -> None:
     with pytest.raises(ConfigError, match="acting alone"):
         fast.imagine(seen[0], seed=0, num_steps=1)
     assert "8 bits" in Policy.load(tiny_once.run, engine=True, int8=True).computes
+    assert Policy.load(tiny_once.run, device="cpu", precision="bfloat16").computes == "bfloat16 on cpu"
     with pytest.raises(ConfigError, match="only the engine"):
         Policy.load(tiny_once.run, int8=True)
 

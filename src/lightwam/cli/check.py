@@ -30,6 +30,7 @@ from lightwam.config.schema import LATENTS
 from lightwam.errors import DatasetError, SimulatorError, WireError
 from lightwam.serving import access
 from lightwam.serving.settings import Serving
+from lightwam.system.progress import Progress
 from lightwam.system.tables import rate_cells
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def _check_sim(arguments: Sequence[str]) -> None:
     for warning in version_warnings(sim.name):
         print(f"check: {warning}")
     broken = 0
-    for task in sim.tasks if options.task is None else (options.task,):
+    for task in (options.task,) if options.task else sim.tasks:
         findings = check_simulator(sim, task)
         broken += len(findings)
         print(f"{sim.name}/{task}: {'broken promises' if findings else 'keeps the protocol'}", *findings, sep="\n")
@@ -154,7 +155,6 @@ def _check_dataset(arguments: Sequence[str]) -> None:
     from lightwam.data.lerobot.check import check_dataset
     from lightwam.data.lerobot.features import parse_names
     from lightwam.data.libero import hdf5
-    from lightwam.system.progress import Progress
 
     if not (options.path / "meta").is_dir() and (files := hdf5.demo_files(options.path)):
         _check_demonstrations(options.path, files)
@@ -182,7 +182,6 @@ def _check_dataset(arguments: Sequence[str]) -> None:
 
 def _check_demonstrations(path: Path, files: Sequence[Path]) -> None:
     from lightwam.data.libero import hdf5
-    from lightwam.system.progress import Progress
 
     with Progress("check", len(files), unit="file") as progress:
         scans = []
@@ -203,7 +202,6 @@ def _check_demonstrations(path: Path, files: Sequence[Path]) -> None:
 
 def _check_latents(dataset: LeRobotDataset, path: Path) -> None:
     from lightwam.data.cache.latents import LatentCache
-    from lightwam.system.progress import Progress
 
     cache = LatentCache.open(path, dataset)
     with Progress("check", cache.num_steps, unit="window") as progress:

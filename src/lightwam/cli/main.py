@@ -97,14 +97,11 @@ def _dispatch(arguments: list[str]) -> int:
 
 def usage() -> str:
     """Return the text of `lightwam --help`."""
-    return "\n".join(
-        [
-            f"lightwam {__version__}: lightweight World-Action Models",
-            "",
-            "usage: lightwam COMMAND [...]",
-            "",
-            *(f"  {name:9}{summary}" for name, summary in COMMANDS.items()),
-            "",
-            "lightwam COMMAND --help lists options. First: lightwam demo point (a toy), lightwam demo (real tasks).",
-        ]
-    )
+    commands = "\n".join(f"  {name:9}{summary}" for name, summary in COMMANDS.items())
+    return f"""lightwam {__version__}: lightweight World-Action Models
+
+usage: lightwam COMMAND [...]
+
+{commands}
+
+lightwam COMMAND --help lists options. First: lightwam demo point (a toy), lightwam demo (real tasks)."""

@@ -150,14 +150,13 @@ def recipe_command(kind: type[Options], arguments: Sequence[str], command: str, 
     Dataset and run are in data/ and runs/ under the recipe's name unless an option says otherwise.
     """
     recipe, rest = named_recipe(arguments, command, default)
-    directories = {"dataset": Path("data") / recipe.name, "run": Path("runs") / recipe.name}
     make: Any = kind
-    names = {field.name for field in fields(make)}
-    defaults = make(recipe=recipe, **{name: path for name, path in directories.items() if name in names})
+    directories = {"dataset": Path("data") / recipe.name, "run": Path("runs") / recipe.name}
+    names = directories.keys() & {field.name for field in fields(make)}
+    defaults = make(recipe=recipe, **{name: directories[name] for name in names})
     options: Any = parse(kind, rest, f"{command} {recipe.name}", defaults)
     checks.check_recipe(options.recipe)
-    checked: Options = options
-    return checked
+    return options
 
 
 def positionals(arguments: Sequence[str], command: str, names: Mapping[str, str] = RUN) -> tuple[list[str], list[str]]:
@@ -225,8 +224,7 @@ def as_utf8(options: Options) -> Options:
             return dataclasses.replace(value, **{f.name: read(getattr(value, f.name)) for f in fields(value) if f.init})
         return value
 
-    decoded: Options = read(options)
-    return decoded
+    return read(options)
 
 
 def _is_text(argument: str) -> bool:

@@ -30,22 +30,17 @@ def describe(recipe: Recipe) -> dict[str, Any]:
     parts = footprint.num_parameters(recipe.model)
     return {
         "name": recipe.name,
-        "window": window(recipe),
+        "window": {  # steps, video frames, and latents as [C, T, h, w]
+            "horizon": recipe.model.horizon,
+            "supervised_prefix": recipe.model.supervised_prefix,
+            "frames": recipe.num_frames,
+            "canvas": list(recipe.codec.canvas),
+            "latents": list(recipe.latent_shape),
+            "pooled_latents": list(recipe.pooled_shape),
+        },
         "tokens": footprint.num_tokens(recipe),
         "parameters": parts,
         "memory_bytes": footprint.memory_bytes(parts, recipe),
-    }
-
-
-def window(recipe: Recipe) -> dict[str, Any]:
-    """Return one training window: steps, video frames, and latents as [C, T, h, w]."""
-    return {
-        "horizon": recipe.model.horizon,
-        "supervised_prefix": recipe.model.supervised_prefix,
-        "frames": recipe.num_frames,
-        "canvas": list(recipe.codec.canvas),
-        "latents": list(recipe.latent_shape),
-        "pooled_latents": list(recipe.pooled_shape),
     }
 
 
@@ -56,16 +51,14 @@ def table(described: Mapping[str, Any]) -> str:
     parameters += [[part, f"{n['total']:,}", f"{n['trainable']:,}"] for part, n in described["parameters"].items()]
     memory = [[part, size(num_bytes)] for part, num_bytes in described["memory_bytes"].items()]
     lines = [
-        f"{described['name']}",
+        described["name"],
         f"  window      {shape['horizon']} actions, {shape['supervised_prefix']} supervised, "
         f"{shape['frames']} frames of {'x'.join(map(str, shape['canvas']))} pixels",
         f"  latents     {shape['latents']} a clip, {shape['pooled_latents']} in the video pass  [C, T, h, w]",
         f"  tokens      {count['action_pass']} in the action pass, {count['video_pass']} in the video pass, "
-        f"{count['context']} of context",
-        "",
+        f"{count['context']} of context\n",
         *table_lines(parameters),
-        "",
-        "  memory of a training step on one device",
+        "\n  memory of a training step on one device",
         *table_lines(memory),
     ]
     return "\n".join(lines)

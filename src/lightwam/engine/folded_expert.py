@@ -7,6 +7,7 @@ is applied to the state and to the codes separately: LN(s + c) = (s - mean s + c
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import cast
 
@@ -97,12 +98,10 @@ class FoldedExpert:
 
 def _step_codes(expert: StateFusionActionExpert) -> Float[Tensor, "H W"]:
     """Return `expert.step_codes()`, computed in at least float32."""
-    norm, first, act, second = cast(tuple[nn.LayerNorm, nn.Linear, nn.GELU, nn.Linear], tuple(expert.step_pos_proj))
-    steps = torch.arange(expert.horizon, dtype=torch.float64, device=first.weight.device)
-    weight, bias = at_least_float32(norm.weight), at_least_float32(norm.bias)
-    x = F.layer_norm(sinusoid(steps, expert.step_code_dim).to(weight), norm.normalized_shape, weight, bias)
-    hidden = act(F.linear(x, at_least_float32(first.weight), at_least_float32(first.bias)))
-    return F.linear(hidden, at_least_float32(second.weight), at_least_float32(second.bias))
+    weight = expert.fused_proj.weight
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    steps = torch.arange(expert.horizon, dtype=torch.float64, device=weight.device)
+    return copy.deepcopy(expert.step_pos_proj).to(dtype)(sinusoid(steps, expert.step_code_dim).to(dtype))
 
 
 def _centred(x: Float[Tensor, "*batch W"]) -> Float[Tensor, "*batch W"]:

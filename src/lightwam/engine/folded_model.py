@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lightwam.engine.folded_expert import FoldedExpert
 from lightwam.engine.folding import Folded, Placement, fold, stack
 from lightwam.model.dit import Block, ResidualAdapter
-from lightwam.model.layers import EPS, Attention, apply_rope, at_least_float32, attention, gelu, layer_norm, rope_3d
+from lightwam.model.layers import EPS, apply_rope, at_least_float32, attention, gelu, layer_norm, rope_3d
 from lightwam.model.light_wam import LightWAM
 
 
@@ -113,8 +113,10 @@ class FoldedWAM:
             fold([(layer, None)], placement, plain=True) for layer in (text.linear_1, text.linear_2)
         )
         self.embed_state = _merge_linears(model.proprio_encoder, text.linear_1, placement)
-        self.to_kv = stack([_fold_key_value(block.attn2, placement) for block in blocks])
-        self.norm_k = placement.put(torch.stack([block.attn2.norm_k.weight for block in blocks])[:, None])
+        cross = [block.attn2 for block in blocks]
+        key_value = [[(attn.to_k, attn.lora_k), (attn.to_v, attn.lora_v)] for attn in cross]
+        self.to_kv = stack([fold(parts, placement, plain=True) for parts in key_value])
+        self.norm_k = placement.put(torch.stack([attn.norm_k.weight for attn in cross])[:, None])
         self.ropes: dict[tuple[int, int], Tensor] = {}  # kept here, as a CUDA graph refers to their memory
 
     @torch.inference_mode()
@@ -168,10 +170,6 @@ class FoldedWAM:
         k, v = self.to_kv(self.embed2(gelu(hidden))).chunk(2, dim=-1)
         k = F.rms_norm(k, k.shape[-1:], None, EPS) * self.norm_k
         return k.unflatten(-1, (self.num_heads, -1)), v.unflatten(-1, (self.num_heads, -1))
-
-
-def _fold_key_value(layer: Attention, placement: Placement) -> Folded:
-    return fold([(layer.to_k, layer.lora_k), (layer.to_v, layer.lora_v)], placement, plain=True)
 
 
 def _merge_linears(first: nn.Linear, second: nn.Linear, placement: Placement) -> Folded:

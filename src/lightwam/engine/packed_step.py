@@ -15,7 +15,6 @@ as nothing depends on its output.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import NamedTuple, cast
 
 import torch
@@ -31,8 +30,7 @@ from lightwam.model.light_wam import LightWAM
 from lightwam.types import Batch, Losses
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(NamedTuple):
     """Number of tokens of each kind; those of time 0 come first."""
 
     action: int
@@ -44,17 +42,9 @@ class Layout:
         """Number of tokens of time 0."""
         return self.action + self.first
 
-    @property
-    def parts(self) -> tuple[int, int, int]:
-        """All three numbers, in order."""
-        return self.action, self.first, self.later
 
-
-class Modulation(NamedTuple):
-    """The six modulation vectors, for tokens of time 0 (`clean`) and for later ones."""
-
-    clean: Float[Tensor, "1 6 D"]
-    later: Float[Tensor, "B 6 D"]
+Modulation = tuple[Float[Tensor, "1 6 D"], Float[Tensor, "B 6 D"]]
+"""the six modulation vectors, for tokens of time 0 and for later ones"""
 
 
 class PackedLoss(nn.Module):
@@ -87,9 +77,7 @@ def packed_loss(
     noisy = flow.mix(batch.clip, noise, sigma)
     context_kv = encode_context(model, batch)
     velocity, taps = forward(model.dit, batch.present, noisy, config.flow.num_times * sigma, context_kv, checkpointing)
-    action = model.action_error(model.expert(taps), batch).mean()
-    video = model.video_error(velocity, batch, noise, sigma).mean()
-    return Losses(config.video_loss_weight * video + config.action_loss_weight * action, video, action)
+    return model.losses(model.expert(taps), velocity, batch, noise, sigma)
 
 
 def encode_context(model: LightWAM, batch: Batch) -> tuple[KeyValue, ...]:
@@ -140,12 +128,12 @@ def forward(
         arguments = (cast(Block, block), x, rope, layout, modulation, context_kv[i], i < last)
         x = checkpoint(run_block, *arguments, use_reentrant=False) if checkpointing else run_block(*arguments)
         if i == last:
-            layout = replace(layout, first=0)
+            layout = layout._replace(first=0)
         if i in dit.config.taps:
             x = dit.adapters[str(i)](x)
             taps.append(x[:, : layout.action])
         if i == dit.config.taps[-1]:
-            x, rope, layout = x[:, layout.action :], rope[layout.action :], replace(layout, action=0)
+            x, rope, layout = x[:, layout.action :], rope[layout.action :], layout._replace(action=0)
     x = x.unflatten(1, (noisy.shape[2] - 1, -1))
     return dit.head(x, embedding[:, None], rows, columns), taps
 
@@ -170,7 +158,7 @@ def time_modulation(dit: DiT, time: Float[Tensor, " B"]) -> tuple[Float[Tensor, 
     """Return the later frames' time embedding, and the modulation of all tokens."""
     clean = torch.zeros(1, device=time.device, dtype=time.dtype)
     embedding, vectors = dit.condition_embedder.time(torch.cat((clean, time)))
-    return embedding[1:], Modulation(vectors[:1], vectors[1:])
+    return embedding[1:], (vectors[:1], vectors[1:])
 
 
 def run_block(
@@ -186,7 +174,7 @@ def run_block(
     clean, later = ((part + block.scale_shift_table).unbind(1) for part in modulation)
     attended = self_attention(block.attn1, modulate(x, clean[:2], later[:2], layout), rope, layout, keeps_first)
     if not keeps_first:
-        x, layout = without_first(x, layout), replace(layout, first=0)
+        x, layout = without_first(x, layout), layout._replace(first=0)
     x = gated(x, attended, clean[2], later[2], layout)
     query = block.attn2.query(block.norm2(x), linear)
     x = x + block.attn2.out(attention(query, *context_kv), linear)
@@ -195,19 +183,15 @@ def run_block(
 
 
 def self_attention(
-    layer: Attention,
-    x: Float[Tensor, "B S D"],
-    rope: Complex[Tensor, "S 1 pairs"],
-    layout: Layout,
-    keeps_first: bool,
+    layer: Attention, x: Float[Tensor, "B S D"], rope: Complex[Tensor, "S 1 pairs"], layout: Layout, keeps_first: bool
 ) -> Float[Tensor, "B S2 D"]:
     """Apply self-attention to each kind of tokens, in three unmasked calls."""
     k, v = layer.key_value(x, linear)
-    keys, values = apply_rope(k, rope).split(layout.parts, dim=1), v.split(layout.parts, dim=1)
+    keys, values = apply_rope(k, rope).split(layout, dim=1), v.split(layout, dim=1)
     if not keeps_first:
         x, rope = without_first(x, layout), without_first(rope[None], layout)[0]
-        layout = replace(layout, first=0)
-    queries = apply_rope(layer.query(x, linear), rope).split(layout.parts, dim=1)
+        layout = layout._replace(first=0)
+    queries = apply_rope(layer.query(x, linear), rope).split(layout, dim=1)
     mixed = [attention(q, k, v) for q, k, v in zip(queries[:2], keys[:2], values[:2], strict=True) if q.shape[1]]
     mixed.append(attention(queries[2], torch.cat(keys[1:], dim=1), torch.cat(values[1:], dim=1)))
     return layer.out(torch.cat(mixed, dim=1), linear)
@@ -215,7 +199,7 @@ def self_attention(
 
 def without_first(x: Tensor, layout: Layout) -> Tensor:
     """Drop the tokens of the first frame."""
-    action, _, later = x.split(layout.parts, dim=1)
+    action, _, later = x.split(layout, dim=1)
     return torch.cat((action, later), dim=1) if layout.action else later
 
 
@@ -235,7 +219,6 @@ def gated(
 ) -> Float[Tensor, "B S D"]:
     """Return x + gate * update, with the gate of each token's time."""
     # split, not slices: its backward pass is one concatenation instead of a tensor of zeros each
-    halves = zip(
-        *(part.split((layout.clean, layout.later), dim=1) for part in (x, update)), (clean, later), strict=True
-    )
+    sizes = layout.clean, layout.later
+    halves = zip(x.split(sizes, dim=1), update.split(sizes, dim=1), (clean, later), strict=True)
     return torch.cat([torch.addcmul(a, gate[:, None], b) for a, b, gate in halves if a.shape[1]], dim=1)

@@ -150,8 +150,9 @@ class DiT(nn.Module):
         self.proj_out = nn.Linear(config.width, config.latent_channels * math.prod(config.patch))
         self.scale_shift_table = nn.Parameter(torch.randn(1, 2, config.width) / math.sqrt(config.width))
         if config.frozen:
+            trained = "adapters.", "proj_out.", "scale_shift_table"  # and LoRA
             for name, parameter in self.named_parameters():
-                parameter.requires_grad_(trains_when_frozen(name))
+                parameter.requires_grad_("lora_" in name or name.startswith(trained))
 
     def encode_context(
         self, context: Float[Tensor, "B L E"], *, stop_at_last_tap: bool = False
@@ -215,8 +216,3 @@ class DiT(nn.Module):
         batch, frames = x.shape[:2]
         grid = patches.view(batch, frames, rows, columns, pf, ph, pw, self.config.latent_channels)
         return grid.permute(0, 7, 1, 4, 2, 5, 3, 6).reshape(batch, -1, frames * pf, rows * ph, columns * pw)
-
-
-def trains_when_frozen(name: str) -> bool:
-    """Tell whether a frozen backbone trains this parameter: LoRA, adapters, and the head with its modulation."""
-    return "lora_" in name or name.startswith(("adapters.", "proj_out.", "scale_shift_table"))

@@ -42,15 +42,13 @@ class LightWAM(nn.Module):
         self, latent: Float[Tensor, "B C 1 h w"], context: Float[Tensor, "B L E"], state: Float[Tensor, "B P"]
     ) -> Float[Tensor, "B H A"]:
         """Return one chunk of normalised actions: a single action pass, without sampling."""
-        context_kv = self.dit.encode_context(self.append_proprio(context, state), stop_at_last_tap=True)
-        return self.expert(self.tapped_tokens(latent, context_kv))
+        return self.expert(self.tapped_tokens(latent, context, state))
 
     def attention(
         self, latent: Float[Tensor, "B C 1 h w"], context: Float[Tensor, "B L E"], state: Float[Tensor, "B P"]
     ) -> list[Float[Tensor, "B heads Q S"]]:
         """Return the attention of the expert's queries over the tokens of the action pass, one entry a tap."""
-        context_kv = self.dit.encode_context(self.append_proprio(context, state), stop_at_last_tap=True)
-        return self.expert.attention(self.tapped_tokens(latent, context_kv))
+        return self.expert.attention(self.tapped_tokens(latent, context, state))
 
     def imagine(
         self,
@@ -78,13 +76,30 @@ class LightWAM(nn.Module):
         config = self.config
         context = self.append_proprio(batch.context, batch.state)
         context_kv = self.dit.encode_context(context, stop_at_last_tap=config.video_loss_weight == 0)
-        action = self.action_error(self.expert(self.tapped_tokens(batch.present, context_kv)), batch).mean()
+        a = self.expert(self.dit(batch.present, None, context_kv, stop_at_last_tap=True).taps)
         if config.video_loss_weight == 0:
+            action = self.action_error(a, batch).mean()
             return Losses(config.action_loss_weight * action, torch.zeros_like(action), action)
         sigma = flow.shifted(u, config.flow.shift)
         v = self.velocity(flow.mix(batch.clip, noise, sigma), sigma, context_kv)
-        video = self.video_error(v[:, :, 1:], batch, noise, sigma).mean()
-        return Losses(config.video_loss_weight * video + config.action_loss_weight * action, video, action)
+        return self.losses(a, v[:, :, 1:], batch, noise, sigma)
+
+    def losses(
+        self,
+        a: Float[Tensor, "B H A"],
+        v: Float[Tensor, "B C later h2 w2"],
+        batch: Batch,
+        noise: Float[Tensor, "B C T h2 w2"],
+        sigma: Float[Tensor, " B"],
+    ) -> Losses:
+        """Return the joint objective of predicted actions and velocity, and its two losses."""
+        action = self.action_error(a, batch).mean()
+        error = (at_least_float32(v) - (noise - batch.clip)[:, :, 1:]).square().mean(dim=(1, 3, 4))
+        weight = flow.time_weight(self.config.flow.num_times * sigma, self.config.flow)
+        keep = ~flow.latent_frame_is_pad(batch.frame_is_pad, batch.clip.shape[2])
+        video = (flow.masked_mean(error, keep) * weight.to(error.dtype)).mean()
+        total = self.config.video_loss_weight * video + self.config.action_loss_weight * action
+        return Losses(total, video, action)
 
     def action_error(self, a: Float[Tensor, "B H A"], batch: Batch) -> Float[Tensor, " B"]:
         """Return each sample's mean squared error of actions, over steps that are supervised and not padding."""
@@ -92,23 +107,11 @@ class LightWAM(nn.Module):
         step = torch.arange(error.shape[1], device=error.device)
         return flow.masked_mean(error, ~batch.action_is_pad & (step < self.config.supervised_prefix))
 
-    def video_error(
-        self,
-        v: Float[Tensor, "B C later h2 w2"],
-        batch: Batch,
-        noise: Float[Tensor, "B C T h2 w2"],
-        sigma: Float[Tensor, " B"],
-    ) -> Float[Tensor, " B"]:
-        """Return each sample's weighted mean squared error of velocity, over later frames that are not padding."""
-        error = (at_least_float32(v) - (noise - batch.clip)[:, :, 1:]).square().mean(dim=(1, 3, 4))
-        weight = flow.time_weight(self.config.flow.num_times * sigma, self.config.flow)
-        keep = ~flow.latent_frame_is_pad(batch.frame_is_pad, batch.clip.shape[2])
-        return flow.masked_mean(error, keep) * weight.to(error.dtype)
-
     def tapped_tokens(
-        self, latent: Float[Tensor, "B C 1 h w"], context_kv: tuple[KeyValue, ...]
+        self, latent: Float[Tensor, "B C 1 h w"], context: Float[Tensor, "B L E"], state: Float[Tensor, "B P"]
     ) -> tuple[Float[Tensor, "B S D"], ...]:
         """Run the action pass up to the last tap and return the tokens of every tap."""
+        context_kv = self.dit.encode_context(self.append_proprio(context, state), stop_at_last_tap=True)
         return self.dit(latent, None, context_kv, stop_at_last_tap=True).taps
 
     def velocity(

@@ -24,7 +24,6 @@ from lightwam.engine.engine import Engine, Graph
 from lightwam.engine.folding import tensors
 from lightwam.errors import SimulatorError
 from lightwam.model.light_wam import LightWAM
-from lightwam.policy import run_directory
 from lightwam.policy.actor import Actor, PlainActor
 from lightwam.policy.policy import Policy
 from lightwam.sim import registry
@@ -129,7 +128,7 @@ def bench_act(
         policy = random_policy(subject, target)
         observations, pictures = [random_observation(subject)], "random pictures"
     else:
-        policy = run_policy(subject, target)
+        policy = Policy.load(subject, device=device, precision="float32")
         observations, pictures = first_observations(policy)
     recipe = policy.recipe
     dtype = getattr(torch, precision or (recipe.train.precision if target.type == "cuda" else "float32"))
@@ -163,16 +162,6 @@ def bench_act(
     if target.type == "cuda" and not int8:  # with two engines on the device it would be that of both
         result["peak_memory_gib"] = peak_memory_gib(policy.model, calls[STAGES[1]]["engine"])
     return result
-
-
-def run_policy(run: Path, device: torch.device) -> Policy:
-    """Load a run's policy by the plain model, in float32; CheckpointError if the directory holds none."""
-    recipe = run_directory.read_recipe(run)
-    codec, latents = run_directory.open_processing(run, recipe, device)
-    model = LightWAM(recipe.model)
-    run_directory.load_strict(model, run_directory.run_weights(run, run_directory.load(run, training=False)), run)
-    prompts = Prompts(recipe, run_directory.read_tensors(run / run_directory.PROMPTS), device)
-    return Policy(recipe, codec, latents, prompts, PlainActor(model.to(device), latents, prompts.states), 0)
 
 
 def first_observations(policy: Policy) -> tuple[list[Observation], str]:

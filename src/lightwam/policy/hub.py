@@ -45,11 +45,7 @@ def _fetch(repo: str, revision: str | None, step: int | None) -> Path:
         if absent := [name for name in REQUIRED_FILES if not (folder / name).is_file()]:
             what, got = "the Hub repo must be a run of lightwam", f"no {', '.join(absent)}"
             raise CheckpointError(what, where=repo, got=got, next_step="`lightwam push RUN OWNER/NAME` publishes a run")
-        known = run_directory.steps(folder)
-        if not known or (step is not None and step not in known):
-            what, expected = "no such checkpoint in the Hub repo", known or "at least one step"
-            raise CheckpointError(what, where=repo, got=step, expected=expected)
-        checkpoint = f"checkpoints/step_{known[-1] if step is None else step:08d}"
+        checkpoint = run_directory.checkpoint_dir(folder, step, where=f"Hub repo {repo}").relative_to(folder)
         weights = [*OPTIONAL_FILES, *(f"{checkpoint}/{name}" for name in WEIGHTS)]
         # the small files again: if the repo got a new commit meanwhile, all files are of that commit
         return Path(snapshot_download(repo, revision=revision, allow_patterns=[*INDEX_FILES, *weights]))

@@ -32,8 +32,7 @@ def observation_fields(observation: ObservationLike, state_dim: int) -> Mapping[
         fields = {**fields, "state": ()}
     if not isinstance(fields, Mapping) or set(fields) != FIELDS:
         got = sorted(map(str, fields)) if isinstance(fields, Mapping) else type(fields).__name__
-        what = "an observation must have exactly the fields frames, state and instruction"
-        raise WireError(what, where="observation", got=got)
+        raise WireError("an observation must have exactly the fields frames, state and instruction", got=got)
     for name, kind in (("frames", Mapping), ("instruction", str)):
         if not isinstance(fields[name], kind):
             what, where = f"{name} must be a {kind.__name__}", f"observation.{name}"
@@ -47,13 +46,9 @@ def encode_states(codec: Codec, states: Sequence[Any], state_dim: int) -> Float3
         normalised = codec.encode_state(np.stack([_state_array(state, state_dim) for state in states]))
     if (far := np.abs(normalised) > MAX_NORMALISED_STATE).any():
         dims = sorted(set(np.argwhere(far)[:, -1].tolist()))
-        raise WireError(
-            "the state is far outside the training data",
-            where=f"observation.state dims {dims}",
-            got=f"{np.abs(normalised).max():.3g} times the training range",
-            expected=f"at most {MAX_NORMALISED_STATE:g}",
-            next_step="send it in the units of the training data",
-        )
+        where, step = f"observation.state dims {dims}", "send it in the units of the training data"
+        got = f"{np.abs(normalised).max():.3g} times the training range, at most {MAX_NORMALISED_STATE:g} fits"
+        raise WireError("the state is far outside the training data", where=where, got=got, next_step=step)
     return normalised
 
 

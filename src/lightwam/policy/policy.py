@@ -81,16 +81,18 @@ class Policy:
         weights: str | None = None,
         engine: bool = False,
         int8: bool = False,
+        precision: str | None = None,
     ) -> Policy:
         """Load the policy of a run directory, or of a run on the Hugging Face Hub, at `step` (default: the newest).
 
         run: a path, or a Hub id OWNER/NAME or OWNER/NAME@REVISION, which needs the extra `hub`: the files are fetched
             once and kept in the Hub's cache. A string is a Hub id if it has that form and no such path exists.
         ema: use the moving average of the weights if training kept one.
-        device: "auto" (a GPU if there is one), "cuda" (in the recipe's precision) or "cpu" (in float32).
+        device: "auto" (a GPU if there is one), "cuda" or "cpu".
         weights: folder of the pretrained encoders, if not the recipe's.
         engine: act faster, with the same actions, but do nothing else; `int8` needs less memory for it, and changes
             the actions slightly.
+        precision: "float32" or "bfloat16"; by default the recipe's on a GPU, and float32 on a CPU.
 
         CheckpointError when the run is missing, cannot be fetched, is damaged, or its weights do not fit its recipe;
         ConfigError for `int8` without `engine`.
@@ -105,7 +107,7 @@ class Policy:
         saved = run_directory.load(run, step, training=False)
         model = LightWAM(recipe.model)
         run_directory.load_strict(model, run_directory.run_weights(run, saved, ema=ema), run)
-        dtype = getattr(torch, recipe.train.precision) if target.type == "cuda" else torch.float32
+        dtype = getattr(torch, precision or (recipe.train.precision if target.type == "cuda" else "float32"))
         prompts = Prompts(recipe, run_directory.read_tensors(run / run_directory.PROMPTS), target)
         actor: Actor
         if engine:  # folded from the weights as saved, before they are rounded to `dtype`
@@ -175,13 +177,7 @@ class Policy:
 
         Different seeds give different futures; `num_steps` is the number of Euler steps from noise.
         """
-        plain = self.plain
-        latent, context, state = plain.encode(*self.inputs([observation]))
-        frames = 1 + self.recipe.model.horizon // self.recipe.codec.video_stride
-        later = (frames - 1) // self.latents.temporal_stride
-        shape = (1, latent.shape[1], 1 + later, latent.shape[3] // 2, latent.shape[4] // 2)
-        noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(self.device)
-        future = plain.model.imagine(latent, context, state, noise, num_steps)
+        future = self._future([observation], self.recipe.latent_shape[1], seed, num_steps)
         return to_pictures(self.latents.decode_pooled(future))[0]
 
     @torch.inference_mode()
@@ -193,22 +189,25 @@ class Policy:
         One Euler step from a fixed noise: from pure noise, the velocity leads to the mean of the futures that the model
         considers possible. The surprise watch compares it with the frames that follow.
         """
-        plain = self.plain
-        latent, context, state = plain.encode(*self.inputs(observations))
-        shape = (1, latent.shape[1], 2, latent.shape[3] // 2, latent.shape[4] // 2)
-        noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(latent)
-        future = plain.model.imagine(latent, context, state, noise.expand(len(latent), -1, -1, -1, -1), 1)
-        present, expected = future.float().cpu().numpy().transpose(2, 0, 1, 3, 4)
-        return present, expected
+        future = self._future(observations, 2, 0, 1).float().cpu().numpy()
+        return future[:, :, 0], future[:, :, 1]
 
     @torch.inference_mode()
     def attention(self, observation: ObservationLike) -> list[Float32[np.ndarray, "queries rows cols"]]:
         """Return, for every tap, the attention of its queries over the picture's tokens: mean over heads, sums to 1."""
-        plain = self.plain
-        latent, context, state = plain.encode(*self.inputs([observation]))
+        latent, context, state = self.plain.encode(*self.inputs([observation]))
         rows, columns = (s // p for s, p in zip(latent.shape[3:], self.recipe.model.backbone.patch[1:], strict=True))
-        maps = plain.model.attention(latent, context, state)
+        maps = self.model.attention(latent, context, state)
         return [a[0].mean(0).unflatten(-1, (rows, columns)).float().cpu().numpy() for a in maps]
+
+    def _future(
+        self, observations: Sequence[ObservationLike], num_frames: int, seed: int, num_steps: int
+    ) -> Float[Tensor, "B C T h2 w2"]:
+        """Sample futures of the observations, all from the same noise."""
+        latent, context, state = self.plain.encode(*self.inputs(observations))
+        shape = (1, latent.shape[1], num_frames, latent.shape[3] // 2, latent.shape[4] // 2)
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(latent)
+        return self.model.imagine(latent, context, state, noise.expand(len(latent), -1, -1, -1, -1), num_steps)
 
     def inputs(
         self, observations: Sequence[ObservationLike]

@@ -1,29 +1,20 @@
-"""A run directory: the recipe, what it was trained on, and its checkpoints.
+"""A run directory: the recipe, what it was trained on, and its checkpoints; docs/design.md lists the files.
 
-    recipe.json      the config; after training has started, only MUTABLE_SETTINGS may change
-    dataset.json     the dataset (training/dataset_record.py)
-    processing.json  statistics of the data: the codec's and the latents'
-    start.json       with --start-from: the run it started from, and where its statistics come from
-    loggers.json     its id in W&B or trackio, when it logs to them
-    frozen.safetensors    weights that are not trained, if any
-    prompts.safetensors   token states of the prompts, if a pretrained text encoder made them
-    checkpoints/step_00000500/
-        model.safetensors   the trained weights, by parameter name
-        ema.safetensors     their moving average, when the recipe has one
-        training.pt         optimiser and loader, so that training resumes to the same bits
-        meta.json           step, file sizes and digests; written last
-
-A checkpoint is written to a temporary folder that is renamed at the end, so it is complete or absent.
+A checkpoint has a folder, checkpoints/step_00000500, which is written under a temporary name and renamed at the end, so
+it is complete or absent. Of its files, model and ema.safetensors hold the trained weights and their moving average,
+training.pt the optimiser and the loader, so that training resumes to the same bits, and meta.json, written last, the
+step and the digest of each file.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +34,7 @@ from lightwam.policy.tensor_files import named_tensors, num_bytes, to_cpu
 from lightwam.policy.tensor_files import read_metadata as read_metadata
 from lightwam.policy.tensor_files import read_tensors as read_tensors
 from lightwam.policy.tensor_files import write_tensors as write_tensors
+from lightwam.system.differences import differences
 from lightwam.system.file_damage import likely_cause
 from lightwam.system.files import explain_disk_errors, write_file
 from lightwam.types import LatentCodec
@@ -93,26 +85,18 @@ def start_run(run: Path, recipe: Recipe) -> None:
     """
     wanted = _as_json(recipe)
     saved = _as_json(read_recipe(run)) if (run / "recipe.json").exists() else None
-    if saved is not None and (found := list(differences(saved, wanted))):
-        raise CheckpointError(
-            "the run directory belongs to another config",
-            where=run,
-            got="; ".join(found[:8]),
-            next_step="use the same recipe to resume, choose another --run, or delete this one",
-        )
+    if saved is not None and (changed := changes(saved, wanted)):
+        step = "use the same recipe to resume, choose another --run, or delete this one"
+        got = "; ".join(changed[:8])
+        raise CheckpointError("the run directory belongs to another config", where=run, got=got, next_step=step)
     if saved != wanted:
         write_json(run / "recipe.json", wanted)
 
 
-def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
-    """Yield a line for every value that differs in nested dictionaries, MUTABLE_SETTINGS left out."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted(old.keys() | new.keys()):
-            name = f"{path}.{key}" if path else key
-            if name not in MUTABLE_SETTINGS:
-                yield from differences(old.get(key), new.get(key), name)
-    elif old != new:
-        yield f"{path}: run has {old!r}, asked {new!r}"
+def changes(old: Any, new: Any) -> list[str]:
+    """Return a line for every value that differs in nested dictionaries, MUTABLE_SETTINGS left out."""
+    lines = differences(old, new, ignored=MUTABLE_SETTINGS)
+    return [f"{name}: run has {before!r}, asked {after!r}" for name, before, after in lines]
 
 
 def read_recipe(run: Path) -> Recipe:
@@ -182,12 +166,12 @@ def save(run: Path, checkpoint: Checkpoint, keep: int = 2) -> Path:
     return folder
 
 
-def checkpoint_dir(run: Path, step: int | None = None) -> Path:
-    """Return the folder of a step's checkpoint (default: the newest); CheckpointError when there is none."""
+def checkpoint_dir(run: Path, step: int | None = None, where: object = None) -> Path:
+    """Return the folder of a step's checkpoint (default: the newest); CheckpointError, at `where`, if there is none."""
     known = steps(run)
     if not known or (step is not None and step not in known):
-        expected = known or "at least one step"
-        raise CheckpointError("no such checkpoint", where=run, got=step, expected=expected, next_step="lightwam train")
+        expected = known or "at least one step, as `lightwam train` saves them"
+        raise CheckpointError("no such checkpoint", where=where or run, got=step, expected=expected)
     return _step_folder(run, known[-1] if step is None else step)
 
 
@@ -247,19 +231,17 @@ def _check_keys(data: Any, path: Path, names: tuple[str, ...], optional: tuple[s
 def _frozen_digest(run: Path) -> str | None:
     """Return the digest of the frozen weights, which never change: an earlier checkpoint's, if there is one."""
     if known := steps(run):
-        digest: str | None = read_json(_step_folder(run, known[-1]) / "meta.json").get("frozen")
-        return digest
+        return read_json(_step_folder(run, known[-1]) / "meta.json").get("frozen")
     return _digest(run / FROZEN) if (run / FROZEN).exists() else None
 
 
 def _what_changed(path: Path) -> str:
     if not path.is_file():
         return "no such file"
-    try:
-        lines = not_finite(safetensors.torch.load_file(path)) if path.suffix == ".safetensors" else []
-    except (safetensors.SafetensorError, OSError):
-        lines = []
-    return "; ".join(["other bytes than were written", *lines[:1]])
+    with contextlib.suppress(safetensors.SafetensorError, OSError):
+        if path.suffix == ".safetensors" and (lines := not_finite(safetensors.torch.load_file(path))):
+            return f"other bytes than were written; {lines[0]}"
+    return "other bytes than were written"
 
 
 def _digest(path: Path) -> str:
@@ -268,5 +250,4 @@ def _digest(path: Path) -> str:
 
 
 def _as_json(recipe: Recipe) -> dict[str, Any]:
-    values: dict[str, Any] = json.loads(json.dumps(to_dict(recipe)))
-    return values
+    return json.loads(json.dumps(to_dict(recipe)))

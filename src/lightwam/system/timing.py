@@ -104,19 +104,14 @@ def count_gmac(call: Call) -> float:
     return counter.get_total_flops() / 2e9
 
 
-def _linear_flops(x: Any, weight: Any, *_: Any, **__: Any) -> int:
-    return 2 * math.prod(x) * weight[0]
-
-
-def _attention_flops(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
-    return 2 * math.prod(q) * k[-2] + 2 * math.prod(q[:-1]) * k[-2] * v[-1]
-
-
 UNKNOWN_TO_TORCH: dict[Any, Any] = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
-    **({torch.ops.mkldnn._linear_pointwise: _linear_flops} if torch.backends.mkldnn.is_available() else {}),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: (
+        2 * math.prod(q) * k[-2] + 2 * math.prod(q[:-1]) * k[-2] * v[-1]
+    ),
 }
 """CPU operators that torch's counter does not know -> functions that count their operations from shapes"""
+if torch.backends.mkldnn.is_available():
+    UNKNOWN_TO_TORCH[torch.ops.mkldnn._linear_pointwise] = lambda x, weight, *_, **__: 2 * math.prod(x) * weight[0]
 
 
 @torch.inference_mode()

@@ -10,8 +10,6 @@ import torch
 
 from lightwam.config.checks import check_recipe
 from lightwam.config.schema import Recipe
-from lightwam.data.cache.location import cache_home
-from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.errors import CheckpointError, ConfigError
 from lightwam.model.light_wam import LightWAM
 from lightwam.policy import run_directory
@@ -19,8 +17,8 @@ from lightwam.policy.run_directory import Checkpoint
 from lightwam.system.devices import resolve_device
 from lightwam.system.files import explain_disk_errors
 from lightwam.training import published
-from lightwam.training.caches import DatasetCaches, DatasetSource
-from lightwam.training.dataset import begin_run, check_data, check_tasks, fit_codec
+from lightwam.training.caches import DatasetCaches, DatasetSource, open_caches
+from lightwam.training.dataset import begin_run, fit_codec
 from lightwam.training.precompute import cache_prompts
 from lightwam.training.published import Published
 
@@ -39,12 +37,7 @@ def export(run: Path | str, to: Path | str, step: int | None = None, *, ema: boo
 
 
 def adopt(
-    recipe: Recipe,
-    file: Path | str,
-    dataset: Path | str | DatasetSource,
-    run: Path | str,
-    *,
-    device: str = "auto",
+    recipe: Recipe, file: Path | str, dataset: Path | str | DatasetSource, run: Path | str, *, device: str = "auto"
 ) -> Path:
     """Make `run` from the published checkpoint `file`; return `run`, which is complete or absent.
 
@@ -57,13 +50,10 @@ def adopt(
     if not recipe.latents.pretrained:
         what, step = "latents.kind must be wan_vae, as of every published checkpoint", "lightwam adopt libero-10 ..."
         raise ConfigError(what, got=recipe.latents.kind, next_step=step)
-    run, source = Path(run), DatasetSource.of(dataset)
+    run = Path(run)
     if run.exists() and any(run.iterdir()):
         raise CheckpointError("the run directory is not empty", where=run, next_step="choose another --run")
-    checkpoint, data = published.read(file, recipe.model), LeRobotDataset(source.path, source.names)
-    check_data(recipe, data)
-    check_tasks(recipe, data)
-    caches = DatasetCaches(recipe, data, cache_home(data.root, source.cache))
+    checkpoint, caches = published.read(file, recipe.model), open_caches(recipe, dataset)
     cache_prompts(caches, resolve_device(device))
     temporary = run.with_name(f".{run.name}.{os.getpid()}")
     try:

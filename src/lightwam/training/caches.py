@@ -1,8 +1,7 @@
-"""The caches of one dataset: where they are, whether they fit a recipe, and opening them."""
+"""A dataset and its caches: where they are, whether they fit a recipe, and opening them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,18 +10,19 @@ from typing import Any
 import torch
 
 from lightwam.config.schema import LATENTS, DctConfig, Recipe
-from lightwam.data.cache.base import Cache
+from lightwam.data.cache.base import Cache, check_cameras
 from lightwam.data.cache.frames import FrameCache, frames_folder, temporary_frames
 from lightwam.data.cache.latents import LatentCache, latents_folder
-from lightwam.data.cache.location import remove_leftovers
+from lightwam.data.cache.location import cache_home, remove_leftovers
 from lightwam.data.lerobot.features import FeatureNames
 from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.encoders.dct import DctLatents
 from lightwam.encoders.frozen import vae_identity
-from lightwam.errors import DatasetError
+from lightwam.encoders.prompt_check import PromptCheck
+from lightwam.errors import DatasetError, PromptError
 from lightwam.policy import run_directory
 from lightwam.policy.run_directory import Weights
-from lightwam.system.progress import Progress
+from lightwam.system.progress import Progress, Say
 from lightwam.types import to_pixels
 
 FRAMES = "cache"
@@ -89,7 +89,7 @@ class DatasetCaches:
         if prompts:
             self.prompts()
 
-    def open(self, say: Callable[[str], None]) -> Cache:
+    def open(self, say: Say) -> Cache:
         """Open a VAE's latents, or the decoded pictures, which are decoded again if missing or stale."""
         if self.recipe.latents.pretrained:
             return self._open_latents()
@@ -140,3 +140,49 @@ class DatasetCaches:
         path = next((path for path in paths if (path / "cache.json").is_file()), paths[0])
         recipe = self.recipe
         return LatentCache.open(path, self.data, recipe.codec, recipe.model.horizon, self.encoder_identity)
+
+
+def open_caches(
+    recipe: Recipe, dataset: Path | str | DatasetSource, say: Say = print, *, sentences: bool = True
+) -> DatasetCaches:
+    """Return a dataset's caches; raise as `check_data` and, with `sentences`, `check_tasks`."""
+    source = DatasetSource.of(dataset)
+    data = LeRobotDataset(source.path, source.names)
+    check_data(recipe, data)
+    if sentences:
+        check_tasks(recipe, data, say)
+    return DatasetCaches(recipe, data, cache_home(data.root, source.cache))
+
+
+def check_data(recipe: Recipe, data: LeRobotDataset) -> None:
+    """Raise DatasetError when the dataset lacks a camera of the recipe, or its state or action has another width."""
+    check_cameras(data, recipe.codec)
+    for name, option, got, expected in (
+        ("observation.state", "--model.state-dim", data.state_dim, recipe.model.state_dim),
+        ("action", "--model.action-dim", data.action_dim, recipe.model.action_dim),
+    ):
+        if got != expected and (expected or name == "action"):  # a model without a state ignores the dataset's
+            where, got_text = f"{data.root}: {name}", got or "no such feature"
+            step = data.state_proposal() or f"train for this robot: {option} {got}"
+            raise DatasetError(
+                "the dataset must have the model's widths", where=where, got=got_text, expected=expected, next_step=step
+            )
+
+
+def check_tasks(recipe: Recipe, data: LeRobotDataset, say: Say = print) -> None:
+    """Raise DatasetError when a task sentence does not fit the recipe's text encoder; report truncated ones to `say`.
+
+    Raises also what `PromptCheck` raises: UMT5 needs its tokenizer.
+    """
+    sentences, table = PromptCheck(recipe), "the dataset's table of tasks"
+    shorten = f"shorten it in {table}, or give --text.num-tokens or --text.truncate"
+    for index in data.used_tasks:
+        task = data.tasks[index]
+        try:
+            truncated = sentences.check(task)
+        except PromptError as error:
+            what, where = "a task sentence must fit the text encoder", f"{data.root} task {index}: {task[:200]!r}"
+            step = shorten if task.strip() else f"describe the task in {table}"
+            raise DatasetError(what, where=where, got=error.got, expected=error.expected, next_step=step) from error
+        if truncated:
+            say(truncated)

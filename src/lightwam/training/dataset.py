@@ -1,8 +1,10 @@
-"""Datasets, opened for a recipe: their caches, and the conversion of their windows to the model's batches."""
+"""A run's dataset: opened for training, converted to the model's batches, and recorded in the run's dataset.json.
+
+The record has path, size and hash of every file: a run uses no other data."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,21 +15,22 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightwam.config.schema import Recipe
-from lightwam.data.cache.base import Cache, check_cameras
-from lightwam.data.cache.location import cache_home
+from lightwam.data.cache.base import Cache
 from lightwam.data.codec import Codec
 from lightwam.data.lerobot.features import parse_names
 from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.data.statistics import measure
 from lightwam.encoders.frozen import Prompts, check_vae, encode_clip, open_latents
-from lightwam.encoders.prompt_check import PromptCheck
-from lightwam.errors import CheckpointError, DatasetError, PromptError
+from lightwam.errors import CheckpointError, first_few
 from lightwam.policy import run_directory
-from lightwam.policy.run_directory import Weights
-from lightwam.training import dataset_record
-from lightwam.training.caches import DatasetCaches, DatasetSource
+from lightwam.policy.run_directory import Weights, changes, read_table, write_json
+from lightwam.system.progress import Say
+from lightwam.training.caches import DatasetCaches, DatasetSource, open_caches
 from lightwam.training.start import Start, record_start
 from lightwam.types import Batch, LatentCodec, Latents, Windows, to_pixels
+
+KEYS, OPTIONAL_KEYS = ("fingerprint", "path"), ("episodes", "names")
+"""keys of dataset.json; older runs lack "episodes", and runs whose features have LeRobot's names lack names"""
 
 
 @dataclass(frozen=True)
@@ -58,11 +61,7 @@ class Processing:
 
 
 def open_training_data(
-    recipe: Recipe,
-    dataset: Path | str | DatasetSource,
-    run: Path,
-    say: Callable[[str], None] = print,
-    start: Start | None = None,
+    recipe: Recipe, dataset: Path | str | DatasetSource, run: Path, say: Say = print, start: Start | None = None
 ) -> tuple[Cache, Processing]:
     """Begin or resume `run` with a recipe and a dataset; return the dataset's cache and its processing.
 
@@ -72,15 +71,12 @@ def open_training_data(
     be written; CheckpointError when the run holds another recipe, or began with another dataset or VAE.
     """
     source = DatasetSource.of(dataset)
-    pairs = dataset_record.feature_names(run, () if source.names is None else source.names.pairs())
-    data = LeRobotDataset(source.path, parse_names(pairs))
-    check_data(recipe, data)
-    if not recipe.text.pretrained:  # else `lightwam cache` has checked the sentences
-        check_tasks(recipe, data, say)
-    caches = DatasetCaches(recipe, data, cache_home(data.root, source.cache))
+    names = parse_names(feature_names(run, () if source.names is None else source.names.pairs()))
+    # `lightwam cache` has checked the sentences for a pretrained encoder
+    caches = open_caches(recipe, replace(source, names=names), say, sentences=not recipe.text.pretrained)
     resumed = (run / "processing.json").exists()
     if resumed:
-        dataset_record.check_dataset(run, source.path, caches.files)
+        check_dataset(run, source.path, caches.files)
     caches.check(prompts=not resumed)
     if start is not None and start.statistics == "kept" and recipe.latents.pretrained:
         check_vae(start.measured, caches.vae, start.run)
@@ -110,9 +106,7 @@ def _resume(caches: DatasetCaches, run: Path) -> tuple[Codec, Any, Weights]:
     return codec, measured, prompts
 
 
-def _begin(
-    caches: DatasetCaches, cache: Cache, run: Path, start: Start | None, say: Callable[[str], None]
-) -> tuple[Codec, Any, Weights]:
+def _begin(caches: DatasetCaches, cache: Cache, run: Path, start: Start | None, say: Say) -> tuple[Codec, Any, Weights]:
     """Measure, or take from `start`, what `_resume` will read, and write it into the run."""
     codec = fit_codec(caches.recipe, caches.data)
     record_start(run, start)
@@ -130,47 +124,50 @@ def _begin(
 def begin_run(caches: DatasetCaches, run: Path, codec: Codec, measured: Any, prompts: Weights) -> None:
     """Write into a run all that it needs of its dataset; `measured` is what `open_latents` takes."""
     data = caches.data
-    dataset_record.write_dataset(run, data.root, data.num_episodes, caches.files, data.names.pairs())
+    write_dataset(run, data.root, data.num_episodes, caches.files, data.names.pairs())
     if prompts:
         run_directory.write_tensors(run / run_directory.PROMPTS, prompts)
     run_directory.write_processing(run, codec, measured)  # last: with this file the run has begun
-
-
-def check_data(recipe: Recipe, data: LeRobotDataset) -> None:
-    """Raise DatasetError when the dataset lacks a camera of the recipe, or its state or action has another width."""
-    check_cameras(data, recipe.codec)
-    for name, option, got, expected in (
-        ("observation.state", "--model.state-dim", data.state_dim, recipe.model.state_dim),
-        ("action", "--model.action-dim", data.action_dim, recipe.model.action_dim),
-    ):
-        if got != expected and (expected or name == "action"):  # a model without a state ignores the dataset's
-            where, got_text = f"{data.root}: {name}", got or "no such feature"
-            step = data.state_proposal() or f"train for this robot: {option} {got}"
-            raise DatasetError(
-                "the dataset must have the model's widths", where=where, got=got_text, expected=expected, next_step=step
-            )
-
-
-def check_tasks(recipe: Recipe, data: LeRobotDataset, say: Callable[[str], None] = print) -> None:
-    """Raise DatasetError when a task sentence does not fit the recipe's text encoder; report truncated ones to `say`.
-
-    Raises also what `PromptCheck` raises: UMT5 needs its tokenizer.
-    """
-    sentences, table = PromptCheck(recipe), "the dataset's table of tasks"
-    shorten = f"shorten it in {table}, or give --text.num-tokens or --text.truncate"
-    for index in data.used_tasks:
-        task = data.tasks[index]
-        try:
-            truncated = sentences.check(task)
-        except PromptError as error:
-            what, where = "a task sentence must fit the text encoder", f"{data.root} task {index}: {task[:200]!r}"
-            step = shorten if task.strip() else f"describe the task in {table}"
-            raise DatasetError(what, where=where, got=error.got, expected=error.expected, next_step=step) from error
-        if truncated:
-            say(truncated)
 
 
 def fit_codec(recipe: Recipe, data: LeRobotDataset) -> Codec:
     """Return the recipe's codec with the dataset's statistics; those of the state are empty with `state_dim` 0."""
     state = data.stats["observation.state"] if recipe.model.state_dim else measure(data.vectors.state[:, :0])
     return Codec(recipe.codec, state, data.stats["action"])
+
+
+def write_dataset(
+    run: Path, dataset: Path, episodes: int, fingerprint: Mapping[str, str], names: Sequence[str] = ()
+) -> None:
+    """Record what a new run is trained on. `fingerprint`: size and hash of every file of the dataset.
+
+    `names`: the pairs FEATURE=NAME of a dataset whose features do not have LeRobot's names.
+    """
+    data = {"path": str(dataset.absolute()), "episodes": episodes, "fingerprint": dict(fingerprint)}
+    write_json(run / "dataset.json", data | ({"names": list(names)} if names else {}))
+
+
+def feature_names(run: Path, asked: Sequence[str] = ()) -> tuple[str, ...]:
+    """Return the pairs FEATURE=NAME that the run uses: its own, or `asked` for a new run.
+
+    CheckpointError when `asked` differs from the run's own.
+    """
+    path = run / "dataset.json"
+    if not path.is_file():
+        return tuple(asked)
+    known = tuple(read_table(path, KEYS, OPTIONAL_KEYS).get("names", ()))
+    if asked and tuple(asked) != known:
+        what, got = "--names must be those the run was trained with", "--names " + " ".join(asked)
+        step = "omit --names: the run keeps its own"
+        expected = " ".join(known) or "LeRobot's own names"
+        raise CheckpointError(what, where=path, got=got, expected=expected, next_step=step)
+    return known
+
+
+def check_dataset(run: Path, dataset: Path, fingerprint: Mapping[str, str]) -> None:
+    """Raise CheckpointError unless the dataset is the one that the run began with; its path may have changed."""
+    saved = read_table(run / "dataset.json", KEYS, OPTIONAL_KEYS)
+    if found := changes(saved["fingerprint"], dict(fingerprint)):
+        what, got = "the run was trained on another dataset", f"{dataset.absolute()} ({first_few(found, 4, '; ')})"
+        expected, step = f"{saved['path']}, as it was when the run began", "pass that dataset, or choose another --run"
+        raise CheckpointError(what, where=run, got=got, expected=expected, next_step=step)

@@ -7,7 +7,7 @@ with another way of sharing the work.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils._pytree import tree_map_only
 
 from lightwam.system.devices import resolve_device
 from lightwam.types import SINGLE_PROCESS, Rank
@@ -132,7 +133,7 @@ def gather(tree: Any, keep: bool = True) -> Any:
         full = value.full_tensor() if isinstance(value, DTensor) else value
         return full.detach().cpu() if keep else torch.empty(0)
 
-    return _map_tensors(tree, gathered)
+    return tree_map_only(Tensor, gathered, tree)
 
 
 def sharded_like(value: Tensor, target: Tensor) -> Tensor:
@@ -140,13 +141,3 @@ def sharded_like(value: Tensor, target: Tensor) -> Tensor:
     if not isinstance(target, DTensor):
         return value
     return distribute_tensor(value.to(target.device), target.device_mesh, target.placements)
-
-
-def _map_tensors(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    if isinstance(tree, Tensor):
-        return change(tree)
-    if isinstance(tree, Mapping):
-        return {key: _map_tensors(value, change) for key, value in tree.items()}
-    if isinstance(tree, (list, tuple)):
-        return type(tree)(_map_tensors(value, change) for value in tree)
-    return tree

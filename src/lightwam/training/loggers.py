@@ -24,6 +24,7 @@ from lightwam.config.schema import Recipe
 from lightwam.config.strict_json import to_dict
 from lightwam.errors import ConfigError, LightwamError
 from lightwam.system.files import write_file
+from lightwam.system.progress import Say
 
 Logger = Callable[[int, Mapping[str, float]], None]
 
@@ -43,24 +44,14 @@ def check(recipe: Recipe) -> None:
     for name in recipe.train.loggers:
         _load(name)
         if name == "wandb" and not _wandb_is_local() and not _wandb_key():
-            raise ConfigError(
-                "W&B has no API key",
-                where="train.loggers",
-                got="no WANDB_API_KEY, and no log-in on this machine",
-                expected="an API key of Weights & Biases",
-                next_step="`wandb login`, or set WANDB_API_KEY; WANDB_MODE=offline needs neither",
-            )
+            step = "`wandb login`, or set WANDB_API_KEY; WANDB_MODE=offline needs neither"
+            got = "no WANDB_API_KEY, and no log-in on this machine"
+            raise ConfigError("W&B must have an API key", where="train.loggers", got=got, next_step=step)
 
 
 @contextmanager
 def open_loggers(
-    recipe: Recipe,
-    run: Path,
-    is_main: bool = True,
-    *,
-    begun: int = 0,
-    logged: int = 0,
-    say: Callable[[str], None] = print,
+    recipe: Recipe, run: Path, is_main: bool = True, *, begun: int = 0, logged: int = 0, say: Say = print
 ) -> Iterator[list[Logger]]:
     """Open the loggers of `recipe.train.loggers` and close them at the end; ConfigError when one cannot start.
 
@@ -72,14 +63,11 @@ def open_loggers(
         yield [_open(name, recipe, run, stack, begun, logged, say) for name in recipe.train.loggers if is_main]
 
 
-def _open(
-    name: str, recipe: Recipe, run: Path, stack: ExitStack, begun: int, logged: int, say: Callable[[str], None]
-) -> Logger:
+def _open(name: str, recipe: Recipe, run: Path, stack: ExitStack, begun: int, logged: int, say: Say) -> Logger:
     module = _load(name)
     try:
         if name == "tensorboard":
-            stack.enter_context(_quiet_threads())
-            log, close = _tensorboard(module, run, begun)
+            log, close = _tensorboard(module, run, begun, stack)
         else:
             log, close = _tracker(name, module, recipe, run, logged)
     except LightwamError:
@@ -91,8 +79,7 @@ def _open(
             "tensorboard": "check the permissions",
         }
         again = f"; delete {run / FILE} to begin a new run there" if (run / FILE).exists() else ""
-        step = f"{advice[name]}, or leave it out{again}"
-        what = f"the logger {name} cannot start"
+        what, step = f"the logger {name} cannot start", f"{advice[name]}, or leave it out{again}"
         raise ConfigError(what, where="train.loggers", got=_first_line(error), next_step=step) from error
     guarded = _Guarded(name, log, say)
     stack.callback(guarded.attempt, close)
@@ -102,7 +89,7 @@ def _open(
 class _Guarded:
     """A logger whose first failure is reported and stops it, not the training."""
 
-    def __init__(self, name: str, log: Logger, say: Callable[[str], None]) -> None:
+    def __init__(self, name: str, log: Logger, say: Say) -> None:
         self.name, self.log, self.say, self.failed = name, log, say, False
 
     def __call__(self, step: int, row: Mapping[str, float]) -> None:
@@ -115,28 +102,20 @@ class _Guarded:
         try:
             call()
         except Exception as error:  # network, disk, or a bug of the package: never stops the training
-            self.failed = True
-            reason = _first_line(error)
+            self.failed, reason = True, _first_line(error)
             self.say(f"train: the logger {self.name} failed{when} and is stopped ({reason}); log.jsonl has every row")
 
 
-@contextmanager
-def _quiet_threads() -> Iterator[None]:
-    """Silence the error that TensorBoard's thread prints when it stops: the next call raises it again."""
+def _tensorboard(module: Any, run: Path, begun: int, stack: ExitStack) -> tuple[Logger, Callable[[], Any]]:
     before = threading.excepthook
+    stack.callback(setattr, threading, "excepthook", before)
 
     def hook(args: threading.ExceptHookArgs) -> None:
+        # an error that stops TensorBoard's thread needs no traceback: the next call raises it again
         if not type(args.thread).__module__.startswith("tensorboard"):
             before(args)
 
     threading.excepthook = hook
-    try:
-        yield
-    finally:
-        threading.excepthook = before
-
-
-def _tensorboard(module: Any, run: Path, begun: int) -> tuple[Logger, Callable[[], Any]]:
     # hide what a killed process wrote after its last checkpoint: those steps are trained again
     writer = module.SummaryWriter(str(run / "tensorboard"), purge_step=begun + 1 if begun else None)
 
@@ -178,29 +157,24 @@ def _read_ids(run: Path) -> dict[str, Any]:
         known = json.loads(path.read_text(encoding="utf-8"))
         return {name: {"run": str(entry["run"]), "step": int(entry["step"])} for name, entry in known.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        what, step = (
-            'the file must be {"wandb": {"run": "an id", "step": 0}}',
-            "delete it: loggers begin a new run then",
-        )
+        what, step = 'it must be {"wandb": {"run": "an id", "step": 0}}', "delete it: loggers begin a new run then"
         raise ConfigError(what, where=path, got=_first_line(error), next_step=step) from error
 
 
 def _wandb_is_local() -> bool:
-    mode = os.environ.get("WANDB_MODE") or _wandb_setting("mode")
-    disabled = os.environ.get("WANDB_DISABLED") or _wandb_setting("disabled")
-    return mode in ("offline", "dryrun", "disabled") or disabled.lower() in ("true", "1")
+    disabled = _wandb_setting("disabled").lower() in ("true", "1")
+    return disabled or _wandb_setting("mode") in ("offline", "dryrun", "disabled")
 
 
 def _wandb_key() -> bool:
-    """Whether W&B would find a key in the environment, its settings or netrc."""
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE") or _wandb_setting("api_key"):
+    """Return whether W&B would find a key in the environment, its settings or netrc."""
+    if _wandb_setting("api_key") or _wandb_setting("identity_token_file"):
         return True
-    address = os.environ.get("WANDB_BASE_URL") or _wandb_setting("base_url")
+    address, netrc_path = _wandb_setting("base_url"), os.environ.get("NETRC")
     hosts = [urlsplit(address).netloc] if address else WANDB_HOSTS
-    home, netrc_path = Path.home(), os.environ.get("NETRC")
-    for path in [Path(netrc_path).expanduser()] if netrc_path else [home / ".netrc", home / "_netrc"]:
+    for path in map(Path, [netrc_path] if netrc_path else ["~/.netrc", "~/_netrc"]):
         try:
-            if any(map(netrc.netrc(path).authenticators, hosts)):
+            if any(map(netrc.netrc(path.expanduser()).authenticators, hosts)):
                 return True
         except (OSError, netrc.NetrcParseError):  # W&B ignores such a file, too
             continue
@@ -208,7 +182,9 @@ def _wandb_key() -> bool:
 
 
 def _wandb_setting(key: str) -> str:
-    """Read a setting from the files that `wandb login` and `wandb offline` write; "" if it is not set."""
+    """Read a setting from the environment or a file that `wandb login` and `wandb offline` write; "" if not set."""
+    if value := os.environ.get(f"WANDB_{key.upper()}"):
+        return value
     root = Path(os.environ.get("WANDB_DIR") or ".")
     folder = Path(os.environ.get("WANDB_CONFIG_DIR") or Path.home() / ".config" / "wandb")
     settings = configparser.ConfigParser(interpolation=None)
@@ -226,17 +202,9 @@ def _first_line(error: Exception) -> str:
 def _load(name: str) -> Any:
     try:
         return importlib.import_module(MODULES[name])
-    except ImportError as error:
-        raise ConfigError(
-            "the logger's package must be installed",
-            where="train.loggers",
-            got=f"{name} ({error})",
-            next_step=f'pip install "lightwam[{name}]", or leave it out',
-        ) from error
     except Exception as error:  # a package that does not fit the others raises anything while it is imported
-        raise ConfigError(
-            "the logger's package cannot be imported",
-            where="train.loggers",
-            got=f"{name} ({_first_line(error)})",
-            next_step=f'install it anew (pip uninstall, then pip install "lightwam[{name}]"), or leave it out',
-        ) from error
+        what, step = "the logger's package must be installed", f'pip install "lightwam[{name}]", or leave it out'
+        if not isinstance(error, ImportError):
+            what, step = "the logger's package cannot be imported", f"pip uninstall it, then {step}"
+        got = f"{name} ({_first_line(error)})"
+        raise ConfigError(what, where="train.loggers", got=got, next_step=step) from error

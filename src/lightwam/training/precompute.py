@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,29 +12,19 @@ from lightwam.config.checks import check_recipe
 from lightwam.config.schema import LATENTS, Recipe
 from lightwam.data.cache.encoder import ClipEncoder
 from lightwam.data.cache.latents import LatentCache
-from lightwam.data.cache.location import cache_home, check_free_space
-from lightwam.data.lerobot.reader import LeRobotDataset
+from lightwam.data.cache.location import check_free_space
 from lightwam.encoders.frozen import encode_clip, open_latents, open_text
-from lightwam.encoders.weight_files import Part, digest, locate
+from lightwam.encoders.weight_files import digest, locate
 from lightwam.policy import run_directory
 from lightwam.system.devices import oom_as_config_error
-from lightwam.system.progress import Progress
+from lightwam.system.progress import Progress, Say
 from lightwam.training import distributed
-from lightwam.training.caches import DatasetCaches, DatasetSource
-from lightwam.training.dataset import check_data, check_tasks
+from lightwam.training.caches import DatasetCaches, DatasetSource, open_caches
 from lightwam.training.distributed import World
 from lightwam.types import Latents, to_pixels
 
-TEXT_PARTS: tuple[Part, ...] = ("text_encoder", "tokenizer")
 
-
-def make_cache(
-    recipe: Recipe,
-    dataset: Path | str | DatasetSource,
-    *,
-    device: str = "auto",
-    say: Callable[[str], None] = print,
-) -> None:
+def make_cache(recipe: Recipe, dataset: Path | str | DatasetSource, *, device: str = "auto", say: Say = print) -> None:
     """Make what training reads: decoded pictures, or a VAE's latents and the prompts' token states.
 
     Resumes where it was stopped. Under torchrun every process makes its part. Raises ConfigError when the recipe's
@@ -43,11 +32,7 @@ def make_cache(
     cannot be written; CheckpointError when weights are missing.
     """
     check_recipe(recipe)
-    source = DatasetSource.of(dataset)
-    data = LeRobotDataset(source.path, source.names)
-    check_data(recipe, data)
-    check_tasks(recipe, data, say)
-    caches = DatasetCaches(recipe, data, cache_home(data.root, source.cache))
+    caches = open_caches(recipe, dataset, say)
     if not recipe.latents.pretrained:
         with distributed.process_group("cpu") as world, world.main_first():
             caches.open(say)
@@ -62,7 +47,7 @@ def make_cache(
         world.barrier()
 
 
-def _cache_latents(caches: DatasetCaches, world: World, say: Callable[[str], None]) -> None:
+def _cache_latents(caches: DatasetCaches, world: World, say: Say) -> None:
     recipe = caches.recipe
     latents = open_latents(recipe, caches.vae, recipe.weights, world.device)
 
@@ -83,7 +68,8 @@ def cache_prompts(caches: DatasetCaches, device: torch.device | str) -> None:
     recipe, path, wanted = caches.recipe, caches.home / LATENTS / run_directory.PROMPTS, caches.wanted_prompts
     text = recipe.text
     encoder = {"encoder": f"{text.kind} {text.num_tokens}x{text.dim}"}
-    encoder |= {part: digest(locate(recipe.weights, part)) for part in TEXT_PARTS}
+    encoder["text_encoder"] = digest(locate(recipe.weights, "text_encoder"))
+    encoder["tokenizer"] = digest(locate(recipe.weights, "tokenizer"))
     known = run_directory.read_tensors(path) if run_directory.read_metadata(path) == encoder else {}
     if missing := [prompt for prompt in wanted if prompt not in known]:
         check_free_space(path, 2 * len(wanted) * text.num_tokens * text.dim)

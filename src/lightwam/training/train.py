@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -28,7 +27,7 @@ from lightwam.policy.run_directory import Checkpoint, Weights
 from lightwam.system.cpu import fast_matmuls
 from lightwam.system.devices import oom_as_config_error
 from lightwam.system.files import append_line, complete_lines, write_file
-from lightwam.system.progress import Progress
+from lightwam.system.progress import Progress, Say
 from lightwam.training import distributed, loggers
 from lightwam.training.caches import DatasetSource
 from lightwam.training.dataset import Processing, open_training_data
@@ -50,7 +49,7 @@ def train(
     start_from: Path | None = None,
     statistics: Statistics = "kept",
     stop_after: int | None = None,
-    say: Callable[[str], None] = print,
+    say: Say = print,
 ) -> Path:
     """Train `recipe` on the LeRobot dataset `dataset` in the directory `run`, from its newest checkpoint; return `run`.
 
@@ -136,10 +135,11 @@ class Session:
     def _resume(self, saved: Checkpoint) -> None:
         """Load what the model, which has its weights already, does not hold."""
         if sorted(saved.training) != ["loader", "optimizer", "seconds"] or (saved.ema is None) != (not self.ema):
-            what, got = "a checkpoint must have a training state to resume", sorted(saved.training)
+            what, got = "a checkpoint must have a training state to resume", ", ".join(sorted(saved.training))
             step = "train into another --run, with --start-from this one"
-            got_text = got or "only weights (an adopted run)"
-            raise CheckpointError(what, where=f"step {saved.step}", got=got_text, next_step=step)
+            raise CheckpointError(
+                what, where=f"step {saved.step}", got=got or "only weights (an adopted run)", next_step=step
+            )
         for ours, theirs in ((self.trained, saved.model), (self.ema, saved.ema or {})):
             for name, value in ours.items():
                 value.data.copy_(distributed.sharded_like(theirs[name], value.data))
@@ -156,13 +156,7 @@ class Session:
         total, video, action = world.mean(self._accumulate_gradients(batch, u, noise)).tolist()
         norm = float(distributed.gather(self.optimizer.clip(settings.clip_norm)))
         rate = learning_rate(self.step, settings)
-        row = {
-            "loss": total,
-            "loss_video": video,
-            "loss_action": action,
-            "grad_norm": norm,
-            "learning_rate": rate,
-        }
+        row = {"loss": total, "loss_video": video, "loss_action": action, "grad_norm": norm, "learning_rate": rate}
         if not math.isfinite(total) or not math.isfinite(norm):
             where, step = f"step {self.step}", "lower train.learning_rate, or check the data: `lightwam check dataset`"
             raise DatasetError("the loss and its gradient must be finite", where=where, got=row, next_step=step)
