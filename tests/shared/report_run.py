@@ -110,7 +110,7 @@ def write_evaluation(run: Path, tasks: dict[str, str], videos: dict[str, np.ndar
     won, trials = sum(row["success"] for row in rows), len(rows)
     protocol = {
         "eval": {"trials": TRIALS, "replan": 8, "first_seed": FIRST_SEED},
-        "sim": {"tasks": list(tasks), "max_steps": 77},
+        "sim": to_dict(replace(PLAN.sim, tasks=tuple(tasks), max_steps=77)),
         "versions": {"torch": "2.13.0"},
     }
     latency = {"p50": 14.2, "p95": 18.9, "p99": 25.1}

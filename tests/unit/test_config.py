@@ -3,14 +3,14 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 
 from lightwam.config import recipes
 from lightwam.config.checks import check_recipe
 from lightwam.config.schema import CameraPlace, Recipe
-from lightwam.config.strict_json import from_dict, old_names, to_dict
+from lightwam.config.strict_json import from_dict, old_names, stored_as, to_dict
 from lightwam.errors import ConfigError, DatasetError
 
 
@@ -99,6 +99,38 @@ def test_the_reader_raises_the_error_of_its_caller(key: str, value: object, wher
     data = {"sizes": {}, "unit": "m", "part": None, "extra": 0} | {key: value}
     with pytest.raises(DatasetError, match=rf"file\.{where}"):
         from_dict(Part, data, "file", DatasetError)
+
+
+@dataclass(frozen=True)
+class Trials:
+    count: Annotated[int, lambda count: count > 0, "at least 1"]
+    first: int = stored_as("start")
+
+    def __post_init__(self) -> None:
+        if self.first > 9:
+            raise ValueError("start must be at most 9")
+
+
+def test_a_partial_reader_skips_unknown_keys_and_uses_stored_names() -> None:
+    data = {"count": 2, "start": 3, "more": 4}
+    assert from_dict(Trials, data, partial=True) == Trials(2, 3)
+    with pytest.raises(ConfigError, match=r"(?s)unknown key.*'more'"):
+        from_dict(Trials, data)
+    with pytest.raises(ConfigError, match=r"(?s)keys are missing.*expected: \['start'\]"):
+        from_dict(Trials, {"count": 2, "first": 3}, partial=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"count": 0}, r"at least 1\n  where: file\.count"),
+        ({"start": "x"}, r"file\.start"),
+        ({"start": 10}, r"start must be at most 9\n  where: file"),
+    ],
+)
+def test_a_value_that_breaks_a_condition_is_refused_with_its_path(change: dict[str, object], text: str) -> None:
+    with pytest.raises(DatasetError, match=text):
+        from_dict(Trials, {"count": 1, "start": 0} | change, "file", DatasetError)
 
 
 def test_an_unknown_key_is_refused_with_its_path_and_a_suggestion(recipe: Recipe) -> None:

@@ -323,8 +323,8 @@ BROKEN = {
     "state of 9": (other_info(lambda f: f["state"].update(shape=[9])), r"state and action[\s\S]*widths 9 and 7"),
     "no wrist": (other_info(lambda f: f.pop("wrist_image")), r"camera wrist[\s\S]*got[\s\S]*image2"),
     "no action": (other_info(lambda f: f.pop("actions")), r"LIBERO's action[\s\S]*action or actions"),
-    "no bytes": (other_bytes(None), r"missing or of an unknown format[\s\S]*episode 1 frame 2[\s\S]*no bytes"),
-    "a gif": (other_bytes(b"GIF89a"), r"unknown format[\s\S]*wrist_image episode 1 frame 2[\s\S]*GIF89a"),
+    "no bytes": (other_bytes(None), r"must be a PNG or JPEG[\s\S]*episode 1 frame 2[\s\S]*no bytes"),
+    "a gif": (other_bytes(b"GIF89a"), r"must be a PNG or JPEG[\s\S]*wrist_image episode 1 frame 2[\s\S]*GIF89a"),
     "half a png": (other_bytes(PNG[:50]), r"cannot be decoded[\s\S]*episode 1 frame 2"),
     "small png": (other_bytes(png(np.zeros((8, 8, 3), np.uint8))), r"another size[\s\S]*\(8, 8\)[\s\S]*\(16, 16\)"),
 }  # fmt: skip

@@ -1,6 +1,7 @@
 """The decoded cache: right pictures in the right places, and no stale or torn one is ever used."""
 
 import dataclasses
+import functools
 import json
 import os
 import signal
@@ -98,7 +99,7 @@ def test_a_stale_one_says_exactly_what_differs(
     with pytest.raises(DatasetError, match=r"dataset.data/chunk-000/file-001\.parquet: None in the cache"):
         FrameCache.open(path, LeRobotDataset(dataset.root), CONFIG)
     FrameCache.open(path)  # nothing given, nothing compared
-    monkeypatch.setattr(cache_module, "FORMAT", 2)
+    monkeypatch.setattr(cache_module, "_fingerprint", functools.partial(base.source_fingerprint, 2))
     with pytest.raises(DatasetError, match="format: 1 in the cache, 2 now"):
         FrameCache.open(path)
 

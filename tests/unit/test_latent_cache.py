@@ -563,7 +563,7 @@ def test_one_of_another_make_is_refused_by_name(
     ):
         with pytest.raises(DatasetError, match=rf"made from something else(.|\n)*{message}"):
             LatentCache.open(path, **changes)
-        with pytest.raises(DatasetError, match=rf"holds another cache(.|\n)*{message}"):
+        with pytest.raises(DatasetError, match=rf"made from something else(.|\n)*{message}"):
             build(**changes)
     with pytest.raises(DatasetError, match=r"dtype: bfloat16 in the cache, float32 now"):
         build(dtype=torch.float32)
@@ -574,7 +574,7 @@ def test_one_that_is_begun_or_of_pictures_is_not_replaced(
     build: Callable[..., None], dataset: LeRobotDataset, path: Path, tmp_path: Path
 ) -> None:
     build(share=Rank(0, 2))
-    with pytest.raises(DatasetError, match=r"holds another cache(.|\n)*horizon: 8 in the cache, 16 now"):
+    with pytest.raises(DatasetError, match=r"made from something else(.|\n)*horizon: 8 in the cache, 16 now"):
         build(horizon=16)
     FrameCache.build(dataset, CONFIG, tmp_path / "frames")
     with pytest.raises(DatasetError, match=r"format: 1 in the cache, latents 1 now"):

@@ -221,7 +221,7 @@ def test_the_same_run_gives_the_same_card(tiny_once: Any) -> None:
     ("file", "content", "told"),
     [
         ("eval/result.json", "{", "must be a JSON object"),
-        ("eval/result.json", "{}", "'protocol' is missing"),
+        ("eval/result.json", "{}", "'protocol'"),
         ("dataset.json", "[]", "dataset.json"),
         ("dataset.json", '{"path": "x"}', "'fingerprint'"),
         ("recipe.json", "{}", "recipe.json"),

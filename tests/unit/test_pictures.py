@@ -22,7 +22,7 @@ from lightwam.wire.limits import EncodedPicture, Limits
 from lightwam.wire.robot_schema import fit_schema
 
 MOST = 1 << 24
-SCHEMA = fit_schema(robot_schemas.builtin_schema("light-wam"), ("top",), 2, 2)
+SCHEMA = fit_schema(robot_schemas.load_schema("light-wam"), ("top",), 2, 2)
 
 
 def picture(height: int = 16, width: int = 24) -> np.ndarray:

@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +155,8 @@ def test_numbers_come_from_the_run_and_not_from_its_recipe(run: Path) -> None:
     (run / "dataset.json").write_text('{"path": "x", "fingerprint": {}}')
     assert "trained on demonstrations of 2 point tasks" in plain(report(run)[0])
     (run / "eval" / "result.json").unlink()
-    edit(run / "eval" / "protocol.json", eval={"trials": 3}, sim={"tasks": ["a", "b", "c"]})
+    edit(run / "eval" / "protocol.json", sim=to_dict(replace(PLAN.sim, tasks=("a", "b", "c"))))
+    change_trials(run, 3)
     assert "10 of 9 episodes are done" in plain(report(run)[0])
 
 
@@ -165,7 +167,7 @@ def test_an_evaluation_without_latencies(run: Path) -> None:
 
 def test_an_unfinished_evaluation_counts_the_episodes_of_its_own_protocol(run: Path) -> None:
     (run / "eval" / "result.json").unlink()
-    edit(run / "eval" / "protocol.json", eval={"trials": 50})
+    change_trials(run, 50)
     assert "10 of 100 episodes are done" in plain(report(run)[0])
 
 
@@ -201,6 +203,11 @@ def test_a_resumed_run_shows_each_step_once_and_the_later_line(run: Path) -> Non
     assert (np.diff(log_read.columns["step"]) > 0).all()
 
 
+def change_trials(run: Path, trials: int) -> None:
+    path = run / "eval" / "protocol.json"
+    edit(path, eval=json.loads(path.read_text())["eval"] | {"trials": trials})
+
+
 def edit(path: Path, **changes: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
@@ -230,10 +237,10 @@ BREAKAGES = {
     "episode": (lambda run: spoil_line(run / "eval/episodes.jsonl", 2, '{"task": "red"}'), "episodes.jsonl:2"),
     "result": (lambda run: cut(run / "eval/result.json"), "result.json"),
     "result key": (lambda run: drop(run / "eval/result.json", "latency_ms"), "result.json"),
-    "result count": (lambda run: edit(run / "eval/result.json", successes=99), "result.json: successes"),
+    "result count": (lambda run: edit(run / "eval/result.json", successes=99), "result.json"),
     "result interval": (lambda run: edit(run / "eval/result.json", interval_95=[0.9, 0.1]), "interval_95"),
-    "wall": (lambda run: edit(run / "result.json", wall_seconds={"train": -1, "total": 3}), "wall_seconds: train"),
-    "swap": (lambda run: edit(run / "eval/swap.json", tasks={"red": {}}), "swap.json: tasks: red"),
+    "wall": (lambda run: edit(run / "result.json", wall_seconds={"train": -1, "total": 3}), "wall_seconds.train"),
+    "swap": (lambda run: edit(run / "eval/swap.json", tasks={"red": {}}), "swap.json.tasks.red"),
     "recipe": (lambda run: edit(run / "recipe.json", colour="red"), "recipe.json: recipe"),
     "probe cut": (lambda run: cut(run / "eval/probe.npz"), "probe.npz"),
     "probe keys": (lambda run: np.savez(run / "eval/probe.npz", tasks=np.zeros(3)), "probe.npz"),
@@ -323,7 +330,10 @@ def test_the_interval_decides_whether_the_world_model_helps_the_watch(
         ("result.json", lambda data: data["kinds"]["object"]["gain_over"].clear()),
         ("result.json", lambda data: data.update(examples=3)),
         ("examples.npz", lambda data: data["examples"][0].update(kind="other")),
-        ("examples.npz", lambda data: data["examples"][0].update(scores=[1.0])),
+        ("examples.npz", lambda data: data["examples"][0].update(scores=[1.0], look_steps=[4.0])),
+        ("result.json", lambda data: data["examples"][0].update(scores=[1.0])),
+        ("result.json", lambda data: data["cost_ms"]["see"].clear()),
+        ("result.json", lambda data: data["quiet"]["alarms"].update(watch=-1)),
     ],
 )
 def test_a_broken_watch_is_refused_by_name(run: Path, file: str, spoil: Callable[[Any], object]) -> None:

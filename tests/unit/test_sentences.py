@@ -138,7 +138,7 @@ def test_prompt_error_of_a_policy_fails_only_its_client() -> None:
 
 @pytest.mark.parametrize(("sentence", "words"), BAD)
 def test_check_client_reports_a_long_sentence(sentence: str, words: int) -> None:
-    schema = fit_schema(robot_schemas.builtin_schema("libero"), ("agentview", "wrist"), 8, 7)
+    schema = fit_schema(robot_schemas.load_schema("libero"), ("agentview", "wrist"), 8, 7)
     report = inspect(message(1) | {"prompt": sentence}, schema, sentence_check(recipe(), {}))
     assert not report.fits
     (fault,) = (line for line in report.lines() if line.startswith("WRONG"))

@@ -14,9 +14,9 @@ from torch.nn.functional import avg_pool3d
 
 from lightwam.data.codec import to_pictures
 from lightwam.errors import ConfigError
+from lightwam.evaluation.result_files import write_arrays
 from lightwam.policy.policy import Policy
 from lightwam.sim.simulator import Simulator
-from lightwam.system.files import replace_file
 from lightwam.types import Observation, to_pixels
 
 
@@ -70,8 +70,7 @@ def record_probe(
         "imagine_steps": np.int64(imagine_steps),
         "taps": np.asarray(policy.recipe.model.backbone.taps, np.int64),
     }
-    with replace_file(path) as draft, draft.open("wb") as file:
-        np.savez_compressed(file, **arrays)
+    write_arrays(path, arrays)
 
 
 def _episode(

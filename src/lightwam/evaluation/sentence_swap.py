@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lightwam.config.schema import EvalConfig, SimConfig
+from lightwam.config.schema import EvalConfig
 from lightwam.config.strict_json import from_dict, to_dict
 from lightwam.errors import CheckpointError, ConfigError
 from lightwam.evaluation.evaluate import evaluate
+from lightwam.evaluation.result_files import Count, Protocol, read_object, read_part
 from lightwam.policy.policy import Policy
 from lightwam.policy.run_directory import read_recipe, write_json
 from lightwam.sim import registry
-from lightwam.system.checked_json import read_object
 
 TRIALS = 5
 """episodes a task, at most"""
 COUNTS = ("successes", "trials")
+
+
+@dataclass(frozen=True)
+class SwapProtocol(Protocol):
+    """The constants of the evaluation to compare with."""
+
+    checkpoint_step: Count
 
 
 def swap_sentences(run: Path, say: Callable[[str], None] = print) -> None:
@@ -29,11 +36,10 @@ def swap_sentences(run: Path, say: Callable[[str], None] = print) -> None:
     path = run / "eval" / "result.json"
     if not path.exists():
         raise CheckpointError("there is no evaluation to compare with", where=path, next_step=f"lightwam eval {run}")
-    file = read_object(path)
-    right, protocol = file.data, file.child("protocol")
-    sim = from_dict(SimConfig, protocol.child("sim").data, f"{path}: protocol.sim")
-    settings = to_dict(read_recipe(run).eval) | protocol.child("eval").data
-    settings = from_dict(EvalConfig, settings, f"{path}: protocol.eval")
+    right = read_object(path)
+    protocol = read_part(SwapProtocol, right.get("protocol"), f"{path}.protocol")
+    sim, settings = protocol.sim, to_dict(read_recipe(run).eval) | dict(protocol.eval)
+    settings = from_dict(EvalConfig, settings, f"{path}.protocol.eval")
     others = zip(sim.tasks, sim.tasks[1:] + sim.tasks[:1], strict=True)
     sentences = {task: registry.make_simulator(sim, other).instruction for task, other in others}
     if len(set(sentences.values())) < 2:
@@ -42,7 +48,7 @@ def swap_sentences(run: Path, say: Callable[[str], None] = print) -> None:
         run,
         replace(settings, trials=min(TRIALS, settings.trials), videos_per_task=0),
         sim=sim,
-        policy=Policy.load(run, protocol.count("checkpoint_step"), device="auto"),
+        policy=Policy.load(run, protocol.checkpoint_step, device="auto"),
         folder="swap",
         sentences=sentences,
         say=say,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from lightwam.report.formatting import short_number
-from lightwam.report.watch_evidence import DetectorResult, Trace
+from lightwam.report.watch_evidence import DetectorResult, Example
 
 Values = Float[np.ndarray, " _points"]
 
@@ -108,12 +109,10 @@ def training_chart(name: str, unit: str, step: Values, value: Values, scheduled:
     )
 
 
-def roc_chart(name: str, detectors: dict[str, DetectorResult], css: dict[str, str]) -> Chart:
+def roc_chart(name: str, detectors: Mapping[str, DetectorResult], css: dict[str, str]) -> Chart:
     """Chart the detectors' ROC curves, `css` giving their names and classes; the diagonal is chance."""
     ends = np.array([0.0, 100.0])
-    lines = [
-        Line(f"score {css[key]}", 100 * detectors[key].false_alarm_rate, 100 * detectors[key].alarm_rate) for key in css
-    ]
+    lines = [Line(f"score {css[key]}", *(100 * np.array(rates) for rates in detectors[key].curve)) for key in css]
     return Chart(
         title=f"{name}, ROC curves. " + "; ".join(f"{key}: AUC {detectors[key].area:.3f}" for key in css),
         x=Axis(0.0, 100.0, "false alarms, % of undisturbed episodes"),
@@ -123,21 +122,19 @@ def roc_chart(name: str, detectors: dict[str, DetectorResult], css: dict[str, st
     )
 
 
-def trace_chart(trace: Trace, title: str, width: int) -> Chart:
+def trace_chart(example: Example, title: str, width: int) -> Chart:
     """Chart the score at every observation of an episode, the alarm's threshold and the time of the disturbance."""
-    last = float(max(trace.step.max(), trace.disturbed_at))
-    highest = max(trace.threshold, float(trace.score.max()))
     return Chart(
         title=title,
-        x=Axis(0.0, last, "control step", num_ticks=6 if width > 500 else 4),
-        y=Axis(min(0.0, float(trace.score.min())), 1.08 * highest, "score", num_ticks=4),
-        lines=(Line("score watch", trace.step, trace.score),),
+        x=Axis(0.0, max(*example.steps, example.disturbed_at), "control step", num_ticks=6 if width > 500 else 4),
+        y=Axis(min(0.0, *example.scores), 1.08 * max(example.threshold, *example.scores), "score", num_ticks=4),
+        lines=(Line("score watch", np.array(example.steps), np.array(example.scores)),),
         dots=tuple(
-            ("dot alarm" if score > trace.threshold else "dot", float(step), float(score))
-            for step, score in zip(trace.step, trace.score, strict=True)
+            ("dot alarm" if score > example.threshold else "dot", step, score)
+            for step, score in zip(example.steps, example.scores, strict=True)
         ),
-        threshold=trace.threshold,
-        event=trace.disturbed_at,
+        threshold=example.threshold,
+        event=example.disturbed_at,
         width=width,
     )
 

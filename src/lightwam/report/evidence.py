@@ -4,66 +4,82 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
 from lightwam.config.schema import Recipe
-from lightwam.config.strict_json import from_dict
-from lightwam.errors import CheckpointError, ConfigError
+from lightwam.config.strict_json import added, from_dict, stored_as, to_dict
+from lightwam.errors import CheckpointError
 from lightwam.evaluation.episodes import read_episodes
+from lightwam.evaluation.result_files import (
+    Count,
+    Duration,
+    Protocol,
+    read_arrays,
+    read_lines,
+    read_object,
+    read_part,
+    read_result,
+)
 from lightwam.evaluation.statistics import wilson
-from lightwam.report.watch_evidence import WatchResult, read_watch
-from lightwam.system.checked_json import Table, read_arrays, read_lines, read_object
+from lightwam.report.watch_evidence import WatchResult, read_canvases
 
 LOG_KEYS = (
     *("step", "loss", "loss_video", "loss_action", "grad_norm", "learning_rate"),
     *("samples_per_second", "seconds", "wait_share"),
 )
+Interval = Annotated[tuple[float, float], lambda ends: 0 <= ends[0] <= ends[1] <= 1, "[low, high] within 0..1"]
+Latency = Annotated[Mapping[str, Duration], lambda ms: {"p50", "p95", "p99"} <= ms.keys(), "percentiles p50, p95, p99"]
+WallSeconds = Annotated[Mapping[str, Duration], lambda seconds: "total" in seconds, "seconds by stage, with a total"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SuccessRate:
-    """Successes among trials, with the 95 % interval of the rate."""
+    """Successes among trials, with the 95 % interval of the rate: Wilson's where the file has none."""
 
-    successes: int
-    trials: int
-    interval: tuple[float, float]
+    successes: Count
+    trials: Count
+    interval_95: Interval | None = added(None)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.trials >= self.successes:
+            raise ValueError("successes must be at most trials, of at least one trial")
 
     @property
     def rate(self) -> float:
         """Share of successes."""
         return self.successes / self.trials
 
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Its two ends."""
+        return self.interval_95 or wilson(self.successes, self.trials)
 
-@dataclass(frozen=True)
-class TaskResult:
+
+@dataclass(frozen=True, kw_only=True)
+class TaskResult(SuccessRate):
     """A task's success rate and its instruction."""
 
-    task: str
     instruction: str
-    success: SuccessRate
 
 
-@dataclass(frozen=True)
-class EvaluationResult:
+@dataclass(frozen=True, kw_only=True)
+class EvaluationResult(SuccessRate):
     """A finished evaluation."""
 
-    success: SuccessRate
-    tasks: tuple[TaskResult, ...]
-    protocol: dict[str, Any]
-    replan: int
-    first_seed: int
-    max_steps: int
-    """control steps of an episode at most"""
-    latency_ms: dict[str, float] | None
-    """percentile -> milliseconds per action chunk; None when no answer was timed"""
-    seconds: float
+    tasks: Mapping[str, TaskResult]
+    protocol: Mapping[str, Any]
+    """every constant of the evaluation"""
+    latency_ms: Latency | None
+    """per action chunk; None when no answer was timed"""
+    wall_seconds: WallSeconds
     """of all attempts"""
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = added(())
     """about the simulator's version; results of older releases have none"""
 
 
@@ -79,23 +95,40 @@ class EpisodeResult:
     video: Path | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SwapTaskResult:
     """A task's success rates with its own instruction and with another task's."""
 
-    task: str
-    correct: SuccessRate
+    correct: SuccessRate = stored_as("right")
     swapped: SuccessRate
-    swapped_instruction: str | None
+    swapped_instruction: str | None = added(None)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SwapResult:
     """Success rates with the tasks' own instructions and with swapped ones."""
 
-    correct: SuccessRate
+    correct: SuccessRate = stored_as("right")
     swapped: SuccessRate
-    tasks: tuple[SwapTaskResult, ...]
+    tasks: Mapping[str, SwapTaskResult]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoResult:
+    """What `lightwam demo` measured."""
+
+    wall_seconds: WallSeconds
+    """by stage"""
+    machine: Mapping[str, Any] | None = added(None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetRecord:
+    """The training dataset."""
+
+    episodes: Count | None = added(None)
+    fingerprint: Mapping[str, Any]
+    """size and hash of every file"""
 
 
 @dataclass(frozen=True)
@@ -138,8 +171,7 @@ class Evidence:
     recipe: Recipe
     parameters: int | None
     """numbers stored in the newest checkpoint's weights"""
-    demonstrations: int | None
-    """episodes in the training dataset, if the run knows"""
+    dataset: DatasetRecord | None
     log: Log | None
     episodes: tuple[EpisodeResult, ...]
     episodes_truncated: bool
@@ -147,36 +179,39 @@ class Evidence:
     planned_episodes: int
     """episodes of the evaluation when it is finished"""
     result: EvaluationResult | None
-    wall_seconds: dict[str, float] | None
-    """by stage, with "total", if `lightwam demo` measured them"""
-    machine: dict[str, Any] | None
-    """on which they were measured"""
+    protocol: Protocol | None
+    """the result's"""
+    demo: DemoResult | None
     swap: SwapResult | None
     probe: Probe | None
     watch: WatchResult | None
+    watch_canvases: Mapping[str, UInt8[np.ndarray, "observations height width 3"]]
+    """of the watch's example of each kind of disturbance"""
 
 
 def read_evidence(run: Path) -> Evidence:
     """Read `run`. CheckpointError, naming the file and line or key, for a broken file or a directory that is no run."""
     recipe, folder = _read_recipe(run), run / "eval"
-    swap, probe, demo = folder / "swap.json", folder / "probe.npz", run / "result.json"
-    totals = read_object(demo) if demo.is_file() else None
+    plan = read_result(Protocol, folder / "protocol.json") or Protocol(recipe.sim, to_dict(recipe.eval))
     episodes, truncated = _read_episodes(folder)
+    result = read_result(EvaluationResult, folder / "result.json")
+    watch = read_result(WatchResult, run / "watch" / "result.json")
     return Evidence(
         run=run,
         recipe=recipe,
         parameters=_count_parameters(run / "checkpoints"),
-        demonstrations=_read_demonstrations(run / "dataset.json"),
+        dataset=read_result(DatasetRecord, run / "dataset.json"),
         log=_read_log(run / "log.jsonl"),
         episodes=episodes,
         episodes_truncated=truncated,
-        planned_episodes=_read_planned(folder / "protocol.json", recipe),
-        result=_read_result(folder / "result.json"),
-        wall_seconds=_read_seconds(totals) if totals else None,
-        machine=totals.child("machine").data if totals and "machine" in totals else None,
-        swap=_read_swap(read_object(swap)) if swap.is_file() else None,
-        probe=_read_probe(probe) if probe.is_file() else None,
-        watch=read_watch(run),
+        planned_episodes=plan.eval["trials"] * len(plan.sim.tasks),
+        result=result,
+        protocol=read_part(Protocol, result.protocol, f"{folder / 'result.json'}.protocol") if result else None,
+        demo=read_result(DemoResult, run / "result.json"),
+        swap=read_result(SwapResult, folder / "swap.json"),
+        probe=_read_probe(folder / "probe.npz"),
+        watch=watch,
+        watch_canvases=read_canvases(run / "watch" / "examples.npz", watch.examples) if watch else {},
     )
 
 
@@ -203,29 +238,7 @@ def _read_recipe(run: Path) -> Recipe:
     if not path.is_file():
         step = "train first (`lightwam train --help`), or name another directory"
         raise CheckpointError("this is not a run directory", where=run, got="no recipe.json", next_step=step)
-    try:
-        return from_dict(Recipe, read_object(path).data, "recipe")
-    except ConfigError as error:
-        what, where = f"the run's recipe cannot be used: {error.what}", f"{path}: {error.where}"
-        raise CheckpointError(
-            what, where=where, got=error.got, expected=error.expected, next_step=error.next_step
-        ) from error
-
-
-def _read_planned(protocol: Path, recipe: Recipe) -> int:
-    """Return the number of episodes of the evaluation that was started, or that the recipe asks for."""
-    if not protocol.is_file():
-        return recipe.eval.trials * len(recipe.sim.tasks)
-    table = read_object(protocol)
-    tasks = table.child("sim").value("tasks")
-    if not isinstance(tasks, list):
-        raise table.child("sim").refuse("tasks", "a list")
-    return table.child("eval").count("trials") * len(tasks)
-
-
-def _read_demonstrations(dataset: Path) -> int | None:
-    table = read_object(dataset) if dataset.is_file() else None
-    return table.count("episodes") if table and "episodes" in table else None
+    return from_dict(Recipe, read_object(path), f"{path}: recipe", CheckpointError)
 
 
 def _count_parameters(checkpoints: Path) -> int | None:
@@ -234,14 +247,10 @@ def _count_parameters(checkpoints: Path) -> int | None:
 
 
 def _read_log(path: Path) -> Log | None:
-    if not path.is_file():
-        return None
-    lines, truncated = read_lines(path)
-    rows = {line.number("step"): [line.number(key) for key in LOG_KEYS] for line in lines}
-    if not rows:
-        return None
+    lines, truncated = read_lines(path, LOG_KEYS) if path.is_file() else ([], False)
+    rows = {line["step"]: [line[key] for key in LOG_KEYS] for line in lines}
     values = np.asarray([rows[step] for step in sorted(rows)], np.float64)
-    return Log({key: values[:, i] for i, key in enumerate(LOG_KEYS)}, truncated)
+    return Log({key: values[:, i] for i, key in enumerate(LOG_KEYS)}, truncated) if rows else None
 
 
 def _read_episodes(folder: Path) -> tuple[tuple[EpisodeResult, ...], bool]:
@@ -255,57 +264,9 @@ def _read_episodes(folder: Path) -> tuple[tuple[EpisodeResult, ...], bool]:
     return episodes, bool(path.read_bytes().rpartition(b"\n")[2]) if path.is_file() else False
 
 
-def _read_success(table: Table, has_interval: bool = True) -> SuccessRate:
-    """Read a success rate; if the file has no interval for it, compute Wilson's."""
-    successes, trials = table.count("successes"), table.count("trials")
-    if not 0 < trials >= successes:
-        raise table.refuse("successes", f"at most trials ({trials}), of at least one trial")
-    if not has_interval:
-        return SuccessRate(successes, trials, wilson(successes, trials))
-    low, high = table.numbers("interval_95", 2)
-    if not 0 <= low <= high <= 1:
-        raise table.refuse("interval_95", "[low, high] within 0..1")
-    return SuccessRate(successes, trials, (low, high))
-
-
-def _read_result(path: Path) -> EvaluationResult | None:
+def _read_probe(path: Path) -> Probe | None:
     if not path.is_file():
         return None
-    table = read_object(path)
-    protocol = table.child("protocol")
-    latency = None if table.value("latency_ms") is None else table.child("latency_ms")
-    return EvaluationResult(
-        success=_read_success(table),
-        tasks=tuple(
-            TaskResult(name, task.text("instruction"), _read_success(task)) for name, task in table.children("tasks")
-        ),
-        protocol=protocol.data,
-        replan=protocol.child("eval").count("replan"),
-        first_seed=protocol.child("eval").count("first_seed"),
-        max_steps=protocol.child("sim").count("max_steps"),
-        latency_ms={key: latency.duration(key) for key in ("p50", "p95", "p99")} if latency else None,
-        seconds=_read_seconds(table)["total"],
-        warnings=tuple(map(str, table.data.get("warnings", ()))),
-    )
-
-
-def _read_seconds(table: Table) -> dict[str, float]:
-    seconds = table.child("wall_seconds")
-    return {stage: seconds.duration(stage) for stage in (*seconds.data, "total")}
-
-
-def _read_swap(table: Table) -> SwapResult:
-    def both(row: Table) -> tuple[SuccessRate, SuccessRate]:
-        return _read_success(row.child("right"), False), _read_success(row.child("swapped"), False)
-
-    tasks = []
-    for name, row in table.children("tasks"):
-        sentence = row.text("swapped_instruction") if "swapped_instruction" in row else None
-        tasks.append(SwapTaskResult(name, *both(row), sentence))
-    return SwapResult(*both(table), tuple(tasks))
-
-
-def _read_probe(path: Path) -> Probe:
     what, step = "the recorded moments cannot be read", "delete the file, then run lightwam report RUN --imagine"
     arrays = read_arrays(path, what, step)
     missing = [field.name for field in fields(Probe) if field.name not in arrays]

@@ -14,19 +14,39 @@ from pathlib import Path
 
 from lightwam import __version__
 from lightwam.config.schema import Recipe
+from lightwam.config.strict_json import added
 from lightwam.data.codec import Codec
 from lightwam.data.statistics import FeatureStats
 from lightwam.encoders.weight_files import REPO
+from lightwam.evaluation.result_files import Count, Protocol, read_part
 from lightwam.policy import run_directory
 from lightwam.policy.hub import hub_errors
-from lightwam.report.evidence import EvaluationResult, Evidence, SuccessRate, num_values, read_evidence
+from lightwam.report.evidence import DatasetRecord, EvaluationResult, Evidence, SuccessRate, num_values, read_evidence
 from lightwam.report.formatting import plural, render, simulator_title
 from lightwam.sim.registry import robot_units
 from lightwam.sim.simulator import RobotUnits
-from lightwam.system.checked_json import Table, read_object
 
 LICENSE = "apache-2.0"
 """lightwam's own, as the Hub spells it"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardProtocol(Protocol):
+    """What the card names of an evaluation's constants."""
+
+    checkpoint_step: Count
+    weights: str
+    computes: str
+    sentences: Mapping[str, str] | None = added(None)
+    success: str
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the card names of the machine that trained."""
+
+    processor: str
+    cores: Count
 
 
 @dataclass(frozen=True)
@@ -36,6 +56,7 @@ class Card:
     recipe: Recipe
     codec: Codec
     evidence: Evidence
+    protocol: CardProtocol | None
     step: int
     has_average: bool
     num_trained: int
@@ -69,32 +90,25 @@ class Card:
         return not self.recipe.text.pretrained
 
     @property
-    def protocol(self) -> Table | None:
-        """Every constant of the evaluation, None without one."""
-        return Table(self.evidence.result.protocol, "eval/result.json: protocol") if self.evidence.result else None
-
-    @property
     def own_result(self) -> EvaluationResult | None:
         """The evaluation, if it was of these weights with the tasks' own instructions."""
-        if self.protocol is None or self.protocol.data.get("sentences"):
-            return None
-        return self.evidence.result if self.protocol.count("checkpoint_step") == self.step else None
+        asked = self.protocol
+        return self.evidence.result if asked and asked.checkpoint_step == self.step and not asked.sentences else None
 
     @property
     def steps_per_second(self) -> float | None:
         """Control steps per second, None when the run's files do not say."""
-        probe = self.evidence.probe
-        return (
-            probe.fps if probe else self.robot.steps_per_second / self.recipe.sim.action_repeat if self.robot else None
-        )
+        if self.evidence.probe:
+            return self.evidence.probe.fps
+        return self.robot.steps_per_second / self.recipe.sim.action_repeat if self.robot else None
 
     @property
     def machine(self) -> str:
         """What `lightwam demo` trained on, "" for other runs."""
-        if not self.evidence.machine:
+        if not (self.evidence.demo and self.evidence.demo.machine):
             return ""
-        machine = Table(self.evidence.machine, "result.json: machine")
-        return f"{machine.text('processor')}, {plural(machine.count('cores'), 'core')}"
+        machine = read_part(Machine, self.evidence.demo.machine, "result.json.machine")
+        return f"{machine.processor}, {plural(machine.cores, 'core')}"
 
 
 def model_card(
@@ -106,11 +120,12 @@ def model_card(
     CheckpointError without the `hub` extra, for a directory that is no run, and for a broken file, naming it.
     """
     evidence, folder = read_evidence(run), run_directory.checkpoint_dir(run, step)
-    frozen = run / run_directory.FROZEN
+    frozen, result = run / run_directory.FROZEN, evidence.result
     card = Card(
         recipe=evidence.recipe,
         codec=run_directory.read_processing(run)[0],
         evidence=evidence,
+        protocol=read_part(CardProtocol, result.protocol, "eval/result.json.protocol") if result else None,
         step=int(folder.name.removeprefix("step_")),
         has_average=(folder / "ema.safetensors").is_file(),
         num_trained=num_values(folder / "model.safetensors"),
@@ -119,14 +134,14 @@ def model_card(
         repo=repo,
         license=license,
         hub_dataset=dataset,
-        dataset=_dataset(run / "dataset.json"),
+        dataset=_describe(evidence.dataset),
     )
     return render(
         "model_card.md",
         card=card,
         recipe=card.recipe,
         protocol=card.protocol,
-        result=evidence.result,
+        result=result,
         metadata=_metadata(card),
         features=_features(card),
         in_words=_in_words,
@@ -142,9 +157,9 @@ def _metadata(card: Card) -> str:
     rows: list[tuple[str, str, SuccessRate]] = []
     if card.own_result:
         tasks = card.own_result.tasks
-        rows = [("all", f"all {len(tasks)} tasks", card.own_result.success)] if len(tasks) > 1 else []
-        rows += [(task.task, task.task, task.success) for task in tasks]
-    sim = card.protocol.child("sim").text("name") if card.protocol else card.recipe.sim.name
+        rows = [("all", f"all {len(tasks)} tasks", card.own_result)] if len(tasks) > 1 else []
+        rows += [(name, name, task) for name, task in tasks.items()]
+    sim = card.protocol.sim.name if card.protocol else card.recipe.sim.name
     results = [
         EvalResult(
             task_type="robotics",
@@ -186,11 +201,11 @@ def _features(card: Card) -> list[tuple[str, FeatureStats, Mapping[str, str]]]:
     ]
 
 
-def _dataset(path: Path) -> str:
+def _describe(dataset: DatasetRecord | None) -> str:
     """Describe a dataset by its files, without its path."""
-    if not path.is_file():
+    if not dataset:
         return "the run's files hold no fingerprint of it"
-    files = read_object(path).child("fingerprint").data
+    files = dataset.fingerprint
     sizes = [re.match(r"(\d+) bytes", str(line)) for line in files.values()]
     total = f", {sum(int(size[1]) for size in sizes if size) / 1e6:.4g} MB" if all(sizes) else ""
     digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:16]

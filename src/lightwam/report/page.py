@@ -16,9 +16,10 @@ from lightwam.report.watch_evidence import DETECTORS
 def page(evidence: Evidence) -> str:
     """Return the report as HTML."""
     recipe, log, probe = evidence.recipe, evidence.log, evidence.probe
-    demonstrations = evidence.demonstrations
+    demonstrations = evidence.dataset.episodes if evidence.dataset else None
     if demonstrations is None and not log:
         demonstrations = sum(recipe.collect.demos(task) for task in recipe.sim.tasks)
+    examples = evidence.watch.examples if evidence.watch else ()
     return render(
         "page.html",
         run=evidence,
@@ -30,13 +31,13 @@ def page(evidence: Evidence) -> str:
         futures=imagination.futures(probe) if probe else None,
         attention=imagination.attention(probe) if probe else None,
         roc_charts=watch.roc_charts(evidence.watch) if evidence.watch else [],
-        examples=[watch.example_view(example) for example in evidence.watch.examples] if evidence.watch else [],
+        examples=[watch.example_view(example, evidence.watch_canvases[example.kind]) for example in examples],
         title_of=watch.title_of,
         detectors=DETECTORS,
         training_charts=training.training_charts(log) if log else [],
         num_not_finite=training.num_not_finite(log) if log else 0,
         speed_range=training.speed_range(log) if log else None,
-        wall_time=training.wall_time(evidence.wall_seconds) if evidence.wall_seconds else None,
+        wall_time=training.wall_time(evidence.demo.wall_seconds) if evidence.demo else None,
         settings={
             "Evaluation protocol, versions and machine": training.protocol_settings(evidence),
             "All settings of the recipe": training.recipe_settings(recipe),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ def num_not_finite(log: Log) -> int:
     return int((~np.isfinite(log.columns["loss"])).sum())
 
 
-def wall_time(wall_seconds: dict[str, float]) -> tuple[list[tuple[str, float]], float]:
+def wall_time(wall_seconds: Mapping[str, float]) -> tuple[list[tuple[str, float]], float]:
     """Return the seconds of every stage, what is missing to the total as another one, and the total."""
     stages = [(name, seconds) for name, seconds in wall_seconds.items() if name != "total"]
     known = sum(seconds for _, seconds in stages)
@@ -51,8 +52,8 @@ def wall_time(wall_seconds: dict[str, float]) -> tuple[list[tuple[str, float]], 
 
 def protocol_settings(evidence: Evidence) -> list[tuple[str, str]]:
     """Flatten the evaluation's protocol, with versions and machine; empty before an evaluation."""
-    machine = {"machine": evidence.machine} if evidence.machine else {}
-    return flatten(evidence.result.protocol | machine) if evidence.result else []
+    machine = {"machine": evidence.demo.machine} if evidence.demo and evidence.demo.machine else {}
+    return flatten({**evidence.result.protocol, **machine}) if evidence.result else []
 
 
 def recipe_settings(recipe: Recipe) -> list[tuple[str, str]]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+from jaxtyping import UInt8
+
 from lightwam.evaluation.watch.scores import ANY
 from lightwam.report.charts import Chart, roc_chart, trace_chart
 from lightwam.report.images import Image, jpeg
@@ -41,18 +44,18 @@ def title_of(kind: str) -> str:
 
 def roc_charts(watch: WatchResult) -> list[tuple[str, Chart]]:
     """Draw the ROC curves of every kind of disturbance, without those of all together."""
-    kinds = [(title_of(result.kind), result) for result in watch.disturbances if result.kind != ANY]
-    return [(title, roc_chart(title, result.detectors, DETECTORS)) for title, result in kinds]
+    titles = {kind: title_of(kind) for kind in watch.disturbances if kind != ANY}
+    return [(title, roc_chart(title, watch.disturbances[kind].detectors, DETECTORS)) for kind, title in titles.items()]
 
 
-def example_view(example: Example) -> ExampleView:
+def example_view(example: Example, canvases: UInt8[np.ndarray, "observations height width 3"]) -> ExampleView:
     """Draw an example's scores, and its pictures from the last one before the disturbance on."""
-    title, trace = title_of(example.kind), example.trace
+    title = title_of(example.kind)
     label = f"{title}, {example.task}: the score at every observation"
-    first = max(0, min(example.last_before, len(example.canvases) - MAX_PICTURES))
+    first = max(0, min(example.last_before, len(canvases) - MAX_PICTURES))
     observed = []
-    for i, canvas in enumerate(example.canvases[first : first + MAX_PICTURES], first):
-        step, score = (int(trace.step[i - 1]), float(trace.score[i - 1])) if i else (0, None)
-        observed.append(Observed(step, score, score is not None and score > trace.threshold, jpeg(canvas)))
-    wide, narrow = (trace_chart(trace, label, width) for width in (760, 350))
+    for i, canvas in enumerate(canvases[first : first + MAX_PICTURES], first):
+        step, score = (int(example.steps[i - 1]), example.scores[i - 1]) if i else (0, None)
+        observed.append(Observed(step, score, score is not None and score > example.threshold, jpeg(canvas)))
+    wide, narrow = (trace_chart(example, label, width) for width in (760, 350))
     return ExampleView(example, title, wide, narrow, tuple(observed))

@@ -105,13 +105,9 @@ class Session:
         start: Start | None = None,
     ) -> None:
         settings = recipe.train
-        self.recipe = recipe
-        self.run = run
-        self.processing = processing
-        self.world = world
+        self.recipe, self.run, self.processing, self.world = recipe, run, processing, world
         self.dtype: torch.dtype = getattr(torch, settings.precision)
-        self.step = 0
-        self.seconds = 0.0
+        self.step, self.seconds = 0, 0.0
         model = LightWAM(recipe.model)
         saved = run_directory.load(run) if world.broadcast(bool(run_directory.steps(run))) else None
         if saved is not None:

@@ -57,7 +57,6 @@ class EntryCounter:
         self.limits, self.count = limits, 0
 
     def entries(self, items: list[Any]) -> list[Any]:
-        """Count and return a list."""
         self.count += len(items) + 1  # of lists that are not closed yet, the empty ones inside cost memory, too
         if self.count > self.limits.num_items:
             raise too_many_entries(self.limits)

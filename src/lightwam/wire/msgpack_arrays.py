@@ -35,8 +35,6 @@ def pack_msgpack(tree: Any, as_map: Callable[[Any], Any]) -> bytes:
     """Encode a tree as one msgpack value, numpy's values by `as_map`; WireError for what cannot be encoded."""
 
     def encode(value: Any) -> Any:
-        if not isinstance(value, (np.ndarray, np.generic)):
-            raise TypeError(f"{type(value).__name__} is not allowed in a message")
         check_sendable(value)
         return as_map(value)
 
@@ -94,14 +92,11 @@ def read_array(table: Mapping[Any, Any], where: str, limits: Limits) -> np.ndarr
         raise duplicate_key(list(table), where)
     if "nd" in fields:
         return _msgpack_numpy(fields, where, limits)
-    is_number = "__npgeneric__" in fields
-    wanted = ("__npgeneric__", "data", "dtype") if is_number else ("__ndarray__", "data", "dtype", "shape")
-    mark, data, dtype, *shape = fields_of(fields, wanted, where)
+    names = ("__npgeneric__",) if "__npgeneric__" in fields else ("__ndarray__", "shape")
+    mark, *shape, data, dtype = fields_of(fields, (*names, "data", "dtype"), where)
     if mark is not True:
         raise WireError("an array's mark must be true", where=where, got=short(mark))
-    if is_number:
-        return scalar(parse_dtype(dtype, where), data, where)
-    return array(dtype, shape[0], data, where, limits)
+    return array(dtype, shape[0], data, where, limits) if shape else scalar(parse_dtype(dtype, where), data, where)
 
 
 def _msgpack_numpy(fields: Mapping[str, Any], where: str, limits: Limits) -> np.ndarray | np.generic:

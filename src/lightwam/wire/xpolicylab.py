@@ -64,9 +64,8 @@ def unpack(data: bytes, limits: Limits = LIMITS) -> Envelope:
         raise WireError("the message must be an envelope", where="message", got=type(table).__name__, expected="a map")
     kind = table.get("message_type")
     if kind not in TYPES:
-        step = did_you_mean(kind[:64], TYPES) if isinstance(kind, str) else ""
-        what = "unknown message type"
-        raise WireError(what, where="message_type", got=short(kind), expected=", ".join(TYPES), next_step=step)
+        what, step = f"message_type must be one of {', '.join(TYPES)}", did_you_mean(str(kind)[:64], TYPES)
+        raise WireError(what, where="message_type", got=short(kind), next_step=step)
     payload = table.get("payload")
     if payload is not None and not isinstance(payload, dict):
         raise WireError("the payload must be a map", where="payload", got=type(payload).__name__)
@@ -85,10 +84,9 @@ def unpack(data: bytes, limits: Limits = LIMITS) -> Envelope:
 
 def answer(request: Envelope, payload: Mapping[str, Any]) -> Envelope:
     """Make the answer to a request, with its ids; WireError for a message without answer (`close`, an answer)."""
-    if request.message_type not in ANSWERS:
-        got, expected = request.message_type, ", ".join(ANSWERS)
-        raise WireError("this message is not a request", where="message_type", got=got, expected=expected)
-    return replace(request, message_type=ANSWERS[request.message_type], sent_at=_now(), payload=payload)
+    if (kind := request.message_type) not in ANSWERS:
+        raise WireError("not a request", where="message_type", got=kind, expected=", ".join(ANSWERS))
+    return replace(request, message_type=ANSWERS[kind], sent_at=_now(), payload=payload)
 
 
 def refuse(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from lightwam.config.checks import check_recipe
 from lightwam.errors import CheckpointError
 from lightwam.evaluation.episodes import open_episodes, task_files
 from lightwam.evaluation.evaluate import describe
+from lightwam.evaluation.result_files import read_arrays, write_arrays
 from lightwam.evaluation.rollouts import EpisodeJob, SimulatorWorker, StepResult, Waiting, run_episodes
 from lightwam.evaluation.watch.scores import UNDISTURBED, WatchedEpisode, measure
 from lightwam.evaluation.watch.settings import WatchConfig
@@ -29,7 +30,6 @@ from lightwam.policy.run_directory import write_json
 from lightwam.sim import registry
 from lightwam.sim.disturb import Disturbance, kinds
 from lightwam.system.cpu import one_thread
-from lightwam.system.files import replace_file
 from lightwam.system.jobs import job_runner
 from lightwam.system.machine import machine
 from lightwam.system.progress import Progress
@@ -175,7 +175,7 @@ class _Recorder:
 
             def save(episode: EpisodeJob, recording: _Recording, end: StepResult) -> None:
                 job = todo[episode]
-                _write_arrays(paths[job], vars(recording.watched(job, end)))
+                write_arrays(paths[job], vars(recording.watched(job, end)))
                 progress.advance()
 
             self._run(list(todo), save)
@@ -195,7 +195,7 @@ class _Recorder:
             canvases[kinds[episode]] = np.stack(recording.canvases)
 
         self._run(list(kinds), keep)
-        _write_arrays(self.folder / "examples.npz", canvases)
+        write_arrays(self.folder / "examples.npz", canvases)
 
     def _run(self, todo: list[EpisodeJob], finish: Callable[[EpisodeJob, _Recording, StepResult], None]) -> None:
         if not todo:
@@ -245,15 +245,8 @@ def cost(watch: SurpriseWatch) -> dict[str, Any]:
 
 
 def _load(path: Path) -> WatchedEpisode:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        return WatchedEpisode(**{name: value if value.ndim else value.item() for name, value in arrays.items()})
-    except (ValueError, TypeError, OSError, EOFError) as error:
-        hint = "delete the file: that episode is run again"
-        raise CheckpointError("a watched episode cannot be read", where=path, got=error, next_step=hint) from error
-
-
-def _write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
-    with replace_file(path) as draft, draft.open("wb") as file:
-        np.savez_compressed(file, **arrays)
+    what, step = "a watched episode cannot be read", "delete the file: that episode is run again"
+    arrays: dict[str, Any] = read_arrays(path, what, step)
+    if arrays.keys() != {field.name for field in fields(WatchedEpisode)}:
+        raise CheckpointError(what, where=path, got=sorted(arrays), next_step=step)
+    return WatchedEpisode(**{name: value if value.ndim else value.item() for name, value in arrays.items()})
