@@ -96,13 +96,13 @@ def same_as_official(task: str) -> None:
         assert np.array_equal(one.state[6:], other["robot0_gripper_qpos"].astype(np.float32))
 
 
-def test_states_and_pictures_are_the_benchmarks_own_bits() -> None:
+def test_states_and_pictures_are_bit_equal_to_the_benchmark() -> None:
     same_as_official("libero_object/0")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["libero_spatial/4", "libero_goal/7", "libero_10/2"])
-def test_states_and_pictures_are_the_benchmarks_own_bits_in_every_suite(task: str) -> None:
+def test_states_and_pictures_are_bit_equal_in_every_suite(task: str) -> None:
     same_as_official(task)
 
 

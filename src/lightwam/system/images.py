@@ -37,8 +37,8 @@ def is_encoded(data: bytes) -> bool:
 def decode(data: bytes, max_bytes: int, *, swapped_jpeg: bool = False) -> UInt8[np.ndarray, "height width 3"]:
     """Decode a complete PNG or JPEG to RGB; transparency is dropped, grey is repeated in all three colours.
 
-    `max_bytes` limits the decoded size, height * width * 3, which is read before anything is decoded. `swapped_jpeg`: a JPEG
-    without XPolicyLab's mark has red and blue swapped. Raises PictureError.
+    `max_bytes` limits the decoded size, height * width * 3, which is read before anything is decoded. `swapped_jpeg`: a
+    JPEG without XPolicyLab's mark has red and blue swapped. Raises PictureError.
     """
     if data.startswith(PNG):
         name, size, data = "png", *_png(data)
