@@ -38,7 +38,7 @@ def batching(test: Callable[[Batcher], Awaitable[Any]], act: Any = chunks, **set
     return asyncio.run(run())
 
 
-def test_every_request_has_its_own_answer() -> None:
+def test_every_request_gets_its_answer() -> None:
     async def ask(batcher: Batcher) -> list[float]:
         batcher.num_clients = 20
         return [a.actions[0, 0] for a in await asyncio.gather(*(batcher.ask(seen(i)) for i in range(20)))]

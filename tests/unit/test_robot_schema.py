@@ -73,7 +73,7 @@ def test_droid_clients_state_is_joined() -> None:
 
 
 @pytest.mark.parametrize("key", ["prompt", "task_description", "instruction"])
-def test_light_wams_client_names_the_runs_own_cameras(key: str) -> None:
+def test_light_wams_client_uses_the_runs_camera_names(key: str) -> None:
     schema = fit_schema(robot_schemas.load_schema("light-wam"), ("top",), 2, 2)
     seen = schema.observation({"images": {"top": PICTURE.transpose(2, 0, 1)}, "state": [0.5, 1], key: "reach"})
     assert np.array_equal(seen.frames["top"], PICTURE)
@@ -349,7 +349,7 @@ def test_a_robot_without_a_state_is_declared_for_a_run_without_one(tmp_path: Pat
     assert refused.value.expected == "no state" and "8 numbers" in str(refused.value.got)
 
 
-def test_a_state_of_any_length_may_be_none_and_one_of_some_length_may_not() -> None:
+def test_a_state_part_of_open_length_may_be_empty() -> None:
     schema = fit_schema(robot_schemas.load_schema("light-wam"), ("top",), 0, 7)
     seen = schema.observation({"images": {"top": PICTURE}, "prompt": "go", "state": np.zeros(8)})
     assert seen.state.shape == (0,)

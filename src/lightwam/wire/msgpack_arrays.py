@@ -45,7 +45,7 @@ def pack_msgpack(tree: Any, as_map: Callable[[Any], Any]) -> bytes:
         raise WireError("this cannot be sent", got=short(error), expected=expected) from error
 
 
-def unpack_msgpack(data: bytes, limits: Limits, read: ReadArray | None = None, *, legacy: bool = False) -> Any:
+def unpack_msgpack(data: bytes, limits: Limits, read: ReadArray | None = None, *, swapped_jpeg: bool = False) -> Any:
     """Decode one msgpack value, its arrays with `read_array` or `read`; WireError for any other bytes.
 
     msgpack allocates a list of the announced length before it reads it, up to 1,024 nested ones: with `num_items` 4,096
@@ -68,7 +68,7 @@ def unpack_msgpack(data: bytes, limits: Limits, read: ReadArray | None = None, *
         )
     except (ValueError, TypeError, OverflowError, msgpack.UnpackException) as error:
         raise _unpack_error(error, len(data), limits) from error
-    return TreeReader(limits, MARKS, read or read_array, legacy=legacy).tree(tree)
+    return TreeReader(limits, MARKS, read or read_array, swapped_jpeg=swapped_jpeg).tree(tree)
 
 
 def _unpack_error(error: Exception, size: int, limits: Limits) -> WireError:

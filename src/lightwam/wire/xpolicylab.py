@@ -58,7 +58,7 @@ def pack(envelope: Envelope) -> bytes:
 
 def unpack(data: bytes, limits: Limits = LIMITS) -> Envelope:
     """Decode a frame, its arrays as read-only views; WireError, and nothing else, whatever the bytes are."""
-    table = unpack_msgpack(data, limits, legacy=True)
+    table = unpack_msgpack(data, limits, swapped_jpeg=True)
     if not isinstance(table, dict):
         raise WireError("the message must be an envelope", where="message", got=type(table).__name__, expected="a map")
     kind = table.get("message_type")
