@@ -52,7 +52,7 @@ class SetupError(SimulatorError):
 
 
 class WireError(LightwamError):
-    """An observation or a message that does not fit what the policy was trained on."""
+    """A message or observation that is refused: malformed, over a limit, or not what the policy was trained on."""
 
 
 def first_few(words: Sequence[str], most: int = 5, separator: str = ", ") -> str:

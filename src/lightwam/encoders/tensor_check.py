@@ -66,6 +66,12 @@ def tensor_differences(
     return lines + [_odd_dtype(where + name, tensor) for name, tensor in weights if tensor.dtype not in FLOATS]
 
 
+def describe_names(names: Collection[str], *expected: Iterable[str]) -> str:
+    """Say which names a file has where it should have one of the `expected` sets: with a prefix, or quite others."""
+    prefix = next(filter(None, (shared_prefix(names, known) for known in expected)), "")
+    return prefix_hint(prefix) if prefix else first_few(sorted(names))
+
+
 def prefix_hint(prefix: str) -> str:
     """Say that all names of a file begin with `prefix` and should not, and what to do."""
     by = {"module.": ", as DataParallel saves them", "_orig_mod.": ", as torch.compile saves them"}.get(prefix, "")
@@ -115,7 +121,6 @@ def mismatch_error(what: str, path: Path | str, lines: list[str], next_step: str
 
 
 def _odd_dtype(name: str, tensor: Tensor) -> str:
-    kind = str(tensor.dtype).removeprefix("torch.")
-    if tensor.is_floating_point():
-        return f"in 8-bit floating point, which is quantised: {name} {kind}"
-    return f"not of floating point: {name} {kind}"
+    quantised = tensor.is_floating_point()
+    what = "in 8-bit floating point, which is quantised" if quantised else "not of floating point"
+    return f"{what}: {name} {str(tensor.dtype).removeprefix('torch.')}"

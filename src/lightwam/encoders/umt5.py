@@ -8,7 +8,6 @@ training are those that a policy gets.
 from __future__ import annotations
 
 import html
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,19 +19,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightwam.config.schema import Umt5Config
-from lightwam.encoders.tensor_check import (
-    describe_not_finite,
-    mismatch_error,
-    prefix_hint,
-    shared_prefix,
-    tensor_differences,
-)
-from lightwam.encoders.weight_files import locate, read_tensors
-from lightwam.errors import CheckpointError, ConfigError, PromptError, first_few
+from lightwam.encoders.tensor_check import describe_names, describe_not_finite, mismatch_error, tensor_differences
+from lightwam.encoders.weight_files import locate, read_config, read_tensors
+from lightwam.errors import CheckpointError, ConfigError, PromptError
 from lightwam.system.file_damage import likely_cause
 
 UNIT = "tokens, including the end token"
-
+AS_PUBLISHED = "take the text encoder as it was published"
 FIXED: dict[str, Any] = {
     "feed_forward_proj": "gated-gelu",
     "relative_attention_num_buckets": 32,
@@ -65,7 +58,7 @@ class Umt5Text:
     """
 
     def __init__(self, encoder: Any, tokenizer: Any, config: Umt5Config, device: torch.device | str = "cpu") -> None:
-        """Around transformers' UMT5EncoderModel on the CPU, whose weights are frozen, and its tokenizer."""
+        """Wrap transformers' UMT5EncoderModel on the CPU, whose weights are frozen, and its tokenizer."""
         self.device = torch.device(device)
         self.dim, self.num_tokens, self._truncate = config.dim, config.num_tokens, config.truncate
         self.encoder, self.tokenizer = encoder.eval().requires_grad_(False), tokenizer
@@ -97,18 +90,15 @@ class Umt5Text:
             encoder: Any = library.UMT5EncoderModel(library.UMT5Config(**sizes, **FIXED))
         wanted = {name: tensor.shape for name, tensor in encoder.state_dict().items() if name != TABLE_ALIAS}
         names = {name: name if path.is_dir() else official_name(name) for name in wanted}
-        wrong = tensor_differences(tensors, {names[name]: shape for name, shape in wanted.items()})
-        what, next_step = "the weights are not those of this text encoder", "take the text encoder as it was published"
-        if wrong:
-            raise mismatch_error(what, path, wrong, next_step)
+        if wrong := tensor_differences(tensors, {names[name]: shape for name, shape in wanted.items()}):
+            raise mismatch_error("the weights are not those of this text encoder", path, wrong, AS_PUBLISHED)
         state: dict[str, Tensor] = {}
         for ours, theirs in names.items():  # one tensor at a time: never two copies of the model, and each is read once
             tensor = tensors.pop(theirs)
-            if line := describe_not_finite(theirs, tensor):
-                wrong.append(line)
+            wrong += filter(None, [describe_not_finite(theirs, tensor)])
             state[ours] = tensor.to(dtype)
         if wrong:
-            raise mismatch_error("the weights are not finite", path, wrong, next_step)
+            raise mismatch_error("the weights are not finite", path, wrong, AS_PUBLISHED)
         encoder.load_state_dict(state | {TABLE_ALIAS: state[TABLE]}, assign=True)
         encoder.encoder.embed_tokens.weight = encoder.shared.weight  # one parameter, which travels once
         return cls(encoder, tokenizer, config, device)
@@ -133,10 +123,10 @@ class Umt5Text:
         if not ids or (len(ids) > self.num_tokens and not self._truncate):
             raise PromptError(sentence, len(ids), self.num_tokens, UNIT)
         ids = ids if len(ids) <= self.num_tokens else [*ids[: self.num_tokens - 1], ids[-1]]
-        if max(ids) >= (num_rows := self.encoder.config.vocab_size):
-            what, step = "the tokenizer has tokens that the encoder lacks", "take both from one source"
-            got, expected = f"token {max(ids)}", f"0..{num_rows - 1}"
-            raise CheckpointError(what, where=repr(sentence), got=got, expected=expected, next_step=step)
+        if max(ids) >= self.encoder.config.vocab_size:
+            what = f"the tokenizer must have the encoder's {self.encoder.config.vocab_size} tokens"
+            got, step = f"token {max(ids)}", "take both from one source"
+            raise CheckpointError(what, where=repr(sentence), got=got, next_step=step)
         return ids
 
     @contextmanager
@@ -201,8 +191,8 @@ def read_tokenizer(source: Path | str) -> Any:
         tokenizer = library.AutoTokenizer.from_pretrained(str(path), local_files_only=True)
     except Exception as error:  # a torn file raises anything, by the kind of tokenizer
         got = likely_cause(path / "tokenizer.json") or f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        what, expected = "the tokenizer cannot be read", "tokenizer.json and tokenizer_config.json"
-        raise CheckpointError(what, where=path, got=got, expected=expected) from error
+        step = "copy tokenizer.json and tokenizer_config.json again"
+        raise CheckpointError("the tokenizer cannot be read", where=path, got=got, next_step=step) from error
     if (ids := tokenizer("a").input_ids)[-1:] != [tokenizer.eos_token_id]:
         got, expected = f"tokens {ids} for 'a'", f"UMT5's, whose last is {tokenizer.eos_token_id}"
         raise CheckpointError("the tokenizer does not mark the end of a text", where=path, got=got, expected=expected)
@@ -211,14 +201,8 @@ def read_tokenizer(source: Path | str) -> Any:
 
 def _check_config(path: Path) -> None:
     """Raise CheckpointError when transformers' config contradicts `FIXED`."""
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        cause = likely_cause(path) or error
-        raise CheckpointError("the text encoder's config cannot be read", where=path, got=cause) from error
-    wanted = {"model_type": "umt5"} | FIXED
-    if not isinstance(config, dict) or any(config.get(key) != value for key, value in wanted.items()):
-        got = {key: config.get(key) for key in wanted} if isinstance(config, dict) else type(config).__name__
+    config, wanted = read_config(path, "the text encoder's config"), {"model_type": "umt5"} | FIXED
+    if (got := {key: config.get(key) for key in wanted}) != wanted:
         raise CheckpointError("not the config of UMT5-XXL", where=path, got=got, expected=wanted)
 
 
@@ -234,18 +218,13 @@ def _with_one_table(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]
 
 def _sizes(tensors: Mapping[str, Tensor], path: Path) -> dict[str, int]:
     """Return UMT5's sizes, in transformers' words, from the shapes of the first block."""
-    block = "encoder.block.0.layer."
-    wanted = (
-        TABLE,
-        f"{block}0.SelfAttention.q.weight",
-        f"{block}0.SelfAttention.relative_attention_bias.weight",
-        f"{block}1.DenseReluDense.wi_0.weight",
-    )
+    layers = ("0.SelfAttention.q", "0.SelfAttention.relative_attention_bias", "1.DenseReluDense.wi_0")
+    wanted = (TABLE, *(f"encoder.block.0.layer.{layer}.weight" for layer in layers))
     names = wanted if path.is_dir() else tuple(map(official_name, wanted))
     if any(name not in tensors or tensors[name].ndim != 2 or 0 in tensors[name].shape for name in names):
-        got = prefix_hint(prefix) if (prefix := shared_prefix(tensors, names)) else first_few(sorted(tensors))
-        what, step = "not the weights of UMT5's encoder", "take the text encoder as it was published"
-        raise CheckpointError(what, where=path, got=got, expected=f"matrices {', '.join(names)}", next_step=step)
+        got, expected = describe_names(tensors, names), f"matrices {', '.join(names)}"
+        what = "not the weights of UMT5's encoder"
+        raise CheckpointError(what, where=path, got=got, expected=expected, next_step=AS_PUBLISHED)
     table, q, positions, gate = (tensors[name].shape for name in names)
     blocks = [int(match[1]) for match in map(_BLOCK.match, tensors) if match]
     return {

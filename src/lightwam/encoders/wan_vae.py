@@ -7,7 +7,6 @@ Acting needs single frames only; their encoder is in wan_vae_frame.py.
 from __future__ import annotations
 
 import inspect
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -19,11 +18,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from lightwam.encoders.tensor_check import check_tensors, prefix_hint, shared_prefix
+from lightwam.encoders.tensor_check import check_tensors, describe_names
 from lightwam.encoders.wan_vae_frame import FrameEncoder, precise
-from lightwam.encoders.weight_files import locate, read_tensors
-from lightwam.errors import CheckpointError, ConfigError, first_few
-from lightwam.system.file_damage import likely_cause
+from lightwam.encoders.weight_files import locate, read_config, read_tensors
+from lightwam.errors import CheckpointError, ConfigError
 
 SPATIAL_STRIDE = 8
 TEMPORAL_STRIDE = 4
@@ -45,13 +43,7 @@ ARCHITECTURE = {
     "latents_std": list(LATENTS_STD),
 }
 """settings that do not follow from the official file's tensors; the spelling is diffusers'"""
-FIXED: dict[str, Any] = {
-    "is_residual": False,
-    "patch_size": None,
-    "attn_scales": [],
-    "in_channels": 3,
-    "out_channels": 3,
-}
+FIXED: Mapping[str, Any] = dict(is_residual=False, patch_size=None, attn_scales=[], in_channels=3, out_channels=3)
 """settings that distinguish Wan2.1's VAE from its successors, in diffusers' words"""
 
 
@@ -103,8 +95,7 @@ class WanVaeLatents:
         if frames % TEMPORAL_STRIDE != 1 or height % SPATIAL_STRIDE or width % SPATIAL_STRIDE:
             got = f"{frames} frames of {height}x{width}"
             raise ConfigError("a clip must have 1 + 4k frames, sides multiples of 8", where="latents", got=got)
-        clip = self._on_device(pixels)
-        single = frames == 1
+        clip, single = self._on_device(pixels), frames == 1
         raw = self.frame_encoder(clip[:, :, 0])[:, :, None] if single else self.vae.encode(clip).latent_dist.mode()
         raw = precise(raw)
         mean, std = self._statistics(raw)
@@ -169,25 +160,20 @@ def _official_config(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any
     """Return the config of the official file: Wan2.1's architecture, with the widths of these tensors."""
     sizes = {"encoder.conv1.bias": "base_dim", "decoder.head.0.gamma": "decoder_base_dim", "conv2.bias": "z_dim"}
     if missing := [name for name in sizes if name not in tensors]:
-        got = prefix_hint(prefix) if (prefix := shared_prefix(tensors, sizes)) else first_few(sorted(tensors))
+        what, got = "not the official file of Wan2.1's VAE", describe_names(tensors, sizes)
         step = "take Wan2.1_VAE.pth as it was published, or the folder of diffusers' layout"
-        what = "not the official file of Wan2.1's VAE"
         raise CheckpointError(what, where=path, got=got, expected=missing, next_step=step)
     config = ARCHITECTURE | {size: len(tensors[name]) for name, size in sizes.items()}
     if config["z_dim"] != len(LATENTS_MEAN):
-        what, expected = "the VAE must have Wan2.1's number of latent channels", len(LATENTS_MEAN)
-        raise CheckpointError(what, where=path, got=config["z_dim"], expected=expected)
+        what = f"the VAE must have Wan2.1's number of latent channels, {len(LATENTS_MEAN)}"
+        raise CheckpointError(what, where=path, got=config["z_dim"])
     return config
 
 
 def _read_config(path: Path) -> dict[str, Any]:
     """Read diffusers' config of a Wan2.1 VAE, without keys that begin with "_"."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError("the VAE's config cannot be read", where=path, got=likely_cause(path) or error) from error
-    if not isinstance(values, dict) or values.get("_class_name") != "AutoencoderKLWan":
-        got = values.get("_class_name") if isinstance(values, dict) else type(values).__name__
+    values = read_config(path, "the VAE's config")
+    if (got := values.get("_class_name")) != "AutoencoderKLWan":
         raise CheckpointError("not the config of Wan's VAE", where=path, got=got, expected="AutoencoderKLWan")
     config: Any = {key: value for key, value in values.items() if not key.startswith("_")}
     wrong = {key: config[key] for key, value in FIXED.items() if config.get(key, value) != value}
@@ -210,8 +196,8 @@ def empty_vae(config: Mapping[str, Any], path: Path) -> Any:
         raise ConfigError(what, where="latents", got=f"diffusers ({error})", next_step=step) from error
     known = inspect.signature(AutoencoderKLWan.__init__).parameters
     if unknown := sorted(set(config) - set(known)):
-        what = "the VAE's config has keys that this diffusers does not know"
-        raise CheckpointError(what, where=path, got=unknown, next_step="upgrade diffusers")
+        what, step = "the VAE's config has keys that this diffusers does not know", "upgrade diffusers"
+        raise CheckpointError(what, where=path, got=unknown, next_step=step)
     try:
         with torch.device("meta"):
             vae: Any = AutoencoderKLWan(**config)
@@ -219,10 +205,7 @@ def empty_vae(config: Mapping[str, Any], path: Path) -> Any:
         raise CheckpointError("the VAE's config describes no VAE", where=path, got=error) from error
     if not _fit(vae.config.latents_mean, vae.config.latents_std, vae.config.z_dim):
         got = f"means {vae.config.latents_mean}, stds {vae.config.latents_std}"
-        what, expected = (
-            "the VAE's statistics do not fit its channels",
-            f"{vae.config.z_dim} numbers each, stds positive",
-        )
+        what, expected = "the VAE's statistics do not fit its channels", f"{vae.config.z_dim} of each, stds positive"
         raise CheckpointError(what, where=path, got=got, expected=expected)
     return vae
 

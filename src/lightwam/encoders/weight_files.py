@@ -28,25 +28,18 @@ Part = Literal["backbone", "vae", "text_encoder", "tokenizer"]
 
 INDEX = ".safetensors.index.json"
 PICKLED = (".pth", ".pt")
+_BACKBONE = "diffusion_pytorch_model"
 OFFICIAL: dict[Part, tuple[str, ...]] = {
-    "backbone": (
-        "diffusion_pytorch_model*.safetensors",
-        f"diffusion_pytorch_model*{INDEX}",
-        "diffusion_pytorch_model.pth",
-    ),
+    "backbone": (f"{_BACKBONE}*.safetensors", f"{_BACKBONE}*{INDEX}", f"{_BACKBONE}.pth"),
     "vae": ("Wan2.1_VAE.pth",),
     "text_encoder": ("models_t5_umt5-xxl-enc-bf16.pth",),
     "tokenizer": ("google/umt5-xxl/*",),
 }
-DIFFUSERS: dict[Part, str] = {
-    "backbone": "transformer",
-    "vae": "vae",
-    "text_encoder": "text_encoder",
-    "tokenizer": "tokenizer",
-}
+DIFFUSERS: dict[Part, str] = {part: part for part in OFFICIAL} | {"backbone": "transformer"}
 REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 SHARD = re.compile(r"-\d+-of-\d+\.")
 NUM_LISTED = 12
+FETCH = "fetch it again: it may be torn"
 
 
 def locate(source: str | Path, part: Part) -> Path:
@@ -62,9 +55,8 @@ def locate(source: str | Path, part: Part) -> Path:
     diffusers = folder / DIFFUSERS[part]
     wanted = f"{', '.join(OFFICIAL[part])} (official layout) or {DIFFUSERS[part]}/ (diffusers')"
     if official and diffusers.is_dir():
-        what, got = f"the {part} is there twice, in two layouts", f"{official[0].relative_to(folder)} and "
-        got, step = f"{got}{DIFFUSERS[part]}/", "keep one layout in a folder"
-        raise CheckpointError(what, where=folder, got=got, expected=f"one of {wanted}", next_step=step)
+        what, got = f"the {part} is there twice", f"{official[0].relative_to(folder)} and {diffusers.name}/"
+        raise CheckpointError(what, where=folder, got=got, next_step="keep one layout in a folder")
     if diffusers.is_dir():
         return diffusers
     if official:
@@ -100,8 +92,8 @@ def read_pickled(path: Path) -> Any:
     except Exception as error:  # a torn pickle can raise anything
         # Further lines of the error advise to load it unsafely.
         got = likely_cause(path) or f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        what, step = "the file cannot be read as tensors of torch.save", "fetch it again: it may be torn"
-        raise CheckpointError(what, where=path, got=got, next_step=step) from error
+        what = "the file cannot be read as tensors of torch.save"
+        raise CheckpointError(what, where=path, got=got, next_step=FETCH) from error
 
 
 def digest(path: Path) -> str:
@@ -133,17 +125,17 @@ def _folder(source: str | Path, part: Part) -> Path:
     if isinstance(source, str) and REPO.fullmatch(source) and not folder.exists():
         return _fetched(source, part)
     got = repr(str(source)) + (", a file" if folder.is_file() else "")
-    what, step = "the source of pretrained weights must be a folder or a Hub repo", "name the folder of the files"
-    expected = "an existing folder, or a repo id such as Wan-AI/Wan2.1-T2V-1.3B"
-    raise CheckpointError(what, where="weights", got=got, expected=expected, next_step=step)
+    what = "the source of pretrained weights must be a folder or a Hub repo"
+    step = "name an existing folder, or a repo id such as Wan-AI/Wan2.1-T2V-1.3B"
+    raise CheckpointError(what, where="weights", got=got, next_step=step)
 
 
 def _fetched(repo: str, part: Part) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
-        what, step = "a Hub repo needs huggingface_hub", "pip install 'lightwam[wan]', or name a local folder"
-        raise CheckpointError(what, where=f"weights {repo!r}", got=error, next_step=step) from error
+        step = "pip install 'lightwam[wan]', or name a local folder"
+        raise CheckpointError("a Hub repo needs huggingface_hub", where=repo, got=error, next_step=step) from error
     kinds = ("*",) if part == "tokenizer" else ("*.safetensors", "*.json")
     patterns = [*OFFICIAL[part], *(f"{DIFFUSERS[part]}/{kind}" for kind in kinds)]
     try:
@@ -164,7 +156,7 @@ def _one_file(folder: Path, what: str, files: list[Path]) -> Path:
         files = [path for path in files if path.name not in listed]
         if files == indices:
             return indices[0]
-    got = ", ".join(path.name for path in files[:NUM_LISTED]) if files else _listing(folder)
+    got = first_few([path.name for path in files], NUM_LISTED) or _listing(folder)
     expected = f"one .safetensors file, or shards with one *{INDEX} that lists them all"
     what = f"there must be one set of {what} files" if files else f"there are no {what} files"
     step = "keep one set in a folder, or fetch the missing files"
@@ -181,14 +173,11 @@ def _table(content: Any, path: Path) -> dict[str, Tensor]:
     odd = [f"{name}: {type(value).__name__}" for name, value in pairs if not isinstance(value, Tensor)]
     odd += [f"{name!r} for a name" for name, _ in pairs if not isinstance(name, str)]
     if odd:
-        inside = [name for name, value in pairs if _holds_tensors(value)]
+        tables = [(name, value) for name, value in pairs if isinstance(value, Mapping)]
+        inside = [name for name, table in tables if any(isinstance(item, Tensor) for item in table.values())]
         step = f"save what is under {inside[0]!r} as a file of its own" if inside else ""
         raise CheckpointError("not a table name -> tensor", where=path, got=first_few(odd), next_step=step)
     return dict(content)
-
-
-def _holds_tensors(value: Any) -> bool:
-    return isinstance(value, Mapping) and any(isinstance(item, Tensor) for item in value.values())
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -196,7 +185,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         what, got = "the file cannot be read as safetensors", likely_cause(path) or _cut_short(path) or error
-        raise CheckpointError(what, where=path, got=got, next_step="fetch it again: it may be torn") from error
+        raise CheckpointError(what, where=path, got=got, next_step=FETCH) from error
 
 
 def _cut_short(path: Path) -> str:
@@ -214,18 +203,25 @@ def _cut_short(path: Path) -> str:
 
 def _read_index(path: Path) -> dict[str, str]:
     """Read an index: tensor name -> name of its shard, a file in the same folder."""
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        what, got = "the index of the shards cannot be read", likely_cause(path) or error
-        raise CheckpointError(what, where=path, got=got, next_step="fetch it again") from error
-    shards = index.get("weight_map") if isinstance(index, dict) else None
+    index = read_config(path, "the index of the shards")
+    shards = index.get("weight_map")
     # A name with a slash would lead out of the folder.
     plain = isinstance(shards, dict) and all(isinstance(v, str) and Path(v).name == v for v in shards.values())
     if not shards or not plain:
-        keys = sorted(index) if isinstance(index, dict) else type(index).__name__
-        raise CheckpointError("not an index of shards: weight_map, tensor -> file", where=path, got=keys)
+        raise CheckpointError("not an index of shards: weight_map, tensor -> file", where=path, got=sorted(index))
     return shards
+
+
+def read_config(path: Path, what: str) -> dict[str, Any]:
+    """Read a JSON object; CheckpointError naming `what` when the file is missing, torn or holds something else."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        got = likely_cause(path) or error
+        raise CheckpointError(f"{what} cannot be read", where=path, got=got, next_step=FETCH) from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{what} must be a JSON object", where=path, got=type(config).__name__, next_step=FETCH)
+    return config
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
@@ -241,8 +237,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
         listed = {tensor for tensor, shard in shard_of.items() if shard == name}
         if odd := sorted(listed ^ set(tensors)):
             got = first_few([f"{tensor} ({'absent' if tensor in listed else 'not listed here'})" for tensor in odd])
-            what, expected = "a shard does not hold what the index says", f"the {len(listed)} tensors in {index.name}"
-            step = "fetch index and shards again, from one source"
-            raise CheckpointError(what, where=index.with_name(name), got=got, expected=expected, next_step=step)
+            what, step = "a shard does not hold what the index says", "fetch index and shards again, from one source"
+            raise CheckpointError(what, where=index.with_name(name), got=got, next_step=step)
         state |= tensors
     return state

@@ -1,1 +1,1 @@
-"""Speed around the plain model, which the tests compare it with: the packed training step and the folded model."""
+"""Faster versions of the plain model: the packed training step and the folded model. Tests compare each with it."""

@@ -224,7 +224,7 @@ def describe(recipe: Recipe, policy: EvaluablePolicy, sentences: Mapping[str, st
         **policy.identity(),
         "sentences": dict(sentences),
         "success": "at any control step",
-        "versions": versions(),
+        "versions": versions() | registry.installed_versions(recipe.sim.name),
     }
 
 

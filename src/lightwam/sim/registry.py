@@ -1,7 +1,7 @@
-"""Simulators by name: makes the simulator, or the expert, that `sim.name` of a recipe names.
+"""The registry of simulators: makes the simulator, or the expert, for `sim.name` of a recipe.
 
 An adapter is a module with four names: `TASKS` and `CAMERAS` (tuples of str), `make(config, task) -> Simulator`, and,
-where demonstrations are wanted, `make_expert(config, simulator) -> Expert` (its own module for the adapters in here).
+to collect demonstrations, `make_expert(config, simulator) -> Expert`. Built-in adapters keep it in a module of its own.
 Two more are optional: `TESTED` (package -> `sim.versions.PackageVersions`) has the package versions it was tested with,
 `UNITS` (`RobotUnits`) the names and units that a model card prints.
 Your own adapter needs no registration: use its import path ("my_robot.sim") as the name.
@@ -15,7 +15,7 @@ from types import ModuleType
 
 from lightwam.config.schema import SimConfig
 from lightwam.errors import SetupError, SimulatorError, did_you_mean
-from lightwam.sim.simulator import Expert, RobotUnits, Simulator, require_known
+from lightwam.sim.simulator import Expert, RobotUnits, Simulator, check_known
 from lightwam.sim.versions import compare_versions
 from lightwam.system.machine import versions
 
@@ -35,9 +35,9 @@ def make_simulator(config: SimConfig, task: str) -> Simulator:
     """
     module = _module(config.name, expert=False)
     version_warnings(config.name)
-    require_known(task, module.TASKS, f"{config.name} task")
+    check_known(task, module.TASKS, f"{config.name} task")
     for camera in config.cameras:
-        require_known(camera, module.CAMERAS, f"{config.name} camera")
+        check_known(camera, module.CAMERAS, f"{config.name} camera")
     if not config.cameras or min(config.height, config.width, config.action_repeat) < 1:
         got = f"{config.cameras} {config.height}x{config.width}, action_repeat {config.action_repeat}"
         what = "a simulator needs a camera, a picture size and an action_repeat of at least 1"

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from lightwam.config.schema import BackboneConfig
-from lightwam.encoders.tensor_check import check_tensors, prefix_hint, shared_prefix
+from lightwam.encoders.tensor_check import check_tensors, describe_names
 from lightwam.encoders.weight_files import locate, read_tensors
-from lightwam.errors import CheckpointError, first_few
+from lightwam.errors import CheckpointError
 from lightwam.model.dit import DiT
 from lightwam.training.published import backbone_names
 
@@ -54,14 +54,9 @@ def _named(found: Mapping[str, Tensor], tables: tuple[dict[str, str], ...], path
     known = [sum(name in found for name in table) for table in tables]
     shared = sum(all(name in table for table in tables) for name in found)
     if max(known) == shared:
-        prefix = next(filter(None, (shared_prefix(found, table) for table in tables)), "")
-        raise CheckpointError(
-            "the file must be a Wan transformer: its tensors have other names",
-            where=path,
-            got=prefix_hint(prefix) if prefix else first_few(sorted(found)),
-            expected="Wan's names (blocks.0.self_attn.q.weight) or diffusers' (blocks.0.attn1.to_q.weight)",
-            next_step="name the folder or Hub repo of a Wan2.1 as it was published",
-        )
+        what, step = "the file must be a Wan transformer", "name the folder or Hub repo of a Wan2.1 as it was published"
+        expected = "Wan's names (blocks.0.self_attn.q.weight) or diffusers' (blocks.0.attn1.to_q.weight)"
+        raise CheckpointError(what, where=path, got=describe_names(found, *tables), expected=expected, next_step=step)
     return tables[known.index(max(known))]
 
 

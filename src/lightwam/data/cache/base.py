@@ -22,6 +22,8 @@ from lightwam.system.differences import differences
 from lightwam.types import Latents
 
 TABLES = ("state", "action", "episode_start", "task_index")
+Files = Mapping[str, str]
+"""a dataset's fingerprint: every file with its size and hash"""
 MAX_DECODED_BYTES = 4 * 2**20
 """the most bytes of pictures and canvases that a thread decodes at a time; resizing takes about five times as much"""
 first_problems = functools.partial(first_few, separator="; ")
@@ -49,7 +51,7 @@ class Cache(ABC):
 
     @property
     def num_steps(self) -> int:
-        """Number of control steps of all episodes, which is also the number of windows."""
+        """Control steps of all episodes, which is also the number of windows."""
         return len(self.state)
 
     @abstractmethod
@@ -117,6 +119,18 @@ class CanvasReader:
 def canvas_fingerprint(config: CodecConfig) -> dict[str, Any]:
     """Return what the decoded pictures depend on, which excludes normalisation and stride."""
     return {"canvas": list(config.canvas), "places": to_dict(config.places)}
+
+
+def source_fingerprint(
+    file_format: object, dataset: LeRobotDataset | None, config: CodecConfig | None, files: Files | None = None
+) -> dict[str, Any]:
+    """Return what a cache depends on, without the parts that are None; `files`: the dataset's fingerprint, if known."""
+    fingerprint: dict[str, Any] = {"format": file_format}
+    if dataset is not None:
+        fingerprint["dataset"] = dict(dataset.fingerprint() if files is None else files)
+    if config is not None:
+        fingerprint["codec"] = canvas_fingerprint(config)
+    return fingerprint
 
 
 def mismatches(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -53,8 +53,8 @@ class WindowEncoder:
                     values = self._values(clips)
                     if len(bad := torch.nonzero(~values.isfinite().all(dim=1))):
                         where = f"{self._dataset.root} episode {episode} frame {begin + int(bad[0])}"
-                        what = f"the encoder's numbers are not finite in {self._dtype}"
-                        raise DatasetError(what, where=where, next_step="check the weights, or use float32")
+                        what, step = "the encoder's numbers are not finite", "check the weights, or use float32"
+                        raise DatasetError(what, where=where, got=self._dtype, next_step=step)
                     yield [encode_record(row, first + begin + number) for number, row in enumerate(values)]
 
     def _clips(

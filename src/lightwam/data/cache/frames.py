@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Event, Lock
 from typing import Any
@@ -21,41 +22,21 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from lightwam.config.schema import CodecConfig
-from lightwam.data.cache.base import (
-    TABLES,
-    Cache,
-    CanvasReader,
-    canvas_fingerprint,
-    check_cameras,
-    check_canvas,
-    dataset_arrays,
-    first_problems,
-    mismatches,
-    read_tables,
-)
-from lightwam.data.cache.location import (
-    CACHE_HINT,
-    LOCK,
-    check_free_space,
-    folder_name,
-    locked_folder,
-    remove_leftovers,
-    temporary_folder,
-)
+from lightwam.data.cache import base, location
+from lightwam.data.cache.base import Cache, CanvasReader, Files
+from lightwam.data.cache.location import LOCK, check_free_space, temporary_folder
 from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.errors import DatasetError, LightwamError
 from lightwam.system.files import disk_error, read_json, write_atomically
 from lightwam.system.progress import OnProgress, no_progress
 
-FORMAT = 1
+_fingerprint = partial(base.source_fingerprint, 1)  # the version of the format
 NUM_THREADS = 2
 EPISODES_A_JOB = 8
 FRAMES_A_JOB = 512
 """a thread's job ends with the episode that reaches this number of frames"""
 JOURNAL = "done.json"
-RESUME_HINT = f"run the same command again: decoded episodes are kept; {CACHE_HINT}"
-Files = Mapping[str, str]
-"""a dataset's fingerprint: every file with its size and hash"""
+RESUME_HINT = f"run the same command again: decoded episodes are kept; {location.CACHE_HINT}"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -72,7 +53,7 @@ class FrameCache(Cache):
 
     def check_window(self, config: CodecConfig, horizon: int, shift_pixels: int) -> None:
         """Raise ConfigError unless its canvas is the codec's; any window can be cut from it, and shifted."""
-        check_canvas(self.path, self.frames.shape[1:3], config)
+        base.check_canvas(self.path, self.frames.shape[1:3], config)
 
     @classmethod
     def build(
@@ -95,16 +76,16 @@ class FrameCache(Cache):
         if _is_current(path, fingerprint):
             return
         _check_replaceable(path)
-        check_cameras(dataset, codec_config)
+        base.check_cameras(dataset, codec_config)
         draft, total = temporary_folder(path, fingerprint), dataset.num_frames
-        remove_leftovers(path.parent, path.name, keep=draft)
+        location.remove_leftovers(path.parent, path.name, keep=draft)
         check_free_space(path, _bytes_missing(dataset, codec_config, draft))
         is_first = not path.parent.exists()
 
         def waiting() -> None:
             progress(int(dataset.episode_start[_episodes_done(draft)]), total)
 
-        with _disk_errors(dataset, codec_config, draft), locked_folder(draft, waiting) as waited:
+        with _disk_errors(dataset, codec_config, draft), location.locked_folder(draft, waiting) as waited:
             if waited and _is_current(path, fingerprint):
                 shutil.rmtree(draft, ignore_errors=True)  # a third process may have just opened its lock
                 return
@@ -127,11 +108,10 @@ class FrameCache(Cache):
         if not (path / "cache.json").is_file():
             raise DatasetError("there is no complete cache", where=path, expected="cache.json", next_step="build it")
         about = read_json(path / "cache.json")
-        if problems := _problems(path, about, _fingerprint(dataset, codec_config)):
-            got = first_problems(problems)
-            raise DatasetError("the cache is torn or stale", where=path, got=got, next_step="build it again")
+        if problems := base.first_problems(_problems(path, about, _fingerprint(dataset, codec_config))):
+            raise DatasetError("the cache is torn or stale", where=path, got=problems, next_step="build it again")
         frames = np.load(path / "frames.npy", mmap_mode="r")
-        return cls(path=path, frames=frames, **read_tables(path), tasks=tuple(about["tasks"]), fps=about["fps"])
+        return cls(path=path, frames=frames, **base.read_tables(path), tasks=tuple(about["tasks"]), fps=about["fps"])
 
     @classmethod
     def check_writable(
@@ -152,12 +132,12 @@ def frames_folder(folder: Path, dataset: LeRobotDataset, codec_config: CodecConf
     """
     if _is_current(folder, _fingerprint(dataset, codec_config, files)):
         return folder
-    canvas: dict[str, Any] = canvas_fingerprint(codec_config)
+    canvas = base.canvas_fingerprint(codec_config)
     if folder.parent != dataset.root:
         canvas["dataset"] = dict(files)
     height, width = codec_config.canvas
     cameras = dict.fromkeys(place.camera for place in codec_config.places)
-    return folder / folder_name(f"{height}x{width}-{'+'.join(cameras)}", canvas)
+    return folder / location.folder_name(f"{height}x{width}-{'+'.join(cameras)}", canvas)
 
 
 def temporary_frames(dataset: LeRobotDataset, codec_config: CodecConfig, path: Path, files: Files) -> Path:
@@ -167,9 +147,9 @@ def temporary_frames(dataset: LeRobotDataset, codec_config: CodecConfig, path: P
 
 def _check_replaceable(path: Path) -> None:
     """Raise DatasetError when the folder holds anything besides a cache."""
-    own = {"cache.json", "frames.npy", LOCK, *(f"{name}.npy" for name in TABLES)}
+    own = {"cache.json", "frames.npy", LOCK, *(f"{name}.npy" for name in base.TABLES)}
     if others := sorted({file.name for file in path.iterdir()} - own) if path.is_dir() else []:
-        got, step = first_problems(others), "give another folder"
+        got, step = base.first_problems(others), "give another folder"
         raise DatasetError("the folder holds something else than a cache", where=path, got=got, next_step=step)
 
 
@@ -186,26 +166,14 @@ def _problems(path: Path, about: Mapping[str, Any], fingerprint: Mapping[str, An
         got = (path / name).stat().st_size if (path / name).is_file() else "no"
         if got != size:
             problems.append(f"{name} has {got} bytes, not {size}")
-    return problems + mismatches(about["fingerprint"], fingerprint)
-
-
-def _fingerprint(
-    dataset: LeRobotDataset | None, codec_config: CodecConfig | None, files: Files | None = None
-) -> dict[str, Any]:
-    """Return what the pictures depend on, which excludes normalisation and stride."""
-    fingerprint: dict[str, Any] = {"format": FORMAT}
-    if dataset is not None:
-        fingerprint["dataset"] = dict(dataset.fingerprint() if files is None else files)
-    if codec_config is not None:
-        fingerprint["codec"] = canvas_fingerprint(codec_config)
-    return fingerprint
+    return problems + base.mismatches(about["fingerprint"], fingerprint)
 
 
 def _write(
     dataset: LeRobotDataset, config: CodecConfig, draft: Path, fingerprint: dict[str, Any], progress: OnProgress
 ) -> None:
     """Write the complete cache into `draft`."""
-    arrays = dataset_arrays(dataset)
+    arrays = base.dataset_arrays(dataset)
     _decode(dataset, config, draft, progress)
     for name, array in arrays.items():
         np.save(draft / f"{name}.npy", array)
@@ -218,7 +186,10 @@ def _write(
 def _decode(dataset: LeRobotDataset, config: CodecConfig, draft: Path, progress: OnProgress) -> None:
     """Decode all pictures into frames.npy; the journal counts the first episodes that are safely on the disk."""
     # Written through files, not a memory map: a full disk is then an error and not a bus fault.
-    path, header, begun = draft / "frames.npy", _header(dataset, config), _episodes_done(draft)
+    path, begun, file_header = draft / "frames.npy", _episodes_done(draft), io.BytesIO()
+    about = {"descr": "|u1", "fortran_order": False, "shape": (dataset.num_frames, *config.canvas, 3)}
+    np.lib.format.write_array_header_1_0(file_header, about)
+    header = file_header.getvalue()
     if not path.is_file() or path.stat().st_size < len(header) + dataset.episode_start[begun] * _picture_bytes(config):
         begun = 0
     if not begun:
@@ -271,12 +242,6 @@ def _episodes_done(draft: Path) -> int:
     return int(read_json(draft / JOURNAL)["episodes"]) if (draft / JOURNAL).is_file() else 0
 
 
-def _header(dataset: LeRobotDataset, config: CodecConfig) -> bytes:
-    file, shape = io.BytesIO(), (dataset.num_frames, *config.canvas, 3)
-    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-    return file.getvalue()
-
-
 def _picture_bytes(config: CodecConfig) -> int:
     return config.canvas[0] * config.canvas[1] * 3
 
@@ -296,10 +261,9 @@ def _disk_errors(dataset: LeRobotDataset, config: CodecConfig, draft: Path) -> I
 
 
 def _replace_folder(new: Path, path: Path) -> None:
+    old = path.with_name(f"{path.name}.old-{os.getpid()}")
     if path.exists():
-        old = path.with_name(f"{path.name}.old-{os.getpid()}")
         os.rename(path, old)
-        os.rename(new, path)
+    os.rename(new, path)
+    if old.exists():
         shutil.rmtree(old)
-    else:
-        os.rename(new, path)

@@ -21,28 +21,12 @@ import torch
 from jaxtyping import Int64
 
 from lightwam.config.schema import CodecConfig
-from lightwam.data.cache.base import (
-    TABLES,
-    Cache,
-    canvas_fingerprint,
-    check_cameras,
-    check_canvas,
-    dataset_arrays,
-    first_problems,
-    mismatches,
-    read_tables,
-)
+from lightwam.data.cache import base
+from lightwam.data.cache.base import Cache, first_problems, mismatches
 from lightwam.data.cache.encoder import ClipEncoder, WindowEncoder
 from lightwam.data.cache.location import CACHE_HINT, check_free_space, folder_name
 from lightwam.data.cache.record import DTYPES
-from lightwam.data.cache.shards import (
-    SampleReader,
-    Shard,
-    npy_bytes,
-    plan_shards,
-    remove_unfinished,
-    write_complete,
-)
+from lightwam.data.cache.shards import SampleReader, Shard, npy_bytes, plan_shards, remove_unfinished, write_complete
 from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.errors import ConfigError, DatasetError, first_few
 from lightwam.system.files import explain_disk_errors, file_fingerprint, read_json
@@ -91,7 +75,7 @@ class LatentCache(Cache):
         if shift_pixels:
             step = "set it to 0, or train from decoded pictures"
             raise ConfigError("latents cannot be shifted", where="shift_pixels", got=shift_pixels, next_step=step)
-        check_canvas(self.path, self.canvas, config)
+        base.check_canvas(self.path, self.canvas, config)
         got = f"horizon {self.horizon}, video_stride {self.video_stride}"
         expected = f"horizon {horizon}, video_stride {config.video_stride}"
         if got != expected:
@@ -128,11 +112,12 @@ class LatentCache(Cache):
         """
         assert 0 <= share.rank < share.size and horizon % codec_config.video_stride == 0
         path, (rank, world) = Path(path), share
-        check_cameras(dataset, codec_config)
-        arrays, parts = dataset_arrays(dataset), _episodes_by_shard(dataset)
+        base.check_cameras(dataset, codec_config)
+        arrays, parts = base.dataset_arrays(dataset), _episodes_by_shard(dataset)
         windows = [sum(dataset.episodes[episode].length for episode in part) for part in parts]
         fingerprint = _fingerprint(dataset, codec_config, horizon, encoder.about, encoder.dtype)
-        _refuse_another(path, fingerprint)
+        for then in _fingerprints(path):
+            _refuse_another(path, then, fingerprint)
         if _is_complete(path):
             return
         check_free_space(path, 0)
@@ -166,21 +151,16 @@ class LatentCache(Cache):
         path, wanted = Path(path), _fingerprint(dataset, codec_config, horizon, about)
         header = _read_header(path, wanted)
         then = header.get("fingerprint", {})
-        if problems := mismatches(then, wanted):
-            got, step = first_problems(problems), "give another folder, or delete this cache"
-            raise DatasetError("the latent cache was made from something else", where=path, got=got, next_step=step)
-        if problems := _table_problems(path, header):
-            got = first_problems(problems)
-            raise DatasetError("a table of the latent cache is missing or torn", where=path, got=got, next_step=RERUN)
-        counts = [count for count, _ in header["shards"]]
+        _refuse_another(path, then, wanted)
+        if torn := first_problems(_table_problems(path, header)):
+            raise DatasetError("a table of the latent cache is missing or torn", where=path, got=torn, next_step=RERUN)
+        counts, sizes = zip(*header["shards"], strict=True)
         samples = SampleReader(plan_shards(path / "shards", counts, then), DTYPES[then["dtype"]])
-        sizes = [size for _, size in header["shards"]]
-        if replaced := [f"shard {i}" for i, size in enumerate(sizes) if samples.sizes[i] != size]:
-            got = first_few(replaced)
-            raise DatasetError("shards of the latent cache were replaced", where=path, got=got, next_step=RERUN)
+        if others := first_few([f"shard {i}" for i, size in enumerate(sizes) if samples.sizes[i] != size]):
+            raise DatasetError("shards of the latent cache were replaced", where=path, got=others, next_step=RERUN)
         return cls(
             path=path,
-            **read_tables(path),
+            **base.read_tables(path),
             tasks=tuple(header["tasks"]),
             fps=header["fps"],
             canvas=tuple(then["codec"]["canvas"]),
@@ -213,14 +193,13 @@ def latents_folder(
 def find_latent_caches(folder: Path) -> list[Path]:
     """List the latent caches in `folder`, complete or not."""
     paths = [folder, *sorted(folder.iterdir())] if folder.is_dir() else []
-    return [path for path in paths if _fingerprints(path)]
+    return [path for path in paths if any(then.get("format") == FORMAT for then in _fingerprints(path))]
 
 
 def _fingerprints(path: Path) -> list[dict[str, Any]]:
     """Read the fingerprints of the caches at `path`: a complete one, an unfinished one."""
     files = [path / name for name in ("cache.json", "begun.json") if (path / name).is_file()]
-    fingerprints = [read_json(file).get("fingerprint", {}) for file in files]
-    return [fingerprint for fingerprint in fingerprints if fingerprint.get("format") == FORMAT]
+    return [read_json(file).get("fingerprint", {}) for file in files]
 
 
 def _encode(
@@ -270,12 +249,10 @@ def _fingerprint(
     dtype: torch.dtype | None = None,
     files: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Return what the latents depend on, as far as it is given; this excludes normalisation."""
-    fingerprint: dict[str, Any] = {"format": FORMAT}
-    if dataset is not None:
-        fingerprint["dataset"] = dict(dataset.fingerprint() if files is None else files)
+    """Return what the latents depend on, without the parts that are None; this excludes normalisation."""
+    fingerprint = base.source_fingerprint(FORMAT, dataset, codec_config, files)
     if codec_config is not None:
-        fingerprint |= {"codec": canvas_fingerprint(codec_config), "video_stride": codec_config.video_stride}
+        fingerprint["video_stride"] = codec_config.video_stride
     if horizon is not None:
         fingerprint["horizon"] = horizon
     if about is not None:
@@ -308,22 +285,18 @@ def _is_complete(path: Path) -> bool:
     return True
 
 
-def _refuse_another(path: Path, now: Mapping[str, Any]) -> None:
-    """Raise DatasetError when another cache is there: it may have taken hours, so it is never replaced."""
-    for name in ("cache.json", "begun.json"):
-        if (path / name).is_file() and (problems := mismatches(read_json(path / name).get("fingerprint", {}), now)):
-            got, step = first_problems(problems), "give another folder, or delete this one"
-            raise DatasetError("the folder holds another cache", where=path, got=got, next_step=step)
+def _refuse_another(path: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise DatasetError when the cache there is another one: it may have taken hours, so it is never replaced."""
+    if problems := first_problems(mismatches(then, now)):
+        step = "give another folder, or delete this cache"
+        raise DatasetError("the latent cache was made from something else", where=path, got=problems, next_step=step)
 
 
 def _table_problems(path: Path, header: Mapping[str, Any]) -> list[str]:
-    problems = []
-    for name in TABLES:
-        file, expected = path / f"{name}.npy", header["files"][f"{name}.npy"]
-        got = file_fingerprint(file) if file.is_file() else "no such file"
-        if got != expected:
-            problems.append(f"{file.name}: {got}, not {expected}")
-    return problems
+    names = [f"{name}.npy" for name in base.TABLES]
+    sizes = {name: file_fingerprint(path / name) if (path / name).is_file() else "no such file" for name in names}
+    expected = header["files"]
+    return [f"{name}: {got}, not {expected[name]}" for name, got in sizes.items() if got != expected[name]]
 
 
 def _finish(
@@ -335,8 +308,9 @@ def _finish(
     rank: int,
 ) -> None:
     """Write the tables and then cache.json; processes that finish at once write the same bytes."""
-    for name, array in arrays.items():
-        write_complete(path / f"{name}.npy", [npy_bytes(array)], rank)
+    files = {f"{name}.npy": array for name, array in arrays.items()}
+    for name, array in files.items():
+        write_complete(path / name, [npy_bytes(array)], rank)
     header = {
         "fingerprint": fingerprint,
         "tasks": list(dataset.tasks),
@@ -345,7 +319,7 @@ def _finish(
         "windows": dataset.num_frames,
         "shape": shards[0].read_index()[0]._asdict(),
         "shards": [[shard.windows, shard.data.stat().st_size] for shard in shards],
-        "files": {f"{name}.npy": file_fingerprint(path / f"{name}.npy") for name in TABLES},
+        "files": {name: file_fingerprint(path / name) for name in files},
     }
     _write_json(path / "cache.json", header, rank)
     (path / "begun.json").unlink(missing_ok=True)

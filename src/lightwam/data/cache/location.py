@@ -42,8 +42,7 @@ def cache_home(root: Path, cache: Path | None = None) -> Path:
         return root
     folder = Path(parent).expanduser()
     if folder.exists() and not folder.is_dir():
-        step = f"give a folder: --cache DIR, or {VARIABLE}"
-        raise DatasetError("the cache must be in a folder", where=folder, got="a file", next_step=step)
+        raise DatasetError("the cache must be in a folder", where=folder, got="a file", next_step=CACHE_HINT)
     return folder / f"{_plain(root.resolve().name)}.lightwam"
 
 
@@ -58,11 +57,10 @@ def check_free_space(path: Path, num_bytes: int) -> None:
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         got = f"{folder} {'cannot be written to' if folder.is_dir() else 'is a file'}"
         raise DatasetError("the cache's folder must be writable", where=path, got=got, next_step=CACHE_HINT)
-    free = shutil.disk_usage(folder).free
-    if free < num_bytes:
+    if (free := shutil.disk_usage(folder).free) < num_bytes:
         got, needed = f"{free / 2**20:.1f} MiB free", f"{math.ceil(10 * num_bytes / 2**20) / 10:.1f} MiB"
-        what, step = "the cache must fit on the disk", f"free some, or {CACHE_HINT}"
-        raise DatasetError(what, where=path, got=got, expected=needed, next_step=step)
+        step = f"free some, or {CACHE_HINT}"
+        raise DatasetError("the cache must fit on the disk", where=path, got=got, expected=needed, next_step=step)
 
 
 def temporary_folder(path: Path, fingerprint: Mapping[str, Any]) -> Path:
@@ -107,12 +105,9 @@ def remove_leftovers(folder: Path, name: str | None = None, keep: Path | None = 
         match = _LEFT.fullmatch(left.name)
         if match is None or left == keep or (name is not None and match[1] != name) or not left.is_dir():
             continue
-        if match[2] is not None:  # the PID of its process
-            if not _runs(int(match[2])):
-                shutil.rmtree(left, ignore_errors=True)
-        elif (left / LOCK).exists():
+        if (left / LOCK).exists() and match[2] is None:
             _remove_unless_held(left)
-        else:
+        elif match[2] is None or not _runs(int(match[2])):  # the PID of its process
             shutil.rmtree(left, ignore_errors=True)
 
 
@@ -162,7 +157,7 @@ def _runs(pid: int) -> bool:
     except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
-        return True
+        pass
     return True
 
 

@@ -89,8 +89,7 @@ class Shard:
             raise self._broken(self.index, error, "an array of offsets") from error
         rising = offsets.shape == (self.windows + 1,) and offsets.dtype == np.int64 and (np.diff(offsets) > 0).all()
         if not rising or offsets[0] != _HEADER.size:
-            got = f"{offsets.dtype} {list(offsets.shape)}"
-            raise self._broken(self.index, got, f"{self.windows + 1} rising offsets")
+            raise self._broken(self.index, f"{offsets.dtype} {offsets.shape}", f"{self.windows + 1} rising offsets")
         if (size := self.data.stat().st_size) != offsets[-1]:
             raise self._broken(self.data, f"{size} bytes", f"{offsets[-1]} bytes")
         with self.data.open("rb") as file:
@@ -138,12 +137,12 @@ class SampleReader:
         """Raise DatasetError naming the first shard that is not complete, or of another shape."""
         assert shards, "a cache has at least one shard"
         self.dtype, self._shards = dtype, shards
-        loaded = [shard.read_index() for shard in shards]
-        self.shape, self._offsets = loaded[0][0], [offsets for _, offsets in loaded]
-        for shard, (shape, _) in zip(shards, loaded, strict=True):
+        shapes, self._offsets = zip(*(shard.read_index() for shard in shards), strict=True)
+        self.shape: SampleShape = shapes[0]
+        for shard, shape in zip(shards, shapes, strict=True):
             if shape != self.shape:
-                what, step = "all shards of a latent cache must have one shape of sample", "delete it, make it again"
-                raise DatasetError(what, where=shard.data, got=shape, expected=self.shape, next_step=step)
+                what = "all shards of a latent cache must have one shape of sample"
+                raise DatasetError(what, where=shard.data, got=shape, expected=self.shape, next_step="make it again")
         self._first = np.array([shard.first for shard in shards])
         self.sizes = [int(offsets[-1]) for offsets in self._offsets]
         self.num_bytes = sum(self.sizes) + sum(shard.index.stat().st_size for shard in shards)
@@ -153,8 +152,7 @@ class SampleReader:
     def read(self, window: int) -> Float[Tensor, " n"]:
         """Return the values of one sample, present then later; DatasetError when they are not what was written."""
         number = int(np.searchsorted(self._first, window, side="right")) - 1
-        shard = self._shards[number]
-        row = window - shard.first
+        shard, row = self._shards[number], window - self._shards[number].first
         begin, end = self._offsets[number][row : row + 2].tolist()
         where = f"{shard.data} sample {row} (window {window})"
         try:

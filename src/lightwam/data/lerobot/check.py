@@ -32,14 +32,11 @@ class CheckResult:
 
     def lines(self) -> list[str]:
         """Format the problems, each with its fix; of one kind only the first few and a count."""
-        kinds: dict[str, list[DatasetError]] = {}
-        for problem in self.problems:
-            kinds.setdefault(problem.what, []).append(problem)
         lines = []
-        for what, alike in kinds.items():
-            lines += [str(problem) for problem in alike[:MAX_ALIKE]]
-            if len(alike) > MAX_ALIKE:
-                lines.append(f"{what}: {len(alike) - MAX_ALIKE} more of this kind")
+        for what in dict.fromkeys(problem.what for problem in self.problems):
+            alike = [str(problem) for problem in self.problems if problem.what == what]
+            more = [f"{what}: {len(alike) - MAX_ALIKE} more of this kind"] if len(alike) > MAX_ALIKE else []
+            lines += alike[:MAX_ALIKE] + more
         return lines
 
 
@@ -67,26 +64,22 @@ def _distinct(problems: list[DatasetError]) -> tuple[DatasetError, ...]:
 
 def _unreadable(root: Path) -> Iterator[DatasetError]:
     """Yield a problem for every table and video that cannot be opened."""
-    for path in tables_in(root / "data"):
+    for path in [*tables_in(root / "data"), *sorted((root / "videos").rglob("[!.]*.mp4"))]:
         try:
-            columns_of(path)
-        except DatasetError as problem:
-            yield problem
-    for path in sorted((root / "videos").rglob("[!.]*.mp4")):
-        try:
-            VideoReader(path).close()
+            if path.suffix == ".mp4":
+                VideoReader(path).close()
+            else:
+                columns_of(path)
         except DatasetError as problem:
             yield problem
 
 
-def _order_notes(dataset: LeRobotDataset, camera: str) -> Iterator[str]:
-    """Yield a note if episodes are in another order in a camera's videos: two of one length may have been exchanged."""
-    clips = [episode.clips[camera] for episode in dataset.episodes if camera in episode.clips]
-    for number, (before, clip) in enumerate(pairwise(clips)):
-        if (clip.path, clip.start) < (before.path, before.start):
-            order = f"episode {number + 1} is before episode {number} in the videos of camera {camera}"
-            yield f"{order}: check that its pictures are its own"
-            return
+def _order_notes(dataset: LeRobotDataset, camera: str) -> list[str]:
+    """Note if episodes are in another order in a camera's videos: two of one length may have been exchanged."""
+    starts = [(e.clips[camera].path, e.clips[camera].start) for e in dataset.episodes if camera in e.clips]
+    late = [number for number, (before, start) in enumerate(pairwise(starts)) if start < before]
+    order = "episode {} is before episode {} in the videos of camera {}: check that its pictures are its own"
+    return [order.format(number + 1, number, camera) for number in late[:1]]
 
 
 def _notes(dataset: LeRobotDataset, rows: Rows) -> list[str]:
@@ -98,9 +91,8 @@ def _notes(dataset: LeRobotDataset, rows: Rows) -> list[str]:
         notes.append(f"there is no observation.state: a robot without a state{more}")
     notes += [note for camera in dataset.cameras for note in _order_notes(dataset, camera)]
     used = {episode.data_path for episode in dataset.episodes}
-    for path in tables_in(dataset.root / "data"):
-        if path not in used:
-            notes.append(f"{path} belongs to no episode and is not used (LeRobot uses it)")
+    unused_tables = [path for path in tables_in(dataset.root / "data") if path not in used]
+    notes += [f"{path} belongs to no episode and is not used (LeRobot uses it)" for path in unused_tables]
     for task in [] if rows.broken else sorted({*rows.vectors.frame_task.tolist()}):
         if 0 <= task < len(dataset.tasks) and not dataset.tasks[task].strip():
             notes.append(f"task {task} is an empty sentence, which training refuses: describe it in meta/tasks")

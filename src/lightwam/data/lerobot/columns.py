@@ -7,25 +7,29 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from lightwam.data.lerobot.meta import EpisodeRow, columns_of, read_table
+from lightwam.data.lerobot.meta import Clip, EpisodeRow, columns_of, read_table
 from lightwam.data.lerobot.rows import Rows
-from lightwam.errors import DatasetError
+from lightwam.errors import DatasetError, first_few
+
+SLACK = 1e-3
+"""seconds: tolerance when times in the tables are compared"""
 
 
 def total_problem(info: Mapping[str, Any], key: str, expected: int, root: Path) -> Iterator[DatasetError]:
     """Yield a problem when a total in info.json, such as "total_frames", differs from the tables."""
-    got, what = info.get(key, expected), key.removeprefix("total_")
+    got, noun = info.get(key, expected), key.removeprefix("total_")
     if got != expected or isinstance(got, bool):
-        table, where = "tasks" if what == "tasks" else "episodes", f"{root / 'meta' / 'info.json'} {key}"
+        table, where = "tasks" if noun == "tasks" else "episodes", f"{root / 'meta' / 'info.json'} {key}"
         step = f"write {key} {expected}, or copy meta/ again if {table} are missing"
-        what, counts = f"info.json disagrees with the {table} table", (f"{got} {what}", f"{expected} {what}")
-        yield DatasetError(what, where=where, got=counts[0], expected=counts[1], next_step=step)
+        what, expected_count = f"info.json disagrees with the {table} table", f"{expected} {noun}"
+        yield DatasetError(what, where=where, got=f"{got} {noun}", expected=expected_count, next_step=step)
 
 
 def task_order_problem(root: Path, version: str, tasks: Mapping[int, str]) -> Iterator[DatasetError]:
@@ -34,9 +38,8 @@ def task_order_problem(root: Path, version: str, tasks: Mapping[int, str]) -> It
     LeRobot then uses another sentence, without an error.
     """
     if version == "v3.0" and [*tasks] != list(range(len(tasks))):
-        what, got = "tasks are not in the order of task_index", f"task_index {', '.join(map(str, [*tasks][:20]))}"
-        where, step = root / "meta" / "tasks.parquet", "sort the table and number it without gaps, in all rows too"
-        yield DatasetError(what, where=where, got=got, expected="0, 1, 2, ...", next_step=f"{step}: LeRobot needs it")
+        where, step = root / "meta" / "tasks.parquet", "sort and renumber them, in the rows too: LeRobot needs it"
+        yield DatasetError("tasks are not in the order of task_index", where=where, got=[*tasks][:20], next_step=step)
 
 
 def column_problems(
@@ -48,29 +51,62 @@ def column_problems(
     """
     for episode in episodes:
         first, last = int(starts[episode.index]), int(starts[episode.index + 1])
-        where = f"meta/episodes, episode {episode.index}"
-        if episode.rows is not None and episode.rows[1] - episode.rows[0] != episode.length:
-            got = f"{episode.rows[0]} to {episode.rows[1]}, length {episode.length}"
-            what, step = "dataset_from_index, dataset_to_index and length disagree", "correct those two columns"
-            yield DatasetError(what, where=where, got=got, expected=f"{first} to {last}", next_step=step)
-        elif episode.rows is not None and episode.rows != (first, last):
-            got, step = f"{episode.rows[0]} to {episode.rows[1]}", "correct dataset_from_index and dataset_to_index"
+        if episode.rows is not None and episode.rows != (first, last):
             what = "dataset_from_index disagrees with the lengths of the episodes before"
+            if episode.rows[1] - episode.rows[0] != episode.length:
+                what = "dataset_from_index, dataset_to_index and length disagree"
+            got = f"{episode.rows[0]} to {episode.rows[1]}, length {episode.length}"
+            where, step = f"meta/episodes, episode {episode.index}", "correct dataset_from_index and dataset_to_index"
             yield DatasetError(what, where=where, got=got, expected=f"{first} to {last}", next_step=step)
     for path, others in rows.unlisted.items():
-        got = f"episode_index {', '.join(map(str, others[:5]))}{', ...' * (len(others) > 5)}"
         what = "a data file has rows of episodes that the episodes table puts elsewhere"
-        step = "add those episodes to the table, or remove their rows"
-        yield DatasetError(what, where=path, got=got, next_step=step)
+        got, step = first_few([*map(str, others)]), "add those episodes to the table, or remove their rows"
+        yield DatasetError(what, where=path, got=f"episode_index {got}", next_step=step)
     if rows.index is None or rows.broken:
         return
     if (bad := np.flatnonzero(np.diff(rows.index) <= 0)).size:
         row = int(bad[0]) + 1
         episode = episodes[int(np.searchsorted(starts, row, side="right")) - 1]
         where = f"{episode.data_path} episode {episode.index} row {row - int(starts[episode.index])}"
-        got, step = f"{rows.index[row]} after {rows.index[row - 1]}", "renumber the rows of all episodes 0, 1, 2, ..."
-        what = "the column index must rise from row to row"
-        yield DatasetError(what, where=where, got=got, expected=row, next_step=step)
+        what, got = "the column index must rise from row to row", f"{rows.index[row]} after {rows.index[row - 1]}"
+        yield DatasetError(what, where=where, got=got, expected=row, next_step="renumber all rows 0, 1, 2, ...")
+
+
+def clip_location(episode: EpisodeRow, camera: str) -> str:
+    """Name the row of the episodes table that has an episode's part of a camera's video, for errors."""
+    return f"meta/episodes, episode {episode.index}, camera {camera}"
+
+
+def clip_problems(
+    episodes: Sequence[EpisodeRow], camera: str, last: Mapping[int, float], frame_time: float
+) -> Iterator[DatasetError]:
+    """Yield where an episode's part of a camera's video contradicts its end, its rows, or the next episode's part.
+
+    `last`: episode -> timestamp of its last row, for episodes without problems. Every row's picture must come before
+    the next episode's first one; a clip may be longer than its rows, so its true end is not known here.
+    """
+    files: dict[Path, list[tuple[Clip, EpisodeRow]]] = {}
+    for episode in episodes:
+        clip, where = episode.clips[camera], clip_location(episode, camera)
+        if not np.isfinite([clip.start, clip.end or 0.0]).all():
+            got, step = f"from_timestamp {clip.start}, to_timestamp {clip.end}", "write seconds from the file's start"
+            yield DatasetError("an episode's time in its video is not finite", where=where, got=got, next_step=step)
+            continue
+        files.setdefault(clip.path, []).append((clip, episode))
+        if clip.end is not None and episode.index in last and clip.start + last[episode.index] > clip.end + SLACK:
+            what = "from_timestamp, to_timestamp and the rows' timestamp disagree"
+            got, step = f"{clip.start:.4f} s + {last[episode.index]:.4f} s of the last row", "correct the wrong one"
+            expected = f"before to_timestamp, {clip.end:.4f} s"
+            yield DatasetError(what, where=where, got=got, expected=expected, next_step=step)
+    for path, clips in files.items():
+        clips.sort(key=lambda pair: pair[0].start)
+        for (clip, episode), (after, other) in pairwise(clips):
+            row = clip.start + last.get(episode.index, 0.0)
+            end = row if clip.end is None else max(row, clip.end)
+            if row > after.start - SLACK or end > after.start + 0.25 * frame_time:
+                got = f"episode {episode.index} {clip.start:.4f} to {end:.4f} s, episode {other.index} from "
+                got, step = f"{got}{after.start:.4f} s", "correct from_timestamp and to_timestamp in meta/episodes"
+                yield DatasetError("two episodes overlap in a video", where=str(path), got=got, next_step=step)
 
 
 def table_problems(root: Path) -> Iterator[DatasetError]:
@@ -91,9 +127,9 @@ def time_notes(
     timestamp: Float64[np.ndarray, " N"], starts: Int64[np.ndarray, " episodes_and_1"], fps: float
 ) -> Iterator[str]:
     """Yield notes on rows that are not 1 / fps apart: training takes each row for one control step."""
-    steps, firsts = np.diff(timestamp), starts[1:-1] - 1
+    steps = np.diff(timestamp)
     inside = np.ones(len(steps), bool)
-    inside[firsts] = False
+    inside[starts[1:-1] - 1] = False  # from one episode to the next
     if not inside.any():
         return
     usual = float(np.median(steps[inside]))

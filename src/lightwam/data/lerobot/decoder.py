@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, UInt8
@@ -17,7 +18,6 @@ from lightwam.errors import DatasetError
 
 CHECK_BATCH = 16
 """pictures that `problems` decodes at a time"""
-Reader = TypeVar("Reader", VideoReader, ImageReader)
 
 
 class FrameDecoder:
@@ -33,8 +33,7 @@ class FrameDecoder:
         check: Callable[[str], None],
     ) -> None:
         self._cameras, self._times, self._check = cameras, times, check
-        self._videos: dict[str, VideoReader] = {}
-        self._images: dict[str, ImageReader] = {}
+        self._readers: dict[str, VideoReader | ImageReader] = {}
 
     def clip(self, episode: EpisodeRow, camera: str) -> UInt8[np.ndarray, "T height width 3"]:
         """Decode all pictures of one episode from one camera."""
@@ -48,10 +47,9 @@ class FrameDecoder:
         self._check(camera)
         about, clip = self._cameras[camera], episode.clips.get(camera)
         if clip is None:
-            path, size = episode.data_path, about.size
-            images = _reuse(self._images, camera, path, lambda path: ImageReader(path, about.key, size))
+            images = self._open(camera, episode.data_path, partial(ImageReader, key=about.key, size=about.size))
             return images.stream(episode.index, episode.length, batch)
-        video = _reuse(self._videos, camera, clip.path, VideoReader)
+        video = self._open(camera, clip.path, VideoReader)
         if (video.height, video.width) != about.size:
             raise other_size("a video", video.path, (video.height, video.width), about.size)
         return video.stream(clip.start + self._times(episode), batch, f"episode {episode.index} ")
@@ -66,16 +64,13 @@ class FrameDecoder:
 
     def close(self) -> None:
         """Close the files."""
-        while self._videos:
-            self._videos.popitem()[1].close()
-        while self._images:
-            self._images.popitem()[1].close()
+        while self._readers:
+            self._readers.popitem()[1].close()
 
-
-def _reuse(readers: dict[str, Reader], camera: str, path: Path, open_file: Callable[[Path], Reader]) -> Reader:
-    """Return the camera's open reader if it is of this file; else close it and open another."""
-    if camera in readers and readers[camera].path != path:
-        readers.pop(camera).close()
-    if camera not in readers:
-        readers[camera] = open_file(path)
-    return readers[camera]
+    def _open(self, camera: str, path: Path, reader: Callable[[Path], Any]) -> Any:
+        """Return the camera's open reader if it is of this file; else close it and open another."""
+        if camera in self._readers and self._readers[camera].path != path:
+            self._readers.pop(camera).close()
+        if camera not in self._readers:
+            self._readers[camera] = reader(path)
+        return self._readers[camera]

@@ -41,11 +41,11 @@ def parse_names(pairs: Sequence[str]) -> FeatureNames:
     for pair in pairs:
         feature, _, name = pair.partition("=")
         name = name.removeprefix(CAMERA_PREFIX)
+        step = "for example --names image=front state=observation.state actions=action"
         if not feature or not re.fullmatch(r"[\w.-]+", name):
-            expected, step = f"NAME: a camera, {STATE} or {ACTION}", "--names observation.image=front"
+            expected = f"NAME: a camera, {STATE} or {ACTION}"
             raise ConfigError("--names takes pairs FEATURE=NAME", got=pair, expected=expected, next_step=step)
         if name in features or feature in features.values():
-            step = "--names image=front state=observation.state actions=action"
             raise ConfigError("--names gives a feature or a name twice", got=" ".join(pairs), next_step=step)
         features[name] = feature
     return FeatureNames(features.pop(STATE, STATE), features.pop(ACTION, ACTION), renamed=features)
@@ -87,9 +87,9 @@ def vector_feature(
     if not isinstance(shape, list) or len(shape) != 1 or type(shape[0]) is not int or shape[0] < 1:
         step = 'correct it in meta/info.json: "shape": [dims]'
         raise DatasetError("a feature must be a vector", where=where, got=feature, next_step=step)
-    if not re.fullmatch(r"float(16|32|64)|u?int(8|16|32|64)", str(feature.get("dtype"))):
-        what, got = "a feature's dtype must be a number's", feature.get("dtype")
-        raise DatasetError(what, where=where, got=got, next_step="write the feature as float32")
+    dtype, step = feature.get("dtype"), "write the feature as float32"
+    if not re.fullmatch(r"float(16|32|64)|u?int(8|16|32|64)", str(dtype)):
+        raise DatasetError("a feature's dtype must be a number's", where=where, got=dtype, next_step=step)
     return shape[0], _dim_names(feature.get("names"), shape[0])
 
 
@@ -118,21 +118,16 @@ def read_cameras(
         keys = {key.removeprefix(CAMERA_PREFIX): key for key in features if key.startswith(CAMERA_PREFIX)}
         keys = {name: key for name, key in keys.items() if key not in renamed}
         if twice := sorted(keys.keys() & names.renamed.keys()):
-            what, other = "--names gives two cameras the same name", keys[twice[0]]
-            got = f"{names.renamed[twice[0]]} and {other} are both {twice[0]}"
+            other, got = keys[twice[0]], f"{names.renamed[twice[0]]} and {keys[twice[0]]} are both {twice[0]}"
+            what = "--names gives two cameras the same name"
             raise DatasetError(what, where=where, got=got, next_step=f"--names {other}=NAME too")
         keys |= names.renamed
     for key in keys.values():
         if key not in features:
             raise _missing_feature(key, features, where)
-    cameras: dict[str, Camera] = {}
-    left: dict[str, UnusableCamera] = {}
-    for name, key in keys.items():
-        camera = _camera(key, features[key], f"{where} {key}")
-        if isinstance(camera, Camera):
-            cameras[name] = camera
-        else:
-            left[name] = camera
+    declared = {name: _camera(key, features[key], f"{where} {key}") for name, key in keys.items()}
+    cameras = {name: camera for name, camera in declared.items() if isinstance(camera, Camera)}
+    left = {name: camera for name, camera in declared.items() if isinstance(camera, UnusableCamera)}
     if not cameras:
         got = "; ".join(f"{name}: {camera.reason.what}" for name, camera in left.items()) or ", ".join(sorted(features))
         what, step = "a dataset without a camera", proposal(features, names) or "record pictures, or declare them there"
@@ -145,8 +140,8 @@ def _camera(key: str, feature: Any, where: str) -> Camera | UnusableCamera:
         return UnusableCamera(DatasetError(what, where=where, got=got, expected=expected, next_step=step), broken)
 
     if not isinstance(feature, dict) or feature.get("dtype") not in ("video", "image"):
-        what, expected = "a camera must be stored as video or images", '"dtype": "video" or "image"'
-        return unusable(what, feature, expected, "correct its dtype in meta/info.json")
+        expected, step = '"dtype": "video" or "image"', "correct its dtype in meta/info.json"
+        return unusable("a camera must be stored as video or images", feature, expected, step)
     shape, expected = feature.get("shape"), "[height, width, 3]"
     if not isinstance(shape, list) or not shape or not all(type(n) is int and n > 0 for n in shape):
         return unusable("a camera has no shape", shape, expected, "correct its shape in meta/info.json")

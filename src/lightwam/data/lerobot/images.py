@@ -42,9 +42,8 @@ class ImageReader:
         kind = schema.field(key).type if key in schema.names else None
         if kind is None or not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
             self._raw.close()
-            where, got = f"{path} column {key}", kind or "no such column"
-            what, step = "a column must hold pictures, as a struct with bytes", "correct the column, or its dtype"
-            raise DatasetError(what, where=where, got=got, next_step=f"{step} in meta/info.json")
+            where, got, step = f"{path} column {key}", kind or "no such column", "correct it, or its dtype in info.json"
+            raise DatasetError("a column must hold pictures, in a struct's bytes", where=where, got=got, next_step=step)
         groups = (self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups))
         self._starts = np.cumsum([0, *groups])
         self._group, self._bytes = -1, pa.array([], pa.binary())
@@ -80,19 +79,18 @@ class ImageReader:
     def _decode(self, data: bytes | None, where: str) -> UInt8[np.ndarray, "height width 3"]:
         if data is None or not is_encoded(data):
             got = "no bytes" if data is None else f"bytes that begin with {data[:8]!r}"
-            what, step = "a picture is missing or of an unknown format", "store it in the table as PNG or JPEG"
-            raise DatasetError(what, where=where, got=got, next_step=step)
+            raise DatasetError("a picture must be a PNG or JPEG", where=where, got=got, next_step="store it as one")
         try:
             picture = decode(data, MAX_BYTES)
         except PictureError as error:
-            what, step = "a picture cannot be decoded", "copy the dataset again"
-            raise DatasetError(what, where=where, got=error, next_step=step) from error
+            step = "copy the dataset again"
+            raise DatasetError("a picture cannot be decoded", where=where, got=error, next_step=step) from error
         if picture.shape[:2] != self._size:
             raise other_size("a picture", where, picture.shape[:2], self._size)
         return picture
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file, and free its pictures."""
         self._file.close()
         self._raw.close()
         self._bytes = pa.array([], pa.binary())

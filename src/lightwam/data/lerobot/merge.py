@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lightwam.data.lerobot.features import ACTION, CAMERA_PREFIX, STATE
-from lightwam.data.lerobot.meta import EXTRA, read_parquet
+from lightwam.data.lerobot.meta import EXTRA, FILE_NUMBERS, read_parquet
 from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.data.lerobot.video import PIXEL_FORMAT, join_videos
 from lightwam.data.statistics import QUANTILES, measure
@@ -22,8 +23,6 @@ from lightwam.system.files import read_json, write_atomically
 
 CHUNK_FILES, DATA_BYTES, VIDEO_BYTES = 1000, 100 * 2**20, 200 * 2**20
 """files in a chunk folder, and the sizes above which a new file is begun"""
-DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
-VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 
 
 @dataclass(frozen=True)
@@ -58,21 +57,16 @@ class DatasetSchema:
         return {"fps": self.fps, "robot_type": self.robot_type, "features": self.features()}
 
 
-def merge_episodes(root: Path, folders: Sequence[Path], dataset: LeRobotDataset | None, robot: DatasetSchema) -> Path:
-    """Add the episodes of `folders` after those of `dataset`; returns the new meta folder, which is not yet in place.
+class EpisodeMerge:
+    """The merge of the episodes in `folders` into the dataset at `root`, after those of `dataset`."""
 
-    Files that an earlier, interrupted call left without references are removed first.
-    """
-    return _Merger(root, folders, dataset, robot).merge()
-
-
-class _Merger:
     def __init__(
         self, root: Path, folders: Sequence[Path], dataset: LeRobotDataset | None, robot: DatasetSchema
     ) -> None:
         self.root, self.folders, self.robot = root, folders, robot
         self.notes = [read_json(folder / "episode.json") for folder in folders]
-        self.old = None if dataset is None else _old_episodes(root)
+        tables = sorted((root / "meta" / "episodes").glob("chunk-*/file-*.parquet"))
+        self.old = None if dataset is None else pa.concat_tables([read_parquet(path) for path in tables])
         known: tuple[str, ...] = () if dataset is None else dataset.tasks
         self.tasks = list(dict.fromkeys((*known, *(note["task"] for note in self.notes))))
         self.rows: list[dict[str, Any]] = []
@@ -85,7 +79,11 @@ class _Merger:
             self.rows.append(row)
             start += note["length"]
 
-    def merge(self) -> Path:
+    def run(self) -> Path:
+        """Write all files and return the new meta folder, which is not yet in place.
+
+        Files that an earlier, interrupted call left without references are removed first.
+        """
         for camera in self.robot.cameras:
             self._write_videos(camera)
         self._write_data()
@@ -103,33 +101,23 @@ class _Merger:
 
     def _write_videos(self, camera: str) -> None:
         key, fps = CAMERA_PREFIX + camera, self.robot.fps
-        first = self._next_file(f"videos/{key}", "mp4")
         sizes = [(folder / f"{camera}.mp4").stat().st_size for folder in self.folders]
-        for number, group in enumerate(_groups(sizes, VIDEO_BYTES), first):
-            chunk, file = divmod(number, CHUNK_FILES)
-            path = self.root / VIDEO_PATH.format(video_key=key, chunk_index=chunk, file_index=file)
-            path.parent.mkdir(parents=True, exist_ok=True)
+        for path, numbers, group in self._new_files(f"videos/{key}", "mp4", sizes, VIDEO_BYTES):
             lengths = [self.notes[i]["length"] for i in group]
             join_videos([self.folders[i] / f"{camera}.mp4" for i in group], lengths, fps, path)
-            ends = np.cumsum(lengths).tolist()
-            for i, length, end in zip(group, lengths, ends, strict=True):
-                times = {"from_timestamp": (end - length) / fps, "to_timestamp": end / fps}
-                clip = {"chunk_index": chunk, "file_index": file, **times}
+            for i, length, end in zip(group, lengths, accumulate(lengths), strict=True):
+                clip = {**numbers, "from_timestamp": (end - length) / fps, "to_timestamp": end / fps}
                 self.rows[i] |= {f"videos/{key}/{name}": value for name, value in clip.items()}
                 stats = self.notes[i]["picture_stats"][camera]
                 self.rows[i] |= {f"stats/{key}/{name}": value for name, value in stats.items()}
 
     def _write_data(self) -> None:
         row_bytes = 4 * (len(self.robot.state_names) + len(self.robot.action_names)) + 36
-        first = self._next_file("data", "parquet")
         sizes = [note["length"] * row_bytes for note in self.notes]
-        for number, group in enumerate(_groups(sizes, DATA_BYTES), first):
-            chunk, file = divmod(number, CHUNK_FILES)
-            path = self.root / DATA_PATH.format(chunk_index=chunk, file_index=file)
-            path.parent.mkdir(parents=True, exist_ok=True)
+        for path, numbers, group in self._new_files("data", "parquet", sizes, DATA_BYTES):
             _write_table(pa.concat_tables([self._data_table(i) for i in group]), path)
             for i in group:
-                self.rows[i] |= {"data/chunk_index": chunk, "data/file_index": file}
+                self.rows[i] |= {f"data/{name}": number for name, number in numbers.items()}
 
     def _data_table(self, i: int) -> pa.Table:
         """Return the rows of one episode; its statistics go into its row of the episodes table."""
@@ -145,16 +133,22 @@ class _Merger:
             row |= {f"stats/{name}/{key}": value for key, value in _vector_stats(values.reshape(length, -1)).items()}
         return pa.table({name: _arrow(values) for name, values in columns.items()})
 
-    def _next_file(self, folder: str, suffix: str) -> int:
-        """Return the number of the first file after those that episodes use; files from there on are removed."""
+    def _new_files(
+        self, folder: str, suffix: str, sizes: Sequence[int], limit: int
+    ) -> Iterator[tuple[Path, dict[str, int], list[int]]]:
+        """Yield path, numbers and episodes of every new file, after removing those that no episode uses."""
         used = 0
         if self.old is not None:
-            chunks, files = (self.old[f"{folder}/{part}_index"].to_pylist() for part in ("chunk", "file"))
+            chunks, files = (self.old[f"{folder}/{name}"].to_pylist() for name in FILE_NUMBERS)
             used = max(chunk * CHUNK_FILES + file + 1 for chunk, file in zip(chunks, files, strict=True))
         for path in (self.root / folder).glob(f"chunk-*/file-*.{suffix}"):
             if int(path.parent.name[6:]) * CHUNK_FILES + int(path.stem[5:]) >= used:
                 path.unlink()
-        return used
+        for number, group in enumerate(_groups(sizes, limit), used):
+            chunk, file = divmod(number, CHUNK_FILES)
+            path = self.root / folder / f"chunk-{chunk:03d}" / f"file-{file:03d}.{suffix}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield path, {"chunk_index": chunk, "file_index": file}, group
 
     def _stats(self, episodes: pa.Table) -> dict[str, Any]:
         """Measure the vectors over all data files, a column at a time; merge the pictures' from the episodes' own."""
@@ -179,15 +173,10 @@ class _Merger:
             "video_files_size_in_mb": VIDEO_BYTES // 2**20,
             "fps": self.robot.fps,
             "splits": {"train": f"0:{num_episodes}"},
-            "data_path": DATA_PATH,
-            "video_path": VIDEO_PATH,
+            "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
+            "video_path": "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
             "features": self.robot.features(),
         }
-
-
-def _old_episodes(root: Path) -> pa.Table:
-    paths = sorted((root / "meta" / "episodes").glob("chunk-*/file-*.parquet"))
-    return pa.concat_tables([read_parquet(path) for path in paths])
 
 
 def _groups(sizes: Sequence[int], limit: int) -> list[list[int]]:

@@ -18,7 +18,7 @@ from lightwam.system.file_damage import likely_cause, list_neighbours
 
 EXTRA = "lightwam/extra"
 """our own column of the episodes table: a JSON object for each episode"""
-ROW_RANGE = ("dataset_from_index", "dataset_to_index")
+ROW_RANGE, FILE_NUMBERS = ("dataset_from_index", "dataset_to_index"), ("chunk_index", "file_index")
 MAX_TASKS = 1_000_000
 ColumnKind = Literal["integer", "number", "text", "texts", "any"]
 """integer: also when pandas stored them as floating-point numbers"""
@@ -68,8 +68,7 @@ def read_table(path: Path, columns: Mapping[str, ColumnKind]) -> pa.Table:
     """Read columns of a parquet file; DatasetError when it is broken, or a column is missing, mistyped or has gaps."""
     known = columns_of(path)
     if missing := [name for name in columns if name not in known]:
-        got, expected = ", ".join(known), ", ".join(missing)
-        raise DatasetError("columns are missing", where=path, got=got, expected=expected, next_step="add them")
+        raise DatasetError("columns are missing", where=path, got=known, expected=missing, next_step="add them")
     try:
         table = read_parquet(path, list(columns))
     except (pa.ArrowException, OSError) as error:
@@ -78,8 +77,8 @@ def read_table(path: Path, columns: Mapping[str, ColumnKind]) -> pa.Table:
         column = _plain(table.column(name))
         table = table.set_column(table.schema.get_field_index(name), name, column)
         if (column.null_count and kind != "texts") or not _is_kind(column.type, kind):
-            what, where = "a column is mistyped or has gaps", f"{path} column {name}"
-            got, step = f"{column.type}, {column.null_count} empty", "rewrite the column, without gaps"
+            where, got = f"{path} column {name}", f"{column.type}, {column.null_count} empty"
+            what, step = "a column is mistyped or has gaps", "rewrite the column, without gaps"
             raise DatasetError(what, where=where, got=got, expected=kind, next_step=step)
     return table
 
@@ -109,7 +108,7 @@ def columns_of(path: Path) -> list[str]:
 def unreadable_table(path: Path, error: Exception) -> DatasetError:
     """Return the error for a parquet file that is broken."""
     got = likely_cause(path) or error
-    return DatasetError("a table cannot be read", where=path, got=got, next_step="copy the parquet file again")
+    return DatasetError("a table cannot be read", where=path, got=got, next_step="copy the file again")
 
 
 def missing_file(path: Path, root: Path, key: str = "") -> DatasetError:
@@ -125,11 +124,11 @@ def other_size(what: str, where: object, got: tuple[int, ...], expected: tuple[i
     return DatasetError(what, where=where, got=got, expected=expected, next_step=step)
 
 
-def bad_info_key(root: Path, key: str, value: object, expected: str) -> DatasetError:
-    """Return the error for a key of info.json that is missing or mistyped."""
-    where, step = root / "meta" / "info.json", "correct meta/info.json, or copy it again"
-    what, got = "a key of info.json is missing or mistyped", f"{key} = {value!r}"
-    return DatasetError(what, where=where, got=got, expected=expected, next_step=step)
+def bad_info_key(root: Path, key: str, value: object, expected: object, what: str = "") -> DatasetError:
+    """Return the error for a key of info.json; by default that it is missing or mistyped."""
+    what, where = what or "a key of info.json is missing or mistyped", root / "meta" / "info.json"
+    step = "correct meta/info.json, or copy it again"
+    return DatasetError(what, where=where, got=f"{key} = {value!r}", expected=expected, next_step=step)
 
 
 def _is_text(arrow: pa.DataType) -> bool:
@@ -137,22 +136,16 @@ def _is_text(arrow: pa.DataType) -> bool:
 
 
 def _is_kind(arrow: pa.DataType, kind: ColumnKind) -> bool:
-    is_text = _is_text(arrow)
+    if kind in ("integer", "number"):
+        return pa.types.is_integer(arrow) or pa.types.is_floating(arrow)
     is_list = pa.types.is_list(arrow) or pa.types.is_large_list(arrow)
-    is_number = pa.types.is_integer(arrow) or pa.types.is_floating(arrow)
-    return {
-        "integer": is_number,
-        "number": is_number,
-        "text": is_text,
-        "texts": is_text or pa.types.is_null(arrow) or (is_list and _is_text(arrow.value_type)),
-        "any": True,
-    }[kind]
+    texts = kind == "texts" and (pa.types.is_null(arrow) or (is_list and _is_text(arrow.value_type)))
+    return kind == "any" or texts or _is_text(arrow)
 
 
 def _integer(value: int | float, where: object) -> int:
     if not float(value).is_integer():
-        step = "write the true number"
-        raise DatasetError("a number must be an integer", where=where, got=value, next_step=step)
+        raise DatasetError("a number must be an integer", where=where, got=value, next_step="write the true number")
     return int(value)
 
 
@@ -160,8 +153,8 @@ def read_tasks(root: Path, version: str) -> dict[int, str]:
     """Read the task sentences by their index, in the table's order; indices may have gaps where a task was removed."""
     if version.startswith("v2"):
         path = root / "meta" / "tasks.jsonl"
-        rows = _json_lines(path, root, {"task_index": int, "task": str})
-        pairs = [(row["task_index"], row["task"]) for _, row in rows]
+        lines = _json_lines(path, root, {"task_index": int, "task": str})
+        pairs = [(row["task_index"], row["task"]) for _, row in lines]
     else:
         path = root / "meta" / "tasks.parquet"
         if not path.is_file():
@@ -176,9 +169,8 @@ def read_tasks(root: Path, version: str) -> dict[int, str]:
         pairs = list(zip(indices, table[text].to_pylist(), strict=True))
     numbers = [index for index, _ in pairs]
     if not pairs or len({*numbers}) < len(numbers) or not 0 <= min(numbers) <= max(numbers) < MAX_TASKS:
-        what, step = "each task must have its own task_index", "renumber them, in the rows' task_index too"
-        got, expected = sorted(numbers)[:20] or "no tasks", f"0 to {MAX_TASKS - 1}"
-        raise DatasetError(what, where=path, got=got, expected=expected, next_step=step)
+        what, got = f"each task must have its own task_index, below {MAX_TASKS}", sorted(numbers)[:20] or "no tasks"
+        raise DatasetError(what, where=path, got=got, next_step="renumber them, in the rows' task_index too")
     return dict(pairs)
 
 
@@ -201,8 +193,8 @@ def read_episodes(
         what, step = "episodes must be numbered without gaps from 0", "renumber them, or copy the dataset again"
         raise DatasetError(what, where=root / "meta", got=got, expected=gap, next_step=step)
     if empty := [episode.index for _, episode in rows if episode.length < 1]:
-        got, step = f"episode {empty[0]}", "leave it out of the tables, and renumber the episodes after it"
-        raise DatasetError("an episode must have a frame", where=root / "meta", got=got, next_step=step)
+        what, step = f"episode {empty[0]} must have a frame", "leave it out of the tables, and renumber those after it"
+        raise DatasetError(what, where=root / "meta", next_step=step)
     return tuple(episode for _, episode in rows), {name: UnusableCamera(error, True) for name, error in broken.items()}
 
 
@@ -215,18 +207,17 @@ def _v30_episodes(root: Path, info: Mapping[str, Any], videos: Mapping[str, str]
     paths = tables_in(folder)
     if not paths:
         got = sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))[:5] or "nothing"
-        what, expected, step = "the episodes table is missing", "chunk-*/file-*.parquet", "copy it again"
-        raise DatasetError(what, where=folder, got=got, expected=expected, next_step=f"{step}, or rename it back")
+        what, step = "the episodes table is missing", "copy chunk-*/file-*.parquet again, or rename it back"
+        raise DatasetError(what, where=folder, got=got, next_step=step)
     episodes: list[tuple[str, EpisodeRow]] = []
     broken: dict[str, DatasetError] = {}
     for path in paths:
         known = columns_of(path)
-        columns: dict[str, ColumnKind] = dict.fromkeys(
-            ("episode_index", "data/chunk_index", "data/file_index"), "integer"
-        )
-        columns |= {"length": "integer"} if "length" in known or "dataset_to_index" not in known else {}
         optional: dict[str, ColumnKind] = {EXTRA: "text", "tasks": "texts", **dict.fromkeys(ROW_RANGE, "integer")}
-        rows = read_table(path, columns | {key: optional[key] for key in optional if key in known}).to_pylist()
+        columns = {key: kind for key, kind in optional.items() if key in known}
+        columns |= dict.fromkeys(("episode_index", "data/chunk_index", "data/file_index"), "integer")
+        columns |= {"length": "integer"} if "length" in known or "dataset_to_index" not in known else {}
+        rows = read_table(path, columns).to_pylist()
         clips: list[dict[str, Clip]] = [{} for _ in rows]
         for camera, key in videos.items():
             try:
@@ -241,32 +232,32 @@ def _v30_episodes(root: Path, info: Mapping[str, Any], videos: Mapping[str, str]
 
 def _v30_clips(root: Path, info: Mapping[str, Any], key: str, path: Path, known: list[str]) -> Iterator[Clip]:
     """Yield one camera's clip of every row; `to_timestamp` is optional."""
-    chunk, file, start, end = (
-        f"videos/{key}/{part}" for part in ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
-    )
-    columns: dict[str, ColumnKind] = {chunk: "integer", file: "integer", start: "number"}
-    columns |= {end: "number"} if end in known else {}
+    start, end = f"videos/{key}/from_timestamp", f"videos/{key}/to_timestamp"
+    columns: dict[str, ColumnKind] = {f"videos/{key}/{part}": "integer" for part in FILE_NUMBERS}
+    columns |= {start: "number", end: "number"} if end in known else {start: "number"}
     for row in read_table(path, columns).to_pylist():
-        numbers = {name: _integer(row[name], f"{path} {name}") for name in (chunk, file)}
-        video = _path_of(root, info, "video_path", video_key=key, chunk_index=numbers[chunk], file_index=numbers[file])
+        video = _path_of(root, info, "video_path", video_key=key, **_file_numbers(row, f"videos/{key}", path))
         yield Clip(video, float(row[start]), None if row.get(end) is None else float(row[end]))
+
+
+def _file_numbers(row: Mapping[str, Any], folder: str, path: Path) -> dict[str, int]:
+    """Return the numbers in a row's file of `folder`, by their names in the path patterns of info.json."""
+    return {name: _integer(row[f"{folder}/{name}"], f"{path} {folder}/{name}") for name in FILE_NUMBERS}
 
 
 def _v30_episode(
     root: Path, info: Mapping[str, Any], path: Path, row: dict[str, Any], clips: Mapping[str, Clip]
 ) -> EpisodeRow:
-    parts = ("episode_index", "length", "data/chunk_index", "data/file_index", *ROW_RANGE)
+    parts = ("episode_index", "length", *ROW_RANGE)
     numbers = {key: _integer(row[key], f"{path} {key}") for key in parts if key in row}
     rows = (numbers[ROW_RANGE[0]], numbers[ROW_RANGE[1]]) if numbers.keys() >= {*ROW_RANGE} else None
     length = numbers["length"] if "length" in numbers or rows is None else rows[1] - rows[0]
-    file = {"chunk_index": numbers["data/chunk_index"], "file_index": numbers["data/file_index"]}
-    data_path = _path_of(root, info, "data_path", **file)
+    data_path = _path_of(root, info, "data_path", **_file_numbers(row, "data", path))
     try:
         extra = json.loads(row.get(EXTRA, "{}"))
     except ValueError as error:
-        where = f"{path} {EXTRA} of episode {row['episode_index']}"
-        what, step = "a column must hold JSON", "write a JSON object there, as {}"
-        raise DatasetError(what, where=where, got=row[EXTRA], next_step=step) from error
+        what, where = "a column must hold JSON objects, as {}", f"{path} {EXTRA} of episode {row['episode_index']}"
+        raise DatasetError(what, where=where, got=row[EXTRA], next_step="correct the column") from error
     tasks = row.get("tasks") or ()
     tasks = (tasks,) if isinstance(tasks, str) else tuple(tasks)
     return EpisodeRow(numbers["episode_index"], length, tasks, data_path, clips, extra, rows)
@@ -296,18 +287,18 @@ def _v2_episodes(root: Path, info: Mapping[str, Any], videos: Mapping[str, str])
 
 
 def _path_of(root: Path, info: Mapping[str, Any], key: str, **parts: Any) -> Path:
-    pattern, where = info.get(key), f"{root / 'meta' / 'info.json'} {key}"
+    pattern = info.get(key)
     if not isinstance(pattern, str):
         raise bad_info_key(root, key, pattern, "a path")
     try:
         # file names are UTF-8 even if the locale's encoding is another
         path = Path(os.fsdecode(pattern.format(**parts).encode()))
     except (KeyError, ValueError, IndexError, AttributeError, TypeError) as error:
-        what, expected, step = "a path pattern has an unknown part", sorted(parts), "correct it in meta/info.json"
-        raise DatasetError(what, where=where, got=pattern, expected=expected, next_step=step) from error
+        raise bad_info_key(root, key, pattern, sorted(parts), "a path pattern has an unknown part") from error
     if path.is_absolute():
-        what, step = "a path pattern must stay within the dataset's folder", "correct it in meta/info.json"
-        raise DatasetError(what, where=where, got=pattern, next_step=step)
+        raise bad_info_key(
+            root, key, pattern, "a relative path", "a path pattern must stay within the dataset's folder"
+        )
     return root / path
 
 
@@ -321,10 +312,7 @@ def _json_lines(path: Path, root: Path, kinds: Mapping[str, type]) -> list[tuple
         what, got = "a file of the dataset is not UTF-8", likely_cause(path) or error
         raise DatasetError(what, where=path, got=got, next_step="save it as UTF-8") from error
     rows = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
+    for where, line in ((f"{path}:{number}", line) for number, line in enumerate(lines, 1) if line.strip()):
         try:
             row = json.loads(line)
         except ValueError as error:

@@ -15,42 +15,16 @@ from typing import Any, TypeVar
 import numpy as np
 from jaxtyping import Float64, Int64, UInt8
 
-from lightwam.data.lerobot.columns import column_problems, table_problems, task_order_problem, total_problem
+from lightwam.data.lerobot import columns
 from lightwam.data.lerobot.decoder import FrameDecoder
-from lightwam.data.lerobot.features import (
-    ACTION,
-    STATE,
-    Camera,
-    FeatureNames,
-    UnusableCamera,
-    proposal,
-    read_cameras,
-    vector_feature,
-)
-from lightwam.data.lerobot.meta import (
-    EpisodeRow,
-    bad_info_key,
-    missing_file,
-    read_episodes,
-    read_tasks,
-    tables_in,
-)
-from lightwam.data.lerobot.rows import (
-    Layout,
-    OnProblem,
-    Rows,
-    Vectors,
-    clip_location,
-    clip_problems,
-    raise_problem,
-    read_rows,
-)
+from lightwam.data.lerobot.features import ACTION, STATE, FeatureNames, proposal, read_cameras, vector_feature
+from lightwam.data.lerobot.meta import EpisodeRow, bad_info_key, missing_file, read_episodes, read_tasks, tables_in
+from lightwam.data.lerobot.rows import Layout, OnProblem, Rows, Vectors, raise_problem, read_rows
 from lightwam.data.statistics import FeatureStats, measure
 from lightwam.errors import DatasetError, did_you_mean
 from lightwam.system.files import file_fingerprint, read_json
 from lightwam.system.progress import OnProgress, no_progress
 
-VERSIONS = ("v3.0", "v2.1", "v2.0")
 Part = TypeVar("Part")
 
 
@@ -74,7 +48,7 @@ class LeRobotDataset:
             raise DatasetError("no dataset here", where=self.root, expected="meta/info.json", next_step=step)
         self.info = read_json(info_path)
         self.version = f"v{str(self._info('codebase_version', str, 'text')).removeprefix('v')}"
-        if self.version not in VERSIONS:
+        if self.version not in ("v3.0", "v2.1", "v2.0"):
             what, step = "codebase_version must be v3.0, v2.1 or v2.0", "convert it with LeRobot's own converters"
             raise DatasetError(what, where=info_path, got=self.version, next_step=step)
         self.fps = float(self._info("fps", (int, float), "a number"))
@@ -84,7 +58,7 @@ class LeRobotDataset:
         self._read_meta(self._info("features", dict, "an object"), str(info_path), on_problem)
         self._checked_cameras: set[str] = set()
         for key, expected in (("total_episodes", self.num_episodes), ("total_frames", self.num_frames)):
-            for problem in total_problem(self.info, key, expected, self.root):
+            for problem in columns.total_problem(self.info, key, expected, self.root):
                 on_problem(problem)
         for path in sorted({episode.data_path for episode in self.episodes}):
             if not path.is_file():
@@ -94,30 +68,27 @@ class LeRobotDataset:
         """Read features, tasks and episodes; raise the first problem after all of them were tried."""
         lost: list[DatasetError] = []
 
-        def attempt(read: Callable[[], Part], default: Part) -> Part:
+        def attempt(read: Callable[[], Part]) -> Part | None:
             try:
                 return read()
             except DatasetError as problem:
                 on_problem(problem)
                 lost.append(problem)
-                return default
+                return None
 
-        names, no_vector = self.names, (0, tuple[str, ...]())
-        self.state_dim, self.state_names = attempt(
-            lambda: vector_feature(features, names.state, names, where), no_vector
-        )
-        self.action_dim, self.action_names = attempt(
-            lambda: vector_feature(features, names.action, names, where), no_vector
-        )
-        no_cameras = dict[str, Camera](), dict[str, UnusableCamera]()
-        cameras, self.left_out = attempt(lambda: read_cameras(features, names, where), no_cameras)
-        self._task_table = attempt(lambda: read_tasks(self.root, self.version), dict[int, str]())
-        self.tasks = tuple(self._task_table.get(i, "") for i in range(max(self._task_table, default=-1) + 1))
-        no_episodes = tuple[EpisodeRow, ...](), dict[str, UnusableCamera]()
-        self.episodes, broken = attempt(lambda: read_episodes(self.root, self.version, self.info, cameras), no_episodes)
-        if lost:
+        names = self.names
+        state = attempt(lambda: vector_feature(features, names.state, names, where))
+        action = attempt(lambda: vector_feature(features, names.action, names, where))
+        known = attempt(lambda: read_cameras(features, names, where))
+        tasks = attempt(lambda: read_tasks(self.root, self.version))
+        cameras, left_out = known or ({}, {})
+        table = attempt(lambda: read_episodes(self.root, self.version, self.info, cameras))
+        if state is None or action is None or tasks is None or table is None or lost:
             raise lost[0]
-        self.left_out = self.left_out | broken
+        (self.state_dim, self.state_names), (self.action_dim, self.action_names) = state, action
+        self._task_table, (self.episodes, broken) = tasks, table
+        self.tasks = tuple(tasks.get(i, "") for i in range(max(tasks) + 1))
+        self.left_out = left_out | broken
         self._cameras = {name: camera for name, camera in cameras.items() if name not in broken}
         self.cameras = {name: camera.size for name, camera in self._cameras.items()}
         if not self.cameras:
@@ -189,10 +160,10 @@ class LeRobotDataset:
 
     def problems(self, rows: Rows, progress: OnProgress = no_progress) -> Iterator[DatasetError]:
         """Yield what is wrong with the columns of `rows` and with the pictures, decoding all that can be decoded."""
-        yield from column_problems(rows, self.episodes, self.episode_start)
-        yield from total_problem(self.info, "total_tasks", len(self._task_table), self.root)
-        yield from task_order_problem(self.root, self.version, self._task_table)
-        yield from table_problems(self.root)
+        yield from columns.column_problems(rows, self.episodes, self.episode_start)
+        yield from columns.total_problem(self.info, "total_tasks", len(self._task_table), self.root)
+        yield from columns.task_order_problem(self.root, self.version, self._task_table)
+        yield from columns.table_problems(self.root)
         for left in self.left_out.values():
             if left.broken:
                 yield left.reason
@@ -256,7 +227,7 @@ class LeRobotDataset:
         """Return the locations at which a problem prevents decoding an episode's pictures."""
         if self._cameras[camera].stored == "image":
             return set()
-        return {episode.clips[camera].path, clip_location(episode, camera)}
+        return {episode.clips[camera].path, columns.clip_location(episode, camera)}
 
     def _camera_problems(self, name: str, vectors: Vectors, broken: frozenset[int]) -> Iterator[DatasetError]:
         """Yield what is wrong with a camera's files, without decoding pictures."""
@@ -268,7 +239,7 @@ class LeRobotDataset:
         if self.version == "v3.0" and vectors.timestamp is not None:
             ends = vectors.timestamp[self.episode_start[1:] - 1].tolist()
             last = {index: end for index, end in enumerate(ends) if index not in broken}
-            yield from clip_problems(self.episodes, name, last, 1 / self.fps)
+            yield from columns.clip_problems(self.episodes, name, last, 1 / self.fps)
 
     def _info(self, key: str, kind: Any, expected: str) -> Any:
         value = self.info.get(key)

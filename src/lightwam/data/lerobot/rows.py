@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +12,11 @@ import pyarrow as pa
 from jaxtyping import Float32, Float64, Int64
 
 from lightwam.data.lerobot.features import ACTION, STATE, FeatureNames
-from lightwam.data.lerobot.meta import Clip, ColumnKind, EpisodeRow, columns_of, missing_file, read_table
-from lightwam.errors import DatasetError
+from lightwam.data.lerobot.meta import ColumnKind, EpisodeRow, columns_of, missing_file, read_table
+from lightwam.errors import DatasetError, first_few
 
 OnProblem = Callable[[DatasetError], None]
 """handles a problem: raises it, or collects it so that reading continues"""
-SLACK = 1e-3
-"""seconds: tolerance when times in the tables are compared"""
 INDICES = ("episode_index", "task_index")
 OPTIONAL = ("timestamp", "frame_index", "index")
 """columns that may be missing"""
@@ -80,34 +78,31 @@ def read_rows(layout: Layout, on_problem: OnProblem = raise_problem) -> Rows:
         action = np.zeros((count, layout.action_dim), np.float32)
     except MemoryError as error:
         longest = max(layout.episodes, key=lambda episode: episode.length)
-        what, got = "more frames than memory holds", f"{count}, of which {longest.length} in episode {longest.index}"
-        step = "correct length in meta/episodes"
-        raise DatasetError(what, where=layout.root / "meta", got=got, next_step=step) from error
+        got, step = f"{count}, of which {longest.length} in episode {longest.index}", "correct length in meta/episodes"
+        raise DatasetError("more frames than memory holds", where=layout.root, got=got, next_step=step) from error
     task, time, index = np.zeros(count, np.int64), np.zeros(count, np.float64), np.zeros(count, np.int64)
     has_time = has_index = True
-    table: _Table | None = None
-    path: Path | None = None
     broken: set[int] = set()
     unlisted: dict[Path, tuple[int, ...]] = {}
-    for episode, start in zip(layout.episodes, layout.starts[:-1].tolist(), strict=True):
-        if path != episode.data_path:
-            path, table = episode.data_path, None
-            try:
-                table = _Table(path, layout)
-                unlisted |= table.unlisted()
-            except DatasetError as error:
-                on_problem(error)
-        problems = [] if table is None else [*table.problems(episode)]
-        for problem in problems:
-            on_problem(problem)
-        if table is None or problems:
-            broken.add(episode.index)
+    for path, episodes in groupby(layout.episodes, lambda episode: episode.data_path):
+        try:
+            table = _Table(path, layout)
+        except DatasetError as error:
+            on_problem(error)
+            broken |= {episode.index for episode in episodes}
             continue
-        rows, span = table.rows_of(episode), slice(start, start + episode.length)
-        state[span], action[span], task[span] = table.state[rows], table.action[rows], table.task[rows]
+        unlisted |= table.unlisted()
         has_time, has_index = has_time and table.time is not None, has_index and table.index is not None
-        time[span] = 0 if table.time is None else table.time[rows]
-        index[span] = 0 if table.index is None else table.index[rows]
+        for episode in episodes:
+            if problems := [*table.problems(episode)]:
+                broken.add(episode.index)
+                for problem in problems:
+                    on_problem(problem)
+                continue
+            rows, span = table.rows_of(episode), slice(*layout.starts[episode.index : episode.index + 2])
+            state[span], action[span], task[span] = table.state[rows], table.action[rows], table.task[rows]
+            time[span] = 0 if table.time is None else table.time[rows]
+            index[span] = 0 if table.index is None else table.index[rows]
     vectors = Vectors(state, action, task[layout.starts[:-1]], task, time if has_time else None)
     return Rows(vectors, index if has_index else None, frozenset(broken), unlisted)
 
@@ -137,8 +132,8 @@ class _Table:
         self._order = np.argsort(integers["episode_index"], kind="stable")
         self._episode = integers["episode_index"][self._order]
         if self.time is None and layout.has_videos:
-            step = "add it: the row's seconds in the episode's video (frame_index / fps, if no row was removed)"
-            raise DatasetError("a column is missing", where=path, got=known, expected="timestamp", next_step=step)
+            step = "add the row's seconds in the episode's video (frame_index / fps, if no row was removed)"
+            raise DatasetError("the column timestamp is missing", where=path, got=known, next_step=step)
 
     def rows_of(self, episode: EpisodeRow) -> Int64[np.ndarray, " T"]:
         """Return the numbers of the episode's rows, in the file's order."""
@@ -165,29 +160,28 @@ class _Table:
         yield from self._task_problems(self.task[rows], episode, where)
 
     def _other_length(self, episode: EpisodeRow, got: int, where: str) -> DatasetError:
-        if not got:
-            others = {other.data_path for other in self._layout.episodes} - {self.path}
-            for path in sorted(path for path in others if path.is_file()):
-                if (read_table(path, {"episode_index": "integer"})["episode_index"].to_numpy() == episode.index).any():
-                    what, step = "an episode's rows are in another file than the tables say", "rename the file back"
-                    return DatasetError(what, where=where, got=path, expected=self.path, next_step=step)
-            present = np.unique(self._episode)[:5].tolist()
-            rows = f"rows of episodes {present}" if present else "no rows"
-            what, step = "a data file lacks an episode", "was a file renamed or swapped? else copy the dataset again"
-            return DatasetError(what, where=where, got=rows, expected=episode.index, next_step=step)
-        return other_length(where, got, episode.length)
+        if got:
+            return other_length(where, got, episode.length)
+        others = {other.data_path for other in self._layout.episodes} - {self.path}
+        for path in sorted(path for path in others if path.is_file()):
+            if (read_table(path, {"episode_index": "integer"})["episode_index"].to_numpy() == episode.index).any():
+                what = "an episode's rows are in another file than the tables say"
+                return DatasetError(what, where=where, got=path, expected=self.path, next_step="rename the file back")
+        rows = f"rows of episodes {np.unique(self._episode)[:5].tolist()}"
+        what, step = "a data file lacks an episode", "was a file renamed or swapped? else copy the dataset again"
+        return DatasetError(what, where=where, got=rows, expected=episode.index, next_step=step)
 
     def _task_problems(self, task: Int64[np.ndarray, " T"], episode: EpisodeRow, where: str) -> Iterator[DatasetError]:
         tasks = self._layout.tasks
         for index in np.unique(task).tolist():
             if index not in tasks:
-                expected = "one of " + ", ".join(map(str, sorted(tasks)[:20])) + ", ..." * (len(tasks) > 20)
+                expected = "one of " + first_few([*map(str, sorted(tasks))], 20)
                 what, step = "a task_index has no sentence", "add it to meta/tasks, or correct the rows' task_index"
                 yield DatasetError(what, where=where, got=index, expected=expected, next_step=step)
             elif episode.tasks and tasks[index] not in episode.tasks:
                 what, got = "tables disagree on an episode's task", f"task_index {index}, {tasks[index]!r}"
-                expected = f"as in meta/episodes: {', '.join(map(repr, episode.tasks))}"
-                yield DatasetError(what, where=where, got=got, expected=expected, next_step="correct the wrong one")
+                step = f"correct it, or meta/episodes, where it is {' or '.join(map(repr, episode.tasks))}"
+                yield DatasetError(what, where=where, got=got, next_step=step)
 
 
 def _time_problems(
@@ -203,19 +197,19 @@ def _time_problems(
         return
     if (bad := np.flatnonzero(np.diff(time) < 0)).size:
         row = int(bad[0]) + 1
-        what, got = "an episode's rows must be in order of time", f"{time[row]:.4f} s after {time[row - 1]:.4f} s"
-        step = "sort the rows by episode_index and timestamp"
-        yield DatasetError(what, where=f"{where} row {row}", got=f"timestamp {got}", next_step=step)
+        got, step = f"timestamp {time[row]:.4f} s after {time[row - 1]:.4f} s", "sort by episode_index and timestamp"
+        what = "an episode's rows must be in order of time"
+        yield DatasetError(what, where=f"{where} row {row}", got=got, next_step=step)
         return
-    if frame is None or (frame == np.arange(len(frame))).all():
+    if frame is None or not (bad := np.flatnonzero(frame != np.arange(len(frame)))).size:
         return
     rate = frame[-1] / time[-1] if time[-1] > 0 else 0.0
     if (np.diff(frame) > 0).all() and np.abs(time * rate - frame).max() < 0.25:
         return
-    row = int(np.flatnonzero(frame != np.arange(len(frame)))[0])
+    row = int(bad[0])
     what, got = "frame_index and timestamp disagree", f"frame_index {frame[row]} at {time[row]:.4f} s"
+    step = "timestamp selects a row's picture (as in LeRobot): correct it, or write frame_index as 0, 1, 2, ..."
     expected = f"{row}, or a frame_index that grows with timestamp"
-    step = "as in LeRobot, timestamp selects a row's picture: correct it, or write frame_index as 0, 1, 2, ..."
     yield DatasetError(what, where=f"{where} row {row}", got=got, expected=expected, next_step=step)
 
 
@@ -225,9 +219,8 @@ def not_finite(values: np.ndarray, where: str) -> DatasetError | None:
     if not len(bad):
         return None
     frame, dim = map(int, bad[0])
-    got = f"{float(values[frame, dim])}" + (f", the first of {len(bad)}" if len(bad) > 1 else "")
-    what, where = "a value is not finite", f"{where} frame {frame} dim {dim}"
-    return DatasetError(what, where=where, got=got, next_step="repair or leave out this episode")
+    where, got = f"{where} frame {frame} dim {dim}", f"{values[frame, dim]}, the first of {len(bad)} such"
+    return DatasetError("a value is not finite", where=where, got=got, next_step="repair or leave out this episode")
 
 
 def other_length(where: str, got: int, expected: int) -> DatasetError:
@@ -243,50 +236,10 @@ def check_finite(values: np.ndarray, where: str) -> None:
         raise problem
 
 
-def clip_location(episode: EpisodeRow, camera: str) -> str:
-    """Name the row of the episodes table that has an episode's part of a camera's video, for errors."""
-    return f"meta/episodes, episode {episode.index}, camera {camera}"
-
-
-def clip_problems(
-    episodes: Sequence[EpisodeRow], camera: str, last: Mapping[int, float], frame_time: float
-) -> Iterator[DatasetError]:
-    """Yield where an episode's part of a camera's video contradicts its end, its rows, or the next episode's part.
-
-    `last`: episode -> timestamp of its last row, for episodes without problems. Every row's picture must come before
-    the next episode's first one; a clip may be longer than its rows, so its true end is not known here.
-    """
-    files: dict[Path, list[tuple[Clip, EpisodeRow]]] = {}
-    for episode in episodes:
-        clip, where = episode.clips[camera], clip_location(episode, camera)
-        if not np.isfinite([clip.start, clip.end or 0.0]).all():
-            got, step = f"from_timestamp {clip.start}, to_timestamp {clip.end}", "write seconds from the file's start"
-            what = "an episode's time in its video is not finite"
-            yield DatasetError(what, where=where, got=got, next_step=step)
-            continue
-        files.setdefault(clip.path, []).append((clip, episode))
-        if clip.end is not None and episode.index in last and clip.start + last[episode.index] > clip.end + SLACK:
-            what = "from_timestamp, to_timestamp and the rows' timestamp disagree"
-            got = f"{clip.start:.4f} s + {last[episode.index]:.4f} s of the last row"
-            expected, step = f"before to_timestamp, {clip.end:.4f} s", "correct the wrong one"
-            yield DatasetError(what, where=where, got=got, expected=expected, next_step=step)
-    for path, clips in files.items():
-        clips.sort(key=lambda pair: pair[0].start)
-        for (clip, episode), (after, other) in pairwise(clips):
-            row = clip.start + last.get(episode.index, 0.0)
-            end = row if clip.end is None else max(row, clip.end)
-            if row > after.start - SLACK or end > after.start + 0.25 * frame_time:
-                got = f"episode {episode.index} {clip.start:.4f} to {end:.4f} s, episode {other.index} from "
-                step = "correct from_timestamp and to_timestamp in meta/episodes"
-                what, got = "two episodes overlap in a video", f"{got}{after.start:.4f} s"
-                yield DatasetError(what, where=str(path), got=got, next_step=step)
-
-
 def _integers(values: np.ndarray, where: str) -> Int64[np.ndarray, " rows"]:
     if (bad := np.flatnonzero(~np.isfinite(values) | (values != np.rint(values)))).size:
-        row = int(bad[0])
-        what, step = "a column must hold integers", "write it as int64"
-        raise DatasetError(what, where=f"{where} row {row}", got=float(values[row]), next_step=step)
+        where, got = f"{where} row {bad[0]}", float(values[bad[0]])
+        raise DatasetError("a column must hold integers", where=where, got=got, next_step="write it as int64")
     return values.astype(np.int64)
 
 
@@ -296,21 +249,19 @@ def _matrix(table: pa.Table, name: str, dim: int, path: Path) -> np.ndarray:
     is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     number = kind.value_type if is_list else kind
     if not (pa.types.is_floating(number) or pa.types.is_integer(number)):
-        what, step = f"a column must hold lists of {dim} numbers", "write the dataset again with them"
-        raise DatasetError(what, where=where, got=kind, next_step=step)
+        what = f"a column must hold lists of {dim} numbers"
+        raise DatasetError(what, where=where, got=kind, next_step="write the dataset again with them")
     for chunk in table.column(name).chunks:
-        rows = len(chunk)
+        widths = [kind.list_size if pa.types.is_fixed_size_list(kind) else 1]
         if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-            widths = np.unique(chunk.value_lengths().to_numpy(zero_copy_only=False))
-        else:
-            widths = np.array([kind.list_size if pa.types.is_fixed_size_list(kind) else 1])
-        if chunk.null_count or widths.tolist() not in ([], [dim]):
-            got = "rows without a value" if chunk.null_count else f"widths {widths.tolist()}"
+            widths = np.unique(chunk.value_lengths().to_numpy(zero_copy_only=False)).tolist()
+        if chunk.null_count or widths not in ([], [dim]):
+            got = "rows without a value" if chunk.null_count else f"widths {widths}"
             what, step = "a column has another width than info.json says", "correct the shape there, or the rows"
             raise DatasetError(what, where=where, got=got, expected=dim, next_step=step)
         values = chunk.flatten() if is_list else chunk
         if values.null_count:
             got, step = f"{values.null_count} empty values", "fill them, or leave those episodes out"
             raise DatasetError("a column has gaps", where=where, got=got, next_step=step)
-        pieces.append(values.to_numpy(zero_copy_only=False).reshape(rows, dim))
+        pieces.append(values.to_numpy(zero_copy_only=False).reshape(len(chunk), dim))
     return np.concatenate(pieces) if pieces else np.empty((0, dim), np.float32)

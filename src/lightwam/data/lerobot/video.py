@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -76,18 +77,16 @@ def join_videos(parts: Sequence[Path], lengths: Sequence[int], fps: int, path: P
     with av.open(str(path), "w", format="mp4") as joined:
         target: Any = None
         setup: bytes | None = None
-        frames_before = 0
-        for part, length in zip(parts, lengths, strict=True):
+        for part, length, end in zip(parts, lengths, accumulate(lengths), strict=True):
             with av.open(str(part)) as container:
                 source = container.streams.video[0]
                 if target is None:
                     target, setup = joined.add_stream_from_template(source), source.codec_context.extradata
                 if source.codec_context.extradata != setup:
                     raise DatasetError("clips of one dataset were encoded differently", where=f"{part}, {parts[0]}")
-                count = _append_packets(joined, target, container.demux(source), frames_before, fps)
+                count = _append_packets(joined, target, container.demux(source), end - length, fps)
             if count != length:
                 raise DatasetError("a clip has another length than its episode", where=part, got=count, expected=length)
-            frames_before += length
 
 
 def _append_packets(joined: Any, target: Any, packets: Iterator[Any], frames_before: int, fps: int) -> int:
@@ -104,11 +103,14 @@ def _append_packets(joined: Any, target: Any, packets: Iterator[Any], frames_bef
     return count
 
 
-def _no_picture(where: str, moment: float, before: float | None, after: float) -> DatasetError:
-    got = f"frames at {before:.4f} and {after:.4f} s" if before is not None else f"the first frame at {after:.4f} s"
-    expected = f"one within {TOLERANCE} s of {moment:.4f} s (from_timestamp + timestamp; LeRobot refuses others, too)"
-    what, step = "the video has no frame at a row's time", "correct one of these times, or leave this episode out"
-    return DatasetError(what, where=where, got=got, expected=expected, next_step=step)
+def _no_frame(where: str, moment: float, before: float | None, after: float | None) -> DatasetError:
+    """Return the error for a row's time without a frame; `before` and `after` are the times of its neighbours."""
+    what = "a video is shorter than its episode" if after is None else "the video has no frame at a row's time"
+    times, step = [time for time in (before, after) if time is not None], "copy it again, or correct these times"
+    words = "frames" if len(times) == 2 else "the last frame" if after is None else "the first frame"
+    got = f"{words} at {' and '.join(f'{time:.4f}' for time in times)} s" if times else "no frame"
+    expected = f"one within {TOLERANCE} s of {moment:.4f} s (from_timestamp + timestamp), as in LeRobot"
+    return DatasetError(what, where=where, got=got, expected=expected, next_step=f"{step}, or leave this episode out")
 
 
 class VideoReader:
@@ -183,16 +185,12 @@ class VideoReader:
                 self._latest, self._moment = frame, time
                 if time < moment + slack:
                     return frame
-                raise _no_picture(f"{self.path} {what}", moment, before, time)
+                raise _no_frame(f"{self.path} {what}", moment, before, time)
         except av.FFmpegError as error:
             self._latest = None
             raise self._broken(error) from error
         self._latest = None
-        got = "no frame" if before is None else f"the last frame at {before:.4f} s"
-        expected = f"one at {moment:.4f} s (from_timestamp + timestamp)"
-        step = "copy the dataset again, correct the times, or leave this episode out"
-        where, what = f"{self.path} {what}", "a video is shorter than its episode"
-        raise DatasetError(what, where=where, got=got, expected=expected, next_step=step)
+        raise _no_frame(f"{self.path} {what}", moment, before, None)
 
     def _copy(self, frame: Any, out: UInt8[np.ndarray, "height width 3"]) -> None:
         plane: Any = self._convert(frame).planes[0]

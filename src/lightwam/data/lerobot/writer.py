@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from lightwam.data.lerobot.features import ACTION, STATE
-from lightwam.data.lerobot.merge import DatasetSchema, merge_episodes
+from lightwam.data.lerobot.merge import DatasetSchema, EpisodeMerge
 from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.data.lerobot.rows import check_finite
 from lightwam.data.lerobot.video import encode_video
@@ -84,7 +84,7 @@ class LeRobotWriter:
 
     @property
     def notes(self) -> tuple[EpisodeNote, ...]:
-        """Task, length and extra of every complete episode: enough to continue without repeating a seed."""
+        """Task, length and extra of every complete episode, merged or not: enough to continue without repeating any."""
         return tuple(self._notes)
 
     def add_episode(
@@ -130,7 +130,7 @@ class LeRobotWriter:
             sizes = [file.stat().st_size for folder in folders for file in folder.iterdir()]
             again = "continue: all episodes are kept"
             with explain_disk_errors(self.root, DatasetError, num_bytes=sum(sizes), resume_hint=again):
-                _swap_meta(self.root, merge_episodes(self.root, folders, self._dataset, self.robot))
+                _swap_meta(self.root, EpisodeMerge(self.root, folders, self._dataset, self.robot).run())
         shutil.rmtree(self.incoming, ignore_errors=True)
         self._dataset = LeRobotDataset(self.root) if self._notes else None
 
@@ -159,9 +159,8 @@ class LeRobotWriter:
                     shutil.rmtree(folder)
         for index, folder in enumerate(self._incoming_folders(), merged):
             if folder.name != f"episode_{index:06d}":
-                what, expected = "an incoming episode is missing", f"episode_{index:06d}"
-                step = "rename the folders to close the gap"
-                raise DatasetError(what, where=self.incoming, got=folder.name, expected=expected, next_step=step)
+                what, step = f"episode_{index:06d} is missing", "rename the folders to close the gap"
+                raise DatasetError(what, where=self.incoming, got=folder.name, next_step=step)
             note = read_json(folder / "episode.json")
             self._notes.append(EpisodeNote(note["task"], note["length"], note["extra"]))
 
@@ -178,21 +177,19 @@ class LeRobotWriter:
         if not isinstance(task, str) or not task.strip():
             raise DatasetError("an episode must have a task sentence", where=where, got=repr(task))
         robot, length = self.robot, len(state)
-        if sorted(frames) != sorted(robot.cameras):
-            expected = sorted(robot.cameras)
-            raise DatasetError("an episode has other cameras", where=where, got=sorted(frames), expected=expected)
+        if (names := sorted(robot.cameras)) != sorted(frames):
+            raise DatasetError("an episode has other cameras", where=where, got=sorted(frames), expected=names)
         if length == 0:
             raise DatasetError("an episode is empty", where=where)
         for name, values, dim in ((STATE, state, len(robot.state_names)), (ACTION, action, len(robot.action_names))):
-            what, got = "an array has the wrong shape", np.shape(values)
+            at, got = f"{where} {name}", np.shape(values)
             if got != (length, dim):
-                raise DatasetError(what, where=f"{where} {name}", got=got, expected=(length, dim))
-            check_finite(np.asarray(values), f"{where} {name}")
+                raise DatasetError("an array has the wrong shape", where=at, got=got, expected=(length, dim))
+            check_finite(np.asarray(values), at)
         for camera, size in robot.cameras.items():
-            got, shape = (frames[camera].dtype, frames[camera].shape), (length, *size, 3)
-            if got != (np.uint8, shape):
-                what, at = "pictures have the wrong shape or dtype", f"{where} camera {camera!r}"
-                raise DatasetError(what, where=at, got=got, expected=("uint8", shape))
+            at, pictures = f"{where} camera {camera!r}", (frames[camera].dtype, frames[camera].shape)
+            if pictures != (expected := (np.dtype("uint8"), (length, *size, 3))):
+                raise DatasetError("pictures have the wrong dtype or shape", where=at, got=pictures, expected=expected)
 
 
 def _check_robot(robot: DatasetSchema) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,8 @@ from lightwam.config.libero_protocols import ACTION_NAMES, FPS, ROBOT, STATE_NAM
 from lightwam.config.schema import ConvertConfig
 from lightwam.data.lerobot.features import FeatureNames
 from lightwam.data.lerobot.writer import EpisodeNote, LeRobotWriter
-from lightwam.data.libero.sources import DemoName, Orientation, Source, SourceDemo, open_source
+from lightwam.data.libero.hdf5 import Demo
+from lightwam.data.libero.sources import DemoName, Orientation, Source, open_source
 from lightwam.errors import DatasetError
 from lightwam.system.progress import Progress
 from lightwam.system.workers import interrupt_as_flag
@@ -89,8 +91,8 @@ def gripper_convention(values: Float32[np.ndarray, " N"], stated: str, where: st
     if stated in possible or (stated == "auto" and len(possible) == 1):
         return "zero-one" if stated == "zero-one" or possible == {"zero-one"} else "minus-one-one"
     if stated == "auto" and possible:
-        what, step = "the gripper's actions fit two conventions", "--gripper zero-one or minus-one-one"
-        raise DatasetError(what, where=where, got=got, next_step=step)
+        step = "--gripper zero-one or minus-one-one"
+        raise DatasetError("the gripper's actions fit two conventions", where=where, got=got, next_step=step)
     what, expected = "the gripper's actions do not follow the convention", "0 to 1, or -1 to 1"
     step = f"--gripper {min(possible)}" if possible else "correct the source's actions"
     expected = expected if stated == "auto" else stated
@@ -117,7 +119,7 @@ class _Conversion:
     def __init__(self, source: Source, root: Path, config: ConvertConfig, say: Callable[[str], None]) -> None:
         self.source, self.root, self.config, self.say = source, root, config, say
         self.orientation: Orientation = source.orientation if config.orientation == "auto" else config.orientation
-        self.gripper = gripper_convention(source.gripper(), config.gripper, str(source.path))
+        self.gripper = gripper_convention(source.gripper, config.gripper, str(source.path))
         resolved = {"source": source.kind, "orientation": self.orientation, "gripper": self.gripper}
         self.settings = asdict(config) | resolved
         self.writer = LeRobotWriter(root, FPS, ROBOT, source.sizes, STATE_NAMES, ACTION_NAMES)
@@ -171,7 +173,7 @@ class _Conversion:
         self._add(demo, ~idle, extra)
         self.skipped = []
 
-    def _add(self, demo: SourceDemo, kept: Bool[np.ndarray, " T"], extra: dict[str, Any]) -> None:
+    def _add(self, demo: Demo, kept: Bool[np.ndarray, " T"], extra: dict[str, Any]) -> None:
         frames = {camera: clip[kept] for camera, clip in demo.frames.items()}
         if self.orientation == "upside-down":
             frames = {camera: clip[:, ::-1, ::-1] for camera, clip in frames.items()}
@@ -183,7 +185,7 @@ class _Conversion:
     def _done(self, notes: Sequence[EpisodeNote]) -> set[DemoName]:
         """Return the demonstrations that were converted or skipped; DatasetError when they are of another source."""
         done: set[DemoName] = set()
-        known, prints = set(self.source.names), dict[str, str]()
+        known, fingerprint = set(self.source.names), cache(self.source.fingerprint)
         for index, note in enumerate(notes):
             extra, where = note.extra, f"{self.root} episode {index}"
             if extra.get("settings") != self.settings:
@@ -191,10 +193,8 @@ class _Conversion:
             name = DemoName(extra["file"], extra["demo"])
             if name not in known:
                 raise _other_settings(where, name, f"a demonstration of {self.source.path}")
-            if name.file not in prints:
-                prints[name.file] = self.source.fingerprint(name.file)
-            if extra["fingerprint"] != prints[name.file]:
-                raise _other_settings(f"{where}, from {name}", extra["fingerprint"], prints[name.file])
+            if extra["fingerprint"] != (now := fingerprint(name.file)):
+                raise _other_settings(f"{where}, from {name}", extra["fingerprint"], now)
             done |= {name, *(DemoName(**other) for other in extra["skipped"])}
         return done
 

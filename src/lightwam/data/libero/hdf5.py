@@ -21,28 +21,28 @@ from lightwam.errors import DatasetError
 SUFFIX = "_demo.hdf5"
 CAMERAS = {"agentview": "obs/agentview_rgb", "wrist": "obs/eye_in_hand_rgb"}
 ROWS: Mapping[str, tuple[int | None, ...]] = {
-    "actions": (7,), "obs/ee_pos": (3,), "obs/ee_ori": (3,), "obs/gripper_states": (2,), "obs/joint_states": (7,),
-    "states": (None,), "rewards": (), "dones": (), **{key: (None, None, 3) for key in CAMERAS.values()},
-}  # fmt: skip
+    "actions": (7,),
+    **{"obs/ee_pos": (3,), "obs/ee_ori": (3,), "obs/gripper_states": (2,), "obs/joint_states": (7,)},
+    **{"states": (None,), "rewards": (), "dones": (), **dict.fromkeys(CAMERAS.values(), (None, None, 3))},
+}
 """dataset -> shape of a row; None: any size"""
 JOINTS = slice(1, 8)
 """of a row of `states` (the simulator's: time, positions, velocities): the arm's joints"""
-SCENE = re.compile(r"[A-Z][A-Z_]*_SCENE\d+_")
+SCENE = r"[A-Z][A-Z_]*_SCENE\d+_"
 DEMO = re.compile(r"demo_(\d+)")
 UNREADABLE = (OSError, RuntimeError, KeyError, ValueError)
 """what h5py raises for damaged files"""
 
 
 @dataclass(frozen=True)
-class Hdf5Demo:
-    """One demonstration; row t is the observation before action t."""
+class Demo:
+    """One demonstration as stored; row t is the observation before action t."""
 
     frames: Mapping[str, UInt8[np.ndarray, "T height width 3"]]
-    """as stored: upside down"""
     state: Float32[np.ndarray, "T 8"]
     action: Float32[np.ndarray, "T 7"]
-    """gripper -1 open, 1 closed"""
-    succeeded: bool
+    instruction: str
+    failed: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,7 @@ def sentence(path: Path) -> str:
     if not path.name.endswith(SUFFIX):
         what, step = f"the file's name must be TASK{SUFFIX}", "give it its published name: the sentence is read from it"
         raise DatasetError(what, where=path, got=path.name, next_step=step)
-    name = path.name.removesuffix(SUFFIX)
-    return SCENE.sub("", name, count=1).replace("_", " ") if SCENE.match(name) else name.replace("_", " ")
+    return re.sub(rf"^{SCENE}", "", path.name.removesuffix(SUFFIX)).replace("_", " ")
 
 
 def stored_sentence(path: Path) -> str:
@@ -110,7 +109,7 @@ def scan(path: Path, pictures: bool = False) -> Scan:
     return Scan(tuple(problems), lengths, np.concatenate(gripper), frozenset(sizes), tuple(failures))
 
 
-def read_demo(path: Path, name: str) -> Hdf5Demo:
+def read_demo(path: Path, name: str) -> Demo:
     """Read one demonstration of a file without problems; DatasetError when its data cannot be read after all.
 
     With action t, LIBERO's script stores the observation after it, and scripts that replay the files (OpenVLA's) the
@@ -120,22 +119,22 @@ def read_demo(path: Path, name: str) -> Hdf5Demo:
     try:
         with _open(path) as file:
             demo = file["data"][name]
-            succeeded, late = _succeeded(demo), _is_late(demo)
-            rows, actions = (slice(None, -1), slice(1, None)) if late else (slice(None), slice(None))
+            rows, actions = (slice(None, -1), slice(1, None)) if _is_late(demo) else (slice(None), slice(None))
             state = [demo[f"obs/{key}"][rows].astype(np.float32) for key in ("ee_pos", "ee_ori", "gripper_states")]
             frames = {camera: demo[key][rows] for camera, key in CAMERAS.items()}
-            return Hdf5Demo(frames, np.hstack(state), demo["actions"][actions].astype(np.float32), succeeded)
+            action = demo["actions"][actions].astype(np.float32)
+            return Demo(frames, np.hstack(state), action, sentence(path), failed=not _succeeded(demo))
     except UNREADABLE as error:
-        what, step = "a demonstration cannot be read", f"lightwam check dataset {path}"
-        raise DatasetError(what, where=f"{path} {name}", got=error, next_step=step) from error
+        where, step = f"{path} {name}", f"lightwam check dataset {path}"
+        raise DatasetError("a demonstration cannot be read", where=where, got=error, next_step=step) from error
 
 
 def _open(path: Path) -> Any:
     try:
         import h5py
     except ImportError as error:
-        what, step = "reading LIBERO's own files needs h5py", "pip install 'lightwam[libero]'"
-        raise DatasetError(what, where=path, got=error, next_step=step) from error
+        step = "pip install 'lightwam[libero]'"
+        raise DatasetError("LIBERO's own files need h5py", where=path, got=error, next_step=step) from error
     return h5py.File(path, "r")
 
 

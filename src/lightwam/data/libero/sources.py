@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32
 
 from lightwam.data.lerobot.features import ACTION, STATE, FeatureNames
 from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.data.libero import hdf5
+from lightwam.data.libero.hdf5 import Demo
 from lightwam.errors import DatasetError
 from lightwam.system.files import file_fingerprint, read_json
 
@@ -42,45 +42,26 @@ class DemoName:
 
 
 @dataclass(frozen=True)
-class SourceDemo:
-    """One demonstration as stored; row t is the observation before action t."""
-
-    frames: Mapping[str, UInt8[np.ndarray, "T height width 3"]]
-    state: Float32[np.ndarray, "T 8"]
-    action: Float32[np.ndarray, "T 7"]
-    instruction: str
-    failed: bool = False
-
-
-@runtime_checkable
-class Source(Protocol):
-    """A source of LIBERO's demonstrations."""
+class Source:
+    """A source of LIBERO's demonstrations: LIBERO's own files, or a LeRobot dataset."""
 
     path: Path
     kind: str
     orientation: Orientation
     """of its pictures, as published"""
-    sizes: dict[str, tuple[int, int]]
+    sizes: Mapping[str, tuple[int, int]]
     """camera -> (height, width)"""
     names: tuple[DemoName, ...]
-    notes: tuple[str, ...]
+    gripper: Float32[np.ndarray, " N"]
+    """the gripper's action in all demonstrations, as stored"""
+    read: Callable[[DemoName], Demo]
+    """reads one demonstration"""
+    fingerprint: Callable[[str], str]
+    """returns the fingerprint of everything that the demonstrations of a file depend on"""
+    notes: tuple[str, ...] = ()
     """for the user"""
-
-    def gripper(self) -> Float32[np.ndarray, " N"]:
-        """Return the gripper's action in all demonstrations, as stored."""
-        ...
-
-    def read(self, name: DemoName) -> SourceDemo:
-        """Read one demonstration."""
-        ...
-
-    def fingerprint(self, file: str) -> str:
-        """Return the fingerprint of everything that a demonstration of that file depends on."""
-        ...
-
-    def close(self) -> None:
-        """Close files."""
-        ...
+    close: Callable[[], None] = lambda: None
+    """closes its files"""
 
 
 def open_source(path: Path, names: FeatureNames | None = None) -> Source:
@@ -89,12 +70,12 @@ def open_source(path: Path, names: FeatureNames | None = None) -> Source:
     `names`: the feature names of a LeRobot dataset that does not have published ones.
     """
     if (path / "meta" / "info.json").is_file():
-        return LeRobotSource(path, names or FeatureNames())
+        return _open_lerobot(path, names or FeatureNames())
     if hdf5.demo_files(path):
         if names is not None and names.pairs():
-            what, step = "--names does not apply to LIBERO's own files", "omit --names"
-            raise DatasetError(what, where=path, got=" ".join(names.pairs()), next_step=step)
-        return Hdf5Source(path)
+            what = "--names does not apply to LIBERO's own files"
+            raise DatasetError(what, where=path, got=" ".join(names.pairs()), next_step="omit --names")
+        return _open_hdf5(path)
     inside = sorted(item.name for item in path.iterdir())[:MAX_LISTED] if path.is_dir() else None
     got = "no such file or folder" if not path.exists() else inside or "nothing"
     what, step = "no demonstrations of LIBERO here", "give the file or folder that holds them"
@@ -102,110 +83,77 @@ def open_source(path: Path, names: FeatureNames | None = None) -> Source:
     raise DatasetError(what, where=path, got=got, expected=expected, next_step=step)
 
 
-class Hdf5Source:
-    """LIBERO's own files: one, a folder of them (a suite), or a folder of suites."""
-
-    kind = "LIBERO HDF5"
-    orientation: Orientation = "upside-down"
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        folder = path if path.is_dir() else path.parent
-        self._files = {str(file.relative_to(folder)): file for file in hdf5.demo_files(path)}
-        self._sentences = {name: hdf5.sentence(file) for name, file in self._files.items()}
-        scans = {name: hdf5.scan(file) for name, file in self._files.items()}
-        if problems := [problem for scan in scans.values() for problem in scan.problems]:
-            got, step = "\n    ".join(problems[:MAX_LISTED]), f"copy those files again; lightwam check dataset {path}"
-            what = f"the demonstrations have {len(problems)} problems"
-            raise DatasetError(what, where=path, got=got, next_step=step)
-        sizes = frozenset[tuple[str, int, int]]().union(*(scan.sizes for scan in scans.values()))
-        if len(sizes) != len(hdf5.CAMERAS):
-            what, step = "pictures of one camera differ in size", "convert them one by one"
-            raise DatasetError(what, where=path, got=sorted(sizes), next_step=step)
-        self.sizes = {camera: (height, width) for camera, height, width in sorted(sizes)}
-        self.names = tuple(DemoName(name, demo) for name, scan in scans.items() for demo in scan.lengths)
-        self._gripper = np.concatenate([scan.gripper for scan in scans.values()])
-        stored = {name: hdf5.stored_sentence(file) for name, file in self._files.items()}
-        self.notes = tuple(
+def _open_hdf5(path: Path) -> Source:
+    """Open LIBERO's own files: one, a folder of them (a suite), or a folder of suites."""
+    folder = path if path.is_dir() else path.parent
+    files = {str(file.relative_to(folder)): file for file in hdf5.demo_files(path)}
+    sentences = {name: hdf5.sentence(file) for name, file in files.items()}
+    scans = {name: hdf5.scan(file) for name, file in files.items()}
+    if problems := [problem for scan in scans.values() for problem in scan.problems]:
+        got, step = "\n    ".join(problems[:MAX_LISTED]), f"copy those files again; lightwam check dataset {path}"
+        what = f"the demonstrations have {len(problems)} problems"
+        raise DatasetError(what, where=path, got=got, next_step=step)
+    sizes = sorted(frozenset[tuple[str, int, int]]().union(*(scan.sizes for scan in scans.values())))
+    if len(sizes) != len(hdf5.CAMERAS):
+        step = "convert them one by one"
+        raise DatasetError("pictures of one camera differ in size", where=path, got=sizes, next_step=step)
+    stored = {name: hdf5.stored_sentence(file) for name, file in files.items()}
+    return Source(
+        path=path,
+        kind="LIBERO HDF5",
+        orientation="upside-down",
+        sizes={camera: (height, width) for camera, height, width in sizes},
+        names=tuple(DemoName(name, demo) for name, scan in scans.items() for demo in scan.lengths),
+        gripper=np.concatenate([scan.gripper for scan in scans.values()]),
+        read=lambda name: hdf5.read_demo(files[name.file], name.demo),
+        fingerprint=lambda file: file_fingerprint(files[file]),
+        notes=tuple(
             f"{name}: inside it says {stored[name]!r}; its name's {words!r} is used, as evaluation gives policies that"
-            for name, words in self._sentences.items()
+            for name, words in sentences.items()
             if stored[name] not in ("", words)
-        )
-
-    def gripper(self) -> Float32[np.ndarray, " N"]:
-        """Return the gripper's action in all demonstrations, as stored."""
-        return self._gripper
-
-    def read(self, name: DemoName) -> SourceDemo:
-        """Read one demonstration."""
-        demo = hdf5.read_demo(self._files[name.file], name.demo)
-        return SourceDemo(demo.frames, demo.state, demo.action, self._sentences[name.file], not demo.succeeded)
-
-    def fingerprint(self, file: str) -> str:
-        """Return size and hash of the file."""
-        return file_fingerprint(self._files[file])
-
-    def close(self) -> None:
-        """Do nothing: no file stays open."""
+        ),
+    )
 
 
-class LeRobotSource:
-    """A LeRobot dataset of LIBERO, with videos or with pictures in its tables, under any of the published names."""
+def _open_lerobot(path: Path, names: FeatureNames) -> Source:
+    """Open a LeRobot dataset with videos or with pictures in its tables, under any of the published names."""
+    info_path = path / "meta" / "info.json"
+    features = read_json(info_path).get("features")
+    data = LeRobotDataset(path, _feature_names(features if isinstance(features, dict) else {}, path, names))
+    if (data.state_dim, data.action_dim) != (STATE_DIM, ACTION_DIM):
+        what, got = "not LIBERO's state and action", f"widths {data.state_dim} and {data.action_dim}"
+        expected = "8 (position 3, axis-angle 3, fingers 2) and 7 (motion 6, gripper)"
+        step = "convert a dataset with this state and action"
+        raise DatasetError(what, where=info_path, got=got, expected=expected, next_step=step)
+    decoder = data.decoder()
+    episodes = {
+        DemoName(str(episode.data_path.relative_to(path)), f"episode {episode.index}"): episode
+        for episode in data.episodes
+    }
+    tables = ("tasks.*", "episodes.jsonl", "episodes/*/*.parquet")
+    meta = [info_path, *(file for table in tables for file in sorted((path / "meta").glob(table)))]
+    description = "; ".join(file_fingerprint(file) for file in meta)
 
-    orientation: Orientation = "upright"
-    notes: tuple[str, ...] = ()
-
-    def __init__(self, path: Path, names: FeatureNames) -> None:
-        self.path = path
-        info_path = path / "meta" / "info.json"
-        features = read_json(info_path).get("features")
-        self._data = LeRobotDataset(path, _feature_names(features if isinstance(features, dict) else {}, path, names))
-        got = self._data.state_dim, self._data.action_dim
-        if got != (STATE_DIM, ACTION_DIM):
-            what, widths = "not LIBERO's state and action", f"widths {got[0]} and {got[1]}"
-            expected = "8 (position 3, axis-angle 3, fingers 2) and 7 (motion 6, gripper)"
-            step = "convert a dataset with this state and action"
-            raise DatasetError(what, where=info_path, got=widths, expected=expected, next_step=step)
-        self.kind, self.sizes = f"LeRobot {self._data.version}", self._data.cameras
-        self._decoder = self._data.decoder()
-        self._episodes = {
-            DemoName(str(episode.data_path.relative_to(path)), f"episode {episode.index}"): episode
-            for episode in self._data.episodes
-        }
-        self.names = tuple(self._episodes)
-
-    def gripper(self) -> Float32[np.ndarray, " N"]:
-        """Return the gripper's action in all demonstrations, as stored."""
-        return self._data.vectors.action[:, -1]
-
-    def read(self, name: DemoName) -> SourceDemo:
-        """Read one demonstration."""
-        episode, vectors = self._episodes[name], self._data.vectors
-        rows = slice(*self._data.episode_start[episode.index : episode.index + 2])
-        if len(sentences := {self._data.tasks[task] for task in vectors.frame_task[rows]}) > 1:
+    def read(name: DemoName) -> Demo:
+        episode, vectors = episodes[name], data.vectors
+        rows = slice(*data.episode_start[episode.index : episode.index + 2])
+        if len(sentences := {data.tasks[task] for task in vectors.frame_task[rows]}) > 1:
             what, step = "a LIBERO demonstration must have one sentence", "split the episode where its task changes"
             raise DatasetError(what, where=str(name), got=sorted(sentences), next_step=step)
-        return SourceDemo(
-            frames={camera: self._decoder.clip(episode, camera) for camera in self.sizes},
-            state=vectors.state[rows],
-            action=vectors.action[rows],
-            instruction=self._data.tasks[vectors.task_index[episode.index]],
-        )
+        frames = {camera: decoder.clip(episode, camera) for camera in data.cameras}
+        return Demo(frames, vectors.state[rows], vectors.action[rows], data.tasks[vectors.task_index[episode.index]])
 
-    def fingerprint(self, file: str) -> str:
-        """Return the fingerprint of the dataset's description, with every episode and sentence, and of the file."""
-        return f"{self._description}; {file_fingerprint(self.path / file)}"
-
-    def close(self) -> None:
-        """Close the videos."""
-        self._decoder.close()
-
-    @cached_property
-    def _description(self) -> str:
-        meta = self.path / "meta"
-        tables = ("tasks.*", "episodes.jsonl", "episodes/*/*.parquet")
-        files = [meta / "info.json", *(file for table in tables for file in sorted(meta.glob(table)))]
-        return "; ".join(file_fingerprint(file) for file in files)
+    return Source(
+        path=path,
+        kind=f"LeRobot {data.version}",
+        orientation="upright",
+        sizes=data.cameras,
+        names=tuple(episodes),
+        gripper=data.vectors.action[:, -1],
+        read=read,
+        fingerprint=lambda file: f"{description}; {file_fingerprint(path / file)}",
+        close=decoder.close,
+    )
 
 
 def _feature_names(features: Mapping[str, object], root: Path, names: FeatureNames) -> FeatureNames:
