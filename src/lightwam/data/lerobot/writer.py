@@ -13,7 +13,6 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from jaxtyping import UInt8
 from lightwam.data.lerobot.features import ACTION, STATE
 from lightwam.data.lerobot.merge import DatasetSchema, EpisodeMerge
 from lightwam.data.lerobot.reader import LeRobotDataset
-from lightwam.data.lerobot.rows import check_finite
+from lightwam.data.lerobot.rows import not_finite
 from lightwam.data.lerobot.video import encode_video
 from lightwam.data.statistics import QUANTILES
 from lightwam.errors import DatasetError
@@ -137,9 +136,7 @@ class LeRobotWriter:
     def __enter__(self) -> LeRobotWriter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, *exception: object) -> None:
         if kind is None:
             self.close()
 
@@ -185,7 +182,8 @@ class LeRobotWriter:
             at, got = f"{where} {name}", np.shape(values)
             if got != (length, dim):
                 raise DatasetError("an array has the wrong shape", where=at, got=got, expected=(length, dim))
-            check_finite(np.asarray(values), at)
+            for problem in not_finite(np.asarray(values), at):
+                raise problem
         for camera, size in robot.cameras.items():
             at, pictures = f"{where} camera {camera!r}", (frames[camera].dtype, frames[camera].shape)
             if pictures != (expected := (np.dtype("uint8"), (length, *size, 3))):

@@ -189,8 +189,7 @@ def _number_problems(column: Any, key: str, _: bool) -> Iterator[str]:
 
 
 def _fits(shape: tuple[int, ...], row: tuple[int | None, ...]) -> bool:
-    wanted = (None, *row)
-    return len(shape) == len(wanted) and all(w in (None, n) for n, w in zip(shape, wanted, strict=True))
+    return len(shape) == 1 + len(row) and all(n in (None, size) for n, size in zip(row, shape[1:], strict=True))
 
 
 def _format_shape(row: tuple[int | None, ...]) -> str:
