@@ -56,7 +56,7 @@ def test_the_loss_goes_down(trained: tuple[Path, str]) -> None:
     assert sum(curve[-3:]) < 0.6 * sum(curve[:3]), curve
 
 
-def test_training_goes_on_from_a_checkpoint(tiny: Any, tmp_path: Path) -> None:
+def test_training_resumes_from_a_checkpoint(tiny: Any, tmp_path: Path) -> None:
     """Every loss comes out as if it had never stopped, here within one round of the data.
 
     Later LeRobot 0.6.1 itself goes on in another order of the data than the run that was not stopped.
@@ -93,7 +93,7 @@ def first_picture(seed: int, task: str) -> Any:
     return simulator.observe().frames["top"]
 
 
-def test_a_checkpoint_is_whole(trained: tuple[Path, str]) -> None:
+def test_a_checkpoint_is_saved_and_loaded(trained: tuple[Path, str]) -> None:
     """Weights, latents' statistics and normalisation all come from it, and no dataset is needed."""
     last = trained[0] / "checkpoints" / "last" / "pretrained_model"
     policy = LightWAMPolicy.from_pretrained(last)

@@ -25,7 +25,7 @@ def config(*cameras: str, action: int = 2, recipe: str = "point", state: int = 2
     return LightWAMConfig(recipe=recipe, input_features=inputs, output_features=output, device="cpu", **settings)
 
 
-def test_what_is_not_said_is_the_recipes() -> None:
+def test_unset_fields_are_the_recipes() -> None:
     base, made = recipes.demo(), LightWAMConfig(device="cpu")
     assert (made.horizon, made.n_action_steps, made.video_stride) == (8, base.eval.replan, base.codec.video_stride)
     assert made.optimizer_lr == made.get_optimizer_preset().lr == base.train.learning_rate
@@ -50,7 +50,7 @@ def test_a_recipe_with_just_these_cameras_places_them_itself() -> None:
     assert beside.codec.canvas == (64, 192) and beside.codec.places[1].crop == (0, 0, 1, 1)
 
 
-def test_a_longer_horizon_is_trained_whole_where_the_recipes_was() -> None:
+def test_a_longer_horizon_extends_the_supervised_prefix() -> None:
     assert config(horizon=16).supervised_prefix == 16
     assert config(horizon=16, supervised_prefix=4).supervised_prefix == 4
     assert LightWAMConfig(recipe="libero-10", horizon=64, device="cpu").supervised_prefix == 10
@@ -61,7 +61,7 @@ def test_any_setting_can_be_overridden_by_its_name() -> None:
     assert made.text.num_tokens == 20 and made.model.backbone.num_blocks == 3
 
 
-def test_a_saved_config_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_config_is_saved_and_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the recipes say later does not matter to it."""
     made = config("left", "right", n_action_steps=3, overrides={"text.num_tokens": 20})
     recipe = made.settle()
@@ -87,7 +87,7 @@ def test_a_saved_config_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ({"normalization_mapping": {"VISUAL": NormalizationMode.MEAN_STD}}, "VISUAL"),
     ],
 )
-def test_what_is_wrong_by_itself_is_refused_at_once(settings: dict[str, Any], said: str) -> None:
+def test_invalid_settings_are_refused_at_once(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         config(**settings)
 
@@ -105,7 +105,7 @@ def test_what_is_wrong_by_itself_is_refused_at_once(settings: dict[str, Any], sa
         ({"overrides": {"codec.places": [], "codec.canvas": [32, 32]}}, "codec.places must be"),
     ],
 )
-def test_what_does_not_fit_is_refused_when_the_policy_is_made(settings: dict[str, Any], said: str) -> None:
+def test_a_config_that_does_not_fit_is_refused_when_the_policy_is_made(settings: dict[str, Any], said: str) -> None:
     made = config()
     for name, value in settings.items():
         setattr(made, name, value)

@@ -105,7 +105,7 @@ def test_batches_and_losses_are_those_of_the_core(tiny: Any) -> None:
     ends = np.cumsum(np.diff(cache.episode_start)) - 1
     for index in (0, 5, int(ends[0]) - 3, int(ends[1]), int(ends[-1])):
         item = torch.utils.data.default_collate([data[index]])
-        got, expected = ours.windows(before(item)), processing.batch(loader.window(index))
+        got, expected = ours.windows(before(item)), processing.encode(loader.window(index))
         for name in ("present", "clip", "context", "action_is_pad", "frame_is_pad"):
             assert torch.equal(getattr(got, name), getattr(expected, name)), (index, name)
         torch.testing.assert_close(got.state, expected.state, rtol=0, atol=1e-6)
@@ -162,7 +162,7 @@ def test_missing_statistics_are_named() -> None:
         make_lightwam_pre_post_processors(quantiles.config, stats)
 
 
-def test_a_chunk_is_executed_before_the_model_is_asked_again() -> None:
+def test_a_chunk_is_executed_before_the_next_forward_pass() -> None:
     made = policy(n_action_steps=3)
     first, second = seen(observation(0)), seen(observation(1))
     chunk, other = made.predict_action_chunk(first), made.predict_action_chunk(second)
@@ -174,7 +174,7 @@ def test_a_chunk_is_executed_before_the_model_is_asked_again() -> None:
     assert torch.equal(made.select_action(first), chunk[:, 0])
 
 
-def test_what_was_never_trained_is_not_given_out() -> None:
+def test_untrained_parts_are_not_exported() -> None:
     assert policy(supervised_prefix=5, n_action_steps=5).predict_action_chunk(seen(observation())).shape == (1, 5, 2)
 
 

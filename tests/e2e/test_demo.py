@@ -17,7 +17,7 @@ from lightwam.policy.run_directory import read_json, steps
 PARTS = {"collect", "train", "evaluate", "swap", "probe", "report"}
 
 
-def test_demo_leaves_a_result_and_a_report_and_goes_on_where_it_stopped(
+def test_demo_writes_a_result_and_a_report_and_resumes(
     tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
@@ -64,7 +64,7 @@ def test_the_wall_seconds_of_all_attempts_add_up(tmp_path: Path, monkeypatch: py
     assert Timer(tmp_path / "wall.json").seconds() == {"train": 5.0, "report": 1.0, "total": 6.0}
 
 
-def test_a_run_of_its_own_gets_every_part_of_the_report(tiny: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_trained_run_gets_every_part_of_the_report(tiny: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """Also what `lightwam demo` would have recorded, under the settings that it was evaluated with."""
     run = str(tiny.run)
     assert main(["report", run, "--swap"]) == 2
@@ -85,7 +85,7 @@ def test_one_sentence_cannot_be_exchanged(tiny: Any, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.slow
-def test_the_point_recipe_learns_to_reach_the_dot_it_is_told(tmp_path: Path) -> None:
+def test_the_point_recipe_learns_to_reach_the_named_dot(tmp_path: Path) -> None:
     """Chance is near 0: the dots take 3 % of the plane each, and 40 steps are not many. Measured: 39 of 40."""
     recipe = replace(point(), eval=replace(point().eval, trials=20))
     result = demo(recipe, tmp_path)

@@ -66,7 +66,7 @@ def seen(recipe: Recipe) -> list[Any]:
     return [simulator.observe()]
 
 
-def test_the_whole_way(paper_recipe: Recipe, dataset: Path, run: Path, tmp_path: Path) -> None:
+def test_lerobot_train_resume_and_eval(paper_recipe: Recipe, dataset: Path, run: Path, tmp_path: Path) -> None:
     unbroken = train(paper_recipe, dataset, tmp_path / "unbroken", device="cpu", say=quiet)
     one, other = run_directory.load(run), run_directory.load(unbroken)
     assert all(torch.equal(one.model[name], other.model[name]) for name in one.model)
@@ -219,7 +219,7 @@ def test_a_run_starts_from_another_ones_weights(paper_recipe: Recipe, dataset: P
         torch.testing.assert_close(value.float(), given[name].float(), rtol=2**-8, atol=1e-6)
 
 
-def test_prompts_of_another_text_encoder_are_made_anew(
+def test_prompts_of_another_text_encoder_are_encoded_again(
     paper_recipe: Recipe, dataset: Path, tiny_wan: Path, tmp_path: Path
 ) -> None:
     from transformers import UMT5EncoderModel

@@ -76,7 +76,7 @@ def test_nothing_is_wider_than_the_window(page: str, tab: Tab, width: int, schem
     assert tab.evaluate("document.documentElement.scrollWidth") <= width == tab.evaluate("innerWidth")
 
 
-def test_light_dark_and_print_have_their_own_colours(page: str, tab: Tab) -> None:
+def test_light_dark_and_print_have_different_colours(page: str, tab: Tab) -> None:
     colours = []
     for scheme, media in (("light", "screen"), ("dark", "screen"), ("dark", "print")):
         tab.show(1200, scheme, media)

@@ -85,7 +85,7 @@ class Gate:
         return mirror(observations)
 
 
-def test_openpis_own_client_is_served() -> None:
+def test_openpi_client_is_served() -> None:
     with serving() as server:
         client = openpi(server)
         assert client.get_server_metadata() == {"recipe": "test"}
@@ -127,7 +127,7 @@ def test_internal_errors_are_only_in_the_log(caplog: pytest.LogCaptureFixture) -
     assert record.fields["number"] in str(told.value)  # type: ignore[attr-defined]
 
 
-def test_xpolicylabs_own_client_is_served() -> None:
+def test_xpolicylabs_client_is_served() -> None:
     with serving() as server:
         client = PolicyClient(f"ws://127.0.0.1:{server.ports['xpolicylab']}", "evaluation", connect_attempts=1)
         client.connect()
@@ -438,7 +438,7 @@ def test_the_log_says_why_a_connection_was_cut(caplog: pytest.LogCaptureFixture)
     assert [sum(word in why for why in whys) for word in ("client closed", "ping unanswered", "protocol")] == [1, 1, 1]
 
 
-def test_a_silent_client_is_kept_at_least_as_long_as_by_openpis_own_server() -> None:
+def test_a_silent_client_is_kept_as_long_as_by_openpis_server() -> None:
     """That one pings after 20 s and waits 20 s for the answer; aiohttp waits half of its heartbeat."""
     assert 1.5 * Serving().heartbeat_seconds >= 40
 

@@ -200,12 +200,12 @@ def attacked(count: int) -> None:
         assert client.infer(message(3))["actions"][0, 0] == 3
 
 
-def test_broken_messages_hurt_nobody_else() -> None:
+def test_broken_messages_do_not_affect_other_clients() -> None:
     attacked(200)
 
 
 @pytest.mark.slow
-def test_ten_thousand_broken_messages_hurt_nobody_else() -> None:
+def test_ten_thousand_broken_messages_do_not_affect_other_clients() -> None:
     attacked(10_000)
 
 

@@ -96,7 +96,7 @@ def text(diffusers_folder: Path) -> Umt5Text:
     return load(diffusers_folder)
 
 
-def test_states_are_those_of_the_padded_and_masked_run(text: Umt5Text, encoder: Any, diffusers_folder: Path) -> None:
+def test_states_equal_those_of_a_padded_and_masked_run(text: Umt5Text, encoder: Any, diffusers_folder: Path) -> None:
     assert len(list((diffusers_folder / "text_encoder").glob("*.safetensors"))) > 1  # it was read from shards
     theirs = padded_run(encoder, diffusers_folder / "tokenizer", PROMPTS)
     ours = text.encode(PROMPTS)
@@ -328,7 +328,7 @@ def test_another_config_is_refused(change: Any, encoder: Any, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("content", [None, "{", '{"model": {}}'])
-def test_a_tokenizer_that_is_none_is_refused(content: str | None, encoder: Any, tmp_path: Path) -> None:
+def test_an_invalid_tokenizer_is_refused(content: str | None, encoder: Any, tmp_path: Path) -> None:
     save_diffusers(encoder, tmp_path)
     path = tmp_path / "tokenizer" / "tokenizer.json"
     path.unlink()
@@ -368,5 +368,5 @@ def test_without_transformers_the_extra_is_named(diffusers_folder: Path, monkeyp
         load(diffusers_folder)
 
 
-def test_it_is_a_text_encoder(text: Umt5Text) -> None:
+def test_the_encoder_is_a_text_encoder(text: Umt5Text) -> None:
     assert isinstance(text, TextEncoder)

@@ -118,7 +118,7 @@ def test_wide_layers_of_a_cpu_take_winograds_products(monkeypatch: pytest.Monkey
     assert not any(isinstance(layer, Winograd) for layer in halves.modules())
 
 
-def test_the_frame_encoder_is_smaller_than_the_encoder_it_stands_for(vae: Any, latents: WanVaeLatents) -> None:
+def test_the_frame_encoder_is_smaller_than_the_video_encoder(vae: Any, latents: WanVaeLatents) -> None:
     ours = sum(p.numel() for p in latents.frame_encoder.parameters())
     assert ours < 0.45 * sum(p.numel() for p in vae.encoder.parameters())
     assert not any(p.requires_grad for p in (*latents.frame_encoder.parameters(), *latents.vae.parameters()))
@@ -177,7 +177,7 @@ def test_a_call_leaves_nothing_behind_for_the_next(latents: WanVaeLatents) -> No
     assert torch.equal(latents.encode(clip), once)
 
 
-def test_what_comes_back_is_of_the_dtype_that_was_given() -> None:
+def test_the_result_has_the_dtype_of_the_input() -> None:
     half, full = WanVaeLatents(random_vae().to(torch.bfloat16)), WanVaeLatents(random_vae())
     for frames in (1, 5):
         clip = noise(1, 3, frames, 8, 8)
@@ -196,7 +196,7 @@ def test_other_clips_are_refused(latents: WanVaeLatents, frames: int, height: in
         latents.encode(torch.zeros(1, 3, frames, height, width))
 
 
-def test_it_is_a_latent_codec(latents: WanVaeLatents) -> None:
+def test_the_encoder_is_a_latent_codec(latents: WanVaeLatents) -> None:
     assert isinstance(latents, LatentCodec)
     assert (latents.channels, latents.spatial_stride, latents.temporal_stride) == (16, 8, 4)
 
@@ -234,7 +234,7 @@ def test_both_layouts_load_to_the_same_codec(save: Callable[[Any, Path], Any], t
     assert torch.equal(loaded.decode(wanted.encode(clip)), wanted.decode(wanted.encode(clip)))
 
 
-def test_it_loads_in_the_dtype_asked_for_and_another_shape_of_diffusers_layout(tmp_path: Path) -> None:
+def test_umt5_loads_in_the_requested_dtype_and_from_diffusers(tmp_path: Path) -> None:
     save_diffusers(random_vae(z_dim=4, num_res_blocks=1, dim_mult=[1, 1, 2, 2]), tmp_path)
     loaded = WanVaeLatents.load(tmp_path, dtype=torch.float64)
     assert loaded.vae.dtype == torch.float64
@@ -317,7 +317,7 @@ def test_another_config_is_refused(change: dict[str, Any], says: str, vae: Any, 
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]"])
-def test_a_config_that_is_none_is_refused(content: str | None, vae: Any, tmp_path: Path) -> None:
+def test_an_invalid_config_is_refused(content: str | None, vae: Any, tmp_path: Path) -> None:
     path = save_diffusers(vae, tmp_path) / "config.json"
     path.unlink()
     if content is not None:

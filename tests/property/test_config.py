@@ -83,7 +83,7 @@ ADDED = {field.name for kind in SECTIONS for field in fields(kind) if field.meta
 
 
 @given(st.sampled_from(TABLES), st.text(max_size=12))
-def test_an_unknown_key_is_refused_wherever_it_stands(path: tuple[str | int, ...], key: str) -> None:
+def test_an_unknown_key_is_refused_at_any_depth(path: tuple[str | int, ...], key: str) -> None:
     data = to_dict(recipes.demo())
     table = at(data, path)
     assume(key not in table)

@@ -135,8 +135,8 @@ def test_a_hostile_array_is_an_array_or_refused(reader: str, draw: st.DataObject
 
 
 FITTED = [
-    fit_schema(robot_schemas.builtin_schema("light-wam"), ("top",), 2, 2),
-    fit_schema(robot_schemas.builtin_schema("xpolicylab"), ("top",), 14, 14),
+    fit_schema(robot_schemas.load_schema("light-wam"), ("top",), 2, 2),
+    fit_schema(robot_schemas.load_schema("xpolicylab"), ("top",), 14, 14),
 ]
 KEYS = st.sampled_from(["images", "top", "state", "prompt", "vision", "color", "instruction", "left_arm_joint_state"])
 near = st.recursive(

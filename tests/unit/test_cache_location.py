@@ -44,9 +44,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_it_is_the_datasets_own_folder_or_the_one_that_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_cache_is_in_the_dataset_or_the_named_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "set").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "set")
     monkeypatch.chdir(tmp_path / "set")
@@ -71,9 +69,7 @@ def test_a_cache_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
         check_free_space(tmp_path / "file" / "set.lightwam" / "cache", 0)
 
 
-def test_a_folder_without_rights_or_room_is_refused_before_anything_is_made(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_without_permission_or_space_is_refused_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = tmp_path / "a" / "b" / "cache"
     check_free_space(place, 1)
     with monkeypatch.context() as patch:
@@ -95,7 +91,7 @@ def test_names_are_fit_for_files_and_differ() -> None:
     assert len(folder_name("long" * 99, {})) < 64
 
 
-def test_what_dead_processes_left_is_removed_and_nothing_else(tmp_path: Path, dead: int) -> None:
+def test_leftovers_of_dead_processes_are_removed_and_nothing_else(tmp_path: Path, dead: int) -> None:
     left = [f"cache.draft-{dead}", f"cache.old-{dead}", f"cache.draft-{os.getpid()}", "a.part-0123456789abcdef"]
     left += ["b.part-0123456789abcdef"]
     kept = [f"cache.draft-{os.getppid()}", "cache", "cache.draft-mine", "a.part-1", "c.part-0123456789abcdef"]
@@ -131,7 +127,7 @@ def held(tmp_path: Path) -> Iterator[Path]:
         other.stdin.close()
 
 
-def test_what_a_live_process_writes_is_left_alone(tmp_path: Path, held: Path) -> None:
+def test_files_of_a_live_process_are_left_alone(tmp_path: Path, held: Path) -> None:
     remove_leftovers(tmp_path)
     assert held.is_dir()
 

@@ -147,7 +147,7 @@ def test_places_are_named_after_the_recipe(record: Callable[..., Calls]) -> None
     assert calls[0][:3] == (recipes.point(), DatasetSource(Path("data/point"), FeatureNames()), Path("runs/point"))
 
 
-def test_cache_export_and_adopt_pass_what_they_are_told(
+def test_cache_export_and_adopt_pass_their_options(
     record: Callable[..., Calls], capsys: pytest.CaptureFixture[str]
 ) -> None:
     cached = record("lightwam.training.precompute", "make_cache")
@@ -210,7 +210,7 @@ def test_sections_of_several_kinds_are_overridden_by_plain_names(
     assert calls[0][0].train.steps == 9
 
 
-def test_the_help_shows_the_options_of_the_recipes_own_kind(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_help_shows_options_of_the_recipes_kind(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["train", "libero-10", "--help"])
     out = capsys.readouterr().out
@@ -274,7 +274,7 @@ def test_eval_takes_another_suite_and_protocol(record: Callable[..., Calls], mon
     assert calls[1][1].replan == recipes.libero_object().eval.replan
 
 
-def test_what_stands_beside_a_suite_or_protocol_is_kept(
+def test_options_given_with_a_suite_or_protocol_are_kept(
     record: Callable[..., Calls], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = recipes.libero_object_small()
@@ -325,7 +325,7 @@ def test_protocol_is_short_for_the_setting_of_the_simulator(
         (recipes.libero_object, ["--protocol", "openpi", "--sim.protocol", "lerobot"], "leave one of them out"),
     ],
 )
-def test_eval_refuses_suites_and_protocols_that_are_none(
+def test_eval_refuses_unknown_suites_and_protocols(
     recipe: Callable[[], Recipe], words: list[str], says: str, record: Callable[..., Calls],
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -385,7 +385,7 @@ def test_check_sim_fails_with_every_broken_promise(
     assert "got: 2 broken promises" in err
 
 
-def test_check_dataset_reads_all_of_it(record: Callable[..., Calls], capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_dataset_reads_everything(record: Callable[..., Calls], capsys: pytest.CaptureFixture[str]) -> None:
     dataset = SimpleNamespace(cameras={"top": (32, 32)}, num_frames=12, num_episodes=3, tasks=["a"])
     found = SimpleNamespace(problems=(), notes=("rows lie unevenly",), dataset=dataset)
     calls = record("lightwam.data.lerobot.check", "check_dataset", found)
@@ -437,7 +437,7 @@ def test_bench_eval_serve_and_control_print_their_tables(
     assert capsys.readouterr().out.count("the table of") == 3
 
 
-def test_a_users_error_is_told_and_ends_with_2(
+def test_a_users_error_is_printed_with_exit_code_2(
     record: Callable[..., Calls], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record("lightwam.training.train", "train", DatasetError("no data", where="data/point"))
@@ -480,7 +480,7 @@ def test_show_reads_overrides_and_fits_memory_to_them(capsys: pytest.CaptureFixt
     assert memory[0]["masters"] == 0
 
 
-def test_the_24_gb_recipe_has_room_to_spare(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_24_gb_recipe_fits_with_memory_to_spare(capsys: pytest.CaptureFixture[str]) -> None:
     held = {}
     for name, options in (("libero-10", ()), ("libero-10-24gb", ()), ("libero-10-24gb", ("--train.checkpointing",))):
         assert main(["show", name, "--json", *options]) == 0
@@ -517,9 +517,7 @@ def test_sizes_in_words(count: int, text: str) -> None:
     assert show.size(count) == text
 
 
-def test_what_the_machine_refuses_is_no_traceback(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_machine_errors_have_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def refuse(arguments: list[str]) -> None:
         raise PermissionError(13, "Permission denied", "runs/x/ema.safetensors")
 

@@ -101,7 +101,7 @@ def test_the_api_key_is_sent_and_a_wrong_one_is_refused() -> None:
     assert tries == ["Api-Key right", None]
 
 
-def test_a_refusal_has_its_fields_and_the_next_call_connects_anew() -> None:
+def test_a_refusal_has_its_fields_and_the_next_call_reconnects() -> None:
     said = {
         "code": "bad_shape",
         "where": "observation/image",

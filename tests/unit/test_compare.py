@@ -87,7 +87,7 @@ def test_a_constant_that_matters_is_named_and_refused(tmp_path: Path, name: str,
     assert found["pairs"]["wins"] == 3
 
 
-def test_what_is_compared_and_which_episodes_there_are_may_differ(tmp_path: Path) -> None:
+def test_policies_and_episodes_may_differ(tmp_path: Path) -> None:
     other = {"recipe": "other", "weights": "last", "computes": "int8", "sentences": {"red": "go"},
              "eval": {"trials": 9, "replan": 4, "first_seed": 11}, "sim": PROTOCOL["sim"] | {"tasks": ["red"]},
              "versions": PROTOCOL["versions"] | {"torch": "2.14.0"}}  # fmt: skip

@@ -78,7 +78,7 @@ class Part:
     extra: Any
 
 
-def test_the_reader_takes_tables_none_and_any_value() -> None:
+def test_the_reader_accepts_tables_none_and_any_value() -> None:
     data = {"sizes": {"a": [1, 2], "b": []}, "unit": None, "part": None, "extra": {"c": [None]}}
     read = from_dict(Part, data | {"part": data | {"unit": "m"}})
     sizes, extra = {"a": (1, 2), "b": ()}, {"c": [None]}
@@ -252,7 +252,7 @@ LIBERO = [
 
 
 @pytest.mark.parametrize(("path", "value", "says"), LIBERO, ids=[f"{path}={value}" for path, value, _ in LIBERO])
-def test_what_does_not_fit_libero_is_refused_by_name(path: str, value: object, says: str) -> None:
+def test_settings_that_do_not_fit_libero_are_refused_by_name(path: str, value: object, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         check_recipe(changed(recipes.libero_object(), path, value))
 
@@ -262,7 +262,7 @@ def test_libero_may_draw_any_number_of_states() -> None:
 
 
 @pytest.mark.parametrize(("path", "value", "says"), BAD, ids=[f"{path}={value}" for path, value, _ in BAD])
-def test_what_does_not_fit_together_is_refused_by_name(recipe: Recipe, path: str, value: object, says: str) -> None:
+def test_settings_that_contradict_are_refused_by_name(recipe: Recipe, path: str, value: object, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         check_recipe(changed(recipe, path, value))
 

@@ -178,7 +178,7 @@ def test_published_lerobot_datasets(tmp_path: Path, demo: Any, layout: str) -> N
     assert data.state_names == module.STATE_NAMES and data.action_names == module.ACTION_NAMES
 
 
-def test_liberos_own_files(tmp_path: Path, write_demos: Any, demo: Any) -> None:
+def test_liberos_files(tmp_path: Path, write_demos: Any, demo: Any) -> None:
     first, second, other = demo(2, idle=(4,)), demo(10, failed=True), demo(0, steps=8, late=False)
     write_demos(tmp_path / "in", [first, second], "KITCHEN_SCENE3_open_it", noted="open IT")
     write_demos(tmp_path / "in", [other], "close_it", noted=["close it"])
@@ -249,7 +249,7 @@ def test_no_ops(gripper: list[int], moving: list[int], expected: list[int]) -> N
         ([-1, 1], "minus-one-one", "minus-one-one"), ([0.2, 0.9], "auto", "zero-one"),
     ],
 )  # fmt: skip
-def test_the_gripper_is_told_by_its_values(values: list[float], stated: str, expected: str) -> None:
+def test_the_gripper_convention_is_inferred_from_its_values(values: list[float], stated: str, expected: str) -> None:
     assert gripper_convention(np.array(values, np.float32), stated, "here") == expected
 
 
@@ -268,7 +268,7 @@ def test_a_contradicted_or_unknowable_gripper_is_refused(values: list[float], st
         gripper_convention(np.array(values, np.float32), stated, "here")
 
 
-def test_what_is_no_source_is_refused(tmp_path: Path, write_demos: Any, demo: Any) -> None:
+def test_an_unknown_source_is_refused(tmp_path: Path, write_demos: Any, demo: Any) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").touch()
@@ -283,7 +283,7 @@ def test_what_is_no_source_is_refused(tmp_path: Path, write_demos: Any, demo: An
         convert(tmp_path / "sizes", tmp_path / "sizes")
 
 
-def test_broken_files_are_refused_at_the_door(tmp_path: Path, write_demos: Any, demo: Any) -> None:
+def test_broken_files_are_refused_when_opened(tmp_path: Path, write_demos: Any, demo: Any) -> None:
     path = write_demos(tmp_path / "in", [demo(0), demo(1)])
     with h5py.File(path, "a") as file:
         del file["data/demo_0/dones"], file["data/demo_1/obs/ee_pos"]
@@ -367,7 +367,7 @@ convert.convert(Path(sys.argv[1]), Path(sys.argv[2]))
 
 
 @pytest.mark.parametrize(("kind", "death"), [("hdf5", "SIGKILL"), ("hdf5", "SIGINT"), ("lerobot", "SIGKILL")])
-def test_killed_in_the_middle_it_goes_on_to_the_same(
+def test_a_killed_conversion_resumes_to_the_same_dataset(
     tmp_path: Path, write_demos: Any, demo: Any, kind: str, death: str
 ) -> None:
     demos = [demo(i, steps=5 + i, failed=kind == "hdf5" and i in (1, 5), idle=(2,)) for i in range(6)]

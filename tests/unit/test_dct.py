@@ -32,7 +32,7 @@ def test_rows_are_orthonormal(config: DctConfig) -> None:
     torch.testing.assert_close(rows @ rows.T, torch.eye(len(rows)).double(), atol=1e-6, rtol=0)
 
 
-def test_a_whole_set_of_rows_loses_nothing() -> None:
+def test_a_record_is_decoded_exactly() -> None:
     config = DctConfig(luma_channels=64, chroma_channels=64)
     pixels = noise(1, 3, 1, 16, 8)
     latents = latents_of(config)
@@ -61,7 +61,7 @@ def test_frames_become_one_and_one_for_every_four(k: int) -> None:
     assert latents.decode(z).shape == (2, 3, 1 + 4 * k, 16, 24)
 
 
-def test_the_first_frame_stands_alone_and_the_others_are_averaged_by_four() -> None:
+def test_the_first_frame_is_alone_and_later_ones_are_averaged_by_four() -> None:
     latents, pixels = latents_of(), noise(1, 3, 9, 8, 8)
     z = latents.encode(pixels)
     torch.testing.assert_close(z[:, :, :1], latents.encode(pixels[:, :, :1]))
@@ -144,11 +144,11 @@ def test_counts_that_a_block_does_not_have_are_refused(luma: int, chroma: int) -
         DctLatents(config, [0.0] * channels, [1.0] * channels)
 
 
-def test_it_is_a_latent_codec() -> None:
+def test_the_encoder_is_a_latent_codec() -> None:
     assert isinstance(latents_of(), LatentCodec)
 
 
-def test_what_encodes_is_brought_to_a_device_once() -> None:
+def test_the_encoder_moves_to_a_device_once() -> None:
     """As a CUDA graph asks: nothing is copied from the CPU once it is there."""
     latents, pixels = DctLatents(DctConfig(6, 2), [0.5] * 10, [2.0] * 10), torch.zeros(1, 3, 1, 8, 16, device="meta")
     for copies in (True, False):

@@ -127,7 +127,7 @@ def test_at_most_two_times_a_sample_are_embedded(monkeypatch: pytest.MonkeyPatch
     assert rows == [1 + len(latents), 1]
 
 
-def test_what_a_frozen_backbone_trains() -> None:
+def test_trained_parts_with_a_frozen_backbone() -> None:
     dit = DiT(CONFIG)
     trained = {name for name, p in dit.named_parameters() if p.requires_grad}
     for name, _ in dit.named_parameters():

@@ -49,7 +49,7 @@ def test_open_episodes_of_a_new_folder(tmp_path: Path) -> None:
         open_episodes(tmp_path / "new", {"a": (1, 3)})
 
 
-def test_a_line_that_a_kill_cut_is_taken_off_by_who_goes_on(tmp_path: Path) -> None:
+def test_a_truncated_last_line_is_removed_when_resuming(tmp_path: Path) -> None:
     open_episodes(tmp_path, {})
     row = {"task": "red", "seed": 7, "success": False, "steps": 40, "steps_to_success": None, "seconds": 1.5,
            "wall_seconds": 2.5, "infer_ms": [1.0, 2], "video": None}  # fmt: skip

@@ -17,7 +17,7 @@ def test_an_error_says_what_where_got_expected_and_next() -> None:
     ]
 
 
-def test_what_is_not_known_is_not_said() -> None:
+def test_unknown_facts_are_left_out() -> None:
     assert str(LightwamError("only this")) == "only this"
 
 
@@ -35,5 +35,5 @@ def test_near_words_are_suggested() -> None:
     assert did_you_mean("reech", ["push", "reach"]) == "did you mean 'reach'?"
 
 
-def test_all_words_are_listed_when_none_is_near() -> None:
+def test_all_words_are_listed_without_a_near_one() -> None:
     assert did_you_mean("zzzz", ["b", "a"]) == "known: a, b"

@@ -128,7 +128,7 @@ def test_another_tasks_sentence_leads_elsewhere(tmp_path: Path, seeing: Seeing) 
     assert all(row["steps"] == 40 and row["steps_to_success"] is None for row in failed)
 
 
-def test_what_is_written(tmp_path: Path, seeing: Seeing) -> None:
+def test_written_layout_is_v30(tmp_path: Path, seeing: Seeing) -> None:
     returned = evaluate(tmp_path, say=quiet)
     result = json.loads((tmp_path / "eval" / "result.json").read_text())
     assert result == json.loads(json.dumps(returned))

@@ -33,7 +33,7 @@ def test_the_turns_share_the_trials() -> None:
     assert seeds(5) == [[7, 8, 9], [10, 11]]
 
 
-def test_other_ends_are_told(tiny_recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_disconnects_are_reported(tiny_recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     """Random weights hardly succeed either way: it is by the actions that a look at something else shows."""
     drawn = module.by_evaluate
 

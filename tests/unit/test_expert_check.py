@@ -53,7 +53,9 @@ def _noting(call: Any, seeds: list[int]) -> Any:
     return noted
 
 
-def test_a_task_without_an_expert_is_told(tiny_recipe: Recipe, in_here: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_without_an_expert_is_refused(
+    tiny_recipe: Recipe, in_here: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def none(config: Any, simulator: Any) -> Any:
         raise SimulatorError("no expert for this task", where=simulator.task)
 
@@ -63,7 +65,7 @@ def test_a_task_without_an_expert_is_told(tiny_recipe: Recipe, in_here: None, mo
     }
 
 
-def test_what_is_known_at_an_error_has_been_shown(
+def test_progress_is_printed_before_an_error(
     tiny_recipe: Recipe, in_here: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown: dict[str, Any] = {}
@@ -80,7 +82,7 @@ def test_what_is_known_at_an_error_has_been_shown(
     assert shown == {"red": 2}
 
 
-def test_it_runs_in_processes(tiny_recipe: Recipe) -> None:
+def test_simulators_run_in_worker_processes(tiny_recipe: Recipe) -> None:
     said: list[str] = []
     rows = check_experts(replace(tiny_recipe, eval=replace(tiny_recipe.eval, workers=2)), said.append)
     assert {task: row["successes"] for task, row in rows.items()} == {"red": 2, "blue": 2}

@@ -87,7 +87,7 @@ def test_numpy_says_no_more_than_that_nothing_was_written(tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize("error", [ValueError("a bug"), RuntimeError("another"), KeyboardInterrupt()])
-def test_what_is_no_fault_of_the_disk_passes(tmp_path: Path, error: BaseException) -> None:
+def test_other_errors_than_the_disks_pass_through(tmp_path: Path, error: BaseException) -> None:
     with pytest.raises(type(error)), replace_file(tmp_path / "a") as beside:
         beside.write_bytes(b"half")
         raise error
@@ -118,7 +118,7 @@ def test_the_old_file_stays_when_the_system_refuses_the_new_one(tmp_path: Path, 
     assert [file.name for file in tmp_path.iterdir()] == ["a"] and path.read_bytes() == b"old"
 
 
-def test_a_line_is_added_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_a_line_is_appended_completely_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     append_line(path, "0123456789")
     with largest_file(15), pytest.raises(CheckpointError, match=r"log\.jsonl") as caught:
@@ -144,7 +144,7 @@ def test_text_is_written_as_utf_8_and_what_is_there_already_is_left_alone(tmp_pa
     assert path.read_bytes() == b"other"
 
 
-def test_what_the_machine_refuses_elsewhere_is_told_and_our_own_faults_are_not(tmp_path: Path) -> None:
+def test_machine_errors_elsewhere_are_reported_and_bugs_are_raised(tmp_path: Path) -> None:
     told = machine_error(PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "x")))
     assert told is not None and told.where == tmp_path / "x" and f"user {os.geteuid()}" in told.next_step
     assert machine_error(OSError(errno.ENOSPC, "No space left on device")) is not None

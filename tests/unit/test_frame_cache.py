@@ -53,7 +53,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "cache"
 
 
-def test_it_holds_the_dataset_on_the_canvas(dataset: LeRobotDataset, path: Path) -> None:
+def test_the_frame_cache_has_the_dataset_on_the_canvas(dataset: LeRobotDataset, path: Path) -> None:
     seen: list[tuple[int, int]] = []
     cache = decoded_cache(dataset, CONFIG, path, lambda done, total: seen.append((done, total)))
     assert cache.frames.shape == (dataset.num_frames, 16, 32, 3) and cache.num_episodes == NUM_EPISODES
@@ -204,9 +204,7 @@ test.FrameCache.build(test.LeRobotDataset(Path(sys.argv[2])), test.CONFIG, Path(
 """
 
 
-def test_a_killed_build_goes_on_where_it_was(
-    dataset: LeRobotDataset, path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_build_resumes(dataset: LeRobotDataset, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     unbroken = decoded_cache(dataset, CONFIG, path.with_name("unbroken"))
     arguments = [str(Path(__file__).parent), str(dataset.root), str(path)]
     done = subprocess.run([sys.executable, "-c", KILLED, *arguments], capture_output=True, text=True)
@@ -221,7 +219,7 @@ def test_a_killed_build_goes_on_where_it_was(
     assert sorted(entry.name for entry in path.parent.iterdir()) == ["cache", "set", "unbroken"]
 
 
-def test_what_was_decoded_of_another_dataset_is_dropped(
+def test_frames_of_another_dataset_are_dropped(
     dataset: LeRobotDataset, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache_module, "EPISODES_A_JOB", 1)
@@ -276,7 +274,7 @@ def test_pictures_a_few_at_a_time_are_the_same(
     np.testing.assert_array_equal(decoded_cache(dataset, CONFIG, path.with_name("b")).frames, whole.frames)
 
 
-def test_long_episodes_are_jobs_of_their_own(dataset: LeRobotDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_episodes_are_separate_jobs(dataset: LeRobotDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(cache_module._jobs(dataset, 0)) == [range(8), range(8, NUM_EPISODES)]
     monkeypatch.setattr(cache_module, "FRAMES_A_JOB", 5)  # lengths are 2, 3, 4, 2, 3, 4, ...
     jobs = list(cache_module._jobs(dataset, 1))
@@ -360,7 +358,7 @@ def test_a_folder_of_something_else_is_not_replaced(dataset: LeRobotDataset, pat
     assert (path / "thesis.tex").exists()
 
 
-def test_it_gives_clips(dataset: LeRobotDataset, path: Path) -> None:
+def test_the_cache_gives_clips(dataset: LeRobotDataset, path: Path) -> None:
     cache = decoded_cache(dataset, CONFIG, path)
     frame = np.array([[0, 1, 1], [4, 3, 2]])
     np.testing.assert_array_equal(cache.video(frame), cache.frames[frame])

@@ -33,7 +33,7 @@ def test_word_order_matters() -> None:
     torch.testing.assert_close(one.sum(0), other.sum(0))
 
 
-def test_a_word_never_seen_is_near_words_that_share_letters() -> None:
+def test_an_unknown_word_is_near_words_that_share_letters() -> None:
     assert likeness("windows", "window") > 0.25
     assert abs(likeness("windows", "drawer")) < 0.12
     assert likeness("drawer", "drawer") == pytest.approx(1)
@@ -82,12 +82,12 @@ def test_widths_that_cannot_be_are_refused(dim: int) -> None:
         HashedText(HashedTextConfig(num_tokens=4, dim=dim))
 
 
-def test_places_are_told_apart() -> None:
+def test_places_of_words_differ() -> None:
     codes = torch.stack([torch.from_numpy(position_code(place, 64)) for place in range(16)])
     torch.testing.assert_close(codes.norm(dim=1), torch.ones(16))
     gram = codes @ codes.T - 2 * torch.eye(16)
     assert gram.max() < 0.99
 
 
-def test_it_is_a_text_encoder() -> None:
+def test_the_encoder_is_a_text_encoder() -> None:
     assert isinstance(TEXT, TextEncoder)

@@ -62,7 +62,7 @@ def test_a_run_pushed_and_loaded_by_its_id_acts_the_same(tiny_once: Any, fake_hu
     assert f'Policy.load("{ID}")' in (fake_hub.repo(ID) / "README.md").read_text()
 
 
-def test_what_was_fetched_can_be_pushed_on(tiny_once: Any, fake_hub: Any) -> None:
+def test_a_downloaded_run_can_be_pushed(tiny_once: Any, fake_hub: Any) -> None:
     """The Hub's cache is links: what goes is what they lead to."""
     publish.push(tiny_once.run, ID)
     publish.push(hub.find_run(ID), "other/copy")
@@ -130,7 +130,7 @@ def test_a_path_that_exists_is_a_path(tiny_once: Any, tmp_path: Path, monkeypatc
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
 )
-def test_what_the_hub_cannot_give(fake_hub: Any, error: Exception, next_step: str) -> None:
+def test_missing_hub_files_are_named(fake_hub: Any, error: Exception, next_step: str) -> None:
     fake_hub.fails["snapshot_download"] = error
     with pytest.raises(CheckpointError, match="no folder of that name") as caught:
         Policy.load(ID)
@@ -178,7 +178,7 @@ def test_without_the_hubs_client(tiny_once: Any, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("repo", ["", "point", "a/b/c", "/a/b", "a/../b", "https://huggingface.co/a/b", "a b/c"])
-def test_what_is_no_repo_id(tiny_once: Any, fake_hub: Any, repo: str) -> None:
+def test_an_invalid_repo_id_is_refused(tiny_once: Any, fake_hub: Any, repo: str) -> None:
     with pytest.raises(ConfigError, match="OWNER/NAME"):
         publish.push(tiny_once.run, repo)
     assert fake_hub.calls == []
@@ -209,7 +209,7 @@ def test_a_damaged_run_does_not_leave(tiny: Any, fake_hub: Any) -> None:
     assert fake_hub.calls == []
 
 
-def test_a_stage_is_there_whole_or_not_at_all(
+def test_a_staged_run_is_complete_or_absent(
     tiny_once: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_hub: Any
 ) -> None:
     place = tmp_path / "stages" / "one"

@@ -45,7 +45,7 @@ def test_pictures_come_back(tmp_path: Path, codec: str, error: float) -> None:
     reader.close()
 
 
-def test_what_holds_no_pictures_is_refused(tmp_path: Path) -> None:
+def test_a_file_without_pictures_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "table.parquet", "png")
     for column, words in (("back", "no such column"), ("episode_index", "int64")):
         with pytest.raises(DatasetError, match=rf"must hold pictures[\s\S]*{column}[\s\S]*{words}"):

@@ -9,7 +9,7 @@ from lightwam.wire.inspection import MessageCheck, inspect
 from lightwam.wire.robot_schema import fit_schema
 
 RNG = np.random.default_rng(0)
-SCHEMA = fit_schema(robot_schemas.builtin_schema("aloha"), ("cam_high", "cam_left_wrist"), 14, 14)
+SCHEMA = fit_schema(robot_schemas.load_schema("aloha"), ("cam_high", "cam_left_wrist"), 14, 14)
 
 
 def message(**changes: Any) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def test_every_job_is_run_once_and_comes_with_its_answer() -> None:
     assert sorted(done) == [(i, 10 * i) for i in range(7)] and todo == []
 
 
-def test_a_freed_slot_has_its_next_job_before_the_caller_goes_on() -> None:
+def test_a_freed_slot_gets_its_next_job_at_once() -> None:
     """Else no worker would be busy while a demonstration is written."""
     pool = FakePool(1, str)
     for finished in runner(pool).run(list("abc")):
@@ -70,7 +70,7 @@ def test_the_caller_may_add_and_remove_jobs() -> None:
     assert done == ["a", "b", "d"]
 
 
-def test_a_job_keeps_its_slot_until_it_is_over_and_new_ones_begin_before_it_goes_on() -> None:
+def test_a_job_keeps_its_slot_and_new_jobs_start_first() -> None:
     pool = FakePool(2, lambda job: job)
     jobs = runner(pool).run(
         [3, 1, 2],

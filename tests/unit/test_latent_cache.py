@@ -150,7 +150,7 @@ def test_a_record_with_a_right_checksum_and_wrong_numbers_is_noticed() -> None:
 # --- what it holds
 
 
-def test_it_holds_what_live_encoding_gives(
+def test_the_latent_cache_equals_live_encoding(
     build: Callable[..., None], dataset: LeRobotDataset, encode: Encode, path: Path, tmp_path: Path
 ) -> None:
     build()
@@ -235,7 +235,7 @@ def test_many_threads_may_read(build: Callable[..., None], path: Path, monkeypat
             assert torch.equal(got, whole[row])
 
 
-def test_libero_takes_at_most_half_of_the_published_room(build: Callable[..., None], path: Path) -> None:
+def test_a_libero_cache_takes_at_most_half_of_the_published_size(build: Callable[..., None], path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
 
     def normal(canvases: np.ndarray) -> Latents:
@@ -294,7 +294,7 @@ def test_each_make_has_a_folder_and_an_older_cache_is_taken(
     assert find_latent_caches(path) == [path, place()]
 
 
-def test_a_disk_without_room_for_it_is_refused_after_the_first_batch(
+def test_too_little_disk_space_is_refused_after_the_first_batch(
     build: Callable[..., None], encode: Encode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batches: list[int] = []
@@ -322,7 +322,7 @@ def test_the_folder_is_what_the_documents_say(build: Callable[..., None], path: 
 
 
 @pytest.mark.parametrize(("calls", "shards"), [(0, 0), (1, 0), (2, 1), (3, 1), (4, 2), (6, 2)])
-def test_a_build_that_failed_goes_on_to_the_same_bytes(
+def test_a_failed_build_resumes_to_the_same_bytes(
     build: Callable[..., None], encode: Encode, path: Path, tmp_path: Path, calls: int, shards: int
 ) -> None:
     build(tmp_path / "unbroken")
@@ -373,7 +373,7 @@ test.LatentCache.build(data, test.CONFIG, test.HORIZON, encoder, Path(sys.argv[3
 """
 
 
-def test_a_killed_build_goes_on_to_the_same_bytes(
+def test_a_killed_build_resumes_to_the_same_bytes(
     build: Callable[..., None], dataset: LeRobotDataset, path: Path, tmp_path: Path
 ) -> None:
     build(tmp_path / "unbroken")
@@ -406,7 +406,7 @@ def test_processes_may_run_and_finish_at_once(build: Callable[..., None], path: 
     assert contents(path) == contents(tmp_path / "one")
 
 
-def test_leftovers_are_removed_by_whoever_owns_them(build: Callable[..., None], path: Path) -> None:
+def test_leftovers_are_removed_by_their_owner(build: Callable[..., None], path: Path) -> None:
     (path / "shards").mkdir(parents=True)
     names = [f"00001.bin.{rank}-77-abcd.part" for rank in range(4)]
     for name in names:
@@ -418,7 +418,7 @@ def test_leftovers_are_removed_by_whoever_owns_them(build: Callable[..., None], 
     assert not any(name.endswith(".part") for name in contents(path))
 
 
-def test_a_whole_one_is_left_as_it_is(build: Callable[..., None], path: Path) -> None:
+def test_a_complete_cache_is_not_built_again(build: Callable[..., None], path: Path) -> None:
     build()
     times = {file: file.stat().st_mtime_ns for file in path.rglob("*")}
     build(encode=lambda canvases: pytest.fail("nothing is missing"))
@@ -426,7 +426,7 @@ def test_a_whole_one_is_left_as_it_is(build: Callable[..., None], path: Path) ->
 
 
 @pytest.mark.parametrize("call", range(8))
-def test_a_full_disk_leaves_what_is_whole(
+def test_a_full_disk_leaves_complete_files(
     build: Callable[..., None], path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
 ) -> None:
     build(tmp_path / "unbroken")
@@ -570,7 +570,7 @@ def test_one_of_another_make_is_refused_by_name(
     assert LatentCache.open(path).problems() == []
 
 
-def test_one_that_is_begun_or_of_pictures_is_not_replaced(
+def test_a_started_or_picture_dataset_is_not_replaced(
     build: Callable[..., None], dataset: LeRobotDataset, path: Path, tmp_path: Path
 ) -> None:
     build(share=Rank(0, 2))

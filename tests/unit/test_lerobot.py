@@ -114,7 +114,7 @@ def assert_holds(root: Path, numbers: tuple[int, ...] = (0, 1, 2, 3), extra: boo
             assert error.mean() < 2.5, (index, camera)
 
 
-def test_what_is_written_is_read_back(written: Path) -> None:
+def test_a_written_dataset_is_read_back(written: Path) -> None:
     assert_holds(written)
     data = LeRobotDataset(written)
     assert (data.version, data.fps, data.robot_type, data.cameras) == ("v3.0", 10.0, "arm", CAMERAS)
@@ -201,7 +201,7 @@ def test_one_dimension_is_a_column_of_numbers(tmp_path: Path) -> None:
 # Going on
 
 
-def test_an_unclosed_dataset_goes_on_and_a_closed_one_is_appended_to(tmp_path: Path) -> None:
+def test_an_unclosed_dataset_resumes_and_a_closed_one_is_appended_to(tmp_path: Path) -> None:
     first = new_writer(tmp_path)
     first.add_episode(**episode(0))
     first.add_episode(**episode(1))
@@ -225,7 +225,7 @@ def test_an_unclosed_dataset_goes_on_and_a_closed_one_is_appended_to(tmp_path: P
     assert_holds(tmp_path)
 
 
-def test_a_writer_goes_on_after_its_own_close(tmp_path: Path) -> None:
+def test_a_writer_continues_after_close(tmp_path: Path) -> None:
     out = new_writer(tmp_path)
     for number in range(4):
         out.add_episode(**episode(number))
@@ -307,7 +307,7 @@ def test_files_that_nothing_refers_to_are_removed(tmp_path: Path) -> None:
     assert not any(path.exists() for path in stray)
 
 
-def test_kill_minus_nine_keeps_whole_episodes(tmp_path: Path) -> None:
+def test_kill_minus_nine_keeps_complete_episodes(tmp_path: Path) -> None:
     script = """
 import sys, numpy as np
 from pathlib import Path

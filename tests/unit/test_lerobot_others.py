@@ -94,7 +94,7 @@ def test_other_names_are_read_and_a_refusal_proposes_the_line(root: Path, writte
     assert "names" not in plain.fingerprint()
 
 
-def test_a_name_may_stand_beside_those_of_lerobot(root: Path) -> None:
+def test_a_renamed_feature_may_exist_with_lerobots_names(root: Path) -> None:
     rename(root, {"observation.images.front": "observation.image"})
     data = LeRobotDataset(root, parse_names(["observation.image=front"]))
     assert sorted(data.cameras) == ["front", "wrist"]
@@ -149,7 +149,7 @@ def test_two_cameras_are_not_called_alike(root: Path) -> None:
         LeRobotDataset(root, parse_names(["observation.images.wrist=front"]))
 
 
-def test_training_goes_on_without_naming_again(tiny: Any, tmp_path: Path) -> None:
+def test_training_resumes_without_names(tiny: Any, tmp_path: Path) -> None:
     rename(tiny.dataset, {"observation.images.top": "image", "action": "actions"})
     names, run = parse_names(["image=top", "actions=action"]), tmp_path / "named"
     run_directory.start_run(run, tiny.recipe)
@@ -283,7 +283,7 @@ def test_a_column_may_be_stored_in_other_forms(root: Path, name: str) -> None:
     assert not check_dataset(root).problems
 
 
-def test_episodes_in_another_order_in_a_video_are_told(root: Path) -> None:
+def test_episodes_in_another_order_in_a_video_are_reported(root: Path) -> None:
     """Reading cannot know whether two of equal length were exchanged."""
     edit_info(root, lambda info: info.update(codebase_version="3.0"))  # without its v
     assert not check_dataset(root).notes
@@ -309,7 +309,7 @@ def test_a_state_of_any_kind_of_numbers_is_read(root: Path, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("left", ["._{}", ".{}.a1b2", "Thumbs.db", ".DS_Store"])
-def test_files_that_other_systems_leave_are_no_part_of_it(root: Path, left: str) -> None:
+def test_files_of_other_systems_are_ignored(root: Path, left: str) -> None:
     """macOS puts one beside every file that it copies to another disk; downloads have hidden drafts."""
     known = LeRobotDataset(root).fingerprint()
     for path in [path for path in root.rglob("*") if path.is_file()]:
@@ -345,14 +345,14 @@ def test_a_file_that_is_another_thing_is_named_with_the_cause(root: Path, file: 
 
 
 @pytest.mark.parametrize("file", [DATA, EPISODES, "meta/tasks.parquet"])
-def test_a_table_whose_writer_was_not_closed_is_told(root: Path, file: str) -> None:
+def test_a_table_whose_writer_was_not_closed_is_named(root: Path, file: str) -> None:
     (root / file).write_bytes((root / file).read_bytes()[:-30])
     with pytest.raises(DatasetError, match=rf"{file}(.|\n)*no footer: its writer was not closed"):
         LeRobotDataset(root).check()
 
 
 @pytest.mark.parametrize("file", [DATA, VIDEO, EPISODES])
-def test_a_renamed_file_is_told_by_what_lies_there(root: Path, file: str) -> None:
+def test_a_renamed_file_is_recognised(root: Path, file: str) -> None:
     """But LeRobot takes any name for a table of episodes, and so do we."""
     path = root / file
     path.rename(path.with_name(f"mine{path.suffix}"))
@@ -364,14 +364,14 @@ def test_a_renamed_file_is_told_by_what_lies_there(root: Path, file: str) -> Non
 
 
 @pytest.mark.parametrize("file", [DATA, VIDEO, "meta/tasks.parquet"])
-def test_a_folder_in_the_place_of_a_file_is_told(root: Path, file: str) -> None:
+def test_a_folder_instead_of_a_file_is_named(root: Path, file: str) -> None:
     (root / file).unlink()
     (root / file).mkdir()
     with pytest.raises(DatasetError, match="got: a folder of that name"):
         LeRobotDataset(root).check()
 
 
-def test_what_no_memory_holds_is_told(root: Path) -> None:
+def test_too_large_models_are_reported(root: Path) -> None:
     table = pq.read_table(root / EPISODES)
     place = table.schema.get_field_index("length")
     pq.write_table(table.set_column(place, "length", pa.array([4, 10**13])), root / EPISODES)
@@ -381,7 +381,7 @@ def test_what_no_memory_holds_is_told(root: Path) -> None:
         LeRobotDataset(root)
 
 
-def test_two_files_that_were_exchanged_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_exchanged_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lightwam.data.lerobot import merge
 
     monkeypatch.setattr(merge, "DATA_BYTES", 1)
@@ -395,7 +395,7 @@ def test_two_files_that_were_exchanged_are_told(tmp_path: Path, monkeypatch: pyt
         assert LeRobotDataset(tmp_path).vectors
 
 
-def test_an_episode_in_two_tables_is_told_with_both(root: Path) -> None:
+def test_an_episode_in_two_tables_names_both(root: Path) -> None:
     shutil.copy(root / EPISODES, (root / EPISODES).with_name("file-000 (copy).parquet"))
     with pytest.raises(DatasetError, match=r"episode 0 twice, in (.|\n)*file-000 \(copy\)\.parquet"):
         LeRobotDataset(root)

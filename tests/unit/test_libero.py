@@ -17,7 +17,7 @@ from lightwam.config.schema import SimConfig
 from lightwam.errors import ConfigError, SetupError, SimulatorError
 from lightwam.sim import registry
 from lightwam.sim.check import check_simulator
-from lightwam.sim.libero import conversion
+from lightwam.sim.libero import conversion, files
 from lightwam.sim.libero import simulator as libero
 from lightwam.sim.libero.expert_fixtures import BACK_GAP, Fixtures
 from lightwam.sim.libero.expert_scene import Scene
@@ -54,12 +54,12 @@ def official(task: str) -> tuple[np.ndarray, list[dict[str, np.ndarray]]]:
     from libero.libero.envs.env_wrapper import ControlEnv
 
     suite, number = task.split("/")
-    name = libero.task_name(suite, int(number))
-    env = ControlEnv(str(libero.bddl_file(suite, name)), camera_heights=256, camera_widths=256)
+    name = files.task_name(suite, int(number))
+    env = ControlEnv(str(files.bddl_file(suite, name)), camera_heights=256, camera_widths=256)
     try:
         env.seed(42)
         env.reset()
-        env.set_init_state(libero.initial_states(suite, name)[0])
+        env.set_init_state(files.initial_states(suite, name)[0])
         for _ in range(30):
             env.step(libero.IDLE_ACTION)
         states, seen = [env.get_sim_state()], []
@@ -96,13 +96,13 @@ def same_as_official(task: str) -> None:
         assert np.array_equal(one.state[6:], other["robot0_gripper_qpos"].astype(np.float32))
 
 
-def test_states_and_pictures_are_the_benchmarks_own_bits() -> None:
+def test_states_and_pictures_are_bit_equal_to_the_benchmark() -> None:
     same_as_official("libero_object/0")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["libero_spatial/4", "libero_goal/7", "libero_10/2"])
-def test_states_and_pictures_are_the_benchmarks_own_bits_in_every_suite(task: str) -> None:
+def test_states_and_pictures_are_bit_equal_in_every_suite(task: str) -> None:
     same_as_official(task)
 
 
@@ -116,7 +116,7 @@ def test_random_positions_equal_liberos() -> None:
     simulator.reset(7)
     ours = simulator.env.sim.get_state().qpos
     simulator.close()
-    file = libero.bddl_file("libero_spatial", libero.task_name("libero_spatial", 7))
+    file = files.bddl_file("libero_spatial", files.task_name("libero_spatial", 7))
     env = ControlEnv(str(file), use_camera_obs=False, has_offscreen_renderer=False)
     try:
         env.seed(7)
@@ -155,7 +155,7 @@ def test_every_suite_has_its_tasks_and_instructions() -> None:
     for task in libero.TASKS:
         simulator = libero.make(PLAIN, task)
         assert simulator.instruction == simulator.instruction.strip() and "_" not in simulator.instruction
-        assert libero.bddl_file(simulator.suite, simulator.name).exists()
+        assert files.bddl_file(simulator.suite, simulator.name).exists()
     assert libero.make(PLAIN, "libero_10/2").instruction == "turn on the stove and put the moka pot on it"
     assert libero.make(PLAIN, "libero_90/0").instruction == "close the top drawer of the cabinet"
     # LIBERO-PRO says the same in other words, or wants another thing
@@ -264,11 +264,11 @@ def test_initial_states_are_read_from_pickles_too(tmp_path: Path, monkeypatch: p
     """hf-libero has pickles in place of npz files."""
     monkeypatch.setattr("libero.libero.get_libero_path", lambda _: str(tmp_path))
     with pytest.raises(SetupError, match="not installed"):
-        libero.initial_states("libero_goal", "open_it")
+        files.initial_states("libero_goal", "open_it")
     (tmp_path / "libero_goal").mkdir()
     states = np.random.default_rng(0).normal(size=(50, 7))
     torch.save(states, tmp_path / "libero_goal" / "open_it.pruned_init")
-    assert np.array_equal(libero.initial_states("libero_goal", "open_it"), states)
+    assert np.array_equal(files.initial_states("libero_goal", "open_it"), states)
 
 
 def test_an_unknown_protocol_is_refused() -> None:

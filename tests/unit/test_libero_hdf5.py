@@ -47,14 +47,12 @@ def test_the_stored_sentence_is_read_in_all_its_forms(
     assert hdf5.stored_sentence(write_demos(tmp_path, [demo(0)], noted=noted)) == "open it"
 
 
-def test_no_stored_sentence_is_none(tmp_path: Path, write_demos: Any, demo: Any) -> None:
+def test_an_empty_stored_sentence_is_not_used(tmp_path: Path, write_demos: Any, demo: Any) -> None:
     assert hdf5.stored_sentence(write_demos(tmp_path, [demo(0)])) == ""
 
 
 @pytest.mark.parametrize("late", [True, False])
-def test_rows_stand_beside_the_action_that_followed_them(
-    tmp_path: Path, write_demos: Any, demo: Any, late: bool
-) -> None:
+def test_rows_are_aligned_with_the_following_action(tmp_path: Path, write_demos: Any, demo: Any, late: bool) -> None:
     whole = demo(0, steps=6, late=late)
     read = hdf5.read_demo(write_demos(tmp_path, [whole]), "demo_0")
     steps = slice(1, 6) if late else slice(0, 6)
@@ -64,7 +62,7 @@ def test_rows_stand_beside_the_action_that_followed_them(
     assert not read.failed and not np.array_equal(read.frames["wrist"], read.frames["agentview"])
 
 
-def test_a_look_at_a_sound_file(tmp_path: Path, write_demos: Any, demo: Any) -> None:
+def test_a_valid_file_is_scanned(tmp_path: Path, write_demos: Any, demo: Any) -> None:
     path = write_demos(tmp_path, [demo(10, steps=4), demo(9, steps=5, failed=True)])
     scan = hdf5.scan(path, pictures=True)
     assert scan.problems == () and list(scan.lengths.items()) == [("demo_9", 5), ("demo_10", 4)]
@@ -109,7 +107,7 @@ BROKEN: dict[str, tuple[Callable[[h5py.File], Any], str]] = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_fault_is_told_with_file_demo_and_dataset(tmp_path: Path, write_demos: Any, demo: Any, name: str) -> None:
+def test_a_fault_names_file_demo_and_dataset(tmp_path: Path, write_demos: Any, demo: Any, name: str) -> None:
     path = write_demos(tmp_path, [demo(0), demo(1)])
     damage, words = BROKEN[name]
     with h5py.File(path, "a") as file:

@@ -123,7 +123,7 @@ def test_shifting_does_not_change_which_windows_come(make: type) -> None:
 
 
 @pytest.mark.parametrize("shift", [1, 3, 20])
-def test_a_shift_moves_each_camera_as_a_whole_and_repeats_its_edge(make: type, shift: int) -> None:
+def test_a_shift_moves_each_camera_and_repeats_its_edge(make: type, shift: int) -> None:
     loader, moves = make(shift_pixels=shift, batch_size=17), set()
     windows = loader.next()
     for frames in windows.video:
@@ -149,7 +149,7 @@ def moved(picture: np.ndarray, down: int, right: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("given", [0, 1, 5, 6, 30])
-def test_it_resumes_to_the_batches_that_would_have_followed(make: type, given: int) -> None:
+def test_a_loader_resumes_with_the_batches_that_follow(make: type, given: int) -> None:
     loader = make(shift_pixels=2)
     for _ in range(given):
         loader.next()
@@ -168,13 +168,13 @@ def test_the_state_of_other_settings_is_refused(make: type, change: dict[str, in
 
 
 @pytest.mark.parametrize("state", [{}, {"batches": 3}, {"batches": -1}, {"batches": 1.5}])
-def test_a_state_that_is_none_is_refused(make: type, state: dict[str, object]) -> None:
+def test_an_invalid_state_is_refused(make: type, state: dict[str, object]) -> None:
     loader = make()
     with pytest.raises(CheckpointError, match="loader"):
         loader.load_state_dict(loader.state_dict() | state if len(state) and state["batches"] != 3 else state)
 
 
-def test_what_goes_wrong_in_the_thread_is_raised_by_next(make: type, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_in_the_thread_are_raised_by_next(make: type, monkeypatch: pytest.MonkeyPatch) -> None:
     loader = make()
     gather = loader._gather
 
@@ -193,7 +193,7 @@ def test_what_goes_wrong_in_the_thread_is_raised_by_next(make: type, monkeypatch
     loader.close()
 
 
-def test_closing_ends_the_thread_and_next_goes_on(make: type) -> None:
+def test_closing_ends_the_thread_and_next_restarts_it(make: type) -> None:
     loader, unbroken = make(), make()
     for _ in range(3):
         assert equal(loader.next(), unbroken.next())
@@ -226,7 +226,7 @@ def test_processes_share_the_batch_of_one(make: type, world: int) -> None:
     assert all(share.state_dict() == one.state_dict() for share in shares)
 
 
-def test_a_process_reads_its_own_rows_alone(make: type, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_reads_only_its_rows(make: type, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
     video = FrameCache.video
 
@@ -240,7 +240,7 @@ def test_a_process_reads_its_own_rows_alone(make: type, monkeypatch: pytest.Monk
     assert read[:2] == [row[0] for row in last_two_thirds]
 
 
-def test_it_resumes_at_another_number_of_processes(make: type) -> None:
+def test_a_loader_resumes_at_another_number_of_processes(make: type) -> None:
     one, two = make(batch_size=6), [make(batch_size=6, share=Rank(rank, 2)) for rank in range(2)]
     for _ in range(4):
         one.next()

@@ -50,7 +50,7 @@ def board(calls: list[tuple[Any, ...]]) -> ModuleType:
     return fake
 
 
-def test_none_by_default(tiny_recipe: Recipe, tmp_path: Path) -> None:
+def test_no_logger_by_default(tiny_recipe: Recipe, tmp_path: Path) -> None:
     with open_loggers(tiny_recipe, tmp_path) as loggers:
         assert loggers == []
     assert list(tmp_path.iterdir()) == []
@@ -169,7 +169,7 @@ def test_files_may_hold_wandbs_key_or_spare_it(
 
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])
-def test_a_run_that_goes_on_is_the_same_run_and_no_step_is_told_twice(
+def test_a_resumed_run_has_the_same_id_and_logs_no_step_twice(
     name: str, tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[tuple[Any, ...]] = []
@@ -206,7 +206,7 @@ def test_a_run_id_that_the_user_gives_is_taken(
     assert json.loads((tmp_path / "run" / "loggers.json").read_text()) == {"wandb": {"run": "mine", "step": 0}}
 
 
-def test_a_full_disk_stops_tensorboard_alone_and_is_told_once(
+def test_a_full_disk_stops_only_tensorboard_and_is_reported_once(
     tiny_recipe: Recipe, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     before, said = resource.getrlimit(resource.RLIMIT_FSIZE), list[str]()
@@ -235,7 +235,7 @@ def test_tensorboard_hides_what_comes_again(
         assert calls == [("open", str(tmp_path / "tensorboard"), 21)]
 
 
-def test_a_logger_that_cannot_start_is_told_with_a_next_step(
+def test_a_logger_that_cannot_start_has_a_next_step(
     tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake = tracker("wandb", [])
@@ -251,7 +251,7 @@ def test_a_logger_that_cannot_start_is_told_with_a_next_step(
     assert "api_key not configured (no-tty)\n  next" in str(caught.value) and "wandb login" in str(caught.value)
 
 
-def test_a_logger_that_fails_is_told_once_and_the_others_go_on(
+def test_a_failing_logger_is_reported_once_and_the_others_continue(
     tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failing, calls, said = tracker("wandb", []), list[tuple[Any, ...]](), list[str]()

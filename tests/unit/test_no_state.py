@@ -50,7 +50,7 @@ def batch_of(recipe: Recipe, size: int = 2) -> Batch:
     )
 
 
-def test_it_trains_is_saved_and_acts_the_same_with_the_engine(recipe: Recipe, tmp_path: Path) -> None:
+def test_a_run_without_a_state_trains_and_acts_the_same_with_the_engine(recipe: Recipe, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = LightWAM(recipe.model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -103,7 +103,7 @@ def test_statistics_of_no_numbers_survive() -> None:
     assert FeatureStats.from_dict(stats.to_dict()) == stats
 
 
-def test_fewer_than_none_is_refused(recipe: Recipe) -> None:
+def test_a_negative_count_is_refused(recipe: Recipe) -> None:
     with pytest.raises(ConfigError, match=r"model\.state_dim"):
         checks.check_recipe(replace(recipe, model=replace(recipe.model, state_dim=-1)))
     with pytest.raises(ConfigError, match=r"model\.action_dim"):

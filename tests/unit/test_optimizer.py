@@ -85,7 +85,7 @@ def test_every_group_follows_the_schedule_from_its_own_peak(tiny_recipe: Recipe)
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_a_saved_optimizer_goes_on_to_the_same_bits(tiny_recipe: Recipe) -> None:
+def test_a_saved_optimizer_resumes_to_the_same_bits(tiny_recipe: Recipe) -> None:
     def run(model: LightWAM, optimizer: Optimizer, seeds: range) -> None:
         for seed in seeds:
             generator = torch.Generator().manual_seed(seed)

@@ -22,7 +22,7 @@ from lightwam.wire.limits import EncodedPicture, Limits
 from lightwam.wire.robot_schema import fit_schema
 
 MOST = 1 << 24
-SCHEMA = fit_schema(robot_schemas.builtin_schema("light-wam"), ("top",), 2, 2)
+SCHEMA = fit_schema(robot_schemas.load_schema("light-wam"), ("top",), 2, 2)
 
 
 def picture(height: int = 16, width: int = 24) -> np.ndarray:
@@ -72,10 +72,10 @@ def test_png_and_jpeg_are_decoded() -> None:
 
 def test_xpolicylabs_unmarked_jpegs_have_red_and_blue_swapped() -> None:
     rgb = picture()
-    assert near(decode(jpeg(rgb[:, :, ::-1]), MOST, legacy=True), rgb)
-    assert near(decode(marked(jpeg(rgb)), MOST, legacy=True), rgb)
+    assert near(decode(jpeg(rgb[:, :, ::-1]), MOST, swapped_jpeg=True), rgb)
+    assert near(decode(marked(jpeg(rgb)), MOST, swapped_jpeg=True), rgb)
     assert near(decode(marked(jpeg(rgb)), MOST), rgb)
-    assert np.array_equal(decode(png(rgb), MOST, legacy=True), rgb)
+    assert np.array_equal(decode(png(rgb), MOST, swapped_jpeg=True), rgb)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_a_size_is_refused_before_anything_is_decoded(monkeypatch: pytest.Monkey
 _JPEG = jpeg(picture())
 
 
-def test_what_a_png_carries_besides_its_picture_is_not_unpacked() -> None:
+def test_other_chunks_of_a_png_are_not_decompressed() -> None:
     bomb = chunk(b"zTXt", b"x\0\0" + zlib.compress(bytes(1 << 24)))
     found = decode(png(picture(), bomb, chunk(b"iCCP", b"x\0\0" + zlib.compress(bytes(1 << 22)))), MOST)
     assert np.array_equal(found, picture())

@@ -96,7 +96,7 @@ def test_without_compensation_the_motion_is_made_twice() -> None:
     assert player.stats().max_jump == 2
 
 
-def test_it_requests_sooner_when_the_chunk_would_not_last() -> None:
+def test_a_player_requests_sooner_when_the_chunk_would_not_last() -> None:
     said, _, player, server = played([3], Play(replan=8), 30)
     assert said[3:] == list(range(27)), "no hold after the first"
     assert [at for _, at in server.asked][:3] == [0, 5, 10]

@@ -205,7 +205,7 @@ def test_ema_weights_act_by_default(tiny_once: Any) -> None:
     assert any(not torch.equal(saved.ema[name], saved.model[name]) for name in saved.model)
 
 
-def test_an_older_step_can_be_asked_for(tiny_once: Any, trained: Policy) -> None:
+def test_an_older_step_can_be_loaded(tiny_once: Any, trained: Policy) -> None:
     assert trained.step == 6
     assert Policy.load(tiny_once.run, 4).step == 4
     with pytest.raises(CheckpointError, match=r"\[4, 6\]"):

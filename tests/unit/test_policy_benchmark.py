@@ -59,7 +59,7 @@ def test_in_half_precision_the_engine_is_no_further_off(few: None, tiny_recipe: 
     assert "bfloat16" in table(result)
 
 
-def test_a_run_with_its_own_weights(few: None, tiny_once: Any, tmp_path: Path) -> None:
+def test_a_run_with_weights_of_its_own(few: None, tiny_once: Any, tmp_path: Path) -> None:
     result = bench_act(tiny_once.run, device="cpu")
     check(result)
     assert result["subject"] == str(tiny_once.run)
@@ -71,7 +71,9 @@ def test_a_run_with_its_own_weights(few: None, tiny_once: Any, tmp_path: Path) -
         bench_act(tmp_path, device="cpu")
 
 
-def test_8_bits_are_smaller_and_their_price_is_told(few: None, tiny_once: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_int8_weights_are_smaller_and_their_error_is_reported(
+    few: None, tiny_once: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(folding, "INT8_FROM", 1)
     result = bench_act(tiny_once.run, device="cpu", int8=True)
     check(result)

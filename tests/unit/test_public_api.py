@@ -20,7 +20,7 @@ EARLIER_MODULES = ("collect", "compare", "evaluate", "train")
 
 
 @pytest.mark.parametrize("name", PUBLIC)
-def test_a_public_name_is_its_modules_own(name: str) -> None:
+def test_a_public_name_is_that_of_its_module(name: str) -> None:
     module = lw._MODULES[name]
     assert getattr(lw, name) is getattr(importlib.import_module(module), name)
     assert getattr(lw, name).__module__ == module, "named by the module that defines it"

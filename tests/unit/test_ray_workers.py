@@ -98,7 +98,7 @@ class Stuck:
 
 
 @pytest.mark.slow
-def test_actors_that_cannot_start_are_not_asked_for_for_ever(cluster: Any) -> None:
+def test_actors_that_cannot_start_end_with_an_error(cluster: Any) -> None:
     told = r"3 actors in a row did not start[\s\S]*no_such_simulator[\s\S]*next: is lightwam"
     with (
         RayWorkers[str, Any](1, Stuck(), cluster.address, quiet) as workers,
@@ -108,7 +108,7 @@ def test_actors_that_cannot_start_are_not_asked_for_for_ever(cluster: Any) -> No
 
 
 @pytest.mark.slow
-def test_a_full_cluster_is_told_once(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_cluster_is_reported_once(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_workers, "PATIENCE_SECONDS", 0.5)
     said: list[str] = []
     with (

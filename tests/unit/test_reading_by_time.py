@@ -217,7 +217,7 @@ REFUSED: dict[str, tuple[list[Part], str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_contradicts_itself_is_refused_by_name(tmp_path: Path, name: str) -> None:
+def test_contradictions_are_refused_by_name(tmp_path: Path, name: str) -> None:
     parts, words = REFUSED[name]
     root = write(tmp_path, parts)
     with pytest.raises(DatasetError, match=words) as caught:
@@ -235,7 +235,7 @@ def test_rows_without_a_timestamp_are_refused_with_the_fix(tmp_path: Path) -> No
         LeRobotDataset(root).frames(0, "front")
 
 
-def test_notes_tell_how_rows_lie_in_time(tmp_path: Path) -> None:
+def test_notes_describe_gaps_in_time(tmp_path: Path) -> None:
     assert check_dataset(write(tmp_path / "whole", SOUND)).notes == ()
     (cut,) = check_dataset(write(tmp_path / "cut", READ["cut in the middle"])).notes
     assert "1 of 2 episodes" in cut and "row 5 comes 0.5000 s after row 4, not 0.1000 s" in cut
@@ -317,7 +317,7 @@ def test_times_that_float32_rounds_are_not_refused_in_long_videos(tmp_path: Path
             frames_at(reader, times + 6e-4)
 
 
-def test_reading_goes_on_behind_a_fault(tmp_path: Path) -> None:
+def test_reading_continues_after_a_fault(tmp_path: Path) -> None:
     with closing(VideoReader(encode(tmp_path / "a.mp4", [i / 30 for i in range(40)]))) as reader:
         for wrong, words in ((0.35, "the video has no frame"), (9.0, "shorter")):
             with pytest.raises(DatasetError, match=words):
@@ -366,7 +366,7 @@ DISAGREE: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 @pytest.mark.parametrize("name", DISAGREE)
-def test_check_tells_columns_that_disagree_though_reading_needs_them_not(tmp_path: Path, name: str) -> None:
+def test_check_reports_redundant_columns_that_disagree(tmp_path: Path, name: str) -> None:
     damage, words = DISAGREE[name]
     damage(write(tmp_path, SOUND))
     faults = check_dataset(tmp_path).problems
@@ -382,7 +382,7 @@ def test_a_table_of_no_episode_is_a_note(tmp_path: Path) -> None:
     assert "copy.parquet belongs to no episode" in note
 
 
-def test_what_is_redundant_need_not_be_there(tmp_path: Path) -> None:
+def test_redundant_columns_may_be_missing(tmp_path: Path) -> None:
     root = write(tmp_path, SOUND)
     pq.write_table(pq.read_table(root / DATA).drop_columns(["index", "frame_index"]), root / DATA)
     unneeded = ["length", f"videos/{KEY}/to_timestamp"]
@@ -411,7 +411,7 @@ def test_a_task_may_change_within_an_episode(tmp_path: Path) -> None:
     assert data.vectors.task_index.tolist() == [0, 1]
 
 
-def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
+def test_all_faults_are_listed_at_once(tmp_path: Path) -> None:
     root = write(tmp_path, SOUND)
     change(root, DATA, "action", lambda v: [*v[:7], [float("nan"), 1.0], *v[8:]])
     change(root, DATA, "index", lambda v: [0] * 40)

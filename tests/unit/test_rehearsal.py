@@ -150,13 +150,13 @@ def test_a_place_has_an_axis() -> None:
     assert [name for name in names if is_position(name)] == ["x", "y", "hand_x", "hand_z", "eef_y"]
 
 
-def test_what_moves_nothing_is_a_switch() -> None:
+def test_dimensions_without_motion_are_switches() -> None:
     assert switches(4, (0, 1, 2)) == (3,)
     with pytest.raises(ConfigError, match="must be motions"):
         switches(7, ())
 
 
-def test_a_way_of_ones_own(simulator: PointSimulator, act: Any) -> None:
+def test_a_custom_player(simulator: PointSimulator, act: Any) -> None:
     def way(stage: SimulatedRobot, hold: Hold) -> Player:
         return ChunkPlayer(stage, Play(2, Crossfade(1)), hold)
 
@@ -203,6 +203,6 @@ def test_the_command(tiny_once: Any, capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.parametrize(
     "wrong", [{"trials": 0}, {"latencies_ms": ()}, {"latencies_ms": (-1.0,)}, {"rates_hz": (0.0,)}, {"patience": 0.5}]
 )
-def test_what_cannot_be_rehearsed_is_refused(wrong: dict[str, Any], tiny_once: Any) -> None:
+def test_invalid_rehearsals_are_refused(wrong: dict[str, Any], tiny_once: Any) -> None:
     with pytest.raises(ConfigError, match=r"at least 1|none below 0"):
         bench_control(tiny_once.run, ControlSettings(**({"trials": 1, "latencies_ms": (0.0,)} | wrong)))

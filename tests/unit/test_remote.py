@@ -27,7 +27,7 @@ from lightwam.types import Observation
 from lightwam.wire import robot_schemas
 from lightwam.wire.robot_schema import ActionPart, StatePart, Unit
 
-PLAIN = robot_schemas.builtin_schema("light-wam")
+PLAIN = robot_schemas.load_schema("light-wam")
 SETTINGS = EvalConfig(trials=2, replan=4, workers=1, videos_per_task=0)
 
 
@@ -170,7 +170,7 @@ def test_settings_are_checked_but_not_the_recipes_model(tmp_path: Path) -> None:
 
 def test_a_family_of_other_robots_is_refused() -> None:
     with (
-        remote(still, robot_schemas.builtin_schema("libero")) as (policy, _),
+        remote(still, robot_schemas.load_schema("libero")) as (policy, _),
         pytest.raises(ConfigError, match="schema has no such camera"),
     ):
         policy.check_evaluation(policy.recipe.sim, SETTINGS)

@@ -91,7 +91,7 @@ def test_a_complete_run_shows_every_part(run: Path) -> None:
     assert ", run:" not in read
 
 
-def test_the_page_stands_alone_and_is_accessible(run: Path) -> None:
+def test_the_page_is_self_contained_and_accessible(run: Path) -> None:
     text, outline = report(run)
     assert not re.search(r"""(src|href|url\(|poster)\s*=?\s*["'(]*(https?:)?//""", text)
     for kind in ("img", "video"):
@@ -165,7 +165,7 @@ def test_an_evaluation_without_latencies(run: Path) -> None:
     assert "not measured: every episode was finished before" in plain(report(run)[0])
 
 
-def test_an_unfinished_evaluation_counts_the_episodes_of_its_own_protocol(run: Path) -> None:
+def test_an_unfinished_evaluation_counts_episodes_of_its_protocol(run: Path) -> None:
     (run / "eval" / "result.json").unlink()
     change_trials(run, 50)
     assert "10 of 100 episodes are done" in plain(report(run)[0])

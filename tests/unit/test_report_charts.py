@@ -60,7 +60,7 @@ def test_a_long_curve_keeps_its_spikes_and_its_mean() -> None:
     assert moving_average(line) == pytest.approx(line)
 
 
-def test_a_curve_lies_between_its_axes() -> None:
+def test_a_curve_is_drawn_within_its_axes() -> None:
     step = np.arange(10.0, 110.0, 10.0)
     chart = training_chart("Loss", "nats", step, np.linspace(2.0, 1.0, 10))
     assert chart is not None and [line.css for line in chart.lines] == ["raw", "smooth"]
@@ -80,7 +80,7 @@ def test_a_curve_over_orders_of_magnitude_has_a_log_scale(falls_to: float, logar
     assert (abs(chart.at_y(falls_to**0.5) - middle) < 1) == logarithmic
 
 
-def test_curves_of_one_point_and_of_none() -> None:
+def test_curves_of_one_point_and_of_no_point() -> None:
     chart = training_chart("Loss", "", np.array([5.0]), np.array([0.25]))
     assert chart is not None and chart.dots == (("dot", 5.0, 0.25),) and chart.x.ticks() == [5.0]
     assert training_chart("Loss", "", np.array([5.0]), np.array([np.nan])) is None

@@ -42,7 +42,7 @@ def recipe(prompt: str = "{task}", **changes: Any) -> Recipe:
 
 
 @pytest.mark.parametrize(("sentence", "words"), BAD)
-def test_what_does_not_fit_is_refused_with_its_length(sentence: str, words: int) -> None:
+def test_a_sentence_that_does_not_fit_is_refused_with_its_length(sentence: str, words: int) -> None:
     with pytest.raises(PromptError, match=f"{words} words") as caught:
         check_prompts(recipe(), ["close it", sentence])
     assert repr(sentence) in str(caught.value) and "1 to 8 words" in str(caught.value)
@@ -138,7 +138,7 @@ def test_prompt_error_of_a_policy_fails_only_its_client() -> None:
 
 @pytest.mark.parametrize(("sentence", "words"), BAD)
 def test_check_client_reports_a_long_sentence(sentence: str, words: int) -> None:
-    schema = fit_schema(robot_schemas.builtin_schema("libero"), ("agentview", "wrist"), 8, 7)
+    schema = fit_schema(robot_schemas.load_schema("libero"), ("agentview", "wrist"), 8, 7)
     report = inspect(message(1) | {"prompt": sentence}, schema, sentence_check(recipe(), {}))
     assert not report.fits
     (fault,) = (line for line in report.lines() if line.startswith("WRONG"))
@@ -155,7 +155,7 @@ def test_truncated_sentence_is_logged_once(caplog: pytest.LogCaptureFixture) -> 
     assert caplog.messages.count("a sentence is truncated") == 1
 
 
-def test_without_the_text_encoder_the_runs_own_sentences_are_answered(
+def test_without_the_text_encoder_the_runs_sentences_are_answered(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def absent(asked: Recipe) -> PromptCheck:

@@ -64,7 +64,7 @@ def test_statistics_are_kept_and_that_is_said(two: Two, tmp_path: Path) -> None:
     assert told == {"run": str(two.old), "step": 6, "statistics": "kept"}
 
 
-def test_statistics_are_measured_anew_when_asked_and_that_is_said(two: Two, tmp_path: Path) -> None:
+def test_new_statistics_are_measured_on_request_and_reported(two: Two, tmp_path: Path) -> None:
     (line,) = begin(two, tmp_path / "new", start_from=two.old, statistics="new")
     assert f"not kept from {two.old}" in line and "begin in other units, most state[0]" in line
     codec, measured = run_directory.read_processing(tmp_path / "new")
@@ -73,7 +73,7 @@ def test_statistics_are_measured_anew_when_asked_and_that_is_said(two: Two, tmp_
     assert measured != theirs
 
 
-def test_on_its_own_data_nothing_leaves_the_range(tiny_once: Any, tmp_path: Path) -> None:
+def test_training_data_stay_within_the_normalised_range(tiny_once: Any, tmp_path: Path) -> None:
     same = Two(tiny_once.recipe, tiny_once.run, tiny_once.dataset)
     (line,) = begin(same, tmp_path / "kept", start_from=same.old)
     assert "no new value leaves its range" in line
@@ -81,7 +81,7 @@ def test_on_its_own_data_nothing_leaves_the_range(tiny_once: Any, tmp_path: Path
     assert "which are the same" in line
 
 
-def test_a_run_goes_on_as_it_began_without_being_told_again(two: Two, tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_its_statistics(two: Two, tmp_path: Path) -> None:
     run = tmp_path / "new"
     begin(two, run, start_from=two.old)  # killed before its first checkpoint
     before = (run / "processing.json").read_bytes()
@@ -108,7 +108,7 @@ def test_the_first_weights_are_those_of_the_run_even_after_a_kill(two: Two, tmp_
         torch.testing.assert_close(value, given[name])
 
 
-def test_what_cannot_be_kept_is_refused_before_the_run_is_claimed(two: Two, tmp_path: Path) -> None:
+def test_statistics_that_do_not_fit_are_refused_before_the_run_exists(two: Two, tmp_path: Path) -> None:
     (place,) = two.recipe.codec.places
     others = {
         "codec.action_norm": replace(two.recipe, codec=replace(two.recipe.codec, action_norm="z_score")),

@@ -43,7 +43,7 @@ def calibrated(count: int = 40, false_alarms: float = 0.1) -> Calibration:
                      false_alarms=false_alarms)  # fmt: skip
 
 
-def test_the_yardstick_learns_how_much_of_what_is_foreseen_comes() -> None:
+def test_the_change_model_fits_the_gain_of_predicted_changes() -> None:
     moments = [quiet_episode(i).moments() for i in range(200)]
     stick = ChangeModel.fit(*(np.concatenate(column) for column in zip(*moments, strict=True)))
     np.testing.assert_allclose(stick.gain, 0.5, atol=0.02)
@@ -60,7 +60,7 @@ def test_a_useless_model_gets_no_weight_and_a_still_patch_a_spread() -> None:
     assert stick.spread[:, 0, 0].min() > 0.01
 
 
-def test_what_comes_unforeseen_and_what_is_missed_are_surprising() -> None:
+def test_unpredicted_and_missing_changes_are_surprising() -> None:
     calibration, looks = calibrated(), quiet_episode(99)
     assert calibration.scores(looks).max() <= calibration.threshold
     moved = looks.present.copy()
@@ -120,7 +120,7 @@ def replace_length(looks: Predictions, length: int) -> Predictions:
     return Predictions(looks.present[:length], looks.expected[:length])
 
 
-def test_a_calibration_is_saved_whole(tmp_path: Path) -> None:
+def test_a_calibration_is_saved_and_loaded(tmp_path: Path) -> None:
     calibration = calibrated()
     calibration.write(tmp_path)
     read = Calibration.read(tmp_path)
@@ -185,7 +185,7 @@ def calibration(tiny_once: Any, trained: Policy) -> Calibration:
     return calibrate(episodes, {"red": 12}, executed=replan, step=trained.step, false_alarms=0.2)
 
 
-def test_what_is_foreseen_has_no_chance_in_it(tiny_once: Any, trained: Policy) -> None:
+def test_predictions_are_deterministic(tiny_once: Any, trained: Policy) -> None:
     seen = walk(tiny_once, 3)
     present, expected = trained.predict_next(seen)
     again = trained.predict_next(seen[1:2])
@@ -222,9 +222,7 @@ def test_the_camera_that_is_odd_is_named(tiny_once: Any, trained: Policy, calibr
         assert (surprise.camera, surprise.alarm, surprise.missed) == (camera, True, False)
 
 
-def test_looks_of_another_distance_are_marked_and_none_says_nothing(
-    tiny_once: Any, trained: Policy, calibration: Calibration
-) -> None:
+def test_observations_at_another_distance_are_marked(tiny_once: Any, trained: Policy, calibration: Calibration) -> None:
     seen, episode = walk(tiny_once, 52), SurpriseWatch(trained, calibration).episode()
     assert episode.update(seen[0], 0) is None
     surprise = episode.update(seen[1], tiny_once.recipe.eval.replan - 1)

@@ -89,7 +89,7 @@ def test_lines_after_the_last_checkpoint_and_a_torn_one_are_written_again(tiny: 
     assert all(torch.equal(again.model[name], value) for name, value in run_directory.load(tiny.run).model.items())
 
 
-def test_a_full_disk_while_logging_is_told_and_the_same_command_goes_on(tiny: Any, tmp_path: Path) -> None:
+def test_a_full_disk_while_logging_is_reported_and_the_run_resumes(tiny: Any, tmp_path: Path) -> None:
     run = tmp_path / "new"
     train(tiny.recipe, tiny.dataset, run, stop_after=0, say=quiet)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -113,9 +113,7 @@ def test_a_broken_line_of_the_log_is_named(tiny: Any) -> None:
         train(tiny.recipe, tiny.dataset, tiny.run, say=quiet)
 
 
-def test_loggers_are_asked_before_anything_is_decoded_or_claimed(
-    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_loggers_are_checked_before_decoding(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     shutil.rmtree(tiny.dataset / "cache")
     with pytest.raises(ConfigError, match="must be installed"):
@@ -123,7 +121,7 @@ def test_loggers_are_asked_before_anything_is_decoded_or_claimed(
     assert not (tmp_path / "new").exists() and not (tiny.dataset / "cache").exists()
 
 
-def test_a_logger_joins_a_run_that_goes_on(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_logger_can_be_added_to_a_resumed_run(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[int] = []
     wandb: Any = ModuleType("wandb")
     wandb.init, wandb.finish = lambda **_: None, lambda: None

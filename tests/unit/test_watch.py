@@ -49,9 +49,7 @@ def calibration(quiet: list[WatchedEpisode]) -> Calibration:
                      false_alarms=0.1)  # fmt: skip
 
 
-def test_a_jump_is_found_at_the_next_look_and_nothing_is_found_in_nothing(
-    quiet: list[WatchedEpisode], calibration: Calibration
-) -> None:
+def test_a_jump_is_detected_at_the_next_observation(quiet: list[WatchedEpisode], calibration: Calibration) -> None:
     tried = [one for i in range(100, 130) for one in (shown(i), shown(i, "object", jump=3.0), shown(i, "camera"))]
     result = measure(calibration, quiet, tried)
     found, nothing = result["kinds"]["object"], result["kinds"]["camera"]
@@ -79,7 +77,7 @@ def test_where_the_model_knows_more_than_the_picture_before_the_gain_says_so(
     assert gain["interval_95"][0] > 0
 
 
-def test_an_episode_that_ends_before_anybody_looks_is_left_out_and_counted(
+def test_an_episode_that_ends_before_an_observation_is_counted(
     quiet: list[WatchedEpisode], calibration: Calibration
 ) -> None:
     tried = [one for i in range(300, 306) for one in (shown(i), shown(i, "object", jump=3.0))]
@@ -88,7 +86,7 @@ def test_an_episode_that_ends_before_anybody_looks_is_left_out_and_counted(
     assert (row["episodes"], row["ended_before"]) == (6, 1)
 
 
-def test_the_example_stands_in_the_middle(quiet: list[WatchedEpisode], calibration: Calibration) -> None:
+def test_the_example_is_a_median_episode(quiet: list[WatchedEpisode], calibration: Calibration) -> None:
     tried = [one for i, jump in enumerate((9.0, 3.0, 1.5)) for one in (shown(i), shown(i, "object", jump=jump))]
     example = measure(calibration, quiet, tried)["examples"][0]
     assert (example["seed"], example["kind"], example["look"], example["disturbed_at"]) == (1, "object", 1, 6)
@@ -103,7 +101,7 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("brief")
-def test_a_run_is_calibrated_tried_and_reported_and_goes_on_where_it_stopped(tiny: Any) -> None:
+def test_a_watch_is_calibrated_tested_reported_and_resumed(tiny: Any) -> None:
     said: list[str] = []
     result = watch(tiny.run, SETTINGS, say=said.append)
     assert set(result["kinds"]) == {"object", "camera", "frozen", ANY}

@@ -105,7 +105,7 @@ def test_a_home_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_a_folder_without_the_part_says_what_lies_there(tmp_path: Path, part: Part) -> None:
+def test_a_folder_without_the_part_lists_its_files(tmp_path: Path, part: Part) -> None:
     laid_out(tmp_path, ("notes.txt", "unet/config.json"))
     with pytest.raises(CheckpointError, match=f"there is no {part}") as caught:
         locate(tmp_path, part)
@@ -200,7 +200,7 @@ def test_a_repo_without_the_part_is_refused_by_its_name(tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize("error", [OSError("no network"), ValueError("no such repo"), RuntimeError("torn stream")])
-def test_what_the_hub_refuses_is_said(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+def test_refusals_of_the_hub_are_reported(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def refuse(*_: Any, **__: Any) -> str:
         raise error
 
@@ -245,7 +245,7 @@ def test_shards_without_an_index_are_refused(tmp_path: Path) -> None:
         read_tensors(tmp_path)
 
 
-def test_a_folder_without_weights_says_what_lies_there(tmp_path: Path) -> None:
+def test_a_folder_without_weights_lists_its_files(tmp_path: Path) -> None:
     laid_out(tmp_path, ("config.json", "diffusion_pytorch_model.bin"))
     with pytest.raises(CheckpointError, match="there are no weights files") as caught:
         read_tensors(tmp_path)
@@ -312,7 +312,7 @@ class Trap:
         return exec, ("raise SystemExit('it ran')",)
 
 
-def test_a_file_that_would_run_code_is_refused_and_no_way_around_is_told(tmp_path: Path) -> None:
+def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
     torch.save({"a": Trap()}, tmp_path / "trap.pth")
     with pytest.raises(CheckpointError, match="cannot be read") as caught:
         read_tensors(tmp_path / "trap.pth")
@@ -328,7 +328,7 @@ def test_a_file_that_would_run_code_is_refused_and_no_way_around_is_told(tmp_pat
         ([torch.ones(1)], "the file: list"),
     ],
 )
-def test_what_is_no_table_of_tensors_is_refused(tmp_path: Path, content: Any, got: str) -> None:
+def test_a_file_without_a_table_of_tensors_is_refused(tmp_path: Path, content: Any, got: str) -> None:
     torch.save(content, tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match="not a table name -> tensor") as caught:
         read_tensors(tmp_path / "x.pt")
@@ -341,7 +341,7 @@ def test_another_kind_of_file_is_refused(tmp_path: Path) -> None:
         read_tensors(tmp_path / "weights.ckpt")
 
 
-def test_a_digest_tells_names_and_contents_apart(tmp_path: Path) -> None:
+def test_a_digest_depends_on_names_and_contents(tmp_path: Path) -> None:
     def told(**files: str) -> str:
         folder = tmp_path / f"{len(list(tmp_path.iterdir()))}"
         for name, content in files.items():
@@ -421,7 +421,7 @@ def test_a_prefix_that_the_file_lacks_is_named_too() -> None:
     assert "no name begins with 'dit.'" in message and "1 differences" in message
 
 
-def test_what_is_no_prefix_of_all_is_none() -> None:
+def test_a_prefix_must_be_shared_by_all_names() -> None:
     assert shared_prefix(["module.a", "b"], ["a", "b"]) == ""
     assert shared_prefix(["module.a", "module.b"], ["c"]) == ""
     assert shared_prefix(["modulea", "moduleb"], ["a", "b"]) == ""

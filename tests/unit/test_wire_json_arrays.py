@@ -34,11 +34,11 @@ def same(a: Any, b: Any) -> bool:
     return type(a) is type(b) and a == b
 
 
-def test_what_they_send_is_read() -> None:
+def test_their_messages_are_read() -> None:
     assert same(json_arrays.loads(json_numpy.dumps(MESSAGE).encode()), MESSAGE)
 
 
-def test_they_read_what_is_sent() -> None:
+def test_their_client_reads_our_messages() -> None:
     assert same(json_numpy.loads(json_arrays.dumps(MESSAGE)), MESSAGE)
 
 
@@ -76,7 +76,7 @@ def test_invalid_arrays_are_refused(changes: dict[str, Any], what: str) -> None:
         json_arrays.loads(one_array(**changes))
 
 
-def test_dtypes_by_name_and_openpis_own_form_are_read() -> None:
+def test_dtypes_by_name_and_in_openpis_form_are_read() -> None:
     values = np.array([0.5, -2.0], np.float32)
     text = base64.b64encode(values.tobytes()).decode()
     fields = {"dtype": "float32", "shape": [2]}
@@ -121,7 +121,7 @@ def test_a_nan_is_read_as_any_number_and_never_sent() -> None:
 
 
 @pytest.mark.parametrize("value", [np.array([object()]), np.zeros(2, "c8"), {1}, {"a": b"bytes"}, {(1, 2): 1}])
-def test_what_cannot_be_sent_is_refused(value: Any) -> None:
+def test_values_that_cannot_be_sent_are_refused(value: Any) -> None:
     with pytest.raises(WireError, match="cannot be sent"):
         json_arrays.dumps({"x": value})
 

@@ -41,7 +41,7 @@ def same(a: Any, b: Any) -> bool:
     return type(a) is type(b) and a == b
 
 
-def test_what_their_client_sends_is_read() -> None:
+def test_messages_of_their_client_are_read() -> None:
     assert same(openpi.unpack(theirs.packb(MESSAGE)), MESSAGE)
 
 
@@ -235,7 +235,7 @@ def test_every_limit_is_applied() -> None:
     "value",
     [np.array([object()]), np.zeros(2, "c8"), np.array(["a"]), np.zeros(2, "V4"), {1, 2}, object(), 1 << 64, "\ud800"],
 )
-def test_what_cannot_be_sent_is_refused(value: Any) -> None:
+def test_values_that_cannot_be_sent_are_refused(value: Any) -> None:
     with pytest.raises(WireError, match="cannot be sent"):
         openpi.pack({"x": value})
 

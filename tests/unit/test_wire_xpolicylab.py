@@ -58,7 +58,7 @@ def test_arrays_with_text_keys_and_named_dtypes_are_read() -> None:
     assert read["a"].tolist() == [1.0, 1.0] and read["b"].tolist() == [0, 0, 0]
 
 
-def test_they_read_the_answers_as_answers(theirs: ModuleType) -> None:
+def test_their_client_reads_our_answers(theirs: ModuleType) -> None:
     for request, pair in theirs.REQUEST_RESPONSE_PAIRS.items():
         asked = xpolicylab.unpack(theirs.encode_frame(theirs.Frame(request, "id-2", "eval", trial_id="t", step=5)))
         actions = [{"arm_joint_state": np.arange(4, dtype=np.float32)}]

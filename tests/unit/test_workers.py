@@ -182,13 +182,13 @@ def test_a_script_without_a_main_guard_fails_once_and_says_so(name: str, run, tm
         assert done.stdout.count("heavy") == 1  # no worker was started
 
 
-def test_a_script_from_standard_input_is_told_what_it_lacks(run, tmp_path) -> None:
+def test_a_script_from_standard_input_is_refused(run, tmp_path) -> None:
     done = ran(run, tmp_path, ["-"], HEAVY + "start()")
     assert done.returncode == 1 and done.stdout.count("heavy") == 1
     assert "must have a main guard" in done.stderr and "standard input" in done.stderr
 
 
-def test_what_no_worker_runs_again_needs_no_guard(run, tmp_path) -> None:
+def test_scripts_that_workers_do_not_import_need_no_guard(run, tmp_path) -> None:
     """A text on the command line, and a package's __main__."""
     assert ran(run, tmp_path, ["-c", HEAVY + "start()"]).returncode == 0
     (tmp_path / "package").mkdir()

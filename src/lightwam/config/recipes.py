@@ -100,18 +100,9 @@ def mt10() -> Recipe:
     most have more demonstrations.
     """
     base = demo()
-    tasks = (
-        "reach",
-        "push",
-        "pick-place",
-        "door-open",
-        "drawer-open",
-        "drawer-close",
-        "button-press-topdown",
-        "peg-insert-side",
-        "window-open",
-        "window-close",
-    )
+    tasks: tuple[str, ...] = ("reach", "push", "pick-place", "door-open", "drawer-open", "drawer-close")
+    tasks += ("button-press-topdown", "peg-insert-side", "window-open", "window-close")
+    more_demos = (("reach", 300), ("push", 300), ("pick-place", 300), ("peg-insert-side", 200))
     backbone = replace(base.model.backbone, width=96, ffn_width=192, num_heads=4)
     return replace(
         base,
@@ -119,11 +110,7 @@ def mt10() -> Recipe:
         model=replace(base.model, backbone=backbone),
         codec=_opposite_cameras(corner4=(32, 42), corner=(28, 36)),
         sim=replace(base.sim, tasks=tasks, max_steps=100),
-        collect=replace(
-            base.collect,
-            demos_per_task=100,
-            more_demos=(("reach", 300), ("push", 300), ("pick-place", 300), ("peg-insert-side", 200)),
-        ),
+        collect=replace(base.collect, demos_per_task=100, more_demos=more_demos),
         train=replace(base.train, steps=6000, ema_decay=0.999, save_every=1000),
     )
 
@@ -135,6 +122,7 @@ def point() -> Recipe:
     the dot that the sentence names matters. What is not set here is as in `demo`.
     """
     base, text = demo(), HashedTextConfig(num_tokens=8, dim=32)
+    place = CameraPlace("top", top=0, left=0, height=32, width=32)
     backbone = replace(
         base.model.backbone,
         width=48,
@@ -152,12 +140,7 @@ def point() -> Recipe:
         base,
         name="point",
         model=replace(base.model, backbone=backbone, expert=expert, state_dim=2, action_dim=2),
-        codec=CodecConfig(
-            canvas=(32, 32),
-            places=(CameraPlace("top", top=0, left=0, height=32, width=32),),
-            video_stride=2,
-            delta_action_dims=(0, 1),
-        ),
+        codec=CodecConfig(canvas=(32, 32), places=(place,), video_stride=2, delta_action_dims=(0, 1)),
         latents=DctConfig(luma_channels=4, chroma_channels=2),
         text=text,
         sim=SimConfig(name="point", tasks=("red", "blue"), cameras=("top",), height=32, width=32, max_steps=40),
@@ -176,19 +159,13 @@ def libero_object_small() -> Recipe:
     """
     base, size = demo(), 64
     tasks = tuple(f"libero_object/{i}" for i in range(10))
+    backbone = replace(base.model.backbone, width=96, ffn_width=192, num_heads=4)
     agentview = CameraPlace("agentview", 0, 0, size, size, crop=(0.15, 0.03, 0.80, 0.87))
     wrist = CameraPlace("wrist", 0, size, size, size)
     return replace(
         base,
         name="libero-object-small",
-        model=replace(
-            base.model,
-            backbone=replace(base.model.backbone, width=96, ffn_width=192, num_heads=4),
-            state_dim=8,
-            action_dim=7,
-            horizon=16,
-            supervised_prefix=16,
-        ),
+        model=replace(base.model, backbone=backbone, state_dim=8, action_dim=7, horizon=16, supervised_prefix=16),
         codec=CodecConfig(
             canvas=(size, 2 * size), places=(agentview, wrist), video_stride=4, delta_action_dims=(0, 1, 2, 3, 4, 5)
         ),

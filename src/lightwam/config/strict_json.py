@@ -84,7 +84,7 @@ class _Reader:
         origin, arguments = typing.get_origin(kind), typing.get_args(kind)
         if dataclasses.is_dataclass(kind):
             return self.section(kind, data, where)
-        if kind is Any:
+        if kind is Any or (origin is Literal and data in arguments):
             return data
         if origin is Annotated:
             inner, holds, words = arguments
@@ -92,26 +92,21 @@ class _Reader:
             if not holds(value):
                 raise self.error(f"a value must be {words}", where=where, got=repr(data))
             return value
-        if origin is Literal:
-            if data in arguments:
-                return data
-        elif origin is tuple:
-            if isinstance(data, (list, tuple)):
-                items = (arguments[0],) * len(data) if arguments[-1] is Ellipsis else arguments
-                if len(items) == len(data):
-                    pairs = zip(items, data, strict=True)
-                    return tuple(self.value(item, value, f"{where}[{i}]") for i, (item, value) in enumerate(pairs))
-        elif origin is Mapping:
-            if isinstance(data, dict) and all(isinstance(key, str) for key in data):
-                return {key: self.value(arguments[1], value, f"{where}.{key}") for key, value in data.items()}
-        elif origin in (typing.Union, types.UnionType):
+        if origin is tuple and isinstance(data, (list, tuple)):
+            items = (arguments[0],) * len(data) if arguments[-1] is Ellipsis else arguments
+            if len(items) == len(data):
+                pairs = zip(items, data, strict=True)
+                return tuple(self.value(item, value, f"{where}[{i}]") for i, (item, value) in enumerate(pairs))
+        if origin is Mapping and isinstance(data, dict) and all(isinstance(key, str) for key in data):
+            return {key: self.value(arguments[1], value, f"{where}.{key}") for key, value in data.items()}
+        if origin in (typing.Union, types.UnionType):
             if data is None and types.NoneType in arguments:
                 return None
             options = [option for option in arguments if option is not types.NoneType]
             return self.value(options[0] if len(options) == 1 else self.option(options, data, where), data, where)
-        elif kind is float and isinstance(data, (int, float)) and not isinstance(data, bool):
+        if kind is float and isinstance(data, (int, float)) and not isinstance(data, bool):
             return float(data)
-        elif isinstance(data, kind) and (kind is bool or not isinstance(data, bool)):
+        if origin is None and isinstance(data, kind) and (kind is bool or not isinstance(data, bool)):
             return data
         expected = kind.__name__ if isinstance(kind, type) else kind
         raise self.error("a value has the wrong type", where=where, got=repr(data), expected=expected)

@@ -15,11 +15,10 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from lightwam.config.checks import check_recipe
-from lightwam.config.schema import DctConfig, Recipe
+from lightwam.config.schema import Recipe
 from lightwam.data.codec import Codec
 from lightwam.data.statistics import measure
-from lightwam.encoders.dct import DctLatents
-from lightwam.encoders.frozen import Prompts
+from lightwam.encoders.frozen import Prompts, open_latents
 from lightwam.engine.engine import Engine, Graph
 from lightwam.engine.folding import tensors
 from lightwam.errors import SimulatorError
@@ -68,9 +67,9 @@ def random_model(recipe: Recipe, device: torch.device, dtype: torch.dtype) -> Li
 
 def random_latents(recipe: Recipe, device: torch.device) -> LatentCodec:
     """Return the recipe's latents with unit statistics, or with a VAE of random weights on `device`."""
-    if isinstance(recipe.latents, DctConfig):
+    if not recipe.latents.pretrained:
         channels = recipe.model.backbone.latent_channels
-        return DctLatents(recipe.latents, [0.0] * channels, [1.0] * channels)
+        return open_latents(recipe, {"mean": [0.0] * channels, "std": [1.0] * channels}, "random latents")
     from lightwam.encoders.wan_vae import WanVaeLatents, empty_vae
 
     vae = empty_vae({}, Path("random weights")).to_empty(device=device)
@@ -186,14 +185,16 @@ class PublishedActor:
     plain: None = None
     description = "the published code's work"
 
-    def __init__(self, inner: PlainActor) -> None:
+    def __init__(self, inner: PlainActor, *, pretrained: bool) -> None:
+        """`pretrained`: the latents are a VAE's."""
         self.inner, self.device = inner, inner.device
+        self.encode = partial(library_encode, inner.latents) if pretrained else inner.latents.encode
 
     def act(
         self, canvas: UInt8[Tensor, "B height width 3"], instructions: Sequence[str], state: Float[Tensor, "B P"]
     ) -> Float[Tensor, "B H A"]:
         """Return one chunk a sample."""
-        latent = library_encode(self.inner.latents, to_pixels(canvas[:, None]).to(self.device))
+        latent = self.encode(to_pixels(canvas[:, None]).to(self.device))
         context = self.inner.states(instructions).to(self.device)
         return published(self.inner.model, latent, context, state.to(self.device))
 
@@ -228,7 +229,7 @@ def _calls(policy: Policy, observation: Observation, engines: dict[str, Engine])
 
     def actors(states: Callable[[Sequence[str]], Tensor]) -> dict[str, Actor]:
         plain = PlainActor(model, latents, states)
-        return {"plain": PublishedActor(plain), "model": plain, **engines}
+        return {"plain": PublishedActor(plain, pretrained=recipe.latents.pretrained), "model": plain, **engines}
 
     latent_calls: dict[str, Call] = {
         "plain": partial(published, model, latent, context, state),
@@ -280,11 +281,8 @@ def published(
     return model.expert(model.dit(latent, None, context_kv).taps)
 
 
-def library_encode(latents: LatentCodec, pixels: Float[Tensor, "B 3 1 height width"]) -> Float[Tensor, "B C 1 h w"]:
-    """Encode a frame by diffusers' VAE itself if the recipe uses a VAE."""
-    if isinstance(latents, DctLatents):
-        return latents.encode(pixels)
-    wan: Any = latents
+def library_encode(wan: Any, pixels: Float[Tensor, "B 3 1 height width"]) -> Float[Tensor, "B C 1 h w"]:
+    """Encode a frame by diffusers' VAE itself, that of the `WanVaeLatents`."""
     raw = wan.vae.encode(pixels.to(wan.vae.dtype)).latent_dist.mode()
     mean, std = (row.to(raw).view(1, -1, 1, 1, 1) for row in (wan.mean, wan.std))
     return (raw - mean) / std

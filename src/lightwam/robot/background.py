@@ -25,7 +25,7 @@ class ChunkReceived:
     actions: np.ndarray
     """(H, A), as the server sent it, not checked yet"""
     seconds: float
-    """from the request to the answer, on the requester's clock"""
+    """from the request to the answer"""
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,8 @@ class BackgroundRequester:
     observation must not change after `ask`, because the thread reads it while the robot moves.
     """
 
-    def __init__(
-        self, act: Act, connect: Callable[[], None] = lambda: None, clock: Callable[[], float] = time.perf_counter
-    ) -> None:
-        self._act, self._connect, self._clock = act, connect, clock
+    def __init__(self, act: Act, connect: Callable[[], None] = lambda: None) -> None:
+        self._act, self._connect = act, connect
         self._requests: queue.SimpleQueue[tuple[int, Any] | None] = queue.SimpleQueue()
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._closing = threading.Event()
@@ -92,7 +90,6 @@ class BackgroundRequester:
             self._thread.start()
 
     def events(self) -> list[Event]:
-        """Return the events since the last call, in order."""
         return [self._events.get_nowait() for _ in range(self._events.qsize())]
 
     def close(self, timeout_seconds: float = 1.0) -> None:
@@ -112,13 +109,13 @@ class BackgroundRequester:
                     self._events.put(RequestFailed(number, error))
 
     def _serve(self, number: int, observation: Any) -> None:
-        began = self._clock()
+        began = time.perf_counter()
         try:
             actions = self._act(observation)
         except ConnectionLost as error:
             self._events.put(Disconnected(error))
         else:
-            return self._events.put(ChunkReceived(number, actions, self._clock() - began))
+            return self._events.put(ChunkReceived(number, actions, time.perf_counter() - began))
         while not self._closing.wait(RETRY_SECONDS):
             try:
                 self._connect()

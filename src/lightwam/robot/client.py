@@ -253,14 +253,13 @@ class Client:
         limit = max(self._message_bytes, Limits.message_bytes)
         try:
             answer = openpi.unpack(data, Limits(message_bytes=limit, array_bytes=limit))
+            if isinstance(answer, dict):
+                return answer
+            raise WireError("not a map", got=type(answer).__name__)
         except WireError as error:
             self._drop()
-            what, got = "the server's answer cannot be parsed", f"{error.what}; {error.got}"
+            what, got = "the server's answer must be a map of openpi's", f"{error.what}; {error.got}"
             raise WireError(what, where=self.url, got=got, expected=error.expected) from error
-        if not isinstance(answer, dict):
-            self._drop()
-            raise WireError("the server's answer must be a map", where=self.url, got=type(answer).__name__)
-        return answer
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None

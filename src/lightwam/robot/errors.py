@@ -43,11 +43,11 @@ def parse_refusal(text: str, code: str = "") -> Refused:
     try:
         fields = json.loads(text)
     except ValueError:
-        return Refused(text or "the server sent an empty text, which is openpi's for an error", code=code)
+        fields = None
     if isinstance(fields, dict):
         fields = fields.get("error", fields)  # over HTTP
     if not isinstance(fields, dict) or not isinstance(fields.get("message"), str):
-        return Refused(text, code=code)
+        return Refused(text or "the server sent an empty text, which is openpi's for an error", code=code)
     if isinstance(fields.get("code"), str):
         code = fields["code"]
     return Refused(fields["message"], code=code, where=fields.get("where"), expected=fields.get("expected"))

@@ -10,7 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,6 @@ Hold = Callable[[np.ndarray | None], np.ndarray]
 """the last action (A,), or None at the beginning of an episode, to the action with which the robot stands still"""
 NUM_LATENCIES = 10_000
 """percentiles are of this many answers, the newest"""
-NO_BLEND = Crossfade(0)
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Play:
 
     replan: int = 4
     """steps from one request to the next; fewer if the rest of the chunk would not last until the answer"""
-    blend: Blend = NO_BLEND
+    blend: Blend = field(default_factory=Crossfade)
     """how a new chunk replaces the old one: `Crossfade(steps)` or `Ensemble(decay)`"""
     switch_dims: tuple[int, ...] = ()
     """dimensions of the action that are never blended, such as a gripper that opens or closes"""
@@ -99,7 +98,6 @@ class _Recorder:
         self.counts, self.latencies_ms = Stats(), deque[float](maxlen=NUM_LATENCIES)
 
     def connection_error(self, error: ConnectionLost) -> None:
-        """Count a failed try to reach the server."""
         self.counts.connection_errors += 1
         self.counts.last_error = str(error)
 
@@ -192,7 +190,6 @@ class ChunkPlayer:
         self.close()
 
     def _is_due(self) -> bool:
-        """Whether to request a chunk at this step."""
         if self._open is not None:
             return False
         if self._request_move is None or not self._plan.remaining:
@@ -254,22 +251,14 @@ class BlockingPlayer:
     The robot holds while the server is gone; `act` is tried again at every control step.
     """
 
-    def __init__(
-        self,
-        act: Act,
-        replan: int,
-        hold: Hold,
-        switch_dims: tuple[int, ...] = (),
-        clock: Callable[[], float] = time.perf_counter,
-    ) -> None:
+    def __init__(self, act: Act, replan: int, hold: Hold, switch_dims: tuple[int, ...] = ()) -> None:
         """`switch_dims` do not count as jumps."""
         require(replan >= 1, "BlockingPlayer.replan", replan, "1 or more")
-        self._act, self._replan, self._switch_dims, self._clock = act, replan, switch_dims, clock
+        self._act, self._replan, self._switch_dims = act, replan, switch_dims
         self._recorder = _Recorder(hold, switch_dims)
         self._actions: list[np.ndarray] = []
 
     def reset(self) -> None:
-        """Begin a new episode."""
         self._actions, self._recorder.last = [], None
 
     def action(self, observe: Observe) -> np.ndarray:
@@ -277,19 +266,18 @@ class BlockingPlayer:
         first = not self._actions
         if first:
             self._recorder.counts.requests += 1
-            began = self._clock()
+            began = time.perf_counter()
             try:
                 actions = check_chunk(self._act(observe()), None, self._switch_dims)
             except ConnectionLost as error:
                 self._recorder.connection_error(error)
                 return self._recorder.hold()
-            self._recorder.latencies_ms.append(1000 * (self._clock() - began))
+            self._recorder.latencies_ms.append(1000 * (time.perf_counter() - began))
             self._recorder.counts.chunks += 1
             self._actions = list(actions[: self._replan])
         return self._recorder.play(self._actions.pop(0), first=first)
 
     def stats(self) -> Stats:
-        """Return the counts of all episodes so far."""
         return self._recorder.stats()
 
     def close(self) -> None:

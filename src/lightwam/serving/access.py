@@ -73,19 +73,17 @@ def check_exposure(host: str, keys: Keys, *, anyone: bool) -> None:
 
 def is_loopback(host: str) -> bool:
     """Return whether only this machine can reach `host`; names other than localhost count as reachable by others."""
-    if host == "localhost":
-        return True
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
 
 
 def tls(certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:
     """Return the server's TLS context (1.2 or newer), None without a certificate; ConfigError for unusable files."""
+    if certificate is None and key is not None:
+        raise ConfigError("--tls-key needs --tls-certificate FILE", got=key)
     if certificate is None:
-        if key is not None:
-            raise ConfigError("--tls-key needs --tls-certificate FILE", got=key)
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:

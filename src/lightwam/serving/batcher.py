@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from lightwam.errors import LightwamError
+from lightwam.serving.settings import Serving
 from lightwam.types import Observation
 
 Act = Callable[[Sequence[Observation]], Float32[np.ndarray, "B H A"]]
@@ -42,8 +43,6 @@ class Answer(NamedTuple):
     """from the request to the beginning of the pass"""
     batch_size: int
     """requests in the pass"""
-    step: int
-    """training step of the weights"""
 
 
 @dataclass(eq=False)
@@ -54,30 +53,19 @@ class _Request:
 
 
 class Batcher:
-    """Answers observations in their order, up to `max_batch` in one pass.
+    """Answers observations in their order, up to `settings.max_batch` in one pass."""
 
-    `swap` exchanges the weights between two passes. `window_seconds` is how long the first request waits for those of
-    other clients.
-    """
-
-    def __init__(
-        self, act: Act, step: int, *, max_queue: int = 64, max_batch: int = 8, window_seconds: float = 0.002
-    ) -> None:
-        self.act, self.step = act, step
-        self.max_queue, self.max_batch, self.window_seconds = max_queue, max_batch, window_seconds
+    def __init__(self, act: Act, step: int, settings: Serving) -> None:
+        self.act, self.step, self.settings = act, step, settings
         self.num_clients = 0
         """open connections, counted by the server; a single client does not wait for others"""
         self._pass_began: float | None = None
-        self._waiting: deque[_Request] = deque()
+        self.waiting: deque[_Request] = deque()
+        """requests whose pass has not begun"""
         self._wake = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="policy")
         self._task: asyncio.Task[None] | None = None
         self._closing = False
-
-    @property
-    def num_waiting(self) -> int:
-        """Number of requests whose pass has not begun."""
-        return len(self._waiting)
 
     @property
     def is_running(self) -> bool:
@@ -101,17 +89,17 @@ class Batcher:
         """
         if self._closing:
             raise Closing("the server is stopping", next_step="connect again in a moment")
-        if len(self._waiting) >= self.max_queue:
-            expected, step = f"at most {self.max_queue}", "ask again in a moment"
-            raise Busy("too many requests are waiting", got=len(self._waiting), expected=expected, next_step=step)
+        if len(self.waiting) >= (limit := self.settings.max_queue):
+            what, expected, step = "too many requests are waiting", f"at most {limit}", "ask again in a moment"
+            raise Busy(what, got=len(self.waiting), expected=expected, next_step=step)
         request = _Request(observation, asyncio.get_running_loop().create_future(), time.perf_counter())
-        self._waiting.append(request)
+        self.waiting.append(request)
         self._wake.set()
         try:
             return await request.answer
         finally:
-            if request in self._waiting:  # its client is gone
-                self._waiting.remove(request)
+            if request in self.waiting:  # its client is gone
+                self.waiting.remove(request)
 
     def swap(self, act: Act, step: int) -> None:
         """Use other weights from the next pass on."""
@@ -129,42 +117,37 @@ class Batcher:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            while self._waiting:
-                if len(self._waiting) < min(self.num_clients, self.max_batch) and not self._closing:
-                    await asyncio.sleep(self.window_seconds)
-                batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), self.max_batch))]
+            while self.waiting:
+                most = self.settings.max_batch
+                if len(self.waiting) < min(self.num_clients, most) and not self._closing:
+                    await asyncio.sleep(self.settings.window_ms / 1000)
+                batch = [self.waiting.popleft() for _ in range(min(len(self.waiting), most))]
                 if batch:
                     await self._answer(batch)
             if self._closing:
                 return
 
     async def _answer(self, batch: list[_Request]) -> None:
-        begun, act, step = time.perf_counter(), self.act, self.step
-        self._pass_began = begun
-        loop = asyncio.get_running_loop()
-        answers: Sequence[Float32[np.ndarray, "H A"] | BaseException]
+        self._pass_began = begun = time.perf_counter()
+        observations, loop = [request.observation for request in batch], asyncio.get_running_loop()
+        answers: Sequence[Float32[np.ndarray, "H A"] | Exception]
         try:
-            observations = [request.observation for request in batch]
-            answers = await loop.run_in_executor(self._thread, _act, act, observations)
+            answers = await loop.run_in_executor(self._thread, _act, self.act, observations)
         except BaseException as error:
-            # whatever it was, no client is left waiting
-            for request in batch:
-                if not request.answer.done():
-                    request.answer.set_exception(RuntimeError(f"the pass failed: {error!r}"))
+            answers = [RuntimeError(f"the pass failed: {error!r}")] * len(batch)  # no client is left waiting
             if isinstance(error, asyncio.CancelledError):
                 raise
-            return
         finally:
             self._pass_began = None
-        infer_ms = 1000 * (time.perf_counter() - begun)
-        for request, answer in zip(batch, answers, strict=True):
-            if request.answer.done():  # cancelled, as its client is gone
-                continue
-            if isinstance(answer, BaseException):
-                request.answer.set_exception(answer)
-            else:
-                waited_ms = 1000 * (begun - request.since)
-                request.answer.set_result(Answer(answer, infer_ms, waited_ms, len(batch), step))
+            infer_ms = 1000 * (time.perf_counter() - begun)
+            for request, answer in zip(batch, answers, strict=True):
+                if request.answer.done():  # cancelled, as its client is gone
+                    continue
+                if isinstance(answer, Exception):
+                    request.answer.set_exception(answer)
+                else:
+                    waited_ms = 1000 * (begun - request.since)
+                    request.answer.set_result(Answer(answer, infer_ms, waited_ms, len(batch)))
 
 
 def _act(act: Act, observations: Sequence[Observation]) -> Sequence[Float32[np.ndarray, "H A"] | Exception]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any
 
 from aiohttp import WSCloseCode, web
 from aiohttp.http_exceptions import ContentEncodingError, LineTooLong
@@ -21,7 +20,6 @@ ENCODINGS = "Content-Encoding gzip, deflate or none"
 """of a body"""
 TLS = b"\x16\x03"
 """first bytes of a TLS handshake"""
-Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 RequestFailed = Callable[[web.BaseRequest, Refusal, bool], None]
 """logs a request that could not be read, with whether it began like TLS"""
 
@@ -33,31 +31,17 @@ def error_response(status: int, why: Refusal) -> web.Response:
     return response
 
 
-class HttpServer(web.Server):
-    """aiohttp's server, with our `Connection`."""
-
-    def __init__(self, handler: Handler, failed: RequestFailed) -> None:
-        super().__init__(handler, handler_cancellation=True)
-        self._failed = failed
-
-    def __call__(self) -> web.RequestHandler:
-        """Make one connection."""
-        loop = asyncio.get_running_loop()
-        return Connection(self, self._failed, loop=loop, access_log=None, lingering_time=LINGER_SECONDS)
-
-
 class Connection(web.RequestHandler):
     """aiohttp's connection that answers invalid HTTP with our JSON errors, and knows when it last received bytes."""
 
-    def __init__(self, server: web.Server, failed: RequestFailed, **settings: Any) -> None:
-        super().__init__(server, **settings)
-        self._failed = failed
-        self.last_received = asyncio.get_running_loop().time()
+    def __init__(self, server: web.Server, failed: RequestFailed) -> None:
+        loop = asyncio.get_running_loop()
+        super().__init__(server, loop=loop, access_log=None, lingering_time=LINGER_SECONDS)  # type: ignore[arg-type]
+        self._failed, self._first = failed, b""
+        self.last_received = loop.time()
         """when the last bytes were received, by the event loop's clock"""
-        self._first = b""
 
     def data_received(self, data: bytes) -> None:
-        """Receive bytes."""
         self.last_received = asyncio.get_running_loop().time()
         self._first = self._first or data[:2]
         super().data_received(data)
@@ -91,9 +75,8 @@ class Connection(web.RequestHandler):
             if not isinstance(exc, (ConnectionError, web.RequestPayloadError)):  # those mean that the client left
                 log_event("a request failed", 40, error=exc, client=request.remote)
             self.close_when_idle()
-            return error_response(
-                500, Refusal("internal", "the server", "the request failed; the server's log has why", "")
-            )
+            why = Refusal("internal", "the server", "the request failed; the server's log has why", "")
+            return error_response(500, why)
         status = 431 if isinstance(exc, LineTooLong) else status
         what = (message or HTTPStatus(status).phrase).splitlines()[0][:200]
         why = Refusal("bad_message", "the request", what, "HTTP/1.1")
@@ -116,7 +99,6 @@ class Socket(web.WebSocketResponse):
         """the client's message was over the limit"""
 
     async def close(self, *, code: int = WSCloseCode.OK, message: bytes = b"", drain: bool = True) -> bool:
-        """Send the close frame."""
         if code == WSCloseCode.MESSAGE_TOO_BIG and not self.closed:
             self.is_too_large, message = True, self._too_large.encode()
         return await super().close(code=code, message=message, drain=drain)

@@ -34,11 +34,11 @@ async def act(request: web.BaseRequest, service: Service, settings: Serving, dra
     try:
         body = await _read_body(request, settings)
     except _BodyError as error:
-        expected = error.expected
-        if error.setting:
-            why, expected = error.message, f"{expected} ({error.setting})"
-            service.refusals.add(client, why, setting=error.setting, expected=error.expected, protocol="http")
-        return error_response(error.status, Refusal("bad_message", "the body", error.message, expected))
+        status, why, expected, *setting = error.args
+        for option in setting:
+            service.refusals.add(client, why, setting=option, expected=expected, protocol="http")
+            expected += f" ({option})"
+        return error_response(status, Refusal("bad_message", "the body", why, expected))
     try:
         with service.decoding("http"):
             message = await asyncio.to_thread(loads, body, settings.limits)
@@ -57,11 +57,7 @@ async def act(request: web.BaseRequest, service: Service, settings: Serving, dra
 
 
 class _BodyError(Exception):
-    """A body that is refused because of its headers, or while it is read; `setting` is the option to change."""
-
-    def __init__(self, status: int, message: str, expected: str, setting: str = "") -> None:
-        super().__init__(message)
-        self.status, self.message, self.expected, self.setting = status, message, expected, setting
+    """A refused body: HTTP status, error, what was expected, and the option to change if there is one."""
 
 
 async def _read_body(request: web.BaseRequest, settings: Serving) -> bytes:
@@ -69,15 +65,14 @@ async def _read_body(request: web.BaseRequest, settings: Serving) -> bytes:
     try:
         return await asyncio.wait_for(_read_all(request, settings.limits.message_bytes), seconds)
     except TimeoutError:
-        what = "the whole body did not arrive in time"
-        raise _BodyError(408, what, f"within {seconds:g} s", "--handshake-seconds") from None
+        what, expected = "the whole body did not arrive in time", f"within {seconds:g} s"
+        raise _BodyError(408, what, expected, "--handshake-seconds") from None
     except web.RequestPayloadError:  # invalid gzip, an invalid chunk, or the client left
-        what = "the body must be encoded as its header says"
-        raise _BodyError(400, what, f"{ENCODINGS}; chunks as HTTP/1.1 has them") from None
+        what, expected = "the body must be encoded as its header says", f"{ENCODINGS}; chunks as HTTP/1.1 has them"
+        raise _BodyError(400, what, expected) from None
 
 
 async def _read_all(request: web.BaseRequest, max_bytes: int) -> bytes:
-    """Check the headers, then read the body."""
     too_large = _BodyError(413, "the message is too large", f"at most {max_bytes} bytes", "--limits.message-bytes")
     if request.content_length is None and "chunked" not in request.headers.get("Transfer-Encoding", "").lower():
         raise _BodyError(411, "the body has no length", "Content-Length, or Transfer-Encoding: chunked")

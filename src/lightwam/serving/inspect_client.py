@@ -14,7 +14,7 @@ from lightwam.serving.sentences import CheckSentence
 from lightwam.serving.server import Server
 from lightwam.serving.settings import Serving
 from lightwam.types import Observation
-from lightwam.wire.inspection import MessageCheck, inspect
+from lightwam.wire.inspection import inspect
 from lightwam.wire.robot_schema import RobotSchema
 
 
@@ -34,7 +34,8 @@ async def inspect_client(
         if isinstance(message, WireError):
             fit, lines = False, ["it cannot be decoded:", *str(message).splitlines()]
         else:
-            check = min((inspect(message, schema, check_sentence) for schema in schemas), key=_misfit)
+            checks = [inspect(message, schema, check_sentence) for schema in schemas]
+            check = min(checks, key=lambda check: (sum(bool(field.error) for field in check.fields), len(check.unused)))
             fit, lines = check.fits, check.lines()
         fits.append(fit)
         say("\n".join([f"message {len(fits)}, over {protocol}:", *lines]))
@@ -48,10 +49,6 @@ async def inspect_client(
     server = Server(_never, 0, schemas, metadata, settings, keys, on_message=on_message, on_refusal=say)
     await server.run(ready)
     return bool(fits) and all(fits)
-
-
-def _misfit(check: MessageCheck) -> tuple[int, int]:
-    return sum(bool(field.error) for field in check.fields), len(check.unused)
 
 
 def _never(observations: Sequence[Observation]) -> Float32[np.ndarray, "B H A"]:

@@ -31,21 +31,17 @@ def sentence_check(recipe: Recipe, known: Collection[str]) -> CheckSentence:
         event = "without the text encoder, only the run's own sentences are answered"
         log_event(event, 30, sentences=len(known), where=error.where, why=error.what, setting="--weights")
 
-    def log(what: str) -> None:
-        if what and what not in logged and len(logged) < MAX_LOGGED:
-            logged.add(what)
-            log_event("a sentence is truncated", 30, what=what)
-
     def check(sentence: str) -> None:
-        if sentences is not None and (recipe.text.truncate or recipe.prompt.format(task=sentence) not in known):
-            log(sentences.check(sentence))
-        elif sentences is None and recipe.prompt.format(task=sentence) not in known:
-            what, expected = (
-                "the sentence is new, and the text encoder is not on the server",
-                "a sentence from training",
-            )
+        is_new = recipe.prompt.format(task=sentence) not in known
+        if sentences is None and is_new:
+            what = "the sentence is new, and the text encoder is not on the server"
             step = "start the server with --weights, a path to the text encoder"
-            raise WireError(what, where="prompt", expected=expected, next_step=step)
+            raise WireError(what, where="prompt", expected="a sentence from training", next_step=step)
+        if sentences is not None and (is_new or recipe.text.truncate):
+            truncated = sentences.check(sentence)
+            if truncated and truncated not in logged and len(logged) < MAX_LOGGED:
+                logged.add(truncated)
+                log_event("a sentence is truncated", 30, what=truncated)
 
     if recipe.text.truncate:
         log_event("longer sentences are truncated", 30, tokens=recipe.text.num_tokens, setting="text.truncate")

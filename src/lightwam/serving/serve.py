@@ -49,10 +49,8 @@ def serve(
         return None if newest <= step else NewWeights(playable(load(newest)), newest)
 
     policy = load(step)
-    model = policy.recipe.model
-    schemas = schemas_for(
-        settings.robot_schemas, policy.codec.cameras, model.state_dim, model.action_dim, settings.renames
-    )
+    model, cameras = policy.recipe.model, policy.codec.cameras
+    schemas = schemas_for(settings.robot_schemas, cameras, model.state_dim, model.action_dim, settings.renames)
     logs.configure(settings.log)
     check = sentence_check(policy.recipe, policy.prompts.known)
     about = metadata(policy, settings)

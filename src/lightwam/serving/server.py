@@ -20,10 +20,10 @@ from lightwam.errors import ConfigError
 from lightwam.serving import http, openpi, xpolicylab
 from lightwam.serving.access import Keys, tls
 from lightwam.serving.batcher import Act, Batcher
-from lightwam.serving.connection import Connection, Handler, HttpServer, Socket, error_response
+from lightwam.serving.connection import Connection, Socket, error_response
 from lightwam.serving.logs import log_event
 from lightwam.serving.metrics import Metrics
-from lightwam.serving.refusals import RefusalLog
+from lightwam.serving.refusals import SETTINGS, RefusalLog
 from lightwam.serving.sentences import CheckSentence
 from lightwam.serving.service import OnMessage, Refusal, Service
 from lightwam.serving.settings import Serving
@@ -68,18 +68,10 @@ class Server:
     """called with every logged refusal of a client"""
 
     def __post_init__(self) -> None:
-        settings = self.settings
         self.metrics, self.refusals = Metrics(), RefusalLog(self.on_refusal)
-        self.batcher = Batcher(
-            self.act,
-            self.step,
-            max_queue=settings.max_queue,
-            max_batch=settings.max_batch,
-            window_seconds=settings.window_ms / 1000,
-        )
-        self.service = Service(
-            self.batcher, self.schemas, self.metrics, self.on_message, self.check_sentence, self.refusals
-        )
+        self.batcher = batcher = Batcher(self.act, self.step, self.settings)
+        checks = (self.on_message, self.check_sentence, self.refusals)
+        self.service = Service(batcher, self.schemas, self.metrics, *checks)
         self.ports: dict[str, int] = {}
         """protocol -> its port, while the server listens"""
         self.stopping = asyncio.Event()
@@ -112,18 +104,13 @@ class Server:
                 task.cancel()
             await self._drain(servers)
 
-    async def _listen(self) -> list[tuple[asyncio.Server, HttpServer]]:
-        settings = self.settings
-        endpoints: list[tuple[str, int | None, Handler]] = [
-            ("openpi", settings.port, self._route),
-            ("xpolicylab", settings.xpolicylab_port, self._route_xpolicylab),
-        ]
+    async def _listen(self) -> list[tuple[asyncio.Server, web.Server]]:
+        settings, servers = self.settings, list[tuple[asyncio.Server, web.Server]]()
         context = tls(settings.tls_certificate, settings.tls_key)
-        servers: list[tuple[asyncio.Server, HttpServer]] = []
-        for name, port, handler in endpoints:
+        for name, port in (("openpi", settings.port), ("xpolicylab", settings.xpolicylab_port)):
             if port is None:
                 continue
-            http_server = HttpServer(partial(self._handle, handler), self._log_unreadable)
+            http_server = web.Server(partial(self._handle, name), handler_cancellation=True)
             try:
                 listening = await asyncio.get_running_loop().create_server(
                     partial(self._connect, http_server),
@@ -142,14 +129,14 @@ class Server:
             servers.append((listening, http_server))
         return servers
 
-    def _connect(self, http_server: HttpServer) -> asyncio.Protocol:
+    def _connect(self, http_server: web.Server) -> asyncio.Protocol:
         """Make a connection, which is closed if it sends no request in time; a TLS handshake has its own time."""
-        connection = http_server()
+        connection = Connection(http_server, self._log_unreadable)
         seconds = self.settings.handshake_seconds * (2 if self.settings.tls_certificate else 1)
         asyncio.get_running_loop().call_later(seconds, self._expect_request, connection)
         return connection
 
-    def _expect_request(self, connection: Any) -> None:
+    def _expect_request(self, connection: Connection) -> None:
         transport = connection.transport
         if transport is not None and transport not in self._connections:
             peer = transport.get_extra_info("peername") or ("unknown",)
@@ -157,21 +144,18 @@ class Server:
             self.refusals.add(str(peer[0]), "a connection sent no request in time", setting=setting, expected=expected)
             transport.abort()
 
-    async def _handle(self, handler: Handler, request: web.BaseRequest) -> web.StreamResponse:
+    async def _handle(self, protocol: str, request: web.BaseRequest) -> web.StreamResponse:
         """Handle a request if it is admitted; the connection of a refused one is closed after its last bytes."""
         response: web.StreamResponse | None = self._admit(request)
         if response is None:
-            response = await self._respond(handler, request)
+            try:
+                response = await self._route(protocol, request)
+            except web.HTTPException as error:  # a failed websocket handshake
+                why = Refusal("bad_message", request.path, (error.text or error.reason).strip()[:200], "a websocket")
+                response = self._refuse(request, error.status, why, "the client's library")
         if response.status >= 400 and response.keep_alive is False and isinstance(request.protocol, Connection):
             request.protocol.close_when_idle()
         return response
-
-    async def _respond(self, handler: Handler, request: web.BaseRequest) -> web.StreamResponse:
-        try:
-            return await handler(request)
-        except web.HTTPException as error:  # a failed websocket handshake
-            why = Refusal("bad_message", request.path, (error.text or error.reason).strip()[:200], "a websocket")
-            return self._refuse(request, error.status, why, "the client's library")
 
     def _admit(self, request: web.BaseRequest) -> web.Response | None:
         """Count the connection of a request; returns a response if it needs no handler or is refused."""
@@ -181,8 +165,7 @@ class Server:
         if request.path == "/healthz" and request.method == "GET":  # without a key, for clients and load balancers
             return self._health()
         if not self.keys.admit(request.headers.get("Authorization")):
-            expected = "Authorization: Api-Key KEY"
-            why = Refusal("unauthorized", "the Authorization header", "no valid API key", expected)
+            why = Refusal("unauthorized", "the Authorization header", "no valid API key", "Authorization: Api-Key KEY")
             return self._refuse(request, 401, why, "--api-keys")
         if "Origin" in request.headers and not self.keys:  # from a web page, which must not drive the robot
             return self._refuse(request, 403, Refusal("unauthorized", "the Origin header", *ORIGIN), "--api-keys")
@@ -195,16 +178,14 @@ class Server:
         return None
 
     def _refuse(self, request: web.BaseRequest, status: int, why: Refusal, setting: str) -> web.Response:
-        """Log a refusal and make its response."""
         self.refusals.add(str(request.remote), why.message, setting=setting, expected=why.expected)
         return error_response(status, why)
 
     def _log_unreadable(self, request: web.BaseRequest, why: Refusal, is_tls: bool) -> None:
-        """Log a request that is not HTTP."""
         message, expected, setting = why.message, why.expected, "the client"
         if is_tls:
-            message, expected = "the client speaks TLS, and this server does not", "ws:// or http:// in the client"
-            setting = "--tls-certificate"
+            message, setting = "the client speaks TLS, and this server does not", "--tls-certificate"
+            expected = "ws:// or http:// in the client"
         self.refusals.add(str(request.remote), message, setting=setting, expected=expected)
 
     def _health(self) -> web.Response:
@@ -214,9 +195,13 @@ class Server:
         response.force_close()
         return response
 
-    async def _route(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _route(self, protocol: str, request: web.BaseRequest) -> web.StreamResponse:
         if request.headers.get("Upgrade", "").lower() == "websocket":
-            return await self._websocket(request, "openpi")
+            return await self._websocket(request, protocol)
+        if protocol == "xpolicylab":
+            what, expected = "this port speaks XPolicyLab's websocket only", f"HTTP on port {self.ports['openpi']}"
+            why = Refusal("bad_message", request.path[:200], what, expected)
+            return self._refuse(request, 426, why, "--xpolicylab-port")
         if (request.method, request.path) == ("GET", "/metrics"):
             return self._metrics()
         if request.path == "/act":
@@ -224,22 +209,14 @@ class Server:
         why = Refusal("bad_message", request.path[:200], "unknown path", ROUTES)
         return self._refuse(request, 404, why, "the client's address")
 
-    async def _route_xpolicylab(self, request: web.BaseRequest) -> web.StreamResponse:
-        if request.headers.get("Upgrade", "").lower() == "websocket":
-            return await self._websocket(request, "xpolicylab")
-        what, expected = "this port speaks XPolicyLab's websocket only", f"HTTP on port {self.ports['openpi']}"
-        why = Refusal("bad_message", request.path[:200], what, expected)
-        return self._refuse(request, 426, why, "--xpolicylab-port")
-
     def _metrics(self) -> web.Response:
-        self.metrics.waiting.set(self.batcher.num_waiting)
+        self.metrics.waiting.set(len(self.batcher.waiting))
         self.metrics.pass_seconds.set(self.batcher.pass_seconds)
         self.metrics.step.set(self.batcher.step)
         headers = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
         return web.Response(body=self.metrics.text(), headers=headers)
 
     async def _websocket(self, request: web.BaseRequest, protocol: str) -> web.StreamResponse:
-        """Serve a websocket until it ends."""
         if self.draining:
             return error_response(503, Refusal("closing", "the server", "the server is stopping", ""))
         limits = self.settings.limits
@@ -249,12 +226,13 @@ class Server:
         except ConnectionError:  # the client left during the handshake
             return web.Response(status=400)
         client = f"{request.remote}/{id(socket) & 0xFFFFFF:06x}"
+        log = partial(log_event, client=client, protocol=protocol)
         assert request.transport is not None
         self._sockets[socket] = request.transport
         self.batcher.num_clients += 1
         gauge = self.metrics.clients.labels(protocol)
         gauge.inc()
-        log_event("connected", client=client, protocol=protocol)
+        log("connected")
         try:
             if protocol == "openpi":
                 await openpi.talk(socket, client, self.service, self.metadata, limits)
@@ -263,19 +241,18 @@ class Server:
             if socket.is_too_large:
                 self.metrics.requests.labels(protocol, "bad_message").inc()
                 why, expected = "the message is too large", f"at most {limits.message_bytes} bytes"
-                setting = "--limits.message-bytes"
-                self.refusals.add(client, why, setting=setting, expected=expected, protocol=protocol)
+                self.refusals.add(client, why, setting=SETTINGS[why], expected=expected, protocol=protocol)
                 assert isinstance(request.protocol, Connection)
                 await socket.linger(request.protocol, request.transport)
         except (ConnectionError, aiohttp.ClientConnectionError):
-            log_event("lost", client=client, protocol=protocol)
+            log("lost")
         finally:
             gauge.dec()
             self.batcher.num_clients -= 1
             del self._sockets[socket]
             why, level = self._why_ended(socket)
             code = aiohttp.WSCloseCode.MESSAGE_TOO_BIG if socket.is_too_large else socket.close_code
-            log_event("left", level, client=client, protocol=protocol, code=code, why=why)
+            log("left", level, code=code, why=why)
         return socket
 
     def _why_ended(self, socket: Socket) -> tuple[str, int]:
@@ -314,9 +291,9 @@ class Server:
                 self.metadata = {**self.metadata, "step": newer.step}
                 self.metrics.reloads.labels("ok").inc()
 
-    async def _drain(self, servers: list[tuple[asyncio.Server, HttpServer]]) -> None:
+    async def _drain(self, servers: list[tuple[asyncio.Server, web.Server]]) -> None:
         self.draining = True
-        log_event("draining", waiting=self.batcher.num_waiting)
+        log_event("draining", waiting=len(self.batcher.waiting))
         for listening, _ in servers:
             listening.close()
         try:

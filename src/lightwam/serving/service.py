@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 from aiohttp import WSMessage, WSMsgType
@@ -28,12 +29,7 @@ MAX_IN_FLIGHT = 4
 """requests of a connection; robots have one"""
 OnMessage = Callable[[Mapping[str, Any] | WireError, str], None]
 """called with a message, or with the error that says why it cannot be decoded, and its protocol"""
-CODES: Mapping[type[Exception], str] = {
-    Busy: "busy",
-    Closing: "closing",
-    WireError: "bad_message",
-    PromptError: "bad_message",
-}
+CODES = {Busy: "busy", Closing: "closing", WireError: "bad_message", PromptError: "bad_message"}
 """error -> its code for the client; "internal" for others, which are the policy's fault"""
 
 
@@ -97,10 +93,8 @@ class Service:
             if self.on_message is not None:
                 self.on_message(message, protocol)
             schema = matching_schema(self.schemas, message)
-            if schema.is_encoded(message):
-                observation = await asyncio.to_thread(schema.observation, message)
-            else:
-                observation = schema.observation(message)
+            convert = partial(schema.observation, message)
+            observation = await asyncio.to_thread(convert) if schema.is_encoded(message) else convert()
             if self.check_sentence is not None:
                 self.check_sentence(observation.instruction)
             answer = await self.batcher.ask(observation)
@@ -121,10 +115,8 @@ class Service:
 
 def matching_schema(schemas: Sequence[RobotSchema], message: Mapping[str, Any]) -> RobotSchema:
     """Return the first schema all of whose cameras are in the message; a single schema without looking."""
-    if len(schemas) == 1:
-        return schemas[0]
     for schema in schemas:
-        if schema.matches(message):
+        if len(schemas) == 1 or schema.matches(message):
             return schema
     raise WireError(
         "the message matches no robot schema",
@@ -138,9 +130,7 @@ def matching_schema(schemas: Sequence[RobotSchema], message: Mapping[str, Any]) 
 def frame_bytes(message: WSMessage) -> bytes:
     """Return the bytes of a websocket's frame; WireError for a text frame."""
     if message.type is not WSMsgType.BINARY:
-        raise WireError(
-            "a message must be a binary frame", where="the websocket", got="a text frame", expected="msgpack"
-        )
+        raise WireError("a message must be a binary frame with msgpack", where="the websocket", got="a text frame")
     return bytes(message.data)
 
 
@@ -153,10 +143,8 @@ class RequestQueue:
     def add(self, request: Any) -> None:
         """Answer a request after those before it; Busy if too many are in flight."""
         if len(self._tasks) >= MAX_IN_FLIGHT:
-            what = "this connection has too many unanswered requests"
-            raise Busy(
-                what, got=len(self._tasks) + 1, expected=f"at most {MAX_IN_FLIGHT}", next_step="wait for an answer"
-            )
+            what = f"this connection has more than {MAX_IN_FLIGHT} unanswered requests"
+            raise Busy(what, got=len(self._tasks) + 1, next_step="wait for an answer")
         task = asyncio.create_task(self._in_turn(request))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -168,7 +156,6 @@ class RequestQueue:
                 await self._answer(request)
 
     async def cancel(self) -> None:
-        """Cancel the requests in flight."""
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
@@ -9,11 +11,14 @@ from typing import Literal
 from lightwam.errors import ConfigError
 from lightwam.wire.limits import Limits
 
-MINIMUM: dict[str, float] = {
-    **dict.fromkeys(("max_batch", "max_queue", "max_clients"), 1),
-    **dict.fromkeys(("window_ms", "follow_seconds"), 0),
-    **dict.fromkeys(("handshake_seconds", "heartbeat_seconds", "drain_seconds"), 0.05),
+RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("port", "xpolicylab_port"), (0, 65535)),
+    **dict.fromkeys(("window_ms", "follow_seconds"), (0, math.inf)),
+    **dict.fromkeys(("handshake_seconds", "heartbeat_seconds", "drain_seconds"), (0.05, math.inf)),
+    **dict.fromkeys(("max_batch", "max_queue", "max_clients"), (1, math.inf)),
+    **{f"limits.{limit.name}": (1, math.inf) for limit in fields(Limits)},
 }
+"""setting -> its least and largest value"""
 
 
 @dataclass(frozen=True)
@@ -60,13 +65,8 @@ class Serving:
     """format of the log on stderr"""
 
     def __post_init__(self) -> None:
-        """ConfigError for values that a server cannot have."""
-        checks: list[tuple[str, float | None, float, float | None]] = [
-            (name, getattr(self, name), low, None) for name, low in MINIMUM.items()
-        ]
-        checks += [(name, getattr(self, name), 0, 65535) for name in ("port", "xpolicylab_port")]
-        checks += [(f"limits.{limit.name}", getattr(self.limits, limit.name), 1, None) for limit in fields(self.limits)]
-        for name, value, low, high in checks:
-            if value is not None and not (value >= low and (high is None or value <= high)):
-                expected = f"at least {low}" if high is None else f"{low} to {high}"
+        for name, (low, high) in RANGES.items():
+            value = operator.attrgetter(name)(self)
+            if value is not None and not low <= value <= high:
+                expected = f"at least {low}" if high == math.inf else f"{low} to {high}"
                 raise ConfigError(f"--{name.replace('_', '-')} must be {expected}", got=value)

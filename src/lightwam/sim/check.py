@@ -20,8 +20,7 @@ from lightwam.sim import registry
 from lightwam.sim.simulator import Expert, Simulator, StepOutcome
 from lightwam.types import Observation
 
-STEPS = 12
-SEEDS = (0, 1, 2, 3)
+STEPS, SEEDS = 12, (0, 1, 2, 3)
 
 
 @dataclass(frozen=True)

@@ -15,15 +15,7 @@ from jaxtyping import Float32, UInt8
 
 from lightwam.config.schema import SimConfig
 from lightwam.errors import SimulatorError
-from lightwam.sim.simulator import (
-    RobotUnits,
-    Simulator,
-    StepOutcome,
-    finite_action,
-    not_reset,
-    require_known,
-    require_seed,
-)
+from lightwam.sim.simulator import RobotUnits, Simulator, StepOutcome, check_known, check_seed, finite_action, not_reset
 from lightwam.types import Observation
 
 
@@ -67,7 +59,7 @@ class GymnasiumSimulator(Simulator):
         units: RobotUnits | None = None,
     ) -> None:
         for camera in config.cameras:
-            require_known(camera, cameras, f"camera of task {task!r}")
+            check_known(camera, cameras, f"camera of task {task!r}")
         self.task, self.instruction, self.robot, self.cameras = task, instruction, robot, config.cameras
         self._size, self._repeat = (config.height, config.width), config.action_repeat
         self._pictures, self._read_state, self._success = cameras, state, success
@@ -83,8 +75,7 @@ class GymnasiumSimulator(Simulator):
         if self._units is not None:
             return self._units
         env = self._opened()
-        rate = env.metadata.get("render_fps")
-        if not rate:
+        if not (rate := env.metadata.get("render_fps")):
             what = "the control rate is unknown: the environment's metadata has no render_fps"
             raise SimulatorError(what, next_step="give units=RobotUnits(state, action, steps_per_second)")
         num_state, num_action = self._sizes(env)
@@ -108,7 +99,7 @@ class GymnasiumSimulator(Simulator):
 
     def reset(self, seed: int) -> None:
         """Begin the episode of `seed`."""
-        require_seed(seed, self.task)
+        check_seed(seed, self.task)
         self._raw, _ = self._opened().reset(seed=seed)
         self._observation = None
 

@@ -28,7 +28,6 @@ BACKEND, PLATFORM, DEVICE = "MUJOCO_GL", "PYOPENGL_PLATFORM", "MUJOCO_EGL_DEVICE
 """environment variables: MuJoCo's backend, PyOpenGL's backend, EGL's device"""
 VENDORS = ("__EGL_VENDOR_LIBRARY_DIRS", "__EGL_VENDOR_LIBRARY_FILENAMES")
 """environment variables that say where EGL looks for drivers"""
-INSTALL_OSMESA = "apt install libosmesa6"
 PROBE_SECONDS = 60.0
 
 _started: set[str] = set()
@@ -157,10 +156,10 @@ def _egl_error() -> str:
 def _setup_error(backend: str, reason: str) -> SetupError:
     """Return the error of a backend that does not start, with the next step."""
     if backend == "osmesa":
-        variable = BACKEND if os.environ.get(BACKEND) else PLATFORM
-        what, step = "MuJoCo cannot draw: OSMesa does not start", f"{INSTALL_OSMESA}, or unset {variable} to try EGL"
+        name = BACKEND if os.environ.get(BACKEND) else PLATFORM
+        what, step = "MuJoCo cannot draw: OSMesa does not start", f"apt install libosmesa6, or unset {name} to try EGL"
         got = reason if ctypes.util.find_library("OSMesa") else "it is not installed"
-        return SetupError(what, where=f"{variable}=osmesa", got=got, next_step=step)
+        return SetupError(what, where=f"{name}=osmesa", got=got, next_step=step)
     if backend != "egl":
         what, step = "MuJoCo cannot draw in a window: it needs a display", f"unset {BACKEND} to draw without one"
         return SetupError(what, where=f"{BACKEND}={backend}", got=reason, next_step=step)
@@ -173,7 +172,7 @@ def _setup_error(backend: str, reason: str) -> SetupError:
     state = "is installed and does not start" if ctypes.util.find_library("EGL") else "is not installed"
     variables = [f"{name}={os.environ[name]}" for name in (BACKEND, DEVICE, *VENDORS) if os.environ.get(name)]
     unset = f" and unset {BACKEND}" if os.environ.get(BACKEND) else ""
-    step = f"apt install libegl1 libegl-mesa0 libgl1-mesa-dri; or {INSTALL_OSMESA}{unset}"
+    step = f"apt install libegl1 libegl-mesa0 libgl1-mesa-dri; or apt install libosmesa6{unset}"
     expected = "NVIDIA's driver (in a container NVIDIA_DRIVER_CAPABILITIES=all), or Mesa's"
     where, what = ", ".join(variables) or None, f"MuJoCo cannot draw: EGL {state}"
     return SetupError(what, where=where, got=reason, expected=expected, next_step=step)

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from lightwam.config.schema import SimConfig
-from lightwam.sim.simulator import RobotUnits, Simulator, StepOutcome, finite_action, not_reset, require_seed
+from lightwam.sim.simulator import RobotUnits, Simulator, StepOutcome, check_seed, finite_action, not_reset
 from lightwam.types import Observation
 
 COLOURS = {"red": (220, 40, 40), "blue": (50, 80, 230), "green": (40, 180, 60), "yellow": (235, 205, 40)}
@@ -48,7 +48,7 @@ class PointSimulator(Simulator):
 
     def reset(self, seed: int) -> None:
         """Place the point and the dots."""
-        require_seed(seed, f"point/{self.task}")
+        check_seed(seed, f"point/{self.task}")
         rng = np.random.default_rng(seed)
         positions: list[tuple[float, float]] = []
         while len(positions) < len(COLOURS) + 1:

@@ -15,7 +15,7 @@ from types import ModuleType
 
 from lightwam.config.schema import SimConfig
 from lightwam.errors import SetupError, SimulatorError, did_you_mean
-from lightwam.sim.simulator import Expert, RobotUnits, Simulator, require_known
+from lightwam.sim.simulator import Expert, RobotUnits, Simulator, check_known
 from lightwam.sim.versions import compare_versions
 from lightwam.system.machine import versions
 
@@ -35,9 +35,9 @@ def make_simulator(config: SimConfig, task: str) -> Simulator:
     """
     module = _module(config.name, expert=False)
     version_warnings(config.name)
-    require_known(task, module.TASKS, f"{config.name} task")
+    check_known(task, module.TASKS, f"{config.name} task")
     for camera in config.cameras:
-        require_known(camera, module.CAMERAS, f"{config.name} camera")
+        check_known(camera, module.CAMERAS, f"{config.name} camera")
     if not config.cameras or min(config.height, config.width, config.action_repeat) < 1:
         got = f"{config.cameras} {config.height}x{config.width}, action_repeat {config.action_repeat}"
         what = "a simulator needs a camera, a picture size and an action_repeat of at least 1"

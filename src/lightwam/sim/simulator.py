@@ -115,7 +115,7 @@ class Expert(Protocol):
         ...
 
 
-def require_known(word: str, known: Iterable[str], kind: str) -> None:
+def check_known(word: str, known: Iterable[str], kind: str) -> None:
     """Raise SimulatorError, with the nearest known words, unless `word` is one of `known`."""
     known = tuple(known)
     if word not in known:
@@ -132,7 +132,7 @@ def finite_action(action: np.ndarray, dim: int, where: str) -> Float32[np.ndarra
     return array
 
 
-def require_seed(seed: int, where: str) -> None:
+def check_seed(seed: int, where: str) -> None:
     """Raise SimulatorError for a negative seed, which no random number generator accepts."""
     if seed < 0:
         raise SimulatorError("a seed must not be negative", where=where, got=seed)

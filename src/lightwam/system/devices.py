@@ -18,9 +18,8 @@ def resolve_device(name: str) -> torch.device:
     """
     kind = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
     if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
-        raise ConfigError(
-            "device must be auto, cpu, or cuda on a machine with a GPU", got=name, next_step="--device cpu"
-        )
+        what = "device must be auto, cpu, or cuda on a machine with a GPU"
+        raise ConfigError(what, got=name, next_step="--device cpu")
     if kind == "cpu":
         return torch.device("cpu")
     index, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()

@@ -32,16 +32,15 @@ def likely_cause(path: Path) -> str:
             tail = file.read(4)
     except OSError:  # missing, a folder, no permission: the caller's own error says so
         return ""
-    if not head:
-        return "the file is empty: its download or copy was cut short"
-    if head.startswith(b"version https://git-lfs"):
-        return "a git-lfs pointer, not the file itself: `git lfs pull` fetches it"
-    if re.match(rb"\s*<(!doctype|html)", head, re.IGNORECASE):
-        return "a web page, not the file: the download needs a log-in, or its URL is that of a page"
-    if not any(head):
-        return "it begins with zeros: its copy was cut short, or the disk failed"
-    if head.startswith(b"PAR1") and tail != b"PAR1":
-        return "it has no footer: its writer was not closed (LeRobot: dataset.finalize()), or its copy was cut short"
-    if path.suffix in (".parquet", ".mp4") and len(head) < HEAD_BYTES and head.isascii():
-        return f"the text {head.decode()[:80]!r}, not the file itself: download it again"
-    return ""
+    html = re.match(rb"\s*<(!doctype|html)", head, re.IGNORECASE)
+    text = path.suffix in (".parquet", ".mp4") and len(head) < HEAD_BYTES and head.isascii()
+    no_footer = "its writer was not closed (LeRobot: dataset.finalize()), or its copy was cut short"
+    causes = (
+        (not head, "the file is empty: its download or copy was cut short"),
+        (head.startswith(b"version https://git-lfs"), "a git-lfs pointer, not the file: `git lfs pull` fetches it"),
+        (html, "a web page, not the file: the download needs a log-in, or its URL is that of a page"),
+        (not any(head), "it begins with zeros: its copy was cut short, or the disk failed"),
+        (head.startswith(b"PAR1") and tail != b"PAR1", f"it has no footer: {no_footer}"),
+        (text, f"the text {head.decode(errors='replace')[:80]!r}, not the file itself: download it again"),
+    )
+    return next((cause for holds, cause in causes if holds), "")

@@ -34,11 +34,11 @@ def is_encoded(data: bytes) -> bool:
     return data.startswith((PNG, JPEG))
 
 
-def decode(data: bytes, max_bytes: int, *, legacy: bool = False) -> UInt8[np.ndarray, "height width 3"]:
+def decode(data: bytes, max_bytes: int, *, swapped_jpeg: bool = False) -> UInt8[np.ndarray, "height width 3"]:
     """Decode a complete PNG or JPEG to RGB; transparency is dropped, grey is repeated in all three colours.
 
-    `max_bytes` limits the decoded size, height * width * 3, which is read before anything is decoded. `legacy`: a JPEG
-    without XPolicyLab's mark has red and blue swapped. Raises PictureError.
+    `max_bytes` limits the decoded size, height * width * 3, which is read before anything is decoded. `swapped_jpeg`: a
+    JPEG without XPolicyLab's mark has red and blue swapped. Raises PictureError.
     """
     if data.startswith(PNG):
         name, size, data = "png", *_png(data)
@@ -61,7 +61,11 @@ def decode(data: bytes, max_bytes: int, *, legacy: bool = False) -> UInt8[np.nda
     if len(frames) != 1 or (frames[0].height, frames[0].width) != size:
         raise PictureError(f"a {name} that does not decode to one picture of {size[0]} x {size[1]} pixels")
     picture: np.ndarray = frames[0].to_ndarray(format="rgb24")
-    return np.ascontiguousarray(picture[:, :, ::-1]) if legacy and name == "mjpeg" and not _is_marked(data) else picture
+    return (
+        np.ascontiguousarray(picture[:, :, ::-1])
+        if swapped_jpeg and name == "mjpeg" and not _is_marked(data)
+        else picture
+    )
 
 
 def _png(data: bytes) -> tuple[tuple[int, int], bytes]:

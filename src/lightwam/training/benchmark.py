@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from lightwam.config.checks import check_recipe
-from lightwam.config.schema import DctConfig, Recipe, TrainConfig
+from lightwam.config.schema import Recipe, TrainConfig
 from lightwam.encoders.frozen import encode_clip
 from lightwam.engine.packed_step import packed_loss
 from lightwam.policy.benchmark import random_context, random_latents, random_model
@@ -81,7 +81,7 @@ def bench_train(recipe: Recipe, *, device: str = "auto", say: Callable[[str], No
 
 def _encoder(recipe: Recipe, size: int, device: torch.device) -> Callable[[], Latents]:
     """Return a function to random pictures encoded by the DCT or, for a recipe that caches latents, random latents."""
-    if isinstance(recipe.latents, DctConfig):
+    if not recipe.latents.pretrained:
         dct = random_latents(recipe, device)
         pictures = torch.randint(0, 256, (size, recipe.num_frames, *recipe.codec.canvas, 3), dtype=torch.uint8)
         return lambda: encode_clip(dct, to_pixels(pictures))

@@ -162,11 +162,9 @@ def check_data(recipe: Recipe, data: LeRobotDataset) -> None:
         ("action", "--model.action-dim", data.action_dim, recipe.model.action_dim),
     ):
         if got != expected and (expected or name == "action"):  # a model without a state ignores the dataset's
-            where, got_text = f"{data.root}: {name}", got or "no such feature"
+            what, where = "the dataset must have the model's widths", f"{data.root}: {name}"
             step = data.state_proposal() or f"train for this robot: {option} {got}"
-            raise DatasetError(
-                "the dataset must have the model's widths", where=where, got=got_text, expected=expected, next_step=step
-            )
+            raise DatasetError(what, where=where, got=got or "no such feature", expected=expected, next_step=step)
 
 
 def check_tasks(recipe: Recipe, data: LeRobotDataset, say: Say = print) -> None:

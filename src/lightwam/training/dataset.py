@@ -34,8 +34,8 @@ KEYS, OPTIONAL_KEYS = ("fingerprint", "path"), ("episodes", "names")
 
 
 @dataclass(frozen=True)
-class Processing:
-    """The conversion of the loader's windows to the model's batches."""
+class BatchEncoder:
+    """Encodes the loader's windows as the model's batches."""
 
     codec: Codec
     latents: LatentCodec | None
@@ -43,8 +43,8 @@ class Processing:
     prompts: Float[Tensor, "tasks L E"]
     """text states of every task sentence of the dataset"""
 
-    def batch(self, windows: Windows) -> Batch:
-        """Convert windows to a batch; pictures are encoded here."""
+    def encode(self, windows: Windows) -> Batch:
+        """Encode the loader's windows as the model's input: pictures to latents, task indices to text states."""
         video = windows.video
         if not isinstance(video, Latents):
             assert self.latents is not None
@@ -62,8 +62,8 @@ class Processing:
 
 def open_training_data(
     recipe: Recipe, dataset: Path | str | DatasetSource, run: Path, say: Say = print, start: Start | None = None
-) -> tuple[Cache, Processing]:
-    """Begin or resume `run` with a recipe and a dataset; return the dataset's cache and its processing.
+) -> tuple[Cache, BatchEncoder]:
+    """Begin or resume `run` with a recipe and a dataset; return the dataset's cache and its batch encoder.
 
     Quick checks come first, before `run` is written and before anything is decoded. Missing pictures are decoded here;
     latents of a VAE must have been made by `lightwam cache`. Statistics are measured once and stored in the run. Raises
@@ -91,7 +91,7 @@ def open_training_data(
     states = Prompts(recipe, known).states([cache.tasks[task] for task in used])
     prompts = states.new_zeros(len(cache.tasks), *states.shape[1:])
     prompts[torch.from_numpy(used)] = states
-    return cache, Processing(codec, latents, prompts)
+    return cache, BatchEncoder(codec, latents, prompts)
 
 
 def _resume(caches: DatasetCaches, run: Path) -> tuple[Codec, Any, Weights]:

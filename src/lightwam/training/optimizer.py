@@ -29,16 +29,12 @@ class Optimizer:
             name: p if p.dtype == torch.float32 else nn.Parameter(p.detach().float()) for name, p in trained.items()
         }
         self._copies = [(p, self.masters[name]) for name, p in trained.items() if p is not self.masters[name]]
-        muon = {
-            name: p
-            for name, p in self.masters.items()
-            if settings.muon_learning_rate and name.startswith(MUON_PARTS) and p.ndim == 2
-        }
+        matrices = {name: p for name, p in self.masters.items() if name.startswith(MUON_PARTS) and p.ndim == 2}
+        muon = matrices if settings.muon_learning_rate else {}
         rest = {name: p for name, p in self.masters.items() if name not in muon}
         groups = weight_groups(rest, settings.weight_decay)
-        self._parts: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, fused=True)
-        ]
+        adamw = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, fused=True)
+        self._parts: list[torch.optim.Optimizer] = [adamw]
         if muon:
             self._parts.append(Muon(muon.values(), settings.muon_learning_rate, settings.weight_decay))
         for group in self._groups():
@@ -58,13 +54,9 @@ class Optimizer:
         for part in self._parts:
             part.step()
             part.zero_grad()
-        self.publish()
-
-    @torch.no_grad()
-    def publish(self) -> None:
-        """Copy the masters into the model's weights, rounded."""
-        for weight, master in self._copies:
-            weight.copy_(master)
+        with torch.no_grad():
+            for weight, master in self._copies:
+                weight.copy_(master)  # rounded
 
     def state_dict(self) -> list[dict[str, Any]]:
         """Return one entry for each optimiser."""
@@ -105,20 +97,16 @@ class Muon(torch.optim.Optimizer):
             for p in group["params"]:
                 if p.grad is not None:
                     by_shape[p.shape].append(p)
+                    if not self.state[p]:
+                        self.state[p]["average"] = torch.zeros_like(p)
             for shape, parameters in by_shape.items():
                 gradients = [p.grad for p in parameters if p.grad is not None]
-                averages = [self._average(p) for p in parameters]
+                averages = [self.state[p]["average"] for p in parameters]
                 torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
                 directions = torch._foreach_lerp(gradients, averages, group["momentum"])
                 updates = orthogonal(torch.stack(list(directions))) * (0.2 * max(shape) ** 0.5)
                 torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
                 torch._foreach_add_(parameters, list(updates.unbind()), alpha=-group["lr"])
-
-    def _average(self, p: Tensor) -> Tensor:
-        state = self.state[p]
-        if not state:
-            state["average"] = torch.zeros_like(p)
-        return state["average"]
 
 
 def orthogonal(matrices: Float[Tensor, "k n m"], steps: int = 5) -> Float[Tensor, "k n m"]:

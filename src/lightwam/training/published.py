@@ -21,8 +21,8 @@ from lightwam.system.files import replace_file
 SECTIONS = VIDEO, EXPERT, PROPRIO = "mot", "state_fusion_action_expert", "proprio_encoder"
 KEYS = (*SECTIONS, "step", "torch_dtype")
 
-PATCH = (("patch_embedding", "patch_embedding"),)
 EMBEDDINGS = (
+    ("patch_embedding", "patch_embedding"),
     ("text_embedding.0", "condition_embedder.text_embedder.linear_1"),
     ("text_embedding.2", "condition_embedder.text_embedder.linear_2"),
     ("time_embedding.0", "condition_embedder.time_embedder.linear_1"),
@@ -98,7 +98,7 @@ def _expert_name(ours: str) -> str:
 
 def backbone_names(config: BackboneConfig) -> Iterator[tuple[str, str]]:
     """Yield Wan's name (the publication's for LoRA and taps) and ours of every tensor of a DiT, in Wan's order."""
-    yield from _linears(PATCH + EMBEDDINGS)
+    yield from _linears(EMBEDDINGS)
     for i in range(config.num_blocks):
         for theirs, ours in _block_names(lora=config.lora_rank > 0):
             yield f"blocks.{i}.{theirs}", f"blocks.{i}.{ours}"
@@ -143,6 +143,5 @@ def _check_layout(content: Any, path: Path | str) -> None:
     for section in SECTIONS:
         table = content[section]
         if not isinstance(table, Mapping) or not all(isinstance(value, Tensor) for value in table.values()):
-            raise CheckpointError(
-                "a section must be a table of tensors", where=f"{path} {section}", got=type(table).__name__
-            )
+            what, got = "a section must be a table of tensors", type(table).__name__
+            raise CheckpointError(what, where=f"{path} {section}", got=got)

@@ -51,8 +51,8 @@ class Start:
         changes = sorted(_changes(self.codec, new, beyond=kept), reverse=True)
         most = changes[0][1] if changes else ""
         if kept:
-            where = "no new value leaves its range"
-            where = f"{len(changes)} dims of the new data leave its range, most {most}" if changes else where
+            where = f"{len(changes)} dims of the new data leave its range, most {most}"
+            where = where if changes else "no new value leaves its range"
             return f"statistics: kept from {self.run}; {where}; --statistics new measures them again"
         where = f"so its weights begin in other units, most {most}" if changes else "which are the same"
         return f"statistics: measured on the new dataset, not kept from {self.run}; {where}"
@@ -134,13 +134,9 @@ def _check_kept(recipe: Recipe, theirs: Recipe, codec: Codec, run: Path) -> None
     if changed:
         widths = any(name.startswith("model.") for name in changed)
         option = "train from scratch: its weights have those widths too" if widths else "pass --statistics new"
-        raise CheckpointError(
-            "the statistics of the run to start from cannot be kept",
-            where=run,
-            got="; ".join(f"{name}: that run has {old}, this recipe {new}" for name, (old, new) in changed.items()),
-            expected="the same cameras, normalisation, latents and widths",
-            next_step=f"use that run's settings, or {option}",
-        )
+        what, step = "the statistics of the run to start from cannot be kept", f"use that run's settings, or {option}"
+        got = "; ".join(f"{name}: that run has {old}, this recipe {new}" for name, (old, new) in changed.items())
+        raise CheckpointError(what, where=run, got=got, next_step=step)
 
 
 def _changes(old: Codec, new: Codec, *, beyond: bool) -> Iterator[tuple[float, str]]:

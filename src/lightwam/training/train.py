@@ -30,7 +30,7 @@ from lightwam.system.files import append_line, complete_lines, write_file
 from lightwam.system.progress import Progress, Say
 from lightwam.training import distributed, loggers
 from lightwam.training.caches import DatasetSource
-from lightwam.training.dataset import Processing, open_training_data
+from lightwam.training.dataset import BatchEncoder, open_training_data
 from lightwam.training.distributed import Parallel, World
 from lightwam.training.loggers import Logger, open_loggers
 from lightwam.training.optimizer import Optimizer
@@ -72,10 +72,10 @@ def train(
             loggers.check(recipe)
         with world.main_first():
             start = load_start(run, recipe, start_from, statistics)
-            cache, processing = open_training_data(recipe, dataset, run, say, start)
+            cache, batch_encoder = open_training_data(recipe, dataset, run, say, start)
         torch.manual_seed(recipe.train.seed)
         with oom_as_config_error(f"the start, on {world.device}", "a larger device, or more of them (--parallel fsdp)"):
-            session = Session(recipe, run, cache, processing, world, parallel, start)
+            session = Session(recipe, run, cache, batch_encoder, world, parallel, start)
         del start  # the model has its weights now
         if session.step and world.is_main:
             say(f"going on from step {session.step}")
@@ -99,19 +99,15 @@ class Session:
         recipe: Recipe,
         run: Path,
         cache: Cache,
-        processing: Processing,
+        batch_encoder: BatchEncoder,
         world: World,
         parallel: Parallel = "ddp",
         start: Start | None = None,
     ) -> None:
         settings = recipe.train
-        self.recipe = recipe
-        self.run = run
-        self.processing = processing
-        self.world = world
+        self.recipe, self.run, self.batch_encoder, self.world = recipe, run, batch_encoder, world
         self.dtype: torch.dtype = getattr(torch, settings.precision)
-        self.step = 0
-        self.seconds = 0.0
+        self.step, self.seconds = 0, 0.0
         model = LightWAM(recipe.model)
         saved = run_directory.load(run) if world.broadcast(bool(run_directory.steps(run))) else None
         if saved is not None:
@@ -128,7 +124,7 @@ class Session:
         self.trained = self.optimizer.masters
         self.ema: Weights = {name: p.detach().clone() for name, p in self.trained.items()} if settings.ema_decay else {}
         horizon, batch_size, shift = recipe.model.horizon, settings.batch_size, settings.shift_pixels
-        self.loader = WindowLoader(cache, processing.codec, horizon, batch_size, settings.seed, shift, world.process)
+        self.loader = WindowLoader(cache, batch_encoder.codec, horizon, batch_size, settings.seed, shift, world.process)
         if saved is not None:
             self._resume(saved)
 
@@ -151,7 +147,7 @@ class Session:
     def advance(self) -> dict[str, float]:
         """Make one optimiser step; return its losses, gradient norm and learning rate."""
         settings, world = self.recipe.train, self.world
-        batch = self.processing.batch(self.loader.next()).to(world.device)
+        batch = self.batch_encoder.encode(self.loader.next()).to(world.device)
         u, noise = flow_draw(settings.seed, self.step, settings.batch_size, batch.clip, world.process.rank)
         total, video, action = world.mean(self._accumulate_gradients(batch, u, noise)).tolist()
         norm = float(distributed.gather(self.optimizer.clip(settings.clip_norm)))

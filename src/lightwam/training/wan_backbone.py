@@ -54,13 +54,9 @@ def _named(found: Mapping[str, Tensor], tables: tuple[dict[str, str], ...], path
     known = [sum(name in found for name in table) for table in tables]
     shared = sum(all(name in table for table in tables) for name in found)
     if max(known) == shared:
-        raise CheckpointError(
-            "the file must be a Wan transformer: its tensors have other names",
-            where=path,
-            got=describe_names(found, *tables),
-            expected="Wan's names (blocks.0.self_attn.q.weight) or diffusers' (blocks.0.attn1.to_q.weight)",
-            next_step="name the folder or Hub repo of a Wan2.1 as it was published",
-        )
+        what, step = "the file must be a Wan transformer", "name the folder or Hub repo of a Wan2.1 as it was published"
+        expected = "Wan's names (blocks.0.self_attn.q.weight) or diffusers' (blocks.0.attn1.to_q.weight)"
+        raise CheckpointError(what, where=path, got=describe_names(found, *tables), expected=expected, next_step=step)
     return tables[known.index(max(known))]
 
 

@@ -22,18 +22,9 @@ DTYPES_BY_NAME: Mapping[str, np.dtype[Any]] = {
 CONVERT = "convert it before sending: np.asarray(x, np.float32), pictures uint8"
 ALIASES: Mapping[str, str] = {"half": "float16", "single": "float32", "double": "float64"}
 """numpy's other names, without those whose width depends on the machine or the language"""
-LIKELY: Mapping[str, str] = {
-    **{"f": "float32", "f32": "float32", "d": "float64", "f64": "float64"},
-    **{"?": "bool", "b": "uint8", "u8": "uint8"},
-}
-"""abbreviations that are not accepted -> the dtype that they probably mean"""
 _STRUCTURE = "send each field of a structure as an array of its own"
 _OTHERS = (
-    (
-        "O",
-        "object",
-        "an array of objects holds lists of different lengths, or no numbers: send np.asarray(x, np.float32)",
-    ),
+    ("O", "object", "it holds lists of different lengths, or no numbers: send np.asarray(x, np.float32)"),
     ("US", "str string bytes", "send a text as a text, not as an array"),
     ("V", "void", _STRUCTURE),
     ("c", "complex64 complex128", "send the real and the imaginary part as two arrays"),
@@ -44,6 +35,10 @@ _OTHERS = (
     ("", "uint", "say how wide: 'uint8', 'uint32' or 'uint64'"),
     ("", "byte char", "'uint8' if it counts from 0 to 255"),
     ("", "number", "say what they are: 'float32', 'float64' or 'uint8'"),
+    ("", "f f32", "did you mean 'float32', which is '<f4'?"),
+    ("", "d f64", "did you mean 'float64', which is '<f8'?"),
+    ("", "?", "did you mean 'bool', which is '|b1'?"),
+    ("", "b", "did you mean 'uint8', which is '|u1'?"),
 )
 """dtypes that are not accepted: numpy's letters for the kind, names, and what to send instead"""
 _BY_LETTER = {letter: advice for letters, _, advice in _OTHERS for letter in letters}
@@ -68,11 +63,10 @@ def array(dtype: Any, shape: Any, data: Any, where: str, limits: Limits) -> np.n
         got, expected = f"{len(data)} bytes", f"{size} bytes for {tuple(shape)} {kind}"
         raise WireError("an array's data must fill its shape", where=where, got=got, expected=expected)
     view = np.ndarray(tuple(shape), kind, data)
-    if view.dtype.isnative:
-        return view
-    native = view.astype(kind.newbyteorder("="))
-    native.flags.writeable = False
-    return native
+    if not view.dtype.isnative:
+        view = view.astype(kind.newbyteorder("="))
+        view.flags.writeable = False
+    return view
 
 
 def scalar(kind: np.dtype[Any], value: Any, where: str) -> np.generic:
@@ -89,8 +83,10 @@ def scalar(kind: np.dtype[Any], value: Any, where: str) -> np.generic:
         raise WireError("a number is too large", where=where, got=short(value), expected=kind) from error
 
 
-def check_sendable(value: np.ndarray | np.generic) -> None:
-    """Raise WireError for an array that the other side would refuse."""
+def check_sendable(value: Any) -> None:
+    """Raise TypeError for anything but an array or number, and WireError for one that the other side would refuse."""
+    if not isinstance(value, (np.ndarray, np.generic)):
+        raise TypeError(f"{type(value).__name__} is not allowed in a message")
     if value.dtype.itemsize not in ITEM_SIZES.get(value.dtype.kind, ()):
         raise WireError("an array cannot be sent", got=value.dtype, expected=NUMBERS)
 
@@ -121,11 +117,11 @@ def _advice(bare: str) -> str:
     if word in _BY_NAME:
         return _BY_NAME[word]
     size = bare[1:].partition("[")[0]  # times have a unit in brackets
-    if word not in LIKELY and bare[:1] in _BY_LETTER and (not size or size.isdigit()):
+    if bare[:1] in _BY_LETTER and (not size or size.isdigit()):
         return _BY_LETTER[bare[0]]
     inner = [name for name in DTYPES_BY_NAME if name in word and f"b{name}" not in word]  # "torch.float32"
     near = difflib.get_close_matches(word, [*DTYPES_BY_NAME, *_BY_NAME], n=1, cutoff=0.5)
-    likely = LIKELY.get(word) or max(inner, key=len, default=near[0] if near else "")
+    likely = max(inner, key=len, default=near[0] if near else "")
     if likely in DTYPES_BY_NAME:
         return f"did you mean {likely!r}, which is {DTYPES_BY_NAME[likely].str!r}?"
     return _BY_NAME.get(likely, CONVERT)

@@ -5,6 +5,7 @@ No program can tell whether pictures are upright, colours are RGB, or the state 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from lightwam.errors import LightwamError
+from lightwam.system.tables import table_lines
 from lightwam.wire.limits import below, short
 from lightwam.wire.robot_schema import KeyPath, RobotSchema, path_text
 
@@ -49,12 +51,11 @@ class MessageCheck:
 
     def lines(self) -> list[str]:
         """Format the result for a person."""
-        columns = zip(*((field.name, field.path, field.value) for field in self.fields), strict=True)
-        cells = zip(*([cell.ljust(max(map(len, column))) for cell in column] for column in columns), strict=True)
+        marks = ["WRONG" if field.error else "check" if field.warning else "ok" for field in self.fields]
+        rows = [[mark, field.name, field.path, field.value] for mark, field in zip(marks, self.fields, strict=True)]
         lines = []
-        for row, field in zip(cells, self.fields, strict=True):
-            mark = "WRONG " if field.error else "check " if field.warning else "ok    "
-            lines.append(f"{mark} {'  '.join(row)}".rstrip())
+        for line, field in zip(table_lines(rows, "<", indent=0), self.fields, strict=True):
+            lines.append(line)
             lines += [f"         {line}" for text in (field.error, field.warning) for line in text.splitlines()]
         if self.unused:
             lines.append(f"unused: {', '.join(self.unused)}")
@@ -120,8 +121,4 @@ def _unused(value: Any, used: set[KeyPath], path: KeyPath = ()) -> Iterator[str]
         for key, item in value.items():
             yield from _unused(item, used, (*path, key))
     else:
-        where = ""
-        for key in path:
-            where = below(where, key)
-        kind = f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else short(value)
-        yield f"{where or 'message'} ({kind})"
+        yield f"{functools.reduce(below, path, '') or 'message'} ({short(value)})"

@@ -57,7 +57,6 @@ class EntryCounter:
         self.limits, self.count = limits, 0
 
     def entries(self, items: list[Any]) -> list[Any]:
-        """Count and return a list."""
         self.count += len(items) + 1  # of lists that are not closed yet, the empty ones inside cost memory, too
         if self.count > self.limits.num_items:
             raise too_many_entries(self.limits)
@@ -96,7 +95,7 @@ class EncodedPicture:
     data: bytes
     max_bytes: int
     """largest decoded size"""
-    legacy: bool
+    swapped_jpeg: bool
     """from XPolicyLab, where an unmarked JPEG has red and blue swapped"""
 
     def __repr__(self) -> str:
@@ -106,7 +105,7 @@ class EncodedPicture:
     def decoded(self, where: str) -> UInt8[np.ndarray, "height width 3"]:
         """Decode the RGB picture; WireError when it is incomplete or too large."""
         try:
-            return decode(self.data, self.max_bytes, legacy=self.legacy)
+            return decode(self.data, self.max_bytes, swapped_jpeg=self.swapped_jpeg)
         except PictureError as error:
             what = f"a picture must be a complete PNG or JPEG, RGB or grey, of at most {self.max_bytes} bytes decoded"
             raise WireError(what, where=where, got=str(error), next_step=error.step) from error
@@ -115,13 +114,13 @@ class EncodedPicture:
 class TreeReader:
     """Converter of a parsed message to a tree with arrays; `marks` are the keys by which a map stands for an array.
 
-    `legacy`: as in `EncodedPicture`.
+    `swapped_jpeg`: as in `EncodedPicture`.
     """
 
     def __init__(
-        self, limits: Limits, marks: Collection[Hashable], read_array: ReadArray, *, legacy: bool = False
+        self, limits: Limits, marks: Collection[Hashable], read_array: ReadArray, *, swapped_jpeg: bool = False
     ) -> None:
-        self.limits, self.marks, self.read_array, self.legacy = limits, marks, read_array, legacy
+        self.limits, self.marks, self.read_array, self.swapped_jpeg = limits, marks, read_array, swapped_jpeg
         self.num_arrays = 0
 
     def tree(self, node: Any, where: str = "", depth: int = 0) -> Any:
@@ -152,12 +151,12 @@ class TreeReader:
         read = self.read_array(node, where or "message", self.limits)
         is_vector = isinstance(read, np.ndarray) and read.dtype == np.uint8 and read.ndim == 1
         if is_vector and is_encoded(read[:8].tobytes()):
-            return EncodedPicture(read.tobytes(), self.limits.array_bytes, self.legacy)
+            return EncodedPicture(read.tobytes(), self.limits.array_bytes, self.swapped_jpeg)
         return read
 
     def _picture(self, data: bytes, where: str) -> EncodedPicture:
         self._count_array(where)
-        return EncodedPicture(data, self.limits.array_bytes, self.legacy)
+        return EncodedPicture(data, self.limits.array_bytes, self.swapped_jpeg)
 
     def _count_array(self, where: str) -> None:
         self.num_arrays += 1

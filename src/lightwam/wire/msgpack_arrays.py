@@ -35,8 +35,6 @@ def pack_msgpack(tree: Any, as_map: Callable[[Any], Any]) -> bytes:
     """Encode a tree as one msgpack value, numpy's values by `as_map`; WireError for what cannot be encoded."""
 
     def encode(value: Any) -> Any:
-        if not isinstance(value, (np.ndarray, np.generic)):
-            raise TypeError(f"{type(value).__name__} is not allowed in a message")
         check_sendable(value)
         return as_map(value)
 
@@ -47,7 +45,7 @@ def pack_msgpack(tree: Any, as_map: Callable[[Any], Any]) -> bytes:
         raise WireError("this cannot be sent", got=short(error), expected=expected) from error
 
 
-def unpack_msgpack(data: bytes, limits: Limits, read: ReadArray | None = None, *, legacy: bool = False) -> Any:
+def unpack_msgpack(data: bytes, limits: Limits, read: ReadArray | None = None, *, swapped_jpeg: bool = False) -> Any:
     """Decode one msgpack value, its arrays with `read_array` or `read`; WireError for any other bytes.
 
     msgpack allocates a list of the announced length before it reads it, up to 1,024 nested ones: with `num_items` 4,096
@@ -70,7 +68,7 @@ def unpack_msgpack(data: bytes, limits: Limits, read: ReadArray | None = None, *
         )
     except (ValueError, TypeError, OverflowError, msgpack.UnpackException) as error:
         raise _unpack_error(error, len(data), limits) from error
-    return TreeReader(limits, MARKS, read or read_array, legacy=legacy).tree(tree)
+    return TreeReader(limits, MARKS, read or read_array, swapped_jpeg=swapped_jpeg).tree(tree)
 
 
 def _unpack_error(error: Exception, size: int, limits: Limits) -> WireError:
@@ -94,14 +92,11 @@ def read_array(table: Mapping[Any, Any], where: str, limits: Limits) -> np.ndarr
         raise duplicate_key(list(table), where)
     if "nd" in fields:
         return _msgpack_numpy(fields, where, limits)
-    is_number = "__npgeneric__" in fields
-    wanted = ("__npgeneric__", "data", "dtype") if is_number else ("__ndarray__", "data", "dtype", "shape")
-    mark, data, dtype, *shape = fields_of(fields, wanted, where)
+    names = ("__npgeneric__",) if "__npgeneric__" in fields else ("__ndarray__", "shape")
+    mark, *shape, data, dtype = fields_of(fields, (*names, "data", "dtype"), where)
     if mark is not True:
         raise WireError("an array's mark must be true", where=where, got=short(mark))
-    if is_number:
-        return scalar(parse_dtype(dtype, where), data, where)
-    return array(dtype, shape[0], data, where, limits)
+    return array(dtype, shape[0], data, where, limits) if shape else scalar(parse_dtype(dtype, where), data, where)
 
 
 def _msgpack_numpy(fields: Mapping[str, Any], where: str, limits: Limits) -> np.ndarray | np.generic:

@@ -15,7 +15,6 @@ from lightwam.wire.msgpack_arrays import pack_msgpack, unpack_msgpack
 
 MESSAGE_BYTES = "message_bytes"
 """key of our servers' greeting: the largest message they accept"""
-ARRAY, SCALAR, DATA, DTYPE, SHAPE = b"__ndarray__", b"__npgeneric__", b"data", b"dtype", b"shape"
 
 
 def pack(tree: Any) -> bytes:
@@ -30,5 +29,5 @@ def unpack(data: bytes, limits: Limits = LIMITS) -> Any:
 
 def _as_map(value: np.ndarray | np.generic) -> dict[bytes, Any]:
     if isinstance(value, np.generic):
-        return {SCALAR: True, DATA: value.item(), DTYPE: value.dtype.str}
-    return {ARRAY: True, DATA: value.tobytes(), DTYPE: value.dtype.str, SHAPE: value.shape}
+        return {b"__npgeneric__": True, b"data": value.item(), b"dtype": value.dtype.str}
+    return {b"__ndarray__": True, b"data": value.tobytes(), b"dtype": value.dtype.str, b"shape": value.shape}

@@ -6,6 +6,7 @@ Robots' clients differ in little but names, so a schema is data, and a new robot
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -52,11 +53,9 @@ class Unit:
     offset: float
 
     def to_client(self, number: Any) -> Any:
-        """Convert the policy's number, or an array of them."""
         return number * np.float32(self.scale) + np.float32(self.offset)
 
     def to_policy(self, number: Any) -> Any:
-        """Convert the client's number, or an array of them."""
         return (number - np.float32(self.offset)) / np.float32(self.scale)
 
 
@@ -144,21 +143,16 @@ class RobotSchema:
 
     def instruction(self, message: Any) -> str:
         """Return the instruction, or the first of several; WireError if there is none."""
-        null: KeyPath = ()
+        present: dict[KeyPath, Any] = {}
         for path in self.prompt:
-            try:
+            with contextlib.suppress(WireError):
                 value = value_at(message, path)
-            except WireError:
-                continue
-            if isinstance(value, list) and value:
-                value = value[0]
-            if isinstance(value, str):
-                return value
-            if value is not None:
-                raise WireError("the instruction must be text", where=path_text(path), got=type(value).__name__)
-            null = null or path
-        if null:
-            raise WireError("the instruction must be text", where=path_text(null), got="null")
+                present[path] = value[0] if isinstance(value, list) and value else value
+        for path in sorted(present, key=lambda path: present[path] is None):  # null counts if there is nothing else
+            if isinstance(text := present[path], str):
+                return text
+            got = "null" if text is None else type(text).__name__
+            raise WireError("the instruction must be text", where=path_text(path), got=got)
         if not isinstance(message, dict):
             value_at(message, self.prompt[0])
         expected, step = " or ".join(map(path_text, self.prompt)), _nearest(self.prompt[0][0], message)
@@ -267,7 +261,6 @@ def _with_lengths(schema: RobotSchema, state_dim: int) -> tuple[StatePart, ...]:
 
 
 def _no_picture(value: Any, where: str) -> WireError:
-    """Make the error for a picture that is neither uint8 nor encoded."""
     if isinstance(value, (bytes, str)):
         what = "an encoded picture must be a PNG or JPEG as bytes, or over HTTP in base64 or as a data URL"
         return WireError(what, where=where, got=f"{type(value).__name__}, {short(value[:24])}")

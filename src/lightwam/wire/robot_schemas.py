@@ -68,16 +68,13 @@ BUILTIN_SCHEMAS: Mapping[str, RobotSchema] = {
 }
 
 
-def builtin_schema(name: str) -> RobotSchema:
-    """Return a built-in schema; ConfigError with the nearest names for another name."""
+def load_schema(name: str) -> RobotSchema:
+    """Return the schema of a file (NAME.toml), or the built-in one; ConfigError if there is none."""
+    if name.endswith(".toml"):
+        return read_schema(Path(name))
     if name not in BUILTIN_SCHEMAS:
         raise ConfigError("unknown robot schema", got=repr(name), next_step=did_you_mean(name, BUILTIN_SCHEMAS))
     return BUILTIN_SCHEMAS[name]
-
-
-def load_schema(name: str) -> RobotSchema:
-    """Return the schema of a file (NAME.toml), or the built-in one; ConfigError if there is none."""
-    return read_schema(Path(name)) if name.endswith(".toml") else builtin_schema(name)
 
 
 def schemas_for(
@@ -135,8 +132,7 @@ def read_schema(path: Path) -> RobotSchema:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         step = "docs/serving_robots.md has an example"
         raise ConfigError("the TOML file cannot be read", where=path, got=str(error), next_step=step) from error
-    where = f"{path}: robot"
-    table = from_dict(_SchemaTable, file, where)
+    table = from_dict(_SchemaTable, file, where := f"{path}: robot")
 
     def require(condition: object, key: str, got: object, expected: str) -> None:
         if not condition:
@@ -153,9 +149,9 @@ def read_schema(path: Path) -> RobotSchema:
     require(table.name, "name", table.name, "a name")
     for i, part in enumerate(table.action):
         require(part.key, f"action[{i}].key", part.key, "a key")
-    sizes = {f"state[{i}].length": part.length for i, part in enumerate(table.state)} | {"action_dim": table.action_dim}
-    sizes |= {f"action[{i}].length": part.length for i, part in enumerate(table.action)}
-    for key, size in sizes.items():
+    sizes = [(f"state[{i}].length", part.length) for i, part in enumerate(table.state)]
+    sizes += [(f"action[{i}].length", part.length) for i, part in enumerate(table.action)]
+    for key, size in (*sizes, ("action_dim", table.action_dim)):
         require(size is None or size >= 1, key, size, "1 or more")
     for key, units in (("state_units", table.state_units), ("action_units", table.action_units)):
         for i, unit in enumerate(units):

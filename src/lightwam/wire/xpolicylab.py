@@ -28,7 +28,6 @@ ANSWERS: Mapping[str, str] = {
 }
 """request -> its answer; `close` has none, and any request may be answered by `error`"""
 TYPES = (*ANSWERS, *ANSWERS.values(), "close", "error")
-MARK, DTYPE, KIND, SHAPE, DATA = b"nd", b"type", b"kind", b"shape", b"data"
 
 
 def _now() -> str:
@@ -59,14 +58,13 @@ def pack(envelope: Envelope) -> bytes:
 
 def unpack(data: bytes, limits: Limits = LIMITS) -> Envelope:
     """Decode a frame, its arrays as read-only views; WireError, and nothing else, whatever the bytes are."""
-    table = unpack_msgpack(data, limits, legacy=True)
+    table = unpack_msgpack(data, limits, swapped_jpeg=True)
     if not isinstance(table, dict):
         raise WireError("the message must be an envelope", where="message", got=type(table).__name__, expected="a map")
     kind = table.get("message_type")
     if kind not in TYPES:
-        step = did_you_mean(kind[:64], TYPES) if isinstance(kind, str) else ""
-        what = "unknown message type"
-        raise WireError(what, where="message_type", got=short(kind), expected=", ".join(TYPES), next_step=step)
+        what, step = f"message_type must be one of {', '.join(TYPES)}", did_you_mean(str(kind)[:64], TYPES)
+        raise WireError(what, where="message_type", got=short(kind), next_step=step)
     payload = table.get("payload")
     if payload is not None and not isinstance(payload, dict):
         raise WireError("the payload must be a map", where="payload", got=type(payload).__name__)
@@ -85,10 +83,9 @@ def unpack(data: bytes, limits: Limits = LIMITS) -> Envelope:
 
 def answer(request: Envelope, payload: Mapping[str, Any]) -> Envelope:
     """Make the answer to a request, with its ids; WireError for a message without answer (`close`, an answer)."""
-    if request.message_type not in ANSWERS:
-        got, expected = request.message_type, ", ".join(ANSWERS)
-        raise WireError("this message is not a request", where="message_type", got=got, expected=expected)
-    return replace(request, message_type=ANSWERS[request.message_type], sent_at=_now(), payload=payload)
+    if (kind := request.message_type) not in ANSWERS:
+        raise WireError("not a request", where="message_type", got=kind, expected=", ".join(ANSWERS))
+    return replace(request, message_type=ANSWERS[kind], sent_at=_now(), payload=payload)
 
 
 def refuse(
@@ -132,6 +129,7 @@ def _integer(table: Mapping[str, Any], key: str) -> int | None:
 
 
 def _as_map(value: np.ndarray | np.generic) -> dict[bytes, Any]:
+    dtype, data = value.dtype.str, value.tobytes()
     if isinstance(value, np.generic):
-        return {MARK: False, DTYPE: value.dtype.str, DATA: value.tobytes()}
-    return {MARK: True, DTYPE: value.dtype.str, KIND: b"", SHAPE: value.shape, DATA: value.tobytes()}
+        return {b"nd": False, b"type": dtype, b"data": data}
+    return {b"nd": True, b"type": dtype, b"kind": b"", b"shape": value.shape, b"data": data}

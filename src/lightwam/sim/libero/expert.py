@@ -93,15 +93,14 @@ class LiberoExpert:
         shut = self._close_drawer if self.fixtures.is_drawer(obj) else self._close_door
         if script := {"turnon": self._turn_on, "open": self._open_drawer, "close": shut}.get(verb):
             yield from script(obj)
-            return
-        if (cavity := self.fixtures.cavity(target)) is not None:
+        elif (cavity := self.fixtures.cavity(target)) is not None:
             yield from self._put_in(obj, cavity)
-            return
-        if self.fixtures.is_drawer(target) and not self.scene.achieved(("open", target)):
-            if (free_position := self.scene.free_position(obj, self.fixtures.drawer(target).opened)) is not None:
-                yield from self._bring(obj, lambda: (free_position, 0.0))
-            yield from self._open_drawer(target)
-        yield from self._bring(obj, lambda: self._spot(obj, target))
+        else:
+            if self.fixtures.is_drawer(target) and not self.scene.achieved(("open", target)):
+                if (free_position := self.scene.free_position(obj, self.fixtures.drawer(target).opened)) is not None:
+                    yield from self._bring(obj, lambda: (free_position, 0.0))
+                yield from self._open_drawer(target)
+            yield from self._bring(obj, lambda: self._spot(obj, target))
 
     def _bring(self, obj: str, spot: Callable[[], Spot]) -> Iterator[Action]:
         for _ in range(TRIES):

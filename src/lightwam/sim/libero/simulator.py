@@ -23,18 +23,11 @@ from jaxtyping import Float, UInt8
 from lightwam.config.libero_protocols import ACTION_NAMES, FIRST_STATE, FPS, ROBOT, STATE_NAMES, SUITES, protocol
 from lightwam.config.schema import SimConfig
 from lightwam.errors import SimulatorError
+from lightwam.sim.libero import files
 from lightwam.sim.libero.conversion import apply_treatment, axis_angle, to_libero_gripper
-from lightwam.sim.libero.files import (
-    bddl_file,
-    importing_robosuite,
-    initial_states,
-    libero_folder,
-    task_instruction,
-    task_name,
-)
 from lightwam.sim.mujoco_renderer import MujocoRenderer
 from lightwam.sim.opengl import choose_gl
-from lightwam.sim.simulator import RobotUnits, Simulator, StepOutcome, finite_action, not_reset, require_seed
+from lightwam.sim.simulator import RobotUnits, Simulator, StepOutcome, check_seed, finite_action, not_reset
 from lightwam.sim.versions import PackageVersions
 from lightwam.types import Observation
 
@@ -87,8 +80,8 @@ class LiberoSimulator(Simulator):
     def __init__(self, config: SimConfig, task: str) -> None:
         self.task, self.cameras, self.protocol = task, config.cameras, protocol(config.protocol)
         self.suite, _, number = task.partition("/")
-        self.name, self._size = task_name(self.suite, int(number)), (config.height, config.width)
-        self.instruction = task_instruction(self.suite, self.name)
+        self.name, self._size = files.task_name(self.suite, int(number)), (config.height, config.width)
+        self.instruction = files.task_instruction(self.suite, self.name)
         self._limit = self.protocol.limit(self.suite)
         self._env: Any = None
         self._camera_moment: Any = None
@@ -103,8 +96,8 @@ class LiberoSimulator(Simulator):
         Seeds from 1,000,000 up are the task's fixed initial states, lower ones draw random positions. SimulatorError
         for a state that the task does not have.
         """
-        require_seed(seed, f"libero/{self.task}")
-        states = None if seed < FIRST_STATE else initial_states(self.suite, self.name)
+        check_seed(seed, f"libero/{self.task}")
+        states = None if seed < FIRST_STATE else files.initial_states(self.suite, self.name)
         if states is not None and seed - FIRST_STATE >= len(states):
             what, where, got = "the task has no such initial state", f"{self.task}, seed {seed}", seed - FIRST_STATE
             step = f"lower eval.trials, or use seeds below {FIRST_STATE}"
@@ -175,7 +168,7 @@ class LiberoSimulator(Simulator):
             for other in list(_loaded):
                 other.close()
             _loaded.append(self)
-            self._env = _load(bddl_file(self.suite, self.name), seed)
+            self._env = _load(files.bddl_file(self.suite, self.name), seed)
             self._camera_moment = _record_cameras(self._env.env)
             # each of LIBERO's resets adds them again, and each draws: positions would depend on earlier episodes
             self._samplers = list(self._env.env.object_property_initializers)
@@ -202,8 +195,8 @@ def _load(path: Path, seed: int) -> Any:
     choose_gl()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of gym, numba and robosuite, about themselves
-        libero_folder("assets")
-        with importing_robosuite():
+        files.libero_folder("assets")
+        with files.importing_robosuite():
             from libero.libero.envs.env_wrapper import ControlEnv
 
         np.random.seed(seed % 2**32)

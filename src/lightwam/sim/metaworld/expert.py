@@ -6,7 +6,7 @@ import warnings
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Float64
+from jaxtyping import Float32
 
 from lightwam.config.schema import SimConfig
 from lightwam.sim.metaworld.simulator import MetaWorldSimulator
@@ -35,17 +35,13 @@ class MetaWorldExpert:
 
     def action(self) -> Float32[np.ndarray, " 4"]:
         """Return hand motion and gripper effort in [-1, 1]."""
+        observation = self._simulator.full_observation.copy()
+        if self._simulator.task in AIMS_WITH_FINGERS:  # the goal, the last three numbers, becomes the hand's target
+            observation[-3:] += observation[:3] - self._simulator.fingertips
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"Constant\(s\) may be too high", UserWarning)
-            action = self._policy.get_action(self._observation())
+            action = self._policy.get_action(observation)
         return np.clip(self._gain * action, -1, 1).astype(np.float32)
-
-    def _observation(self) -> Float64[np.ndarray, " 39"]:
-        """Return the full observation, its goal (the last three numbers) moved to the hand's target."""
-        observation = self._simulator.full_observation.copy()
-        if self._simulator.task in AIMS_WITH_FINGERS:
-            observation[-3:] += observation[:3] - self._simulator.fingertips
-        return observation
 
 
 make_expert = MetaWorldExpert

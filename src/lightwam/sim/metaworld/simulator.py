@@ -18,17 +18,15 @@ from lightwam.config.schema import SimConfig
 from lightwam.errors import SimulatorError
 from lightwam.sim.mujoco_renderer import MujocoRenderer
 from lightwam.sim.opengl import choose_gl
-from lightwam.sim.simulator import RobotUnits, Simulator, StepOutcome, finite_action, not_reset, require_seed
+from lightwam.sim.simulator import RobotUnits, Simulator, StepOutcome, check_seed, finite_action, not_reset
 from lightwam.sim.versions import PackageVersions
 from lightwam.types import Observation
 
 CAMERAS = ("topview", "corner", "corner2", "corner3", "corner4", "behindGripper", "gripperPOV")
 UNITS = RobotUnits(
     state={"hand_x": "m", "hand_y": "m", "hand_z": "m", "gripper": "0 closed to 1 open"},
-    action={
-        **dict.fromkeys(("motion_x", "motion_y", "motion_z"), "-1 to 1, 1 is 1 cm a simulator step"),
-        "gripper": "effort, -1 to 1",
-    },
+    action=dict.fromkeys(("motion_x", "motion_y", "motion_z"), "-1 to 1, 1 is 1 cm a simulator step")
+    | {"gripper": "effort, -1 to 1"},
     steps_per_second=80.0,
 )
 TESTED = {
@@ -137,9 +135,13 @@ class MetaWorldSimulator(Simulator):
         positions drawn from the seeded generator. The last forward pass updates sites and cameras, which the first
         picture would otherwise show at their old positions.
         """
-        require_seed(seed, f"metaworld/{self.task}")
+        check_seed(seed, f"metaworld/{self.task}")
         if self._env is None:
-            self._env = _load(self.task)
+            choose_gl()
+            from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+
+            self._env = ALL_V3_ENVIRONMENTS[f"{self.task}-v3"]()
+            self._env.max_path_length = sys.maxsize
             self._camera_rotations = self._env.model.cam_quat.copy()
         import mujoco
 
@@ -233,15 +235,6 @@ class MetaWorldSimulator(Simulator):
             self._renderer = MujocoRenderer(self._env.model, *self._size, MESH_DETAIL)
         picture = self._renderer.draw(self._env.data, camera)
         return np.ascontiguousarray(picture[::-1, ::-1] if camera.startswith("corner") else picture)
-
-
-def _load(task: str) -> Any:
-    choose_gl()
-    from metaworld.env_dict import ALL_V3_ENVIRONMENTS
-
-    env = ALL_V3_ENVIRONMENTS[f"{task}-v3"]()
-    env.max_path_length = sys.maxsize
-    return env
 
 
 make = MetaWorldSimulator
