@@ -41,12 +41,6 @@ class EpisodeNote:
     extra: Mapping[str, Any]
 
 
-def _notes(dataset: LeRobotDataset) -> list[EpisodeNote]:
-    """Return the summary of every episode of a dataset; the sentence is its first row's."""
-    first = (dataset.tasks[task] for task in dataset.vectors.task_index)
-    return [EpisodeNote(task, e.length, e.extra) for task, e in zip(first, dataset.episodes, strict=True)]
-
-
 class LeRobotWriter:
     """A writer of episodes: add them, then close. Only one writer may use a root at a time.
 
@@ -68,12 +62,14 @@ class LeRobotWriter:
         _check_robot(self.robot)
         with explain_disk_errors(self.root, DatasetError):
             _finish_swap(self.root)
-        self._dataset = LeRobotDataset(self.root) if (self.root / "meta").is_dir() else None
-        if self._dataset is not None:
-            if self._dataset.version != "v3.0":
-                raise DatasetError("only v3.0 can be written to", where=self.root, got=self._dataset.version)
-            self._check_same(self._dataset.info, self.root / "meta" / "info.json")
-        self._notes = _notes(self._dataset) if self._dataset else []
+        self._dataset = data = LeRobotDataset(self.root) if (self.root / "meta").is_dir() else None
+        self._notes: list[EpisodeNote] = []
+        if data is not None:
+            if data.version != "v3.0":
+                raise DatasetError("only v3.0 can be written to", where=self.root, got=data.version)
+            self._check_same(data.info, self.root / "meta" / "info.json")
+            tasks = (data.tasks[task] for task in data.vectors.task_index)  # of each episode's first row
+            self._notes += [EpisodeNote(task, e.length, e.extra) for task, e in zip(tasks, data.episodes, strict=True)]
         self._open_incoming()
 
     @property
