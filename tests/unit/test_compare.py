@@ -75,6 +75,7 @@ def test_episodes_are_compared_in_pairs(tmp_path: Path) -> None:
         ("eval.replan", {"eval": PROTOCOL["eval"] | {"replan": 8}}),
         ("success", {"success": "at the last step"}),
         ("versions.mujoco", {"versions": PROTOCOL["versions"] | {"mujoco": "3.3.2"}}),
+        ("versions.my-engine", {"versions": PROTOCOL["versions"] | {"my-engine": "2.1"}}),
         ("versions.robosuite", {"versions": PROTOCOL["versions"] | {"robosuite": "1.4.0"}}),
     ],
 )

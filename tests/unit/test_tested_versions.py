@@ -1,4 +1,4 @@
-"""sim/versions.py: versions that were not tested are told, those that are known to break are refused."""
+"""sim/versions.py: versions that were not tested are reported, those that are known to break are refused."""
 
 import importlib.metadata
 import json
@@ -16,6 +16,8 @@ from lightwam.config.schema import Recipe
 from lightwam.data.collect import collect
 from lightwam.errors import DatasetError, SetupError
 from lightwam.evaluation import evaluate as evaluate_module
+from lightwam.evaluation.evaluate import describe
+from lightwam.policy.policy import Policy
 from lightwam.report import write_report
 from lightwam.report.model_card import model_card
 from lightwam.sim import point, registry
@@ -98,6 +100,13 @@ def test_make_simulator_refuses_a_version_that_breaks(monkeypatch: pytest.Monkey
     monkeypatch.setattr(point, "TESTED", stated, raising=False)
     with pytest.raises(SetupError, match="does not run with lightwam"):
         registry.make_simulator(recipes.recipe("point").sim, "red")
+
+
+def test_the_protocol_has_the_versions_that_an_adapter_declares(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    version = importlib.metadata.version("pyarrow")
+    monkeypatch.setattr(point, "TESTED", {"pyarrow": PackageVersions((version,))}, raising=False)
+    policy = Policy.load(tiny.run)
+    assert describe(policy.recipe, policy, {})["versions"]["pyarrow"] == version
 
 
 def test_every_simulating_command_prints_the_warning(

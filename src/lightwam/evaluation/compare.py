@@ -15,7 +15,7 @@ from lightwam.evaluation.episodes import read_episodes
 from lightwam.evaluation.statistics import Pairs, mcnemar, paired_difference, wilson
 from lightwam.policy import run_directory
 from lightwam.system.differences import differences
-from lightwam.system.machine import SIMULATORS
+from lightwam.system.machine import MODELS, OURS
 
 EPISODE_CHOICE = ("sim.tasks", "eval.trials", "eval.first_seed")
 """constants that may differ, because only episodes that both have are paired"""
@@ -71,7 +71,7 @@ def lines(differing: Mapping[str, list[Any]]) -> list[str]:
 def _matters(name: str) -> bool:
     section, _, rest = name.partition(".")
     return (section in ("sim", "constants", "eval", "success") and name not in EPISODE_CHOICE) or (
-        section == "versions" and rest in SIMULATORS
+        section == "versions" and rest not in ("python", *OURS, *MODELS)
     )
 
 

@@ -242,7 +242,7 @@ def describe(recipe: Recipe, policy: EvaluablePolicy, sentences: Mapping[str, st
         **policy.identity(),
         "sentences": dict(sentences),
         "success": "at any control step",
-        "versions": versions(),
+        "versions": versions() | registry.installed_versions(recipe.sim.name),
     }
 
 
