@@ -39,9 +39,9 @@ def test_pictures_come_back(tmp_path: Path, codec: str, error: float) -> None:
     reader = ImageReader(write(tmp_path / "table.parquet", codec), "front", (32, 48))
     for episode in (1, 0, 1):
         expected = PICTURES[np.array(EPISODES) == episode]
-        assert np.abs(reader.read(episode, 3).astype(int) - expected).mean() <= error
+        assert np.abs(next(reader.stream(episode, 3, 3)).astype(int) - expected).mean() <= error
     with pytest.raises(DatasetError, match=r"another length[\s\S]*episode 1[\s\S]*3[\s\S]*4"):
-        reader.read(1, 4)
+        next(reader.stream(1, 4, 4))
     reader.close()
 
 

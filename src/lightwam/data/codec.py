@@ -38,8 +38,7 @@ class Codec:
         self._state_affine = affine(config.state_norm, state)
         self._action_affine = affine(config.action_norm, action)
         if bad := [dim for dim in config.delta_action_dims if not 0 <= dim < action.dim]:
-            where, expected = "codec.delta_action_dims", f"0..{action.dim - 1}"
-            raise ConfigError("an action has no such dimension", where=where, got=bad, expected=expected)
+            raise ConfigError(f"codec.delta_action_dims must be in 0..{action.dim - 1}", got=bad)
 
     @property
     def cameras(self) -> tuple[str, ...]:
@@ -126,9 +125,8 @@ def _resized(clip: UInt8[Tensor, "T _h _w 3"], place: CameraPlace) -> UInt8[Tens
     if clip.shape[1:3] == (place.height, place.width):
         return clip
     pictures = clip.contiguous().permute(0, 3, 1, 2).float()
-    sized = functional.interpolate(
-        pictures, (place.height, place.width), mode="bilinear", align_corners=False, antialias=True
-    )
+    size = place.height, place.width
+    sized = functional.interpolate(pictures, size, mode="bilinear", align_corners=False, antialias=True)
     return sized.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
 
@@ -141,8 +139,7 @@ def _check_picture(frames: Mapping[str, Any], camera: str) -> None:
         got = picture.dtype if isinstance(picture, np.ndarray) else type(picture).__name__
         raise WireError("a picture is not uint8", where=where, got=got, expected="uint8 RGB in 0..255")
     if picture.ndim != 3 or picture.shape[2] != 3 or 0 in picture.shape:
-        expected = "(height, width, 3)"
-        raise WireError("a picture has the wrong shape", where=where, got=picture.shape, expected=expected)
+        raise WireError("a picture must have the shape (height, width, 3)", where=where, got=picture.shape)
 
 
 Affine = tuple[Float64[np.ndarray, " D"], Float64[np.ndarray, " D"]]
@@ -164,12 +161,8 @@ def affine(kind: NormKind, stats: FeatureStats) -> Affine:
         flat = high - low <= RARE_SPAN * (stats.max - stats.min)
         low, high = np.where(flat, stats.min, low), np.where(flat, stats.max, high)
         offset, scale = (low + high) / 2, (high - low) / 2
-    constant = _is_constant(stats.min, stats.max)
+    constant = stats.max - stats.min <= CONSTANT_SPAN * np.maximum(np.abs(stats.min), np.abs(stats.max))
     return np.where(constant, stats.min, offset), np.where(constant, 1.0, scale)
-
-
-def _is_constant(low: Float64[np.ndarray, " D"], high: Float64[np.ndarray, " D"]) -> np.ndarray:
-    return high - low <= CONSTANT_SPAN * np.maximum(np.abs(low), np.abs(high))
 
 
 def _encode(values: Any, affine: Affine, name: str) -> Float32[np.ndarray, "*lead D"]:
@@ -178,8 +171,7 @@ def _encode(values: Any, affine: Affine, name: str) -> Float32[np.ndarray, "*lea
         got = values.dtype if isinstance(values, np.ndarray) else type(values).__name__
         raise WireError(f"the {name} is not an array of floats", where=name, got=got, expected="float32")
     if values.ndim < 1 or values.shape[-1] != len(offset):
-        expected = f"(..., {len(offset)})"
-        raise WireError(f"the {name} has the wrong width", where=name, got=values.shape, expected=expected)
+        raise WireError(f"the {name} must have the width {len(offset)}", where=name, got=values.shape)
     if not np.isfinite(values).all():
         bad = sorted(set(np.argwhere(~np.isfinite(values))[:, -1].tolist()))
         raise WireError(f"the {name} is not finite", where=f"{name} dims {bad}", got="NaN or inf", expected="finite")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -93,9 +92,7 @@ class WindowLoader:
     def __enter__(self) -> WindowLoader:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def _identity(self) -> dict[str, int]:
@@ -104,18 +101,17 @@ class WindowLoader:
 
     def _check_arguments(self) -> None:
         if self.horizon < 1 or self.horizon % self.stride:
-            what = f"the horizon must be a multiple of the video stride, {self.stride}"
-            raise ConfigError(what, where="horizon", got=self.horizon)
+            raise ConfigError(f"the horizon must be a multiple of the video stride, {self.stride}", got=self.horizon)
         if self.batch_size < 1 or self.shift_pixels < 0:
-            what, settings = "batch_size must be >= 1 and shift_pixels >= 0", (self.batch_size, self.shift_pixels)
-            raise ConfigError(what, where="WindowLoader", got=settings)
+            what = "batch_size must be >= 1 and shift_pixels >= 0"
+            raise ConfigError(what, where="WindowLoader", got=(self.batch_size, self.shift_pixels))
         rank, size = self.share
         if not 0 <= rank < size:
             raise ConfigError("rank must be in 0..size - 1", where="WindowLoader", got=f"rank {rank} of {size}")
         if self.batch_size % size:
-            got, step = f"{self.batch_size} over {size} processes", f"take {-(-self.batch_size // size) * size}"
-            what, step = f"the batch must be a multiple of {size} samples", f"{step}, or another number of processes"
-            raise ConfigError(what, where="batch_size (the samples of all processes)", got=got, next_step=step)
+            what, got = f"batch_size must be a multiple of {size}", f"{self.batch_size} over {size} processes"
+            step = f"take {-(-self.batch_size // size) * size}, or another number of processes"
+            raise ConfigError(what, got=got, next_step=step)
         self.cache.check_window(self.codec.config, self.horizon, self.shift_pixels)
 
     def _batch(self, number: int) -> Windows:

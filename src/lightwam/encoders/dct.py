@@ -50,13 +50,12 @@ class DctLatents:
         self.config = config
         self.channels = config.luma_channels + 2 * config.chroma_channels
         if not (1 <= config.luma_channels <= BLOCK**2 and 1 <= config.chroma_channels <= BLOCK**2):
-            got, expected = f"luma {config.luma_channels}, chroma {config.chroma_channels}", f"1..{BLOCK**2} of each"
-            raise ConfigError("a block has no such number of channels", where="latents", got=got, expected=expected)
-        valid = all(map(math.isfinite, (*mean, *std))) and min(std, default=0.0) > 0
-        if len(mean) != self.channels or len(std) != self.channels or not valid:
-            got = f"{len(mean)} means, {len(std)} stds, smallest std {min(std, default=None)}"
-            what, expected = "latent statistics do not fit the channels", f"{self.channels} of each, finite"
-            raise ConfigError(what, where=where, got=got, expected=f"{expected}, stds positive")
+            what = f"luma_channels and chroma_channels must be in 1..{BLOCK**2}"
+            raise ConfigError(what, where="latents", got=(config.luma_channels, config.chroma_channels))
+        finite = all(map(math.isfinite, (*mean, *std)))
+        if {len(mean), len(std)} != {self.channels} or not finite or min(std) <= 0:
+            got = f"{len(mean)} means, {len(std)} stds, smallest {min(std, default=None)}, finite: {finite}"
+            raise ConfigError(f"statistics must be {self.channels} means and positive stds", where=where, got=got)
         self.mean, self.std = torch.tensor(mean, dtype=torch.float32), torch.tensor(std, dtype=torch.float32)
         self._rows = analysis(config)
         self._kernels: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}

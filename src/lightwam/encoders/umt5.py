@@ -84,8 +84,7 @@ class Umt5Text:
         tensors = _with_one_table(read_tensors(path), path)
         sizes = _sizes(tensors, path)
         if sizes["d_model"] != config.dim:
-            what = "text.dim must be the text encoder's width"
-            raise ConfigError(what, where="text.dim", got=config.dim, expected=sizes["d_model"])
+            raise ConfigError("text.dim must be the text encoder's width", got=config.dim, expected=sizes["d_model"])
         with torch.device("meta"):
             encoder: Any = library.UMT5EncoderModel(library.UMT5Config(**sizes, **FIXED))
         wanted = {name: tensor.shape for name, tensor in encoder.state_dict().items() if name != TABLE_ALIAS}
@@ -123,10 +122,9 @@ class Umt5Text:
         if not ids or (len(ids) > self.num_tokens and not self._truncate):
             raise PromptError(sentence, len(ids), self.num_tokens, UNIT)
         ids = ids if len(ids) <= self.num_tokens else [*ids[: self.num_tokens - 1], ids[-1]]
-        if max(ids) >= self.encoder.config.vocab_size:
-            what = f"the tokenizer must have the encoder's {self.encoder.config.vocab_size} tokens"
-            got, step = f"token {max(ids)}", "take both from one source"
-            raise CheckpointError(what, where=repr(sentence), got=got, next_step=step)
+        if max(ids) >= (size := self.encoder.config.vocab_size):
+            what, step = f"the tokenizer must have the encoder's {size} tokens", "take both from one source"
+            raise CheckpointError(what, where=repr(sentence), got=f"token {max(ids)}", next_step=step)
         return ids
 
     @contextmanager
@@ -223,8 +221,7 @@ def _sizes(tensors: Mapping[str, Tensor], path: Path) -> dict[str, int]:
     names = wanted if path.is_dir() else tuple(map(official_name, wanted))
     if any(name not in tensors or tensors[name].ndim != 2 or 0 in tensors[name].shape for name in names):
         got, expected = describe_names(tensors, names), f"matrices {', '.join(names)}"
-        what = "not the weights of UMT5's encoder"
-        raise CheckpointError(what, where=path, got=got, expected=expected, next_step=AS_PUBLISHED)
+        raise CheckpointError("not the weights of UMT5", where=path, got=got, expected=expected, next_step=AS_PUBLISHED)
     table, q, positions, gate = (tensors[name].shape for name in names)
     blocks = [int(match[1]) for match in map(_BLOCK.match, tensors) if match]
     return {

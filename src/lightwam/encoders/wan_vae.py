@@ -95,7 +95,7 @@ class WanVaeLatents:
         if frames % TEMPORAL_STRIDE != 1 or height % SPATIAL_STRIDE or width % SPATIAL_STRIDE:
             got = f"{frames} frames of {height}x{width}"
             raise ConfigError("a clip must have 1 + 4k frames, sides multiples of 8", where="latents", got=got)
-        clip, single = self._on_device(pixels), frames == 1
+        clip, single = pixels.to(self.vae.device, self.vae.dtype), frames == 1
         raw = self.frame_encoder(clip[:, :, 0])[:, :, None] if single else self.vae.encode(clip).latent_dist.mode()
         raw = precise(raw)
         mean, std = self._statistics(raw)
@@ -106,7 +106,7 @@ class WanVaeLatents:
         """Decode standardised latents to pixels in [-1, 1], F = 1 + 4(T - 1)."""
         z = precise(latents)
         mean, std = self._statistics(z)
-        return self.vae.decode(self._on_device(z * std + mean)).sample.to(latents)
+        return self.vae.decode((z * std + mean).to(self.vae.device, self.vae.dtype)).sample.to(latents)
 
     def decode_pooled(self, latents: Float[Tensor, "B C T h2 w2"]) -> Float[Tensor, "B 3 F height width"]:
         """Decode latents averaged 2x2 in space to pixels at the full picture size.
@@ -117,9 +117,6 @@ class WanVaeLatents:
         small = self.decode(latents)
         pictures = F.interpolate(small.transpose(1, 2).flatten(0, 1), scale_factor=2, mode="bilinear")
         return pictures.unflatten(0, (small.shape[0], small.shape[2])).transpose(1, 2)
-
-    def _on_device(self, x: Tensor) -> Tensor:
-        return x.to(self.vae.device, self.vae.dtype)
 
     def _statistics(self, like: Tensor) -> list[Tensor]:
         return [s.to(like).view(1, -1, 1, 1, 1) for s in (self.mean, self.std)]

@@ -80,8 +80,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return _read_safetensors(path)
     if path.suffix in PICKLED:
         return _table(read_pickled(path), path)
-    expected = f"*.safetensors, *{INDEX}, *.pth, *.pt or a folder"
-    raise CheckpointError("not a weights file", where=path, got=path.name, expected=expected)
+    raise CheckpointError(f"not a weights file (*.safetensors, *{INDEX}, *.pth, *.pt) or a folder", where=path)
 
 
 def read_pickled(path: Path) -> Any:
@@ -92,8 +91,7 @@ def read_pickled(path: Path) -> Any:
     except Exception as error:  # a torn pickle can raise anything
         # Further lines of the error advise to load it unsafely.
         got = likely_cause(path) or f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        what = "the file cannot be read as tensors of torch.save"
-        raise CheckpointError(what, where=path, got=got, next_step=FETCH) from error
+        raise CheckpointError("the file cannot be read by torch.load", where=path, got=got, next_step=FETCH) from error
 
 
 def digest(path: Path) -> str:
@@ -156,9 +154,9 @@ def _one_file(folder: Path, what: str, files: list[Path]) -> Path:
         files = [path for path in files if path.name not in listed]
         if files == indices:
             return indices[0]
+    what = f"there must be one set of {what} files" if files else f"there are no {what} files"
     got = first_few([path.name for path in files], NUM_LISTED) or _listing(folder)
     expected = f"one .safetensors file, or shards with one *{INDEX} that lists them all"
-    what = f"there must be one set of {what} files" if files else f"there are no {what} files"
     step = "keep one set in a folder, or fetch the missing files"
     raise CheckpointError(what, where=folder, got=got, expected=expected, next_step=step)
 

@@ -90,6 +90,7 @@ class BackgroundRequester:
             self._thread.start()
 
     def events(self) -> list[Event]:
+        """Return the events since the last call, in order."""
         return [self._events.get_nowait() for _ in range(self._events.qsize())]
 
     def close(self, timeout_seconds: float = 1.0) -> None:

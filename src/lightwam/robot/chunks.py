@@ -32,6 +32,7 @@ class Crossfade:
         return [blended]
 
     def mean(self, actions: np.ndarray) -> np.ndarray:
+        """Return the action (A,) of the only chunk (1, A)."""
         return actions[0]
 
 
@@ -48,6 +49,7 @@ class Ensemble:
         require(self.decay >= 0, "Ensemble.decay", self.decay, "0 or more")
 
     def add(self, chunks: list[np.ndarray], new: np.ndarray, switch_dims: list[int]) -> list[np.ndarray]:
+        """Return all chunks, the oldest first."""
         return [*chunks, new]
 
     def mean(self, actions: np.ndarray) -> np.ndarray:
@@ -83,6 +85,7 @@ class Plan:
         self._chunks = self._blend.add(self._chunks, actions, self._switch_dims)
 
     def pop(self) -> np.ndarray:
+        """Remove and return the next action (A,)."""
         actions = np.stack([chunk[0] for chunk in self._chunks])
         action = self._blend.mean(actions)
         action[self._switch_dims] = actions[-1, self._switch_dims]
@@ -90,4 +93,5 @@ class Plan:
         return action
 
     def clear(self) -> None:
+        """Remove all actions."""
         self._chunks = []

@@ -259,6 +259,7 @@ class BlockingPlayer:
         self._actions: list[np.ndarray] = []
 
     def reset(self) -> None:
+        """Begin a new episode."""
         self._actions, self._recorder.last = [], None
 
     def action(self, observe: Observe) -> np.ndarray:
@@ -278,6 +279,7 @@ class BlockingPlayer:
         return self._recorder.play(self._actions.pop(0), first=first)
 
     def stats(self) -> Stats:
+        """Return the counts of all episodes so far."""
         return self._recorder.stats()
 
     def close(self) -> None:

@@ -42,6 +42,7 @@ class Connection(web.RequestHandler):
         """when the last bytes were received, by the event loop's clock"""
 
     def data_received(self, data: bytes) -> None:
+        """Receive bytes, and note when."""
         self.last_received = asyncio.get_running_loop().time()
         self._first = self._first or data[:2]
         super().data_received(data)
@@ -99,6 +100,7 @@ class Socket(web.WebSocketResponse):
         """the client's message was over the limit"""
 
     async def close(self, *, code: int = WSCloseCode.OK, message: bytes = b"", drain: bool = True) -> bool:
+        """Send the close frame, with our text if the client's message was too large."""
         if code == WSCloseCode.MESSAGE_TOO_BIG and not self.closed:
             self.is_too_large, message = True, self._too_large.encode()
         return await super().close(code=code, message=message, drain=drain)

@@ -44,6 +44,7 @@ class RefusalLog:
             self._on_refusal(f"refused {client}: {why}" + f"; expected: {expected}" * bool(expected))
 
     def message(self, client: str, error: LightwamError, protocol: str) -> None:
+        """Log a refused message."""
         is_sentence = isinstance(error, PromptError)
         why = error.what if is_sentence or not error.where else f"{error.what} ({error.where})"
         default = "text.num_tokens, text.truncate of the recipe" if is_sentence else FORMAT_OPTIONS

@@ -156,6 +156,7 @@ class RequestQueue:
                 await self._answer(request)
 
     async def cancel(self) -> None:
+        """Cancel the requests in flight."""
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

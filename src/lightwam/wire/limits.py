@@ -57,6 +57,7 @@ class EntryCounter:
         self.limits, self.count = limits, 0
 
     def entries(self, items: list[Any]) -> list[Any]:
+        """Count a list's entries and return the list; WireError if they are too many."""
         self.count += len(items) + 1  # of lists that are not closed yet, the empty ones inside cost memory, too
         if self.count > self.limits.num_items:
             raise too_many_entries(self.limits)

@@ -53,9 +53,11 @@ class Unit:
     offset: float
 
     def to_client(self, number: Any) -> Any:
+        """Convert the policy's number, or an array of them."""
         return number * np.float32(self.scale) + np.float32(self.offset)
 
     def to_policy(self, number: Any) -> Any:
+        """Convert the client's number, or an array of them."""
         return (number - np.float32(self.offset)) / np.float32(self.scale)
 
 

@@ -27,6 +27,7 @@ from lightwam.data.cache.encoder import ClipEncoder, WindowEncoder
 from lightwam.data.cache.location import CACHE_HINT, check_free_space, folder_name
 from lightwam.data.cache.record import DTYPES
 from lightwam.data.cache.shards import SampleReader, Shard, npy_bytes, plan_shards, remove_unfinished, write_complete
+from lightwam.data.lerobot.merge import group_by_size
 from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.errors import ConfigError, DatasetError, first_few
 from lightwam.system.files import explain_disk_errors, file_fingerprint, read_json
@@ -113,8 +114,9 @@ class LatentCache(Cache):
         assert 0 <= share.rank < share.size and horizon % codec_config.video_stride == 0
         path, (rank, world) = Path(path), share
         base.check_cameras(dataset, codec_config)
-        arrays, parts = base.dataset_arrays(dataset), _episodes_by_shard(dataset)
-        windows = [sum(dataset.episodes[episode].length for episode in part) for part in parts]
+        arrays, lengths = base.dataset_arrays(dataset), [episode.length for episode in dataset.episodes]
+        parts = group_by_size(lengths, SHARD_WINDOWS)
+        windows = [sum(lengths[episode] for episode in part) for part in parts]
         fingerprint = _fingerprint(dataset, codec_config, horizon, encoder.about, encoder.dtype)
         for then in _fingerprints(path):
             _refuse_another(path, then, fingerprint)
@@ -229,18 +231,6 @@ def _encode(
                 shard.write(encoder.shape, iter(partial(spool.read, 2**20), b""), lengths, rank)
 
 
-def _episodes_by_shard(dataset: LeRobotDataset) -> list[list[int]]:
-    parts: list[list[int]] = []
-    size = SHARD_WINDOWS
-    for episode in dataset.episodes:
-        if size + episode.length > SHARD_WINDOWS:
-            parts.append([])
-            size = 0
-        parts[-1].append(episode.index)
-        size += episode.length
-    return parts
-
-
 def _fingerprint(
     dataset: LeRobotDataset | None,
     codec_config: CodecConfig | None,
@@ -250,16 +240,14 @@ def _fingerprint(
     files: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Return what the latents depend on, without the parts that are None; this excludes normalisation."""
+    parts = {
+        "video_stride": None if codec_config is None else codec_config.video_stride,
+        "horizon": horizon,
+        "encoder": None if about is None else json.loads(json.dumps(dict(about))),
+        "dtype": next((name for name, known in DTYPES.items() if known is dtype), None),
+    }
     fingerprint = base.source_fingerprint(FORMAT, dataset, codec_config, files)
-    if codec_config is not None:
-        fingerprint["video_stride"] = codec_config.video_stride
-    if horizon is not None:
-        fingerprint["horizon"] = horizon
-    if about is not None:
-        fingerprint["encoder"] = json.loads(json.dumps(dict(about)))
-    if dtype is not None:
-        fingerprint["dtype"] = next(name for name, known in DTYPES.items() if known is dtype)
-    return fingerprint
+    return fingerprint | {name: part for name, part in parts.items() if part is not None}
 
 
 def _read_header(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:

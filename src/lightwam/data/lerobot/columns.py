@@ -94,9 +94,11 @@ def clip_problems(
             continue
         files.setdefault(clip.path, []).append((clip, episode))
         if clip.end is not None and episode.index in last and clip.start + last[episode.index] > clip.end + SLACK:
-            what = "from_timestamp, to_timestamp and the rows' timestamp disagree"
+            what, expected = (
+                "from_timestamp, to_timestamp and timestamp disagree",
+                f"before to_timestamp, {clip.end:.4f} s",
+            )
             got, step = f"{clip.start:.4f} s + {last[episode.index]:.4f} s of the last row", "correct the wrong one"
-            expected = f"before to_timestamp, {clip.end:.4f} s"
             yield DatasetError(what, where=where, got=got, expected=expected, next_step=step)
     for path, clips in files.items():
         clips.sort(key=lambda pair: pair[0].start)

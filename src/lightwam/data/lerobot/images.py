@@ -48,12 +48,8 @@ class ImageReader:
         self._starts = np.cumsum([0, *groups])
         self._group, self._bytes = -1, pa.array([], pa.binary())
 
-    def read(self, episode: int, length: int) -> UInt8[np.ndarray, "T height width 3"]:
-        """Decode all pictures of one episode, which has `length` frames."""
-        return next(self.stream(episode, length, length))
-
     def stream(self, episode: int, length: int, batch: int) -> Iterator[UInt8[np.ndarray, "n height width 3"]]:
-        """Yield the same pictures, at most `batch` of them at a time."""
+        """Yield the pictures of one episode, which has `length` frames, at most `batch` of them at a time."""
         rows = np.flatnonzero(self._episode == episode)
         if len(rows) != length:
             raise other_length(f"{self.path} episode {episode}", len(rows), length)
@@ -83,8 +79,7 @@ class ImageReader:
         try:
             picture = decode(data, MAX_BYTES)
         except PictureError as error:
-            step = "copy the dataset again"
-            raise DatasetError("a picture cannot be decoded", where=where, got=error, next_step=step) from error
+            raise DatasetError("a picture cannot be decoded", where=where, got=error, next_step="copy again") from error
         if picture.shape[:2] != self._size:
             raise other_size("a picture", where, picture.shape[:2], self._size)
         return picture

@@ -144,7 +144,7 @@ class EpisodeMerge:
         for path in (self.root / folder).glob(f"chunk-*/file-*.{suffix}"):
             if int(path.parent.name[6:]) * CHUNK_FILES + int(path.stem[5:]) >= used:
                 path.unlink()
-        for number, group in enumerate(_groups(sizes, limit), used):
+        for number, group in enumerate(group_by_size(sizes, limit), used):
             chunk, file = divmod(number, CHUNK_FILES)
             path = self.root / folder / f"chunk-{chunk:03d}" / f"file-{file:03d}.{suffix}"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -179,7 +179,7 @@ class EpisodeMerge:
         }
 
 
-def _groups(sizes: Sequence[int], limit: int) -> list[list[int]]:
+def group_by_size(sizes: Sequence[int], limit: int) -> list[list[int]]:
     """Group neighbouring indices, as many as fit under `limit` together (at least one)."""
     groups: list[list[int]] = []
     filled = 0

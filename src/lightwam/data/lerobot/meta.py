@@ -108,7 +108,7 @@ def columns_of(path: Path) -> list[str]:
 def unreadable_table(path: Path, error: Exception) -> DatasetError:
     """Return the error for a parquet file that is broken."""
     got = likely_cause(path) or error
-    return DatasetError("a table cannot be read", where=path, got=got, next_step="copy the file again")
+    return DatasetError("a table cannot be read", where=path, got=got, next_step="copy it again")
 
 
 def missing_file(path: Path, root: Path, key: str = "") -> DatasetError:

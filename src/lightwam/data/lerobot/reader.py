@@ -140,8 +140,7 @@ class LeRobotDataset:
         if name in self.left_out:
             raise self.left_out[name].reason
         if name not in self.cameras:
-            step = did_you_mean(name, self.cameras)
-            raise DatasetError("unknown camera", where=self.root, got=repr(name), next_step=step)
+            raise DatasetError(f"unknown camera {name!r}", where=self.root, next_step=did_you_mean(name, self.cameras))
         for problem in self._camera_problems(name, self.vectors, frozenset()):
             raise problem
         self._checked_cameras.add(name)

@@ -155,8 +155,7 @@ class _Table:
         if self.time is not None:
             yield from _time_problems(self.time[rows], None if self.frame is None else self.frame[rows], where)
         for name, values in ((STATE, self.state[rows]), (ACTION, self.action[rows])):
-            if problem := not_finite(values, f"{where} {name}"):
-                yield problem
+            yield from not_finite(values, f"{where} {name}")
         yield from self._task_problems(self.task[rows], episode, where)
 
     def _other_length(self, episode: EpisodeRow, got: int, where: str) -> DatasetError:
@@ -198,8 +197,7 @@ def _time_problems(
     if (bad := np.flatnonzero(np.diff(time) < 0)).size:
         row = int(bad[0]) + 1
         got, step = f"timestamp {time[row]:.4f} s after {time[row - 1]:.4f} s", "sort by episode_index and timestamp"
-        what = "an episode's rows must be in order of time"
-        yield DatasetError(what, where=f"{where} row {row}", got=got, next_step=step)
+        yield DatasetError("rows must be in order of time", where=f"{where} row {row}", got=got, next_step=step)
         return
     if frame is None or not (bad := np.flatnonzero(frame != np.arange(len(frame)))).size:
         return
@@ -213,14 +211,12 @@ def _time_problems(
     yield DatasetError(what, where=f"{where} row {row}", got=got, expected=expected, next_step=step)
 
 
-def not_finite(values: np.ndarray, where: str) -> DatasetError | None:
-    """Return a problem naming the first NaN or infinite frame and dimension of values [T, D], or None."""
-    bad = np.argwhere(~np.isfinite(values))
-    if not len(bad):
-        return None
-    frame, dim = map(int, bad[0])
-    where, got = f"{where} frame {frame} dim {dim}", f"{values[frame, dim]}, the first of {len(bad)} such"
-    return DatasetError("a value is not finite", where=where, got=got, next_step="repair or leave out this episode")
+def not_finite(values: np.ndarray, where: str) -> Iterator[DatasetError]:
+    """Yield a problem naming the first frame and dimension of values [T, D] that is NaN or infinite."""
+    if len(bad := np.argwhere(~np.isfinite(values))):
+        frame, dim = map(int, bad[0])
+        where, got = f"{where} frame {frame} dim {dim}", f"{values[frame, dim]}, the first of {len(bad)} such"
+        yield DatasetError("a value is not finite", where=where, got=got, next_step="repair or leave out this episode")
 
 
 def other_length(where: str, got: int, expected: int) -> DatasetError:
@@ -228,12 +224,6 @@ def other_length(where: str, got: int, expected: int) -> DatasetError:
     what = "an episode has another length than the episodes table says"
     step = "set length in meta/episodes, or copy the file again if it was cut short"
     return DatasetError(what, where=where, got=got, expected=expected, next_step=step)
-
-
-def check_finite(values: np.ndarray, where: str) -> None:
-    """Raise DatasetError naming the first frame and dimension of values [T, D] that is NaN or infinite."""
-    if problem := not_finite(values, where):
-        raise problem
 
 
 def _integers(values: np.ndarray, where: str) -> Int64[np.ndarray, " rows"]:

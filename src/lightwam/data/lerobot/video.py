@@ -142,17 +142,13 @@ class VideoReader:
         self._moment = 0.0
         """its time"""
 
-    def read(self, times: Float64[np.ndarray, " T"]) -> UInt8[np.ndarray, "T height width 3"]:
-        """Decode the frames at these times, seconds from the start of the file."""
-        return next(self.stream(times, len(times)))
-
     def stream(
         self, times: Float64[np.ndarray, " T"], batch: int, what: str = ""
     ) -> Iterator[UInt8[np.ndarray, "n height width 3"]]:
-        """Yield the same frames, at most `batch` at a time; `what` goes before the row number in errors.
+        """Yield the frames at these times, in seconds from the file's start, at most `batch` at a time.
 
-        As in LeRobot, a time's frame is the nearest one and must be within TOLERANCE. LeRobot compares in float32, so
-        that rounding is allowed on top.
+        `what` goes before the row number in errors. As in LeRobot, a time's frame is the nearest one and must be within
+        TOLERANCE. LeRobot compares in float32, so that rounding is allowed on top.
         """
         slack = (TOLERANCE + np.spacing(np.abs(times).astype(np.float32)).astype(np.float64)).tolist()
         moments = times.tolist()

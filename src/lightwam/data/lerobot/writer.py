@@ -13,7 +13,6 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from jaxtyping import UInt8
 from lightwam.data.lerobot.features import ACTION, STATE
 from lightwam.data.lerobot.merge import DatasetSchema, EpisodeMerge
 from lightwam.data.lerobot.reader import LeRobotDataset
-from lightwam.data.lerobot.rows import check_finite
+from lightwam.data.lerobot.rows import not_finite
 from lightwam.data.lerobot.video import encode_video
 from lightwam.data.statistics import QUANTILES
 from lightwam.errors import DatasetError
@@ -40,12 +39,6 @@ class EpisodeNote:
     task: str
     length: int
     extra: Mapping[str, Any]
-
-
-def _notes(dataset: LeRobotDataset) -> list[EpisodeNote]:
-    """Return the summary of every episode of a dataset; the sentence is its first row's."""
-    first = (dataset.tasks[task] for task in dataset.vectors.task_index)
-    return [EpisodeNote(task, e.length, e.extra) for task, e in zip(first, dataset.episodes, strict=True)]
 
 
 class LeRobotWriter:
@@ -69,12 +62,14 @@ class LeRobotWriter:
         _check_robot(self.robot)
         with explain_disk_errors(self.root, DatasetError):
             _finish_swap(self.root)
-        self._dataset = LeRobotDataset(self.root) if (self.root / "meta").is_dir() else None
-        if self._dataset is not None:
-            if self._dataset.version != "v3.0":
-                raise DatasetError("only v3.0 can be written to", where=self.root, got=self._dataset.version)
-            self._check_same(self._dataset.info, self.root / "meta" / "info.json")
-        self._notes = _notes(self._dataset) if self._dataset else []
+        self._dataset = data = LeRobotDataset(self.root) if (self.root / "meta").is_dir() else None
+        self._notes: list[EpisodeNote] = []
+        if data is not None:
+            if data.version != "v3.0":
+                raise DatasetError("only v3.0 can be written to", where=self.root, got=data.version)
+            self._check_same(data.info, self.root / "meta" / "info.json")
+            tasks = (data.tasks[task] for task in data.vectors.task_index)  # of each episode's first row
+            self._notes += [EpisodeNote(task, e.length, e.extra) for task, e in zip(tasks, data.episodes, strict=True)]
         self._open_incoming()
 
     @property
@@ -137,9 +132,7 @@ class LeRobotWriter:
     def __enter__(self) -> LeRobotWriter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, *exception: object) -> None:
         if kind is None:
             self.close()
 
@@ -185,7 +178,8 @@ class LeRobotWriter:
             at, got = f"{where} {name}", np.shape(values)
             if got != (length, dim):
                 raise DatasetError("an array has the wrong shape", where=at, got=got, expected=(length, dim))
-            check_finite(np.asarray(values), at)
+            for problem in not_finite(np.asarray(values), at):
+                raise problem
         for camera, size in robot.cameras.items():
             at, pictures = f"{where} camera {camera!r}", (frames[camera].dtype, frames[camera].shape)
             if pictures != (expected := (np.dtype("uint8"), (length, *size, 3))):

@@ -95,8 +95,7 @@ def gripper_convention(values: Float32[np.ndarray, " N"], stated: str, where: st
         raise DatasetError("the gripper's actions fit two conventions", where=where, got=got, next_step=step)
     what, expected = "the gripper's actions do not follow the convention", "0 to 1, or -1 to 1"
     step = f"--gripper {min(possible)}" if possible else "correct the source's actions"
-    expected = expected if stated == "auto" else stated
-    raise DatasetError(what, where=where, got=got, expected=expected, next_step=step)
+    raise DatasetError(what, where=where, got=got, expected=expected if stated == "auto" else stated, next_step=step)
 
 
 def no_ops(action: Float32[np.ndarray, "T 7"]) -> Bool[np.ndarray, " T"]:

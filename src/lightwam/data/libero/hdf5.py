@@ -161,7 +161,8 @@ def _demo_problems(data: Any, name: str, pictures: bool) -> Iterator[str]:
             if shape is None:
                 yield f"{key}: missing"
             elif not _fits(shape, row) or (key == "states" and shape[1] < JOINTS.stop):
-                yield f"{key}: shape {shape}, expected {_format_shape(row)}"
+                sizes = ["T", *("any" if n is None else str(n) for n in row)]
+                yield f"{key}: shape {shape}, expected ({', '.join(sizes)})"
             elif shape[0] < 2:
                 yield f"{key}: {shape[0]} rows, expected 2 or more"
             else:
@@ -189,12 +190,7 @@ def _number_problems(column: Any, key: str, _: bool) -> Iterator[str]:
 
 
 def _fits(shape: tuple[int, ...], row: tuple[int | None, ...]) -> bool:
-    wanted = (None, *row)
-    return len(shape) == len(wanted) and all(w in (None, n) for n, w in zip(shape, wanted, strict=True))
-
-
-def _format_shape(row: tuple[int | None, ...]) -> str:
-    return f"({', '.join(['T', *('any' if n is None else str(n) for n in row)])})"
+    return len(shape) == 1 + len(row) and all(n in (None, size) for n, size in zip(row, shape[1:], strict=True))
 
 
 def _succeeded(demo: Any) -> bool:

@@ -91,12 +91,10 @@ def _open_hdf5(path: Path) -> Source:
     scans = {name: hdf5.scan(file) for name, file in files.items()}
     if problems := [problem for scan in scans.values() for problem in scan.problems]:
         got, step = "\n    ".join(problems[:MAX_LISTED]), f"copy those files again; lightwam check dataset {path}"
-        what = f"the demonstrations have {len(problems)} problems"
-        raise DatasetError(what, where=path, got=got, next_step=step)
+        raise DatasetError(f"the demonstrations have {len(problems)} problems", where=path, got=got, next_step=step)
     sizes = sorted(frozenset[tuple[str, int, int]]().union(*(scan.sizes for scan in scans.values())))
     if len(sizes) != len(hdf5.CAMERAS):
-        step = "convert them one by one"
-        raise DatasetError("pictures of one camera differ in size", where=path, got=sizes, next_step=step)
+        raise DatasetError("pictures of one camera differ in size", where=path, got=sizes, next_step="split the folder")
     stored = {name: hdf5.stored_sentence(file) for name, file in files.items()}
     return Source(
         path=path,
@@ -123,8 +121,7 @@ def _open_lerobot(path: Path, names: FeatureNames) -> Source:
     if (data.state_dim, data.action_dim) != (STATE_DIM, ACTION_DIM):
         what, got = "not LIBERO's state and action", f"widths {data.state_dim} and {data.action_dim}"
         expected = "8 (position 3, axis-angle 3, fingers 2) and 7 (motion 6, gripper)"
-        step = "convert a dataset with this state and action"
-        raise DatasetError(what, where=info_path, got=got, expected=expected, next_step=step)
+        raise DatasetError(what, where=info_path, got=got, expected=expected, next_step="convert another dataset")
     decoder = data.decoder()
     episodes = {
         DemoName(str(episode.data_path.relative_to(path)), f"episode {episode.index}"): episode
