@@ -51,7 +51,7 @@ def test_sigkill_in_the_middle_costs_nothing_but_time(tiny: Any, tmp_path: Path)
 
     again = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
-    assert f"going on from step {saved[-1]}" in again.stdout
+    assert f"resuming at step {saved[-1]}" in again.stdout
     train(recipe, tiny.dataset, whole, say=lambda line: None)
 
     assert logged(run) == list(range(1, STEPS + 1))

@@ -256,5 +256,5 @@ def test_ctrl_c_on_the_command_line_leaves_a_dataset_that_opens(tmp_path: Path, 
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
-    assert LeRobotDataset(tmp_path / "data").num_episodes >= 2 and "the same command goes on" in said[-1]
+    assert LeRobotDataset(tmp_path / "data").num_episodes >= 2 and "the same command resumes" in said[-1]
     assert os.listdir(tmp_path / "data")

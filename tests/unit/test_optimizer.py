@@ -1,4 +1,4 @@
-"""training/optimizer.py: who updates what, Muon against torch's, and going on from a saved state."""
+"""training/optimizer.py: who updates what, Muon against torch's, and resuming from a saved state."""
 
 from dataclasses import replace
 

@@ -102,7 +102,7 @@ def collect(
         with closing(writer):
             _demonstrate(recipe, plan, writer, instructions, say, pool_factory)
     except KeyboardInterrupt:
-        say(f"collect: stopped; {writer.num_episodes} episodes are safe in {dataset}, the same command goes on")
+        say(f"collect: stopped; {writer.num_episodes} episodes are safe in {dataset}, the same command resumes")
         raise
     frames = sum(note.length for note in writer.notes)
     return CollectReport(

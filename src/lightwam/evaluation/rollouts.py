@@ -146,7 +146,7 @@ def simulator_jobs(
             with job_runner(what, SimulatorWorker(sim), num_workers, pool_factory, say) as jobs:
                 yield jobs
         except KeyboardInterrupt:
-            say(f"{what}: stopped; finished episodes are safe in {folder}, the same command goes on")
+            say(f"{what}: stopped; finished episodes are safe in {folder}, the same command resumes")
             raise
 
 
