@@ -138,16 +138,13 @@ def test_few_demonstrations_wait_in_memory_for_a_slow_one(tmp_path: Path) -> Non
     assert slow == Trial("red", 0)
     num_waiting = 0
     while job := plan.next_job():
-        plan.note(job, done)
-        assert plan.settle() == []
+        assert plan.settle(job, done) == []
         num_waiting += 1
     assert num_waiting == DEMOS_AHEAD * 2
-    plan.note(slow, done)
-    assert len(plan.settle()) == num_waiting + 1
+    assert len(plan.settle(slow, done)) == num_waiting + 1
     num_settled = num_waiting + 1
     while job := plan.next_job():  # and now as ever, with every third seed of one task a failure
-        plan.note(job, None if job.task == "red" and job.seed % 3 == 0 else done)
-        num_settled += len(plan.settle())
+        num_settled += len(plan.settle(job, None if job.task == "red" and job.seed % 3 == 0 else done))
     assert num_settled == 2 * demos and plan.num_missing == 0
 
 

@@ -125,7 +125,6 @@ def _demonstrate(
     say: Callable[[str], None],
     pool_factory: PoolFactory | None,
 ) -> None:
-    """Run the plan to its end."""
     if plan.num_missing == 0:
         return
     num_workers = min(recipe.collect.workers, plan.num_missing)
@@ -144,8 +143,7 @@ def _demonstrate(
     ):
         for finished in jobs.run(todo):
             num_frames += len(finished.answer.state) if finished.answer else 0
-            plan.note(finished.job, finished.answer)
-            settled = plan.settle()
+            settled = plan.settle(finished.job, finished.answer)
             refill()
             for job, episode, extra in settled:
                 writer.add_episode(episode.frames, episode.state, episode.action, instructions[job.task], extra)
@@ -271,12 +269,9 @@ class _Plan:
         seeds.next_seed += 1
         return Trial(task, seeds.next_seed - 1)
 
-    def note(self, job: Trial, episode: Demonstration | None) -> None:
-        """Take an answer."""
+    def settle(self, job: Trial, episode: Demonstration | None) -> list[tuple[Trial, Demonstration, dict[str, Any]]]:
+        """Take the answer to `job`; return the episodes that come next in the dataset, each with its note's `extra`."""
         self._tasks[job.task].answers[job.seed] = episode
-
-    def settle(self) -> list[tuple[Trial, Demonstration, dict[str, Any]]]:
-        """Return the episodes that come next in the dataset, in its order, each with its note's `extra`."""
         ready = []
         while self.num_missing:
             task = self._first_task(self.successes)
@@ -286,16 +281,15 @@ class _Plan:
             episode = seeds.answers.pop(seeds.settled_seed, None)
             if episode is None:
                 break
-            job = Trial(task, seeds.settled_seed)
             extra = {
                 "task": task,
-                "seed": job.seed,
+                "seed": seeds.settled_seed,
                 "failed_seeds": list(seeds.failed),
                 "steps_to_success": episode.steps_to_success,
                 "settings": self._settings,
                 "versions": self._versions,
             }
-            ready.append((job, episode, extra))
+            ready.append((Trial(task, seeds.settled_seed), episode, extra))
             seeds.settled_seed, seeds.demos, seeds.failed = seeds.settled_seed + 1, seeds.demos + 1, []
         return ready
 

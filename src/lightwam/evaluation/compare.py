@@ -14,7 +14,7 @@ from typing import Any
 
 from lightwam.errors import CheckpointError
 from lightwam.evaluation.episodes import read_episodes
-from lightwam.evaluation.statistics import Pairs, mcnemar, paired_difference, wilson
+from lightwam.evaluation.statistics import Pairs, mcnemar, paired_difference, success_rate
 from lightwam.policy import run_directory
 from lightwam.system.differences import differences
 from lightwam.system.machine import MODELS, OURS
@@ -90,13 +90,10 @@ def _warnings(folder: Path) -> list[str]:
 def _paired(outcomes: Iterable[tuple[bool, bool]]) -> dict[str, Any]:
     counts = Counter(outcomes)
     pairs = Pairs(*(counts[pair] for pair in ((True, True), (True, False), (False, True), (False, False))))
-    rates = {
-        name: {"successes": won, "trials": pairs.count, "interval_95": wilson(won, pairs.count)}
-        for name, won in (("first", pairs.both + pairs.wins), ("second", pairs.both + pairs.losses))
-    }
+    won = {"first": pairs.both + pairs.wins, "second": pairs.both + pairs.losses}
     return {
         "pairs": asdict(pairs),
-        "rates": rates,
+        "rates": {name: success_rate(count, pairs.count) for name, count in won.items()},
         "difference": (pairs.wins - pairs.losses) / pairs.count,
         "difference_95": paired_difference(pairs),
         "p_value": mcnemar(pairs),

@@ -25,7 +25,7 @@ from lightwam.config.strict_json import to_dict
 from lightwam.errors import ConfigError
 from lightwam.evaluation.episodes import EpisodeKey, open_episodes, read_episodes, task_files
 from lightwam.evaluation.rollouts import EpisodeJob, FilmJob, Waiting, run_episodes, simulator_jobs
-from lightwam.evaluation.statistics import wilson
+from lightwam.evaluation.statistics import success_rate
 from lightwam.policy import run_directory
 from lightwam.policy.policy import Policy
 from lightwam.sim import registry
@@ -232,11 +232,7 @@ def summary(episodes: Sequence[Mapping[str, Any]], recipe: Recipe) -> dict[str, 
     """Count successes, with Wilson's 95 % interval, in all and by task."""
     tasks = {}
     for task in recipe.sim.tasks:
+        outcomes = [row["success"] for row in episodes if row["task"] == task]
         instruction = registry.make_simulator(recipe.sim, task).instruction
-        tasks[task] = _rate([row for row in episodes if row["task"] == task]) | {"instruction": instruction}
-    return _rate(episodes) | {"tasks": tasks}
-
-
-def _rate(episodes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    successes = sum(row["success"] for row in episodes)
-    return {"successes": successes, "trials": len(episodes), "interval_95": wilson(successes, len(episodes))}
+        tasks[task] = success_rate(sum(outcomes), len(outcomes)) | {"instruction": instruction}
+    return success_rate(sum(row["success"] for row in episodes), len(episodes)) | {"tasks": tasks}

@@ -8,7 +8,7 @@ from typing import Any
 
 from lightwam.config.schema import Recipe, SimConfig
 from lightwam.errors import SetupError, SimulatorError
-from lightwam.evaluation.statistics import wilson
+from lightwam.evaluation.statistics import success_rate
 from lightwam.sim import registry
 from lightwam.sim.simulator import Simulator, Trial
 from lightwam.system.jobs import job_runner
@@ -99,10 +99,7 @@ def _row(results: Mapping[int, ExpertResult]) -> dict[str, Any]:
     if refused := next((result.refused for result in results.values() if result.refused), ""):
         return {"refused": refused}
     steps = [result.steps for result in results.values() if result.success]
-    return {
-        "successes": len(steps),
-        "trials": len(results),
-        "interval_95": wilson(len(steps), len(results)),
+    return success_rate(len(steps), len(results)) | {
         "steps": sum(steps) / len(steps) if steps else None,
         "failed": sorted(seed for seed, result in results.items() if not result.success),
     }

@@ -58,28 +58,19 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def read_lines(path: Path, numbers: Sequence[str]) -> tuple[list[dict[str, Any]], bool]:
-    """Read a file with a JSON object on every line, which has these `numbers`; and whether the last was incomplete.
+    """Read a file with a JSON object on every line, which has these `numbers`; and whether an incomplete line follows.
 
-    Only a last line without its newline may be incomplete, as of a run killed mid-write; it is left out. Any other line
-    that does not parse is an error. Numbers may be NaN or infinite, as those of a diverged run are.
+    A line without its newline is incomplete, as of a run killed mid-write, and left out. Numbers may be NaN or
+    infinite, as those of a diverged run are.
     """
-    lines = path.read_bytes().split(b"\n")
-    rows: list[dict[str, Any]] = []
-    for number, line in enumerate(lines, 1):
-        where = f"{path}:{number}"
-        if not line.strip():
-            continue
-        try:
-            row = _parse(line, where)
-        except CheckpointError:
-            if number < len(lines):
-                raise
-            return rows, True
+    *lines, incomplete = path.read_bytes().split(b"\n")
+    rows = {f"{path}:{number}": line for number, line in enumerate(lines, 1) if line.strip()}
+    objects = {where: _parse(line, where) for where, line in rows.items()}
+    for where, row in objects.items():
         for key in numbers:
             if type(row.get(key)) not in (int, float):
                 raise broken(f"{key} must be a number", where=f"{where}: {key}", got=repr(row.get(key)))
-        rows.append(row)
-    return rows, False
+    return list(objects.values()), incomplete != b""
 
 
 def read_arrays(path: Path, what: str, next_step: str) -> dict[str, np.ndarray]:

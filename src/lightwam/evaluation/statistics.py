@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -22,6 +23,11 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
     centre = (share + z * z / (2 * trials)) / scale
     half = z / scale * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def success_rate(successes: int, trials: int) -> dict[str, Any]:
+    """Return a success rate as results hold it, with its 95 % interval."""
+    return {"successes": successes, "trials": trials, "interval_95": wilson(successes, trials)}
 
 
 @dataclass(frozen=True)

@@ -157,6 +157,7 @@ class Evidence:
 def read_evidence(run: Path) -> Evidence:
     """Read `run`. CheckpointError, naming the file and line or key, for a broken file or a directory that is no run."""
     recipe, folder = _read_recipe(run), run / "eval"
+    weights = sorted((run / "checkpoints").glob(f"step_{8 * '[0-9]'}/model.safetensors"))
     plan = read_result(Protocol, folder / "protocol.json") or Protocol(recipe.sim, to_dict(recipe.eval))
     episodes, truncated = _read_episodes(folder)
     result = read_result(EvaluationResult, folder / "result.json")
@@ -164,7 +165,7 @@ def read_evidence(run: Path) -> Evidence:
     return Evidence(
         run=run,
         recipe=recipe,
-        parameters=_count_parameters(run / "checkpoints"),
+        parameters=num_values(weights[-1]) if weights else None,
         dataset=read_result(DatasetRecord, run / "dataset.json"),
         log=_read_log(run / "log.jsonl"),
         episodes=episodes,
@@ -203,11 +204,6 @@ def _read_recipe(run: Path) -> Recipe:
         step = "train first (`lightwam train --help`), or name another directory"
         raise CheckpointError("this is not a run directory", where=run, got="no recipe.json", next_step=step)
     return from_dict(Recipe, read_object(path), f"{path}: recipe", CheckpointError)
-
-
-def _count_parameters(checkpoints: Path) -> int | None:
-    weights = sorted(checkpoints.glob(f"step_{8 * '[0-9]'}/model.safetensors"))
-    return num_values(weights[-1]) if weights else None
 
 
 def _read_log(path: Path) -> Log | None:

@@ -60,10 +60,11 @@ def read_video(path: Path) -> Video:
     try:
         with av.open(str(path)) as container:
             frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+            if not frames:
+                raise IndexError("no frame")
     except (av.FFmpegError, IndexError) as error:
-        raise _broken_video(path, error) from error
-    if not frames:
-        raise _broken_video(path, "no frame")
+        what, step = "a rollout video cannot be decoded", "delete it: the report then says that it is missing"
+        raise CheckpointError(what, where=path, got=error, next_step=step) from error
     strip = np.concatenate([frames[0], frames[len(frames) // 2], frames[-1]], axis=1)
     return Video(_uri("video/mp4", path.read_bytes()), jpeg(frames[-1], 5), jpeg(strip, 6))
 
@@ -101,8 +102,3 @@ def upsample(weight: Float[np.ndarray, "rows cols"], shape: tuple[int, ...]) -> 
 
 def _uri(kind: str, data: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def _broken_video(path: Path, got: object) -> CheckpointError:
-    step = "delete it: the report then says that it is missing"
-    return CheckpointError("a rollout video cannot be decoded", where=path, got=got, next_step=step)

@@ -76,8 +76,6 @@ class Attention:
     """Attention maps of every task, and the values at which their colour scales end."""
 
     tasks: tuple[TaskAttention, ...]
-    num_queries: int
-    num_shown: int
     mean_limit: float
     query_limit: float
     ramp: Image
@@ -166,8 +164,6 @@ def attention(probe: Probe) -> Attention:
             )
             for task, i in last.items()
         ),
-        num_queries=weight.shape[2],
-        num_shown=len(shown[0]),
         mean_limit=mean_limit,
         query_limit=query_limit,
         ramp=jpeg(heat(np.linspace(0, 1, 256, dtype=np.float32)[None].repeat(12, 0)), 2),

@@ -16,7 +16,6 @@ from lightwam import __version__
 from lightwam.config.schema import Recipe
 from lightwam.config.strict_json import added
 from lightwam.data.codec import Codec
-from lightwam.data.statistics import FeatureStats
 from lightwam.encoders.weight_files import REPO
 from lightwam.evaluation.result_files import Count, Protocol, read_part
 from lightwam.policy import run_directory
@@ -110,9 +109,12 @@ def model_card(
     CheckpointError without the `hub` extra, for a directory that is no run, and for a broken file, naming it.
     """
     evidence, folder = read_evidence(run), run_directory.checkpoint_dir(run, step)
-    frozen, result = run / run_directory.FROZEN, evidence.result
+    frozen, result, recipe = run / run_directory.FROZEN, evidence.result, evidence.recipe
+    robot, sizes = robot_units(recipe.sim.name), (recipe.model.state_dim, recipe.model.action_dim)
+    if robot and (len(robot.state), len(robot.action)) != sizes:
+        robot = None  # it is not the model's
     card = Card(
-        recipe=evidence.recipe,
+        recipe=recipe,
         codec=run_directory.read_processing(run)[0],
         evidence=evidence,
         protocol=read_part(CardProtocol, result.protocol, "eval/result.json.protocol") if result else None,
@@ -120,7 +122,7 @@ def model_card(
         has_average=(folder / "ema.safetensors").is_file(),
         num_trained=num_values(folder / "model.safetensors"),
         num_frozen=num_values(frozen) if frozen.is_file() else 0,
-        robot=_robot(evidence.recipe),
+        robot=robot,
         repo=repo,
         license=license,
         hub_dataset=dataset,
@@ -129,11 +131,14 @@ def model_card(
     return render(
         "model_card.md",
         card=card,
-        recipe=card.recipe,
+        recipe=recipe,
         protocol=card.protocol,
         result=result,
         metadata=_metadata(card),
-        features=_features(card),
+        features=[  # title, statistics, and units by name, if known
+            ("State", card.codec.state, robot.state if robot else {}),
+            ("Action", card.codec.action, robot.action if robot else {}),
+        ],
         in_words=_in_words,
         version=__version__,
     )
@@ -182,12 +187,6 @@ def _in_words(success: SuccessRate) -> str:
     return f"{success.successes} of {success.trials} episodes ({rate})"
 
 
-def _features(card: Card) -> list[tuple[str, FeatureStats, Mapping[str, str]]]:
-    """Return title, statistics, and names and units (if known) of state and action."""
-    state, action = (card.robot.state, card.robot.action) if card.robot else ({}, {})
-    return [("State", card.codec.state, state), ("Action", card.codec.action, action)]
-
-
 def _describe(dataset: DatasetRecord | None) -> str:
     """Describe a dataset by its files, without its path."""
     if not dataset:
@@ -197,10 +196,3 @@ def _describe(dataset: DatasetRecord | None) -> str:
     total = f", {sum(int(size[1]) for size in sizes if size) / 1e6:.4g} MB" if all(sizes) else ""
     digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:16]
     return f"{plural(len(files), 'file')}{total}, fingerprint `{digest}` (of their names, sizes and hashes)"
-
-
-def _robot(recipe: Recipe) -> RobotUnits | None:
-    """Return the robot of the recipe's simulator; None when it is unknown, or does not fit the model's sizes."""
-    robot = robot_units(recipe.sim.name)
-    sizes = recipe.model.state_dim, recipe.model.action_dim
-    return robot if robot and (len(robot.state), len(robot.action)) == sizes else None

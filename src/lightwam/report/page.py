@@ -5,7 +5,10 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+import numpy as np
+
 from lightwam.config.schema import Recipe
+from lightwam.config.strict_json import to_dict
 from lightwam.report import imagination, training, watch
 from lightwam.report.evidence import Evidence
 from lightwam.report.formatting import render
@@ -32,15 +35,17 @@ def page(evidence: Evidence) -> str:
         attention=imagination.attention(probe) if probe else None,
         roc_charts=watch.roc_charts(evidence.watch) if evidence.watch else [],
         examples=[watch.example_view(example, evidence.watch_canvases[example.kind]) for example in examples],
-        title_of=watch.title_of,
+        titles=watch.TITLES,
         detectors=DETECTORS,
         training_charts=training.training_charts(log) if log else [],
-        num_not_finite=training.num_not_finite(log) if log else 0,
-        speed_range=training.speed_range(log) if log else None,
+        num_not_finite=int((~np.isfinite(log.columns["loss"])).sum()) if log else 0,
+        speed_range=np.quantile(log.columns["samples_per_second"], (0.1, 0.5, 0.9)).tolist() if log else None,
         wall_time=training.wall_time(evidence.demo.wall_seconds) if evidence.demo else None,
         settings={
             "Evaluation protocol, versions and machine": training.protocol_settings(evidence),
-            "All settings of the recipe": training.recipe_settings(recipe),
+            "All settings of the recipe": training.flatten(
+                {key: value for key, value in to_dict(recipe).items() if key != "notes"}
+            ),
         },
     )
 

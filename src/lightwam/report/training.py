@@ -6,10 +6,6 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from lightwam.config.schema import Recipe
-from lightwam.config.strict_json import to_dict
 from lightwam.report.charts import Chart, training_chart
 from lightwam.report.evidence import Evidence, Log
 
@@ -30,16 +26,6 @@ def training_charts(log: Log) -> list[tuple[str, Chart | None]]:
     return [(name, training_chart(name, unit, step, log.columns[key], fixed)) for key, name, unit, fixed in CURVES]
 
 
-def speed_range(log: Log) -> list[float]:
-    """Return the 10th, 50th and 90th percentile of the training speed, in samples per second."""
-    return np.quantile(log.columns["samples_per_second"], (0.1, 0.5, 0.9)).tolist()
-
-
-def num_not_finite(log: Log) -> int:
-    """Count the logged losses that are NaN or infinite."""
-    return int((~np.isfinite(log.columns["loss"])).sum())
-
-
 def wall_time(wall_seconds: Mapping[str, float]) -> tuple[list[tuple[str, float]], float]:
     """Return the seconds of every stage, what is missing to the total as another one, and the total."""
     stages = [(name, seconds) for name, seconds in wall_seconds.items() if name != "total"]
@@ -54,11 +40,6 @@ def protocol_settings(evidence: Evidence) -> list[tuple[str, str]]:
     """Flatten the evaluation's protocol, with versions and machine; empty before an evaluation."""
     machine = {"machine": evidence.demo.machine} if evidence.demo and evidence.demo.machine else {}
     return flatten({**evidence.result.protocol, **machine}) if evidence.result else []
-
-
-def recipe_settings(recipe: Recipe) -> list[tuple[str, str]]:
-    """Flatten the recipe, without its notes."""
-    return flatten({key: value for key, value in to_dict(recipe).items() if key != "notes"})
 
 
 def flatten(data: Any, path: str = "") -> list[tuple[str, str]]:

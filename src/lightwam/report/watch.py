@@ -37,20 +37,15 @@ class ExampleView:
     observed: tuple[Observed, ...]
 
 
-def title_of(kind: str) -> str:
-    """Return a kind of disturbance in words."""
-    return TITLES.get(kind, kind)
-
-
 def roc_charts(watch: WatchResult) -> list[tuple[str, Chart]]:
     """Draw the ROC curves of every kind of disturbance, without those of all together."""
-    titles = {kind: title_of(kind) for kind in watch.disturbances if kind != ANY}
+    titles = {kind: TITLES.get(kind, kind) for kind in watch.disturbances if kind != ANY}
     return [(title, roc_chart(title, watch.disturbances[kind].detectors, DETECTORS)) for kind, title in titles.items()]
 
 
 def example_view(example: Example, canvases: UInt8[np.ndarray, "observations height width 3"]) -> ExampleView:
     """Draw an example's scores, and its pictures from the last one before the disturbance on."""
-    title = title_of(example.kind)
+    title = TITLES.get(example.kind, example.kind)
     label = f"{title}, {example.task}: the score at every observation"
     first = max(0, min(example.last_before, len(canvases) - MAX_PICTURES))
     observed = []

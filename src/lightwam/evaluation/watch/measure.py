@@ -36,7 +36,6 @@ from lightwam.system.timing import time_interleaved
 from lightwam.system.workers import PoolFactory, require_main_guard
 
 FIRST_CALIBRATION_SEED, FIRST_TRIAL_SEED = 2_000_000, 4_000_000
-FOLDER = "watch"
 
 
 def watch(
@@ -58,7 +57,7 @@ def watch(
     if settings.workers and pool_factory is None:
         require_main_guard()  # before a policy is loaded
     policy = policy or Policy.load(run, device="auto")
-    recipe, folder = check_recipe(policy.recipe), run / FOLDER
+    recipe, folder = check_recipe(policy.recipe), run / "watch"
     for warning in registry.version_warnings(recipe.sim.name):
         say(f"watch: {warning}")
     require_enough(settings.undisturbed * len(recipe.sim.tasks), settings.false_alarms)

@@ -137,9 +137,8 @@ def _without_world_model(
     centre, scale = median_and_spread(np.concatenate(folds))
     train = concatenate(moments)
     of_trials = [parts(train, episode.predictions.moments()) for episode in trials]
-    return [((part - centre) / scale).max(1) for part in folds], [
-        ((part - centre) / scale).max(1) for part in of_trials
-    ]
+    of_undisturbed, of_trials = ([((part - centre) / scale).max(1) for part in each] for each in (folds, of_trials))
+    return of_undisturbed, of_trials
 
 
 def _robot_state(undisturbed: Sequence[WatchedEpisode], trials: Sequence[WatchedEpisode]) -> tuple[Scores, Scores]:

@@ -173,8 +173,9 @@ class Calibration:
 
     def write(self, run: Path) -> None:
         """Write RUN/surprise.json atomically; arrays have seven digits, float32's."""
-        content = {"format": FORMAT} | _to_lists(vars(self) | {"yardstick": vars(self.change_model)})
-        run_directory.write_json(run / FILE, {key: content[key] for key in content if key != "change_model"})
+        content = {"format": FORMAT} | vars(self) | {"yardstick": vars(self.change_model)}
+        del content["change_model"]
+        run_directory.write_json(run / FILE, _to_lists(content))
 
     @classmethod
     def read(cls, run: Path) -> Calibration:
