@@ -55,7 +55,9 @@ class DctLatents:
         finite = all(map(math.isfinite, (*mean, *std)))
         if {len(mean), len(std)} != {self.channels} or not finite or min(std) <= 0:
             got = f"{len(mean)} means, {len(std)} stds, smallest {min(std, default=None)}, finite: {finite}"
-            raise ConfigError(f"statistics must be {self.channels} means and positive stds", where=where, got=got)
+            raise ConfigError(
+                f"latent statistics must be {self.channels} means and positive stds", where=where, got=got
+            )
         self.mean, self.std = torch.tensor(mean, dtype=torch.float32), torch.tensor(std, dtype=torch.float32)
         self._rows = analysis(config)
         self._kernels: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
