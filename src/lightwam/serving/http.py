@@ -19,7 +19,7 @@ METHODS = "GET, POST"
 
 
 async def act(request: web.BaseRequest, service: Service, settings: Serving, draining: bool) -> web.Response:
-    """Answer 200 with {"actions", "infer_ms"}; a JSON error with 400 for a bad observation, 503 when busy or stopping.
+    """Answer 200 with {"actions", "infer_ms", "waited_ms"}, or the schema's bare list; 400 or 503 with a JSON error.
 
     HTTP's own errors: 405 for another method, 408 for a body that takes too long, 411 for a body without a length, 413
     for one that is too large, 417 for an unknown Expect header.
