@@ -1,7 +1,7 @@
 """The registry of simulators: makes the simulator, or the expert, for `sim.name` of a recipe.
 
 An adapter is a module with four names: `TASKS` and `CAMERAS` (tuples of str), `make(config, task) -> Simulator`, and,
-to collect demonstrations, `make_expert(config, simulator) -> Expert` (`libero` and `metaworld` have it in another module).
+to collect demonstrations, `make_expert(config, simulator) -> Expert` (`libero` and `metaworld`: in another module).
 Two more are optional: `TESTED` (package -> `sim.versions.PackageVersions`) has the package versions it was tested with,
 `UNITS` (`RobotUnits`) the names and units that a model card prints.
 Your own adapter needs no registration: use its import path ("my_robot.sim") as the name.

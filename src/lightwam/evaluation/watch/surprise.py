@@ -143,7 +143,7 @@ class Calibration:
 
     checkpoint_step: int
     executed: int
-    """control steps between two looks"""
+    """control steps between two observations"""
     false_alarms: float
     """share of undisturbed episodes in which some score may reach the threshold"""
     num_episodes: int
