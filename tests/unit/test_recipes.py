@@ -18,7 +18,7 @@ def test_an_unknown_recipe_is_refused_with_a_suggestion() -> None:
         recipes.recipe("dem")
 
 
-def test_the_demo_is_the_four_tasks_of_the_issue() -> None:
+def test_the_demo_has_four_metaworld_tasks() -> None:
     demo = recipes.demo()
     assert demo.sim.tasks == ("reach", "button-press-topdown", "drawer-open", "window-open")
     assert demo.eval.trials == 20
