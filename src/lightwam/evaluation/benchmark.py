@@ -36,7 +36,7 @@ def bench_eval(recipe: Recipe) -> dict[str, Any]:
     """Evaluate random weights both ways, `recipe.eval.trials` episodes of each task; returns JSON values, see `table`.
 
     The variants take two turns with half of the episodes each (one turn for one trial), in the other order the second
-    time; each turn makes its simulators anew. Both run the same episodes and must end them alike. SimulatorError if the
+    time; each turn makes new simulators. Both run the same episodes and must end them alike. SimulatorError if the
     simulator cannot run.
     """
     random = random_policy(recipe, CPU)

@@ -158,7 +158,7 @@ class ClosedLoop:
         observations = []
         for episode, result in waiting:
             assert result.observation is not None
-            if result.steps == 0:  # its first, also of one that begins again
+            if result.steps == 0:  # the first observation, also after a worker died
                 self.running[episode] = []
             sentence = self.sentences.get(episode.task, result.observation.instruction)
             observations.append(replace(result.observation, instruction=sentence))

@@ -43,12 +43,12 @@ class Protocol:
 
 
 def read_result(kind: type[Result], path: Path) -> Result | None:
-    """Read the JSON object in `path` as the dataclass `kind`, which may lack keys of it; None without the file."""
+    """Read the JSON object in `path` as the dataclass `kind`, ignoring other keys; None without the file."""
     return read_part(kind, read_object(path), str(path)) if path.is_file() else None
 
 
 def read_part(kind: type[Result], data: Any, where: str) -> Result:
-    """Convert a part of a file, found at `where`, to the dataclass `kind`, which may lack keys of it."""
+    """Convert a part of a file, found at `where`, to the dataclass `kind`, ignoring other keys."""
     return from_dict(kind, data, where, broken, partial=True)
 
 

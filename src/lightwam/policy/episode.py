@@ -39,5 +39,5 @@ class Episode:
         return self._left.pop(0)
 
     def reset(self) -> None:
-        """Begin anew: drop the rest of the chunk."""
+        """Start a new episode: drop the rest of the chunk."""
         self._left = []

@@ -68,8 +68,8 @@ def watch(
     open_episodes(folder, protocol)
     recorder = _Recorder(policy, folder, settings.workers, pool_factory, say)
     seeds = [FIRST_CALIBRATION_SEED + i for i in range(settings.undisturbed)]
-    looks = {EpisodeJob(task, seed): -1 for seed in seeds for task in recipe.sim.tasks}
-    undisturbed = recorder.record("calibrate", looks)
+    last_before = {EpisodeJob(task, seed): -1 for seed in seeds for task in recipe.sim.tasks}
+    undisturbed = recorder.record("calibrate", last_before)
     calibration = calibrate(
         [episode.predictions for episode in undisturbed],
         {task: sum(o.task == task and len(o.present) > 1 for o in undisturbed) for task in recipe.sim.tasks},
@@ -77,7 +77,7 @@ def watch(
         step=policy.step,
         false_alarms=settings.false_alarms,
     )
-    trials = recorder.record("test", trial_looks(policy, settings.trials, undisturbed))
+    trials = recorder.record("test", trial_jobs(policy, settings.trials, undisturbed))
     result = measure(calibration, undisturbed, trials) | {
         "cost_ms": cost(SurpriseWatch(policy, calibration)),
         "computes": policy.computes,
@@ -90,26 +90,28 @@ def watch(
     return result
 
 
-def trial_looks(policy: Policy, num_trials: int, undisturbed: Sequence[WatchedEpisode]) -> dict[EpisodeJob, int]:
-    """Return for each task and seed an undisturbed episode and one of each kind, disturbed between the same two looks.
+def trial_jobs(policy: Policy, num_trials: int, undisturbed: Sequence[WatchedEpisode]) -> dict[EpisodeJob, int]:
+    """Return for each task and seed an undisturbed episode and one of each kind of disturbance, at the same moment.
 
-    The values are indices of the last look before the disturbance, drawn so that an episode of the task's median length
-    has another one after it.
+    The values are indices of the last observation before the disturbance, drawn so that an episode of the task's median
+    length has another one after it.
     """
     recipe = policy.recipe
-    replan, looks = recipe.eval.replan, {}
+    replan, last_before = recipe.eval.replan, {}
     for seed in range(FIRST_TRIAL_SEED, FIRST_TRIAL_SEED + num_trials):
         for order, task in enumerate(recipe.sim.tasks):
             rng = np.random.default_rng([seed, order])
-            num_looks = float(np.median([len(episode.present) for episode in undisturbed if episode.task == task]))
-            look = int(rng.integers(0, max(1, round(num_looks) - 1)))
+            num_observations = float(
+                np.median([len(episode.present) for episode in undisturbed if episode.task == task])
+            )
+            last = int(rng.integers(0, max(1, round(num_observations) - 1)))
             during = int(rng.integers(1, replan + 1))
-            looks[EpisodeJob(task, seed)] = look
+            last_before[EpisodeJob(task, seed)] = last
             for kind in kinds(registry.make_simulator(recipe.sim, task)):
-                # a camera that hangs keeps the picture of the look
-                step = look * replan + (0 if kind == "frozen" else during)
-                looks[EpisodeJob(task, seed, Disturbance(kind, step, seed))] = look
-    return looks
+                # a camera that hangs keeps the picture of that observation
+                step = last * replan + (0 if kind == "frozen" else during)
+                last_before[EpisodeJob(task, seed, Disturbance(kind, step, seed))] = last
+    return last_before
 
 
 def _kind(episode: EpisodeJob) -> str:
@@ -124,17 +126,17 @@ class _Recorder:
     pool_factory: PoolFactory | None
     say: Callable[[str], None]
     running: dict[EpisodeJob, list[tuple[np.ndarray, ...]]] = field(default_factory=dict)
-    """of each look: present and expected latents, canvas, state and actions"""
+    """of each observation: present and expected latents, canvas, state and actions"""
 
-    def record(self, what: str, looks: Mapping[EpisodeJob, int]) -> list[WatchedEpisode]:
-        """Return every episode, from its file if there is one; the looks are those before their disturbances."""
+    def record(self, what: str, last_before: Mapping[EpisodeJob, int]) -> list[WatchedEpisode]:
+        """Return every episode, from its file if there is one; `last_before`: see `trial_jobs`."""
         folders = {
             task: self.folder / "looks" / name for task, name in task_files(self.policy.recipe.sim.tasks).items()
         }
-        paths = {episode: folders[episode.task] / f"{_kind(episode)}-{episode.seed}.npz" for episode in looks}
-        todo = [episode for episode in looks if not paths[episode].exists()]
+        paths = {episode: folders[episode.task] / f"{_kind(episode)}-{episode.seed}.npz" for episode in last_before}
+        todo = [episode for episode in last_before if not paths[episode].exists()]
         with (
-            Progress(what, len(looks), done=len(looks) - len(todo), unit="ep", say=self.say) as progress,
+            Progress(what, len(last_before), done=len(last_before) - len(todo), unit="ep", say=self.say) as progress,
             closing(self._run(todo)) as recorded,
         ):
             for episode, end, (present, expected, canvases, states, actions) in recorded:
@@ -143,7 +145,7 @@ class _Recorder:
                     task=episode.task,
                     seed=episode.seed,
                     kind=_kind(episode),
-                    look=looks[episode],
+                    look=last_before[episode],
                     disturbed_at=episode.disturbance.step if episode.disturbance else -1,
                     steps=end.steps,
                     success=end.success,
@@ -168,13 +170,13 @@ class _Recorder:
         write_arrays(self.folder / "examples.npz", {_kind(job): canvases[job] for job in jobs})
 
     def _run(self, todo: list[EpisodeJob]) -> Generator[tuple[EpisodeJob, StepResult, list[np.ndarray]]]:
-        """Run episodes; yield each with its end and what is recorded of it, stacked over its looks."""
+        """Run episodes; yield each with its last answer and its recorded arrays, stacked over its observations."""
         if todo:
             sim, num_workers = self.policy.recipe.sim, min(self.num_workers, len(todo))
             with simulator_jobs("watch", sim, num_workers, self.pool_factory, self.folder, self.say) as jobs:
                 for finished in run_episodes(jobs, todo, self._act):
-                    looks = self.running.pop(finished.job)
-                    yield finished.job, finished.answer, [np.stack(arrays) for arrays in zip(*looks, strict=True)]
+                    recorded = self.running.pop(finished.job)
+                    yield finished.job, finished.answer, [np.stack(arrays) for arrays in zip(*recorded, strict=True)]
 
     def _act(self, waiting: Waiting) -> Float32[np.ndarray, "B replan A"]:
         observations = [result.observation for _, result in waiting if result.observation is not None]
@@ -183,7 +185,7 @@ class _Recorder:
         for (episode, result), seen, (present, expected), chunk in zip(
             waiting, observations, predictions, chunks, strict=True
         ):
-            if result.steps == 0:  # its first, also of one that begins again
+            if result.steps == 0:  # the first observation, also after a worker died
                 self.running[episode] = []
             canvas, state = self.policy.codec.canvas(seen.frames), np.asarray(seen.state, np.float32)
             self.running[episode].append((present, expected, canvas, state, chunk))

@@ -39,24 +39,24 @@ SOON = 2
 
 @dataclass(frozen=True)
 class WatchedEpisode:
-    """What is recorded of an episode whenever the policy is asked: a look. The fields are the arrays of its file."""
+    """The record of an episode, as in its file: arrays of the observations at which the policy acted."""
 
     task: str
     seed: int
     kind: str
     """of its disturbance, or UNDISTURBED"""
     look: int
-    """index of the last look before the disturbance, also of its undisturbed twin; -1 in the calibration"""
+    """index of the last observation before the disturbance, also of its undisturbed twin; -1 in the calibration"""
     disturbed_at: int
     """control steps since the reset; -1 for an undisturbed episode"""
     steps: int
     success: bool
-    present: Float32[np.ndarray, "looks C h w"]
-    expected: Float32[np.ndarray, "looks C h w"]
-    states: Float32[np.ndarray, "looks P"]
-    actions: Float32[np.ndarray, "looks replan A"]
+    present: Float32[np.ndarray, "observations C h w"]
+    expected: Float32[np.ndarray, "observations C h w"]
+    states: Float32[np.ndarray, "observations P"]
+    actions: Float32[np.ndarray, "observations replan A"]
     pixels: Float[np.ndarray, " moments"]
-    """mean difference of a pixel between one look's canvas and the next, of 255"""
+    """mean difference of a pixel between one observation's canvas and the next, of 255"""
 
     @property
     def predictions(self) -> Predictions:
@@ -78,8 +78,8 @@ def measure(
 ) -> dict[str, Any]:
     """Compute ROC curves, areas with their intervals, alarms and delays of every detector and kind, as JSON values.
 
-    `undisturbed` are the episodes of the calibration, `trials` all others. A disturbed episode that ended before it
-    was looked at again is left out and counted.
+    `undisturbed` are the episodes of the calibration, `trials` all others. A disturbed episode that ended before
+    the next observation is left out and counted.
     """
     undisturbed = [episode for episode in undisturbed if len(episode.present) > 1]
     trials = [episode for episode in trials if len(episode.present) > 1]

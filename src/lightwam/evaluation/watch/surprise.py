@@ -1,10 +1,10 @@
 """How far the camera's picture is from what the policy's world model predicted: a score, and its usual range.
 
-present     pooled latents of the picture at one look [C h w]
+present     pooled latents of the picture of one observation [C h w]
 expected    what one Euler step of the video pass makes of noise there: the model's mean guess of the frames to come
             (flow matching from pure noise; arXiv 2606.08242, the future-video pass)
 predicted   expected - present: the predicted change
-change      present at the next look - present: the change that happened
+change      present at the next observation - present: the change that happened
 
 Two things are surprising. A change may be **unexpected**: with a gain and an offset for each channel and patch, fitted
 to undisturbed episodes by least squares, r = change - (offset + gain predicted), and
@@ -17,7 +17,7 @@ e = offset + gain predicted, and all sums weighted by 1 / spread^2,
 
     missed = (|e|^2 - e . change) / sqrt(|e|^2 + 1)
 
-which is the answer of a matched filter for "none of it happened". The score is the larger of the two, each less its
+which is the answer of a matched filter for "no change happened". The score is the larger of the two, each minus its
 median in undisturbed moments and divided by its spread there. `calibrate` measures both on episodes in which the
 policy acted.
 """
@@ -61,13 +61,13 @@ def concatenate(episodes: Sequence[Moments]) -> Moments:
 
 @dataclass(frozen=True)
 class Predictions:
-    """The latents of an episode's looks, in order, and the model's expectation at each."""
+    """The latents of an episode's observations, in order, and the model's expectation at each."""
 
-    present: Float32[np.ndarray, "looks C h w"]
-    expected: Float32[np.ndarray, "looks C h w"]
+    present: Float32[np.ndarray, "observations C h w"]
+    expected: Float32[np.ndarray, "observations C h w"]
 
     def moments(self) -> Moments:
-        """Return the change that happened and the predicted one, for every look but the first."""
+        """Return the change that happened and the predicted one, for every observation but the first."""
         return self.present[1:] - self.present[:-1], self.expected[:-1] - self.present[:-1]
 
 
@@ -264,7 +264,7 @@ def conformal(largest: Float[np.ndarray, " episodes"], false_alarms: float) -> f
 def require_enough(num_episodes: int, false_alarms: float) -> None:
     """Raise ConfigError when there are too few undisturbed episodes for this share of false alarms."""
     if num_episodes < MIN_EPISODES or conformal(np.zeros(num_episodes), false_alarms) is None:
-        what = "too few undisturbed episodes with two looks for this share of false alarms"
+        what = "too few undisturbed episodes with two observations for this share of false alarms"
         got, least = f"{num_episodes} episodes, {false_alarms:g} false alarms", math.ceil(1 / false_alarms) - 1
         expected, step = f"at least {max(MIN_EPISODES, least)} episodes", "more episodes (--undisturbed)"
         raise ConfigError(what, got=got, expected=expected, next_step=step)
@@ -283,9 +283,9 @@ class Surprise:
     missed: bool
     """an expected change did not happen; else an unexpected one did"""
     camera: str
-    """the one with most of it"""
+    """the camera with most of the surprise"""
     executed_as_calibrated: bool
-    """False: the looks are farther apart or nearer than in the calibration, so p_value and alarm are less certain"""
+    """False: observations are farther apart or nearer than in the calibration, so p_value and alarm are less certain"""
 
     def to_dict(self) -> dict[str, float | bool | str]:
         """Return plain values, for an answer on the wire."""
