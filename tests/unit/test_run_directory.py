@@ -15,6 +15,7 @@ from disk import largest_file
 
 from lightwam.config import recipes
 from lightwam.errors import CheckpointError, ConfigError, LightwamError
+from lightwam.evaluation import result_files
 from lightwam.policy import run_directory
 from lightwam.policy.run_directory import Checkpoint, open_processing
 
@@ -211,6 +212,13 @@ def test_a_recipe_starts_a_run_once(tmp_path: Path) -> None:
     assert f"eval.replan: run has {recipe.eval.replan}, asked 2" in text
     assert "learning_rate" not in text
     assert run_directory.read_recipe(tmp_path) == recipe
+
+
+def test_deeply_nested_json_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "deep.json").write_text('{"a":' * 100_000)
+    for read in (run_directory.read_json, result_files.read_object):
+        with pytest.raises(CheckpointError, match="JSON"):
+            read(tmp_path / "deep.json")
 
 
 def test_a_run_whose_recipe_is_gone_or_broken(tmp_path: Path) -> None:

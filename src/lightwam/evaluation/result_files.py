@@ -93,6 +93,6 @@ def _parse(text: bytes, where: str) -> dict[str, Any]:
         data = json.loads(text)
         if not isinstance(data, dict):
             raise ValueError(type(data).__name__)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise broken("this must be a JSON object", where=where, got=error) from error
     return data

@@ -68,7 +68,7 @@ def read_json(path: Path) -> Any:
         raise CheckpointError("a file of the run is missing", where=path, next_step=step)
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         what, got = "a file of the run is not JSON", likely_cause(path) or error
         raise CheckpointError(what, where=path, got=got, next_step="copy the run again") from error
 
