@@ -47,8 +47,8 @@ class WindowLoader:
         self.shift_pixels, self.stride, self.share = shift_pixels, codec.config.video_stride, share
         self._check_arguments()
         self.num_windows = cache.num_steps
-        self._state, self._action = codec.encode_state(cache.state), codec.encode_action(cache.action)
-        self._rest = codec.encode_action(np.zeros((1, cache.action.shape[1]), np.float32))[0]
+        self._state = codec.encode_state(cache.state)
+        codec.encode_action(cache.action[:, None], cache.state)  # refuses what is not finite before training begins
         self._last = np.repeat(cache.episode_start[1:] - 1, np.diff(cache.episode_start))
         self._task = cache.task_index
         self._epoch, self._order, self._shifts = -1, np.empty(0, np.int64), np.empty(0, np.int64)
@@ -144,9 +144,10 @@ class WindowLoader:
         last = self._last[start][:, None]
         frame = start[:, None] + np.arange(0, self.horizon + 1, self.stride)
         step = start[:, None] + np.arange(self.horizon)
-        action = self._action[np.minimum(step, last)]
+        action = self.cache.action[np.minimum(step, last)]
         for dim in self.codec.config.delta_action_dims:
-            action[..., dim] = np.where(step > last, self._rest[dim], action[..., dim])
+            action[..., dim] = np.where(step > last, 0, action[..., dim])
+        action = self.codec.encode_action(action, self.cache.state[start])
         video = self.cache.video(np.minimum(frame, last))
         return Windows(video, self._state[start], action, step > last, frame > last, self._task[start])
 
