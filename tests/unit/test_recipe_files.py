@@ -105,7 +105,7 @@ def test_a_recipe_without_a_simulator_fits_together_and_says_so_when_asked_for_o
         ({"sources": (SourceConfig("a", actions="none"),)}, "at least one with actions"),
         ({"sources": (SourceConfig("a"), SourceConfig("b", actions="none", video=False))}, r"sources\[1\]"),
         ({"codec": replace(point().codec, delta_action_dims=(), relative_action_dims=(2,))}, "relative_action_dims"),
-        ({"codec": replace(point().codec, relative_action_dims=(0,))}, "not in codec.delta_action_dims"),
+        ({"codec": replace(point().codec, relative_action_dims=(0,))}, "none of codec.delta_action_dims"),
     ],
 )
 def test_sources_and_relative_actions_that_do_not_fit_are_refused(changes: dict[str, object], said: str) -> None:
