@@ -51,9 +51,9 @@ class WindowLoader:
         self.sampling = sampling or Sampling.everything(cache.num_steps)
         self.num_windows = self.sampling.num_windows
         self._order = WindowOrder(self.sampling.parts, seed, len(codec.config.places), shift_pixels)
-        self._state, self._action = codec.encode_state(cache.state), codec.encode_action(cache.action)
+        self._state = codec.encode_state(cache.state)
         self._state[~self.sampling.has_state] = 0
-        self._rest = codec.encode_action(np.zeros((1, cache.action.shape[1]), np.float32))[0]
+        codec.encode_action(cache.action[:, None], cache.state)  # refuses what is not finite before training begins
         self._last = np.repeat(cache.episode_start[1:] - 1, np.diff(cache.episode_start))
         self._task = cache.task_index
         self._count = 0
@@ -134,9 +134,10 @@ class WindowLoader:
         last = self._last[start][:, None]
         frame = start[:, None] + np.arange(0, self.horizon + 1, self.stride)
         step = start[:, None] + np.arange(self.horizon)
-        action = self._action[np.minimum(step, last)]
+        action = self.cache.action[np.minimum(step, last)]
         for dim in self.codec.config.delta_action_dims:
-            action[..., dim] = np.where(step > last, self._rest[dim], action[..., dim])
+            action[..., dim] = np.where(step > last, 0, action[..., dim])
+        action = self.codec.encode_action(action, self.cache.state[start])
         video = self.cache.video(np.minimum(frame, last))
         untaught_action = ~self.sampling.teaches_action[np.minimum(step, last)]
         untaught_video = ~self.sampling.teaches_video[start][:, None]
