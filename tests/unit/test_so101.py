@@ -100,7 +100,6 @@ def test_the_arm_goes_to_absolute_targets_in_degrees_and_percent(red: So101Simul
 
 
 def test_targets_beyond_a_joint_are_clipped(red: So101Simulator) -> None:
-    """MuJoCo clips too, but takes a control beyond 1e10 for none."""
     states = []
     for gripper in (100, 1e14):
         red.reset(0)

@@ -106,12 +106,12 @@ class So101Simulator(Simulator):
         return Observation({camera: self._draw(camera) for camera in self.cameras}, state, self.instruction)
 
     def step(self, action: np.ndarray) -> StepOutcome:
-        """Give the servos their targets, clipped to the joints' ranges, for `action_repeat` simulator steps."""
+        """Give the servos their targets, which MuJoCo clips to the joints' ranges, for `action_repeat` simulator steps."""
         import mujoco
 
         self._check_running()
-        targets = self.to_radians(finite_action(action, self.action_dim, f"so101/{self.task}").astype(np.float64))
-        self._data.ctrl[:] = np.clip(targets, *self.ranges)
+        targets = finite_action(action, self.action_dim, f"so101/{self.task}")
+        self._data.ctrl[:] = self.to_radians(targets.astype(np.float64))
         success = False
         for _ in range(self._repeat):
             for _ in range(SUBSTEPS):
