@@ -106,7 +106,7 @@ class So101Simulator(Simulator):
         return Observation({camera: self._draw(camera) for camera in self.cameras}, state, self.instruction)
 
     def step(self, action: np.ndarray) -> StepOutcome:
-        """Give the servos their targets, which MuJoCo clips to the joints' ranges, for `action_repeat` simulator steps."""
+        """Give the servos targets, which MuJoCo clips to their ranges, for `action_repeat` simulator steps."""
         import mujoco
 
         self._check_running()
