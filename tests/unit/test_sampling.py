@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightwam.config.schema import CameraPlace, CodecConfig
-from lightwam.data.cache.base import Cache
 from lightwam.data.cache.frames import FrameCache
-from lightwam.data.cache.joined import JoinedCache, without_actions
+from lightwam.data.cache.joined import JoinedCache
 from lightwam.data.codec import Codec
 from lightwam.data.loader import WindowLoader
 from lightwam.data.sampling import BLOCK, Part, Sampling, WindowOrder
@@ -41,7 +40,8 @@ def cache_of(lengths: Sequence[int], value: int, tasks: tuple[str, ...]) -> Fram
     )  # fmt: skip
 
 
-TWO = JoinedCache.join([cache_of((5, 3), 0, ("open", "close")), cache_of((4, 6), 100, ("close", "push"))])
+ONE, OTHER = cache_of((5, 3), 0, ("open", "close")), cache_of((4, 6), 100, ("close", "push"))
+TWO = JoinedCache.join([ONE, OTHER], Sampling.everything(18))
 CODEC = Codec(CONFIG, measure(TWO.state), measure(TWO.action))
 
 
@@ -49,6 +49,10 @@ def sampling(first: float = 3.0, second: float = 1.0, **tables: np.ndarray) -> S
     yes = np.ones(18, np.bool_)
     parts = Part(np.array([0, 1, 2, 6]), first), Part(8 + np.arange(10), second)
     return Sampling(parts=parts, **({"teaches_action": yes, "teaches_video": yes, "has_state": yes} | tables))
+
+
+def mix(drawn: Sampling) -> JoinedCache:
+    return dataclasses.replace(TWO, drawn=drawn)
 
 
 def equal(one: Windows, other: Windows) -> bool:
@@ -101,18 +105,17 @@ def test_sources_are_mixed_within_a_block() -> None:
 
 
 def test_windows_of_a_joined_cache_are_those_of_each() -> None:
-    one, other = TWO.caches
     for frame in ([[0, 2], [9, 11], [8, 8], [7, 7]], [[10, 12]], [[3, 4], [1, 1]]):
         expected = [row if row[0] < 8 else [100 + step - 8 for step in row] for row in frame]
         np.testing.assert_array_equal(TWO.video(np.array(frame))[..., 0, 0, 0], expected)
     assert TWO.tasks == ("open", "close", "push") and TWO.num_episodes == 4
     np.testing.assert_array_equal(TWO.episode_start, [0, 5, 8, 12, 18])
     np.testing.assert_array_equal(TWO.task_index, [0] * 5 + [1] * 3 + [1] * 4 + [2] * 6)
-    np.testing.assert_array_equal(TWO.state, np.concatenate([one.state, other.state]))
+    np.testing.assert_array_equal(TWO.state, np.concatenate([ONE.state, OTHER.state]))
 
 
 def test_only_drawn_windows_come_and_the_mix_resumes() -> None:
-    with WindowLoader(TWO, CODEC, 4, 6, 3, 1, sampling=sampling()) as loader:
+    with WindowLoader(mix(sampling()), CODEC, 4, 6, 3, 1) as loader:
         batches = [loader.next() for _ in range(2 * BLOCK // 6)]
         state = loader.state_dict()
         more = [loader.next() for _ in range(3)]
@@ -120,7 +123,7 @@ def test_only_drawn_windows_come_and_the_mix_resumes() -> None:
     steps = np.rint((firsts + 1) / 2 * 109).astype(int)
     assert set(steps) == {0, 1, 2, 6, *range(100, 110)}
     assert abs((steps < 100).mean() - 0.75) < 0.02
-    with WindowLoader(TWO, CODEC, 4, 6, 3, 1, sampling=sampling()) as again:
+    with WindowLoader(mix(sampling()), CODEC, 4, 6, 3, 1) as again:
         again.load_state_dict(state)
         assert all(equal(batch, again.next()) for batch in more)
 
@@ -128,7 +131,7 @@ def test_only_drawn_windows_come_and_the_mix_resumes() -> None:
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes_share_a_mixed_batch(world: int) -> None:
     def loader(share: Rank) -> WindowLoader:
-        return WindowLoader(TWO, CODEC, 4, 6, 3, 1, share, sampling())
+        return WindowLoader(mix(sampling()), CODEC, 4, 6, 3, 1, share)
 
     whole, shares = loader(Rank(0, 1)), [loader(Rank(rank, world)) for rank in range(world)]
     for _ in range(5):
@@ -153,8 +156,8 @@ def test_processes_share_a_mixed_batch(world: int) -> None:
 )
 def test_the_state_of_another_mix_is_refused(other: Sampling) -> None:
     with (
-        WindowLoader(TWO, CODEC, 4, 6, 3, sampling=sampling()) as one,
-        WindowLoader(TWO, CODEC, 4, 6, 3, sampling=other) as two,
+        WindowLoader(mix(sampling()), CODEC, 4, 6, 3) as one,
+        WindowLoader(mix(other), CODEC, 4, 6, 3) as two,
         pytest.raises(CheckpointError, match="other data or settings"),
     ):
         two.load_state_dict(one.state_dict())
@@ -162,14 +165,9 @@ def test_the_state_of_another_mix_is_refused(other: Sampling) -> None:
 
 def test_what_is_not_taught_is_masked() -> None:
     tables = {"teaches_action": np.arange(18) % 2 == 0, "teaches_video": np.arange(18) < 8}
-    with WindowLoader(TWO, CODEC, 4, 6, 3, sampling=sampling(**tables, has_state=np.arange(18) < 8)) as loader:
+    with WindowLoader(mix(sampling(**tables, has_state=np.arange(18) < 8)), CODEC, 4, 6, 3) as loader:
         window, other = loader.window(2), loader.window(9)
     assert window.action_is_pad.tolist() == [[False, True, False, True]]  # steps 2, 3, 4; then past the end
     assert window.frame_is_pad.tolist() == [[False, False, True]] and window.state.any()
     assert other.action_is_pad.tolist() == [[True, False, True, True]]  # steps 9, 10, 11; then past the end
     assert other.frame_is_pad.all() and not other.state.any()
-
-
-def test_a_cache_without_actions_gets_zeros() -> None:
-    cache: Cache = without_actions(cache_of((2, 3), 7, ("t",)), 3, 4)
-    assert cache.state.shape == (5, 3) and cache.action.shape == (5, 4) and not cache.state.any()

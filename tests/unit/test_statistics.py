@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lightwam.data.statistics import QUANTILES, FeatureStats, measure
+from lightwam.data.statistics import QUANTILES, FeatureStats, combine, measure
 from lightwam.errors import ConfigError
 
 
@@ -72,3 +72,18 @@ def test_a_missing_key_is_refused_by_name() -> None:
     del data["q10"]
     with pytest.raises(ConfigError, match="q10"):
         FeatureStats.from_dict(data)
+
+
+def test_statistics_of_a_mixture_are_those_of_its_rows() -> None:
+    random = np.random.default_rng(1)
+    one = np.stack([random.uniform(0, 1, 4000), np.full(4000, 7.0), random.integers(0, 2, 4000)], axis=1)
+    other = np.stack([random.uniform(2, 6, 1000), np.full(1000, 9.0), np.zeros(1000)], axis=1)
+    found = combine([measure(one), measure(other)], [1.0, 3.0])
+    rows_of_both = measure(np.concatenate([one, *[other] * 12]))
+    assert found.min.tolist() == rows_of_both.min.tolist() and found.max.tolist() == rows_of_both.max.tolist()
+    assert found.count == 5000
+    for name in ("mean", "std", *QUANTILES):
+        np.testing.assert_allclose(getattr(found, name), getattr(rows_of_both, name), rtol=0.02, atol=0.01)
+    assert combine([measure(one)], [0.3]) == measure(one)
+    empty = combine([measure(one[:, :0]), measure(other[:, :0])], [1.0, 3.0])
+    assert empty.dim == 0 and empty.q50.shape == (0,)

@@ -17,7 +17,7 @@ from jaxtyping import Int, Int64, UInt8
 
 from lightwam.data.cache.base import Cache
 from lightwam.data.codec import Codec
-from lightwam.data.sampling import Sampling, WindowOrder
+from lightwam.data.sampling import WindowOrder
 from lightwam.errors import CheckpointError, ConfigError
 from lightwam.types import SINGLE_PROCESS, Rank, Windows
 
@@ -31,7 +31,7 @@ class WindowLoader:
     `batch_size` counts the samples of all processes; process `share.rank` of `share.size` reads its equal part, the
     rows from rank * batch_size / size on. `shift_pixels`: each camera's pictures in a window are moved by the same
     random amount of up to that many canvas pixels each way, and the edge is repeated. `wait_seconds` is the time that
-    `next` waited for the thread. `sampling`: which windows are drawn and what they teach; all of everything by default.
+    `next` waited for the thread. The cache's `sampling` says which windows are drawn and what they teach.
     """
 
     def __init__(
@@ -43,12 +43,11 @@ class WindowLoader:
         seed: int,
         shift_pixels: int = 0,
         share: Rank = SINGLE_PROCESS,
-        sampling: Sampling | None = None,
     ) -> None:
         self.cache, self.codec, self.horizon, self.batch_size, self.seed = cache, codec, horizon, batch_size, seed
         self.shift_pixels, self.stride, self.share = shift_pixels, codec.config.video_stride, share
         self._check_arguments()
-        self.sampling = sampling or Sampling.everything(cache.num_steps)
+        self.sampling = cache.sampling
         self.num_windows = self.sampling.num_windows
         self._order = WindowOrder(self.sampling.parts, seed, len(codec.config.places), shift_pixels)
         self._state = codec.encode_state(cache.state)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +80,36 @@ def measure(rows: Shaped[np.ndarray, "n D"]) -> FeatureStats:
     quantiles = np.quantile(values, list(QUANTILES.values()), axis=0)
     moments = values.min(0), values.max(0), values.mean(0), values.std(0)
     return FeatureStats(*moments, **dict(zip(QUANTILES, quantiles, strict=True)), count=len(values))
+
+
+def combine(parts: Sequence[FeatureStats], weights: Sequence[float]) -> FeatureStats:
+    """Return the statistics of a mixture of features with these statistics, drawn with these weights.
+
+    Range and moments are exact. Quantiles are those of the mixture of distributions that are uniform between each
+    part's known quantiles. One part is returned as it is.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    share = np.array(weights, np.float64) / sum(weights)
+    mean = sum(w * part.mean for w, part in zip(share, parts, strict=True))
+    variance = sum(w * (part.std**2 + (part.mean - mean) ** 2) for w, part in zip(share, parts, strict=True))
+    knots = np.array([[part.min, *(getattr(part, name) for name in QUANTILES), part.max] for part in parts])
+    wanted = list(QUANTILES.values())
+    quantiles = np.array([_mixture_quantiles(knots[:, :, dim], share, wanted) for dim in range(parts[0].dim)])
+    rows = dict(zip(QUANTILES, quantiles.reshape(-1, len(wanted)).T, strict=True))
+    low, high = np.min(knots[:, 0], axis=0), np.max(knots[:, -1], axis=0)
+    return FeatureStats(low, high, mean, np.sqrt(variance), **rows, count=sum(part.count for part in parts))
+
+
+def _mixture_quantiles(
+    knots: Float64[np.ndarray, "parts knots"], share: Float64[np.ndarray, " parts"], wanted: Sequence[float]
+) -> Float64[np.ndarray, " quantiles"]:
+    """Invert the mixture's distribution function; each part's rises linearly between knots and jumps at equal ones."""
+    levels = np.array([0.0, *QUANTILES.values(), 1.0])
+    at = np.unique(knots)
+    grid = np.stack([np.nextafter(at, -np.inf), at], axis=1).ravel()  # both sides of a jump
+    function = sum(w * np.interp(grid, part, levels, left=0.0, right=1.0) for w, part in zip(share, knots, strict=True))
+    return np.clip(np.interp(wanted, function, grid), at[0], at[-1])
 
 
 def measure_offsets(

@@ -17,6 +17,7 @@ from lightwam.config.schema import CodecConfig
 from lightwam.config.strict_json import to_dict
 from lightwam.data.codec import compose_canvas
 from lightwam.data.lerobot.reader import LeRobotDataset
+from lightwam.data.sampling import Sampling
 from lightwam.errors import ConfigError, DatasetError, did_you_mean, first_few
 from lightwam.system.differences import differences
 from lightwam.types import Latents
@@ -51,8 +52,13 @@ class Cache(ABC):
 
     @property
     def num_steps(self) -> int:
-        """Control steps of all episodes, which is also the number of windows."""
+        """Control steps of all episodes; a window begins at each."""
         return len(self.state)
+
+    @property
+    def sampling(self) -> Sampling:
+        """The windows that are drawn, and what they teach: all of them, everything."""
+        return Sampling.everything(self.num_steps)
 
     @abstractmethod
     def video(self, frame: Int64[np.ndarray, "B F"]) -> UInt8[np.ndarray, "B F height width 3"] | Latents:

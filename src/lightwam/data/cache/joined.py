@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from jaxtyping import Int64, UInt8
 
 from lightwam.config.schema import CodecConfig
 from lightwam.data.cache.base import Cache
+from lightwam.data.sampling import Sampling
 from lightwam.types import Latents
 
 
@@ -21,10 +22,14 @@ class JoinedCache(Cache):
     """Several caches, one after the other; their sentences are one table, in which each occurs once."""
 
     caches: tuple[Cache, ...]
+    drawn: Sampling
 
     @classmethod
-    def join(cls, caches: Sequence[Cache]) -> JoinedCache:
-        """Join caches with states and actions of one width and one rate, and pictures or latents of one shape."""
+    def join(cls, caches: Sequence[Cache], drawn: Sampling) -> JoinedCache:
+        """Join caches with states and actions of one width and one rate, and pictures or latents of one shape.
+
+        `drawn` counts the control steps of all caches, one after the other.
+        """
         assert len({cache.fps for cache in caches}) == 1, [cache.fps for cache in caches]
         tasks = tuple(dict.fromkeys(task for cache in caches for task in cache.tasks))
         numbers = [np.array([tasks.index(task) for task in cache.tasks], np.int64) for cache in caches]
@@ -40,7 +45,13 @@ class JoinedCache(Cache):
             tasks=tasks,
             fps=caches[0].fps,
             caches=tuple(caches),
+            drawn=drawn,
         )
+
+    @property
+    def sampling(self) -> Sampling:
+        """The windows that are drawn, and what they teach."""
+        return self.drawn
 
     def video(self, frame: Int64[np.ndarray, "B F"]) -> UInt8[np.ndarray, "B F height width 3"] | Latents:
         """Return the clips of windows, each from its own cache."""
@@ -61,11 +72,3 @@ class JoinedCache(Cache):
         """Raise ConfigError when one of the caches cannot give such windows."""
         for cache in self.caches:
             cache.check_window(config, horizon, shift_pixels)
-
-
-def without_actions(cache: Cache, state_dim: int, action_dim: int) -> Cache:
-    """Return the cache with zeros for states and actions, of these widths."""
-    shape = cache.num_steps
-    return replace(
-        cache, state=np.zeros((shape, state_dim), np.float32), action=np.zeros((shape, action_dim), np.float32)
-    )
