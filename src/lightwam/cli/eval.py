@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lightwam.cli.open_loop import OPTION, run_open_loop
 from lightwam.cli.options import PolicyOptions, RayOptions, given, named_recipe, parse, positionals, wants_help
 from lightwam.config.checks import check_recipe
 from lightwam.config.libero_protocols import with_suite_and_protocol
@@ -83,6 +84,8 @@ def run(arguments: Sequence[str]) -> None:
     elif "://" in subject:
         expected, step = "ws://HOST:PORT or wss://HOST:PORT", "lightwam eval ws://HOST:PORT RECIPE --run OUT"
         raise ConfigError("not the address of a websocket", where=subject, expected=expected, next_step=step)
+    elif OPTION in rest:
+        run_open_loop(Path(subject), rest)
     else:
         print(table(_eval_run(Path(subject), rest)))
 
