@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lightwam.config.recipes import recipe
+from lightwam.config.recipes import point
 from lightwam.config.schema import CodecConfig, HeldOutConfig, Recipe
 from lightwam.data.lerobot.writer import LeRobotWriter
 
@@ -44,18 +44,18 @@ def write_dataset(root: Path) -> Path:
 
 def arm_recipe() -> Recipe:
     """The point recipe's model on these data: relative joints, an absolute gripper, no simulator."""
-    point = recipe("point")
-    place = replace(point.codec.places[0], camera="front")
+    base = point()
+    place = replace(base.codec.places[0], camera="front")
     codec = CodecConfig(canvas=(32, 32), places=(place,), video_stride=2, relative_action_dims=(0, 1))
     return replace(
-        point,
+        base,
         name="arm",
-        model=replace(point.model, state_dim=3, action_dim=3),
+        model=replace(base.model, state_dim=3, action_dim=3),
         codec=codec,
-        sim=replace(point.sim, cameras=("front",)),
-        collect=point.collect,
-        train=replace(point.train, steps=20, batch_size=8, warmup_steps=2, log_every=2, save_every=10, ema_decay=0.9),
-        eval=replace(point.eval, replan=4),
+        sim=None,
+        collect=None,
+        train=replace(base.train, steps=20, batch_size=8, warmup_steps=2, log_every=2, save_every=10, ema_decay=0.9),
+        eval=replace(base.eval, replan=4),
         held_out=HeldOutConfig(share=0.25),
         notes="",
     )

@@ -11,12 +11,13 @@ import pytest
 from arm import EPISODES, NAMES, SENTENCES, STEPS, targets, write_dataset
 
 from lightwam.cli.main import main
-from lightwam.config.commands import OpenLoopSettings
+from lightwam.config.commands import ControlSettings, OpenLoopSettings
 from lightwam.config.schema import CodecConfig
 from lightwam.errors import CheckpointError, ConfigError, DatasetError
 from lightwam.evaluation.open_loop import Predicted, evaluate_open_loop, measure
 from lightwam.evaluation.open_loop_text import best_way, tables
 from lightwam.evaluation.recorded import Recorded, recorded_episodes
+from lightwam.evaluation.recorded_latency import bench_recorded_control
 from lightwam.evaluation.replay import replay, smoothness, switch_dims
 from lightwam.policy.policy import Policy
 from lightwam.robot.chunks import Crossfade, Ensemble
@@ -142,7 +143,7 @@ def test_switches_are_what_is_neither_motion_nor_relative_or_else_the_grippers()
 def test_the_command_measures_writes_and_prints(arm_once: Any, tmp_path: Path, capsys: Any) -> None:
     run = tmp_path / "run"
     shutil.copytree(arm_once.run, run)
-    main(["eval", str(run), "--open-loop", "--replan", "4", "8"])
+    main(["eval", str(run), "--replan", "4", "8"])
     printed = capsys.readouterr().out
     assert "2 held-out episodes of dataset, 46 chunks" in printed and NAMES[0] in printed and "cross-fade 4" in printed
     saved = json.loads((run / "eval" / "open_loop.json").read_text())
@@ -175,3 +176,15 @@ def test_what_cannot_be_measured_is_refused(policy: Policy, arm_once: Any, tmp_p
     moved.recipe = replace(moved.recipe, model=replace(moved.recipe.model, action_dim=2))
     with pytest.raises(DatasetError, match="the policy's width"):
         recorded_episodes(moved, write_dataset(tmp_path / "again"))
+
+
+def test_latency_is_measured_along_recorded_episodes(arm_once: Any, capsys: Any) -> None:
+    main(["bench", "control", str(arm_once.run), "--latencies-ms", "0", "200", "--replan", "3"])
+    printed = capsys.readouterr().out
+    assert "2 held-out episodes at 10 Hz" in printed and "200 ms = 2" in printed and "+ compensation" in printed
+    policy = Policy.load(arm_once.run)
+    result = bench_recorded_control(policy, ControlSettings(latencies_ms=(0.0, 200.0)), 3, lambda line: None)
+    rows = {(row["latency_ms"], row["way"]): row for row in result["rows"]}
+    assert rows[200.0, "+ compensation"]["age_steps"] > rows[0.0, "+ compensation"]["age_steps"] + 1
+    with pytest.raises(ConfigError, match="one rate"):
+        bench_recorded_control(policy, ControlSettings(rates_hz=(5.0,)), 3, lambda line: None)

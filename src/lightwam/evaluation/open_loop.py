@@ -117,7 +117,7 @@ def measure(
         raise DatasetError("an episode must have at least two steps", where=first.root, got="only shorter ones")
     errors = chunk_errors(predicted.chunks[windows.start], windows, codec, targets)
     switches = switch_dims(codec, names)
-    units = getattr(getattr(policy, "facts", None), "units", ())
+    units = policy.facts.units if policy.facts else ()
     result = {
         "policy": policy.identity(),
         "dataset": first.root.resolve().name,

@@ -88,7 +88,14 @@ def table(result: Mapping[str, Any]) -> str:
         latency = f"{row['latency_ms']:g} ms = {row['latency_steps']}"
         numbers = (f"{row[name]:.3g}" for name in ("error", "jump", "recorded_jump"))
         rows.append(
-            [latency, row["way"], f"{row['age_steps']:.1f}", *numbers, f"{row['jitter']:.2f}", f"{row['held_share']:.0%}"]
+            [
+                latency,
+                row["way"],
+                f"{row['age_steps']:.1f}",
+                *numbers,
+                f"{row['jitter']:.2f}",
+                f"{row['held_share']:.0%}",
+            ]
         )
     what = "held-out" if result["held_out"] else "training"
     lines = [

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float32, Float64, Int64
 from lightwam.config.schema import CodecConfig
 from lightwam.evaluation.rehearsal import jitter
 from lightwam.robot.background import ChunkReceived, Event
-from lightwam.robot.chunks import Crossfade, Ensemble
+from lightwam.robot.chunks import Blend, Crossfade, Ensemble
 from lightwam.robot.player import ChunkPlayer, Play
 
 
@@ -88,7 +88,7 @@ def replay(chunks: Float32[np.ndarray, "T H A"], play: Play, latency: int = 0) -
     actions, played, border, age = [], [], [], []
     for step in range(len(chunks)):
         server.now, server.answered, held = step, False, player.stats().held
-        actions.append(player.action(lambda step=step: step))
+        actions.append(player.action(lambda: server.now))
         played.append(player.stats().held == held)
         border.append(server.answered and step > 0)
         age.append(step - server.observed)
@@ -120,7 +120,11 @@ def ways(
     replans: Sequence[int], blend: int, decay: float, switch_dims: tuple[int, ...]
 ) -> Mapping[tuple[int, str], Play]:
     """Return the ways of playing that are compared, by replan and how chunks are joined."""
-    joins = {"at once": Crossfade(), f"cross-fade {blend}": Crossfade(blend), f"ensemble {decay:g}": Ensemble(decay)}
+    joins: Mapping[str, Blend] = {
+        "at once": Crossfade(),
+        f"cross-fade {blend}": Crossfade(blend),
+        f"ensemble {decay:g}": Ensemble(decay),
+    }
     return {(replan, name): Play(replan, join, switch_dims) for replan in replans for name, join in joins.items()}
 
 
