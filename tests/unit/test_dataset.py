@@ -11,7 +11,8 @@ from lightwam.training import dataset
 
 def test_a_run_belongs_to_the_dataset_it_began_with(tmp_path: Path) -> None:
     files = {"meta/info.json": "3 bytes, aa", "data/0.parquet": "9 bytes, bb"}
-    dataset.write_dataset(tmp_path, Path("one"), 3, files)
+    record = {"path": str(Path("one").absolute()), "episodes": 3, "fingerprint": files}
+    run_directory.write_json(tmp_path / "dataset.json", record)
     dataset.check_dataset(tmp_path, Path("moved"), dict(files))
     began = run_directory.read_json(tmp_path / "dataset.json")
     assert began.pop("episodes") == 3

@@ -133,12 +133,13 @@ def test_malformed_names_are_refused(pairs: list[str]) -> None:
 
 def test_a_run_keeps_its_names(tmp_path: Path) -> None:
     assert dataset.feature_names(tmp_path, ("image=front",)) == ("image=front",)
-    dataset.write_dataset(tmp_path, Path("set"), 2, {"a": "1"}, ("image=front",))
+    record = {"path": "set", "episodes": 2, "fingerprint": {"a": "1"}}
+    run_directory.write_json(tmp_path / "dataset.json", record | {"names": ["image=front"]})
     dataset.check_dataset(tmp_path, Path("set"), {"a": "1"})
     assert dataset.feature_names(tmp_path) == dataset.feature_names(tmp_path, ("image=front",)) == ("image=front",)
     with pytest.raises(CheckpointError, match=r"--names must be those(.|\n)*image=top(.|\n)*image=front"):
         dataset.feature_names(tmp_path, ("image=top",))
-    dataset.write_dataset(tmp_path, Path("set"), 2, {"a": "1"})
+    run_directory.write_json(tmp_path / "dataset.json", record)
     assert dataset.feature_names(tmp_path) == ()
 
 

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Int64
 
-from lightwam.errors import ConfigError, first_few
+from lightwam.config.schema import SourceConfig
+from lightwam.errors import ConfigError, did_you_mean, first_few
 
 FEW = 4
 """a sentence with fewer episodes gives none of its own: such sentences are drawn from together"""
@@ -51,6 +52,27 @@ def episode_sentences(
 ) -> dict[int, str]:
     """Return episode -> the instruction of its first step, from the arrays of a cache or a dataset's vectors."""
     return {episode: tasks[task] for episode, task in enumerate(task_index[episode_start[:-1]].tolist())}
+
+
+def episodes_in_use(sentences: Mapping[int, str], source: SourceConfig) -> dict[int, str]:
+    """Return those of a dataset's episodes, and their instructions, that a source of a recipe uses.
+
+    ConfigError when the source names an episode or an instruction that the dataset lacks.
+    """
+    if unknown := sorted(set(source.episodes) - set(sentences)):
+        got, expected = first_few(list(map(str, unknown))), f"0..{len(sentences) - 1}"
+        raise ConfigError("a source's episodes must be in its dataset", where=source.path, got=got, expected=expected)
+    if unknown_tasks := sorted(set(source.tasks) - set(sentences.values())):
+        what, step = (
+            "a source's tasks must be sentences of its dataset",
+            did_you_mean(unknown_tasks[0], sentences.values()),
+        )
+        raise ConfigError(what, where=source.path, got=repr(unknown_tasks[0]), next_step=step)
+    return {
+        episode: sentence
+        for episode, sentence in sentences.items()
+        if (not source.episodes or episode in source.episodes) and (not source.tasks or sentence in source.tasks)
+    }
 
 
 def _draw(seed: int, episode: int) -> bytes:

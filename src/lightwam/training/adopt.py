@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from lightwam.config.checks import check_recipe
-from lightwam.config.schema import Recipe
+from lightwam.config.schema import Recipe, SourceConfig
 from lightwam.errors import CheckpointError, ConfigError
 from lightwam.model.light_wam import LightWAM
 from lightwam.policy import run_directory
@@ -21,6 +21,7 @@ from lightwam.training.caches import DatasetCaches, DatasetSource, open_caches
 from lightwam.training.dataset import begin_run, fit_codec
 from lightwam.training.precompute import cache_prompts
 from lightwam.training.published import Published
+from lightwam.training.sources import TrainingSource
 
 
 def export(run: Path | str, to: Path | str, step: int | None = None, *, ema: bool = True) -> Path:
@@ -69,7 +70,8 @@ def adopt(
 def _write(caches: DatasetCaches, checkpoint: Published, run: Path) -> None:
     recipe = caches.recipe
     run_directory.start_run(run, recipe)
-    begin_run(caches, run, fit_codec(recipe, caches.data), caches.vae, caches.prompts())
+    source = TrainingSource(SourceConfig(str(caches.data.root)), caches)
+    begin_run([source], run, fit_codec(recipe, caches.data), caches.vae, caches.prompts())
     with torch.device("meta"):
         model = LightWAM(recipe.model)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -7,14 +7,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from lightwam.config.schema import LATENTS, DctConfig, Recipe
+from lightwam.config.schema import LATENTS, DctConfig, Recipe, SourceConfig
 from lightwam.data.cache.base import Cache, check_cameras
 from lightwam.data.cache.frames import FrameCache, frames_folder, is_current, temporary_frames
 from lightwam.data.cache.latents import LatentCache, find_latent_caches, latents_folder
 from lightwam.data.cache.location import cache_home, remove_leftovers
-from lightwam.data.lerobot.features import FeatureNames, parse_names
+from lightwam.data.lerobot.features import ACTION, STATE, FeatureNames, parse_names
 from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.encoders.dct import DctLatents
 from lightwam.encoders.frozen import vae_identity
@@ -41,6 +42,8 @@ class DatasetSource:
     """a run keeps the names it was begun with"""
     cache: Path | None = None
     """None: $LIGHTWAM_CACHE, else the user's cache folder; the dataset's own folder: inside it"""
+    settings: SourceConfig | None = None
+    """the part of the recipe that it is, if any"""
 
     @property
     def folder(self) -> Path:
@@ -50,16 +53,37 @@ class DatasetSource:
 
     @classmethod
     def of(cls, dataset: Path | str | DatasetSource | None, recipe: Recipe) -> DatasetSource:
-        """Return `dataset`, or the source of the dataset at this path; None: the recipe's own."""
+        """Return `dataset`, or the source of the dataset at this path; None: the recipe's own, if that is one."""
+        sources = cls.all_of(dataset, recipe)
+        if len(sources) != 1:
+            what, got = "one dataset must be given", f"{len(sources)} sources"
+            raise ConfigError(what, where=f"recipe {recipe.name}", got=got, next_step="--dataset PATH")
+        return sources[0]
+
+    @classmethod
+    def all_of(cls, dataset: Path | str | DatasetSource | None, recipe: Recipe) -> list[DatasetSource]:
+        """Return the recipe's sources; `dataset` is another place of its only one, or the source of one without any."""
         asked = dataset if isinstance(dataset, DatasetSource) else cls(None if dataset is None else Path(dataset))
-        if asked.path is not None:
-            return asked
-        if len(recipe.sources) != 1:
+        if asked.settings is not None:
+            return [asked]
+        where, count = f"recipe {recipe.name}", len(recipe.sources)
+        if not count and asked.path is None:
             what, step = "a dataset must be given", "--dataset PATH, or [[sources]] in the recipe"
-            raise ConfigError(what, where=f"recipe {recipe.name}", got=f"{len(recipe.sources)} sources", next_step=step)
-        (source,) = recipe.sources
-        names = parse_names(source.names) if source.names and asked.names is None else asked.names
-        return replace(asked, path=Path(source.path), names=names)
+            raise ConfigError(what, where=where, got="no sources", next_step=step)
+        if count > 1 and (asked.path is not None or asked.names is not None):
+            what, step = "--dataset and --names are for a single source", "change path and names in the recipe"
+            raise ConfigError(what, where=where, got=f"{count} sources", next_step=step)
+        if not count:
+            return [asked]
+        return [
+            replace(
+                asked,
+                path=asked.path or Path(source.path),
+                names=parse_names(source.names) if source.names and asked.names is None else asked.names,
+                settings=source,
+            )
+            for source in recipe.sources
+        ]
 
 
 @dataclass(frozen=True)
@@ -119,12 +143,15 @@ class DatasetCaches:
         return FrameCache.open(self.frames)
 
     def measure(self, cache: Cache) -> dict[str, Any]:
-        """Return the VAE's identity, or the DCT's statistics over pictures of the dataset."""
+        """Return the VAE's identity, or the DCT's statistics over pictures at which windows of `cache` begin."""
         if self.recipe.latents.pretrained:
             return dict(self.vae)
-        assert isinstance(self.recipe.latents, DctConfig) and isinstance(cache, FrameCache)
-        rows = torch.linspace(0, cache.num_steps - 1, min(FIT_FRAMES, cache.num_steps)).long().tolist()
-        return dict(DctLatents.fit(self.recipe.latents, to_pixels(cache.frames[rows][:, None])[:, :, 0]).to_dict())
+        assert isinstance(self.recipe.latents, DctConfig)
+        steps = np.concatenate([part.windows for part in cache.sampling.parts])
+        rows = torch.linspace(0, len(steps) - 1, min(FIT_FRAMES, len(steps))).long().numpy()
+        pictures = cache.video(steps[rows][:, None])
+        assert isinstance(pictures, np.ndarray)
+        return dict(DctLatents.fit(self.recipe.latents, to_pixels(pictures)[:, :, 0]).to_dict())
 
     def prompts(self) -> Weights:
         """Read the prompts' states of a pretrained text encoder from the cache; DatasetError when one is missing."""
@@ -166,21 +193,22 @@ def open_caches(
 ) -> DatasetCaches:
     """Return a dataset's caches; raise as `check_data` and, with `sentences`, `check_tasks`."""
     source = DatasetSource.of(dataset, recipe)
-    data = LeRobotDataset(source.folder, source.names)
-    check_data(recipe, data)
+    with_actions = source.settings is None or source.settings.actions != "none"
+    data = LeRobotDataset(source.folder, source.names, optional=(STATE,) if with_actions else (STATE, ACTION))
+    check_data(recipe, data, with_actions)
     if sentences:
         check_tasks(recipe, data, say)
     return DatasetCaches(recipe, data, cache_home(data.root, source.cache))
 
 
-def check_data(recipe: Recipe, data: LeRobotDataset) -> None:
+def check_data(recipe: Recipe, data: LeRobotDataset, with_actions: bool = True) -> None:
     """Raise DatasetError when the dataset lacks a camera of the recipe, or its state or action has another width."""
     check_cameras(data, recipe.codec)
     for name, option, got, expected in (
         ("observation.state", "--model.state-dim", data.state_dim, recipe.model.state_dim),
         ("action", "--model.action-dim", data.action_dim, recipe.model.action_dim),
     ):
-        if got != expected and (expected or name == "action"):  # a model without a state ignores the dataset's
+        if with_actions and got != expected and (expected or name == "action"):  # a model may have no state
             what, where = "the dataset must have the model's widths", f"{data.root}: {name}"
             step = data.state_proposal() or f"train for this robot: {option} {got}"
             raise DatasetError(what, where=where, got=got or "no such feature", expected=expected, next_step=step)

@@ -17,7 +17,6 @@ from torch import Tensor
 from lightwam.config.schema import Recipe
 from lightwam.data.cache.base import Cache
 from lightwam.data.codec import Codec
-from lightwam.data.facts import DatasetFacts
 from lightwam.data.lerobot.features import parse_names
 from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.encoders.frozen import Prompts, check_vae, encode_clip, open_latents
@@ -25,12 +24,21 @@ from lightwam.errors import CheckpointError, first_few
 from lightwam.policy import run_directory
 from lightwam.policy.run_directory import Weights, changes, read_table, write_json
 from lightwam.system.progress import Say
-from lightwam.training.caches import DatasetCaches, DatasetSource, open_caches
+from lightwam.training.caches import DatasetCaches, DatasetSource
+from lightwam.training.sources import (
+    TrainingSource,
+    fit_sources,
+    join_caches,
+    open_source_caches,
+    open_sources,
+    source_facts,
+)
 from lightwam.training.start import Start, record_start
 from lightwam.types import Batch, LatentCodec, Latents, Windows, to_pixels
 
-KEYS, OPTIONAL_KEYS = ("fingerprint", "path"), ("episodes", "names")
-"""keys of dataset.json; older runs lack "episodes", and runs whose features have LeRobot's names lack names"""
+KEYS, OPTIONAL_KEYS = ("fingerprint", "path"), ("episodes", "names", "others")
+"""keys of dataset.json; older runs lack "episodes", runs whose features have LeRobot's names lack "names", and runs on
+one dataset lack "others": the same of the recipe's further sources"""
 
 
 @dataclass(frozen=True)
@@ -65,28 +73,36 @@ def open_training_data(
 ) -> tuple[Cache, BatchEncoder]:
     """Begin or resume `run` with a recipe and a dataset; return the dataset's cache and its batch encoder.
 
-    `dataset` None: the recipe's own source.
+    `dataset` None: the recipe's own sources; the cache is theirs together, and says what is drawn of each.
 
     Quick checks come first, before `run` is written and before anything is decoded. Missing pictures are decoded here;
     latents of a VAE must have been made by `lightwam cache`. Statistics are measured once and stored in the run. Raises
     DatasetError when the dataset or one of its sentences does not fit the recipe, and when the cache is stale or cannot
     be written; CheckpointError when the run holds another recipe, or began with another dataset or VAE.
     """
-    source = DatasetSource.of(dataset, recipe)
-    names = parse_names(feature_names(run, () if source.names is None else source.names.pairs()))
+    asked = dataset if isinstance(dataset, DatasetSource) else DatasetSource(None if dataset is None else Path(dataset))
+    if len(recipe.sources) <= 1:
+        names = feature_names(run, () if asked.names is None else asked.names.pairs())
+        asked = replace(asked, names=parse_names(names) if names else asked.names)
     # `lightwam cache` has checked the sentences for a pretrained encoder
-    caches = open_caches(recipe, replace(source, names=names), say, sentences=not recipe.text.pretrained)
+    sources = open_sources(recipe, asked, say, sentences=not recipe.text.pretrained)
+    caches = sources[0].caches
     resumed = (run / "processing.json").exists()
-    if resumed:
-        check_dataset(run, source.folder, caches.files)
-    caches.check(prompts=not resumed)
+    for number, source in enumerate(sources):
+        if resumed:
+            check_dataset(run, source.caches.data.root, source.caches.files, number)
+        source.caches.check(prompts=not resumed)
     if start is not None and start.statistics == "kept" and recipe.latents.pretrained:
         check_vae(start.measured, caches.vae, start.run)
     run_directory.start_run(run, recipe)
-    cache = caches.open(say)
-    if not recipe.model.state_dim:
-        cache = replace(cache, state=cache.state[:, :0])
-    codec, measured, known = _resume(caches, run) if resumed else _begin(caches, cache, run, start, say)
+    opened = open_source_caches(recipe, sources, say)
+    cache = join_caches(recipe, opened)
+    if resumed:
+        codec, measured, known = _resume(caches, run)
+    else:
+        whole = len(sources) == 1 and sources[0].is_whole
+        fitted = fit_codec(recipe, caches.data) if whole else fit_sources(recipe, opened)
+        codec, measured, known = _begin(sources, cache, fitted, run, start, say)
     where = f"{run / 'processing.json'} latents"
     latents = None if recipe.latents.pretrained else open_latents(recipe, measured, where)
     used = np.unique(cache.task_index)  # unused sentences of the table need not fit the encoder
@@ -108,26 +124,27 @@ def _resume(caches: DatasetCaches, run: Path) -> tuple[Codec, Any, Weights]:
     return codec, measured, prompts
 
 
-def _begin(caches: DatasetCaches, cache: Cache, run: Path, start: Start | None, say: Say) -> tuple[Codec, Any, Weights]:
+def _begin(
+    sources: Sequence[TrainingSource], cache: Cache, codec: Codec, run: Path, start: Start | None, say: Say
+) -> tuple[Codec, Any, Weights]:
     """Measure, or take from `start`, what `_resume` will read, and write it into the run."""
-    codec = fit_codec(caches.recipe, caches.data)
     record_start(run, start)
     if start is not None:
         say(start.line(codec))
     if start is not None and start.statistics == "kept":
         codec, measured = start.codec, start.measured
     else:
-        measured = caches.measure(cache)
-    prompts = caches.prompts()
-    begin_run(caches, run, codec, measured, prompts)
+        measured = sources[0].caches.measure(cache)
+    prompts = {name: states for source in sources for name, states in source.caches.prompts().items()}
+    begin_run(sources, run, codec, measured, prompts)
     return codec, measured, prompts
 
 
-def begin_run(caches: DatasetCaches, run: Path, codec: Codec, measured: Any, prompts: Weights) -> None:
-    """Write into a run all that it needs of its dataset; `measured` is what `open_latents` takes."""
-    data = caches.data
-    write_dataset(run, data.root, data.num_episodes, caches.files, data.names.pairs())
-    run_directory.write_facts(run, DatasetFacts.of(data))
+def begin_run(sources: Sequence[TrainingSource], run: Path, codec: Codec, measured: Any, prompts: Weights) -> None:
+    """Write into a run all that it needs of its datasets; `measured` is what `open_latents` takes."""
+    records = [_record(source.caches) for source in sources]
+    write_json(run / "dataset.json", records[0] | ({"others": records[1:]} if len(records) > 1 else {}))
+    run_directory.write_facts(run, source_facts(sources))
     if prompts:
         run_directory.write_tensors(run / run_directory.PROMPTS, prompts)
     run_directory.write_processing(run, codec, measured)  # last: with this file the run has begun
@@ -139,15 +156,11 @@ def fit_codec(recipe: Recipe, data: LeRobotDataset) -> Codec:
     return Codec.fit(recipe.codec, state, data.vectors.action, data.episode_start, recipe.model.horizon)
 
 
-def write_dataset(
-    run: Path, dataset: Path, episodes: int, fingerprint: Mapping[str, str], names: Sequence[str] = ()
-) -> None:
-    """Record what a new run is trained on. `fingerprint`: size and hash of every file of the dataset.
-
-    `names`: the pairs FEATURE=NAME of a dataset whose features do not have LeRobot's names.
-    """
-    data = {"path": str(dataset.absolute()), "episodes": episodes, "fingerprint": dict(fingerprint)}
-    write_json(run / "dataset.json", data | ({"names": list(names)} if names else {}))
+def _record(caches: DatasetCaches) -> dict[str, Any]:
+    """Return what a run keeps of a dataset: a value for each of KEYS and, where there is one, OPTIONAL_KEYS."""
+    data, names = caches.data, caches.data.names.pairs()
+    record = {"path": str(data.root.absolute()), "episodes": data.num_episodes, "fingerprint": caches.files}
+    return record | ({"names": list(names)} if names else {})
 
 
 def feature_names(run: Path, asked: Sequence[str] = ()) -> tuple[str, ...]:
@@ -167,9 +180,14 @@ def feature_names(run: Path, asked: Sequence[str] = ()) -> tuple[str, ...]:
     return known
 
 
-def check_dataset(run: Path, dataset: Path, fingerprint: Mapping[str, str]) -> None:
-    """Raise CheckpointError unless the dataset is the one that the run began with; its path may have changed."""
-    saved = read_table(run / "dataset.json", KEYS, OPTIONAL_KEYS)
+def check_dataset(run: Path, dataset: Path, fingerprint: Mapping[str, str], number: int = 0) -> None:
+    """Raise CheckpointError unless the dataset is the one that the run began with; its path may have changed.
+
+    `fingerprint`: size and hash of every file of the dataset, which is source `number` of the recipe.
+    """
+    path = run / "dataset.json"
+    saved = read_table(path, KEYS, OPTIONAL_KEYS)
+    saved = [saved, *saved.get("others", ())][number]
     if found := changes(saved["fingerprint"], dict(fingerprint)):
         what, got = "the run was trained on another dataset", f"{dataset.absolute()} ({first_few(found, 4, '; ')})"
         expected, step = f"{saved['path']}, as it was when the run began", "pass that dataset, or choose another --run"

@@ -19,8 +19,9 @@ from lightwam.policy import run_directory
 from lightwam.system.devices import oom_as_config_error
 from lightwam.system.progress import Progress, Say
 from lightwam.training import distributed
-from lightwam.training.caches import DatasetCaches, DatasetSource, open_caches
+from lightwam.training.caches import DatasetCaches, DatasetSource
 from lightwam.training.distributed import World
+from lightwam.training.sources import open_sources
 from lightwam.types import Latents, to_pixels
 
 
@@ -34,19 +35,21 @@ def make_cache(
     cannot be written; CheckpointError when weights are missing.
     """
     check_recipe(recipe)
-    caches = open_caches(recipe, dataset, say)
+    sources = [source.caches for source in open_sources(recipe, dataset, say)]
     if not recipe.latents.pretrained:
         with distributed.process_group("cpu") as world, world.main_first():
-            caches.open(say)
+            for caches in sources:
+                caches.open(say)
         return
     with (
         distributed.process_group(device) as world,
         oom_as_config_error(f"encoding on {world.device}", "a larger device, or --device cpu"),
     ):
-        if world.is_main:
-            cache_prompts(caches, world.device)
-        _cache_latents(caches, world, say)
-        world.barrier()
+        for caches in sources:
+            if world.is_main:
+                cache_prompts(caches, world.device)
+            _cache_latents(caches, world, say)
+            world.barrier()
 
 
 def _cache_latents(caches: DatasetCaches, world: World, say: Say) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -72,13 +72,13 @@ class UnusableCamera:
 
 
 def vector_feature(
-    features: Mapping[str, Any], key: str, names: FeatureNames, where: str
+    features: Mapping[str, Any], key: str, names: FeatureNames, where: str, optional: Collection[str] = (STATE,)
 ) -> tuple[int, tuple[str, ...]]:
     """Read the width and the dimension names of a vector feature; unnamed dimensions get their number.
 
-    A dataset without "observation.state" has a state of 0 dimensions.
+    A dataset that lacks one of the `optional` features has 0 dimensions of it.
     """
-    if key == STATE and key not in features:
+    if key in optional and key not in features:
         return 0, ()
     if key not in features:
         raise _missing_feature(key, features, where, proposal(features, names))

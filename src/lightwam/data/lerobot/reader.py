@@ -6,20 +6,20 @@ layouts are in docs/data.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from jaxtyping import Float64, Int64, UInt8
+from jaxtyping import Bool, Float64, Int64, UInt8
 
 from lightwam.data.lerobot import columns
 from lightwam.data.lerobot.decoder import FrameDecoder
 from lightwam.data.lerobot.features import ACTION, STATE, FeatureNames, proposal, read_cameras, vector_feature
 from lightwam.data.lerobot.meta import EpisodeRow, bad_info_key, missing_file, read_episodes, read_tasks, tables_in
-from lightwam.data.lerobot.rows import Layout, OnProblem, Rows, Vectors, raise_problem, read_rows
+from lightwam.data.lerobot.rows import Layout, OnProblem, Rows, Vectors, raise_problem, read_flag, read_rows
 from lightwam.data.statistics import FeatureStats, measure
 from lightwam.errors import DatasetError, did_you_mean
 from lightwam.system.files import file_fingerprint, read_json
@@ -35,12 +35,17 @@ class LeRobotDataset:
     (cameras that cannot be used), state_dim, state_names, action_dim, action_names, tasks (sentences by index, ""
     where an index is missing), episodes. `names`: for datasets without LeRobot's feature names. A camera's files are
     checked when it is used. `on_problem` gets every problem after which reading can continue, and by default raises it.
+    `optional`: features that may be missing, and have 0 dimensions then.
     """
 
     def __init__(
-        self, root: Path | str, names: FeatureNames | None = None, on_problem: OnProblem = raise_problem
+        self,
+        root: Path | str,
+        names: FeatureNames | None = None,
+        on_problem: OnProblem = raise_problem,
+        optional: Collection[str] = (STATE,),
     ) -> None:
-        self.root, self.names = Path(root), names or FeatureNames()
+        self.root, self.names, self._optional = Path(root), names or FeatureNames(), optional
         info_path = self.root / "meta" / "info.json"
         if not info_path.is_file():
             unfinished = (self.root / "incoming").is_dir()
@@ -76,9 +81,9 @@ class LeRobotDataset:
                 lost.append(problem)
                 return None
 
-        names = self.names
-        state = attempt(lambda: vector_feature(features, names.state, names, where))
-        action = attempt(lambda: vector_feature(features, names.action, names, where))
+        names, optional = self.names, self._optional
+        state = attempt(lambda: vector_feature(features, names.state, names, where, optional))
+        action = attempt(lambda: vector_feature(features, names.action, names, where, optional))
         known = attempt(lambda: read_cameras(features, names, where))
         tasks = attempt(lambda: read_tasks(self.root, self.version))
         cameras, left_out = known or ({}, {})
@@ -152,10 +157,16 @@ class LeRobotDataset:
 
     def rows(self, on_problem: OnProblem = raise_problem) -> Rows:
         """Read all rows; every problem in them goes to `on_problem`."""
+        return read_rows(self._layout(), on_problem)
+
+    def flag(self, columns: Sequence[str]) -> Bool[np.ndarray, " N"]:
+        """Read a column of booleans of all rows, the first of `columns` that exists; DatasetError without one."""
+        return read_flag(self._layout(), columns)
+
+    def _layout(self) -> Layout:
         has_videos = any(camera.stored == "video" for camera in self._cameras.values())
         dims = self.state_dim, self.action_dim
-        layout = Layout(self.root, self.episodes, self.episode_start, self.names, *dims, self._task_table, has_videos)
-        return read_rows(layout, on_problem)
+        return Layout(self.root, self.episodes, self.episode_start, self.names, *dims, self._task_table, has_videos)
 
     def problems(self, rows: Rows, progress: OnProgress = no_progress) -> Iterator[DatasetError]:
         """Yield what is wrong with the columns of `rows` and with the pictures, decoding all that can be decoded."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float32, Float64, Int64
+from jaxtyping import Bool, Float32, Float64, Int64
 
 from lightwam.data.lerobot.features import ACTION, STATE, FeatureNames
 from lightwam.data.lerobot.meta import ColumnKind, EpisodeRow, columns_of, missing_file, read_table
@@ -115,7 +115,7 @@ class _Table:
             raise missing_file(path, layout.root, "data_path")
         names = layout.names
         dims = {names.state: layout.state_dim} if layout.state_dim else {}
-        dims |= {names.action: layout.action_dim}
+        dims |= {names.action: layout.action_dim} if layout.action_dim else {}
         known = columns_of(path)
         optional = [name for name in OPTIONAL if name in known]
         numbers: dict[str, ColumnKind] = {**dict.fromkeys(INDICES, "integer"), **dict.fromkeys(optional, "any")}
@@ -124,8 +124,8 @@ class _Table:
         self.path, self._layout = path, layout
         columns = {name: _matrix(table, name, dim, path) for name, dim in dims.items()}
         columns |= {name: _matrix(table, name, 1, path)[:, 0] for name in numbers}
-        self.state = columns.get(names.state, np.zeros((len(table), 0), np.float32))
-        self.action = columns[names.action]
+        nothing = np.zeros((len(table), 0), np.float32)
+        self.state, self.action = columns.get(names.state, nothing), columns.get(names.action, nothing)
         self.time = columns["timestamp"].astype(np.float64) if "timestamp" in columns else None
         integers = {name: _integers(columns[name], f"{path} column {name}") for name in numbers if name != "timestamp"}
         self.task, self.frame, self.index = integers["task_index"], integers.get("frame_index"), integers.get("index")
@@ -181,6 +181,37 @@ class _Table:
                 what, got = "tables disagree on an episode's task", f"task_index {index}, {tasks[index]!r}"
                 step = f"correct it, or meta/episodes, where it is {' or '.join(map(repr, episode.tasks))}"
                 yield DatasetError(what, where=where, got=got, next_step=step)
+
+
+def read_flag(layout: Layout, columns: Sequence[str]) -> Bool[np.ndarray, " N"]:
+    """Read a column of booleans (or 0 and 1) of all frames: the first of `columns` that the data files have.
+
+    DatasetError when they have none of them, or it holds other values.
+    """
+    flags = np.zeros(int(layout.starts[-1]), np.bool_)
+    for path, episodes in groupby(layout.episodes, lambda episode: episode.data_path):
+        known = columns_of(path)
+        name = next((name for name in columns if name in known), "")
+        if not name:
+            raise DatasetError("a column is missing", where=path, got=known, expected=" or ".join(columns))
+        table = read_table(path, {name: "any", "episode_index": "integer"})
+        values, owner = _flat(table.column(name)), table["episode_index"].to_numpy()
+        if len(values) != len(owner) or not np.isin(values, (0, 1)).all():
+            raise DatasetError("a column must hold true or false", where=f"{path} column {name}", got=values[:5])
+        for episode in episodes:
+            rows = np.flatnonzero(owner == episode.index)
+            if len(rows) != episode.length:
+                raise other_length(f"{path} episode {episode.index}", len(rows), episode.length)
+            flags[slice(*layout.starts[episode.index : episode.index + 2])] = values[rows] != 0
+    return flags
+
+
+def _flat(column: pa.ChunkedArray) -> np.ndarray:
+    """Return a column of numbers or booleans, or of lists of one each, without gaps, as an array."""
+    plain = column.combine_chunks()
+    if pa.types.is_list(plain.type) or pa.types.is_large_list(plain.type) or pa.types.is_fixed_size_list(plain.type):
+        plain = plain.flatten()
+    return np.asarray([] if plain.null_count else plain.to_numpy(zero_copy_only=False))
 
 
 def _time_problems(
