@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from runs import bits
 
 from lightwam.config.schema import Recipe, TrainConfig
 from lightwam.errors import CheckpointError, ConfigError, DatasetError, LightwamError
@@ -28,21 +29,6 @@ def quiet(line: str) -> None:
 
 def rows(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-
-
-def flat(value: Any, path: str = "") -> dict[str, Any]:
-    """Every leaf of nested tables and lists by its path; tensors as bytes."""
-    if isinstance(value, dict):
-        return {k: v for key, item in value.items() for k, v in flat(item, f"{path}/{key}").items()}
-    if isinstance(value, (list, tuple)):
-        return {k: v for i, item in enumerate(value) for k, v in flat(item, f"{path}/{i}").items()}
-    return {path: value.numpy().tobytes() if isinstance(value, torch.Tensor) else value}
-
-
-def bits(run: Path, step: int | None = None) -> dict[str, Any]:
-    """Weights, average, optimiser and loader of a run, but not the clock."""
-    saved = run_directory.load(run, step)
-    return flat({"model": saved.model, "ema": saved.ema or {}, "training": {**saved.training, "seconds": 0}})
 
 
 def shorter(recipe: Recipe, **settings: Any) -> Recipe:

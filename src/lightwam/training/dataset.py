@@ -187,7 +187,8 @@ def check_dataset(run: Path, dataset: Path, fingerprint: Mapping[str, str], numb
     """
     path = run / "dataset.json"
     saved = read_table(path, KEYS, OPTIONAL_KEYS)
-    saved = [saved, *saved.get("others", ())][number]
+    all_of_them = [saved, *saved.get("others", ())]
+    saved = all_of_them[number] if number < len(all_of_them) else {"path": "no such source", "fingerprint": {}}
     if found := changes(saved["fingerprint"], dict(fingerprint)):
         what, got = "the run was trained on another dataset", f"{dataset.absolute()} ({first_few(found, 4, '; ')})"
         expected, step = f"{saved['path']}, as it was when the run began", "pass that dataset, or choose another --run"
