@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from fake_robot import Chunks, FakeClock, FakePerson, PointArm
+from fake_robot import Chunks, FakeClock, FakePerson, FakeRobot, PointArm
 from serving import serving, stop
 
 from lightwam.cli.main import main
-from lightwam.config.recipes import recipe
+from lightwam.config import recipes
 from lightwam.data.lerobot.check import check_dataset
 from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.errors import ConfigError
-from lightwam.policy.driving import DrivenRun, open_robot
+from lightwam.policy.driving import DrivenRun, open_robot, with_device_names
 from lightwam.policy.policy import Policy
 from lightwam.robot import DriveSettings, RobotDevice, RobotProfile, drive
 from lightwam.serving.serve import playable
@@ -69,7 +70,7 @@ def test_through_a_server_a_users_robot_gets_the_same_actions(run: Path) -> None
     here = PointArm.made[-1]
     assert here.port == "/dev/ttyACM0" and here.options == {"speed": 2, "colour": {"body": "red"}}
     assert here.log == there.log == ["connect", "disconnect"]
-    moves = [[move for move in arm.sent if any(move.values())][0] for arm in (here, there)]
+    moves = [next(move for move in arm.sent if any(move.values())) for arm in (here, there)]
     assert moves[0] == pytest.approx(moves[1], abs=1e-5)
     assert here.sent[-1] == {"velocity_x": 0.0, "velocity_y": 0.0}, "it stands still at the end"
 
@@ -110,7 +111,7 @@ def test_dry_shows_commands_of_a_users_robot_and_sends_none(run: Path, capsys: p
         (("--robot", "no_such_module:Arm", "--task", "x"), "a robot cannot be imported"),
         (("--robot", "fake_robot:FakeLeader", "--task", "x"), "refuses the options"),
         (("--robot", "fake_robot:PointArm", "--task", "x"), "lacks a camera of the policy: top"),
-        ((*ARM, "--rename", "z=y"), "--rename takes pairs"),
+        ((*ARM, "--rename", "x=y"), "which the robot does not have"),
         ((*ARM, "--rename", "z"), "--rename takes pairs"),
         ((*ARM, "--dry", "--record", "x"), "a dry drive records nothing"),
         ((*ARM, "--replan", "100"), "replan is out of range"),
@@ -139,7 +140,7 @@ def test_the_profile_is_that_of_the_data(tiny_once: Any) -> None:
     profile = DrivenRun.read(tiny_once.run).profile()
     dataset = LeRobotDataset(tiny_once.dataset)
     action, starts = dataset.vectors.action, dataset.episode_start
-    steps = [np.abs(np.diff(action[a:b], axis=0)) for a, b in zip(starts[:-1], starts[1:], strict=True)]
+    steps = [np.abs(np.diff(action[a:b], axis=0)) for a, b in pairwise(starts)]
     assert profile.action_step == pytest.approx(np.concatenate(steps).max(0))
     assert profile.action_low == pytest.approx(action.min(0)) and profile.fps == 10
     assert profile.state_high == pytest.approx(dataset.vectors.state.max(0))
@@ -167,12 +168,15 @@ def test_a_run_of_an_older_version_without_a_simulator_needs_its_rate(tiny: Any)
     driven = DrivenRun.read(tiny.run)
     with pytest.raises(ConfigError, match="does not have its data's rate"):
         driven.profile()
-    assert driven.profile(20.0).action_names == ("0", "1"), "and its joints are taken in the robot's order"
+    profile = driven.profile(20.0)
+    assert profile.action_names == ("0", "1")
+    assert with_device_names(profile, PointArm()).state_names == ("x_axis", "y_axis"), "in the robot's order"
+    assert with_device_names(profile, FakeRobot()).action_names == FakeRobot().joints
 
 
 def test_a_simulator_has_the_interface_of_a_robot() -> None:
     """And the loop solves its task, if the policy does: here the scripted expert answers."""
-    robot = simulated_robot(recipe("point").simulation, SENTENCE, seed=3)
+    robot = simulated_robot(recipes.point().simulation, SENTENCE, seed=3)
     assert isinstance(robot, SimulatedRobot) and isinstance(robot, RobotDevice)
     simulator = robot.simulator
     assert isinstance(simulator, PointSimulator)

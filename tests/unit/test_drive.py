@@ -14,6 +14,7 @@ from fake_robot import JOINTS, Chunks, FakeClock, FakeLeader, FakePerson, FakeRo
 
 from lightwam.errors import ConfigError, LightwamError, WireError
 from lightwam.robot.background import Disconnected
+from lightwam.robot.device import RenamedRobot, RenamedTeleoperator
 from lightwam.robot.driving import DriveResult, DriveSettings, drive
 from lightwam.robot.errors import ConnectionLost, RobotError
 from lightwam.robot.limits import Limits, RobotProfile
@@ -356,10 +357,20 @@ def test_limits_per_joint() -> None:
 
 
 def test_names_of_the_robot_may_differ() -> None:
-    profile = PROFILE.renamed({"shoulder.pos": "main_shoulder", "front": "laptop"})
-    assert profile.action_names == ("main_shoulder", "gripper.pos") and list(profile.cameras) == ["laptop"]
+    """The policy, the recording and the leader have the dataset's names."""
+    names = {"main_shoulder": "shoulder.pos", "laptop": "front"}
+    profile = replace(
+        PROFILE, state_names=("main_shoulder", "gripper.pos"), action_names=("main_shoulder", "gripper.pos")
+    )
+    profile = replace(profile, cameras={"laptop": (48, 64)})
+    robot, chunks, leader = FakeRobot(), toward((10.0, 80.0)), FakeLeader((-5.0, 50.0))
+    renamed = RenamedRobot(robot, names), RenamedTeleoperator(leader, names)
+    rest = {"operator": FakePerson({3: "t"}), "clock": FakeClock(), "teleoperator": renamed[1]}
+    result = drive(renamed[0], chunks, profile, "put it there", SETTINGS, **rest)
+    assert path(robot)[:5] == [2, 4, 6, 4, 2] and robot.pose["shoulder.pos"] == -5
+    assert list(chunks.asked[0]["frames"]) == ["laptop"] and result.limited["main_shoulder"] > 0
     with pytest.raises(ConfigError, match="--rename takes pairs"):
-        PROFILE.renamed({"elbow": "x"})
+        RenamedRobot(robot, {"elbow": "x"})
 
 
 @pytest.mark.parametrize("field", ["seconds", "patience_seconds", "max_age_seconds", "first_chunk_seconds"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,12 +16,12 @@ from lightwam.cli.options import Flat, PolicyOptions, given, run_command
 from lightwam.errors import ConfigError
 from lightwam.robot.background import BackgroundRequester
 from lightwam.robot.client import Client
+from lightwam.robot.device import RenamedRobot, RenamedTeleoperator, RobotDevice, Teleoperator
 from lightwam.robot.driving import DriveSettings, drive
 from lightwam.robot.lerobot_devices import merged, nested_options, opencv_cameras
 
 if TYPE_CHECKING:
     from lightwam.policy.driving import DrivenRun
-    from lightwam.robot.device import RobotDevice
     from lightwam.robot.limits import RobotProfile
 
 KEYS = "keys: q stop, space hold and continue, t teleoperator and back, x stop without saving"
@@ -76,19 +76,18 @@ def run(arguments: Sequence[str]) -> None:
     """`lightwam drive RUN --robot TYPE [--port P] [--camera NAME=INDEX ...] --task SENTENCE [...]`."""
     (word,), options = run_command(DriveOptions, arguments, "drive")
     from lightwam.policy import hub
-    from lightwam.policy.driving import DrivenRun, open_recorder, open_teleoperator, succeeded, with_device_names
+    from lightwam.policy.driving import DrivenRun, open_recorder, succeeded, with_device_names
     from lightwam.robot.startup import check_device
     from lightwam.robot.terminal import terminal
 
     driven = DrivenRun.read(hub.find_run(word, options.step))
     settings = _settings(options, driven, given(arguments))
-    profile = driven.profile(options.fps).renamed(_pairs(options.rename))
+    profile, names = driven.profile(options.fps), _pairs(options.rename)
     task = options.task or _only_sentence(profile)
-    device = _robot(options, driven, profile, task)
+    device = _robot(options, driven, profile, task, names)
     profile = with_device_names(profile, device).with_max_step(options.max_step)
     profile.check_steps()
-    words = options.teleop_port, options.teleop_id, options.teleop_options
-    teleoperator = open_teleoperator(options.teleop, _config(*words, "--teleop-options")) if options.teleop else None
+    teleoperator = _teleoperator(options, names)
     check_device(profile, device, teleoperator)  # before a model is loaded
     requester, computes = _requester(options, driven)
     print(f"{word}: {computes}\n{task!r} for {settings.seconds:g} s, a new chunk after {settings.replan} steps")
@@ -144,10 +143,22 @@ def _config(port: str | None, name: str | None, pairs: Sequence[str], option: st
     return {key: value for key, value in given.items() if value is not None} | nested_options(pairs, option)
 
 
-def _robot(options: DriveOptions, driven: DrivenRun, profile: RobotProfile, task: str) -> RobotDevice:
+def _teleoperator(options: DriveOptions, names: Mapping[str, str]) -> Teleoperator | None:
+    if options.teleop is None:
+        return None
+    from lightwam.policy.driving import open_teleoperator
+
+    config = _config(options.teleop_port, options.teleop_id, options.teleop_options, "--teleop-options")
+    device: Teleoperator = open_teleoperator(options.teleop, config)
+    return RenamedTeleoperator(device, names) if names else device
+
+
+def _robot(
+    options: DriveOptions, driven: DrivenRun, profile: RobotProfile, task: str, names: Mapping[str, str]
+) -> RobotDevice:
     from lightwam.policy.driving import open_robot
 
-    sizes = {name: size for name, size in profile.cameras.items() if size is not None}
+    sizes = {names.get(name, name): size for name, size in profile.cameras.items() if size is not None}
     if options.camera_size:
         width, _, height = options.camera_size.partition("x")
         if not (width.isdecimal() and height.isdecimal()):
@@ -157,7 +168,8 @@ def _robot(options: DriveOptions, driven: DrivenRun, profile: RobotProfile, task
     if options.camera:
         config["cameras"] = opencv_cameras(options.camera, sizes, options.camera_fps)
     config = merged(config, _config(options.port, options.robot_id, options.robot_options, "--robot-options"))
-    return open_robot(options.robot, config, driven, task, options.seed)
+    device = open_robot(options.robot, config, driven, task, options.seed)
+    return RenamedRobot(device, names) if names else device
 
 
 def _requester(options: DriveOptions, driven: DrivenRun) -> tuple[BackgroundRequester, str]:

@@ -99,14 +99,13 @@ def with_device_names(profile: RobotProfile, device: RobotDevice) -> RobotProfil
     A profile with names is returned as it is, and so is one with another number of joints.
     """
     cameras = camera_sizes(device)
-    joints = [name for name in device.observation_features if name not in cameras]
-    pairs = (("state_names", joints), ("action_names", list(device.action_features)))
-    names = {
-        field: tuple(present)
-        for field, present in pairs
-        if getattr(profile, field) == tuple(map(str, range(len(present))))
-    }
-    return dataclasses.replace(profile, **names)
+    joints = tuple(name for name in device.observation_features if name not in cameras)
+    actions = tuple(device.action_features)
+    if profile.state_names == tuple(map(str, range(len(joints)))):
+        profile = dataclasses.replace(profile, state_names=joints)
+    if profile.action_names == tuple(map(str, range(len(actions)))):
+        profile = dataclasses.replace(profile, action_names=actions)
+    return profile
 
 
 def policy_chunks(policy: Policy) -> Act:

@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from lightwam.errors import ConfigError, did_you_mean
 from lightwam.robot.errors import RobotError
 
 
@@ -69,6 +70,85 @@ class Teleoperator(Protocol):
 
     def disconnect(self) -> None:
         """Disconnect."""
+
+
+class RenamedRobot:
+    """A robot under the names of a dataset."""
+
+    def __init__(self, device: RobotDevice, names: Mapping[str, str]) -> None:
+        """`names`: a joint or camera in the dataset -> in the robot; ConfigError for one that the robot does not have."""
+        known = {*device.observation_features, *device.action_features}
+        for name in names.values():
+            if name not in known:
+                what, step = "--rename takes pairs DATASET=ROBOT of names", did_you_mean(name, known)
+                raise ConfigError(what, got=f"{name}, which the robot does not have", next_step=step)
+        self.device, self._to_robot = device, dict(names)
+        self._to_data = {robot: data for data, robot in names.items()}
+
+    @property
+    def observation_features(self) -> dict[str, Any]:
+        """What `get_observation` returns."""
+        return _renamed(self.device.observation_features, self._to_data)
+
+    @property
+    def action_features(self) -> dict[str, Any]:
+        """What `send_action` takes."""
+        return _renamed(self.device.action_features, self._to_data)
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the robot is connected."""
+        return self.device.is_connected
+
+    def connect(self) -> None:
+        """Connect the robot."""
+        self.device.connect()
+
+    def get_observation(self) -> dict[str, Any]:
+        """Return the robot's observation."""
+        return _renamed(self.device.get_observation(), self._to_data)
+
+    def send_action(self, action: dict[str, float]) -> dict[str, Any]:
+        """Send an action; return what was sent."""
+        return _renamed(self.device.send_action(_renamed(action, self._to_robot)) or {}, self._to_data)
+
+    def disconnect(self) -> None:
+        """Disconnect the robot."""
+        self.device.disconnect()
+
+
+class RenamedTeleoperator:
+    """A teleoperator under the names of a dataset."""
+
+    def __init__(self, device: Teleoperator, names: Mapping[str, str]) -> None:
+        """`names`: the dataset's name of a joint -> the teleoperator's; others are left out."""
+        self.device, self._to_data = device, {robot: data for data, robot in names.items()}
+
+    @property
+    def action_features(self) -> dict[str, Any]:
+        """What `get_action` returns."""
+        return _renamed(self.device.action_features, self._to_data)
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the teleoperator is connected."""
+        return self.device.is_connected
+
+    def connect(self) -> None:
+        """Connect the teleoperator."""
+        self.device.connect()
+
+    def get_action(self) -> dict[str, Any]:
+        """Return the teleoperator's action."""
+        return _renamed(self.device.get_action(), self._to_data)
+
+    def disconnect(self) -> None:
+        """Disconnect the teleoperator."""
+        self.device.disconnect()
+
+
+def _renamed(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    return {names.get(name, name): value for name, value in values.items()}
 
 
 def camera_sizes(device: RobotDevice) -> dict[str, tuple[int, int]]:

@@ -1,6 +1,6 @@
 """LeRobot's robots and teleoperators by their type, as its own commands make them (LeRobot 0.6, Python 3.12).
 
-The config is decoded by LeRobot itself, from the same names that `--robot.KEY=VALUE` has in `lerobot-record`.
+The config is decoded by LeRobot itself, with the names that it has in LeRobot's own commands.
 """
 
 from __future__ import annotations

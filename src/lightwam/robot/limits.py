@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lightwam.errors import ConfigError, did_you_mean
+from lightwam.errors import ConfigError
 
 ROUNDING = 1e-5
 """relative difference up to which a command does not count as limited"""
@@ -38,20 +38,6 @@ class RobotProfile:
     """(A,) largest change from one action to the next in the data; not used for motions"""
     sentences: tuple[str, ...] = ()
     """the dataset's tasks"""
-
-    def renamed(self, names: Mapping[str, str]) -> RobotProfile:
-        """Return the profile with the robot's names (dataset's name -> robot's); ConfigError for an unknown one."""
-        known = {*self.state_names, *self.action_names, *self.cameras}
-        for name in names:
-            if name not in known:
-                step = did_you_mean(name, known)
-                raise ConfigError("--rename takes pairs DATASET=ROBOT of names", got=name, next_step=step)
-        return replace(
-            self,
-            cameras={names.get(name, name): size for name, size in self.cameras.items()},
-            state_names=tuple(names.get(name, name) for name in self.state_names),
-            action_names=tuple(names.get(name, name) for name in self.action_names),
-        )
 
     def with_max_step(self, limits: Sequence[str]) -> RobotProfile:
         """Return the profile with other largest steps: "5" for every dimension, "gripper.pos=30" for one.

@@ -1,7 +1,7 @@
 """Record an episode while it happens: pictures are encoded as they come, in a thread beside the control loop.
 
 A column of truth values, INTERVENTION, marks the rows in which a person moved the robot: corrections. The name and the
-form (bool, one a row) are those that LeRobot 0.6.1 writes in `lerobot-rollout --strategy.type=dagger`.
+form (bool, one a row) are those of LeRobot 0.6.1's rollout strategy `dagger`.
 """
 
 from __future__ import annotations
