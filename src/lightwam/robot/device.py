@@ -76,7 +76,7 @@ class RenamedRobot:
     """A robot under the names of a dataset."""
 
     def __init__(self, device: RobotDevice, names: Mapping[str, str]) -> None:
-        """`names`: a joint or camera in the dataset -> in the robot; ConfigError for one that the robot does not have."""
+        """`names`: a joint or camera in the dataset -> in the robot; ConfigError for one that it lacks."""
         known = {*device.observation_features, *device.action_features}
         for name in names.values():
             if name not in known:
