@@ -33,7 +33,8 @@ class DriveOptions(PolicyOptions):
     """Drive a robot by a run's policy: at its data's rate, within its ranges and largest steps. q or Ctrl-C stops."""
 
     robot: str
-    """a type of LeRobot's, such as so101_follower; MODULE:NAME of yours; simulated: the run's simulator"""
+    """a type of LeRobot's, such as so101_follower; MODULE:NAME of yours; simulated, simulated:TASK or
+    simulated:SIMULATOR/TASK (docs/robot.md)"""
     port: str | None = None
     """the robot's serial port, such as /dev/ttyACM0"""
     robot_id: str | None = None
@@ -49,8 +50,11 @@ class DriveOptions(PolicyOptions):
     teleop: str | None = None
     """a type of LeRobot's, such as so101_leader, or MODULE:NAME: the key t hands over to it, and back"""
     teleop_port: str | None = None
+    """its serial port"""
     teleop_id: str | None = None
+    """the name under which LeRobot keeps its calibration"""
     teleop_options: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE")] = ()
+    """further fields of its config"""
     task: str = ""
     """the sentence; may be left out if the training data has only one"""
     record: Path | None = None

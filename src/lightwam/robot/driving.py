@@ -36,8 +36,9 @@ class DriveSettings:
     """How a robot is driven."""
 
     seconds: float = 60.0
+    """how long"""
     replan: int = 4
-    """steps of a chunk that are executed before the next is requested"""
+    """steps of a chunk that are executed before the next is requested; of the command: the run's own by default"""
     blend: int = 2
     """steps over which a new chunk replaces the old one"""
     dry: bool = False
@@ -108,9 +109,7 @@ class DriveResult:
         if self.limited:
             lines.append("limited: " + ", ".join(f"{name} {count} steps" for name, count in self.limited.items()))
         if self.late_steps:
-            lines.append(
-                f"{self.late_steps} steps were late: reading the robot and its cameras took longer than a step"
-            )
+            lines.append(f"{self.late_steps} steps were late: reading the robot took longer than a step")
         return [*lines, *([self.recorded] if self.recorded else [])]
 
 
