@@ -298,6 +298,29 @@ def test_a_policy_that_is_always_late_stops_the_robot() -> None:
     assert robot.pose["shoulder.pos"] == 40
 
 
+def test_waiting_now_and_then_is_no_failure() -> None:
+    """Each wait is shorter than the patience; together they are longer."""
+    chunks = toward((40.0, 50.0))
+    chunks.delay = 7
+    result = go(FakeRobot(), chunks, replace(SETTINGS, seconds=4.95))
+    assert result.player.held > 15 and result.steps == 50
+
+
+def test_a_camera_may_use_its_buffer_again() -> None:
+    """A picture is sent while the robot moves, and must not change meanwhile."""
+    robot, chunks = FakeRobot(), toward((40.0, 50.0))
+    read, buffer = robot.get_observation, np.zeros((24, 32, 3), np.uint8)
+
+    def same_buffer() -> dict[str, Any]:
+        seen = read()
+        buffer[:] = seen["front"]
+        return seen | {"front": buffer}
+
+    robot.get_observation = same_buffer  # type: ignore[method-assign]
+    go(robot, chunks)
+    assert [int(seen["frames"]["front"][0, 0, 0]) for seen in chunks.asked][:4] == [1, 2, 6, 10]
+
+
 def test_no_answer_at_the_start_is_an_error_before_anything_moves() -> None:
     robot = FakeRobot()
     with pytest.raises(RobotError, match="must answer within 2 s"):
@@ -330,7 +353,7 @@ def test_a_bug_of_the_policy_stops_the_robot_too() -> None:
 def test_motions_stop_at_zero() -> None:
     """A robot of motions stands still with zeros, and is told so at the end."""
     low, high = np.array([-1.0, 0.0]), np.array([1.0, 100.0])
-    profile = replace(PROFILE, motion_dims=(0,), action_low=low, action_high=high)
+    profile = replace(PROFILE, motion_dims=(0,), action_low=low, action_high=high, action_step=np.array([0.1, 20.0]))
     robot = FakeRobot()
     go(robot, toward((3.0, 60.0)), profile=profile, person=FakePerson({4: " ", 8: "q"}))
     assert path(robot) == [1, 1, 1, 1, 0, 0, 0, 0, 0], "within the data's range, no limit on the step"
