@@ -72,7 +72,6 @@ def test_episodes_are_compared_in_pairs(tmp_path: Path) -> None:
         ("sim.max_steps", {"sim": PROTOCOL["sim"] | {"max_steps": 30}}),
         ("constants", {"constants": {"settle_steps": 10}}),
         ("sim.settle_steps", {"sim": PROTOCOL["sim"] | {"settle_steps": 10}}),
-        ("eval.replan", {"eval": PROTOCOL["eval"] | {"replan": 8}}),
         ("success", {"success": "at the last step"}),
         ("versions.mujoco", {"versions": PROTOCOL["versions"] | {"mujoco": "3.3.2"}}),
         ("versions.my-engine", {"versions": PROTOCOL["versions"] | {"my-engine": "2.1"}}),
@@ -90,12 +89,12 @@ def test_a_constant_that_matters_is_named_and_refused(tmp_path: Path, name: str,
 
 def test_policies_and_episodes_may_differ(tmp_path: Path) -> None:
     other = {"recipe": "other", "weights": "last", "computes": "int8", "sentences": {"red": "go"},
-             "eval": {"trials": 9, "replan": 4, "first_seed": 11}, "sim": PROTOCOL["sim"] | {"tasks": ["red"]},
+             "eval": {"trials": 9, "replan": 8, "first_seed": 11}, "sim": PROTOCOL["sim"] | {"tasks": ["red"]},
              "versions": PROTOCOL["versions"] | {"torch": "2.14.0"}}  # fmt: skip
     found = compare(evaluation(tmp_path / "a", FIRST), evaluation(tmp_path / "b", SECOND, **other))
     assert found["matters"] == {}
     assert set(found["differs"]) == {
-        "recipe", "weights", "computes", "sentences.red", "eval.trials", "eval.first_seed", "sim.tasks",
+        "recipe", "weights", "computes", "sentences.red", "eval.trials", "eval.first_seed", "eval.replan", "sim.tasks",
         "versions.torch",
     }  # fmt: skip
 

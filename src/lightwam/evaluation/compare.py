@@ -21,6 +21,8 @@ from lightwam.system.machine import MODELS, OURS
 
 EPISODE_CHOICE = ("sim.tasks", "eval.trials", "eval.first_seed")
 """constants that may differ, because only episodes that both have are paired"""
+POLICY_CHOICE = ("eval.replan",)
+"""constants that may differ, because they belong to the policy: how many steps of a chunk it is made to execute"""
 
 
 def compare(first: Path | str, second: Path | str, anyway: bool = False) -> dict[str, Any]:
@@ -67,7 +69,7 @@ def _matters(name: str) -> bool:
     section, _, rest = name.partition(".")
     if section == "versions":
         return rest not in ("python", *OURS, *MODELS)
-    return section in ("sim", "constants", "eval", "success") and name not in EPISODE_CHOICE
+    return section in ("sim", "constants", "eval", "success") and name not in (*EPISODE_CHOICE, *POLICY_CHOICE)
 
 
 def _protocol(folder: Path) -> dict[str, Any]:
