@@ -153,6 +153,11 @@ class LightWAMConfig(PreTrainedConfig):
 
     def _check_fit(self, recipe: Recipe) -> None:
         """ConfigError when the features are not those of the recipe, as when a checkpoint meets another robot."""
+        if recipe.codec.relative_action_dims:
+            # LeRobot's processors normalise before the policy sees the state; they would decode other actions
+            what, step = "relative actions are not supported in LeRobot yet", "serve the run with lightwam serve"
+            got = recipe.codec.relative_action_dims
+            raise ConfigError(what, where="codec.relative_action_dims", got=got, next_step=step)
         state, action = self.robot_state_feature, self.action_feature
         assert state is not None and action is not None
         got = {"observation.state": state.shape[0], "action": action.shape[0]}

@@ -6,7 +6,16 @@ import math
 import string
 
 from lightwam.config.libero_protocols import FIRST_STATE, NUM_STATES, protocol
-from lightwam.config.schema import POOL, CollectConfig, EvalConfig, ModelConfig, Recipe, SimConfig, TrainConfig
+from lightwam.config.schema import (
+    POOL,
+    CodecConfig,
+    CollectConfig,
+    EvalConfig,
+    ModelConfig,
+    Recipe,
+    SimConfig,
+    TrainConfig,
+)
 from lightwam.errors import ConfigError
 
 
@@ -135,8 +144,21 @@ def _check_windows(recipe: Recipe) -> None:
     _require(recipe.text.dim == text_dim, "text.dim", recipe.text.dim, f"{text_dim} (model.backbone.text_dim)")
     for dim in recipe.codec.delta_action_dims:
         _require(0 <= dim < model.action_dim, "codec.delta_action_dims", dim, f"within 0..{model.action_dim - 1}")
+    _check_relative(recipe.codec, model)
     got, expected = recipe.latents.channels, f"{channels} (model.backbone.latent_channels)"
     _require(got == channels, "the channels of latents", got, expected)
+
+
+def _check_relative(codec: CodecConfig, model: ModelConfig) -> None:
+    name, relative = "codec.relative_action_dims", codec.relative_action_dims
+    if not relative:
+        return
+    most, why = min(model.action_dim, model.state_dim) - 1, "an action is relative to the state of the same index"
+    _require(model.state_dim > 0, name, relative, "empty with model.state_dim 0", why)
+    _require(all(0 <= dim <= most for dim in relative), name, relative, f"within 0..{most}", why)
+    _require(len(set(relative)) == len(relative), name, relative, "unique")
+    why = "an action is a motion, or a target that is learnt relative to the state"
+    _require(not {*relative} & {*codec.delta_action_dims}, name, relative, "none of codec.delta_action_dims", why)
 
 
 def _check_canvas(recipe: Recipe) -> None:

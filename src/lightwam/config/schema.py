@@ -107,6 +107,9 @@ class CodecConfig:
     delta_action_dims: tuple[int, ...] = ()
     """action dims in which 0 (robot units) means no motion; steps past an episode's end are padded with 0 there,
     with the last action elsewhere"""
+    relative_action_dims: tuple[int, ...] = added(())
+    """action dims that the model learns as target minus state at the chunk's start; the state must have the same number
+    at the same index, in the same unit"""
 
 
 @dataclass(frozen=True)

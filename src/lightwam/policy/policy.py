@@ -5,7 +5,7 @@ Codec, latents and text encoder are those of training, saved with the run.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from lightwam.model.light_wam import LightWAM
 from lightwam.policy import hub, run_directory
 from lightwam.policy.actor import Actor, PlainActor
 from lightwam.policy.episode import Episode
-from lightwam.policy.observations import ObservationLike, encode_states, observation_fields
+from lightwam.policy.observations import ObservationLike, encode_states, observation_fields, read_states
 from lightwam.system.devices import resolve_device
 from lightwam.types import LatentCodec
 
@@ -171,8 +171,10 @@ class Policy:
     @torch.inference_mode()
     def act_batch(self, observations: Sequence[ObservationLike]) -> Float32[np.ndarray, "B H A"]:
         """Return one chunk of actions for each of several robots."""
-        action = self.actor.act(*self.inputs(observations))
-        return self.codec.decode_action(action.float().cpu().numpy())
+        fields = self._fields(observations)
+        action = self.actor.act(*self._inputs(fields))
+        states = read_states([each["state"] for each in fields], self.recipe.model.state_dim)
+        return self.codec.decode_action(action.float().cpu().numpy(), states)
 
     @torch.inference_mode()
     def imagine(
@@ -218,8 +220,15 @@ class Policy:
         self, observations: Sequence[ObservationLike]
     ) -> tuple[UInt8[Tensor, "B height width 3"], list[str], Float[Tensor, "B P"]]:
         """Return canvases, instructions and normalised states; WireError for an observation that does not fit."""
-        state_dim = self.recipe.model.state_dim
-        fields = [observation_fields(observation, state_dim) for observation in observations]
+        return self._inputs(self._fields(observations))
+
+    def _fields(self, observations: Sequence[ObservationLike]) -> list[Mapping[str, Any]]:
+        return [observation_fields(observation, self.recipe.model.state_dim) for observation in observations]
+
+    def _inputs(
+        self, fields: Sequence[Mapping[str, Any]]
+    ) -> tuple[UInt8[Tensor, "B height width 3"], list[str], Float[Tensor, "B P"]]:
         canvases = np.stack([self.codec.canvas(each["frames"]) for each in fields])
-        states = encode_states(self.codec, [each["state"] for each in fields], state_dim)
-        return torch.from_numpy(canvases), [each["instruction"] for each in fields], torch.from_numpy(states)
+        states = read_states([each["state"] for each in fields], self.recipe.model.state_dim)
+        normalised = torch.from_numpy(encode_states(self.codec, states))
+        return torch.from_numpy(canvases), [each["instruction"] for each in fields], normalised

@@ -19,7 +19,6 @@ from lightwam.data.cache.base import Cache
 from lightwam.data.codec import Codec
 from lightwam.data.lerobot.features import parse_names
 from lightwam.data.lerobot.reader import LeRobotDataset
-from lightwam.data.statistics import measure
 from lightwam.encoders.frozen import Prompts, check_vae, encode_clip, open_latents
 from lightwam.errors import CheckpointError, first_few
 from lightwam.policy import run_directory
@@ -132,8 +131,8 @@ def begin_run(caches: DatasetCaches, run: Path, codec: Codec, measured: Any, pro
 
 def fit_codec(recipe: Recipe, data: LeRobotDataset) -> Codec:
     """Return the recipe's codec with the dataset's statistics; those of the state are empty with `state_dim` 0."""
-    state = data.stats["observation.state"] if recipe.model.state_dim else measure(data.vectors.state[:, :0])
-    return Codec(recipe.codec, state, data.stats["action"])
+    state = data.vectors.state if recipe.model.state_dim else data.vectors.state[:, :0]
+    return Codec.fit(recipe.codec, state, data.vectors.action, data.episode_start, recipe.model.horizon)
 
 
 def write_dataset(
