@@ -147,7 +147,7 @@ class LightWAMConfig(PreTrainedConfig):
             codec = placed(codec, cameras, self.camera_size)
         # padded steps are left out of the loss, so it does not matter which actions mean "no motion"
         codec = replace(codec, delta_action_dims=())
-        sim = replace(recipe.sim, name="lerobot", tasks=("lerobot",), cameras=cameras, protocol="")
+        sim = replace(recipe.simulation, name="lerobot", tasks=("lerobot",), cameras=cameras, protocol="")
         model = replace(recipe.model, state_dim=state.shape[0], action_dim=action.shape[0])
         return replace(with_simulator(recipe, sim, recipe.eval), model=model, codec=codec)
 

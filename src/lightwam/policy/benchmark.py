@@ -166,8 +166,8 @@ def first_observations(policy: Policy) -> tuple[list[Observation], str]:
     """Return each task's first observation of an evaluation, or a random one without the simulator; and which it is."""
     recipe, observations = policy.recipe, []
     try:
-        for task in recipe.sim.tasks:
-            with contextlib.closing(registry.make_simulator(recipe.sim, task)) as simulator:
+        for task in recipe.simulation.tasks:
+            with contextlib.closing(registry.make_simulator(recipe.simulation, task)) as simulator:
                 simulator.reset(recipe.eval.first_seed)
                 observations.append(simulator.observe())
     except SimulatorError as error:  # measuring speed needs no simulator

@@ -18,6 +18,7 @@ from torch import Tensor
 from lightwam.config.checks import check_recipe
 from lightwam.config.schema import EvalConfig, Recipe, SimConfig, with_simulator
 from lightwam.data.codec import Codec, to_pictures
+from lightwam.data.facts import DatasetFacts
 from lightwam.encoders.frozen import Prompts
 from lightwam.engine.engine import Engine
 from lightwam.errors import ConfigError
@@ -61,13 +62,15 @@ class Policy:
         run: Path | None = None,
         *,
         averaged: bool = False,
+        facts: DatasetFacts | None = None,
     ) -> None:
         """`actor` is a `PlainActor` or, to act faster but do nothing else, an `Engine`.
 
         `step`, `run` and `averaged` say which checkpoint it is of, and whether its weights are their moving average.
+        `facts`: what the run knows of its robot and data, if anything.
         """
         self.recipe, self.codec, self.latents, self.prompts, self.actor = recipe, codec, latents, prompts, actor
-        self.step, self.run, self.averaged = step, run, averaged
+        self.step, self.run, self.averaged, self.facts = step, run, averaged, facts
         self.device, self.computes = actor.device, actor.description
 
     @classmethod
@@ -115,7 +118,8 @@ class Policy:
         else:
             actor = PlainActor(model.to(target, dtype), latents, prompts.states)
         averaged = ema and saved.ema is not None
-        return cls(recipe, codec, latents, prompts, actor, saved.step, run, averaged=averaged)
+        facts = run_directory.read_facts(run)
+        return cls(recipe, codec, latents, prompts, actor, saved.step, run, averaged=averaged, facts=facts)
 
     @property
     def cameras(self) -> tuple[str, ...]:
@@ -149,7 +153,7 @@ class Policy:
             "computes": self.computes,
         }
 
-    def check_evaluation(self, sim: SimConfig, settings: EvalConfig) -> None:
+    def check_evaluation(self, sim: SimConfig | None, settings: EvalConfig) -> None:
         """Raise ConfigError when a simulator or settings of an evaluation do not fit the policy's recipe."""
         check_recipe(with_simulator(self.recipe, sim, settings))
 
