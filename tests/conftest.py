@@ -81,6 +81,19 @@ def tiny_once(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Recipe) -> 
     return Tiny(tiny_recipe, root / "dataset", root / "run")
 
 
+@pytest.fixture(scope="session")
+def arm_once(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """A run on recorded demonstrations alone, without a simulator; made once a session: look, do not touch."""
+    from arm import arm_recipe, write_dataset
+
+    from lightwam.training.train import train
+
+    root = tmp_path_factory.mktemp("arm")
+    write_dataset(root / "dataset")
+    train(arm_recipe(), root / "dataset", root / "run", say=lambda line: None)
+    return Tiny(arm_recipe(), root / "dataset", root / "run")
+
+
 @pytest.fixture
 def tiny(tiny_once: Tiny, tmp_path: Path) -> Tiny:
     """A copy of the tiny run and its dataset, for this test alone."""
