@@ -19,11 +19,12 @@ PROTOCOL = {
 
 def evaluation(place: Path, outcomes: dict[tuple[str, int], bool], **protocol: Any) -> Path:
     place.mkdir(parents=True)
-    (place / "protocol.json").write_text(json.dumps(PROTOCOL | protocol))
+    (place / "protocol.json").write_text(json.dumps(PROTOCOL | protocol), encoding="utf-8")
     rows = [
         {"task": task, "seed": seed, "success": success, "steps": 9, "steps_to_success": None, "seconds": 1.0,
          "wall_seconds": 1.0, "infer_ms": [1.0], "video": None}
         for (task, seed), success in outcomes.items()
     ]  # fmt: skip
-    (place / "episodes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"task": "re')
+    lines = [json.dumps(row) + "\n" for row in rows]
+    (place / "episodes.jsonl").write_text("".join(lines) + '{"task": "re', encoding="utf-8")
     return place

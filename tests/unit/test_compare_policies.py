@@ -130,9 +130,9 @@ def test_the_command_prints_one_table(runs: Path, capsys: pytest.CaptureFixture[
     assert main(["compare", *words, "--over", "seeds"]) == 0
     text = capsys.readouterr().out
     rows = {line.split()[0]: line.split() for line in text.splitlines() if "% to" in line}
-    assert rows["wam"][:6] == ["wam", "72.2%", "44%", "to", "100%", "3"] and rows["wam"][-3:] == ["100", "17", "1"]
+    assert rows["wam"][:6] == ["wam", "72.2%", "48%", "to", "96%", "3"] and rows["wam"][-3:] == ["100", "17", "1"]
     assert rows["dp"][5] == "1"
-    assert "eval.replan: 4 (runs/wam-0/eval, runs/wam-1/eval" in text and "wam - act" in text
+    assert "eval.replan: 4 (runs/wam-0/eval, runs/wam-1/eval" in text and "wam - act  +47.2 (-31.5 to +81.8)" in text
     assert main(["compare", *words, "--over", "seeds", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(compare_policies(named_policies(words))))
     assert main(["compare", "runs/dp/eval", "runs/act-0/eval"]) == 0

@@ -64,7 +64,8 @@ def table(result: Mapping[str, Any]) -> str:
     for name, row in [*result["tasks"].items(), ("all", result)]:
         rates = [cell for side in ("first", "second") for cell in rate_cells(row["rates"][side])]
         rows.append([name, *rates, str(row["pairs"]["wins"]), str(row["pairs"]["losses"])])
-    points = _points(result["difference"], result["difference_95"])
+    low, high = result["difference_95"]
+    points = f"{100 * result['difference']:+.1f} points, 95 % interval {100 * low:+.1f} to {100 * high:+.1f}"
     verdict = f"A - B: {points} (Newcombe); exact McNemar test p = {result['p_value']:.3g}"
     return "\n".join([*text, "", *table_lines(rows, indent=0), "", verdict])
 
@@ -91,17 +92,13 @@ def policies_table(result: Mapping[str, Any]) -> str:
         means = {task: [row["tasks"][task]["mean"] for row in policies.values()] for task in result["tasks"]}
         rows = [["", *policies], *([task, *(f"{mean:.1%}" for mean in row)] for task, row in means.items())]
         text += [*table_lines(rows), ""]
-    test = "p (episodes)"
-    rows = [["", "difference in points", test, *(["Holm"] if num_pairs > 1 else [])]]
+    rows = [["", "points (95 % interval)", "p", *(["Holm"] if num_pairs > 1 else [])]]
     for pair in result["pairs"]:
         tests = [f"{pair[name]:.3g}" for name in ("p_value", *(["p_holm"] if num_pairs > 1 else []))]
-        rows.append([f"{pair['first']} - {pair['second']}", _points(pair["difference"], pair["difference_95"]), *tests])
+        low, high = pair["difference_95"]
+        points = f"{100 * pair['difference']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+        rows.append([f"{pair['first']} - {pair['second']}", points, *tests])
     return "\n".join([*text, *table_lines(rows)])
-
-
-def _points(difference: float, interval: tuple[float, float]) -> str:
-    low, high = interval
-    return f"{100 * difference:+.1f} points, 95 % interval {100 * low:+.1f} to {100 * high:+.1f}"
 
 
 def _budget_cells(budgets: Sequence[Mapping[str, int | float | None]]) -> Iterator[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lightwam.config.strict_json import to_dict
-from lightwam.errors import CheckpointError, ConfigError
+from lightwam.errors import CheckpointError, ConfigError, first_few
 from lightwam.evaluation.compare import matters, open_evaluation, sort_tasks
 from lightwam.evaluation.episodes import EpisodeKey, read_episodes
 from lightwam.evaluation.statistics import (
@@ -125,7 +125,7 @@ def lines(differing: Mapping[str, Mapping[str, Any]]) -> list[str]:
         by_value: dict[str, list[str]] = {}
         for folder, value in values.items():
             by_value.setdefault(repr(value), []).append(folder)
-        text.append(f"{name}: " + " | ".join(f"{value} ({', '.join(who)})" for value, who in by_value.items()))
+        text.append(f"{name}: " + " | ".join(f"{value} ({first_few(who, 3)})" for value, who in by_value.items()))
     return text
 
 
