@@ -25,7 +25,7 @@ COMMANDS = {
     "eval": "run a policy, a run's or a server's, in closed loop on unseen seeds",
     "drive": "move a robot of LeRobot's, or a simulated one, by a run's policy",
     "serve": "answer robots over openpi's websocket, XPolicyLab's and HTTP",
-    "compare": "compare two evaluations, episode by episode",
+    "compare": "compare evaluations, episode by episode",
     "watch": "calibrate a policy's surprise score, and measure how well it detects disturbances",
     "report": "write a run's report.html",
     "adopt": "convert a published Light-WAM checkpoint to a run",

@@ -33,17 +33,28 @@ _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 def cache_home(root: Path, cache: Path | None = None) -> Path:
-    """Return the folder for caches of the dataset at `root`: below `cache` or LIGHTWAM_CACHE, else `root` itself.
+    """Return the folder for caches of the dataset at `root`: below `cache`, $LIGHTWAM_CACHE, or the user's folder.
 
-    DatasetError when `cache` is a file.
+    That is $XDG_CACHE_HOME/lightwam, by default ~/.cache/lightwam. With the dataset's own folder as `cache`, caches are
+    in `root` itself. DatasetError when the folder is a file.
     """
-    parent = cache or os.environ.get(VARIABLE)
-    if not parent:
-        return root
-    folder = Path(parent).expanduser()
+    folder = Path(cache or os.environ.get(VARIABLE) or _user_folder()).expanduser()
     if folder.exists() and not folder.is_dir():
         raise DatasetError("the cache must be in a folder", where=folder, got="a file", next_step=CACHE_HINT)
+    if folder.resolve() == root.resolve():
+        return root
     return folder / f"{_plain(root.resolve().name)}.lightwam"
+
+
+def _user_folder() -> Path:
+    """Return this user's folder for lightwam's caches; DatasetError for a user without a home."""
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "lightwam"
+    try:
+        return Path.home() / ".cache" / "lightwam"
+    except RuntimeError as error:
+        what = "the folder for caches must be given for a user without a home"
+        raise DatasetError(what, got=error, next_step=CACHE_HINT) from error
 
 
 def folder_name(words: str, fingerprint: Mapping[str, Any]) -> str:
