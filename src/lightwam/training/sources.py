@@ -54,6 +54,13 @@ class TrainingSource:
         """The episodes that are trained on."""
         return sorted(set(self.sentences) - set(self.held_out))
 
+    @cached_property
+    def taught(self) -> Bool[np.ndarray, " N"]:
+        """The frames whose actions are learnt; DatasetError when corrections are not marked."""
+        if self.settings.actions == "corrections":
+            return self.caches.data.flag(CORRECTION_COLUMNS)
+        return np.full(self.caches.data.num_frames, self.has_actions)
+
     @property
     def has_actions(self) -> bool:
         """Whether its actions are learnt, at least in part."""
@@ -118,7 +125,7 @@ def open_sources(
         if recipe.latents.pretrained and data.fps != fps:
             what, step = "sources of cached latents must have one rate", "record or convert it at that rate"
             raise DatasetError(what, where=data.root, got=f"{data.fps:g} fps", expected=f"{fps:g} fps", next_step=step)
-        assert source.sentences is not None and source.held_out is not None  # refused now, not after the decoding
+        assert len(source.trained) <= len(source.taught)  # both are read now: refused before anything is decoded
     return opened
 
 
@@ -154,9 +161,7 @@ def open_source_caches(recipe: Recipe, sources: Sequence[TrainingSource], say: S
 
 
 def _at_rate(recipe: Recipe, source: TrainingSource, cache: Cache, fps: float) -> SourceCache:
-    taught = np.full(cache.num_steps, source.has_actions)
-    if source.settings.actions == "corrections":
-        taught = source.caches.data.flag(CORRECTION_COLUMNS)
+    taught = source.taught
     if not source.has_actions:
         zeros = np.zeros((cache.num_steps, recipe.model.state_dim + recipe.model.action_dim), np.float32)
         cache = replace(cache, state=zeros[:, : recipe.model.state_dim], action=zeros[:, recipe.model.state_dim :])
