@@ -6,6 +6,7 @@ bits with and without it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,13 +95,13 @@ class Validation:
         return codec.decode_action(chunk, cache.state[start])
 
 
-def describe(errors: dict[str, float]) -> str:
+def describe(errors: Mapping[str, float]) -> str:
     """Return the errors as a line."""
     whole = f"held out {errors['policy']:.4g} (hold still {errors['hold']:.4g}, repeat {errors['repeat']:.4g})"
     return f"{whole}; first step {errors['first']:.4g} (repeat {errors['first_repeat']:.4g})"
 
 
-def log_row(errors: dict[str, float]) -> dict[str, float]:
+def log_row(errors: Mapping[str, float]) -> dict[str, float]:
     """Return the errors by their names in log.jsonl: held_out, held_out_hold, held_out_first, ..."""
     names = {name: "held_out" if name == "policy" else f"held_out_{name}" for name in errors if name != "windows"}
     return {names[name]: errors[name] for name in names}
