@@ -91,8 +91,8 @@ class Validation:
         context = self.encoder.prompts[torch.from_numpy(cache.task_index[start])]
         state = torch.from_numpy(codec.encode_state(cache.state[start]))
         action = model.act(*(part.to(weight.device, weight.dtype) for part in (present, context, state)))
-        chunk = action.float().cpu().numpy()[:, : self.recipe.model.supervised_prefix]
-        return codec.decode_action(chunk, cache.state[start])
+        chunks = codec.decode_action(action.float().cpu().numpy(), cache.state[start])
+        return chunks[:, : self.recipe.model.supervised_prefix]
 
 
 def describe(errors: Mapping[str, float]) -> str:
