@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import tyro
 
 from lightwam.config import checks, recipes
+from lightwam.config.fit import inherited
 from lightwam.config.recipe_files import recipe as load_recipe
 from lightwam.config.schema import Recipe
 from lightwam.config.strict_json import old_names
@@ -98,7 +99,7 @@ class PolicyOptions(DeviceOptions):
     """Options of commands that load a run's policy."""
 
     step: int | None = None
-    """the checkpoint; the newest by default"""
+    """the checkpoint; by default the best on held-out episodes, or the newest if none are held out"""
     weights: str | None = None
     """where the pretrained encoders are now, if not where the recipe says"""
 
@@ -163,27 +164,9 @@ def recipe_command(kind: type[Options], arguments: Sequence[str], command: str, 
     names = directories.keys() & {field.name for field in fields(make)}
     defaults = make(recipe=recipe, **{name: directories[name] for name in names})
     options: Any = parse(kind, rest, f"{command} {recipe.name}", defaults)
-    options = dataclasses.replace(options, recipe=consistent(recipe, options.recipe, given(rest)))
+    options = dataclasses.replace(options, recipe=inherited(recipe, options.recipe, _dotted(given(rest))))
     checks.check_recipe(options.recipe)
     return options
-
-
-def consistent(base: Recipe, changed: Recipe, explicit: frozenset[str]) -> Recipe:
-    """Return the recipe `changed` by options with the settings that follow from them; `explicit`: the options given.
-
-    A supervised prefix that was the whole horizon follows it. ConfigError for a camera that would inherit the crop of
-    another one.
-    """
-    old, new = base.model, changed.model
-    if old.supervised_prefix == old.horizon != new.horizon and "--model.supervised-prefix" not in explicit:
-        changed = dataclasses.replace(changed, model=dataclasses.replace(new, supervised_prefix=new.horizon))
-    for i, (place, was) in enumerate(zip(changed.codec.places, base.codec.places, strict=False)):
-        name = f"codec.places.{i}"
-        option = f"--{name}.crop"
-        if place.camera != was.camera and place.crop != (0.0, 0.0, 1.0, 1.0) and option not in explicit:
-            what, step = f"it would inherit the crop of {was.camera!r}", f"{option} 0 0 1 1 is the whole picture"
-            raise ConfigError(what, where=f"{name}.camera", got=place.camera, next_step=step)
-    return changed
 
 
 def _trained_on(run: Path) -> Path:
@@ -276,6 +259,11 @@ def given(arguments: Sequence[str]) -> frozenset[str]:
     return frozenset(word.partition("=")[0].replace("_", "-") for word in arguments if word.startswith("--"))
 
 
+def _dotted(options: frozenset[str]) -> frozenset[str]:
+    """Return the settings of options: `--train.max-steps` is train.max_steps."""
+    return frozenset(option.removeprefix("--").replace("-", "_") for option in options)
+
+
 def subcommand(
     arguments: Sequence[str], commands: Mapping[str, Callable[[Sequence[str]], None]], usage: str, refusal: str
 ) -> None:
@@ -292,6 +280,14 @@ def subcommand(
 def print_result(result: Any, table: Callable[[Any], str], options: JsonOptions) -> None:
     """Print a command's result as JSON or by `table`."""
     print(json.dumps(result, indent=2) if options.json else table(result))
+
+
+def print_step(run: Path | str, step: int | None) -> None:
+    """Print which checkpoint acts if no `step` is asked for, where a run has errors on held-out episodes."""
+    from lightwam.policy.run_directory import best_line
+
+    if step is None and (line := best_line(Path(run))):
+        print_progress(line)
 
 
 def print_progress(line: str) -> None:

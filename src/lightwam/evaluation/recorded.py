@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from lightwam.config.schema import Recipe
-from lightwam.data.held_out import episode_sentences, held_out_episodes
+from lightwam.data.held_out import episode_sentences, episodes_in_use, held_out_episodes
 from lightwam.data.lerobot.features import parse_names
 from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.errors import CheckpointError, ConfigError, DatasetError
@@ -36,7 +36,7 @@ class RecordedEpisode:
     instruction: str
     """of its first step"""
     cameras: Mapping[str, str] = field(default_factory=dict)
-    """camera of the dataset -> the codec's name for it, if that is another one"""
+    """the codec's name of a camera -> the dataset's, if that is another one; "" for one that it lacks, which is black"""
 
     @property
     def rows(self) -> slice:
@@ -58,11 +58,12 @@ class RecordedEpisode:
 
     def observations(self, cameras: Sequence[str]) -> Iterator[Observation]:
         """Yield what a policy would have seen at each step, in order; `cameras` are the codec's names."""
-        names = {new: old for old, new in self.cameras.items()}
         tasks = self.dataset.vectors.frame_task[self.rows].tolist()
         with closing(self.dataset.decoder()) as decoder:
             episode = self.dataset.episodes[self.index]
-            streams = [decoder.stream(episode, names.get(camera, camera), DECODED_TOGETHER) for camera in cameras]
+            owned = [self.cameras.get(camera, camera) for camera in cameras]
+            black = [np.zeros((len(self), 1, 1, 3), np.uint8)]
+            streams = [decoder.stream(episode, camera, DECODED_TOGETHER) if camera else black for camera in owned]
             clips = ((picture for batch in stream for picture in batch) for stream in streams)
             for pictures, state, task in zip(zip(*clips, strict=True), self.state, tasks, strict=True):
                 frames = dict(zip(cameras, pictures, strict=True))
@@ -173,12 +174,8 @@ def _sources(policy: Policy) -> list[_Source]:
     for source in policy.recipe.sources:
         if source.actions != "none":
             data = _open(Path(source.path), source.names)
-            used = {
-                number: sentence
-                for number, sentence in _sentences(data).items()
-                if (not source.episodes or number in source.episodes) and (not source.tasks or sentence in source.tasks)
-            }
-            renames = dict(pair.split("=", 1) for pair in source.cameras)
+            used = episodes_in_use(_sentences(data), source)
+            renames = {name: camera for camera, _, name in (pair.partition("=") for pair in source.cameras)}
             sources.append(_Source(data, used, source.held_out, renames))
     return sources
 

@@ -17,9 +17,10 @@ from lightwam.errors import CheckpointError, LightwamError
 from lightwam.policy import run_directory
 
 REQUIRED_FILES = ("recipe.json", "processing.json")
-OPTIONAL_FILES = (run_directory.FACTS, run_directory.FROZEN, run_directory.PROMPTS, "eval/result.json")
+RESULTS = ("eval/result.json", "eval/open_loop.json")
+OPTIONAL_FILES = (run_directory.FACTS, run_directory.FROZEN, run_directory.PROMPTS, *RESULTS)
 CARD = "README.md"
-INDEX_FILES = [*REQUIRED_FILES, run_directory.FACTS, CARD, "eval/result.json", "checkpoints/*/meta.json"]
+INDEX_FILES = [*REQUIRED_FILES, run_directory.FACTS, CARD, *RESULTS, "checkpoints/*/meta.json"]
 """small files, fetched first: they show whether the repo is a run, and which checkpoints it has"""
 WEIGHTS = ("model.safetensors", "ema.safetensors")
 HUB_ID = re.compile(rf"({REPO.pattern})(?:@(\S+))?")

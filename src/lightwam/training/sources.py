@@ -177,16 +177,18 @@ def join_caches(recipe: Recipe, opened: Sequence[SourceCache]) -> Cache:
     """Return the caches as one, which says what is drawn of each; DatasetError when nothing is left of one."""
     if len(opened) == 1 and opened[0].source.is_whole:
         return opened[0].cache
-    parts, first = [], 0
+    parts, held_out, first, episodes = [], list[int](), 0, 0
     for each in opened:
         windows = each.windows(recipe.model.supervised_prefix)
         parts.append(Part(first + windows, each.source.settings.weight))
-        first += each.cache.num_steps
+        held_out += [episodes + episode for episode in each.source.held_out]
+        first, episodes = first + each.cache.num_steps, episodes + each.cache.num_episodes
     drawn = Sampling(
         parts=tuple(parts),
         teaches_action=np.concatenate([each.taught for each in opened]),
         teaches_video=np.concatenate([np.full(len(each.taught), each.source.settings.video) for each in opened]),
         has_state=np.concatenate([np.full(len(each.taught), each.source.has_actions) for each in opened]),
+        held_out=tuple(held_out),
     )
     return JoinedCache.join([each.cache for each in opened], drawn)
 
@@ -203,10 +205,10 @@ def fit_sources(recipe: Recipe, opened: Sequence[SourceCache]) -> Codec:
             state, action, starts = each.cache.state[rows], each.cache.action[rows], np.cumsum([0, *lengths])
             codecs.append(Codec.fit(recipe.codec, state, action, starts, recipe.model.horizon))
             weights.append(each.source.settings.weight)
-    relative = [codec.relative for codec in codecs if codec.relative is not None]
-    state_stats, action_stats = ([getattr(codec, name) for codec in codecs] for name in ("state", "action"))
-    mixed = combine(relative, weights) if relative else None
-    return Codec(recipe.codec, combine(state_stats, weights), combine(action_stats, weights), mixed)
+    states, actions = ([getattr(codec, name) for codec in codecs] for name in ("state", "action"))
+    steps = zip(*(codec.relative for codec in codecs), strict=False)  # of a chunk, as far as all sources have them
+    relative = [combine(step, weights) for step in steps]
+    return Codec(recipe.codec, combine(states, weights), combine(actions, weights), relative)
 
 
 def source_facts(sources: Sequence[TrainingSource]) -> DatasetFacts:
