@@ -36,7 +36,7 @@ class RecordedEpisode:
     instruction: str
     """of its first step"""
     cameras: Mapping[str, str] = field(default_factory=dict)
-    """the codec's name of a camera -> the dataset's, if that is another one; "" for one that it lacks, which is black"""
+    """the codec's name of a camera -> the dataset's, if that is another one; "" for one that it lacks: black"""
 
     @property
     def rows(self) -> slice:
