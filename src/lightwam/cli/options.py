@@ -82,7 +82,7 @@ class DatasetOptions(NamesOptions, CacheOptions):
     """Options of commands that train on a dataset, or prepare that."""
 
     dataset: Path
-    """a LeRobot dataset, v3.0 or v2.1"""
+    """a LeRobot dataset, v3.0 or v2.1: a folder, or OWNER/NAME[@REVISION] on the Hugging Face Hub"""
 
     def source(self) -> DatasetSource:
         """Return the dataset with its names and cache."""

@@ -16,14 +16,13 @@ from lightwam import __version__
 from lightwam.config.schema import Recipe
 from lightwam.config.strict_json import added
 from lightwam.data.codec import Codec
-from lightwam.encoders.weight_files import REPO
 from lightwam.evaluation.result_files import Count, Protocol, read_part
 from lightwam.policy import run_directory
-from lightwam.policy.hub import hub_errors
 from lightwam.report.evidence import DatasetRecord, EvaluationResult, Evidence, SuccessRate, num_values, read_evidence
 from lightwam.report.formatting import plural, render, simulator_title
 from lightwam.sim.registry import robot_units
 from lightwam.sim.simulator import RobotUnits
+from lightwam.system.hub import REPO, hub_errors
 
 LICENSE = "apache-2.0"
 """lightwam's own, as the Hub spells it"""

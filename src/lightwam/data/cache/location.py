@@ -20,10 +20,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lightwam.data.lerobot.hub import hub_id
 from lightwam.errors import DatasetError
 
 VARIABLE = "LIGHTWAM_CACHE"
 """environment variable: the folder for caches when --cache is not given"""
+HUB_CACHES = "~/.cache/lightwam"
 LOCK = "lock"
 POLL_SECONDS = 1.0
 """between two tries for a lock that another process holds"""
@@ -35,15 +37,17 @@ _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 def cache_home(root: Path, cache: Path | None = None) -> Path:
     """Return the folder for caches of the dataset at `root`: below `cache` or LIGHTWAM_CACHE, else `root` itself.
 
-    DatasetError when `cache` is a file.
+    A dataset in the Hub's cache, which is shared and only read, has HUB_CACHES instead of `root`. DatasetError when
+    `cache` is a file.
     """
-    parent = cache or os.environ.get(VARIABLE)
+    fetched = hub_id(root).partition("@")[0]
+    parent = cache or os.environ.get(VARIABLE) or (HUB_CACHES if fetched else None)
     if not parent:
         return root
     folder = Path(parent).expanduser()
     if folder.exists() and not folder.is_dir():
         raise DatasetError("the cache must be in a folder", where=folder, got="a file", next_step=CACHE_HINT)
-    return folder / f"{_plain(root.resolve().name)}.lightwam"
+    return folder / f"{_plain(fetched or root.resolve().name)}.lightwam"
 
 
 def folder_name(words: str, fingerprint: Mapping[str, Any]) -> str:
