@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from lightwam.system import moved
 
 if TYPE_CHECKING:  # for type checkers and editors; tests hold that _MODULES lists the same names
-    from lightwam.config.recipes import recipe as recipe
-    from lightwam.config.recipes import recipe_names as recipe_names
+    from lightwam.config.recipe_files import recipe as recipe
+    from lightwam.config.recipe_files import recipe_names as recipe_names
     from lightwam.config.schema import Recipe as Recipe
     from lightwam.data.collect import collect as collect
     from lightwam.data.lerobot.hub import find_dataset as find_dataset
@@ -72,8 +72,8 @@ _MODULES = {
     "from_gymnasium": "lightwam.sim.gymnasium",
     "make_simulator": "lightwam.sim.registry",
     "push": "lightwam.report.publish",
-    "recipe": "lightwam.config.recipes",
-    "recipe_names": "lightwam.config.recipes",
+    "recipe": "lightwam.config.recipe_files",
+    "recipe_names": "lightwam.config.recipe_files",
     "train": "lightwam.training.train",
     "write_report": "lightwam.report",
 }

@@ -57,7 +57,9 @@ class Windows:
     """at the window's first step"""
     action: Float32[np.ndarray, "B H A"]
     action_is_pad: Bool[np.ndarray, "B H"]
+    """past the episode's end, or without an action to learn from: not part of the action loss"""
     frame_is_pad: Bool[np.ndarray, "B F"]
+    """past the episode's end; all True: the sample is not part of the video loss"""
     task: Int64[np.ndarray, " B"]
     """index into the dataset's task sentences"""
 
@@ -75,7 +77,9 @@ class Batch:
     state: Float[Tensor, "B P"]
     action: Float[Tensor, "B H A"]
     action_is_pad: Bool[Tensor, "B H"]
+    """steps that are not part of the action loss; where all are, the sample's loss is 0 and the others' is the same"""
     frame_is_pad: Bool[Tensor, "B F"]
+    """frames that are not part of the video loss, likewise"""
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch on `device`."""
@@ -87,7 +91,10 @@ class Batch:
 
 
 class Losses(NamedTuple):
-    """The joint objective and its two parts, each a scalar over the batch."""
+    """The joint objective and its two parts, each a mean over all samples of the batch.
+
+    A sample that is not part of a loss counts as 0, so it never changes what another sample's loss weighs.
+    """
 
     total: Float[Tensor, ""]
     video: Float[Tensor, ""]

@@ -6,6 +6,7 @@ are filled in first.
 
 import ast
 import contextlib
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -16,7 +17,8 @@ from typing import Any
 import pytest
 
 from lightwam.cli import main as cli
-from lightwam.config import recipes
+from lightwam.config import recipe_files, recipes
+from lightwam.config.strict_json import to_dict
 from lightwam.errors import LightwamError
 
 HOLE = "\x00"
@@ -46,13 +48,15 @@ class Parsed(BaseException):
 
 @pytest.fixture
 def parse_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Stop commands after parsing; runs/demo is a run."""
+    """Stop commands after parsing; runs/demo is a run, so101.toml a recipe file."""
     import tyro
 
     from lightwam.policy import run_directory
 
     (tmp_path / "runs" / "demo").mkdir(parents=True)
-    (tmp_path / "runs" / "demo" / "recipe.json").touch()
+    (tmp_path / "runs" / "demo" / "recipe.json").write_text(json.dumps(to_dict(recipes.demo())))
+    (tmp_path / "runs" / "demo" / "dataset.json").write_text('{"path": "data/demo"}')
+    (tmp_path / "so101.toml").write_text('base = "demo"')
     monkeypatch.chdir(tmp_path)
     real = tyro.cli
 
@@ -61,7 +65,7 @@ def parse_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         raise Parsed
 
     monkeypatch.setattr(tyro, "cli", read)
-    monkeypatch.setattr(run_directory, "read_recipe", lambda path: recipes.recipe("demo"))
+    monkeypatch.setattr(run_directory, "read_recipe", lambda path: recipe_files.recipe("demo"))
 
 
 def texts(repository: Any) -> Iterator[tuple[str, str, bool]]:

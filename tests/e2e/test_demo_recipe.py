@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lightwam.cli.pipeline import demo
-from lightwam.config import recipes
+from lightwam.config import recipe_files
 from lightwam.evaluation.statistics import wilson
 
 
@@ -14,7 +14,7 @@ from lightwam.evaluation.statistics import wilson
 @pytest.mark.sim
 @pytest.mark.timeout(3600)
 def test_the_demo_solves_its_tasks_and_reads_its_sentences(tmp_path: Path) -> None:
-    demo(recipes.recipe("demo"), tmp_path / "demo")
+    demo(recipe_files.recipe("demo"), tmp_path / "demo")
     result = json.loads((tmp_path / "demo" / "result.json").read_text())
     assert result["trials"] == 80
     assert result["successes"] >= 0.9 * result["trials"], result["tasks"]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lightwam.config import recipes
+from lightwam.config import recipe_files
 from lightwam.engine.folded_model import FoldedWAM
 from lightwam.engine.folding import Placement
 from lightwam.policy.benchmark import random_model
@@ -15,7 +15,7 @@ from lightwam.system.cpu import keep_memory
 def test_the_engine_is_the_model() -> None:
     keep_memory()
     torch.manual_seed(0)
-    recipe, place = recipes.recipe("libero-10"), Placement(torch.device("cpu"), torch.float32)
+    recipe, place = recipe_files.recipe("libero-10"), Placement(torch.device("cpu"), torch.float32)
     model = random_model(recipe, place.device, place.dtype)
     folded = FoldedWAM(model, place)
     height, width = recipe.codec.canvas

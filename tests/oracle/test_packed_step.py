@@ -83,6 +83,40 @@ def test_packed_losses_and_gradients_equal_the_plain_ones(name: str, checkpointi
     assert worst(gradients(model, packed_), expected) < 1e-12
 
 
+def masked(batch: Batch, action: list[bool], video: list[bool]) -> Batch:
+    """Samples of which some do not teach the actions, and some not the video."""
+    return replace(
+        batch,
+        action_is_pad=batch.action_is_pad | ~torch.tensor(action)[:, None],
+        frame_is_pad=batch.frame_is_pad | ~torch.tensor(video)[:, None],
+    )
+
+
+@pytest.mark.parametrize("action", [[True, False, True], [False, True, False], [False, False, False]])
+@pytest.mark.parametrize("video", [[False, True, True], [True, False, True], [False, False, False]])
+def test_samples_without_a_loss_give_it_no_gradient_in_either_step(action: list[bool], video: list[bool]) -> None:
+    model, (batch, u, noise) = model_of(FROZEN), batch_of()
+    mixed = masked(batch, action, video)
+    plain, ours = model.loss(mixed, u, noise), packed_loss(model, mixed, u, noise)
+    torch.testing.assert_close(tuple(ours), tuple(plain), rtol=1e-12, atol=0)
+    # the losses and gradients are the sum of those of the samples alone, each over the size of the batch
+    alone = [packed_loss(model, mixed.rows(i, i + 1), u[i : i + 1], noise[i : i + 1]) for i in range(3)]
+    full = [packed_loss(model, batch.rows(i, i + 1), u[i : i + 1], noise[i : i + 1]) for i in range(3)]
+    for name, teaches in (("action", action), ("video", video)):
+        expected = [getattr(full[i], name) if teaches[i] else torch.tensor(0.0) for i in range(3)]
+        torch.testing.assert_close([getattr(loss, name) for loss in alone], expected, check_dtype=False)
+        torch.testing.assert_close(getattr(ours, name) * 3, sum(expected), check_dtype=False)
+    summed = Losses(*(sum(parts) / 3 for parts in zip(*alone, strict=True)))
+    found, expected_gradients = gradients(model, ours), gradients(model, summed)
+    plain_gradients = gradients(model, model.loss(mixed, u, noise))
+    for key, value in expected_gradients.items():
+        scale = float(value.norm()) + 1e-12
+        assert float((found[key] - value).norm()) <= 1e-10 * scale
+        assert float((plain_gradients[key] - value).norm()) <= 1e-10 * scale
+    if not any(action) and not any(video):
+        assert float(ours.total.detach()) == 0 and not any(value.any() for value in found.values())
+
+
 def test_in_single_precision_too() -> None:
     model, given = model_of(FROZEN, torch.float32), batch_of(torch.float32)
     plain, packed_ = model.loss(*given), packed_loss(model, *given)

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
 
-from lightwam.config import recipes
+from lightwam.config import recipe_files
 from lightwam.config.schema import Umt5Config
 from lightwam.encoders import umt5
 from lightwam.encoders.prompt_check import check_prompts
@@ -235,7 +235,7 @@ def test_a_longer_sentence_is_truncated_as_the_publication_does(encoder: Any, di
 
 def test_sentences_are_counted_by_the_tokenizer_alone(tmp_path: Path) -> None:
     save_tokenizer(tmp_path / "tokenizer")
-    recipe = replace(recipes.recipe("point"), text=CONFIG, weights=str(tmp_path))
+    recipe = replace(recipe_files.recipe("point"), text=CONFIG, weights=str(tmp_path))
     check_prompts(recipe, PROMPTS)
     for sentence, says in (("&nbsp; ", "0 tokens"), ("open the red drawer and then close the red window and", "12")):
         with pytest.raises(PromptError, match=says):

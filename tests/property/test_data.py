@@ -1,6 +1,7 @@
 """What must hold of any data: the codec has an inverse, windows cover every frame, resuming is exact, no stray keys."""
 
 import dataclasses
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from lightwam.config.schema import CameraPlace, CodecConfig
 from lightwam.data.cache.frames import FrameCache
 from lightwam.data.codec import Codec
 from lightwam.data.loader import WindowLoader
-from lightwam.data.statistics import QUANTILES, measure
+from lightwam.data.statistics import QUANTILES, measure, measure_offsets
 from lightwam.errors import ConfigError
 from lightwam.types import Rank, Windows
 
@@ -61,6 +62,40 @@ def test_decoding_is_the_inverse_of_encoding(rows: np.ndarray, kind: schema.Norm
     # float32 holds the normalised number: its error grows with the number and with the scale that it is in
     slack = 4e-7 * (np.abs(rows).max(0) + np.ptp(rows.astype(np.float64), axis=0) + 1e-30)
     assert (np.abs(again.astype(np.float64) - rows) <= slack).all()
+
+
+@given(ROWS, LENGTHS, st.integers(1, 9), st.sampled_from(["min_max", "z_score", "quantile", "identity"]))
+def test_decoding_relative_actions_is_the_inverse_too(
+    rows: np.ndarray, lengths: list[int], horizon: int, kind: schema.NormKind
+) -> None:
+    """For any chunk and state, whatever the statistics were measured on."""
+    starts, dims = np.cumsum([0, *lengths]), tuple(range(rows.shape[1]))[::-2]
+    table = np.resize(rows, (starts[-1], rows.shape[1]))
+    config = dataclasses.replace(CONFIG, action_norm=kind, relative_action_dims=dims)
+    codec, state = Codec.fit(config, table[::-1].copy(), table, starts, horizon), rows[len(rows) // 2]
+    again = codec.decode_action(codec.encode_action(rows, state), state)
+    assert codec.relative is not None
+    spans = np.abs(codec.action.max) + np.abs(codec.action.min)
+    spans[list(dims)] = np.abs(codec.relative.max) + np.abs(codec.relative.min)
+    slack = 4e-7 * (np.abs(rows).max(0) + np.abs(state) + spans + 1e-30)
+    assert (np.abs(again.astype(np.float64) - rows) <= slack).all()
+
+
+@given(LENGTHS, st.integers(1, 12), st.integers(0, 99))
+def test_offsets_are_measured_over_all_steps_of_all_windows(lengths: list[int], horizon: int, seed: int) -> None:
+    starts = np.cumsum([0, *lengths])
+    action, state = np.random.default_rng(seed).normal(size=(2, starts[-1], 2)).astype(np.float32)
+    rows = [
+        action[step].astype(np.float64) - state[begin]
+        for first, end in pairwise(starts)
+        for begin in range(first, end)
+        for step in range(begin, min(begin + horizon, end))
+    ]
+    stats, exact = measure_offsets(action, state, starts, horizon), measure(np.array(rows))
+    assert stats.count == exact.count == len(rows)
+    for name in ("min", "max", "q01", "q50", "q99"):
+        np.testing.assert_array_equal(getattr(stats, name), getattr(exact, name))
+    np.testing.assert_allclose([stats.mean, stats.std], [exact.mean, exact.std], atol=1e-9)
 
 
 @given(ROWS)

@@ -22,8 +22,8 @@ from lightwam.cli.main import main
 from lightwam.cli.options import parse, print_progress
 from lightwam.cli.serve import ServeOptions
 from lightwam.config import recipes
-from lightwam.config.schema import ControlSettings, EvalConfig, Recipe, Umt5Config
-from lightwam.data.lerobot.features import FeatureNames
+from lightwam.config.commands import ControlSettings
+from lightwam.config.schema import EvalConfig, Recipe, Umt5Config
 from lightwam.errors import DatasetError
 from lightwam.policy.policy import Policy
 from lightwam.training.caches import DatasetSource
@@ -123,7 +123,7 @@ def test_the_former_name_of_the_dataset_is_accepted(
 ) -> None:
     calls = record("lightwam.training.train", "train")
     assert main(["train", "point", "--data", "d"]) == 0
-    assert calls[0][1] == DatasetSource(Path("d"), FeatureNames())
+    assert calls[0][1] == DatasetSource(Path("d"))
     assert capsys.readouterr().err == "lightwam: --data is now --dataset\n"
 
 
@@ -136,7 +136,7 @@ def test_train_passes_recipe_dataset_and_run(record: Callable[..., Calls]) -> No
     calls = record("lightwam.training.train", "train")
     assert main(["train", "point", "--train.steps", "7", "--run", "runs/x", "--dataset", "d"]) == 0
     ((recipe, data, run, options),) = calls
-    assert (recipe.train.steps, data, run) == (7, DatasetSource(Path("d"), FeatureNames()), Path("runs/x"))
+    assert (recipe.train.steps, data, run) == (7, DatasetSource(Path("d")), Path("runs/x"))
     assert options == {"device": "auto", "parallel": "ddp", "start_from": None, "statistics": "kept"}
     assert recipe.model == recipes.point().model
 
@@ -144,7 +144,7 @@ def test_train_passes_recipe_dataset_and_run(record: Callable[..., Calls]) -> No
 def test_places_are_named_after_the_recipe(record: Callable[..., Calls]) -> None:
     calls = record("lightwam.training.train", "train")
     main(["train", "point"])
-    assert calls[0][:3] == (recipes.point(), DatasetSource(Path("data/point"), FeatureNames()), Path("runs/point"))
+    assert calls[0][:3] == (recipes.point(), DatasetSource(Path("data/point")), Path("runs/point"))
 
 
 def test_cache_export_and_adopt_pass_their_options(
@@ -153,7 +153,7 @@ def test_cache_export_and_adopt_pass_their_options(
     cached = record("lightwam.training.precompute", "make_cache")
     assert main(["cache", "libero-10", "--dataset", "d", "--weights", "w", "--device", "cpu", "--cache", "c"]) == 0
     recipe, data, options = cached[0]
-    source = DatasetSource(Path("d"), FeatureNames(), Path("c"))
+    source = DatasetSource(Path("d"), cache=Path("c"))
     assert (recipe.weights, data, options) == ("w", source, {"device": "cpu"})
 
     exported = record("lightwam.training.adopt", "export", Path("x.pt"))
@@ -162,7 +162,7 @@ def test_cache_export_and_adopt_pass_their_options(
 
     adopted = record("lightwam.training.adopt", "adopt", Path("runs/y"))
     assert main(["adopt", "robotwin", "--checkpoint", "y.pt", "--dataset", "d", "--run", "runs/y"]) == 0
-    source = DatasetSource(Path("d"), FeatureNames())
+    source = DatasetSource(Path("d"))
     assert adopted == [(recipes.robotwin(), Path("y.pt"), source, Path("runs/y"), {"device": "auto"})]
     assert capsys.readouterr().out == "x.pt\nruns/y\n"
 

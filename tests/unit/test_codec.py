@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from lightwam.config.schema import CameraPlace, CodecConfig, NormKind
-from lightwam.data.codec import Codec, compose_canvas, to_pictures
-from lightwam.data.statistics import measure
+from lightwam.data.codec import Codec, affine, compose_canvas, to_pictures
+from lightwam.data.statistics import measure, measure_offsets
 from lightwam.errors import ConfigError, WireError
 from lightwam.types import to_pixels
 
@@ -125,6 +125,63 @@ def test_saved_and_read_back_it_is_the_same_codec() -> None:
     again = Codec.from_dict(json.loads(json.dumps(box.to_dict())))
     assert again.to_dict() == box.to_dict() and again.config == box.config
     np.testing.assert_array_equal(again.encode_state(data()), box.encode_state(data()))
+
+
+def relative_codec(kind: NormKind = "min_max") -> Codec:
+    """Dimension 1 is relative."""
+    config = dataclasses.replace(CONFIG, relative_action_dims=(1,), action_norm=kind)
+    return Codec.fit(config, data(), data(2), np.array([0, 200, 500]), 4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_relative_action_is_the_target_minus_the_state_at_the_chunks_start(kind: NormKind) -> None:
+    box, chunk, state = relative_codec(kind), data(2)[:8].reshape(2, 4, 2), data()[[3, 9]]
+    plain = Codec(dataclasses.replace(box.config, relative_action_dims=()), box.state, box.action)
+    encoded = box.encode_action(chunk, state)
+    np.testing.assert_array_equal(encoded[..., 0], plain.encode_action(chunk)[..., 0])
+    assert box.relative is not None
+    offset, scale = affine(kind, box.relative)
+    expected = (chunk[..., 1].astype(np.float64) - state[:, None, 1] - offset) / scale
+    np.testing.assert_allclose(encoded[..., 1], expected, rtol=1e-6, atol=1e-7)
+    moved = box.encode_action(chunk + np.float32([0, 64]), state + np.float32([0, 64, 0]))
+    np.testing.assert_allclose(moved, encoded, atol=1e-5)  # the same motion elsewhere is the same number
+    np.testing.assert_allclose(box.decode_action(encoded, state), chunk, atol=1e-5)
+    np.testing.assert_array_equal(box.decode_action(encoded[0], state[0]), box.decode_action(encoded, state)[0])
+
+
+def test_of_many_windows_some_are_measured_but_the_range_is_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    action, state, starts = data(2)[:499], data(2)[1:], np.array([0, 230, 499])
+    exact = measure_offsets(action, state, starts, 4)
+    monkeypatch.setattr("lightwam.data.statistics.MAX_OFFSETS", 600)
+    stats = measure_offsets(action, state, starts, 4)
+    assert exact.count == 2 * (4 * 230 - 6) + 4 * 39 and stats.count < 600  # 6 steps past the end of each episode
+    np.testing.assert_array_equal([stats.min, stats.max], [exact.min, exact.max])
+    np.testing.assert_allclose(stats.std, exact.std, rtol=0.1)
+
+
+def test_relative_actions_need_the_state_and_statistics() -> None:
+    box = relative_codec()
+    for call in (box.encode_action, box.decode_action):
+        with pytest.raises(WireError, match="need the state"):
+            call(data(2))
+        with pytest.raises(WireError, match="width 3"):
+            call(data(2), data(2)[0])
+    with pytest.raises(ConfigError, match="statistics of its relative dims"):
+        Codec(box.config, box.state, box.action)
+    with pytest.raises(ConfigError, match="dims of state and action"):
+        codec(dataclasses.replace(CONFIG, relative_action_dims=(2,)))
+    with pytest.raises(ConfigError, match="there is no state"):
+        codec(dataclasses.replace(CONFIG, relative_action_dims=(0,)), np.zeros((5, 0), np.float32))
+
+
+def test_a_relative_codec_is_saved_and_read_back_and_older_files_are_read() -> None:
+    box = relative_codec()
+    again = Codec.from_dict(json.loads(json.dumps(box.to_dict())))
+    assert again.config == box.config and again.relative == box.relative and again.to_dict() == box.to_dict()
+    older = codec().to_dict()
+    assert "relative" not in older
+    del older["config"]["relative_action_dims"]
+    assert Codec.from_dict(older).to_dict() == codec().to_dict()
 
 
 @pytest.mark.parametrize(

@@ -237,6 +237,8 @@ BAD = [
     ("collect.more_demos", (("rde", 3),), "collect.more_demos"),
     ("collect.more_demos", (("red", 99_999),), "eval.first_seed"),
     ("codec.delta_action_dims", (2,), "codec.delta_action_dims"),
+    ("codec.relative_action_dims", (0,), "none of codec.delta_action_dims"),
+    ("codec.relative_action_dims", (2,), "codec.relative_action_dims must be within 0..1"),
 ]
 
 

@@ -18,7 +18,8 @@ import pytest
 from caches import decoded_cache
 
 from lightwam.cli import convert as command
-from lightwam.config.schema import CameraPlace, CodecConfig, ConvertConfig
+from lightwam.config.commands import ConvertConfig
+from lightwam.config.schema import CameraPlace, CodecConfig
 from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.data.lerobot.video import encode_video
 from lightwam.data.lerobot.writer import LeRobotWriter

@@ -26,6 +26,7 @@ PUSHED = [
     f"{NEWEST}/ema.safetensors",
     f"{NEWEST}/meta.json",
     f"{NEWEST}/model.safetensors",
+    "facts.json",
     "processing.json",
     "recipe.json",
 ]

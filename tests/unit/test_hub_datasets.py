@@ -16,6 +16,7 @@ from hub_server import HubServer, served_hub
 
 from lightwam.cli.main import main
 from lightwam.data.cache.location import cache_home
+from lightwam.data.facts import DatasetFacts
 from lightwam.data.lerobot.features import parse_names
 from lightwam.data.lerobot.hub import find_dataset, hub_id
 from lightwam.data.lerobot.reader import LeRobotDataset
@@ -196,7 +197,9 @@ def test_a_run_keeps_its_commit(hub: HubServer, tiny: Any, tmp_path: Path) -> No
     tasks.write_bytes(tasks.read_bytes() + b"?")
     second = hub.push(ID, other)
     for name in (named, ID):
-        train(tiny.recipe, name, run, say=quiet)
+        train(tiny.recipe, name, run, stop_after=4, say=quiet)
+    assert main(["train", "--run", str(run)]) == 0
+    assert DatasetFacts.from_dict(json.loads((run / "facts.json").read_text())).name == ID
     newest = "checkpoints/step_00000006/model.safetensors"
     assert (run / newest).read_bytes() == (tiny.run / newest).read_bytes()
     assert second not in "".join(hub.requests)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,6 @@ from lightwam.config.schema import CameraPlace, CodecConfig
 from lightwam.data.cache.frames import FrameCache
 from lightwam.data.codec import Codec
 from lightwam.data.loader import WindowLoader
-from lightwam.data.statistics import measure
 from lightwam.errors import CheckpointError, ConfigError
 from lightwam.types import Rank, Windows
 
@@ -43,7 +43,7 @@ def make() -> Iterator[type]:
     class Make:
         def __new__(cls, config: CodecConfig = CONFIG, **changes: int) -> WindowLoader:  # type: ignore[misc]
             data = cache()
-            codec = Codec(config, measure(data.state), measure(data.action))
+            codec = Codec.fit(config, data.state, data.action, STARTS, changes.get("horizon", 4))
             settings = {"horizon": 4, "batch_size": 3, "seed": 5}
             made.append(WindowLoader(data, codec, **(settings | changes)))
             return made[-1]
@@ -88,6 +88,18 @@ def test_past_the_end_frames_repeat_and_delta_actions_rest(make: type) -> None:
     np.testing.assert_allclose(robot[:2], data.action[3:5], atol=1e-5)
     np.testing.assert_allclose(robot[2:, 0], 0, atol=1e-6)  # a delta: no motion
     np.testing.assert_allclose(robot[2:, 1], data.action[4, 1], atol=1e-5)  # a position: the last one
+
+
+def test_past_the_end_a_relative_action_stays_at_the_last_target(make: type) -> None:
+    config = dataclasses.replace(CONFIG, delta_action_dims=(), relative_action_dims=(1,))
+    with closing(make(config)) as loader:
+        window, data = loader.window(3), loader.cache
+        np.testing.assert_allclose(
+            loader.codec.decode_action(window.action, data.state[[3]])[0], data.action[[3, 4, 4, 4]], atol=1e-5
+        )
+        everywhere = np.concatenate([loader.window(i).action[~loader.window(i).action_is_pad] for i in range(17)])
+    offsets = everywhere[:, 1]  # over all windows, what the loss sees spans [-1, 1]
+    np.testing.assert_allclose([offsets.min(), offsets.max()], [-1, 1], atol=1e-6)
 
 
 def test_an_episode_of_one_frame(make: type) -> None:

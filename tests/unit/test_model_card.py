@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
-from lightwam.config import recipes
+from lightwam.config import recipe_files
 from lightwam.config.libero_protocols import ACTION_NAMES, STATE_NAMES
 from lightwam.config.schema import Umt5Config, WanVaeConfig
 from lightwam.config.strict_json import to_dict
@@ -251,7 +251,7 @@ def test_a_directory_that_is_not_a_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["point", "demo", "mt10", "libero-object-small", "libero-10"])
 def test_our_robots_have_the_sizes_of_their_recipes(name: str) -> None:
-    recipe = recipes.recipe(name)
+    recipe = recipe_files.recipe(name)
     robot = robot_units(recipe.sim.name)
     assert robot and (len(robot.state), len(robot.action)) == (recipe.model.state_dim, recipe.model.action_dim)
     assert robot.steps_per_second > 0

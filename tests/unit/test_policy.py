@@ -14,7 +14,8 @@ import torch
 from in_here import InHere
 
 import lightwam.policy.policy
-from lightwam.data.codec import to_pictures
+from lightwam.data.codec import Codec, to_pictures
+from lightwam.data.statistics import measure
 from lightwam.encoders import frozen
 from lightwam.encoders.frozen import Prompts
 from lightwam.encoders.hashed_text import HashedText
@@ -65,6 +66,19 @@ def test_action_depends_on_every_field(trained: Policy, seen: list[Observation],
         "instruction": seen[1].instruction,
     }
     assert not np.array_equal(trained.act(seen[0]), trained.act(replace(seen[0], **{part: other[part]})))
+
+
+def test_relative_actions_are_decoded_from_the_state_of_each_observation(
+    tiny_once: Any, seen: list[Observation]
+) -> None:
+    policy = Policy.load(tiny_once.run)
+    config = replace(policy.codec.config, delta_action_dims=(), relative_action_dims=(1,))
+    plain = policy.act_batch(seen)
+    policy.codec = Codec(config, policy.codec.state, policy.codec.action, measure(np.float32([[-1], [2]])))
+    relative, states = policy.act_batch(seen), np.stack([observation.state for observation in seen])
+    np.testing.assert_array_equal(relative[..., 0], plain[..., 0])
+    normalised = policy.codec.encode_action(relative, states)
+    np.testing.assert_allclose(relative[..., 1], normalised[..., 1] * 1.5 + 0.5 + states[:, None, 1], atol=1e-5)
 
 
 def picture(**kind: Any) -> dict[str, Any]:

@@ -92,7 +92,7 @@ def test_a_module_of_an_earlier_version_leaves_the_function_callable(name: str) 
 
 
 def test_the_jobs_in_order_with_directories_as_text(tiny_recipe: lw.Recipe, tmp_path: Path) -> None:
-    recipe = replace(tiny_recipe, collect=replace(tiny_recipe.collect, demos_per_task=1))
+    recipe = replace(tiny_recipe, collect=replace(tiny_recipe.demonstrations, demos_per_task=1))
     dataset, run = str(tmp_path / "dataset"), str(tmp_path / "run")
     assert lw.collect(recipe, dataset=dataset).episodes == 2
     assert lw.train(recipe, dataset=dataset, run=run) == Path(run)

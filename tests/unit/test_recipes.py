@@ -4,18 +4,19 @@ import pytest
 
 from lightwam.config import recipes
 from lightwam.config.checks import check_recipe
+from lightwam.config.recipe_files import recipe
 from lightwam.errors import ConfigError
 
 
 @pytest.mark.parametrize("name", recipes.RECIPES)
 def test_every_recipe_fits_together_and_bears_its_name(name: str) -> None:
     assert check_recipe(recipes.RECIPES[name]()).name == name
-    assert recipes.recipe(name) == recipes.RECIPES[name]()
+    assert recipe(name) == recipes.RECIPES[name]()
 
 
 def test_an_unknown_recipe_is_refused_with_a_suggestion() -> None:
     with pytest.raises(ConfigError, match=r"(?s)unknown recipe.*'dem'.*did you mean 'demo'"):
-        recipes.recipe("dem")
+        recipe("dem")
 
 
 def test_the_demo_has_four_metaworld_tasks() -> None:

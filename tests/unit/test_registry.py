@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 
-from lightwam.config import recipes
+from lightwam.config import recipe_files
 from lightwam.config.checks import check_recipe
 from lightwam.config.schema import Recipe, SimConfig
 from lightwam.data.collect import collect
@@ -60,7 +60,7 @@ def test_a_user_adapter_is_loaded_by_its_import_path(tmp_path, monkeypatch: pyte
 def test_a_negative_seed_is_refused(name: str) -> None:
     pytest.importorskip({"point": "numpy"}.get(name, name))
     recipe = {"point": "point", "metaworld": "demo", "libero": "libero-object-small"}[name]
-    sim = recipes.recipe(recipe).sim
+    sim = recipe_files.recipe(recipe).sim
     with pytest.raises(SimulatorError, match=r"must not be negative[\s\S]*got: -5"):
         registry.make_simulator(sim, sim.tasks[0]).reset(-5)
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from lightwam.cli.main import main
-from lightwam.config.schema import ControlSettings, SimConfig
+from lightwam.config.commands import ControlSettings
+from lightwam.config.schema import SimConfig
 from lightwam.errors import ConfigError
 from lightwam.evaluation.latency_benchmark import bench_control
 from lightwam.evaluation.rehearsal import (

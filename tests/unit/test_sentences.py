@@ -14,7 +14,7 @@ from inspect_robots_xpolicylab._client import PolicyClient
 from inspect_robots_xpolicylab._protocol import WsError
 from serving import message, mirror, serving
 
-from lightwam.config import recipes
+from lightwam.config import recipe_files
 from lightwam.config.schema import HashedTextConfig, Recipe, Umt5Config
 from lightwam.encoders import frozen
 from lightwam.encoders.frozen import Prompts
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.filterwarnings(r"ignore:connect\(\) must be used as a c
 
 
 def recipe(prompt: str = "{task}", **changes: Any) -> Recipe:
-    point = recipes.recipe("point")
+    point = recipe_files.recipe("point")
     return replace(point, prompt=prompt, text=replace(HashedTextConfig(num_tokens=8, dim=point.text.dim), **changes))
 
 
@@ -162,7 +162,7 @@ def test_without_the_text_encoder_the_runs_sentences_are_answered(
         raise CheckpointError("there is no tokenizer", where="/nowhere")
 
     monkeypatch.setattr("lightwam.serving.sentences.PromptCheck", absent)
-    pretrained = replace(recipes.recipe("point"), text=Umt5Config(), weights="/nowhere", prompt="do: {task}")
+    pretrained = replace(recipe_files.recipe("point"), text=Umt5Config(), weights="/nowhere", prompt="do: {task}")
     check = sentence_check(pretrained, {"do: open the drawer"})
     assert any("without the text encoder" in line for line in caplog.messages)
     check("open the drawer")

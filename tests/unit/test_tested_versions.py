@@ -11,7 +11,7 @@ import pytest
 from in_here import InHere
 
 from lightwam.cli.main import main
-from lightwam.config import recipes
+from lightwam.config import recipe_files
 from lightwam.config.schema import Recipe
 from lightwam.data.collect import collect
 from lightwam.errors import DatasetError, SetupError
@@ -99,7 +99,7 @@ def test_make_simulator_refuses_a_version_that_breaks(monkeypatch: pytest.Monkey
     stated = {"lightwam": PackageVersions(("0.0.1",), breaks_from="0.0.2")}
     monkeypatch.setattr(point, "TESTED", stated, raising=False)
     with pytest.raises(SetupError, match="does not run with lightwam"):
-        registry.make_simulator(recipes.recipe("point").sim, "red")
+        registry.make_simulator(recipe_files.recipe("point").sim, "red")
 
 
 def test_the_protocol_has_the_versions_that_an_adapter_declares(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -147,12 +147,17 @@ class LightWAMConfig(PreTrainedConfig):
             codec = placed(codec, cameras, self.camera_size)
         # padded steps are left out of the loss, so it does not matter which actions mean "no motion"
         codec = replace(codec, delta_action_dims=())
-        sim = replace(recipe.sim, name="lerobot", tasks=("lerobot",), cameras=cameras, protocol="")
+        sim = replace(recipe.simulation, name="lerobot", tasks=("lerobot",), cameras=cameras, protocol="")
         model = replace(recipe.model, state_dim=state.shape[0], action_dim=action.shape[0])
         return replace(with_simulator(recipe, sim, recipe.eval), model=model, codec=codec)
 
     def _check_fit(self, recipe: Recipe) -> None:
         """ConfigError when the features are not those of the recipe, as when a checkpoint meets another robot."""
+        if recipe.codec.relative_action_dims:
+            # LeRobot's processors normalise before the policy sees the state; they would decode other actions
+            what, step = "relative actions are not supported in LeRobot yet", "serve the run with lightwam serve"
+            got = recipe.codec.relative_action_dims
+            raise ConfigError(what, where="codec.relative_action_dims", got=got, next_step=step)
         state, action = self.robot_state_feature, self.action_feature
         assert state is not None and action is not None
         got = {"observation.state": state.shape[0], "action": action.shape[0]}

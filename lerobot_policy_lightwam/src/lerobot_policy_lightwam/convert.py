@@ -47,7 +47,7 @@ def convert(options: ConvertOptions) -> LightWAMPolicy:
         raise CheckpointError("the output folder is not empty", where=out, expected="a new folder")
     recipe = run_directory.read_recipe(run)
     codec, measured = run_directory.read_processing(run)
-    shape = (3, recipe.sim.height, recipe.sim.width)
+    shape = (3, recipe.simulation.height, recipe.simulation.width)
     inputs = {f"{OBS_IMAGES}.{camera}": PolicyFeature(FeatureType.VISUAL, shape) for camera in codec.cameras}
     inputs[OBS_STATE] = PolicyFeature(FeatureType.STATE, (recipe.model.state_dim,))
     config = LightWAMConfig(

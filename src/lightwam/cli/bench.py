@@ -19,7 +19,8 @@ from lightwam.cli.options import (
     run_command,
     subcommand,
 )
-from lightwam.config.schema import ControlSettings, Recipe
+from lightwam.config.commands import ControlSettings
+from lightwam.config.schema import Recipe
 
 USAGE = """usage: lightwam bench train RECIPE [OPTIONS]     training samples a second, and the share of time by part
        lightwam bench act RECIPE|RUN [OPTIONS]    milliseconds an action chunk, plain and by the engine

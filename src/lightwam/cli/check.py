@@ -88,7 +88,7 @@ def run(arguments: Sequence[str]) -> None:
 
 def _check_sim(arguments: Sequence[str]) -> None:
     options = recipe_command(SimOptions, arguments, "check sim")
-    sim = options.recipe.sim
+    sim = options.recipe.simulation
     from lightwam.sim.check import check_simulator
     from lightwam.sim.registry import version_warnings
 
@@ -109,7 +109,7 @@ def _check_expert(arguments: Sequence[str]) -> None:
     from lightwam.evaluation.expert_check import check_experts
 
     say = partial(print, file=sys.stderr if options.json else sys.stdout, flush=True)
-    width = max(map(len, options.recipe.sim.tasks))
+    width = max(map(len, options.recipe.simulation.tasks))
 
     def tell(task: str, row: Mapping[str, Any]) -> None:
         say(f"{task:{width}}  {_expert_line(row)}")

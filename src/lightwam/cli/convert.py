@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from lightwam.cli.options import Flat, NamesOptions, parse, subcommand
-from lightwam.config.schema import ConvertConfig
+from lightwam.config.commands import ConvertConfig
 
 USAGE = """usage: lightwam convert libero SOURCE OUT [OPTIONS]   LIBERO's HDF5 files, or a LeRobot dataset of LIBERO
 

@@ -11,7 +11,7 @@ from typing import Any
 from lightwam.cli.options import PolicyOptions, RayOptions, given, named_recipe, parse, positionals, wants_help
 from lightwam.config.checks import check_recipe
 from lightwam.config.libero_protocols import with_suite_and_protocol
-from lightwam.config.recipes import recipe
+from lightwam.config.recipe_files import recipe
 from lightwam.config.schema import EvalConfig, SimConfig, with_simulator
 from lightwam.errors import ConfigError
 from lightwam.system.tables import rate_cells, table_lines
@@ -76,7 +76,7 @@ def run(arguments: Sequence[str]) -> None:
     if wants_help(arguments):
         print(USAGE)
         example = recipe(EXAMPLE)
-        parse(EvalOptions, arguments, "eval RUN", EvalOptions(eval=example.eval, sim=example.sim))
+        parse(EvalOptions, arguments, "eval RUN", EvalOptions(eval=example.eval, sim=example.simulation))
     (subject,), rest = positionals(arguments, "eval")
     if subject.startswith(("ws://", "wss://")):
         print(table(_eval_server(subject, rest)))
@@ -91,7 +91,7 @@ def _eval_run(run: Path, arguments: Sequence[str]) -> dict[str, Any]:
     from lightwam.policy.run_directory import read_recipe
 
     recipe = read_recipe(run)
-    options = parse(EvalOptions, arguments, f"eval {run}", EvalOptions(eval=recipe.eval, sim=recipe.sim))
+    options = parse(EvalOptions, arguments, f"eval {run}", EvalOptions(eval=recipe.eval, sim=recipe.simulation))
     sim, settings = world(options, given(arguments))
     from lightwam.evaluation.evaluate import evaluate
     from lightwam.policy.policy import Policy
@@ -107,7 +107,7 @@ def _eval_run(run: Path, arguments: Sequence[str]) -> dict[str, Any]:
 
 def _eval_server(url: str, arguments: Sequence[str]) -> dict[str, Any]:
     recipe, rest = named_recipe(arguments, "eval ws://HOST:PORT")
-    defaults = ServerOptions(eval=recipe.eval, sim=recipe.sim)
+    defaults = ServerOptions(eval=recipe.eval, sim=recipe.simulation)
     options = parse(ServerOptions, rest, f"eval {url} {recipe.name}", defaults)
     if options.run is None:
         raise ConfigError("the results need a folder", where="--run", next_step="--run runs/NAME")

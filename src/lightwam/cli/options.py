@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import tyro
 
 from lightwam.config import checks, recipes
+from lightwam.config.recipe_files import recipe as load_recipe
 from lightwam.config.schema import Recipe
 from lightwam.config.strict_json import old_names
 from lightwam.errors import ConfigError, did_you_mean
@@ -81,15 +82,16 @@ class CacheOptions:
 class DatasetOptions(NamesOptions, CacheOptions):
     """Options of commands that train on a dataset, or prepare that."""
 
-    dataset: Path
-    """a LeRobot dataset, v3.0 or v2.1: a folder, or OWNER/NAME[@REVISION] on the Hugging Face Hub"""
+    dataset: Path | None = None
+    """a LeRobot dataset, v3.0 or v2.1: a folder, or OWNER/NAME[@REVISION] on the Hugging Face Hub; by default the
+    recipe's sources"""
 
     def source(self) -> DatasetSource:
         """Return the dataset with its names and cache."""
         from lightwam.data.lerobot.features import parse_names
         from lightwam.training.caches import DatasetSource
 
-        return DatasetSource(self.dataset, parse_names(self.names), self.cache)
+        return DatasetSource(self.dataset, parse_names(self.names) if self.names else None, self.cache)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,15 +131,17 @@ class JsonOptions:
 def named_recipe(arguments: Sequence[str], command: str, default: str | None = None) -> tuple[Recipe, list[str]]:
     """Return the recipe that the first argument names, unchecked as overrides may follow, and the other arguments.
 
-    Without a name the recipe is `default`; without either, ConfigError lists the names.
+    The argument may be a recipe's name, a recipe file or a run directory. Without it the recipe is `default`; without
+    either, ConfigError lists the names.
     """
     if arguments and not arguments[0].startswith("-"):
-        return recipes.recipe(arguments[0]), list(arguments[1:])
+        return load_recipe(arguments[0]), list(arguments[1:])
     if default is not None:
-        return recipes.recipe(default), list(arguments)
+        return load_recipe(default), list(arguments)
     if wants_help(arguments):
         lines = [f"  {name:20}{(make.__doc__ or '').splitlines()[0]}" for name, make in recipes.RECIPES.items()]
         print("\n".join([f"usage: lightwam {command} RECIPE [OPTIONS]", "", "recipes:", *lines, ""]))
+        print("or a recipe file (.toml), as `lightwam init DATASET` writes it, or a run directory")
         print(f"lightwam {command} RECIPE --help lists every option with its value in that recipe.")
         raise SystemExit(0)
     names, step = ", ".join(recipes.RECIPES), f"lightwam {command} {next(iter(recipes.RECIPES))}"
@@ -147,16 +151,53 @@ def named_recipe(arguments: Sequence[str], command: str, default: str | None = N
 def recipe_command(kind: type[Options], arguments: Sequence[str], command: str, default: str | None = None) -> Options:
     """Return the options of a command that starts with a recipe, checked.
 
-    Dataset and run are in data/ and runs/ under the recipe's name unless an option says otherwise.
+    Unless an option says otherwise, the dataset is the recipe's sources, else in data/ under its name, and the run is
+    in runs/ under its name; for a run directory in place of a recipe they are the run's own.
     """
     recipe, rest = named_recipe(arguments, command, default)
     make: Any = kind
-    directories = {"dataset": Path("data") / recipe.name, "run": Path("runs") / recipe.name}
+    directories: dict[str, Any] = {"dataset": Path("data") / recipe.name, "run": Path("runs") / recipe.name}
+    if recipe.sources:
+        directories["dataset"] = None
+    if len(rest) < len(arguments) and (own := Path(arguments[0])).is_dir():
+        directories |= {"run": own} | ({"dataset": _trained_on(own)} if not recipe.sources else {})
     names = directories.keys() & {field.name for field in fields(make)}
     defaults = make(recipe=recipe, **{name: directories[name] for name in names})
     options: Any = parse(kind, rest, f"{command} {recipe.name}", defaults)
+    options = dataclasses.replace(options, recipe=consistent(recipe, options.recipe, given(rest)))
     checks.check_recipe(options.recipe)
     return options
+
+
+def consistent(base: Recipe, changed: Recipe, explicit: frozenset[str]) -> Recipe:
+    """Return the recipe `changed` by options with the settings that follow from them; `explicit`: the options given.
+
+    A supervised prefix that was the whole horizon follows it. ConfigError for a camera that would inherit the crop of
+    another one.
+    """
+    old, new = base.model, changed.model
+    if old.supervised_prefix == old.horizon != new.horizon and "--model.supervised-prefix" not in explicit:
+        changed = dataclasses.replace(changed, model=dataclasses.replace(new, supervised_prefix=new.horizon))
+    for i, (place, was) in enumerate(zip(changed.codec.places, base.codec.places, strict=False)):
+        name = f"codec.places.{i}"
+        option = f"--{name}.crop"
+        if place.camera != was.camera and place.crop != (0.0, 0.0, 1.0, 1.0) and option not in explicit:
+            what, step = f"it would inherit the crop of {was.camera!r}", f"{option} 0 0 1 1 is the whole picture"
+            raise ConfigError(what, where=f"{name}.camera", got=place.camera, next_step=step)
+    return changed
+
+
+def _trained_on(run: Path) -> Path:
+    """Return the path or Hub id of the dataset that a run was trained on."""
+    path = run / "dataset.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return Path(record["hub"]["id"] if "hub" in record else record["path"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        step = "pass --dataset"
+        raise ConfigError(
+            "the run does not say what it was trained on", where=path, got=error, next_step=step
+        ) from error
 
 
 def positionals(arguments: Sequence[str], command: str, names: Mapping[str, str] = RUN) -> tuple[list[str], list[str]]:

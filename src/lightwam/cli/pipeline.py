@@ -46,7 +46,7 @@ def demo(recipe: Recipe, run: Path, say: Callable[[str], None] = print, cache: P
         train(recipe, DatasetSource(run / "dataset", cache=cache), run, say=say)
     with timer.part("evaluate"):
         result = evaluate(run, say=say)
-    if len(recipe.sim.tasks) > 1:
+    if len(recipe.simulation.tasks) > 1:
         with timer.part("swap"):
             swap_sentences(run, say)
     with timer.part("probe"):
@@ -69,8 +69,8 @@ def demo(recipe: Recipe, run: Path, say: Callable[[str], None] = print, cache: P
 def check_simulation(recipe: Recipe, say: Callable[[str], None] = print) -> None:
     """Raise ConfigError or PromptError when a simulator does not fit the recipe's model or text encoder."""
     with contextlib.ExitStack() as stack:
-        for task in recipe.sim.tasks:
-            simulator = registry.make_simulator(recipe.sim, task)
+        for task in recipe.simulation.tasks:
+            simulator = registry.make_simulator(recipe.simulation, task)
             stack.callback(simulator.close)
             check_prompts(recipe, [simulator.instruction], say)
             for option, got, expected in (
@@ -78,7 +78,10 @@ def check_simulation(recipe: Recipe, say: Callable[[str], None] = print) -> None
                 ("--model.action-dim", simulator.action_dim, recipe.model.action_dim),
             ):
                 if got != expected and (expected or option == "--model.action-dim"):
-                    what, simulated = "the model must have the simulator's widths", f"{got} ({recipe.sim.name}/{task})"
+                    what, simulated = (
+                        "the model must have the simulator's widths",
+                        f"{got} ({recipe.simulation.name}/{task})",
+                    )
                     raise ConfigError(what, where=option, got=expected, expected=simulated)
 
 
@@ -86,7 +89,9 @@ def probe(run: Path) -> None:
     """Record what the policy imagines, and its attention, for the report."""
     policy = Policy.load(run)
     with contextlib.ExitStack() as stack:
-        simulators = {task: registry.make_simulator(policy.recipe.sim, task) for task in policy.recipe.sim.tasks}
+        simulators = {
+            task: registry.make_simulator(policy.recipe.simulation, task) for task in policy.recipe.simulation.tasks
+        }
         for simulator in simulators.values():
             stack.callback(simulator.close)
         record_probe(policy, simulators, run / "eval" / "probe.npz")

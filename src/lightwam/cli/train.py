@@ -24,8 +24,19 @@ class TrainOptions(DeviceOptions, DatasetOptions, RecipeOptions):
     """with --start-from: keep that run's statistics of state, action and latents, or measure them on this dataset"""
 
 
+def begun(arguments: Sequence[str]) -> Path | None:
+    """Return the run directory of a command line without a recipe, if training has begun there."""
+    words = [word for argument in arguments for word in argument.split("=", 1)]
+    if not words or not words[0].startswith("-") or "--run" not in words[:-1]:
+        return None
+    run = Path(words[words.index("--run") + 1])
+    return run if (run / "recipe.json").is_file() else None
+
+
 def run(arguments: Sequence[str]) -> None:
-    """`lightwam train RECIPE [--dataset PATH] [--run PATH] [OPTIONS]`."""
+    """`lightwam train RECIPE [--dataset PATH] [--run PATH] [OPTIONS]`, `lightwam train --run runs/demo` to go on."""
+    if (run := begun(arguments)) is not None:
+        arguments = [str(run), *arguments]
     options = recipe_command(TrainOptions, arguments, "train")
     from lightwam.system.cpu import keep_memory
     from lightwam.training.train import train

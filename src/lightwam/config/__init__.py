@@ -1,10 +1,10 @@
 """Settings: their schema, their checks, and the recipes."""
 
+from lightwam.config.commands import ConvertConfig as ConvertConfig
 from lightwam.config.schema import BackboneConfig as BackboneConfig
 from lightwam.config.schema import CameraPlace as CameraPlace
 from lightwam.config.schema import CodecConfig as CodecConfig
 from lightwam.config.schema import CollectConfig as CollectConfig
-from lightwam.config.schema import ConvertConfig as ConvertConfig
 from lightwam.config.schema import DctConfig as DctConfig
 from lightwam.config.schema import EvalConfig as EvalConfig
 from lightwam.config.schema import ExpertConfig as ExpertConfig

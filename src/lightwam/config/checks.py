@@ -6,7 +6,16 @@ import math
 import string
 
 from lightwam.config.libero_protocols import FIRST_STATE, NUM_STATES, protocol
-from lightwam.config.schema import POOL, CollectConfig, EvalConfig, ModelConfig, Recipe, SimConfig, TrainConfig
+from lightwam.config.schema import (
+    POOL,
+    CodecConfig,
+    CollectConfig,
+    EvalConfig,
+    ModelConfig,
+    Recipe,
+    SimConfig,
+    TrainConfig,
+)
 from lightwam.errors import ConfigError
 
 
@@ -29,8 +38,12 @@ def check_recipe(recipe: Recipe) -> Recipe:
     _check_windows(recipe)
     _check_canvas(recipe)
     _check_train(recipe.train)
-    check_simulation(recipe.sim, recipe.eval)
-    _check_demonstrations(recipe.sim, recipe.collect, recipe.eval)
+    _check_evaluation(recipe.eval)
+    if recipe.sim is not None:
+        check_simulation(recipe.sim, recipe.eval)
+        if recipe.collect is not None:
+            _check_demonstrations(recipe.sim, recipe.collect, recipe.eval)
+    _check_sources(recipe)
     pretrained = recipe.latents.pretrained or recipe.text.pretrained
     step = "--weights /path/to/Wan2.1-T2V-1.3B"
     why = "the VAE or text encoder is pretrained"
@@ -64,12 +77,28 @@ def check_seed(name: str, seed: int) -> None:
 def check_simulation(sim: SimConfig, evaluation: EvalConfig) -> None:
     """Raise ConfigError when the settings of a simulator and of an evaluation do not fit together."""
     _require_least(1, "sim", sim, "height", "width", "max_steps", "action_repeat")
-    _require_least(1, "eval", evaluation, "trials", "replan", "workers")
-    _require_least(0, "eval", evaluation, "videos_per_task", "first_seed")
+    _check_evaluation(evaluation)
     for name, words in (("tasks", sim.tasks), ("cameras", sim.cameras)):
         _require(0 < len(words) == len(set(words)), f"sim.{name}", words, "non-empty and unique")
     if sim.name == "libero":
         _check_libero(sim, evaluation)
+
+
+def _check_evaluation(evaluation: EvalConfig) -> None:
+    _require_least(1, "eval", evaluation, "trials", "replan", "workers")
+    _require_least(0, "eval", evaluation, "videos_per_task", "first_seed")
+
+
+def _check_sources(recipe: Recipe) -> None:
+    _require(0 <= recipe.held_out.share < 1, "held_out.share", recipe.held_out.share, "in [0, 1)")
+    _require_least(0, "held_out", recipe.held_out, "seed")
+    for i, source in enumerate(recipe.sources):
+        name = f"sources[{i}]"
+        _require(bool(source.path), f"{name}.path", "''", "a folder or a Hub id")
+        _require(0 < source.weight < math.inf, f"{name}.weight", source.weight, "> 0")
+        _require(source.actions != "none" or source.video, name, "neither actions nor video", "used for something")
+    learns = not recipe.sources or any(source.actions != "none" for source in recipe.sources)
+    _require(learns, "sources", "none with actions", "at least one with actions")
 
 
 def _check_libero(sim: SimConfig, evaluation: EvalConfig) -> None:
@@ -135,8 +164,21 @@ def _check_windows(recipe: Recipe) -> None:
     _require(recipe.text.dim == text_dim, "text.dim", recipe.text.dim, f"{text_dim} (model.backbone.text_dim)")
     for dim in recipe.codec.delta_action_dims:
         _require(0 <= dim < model.action_dim, "codec.delta_action_dims", dim, f"within 0..{model.action_dim - 1}")
+    _check_relative(recipe.codec, model)
     got, expected = recipe.latents.channels, f"{channels} (model.backbone.latent_channels)"
     _require(got == channels, "the channels of latents", got, expected)
+
+
+def _check_relative(codec: CodecConfig, model: ModelConfig) -> None:
+    name, relative = "codec.relative_action_dims", codec.relative_action_dims
+    if not relative:
+        return
+    most, why = min(model.action_dim, model.state_dim) - 1, "an action is relative to the state of the same index"
+    _require(model.state_dim > 0, name, relative, "empty with model.state_dim 0", why)
+    _require(all(0 <= dim <= most for dim in relative), name, relative, f"within 0..{most}", why)
+    _require(len(set(relative)) == len(relative), name, relative, "unique")
+    why = "an action is a motion, or a target that is learnt relative to the state"
+    _require(not {*relative} & {*codec.delta_action_dims}, name, relative, "none of codec.delta_action_dims", why)
 
 
 def _check_canvas(recipe: Recipe) -> None:
@@ -145,8 +187,9 @@ def _check_canvas(recipe: Recipe) -> None:
     for side, value, grain in (("height", height, pooled * patch[1]), ("width", width, pooled * patch[2])):
         why = f"pooled latents, {pooled} pixels each, are split into patches"
         _require(value > 0 and value % grain == 0, f"codec.canvas {side}", value, f"a multiple of {grain} pixels", why)
-    cameras = recipe.sim.cameras
-    _require(len(recipe.codec.places) > 0, "codec.places", "none", f"places of cameras of {cameras}")
+    cameras, places = recipe.sim.cameras if recipe.sim else None, recipe.codec.places
+    expected, step = f"places of cameras{f' of {cameras}' if cameras else ''}", "`lightwam init DATASET` derives them"
+    _require(len(places) > 0, "codec.places", "none", expected, next_step=step)
     for place in recipe.codec.places:
         name, size = f"codec.places {place.camera}", f"{place.height}x{place.width}"
         _require(place.height >= 1 and place.width >= 1, name, size, "at least 1x1 pixels")
@@ -155,4 +198,5 @@ def _check_canvas(recipe: Recipe) -> None:
         top, left, bottom, right = place.crop
         valid = 0 <= top < bottom <= 1 and 0 <= left < right <= 1
         _require(valid, f"{name} crop", place.crop, "0 <= top < bottom <= 1, 0 <= left < right <= 1")
-        _require(place.camera in cameras, "a camera in codec.places", place.camera, f"in sim.cameras {cameras}")
+        known = cameras is None or place.camera in cameras
+        _require(known, "a camera in codec.places", place.camera, f"in sim.cameras {cameras}")

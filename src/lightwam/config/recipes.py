@@ -1,7 +1,7 @@
 """Named experiments, each a function that returns a complete recipe: small ones, then the paper's.
 
-No hyperparameter lives anywhere else. A command line overrides single values (`lightwam train demo --train.steps 200`);
-the recipe that ran, overrides included, is saved in its run directory.
+No hyperparameter lives anywhere else. A recipe file (recipe_files.py) changes some values of a named recipe, and a
+command line single ones (`lightwam train demo --train.steps 200`); the recipe that ran is saved in its run directory.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from lightwam.config.schema import (
     Umt5Config,
     WanVaeConfig,
 )
-from lightwam.errors import ConfigError, did_you_mean
 
 
 def demo() -> Recipe:
@@ -109,8 +108,8 @@ def mt10() -> Recipe:
         name="mt10",
         model=replace(base.model, backbone=backbone),
         codec=_opposite_cameras(corner4=(32, 42), corner=(28, 36)),
-        sim=replace(base.sim, tasks=tasks, max_steps=100),
-        collect=replace(base.collect, demos_per_task=100, more_demos=more_demos),
+        sim=replace(base.simulation, tasks=tasks, max_steps=100),
+        collect=replace(base.demonstrations, demos_per_task=100, more_demos=more_demos),
         train=replace(base.train, steps=6000, ema_decay=0.999, save_every=1000),
     )
 
@@ -306,15 +305,3 @@ RECIPES: Mapping[str, Callable[[], Recipe]] = {
     "robotwin": robotwin,
 }
 """name on the command line -> the recipe"""
-
-
-def recipe_names() -> tuple[str, ...]:
-    """Return the names of all recipes."""
-    return tuple(RECIPES)
-
-
-def recipe(name: str) -> Recipe:
-    """Return the recipe of this name; ConfigError with the nearest names for an unknown one."""
-    if name not in RECIPES:
-        raise ConfigError("unknown recipe", got=repr(name), next_step=did_you_mean(name, RECIPES))
-    return RECIPES[name]()

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from lightwam.config.strict_json import added, renamed
+from lightwam.errors import ConfigError
 
 LATENTS = "latents"
 """subfolder of a dataset for cached latents and prompt embeddings"""
@@ -107,6 +108,9 @@ class CodecConfig:
     delta_action_dims: tuple[int, ...] = ()
     """action dims in which 0 (robot units) means no motion; steps past an episode's end are padded with 0 there,
     with the last action elsewhere"""
+    relative_action_dims: tuple[int, ...] = added(())
+    """action dims that the model learns as target minus state at the chunk's start; the state must have the same number
+    at the same index, in the same unit"""
 
 
 @dataclass(frozen=True)
@@ -174,6 +178,40 @@ class Umt5Config:
 
 
 @dataclass(frozen=True)
+class SourceConfig:
+    """A dataset to train on, or a part of it."""
+
+    path: str
+    """a folder, or a Hub id OWNER/NAME, OWNER/NAME@REVISION"""
+    weight: float = added(1.0)
+    """share of the samples, relative to the weights of the other sources"""
+    names: tuple[str, ...] = added(())
+    """pairs FEATURE=NAME, if its features do not have LeRobot's names"""
+    cameras: tuple[str, ...] = added(())
+    """pairs CAMERA=NAME: cameras of the dataset that the codec has under another name"""
+    tasks: tuple[str, ...] = added(())
+    """use only episodes with these sentences; empty: all"""
+    episodes: tuple[int, ...] = added(())
+    """use only these episodes; empty: all"""
+    held_out: tuple[int, ...] = added(())
+    """episodes that are never trained on; empty: as the recipe's `held_out` chooses"""
+    actions: Literal["all", "none", "corrections"] = added("all")
+    """steps whose actions are learnt: all, none (the video loss alone), or those marked as a person's corrections"""
+    video: bool = added(True)
+    """learn to predict its future video"""
+
+
+@dataclass(frozen=True)
+class HeldOutConfig:
+    """Episodes that are never trained on, to measure the policy's error."""
+
+    share: float = 0.0
+    """of the episodes of each task, at least one of every task that has four or more; 0: none are held out"""
+    seed: int = 0
+    """chooses them"""
+
+
+@dataclass(frozen=True)
 class SimConfig:
     """A simulator with its tasks and cameras."""
 
@@ -216,40 +254,6 @@ class CollectConfig:
     def demos(self, task: str) -> int:
         """Return the number of demonstrations to record of `task`."""
         return self.demos_per_task + dict(self.more_demos).get(task, 0)
-
-
-@dataclass(frozen=True)
-class ControlSettings:
-    """Settings of `lightwam bench control`."""
-
-    trials: int = 5
-    """unseen seeds of every task"""
-    latencies_ms: tuple[float, ...] = (0.0, 100.0, 250.0)
-    """from observation to answer"""
-    rates_hz: tuple[float, ...] = ()
-    """control steps a second, at which latencies are counted; the simulator's own by default"""
-    replan: int | None = None
-    """steps between two requests; the run's own by default"""
-    blend: int = 2
-    """steps of a cross-fade"""
-    decay: float = 0.01
-    """of temporal ensembling: the i-th oldest chunk weighs exp(-decay i)"""
-    patience: float = 3.0
-    """limit of an episode in multiples of the recipe's step limit, as waiting costs steps"""
-
-
-@dataclass(frozen=True)
-class ConvertConfig:
-    """The reading of LIBERO demonstrations that others published."""
-
-    orientation: Literal["auto", "upright", "upside-down"] = "auto"
-    """orientation of the source's pictures; auto: upside-down in LIBERO's own files, upright in LeRobot datasets"""
-    gripper: Literal["auto", "zero-one", "minus-one-one"] = "auto"
-    """the source's gripper action: 1 open and 0 closed, or the simulator's -1 open and 1 closed; auto: by its values"""
-    keep_no_ops: bool = False
-    """keep steps that neither move nor change the gripper"""
-    keep_failures: bool = False
-    """keep demonstrations that never succeed"""
 
 
 @dataclass(frozen=True)
@@ -306,15 +310,36 @@ class Recipe:
     codec: CodecConfig
     latents: DctConfig | WanVaeConfig
     text: HashedTextConfig | Umt5Config
-    sim: SimConfig
-    collect: CollectConfig
+    sim: SimConfig | None
+    """None: there is no simulator, the policy is of a robot whose data are given"""
+    collect: CollectConfig | None
+    """None: there is no scripted expert to record"""
     train: TrainConfig
     eval: EvalConfig
     prompt: str = "{task}"
     """the text encoder's input, with {task} in place of the task sentence"""
     weights: str = ""
     """pretrained Wan2.1: a folder (the official layout or diffusers') or a Hub repo id; empty: nothing is pretrained"""
+    sources: tuple[SourceConfig, ...] = added(())
+    """datasets to train on; empty: the one given by --dataset"""
+    held_out: HeldOutConfig = added(HeldOutConfig())
     notes: str = field(default="", compare=False)
+
+    @property
+    def simulation(self) -> SimConfig:
+        """The simulator; ConfigError for a recipe without one."""
+        if self.sim is None:
+            what, step = "the recipe must have a simulator", "add [sim] to the recipe, or do without closed loop"
+            raise ConfigError(what, where=f"recipe {self.name}", got="no [sim]", next_step=step)
+        return self.sim
+
+    @property
+    def demonstrations(self) -> CollectConfig:
+        """The settings of scripted demonstrations; ConfigError for a recipe without them."""
+        if self.collect is None:
+            what, step = "the recipe must say how to record demonstrations", "add [collect] to the recipe"
+            raise ConfigError(what, where=f"recipe {self.name}", got="no [collect]", next_step=step)
+        return self.collect
 
     @property
     def num_frames(self) -> int:
@@ -335,9 +360,10 @@ class Recipe:
         return channels, frames, height // POOL, width // POOL
 
 
-def with_simulator(recipe: Recipe, sim: SimConfig, settings: EvalConfig) -> Recipe:
+def with_simulator(recipe: Recipe, sim: SimConfig | None, settings: EvalConfig) -> Recipe:
     """Return the recipe with another simulator and evaluation; drops `more_demos` of tasks the simulator lacks."""
-    more = tuple((task, count) for task, count in recipe.collect.more_demos if task in sim.tasks)
-    return dataclasses.replace(
-        recipe, sim=sim, eval=settings, collect=dataclasses.replace(recipe.collect, more_demos=more)
-    )
+    collect = recipe.collect
+    if collect is not None and sim is not None:
+        more = tuple((task, count) for task, count in collect.more_demos if task in sim.tasks)
+        collect = dataclasses.replace(collect, more_demos=more)
+    return dataclasses.replace(recipe, sim=sim, eval=settings, collect=collect)

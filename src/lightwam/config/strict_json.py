@@ -42,8 +42,9 @@ def old_names(kind: Any, prefix: str = "") -> dict[str, str]:
     for f in dataclasses.fields(kind):
         if "old" in f.metadata:
             names[f"{prefix}{f.metadata['old']}"] = f"{prefix}{f.name}"
-        if dataclasses.is_dataclass(hints[f.name]):
-            names |= old_names(hints[f.name], f"{prefix}{f.name}.")
+        for section in (hints[f.name], *typing.get_args(hints[f.name])):
+            if dataclasses.is_dataclass(section):
+                names |= old_names(section, f"{prefix}{f.name}.")
     return names
 
 
@@ -63,6 +64,7 @@ def from_dict(
     error: Callable[..., LightwamError] = ConfigError,
     *,
     partial: bool = False,
+    defaults: bool = False,
 ) -> Config:
     """Convert JSON values to a config of the dataclass `kind`.
 
@@ -70,15 +72,16 @@ def from_dict(
     of dataclasses that differ in their field `kind`, any of these or None, Any, or Annotated[one of these, a condition
     on the value, the condition in words]. `where` begins the location in an `error`, which is raised for an unknown or
     missing key, a value of another type, a condition that does not hold, and a dataclass's ValueError. With `partial`,
-    unknown keys are skipped.
+    unknown keys are skipped; with `defaults`, a missing key has its field's default.
     """
-    return typing.cast(Config, _Reader(error, partial).value(kind, data, where))
+    return typing.cast(Config, _Reader(error, partial, defaults).value(kind, data, where))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Reader:
     error: Callable[..., LightwamError]
     partial: bool
+    defaults: bool
 
     def value(self, kind: Any, data: Any, where: str) -> Any:
         origin, arguments = typing.get_origin(kind), typing.get_args(kind)
@@ -135,7 +138,10 @@ class _Reader:
         if unknown and not self.partial:
             step = did_you_mean(str(unknown[0]), keys.values())
             raise self.error("unknown key", where=where, got=repr(unknown[0]), next_step=step)
-        values = {keys[f.name]: to_dict(f.default) for f in fields if f.metadata.get("added")} | values
+        known = {f: f.default for f in fields if f.metadata.get("added") or self.defaults}
+        values = {
+            keys[f.name]: to_dict(value) for f, value in known.items() if value is not dataclasses.MISSING
+        } | values
         if missing := [key for key in keys.values() if key not in values]:
             raise self.error("keys are missing", where=where, got=sorted(values), expected=missing)
         parts = {name: self.value(hints[name], values[key], f"{where}.{key}") for name, key in keys.items()}

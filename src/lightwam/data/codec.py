@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Float64, UInt8
+from jaxtyping import Float, Float32, Float64, Int64, UInt8
 from torch import Tensor
 from torch.nn import functional
 
 from lightwam.config.schema import CameraPlace, CodecConfig, NormKind
-from lightwam.config.strict_json import from_dict, to_dict
-from lightwam.data.statistics import FeatureStats
+from lightwam.config.strict_json import added, from_dict, to_dict
+from lightwam.data.statistics import FeatureStats, measure, measure_offsets
 from lightwam.errors import ConfigError, WireError, did_you_mean
 
 CONSTANT_SPAN = 1e-6
@@ -31,14 +31,42 @@ class Codec:
 
     `state` and `action` are the statistics of the training data, in robot units. Normalisation is affine and is never
     clipped, so decoding is the inverse of encoding (up to float32 rounding).
+
+    In `config.relative_action_dims` the model's action is the target minus the state at the chunk's start, normalised
+    with the statistics `relative` (`measure_offsets`), which have these dims in this order. Robot data are targets.
     """
 
-    def __init__(self, config: CodecConfig, state: FeatureStats, action: FeatureStats) -> None:
-        self.config, self.state, self.action = config, state, action
-        self._state_affine = affine(config.state_norm, state)
-        self._action_affine = affine(config.action_norm, action)
+    def __init__(
+        self, config: CodecConfig, state: FeatureStats, action: FeatureStats, relative: FeatureStats | None = None
+    ) -> None:
+        self.config, self.state, self.action, self.relative = config, state, action, relative
         if bad := [dim for dim in config.delta_action_dims if not 0 <= dim < action.dim]:
             raise ConfigError(f"codec.delta_action_dims must be in 0..{action.dim - 1}", got=bad)
+        self._relative_dims = _check_relative_dims(config, state.dim, action.dim)
+        if (known := 0 if relative is None else relative.dim) != len(self._relative_dims):
+            what = "a codec must have statistics of its relative dims"
+            raise ConfigError(what, where="codec.relative", got=f"{known} dims", expected=self._relative_dims)
+        self._state_affine = affine(config.state_norm, state)
+        self._action_affine = affine(config.action_norm, action)
+        if relative is not None:
+            for values, others in zip(self._action_affine, affine(config.action_norm, relative), strict=True):
+                values[self._relative_dims] = others
+
+    @classmethod
+    def fit(
+        cls,
+        config: CodecConfig,
+        state: Float32[np.ndarray, "N P"],
+        action: Float32[np.ndarray, "N A"],
+        episode_start: Int64[np.ndarray, " episodes_and_1"],
+        horizon: int,
+    ) -> Codec:
+        """Measure the statistics of a dataset's rows, in robot units; relative dims over windows of `horizon` steps."""
+        relative, dims = None, list(config.relative_action_dims)
+        _check_relative_dims(config, state.shape[1], action.shape[1])
+        if dims:
+            relative = measure_offsets(action[:, dims], state[:, dims], episode_start, horizon)
+        return cls(config, measure(state), measure(action), relative)
 
     @property
     def cameras(self) -> tuple[str, ...]:
@@ -56,31 +84,65 @@ class Codec:
 
     def encode_state(self, state: Any) -> Float32[np.ndarray, "*lead P"]:
         """Normalise floats [..., P] in robot units; WireError when width or dtype is wrong or a value is not finite."""
-        return _encode(state, self._state_affine, "state")
+        offset, scale = self._state_affine
+        return ((_checked(state, len(offset), "state") - offset) / scale).astype(np.float32)
 
-    def encode_action(self, action: Any) -> Float32[np.ndarray, "*lead A"]:
-        """Normalise floats [..., A] in robot units; WireError as for `encode_state`."""
-        return _encode(action, self._action_affine, "action")
+    def encode_action(self, action: Any, state: Any = None) -> Float32[np.ndarray, "*lead A"]:
+        """Normalise floats [..., A] in robot units; WireError as for `encode_state`.
 
-    def decode_action(self, action: Float32[np.ndarray, "*lead A"]) -> Float32[np.ndarray, "*lead A"]:
-        """Convert normalised actions to robot units."""
+        With relative dims, chunks [..., H, A] and the state [..., P] at the start of each, in robot units too.
+        """
         offset, scale = self._action_affine
-        return (action * scale + offset).astype(np.float32)
+        values = _checked(action, len(offset), "action")
+        if self._relative_dims:
+            values = values.astype(np.float64)
+            values[..., self._relative_dims] -= self._origin(state)
+        return ((values - offset) / scale).astype(np.float32)
+
+    def decode_action(
+        self, action: Float32[np.ndarray, "*lead A"], state: Any = None
+    ) -> Float32[np.ndarray, "*lead A"]:
+        """Convert normalised actions to robot units: the inverse of `encode_action`, with the same `state`."""
+        offset, scale = self._action_affine
+        values = action * scale + offset
+        if self._relative_dims:
+            values[..., self._relative_dims] += self._origin(state)
+        return values.astype(np.float32)
+
+    def _origin(self, state: Any) -> Float64[np.ndarray, "*lead 1 R"]:
+        """Return what a chunk's relative actions are relative to."""
+        if state is None:
+            what, dims = "relative actions need the state at the chunk's start", self._relative_dims
+            raise WireError(what, where="state", got=None, expected=f"the state, for action dims {dims}")
+        return _checked(state, self.state.dim, "state")[..., None, self._relative_dims].astype(np.float64)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values from which `from_dict` makes an equal codec."""
-        return {"config": to_dict(self.config), "state": self.state.to_dict(), "action": self.action.to_dict()}
+        data = {"config": to_dict(self.config), "state": self.state.to_dict(), "action": self.action.to_dict()}
+        return data if self.relative is None else data | {"relative": self.relative.to_dict()}
 
     @classmethod
     def from_dict(cls, data: Any, where: str = "codec") -> Codec:
         """Read `to_dict`'s values; ConfigError when a key is unknown, missing or mistyped."""
         stored: Any = from_dict(_Stored, data, where)
-        stats = (FeatureStats.from_dict(getattr(stored, name), f"{where}.{name}") for name in ("state", "action"))
-        return cls(stored.config, *stats)
+        parts = {name: getattr(stored, name) for name in ("state", "action", "relative")}
+        stats = {name: FeatureStats.from_dict(part, f"{where}.{name}") for name, part in parts.items() if part}
+        return cls(stored.config, **stats)
 
 
-_Stored = make_dataclass("Codec", [("config", CodecConfig), ("state", Any), ("action", Any)])
-"""the JSON form"""
+_Stored = make_dataclass(
+    "Codec", [("config", CodecConfig), ("state", Any), ("action", Any), ("relative", Any, added(None))]
+)
+"""the JSON form; without relative dims, and in older files, `relative` is missing"""
+
+
+def _check_relative_dims(config: CodecConfig, state_dim: int, action_dim: int) -> list[int]:
+    """Return the relative dims; ConfigError unless state and action have them."""
+    dims, least = list(config.relative_action_dims), min(state_dim, action_dim)
+    if bad := [dim for dim in dims if not 0 <= dim < least]:
+        what = "codec.relative_action_dims must be dims of state and action"
+        raise ConfigError(what, got=bad, expected=f"0 to {least - 1}" if least else "none, as there is no state")
+    return dims
 
 
 def to_pictures(pixels: Float[Tensor, "B 3 F height width"]) -> UInt8[np.ndarray, "B F height width 3"]:
@@ -165,14 +227,14 @@ def affine(kind: NormKind, stats: FeatureStats) -> Affine:
     return np.where(constant, stats.min, offset), np.where(constant, 1.0, scale)
 
 
-def _encode(values: Any, affine: Affine, name: str) -> Float32[np.ndarray, "*lead D"]:
-    offset, scale = affine
+def _checked(values: Any, width: int, name: str) -> Float[np.ndarray, "*lead D"]:
+    """Return the values; WireError unless they are finite floats [..., width]."""
     if not isinstance(values, np.ndarray) or values.dtype.kind != "f":
         got = values.dtype if isinstance(values, np.ndarray) else type(values).__name__
         raise WireError(f"the {name} is not an array of floats", where=name, got=got, expected="float32")
-    if values.ndim < 1 or values.shape[-1] != len(offset):
-        raise WireError(f"the {name} must have the width {len(offset)}", where=name, got=values.shape)
+    if values.ndim < 1 or values.shape[-1] != width:
+        raise WireError(f"the {name} must have the width {width}", where=name, got=values.shape)
     if not np.isfinite(values).all():
         bad = sorted(set(np.argwhere(~np.isfinite(values))[:, -1].tolist()))
         raise WireError(f"the {name} is not finite", where=f"{name} dims {bad}", got="NaN or inf", expected="finite")
-    return ((values - offset) / scale).astype(np.float32)
+    return values

@@ -83,9 +83,9 @@ def collect(
     """
     from lightwam.data.lerobot.writer import LeRobotWriter
 
-    began, sim, dataset = time.monotonic(), recipe.sim, Path(dataset)
-    check_seed("collect.first_seed", recipe.collect.first_seed)
-    if recipe.collect.workers and pool_factory is None:
+    began, sim, dataset = time.monotonic(), recipe.simulation, Path(dataset)
+    check_seed("collect.first_seed", recipe.demonstrations.first_seed)
+    if recipe.demonstrations.workers and pool_factory is None:
         require_main_guard()
     for warning in registry.version_warnings(sim.name):
         say(f"collect: {warning}")
@@ -127,7 +127,7 @@ def _demonstrate(
 ) -> None:
     if plan.num_missing == 0:
         return
-    num_workers = min(recipe.collect.workers, plan.num_missing)
+    num_workers = min(recipe.demonstrations.workers, plan.num_missing)
     total, began, num_frames = writer.num_episodes + plan.num_missing, time.monotonic(), 0
     todo: list[Trial] = []
 
@@ -139,7 +139,9 @@ def _demonstrate(
     refill()
     with (
         Progress("collect", total, done=writer.num_episodes, unit="ep", say=say) as progress,
-        job_runner("collect", Demonstrator(recipe.sim, recipe.collect), num_workers, pool_factory, say) as jobs,
+        job_runner(
+            "collect", Demonstrator(recipe.simulation, recipe.demonstrations), num_workers, pool_factory, say
+        ) as jobs,
     ):
         for finished in jobs.run(todo):
             num_frames += len(finished.answer.state) if finished.answer else 0
@@ -229,12 +231,12 @@ class _Plan:
     """
 
     def __init__(self, recipe: Recipe, notes: Sequence[EpisodeNote], dataset: Path) -> None:
-        first = recipe.collect.first_seed
-        self._wanted = {task: recipe.collect.demos(task) for task in recipe.sim.tasks}
-        self._first_seed, self._settings, self._turn = first, _settings(recipe), recipe.collect.demos_per_turn
-        self._max_ahead = DEMOS_AHEAD * max(1, recipe.collect.workers)
-        self._versions = registry.installed_versions(recipe.sim.name)
-        self._tasks = {task: _TaskSeeds(first, settled_seed=first) for task in recipe.sim.tasks}
+        first = recipe.demonstrations.first_seed
+        self._wanted = {task: recipe.demonstrations.demos(task) for task in recipe.simulation.tasks}
+        self._first_seed, self._settings, self._turn = first, _settings(recipe), recipe.demonstrations.demos_per_turn
+        self._max_ahead = DEMOS_AHEAD * max(1, recipe.demonstrations.workers)
+        self._versions = registry.installed_versions(recipe.simulation.name)
+        self._tasks = {task: _TaskSeeds(first, settled_seed=first) for task in recipe.simulation.tasks}
         for index, note in enumerate(notes):
             self._resume(note.extra, f"{dataset} episode {index}")
 
@@ -332,7 +334,7 @@ class _Plan:
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
     """Return the settings that an episode depends on, apart from its task and seed and the dataset's features."""
-    sim = {name: getattr(recipe.sim, name) for name in ("max_steps", "action_repeat", "protocol")}
+    sim = {name: getattr(recipe.simulation, name) for name in ("max_steps", "action_repeat", "protocol")}
     names = ("noise_std", "noise_probability", "wander_steps", "extra_steps", "first_seed")
-    collect = {name: getattr(recipe.collect, name) for name in names}
-    return {"simulator": recipe.sim.name, **sim, **collect, "turn": recipe.collect.demos_per_turn}
+    collect = {name: getattr(recipe.demonstrations, name) for name in names}
+    return {"simulator": recipe.simulation.name, **sim, **collect, "turn": recipe.demonstrations.demos_per_turn}

@@ -1,8 +1,8 @@
 """Random windows from a cache, in an order that depends on the seed alone, prefetched in a thread.
 
-An epoch is a permutation of all frames: every (episode, start) begins a window once. The loader's state is the number
-of batches it returned, so a resumed one returns exactly the batches that would have followed. Several processes share
-every batch: together they read the same rows as one process, and their number may change when they resume.
+Which windows come in which order is in sampling.py. The loader's state is the number of batches it returned, so a
+resumed one returns exactly the batches that would have followed. Several processes share every batch: together they
+read the same rows as one process, and their number may change when they resume.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from jaxtyping import Int, Int64, UInt8
 
 from lightwam.data.cache.base import Cache
 from lightwam.data.codec import Codec
+from lightwam.data.sampling import Sampling, WindowOrder
 from lightwam.errors import CheckpointError, ConfigError
 from lightwam.types import SINGLE_PROCESS, Rank, Windows
 
@@ -30,7 +31,7 @@ class WindowLoader:
     `batch_size` counts the samples of all processes; process `share.rank` of `share.size` reads its equal part, the
     rows from rank * batch_size / size on. `shift_pixels`: each camera's pictures in a window are moved by the same
     random amount of up to that many canvas pixels each way, and the edge is repeated. `wait_seconds` is the time that
-    `next` waited for the thread.
+    `next` waited for the thread. `sampling`: which windows are drawn and what they teach; all of everything by default.
     """
 
     def __init__(
@@ -42,16 +43,19 @@ class WindowLoader:
         seed: int,
         shift_pixels: int = 0,
         share: Rank = SINGLE_PROCESS,
+        sampling: Sampling | None = None,
     ) -> None:
         self.cache, self.codec, self.horizon, self.batch_size, self.seed = cache, codec, horizon, batch_size, seed
         self.shift_pixels, self.stride, self.share = shift_pixels, codec.config.video_stride, share
         self._check_arguments()
-        self.num_windows = cache.num_steps
-        self._state, self._action = codec.encode_state(cache.state), codec.encode_action(cache.action)
-        self._rest = codec.encode_action(np.zeros((1, cache.action.shape[1]), np.float32))[0]
+        self.sampling = sampling or Sampling.everything(cache.num_steps)
+        self.num_windows = self.sampling.num_windows
+        self._order = WindowOrder(self.sampling.parts, seed, len(codec.config.places), shift_pixels)
+        self._state = codec.encode_state(cache.state)
+        self._state[~self.sampling.has_state] = 0
+        codec.encode_action(cache.action[:, None], cache.state)  # refuses what is not finite before training begins
         self._last = np.repeat(cache.episode_start[1:] - 1, np.diff(cache.episode_start))
         self._task = cache.task_index
-        self._epoch, self._order, self._shifts = -1, np.empty(0, np.int64), np.empty(0, np.int64)
         self._count = 0
         self.wait_seconds = 0.0
         self._thread: _Prefetch | None = None
@@ -95,9 +99,10 @@ class WindowLoader:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _identity(self) -> dict[str, int]:
+    def _identity(self) -> dict[str, Any]:
         names = ("seed", "batch_size", "horizon", "stride", "shift_pixels", "num_windows")
-        return {name: getattr(self, name) for name in names}
+        digest = self.sampling.digest()
+        return {name: getattr(self, name) for name in names} | ({"sampling": digest} if digest else {})
 
     def _check_arguments(self) -> None:
         if self.horizon < 1 or self.horizon % self.stride:
@@ -118,37 +123,26 @@ class WindowLoader:
         """Return this process's rows of batch `number`; called with rising numbers, from one thread."""
         size = self.batch_size // self.share.size
         positions = number * self.batch_size + self.share.rank * size + np.arange(size)
-        index = np.empty(size, np.int64)
-        shifts = np.empty((size, len(self.codec.config.places), 2), np.int64)
-        for epoch in np.unique(positions // self.num_windows):
-            self._enter(int(epoch))
-            here = positions // self.num_windows == epoch
-            index[here] = self._order[positions[here] % self.num_windows]
-            shifts[here] = self._shifts[positions[here] % self.num_windows]
+        index, shifts = self._order.at(positions)
         windows = self._gather(index)
         if self.shift_pixels:
             assert isinstance(windows.video, np.ndarray)  # check_window refuses to shift latents
             self._shift(windows.video, shifts)
         return windows
 
-    def _enter(self, epoch: int) -> None:
-        if epoch == self._epoch:
-            return
-        stream = np.random.default_rng([self.seed, epoch])
-        reach, places = self.shift_pixels, len(self.codec.config.places)
-        self._order = stream.permutation(self.num_windows)
-        self._shifts = stream.integers(-reach, reach, (self.num_windows, places, 2), np.int16, endpoint=True)
-        self._epoch = epoch
-
     def _gather(self, start: Int64[np.ndarray, " B"]) -> Windows:
         last = self._last[start][:, None]
         frame = start[:, None] + np.arange(0, self.horizon + 1, self.stride)
         step = start[:, None] + np.arange(self.horizon)
-        action = self._action[np.minimum(step, last)]
+        action = self.cache.action[np.minimum(step, last)]
         for dim in self.codec.config.delta_action_dims:
-            action[..., dim] = np.where(step > last, self._rest[dim], action[..., dim])
+            action[..., dim] = np.where(step > last, 0, action[..., dim])
+        action = self.codec.encode_action(action, self.cache.state[start])
         video = self.cache.video(np.minimum(frame, last))
-        return Windows(video, self._state[start], action, step > last, frame > last, self._task[start])
+        untaught_action = ~self.sampling.teaches_action[np.minimum(step, last)]
+        untaught_video = ~self.sampling.teaches_video[start][:, None]
+        action_is_pad, frame_is_pad = (step > last) | untaught_action, (frame > last) | untaught_video
+        return Windows(video, self._state[start], action, action_is_pad, frame_is_pad, self._task[start])
 
     def _shift(self, frames: UInt8[np.ndarray, "B F height width 3"], shifts: Int[np.ndarray, "B places 2"]) -> None:
         for window, moves in zip(frames, shifts, strict=True):

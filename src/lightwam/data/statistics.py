@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64, Shaped
+from jaxtyping import Float32, Float64, Int64, Shaped
 
 from lightwam.config.strict_json import from_dict
 from lightwam.errors import ConfigError
 
 Row = Float64[np.ndarray, " D"]
 QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
+MAX_OFFSETS = 2**20
+"""most steps of windows of which `measure_offsets` measures moments and quantiles"""
 ROWS = ("min", "max", "mean", "std", *QUANTILES)
 
 
@@ -77,3 +79,26 @@ def measure(rows: Shaped[np.ndarray, "n D"]) -> FeatureStats:
     quantiles = np.quantile(values, list(QUANTILES.values()), axis=0)
     moments = values.min(0), values.max(0), values.mean(0), values.std(0)
     return FeatureStats(*moments, **dict(zip(QUANTILES, quantiles, strict=True)), count=len(values))
+
+
+def measure_offsets(
+    action: Float32[np.ndarray, "N D"],
+    state: Float32[np.ndarray, "N D"],
+    episode_start: Int64[np.ndarray, " episodes_and_1"],
+    horizon: int,
+) -> FeatureStats:
+    """Measure action minus the state at the window's start, over the `horizon` steps of all windows.
+
+    A window starts at every row, and steps past its episode's end are left out. `count` is the number of such steps
+    that were measured: of more than MAX_OFFSETS, those of evenly spaced windows, but min and max are of all.
+    """
+    start, last = np.arange(len(action)), np.repeat(episode_start[1:] - 1, np.diff(episode_start))
+    every = -(-len(action) * horizon // MAX_OFFSETS)
+    kept, lows, highs = [], [], []
+    for step in range(min(horizon, int(np.diff(episode_start).max()))):
+        within = start[start + step <= last]
+        offset = action[within + step].astype(np.float64) - state[within]
+        kept.append(offset[within % every == 0])
+        lows.append(offset.min(0))
+        highs.append(offset.max(0))
+    return dataclasses.replace(measure(np.concatenate(kept)), min=np.min(lows, 0), max=np.max(highs, 0))

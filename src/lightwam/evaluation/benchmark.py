@@ -58,11 +58,11 @@ def bench_eval(recipe: Recipe) -> dict[str, Any]:
     seconds = {name: [took for _, took in rows] for name, rows in results.items()}
     outcomes = {name: {trial: end for ends, _ in rows for trial, end in ends.items()} for name, rows in results.items()}
     totals = {name: sum(took) for name, took in seconds.items()}
-    warnings = registry.version_warnings(recipe.sim.name)
+    warnings = registry.version_warnings(recipe.simulation.name)
     return {
         "recipe": recipe.name,
         "episodes": len(outcomes["eval"]),
-        "max_steps": recipe.sim.max_steps,
+        "max_steps": recipe.simulation.max_steps,
         "replan": recipe.eval.replan,
         "workers": recipe.eval.workers,
         "seconds": seconds,
@@ -85,15 +85,15 @@ def halves(settings: EvalConfig) -> list[EvalConfig]:
 def every_step(policy: Policy, settings: EvalConfig, _: Path) -> dict[Trial, Outcome]:
     """Evaluate the plain way: one episode after the other in this process, drawing a picture at every step."""
     recipe, outcomes = policy.recipe, {}
-    for task in recipe.sim.tasks:
-        simulator = registry.make_simulator(recipe.sim, task)
+    for task in recipe.simulation.tasks:
+        simulator = registry.make_simulator(recipe.simulation, task)
         for seed in range(settings.first_seed, settings.first_seed + settings.trials):
             simulator.reset(seed)
             episode, observation, actions, over = policy.begin(settings.replan), simulator.observe(), [], False
             while not over:
                 actions.append(episode.action(observation))
                 outcome = simulator.step(actions[-1])
-                over = outcome.success or outcome.ended or len(actions) >= recipe.sim.max_steps
+                over = outcome.success or outcome.ended or len(actions) >= recipe.simulation.max_steps
                 observation = simulator.observe()
             outcomes[Trial(task, seed)] = outcome.success, len(actions), np.stack(actions[: 2 * settings.replan])
         simulator.close()
@@ -103,7 +103,7 @@ def every_step(policy: Policy, settings: EvalConfig, _: Path) -> dict[Trial, Out
 def by_evaluate(policy: Policy, settings: EvalConfig, run: Path) -> dict[Trial, Outcome]:
     """Evaluate by `evaluate`, in the folder `run`."""
     evaluate(run, settings, policy=policy, say=lambda line: None)
-    names, outcomes = task_files(policy.recipe.sim.tasks), {}
+    names, outcomes = task_files(policy.recipe.simulation.tasks), {}
     for row in read_episodes(run / "eval").values():
         trial = Trial(row["task"], row["seed"])
         actions = np.load(run / "eval" / "actions" / f"{names[trial.task]}-{trial.seed}.npy")

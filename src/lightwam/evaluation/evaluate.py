@@ -91,10 +91,10 @@ def evaluate(
     if pool_factory is None and (settings is None or settings.workers):
         require_main_guard()  # before a policy is loaded
     policy = policy or Policy.load(run, device="auto")
-    recipe = with_simulator(policy.recipe, sim or policy.recipe.sim, settings or policy.recipe.eval)
-    check_simulation(recipe.sim, recipe.eval)
-    policy.check_evaluation(recipe.sim, recipe.eval)
-    warnings = registry.version_warnings(recipe.sim.name)
+    recipe = with_simulator(policy.recipe, sim or policy.recipe.simulation, settings or policy.recipe.eval)
+    check_simulation(recipe.simulation, recipe.eval)
+    policy.check_evaluation(recipe.simulation, recipe.eval)
+    warnings = registry.version_warnings(recipe.simulation.name)
     for warning in warnings:
         say(f"eval: {warning}")
     protocol = describe(recipe, policy, sentences or {})
@@ -104,7 +104,7 @@ def evaluate(
     was_complete = not todo and result_file.exists()
     loop.began -= max((row["wall_seconds"] for row in done.values()), default=0.0)
     num_workers = min(recipe.eval.workers, 1 + len(todo))
-    with simulator_jobs("eval", recipe.sim, num_workers, pool_factory, loop.folder, say) as jobs:
+    with simulator_jobs("eval", recipe.simulation, num_workers, pool_factory, loop.folder, say) as jobs:
         loop.run(jobs, todo, done, say)
         film(jobs, recipe, loop.folder, say)
     episodes = list(read_episodes(loop.folder).values())
@@ -135,7 +135,7 @@ class ClosedLoop:
     def episodes(self) -> list[EpisodeJob]:
         """Return all episodes of the evaluation, in the order in which they begin."""
         seeds = [self.recipe.eval.first_seed + i for i in range(self.recipe.eval.trials)]
-        return [EpisodeJob(task, seed) for seed in seeds for task in self.recipe.sim.tasks]
+        return [EpisodeJob(task, seed) for seed in seeds for task in self.recipe.simulation.tasks]
 
     def run(
         self,
@@ -176,7 +176,7 @@ class ClosedLoop:
         """Save a finished episode's actions, then its line of episodes.jsonl."""
         episode, result = finished.job, finished.answer
         chunks, infer_ms = zip(*self.running.pop(episode), strict=True)
-        name = task_files(self.recipe.sim.tasks)[episode.task]
+        name = task_files(self.recipe.simulation.tasks)[episode.task]
         with replace_file(self.folder / "actions" / f"{name}-{episode.seed}.npy") as draft, draft.open("wb") as file:
             np.save(file, np.concatenate(chunks)[: result.steps])
         row = {
@@ -195,9 +195,9 @@ class ClosedLoop:
 
 def film(jobs: JobRunner, recipe: Recipe, folder: Path, say: Callable[[str], None]) -> None:
     """Make videos of each task's first `videos_per_task` successes and as many failures, and note them in the rows."""
-    rows, names = read_episodes(folder), task_files(recipe.sim.tasks)
+    rows, names = read_episodes(folder), task_files(recipe.simulation.tasks)
     todo: list[FilmJob] = []
-    for task in recipe.sim.tasks:
+    for task in recipe.simulation.tasks:
         for success, outcome in ((True, "success"), (False, "failure")):
             seeds = sorted(seed for (name, seed), row in rows.items() if name == task and row["success"] == success)
             for seed in seeds[: recipe.eval.videos_per_task]:
@@ -218,21 +218,21 @@ def describe(recipe: Recipe, policy: EvaluablePolicy, sentences: Mapping[str, st
     """Return every constant that a success rate depends on: two results compare only if these agree."""
     settings = to_dict(recipe.eval)
     return {
-        "sim": to_dict(recipe.sim),
-        "constants": registry.make_simulator(recipe.sim, recipe.sim.tasks[0]).constants,
+        "sim": to_dict(recipe.simulation),
+        "constants": registry.make_simulator(recipe.simulation, recipe.simulation.tasks[0]).constants,
         "eval": {key: settings[key] for key in settings if key not in ("workers", "videos_per_task")},
         **policy.identity(),
         "sentences": dict(sentences),
         "success": "at any control step",
-        "versions": versions() | registry.installed_versions(recipe.sim.name),
+        "versions": versions() | registry.installed_versions(recipe.simulation.name),
     }
 
 
 def summary(episodes: Sequence[Mapping[str, Any]], recipe: Recipe) -> dict[str, Any]:
     """Count successes, with Wilson's 95 % interval, in all and by task."""
     tasks = {}
-    for task in recipe.sim.tasks:
+    for task in recipe.simulation.tasks:
         outcomes = [row["success"] for row in episodes if row["task"] == task]
-        instruction = registry.make_simulator(recipe.sim, task).instruction
+        instruction = registry.make_simulator(recipe.simulation, task).instruction
         tasks[task] = success_rate(sum(outcomes), len(outcomes)) | {"instruction": instruction}
     return success_rate(sum(row["success"] for row in episodes), len(episodes)) | {"tasks": tasks}

@@ -67,17 +67,17 @@ def check_experts(
     each task's row as soon as it is complete, so that little is lost when the check is stopped. Raises
     KeyboardInterrupt after Ctrl-C, and SimulatorError when the simulator cannot run.
     """
-    for warning in registry.version_warnings(recipe.sim.name):
+    for warning in registry.version_warnings(recipe.simulation.name):
         say(f"check: {warning}")
     seeds = [recipe.eval.first_seed + i for i in range(recipe.eval.trials)]
-    todo = [Trial(task, seed) for task in recipe.sim.tasks for seed in seeds]
-    unfinished = {task: set(seeds) for task in recipe.sim.tasks}
+    todo = [Trial(task, seed) for task in recipe.simulation.tasks for seed in seeds]
+    unfinished = {task: set(seeds) for task in recipe.simulation.tasks}
     results: dict[Trial, ExpertResult] = {}
     rows: dict[str, dict[str, Any]] = {}
     num_workers = min(recipe.eval.workers, len(todo))
     with (
         Progress("check", len(todo), unit="ep", say=say) as progress,
-        job_runner("check", ExpertWorker(recipe.sim), num_workers, pool_factory, say) as jobs,
+        job_runner("check", ExpertWorker(recipe.simulation), num_workers, pool_factory, say) as jobs,
     ):
         for episode in jobs.run(todo):
             task, seed = episode.job.task, episode.job.seed
@@ -92,7 +92,7 @@ def check_experts(
                 rows[task] = _row({trial.seed: result for trial, result in results.items() if trial.task == task})
                 if show is not None:
                     show(task, rows[task])
-    return {task: rows[task] for task in recipe.sim.tasks}
+    return {task: rows[task] for task in recipe.simulation.tasks}
 
 
 def _row(results: Mapping[int, ExpertResult]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from lightwam.config.schema import ControlSettings
+from lightwam.config.commands import ControlSettings
 from lightwam.errors import ConfigError
 from lightwam.evaluation.rehearsal import Rehearsed, latency_steps, player_factories, rehearse, switches
 from lightwam.evaluation.statistics import wilson
@@ -48,14 +48,14 @@ def bench_control(
     rows = _rehearse_all(policy, settings, replan, say)
     return {
         "recipe": recipe.name,
-        "tasks": list(recipe.sim.tasks),
+        "tasks": list(recipe.simulation.tasks),
         "trials": settings.trials,
         "first_seed": recipe.eval.first_seed,
         "horizon": recipe.model.supervised_prefix,
         "replan": replan,
-        "max_steps": recipe.sim.max_steps,
-        "limit": round(settings.patience * recipe.sim.max_steps),
-        "rows": [summary(case, episodes, recipe.sim.max_steps) for case, episodes in rows.items()],
+        "max_steps": recipe.simulation.max_steps,
+        "limit": round(settings.patience * recipe.simulation.max_steps),
+        "rows": [summary(case, episodes, recipe.simulation.max_steps) for case, episodes in rows.items()],
         "versions": versions(),
     }
 
@@ -66,18 +66,20 @@ def _rehearse_all(
     recipe = policy.recipe
     switch_dims = switches(recipe.model.action_dim, recipe.codec.delta_action_dims)
     players = player_factories(replan, switch_dims, settings.blend, settings.decay)
-    rates = settings.rates_hz or (registry.make_simulator(recipe.sim, recipe.sim.tasks[0]).fps,)
+    rates = settings.rates_hz or (registry.make_simulator(recipe.simulation, recipe.simulation.tasks[0]).fps,)
     cases = list(product(rates, settings.latencies_ms, players))
     rows: dict[Case, list[Rehearsed]] = {case: [] for case in cases}
-    rehearsal = partial(rehearse, switch_dims=switch_dims, max_steps=round(settings.patience * recipe.sim.max_steps))
+    rehearsal = partial(
+        rehearse, switch_dims=switch_dims, max_steps=round(settings.patience * recipe.simulation.max_steps)
+    )
 
     def act(observation: Observation) -> Float32[np.ndarray, "prefix A"]:
         return policy.act(observation)[: recipe.model.supervised_prefix]  # later steps were not trained
 
-    total = len(cases) * len(recipe.sim.tasks) * settings.trials
+    total = len(cases) * len(recipe.simulation.tasks) * settings.trials
     with one_thread(), Progress("rehearsal", total, unit="ep", say=say) as progress:
-        for task in recipe.sim.tasks:
-            simulator = registry.make_simulator(recipe.sim, task)
+        for task in recipe.simulation.tasks:
+            simulator = registry.make_simulator(recipe.simulation, task)
             for i, case in product(range(settings.trials), cases):
                 seed, latency = recipe.eval.first_seed + i, latency_steps(case[1], case[0])
                 rows[case].append(rehearsal(simulator, seed, act, players[case[2]], latency=latency))

@@ -17,7 +17,6 @@ from torch import Tensor
 from lightwam.config.checks import check_recipe
 from lightwam.config.schema import Recipe
 from lightwam.data.codec import Codec
-from lightwam.data.statistics import measure
 from lightwam.encoders.frozen import Prompts, open_latents
 from lightwam.engine.engine import Engine, Graph
 from lightwam.engine.folding import tensors
@@ -99,9 +98,9 @@ def random_policy(recipe: Recipe, device: torch.device) -> Policy:
     check_recipe(recipe)
     prompts = Prompts(recipe, {recipe.prompt.format(task=INSTRUCTION): random_context(recipe, 1)[0]}, device)
     widths = recipe.model.state_dim, recipe.model.action_dim
-    rows = (np.random.default_rng(0).normal(size=(99, width)).astype(np.float32) for width in widths)
+    state, action = (np.random.default_rng(0).normal(size=(99, width)).astype(np.float32) for width in widths)
     model, latents = random_model(recipe, CPU, torch.float32).to(device), random_latents(recipe, device)
-    codec = Codec(recipe.codec, *map(measure, rows))
+    codec = Codec.fit(recipe.codec, state, action, np.array([0, 99]), recipe.model.horizon)
     return Policy(recipe, codec, latents, prompts, PlainActor(model, latents, prompts.states), 0)
 
 
@@ -167,8 +166,8 @@ def first_observations(policy: Policy) -> tuple[list[Observation], str]:
     """Return each task's first observation of an evaluation, or a random one without the simulator; and which it is."""
     recipe, observations = policy.recipe, []
     try:
-        for task in recipe.sim.tasks:
-            with contextlib.closing(registry.make_simulator(recipe.sim, task)) as simulator:
+        for task in recipe.simulation.tasks:
+            with contextlib.closing(registry.make_simulator(recipe.simulation, task)) as simulator:
                 simulator.reset(recipe.eval.first_seed)
                 observations.append(simulator.observe())
     except SimulatorError as error:  # measuring speed needs no simulator

@@ -40,10 +40,15 @@ def observation_fields(observation: ObservationLike, state_dim: int) -> Mapping[
     return fields
 
 
-def encode_states(codec: Codec, states: Sequence[Any], state_dim: int) -> Float32[np.ndarray, "B P"]:
-    """Normalise states; WireError for one that is not `state_dim` finite numbers, or far outside the training data."""
+def read_states(states: Sequence[Any], state_dim: int) -> Float32[np.ndarray, "B P"]:
+    """Return states in robot units as an array; WireError for one that is not `state_dim` finite numbers."""
+    return np.stack([_state_array(state, state_dim) for state in states])
+
+
+def encode_states(codec: Codec, states: Float32[np.ndarray, "B P"]) -> Float32[np.ndarray, "B P"]:
+    """Normalise states; WireError for one far outside the training data."""
     with np.errstate(over="ignore"):  # infinities are refused below
-        normalised = codec.encode_state(np.stack([_state_array(state, state_dim) for state in states]))
+        normalised = codec.encode_state(states)
     if (far := np.abs(normalised) > MAX_NORMALISED_STATE).any():
         dims = sorted(set(np.argwhere(far)[:, -1].tolist()))
         where, step = f"observation.state dims {dims}", "send it in the units of the training data"

@@ -5,7 +5,7 @@ Codec, latents and text encoder are those of training, saved with the run.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor
 from lightwam.config.checks import check_recipe
 from lightwam.config.schema import EvalConfig, Recipe, SimConfig, with_simulator
 from lightwam.data.codec import Codec, to_pictures
+from lightwam.data.facts import DatasetFacts
 from lightwam.encoders.frozen import Prompts
 from lightwam.engine.engine import Engine
 from lightwam.errors import ConfigError
@@ -25,7 +26,7 @@ from lightwam.model.light_wam import LightWAM
 from lightwam.policy import hub, run_directory
 from lightwam.policy.actor import Actor, PlainActor
 from lightwam.policy.episode import Episode
-from lightwam.policy.observations import ObservationLike, encode_states, observation_fields
+from lightwam.policy.observations import ObservationLike, encode_states, observation_fields, read_states
 from lightwam.system.devices import resolve_device
 from lightwam.types import LatentCodec
 
@@ -61,13 +62,15 @@ class Policy:
         run: Path | None = None,
         *,
         averaged: bool = False,
+        facts: DatasetFacts | None = None,
     ) -> None:
         """`actor` is a `PlainActor` or, to act faster but do nothing else, an `Engine`.
 
         `step`, `run` and `averaged` say which checkpoint it is of, and whether its weights are their moving average.
+        `facts`: what the run knows of its robot and data, if anything.
         """
         self.recipe, self.codec, self.latents, self.prompts, self.actor = recipe, codec, latents, prompts, actor
-        self.step, self.run, self.averaged = step, run, averaged
+        self.step, self.run, self.averaged, self.facts = step, run, averaged, facts
         self.device, self.computes = actor.device, actor.description
 
     @classmethod
@@ -115,7 +118,8 @@ class Policy:
         else:
             actor = PlainActor(model.to(target, dtype), latents, prompts.states)
         averaged = ema and saved.ema is not None
-        return cls(recipe, codec, latents, prompts, actor, saved.step, run, averaged=averaged)
+        facts = run_directory.read_facts(run)
+        return cls(recipe, codec, latents, prompts, actor, saved.step, run, averaged=averaged, facts=facts)
 
     @property
     def cameras(self) -> tuple[str, ...]:
@@ -144,7 +148,7 @@ class Policy:
             "computes": self.computes,
         }
 
-    def check_evaluation(self, sim: SimConfig, settings: EvalConfig) -> None:
+    def check_evaluation(self, sim: SimConfig | None, settings: EvalConfig) -> None:
         """Raise ConfigError when a simulator or settings of an evaluation do not fit the policy's recipe."""
         check_recipe(with_simulator(self.recipe, sim, settings))
 
@@ -166,8 +170,10 @@ class Policy:
     @torch.inference_mode()
     def act_batch(self, observations: Sequence[ObservationLike]) -> Float32[np.ndarray, "B H A"]:
         """Return one chunk of actions for each of several robots."""
-        action = self.actor.act(*self.inputs(observations))
-        return self.codec.decode_action(action.float().cpu().numpy())
+        fields = self._fields(observations)
+        action = self.actor.act(*self._inputs(fields))
+        states = read_states([each["state"] for each in fields], self.recipe.model.state_dim)
+        return self.codec.decode_action(action.float().cpu().numpy(), states)
 
     @torch.inference_mode()
     def imagine(
@@ -213,8 +219,15 @@ class Policy:
         self, observations: Sequence[ObservationLike]
     ) -> tuple[UInt8[Tensor, "B height width 3"], list[str], Float[Tensor, "B P"]]:
         """Return canvases, instructions and normalised states; WireError for an observation that does not fit."""
-        state_dim = self.recipe.model.state_dim
-        fields = [observation_fields(observation, state_dim) for observation in observations]
+        return self._inputs(self._fields(observations))
+
+    def _fields(self, observations: Sequence[ObservationLike]) -> list[Mapping[str, Any]]:
+        return [observation_fields(observation, self.recipe.model.state_dim) for observation in observations]
+
+    def _inputs(
+        self, fields: Sequence[Mapping[str, Any]]
+    ) -> tuple[UInt8[Tensor, "B height width 3"], list[str], Float[Tensor, "B P"]]:
         canvases = np.stack([self.codec.canvas(each["frames"]) for each in fields])
-        states = encode_states(self.codec, [each["state"] for each in fields], state_dim)
-        return torch.from_numpy(canvases), [each["instruction"] for each in fields], torch.from_numpy(states)
+        states = read_states([each["state"] for each in fields], self.recipe.model.state_dim)
+        normalised = torch.from_numpy(encode_states(self.codec, states))
+        return torch.from_numpy(canvases), [each["instruction"] for each in fields], normalised

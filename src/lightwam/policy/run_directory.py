@@ -25,6 +25,7 @@ import torch
 from lightwam.config.schema import Recipe
 from lightwam.config.strict_json import from_dict, to_dict
 from lightwam.data.codec import Codec
+from lightwam.data.facts import DatasetFacts
 from lightwam.encoders.frozen import open_latents
 from lightwam.encoders.tensor_check import check_finite, not_finite
 from lightwam.errors import CheckpointError
@@ -41,6 +42,8 @@ from lightwam.types import LatentCodec
 
 FORMAT = 1
 FROZEN, PROMPTS, TRAINING = "frozen.safetensors", "prompts.safetensors", "training.pt"
+FACTS = "facts.json"
+"""what a run knows of its robot and data; older runs have none"""
 MUTABLE_SETTINGS = ("notes", "weights", "train.micro_batch", "train.checkpointing", "train.loggers")
 """settings that may change when training resumes: they do not affect what is learnt"""
 
@@ -114,6 +117,17 @@ def read_processing(run: Path) -> tuple[Codec, Any]:
     path = run / "processing.json"
     data = read_table(path, ("codec", "latents"))
     return Codec.from_dict(data["codec"], f"{path} codec"), data["latents"]
+
+
+def write_facts(run: Path, facts: DatasetFacts) -> None:
+    """Save what the run knows of its robot and data."""
+    write_json(run / FACTS, facts.to_dict())
+
+
+def read_facts(run: Path) -> DatasetFacts | None:
+    """Read what a run knows of its robot and data; None for an older run, ConfigError for a broken file."""
+    path = run / FACTS
+    return DatasetFacts.from_dict(read_json(path), str(path)) if path.is_file() else None
 
 
 def open_processing(run: Path, recipe: Recipe, device: torch.device | str = "cpu") -> tuple[Codec, LatentCodec]:

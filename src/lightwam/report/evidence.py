@@ -158,7 +158,7 @@ def read_evidence(run: Path) -> Evidence:
     """Read `run`. CheckpointError, naming the file and line or key, for a broken file or a directory that is no run."""
     recipe, folder = _read_recipe(run), run / "eval"
     weights = sorted((run / "checkpoints").glob(f"step_{8 * '[0-9]'}/model.safetensors"))
-    plan = read_result(Protocol, folder / "protocol.json") or Protocol(recipe.sim, to_dict(recipe.eval))
+    plan = read_result(Protocol, folder / "protocol.json") or Protocol(recipe.simulation, to_dict(recipe.eval))
     episodes, truncated = _read_episodes(folder)
     result = read_result(EvaluationResult, folder / "result.json")
     watch = read_result(WatchResult, run / "watch" / "result.json")

@@ -88,7 +88,7 @@ class Card:
         """Control steps per second, None when the run's files do not say."""
         if self.evidence.probe:
             return self.evidence.probe.fps
-        return self.robot.steps_per_second / self.recipe.sim.action_repeat if self.robot else None
+        return self.robot.steps_per_second / self.recipe.simulation.action_repeat if self.robot else None
 
     @property
     def machine(self) -> str:
@@ -109,7 +109,7 @@ def model_card(
     """
     evidence, folder = read_evidence(run), run_directory.checkpoint_dir(run, step)
     frozen, result, recipe = run / run_directory.FROZEN, evidence.result, evidence.recipe
-    robot, sizes = robot_units(recipe.sim.name), (recipe.model.state_dim, recipe.model.action_dim)
+    robot, sizes = robot_units(recipe.simulation.name), (recipe.model.state_dim, recipe.model.action_dim)
     if robot and (len(robot.state), len(robot.action)) != sizes:
         robot = None  # it is not the model's
     card = Card(
@@ -153,7 +153,7 @@ def _metadata(card: Card) -> str:
         tasks = card.own_result.tasks
         rows = [("all", f"all {len(tasks)} tasks", card.own_result)] if len(tasks) > 1 else []
         rows += [(name, name, task) for name, task in tasks.items()]
-    sim = card.protocol.sim.name if card.protocol else card.recipe.sim.name
+    sim = card.protocol.sim.name if card.protocol else card.recipe.simulation.name
     results = [
         EvalResult(
             task_type="robotics",
@@ -171,7 +171,7 @@ def _metadata(card: Card) -> str:
         license=card.license,
         library_name="lightwam",
         pipeline_tag="robotics",
-        tags=["robotics", "lightwam", "world-action-model", "imitation-learning", card.recipe.sim.name],
+        tags=["robotics", "lightwam", "world-action-model", "imitation-learning", card.recipe.simulation.name],
         datasets=[card.hub_dataset] if card.hub_dataset else None,
         base_model=card.weights or None,
         model_name=card.name if results else None,

@@ -21,7 +21,7 @@ def page(evidence: Evidence) -> str:
     recipe, log, probe = evidence.recipe, evidence.log, evidence.probe
     demonstrations = evidence.dataset.episodes if evidence.dataset else None
     if demonstrations is None and not log:
-        demonstrations = sum(recipe.collect.demos(task) for task in recipe.sim.tasks)
+        demonstrations = sum(recipe.demonstrations.demos(task) for task in recipe.simulation.tasks)
     examples = evidence.watch.examples if evidence.watch else ()
     return render(
         "page.html",

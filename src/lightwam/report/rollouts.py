@@ -39,7 +39,7 @@ def rollouts(evidence: Evidence) -> list[TaskRollouts]:
     """Return the recorded episodes by task, in the recipe's order of tasks."""
     folder, recorded = evidence.run / "eval", [episode for episode in evidence.episodes if episode.video]
     videos = _read_videos(folder, recorded)
-    order = {task: i for i, task in enumerate(evidence.recipe.sim.tasks)}
+    order = {task: i for i, task in enumerate(evidence.recipe.simulation.tasks)}
     parts = []
     for task in sorted({episode.task for episode in recorded}, key=lambda name: (order.get(name, len(order)), name)):
         clips = tuple(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,13 @@ from lightwam.data.cache.base import Cache, check_cameras
 from lightwam.data.cache.frames import FrameCache, frames_folder, temporary_frames
 from lightwam.data.cache.latents import LatentCache, latents_folder
 from lightwam.data.cache.location import cache_home, remove_leftovers
-from lightwam.data.lerobot.features import FeatureNames
+from lightwam.data.lerobot.features import FeatureNames, parse_names
 from lightwam.data.lerobot.hub import find_dataset, hub_id
 from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.encoders.dct import DctLatents
 from lightwam.encoders.frozen import vae_identity
 from lightwam.encoders.prompt_check import PromptCheck
-from lightwam.errors import DatasetError, PromptError
+from lightwam.errors import ConfigError, DatasetError, PromptError
 from lightwam.policy import run_directory
 from lightwam.policy.run_directory import Weights
 from lightwam.system.progress import Progress, Say
@@ -36,8 +36,8 @@ FIT_FRAMES = 256
 class DatasetSource:
     """A LeRobot dataset, the names of its features if they are not LeRobot's, and the folder for its caches."""
 
-    path: Path
-    """a folder, or a Hub id as `find_dataset` takes it"""
+    path: Path | None
+    """a folder, or a Hub id as `find_dataset` takes it; None: the recipe's source"""
     names: FeatureNames | None = None
     """a run keeps the names it was begun with"""
     cache: Path | None = None
@@ -45,10 +45,24 @@ class DatasetSource:
     commit: str = ""
     """of a Hub id: the commit that the run was begun with"""
 
+    @property
+    def folder(self) -> Path:
+        """The dataset's folder, once `of` has found it."""
+        assert self.path is not None
+        return self.path
+
     @classmethod
-    def of(cls, dataset: Path | str | DatasetSource) -> DatasetSource:
-        """Return `dataset`, or the source of the dataset at this path."""
-        return dataset if isinstance(dataset, DatasetSource) else cls(Path(dataset))
+    def of(cls, dataset: Path | str | DatasetSource | None, recipe: Recipe) -> DatasetSource:
+        """Return `dataset`, or the source of the dataset at this path; None: the recipe's own."""
+        asked = dataset if isinstance(dataset, DatasetSource) else cls(None if dataset is None else Path(dataset))
+        if asked.path is not None:
+            return asked
+        if len(recipe.sources) != 1:
+            what, step = "a dataset must be given", "--dataset PATH, or [[sources]] in the recipe"
+            raise ConfigError(what, where=f"recipe {recipe.name}", got=f"{len(recipe.sources)} sources", next_step=step)
+        (source,) = recipe.sources
+        names = parse_names(source.names) if source.names and asked.names is None else asked.names
+        return replace(asked, path=Path(source.path), names=names)
 
 
 @dataclass(frozen=True)
@@ -149,11 +163,11 @@ class DatasetCaches:
 
 
 def open_caches(
-    recipe: Recipe, dataset: Path | str | DatasetSource, say: Say = print, *, sentences: bool = True
+    recipe: Recipe, dataset: Path | str | DatasetSource | None, say: Say = print, *, sentences: bool = True
 ) -> DatasetCaches:
     """Return a dataset's caches; raise as `find_dataset`, `check_data` and, with `sentences`, `check_tasks`."""
-    source, cameras = DatasetSource.of(dataset), {place.camera for place in recipe.codec.places}
-    root = find_dataset(source.path, cameras, source.names, commit=source.commit, say=say)
+    source, cameras = DatasetSource.of(dataset, recipe), {place.camera for place in recipe.codec.places}
+    root = find_dataset(source.folder, cameras, source.names, commit=source.commit, say=say)
     data = LeRobotDataset(root, source.names, used=cameras if hub_id(root) else None)
     check_data(recipe, data)
     if sentences:

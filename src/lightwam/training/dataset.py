@@ -17,10 +17,10 @@ from torch import Tensor
 from lightwam.config.schema import Recipe
 from lightwam.data.cache.base import Cache
 from lightwam.data.codec import Codec
+from lightwam.data.facts import DatasetFacts
 from lightwam.data.lerobot.features import parse_names
 from lightwam.data.lerobot.hub import hub_id
 from lightwam.data.lerobot.reader import LeRobotDataset
-from lightwam.data.statistics import measure
 from lightwam.encoders.frozen import Prompts, check_vae, encode_clip, open_latents
 from lightwam.errors import CheckpointError, first_few
 from lightwam.policy import run_directory
@@ -63,23 +63,25 @@ class BatchEncoder:
 
 
 def open_training_data(
-    recipe: Recipe, dataset: Path | str | DatasetSource, run: Path, say: Say = print, start: Start | None = None
+    recipe: Recipe, dataset: Path | str | DatasetSource | None, run: Path, say: Say = print, start: Start | None = None
 ) -> tuple[Cache, BatchEncoder]:
     """Begin or resume `run` with a recipe and a dataset; return the dataset's cache and its batch encoder.
+
+    `dataset` None: the recipe's own source.
 
     Quick checks come first, before `run` is written and before anything is decoded. Missing pictures are decoded here;
     latents of a VAE must have been made by `lightwam cache`. Statistics are measured once and stored in the run. Raises
     DatasetError when the dataset or one of its sentences does not fit the recipe, and when the cache is stale or cannot
     be written; CheckpointError when the run holds another recipe, or began with another dataset or VAE.
     """
-    source = DatasetSource.of(dataset)
+    source = DatasetSource.of(dataset, recipe)
     source = replace(source, commit=source.commit or hub_commit(run, str(source.path)))
     names = parse_names(feature_names(run, () if source.names is None else source.names.pairs()))
     # `lightwam cache` has checked the sentences for a pretrained encoder
     caches = open_caches(recipe, replace(source, names=names), say, sentences=not recipe.text.pretrained)
     resumed = (run / "processing.json").exists()
     if resumed:
-        check_dataset(run, source.path, caches.files)
+        check_dataset(run, source.folder, caches.files)
     caches.check(prompts=not resumed)
     if start is not None and start.statistics == "kept" and recipe.latents.pretrained:
         check_vae(start.measured, caches.vae, start.run)
@@ -128,6 +130,7 @@ def begin_run(caches: DatasetCaches, run: Path, codec: Codec, measured: Any, pro
     """Write into a run all that it needs of its dataset; `measured` is what `open_latents` takes."""
     data = caches.data
     write_dataset(run, data.root, data.num_episodes, caches.files, data.names.pairs(), caches.asked)
+    run_directory.write_facts(run, DatasetFacts.of(data))
     if prompts:
         run_directory.write_tensors(run / run_directory.PROMPTS, prompts)
     run_directory.write_processing(run, codec, measured)  # last: with this file the run has begun
@@ -135,8 +138,8 @@ def begin_run(caches: DatasetCaches, run: Path, codec: Codec, measured: Any, pro
 
 def fit_codec(recipe: Recipe, data: LeRobotDataset) -> Codec:
     """Return the recipe's codec with the dataset's statistics; those of the state are empty with `state_dim` 0."""
-    state = data.stats["observation.state"] if recipe.model.state_dim else measure(data.vectors.state[:, :0])
-    return Codec(recipe.codec, state, data.stats["action"])
+    state = data.vectors.state if recipe.model.state_dim else data.vectors.state[:, :0]
+    return Codec.fit(recipe.codec, state, data.vectors.action, data.episode_start, recipe.model.horizon)
 
 
 def write_dataset(

@@ -24,7 +24,9 @@ from lightwam.training.distributed import World
 from lightwam.types import Latents, to_pixels
 
 
-def make_cache(recipe: Recipe, dataset: Path | str | DatasetSource, *, device: str = "auto", say: Say = print) -> None:
+def make_cache(
+    recipe: Recipe, dataset: Path | str | DatasetSource | None, *, device: str = "auto", say: Say = print
+) -> None:
     """Make what training reads: decoded pictures, or a VAE's latents and the prompts' token states.
 
     Resumes where it was stopped. Under torchrun every process makes its part. Raises ConfigError when the recipe's

@@ -29,7 +29,7 @@ Statistics = Literal["kept", "new"]
 """keep the statistics of the run to start from, or measure them on the new dataset"""
 FILE = "start.json"
 """in a run that started from another one: that run, its step, and which statistics are used"""
-SAME = ("canvas", "places", "state_norm", "action_norm")
+SAME = ("canvas", "places", "state_norm", "action_norm", "relative_action_dims")
 """settings of the codec that must be equal to keep the statistics"""
 
 
@@ -97,7 +97,7 @@ def _load(run: Path, step: int | None, statistics: Statistics, recipe: Recipe) -
     with torch.device("meta"):
         wanted = {name: value.shape for name, value in LightWAM(recipe.model).state_dict().items()}
     check_tensors("the weights to start from are of another model", run, weights, wanted, "pass the recipe of that run")
-    kept = Codec(recipe.codec, codec.state, codec.action) if statistics == "kept" else codec
+    kept = Codec(recipe.codec, codec.state, codec.action, codec.relative) if statistics == "kept" else codec
     return Start(run, saved.step, statistics, weights, kept, measured)
 
 
@@ -141,7 +141,10 @@ def _check_kept(recipe: Recipe, theirs: Recipe, codec: Codec, run: Path) -> None
 
 def _changes(old: Codec, new: Codec, *, beyond: bool) -> Iterator[tuple[float, str]]:
     """Yield by how much, and a description, for dims whose range differs; with `beyond`, only those that leave it."""
-    for name in ("state", "action"):
+    dims, were = (list(codec.config.relative_action_dims) for codec in (new, old))
+    if dims != were:
+        yield np.inf, f"relative actions: dims {dims}, were {were}"
+    for name in ("state", "action", *(["relative"] if dims and dims == were else [])):
         before, after = getattr(old, name), getattr(new, name)
         if before.dim != after.dim:  # another robot
             yield np.inf, f"{name}: {after.dim} dims, were {before.dim}"

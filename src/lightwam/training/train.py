@@ -41,7 +41,7 @@ from lightwam.types import Batch
 
 def train(
     recipe: Recipe,
-    dataset: Path | str | DatasetSource,
+    dataset: Path | str | DatasetSource | None,
     run: Path | str,
     *,
     device: str = "auto",

@@ -16,8 +16,8 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool, Float32
 
+from lightwam.config.commands import ConvertConfig
 from lightwam.config.libero_protocols import ACTION_NAMES, FPS, ROBOT, STATE_NAMES
-from lightwam.config.schema import ConvertConfig
 from lightwam.data.lerobot.features import FeatureNames
 from lightwam.data.lerobot.writer import EpisodeNote, LeRobotWriter
 from lightwam.data.libero.hdf5 import Demo

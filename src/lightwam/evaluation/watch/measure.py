@@ -58,9 +58,9 @@ def watch(
         require_main_guard()  # before a policy is loaded
     policy = policy or Policy.load(run, device="auto")
     recipe, folder = check_recipe(policy.recipe), run / "watch"
-    for warning in registry.version_warnings(recipe.sim.name):
+    for warning in registry.version_warnings(recipe.simulation.name):
         say(f"watch: {warning}")
-    require_enough(settings.undisturbed * len(recipe.sim.tasks), settings.false_alarms)
+    require_enough(settings.undisturbed * len(recipe.simulation.tasks), settings.false_alarms)
     protocol = describe(recipe, policy, {}) | {
         "watch": {"quiet": settings.undisturbed, "trials": settings.trials},
         "seeds": {"quiet": FIRST_CALIBRATION_SEED, "trials": FIRST_TRIAL_SEED},
@@ -68,11 +68,11 @@ def watch(
     open_episodes(folder, protocol)
     recorder = _Recorder(policy, folder, settings.workers, pool_factory, say)
     seeds = [FIRST_CALIBRATION_SEED + i for i in range(settings.undisturbed)]
-    last_before = {EpisodeJob(task, seed): -1 for seed in seeds for task in recipe.sim.tasks}
+    last_before = {EpisodeJob(task, seed): -1 for seed in seeds for task in recipe.simulation.tasks}
     undisturbed = recorder.record("calibrate", last_before)
     calibration = calibrate(
         [episode.predictions for episode in undisturbed],
-        {task: sum(o.task == task and len(o.present) > 1 for o in undisturbed) for task in recipe.sim.tasks},
+        {task: sum(o.task == task and len(o.present) > 1 for o in undisturbed) for task in recipe.simulation.tasks},
         executed=recipe.eval.replan,
         step=policy.step,
         false_alarms=settings.false_alarms,
@@ -99,7 +99,7 @@ def trial_jobs(policy: Policy, num_trials: int, undisturbed: Sequence[WatchedEpi
     recipe = policy.recipe
     replan, last_before = recipe.eval.replan, {}
     for seed in range(FIRST_TRIAL_SEED, FIRST_TRIAL_SEED + num_trials):
-        for order, task in enumerate(recipe.sim.tasks):
+        for order, task in enumerate(recipe.simulation.tasks):
             rng = np.random.default_rng([seed, order])
             num_observations = float(
                 np.median([len(episode.present) for episode in undisturbed if episode.task == task])
@@ -107,7 +107,7 @@ def trial_jobs(policy: Policy, num_trials: int, undisturbed: Sequence[WatchedEpi
             last = int(rng.integers(0, max(1, round(num_observations) - 1)))
             during = int(rng.integers(1, replan + 1))
             last_before[EpisodeJob(task, seed)] = last
-            for kind in kinds(registry.make_simulator(recipe.sim, task)):
+            for kind in kinds(registry.make_simulator(recipe.simulation, task)):
                 # a camera that hangs keeps the picture of that observation
                 step = last * replan + (0 if kind == "frozen" else during)
                 last_before[EpisodeJob(task, seed, Disturbance(kind, step, seed))] = last
@@ -131,7 +131,7 @@ class _Recorder:
     def record(self, what: str, last_before: Mapping[EpisodeJob, int]) -> list[WatchedEpisode]:
         """Return every episode, from its file if there is one; `last_before`: see `trial_jobs`."""
         folders = {
-            task: self.folder / "looks" / name for task, name in task_files(self.policy.recipe.sim.tasks).items()
+            task: self.folder / "looks" / name for task, name in task_files(self.policy.recipe.simulation.tasks).items()
         }
         paths = {episode: folders[episode.task] / f"{_kind(episode)}-{episode.seed}.npz" for episode in last_before}
         todo = [episode for episode in last_before if not paths[episode].exists()]
@@ -172,7 +172,7 @@ class _Recorder:
     def _run(self, todo: list[EpisodeJob]) -> Generator[tuple[EpisodeJob, StepResult, list[np.ndarray]]]:
         """Run episodes; yield each with its last answer and its recorded arrays, stacked over its observations."""
         if todo:
-            sim, num_workers = self.policy.recipe.sim, min(self.num_workers, len(todo))
+            sim, num_workers = self.policy.recipe.simulation, min(self.num_workers, len(todo))
             with simulator_jobs("watch", sim, num_workers, self.pool_factory, self.folder, self.say) as jobs:
                 for finished in run_episodes(jobs, todo, self._act):
                     recorded = self.running.pop(finished.job)
@@ -197,7 +197,7 @@ def cost(watch: SurpriseWatch) -> dict[str, Any]:
     """Measure the milliseconds of `update` and of `act` on the same observation, in turns, alone and on one thread."""
     policy = watch.policy
     recipe = policy.recipe
-    simulator = registry.make_simulator(recipe.sim, recipe.sim.tasks[0])
+    simulator = registry.make_simulator(recipe.simulation, recipe.simulation.tasks[0])
     simulator.reset(FIRST_CALIBRATION_SEED)
     observation, episode = simulator.observe(), watch.episode()
     simulator.close()

@@ -1,0 +1,59 @@
+"""What a run knows of the robot and the data that it was trained on; stored in the run as facts.json."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lightwam.config.strict_json import added, from_dict, to_dict
+from lightwam.data.lerobot.hub import hub_id
+from lightwam.data.lerobot.reader import LeRobotDataset
+
+
+@dataclass(frozen=True)
+class DatasetFacts:
+    """Facts of a dataset that report, model card, servers and robots speak of."""
+
+    name: str
+    """the folder's name, or the Hub id"""
+    robot: str
+    """robot_type in its info.json"""
+    fps: float
+    """control steps a second"""
+    state_names: tuple[str, ...]
+    action_names: tuple[str, ...]
+    cameras: Mapping[str, tuple[int, int]]
+    """camera -> height and width of its pictures"""
+    sentences: Mapping[str, int]
+    """task sentence -> number of episodes that begin with it"""
+    num_episodes: int
+    num_frames: int
+    units: tuple[str, ...] = added(())
+    """of the action's dimensions, such as "degrees"; "" where unknown, empty if none is known"""
+
+    @classmethod
+    def of(cls, dataset: LeRobotDataset, name: str | None = None) -> DatasetFacts:
+        """Read the facts of an open dataset; DatasetError when its tables are broken."""
+        first = dataset.vectors.frame_task[dataset.episode_start[:-1]].tolist()
+        return cls(
+            name=name or hub_id(dataset.root).partition("@")[0] or dataset.root.resolve().name,
+            robot=dataset.robot_type,
+            fps=dataset.fps,
+            state_names=tuple(dataset.state_names),
+            action_names=tuple(dataset.action_names),
+            cameras=dict(dataset.cameras),
+            sentences=dict(Counter(dataset.tasks[task] for task in first)),
+            num_episodes=dataset.num_episodes,
+            num_frames=dataset.num_frames,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return dict(to_dict(self))
+
+    @classmethod
+    def from_dict(cls, data: Any, where: str = "facts") -> DatasetFacts:
+        """Read `to_dict`'s values; ConfigError when a key is unknown, missing or mistyped."""
+        return from_dict(cls, data, where)
