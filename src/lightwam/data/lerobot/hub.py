@@ -94,16 +94,17 @@ def _fetch(repo: str, revision: str | None, patterns: list[str]) -> Path:
 
     The Hub's progress bars are shown for files of a size, not for the tables of the meta folder.
     """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.utils import tqdm
+    from huggingface_hub import snapshot_download, utils
 
-    class Silent(tqdm):
-        def __init__(self, *arguments: Any, **options: Any) -> None:
-            super().__init__(*arguments, **(options | {"disable": True}))
-
-    bars = Silent if patterns == [META] else tqdm
-    folder = snapshot_download(repo, repo_type="dataset", revision=revision, allow_patterns=patterns, tqdm_class=bars)
-    return Path(folder)
+    bars: Any = utils  # its stubs lack these functions
+    hide = patterns == [META] and not bars.are_progress_bars_disabled()
+    if hide:
+        bars.disable_progress_bars()
+    try:
+        return Path(snapshot_download(repo, repo_type="dataset", revision=revision, allow_patterns=patterns))
+    finally:
+        if hide:
+            bars.enable_progress_bars()
 
 
 def _videos(
