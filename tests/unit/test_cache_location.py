@@ -44,21 +44,26 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_the_cache_is_in_the_dataset_or_the_named_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_is_in_the_users_or_the_named_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "set").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "set")
     monkeypatch.chdir(tmp_path / "set")
-    assert cache_home(tmp_path / "set") == tmp_path / "set"
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_home(tmp_path / "set") == tmp_path / ".cache" / "lightwam" / "set.lightwam"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_home(tmp_path / "set") == tmp_path / "xdg" / "lightwam" / "set.lightwam"
+    for inside in (tmp_path / "set", tmp_path / "link"):
+        assert cache_home(tmp_path / "set", inside) == tmp_path / "set"
     for root in (tmp_path / "set", tmp_path / "link", Path()):
         assert cache_home(root, tmp_path / "c") == tmp_path / "c" / "set.lightwam"
     monkeypatch.setenv("LIGHTWAM_CACHE", "here")
     assert cache_home(Path()) == Path("here/set.lightwam")
     assert cache_home(Path(), tmp_path / "c") == tmp_path / "c" / "set.lightwam"
-    monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("LIGHTWAM_CACHE", "~/c")
     assert cache_home(Path()) == tmp_path / "c" / "set.lightwam"
     monkeypatch.setenv("LIGHTWAM_CACHE", "")
-    assert cache_home(Path()) == Path()
+    assert cache_home(Path()) == tmp_path / "xdg" / "lightwam" / "set.lightwam"
 
 
 def test_a_cache_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:

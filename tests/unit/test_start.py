@@ -127,7 +127,9 @@ def test_statistics_that_do_not_fit_are_refused_before_the_run_exists(two: Two, 
     begin(replace(two, recipe=others["codec.action_norm"]), tmp_path / "new", start_from=two.old, statistics="new")
 
 
-def test_a_run_to_start_from_is_looked_at_before_anything_is_written(two: Two, tmp_path: Path) -> None:
+def test_a_run_to_start_from_is_looked_at_before_anything_is_written(
+    two: Two, tmp_path: Path, cache_folder: Path
+) -> None:
     with pytest.raises(CheckpointError, match="nowhere"):
         begin(two, tmp_path / "new", start_from=tmp_path / "nowhere")
     deeper = replace(two.recipe, model=replace(two.recipe.model, horizon=16, supervised_prefix=16))
@@ -139,7 +141,7 @@ def test_a_run_to_start_from_is_looked_at_before_anything_is_written(two: Two, t
     spoil(damaged)
     with pytest.raises(CheckpointError, match=r"not finite: .*\(1 NaN and 0 inf"):
         begin(two, tmp_path / "new", start_from=damaged)
-    assert not (tmp_path / "new").exists() and not (two.dataset / "cache").exists()
+    assert not (tmp_path / "new").exists() and not cache_folder.exists()
 
 
 def spoil(run: Path) -> None:

@@ -23,6 +23,7 @@ from lightwam.report.model_card import model_card
 from lightwam.sim import point, registry
 from lightwam.sim.libero import simulator as libero
 from lightwam.sim.metaworld import simulator as metaworld
+from lightwam.sim.so101 import simulator as so101
 from lightwam.sim.versions import PackageVersions, compare_versions
 
 ROOT = Path(__file__).parents[2]
@@ -66,7 +67,7 @@ def test_a_package_without_a_tested_version_gives_a_warning(monkeypatch: pytest.
     assert line.startswith("world was not tested with engine, 4 is installed")
 
 
-@pytest.mark.parametrize("module", [libero, metaworld], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [libero, metaworld, so101], ids=lambda module: module.__name__)
 def test_extras_install_the_tested_versions(module: object) -> None:
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     for package, stated in vars(module)["TESTED"].items():

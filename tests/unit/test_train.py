@@ -113,12 +113,14 @@ def test_a_broken_line_of_the_log_is_named(tiny: Any) -> None:
         train(tiny.recipe, tiny.dataset, tiny.run, say=quiet)
 
 
-def test_loggers_are_checked_before_decoding(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loggers_are_checked_before_decoding(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache_folder: Path
+) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     shutil.rmtree(tiny.dataset / "cache")
     with pytest.raises(ConfigError, match="must be installed"):
         train(shorter(tiny.recipe, loggers=("wandb",)), tiny.dataset, tmp_path / "new", say=quiet)
-    assert not (tmp_path / "new").exists() and not (tiny.dataset / "cache").exists()
+    assert not (tmp_path / "new").exists() and not cache_folder.exists()
 
 
 def test_a_logger_can_be_added_to_a_resumed_run(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,6 +209,16 @@ def test_two_codecs_that_take_turns_decode_once_each(tiny: Any, tmp_path: Path) 
         assert len(said) == 1, turn
 
 
+def test_a_dataset_is_left_as_it_is_and_its_cache_shared(tiny: Any, tmp_path: Path, cache_folder: Path) -> None:
+    said: list[str] = []
+    shutil.rmtree(tiny.dataset / "cache")
+    before = contents(tiny.dataset)
+    cache, _ = open_training_data(tiny.recipe, tiny.dataset, tiny.run, said.append)
+    again, _ = open_training_data(shorter(tiny.recipe, steps=7), tiny.dataset, tmp_path / "other", said.append)
+    assert contents(tiny.dataset) == before and len(said) == 1
+    assert cache.path == again.path and cache.path.parent == cache_folder / "dataset.lightwam" / "cache"
+
+
 def contents(folder: Path) -> dict[str, int]:
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*")}
 
@@ -243,7 +255,7 @@ def test_the_next_start_removes_what_a_killed_one_left(tiny: Any) -> None:
     for folder in left:
         folder.mkdir()
         (folder / "frames.npy").write_bytes(b"x")
-    open_training_data(tiny.recipe, tiny.dataset, tiny.run, quiet)
+    open_training_data(tiny.recipe, DatasetSource(tiny.dataset, cache=tiny.dataset), tiny.run, quiet)
     assert not any(folder.exists() for folder in left)
 
 

@@ -63,7 +63,9 @@ class BenchServeOptions(JsonOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class BenchControlOptions(JsonOptions):
-    """Rehearse a run's policy in its simulator with latency: blocking, asynchronous, and with what helps that."""
+    """Rehearse a run's policy in its simulator with latency: blocking, asynchronous, and with what helps that.
+
+    Without a simulator, play its chunks along the recorded episodes that it held out."""
 
     settings: Annotated[ControlSettings, Flat] = field(default_factory=ControlSettings)
 

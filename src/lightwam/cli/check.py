@@ -178,9 +178,9 @@ def _check_dataset(arguments: Sequence[str]) -> None:
         f"{options.path}: sound; {dataset.num_episodes} episodes, {dataset.num_frames} frames, "
         f"cameras {', '.join(dataset.cameras)}, {len(dataset.tasks)} tasks"
     )
-    latents = cache_home(root, options.cache) / LATENTS
-    for path in find_latent_caches(latents) if latents.is_dir() else ():
-        _check_latents(dataset, path)
+    for home in dict.fromkeys([cache_home(root, options.cache), root]):
+        for path in find_latent_caches(home / LATENTS):
+            _check_latents(dataset, path)
 
 
 def _check_demonstrations(path: Path, files: Sequence[Path]) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lightwam.cli.open_loop import OPTION, run_open_loop
 from lightwam.cli.options import PolicyOptions, RayOptions, given, named_recipe, parse, positionals, wants_help
 from lightwam.config.checks import check_recipe
 from lightwam.config.libero_protocols import with_suite_and_protocol
@@ -19,7 +20,8 @@ from lightwam.system.tables import rate_cells, table_lines
 KEY_VARIABLE = "LIGHTWAM_API_KEY"
 """environment variable with the server's key; on the command line everyone would see it in `ps`"""
 EXAMPLE = "demo"
-USAGE = f"""usage: lightwam eval RUN [OPTIONS]                         a trained run's policy
+USAGE = f"""usage: lightwam eval RUN [OPTIONS]                         a trained run's policy in its simulator
+       lightwam eval RUN --open-loop [OPTIONS]             on recorded episodes; so without a simulator
        lightwam eval ws://HOST:PORT RECIPE --run OUT [...]  the policy of any server that speaks openpi's protocol
 
 The settings below are those of the recipe {EXAMPLE}; lightwam eval RUN --help shows those of a run.
@@ -83,8 +85,16 @@ def run(arguments: Sequence[str]) -> None:
     elif "://" in subject:
         expected, step = "ws://HOST:PORT or wss://HOST:PORT", "lightwam eval ws://HOST:PORT RECIPE --run OUT"
         raise ConfigError("not the address of a websocket", where=subject, expected=expected, next_step=step)
+    elif OPTION in rest or not _has_simulator(Path(subject)):
+        run_open_loop(Path(subject), rest)
     else:
         print(table(_eval_run(Path(subject), rest)))
+
+
+def _has_simulator(run: Path) -> bool:
+    from lightwam.policy.run_directory import read_recipe
+
+    return read_recipe(run).sim is not None
 
 
 def _eval_run(run: Path, arguments: Sequence[str]) -> dict[str, Any]:

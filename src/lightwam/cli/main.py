@@ -24,7 +24,7 @@ COMMANDS = {
     "train": "train a policy on a dataset; the same command resumes it",
     "eval": "run a policy, a run's or a server's, in closed loop on unseen seeds",
     "serve": "answer robots over openpi's websocket, XPolicyLab's and HTTP",
-    "compare": "compare two evaluations, episode by episode",
+    "compare": "compare evaluations, episode by episode",
     "watch": "calibrate a policy's surprise score, and measure how well it detects disturbances",
     "report": "write a run's report.html",
     "adopt": "convert a published Light-WAM checkpoint to a run",

@@ -75,7 +75,7 @@ class CacheOptions:
     """Options of commands that cache what they decode or encode."""
 
     cache: Path | None = None
-    """folder for caches; default: $LIGHTWAM_CACHE, else the dataset's own folder"""
+    """folder for caches; default: $LIGHTWAM_CACHE, else ~/.cache/lightwam"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from lightwam.config.checks import check_recipe
 from lightwam.config.schema import Recipe
+from lightwam.data.cache.location import VARIABLE
 from lightwam.data.collect import collect
 from lightwam.encoders.prompt_check import check_prompts
 from lightwam.errors import ConfigError
@@ -31,7 +33,7 @@ def demo(recipe: Recipe, run: Path, say: Callable[[str], None] = print, cache: P
 
     Before anything is written, raises ConfigError if the model's state or action width is not the simulator's, or a
     logger cannot be used, and PromptError if a task's sentence does not fit the text encoder. `cache`: the
-    folder for caches, by default $LIGHTWAM_CACHE or the dataset's own.
+    folder for caches, by default $LIGHTWAM_CACHE, else inside the dataset, so that a demo is deleted with its run.
 
     Each part resumes where it was interrupted, and the wall seconds of all attempts add up. The demonstrations are in
     RUN/dataset.
@@ -43,7 +45,8 @@ def demo(recipe: Recipe, run: Path, say: Callable[[str], None] = print, cache: P
     with timer.part("collect"):
         collect(recipe, run / "dataset", say)
     with timer.part("train"):
-        train(recipe, DatasetSource(run / "dataset", cache=cache), run, say=say)
+        inside = None if os.environ.get(VARIABLE) else run / "dataset"
+        train(recipe, DatasetSource(run / "dataset", cache=cache or inside), run, say=say)
     with timer.part("evaluate"):
         result = evaluate(run, say=say)
     if len(recipe.simulation.tasks) > 1:

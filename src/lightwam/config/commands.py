@@ -38,3 +38,17 @@ class ConvertConfig:
     """keep steps that neither move nor change the gripper"""
     keep_failures: bool = False
     """keep demonstrations that never succeed"""
+
+
+@dataclass(frozen=True)
+class OpenLoopSettings:
+    """Settings of `lightwam eval RUN --open-loop`."""
+
+    replan: tuple[int, ...] = ()
+    """steps to execute of each chunk, to compare; by default the quarters of the supervised prefix and the run's own"""
+    blend: int = 4
+    """steps of a cross-fade"""
+    decay: float = 0.01
+    """of temporal ensembling: the i-th oldest chunk weighs exp(-decay i)"""
+    most_steps: int = 3000
+    """recorded control steps at which a chunk is predicted; whole episodes of all sentences in turn"""

@@ -179,6 +179,26 @@ def libero_object_small() -> Recipe:
     )
 
 
+def so101() -> Recipe:
+    """A simulated SO-101 arm puts a cube on the red or the blue plate: two cameras, joint targets 30 times a second.
+
+    What a policy for one's own arm looks like: LeRobot's names and units, whole pictures of 4:3, chunks of one second.
+    """
+    base, (height, width) = demo(), (96, 128)
+    backbone = replace(base.model.backbone, width=96, ffn_width=192, num_heads=4)
+    places = tuple(CameraPlace(camera, 0, i * width, height, width) for i, camera in enumerate(("front", "wrist")))
+    return replace(
+        base,
+        name="so101",
+        model=replace(base.model, backbone=backbone, state_dim=6, action_dim=6, horizon=32, supervised_prefix=32),
+        codec=CodecConfig(canvas=(height, 2 * width), places=places, video_stride=4),
+        sim=SimConfig("so101", ("red", "blue"), cameras=("front", "wrist"), height=240, width=320, max_steps=300),
+        collect=CollectConfig(demos_per_task=25, extra_steps=10),
+        train=replace(base.train, steps=2400, ema_decay=0.995, save_every=400),
+        eval=EvalConfig(trials=20, replan=24),
+    )
+
+
 PAPER_PROMPT = "A video recorded from a robot's point of view executing the following instruction: {task}"
 WAN = "Wan-AI/Wan2.1-T2V-1.3B"
 LIBERO_SUITES = {"libero_spatial": 60_000, "libero_object": 12_500, "libero_goal": 60_000, "libero_10": 80_000}
@@ -296,6 +316,7 @@ RECIPES: Mapping[str, Callable[[], Recipe]] = {
     "mt10": mt10,
     "point": point,
     "libero-object-small": libero_object_small,
+    "so101": so101,
     "libero-spatial": libero_spatial,
     "libero-object": libero_object,
     "libero-goal": libero_goal,

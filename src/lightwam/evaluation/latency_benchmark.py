@@ -14,6 +14,8 @@ from jaxtyping import Float32
 
 from lightwam.config.commands import ControlSettings
 from lightwam.errors import ConfigError
+from lightwam.evaluation.recorded_latency import bench_recorded_control
+from lightwam.evaluation.recorded_latency import table as recorded_table
 from lightwam.evaluation.rehearsal import Rehearsed, latency_steps, player_factories, rehearse, switches
 from lightwam.evaluation.statistics import wilson
 from lightwam.policy.policy import Policy
@@ -33,9 +35,10 @@ def bench_control(
 ) -> dict[str, Any]:
     """Rehearse the run's policy at every rate and latency, each way of playing chunks on the same unseen seeds.
 
-    Returns plain JSON values, see `table`. Episodes may take `settings.patience` times the recipe's step limit, as
-    waiting costs steps; those within the limit count as "in_time". ConfigError for settings out of range and for
-    actions that are not motions, SimulatorError if the simulator cannot run.
+    Without a simulator chunks are played along recorded episodes (`bench_recorded_control`). Returns plain JSON values,
+    see `table`. Episodes may take `settings.patience` times the recipe's step limit, as waiting costs steps; those
+    within the limit count as "in_time". ConfigError for settings out of range and, with a simulator, for actions that
+    are not motions; SimulatorError if the simulator cannot run.
     """
     settings = settings or ControlSettings()
     if settings.trials < 1 or settings.patience < 1 or min(settings.rates_hz, default=1.0) <= 0:
@@ -45,6 +48,8 @@ def bench_control(
     policy = Policy.load(run)
     recipe = policy.recipe
     replan = recipe.eval.replan if settings.replan is None else settings.replan
+    if recipe.sim is None:
+        return bench_recorded_control(policy, settings, replan, say)
     rows = _rehearse_all(policy, settings, replan, say)
     return {
         "recipe": recipe.name,
@@ -115,6 +120,8 @@ def summary(case: Case, episodes: Sequence[Rehearsed], max_steps: int) -> dict[s
 
 def table(result: Mapping[str, Any]) -> str:
     """Return the result as text."""
+    if "tasks" not in result:
+        return recorded_table(result)
     rows = [["rate", "latency", "", "success", "95 %", "in time", "steps", "idle", "command", "hand", "jump"]]
     for row in result["rows"]:
         latency = f"{row['latency_ms']:g} ms = {row['latency_steps']}"

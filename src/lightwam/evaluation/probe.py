@@ -14,11 +14,14 @@ from torch.nn.functional import avg_pool3d
 
 from lightwam.data.codec import to_pictures
 from lightwam.errors import CheckpointError, ConfigError
+from lightwam.evaluation.recorded import Recorded, RecordedEpisode
 from lightwam.evaluation.result_files import read_arrays, write_arrays
 from lightwam.policy.policy import Policy
 from lightwam.sim.simulator import Simulator
 from lightwam.types import Observation, to_pixels
 
+MAX_EPISODES = 4
+"""recorded episodes that are shown without a simulator"""
 NAMES, SCALARS = ("tasks", "instructions"), ("fps", "video_stride", "imagine_steps")
 
 
@@ -87,9 +90,43 @@ def record_probe(
     if not recorded:
         expected = "at least one simulator and one moment within its episodes"
         raise ConfigError("no moment to record", got=(sorted(simulators), list(moments)), expected=expected)
-    arrays: dict[str, Any] = {name: np.stack([np.asarray(moment[name]) for moment in recorded]) for name in recorded[0]}
+    _write(path, policy, recorded, next(iter(simulators.values())).fps, imagine_steps)
+
+
+def record_dataset_probe(policy: Policy, recorded: Recorded, path: Path, *, imagine_steps: int = 20) -> None:
+    """Write the same to `path` without a simulator: for moments of recorded episodes, one of each sentence in turn.
+
+    In place of a task it has the episode, and the episode's number is the seed. The real frames are the recorded ones.
+    """
+    first = {each.instruction: each for each in reversed(recorded.episodes)}
+    episodes = [*first.values(), *(each for each in recorded.episodes if each not in first.values())][:MAX_EPISODES]
+    moments = [moment for episode in episodes for moment in _recorded_moments(policy, episode, imagine_steps)]
+    _write(path, policy, moments, recorded.fps, imagine_steps)
+
+
+def _recorded_moments(policy: Policy, episode: RecordedEpisode, imagine_steps: int) -> list[dict[str, Any]]:
+    """Return the arrays of `Probe` for moments a quarter and half way through an episode."""
+    horizon, stride = policy.recipe.model.horizon, policy.recipe.codec.video_stride
+    moments = sorted({len(episode) * share // 4 for share in (1, 2)})
+    wanted = {moment + k for moment in moments for k in range(0, horizon + 1, stride)} | {len(episode) - 1}
+    canvases: dict[int, UInt8[np.ndarray, "height width 3"]] = {}
+    observations: dict[int, Observation] = {}
+    for step, observation in enumerate(episode.observations(policy.cameras)):
+        if step in wanted:
+            canvases[step] = policy.codec.canvas(observation.frames)
+        if step in moments:
+            observations[step] = observation
+    name = f"episode {episode.index}"
+    return [
+        _moment(policy, observation, canvases, task=name, seed=episode.index, step=step, imagine_steps=imagine_steps)
+        for step, observation in observations.items()
+    ]
+
+
+def _write(path: Path, policy: Policy, moments: Sequence[Mapping[str, Any]], fps: float, imagine_steps: int) -> None:
+    arrays: dict[str, Any] = {name: np.stack([np.asarray(moment[name]) for moment in moments]) for name in moments[0]}
     arrays |= {
-        "fps": np.float64(next(iter(simulators.values())).fps),
+        "fps": np.float64(fps),
         "video_stride": np.int64(policy.recipe.codec.video_stride),
         "imagine_steps": np.int64(imagine_steps),
         "taps": np.asarray(policy.recipe.model.backbone.taps, np.int64),
@@ -124,24 +161,37 @@ def _episode(
             break
         assert chunk is not None
         ended = simulator.step(chunk[step % replan]).ended
-    recorded = []
-    for step, observation in observations.items():
-        times = range(step, step + horizon + 1, stride)
-        last = max(time for time in times if time in canvases)
-        real = np.stack([canvases[min(time, last)] for time in times])
-        moment = {
-            "tasks": task,
-            "instructions": observation.instruction,
-            "seeds": seed,
-            "steps": step,
-            "imagined": policy.imagine(observation, seed, imagine_steps),
-            "real": real,
-            "real_coded": _through_latents(policy, real),
-            "real_is_pad": [time > last for time in times],
-            "attention": np.stack(policy.attention(observation)).astype(np.float32),
-        }
-        recorded.append(moment)
-    return recorded
+    return [
+        _moment(policy, observation, canvases, task=task, seed=seed, step=step, imagine_steps=imagine_steps)
+        for step, observation in observations.items()
+    ]
+
+
+def _moment(
+    policy: Policy,
+    observation: Observation,
+    canvases: Mapping[int, UInt8[np.ndarray, "height width 3"]],
+    *,
+    task: str,
+    seed: int,
+    step: int,
+    imagine_steps: int,
+) -> dict[str, Any]:
+    """Return the arrays of `Probe` for a moment, without the dimension M; `canvases`: control step -> real picture."""
+    times = range(step, step + policy.recipe.model.horizon + 1, policy.recipe.codec.video_stride)
+    last = max(time for time in canvases if time <= times[-1])
+    real = np.stack([canvases[min(time, last)] for time in times])
+    return {
+        "tasks": task,
+        "instructions": observation.instruction,
+        "seeds": seed,
+        "steps": step,
+        "imagined": policy.imagine(observation, seed, imagine_steps),
+        "real": real,
+        "real_coded": _through_latents(policy, real),
+        "real_is_pad": [time > last for time in times],
+        "attention": np.stack(policy.attention(observation)).astype(np.float32),
+    }
 
 
 def _through_latents(

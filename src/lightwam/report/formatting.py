@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 THIN = "\u202f"
 """narrow no-break space, between a number and its unit"""
 
-_SIMULATORS = {"metaworld": "Meta-World", "libero": "LIBERO", "robotwin": "RoboTwin"}
+_SIMULATORS = {"metaworld": "Meta-World", "libero": "LIBERO", "robotwin": "RoboTwin", "so101": "SO-101"}
 
 
 def render(template: str, **values: object) -> str:

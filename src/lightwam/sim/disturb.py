@@ -94,3 +94,14 @@ class Disturbed(Simulator):
             return
         move = self.wrapped.move_object if self.disturbance.kind == "object" else self.wrapped.bump_camera
         self.size = move(rng)
+
+
+def turn_cameras(rotations: np.ndarray, degrees: float, rng: np.random.Generator) -> None:
+    """Turn each camera in place about a random axis in its picture's plane: unit quaternions [cameras, 4], w first."""
+    import mujoco
+
+    half = np.deg2rad(degrees) / 2
+    for rotation in rotations:
+        angle = rng.uniform(0, 2 * np.pi)
+        turn = np.array([np.cos(half), np.sin(half) * np.cos(angle), np.sin(half) * np.sin(angle), 0.0])
+        mujoco.mju_mulQuat(rotation, rotation.copy(), turn)

