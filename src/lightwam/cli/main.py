@@ -23,6 +23,7 @@ COMMANDS = {
     "cache": "encode a dataset once: latents and prompts for recipes with pretrained encoders",
     "train": "train a policy on a dataset; the same command resumes it",
     "eval": "run a policy, a run's or a server's, in closed loop on unseen seeds",
+    "drive": "move a robot of LeRobot's, or a simulated one, by a run's policy",
     "serve": "answer robots over openpi's websocket, XPolicyLab's and HTTP",
     "compare": "compare evaluations, episode by episode",
     "watch": "calibrate a policy's surprise score, and measure how well it detects disturbances",
