@@ -17,6 +17,7 @@ from lightwam import __version__
 from lightwam.errors import ConfigError, LightwamError, did_you_mean
 
 COMMANDS = {
+    "init": "look at a dataset of your robot, and write a recipe for it",
     "demo": "collect, train, evaluate and report in one go",
     "collect": "record demonstrations by scripted experts as a LeRobot v3.0 dataset",
     "convert": "convert published demonstrations of LIBERO to such a dataset",

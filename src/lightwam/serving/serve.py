@@ -10,6 +10,7 @@ from typing import Any
 
 from lightwam.errors import ConfigError
 from lightwam.policy import hub, run_directory
+from lightwam.policy.driving import greeting
 from lightwam.policy.policy import Policy
 from lightwam.serving import access, logs
 from lightwam.serving.batcher import Act
@@ -94,4 +95,5 @@ def metadata(policy: Policy, settings: Serving) -> dict[str, Any]:
         "horizon": recipe.model.supervised_prefix,
         "replan": recipe.eval.replan,
         MESSAGE_BYTES: settings.limits.message_bytes,
+        **greeting(policy),
     }
