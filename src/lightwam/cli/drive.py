@@ -97,7 +97,7 @@ def run(arguments: Sequence[str]) -> None:
     requester, computes = _requester(options, profile, client, run)
     print(f"{word}: {computes}\n{task!r} for {settings.seconds:g} s, a new chunk after {settings.replan} steps")
     recorder = open_recorder(options.record, driven, profile, device) if options.record else None
-    with terminal(KEYS) as operator:
+    with terminal(KEYS, falls=not is_simulated(options.robot)) as operator:
         result = drive(
             device,
             requester,

@@ -14,9 +14,10 @@ from lightwam.policy import run_directory
 from lightwam.system.hub import HUB_ID, hub_errors
 
 REQUIRED_FILES = ("recipe.json", "processing.json")
-OPTIONAL_FILES = (run_directory.FACTS, run_directory.FROZEN, run_directory.PROMPTS, "eval/result.json")
+RESULTS = ("eval/result.json", "eval/open_loop.json")
+OPTIONAL_FILES = (run_directory.FACTS, run_directory.FROZEN, run_directory.PROMPTS, *RESULTS)
 CARD = "README.md"
-INDEX_FILES = [*REQUIRED_FILES, run_directory.FACTS, CARD, "eval/result.json", "checkpoints/*/meta.json"]
+INDEX_FILES = [*REQUIRED_FILES, run_directory.FACTS, CARD, *RESULTS, "checkpoints/*/meta.json"]
 """small files, fetched first: they show whether the repo is a run, and which checkpoints it has"""
 WEIGHTS = ("model.safetensors", "ema.safetensors")
 
