@@ -14,6 +14,7 @@ from runs import bits
 from lightwam.config.schema import HeldOutConfig, Recipe, SourceConfig
 from lightwam.data.cache.joined import JoinedCache
 from lightwam.data.lerobot.reader import LeRobotDataset
+from lightwam.data.lerobot.video import encode_video
 from lightwam.data.lerobot.writer import LeRobotWriter
 from lightwam.errors import CheckpointError, ConfigError, DatasetError
 from lightwam.policy import run_directory
@@ -134,6 +135,19 @@ def test_what_the_mixed_sources_teach(mixed: Recipe, tiny: Any, tmp_path: Path) 
     assert not cache.sampling.teaches_video[corrected.windows].any()
     # statistics: none of the footage, of both others
     assert encoder.codec.action.max.max() == pytest.approx(max(0.8, data.stats["action"].max.max()))
+
+
+def test_a_folder_of_videos_is_a_source_without_actions(mixed: Recipe, tmp_path: Path) -> None:
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    encode_video(folder / "a.mp4", np.full((30, 16, 16, 3), 99, np.uint8), 30)
+    (folder / "metadata.jsonl").write_text('{"file_name": "a.mp4", "task": "watch"}\n')
+    recipe = source(mixed, 1, path=str(folder), cameras=("video=top",))
+    train(recipe, None, tmp_path / "mine", stop_after=1, say=quiet)
+    train(recipe, None, tmp_path / "mine", stop_after=2, say=quiet)
+    assert run_directory.steps(tmp_path / "mine")[-1] == 2
+    with pytest.raises(DatasetError, match="no actions"):
+        train(source(recipe, 1, actions="all"), None, tmp_path / "other", say=quiet)
 
 
 def test_one_source_is_the_dataset(tiny: Any, tmp_path: Path) -> None:

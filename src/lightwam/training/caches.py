@@ -16,6 +16,8 @@ from lightwam.data.cache.frames import FrameCache, frames_folder, is_current, te
 from lightwam.data.cache.latents import LatentCache, find_latent_caches, latents_folder
 from lightwam.data.cache.location import cache_home, remove_leftovers
 from lightwam.data.lerobot.features import ACTION, STATE, FeatureNames, parse_names
+from lightwam.data.lerobot.footage import footage_dataset, is_footage
+from lightwam.data.lerobot.hub import find_dataset, hub_id
 from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.encoders.dct import DctLatents
 from lightwam.encoders.frozen import vae_identity
@@ -37,13 +39,15 @@ class DatasetSource:
     """A LeRobot dataset, the names of its features if they are not LeRobot's, and the folder for its caches."""
 
     path: Path | None
-    """None: the recipe's source"""
+    """a folder, or a Hub id as `find_dataset` takes it; None: the recipe's source"""
     names: FeatureNames | None = None
     """a run keeps the names it was begun with"""
     cache: Path | None = None
     """None: $LIGHTWAM_CACHE, else the user's cache folder; the dataset's own folder: inside it"""
     settings: SourceConfig | None = None
     """the part of the recipe that it is, if any"""
+    commit: str = ""
+    """of a Hub id: the commit that the run was begun with"""
 
     @property
     def folder(self) -> Path:
@@ -93,6 +97,8 @@ class DatasetCaches:
     recipe: Recipe
     data: LeRobotDataset
     home: Path
+    asked: str = ""
+    """the dataset as it was asked for: its path or Hub id"""
 
     @cached_property
     def files(self) -> dict[str, str]:
@@ -191,14 +197,25 @@ class DatasetCaches:
 def open_caches(
     recipe: Recipe, dataset: Path | str | DatasetSource | None, say: Say = print, *, sentences: bool = True
 ) -> DatasetCaches:
-    """Return a dataset's caches; raise as `check_data` and, with `sentences`, `check_tasks`."""
-    source = DatasetSource.of(dataset, recipe)
+    """Return a dataset's caches; raise as `find_dataset`, `check_data` and, with `sentences`, `check_tasks`.
+
+    A folder of videos is read by `footage_dataset`.
+    """
+    source, cameras = DatasetSource.of(dataset, recipe), {place.camera for place in recipe.codec.places}
     with_actions = source.settings is None or source.settings.actions != "none"
-    data = LeRobotDataset(source.folder, source.names, optional=(STATE,) if with_actions else (STATE, ACTION))
+    root = find_dataset(source.folder, cameras, source.names, commit=source.commit, say=say)
+    home = cache_home(root, source.cache)
+    if is_footage(root):
+        if with_actions:
+            what, step = "a folder of videos has no actions", 'actions = "none" in its [[sources]]'
+            raise DatasetError(what, where=root, next_step=step)
+        root = footage_dataset(root, home)
+    optional, used = (STATE,) if with_actions else (STATE, ACTION), cameras if hub_id(root) else None
+    data = LeRobotDataset(root, source.names, optional=optional, used=used)
     check_data(recipe, data, with_actions)
     if sentences:
         check_tasks(recipe, data, say)
-    return DatasetCaches(recipe, data, cache_home(data.root, source.cache))
+    return DatasetCaches(recipe, data, home, str(source.path))
 
 
 def check_data(recipe: Recipe, data: LeRobotDataset, with_actions: bool = True) -> None:

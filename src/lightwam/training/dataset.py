@@ -18,6 +18,7 @@ from lightwam.config.schema import Recipe
 from lightwam.data.cache.base import Cache
 from lightwam.data.codec import Codec
 from lightwam.data.lerobot.features import parse_names
+from lightwam.data.lerobot.hub import hub_id
 from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.encoders.frozen import Prompts, check_vae, encode_clip, open_latents
 from lightwam.errors import CheckpointError, first_few
@@ -36,9 +37,10 @@ from lightwam.training.sources import (
 from lightwam.training.start import Start, record_start
 from lightwam.types import Batch, LatentCodec, Latents, Windows, to_pixels
 
-KEYS, OPTIONAL_KEYS = ("fingerprint", "path"), ("episodes", "names", "others")
-"""keys of dataset.json; older runs lack "episodes", runs whose features have LeRobot's names lack "names", and runs on
-one dataset lack "others": the same of the recipe's further sources"""
+KEYS, OPTIONAL_KEYS = ("fingerprint", "path"), ("episodes", "names", "hub", "others")
+"""keys of dataset.json; older runs lack "episodes", runs whose features have LeRobot's names lack "names", and those on
+a folder lack "hub": {"id": OWNER/NAME or OWNER/NAME@REVISION, as asked for, "commit": the commit that was used}. Of a
+recipe with several sources, "others" has the same of the second and the following ones."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,12 @@ def open_training_data(
     if len(recipe.sources) <= 1:
         names = feature_names(run, () if asked.names is None else asked.names.pairs())
         asked = replace(asked, names=parse_names(names) if names else asked.names)
+    wanted = [
+        replace(source, commit=source.commit or hub_commit(run, str(source.path), number))
+        for number, source in enumerate(DatasetSource.all_of(asked, recipe))
+    ]
     # `lightwam cache` has checked the sentences for a pretrained encoder
-    sources = open_sources(recipe, asked, say, sentences=not recipe.text.pretrained)
+    sources = open_sources(recipe, wanted, say, sentences=not recipe.text.pretrained)
     caches = sources[0].caches
     resumed = (run / "processing.json").exists()
     for number, source in enumerate(sources):
@@ -160,7 +166,28 @@ def _record(caches: DatasetCaches) -> dict[str, Any]:
     """Return what a run keeps of a dataset: a value for each of KEYS and, where there is one, OPTIONAL_KEYS."""
     data, names = caches.data, caches.data.names.pairs()
     record = {"path": str(data.root.absolute()), "episodes": data.num_episodes, "fingerprint": caches.files}
-    return record | ({"names": list(names)} if names else {})
+    if names:
+        record["names"] = list(names)
+    if fetched := hub_id(data.root):
+        record["hub"] = {"id": caches.asked or fetched, "commit": fetched.partition("@")[2]}
+    return record
+
+
+def hub_commit(run: Path, asked: str, number: int = 0) -> str:
+    """Return the commit that the run was begun with, if `asked` is the same Hub id or lacks a revision; else "".
+
+    `asked` is source `number` of the recipe.
+    """
+    path = run / "dataset.json"
+    records = _records(read_table(path, KEYS, OPTIONAL_KEYS)) if path.is_file() else []
+    record = records[number].get("hub") if number < len(records) else None
+    if not record or asked not in (record["id"], record["id"].partition("@")[0]):
+        return ""
+    return str(record["commit"])
+
+
+def _records(saved: dict[str, Any]) -> list[dict[str, Any]]:
+    return [saved, *saved.get("others", ())]
 
 
 def feature_names(run: Path, asked: Sequence[str] = ()) -> tuple[str, ...]:
@@ -187,8 +214,8 @@ def check_dataset(run: Path, dataset: Path, fingerprint: Mapping[str, str], numb
     """
     path = run / "dataset.json"
     saved = read_table(path, KEYS, OPTIONAL_KEYS)
-    all_of_them = [saved, *saved.get("others", ())]
-    saved = all_of_them[number] if number < len(all_of_them) else {"path": "no such source", "fingerprint": {}}
+    records = _records(saved)
+    saved = records[number] if number < len(records) else {"path": "no such source", "fingerprint": {}}
     if found := changes(saved["fingerprint"], dict(fingerprint)):
         what, got = "the run was trained on another dataset", f"{dataset.absolute()} ({first_few(found, 4, '; ')})"
         expected, step = f"{saved['path']}, as it was when the run began", "pass that dataset, or choose another --run"

@@ -35,7 +35,7 @@ def make_cache(
     cannot be written; CheckpointError when weights are missing.
     """
     check_recipe(recipe)
-    sources = [source.caches for source in open_sources(recipe, dataset, say)]
+    sources = [source.caches for source in open_sources(recipe, DatasetSource.all_of(dataset, recipe), say)]
     if not recipe.latents.pretrained:
         with distributed.process_group("cpu") as world, world.main_first():
             for caches in sources:

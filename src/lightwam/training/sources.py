@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Int64
@@ -106,15 +105,15 @@ class SourceCache:
 
 
 def open_sources(
-    recipe: Recipe, dataset: Path | str | DatasetSource | None, say: Say = print, *, sentences: bool = True
+    recipe: Recipe, wanted: Sequence[DatasetSource], say: Say = print, *, sentences: bool = True
 ) -> list[TrainingSource]:
-    """Open the recipe's sources, or the dataset given in place of them; nothing is decoded.
+    """Open the sources of a run (`DatasetSource.all_of`); nothing is decoded.
 
     Raises as `open_caches`; ConfigError for cameras, episodes or tasks that do not fit a source; DatasetError when
     latents of a pretrained VAE would have to be resampled.
     """
     opened = []
-    for asked in DatasetSource.all_of(dataset, recipe):
+    for asked in wanted:
         settings = asked.settings or SourceConfig(str(asked.path))
         own = replace(recipe, codec=source_codec(recipe.codec, settings))
         caches = open_caches(own, replace(asked, settings=settings), say, sentences=sentences)

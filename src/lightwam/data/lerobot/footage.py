@@ -1,8 +1,9 @@
 """A folder of videos with a sentence each, as a LeRobotDataset (v2.1) without states and actions.
 
-The folder has `metadata.jsonl`, as in Hugging Face's VideoFolder: a line {"file_name": "a.mp4", "task": "..."} a video.
-The dataset is a few tables and a link to every video, in a folder for caches; the videos are neither copied nor encoded.
-Its rate is that of the first video, rounded, and a row has the nearest frame of its video, so rates may differ or vary.
+The folder has `metadata.jsonl`, as in Hugging Face's VideoFolder, with a line for each video:
+{"file_name": "a.mp4", "task": "..."}. The dataset is a few tables and a link to every video, in a folder for caches; the
+videos are neither copied nor encoded again. Its rate is that of the first video, rounded, and a row has the nearest
+frame of its video, so rates may differ and vary.
 """
 
 from __future__ import annotations
@@ -87,7 +88,9 @@ def _read_metadata(folder: Path) -> dict[str, str]:
             name, task = None, None
         where, expected = f"{folder / METADATA}:{number}", '{"file_name": "a.mp4", "task": "..."}'
         if not isinstance(name, str) or not isinstance(task, str) or name in rows:
-            raise DatasetError("a line must name a video and its sentence", where=where, got=line[:200], expected=expected)
+            raise DatasetError(
+                "a line must name a video and its sentence", where=where, got=line[:200], expected=expected
+            )
         if not (folder / name).is_file():
             others = first_few(sorted(path.name for path in folder.glob("*.mp4")))
             raise DatasetError("a video is missing", where=where, got=others or "no mp4 file here", expected=name)
