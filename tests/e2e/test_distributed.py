@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from lightwam.config.schema import Recipe
+from lightwam.config.schema import Recipe, SourceConfig
 from lightwam.policy import run_directory
 from lightwam.training.precompute import make_cache
 from lightwam.training.train import train
@@ -24,15 +24,16 @@ from lightwam.policy import run_directory
 from lightwam.training.train import train
 recipe = run_directory.read_recipe(Path(sys.argv[1]))
 stop = int(sys.argv[5]) if len(sys.argv) > 5 else None
-train(recipe, Path(sys.argv[2]), Path(sys.argv[3]), stop_after=stop, device="cpu", parallel=sys.argv[4])
+dataset = Path(sys.argv[2]) if sys.argv[2] else None
+train(recipe, dataset, Path(sys.argv[3]), stop_after=stop, device="cpu", parallel=sys.argv[4])
 """
 
 
-def together(recipe: Recipe, dataset: Path, run: Path, parallel: str, stop_after: int | None = None) -> str:
-    """Train in two processes; returns what they said."""
+def together(recipe: Recipe, dataset: Path | None, run: Path, parallel: str, stop_after: int | None = None) -> str:
+    """Train in two processes, on the recipe's sources without a dataset; returns what they said."""
     plan = run.with_name(f"{run.name}-recipe")
     run_directory.start_run(plan, recipe)
-    arguments = [str(plan), str(dataset), str(run), parallel, *([] if stop_after is None else [str(stop_after)])]
+    arguments = [str(plan), str(dataset or ""), str(run), parallel, *([] if stop_after is None else [str(stop_after)])]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     script = run.with_name("script.py")
     script.write_text(SCRIPT)
@@ -100,4 +101,25 @@ def test_two_processes_are_as_one(tiny: Any, tmp_path: Path, parallel: str) -> N
     assert losses(both) == losses(parts)
     (parts / "checkpoints" / "step_00000004").rename(tmp_path / "gone")
     train(recipe, tiny.dataset, parts, device="cpu", say=lambda line: None)
+    assert difference(alone, parts) < 1e-4
+
+
+def test_mixed_sources_in_two_processes_are_as_in_one(tiny: Any, tmp_path: Path) -> None:
+    """Demonstrations and episodes whose actions are not learnt: stopped, resumed by two processes and by one."""
+    sources = (
+        SourceConfig(str(tiny.dataset), weight=2.0, episodes=(0, 1, 2)),
+        SourceConfig(str(tiny.dataset), actions="none", episodes=(3, 4)),
+    )
+    settings = replace(tiny.recipe.train, steps=4, muon_learning_rate=0.0, micro_batch=1, save_every=2)
+    recipe = replace(tiny.recipe, train=settings, sources=sources)
+    alone, both, parts = tmp_path / "alone", tmp_path / "both", tmp_path / "parts"
+    train(recipe, None, alone, device="cpu", say=lambda line: None)
+    together(recipe, None, both, "ddp")
+    torch.testing.assert_close(torch.tensor(losses(both)), torch.tensor(losses(alone)), rtol=1e-4, atol=1e-5)
+    assert difference(alone, both) < 1e-4
+    together(recipe, None, parts, "ddp", stop_after=2)
+    together(recipe, None, parts, "ddp")
+    assert difference(both, parts) == 0.0 and losses(both) == losses(parts)
+    (parts / "checkpoints" / "step_00000004").rename(tmp_path / "gone")
+    train(recipe, None, parts, device="cpu", say=lambda line: None)
     assert difference(alone, parts) < 1e-4

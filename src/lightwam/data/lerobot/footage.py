@@ -1,8 +1,8 @@
 """A folder of videos with a sentence each, as a LeRobotDataset (v2.1) without states and actions.
 
-The folder has `metadata.jsonl`, as in Hugging Face's VideoFolder, with a line for each video:
-{"file_name": "a.mp4", "task": "..."}. The dataset is a few tables and a link to every video, in a folder for caches; the
-videos are neither copied nor encoded again. Its rate is that of the first video, rounded, and a row has the nearest
+The folder has `metadata.jsonl`, as in Hugging Face's VideoFolder, with a line for each video, such as
+{"file_name": "a.mp4", "task": "..."}. The dataset is a few tables and a link to every video, in a folder for caches:
+the videos are neither copied nor encoded again. Its rate is that of the first video, rounded, and a row has the nearest
 frame of its video, so rates may differ and vary.
 """
 
@@ -32,6 +32,8 @@ KEY = CAMERA_PREFIX + CAMERA
 DATA_PATH = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
 VIDEO_PATH = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"
 CHUNK = 1000
+ROUNDING = 1e-6
+"""seconds; of two frames equally near, the later one is taken"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +131,7 @@ def _write(root: Path, videos: Sequence[_Video]) -> None:
         parts = {"episode_chunk": index // CHUNK, "episode_index": index}
         moments = np.arange(video.times[0], video.times[-1] + 0.5 / fps, 1 / fps)
         after = np.clip(np.searchsorted(video.times, moments), 1, len(video.times) - 1)
-        nearer = moments - video.times[after - 1] < video.times[after] - moments
+        nearer = moments - video.times[after - 1] < video.times[after] - moments - ROUNDING
         length = len(moments)
         columns = {
             "timestamp": np.where(nearer, video.times[after - 1], video.times[after]),
