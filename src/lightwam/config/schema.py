@@ -182,13 +182,14 @@ class SourceConfig:
     """A dataset to train on, or a part of it."""
 
     path: str
-    """a folder, or a Hub id OWNER/NAME, OWNER/NAME@REVISION"""
+    """a folder with a dataset or with videos, or a Hub id OWNER/NAME, OWNER/NAME@REVISION"""
     weight: float = added(1.0)
     """share of the samples, relative to the weights of the other sources"""
     names: tuple[str, ...] = added(())
     """pairs FEATURE=NAME, if its features do not have LeRobot's names"""
     cameras: tuple[str, ...] = added(())
-    """pairs CAMERA=NAME: cameras of the dataset that the codec has under another name"""
+    """pairs CAMERA=NAME: cameras of the dataset that the codec has under another name; =NAME: it lacks this one, whose
+    place stays black"""
     tasks: tuple[str, ...] = added(())
     """use only episodes with these sentences; empty: all"""
     episodes: tuple[int, ...] = added(())
