@@ -16,6 +16,7 @@ from lightwam.data.cache.resampled import ResampledCache
 from lightwam.data.codec import Codec
 from lightwam.data.facts import DatasetFacts
 from lightwam.data.held_out import episode_sentences, episodes_in_use, held_out_episodes
+from lightwam.data.ranges import RobotRanges
 from lightwam.data.sampling import Part, Sampling
 from lightwam.data.statistics import combine
 from lightwam.errors import ConfigError, DatasetError
@@ -213,7 +214,7 @@ def fit_sources(recipe: Recipe, opened: Sequence[SourceCache]) -> Codec:
 def source_facts(sources: Sequence[TrainingSource]) -> DatasetFacts:
     """Return the facts of the run: of the first source with actions, with the codec's names of its cameras.
 
-    Sentences and numbers of episodes and frames are those of all sources with actions.
+    Sentences, ranges and numbers of episodes and frames are those of all sources with actions.
     """
     own = [source for source in sources if source.has_actions]
     facts = [DatasetFacts.of(source.caches.data) for source in own]
@@ -222,10 +223,12 @@ def source_facts(sources: Sequence[TrainingSource]) -> DatasetFacts:
         for sentence, count in each.sentences.items():
             counts[sentence] = counts.get(sentence, 0) + count
     names = dict(pair.split("=", 1) for pair in own[0].settings.cameras)
+    ranges = [(each.ranges, each.fps) for each in facts if each.ranges is not None]
     return replace(
         facts[0],
         cameras={names.get(camera, camera): size for camera, size in facts[0].cameras.items()},
         sentences=counts,
         num_episodes=sum(each.num_episodes for each in facts),
         num_frames=sum(each.num_frames for each in facts),
+        ranges=RobotRanges.joined(ranges, facts[0].fps) if len(ranges) > 1 else facts[0].ranges,
     )
