@@ -17,7 +17,9 @@ from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.data.lerobot.video import encode_video
 from lightwam.data.lerobot.writer import LeRobotWriter
 from lightwam.errors import CheckpointError, ConfigError, DatasetError
+from lightwam.evaluation.recorded import recorded_episodes
 from lightwam.policy import run_directory
+from lightwam.policy.policy import Policy
 from lightwam.training.caches import DatasetSource
 from lightwam.training.dataset import open_training_data
 from lightwam.training.precompute import make_cache
@@ -100,6 +102,8 @@ def test_a_mixed_run_resumes_to_the_same_bits(mixed: Recipe, tmp_path: Path) -> 
     assert [Path(each["path"]).name for each in record["others"]] == ["footage", "corrected"]
     facts = run_directory.read_facts(tmp_path / "whole")
     assert facts is not None and list(facts.cameras) == ["top"] and facts.sentences["corrected"] == 3
+    recorded = recorded_episodes(Policy.load(tmp_path / "whole"))
+    assert recorded.held_out and {each.dataset.root.name for each in recorded.episodes} == {"dataset"}
 
 
 def test_another_weight_or_a_changed_dataset_is_another_run(mixed: Recipe, tmp_path: Path) -> None:

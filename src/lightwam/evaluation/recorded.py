@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from lightwam.config.schema import Recipe
+from lightwam.config.schema import Recipe, SourceConfig
 from lightwam.data.held_out import episode_sentences, episodes_in_use, held_out_episodes
 from lightwam.data.lerobot.features import parse_names
 from lightwam.data.lerobot.reader import LeRobotDataset
@@ -140,7 +140,7 @@ class _Source:
 def _own_episodes(policy: Policy) -> tuple[list[RecordedEpisode], bool]:
     """Return the episodes that the policy's run held out, or else all it was trained on; and whether they are held out.
 
-    Sources without actions have nothing to compare with, and are left out.
+    Sources without actions have nothing to compare with; those and sources of another rate are left out.
     """
     settings, sources = policy.recipe.held_out, _sources(policy)
     chosen = [held_out_episodes(each.sentences, settings.share, settings.seed, each.listed) for each in sources]
@@ -155,28 +155,29 @@ def _own_episodes(policy: Policy) -> tuple[list[RecordedEpisode], bool]:
 
 
 def _sources(policy: Policy) -> list[_Source]:
+    """Open the datasets with actions that the policy's run was trained on, those of the first one's rate."""
     if policy.run is None:
         raise ConfigError("a policy without a run has no recorded episodes", next_step="pass dataset=")
     path = policy.run / "dataset.json"
     if not path.is_file():
         what, step = "the run does not say what it was trained on", "pass a dataset that it was not trained on"
         raise CheckpointError(what, where=path, got="no such file", next_step=f"--dataset: {step}")
-    if not policy.recipe.sources:
-        record = run_directory.read_json(path)
-        data = _open(Path(record["path"]), record.get("names", ()))
+    first = run_directory.read_json(path)
+    records = [first, *first.get("others", ())]
+    sources: list[_Source] = []
+    for source, record in zip(policy.recipe.sources or (SourceConfig(first["path"]),), records, strict=False):
+        if source.actions == "none":
+            continue
+        folder = Path(record["path"])
+        data = _open(folder if folder.is_dir() else Path(source.path), record.get("names", ()))
         if (known := record.get("episodes", data.num_episodes)) != data.num_episodes:
             what, step = "the dataset must be as it was when the run began", "--dataset with another dataset"
             raise DatasetError(
                 what, where=data.root, got=data.num_episodes, expected=f"{known} episodes", next_step=step
             )
-        return [_Source(data, _sentences(data))]
-    sources = []
-    for source in policy.recipe.sources:
-        if source.actions != "none":
-            data = _open(Path(source.path), source.names)
-            used = episodes_in_use(_sentences(data), source)
+        if not sources or data.fps == sources[0].dataset.fps:
             renames = {name: camera for camera, _, name in (pair.partition("=") for pair in source.cameras)}
-            sources.append(_Source(data, used, source.held_out, renames))
+            sources.append(_Source(data, episodes_in_use(_sentences(data), source), source.held_out, renames))
     return sources
 
 

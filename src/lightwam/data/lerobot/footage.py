@@ -80,7 +80,7 @@ def footage_dataset(folder: Path, home: Path) -> Path:
 def _read_metadata(folder: Path) -> dict[str, str]:
     """Read file name -> sentence."""
     rows: dict[str, str] = {}
-    for number, line in enumerate((folder / METADATA).read_text(encoding="utf-8-sig").splitlines(), 1):
+    for number, line in enumerate((folder / METADATA).read_text(encoding="utf-8-sig").split("\n"), 1):
         if not line.strip():
             continue
         try:
