@@ -26,6 +26,12 @@ class Observation:
     """proprioception in robot units"""
     instruction: str
     """the task as a sentence"""
+    episode: int | None = None
+    """a number that no other episode has, not even one with the same seed; None: unknown"""
+    step: int | None = None
+    """control steps since the episode began; None: unknown"""
+    history: tuple[Observation, ...] = ()
+    """the observations of the control steps before, oldest first, for policies that ask for them"""
 
 
 class Rank(NamedTuple):

@@ -17,7 +17,7 @@ from lightwam.config import recipes
 LINK = re.compile(r"\]\(([^)\s]+)\)|(?:src|srcset|href)=\"([^\"]+)\"")
 FENCE = re.compile(r"^```.*$", re.MULTILINE)
 MAKE = re.compile(r"(?:^|`|\$ )make ([a-z-]+)", re.MULTILINE)
-COMMAND = re.compile(r"(?:^|`|\$ )lightwam ([a-z]+)(?: ([a-z][\w/-]*))?", re.MULTILINE)
+COMMAND = re.compile(r"(?:^|`|\$ )lightwam ([a-z]+)(?: ([a-z][\w/.-]*))?", re.MULTILINE)
 TAKES_A_RECIPE = ("demo", "collect", "cache", "train", "adopt", "show")
 
 
@@ -46,7 +46,7 @@ def test_commands_and_recipes_in_the_documents_exist(repository: Any) -> None:
     wrong = []
     for path, text in pages(repository).items():
         for command, word in COMMAND.findall(text):
-            known = word in recipes.RECIPES or not word
+            known = word in recipes.RECIPES or word.endswith(".toml") or not word
             if command not in cli.COMMANDS or (command in TAKES_A_RECIPE and not known):
                 wrong.append(f"{path.relative_to(repository.root)}: lightwam {command} {word}")
     assert not wrong, wrong

@@ -31,6 +31,8 @@ def recipe_of(tasks: tuple[str, ...]) -> Recipe:
 class Remembering:
     """The expert as a policy: it knows what the expert did in the state that it sees, to the bit."""
 
+    n_obs_steps = 1
+
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self.known: dict[bytes, np.ndarray] = {}

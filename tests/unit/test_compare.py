@@ -5,36 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from evaluations import PROTOCOL, evaluation
 
 from lightwam.cli.main import main
 from lightwam.errors import CheckpointError
 from lightwam.evaluation.compare import compare
 from lightwam.evaluation.statistics import Pairs, mcnemar, paired_difference, wilson
-
-PROTOCOL = {
-    "sim": {"name": "point", "tasks": ["red", "blue"], "max_steps": 40},
-    "eval": {"trials": 3, "replan": 4, "first_seed": 10},
-    "recipe": "point",
-    "checkpoint_step": 100,
-    "weights": "ema",
-    "computes": "float32 on cpu",
-    "sentences": {},
-    "success": "at any control step",
-    "versions": {"python": "3.11.7", "torch": "2.13.0", "mujoco": "3.3.0"},
-}
-
-
-def evaluation(place: Path, outcomes: dict[tuple[str, int], bool], **protocol: Any) -> Path:
-    place.mkdir(parents=True)
-    (place / "protocol.json").write_text(json.dumps(PROTOCOL | protocol))
-    rows = [
-        {"task": task, "seed": seed, "success": success, "steps": 9, "steps_to_success": None, "seconds": 1.0,
-         "wall_seconds": 1.0, "infer_ms": [1.0], "video": None}
-        for (task, seed), success in outcomes.items()
-    ]  # fmt: skip
-    (place / "episodes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"task": "re')
-    return place
-
 
 FIRST = {
     ("blue", 10): True,
@@ -72,7 +48,6 @@ def test_episodes_are_compared_in_pairs(tmp_path: Path) -> None:
         ("sim.max_steps", {"sim": PROTOCOL["sim"] | {"max_steps": 30}}),
         ("constants", {"constants": {"settle_steps": 10}}),
         ("sim.settle_steps", {"sim": PROTOCOL["sim"] | {"settle_steps": 10}}),
-        ("eval.replan", {"eval": PROTOCOL["eval"] | {"replan": 8}}),
         ("success", {"success": "at the last step"}),
         ("versions.mujoco", {"versions": PROTOCOL["versions"] | {"mujoco": "3.3.2"}}),
         ("versions.my-engine", {"versions": PROTOCOL["versions"] | {"my-engine": "2.1"}}),
@@ -90,12 +65,12 @@ def test_a_constant_that_matters_is_named_and_refused(tmp_path: Path, name: str,
 
 def test_policies_and_episodes_may_differ(tmp_path: Path) -> None:
     other = {"recipe": "other", "weights": "last", "computes": "int8", "sentences": {"red": "go"},
-             "eval": {"trials": 9, "replan": 4, "first_seed": 11}, "sim": PROTOCOL["sim"] | {"tasks": ["red"]},
+             "eval": {"trials": 9, "replan": 8, "first_seed": 11}, "sim": PROTOCOL["sim"] | {"tasks": ["red"]},
              "versions": PROTOCOL["versions"] | {"torch": "2.14.0"}}  # fmt: skip
     found = compare(evaluation(tmp_path / "a", FIRST), evaluation(tmp_path / "b", SECOND, **other))
     assert found["matters"] == {}
     assert set(found["differs"]) == {
-        "recipe", "weights", "computes", "sentences.red", "eval.trials", "eval.first_seed", "sim.tasks",
+        "recipe", "weights", "computes", "sentences.red", "eval.trials", "eval.first_seed", "eval.replan", "sim.tasks",
         "versions.torch",
     }  # fmt: skip
 

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from lightwam.errors import CheckpointError
-from lightwam.evaluation.episodes import open_episodes, read_episodes, task_files
+from lightwam.evaluation.episodes import claim_folder, open_episodes, read_episodes, task_files
 
+ROW = {"task": "red", "seed": 7, "success": False, "steps": 40, "steps_to_success": None, "seconds": 1.5,
+       "wall_seconds": 2.5, "infer_ms": [1.0, 2], "video": None}  # fmt: skip
 BROKEN_LINES: dict[str, tuple[Callable[[dict[str, Any]], bytes], str]] = {
     "cut": (lambda row: json.dumps(row).encode()[:20], "Unterminated string"),
     "zeros": (lambda row: bytes(40), "Expecting value"),
@@ -28,12 +30,10 @@ BROKEN_LINES: dict[str, tuple[Callable[[dict[str, Any]], bytes], str]] = {
 @pytest.mark.parametrize("name", BROKEN_LINES)
 def test_a_broken_line_of_the_episodes_is_refused_by_its_number(tmp_path: Path, name: str) -> None:
     damage, told = BROKEN_LINES[name]
-    row = {"task": "red", "seed": 7, "success": False, "steps": 40, "steps_to_success": None, "seconds": 1.5,
-           "wall_seconds": 2.5, "infer_ms": [1.0, 2], "video": None}  # fmt: skip
-    good, path = json.dumps(row).encode() + b"\n", tmp_path / "episodes.jsonl"
+    good, path = json.dumps(ROW).encode() + b"\n", tmp_path / "episodes.jsonl"
     path.write_bytes(good + good[:10])
-    assert read_episodes(tmp_path) == {("red", 7): row}
-    before = good + damage(row) + b"\n" + good
+    assert read_episodes(tmp_path) == {("red", 7): ROW}
+    before = good + damage(ROW) + b"\n" + good
     path.write_bytes(before)
     with pytest.raises(CheckpointError, match=told) as caught:
         read_episodes(tmp_path)
@@ -45,15 +45,22 @@ def test_a_broken_line_of_the_episodes_is_refused_by_its_number(tmp_path: Path, 
 def test_open_episodes_of_a_new_folder(tmp_path: Path) -> None:
     assert open_episodes(tmp_path / "new", {"a": (1, 2)}) == {}
     assert open_episodes(tmp_path / "new", {"a": (1, 2)}) == {}  # JSON's lists are the same as tuples
+    assert open_episodes(tmp_path / "new", {"a": (1, 3)}) == {}  # there is no episode that another protocol would harm
+    (tmp_path / "new" / "episodes.jsonl").write_text(json.dumps(ROW) + "\n")
     with pytest.raises(CheckpointError, match="'a'"):
-        open_episodes(tmp_path / "new", {"a": (1, 3)})
+        open_episodes(tmp_path / "new", {"a": (1, 2)})
+
+
+def test_another_protocol_is_not_claimed(tmp_path: Path) -> None:
+    claim_folder(tmp_path, {"a": (1, 2)})
+    claim_folder(tmp_path, {"a": (1, 2)})
+    with pytest.raises(CheckpointError, match="'a'"):
+        claim_folder(tmp_path, {"a": (1, 3)})
 
 
 def test_a_truncated_last_line_is_removed_when_resuming(tmp_path: Path) -> None:
     open_episodes(tmp_path, {})
-    row = {"task": "red", "seed": 7, "success": False, "steps": 40, "steps_to_success": None, "seconds": 1.5,
-           "wall_seconds": 2.5, "infer_ms": [1.0, 2], "video": None}  # fmt: skip
-    good, path = json.dumps(row).encode() + b"\n", tmp_path / "episodes.jsonl"
+    good, path = json.dumps(ROW).encode() + b"\n", tmp_path / "episodes.jsonl"
     path.write_bytes(good + good[:10])
     assert read_episodes(tmp_path).keys() == {("red", 7)}
     assert path.read_bytes() == good + good[:10]  # it may be another's, who is at work

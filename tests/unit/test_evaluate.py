@@ -19,12 +19,12 @@ from lightwam.config.schema import EvalConfig, Recipe, SimConfig, with_simulator
 from lightwam.errors import CheckpointError, ConfigError, SimulatorError
 from lightwam.evaluation import evaluate as module
 from lightwam.evaluation.episodes import read_episodes, task_files
-from lightwam.evaluation.evaluate import evaluate
+from lightwam.evaluation.evaluate import evaluate, require_members
 from lightwam.evaluation.rollouts import EpisodeJob, StepResult, run_episodes
 from lightwam.evaluation.statistics import wilson
 from lightwam.policy.policy import Policy
 from lightwam.sim import registry
-from lightwam.sim.point import COLOURS
+from lightwam.sim.point import COLOURS, PointSimulator
 from lightwam.system.jobs import JobRunner
 from lightwam.system.timing import percentiles
 from lightwam.system.workers import Interrupt, Outcome, Workers
@@ -33,6 +33,8 @@ from lightwam.types import Observation
 
 class Seeing:
     """A policy that finds the dot of the named colour in the picture and goes there: right for the right reasons."""
+
+    n_obs_steps = 1
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe, self.step, self.asked = recipe, 12, 0
@@ -261,6 +263,113 @@ def test_an_evaluation_under_other_settings_is_refused(tmp_path: Path, seeing: S
     assert (tmp_path / "eval" / "episodes.jsonl").read_bytes() == before
     evaluate(tmp_path, replace(settings, replan=2), folder="other", say=quiet)  # there is the way out
     evaluate(tmp_path, replace(settings, videos_per_task=0), say=quiet)  # and what no result depends on may change
+
+
+def test_an_evaluation_is_extended_by_its_missing_episodes(tmp_path: Path, seeing: Seeing) -> None:
+    settings, folder = seeing.recipe.eval, tmp_path / "eval"
+    evaluate(tmp_path, replace(settings, trials=1), say=quiet)
+    first, seeing.asked, said = (folder / "episodes.jsonl").read_text().splitlines(), 0, []
+    result = evaluate(tmp_path, replace(settings, trials=3), say=said.append)
+    assert "eval: 2 episodes are finished, 4 are missing" in said
+    assert result["trials"] == 6 and result["extended_from"] == [1] and result["protocol"]["eval"]["trials"] == 3
+    rows = read_episodes(folder)
+    assert {key[1] for key in rows} == {1_000_000, 1_000_001, 1_000_002}
+    assert seeing.asked == sum(math.ceil(row["steps"] / 4) for key, row in rows.items() if key[1] > 1_000_000)
+    assert [rows[row["task"], row["seed"]] for row in map(json.loads, first)] == [
+        row for key, row in rows.items() if key[1] == 1_000_000
+    ]
+    assert json.loads((folder / "protocol.json").read_text())["eval"]["trials"] == 3
+    assert evaluate(tmp_path, replace(settings, trials=3), say=quiet)["extended_from"] == [1]
+    assert evaluate(tmp_path, replace(settings, trials=4), say=quiet)["extended_from"] == [1, 3]
+
+
+def test_trials_that_would_leave_out_finished_episodes_are_refused(tmp_path: Path, seeing: Seeing) -> None:
+    settings = seeing.recipe.eval
+    evaluate(tmp_path, replace(settings, trials=2), say=quiet)
+    before = (tmp_path / "eval" / "protocol.json").read_bytes()
+    with pytest.raises(CheckpointError, match=r"eval.trials must not be less[\s\S]*got: 1\s+expected: at least 2"):
+        evaluate(tmp_path, replace(settings, trials=1), say=quiet)
+    with pytest.raises(CheckpointError, match="other settings"):
+        evaluate(tmp_path, replace(settings, trials=3, first_seed=999_999), say=quiet)
+    assert (tmp_path / "eval" / "protocol.json").read_bytes() == before
+
+
+def test_an_attempt_without_a_finished_episode_binds_no_folder(
+    tmp_path: Path, seeing: Seeing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = seeing.recipe.eval
+    with monkeypatch.context() as patched, pytest.raises(ZeroDivisionError):
+        patched.setattr(Seeing, "act_batch", lambda self, observations: 1 / 0)
+        evaluate(tmp_path, settings, say=quiet)
+    assert (tmp_path / "eval" / "protocol.json").exists()
+    assert evaluate(tmp_path, replace(settings, trials=1, replan=2), say=quiet)["trials"] == 2
+
+
+class Remembering(Seeing):
+    """The same, acting on several control steps; it notes what it is shown."""
+
+    n_obs_steps = 3
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__(recipe)
+        self.seen: list[Observation] = []
+
+    def act_batch(self, observations: Sequence[Observation]) -> np.ndarray:
+        self.seen.extend(observations)
+        return super().act_batch(observations)
+
+
+@pytest.mark.parametrize("replan", [1, 2, 4])
+def test_a_policy_gets_the_history_that_it_asks_for(
+    tmp_path: Path, tiny_recipe: Recipe, in_here: None, monkeypatch: pytest.MonkeyPatch, replan: int
+) -> None:
+    """Observed at every step that is needed, also over the border of two chunks; and at no other."""
+    drawn, observe = [0], PointSimulator.observe
+    monkeypatch.setattr(PointSimulator, "observe", lambda self: (drawn.append(1), observe(self))[1])
+    policy = Remembering(tiny_recipe)
+    settings = replace(tiny_recipe.eval, replan=replan, trials=2, videos_per_task=0)
+    result = evaluate(tmp_path / "run", settings, policy=policy, say=quiet)
+    num_drawn = sum(drawn)
+    plain = evaluate(tmp_path / "plain", settings, policy=Seeing(tiny_recipe), say=quiet)
+    assert [result[name] for name in ("successes", "tasks")] == [plain[name] for name in ("successes", "tasks")]
+    episodes = {seen.episode for seen in policy.seen}
+    assert len(episodes) == 4, "two tasks, two seeds"
+    needed = 0
+    for number in episodes:
+        asked = [seen for seen in policy.seen if seen.episode == number]
+        assert [seen.step for seen in asked] == [replan * i for i in range(len(asked))]
+        simulator = registry.make_simulator(tiny_recipe.sim, asked[0].instruction.split()[-2])
+        seed = next(seed for seed in (1_000_000, 1_000_001) if _starts_like(simulator, seed, asked[0]))
+        simulator.reset(seed)
+        states = [simulator.observe().state]
+        for action in np.load(tmp_path / "run" / "eval" / "actions" / f"{simulator.task}-{seed}.npy"):
+            simulator.step(action)
+            states.append(simulator.observe().state)
+        for seen in asked:
+            steps = [max(0, seen.step + back) for back in (-2, -1)]
+            assert [earlier.step for earlier in seen.history] == steps
+            assert all(earlier.episode == number and not earlier.history for earlier in seen.history)
+            assert all(earlier.instruction == seen.instruction for earlier in seen.history)
+            for earlier in (*seen.history, seen):
+                np.testing.assert_array_equal(earlier.state, states[earlier.step])
+        # the last chunk is not finished, and its last steps may have been drawn
+        needed += len({step for seen in asked for step in (seen.step - 2, seen.step - 1, seen.step) if step >= 0})
+    assert needed <= num_drawn <= needed + 2 * len(episodes)
+
+
+def _starts_like(simulator: Any, seed: int, seen: Observation) -> bool:
+    simulator.reset(seed)
+    return bool((simulator.observe().frames["top"] == seen.frames["top"]).all())
+
+
+def test_a_policy_that_lacks_a_member_is_refused(tiny_recipe: Recipe) -> None:
+    class Older:
+        recipe = tiny_recipe
+        identity = check_evaluation = act_batch = None
+
+    require_members(Seeing(tiny_recipe))
+    with pytest.raises(ConfigError, match=r"all members of EvaluablePolicy[\s\S]*Older[\s\S]*no n_obs_steps"):
+        require_members(Older())
 
 
 def test_no_step_is_executed_that_was_not_supervised(tmp_path: Path, seeing: Seeing) -> None:

@@ -9,11 +9,17 @@ import pytest
 from lightwam.evaluation.statistics import (
     Pairs,
     bootstrap_roc_areas,
+    difference_of_means,
+    holm,
     mcnemar,
+    mean_of_seeds,
     paired_difference,
     percentile_interval,
     roc_area,
     roc_curve,
+    sign_flip_test,
+    student_quantile,
+    wilson,
 )
 
 
@@ -100,3 +106,55 @@ def test_episodes_of_a_seed_are_drawn_together() -> None:
     scores = np.repeat([0.0, 2.0], 50), np.repeat([1.0, 1.0], 50)
     draws = bootstrap_roc_areas([scores], seeds)[:, 0]
     assert set(np.round(draws, 6)) == {0, 0.5, 1}
+
+
+def test_the_sign_flip_test_is_fishers() -> None:
+    """Darwin's plants, in eighths of an inch: 863 of the 2^15 sums are at least as large (The Design, section 21)."""
+    darwin = [49, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48]
+    assert sign_flip_test(darwin) == sign_flip_test([-one for one in darwin]) == 2 * 863 / 2**15
+
+
+@pytest.mark.parametrize("pairs", [Pairs(3, 5, 1, 2), Pairs(0, 0, 0, 4), Pairs(1, 2, 2, 0), Pairs(0, 9, 0, 0)])
+def test_of_single_episodes_it_is_mcnemars(pairs: Pairs) -> None:
+    differences = [1] * pairs.wins + [-1] * pairs.losses + [0] * (pairs.both + pairs.neither)
+    assert sign_flip_test(differences) == pytest.approx(mcnemar(pairs), rel=1e-12)
+
+
+def test_the_sign_flip_test_counts_all_signs() -> None:
+    values = [3, 1, 0, -2, 4, 4]
+    sums = [
+        sum(s * abs(v) for s, v in zip(signs, values, strict=True)) for signs in itertools.product((1, -1), repeat=6)
+    ]
+    expected = sum(abs(total) >= abs(sum(values)) for total in sums) / len(sums)
+    assert sign_flip_test(values) == pytest.approx(expected, rel=1e-12)
+
+
+def test_holms_correction() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])  # R: p.adjust(c(...), "holm")
+    assert holm([0.9, 0.8]) == [1.0, 1.0] and holm([]) == []
+
+
+def test_students_quantiles() -> None:
+    """Of published tables."""
+    for degrees, quantile in ((1, 12.7062), (4, 2.7764), (11, 2.2010), (20, 2.0860), (60, 2.0003)):
+        assert student_quantile(degrees) == pytest.approx(quantile, abs=2e-4)
+
+
+def test_the_mean_over_seeds() -> None:
+    row = mean_of_seeds([10, 14, 12], 20)
+    assert row["mean"] == pytest.approx(0.6) and row["spread"] == pytest.approx(0.1)
+    assert row["interval_95"] == pytest.approx((0.6 - 4.3027 * 0.1 / 3**0.5, 0.6 + 4.3027 * 0.1 / 3**0.5))
+    alone = mean_of_seeds([7], 20)
+    assert alone["spread"] is None and alone["interval_95"] == wilson(7, 20)
+    equal = mean_of_seeds([20, 20, 20], 20)
+    assert equal["spread"] == 0 and equal["interval_95"] == pytest.approx(wilson(60, 60)), (
+        "equal rates prove no certainty"
+    )
+
+
+def test_the_interval_of_a_difference_of_means() -> None:
+    """Of two single trainings it is Newcombe's method 10 without a correlation, that is his method for two samples."""
+    first, second = mean_of_seeds([56], 70), mean_of_seeds([48], 80)  # R. G. Newcombe, 1998, 17:873, table II (a)
+    assert difference_of_means(first, second) == pytest.approx((0.0524, 0.3339), abs=5e-5)
+    low, high = difference_of_means(second, first)
+    assert (low, high) == pytest.approx((-0.3339, -0.0524), abs=5e-5)

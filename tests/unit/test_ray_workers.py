@@ -124,6 +124,8 @@ def test_a_full_cluster_is_reported_once(cluster: Any, monkeypatch: pytest.Monke
 class Still:
     """A policy that hardly moves."""
 
+    n_obs_steps = 1
+
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
 

@@ -124,7 +124,9 @@ def test_the_supervised_prefix_follows_the_horizon_where_it_was_all_of_it() -> N
 
 def test_a_crop_is_not_inherited_by_another_camera() -> None:
     other = ["demo", "--codec.places.0.camera", "front", "--sim.cameras", "front", "corner"]
-    with pytest.raises(ConfigError, match=r"(?s)inherit the crop of 'corner4'.*--codec\.places\.0\.crop 0 0 1 1"):
+    with pytest.raises(
+        ConfigError, match=r"(?s)a crop must belong to its camera, corner4.*--codec\.places\.0\.crop 0 0 1 1"
+    ):
         recipe_command(RecipeOptions, other, "show")
     whole = [*other, "--codec.places.0.crop", "0", "0", "1", "1"]
     assert recipe_command(RecipeOptions, whole, "show").recipe.codec.places[0].camera == "front"

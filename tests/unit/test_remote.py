@@ -28,6 +28,7 @@ from lightwam.wire import robot_schemas
 from lightwam.wire.robot_schema import ActionPart, StatePart, Unit
 
 PLAIN = robot_schemas.load_schema("light-wam")
+PLAIN_MESSAGE = {"images": {"top": np.zeros((32, 32, 3), np.uint8)}, "state": np.zeros(2), "prompt": "go"}
 SETTINGS = EvalConfig(trials=2, replan=4, workers=1, videos_per_task=0)
 
 
@@ -83,6 +84,41 @@ def test_the_wire_loses_nothing(tiny_once: Any, tmp_path: Path) -> None:
     protocol = result["protocol"]
     assert (protocol["server"], protocol["family"]["name"]) == ({"recipe": "test"}, "light-wam")
     assert protocol.keys().isdisjoint({"recipe", "checkpoint_step"}), "those are a run's"
+
+
+def test_a_server_gets_the_history_that_it_asks_for(tmp_path: Path) -> None:
+    """Of several simulators at once, over one connection: by their episodes' numbers."""
+    seen: list[Observation] = []
+
+    def act(observations: Sequence[Observation]) -> np.ndarray:
+        seen.extend(observations)
+        return np.full((len(observations), 5, 2), 0.3, np.float32)
+
+    recipe = recipes.point()
+    sim = replace(recipe.sim, max_steps=8)
+    served = robot_schemas.schemas_for(("light-wam",), sim.cameras, 2, 2, {}, n_obs_steps=2)
+    with serving(act, schemas_of=served) as server, Client(f"ws://127.0.0.1:{server.ports['openpi']}") as client:
+        policy = RemotePolicy(client, recipe, PLAIN)
+        result = evaluate(tmp_path, replace(SETTINGS, replan=3), sim=sim, policy=policy, say=quiet)
+        assert policy.n_obs_steps == result["protocol"]["server"]["n_obs_steps"] == 2
+        assert "n_obs_steps" not in result["protocol"]["family"]
+        with pytest.raises(WireError, match="'episode' is missing"):  # a robot that knows nothing of it is told
+            client.act(PLAIN_MESSAGE)
+    episodes = {one.episode for one in seen}
+    assert len(episodes) == result["trials"]
+    for number in episodes:
+        asked = [one for one in seen if one.episode == number]
+        assert [one.step for one in asked] == [0, 3, 6][: len(asked)]
+        assert [[earlier.step for earlier in one.history] for one in asked] == [[0], [2], [5]][: len(asked)]
+        for one in asked[1:]:
+            assert not np.array_equal(one.history[0].state, one.state)
+
+
+def test_a_greeting_that_asks_for_nonsense_is_refused() -> None:
+    for steps in (-1, 65, 2.0, True, "2"):
+        with pytest.raises(WireError, match="n_obs_steps of the server's greeting"):
+            asked(Greeting(n_obs_steps=steps))
+    assert asked(Greeting(n_obs_steps=1)).n_obs_steps == asked(Greeting()).n_obs_steps == 1
 
 
 class Greeting(Client):

@@ -11,7 +11,8 @@ from lightwam.config import recipes
 from lightwam.errors import ConfigError, WireError
 from lightwam.sim.libero.conversion import to_libero_gripper
 from lightwam.types import Observation
-from lightwam.wire import robot_schemas
+from lightwam.wire import openpi, robot_schemas
+from lightwam.wire.inspection import inspect
 from lightwam.wire.robot_schema import ActionPart, RobotSchema, StatePart, Unit, fit_schema
 
 EXAMPLE = Path(__file__).parents[1] / "data" / "robot_schemas" / "metaworld_xpolicylab.toml"
@@ -137,6 +138,39 @@ def test_message_and_observation_are_inverses(name: str) -> None:
     np.testing.assert_allclose(read.state, told.state, atol=1e-6)
     chunk = rng.normal(size=(4, fit.action_dim)).astype(np.float32)
     np.testing.assert_allclose(fit.chunk(fit.actions(chunk)), chunk, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["light-wam", "libero"])
+def test_a_message_has_the_history_that_the_policy_asks_for(name: str) -> None:
+    schema, rng = replace(robot_schemas.load_schema(name), turned=True), np.random.default_rng(0)
+    fit = fit_schema(schema, tuple(schema.cameras) or ("top",), 8, schema.action_dim or 7)
+
+    def moment(step: int) -> Observation:
+        frames = {camera: rng.integers(0, 256, (4, 5, 3), np.uint8) for camera in fit.cameras}
+        return Observation(frames, rng.normal(size=8).astype(np.float32), "open the drawer", episode=7, step=step)
+
+    told = replace(moment(1), history=(first := moment(0), first))
+    assert not {"episode", "step", "history"} & fit.message(told).keys(), "other servers get what they know"
+    asks = replace(fit, n_obs_steps=3)
+    message = openpi.unpack(openpi.pack(asks.message(told)))
+    read = asks.observation(message)
+    assert (read.episode, read.step, read.instruction) == (7, 1, "open the drawer")
+    assert [(each.episode, each.step, each.instruction) for each in read.history] == [(7, 0, "open the drawer")] * 2
+    for ours, theirs in zip((*read.history, read), (*told.history, told), strict=True):
+        np.testing.assert_array_equal(ours.state, theirs.state)
+        assert all(np.array_equal(ours.frames[camera], theirs.frames[camera]) for camera in fit.cameras)
+    assert fit.observation(message).history == (), "nor do others read it"
+    assert [line for line in inspect(message, asks).unused] == []
+    for change, problem in (
+        ({"history": message["history"][1:]}, r"a list of the 2 observations before[\s\S]*got: 1 observations"),
+        ({"history": None}, r"a list of the 2 observations before[\s\S]*got: NoneType"),
+        ({"step": -1}, "step must be an integer, at least 0"),
+        ({"episode": True}, "episode must be an integer, at least 0"),
+    ):
+        with pytest.raises(WireError, match=problem):
+            asks.observation(message | change)
+    with pytest.raises(WireError, match="'history' is missing"):
+        asks.observation({key: value for key, value in message.items() if key != "history"})
 
 
 def test_pictures_upside_down_are_turned() -> None:

@@ -17,14 +17,16 @@ from lightwam import __version__
 from lightwam.errors import ConfigError, LightwamError, did_you_mean
 
 COMMANDS = {
+    "init": "look at a dataset of your robot, and write a recipe for it",
     "demo": "collect, train, evaluate and report in one go",
     "collect": "record demonstrations by scripted experts as a LeRobot v3.0 dataset",
     "convert": "convert published demonstrations of LIBERO to such a dataset",
     "cache": "encode a dataset once: latents and prompts for recipes with pretrained encoders",
     "train": "train a policy on a dataset; the same command resumes it",
     "eval": "run a policy, a run's or a server's, in closed loop on unseen seeds",
+    "drive": "move a robot of LeRobot's, or a simulated one, by a run's policy",
     "serve": "answer robots over openpi's websocket, XPolicyLab's and HTTP",
-    "compare": "compare two evaluations, episode by episode",
+    "compare": "compare evaluations, episode by episode",
     "watch": "calibrate a policy's surprise score, and measure how well it detects disturbances",
     "report": "write a run's report.html",
     "adopt": "convert a published Light-WAM checkpoint to a run",

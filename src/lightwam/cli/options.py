@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import tyro
 
 from lightwam.config import checks, recipes
+from lightwam.config.fit import inherited
 from lightwam.config.recipe_files import recipe as load_recipe
 from lightwam.config.schema import Recipe
 from lightwam.config.strict_json import old_names
@@ -163,27 +164,9 @@ def recipe_command(kind: type[Options], arguments: Sequence[str], command: str, 
     names = directories.keys() & {field.name for field in fields(make)}
     defaults = make(recipe=recipe, **{name: directories[name] for name in names})
     options: Any = parse(kind, rest, f"{command} {recipe.name}", defaults)
-    options = dataclasses.replace(options, recipe=consistent(recipe, options.recipe, given(rest)))
+    options = dataclasses.replace(options, recipe=inherited(recipe, options.recipe, _dotted(given(rest))))
     checks.check_recipe(options.recipe)
     return options
-
-
-def consistent(base: Recipe, changed: Recipe, explicit: frozenset[str]) -> Recipe:
-    """Return the recipe `changed` by options with the settings that follow from them; `explicit`: the options given.
-
-    A supervised prefix that was the whole horizon follows it. ConfigError for a camera that would inherit the crop of
-    another one.
-    """
-    old, new = base.model, changed.model
-    if old.supervised_prefix == old.horizon != new.horizon and "--model.supervised-prefix" not in explicit:
-        changed = dataclasses.replace(changed, model=dataclasses.replace(new, supervised_prefix=new.horizon))
-    for i, (place, was) in enumerate(zip(changed.codec.places, base.codec.places, strict=False)):
-        name = f"codec.places.{i}"
-        option = f"--{name}.crop"
-        if place.camera != was.camera and place.crop != (0.0, 0.0, 1.0, 1.0) and option not in explicit:
-            what, step = f"it would inherit the crop of {was.camera!r}", f"{option} 0 0 1 1 is the whole picture"
-            raise ConfigError(what, where=f"{name}.camera", got=place.camera, next_step=step)
-    return changed
 
 
 def _trained_on(run: Path) -> Path:
@@ -274,6 +257,11 @@ def _is_text(argument: str) -> bool:
 def given(arguments: Sequence[str]) -> frozenset[str]:
     """Return the options on the command line, as `--train.max-steps`."""
     return frozenset(word.partition("=")[0].replace("_", "-") for word in arguments if word.startswith("--"))
+
+
+def _dotted(options: frozenset[str]) -> frozenset[str]:
+    """Return the settings of options: `--train.max-steps` is train.max_steps."""
+    return frozenset(option.removeprefix("--").replace("-", "_") for option in options)
 
 
 def subcommand(

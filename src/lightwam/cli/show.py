@@ -68,3 +68,13 @@ def size(count: int) -> str:
     """Return a number of bytes as text in binary units."""
     power = min(int(math.log(count, 1024)), 4) if count else 0
     return f"{count / 1024**power:.{1 if power else 0}f} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
+
+
+def count(number: int) -> str:
+    """Return a number of weights as text: 1.9 M, 1.86 B."""
+    return f"{number / 1e9:.2f} B" if number >= 1e9 else f"{number / 1e6:.{0 if number >= 1e7 else 1}f} M"
+
+
+def duration(hours: float) -> str:
+    """Return a time as text, in minutes below two hours."""
+    return f"{hours:.1f} h" if hours >= 2 else f"{max(1, round(60 * hours))} min"

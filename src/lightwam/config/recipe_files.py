@@ -24,6 +24,7 @@ from typing import Any
 
 from lightwam.config.recipes import RECIPES
 from lightwam.config.schema import DctConfig, HashedTextConfig, Recipe, Umt5Config, WanVaeConfig
+from lightwam.config.sizes import SIZES
 from lightwam.config.strict_json import from_dict, to_dict
 from lightwam.errors import ConfigError, did_you_mean
 
@@ -78,12 +79,13 @@ def read_recipe_file(path: Path | str) -> Recipe:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError("a recipe file must be TOML", where=path, got=error) from error
     base = data.pop("base", None)
-    if base not in RECIPES:
-        step = did_you_mean(str(base), RECIPES) if base else f'add base = "{next(iter(RECIPES))}"'
+    bases = {name: size.recipe for name, size in SIZES.items()} | dict(RECIPES)
+    if base not in bases:
+        step = did_you_mean(str(base), bases) if base else f'add base = "{next(iter(bases))}"'
         raise ConfigError(
             "a recipe file must have the name of a recipe as its base", where=path, got=base, next_step=step
         )
-    changed = merge(to_dict(RECIPES[base]()), {"name": path.stem, "notes": ""} | data)
+    changed = merge(to_dict(bases[base]()), {"name": path.stem, "notes": ""} | data)
     merged = from_dict(Recipe, changed, str(path), defaults=True)
     sources = tuple(dataclasses.replace(each, path=_located(each.path, path.parent)) for each in merged.sources)
     return dataclasses.replace(merged, sources=sources)

@@ -9,6 +9,7 @@ from typing import Any
 
 from lightwam.config.strict_json import added, from_dict, to_dict
 from lightwam.data.lerobot.reader import LeRobotDataset
+from lightwam.data.ranges import RobotRanges
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class DatasetFacts:
     num_frames: int
     units: tuple[str, ...] = added(())
     """of the action's dimensions, such as "degrees"; "" where unknown, empty if none is known"""
+    ranges: RobotRanges | None = added(None)
+    """where its robot moves, and its largest steps; None for an older run"""
 
     @classmethod
     def of(cls, dataset: LeRobotDataset, name: str | None = None) -> DatasetFacts:
@@ -46,6 +49,7 @@ class DatasetFacts:
             sentences=dict(Counter(dataset.tasks[task] for task in first)),
             num_episodes=dataset.num_episodes,
             num_frames=dataset.num_frames,
+            ranges=RobotRanges.of(dataset),
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -21,6 +21,8 @@ from lightwam.system.machine import MODELS, OURS
 
 EPISODE_CHOICE = ("sim.tasks", "eval.trials", "eval.first_seed")
 """constants that may differ, because only episodes that both have are paired"""
+POLICY_CHOICE = ("eval.replan",)
+"""constants that may differ, because they belong to the policy: how many steps of a chunk it is made to execute"""
 
 
 def compare(first: Path | str, second: Path | str, anyway: bool = False) -> dict[str, Any]:
@@ -31,11 +33,12 @@ def compare(first: Path | str, second: Path | str, anyway: bool = False) -> dict
     such constants differ, unless `anyway`; also when a folder holds no evaluation, or no task and seed is in both.
     """
     first, second = Path(first), Path(second)
-    protocol, where = _protocol(first), f"{first} | {second}"
-    differs = {name: [ours, theirs] for name, ours, theirs in differences(protocol, _protocol(second))}
-    matters = {name: differs.pop(name) for name in list(differs) if _matters(name)}
-    if matters and not anyway:
-        what, got = "these evaluations were made under different constants", "\n    ".join(["", *lines(matters)])
+    (protocol, warnings), (other, other_warnings) = open_evaluation(first), open_evaluation(second)
+    where, pairs = f"{first} | {second}", differences(protocol, other)
+    differs = {name: [ours, theirs] for name, ours, theirs in pairs}
+    unequal = {name: differs.pop(name) for name in list(differs) if matters(name)}
+    if unequal and not anyway:
+        what, got = "these evaluations were made under different constants", "\n    ".join(["", *lines(unequal)])
         step = "evaluate one of them again under the other's settings, or give --anyway"
         raise CheckpointError(what, where=where, got=got, next_step=step)
     ours, theirs = read_episodes(first), read_episodes(second)
@@ -44,14 +47,13 @@ def compare(first: Path | str, second: Path | str, anyway: bool = False) -> dict
         what, got = "these evaluations have no episode in common", f"{_summary(ours)} | {_summary(theirs)}"
         raise CheckpointError(what, where=where, got=got, expected="episodes of the same task and seed")
     outcomes = {key: (ours[key]["success"], theirs[key]["success"]) for key in shared}
-    order = {task: index for index, task in enumerate(protocol.get("sim", {}).get("tasks", ()))}
-    tasks = sorted({task for task, _ in shared}, key=lambda task: (order.get(task, len(order)), task))
+    tasks = sort_tasks(protocol, {task for task, _ in shared})
     return {
         "first": str(first),
         "second": str(second),
-        "matters": matters,
+        "matters": unequal,
         "differs": differs,
-        "warnings": {"first": _warnings(first), "second": _warnings(second)},
+        "warnings": {"first": warnings, "second": other_warnings},
         "unpaired": {"first": len(ours) - len(shared), "second": len(theirs) - len(shared)},
         **_paired(outcomes.values()),
         "tasks": {task: _paired(pair for (name, _), pair in outcomes.items() if name == task) for task in tasks},
@@ -63,28 +65,34 @@ def lines(differing: Mapping[str, list[Any]]) -> list[str]:
     return [f"{name}: {first!r} | {second!r}" for name, (first, second) in differing.items()]
 
 
-def _matters(name: str) -> bool:
+def sort_tasks(protocol: Mapping[str, Any], tasks: Iterable[str]) -> list[str]:
+    """Return the tasks in the order of the protocol's simulator, then others by name."""
+    order = {task: index for index, task in enumerate(protocol.get("sim", {}).get("tasks", ()))}
+    return sorted(tasks, key=lambda task: (order.get(task, len(order)), task))
+
+
+def matters(name: str) -> bool:
+    """Return whether two success rates must share the constant of this dotted name to be compared."""
     section, _, rest = name.partition(".")
     if section == "versions":
         return rest not in ("python", *OURS, *MODELS)
-    return section in ("sim", "constants", "eval", "success") and name not in EPISODE_CHOICE
+    return section in ("sim", "constants", "eval", "success") and name not in (*EPISODE_CHOICE, *POLICY_CHOICE)
 
 
-def _protocol(folder: Path) -> dict[str, Any]:
+def open_evaluation(folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """Return the protocol of an evaluation's folder, and the warnings about its simulator.
+
+    CheckpointError if it is no such folder. An unfinished evaluation has no warnings.
+    """
     path = folder / "protocol.json"
     protocol = run_directory.read_json(path) if path.is_file() else None
     if not isinstance(protocol, dict):
         got = "no protocol.json" if protocol is None else type(protocol).__name__
         step = f"name {folder / 'eval'}" if (folder / "eval").is_dir() else "name one that `lightwam eval` made"
         raise CheckpointError("this is not the folder of an evaluation", where=folder, got=got, next_step=step)
-    return protocol
-
-
-def _warnings(folder: Path) -> list[str]:
-    """Return the result's warnings about its simulator; [] when it is unfinished or has none."""
     path = folder / "result.json"
     result = run_directory.read_json(path) if path.is_file() else None
-    return list(map(str, result.get("warnings", ()))) if isinstance(result, dict) else []
+    return protocol, list(map(str, result.get("warnings", ()))) if isinstance(result, dict) else []
 
 
 def _paired(outcomes: Iterable[tuple[bool, bool]]) -> dict[str, Any]:

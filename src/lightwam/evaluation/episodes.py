@@ -40,20 +40,25 @@ class EpisodeRow:
 def open_episodes(folder: Path, protocol: Mapping[str, Any]) -> dict[EpisodeKey, dict[str, Any]]:
     """Open a folder to add episodes to, and return those that it has; an incomplete last line is removed.
 
-    Raises CheckpointError when they were run under another protocol, and as `read_episodes` does.
+    The protocol becomes the folder's. Another one is accepted if it only asks for more `eval.trials`, or if no episode
+    is finished yet. Raises CheckpointError for any other difference, when finished episodes would no longer be among
+    the trials, and as `read_episodes` does.
     """
-    same = json.loads(json.dumps(protocol))
-    before = run_directory.read_json(folder / "protocol.json") if (folder / "protocol.json").exists() else same
-    if odd := sorted(key for key in before.keys() | same.keys() if before.get(key) != same.get(key)):
-        what, step = "this folder holds an evaluation under other settings", "evaluate into another one, or remove it"
-        got, expected = ({key: settings.get(key) for key in odd} for settings in (before, same))
-        raise CheckpointError(what, where=folder, got=got, expected=expected, next_step=step)
-    run_directory.write_json(folder / "protocol.json", protocol)
     done, path = read_episodes(folder), folder / "episodes.jsonl"
+    if done:
+        _check_protocol(folder, protocol, extends=True)
+        _check_trials(folder, done, protocol)
+    run_directory.write_json(folder / "protocol.json", protocol)
     if incomplete := _split_lines(path)[1]:
         with explain_disk_errors(path):
             os.truncate(path, path.stat().st_size - len(incomplete))
     return done
+
+
+def claim_folder(folder: Path, protocol: Mapping[str, Any]) -> None:
+    """Write protocol.json into a folder; CheckpointError if it has another one."""
+    _check_protocol(folder, protocol)
+    run_directory.write_json(folder / "protocol.json", protocol)
 
 
 def read_episodes(folder: Path) -> dict[EpisodeKey, dict[str, Any]]:
@@ -83,6 +88,35 @@ def task_files(tasks: Iterable[str]) -> dict[str, str]:
         used.add(name.casefold())
         names[task] = name
     return names
+
+
+def _check_protocol(folder: Path, protocol: Mapping[str, Any], *, extends: bool = False) -> None:
+    """Raise CheckpointError if the folder has another protocol; with `extends` eval.trials may differ."""
+    path, same = folder / "protocol.json", json.loads(json.dumps(protocol))
+    before = run_directory.read_json(path) if path.exists() else same
+    ours, theirs = (_without_trials(one) if extends else one for one in (same, before))
+    if odd := sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key)):
+        what, step = "this folder holds an evaluation under other settings", "evaluate into another one, or remove it"
+        got, expected = ({key: settings.get(key) for key in odd} for settings in (before, same))
+        raise CheckpointError(what, where=folder, got=got, expected=expected, next_step=step)
+
+
+def _without_trials(protocol: Mapping[str, Any]) -> dict[str, Any]:
+    settings = protocol.get("eval")
+    if not isinstance(settings, Mapping):
+        return dict(protocol)
+    return {**protocol, "eval": {key: value for key, value in settings.items() if key != "trials"}}
+
+
+def _check_trials(folder: Path, done: Iterable[EpisodeKey], protocol: Mapping[str, Any]) -> None:
+    """Raise CheckpointError if finished episodes are not among the protocol's: a result has all of its folder."""
+    if not isinstance(settings := protocol.get("eval"), Mapping):
+        return
+    least = max(seed for _, seed in done) - settings["first_seed"] + 1
+    if settings["trials"] < least:
+        what = "eval.trials must not be less than the episodes that this folder has of a task"
+        got, step = settings["trials"], "leave out the option, or evaluate into another --folder"
+        raise CheckpointError(what, where=folder, got=got, expected=f"at least {least}", next_step=step)
 
 
 def _split_lines(path: Path) -> tuple[list[bytes], bytes]:

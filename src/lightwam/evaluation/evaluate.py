@@ -10,6 +10,7 @@ exact, so filming slows no episode down.
 from __future__ import annotations
 
 import json
+import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -37,6 +38,9 @@ from lightwam.system.timing import percentiles
 from lightwam.system.workers import PoolFactory, require_main_guard
 from lightwam.types import Observation
 
+MEMBERS = ("recipe", "n_obs_steps", "identity", "check_evaluation", "act_batch")
+"""of EvaluablePolicy"""
+
 
 @runtime_checkable
 class EvaluablePolicy(Protocol):
@@ -45,6 +49,11 @@ class EvaluablePolicy(Protocol):
     @property
     def recipe(self) -> Recipe:
         """Whose simulator and settings are used unless others are given."""
+        ...
+
+    @property
+    def n_obs_steps(self) -> int:
+        """Control steps that it acts on: 1 for the present alone, n for the n - 1 before as well (`history`)."""
         ...
 
     def identity(self) -> Mapping[str, Any]:
@@ -56,7 +65,11 @@ class EvaluablePolicy(Protocol):
         ...
 
     def act_batch(self, observations: Sequence[Observation]) -> Float32[np.ndarray, "B H A"]:
-        """Return a chunk of actions, in robot units, for each of several robots."""
+        """Return a chunk of actions, in robot units, for each of several robots.
+
+        Each observation has the `episode` and `step` of its robot. At step 0 an episode begins: a policy that keeps
+        something between two calls keeps it by episode, and begins anew there.
+        """
         ...
 
 
@@ -72,6 +85,9 @@ def evaluate(
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Evaluate a policy, write RUN/`folder`/result.json and return its content; finished episodes are not run again.
+
+    An evaluation is extended by more `settings.trials`: only the missing episodes are run, and the result names the
+    numbers of trials that it had before ("extended_from").
 
     `settings` and `sim` replace the recipe's. `policy` is `Policy.load(run, device="auto")` unless given: another step,
     the engine, or any `EvaluablePolicy`, for which `run` need not be a run. `sentences` gives tasks other instructions
@@ -91,6 +107,7 @@ def evaluate(
     if pool_factory is None and (settings is None or settings.workers):
         require_main_guard()  # before a policy is loaded
     policy = policy or Policy.load(run, device="auto")
+    require_members(policy)
     recipe = with_simulator(policy.recipe, sim or policy.recipe.simulation, settings or policy.recipe.eval)
     check_simulation(recipe.simulation, recipe.eval)
     policy.check_evaluation(recipe.simulation, recipe.eval)
@@ -101,21 +118,43 @@ def evaluate(
     loop = ClosedLoop(policy, recipe, run / folder, sentences or {}, began)
     done, result_file = open_episodes(loop.folder, protocol), loop.folder / "result.json"
     todo = [episode for episode in loop.episodes() if (episode.task, episode.seed) not in done]
-    was_complete = not todo and result_file.exists()
+    before, num_missing = run_directory.read_json(result_file) if result_file.exists() else {}, len(todo)
+    if done and todo:
+        say(f"eval: {len(done)} episodes are finished, {num_missing} are missing")
     loop.began -= max((row["wall_seconds"] for row in done.values()), default=0.0)
     num_workers = min(recipe.eval.workers, 1 + len(todo))
-    with simulator_jobs("eval", recipe.simulation, num_workers, pool_factory, loop.folder, say) as jobs:
+    observed = policy.n_obs_steps
+    with simulator_jobs("eval", recipe.simulation, num_workers, pool_factory, loop.folder, say, observed) as jobs:
         loop.run(jobs, todo, done, say)
         film(jobs, recipe, loop.folder, say)
     episodes = list(read_episodes(loop.folder).values())
     infer_ms = [milliseconds for row in episodes for milliseconds in row["infer_ms"]]
     result = summary(episodes, recipe) | {"protocol": protocol, "latency_ms": percentiles(infer_ms) or None}
     result["wall_seconds"] = {"total": time.perf_counter() - loop.began}
-    if was_complete:
-        result["wall_seconds"] = run_directory.read_json(result_file)["wall_seconds"]
+    if before and not num_missing:
+        result["wall_seconds"] = before["wall_seconds"]
+    if extended_from := _extended_from(before, recipe.eval.trials):
+        result["extended_from"] = extended_from
     result |= {"warnings": list(warnings)} if warnings else {}
     run_directory.write_json(result_file, result)
     return result
+
+
+def require_members(policy: Any) -> None:
+    """Raise ConfigError, naming what it lacks, unless a policy has the members of EvaluablePolicy."""
+    if missing := [name for name in MEMBERS if name not in dir(policy)]:
+        what, where = "a policy must have all members of EvaluablePolicy", type(policy).__name__
+        raise ConfigError(what, where=where, got=f"no {', no '.join(missing)}")
+
+
+@dataclass
+class RunningEpisode:
+    """What the policy has answered in an episode that is not over."""
+
+    number: int
+    """its `Observation.episode`"""
+    answers: list[tuple[np.ndarray, float]] = field(default_factory=list)
+    """chunks, with their milliseconds"""
 
 
 @dataclass
@@ -129,8 +168,9 @@ class ClosedLoop:
     """task -> the instruction to give instead of its own"""
     began: float
     """when the evaluation's clock was at 0"""
-    running: dict[EpisodeJob, list[tuple[np.ndarray, float]]] = field(default_factory=dict)
-    """the policy's answers in each, with their milliseconds"""
+    running: dict[EpisodeJob, RunningEpisode] = field(default_factory=dict)
+    num_begun: int = field(default_factory=lambda: secrets.randbits(48))
+    """number of the next episode; a server may have other clients, who count their own"""
 
     def episodes(self) -> list[EpisodeJob]:
         """Return all episodes of the evaluation, in the order in which they begin."""
@@ -159,9 +199,13 @@ class ClosedLoop:
         for episode, result in waiting:
             assert result.observation is not None
             if result.steps == 0:  # the first observation, also after a worker died
-                self.running[episode] = []
-            sentence = self.sentences.get(episode.task, result.observation.instruction)
-            observations.append(replace(result.observation, instruction=sentence))
+                self.running[episode] = RunningEpisode(self.num_begun)
+                self.num_begun += 1
+            told: dict[str, Any] = {"episode": self.running[episode].number}
+            if episode.task in self.sentences:
+                told["instruction"] = self.sentences[episode.task]
+            history = tuple(replace(earlier, **told) for earlier in result.observation.history)
+            observations.append(replace(result.observation, **told, history=history))
         asked_at, replan = time.perf_counter(), self.recipe.eval.replan
         chunks = self.policy.act_batch(observations)[:, :replan]
         infer_ms = 1000 * (time.perf_counter() - asked_at)
@@ -169,13 +213,13 @@ class ClosedLoop:
             most = f"at most {chunks.shape[1]}, the length of the policy's chunks"
             raise ConfigError("eval.replan must fit into a chunk", where="eval.replan", got=replan, expected=most)
         for (episode, _), chunk in zip(waiting, chunks, strict=True):
-            self.running[episode].append((chunk, round(infer_ms, 3)))
+            self.running[episode].answers.append((chunk, round(infer_ms, 3)))
         return chunks
 
     def record(self, finished: Finished[EpisodeJob]) -> None:
         """Save a finished episode's actions, then its line of episodes.jsonl."""
         episode, result = finished.job, finished.answer
-        chunks, infer_ms = zip(*self.running.pop(episode), strict=True)
+        chunks, infer_ms = zip(*self.running.pop(episode).answers, strict=True)
         name = task_files(self.recipe.simulation.tasks)[episode.task]
         with replace_file(self.folder / "actions" / f"{name}-{episode.seed}.npy") as draft, draft.open("wb") as file:
             np.save(file, np.concatenate(chunks)[: result.steps])
@@ -226,6 +270,14 @@ def describe(recipe: Recipe, policy: EvaluablePolicy, sentences: Mapping[str, st
         "success": "at any control step",
         "versions": versions() | registry.installed_versions(recipe.simulation.name),
     }
+
+
+def _extended_from(before: Mapping[str, Any], trials: int) -> list[int]:
+    """Return the numbers of trials that a folder's evaluation had when it was finished, before it got more."""
+    if not before:
+        return []
+    had = int(before["protocol"]["eval"]["trials"])
+    return [*before.get("extended_from", []), *([had] if had < trials else [])]
 
 
 def summary(episodes: Sequence[Mapping[str, Any]], recipe: Recipe) -> dict[str, Any]:

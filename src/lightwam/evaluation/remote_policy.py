@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,18 @@ from lightwam.robot.client import Client
 from lightwam.robot.player import check_chunk
 from lightwam.sim import registry
 from lightwam.types import Observation
-from lightwam.wire.openpi import MESSAGE_BYTES
+from lightwam.wire.openpi import MESSAGE_BYTES, N_OBS_STEPS
 from lightwam.wire.robot_schema import GUIDE, RobotSchema, fit_schema
+
+MAX_OBS_STEPS = 64
+"""the longest history sent to a server"""
 
 
 class RemotePolicy:
-    """A server's policy, which gets one observation at a time, in the format of a robot schema."""
+    """A server's policy, which gets one observation at a time, in the format of a robot schema.
+
+    If the server's greeting has `n_obs_steps`, its messages also have episode, step and history (docs/serving.md).
+    """
 
     def __init__(
         self,
@@ -49,16 +55,23 @@ class RemotePolicy:
         self._first_metadata: Any = None
         """the server's own, when it first answered"""
 
+    @property
+    def n_obs_steps(self) -> int:
+        """Control steps that the server's policy acts on, as its greeting said to `check_evaluation`; 1 before that."""
+        return self._schema.n_obs_steps or 1
+
     def identity(self) -> dict[str, Any]:
         """Return the label, the server's metadata and the robot schema, but no address. Connects if need be."""
         schema = _plain(asdict(self._declared)) | {"renames": self._renames}
+        del schema["n_obs_steps"]  # is the server's
         return {"label": self._label, "server": self._metadata(), "family": schema}
 
     def check_evaluation(self, sim: SimConfig, settings: EvalConfig) -> None:
-        """Raise ConfigError if they do not fit each other, or the robot schema does not fit the simulator."""
+        """Raise ConfigError if they do not fit each other, or the robot schema does not fit the simulator; connect."""
         check_simulation(sim, settings)
         simulator = registry.make_simulator(sim, sim.tasks[0])
-        self._schema = fit_schema(self._declared, sim.cameras, simulator.state_dim, simulator.action_dim, self._renames)
+        schema = fit_schema(self._declared, sim.cameras, simulator.state_dim, simulator.action_dim, self._renames)
+        self._schema = replace(schema, n_obs_steps=self._asked_steps())
 
     def act_batch(self, observations: Sequence[Observation]) -> Float32[np.ndarray, "B H A"]:
         """Return the server's chunks, in the simulator's units.
@@ -72,6 +85,14 @@ class RemotePolicy:
             raise WireError("the server's chunks must have one length", where=self._client.url, got=sorted(lengths))
         self._metadata()
         return np.stack(chunks)
+
+    def _asked_steps(self) -> int:
+        """Return `n_obs_steps` of the greeting; 0 for a server that knows nothing of episodes."""
+        steps = self._metadata().get(N_OBS_STEPS, 0)
+        if type(steps) is not int or not 0 <= steps <= MAX_OBS_STEPS:
+            what = f"{N_OBS_STEPS} of the server's greeting must be an integer from 1 to {MAX_OBS_STEPS}"
+            raise WireError(what, where=self._client.url, got=steps)
+        return steps
 
     def _metadata(self) -> Any:
         """Return how the server describes itself; WireError if that has changed, as another policy may answer then."""

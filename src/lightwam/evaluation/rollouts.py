@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -31,11 +32,15 @@ class SimulatorWorker:
     """A worker that does one job at a time. It keeps its simulators, as making one is slow."""
 
     sim: SimConfig
+    n_obs_steps: int = 1
+    """control steps whose observations the policy acts on: the present and those before"""
     simulators: dict[tuple[str, bool], Simulator] = field(default_factory=dict)
     episode: Simulator | None = None
     """the one whose episode is running"""
     steps: int = 0
     """since its reset"""
+    recent: deque[Observation] = field(default_factory=deque)
+    """of the episode's last `n_obs_steps` control steps, as far as there were so many"""
 
     def __call__(self, job: EpisodeJob | StepJob | FilmJob) -> StepResult | bytes:
         """Do one job."""
@@ -49,6 +54,27 @@ class SimulatorWorker:
                 sim = replace(sim, cameras=sim.cameras[:1], height=VIDEO_SIZE, width=VIDEO_SIZE)
             self.simulators[task, film] = registry.make_simulator(sim, task)
         return self.simulators[task, film]
+
+    def begin(self, episode: Simulator, seed: int) -> Observation:
+        """Reset `episode` and return its first observation."""
+        self.episode, self.steps, self.recent = episode, 0, deque(maxlen=self.n_obs_steps)
+        episode.reset(seed)
+        self.observe()
+        return self.observation()
+
+    def observe(self) -> None:
+        """Draw the present observation of the running episode."""
+        assert self.episode is not None
+        seen = replace(self.episode.observe(), step=self.steps)
+        if self.n_obs_steps > 1:  # some simulators draw into the same array again
+            seen = replace(seen, frames={camera: frame.copy() for camera, frame in seen.frames.items()})
+        self.recent.append(seen)
+
+    def observation(self) -> Observation:
+        """Return the present observation with its history; the episode's first stands for those before it."""
+        *earlier, present = self.recent
+        missing = self.n_obs_steps - len(self.recent)
+        return replace(present, history=(*missing * [self.recent[0]], *earlier))
 
 
 @dataclass(frozen=True)
@@ -76,10 +102,8 @@ class EpisodeJob:
     def run(self, worker: SimulatorWorker) -> StepResult:
         """Reset the simulator."""
         simulator = worker.simulator(self.task)
-        worker.episode = Disturbed(simulator, self.disturbance) if self.disturbance else simulator
-        worker.episode.reset(self.seed)
-        worker.steps = 0
-        return StepResult(worker.episode.observe(), 0, False)
+        episode = Disturbed(simulator, self.disturbance) if self.disturbance else simulator
+        return StepResult(worker.begin(episode, self.seed), 0, False)
 
 
 @dataclass(frozen=True)
@@ -93,15 +117,17 @@ class StepJob:
         return str(self.episode)
 
     def run(self, worker: SimulatorWorker) -> StepResult:
-        """Execute them."""
+        """Execute them; pictures are drawn at the last `n_obs_steps` steps only."""
         simulator = worker.episode
         assert simulator is not None, "no episode was begun"
-        for action in self.actions:
+        for left, action in zip(reversed(range(len(self.actions))), self.actions, strict=True):
             outcome = simulator.step(action)
             worker.steps += 1
             if outcome.success or outcome.ended or worker.steps >= worker.sim.max_steps:
                 return StepResult(None, worker.steps, outcome.success)
-        return StepResult(simulator.observe(), worker.steps, False)
+            if left < worker.n_obs_steps:
+                worker.observe()
+        return StepResult(worker.observation(), worker.steps, False)
 
 
 @dataclass(frozen=True)
@@ -138,12 +164,16 @@ def simulator_jobs(
     pool_factory: PoolFactory | None,
     folder: Path,
     say: Callable[[str], None],
+    n_obs_steps: int = 1,
 ) -> Iterator[JobRunner]:
-    """Open simulators for the command `what`; after Ctrl-C, say that the finished episodes are in `folder`."""
+    """Open simulators for the command `what`; after Ctrl-C, say that the finished episodes are in `folder`.
+
+    `n_obs_steps` is that of `SimulatorWorker`.
+    """
     # on this machine the simulators have the other cores
     with nullcontext() if pool_factory else one_thread():
         try:
-            with job_runner(what, SimulatorWorker(sim), num_workers, pool_factory, say) as jobs:
+            with job_runner(what, SimulatorWorker(sim, n_obs_steps), num_workers, pool_factory, say) as jobs:
                 yield jobs
         except KeyboardInterrupt:
             say(f"{what}: stopped; finished episodes are safe in {folder}, the same command resumes")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +79,73 @@ def paired_difference(pairs: Pairs) -> tuple[float, float]:
     difference = share - other
     down, up = reach(share - low, other_high - other), reach(high - share, other - other_low)
     return max(-1.0, difference - down), min(1.0, difference + up)
+
+
+def sign_flip_test(differences: Sequence[int]) -> float:
+    """Return the p-value of paired differences: a sum this far from 0, if each had either sign with equal chance.
+
+    Two-sided and exact, for whole numbers; with differences of -1, 0 and 1 it is the exact McNemar test. R. A. Fisher,
+    The Design of Experiments, 1935, section 21.
+    """
+    sizes = np.abs(np.asarray(differences, np.int64))
+    sizes, reach = sizes[sizes > 0], int(sizes.sum())
+    chance = np.zeros(2 * reach + 1)
+    chance[reach] = 1.0  # of the sum i - reach, at i
+    for size in sizes.tolist():
+        chance = 0.5 * (np.roll(chance, size) + np.roll(chance, -size))  # never wraps: the sum stays within reach
+    far = abs(int(np.sum(differences)))
+    return min(1.0, float(chance[np.abs(np.arange(-reach, reach + 1)) >= far].sum()))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return the p-values corrected for their number. S. Holm, A simple sequentially rejective test, 1979."""
+    corrected, least = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
+        least = max(least, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = least
+    return corrected
+
+
+def mean_of_seeds(successes: Sequence[int], trials: int) -> dict[str, Any]:
+    """Return the mean success rate of several trainings, with their standard deviation and a 95 % interval.
+
+    `successes` has one count a training, each of the same `trials` episodes. The interval is Student's over trainings,
+    and covers Wilson's of all episodes together, so that equal rates do not make it vanish. With one training it is
+    Wilson's and "spread" is None: how much trainings differ is not known then.
+    """
+    rates, total = [count / trials for count in successes], sum(successes)
+    mean, (low, high) = total / (trials * len(rates)), wilson(total, trials * len(rates))
+    spread = None
+    if len(rates) > 1:
+        spread = float(np.std(rates, ddof=1))
+        half = student_quantile(len(rates) - 1) * spread / math.sqrt(len(rates))
+        low, high = max(0.0, min(low, mean - half)), min(1.0, max(high, mean + half))
+    return {"mean": mean, "spread": spread, "interval_95": (low, high), "rates": rates}
+
+
+def difference_of_means(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[float, float]:
+    """Return the 95 % interval of a difference of two `mean_of_seeds`, from their intervals.
+
+    Square-and-add of independent estimates: G. Y. Zou, A. Donner, Construction of confidence limits about effect
+    measures, Statistics in Medicine 27, 2008.
+    """
+    (low, high), (other_low, other_high) = first["interval_95"], second["interval_95"]
+    mean, other = first["mean"], second["mean"]
+    down, up = math.hypot(mean - low, other_high - other), math.hypot(high - mean, other - other_low)
+    return max(-1.0, mean - other - down), min(1.0, mean - other + up)
+
+
+STUDENT_QUANTILES = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
+"""of 1 to 10 degrees of freedom, at 97.5 %"""
+
+
+def student_quantile(degrees: int) -> float:
+    """Return the 97.5 % quantile of Student's t; above 10 degrees by its expansion, to 4 digits."""
+    if degrees <= len(STUDENT_QUANTILES):
+        return STUDENT_QUANTILES[degrees - 1]
+    z = 1.959963984540054
+    terms = ((z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384)
+    return z + sum(term / degrees**power for power, term in enumerate(terms, 1))
 
 
 def _correlation(pairs: Pairs) -> float:

@@ -15,7 +15,8 @@ from lightwam.types import Observation
 
 ObservationLike = Observation | Mapping[str, Any]
 """an `Observation`, or a mapping with its fields, whose state may be any list of numbers"""
-FIELDS = {"frames", "state", "instruction"}
+FIELDS, UNUSED_FIELDS = {"frames", "state", "instruction"}, {"episode", "step", "history"}
+"""a Light-WAM acts on the present alone, so it needs no other field"""
 MAX_NUMBERS_SHOWN = 64
 """longest state that an error shows in full"""
 MAX_NORMALISED_STATE = 1e9
@@ -30,7 +31,7 @@ def observation_fields(observation: ObservationLike, state_dim: int) -> Mapping[
     fields = vars(observation) if isinstance(observation, Observation) else observation
     if state_dim == 0 and isinstance(fields, Mapping):
         fields = {**fields, "state": ()}
-    if not isinstance(fields, Mapping) or set(fields) != FIELDS:
+    if not isinstance(fields, Mapping) or set(fields) - UNUSED_FIELDS != FIELDS:
         got = sorted(map(str, fields)) if isinstance(fields, Mapping) else type(fields).__name__
         raise WireError("an observation must have exactly the fields frames, state and instruction", got=got)
     for name, kind in (("frames", Mapping), ("instruction", str)):

@@ -139,6 +139,11 @@ class Policy:
         """The plain model, as for `plain`."""
         return self.plain.model
 
+    @property
+    def n_obs_steps(self) -> int:
+        """Control steps that it acts on: the present one."""
+        return 1
+
     def identity(self) -> dict[str, Any]:
         """Return what an evaluation's result records of the policy: recipe, step, weights and what computes."""
         return {

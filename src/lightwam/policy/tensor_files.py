@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -81,3 +83,20 @@ def named_tensors(tree: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
 def num_bytes(tree: Any) -> int:
     """Return the size of all tensors in nested mappings and sequences."""
     return sum(tensor.nbytes for _, tensor in named_tensors(tree))
+
+
+def num_values(weights: Path) -> int:
+    """Count the numbers in a safetensors file from its header; CheckpointError when that is broken.
+
+    The header is 8 bytes with its length, then JSON with every tensor's shape.
+    """
+    with weights.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = file.read(min(size, 100_000_000))
+    try:
+        shapes = [entry["shape"] for name, entry in json.loads(header).items() if name != "__metadata__"]
+        return sum(math.prod(shape) for shape in shapes)
+    except (ValueError, KeyError, TypeError) as error:
+        what = "the weights must have a safetensors header"
+        step = "delete this checkpoint and resume training from the one before"
+        raise CheckpointError(what, where=weights, got=repr(error), next_step=step) from error

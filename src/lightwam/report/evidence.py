@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +25,7 @@ from lightwam.evaluation.result_files import (
     read_result,
 )
 from lightwam.evaluation.statistics import wilson
+from lightwam.policy.tensor_files import num_values
 from lightwam.report.watch_evidence import WatchResult, read_canvases
 
 LOG_KEYS = (
@@ -179,23 +178,6 @@ def read_evidence(run: Path) -> Evidence:
         watch=watch,
         watch_canvases=read_canvases(run / "watch" / "examples.npz", watch.examples) if watch else {},
     )
-
-
-def num_values(weights: Path) -> int:
-    """Count the numbers in a safetensors file from its header; CheckpointError when that is broken.
-
-    The header is 8 bytes with its length, then JSON with every tensor's shape.
-    """
-    with weights.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        header = file.read(min(size, 100_000_000))
-    try:
-        shapes = [entry["shape"] for name, entry in json.loads(header).items() if name != "__metadata__"]
-        return sum(math.prod(shape) for shape in shapes)
-    except (ValueError, KeyError, TypeError) as error:
-        what = "the weights must have a safetensors header"
-        step = "delete this checkpoint and resume training from the one before"
-        raise CheckpointError(what, where=weights, got=repr(error), next_step=step) from error
 
 
 def _read_recipe(run: Path) -> Recipe:

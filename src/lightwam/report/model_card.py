@@ -20,7 +20,8 @@ from lightwam.encoders.weight_files import REPO
 from lightwam.evaluation.result_files import Count, Protocol, read_part
 from lightwam.policy import run_directory
 from lightwam.policy.hub import hub_errors
-from lightwam.report.evidence import DatasetRecord, EvaluationResult, Evidence, SuccessRate, num_values, read_evidence
+from lightwam.policy.tensor_files import num_values
+from lightwam.report.evidence import DatasetRecord, EvaluationResult, Evidence, SuccessRate, read_evidence
 from lightwam.report.formatting import plural, render, simulator_title
 from lightwam.sim.registry import robot_units
 from lightwam.sim.simulator import RobotUnits

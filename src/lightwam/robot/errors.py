@@ -51,3 +51,7 @@ def parse_refusal(text: str, code: str = "") -> Refused:
     if isinstance(fields.get("code"), str):
         code = fields["code"]
     return Refused(fields["message"], code=code, where=fields.get("where"), expected=fields.get("expected"))
+
+
+class RobotError(LightwamError):
+    """A robot that cannot be driven: another one than the policy's, a lost camera, a joint or motor that fails."""

@@ -27,6 +27,7 @@ from lightwam.serving.refusals import SETTINGS, RefusalLog
 from lightwam.serving.sentences import CheckSentence
 from lightwam.serving.service import OnMessage, Refusal, Service
 from lightwam.serving.settings import Serving
+from lightwam.wire.openpi import N_OBS_STEPS
 from lightwam.wire.robot_schema import RobotSchema
 
 GOODBYE_SECONDS = 2.0
@@ -70,6 +71,8 @@ class Server:
     def __post_init__(self) -> None:
         self.metrics, self.refusals = Metrics(), RefusalLog(self.on_refusal)
         self.batcher = batcher = Batcher(self.act, self.step, self.settings)
+        if steps := max((schema.n_obs_steps for schema in self.schemas), default=0):
+            self.metadata = {**self.metadata, N_OBS_STEPS: steps}
         checks = (self.on_message, self.check_sentence, self.refusals)
         self.service = Service(batcher, self.schemas, self.metrics, *checks)
         self.ports: dict[str, int] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import pairwise
@@ -25,6 +26,8 @@ from lightwam.types import Batch, Latents, Losses, to_pixels
 
 REPETITIONS, LONG_STEP_S, FEW_REPETITIONS = 8, 5.0, 4
 """steps of more than LONG_STEP_S seconds are repeated FEW_REPETITIONS times"""
+TIMED_SAMPLES, SHARED = 16, 0.8
+"""of `time_step`; n threads are n ** SHARED times as fast as one"""
 PARTS = ("encode", "forward", "backward", "optimiser")
 Step = dict[str, float]
 """seconds of each part, their sum "step", and "peak_bytes" of the GPU's memory"""
@@ -77,6 +80,35 @@ def bench_train(recipe: Recipe, *, device: str = "auto", say: Callable[[str], No
         "parts_s": medians,
         **({"peak_gib": peaks} if target.type == "cuda" else {}),
     }
+
+
+def time_step(recipe: Recipe, device: str = "auto") -> float:
+    """Estimate the seconds of one packed training step here, from the faster of two after a first one.
+
+    With random data and weights, and without the loader. On a CPU a few samples are timed on one thread, by the
+    processor's time, so that other programs matter little, and the threads are taken to share the work: trust it to a
+    third. On a GPU it is the time of a micro batch.
+    """
+    check_recipe(recipe)
+    target, train, threads = resolve_device(device), recipe.train, torch.get_num_threads()
+    size = train.micro_batch or train.batch_size
+    clock: Callable[[], float] = partial(now, target)
+    if target.type == "cpu":
+        size, clock = min(size, TIMED_SAMPLES), time.process_time
+    model = random_model(recipe, target, getattr(torch, train.precision))
+    optimizer = Optimizer({name: p for name, p in model.named_parameters() if p.requires_grad}, train)
+    encode, loss = _encoder(recipe, size, target), partial(packed_loss, model, checkpointing=train.checkpointing)
+    seconds = []
+    torch.set_num_threads(1)
+    try:
+        for number in range(3):
+            began = clock()
+            _step(optimizer, train, _random_batch(recipe, encode()).to(target), loss, number)
+            seconds.append(clock() - began)
+    finally:
+        torch.set_num_threads(threads)
+    shared = threads**SHARED if target.type == "cpu" else 1.0
+    return min(seconds[1:]) * train.batch_size / size / shared
 
 
 def _encoder(recipe: Recipe, size: int, device: torch.device) -> Callable[[], Latents]:

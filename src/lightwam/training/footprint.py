@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 
@@ -80,3 +81,41 @@ def activation_bytes(recipe: Recipe) -> int:
     rows = both * until_tap + video * after
     numbers = rows * backbone.width + both * token if recipe.train.checkpointing else rows * token
     return numbers * (2 if recipe.train.precision == "bfloat16" else 4)
+
+
+def step_tflop(recipe: Recipe) -> float:
+    """Estimate the work of one training step of `train.batch_size` samples, packed, in 1e12 floating-point operations.
+
+    The products of the blocks, their attention and the context's keys and values, in multiply-adds a token; twice that
+    again for the backward pass, once if most weights are frozen. Leaves out the action expert's few rows.
+    """
+    backbone, count = recipe.model.backbone, num_tokens(recipe)
+    width, action, video, context = backbone.width, count["action_pass"], count["video_pass"], count["context"]
+    until_tap = backbone.taps[-1] + 1
+    video_blocks = backbone.num_blocks if recipe.model.video_loss_weight else 0
+    token = 6 * width**2 + 2 * width * backbone.ffn_width
+    products = token * (action * until_tap + video * video_blocks) + 2 * width**2 * context * backbone.num_blocks
+    attention = action * (action + context) * until_tap + video * (video + context) * video_blocks
+    adapters = 2 * width * backbone.adapter_width * action * len(backbone.taps)
+    forward = products + 2 * width * attention + adapters
+    return 2 * forward * (2 if backbone.frozen else 3) * recipe.train.batch_size / 1e12
+
+
+class Card(NamedTuple):
+    """A GPU's seconds for 1e12 operations of a packed step in bfloat16, calculated, not timed."""
+
+    name: str
+    memory_gb: int
+    products: float
+    rest: float
+    """elementwise work and norms, at the paper's width; a narrower model has more of it for each product"""
+
+
+CARDS = (Card("RTX 4090", 24, 0.0078, 0.0052), Card("H100", 80, 0.0018, 0.0017))
+"""from a roofline over the calls of the packed step (libero-10, 16 samples): trust it to a third"""
+PAPER_WIDTH = 1536
+
+
+def step_seconds_on(card: Card, recipe: Recipe) -> float:
+    """Calculate the seconds of a training step on a GPU."""
+    return step_tflop(recipe) * (card.products + card.rest * PAPER_WIDTH / recipe.model.backbone.width)

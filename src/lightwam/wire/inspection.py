@@ -16,7 +16,7 @@ import numpy as np
 from lightwam.errors import LightwamError
 from lightwam.system.tables import table_lines
 from lightwam.wire.limits import below, short
-from lightwam.wire.robot_schema import KeyPath, RobotSchema, path_text
+from lightwam.wire.robot_schema import EPISODE, HISTORY, STEP, KeyPath, RobotSchema, path_text
 
 DARK = 8
 """a picture whose brightest pixel is below this, of 255, is suspicious"""
@@ -82,6 +82,7 @@ def inspect(message: Any, schema: RobotSchema, check_sentence: Callable[[str], N
         fields.append(_check("state", path_text(part.path), partial(schema.vector, message, part), _vector))
     fields.append(_check("instruction", " or ".join(map(path_text, schema.prompt)), instruction, _instruction))
     used = {*schema.cameras.values(), *(part.path for part in schema.state), *schema.prompt}
+    used |= {(key,) for key in (EPISODE, STEP, HISTORY) if schema.n_obs_steps}
     return MessageCheck(schema.name, tuple(fields), tuple(_unused(message, used)))
 
 

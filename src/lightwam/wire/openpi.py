@@ -15,6 +15,8 @@ from lightwam.wire.msgpack_arrays import pack_msgpack, unpack_msgpack
 
 MESSAGE_BYTES = "message_bytes"
 """key of our servers' greeting: the largest message they accept"""
+N_OBS_STEPS = "n_obs_steps"
+"""key of a greeting: control steps that the policy acts on, which messages must then have (docs/serving.md)"""
 
 
 def pack(tree: Any) -> bytes:

@@ -22,6 +22,8 @@ KeyPath = tuple[str, ...]
 """keys from the top of a message down; openpi's contain slashes, so they are not joined to one text"""
 CAMERA = "{camera}"
 """stands for the camera's name in `RobotSchema.any_camera`"""
+EPISODE, STEP, HISTORY = "episode", "step", "history"
+"""keys of messages to a policy that acts on several control steps"""
 GUIDE = "docs/serving_robots.md shows how to declare a robot in a file"
 
 
@@ -85,6 +87,9 @@ class RobotSchema:
     action_units: tuple[Unit, ...] = ()
     reply: Literal["map", "list"] = "map"
     """over HTTP: a map with "actions", or only the list of actions"""
+    n_obs_steps: int = 0
+    """control steps that the policy acts on: messages then have "episode", "step" and the "history" of the n - 1 steps
+    before; 0: they have none of these"""
 
     def matches(self, message: Any) -> bool:
         """Return whether the message has all the cameras, whatever their values are."""
@@ -100,8 +105,27 @@ class RobotSchema:
 
     def observation(self, message: Any) -> Observation:
         """Convert a message; pictures are views of it. WireError with the key that is missing or wrong."""
-        frames = {camera: self.picture(message, camera) for camera in self.cameras}
-        return Observation(frames, self.full_state(message), self.instruction(message))
+        present = Observation(self._frames(message), self.full_state(message), self.instruction(message))
+        return self._with_history(present, message) if self.n_obs_steps else present
+
+    def _frames(self, message: Any) -> dict[str, UInt8[np.ndarray, "height width 3"]]:
+        return {camera: self.picture(message, camera) for camera in self.cameras}
+
+    def _with_history(self, present: Observation, message: Any) -> Observation:
+        """Add the message's episode, step and history."""
+        episode, step = (_count(message, key) for key in (EPISODE, STEP))
+        earlier, num_earlier = value_at(message, (HISTORY,)), self.n_obs_steps - 1
+        if not isinstance(earlier, list) or len(earlier) != num_earlier:
+            what = f"the history must be a list of the {num_earlier} observations before, oldest first"
+            got = f"{len(earlier)} observations" if isinstance(earlier, list) else type(earlier).__name__
+            raise WireError(what, where=HISTORY, got=got, next_step="at an episode's beginning repeat its first")
+        present = replace(present, episode=episode, step=step)
+        steps = [max(0, step - num_earlier + i) for i in range(num_earlier)]
+        history = [
+            replace(present, frames=self._frames(each), state=self.full_state(each), step=at)
+            for each, at in zip(earlier, steps, strict=True)
+        ]
+        return replace(present, history=tuple(history))
 
     def picture(self, message: Any, camera: str) -> UInt8[np.ndarray, "height width 3"]:
         """Return a camera's picture; WireError if it is missing, or not uint8 in the schema's layout."""
@@ -176,6 +200,15 @@ class RobotSchema:
 
     def message(self, observation: Observation) -> dict[str, Any]:
         """Return the message that a client of the (fitted) schema would send; the inverse of `observation`."""
+        message = self._moment(observation)
+        _put(message, self.prompt[0], observation.instruction)
+        if self.n_obs_steps:
+            history = [self._moment(earlier) for earlier in observation.history]
+            message |= {EPISODE: observation.episode, STEP: observation.step, HISTORY: history}
+        return message
+
+    def _moment(self, observation: Observation) -> dict[str, Any]:
+        """Return pictures and state as the client would send them."""
         state = np.array(observation.state, np.float32)
         for unit in self.state_units:
             state[unit.dim] = unit.to_client(state[unit.dim])
@@ -187,7 +220,6 @@ class RobotSchema:
             _put(message, path, np.ascontiguousarray(picture[::-1, ::-1]) if self.turned else picture)
         for part, numbers in zip(self.state, np.split(state, ends[:-1]) if self.state else (), strict=True):
             _put(message, part.path, numbers[None] if part.row else numbers)
-        _put(message, self.prompt[0], observation.instruction)
         return message
 
     def chunk(self, actions: Float32[np.ndarray, "H A"]) -> Float32[np.ndarray, "H A"]:
@@ -288,6 +320,16 @@ def value_at(message: Any, path: KeyPath) -> Any:
             got, step = short(sorted(value)), _nearest(key, value)
             raise WireError(f"the key {key!r} is missing", where=where, got=got, next_step=step)
         value = value[key]
+    return value
+
+
+def _count(message: Any, key: str) -> int:
+    """Return the integer of at least 0 at the message's `key`."""
+    value = value_at(message, (key,))
+    if isinstance(value, np.integer):
+        value = int(value)
+    if type(value) is not int or value < 0:
+        raise WireError(f"{key} must be an integer, at least 0", where=key, got=short(value))
     return value
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -78,17 +78,24 @@ def load_schema(name: str) -> RobotSchema:
 
 
 def schemas_for(
-    names: Sequence[str], cameras: Sequence[str], state_dim: int, action_dim: int, renames: Mapping[str, str]
+    names: Sequence[str],
+    cameras: Sequence[str],
+    state_dim: int,
+    action_dim: int,
+    renames: Mapping[str, str],
+    n_obs_steps: int = 0,
 ) -> list[RobotSchema]:
     """Return the schemas for the server of a run: `names` (or files), by default all built-in ones that fit the run.
 
-    ConfigError if one of `names` does not fit, or none does.
+    `n_obs_steps` is for a policy that needs episodes or a history (`RobotSchema.n_obs_steps`); the server's greeting
+    asks for them. ConfigError if one of `names` does not fit, or none does.
     """
     declared = [load_schema(name) for name in names]
     fitting = []
     for schema in declared or BUILTIN_SCHEMAS.values():
         try:
-            fitting.append(fit_schema(schema, cameras, state_dim, action_dim, renames))
+            fitted = fit_schema(schema, cameras, state_dim, action_dim, renames)
+            fitting.append(replace(fitted, n_obs_steps=n_obs_steps))
         except ConfigError:
             if declared:
                 raise

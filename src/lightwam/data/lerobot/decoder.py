@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64, UInt8
+from jaxtyping import Float64, Int64, UInt8
 
 from lightwam.data.lerobot.features import Camera
 from lightwam.data.lerobot.images import ImageReader
@@ -39,20 +39,40 @@ class FrameDecoder:
         """Decode all pictures of one episode from one camera."""
         return next(self.stream(episode, camera, episode.length))
 
+    def pick(
+        self, episode: EpisodeRow, camera: str, rows: Int64[np.ndarray, " n"]
+    ) -> UInt8[np.ndarray, "n height width 3"]:
+        """Decode the pictures of some of an episode's rows, which must rise, without decoding all others."""
+        reader = self._reader(episode, camera)
+        if isinstance(reader, ImageReader):
+            return reader.pick(episode.index, episode.length, rows)
+        times = episode.clips[camera].start + self._times(episode)[rows]
+        return next(reader.stream(times, max(1, len(rows)), f"episode {episode.index} "))
+
     def stream(self, episode: EpisodeRow, camera: str, batch: int) -> Iterator[UInt8[np.ndarray, "n height width 3"]]:
         """Yield the same pictures, at most `batch` of them at a time.
 
         Streams of several cameras may be interleaved; a camera's stream must end before its next one begins.
         """
+        reader = self._reader(episode, camera)
+        if isinstance(reader, ImageReader):
+            return reader.stream(episode.index, episode.length, batch)
+        times = episode.clips[camera].start + self._times(episode)
+        return reader.stream(times, batch, f"episode {episode.index} ")
+
+    def _reader(self, episode: EpisodeRow, camera: str) -> VideoReader | ImageReader:
+        """Return the open reader of an episode's pictures from a camera, checked."""
         self._check(camera)
         about, clip = self._cameras[camera], episode.clips.get(camera)
         if clip is None:
-            images = self._open(camera, episode.data_path, partial(ImageReader, key=about.key, size=about.size))
-            return images.stream(episode.index, episode.length, batch)
-        video = self._open(camera, clip.path, VideoReader)
+            images: ImageReader = self._open(
+                camera, episode.data_path, partial(ImageReader, key=about.key, size=about.size)
+            )
+            return images
+        video: VideoReader = self._open(camera, clip.path, VideoReader)
         if (video.height, video.width) != about.size:
             raise other_size("a video", video.path, (video.height, video.width), about.size)
-        return video.stream(clip.start + self._times(episode), batch, f"episode {episode.index} ")
+        return video
 
     def problems(self, episode: EpisodeRow, camera: str) -> Iterator[DatasetError]:
         """Decode an episode's pictures and yield the first problem, if any."""

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 
 from lightwam.data.lerobot.meta import other_size, unreadable_table
 from lightwam.data.lerobot.rows import other_length
@@ -50,16 +50,21 @@ class ImageReader:
 
     def stream(self, episode: int, length: int, batch: int) -> Iterator[UInt8[np.ndarray, "n height width 3"]]:
         """Yield the pictures of one episode, which has `length` frames, at most `batch` of them at a time."""
+        for begin in range(0, length, batch):
+            yield self.pick(episode, length, np.arange(begin, min(begin + batch, length)))
+
+    def pick(
+        self, episode: int, length: int, numbers: Int64[np.ndarray, " n"]
+    ) -> UInt8[np.ndarray, "n height width 3"]:
+        """Decode the pictures of some frames of one episode, which has `length` frames."""
         rows = np.flatnonzero(self._episode == episode)
         if len(rows) != length:
             raise other_length(f"{self.path} episode {episode}", len(rows), length)
-        for begin in range(0, length, batch):
-            part = rows[begin : begin + batch]
-            clip = np.empty((len(part), *self._size, 3), np.uint8)
-            for i, row in enumerate(part):
-                where = f"{self.path} {self._key} episode {episode} frame {begin + i}"
-                clip[i] = self._decode(self._row(int(row)), where)
-            yield clip
+        clip = np.empty((len(numbers), *self._size, 3), np.uint8)
+        for i, number in enumerate(numbers.tolist()):
+            where = f"{self.path} {self._key} episode {episode} frame {number}"
+            clip[i] = self._decode(self._row(int(rows[number])), where)
+        return clip
 
     def _row(self, row: int) -> bytes | None:
         group = int(np.searchsorted(self._starts, row, side="right")) - 1

@@ -35,6 +35,8 @@ class DatasetSchema:
     """name -> (height, width)"""
     state_names: tuple[str, ...]
     action_names: tuple[str, ...]
+    flags: tuple[str, ...] = ()
+    """names of columns with a truth value a row"""
 
     def features(self) -> dict[str, Any]:
         """Return the features table of info.json."""
@@ -47,6 +49,8 @@ class DatasetSchema:
             table[CAMERA_PREFIX + camera] = {"dtype": "video", "shape": shape, "names": names, "info": info}
         for key, dims in ((STATE, self.state_names), (ACTION, self.action_names)):
             table[key] = {"dtype": "float32", "shape": [len(dims)], "names": list(dims)}
+        for key in self.flags:
+            table[key] = {"dtype": "bool", "shape": [1], "names": None}
         table["timestamp"] = {"dtype": "float32", "shape": [1], "names": None}
         for key in ("frame_index", "episode_index", "index", "task_index"):
             table[key] = {"dtype": "int64", "shape": [1], "names": None}
@@ -125,8 +129,9 @@ class EpisodeMerge:
         length, start = row["length"], row["dataset_from_index"]
         with np.load(self.folders[i] / "vectors.npz") as vectors:
             state, action = vectors["state"], vectors["action"]
+            flags = {name: vectors[name] for name in self.robot.flags}
         frame = np.arange(length, dtype=np.int64)
-        columns = {STATE: state, ACTION: action, "timestamp": (frame / self.robot.fps).astype(np.float32)}
+        columns = {STATE: state, ACTION: action, **flags, "timestamp": (frame / self.robot.fps).astype(np.float32)}
         columns |= {"frame_index": frame, "episode_index": np.full(length, row["episode_index"])}
         columns |= {"index": frame + start, "task_index": np.full(length, self.tasks.index(row["tasks"][0]))}
         for name, values in columns.items():

@@ -183,19 +183,18 @@ class LeRobotDataset:
         It also includes --names, and whether pictures are selected by uneven timestamps: caches made by versions
         without either hold other pictures.
         """
-        meta = self.root / "meta"
-        paths = {meta / "info.json", *meta.glob("tasks.*"), *meta.glob("episodes.jsonl")}
-        paths |= {*tables_in(meta / "episodes")}
-        for episode in self.episodes:
-            clips = (episode.clips[name] for name, camera in self._cameras.items() if camera.stored == "video")
-            paths |= {episode.data_path, *(clip.path for clip in clips)}
-        fingerprints = {path: file_fingerprint(path) if path.is_file() else "no such file" for path in sorted(paths)}
+        paths = sorted(self._files())
+        fingerprints = {path: file_fingerprint(path) if path.is_file() else "no such file" for path in paths}
         known = {str(path.relative_to(self.root)): fingerprint for path, fingerprint in fingerprints.items()}
         if pairs := self.names.pairs():
             known["names"] = " ".join(pairs)
         if self._uneven():
             known["pictures"] = "by the rows' timestamp"
         return known
+
+    def num_bytes(self) -> int:
+        """Return the size of the files of tables and pictures."""
+        return sum(path.stat().st_size for path in self._files() if path.is_file())
 
     def feature_of(self, camera: str) -> str:
         """Return the feature that a camera's pictures come from."""
@@ -204,6 +203,15 @@ class LeRobotDataset:
     def state_proposal(self) -> str:
         """Guess the `--names` option that would give a missing state; "" without a guess."""
         return "" if self.state_dim else proposal(self.info["features"], self.names)
+
+    def _files(self) -> set[Path]:
+        meta = self.root / "meta"
+        paths = {meta / "info.json", *meta.glob("tasks.*"), *meta.glob("episodes.jsonl")}
+        paths |= {*tables_in(meta / "episodes")}
+        for episode in self.episodes:
+            clips = (episode.clips[name] for name, camera in self._cameras.items() if camera.stored == "video")
+            paths |= {episode.data_path, *(clip.path for clip in clips)}
+        return paths
 
     def _uneven(self) -> bool:
         """Return whether some row's picture is not the one with the row's number in the episode's video."""

@@ -7,10 +7,11 @@ the writer again on the same root keeps complete episodes and continues, also af
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,19 @@ STAT_FRAMES = 16
 """pictures of each episode that the picture statistics are measured on"""
 
 
+@dataclass(frozen=True, eq=False)
+class EpisodeVectors:
+    """The numbers of an episode of T rows, and its sentence."""
+
+    state: np.ndarray
+    """[T, P]"""
+    action: np.ndarray
+    """[T, A]"""
+    task: str
+    flags: Mapping[str, np.ndarray]
+    """name -> bool [T]"""
+
+
 @dataclass(frozen=True)
 class EpisodeNote:
     """The summary of an episode."""
@@ -44,8 +58,8 @@ class EpisodeNote:
 class LeRobotWriter:
     """A writer of episodes: add them, then close. Only one writer may use a root at a time.
 
-    `cameras`: name -> (height, width). On a root that already holds episodes (closed or not) it continues after them,
-    and raises DatasetError if robot, cameras or names differ.
+    `cameras`: name -> (height, width); `flags`: names of columns with a truth value a row. On a root that already holds
+    episodes (closed or not) it continues after them, and raises DatasetError if robot, cameras or names differ.
     """
 
     def __init__(
@@ -56,9 +70,11 @@ class LeRobotWriter:
         cameras: Mapping[str, tuple[int, int]],
         state_names: Sequence[str],
         action_names: Sequence[str],
+        flags: Sequence[str] = (),
     ) -> None:
         self.root, self.incoming = Path(root), Path(root) / "incoming"
-        self.robot = DatasetSchema(fps, robot_type, dict(cameras), tuple(state_names), tuple(action_names))
+        names = tuple(state_names), tuple(action_names), tuple(flags)
+        self.robot = DatasetSchema(fps, robot_type, dict(cameras), *names)
         _check_robot(self.robot)
         with explain_disk_errors(self.root, DatasetError):
             _finish_swap(self.root)
@@ -89,31 +105,56 @@ class LeRobotWriter:
         action: np.ndarray,
         task: str,
         extra: Mapping[str, Any] | None = None,
+        flags: Mapping[str, np.ndarray] | None = None,
     ) -> int:
         """Write one episode safely to disk and return its index.
 
         `frames`: camera -> uint8 [T, height, width, 3]; `state` [T, P] and `action` [T, A] in robot units; `extra`: any
-        JSON object, which `notes` and `LeRobotDataset.episodes` return. DatasetError when shapes differ from the
-        declared ones, a number is not finite, or the disk is full.
+        JSON object, which `notes` and `LeRobotDataset.episodes` return; `flags`: name -> bool [T]. DatasetError when
+        shapes differ from the declared ones, a number is not finite, or the disk is full.
         """
-        index = self.num_episodes
-        self._check_episode(frames, state, action, task, f"episode {index}")
-        folder, draft = self.incoming / f"episode_{index:06d}", self.incoming / f"episode_{index:06d}.draft"
+        vectors = EpisodeVectors(state, action, task, dict(flags or {}))
+        where = f"episode {self.num_episodes}"
+        self._check_vectors(vectors, where)
+        self._check_frames(frames, len(state), where)
+        with self.draft() as draft:
+            for camera, clip in frames.items():
+                encode_video(draft / f"{camera}.mp4", clip, self.robot.fps)
+            pictures = {camera: picture_stats(sample(clip)) for camera, clip in frames.items()}
+            return self.keep(draft, vectors, pictures, extra)
+
+    @contextlib.contextmanager
+    def draft(self) -> Iterator[Path]:
+        """Make an empty folder for the next episode's videos, which is deleted afterwards unless `keep` took it."""
+        draft = self.incoming / f"episode_{self.num_episodes:06d}.draft"
         shutil.rmtree(draft, ignore_errors=True)
         try:
             with explain_disk_errors(draft, DatasetError, resume_hint="continue: all earlier episodes are kept"):
                 draft.mkdir(parents=True)
-                for camera, clip in frames.items():
-                    encode_video(draft / f"{camera}.mp4", clip, self.robot.fps)
-                numbers = {"state": np.asarray(state, np.float32), "action": np.asarray(action, np.float32)}
-                np.savez(draft / "vectors.npz", **numbers)  # type: ignore[arg-type]
-                pictures = {camera: _picture_stats(clip) for camera, clip in frames.items()}
-                note = {"task": task, "length": len(state), "extra": dict(extra or {}), "picture_stats": pictures}
-                write_atomically(draft / "episode.json", json.dumps(note).encode())
-                os.rename(draft, folder)
+                yield draft
         finally:
             shutil.rmtree(draft, ignore_errors=True)
-        self._notes.append(EpisodeNote(task, len(state), dict(extra or {})))
+
+    def keep(
+        self,
+        draft: Path,
+        vectors: EpisodeVectors,
+        pictures: Mapping[str, Any],
+        extra: Mapping[str, Any] | None = None,
+    ) -> int:
+        """Add the episode whose videos, CAMERA.mp4, are in the folder of `draft()`; return its index.
+
+        `pictures`: camera -> `picture_stats` of some of its pictures. Raises as `add_episode`.
+        """
+        index, length = self.num_episodes, len(vectors.state)
+        self._check_vectors(vectors, f"episode {index}")
+        with explain_disk_errors(draft, DatasetError, resume_hint="continue: all earlier episodes are kept"):
+            numbers = {"state": np.asarray(vectors.state, np.float32), "action": np.asarray(vectors.action, np.float32)}
+            np.savez(draft / "vectors.npz", **numbers, **vectors.flags)  # type: ignore[arg-type]
+            note = {"task": vectors.task, "length": length, "extra": dict(extra or {}), "picture_stats": dict(pictures)}
+            write_atomically(draft / "episode.json", json.dumps(note).encode())
+            os.rename(draft, self.incoming / f"episode_{index:06d}")
+        self._notes.append(EpisodeNote(vectors.task, length, dict(extra or {})))
         return index
 
     def close(self) -> None:
@@ -166,21 +207,27 @@ class LeRobotWriter:
             what, step = "this root holds another dataset", "write to another folder, or remove this one"
             raise DatasetError(what, where=f"{where} {key}", got=got, expected=expected, next_step=step)
 
-    def _check_episode(self, frames: Mapping[str, Any], state: Any, action: Any, task: Any, where: str) -> None:
-        if not isinstance(task, str) or not task.strip():
-            raise DatasetError("an episode must have a task sentence", where=where, got=repr(task))
-        robot, length = self.robot, len(state)
-        if (names := sorted(robot.cameras)) != sorted(frames):
-            raise DatasetError("an episode has other cameras", where=where, got=sorted(frames), expected=names)
+    def _check_vectors(self, episode: EpisodeVectors, where: str) -> None:
+        if not isinstance(episode.task, str) or not episode.task.strip():
+            raise DatasetError("an episode must have a task sentence", where=where, got=repr(episode.task))
+        robot, length = self.robot, len(episode.state)
         if length == 0:
             raise DatasetError("an episode is empty", where=where)
-        for name, values, dim in ((STATE, state, len(robot.state_names)), (ACTION, action, len(robot.action_names))):
+        dims = ((STATE, episode.state, len(robot.state_names)), (ACTION, episode.action, len(robot.action_names)))
+        for name, values, dim in dims:
             at, got = f"{where} {name}", np.shape(values)
             if got != (length, dim):
                 raise DatasetError("an array has the wrong shape", where=at, got=got, expected=(length, dim))
             for problem in not_finite(np.asarray(values), at):
                 raise problem
-        for camera, size in robot.cameras.items():
+        flags = {name: (flag.dtype.name, flag.shape) for name, flag in episode.flags.items()}
+        if flags != (declared := {name: ("bool", (length,)) for name in robot.flags}):
+            raise DatasetError("an episode has other flags", where=where, got=flags, expected=declared)
+
+    def _check_frames(self, frames: Mapping[str, Any], length: int, where: str) -> None:
+        if (names := sorted(self.robot.cameras)) != sorted(frames):
+            raise DatasetError("an episode has other cameras", where=where, got=sorted(frames), expected=names)
+        for camera, size in self.robot.cameras.items():
             at, pictures = f"{where} camera {camera!r}", (frames[camera].dtype, frames[camera].shape)
             if pictures != (expected := (np.dtype("uint8"), (length, *size, 3))):
                 raise DatasetError("pictures have the wrong dtype or shape", where=at, got=pictures, expected=expected)
@@ -195,9 +242,13 @@ def _check_robot(robot: DatasetSchema) -> None:
             raise DatasetError("a camera's name must not have / \\ . or a space", where=where, got=repr(camera))
 
 
-def _picture_stats(clip: UInt8[np.ndarray, "T _h _w 3"]) -> dict[str, Any]:
-    """Measure some evenly spaced pictures: for each channel a number in [0, 1], shaped [3][1][1] as in LeRobot."""
-    picked = clip[np.unique(np.linspace(0, len(clip) - 1, STAT_FRAMES).astype(int))]
+def sample(clip: UInt8[np.ndarray, "T _h _w 3"]) -> UInt8[np.ndarray, "n _h _w 3"]:
+    """Return the evenly spaced pictures on which the statistics are measured."""
+    return clip[np.unique(np.linspace(0, len(clip) - 1, STAT_FRAMES).astype(int))]
+
+
+def picture_stats(picked: UInt8[np.ndarray, "n _h _w 3"]) -> dict[str, Any]:
+    """Measure pictures: for each channel a number in [0, 1], shaped [3][1][1] as in LeRobot."""
     counts = np.stack([np.bincount(picked[..., c].reshape(-1), minlength=256) for c in range(3)])
     levels, total = np.arange(256) / 255, counts[0].sum()
     mean = counts @ levels / total

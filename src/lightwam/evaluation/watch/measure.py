@@ -18,7 +18,7 @@ from jaxtyping import Float32
 
 from lightwam.config.checks import check_recipe
 from lightwam.errors import CheckpointError
-from lightwam.evaluation.episodes import open_episodes, task_files
+from lightwam.evaluation.episodes import claim_folder, task_files
 from lightwam.evaluation.evaluate import describe
 from lightwam.evaluation.result_files import read_arrays, write_arrays
 from lightwam.evaluation.rollouts import EpisodeJob, StepResult, Waiting, run_episodes, simulator_jobs
@@ -65,7 +65,7 @@ def watch(
         "watch": {"quiet": settings.undisturbed, "trials": settings.trials},
         "seeds": {"quiet": FIRST_CALIBRATION_SEED, "trials": FIRST_TRIAL_SEED},
     }
-    open_episodes(folder, protocol)
+    claim_folder(folder, protocol)
     recorder = _Recorder(policy, folder, settings.workers, pool_factory, say)
     seeds = [FIRST_CALIBRATION_SEED + i for i in range(settings.undisturbed)]
     last_before = {EpisodeJob(task, seed): -1 for seed in seeds for task in recipe.simulation.tasks}

@@ -1,0 +1,1 @@
+"""What a dataset holds and what looks wrong in it: the basis of `lightwam init`."""

@@ -1,0 +1,30 @@
+"""The ranges in which a dataset's robot moves, and its largest steps: the limits when a policy drives it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from lightwam.data.lerobot.reader import LeRobotDataset
+
+
+@dataclass(frozen=True)
+class RobotRanges:
+    """Ranges in robot units, a number for each dimension of state or action."""
+
+    state_low: tuple[float, ...]
+    state_high: tuple[float, ...]
+    action_low: tuple[float, ...]
+    action_high: tuple[float, ...]
+    action_step: tuple[float, ...]
+    """largest change from one action to the next of the same episode; 0 if no episode has two"""
+
+    @classmethod
+    def of(cls, dataset: LeRobotDataset) -> RobotRanges:
+        """Measure all rows of an open dataset; DatasetError when its tables are broken."""
+        state, action = dataset.vectors.state, dataset.vectors.action
+        steps = np.abs(np.diff(action, axis=0))
+        steps[dataset.episode_start[1:-1] - 1] = 0  # from one episode to the next
+        rows = (state.min(0), state.max(0), action.min(0), action.max(0), steps.max(0, initial=0.0))
+        return cls(*(tuple(row.tolist()) for row in rows))

@@ -1,0 +1,103 @@
+"""What a policy's training data says of its robot (`RobotProfile`), and the limits on commands that follow from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from lightwam.errors import ConfigError
+
+ROUNDING = 1e-5
+"""relative difference up to which a command does not count as limited"""
+
+
+@dataclass(frozen=True, eq=False)
+class RobotProfile:
+    """The robot that a policy was trained on: names and sizes from its dataset, ranges and steps measured on it.
+
+    P numbers of state, A of action, in robot units. An action dimension is a *motion* (0: stand still) or a *target*.
+    """
+
+    fps: float
+    """control steps a second"""
+    cameras: Mapping[str, tuple[int, int] | None]
+    """camera of the policy -> height and width of its pictures in the dataset, None if not known"""
+    state_names: tuple[str, ...]
+    action_names: tuple[str, ...]
+    motion_dims: tuple[int, ...]
+    """dimensions of the action that are motions; all others are targets"""
+    state_low: np.ndarray
+    """(P,) smallest and largest state in the data"""
+    state_high: np.ndarray
+    action_low: np.ndarray
+    """(A,) smallest and largest action in the data"""
+    action_high: np.ndarray
+    action_step: np.ndarray
+    """(A,) largest change from one action to the next in the data; not used for motions"""
+    sentences: tuple[str, ...] = ()
+    """the dataset's tasks"""
+
+    def with_max_step(self, limits: Sequence[str]) -> RobotProfile:
+        """Return the profile with other largest steps: "5" for every dimension, "gripper.pos=30" for one.
+
+        ConfigError for a word that is neither, or an unknown name.
+        """
+        steps = self.action_step.copy()
+        for word in limits:
+            name, equals, number = word.rpartition("=")
+            try:
+                step = float(number)
+            except ValueError:
+                step = float("nan")
+            if not step > 0 or (equals and name not in self.action_names):
+                expected, known = "a positive number, or NAME=NUMBER", ", ".join(self.action_names)
+                raise ConfigError("--max-step must be " + expected, got=word, next_step=f"names: {known}")
+            steps[self.action_names.index(name) if equals else slice(None)] = step
+        return replace(self, action_step=steps)
+
+    def check_steps(self) -> None:
+        """Raise ConfigError unless every target has a largest step: an older run does not have its data's."""
+        names = [name for i, name in enumerate(self.action_names) if i not in self.motion_dims]
+        if not np.isfinite(np.delete(self.action_step, self.motion_dims)).all():
+            what, step = "the largest step of a target must be known", "--max-step 5, in the robot's units"
+            raise ConfigError(what, where=", ".join(names), next_step=step)
+
+
+@dataclass(frozen=True, eq=False)
+class Limits:
+    """Limits on commands: the range of the data, and for targets the largest step from the last command."""
+
+    profile: RobotProfile
+
+    def apply(
+        self, wanted: np.ndarray, last: np.ndarray, *, in_range: bool = True
+    ) -> tuple[np.ndarray, tuple[int, ...]]:
+        """Return the nearest allowed command (A,), and the dimensions that were limited.
+
+        `last` (A,) is the command before; NaN where there is none yet, and then there is no limit on the step.
+        `in_range=False` leaves out the range: a person may go where the data never went.
+        """
+        profile = self.profile
+        low, high = profile.action_low.astype(np.float32), profile.action_high.astype(np.float32)
+        if not in_range:
+            low, high = np.full_like(low, -np.inf), np.full_like(high, np.inf)
+        target = np.isfinite(last)
+        target[list(profile.motion_dims)] = False
+        step = profile.action_step.astype(np.float32)
+        bounded = np.clip(wanted, low, high)
+        # the step counts most: a robot that begins outside the range comes into it slowly
+        allowed = np.where(target, np.clip(bounded, last - step, last + step), bounded).astype(np.float32)
+        slack = ROUNDING * np.maximum(np.abs(wanted), np.abs(allowed))
+        return allowed, tuple(np.flatnonzero(np.abs(allowed - wanted) > slack).tolist())
+
+    def lines(self) -> list[str]:
+        """Format range and largest step of every dimension of the action."""
+        profile, lines = self.profile, []
+        width = max(map(len, profile.action_names))
+        for i, name in enumerate(profile.action_names):
+            low, high, step = (float(row[i]) for row in (profile.action_low, profile.action_high, profile.action_step))
+            limit = "a motion" if i in profile.motion_dims else f"at most {step:.4g} a step, {step * profile.fps:.4g}/s"
+            lines.append(f"  {name:{width}}  {low:9.4g} to {high:9.4g}  {limit}")
+        return lines

@@ -1,0 +1,155 @@
+"""The person beside the robot: keys of a terminal, lines that are printed, and Ctrl-C."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any, Protocol, runtime_checkable
+
+STOP_KEYS = ("q", "\x1b")
+"""q or Esc"""
+PAUSE_KEY, TAKE_OVER_KEY, DISCARD_KEY = " ", "t", "x"
+
+
+@runtime_checkable
+class Operator(Protocol):
+    """What `drive` needs of the person beside the robot."""
+
+    def key(self) -> str:
+        """Return the next key that was pressed, without waiting; "" if there is none."""
+
+    def say(self, line: str) -> None:
+        """Show a line."""
+
+    def wait_to_release(self, why: str) -> None:
+        """Return when the robot, which stands still, may lose its torque; `why` says why it stopped."""
+
+
+class Unattended:
+    """An operator who presses no key; the robot is released at once."""
+
+    def __init__(self, say: Callable[[str], None] = print) -> None:
+        self._say = say
+
+    def key(self) -> str:
+        """Return no key."""
+        return ""
+
+    def say(self, line: str) -> None:
+        """Show a line."""
+        self._say(line)
+
+    def wait_to_release(self, why: str) -> None:
+        """Return at once."""
+
+
+ReadKey = Callable[[float], str]
+"""waits at most so many seconds for a key; "" if there was none"""
+
+
+class Terminal:
+    """The keys of this process's terminal; use `terminal()`."""
+
+    def __init__(self, open_keys: Callable[[], ReadKey]) -> None:
+        """`open_keys` is called when a key is first asked for: until then lines can be read, as LeRobot may."""
+        self._open_keys = open_keys
+        self._read: ReadKey | None = None
+
+    def _read_key(self, seconds: float) -> str:
+        if self._read is None:
+            self._read = self._open_keys()
+        return self._read(seconds)
+
+    def key(self) -> str:
+        """Return the next key, "" if there is none."""
+        return self._read_key(0.0)
+
+    def say(self, line: str) -> None:
+        """Print a line."""
+        print(line, flush=True)
+
+    def wait_to_release(self, why: str) -> None:
+        """Wait for a key, as an arm without torque falls."""
+        self.say(f"{why}\nthe robot holds its position; support it, then press any key to release it")
+        while self.key():  # pressed before the question
+            pass
+        while not self._read_key(0.2):
+            pass
+
+
+@contextlib.contextmanager
+def terminal(keys: str = "") -> Iterator[Operator]:
+    """Read single keys from the terminal inside the context; without a terminal there are none.
+
+    `keys` is shown when keys are first read.
+    """
+    with contextlib.ExitStack() as stack:
+
+        def open_keys() -> ReadKey:
+            print(keys, flush=True)
+            return _windows_key if sys.platform == "win32" else _posix_keys(stack)
+
+        yield Terminal(open_keys) if sys.stdin.isatty() else Unattended()
+
+
+def _posix_keys(stack: contextlib.ExitStack) -> ReadKey:
+    """Switch the terminal to single keys until `stack` ends."""
+    import termios
+    import tty
+
+    number = sys.stdin.fileno()
+    stack.callback(termios.tcsetattr, number, termios.TCSADRAIN, termios.tcgetattr(number))
+    tty.setcbreak(number)
+
+    def read_key(seconds: float) -> str:
+        ready = select.select([number], [], [], seconds)[0]
+        return os.read(number, 1).decode("latin-1") if ready else ""
+
+    return read_key
+
+
+def _windows_key(seconds: float) -> str:
+    import msvcrt
+
+    module: Any = msvcrt  # its functions exist on Windows alone
+    end = time.monotonic() + seconds
+    while not module.kbhit():
+        if time.monotonic() >= end:
+            return ""
+        time.sleep(0.01)
+    return str(module.getwch())
+
+
+class StopSignals:
+    """Ctrl-C and SIGTERM as a request to stop, inside the context; the second Ctrl-C interrupts at once.
+
+    Elsewhere than in the main thread Python receives no signals, and nothing is changed.
+    """
+
+    def __init__(self) -> None:
+        self.received = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.restore()
+
+    def restore(self) -> None:
+        """Let Ctrl-C interrupt again."""
+        while self._before:
+            signal.signal(*self._before.popitem())
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self.received = True
+        self.restore()

@@ -1,0 +1,120 @@
+"""`lightwam init` on unlike datasets: each then trains, or is refused with the reason."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from robot_data import ALOHA, Robot, as_v21, with_table_pictures, write_robot
+
+from lightwam.cli.main import main
+from lightwam.config.recipe_files import read_recipe_file
+from lightwam.policy import run_directory
+
+FOUR = {name: (24, 32) for name in ("cam_high", "cam_low", "cam_left_wrist", "cam_right_wrist")}
+DROID = Robot(
+    15, {"exterior_1_left": (18, 32), "exterior_2_left": (18, 32), "wrist_left": (18, 32)},
+    (*(f"joint_{i}" for i in range(7)), "gripper_position"), motions=True, scale=1.5, episodes=4, steps=20,
+    sentences=("put the marker in the cup", "open the drawer"), robot_type="franka",
+)  # fmt: skip
+SO101 = Robot(cameras={"front": (24, 32), "wrist": (24, 32)}, episodes=8, steps=40)
+
+
+def ours(root: Path) -> Path:
+    return Path(shutil.copytree(Path(__file__).parents[1] / "data" / "run_3719b6d" / "dataset", root))
+
+
+def aloha(root: Path) -> Path:
+    return write_robot(root, Robot(50, FOUR, ALOHA, scale=1.0, episodes=2, steps=70, sentences=("transfer the cube",)))
+
+
+def older(root: Path) -> Path:
+    return as_v21(write_robot(root.with_name("source"), SO101), root)
+
+
+def in_tables(root: Path) -> Path:
+    return with_table_pictures(write_robot(root.with_name("source"), SO101), root)
+
+
+def other_names(root: Path) -> Path:
+    """openpi's names for features."""
+    write_robot(root, replace(SO101, episodes=2))
+    pairs = {"observation.state": "state", "action": "actions"}
+    info = json.loads((root / "meta/info.json").read_text())
+    info["features"] = {pairs.get(key, key): value for key, value in info["features"].items()}
+    (root / "meta/info.json").write_text(json.dumps(info))
+    import pyarrow.parquet as pq
+
+    (path,) = (root / "data").rglob("*.parquet")
+    table = pq.read_table(path)
+    pq.write_table(table.rename_columns([pairs.get(name, name) for name in table.column_names]), path)
+    return root
+
+
+CASES: dict[str, tuple[Callable[[Path], Path], dict[str, Any]]] = {
+    "ours": (ours, {"model.horizon": 12, "codec.delta_action_dims": (0, 1), "held_out": 0}),
+    "LeRobot v3.0": (
+        lambda root: write_robot(root, SO101),
+        {"model.horizon": 32, "codec.canvas": (96, 256), "codec.relative_action_dims": (0, 1, 2, 3, 4),
+         "eval.replan": 24, "held_out": 2, "text.num_tokens": 11},
+    ),
+    "LeRobot v2.1": (older, {"model.horizon": 32, "held_out": 2}),
+    "ALOHA": (
+        aloha, {"model.horizon": 56, "codec.canvas": (128, 160), "model.action_dim": 14, "codec.video_stride": 7,
+                "codec.relative_action_dims": (0, 1, 2, 3, 4, 5, 7, 8, 9, 10, 11, 12)},
+    ),
+    "one camera at 10 fps": (
+        lambda root: write_robot(root, Robot(10, {"top": (32, 32)}, ("x", "y"), scale=1.0, motions=True, episodes=3,
+                                             steps=20)),
+        {"model.horizon": 12, "codec.canvas": (96, 96), "codec.delta_action_dims": (0, 1), "eval.replan": 6},
+    ),
+    "DROID": (
+        lambda root: write_robot(root, DROID),
+        {"model.horizon": 16, "codec.delta_action_dims": tuple(range(7)), "codec.action_norm": "min_max"},
+    ),
+    "pictures in tables": (in_tables, {"model.horizon": 32}),
+    "one episode": (lambda root: write_robot(root, replace(SO101, episodes=1)), {"held_out": 0}),
+    "other names": (other_names, {"codec.relative_action_dims": (0, 1, 2, 3, 4)}),
+}  # fmt: skip
+
+
+def setting(recipe: Any, name: str) -> Any:
+    for part in name.split("."):
+        recipe = getattr(recipe, part)
+    return recipe
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No step is timed."""
+    monkeypatch.setattr("lightwam.training.new_recipe.time_step", lambda recipe, device: 0.5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_dataset_gets_a_recipe_and_trains(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], at_once: None
+) -> None:
+    write, expected = CASES[name]
+    write(tmp_path / "set")
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", "set", "--to", "mine.toml"]) == 0, capsys.readouterr().err
+    said = capsys.readouterr().out
+    assert said.splitlines()[-1] == "next: lightwam train mine.toml"
+    recipe = read_recipe_file("mine.toml")
+    held_out = expected.pop("held_out", None)
+    assert {name: setting(recipe, name) for name in expected} == expected
+    assert held_out is None or f"held out  {held_out} episodes" in said
+    with Image.open("mine.png") as picture:
+        assert min(picture.size) > 100
+    few = ["--train.steps", "2", "--train.batch-size", "2", "--train.log-every", "1", "--train.save-every", "2"]
+    assert main(["train", "mine.toml", *few]) == 0, capsys.readouterr().err
+    assert run_directory.steps(Path("runs/mine")) == [2]
+    losses = [json.loads(line)["loss"] for line in Path("runs/mine/log.jsonl").read_text().splitlines()]
+    assert len(losses) == 2 and np.isfinite(losses).all()
