@@ -35,11 +35,11 @@ PROFILE = RobotProfile(
     state_names=JOINTS,
     action_names=JOINTS,
     motion_dims=(),
-    state_low=np.full(6, -100.0),
-    state_high=np.full(6, 100.0),
-    action_low=np.full(6, -90.0),
-    action_high=np.full(6, 90.0),
-    action_step=np.full(6, 2.0),
+    state_low=(-100.0,) * 6,
+    state_high=(100.0,) * 6,
+    action_low=(-90.0,) * 6,
+    action_high=(90.0,) * 6,
+    action_step=(2.0,) * 6,
 )
 
 

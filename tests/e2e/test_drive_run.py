@@ -18,10 +18,13 @@ from lightwam.config import recipes
 from lightwam.data.lerobot.check import check_dataset
 from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.errors import ConfigError
-from lightwam.policy.driving import DrivenRun, open_robot, with_device_names
+from lightwam.policy import run_directory
+from lightwam.policy.driving import DrivenPolicy, open_robot, with_device_names
 from lightwam.policy.policy import Policy
 from lightwam.robot import DriveSettings, RobotDevice, RobotProfile, drive
-from lightwam.serving.serve import playable
+from lightwam.robot.client import Client
+from lightwam.serving.serve import metadata, playable
+from lightwam.serving.settings import Serving
 from lightwam.sim.device import SimulatedRobot, simulated_robot
 from lightwam.sim.point import STEP, PointSimulator
 from lightwam.wire.robot_schemas import schemas_for
@@ -73,6 +76,25 @@ def test_through_a_server_a_users_robot_gets_the_same_actions(run: Path) -> None
     moves = [next(move for move in arm.sent if any(move.values())) for arm in (here, there)]
     assert moves[0] == pytest.approx(moves[1], abs=1e-5)
     assert here.sent[-1] == {"velocity_x": 0.0, "velocity_y": 0.0}, "it stands still at the end"
+
+
+def test_a_servers_greeting_is_enough(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """No run directory is needed on the robot's computer."""
+    policy = Policy.load(run, device="cpu")
+    schemas = schemas_for((), policy.cameras, 2, 2, {})
+    with serving(playable(policy), schemas_of=schemas, metadata=metadata(policy, Serving())) as server:
+        address = f"ws://127.0.0.1:{server.ports['openpi']}"
+        with Client(address) as client:
+            assert DrivenPolicy.of_server(client) == replace(DrivenPolicy.of_run(run), sim=None)
+        words = ("--robot", "simulated:point/red", "--task", SENTENCE, "--seconds", "0.5")
+        assert main(["drive", address, *words, "--record", str(tmp_path / "out")]) == 0
+        assert main(["drive", address, *words, "--server", address]) == 2
+    assert "step 6 on ws://127.0.0.1" in capsys.readouterr().out
+    assert LeRobotDataset(tmp_path / "out").robot_type == "point"
+    with serving(playable(policy), schemas_of=schemas) as server:
+        words = ("--robot", "simulated:point/red", "--task", SENTENCE)
+        assert main(["drive", f"ws://127.0.0.1:{server.ports['openpi']}", *words]) == 2
+    assert "the server must describe the robot of its policy" in capsys.readouterr().err
 
 
 def test_a_server_that_dies_stops_the_robot(
@@ -137,7 +159,7 @@ def test_what_cannot_be_driven_is_refused(
 
 
 def test_the_profile_is_that_of_the_data(tiny_once: Any) -> None:
-    profile = DrivenRun.read(tiny_once.run).profile()
+    profile = DrivenPolicy.of_run(tiny_once.run).profile
     dataset = LeRobotDataset(tiny_once.dataset)
     action, starts = dataset.vectors.action, dataset.episode_start
     steps = [np.abs(np.diff(action[a:b], axis=0)) for a, b in pairwise(starts)]
@@ -150,10 +172,10 @@ def test_the_profile_is_that_of_the_data(tiny_once: Any) -> None:
 
 def test_a_run_of_an_older_version_is_driven_by_what_its_simulator_knows(tiny: Any) -> None:
     (tiny.run / "facts.json").unlink()
-    driven = DrivenRun.read(tiny.run)
-    profile = driven.profile()
+    profile = DrivenPolicy.of_run(tiny.run).profile
+    codec, _ = run_directory.read_processing(tiny.run)
     assert (profile.fps, profile.state_names, profile.cameras) == (10.0, ("x", "y"), {"top": None})
-    assert profile.action_high == pytest.approx(driven.codec.action.max) and np.isinf(profile.action_step).all()
+    assert profile.action_high == pytest.approx(codec.action.max) and np.isinf(profile.action_step).all()
     profile.check_steps()  # motions need none
     with pytest.raises(ConfigError, match="the largest step of a target must be known"):
         replace(profile, motion_dims=(0,)).check_steps()
@@ -165,10 +187,9 @@ def test_a_run_of_an_older_version_without_a_simulator_needs_its_rate(tiny: Any)
     data = json.loads((tiny.run / "recipe.json").read_text(encoding="utf-8"))
     data["sim"]["name"] = "somebody.elses"
     (tiny.run / "recipe.json").write_text(json.dumps(data), encoding="utf-8")
-    driven = DrivenRun.read(tiny.run)
     with pytest.raises(ConfigError, match="does not have its data's rate"):
-        driven.profile()
-    profile = driven.profile(20.0)
+        DrivenPolicy.of_run(tiny.run)
+    profile = DrivenPolicy.of_run(tiny.run, 20.0).profile
     assert profile.action_names == ("0", "1")
     assert with_device_names(profile, PointArm()).state_names == ("x_axis", "y_axis"), "in the robot's order"
     assert with_device_names(profile, FakeRobot()).action_names == FakeRobot().joints
@@ -185,8 +206,8 @@ def test_a_simulator_has_the_interface_of_a_robot() -> None:
         goal = np.array(simulator.target, np.float32)
         return np.clip((goal - seen["state"]) / STEP, -1, 1)[None].repeat(2, 0).astype(np.float32)
 
-    low, names = np.full(2, -1.0), (("x", "y"), ("velocity_x", "velocity_y"))
-    profile = RobotProfile(10.0, {"top": (32, 32)}, *names, (0, 1), low, -low, low, -low, -low)
+    low, high, names = (-1.0, -1.0), (1.0, 1.0), (("x", "y"), ("velocity_x", "velocity_y"))
+    profile = RobotProfile(10.0, {"top": (32, 32)}, *names, (0, 1), low, high, low, high, high)
     settings = DriveSettings(seconds=3.95, replan=1, blend=0, frozen_seconds=0.0)
     result = drive(robot, Chunks(chunk), profile, SENTENCE, settings, operator=FakePerson(), clock=FakeClock())
     assert robot.success and result.steps == 40 and not robot.is_connected
@@ -194,10 +215,9 @@ def test_a_simulator_has_the_interface_of_a_robot() -> None:
 
 
 def test_a_run_on_data_alone_is_tried_in_a_simulator_by_its_name(tiny: Any) -> None:
-    driven = DrivenRun.read(tiny.run)
-    alone = replace(driven, recipe=replace(driven.recipe, sim=None))
+    alone = replace(DrivenPolicy.of_run(tiny.run), sim=None)
     robot = open_robot("simulated:point/blue", {}, alone, "anything")
     assert isinstance(robot, SimulatedRobot) and robot.simulator.instruction == "move to the blue dot"
     assert robot.observation_features["top"] == (32, 32, 3)
-    with pytest.raises(ConfigError, match="the run has no simulator"):
+    with pytest.raises(ConfigError, match="no simulator of its own"):
         open_robot("simulated", {}, alone, SENTENCE)

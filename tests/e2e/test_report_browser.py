@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 
 import pytest
 from chromium import Tab, executable, open_tab
 from report_run import PLAN, TASKS, write_json, write_run
 
+from lightwam.cli.pipeline import probe
 from lightwam.config.strict_json import to_dict
+from lightwam.evaluation.open_loop import evaluate_open_loop
 from lightwam.report import write_report
 
 pytestmark = [
@@ -41,12 +44,18 @@ def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
         yield tab
 
 
-@pytest.fixture(scope="module", params=["two tasks", "long names and two cameras", "a recipe alone"])
+@pytest.fixture(
+    scope="module", params=["two tasks", "long names and two cameras", "a recipe alone", "recorded data alone"]
+)
 def page(request: pytest.FixtureRequest, tab: Tab, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A report, open in the tab."""
     run = tmp_path_factory.mktemp("runs") / "point"
     if request.param == "two tasks":
         write_run(run, TASKS)
+    elif request.param == "recorded data alone":
+        shutil.copytree(request.getfixturevalue("arm_once").run, run)
+        evaluate_open_loop(run, say=lambda line: None)
+        probe(run)
     elif request.param == "a recipe alone":
         write_json(run / "recipe.json", to_dict(PLAN))
     else:
@@ -91,7 +100,7 @@ def test_a_button_pauses_and_plays_all_videos(page: str, tab: Tab) -> None:
     tab.show(1200)
     paused = "[...document.querySelectorAll('video')].map(video => video.paused)"
     num_videos = len(tab.evaluate(paused))
-    assert num_videos == (0 if page == "a recipe alone" else 4)
+    assert num_videos == (0 if page in ("a recipe alone", "recorded data alone") else 4)
     if num_videos:
         for state, text in ((True, "Play all videos"), (False, "Pause all videos")):
             tab.evaluate("document.querySelector('button').click()")

@@ -74,28 +74,27 @@ def test_decoding_relative_actions_is_the_inverse_too(
     config = dataclasses.replace(CONFIG, action_norm=kind, relative_action_dims=dims)
     codec, state = Codec.fit(config, table[::-1].copy(), table, starts, horizon), rows[len(rows) // 2]
     again = codec.decode_action(codec.encode_action(rows, state), state)
-    assert codec.relative is not None
     spans = np.abs(codec.action.max) + np.abs(codec.action.min)
-    spans[list(dims)] = np.abs(codec.relative.max) + np.abs(codec.relative.min)
+    spans[list(dims)] = np.max([np.abs(step.max) + np.abs(step.min) for step in codec.relative], axis=0)
     slack = 4e-7 * (np.abs(rows).max(0) + np.abs(state) + spans + 1e-30)
     assert (np.abs(again.astype(np.float64) - rows) <= slack).all()
 
 
 @given(LENGTHS, st.integers(1, 12), st.integers(0, 99))
-def test_offsets_are_measured_over_all_steps_of_all_windows(lengths: list[int], horizon: int, seed: int) -> None:
+def test_offsets_are_measured_over_all_windows_for_each_step(lengths: list[int], horizon: int, seed: int) -> None:
     starts = np.cumsum([0, *lengths])
     action, state = np.random.default_rng(seed).normal(size=(2, starts[-1], 2)).astype(np.float32)
-    rows = [
-        action[step].astype(np.float64) - state[begin]
-        for first, end in pairwise(starts)
-        for begin in range(first, end)
-        for step in range(begin, min(begin + horizon, end))
-    ]
-    stats, exact = measure_offsets(action, state, starts, horizon), measure(np.array(rows))
-    assert stats.count == exact.count == len(rows)
-    for name in ("min", "max", "q01", "q50", "q99"):
-        np.testing.assert_array_equal(getattr(stats, name), getattr(exact, name))
-    np.testing.assert_allclose([stats.mean, stats.std], [exact.mean, exact.std], atol=1e-9)
+    for step, stats in enumerate(measure_offsets(action, state, starts, horizon)):
+        rows = [
+            action[begin + step].astype(np.float64) - state[begin]
+            for first, end in pairwise(starts)
+            for begin in range(first, end - step)
+        ]
+        exact = measure(np.array(rows))
+        assert stats.count == exact.count == len(rows) >= 0.1 * starts[-1]
+        for name in ("min", "max", "q01", "q50", "q99"):
+            np.testing.assert_array_equal(getattr(stats, name), getattr(exact, name))
+        np.testing.assert_allclose([stats.mean, stats.std], [exact.mean, exact.std], atol=1e-9)
 
 
 @given(ROWS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,7 @@ from fake_robot import JOINTS, Chunks, FakeClock, FakeLeader, FakePerson, FakeRo
 
 from lightwam.errors import ConfigError, LightwamError, WireError
 from lightwam.robot.background import Disconnected
+from lightwam.robot.clock import SimulatedClock
 from lightwam.robot.device import RenamedRobot, RenamedTeleoperator
 from lightwam.robot.driving import DriveResult, DriveSettings, drive
 from lightwam.robot.errors import ConnectionLost, RobotError
@@ -26,11 +28,11 @@ PROFILE = RobotProfile(
     state_names=JOINTS,
     action_names=JOINTS,
     motion_dims=(),
-    state_low=np.array([-90.0, 0.0]),
-    state_high=np.array([90.0, 100.0]),
-    action_low=np.array([-80.0, 0.0]),
-    action_high=np.array([80.0, 100.0]),
-    action_step=np.array([2.0, 20.0]),
+    state_low=(-90.0, 0.0),
+    state_high=(90.0, 100.0),
+    action_low=(-80.0, 0.0),
+    action_high=(80.0, 100.0),
+    action_step=(2.0, 20.0),
     sentences=("put it there",),
 )
 SETTINGS = DriveSettings(seconds=2.95, replan=4, blend=0, return_to_start=False, patience_seconds=1.0)
@@ -112,7 +114,7 @@ def test_the_policy_sees_names_in_its_own_order_and_its_sentence() -> None:
         ({"state_names": ("elbow.pos", "gripper.pos")}, "joint of the state of the policy: elbow.pos"),
         ({"action_names": ("shoulder.pos", "jaw.pos")}, "joint of the action of the policy: jaw.pos"),
         ({"action_names": ("gripper.pos",)}, "takes joints that the policy does not move"),
-        ({"state_low": np.array([20.0, 0.0])}, "pose must be one that the policy was trained on"),
+        ({"state_low": (20.0, 0.0)}, "pose must be one that the policy was trained on"),
     ],
 )
 def test_nothing_moves_if_the_robot_is_another_one(change: dict[str, Any], what: str) -> None:
@@ -352,8 +354,8 @@ def test_a_bug_of_the_policy_stops_the_robot_too() -> None:
 
 def test_motions_stop_at_zero() -> None:
     """A robot of motions stands still with zeros, and is told so at the end."""
-    low, high = np.array([-1.0, 0.0]), np.array([1.0, 100.0])
-    profile = replace(PROFILE, motion_dims=(0,), action_low=low, action_high=high, action_step=np.array([0.1, 20.0]))
+    low, high = (-1.0, 0.0), (1.0, 100.0)
+    profile = replace(PROFILE, motion_dims=(0,), action_low=low, action_high=high, action_step=(0.1, 20.0))
     robot = FakeRobot()
     go(robot, toward((3.0, 60.0)), profile=profile, person=FakePerson({4: " ", 8: "q"}))
     assert path(robot) == [1, 1, 1, 1, 0, 0, 0, 0, 0], "within the data's range, no limit on the step"
@@ -369,7 +371,7 @@ def test_what_the_robot_made_of_a_command_is_what_counts() -> None:
 
 def test_limits_per_joint() -> None:
     profile = PROFILE.with_max_step(("5", "gripper.pos=30"))
-    assert profile.action_step.tolist() == [5, 30]
+    assert profile.action_step == (5, 30)
     allowed, dims = Limits(profile).apply(np.array([9, 90], np.float32), np.array([0, 50], np.float32))
     assert allowed.tolist() == [5, 80] and dims == (0, 1)
     unknown = np.full(2, np.nan, np.float32)
@@ -377,6 +379,17 @@ def test_limits_per_joint() -> None:
     for word in ("0", "-1", "fast", "jaw.pos=3", "nan"):
         with pytest.raises(ConfigError, match="--max-step must be"):
             PROFILE.with_max_step((word,))
+
+
+def test_a_slow_simulator_has_its_own_time() -> None:
+    """Its steps take as long as they take, and none is late."""
+    robot, person = FakeRobot(fails=lambda step: time.sleep(0.02)), FakePerson()
+    profile = replace(PROFILE, fps=100.0)
+    settings = replace(SETTINGS, seconds=0.195)
+    result = drive(robot, toward((40.0, 50.0)), profile, "x", settings, operator=person, clock=SimulatedClock())
+    assert result.steps == 20 and result.late_steps == 0
+    late = drive(FakeRobot(fails=robot.fails), toward((40.0, 50.0)), profile, "x", settings, operator=person)
+    assert late.steps < 15 and late.late_steps > 5
 
 
 def test_names_of_the_robot_may_differ() -> None:

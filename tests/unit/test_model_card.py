@@ -174,6 +174,9 @@ def test_markup_in_texts_of_files_is_escaped(tiny: Any) -> None:
 def test_a_robot_without_a_description(tiny: Any) -> None:
     recipe = replace(tiny.recipe, sim=replace(tiny.recipe.sim, name="no_such_robot.sim"), notes="Mine, `all` of it.")
     run_directory.write_json(tiny.run / "recipe.json", to_dict(recipe))
+    known = model_card(tiny.run, repo=ID)
+    assert "| 0 | velocity\\_x |  |" in known and "10 control steps per second" in known  # the dataset's facts
+    (tiny.run / run_directory.FACTS).unlink()
     card = model_card(tiny.run, repo=ID)
     assert card.count("Their names and units are not in the run's files.") == 2
     assert "The control rate is not in the run's files." in card

@@ -16,12 +16,13 @@ from lightwam.cli.options import Flat, PolicyOptions, given, run_command
 from lightwam.errors import ConfigError
 from lightwam.robot.background import BackgroundRequester
 from lightwam.robot.client import Client
+from lightwam.robot.clock import SimulatedClock, WallClock
 from lightwam.robot.device import RenamedRobot, RenamedTeleoperator, RobotDevice, Teleoperator
 from lightwam.robot.driving import DriveSettings, drive
 from lightwam.robot.lerobot_devices import merged, nested_options, opencv_cameras
 
 if TYPE_CHECKING:
-    from lightwam.policy.driving import DrivenRun
+    from lightwam.policy.driving import DrivenPolicy
     from lightwam.robot.limits import RobotProfile
 
 KEYS = "keys: q stop, space hold and continue, t teleoperator and back, x stop without saving"
@@ -77,26 +78,26 @@ class DriveOptions(PolicyOptions):
 
 
 def run(arguments: Sequence[str]) -> None:
-    """`lightwam drive RUN --robot TYPE [--port P] [--camera NAME=INDEX ...] --task SENTENCE [...]`."""
+    """`lightwam drive RUN|ws://HOST:PORT --robot TYPE [--port P] [--camera NAME=INDEX ...] --task SENTENCE [...]`."""
     (word,), options = run_command(DriveOptions, arguments, "drive")
-    from lightwam.policy import hub
-    from lightwam.policy.driving import DrivenRun, open_recorder, succeeded, with_device_names
+    from lightwam.policy.driving import open_recorder, succeeded, with_device_names
     from lightwam.robot.startup import check_device
     from lightwam.robot.terminal import terminal
 
-    driven = DrivenRun.read(hub.find_run(word, options.step))
+    client = _client(word, options)
+    driven, run = _driven(word, options, client)
     settings = _settings(options, driven, given(arguments))
-    profile, names = driven.profile(options.fps), _pairs(options.rename)
+    profile, names = driven.profile, _pairs(options.rename)
     task = options.task or _only_sentence(profile)
     device = _robot(options, driven, profile, task, names)
     profile = with_device_names(profile, device).with_max_step(options.max_step)
     profile.check_steps()
     teleoperator = _teleoperator(options, names)
     check_device(profile, device, teleoperator)  # before a model is loaded
-    requester, computes = _requester(options, driven)
+    requester, computes = _requester(options, profile, client, run)
     print(f"{word}: {computes}\n{task!r} for {settings.seconds:g} s, a new chunk after {settings.replan} steps")
     recorder = open_recorder(options.record, driven, profile, device) if options.record else None
-    with terminal(KEYS) as operator:
+    with terminal(KEYS, falls=not is_simulated(options.robot)) as operator:
         result = drive(
             device,
             requester,
@@ -106,24 +107,32 @@ def run(arguments: Sequence[str]) -> None:
             teleoperator=teleoperator,
             recorder=recorder,
             operator=operator,
+            clock=SimulatedClock() if is_simulated(options.robot) else WallClock(),
         )
     print("\n".join(result.lines()))
     if (success := succeeded(device)) is not None and not settings.dry:
         print("the simulated task was solved" if success else "the simulated task was not solved")
 
 
-def _settings(options: DriveOptions, driven: DrivenRun, words: frozenset[str]) -> DriveSettings:
-    """Return the settings with the run's replan, and without the check for frozen cameras in a simulator."""
-    settings, most = options.drive, driven.recipe.model.supervised_prefix
+def is_simulated(robot: str) -> bool:
+    """Return whether --robot names a simulator."""
+    return robot.partition(":")[0] == "simulated"
+
+
+def _settings(options: DriveOptions, driven: DrivenPolicy, words: frozenset[str]) -> DriveSettings:
+    """Return the settings with the run's replan; a simulator's pictures have no noise, and it need not go back."""
+    settings, most = options.drive, driven.horizon
     if settings.dry and options.record:
         raise ConfigError("a dry drive records nothing", where="--record", next_step="leave out --dry or --record")
     if "--replan" not in words:
-        settings = dataclasses.replace(settings, replan=driven.recipe.eval.replan)
+        settings = dataclasses.replace(settings, replan=driven.replan)
     if settings.replan > most:
         expected = f"1 to {most}, the steps that training supervised"
         raise ConfigError("replan is out of range", where="--replan", got=settings.replan, expected=expected)
-    if "--frozen-seconds" not in words and options.robot.partition(":")[0] == "simulated":
-        settings = dataclasses.replace(settings, frozen_seconds=0.0)
+    if is_simulated(options.robot):
+        frozen = settings.frozen_seconds if "--frozen-seconds" in words else 0.0
+        returns = settings.return_to_start and "--return-to-start" in words
+        settings = dataclasses.replace(settings, frozen_seconds=frozen, return_to_start=returns)
     return settings
 
 
@@ -158,7 +167,7 @@ def _teleoperator(options: DriveOptions, names: Mapping[str, str]) -> Teleoperat
 
 
 def _robot(
-    options: DriveOptions, driven: DrivenRun, profile: RobotProfile, task: str, names: Mapping[str, str]
+    options: DriveOptions, driven: DrivenPolicy, profile: RobotProfile, task: str, names: Mapping[str, str]
 ) -> RobotDevice:
     from lightwam.policy.driving import open_robot
 
@@ -176,22 +185,40 @@ def _robot(
     return RenamedRobot(device, names) if names else device
 
 
-def _requester(options: DriveOptions, driven: DrivenRun) -> tuple[BackgroundRequester, str]:
+def _client(word: str, options: DriveOptions) -> Client | None:
+    """Return the client of the server that computes: of --server, or of an address in place of the run."""
+    if (is_address := "://" in word) and options.server is not None:
+        raise ConfigError("the server is given twice", where="--server", got=f"{word}, {options.server}")
+    url = word if is_address else options.server
+    return None if url is None else Client(url, api_key=os.environ.get(KEY_VARIABLE))
+
+
+def _driven(word: str, options: DriveOptions, client: Client | None) -> tuple[DrivenPolicy, Path | None]:
+    """Return the policy, and its run directory unless the server's greeting describes it."""
+    from lightwam.policy import hub
+    from lightwam.policy.driving import DrivenPolicy
+
+    if client is not None and "://" in word:
+        return DrivenPolicy.of_server(client, options.fps), None
+    run = hub.find_run(word, options.step)
+    return DrivenPolicy.of_run(run, options.fps), run
+
+
+def _requester(
+    options: DriveOptions, profile: RobotProfile, client: Client | None, run: Path | None
+) -> tuple[BackgroundRequester, str]:
     """Return what asks for chunks, and a line about who computes them."""
-    if options.server is not None:
+    if client is not None:
         from lightwam.policy.driving import server_chunks
 
-        client = Client(options.server, api_key=os.environ.get(KEY_VARIABLE))
-        act = server_chunks(client, driven, options.robot_schema)
-        about = client.metadata
-        computes = f"step {about.get('step', '?')} on {options.server}, {about.get('computes', 'another server')}"
+        act, about = server_chunks(client, profile, options.robot_schema), client.metadata
+        computes = f"step {about.get('step', '?')} on {client.url}, {about.get('computes', 'another server')}"
         return BackgroundRequester(act, client.connect), computes
+    assert run is not None, "without a server there is a run"
     from lightwam.policy.driving import policy_chunks
     from lightwam.policy.policy import Policy
     from lightwam.system.cpu import keep_memory
 
     keep_memory()
-    policy = Policy.load(
-        driven.run, options.step, device=options.device, weights=options.weights, engine=options.engine
-    )
+    policy = Policy.load(run, options.step, device=options.device, weights=options.weights, engine=options.engine)
     return BackgroundRequester(policy_chunks(policy)), f"step {policy.step}, {policy.computes}"

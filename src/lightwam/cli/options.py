@@ -84,7 +84,8 @@ class DatasetOptions(NamesOptions, CacheOptions):
     """Options of commands that train on a dataset, or prepare that."""
 
     dataset: Path | None = None
-    """a LeRobot dataset, v3.0 or v2.1; by default the recipe's sources"""
+    """a LeRobot dataset, v3.0 or v2.1: a folder, or OWNER/NAME[@REVISION] on the Hugging Face Hub; by default the
+    recipe's sources"""
 
     def source(self) -> DatasetSource:
         """Return the dataset with its names and cache."""
@@ -99,7 +100,7 @@ class PolicyOptions(DeviceOptions):
     """Options of commands that load a run's policy."""
 
     step: int | None = None
-    """the checkpoint; the newest by default"""
+    """the checkpoint; by default the best on held-out episodes, or the newest if none are held out"""
     weights: str | None = None
     """where the pretrained encoders are now, if not where the recipe says"""
 
@@ -170,10 +171,11 @@ def recipe_command(kind: type[Options], arguments: Sequence[str], command: str, 
 
 
 def _trained_on(run: Path) -> Path:
-    """Return the path of the dataset that a run was trained on."""
+    """Return the path or Hub id of the dataset that a run was trained on."""
     path = run / "dataset.json"
     try:
-        return Path(json.loads(path.read_text(encoding="utf-8"))["path"])
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return Path(record["hub"]["id"] if "hub" in record else record["path"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         step = "pass --dataset"
         raise ConfigError(
@@ -280,6 +282,14 @@ def subcommand(
 def print_result(result: Any, table: Callable[[Any], str], options: JsonOptions) -> None:
     """Print a command's result as JSON or by `table`."""
     print(json.dumps(result, indent=2) if options.json else table(result))
+
+
+def print_step(run: Path | str, step: int | None) -> None:
+    """Print which checkpoint acts if no `step` is asked for, where a run has errors on held-out episodes."""
+    from lightwam.policy.run_directory import best_line
+
+    if step is None and (line := best_line(Path(run))):
+        print_progress(line)
 
 
 def print_progress(line: str) -> None:

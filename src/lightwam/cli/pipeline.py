@@ -16,7 +16,8 @@ from lightwam.data.collect import collect
 from lightwam.encoders.prompt_check import check_prompts
 from lightwam.errors import ConfigError
 from lightwam.evaluation.evaluate import evaluate
-from lightwam.evaluation.probe import record_probe
+from lightwam.evaluation.probe import record_dataset_probe, record_probe
+from lightwam.evaluation.recorded import recorded_episodes
 from lightwam.evaluation.sentence_swap import swap_sentences
 from lightwam.policy.policy import Policy
 from lightwam.policy.run_directory import read_json, write_json
@@ -89,15 +90,17 @@ def check_simulation(recipe: Recipe, say: Callable[[str], None] = print) -> None
 
 
 def probe(run: Path) -> None:
-    """Record what the policy imagines, and its attention, for the report."""
-    policy = Policy.load(run)
+    """Record what the policy imagines, and its attention, in its simulator or, without one, in recorded episodes."""
+    policy, path = Policy.load(run), run / "eval" / "probe.npz"
+    if policy.recipe.sim is None:
+        return record_dataset_probe(policy, recorded_episodes(policy), path)
     with contextlib.ExitStack() as stack:
         simulators = {
             task: registry.make_simulator(policy.recipe.simulation, task) for task in policy.recipe.simulation.tasks
         }
         for simulator in simulators.values():
             stack.callback(simulator.close)
-        record_probe(policy, simulators, run / "eval" / "probe.npz")
+        record_probe(policy, simulators, path)
 
 
 class Timer:

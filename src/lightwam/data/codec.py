@@ -5,7 +5,7 @@ Training, evaluation and serving use the same codec, which is saved in the run, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import make_dataclass
 from typing import Any
 
@@ -33,24 +33,33 @@ class Codec:
     clipped, so decoding is the inverse of encoding (up to float32 rounding).
 
     In `config.relative_action_dims` the model's action is the target minus the state at the chunk's start, normalised
-    with the statistics `relative` (`measure_offsets`), which have these dims in this order. Robot data are targets.
+    with the statistics `relative` of its step in the chunk (`measure_offsets`), which have these dims in this order;
+    later steps have those of the last. Robot data are targets.
     """
 
     def __init__(
-        self, config: CodecConfig, state: FeatureStats, action: FeatureStats, relative: FeatureStats | None = None
+        self,
+        config: CodecConfig,
+        state: FeatureStats,
+        action: FeatureStats,
+        relative: Sequence[FeatureStats] = (),
     ) -> None:
-        self.config, self.state, self.action, self.relative = config, state, action, relative
+        self.config, self.state, self.action, self.relative = config, state, action, tuple(relative)
         if bad := [dim for dim in config.delta_action_dims if not 0 <= dim < action.dim]:
             raise ConfigError(f"codec.delta_action_dims must be in 0..{action.dim - 1}", got=bad)
         self._relative_dims = _check_relative_dims(config, state.dim, action.dim)
-        if (known := 0 if relative is None else relative.dim) != len(self._relative_dims):
+        known = {stats.dim for stats in self.relative} or {0}
+        if known != {len(self._relative_dims)}:
             what = "a codec must have statistics of its relative dims"
             raise ConfigError(what, where="codec.relative", got=f"{known} dims", expected=self._relative_dims)
         self._state_affine = affine(config.state_norm, state)
-        self._action_affine = affine(config.action_norm, action)
-        if relative is not None:
-            for values, others in zip(self._action_affine, affine(config.action_norm, relative), strict=True):
-                values[self._relative_dims] = others
+        offset, scale = affine(config.action_norm, action)
+        if self.relative:
+            steps = [affine(config.action_norm, stats) for stats in self.relative]
+            offset, scale = (np.tile(values, (len(steps), 1)) for values in (offset, scale))
+            for step, (offset_here, scale_here) in enumerate(steps):
+                offset[step, self._relative_dims], scale[step, self._relative_dims] = offset_here, scale_here
+        self._action_affine = offset, scale
 
     @classmethod
     def fit(
@@ -62,9 +71,8 @@ class Codec:
         horizon: int,
     ) -> Codec:
         """Measure the statistics of a dataset's rows, in robot units; relative dims over windows of `horizon` steps."""
-        relative, dims = None, list(config.relative_action_dims)
-        _check_relative_dims(config, state.shape[1], action.shape[1])
-        if dims:
+        relative: tuple[FeatureStats, ...] = ()
+        if dims := _check_relative_dims(config, state.shape[1], action.shape[1]):
             relative = measure_offsets(action[:, dims], state[:, dims], episode_start, horizon)
         return cls(config, measure(state), measure(action), relative)
 
@@ -92,8 +100,8 @@ class Codec:
 
         With relative dims, chunks [..., H, A] and the state [..., P] at the start of each, in robot units too.
         """
-        offset, scale = self._action_affine
-        values = _checked(action, len(offset), "action")
+        values = _checked(action, self.action.dim, "action")
+        offset, scale = self._affine_of(values)
         if self._relative_dims:
             values = values.astype(np.float64)
             values[..., self._relative_dims] -= self._origin(state)
@@ -103,11 +111,19 @@ class Codec:
         self, action: Float32[np.ndarray, "*lead A"], state: Any = None
     ) -> Float32[np.ndarray, "*lead A"]:
         """Convert normalised actions to robot units: the inverse of `encode_action`, with the same `state`."""
-        offset, scale = self._action_affine
+        offset, scale = self._affine_of(action)
         values = action * scale + offset
         if self._relative_dims:
             values[..., self._relative_dims] += self._origin(state)
         return values.astype(np.float32)
+
+    def _affine_of(self, action: np.ndarray) -> Affine:
+        """Return offset and scale of actions [..., A]; of chunks [..., H, A] with relative dims, those of each step."""
+        if not self.relative:
+            return self._action_affine
+        step = np.minimum(np.arange(action.shape[-2] if action.ndim > 1 else 1), len(self.relative) - 1)
+        offset, scale = (values[step] for values in self._action_affine)
+        return offset, scale
 
     def _origin(self, state: Any) -> Float64[np.ndarray, "*lead 1 R"]:
         """Return what a chunk's relative actions are relative to."""
@@ -119,19 +135,21 @@ class Codec:
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values from which `from_dict` makes an equal codec."""
         data = {"config": to_dict(self.config), "state": self.state.to_dict(), "action": self.action.to_dict()}
-        return data if self.relative is None else data | {"relative": self.relative.to_dict()}
+        return data | ({"relative": [stats.to_dict() for stats in self.relative]} if self.relative else {})
 
     @classmethod
     def from_dict(cls, data: Any, where: str = "codec") -> Codec:
         """Read `to_dict`'s values; ConfigError when a key is unknown, missing or mistyped."""
         stored: Any = from_dict(_Stored, data, where)
-        parts = {name: getattr(stored, name) for name in ("state", "action", "relative")}
-        stats = {name: FeatureStats.from_dict(part, f"{where}.{name}") for name, part in parts.items() if part}
-        return cls(stored.config, **stats)
+        state, action = (
+            FeatureStats.from_dict(getattr(stored, name), f"{where}.{name}") for name in ("state", "action")
+        )
+        steps = [FeatureStats.from_dict(part, f"{where}.relative[{i}]") for i, part in enumerate(stored.relative)]
+        return cls(stored.config, state, action, steps)
 
 
 _Stored = make_dataclass(
-    "Codec", [("config", CodecConfig), ("state", Any), ("action", Any), ("relative", Any, added(None))]
+    "Codec", [("config", CodecConfig), ("state", Any), ("action", Any), ("relative", tuple[Any, ...], added(()))]
 )
 """the JSON form; without relative dims, and in older files, `relative` is missing"""
 
@@ -204,7 +222,7 @@ def _check_picture(frames: Mapping[str, Any], camera: str) -> None:
         raise WireError("a picture must have the shape (height, width, 3)", where=where, got=picture.shape)
 
 
-Affine = tuple[Float64[np.ndarray, " D"], Float64[np.ndarray, " D"]]
+Affine = tuple[Float64[np.ndarray, "*steps D"], Float64[np.ndarray, "*steps D"]]
 
 
 def affine(kind: NormKind, stats: FeatureStats) -> Affine:

@@ -15,8 +15,10 @@ from lightwam.errors import ConfigError
 
 Row = Float64[np.ndarray, " D"]
 QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
-MAX_OFFSETS = 2**20
-"""most steps of windows of which `measure_offsets` measures moments and quantiles"""
+MAX_OFFSETS = 2**16
+"""most windows of which `measure_offsets` measures moments and quantiles"""
+FEW_WINDOWS = 0.1
+"""a step of the chunk that a smaller share of the windows reaches has the statistics of the step before"""
 ROWS = ("min", "max", "mean", "std", *QUANTILES)
 
 
@@ -86,19 +88,21 @@ def measure_offsets(
     state: Float32[np.ndarray, "N D"],
     episode_start: Int64[np.ndarray, " episodes_and_1"],
     horizon: int,
-) -> FeatureStats:
-    """Measure action minus the state at the window's start, over the `horizon` steps of all windows.
+) -> tuple[FeatureStats, ...]:
+    """Measure action minus the state at the window's start, for each of the `horizon` steps of a window.
 
-    A window starts at every row, and steps past its episode's end are left out. `count` is the number of such steps
-    that were measured: of more than MAX_OFFSETS, those of evenly spaced windows, but min and max are of all.
+    The offsets grow with the step: with statistics of its own, a chunk's first action is learnt as precisely, for its
+    size, as its last one. A window starts at every row, and steps past its episode's end are left out; the statistics
+    end with the last step that FEW_WINDOWS of the windows reach. Of more than MAX_OFFSETS windows, evenly spaced ones
+    are measured, but min and max are of all.
     """
     start, last = np.arange(len(action)), np.repeat(episode_start[1:] - 1, np.diff(episode_start))
-    every = -(-len(action) * horizon // MAX_OFFSETS)
-    kept, lows, highs = [], [], []
-    for step in range(min(horizon, int(np.diff(episode_start).max()))):
+    every, steps = -(-len(action) // MAX_OFFSETS), []
+    for step in range(horizon):
         within = start[start + step <= last]
+        if step and len(within) < FEW_WINDOWS * len(action):
+            break
         offset = action[within + step].astype(np.float64) - state[within]
-        kept.append(offset[within % every == 0])
-        lows.append(offset.min(0))
-        highs.append(offset.max(0))
-    return dataclasses.replace(measure(np.concatenate(kept)), min=np.min(lows, 0), max=np.max(highs, 0))
+        kept = offset[within % every == 0] if (within % every == 0).any() else offset
+        steps.append(dataclasses.replace(measure(kept), min=offset.min(0), max=offset.max(0)))
+    return tuple(steps)

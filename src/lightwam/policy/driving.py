@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 
 from lightwam.config.schema import Recipe, SimConfig
+from lightwam.config.strict_json import from_dict, to_dict
 from lightwam.data.codec import Codec
 from lightwam.data.facts import DatasetFacts
 from lightwam.data.lerobot.recorder import INTERVENTION, EpisodeRecorder
 from lightwam.data.lerobot.writer import LeRobotWriter
+from lightwam.data.ranges import RobotRanges
 from lightwam.errors import ConfigError
 from lightwam.policy import run_directory
 from lightwam.policy.policy import Policy
@@ -31,66 +33,113 @@ from lightwam.types import Observation
 from lightwam.wire.robot_schema import fit_schema
 from lightwam.wire.robot_schemas import load_schema
 
+ROBOT = "robot"
+"""key of the robot in a server's greeting"""
+MAX_SENTENCES = 500
+"""sentences in a server's greeting, at most"""
 SIMULATED = "simulated"
-"""the word for the run's own simulator in place of a robot"""
+"""the word for a simulator in place of a robot"""
+DEFAULT_SIZE = (240, 320)
+"""of simulated pictures, where the data's is not known"""
 
 
 @dataclass(frozen=True)
-class DrivenRun:
-    """A run as far as driving needs it, without its weights."""
+class DrivenPolicy:
+    """A policy as far as driving needs it, without its weights."""
 
-    run: Path
-    recipe: Recipe
-    codec: Codec
-    facts: DatasetFacts | None
-    """None for a run of an older version"""
+    profile: RobotProfile
+    replan: int
+    """steps of a chunk that are executed"""
+    horizon: int
+    """steps of a chunk that may be executed"""
+    robot: str
+    """LeRobot's robot_type of its data"""
+    sim: SimConfig | None = None
+    """its recipe's simulator"""
 
     @classmethod
-    def read(cls, run: Path) -> DrivenRun:
-        """Read a run directory; CheckpointError or ConfigError when it is missing or broken."""
+    def of_run(cls, run: Path, fps: float | None = None) -> DrivenPolicy:
+        """Read a run directory; CheckpointError or ConfigError when it is missing or broken, and as `robot_profile`."""
         codec, _ = run_directory.read_processing(run)
-        return cls(run, run_directory.read_recipe(run), codec, run_directory.read_facts(run))
+        recipe, facts = run_directory.read_recipe(run), run_directory.read_facts(run)
+        profile = robot_profile(recipe, codec, facts, fps)
+        robot = facts.robot if facts is not None else "robot"
+        return cls(profile, recipe.eval.replan, recipe.model.supervised_prefix, robot, recipe.sim)
 
-    def profile(self, fps: float | None = None) -> RobotProfile:
-        """Return the robot that the run was trained on: its data's names, rate, ranges and largest steps.
+    @classmethod
+    def of_server(cls, client: Client, fps: float | None = None) -> DrivenPolicy:
+        """Read the greeting of a `lightwam serve`; ConfigError if it does not describe the robot.
 
-        A run of an older version has fewer facts: names and rate are then its simulator's, and unknown steps are
-        infinite. ConfigError if nothing has the rate and `fps` is None.
+        Connects; the errors of `Client.connect`.
         """
-        state_dim, action_dim = self.recipe.model.state_dim, self.recipe.model.action_dim
-        state_names, action_names, rate = self._names_and_rate()
-        if (rate := fps or rate) is None:
-            what, step = "the run does not have its data's rate", "--fps, the control steps in a second of its dataset"
-            raise ConfigError(what, where=self.run, next_step=step)
-        facts, codec = self.facts, self.codec
-        measured = facts.ranges if facts is not None else None
-        unknown = np.full(action_dim, np.inf)
-        if measured is None and codec.config.relative_action_dims:
-            what = "a run with relative actions must have its data's ranges"
-            raise ConfigError(what, where=self.run, next_step="train it again with this version")
-        return RobotProfile(
-            fps=float(rate),
-            cameras={name: None if facts is None else facts.cameras.get(name) for name in codec.cameras},
-            state_names=state_names[:state_dim],
-            action_names=action_names,
-            motion_dims=codec.config.delta_action_dims,
-            state_low=codec.state.min[:state_dim] if measured is None else np.array(measured.state_low[:state_dim]),
-            state_high=codec.state.max[:state_dim] if measured is None else np.array(measured.state_high[:state_dim]),
-            action_low=codec.action.min if measured is None else np.array(measured.action_low),
-            action_high=codec.action.max if measured is None else np.array(measured.action_high),
-            action_step=unknown if measured is None else np.array(measured.action_step),
-            sentences=() if facts is None else tuple(facts.sentences),
-        )
+        greeting, where = client.metadata, f"{client.url}: the greeting"
+        if missing := [key for key in (ROBOT, "replan", "horizon") if key not in greeting]:
+            step = "a copy of the run here, and --server; or a newer lightwam on the server"
+            what = "the server must describe the robot of its policy"
+            raise ConfigError(what, where=where, got=f"no {', '.join(missing)}", next_step=step)
+        table = dict(greeting[ROBOT])
+        robot = str(table.pop("type", "robot"))
+        profile = from_dict(RobotProfile, table, where)
+        if not profile.is_consistent:
+            raise ConfigError("a robot's ranges must have a number for each of its names", where=where, got=table)
+        profile = profile if fps is None else dataclasses.replace(profile, fps=fps)
+        return cls(profile, int(greeting["replan"]), int(greeting["horizon"]), robot)
 
-    def _names_and_rate(self) -> tuple[tuple[str, ...], tuple[str, ...], float | None]:
-        if self.facts is not None:
-            return self.facts.state_names, self.facts.action_names, self.facts.fps
-        sim = self.recipe.sim
-        units = None if sim is None else registry.robot_units(sim.name)
-        if sim is not None and units is not None:
-            return tuple(units.state), tuple(units.action), units.steps_per_second / sim.action_repeat
-        numbers = [tuple(map(str, range(n))) for n in (self.recipe.model.state_dim, self.recipe.model.action_dim)]
-        return numbers[0], numbers[1], None
+
+def robot_profile(recipe: Recipe, codec: Codec, facts: DatasetFacts | None, fps: float | None = None) -> RobotProfile:
+    """Return the robot that a policy was trained on: its data's names, rate, ranges and largest steps.
+
+    A run of an older version has no facts: names and rate are then its simulator's, and steps are infinite. ConfigError
+    if nothing has the rate and `fps` is None, or an older run has relative actions.
+    """
+    state_dim, action_dim = recipe.model.state_dim, recipe.model.action_dim
+    state_names, action_names, rate = _names_and_rate(recipe, facts)
+    if (rate := fps or rate) is None:
+        what, step = "the run does not have its data's rate", "--fps, the control steps in a second of its dataset"
+        raise ConfigError(what, where=f"recipe {recipe.name}", next_step=step)
+    ranges = facts.ranges if facts is not None else None
+    if ranges is None and codec.config.relative_action_dims:
+        what, step = "a run with relative actions must have its data's ranges", "train it again with this version"
+        raise ConfigError(what, where=f"recipe {recipe.name}", next_step=step)
+    if ranges is None:
+        rows = (codec.state.min, codec.state.max, codec.action.min, codec.action.max, np.full(action_dim, np.inf))
+        ranges = RobotRanges(*(tuple(row.tolist()) for row in rows))
+    return RobotProfile(
+        float(rate),
+        {name: None if facts is None else facts.cameras.get(name) for name in codec.cameras},
+        state_names[:state_dim],
+        action_names,
+        codec.config.delta_action_dims,
+        ranges.state_low[:state_dim],
+        ranges.state_high[:state_dim],
+        ranges.action_low,
+        ranges.action_high,
+        ranges.action_step,
+        sentences=() if facts is None else tuple(facts.sentences),
+    )
+
+
+def _names_and_rate(
+    recipe: Recipe, facts: DatasetFacts | None
+) -> tuple[tuple[str, ...], tuple[str, ...], float | None]:
+    if facts is not None:
+        return facts.state_names, facts.action_names, facts.fps
+    units = None if recipe.sim is None else registry.robot_units(recipe.sim.name)
+    if recipe.sim is not None and units is not None:
+        return tuple(units.state), tuple(units.action), units.steps_per_second / recipe.sim.action_repeat
+    numbers = [tuple(map(str, range(n))) for n in (recipe.model.state_dim, recipe.model.action_dim)]
+    return numbers[0], numbers[1], None
+
+
+def greeting(policy: Policy) -> dict[str, Any]:
+    """Return what a server says of its policy's robot, for `DrivenPolicy.of_server`; nothing for an older run."""
+    facts = policy.facts
+    if facts is None or facts.ranges is None:
+        return {}
+    profile = robot_profile(policy.recipe, policy.codec, facts)
+    if len(profile.sentences) > MAX_SENTENCES:  # of which a part would be misleading
+        profile = dataclasses.replace(profile, sentences=())
+    return {ROBOT: {"type": facts.robot, **to_dict(profile)}}
 
 
 def with_device_names(profile: RobotProfile, device: RobotDevice) -> RobotProfile:
@@ -114,17 +163,17 @@ def policy_chunks(policy: Policy) -> Act:
     return lambda observation: policy.act(observation)[:prefix]
 
 
-def server_chunks(client: Client, driven: DrivenRun, robot_schema: str = "light-wam") -> Act:
+def server_chunks(client: Client, profile: RobotProfile, robot_schema: str = "light-wam") -> Act:
     """Return a function from an observation of `drive` to the chunk of a server, asked in the form of a robot schema.
 
-    ConfigError if the schema is unknown or does not fit the run.
+    ConfigError if the schema is unknown or does not fit the robot.
     """
-    model = driven.recipe.model
-    schema = fit_schema(load_schema(robot_schema), driven.codec.cameras, model.state_dim, model.action_dim)
+    sizes = len(profile.state_names), len(profile.action_names)
+    schema = fit_schema(load_schema(robot_schema), tuple(profile.cameras), *sizes)
     return lambda observation: schema.chunk(client.act(schema.message(Observation(**observation))))
 
 
-def open_robot(word: str, options: Mapping[str, Any], driven: DrivenRun, task: str, seed: int = 0) -> RobotDevice:
+def open_robot(word: str, options: Mapping[str, Any], driven: DrivenPolicy, task: str, seed: int = 0) -> RobotDevice:
     """Make a robot, not connected yet: the run's simulator, one of LeRobot's, or one of the user's.
 
     `word`: "simulated" (on the task of the sentence `task`), "simulated:TASK" (its name), a LeRobot type such as
@@ -138,15 +187,17 @@ def open_robot(word: str, options: Mapping[str, Any], driven: DrivenRun, task: s
     return _imported(kind, name, options) if name else make_lerobot_robot(word, options)
 
 
-def _simulated(driven: DrivenRun, name: str, task: str, seed: int) -> SimulatedRobot:
-    sim, (other, _, task_name) = driven.recipe.sim, name.partition("/")
+def _simulated(driven: DrivenPolicy, name: str, task: str, seed: int) -> SimulatedRobot:
+    sim, (other, _, task_name) = driven.sim, name.partition("/")
     if task_name and (sim is None or name not in sim.tasks):
-        size = next(iter(driven.facts.cameras.values())) if driven.facts is not None else driven.codec.config.canvas
-        sim = SimConfig(other, (task_name,), driven.codec.cameras, *size, max_steps=1)
+        cameras = driven.profile.cameras
+        height, width = next((size for size in cameras.values() if size is not None), DEFAULT_SIZE)
+        sim = SimConfig(other, (task_name,), tuple(cameras), height, width, max_steps=1)
         return simulated_robot(sim, task_name, seed)
     if sim is None:
         step = "--robot simulated:SIMULATOR/TASK, or a robot"
-        raise ConfigError("the run has no simulator of its own", where="--robot", got=name or SIMULATED, next_step=step)
+        what = "the policy has no simulator of its own"
+        raise ConfigError(what, where="--robot", got=name or SIMULATED, next_step=step)
     return simulated_robot(sim, name or task, seed)
 
 
@@ -170,7 +221,7 @@ def _imported(module: str, name: str, options: Mapping[str, Any]) -> Any:
         raise ConfigError(f"{module}:{name} refuses the options", got=error) from error
 
 
-def open_recorder(folder: Path, driven: DrivenRun, profile: RobotProfile, device: RobotDevice) -> EpisodeRecorder:
+def open_recorder(folder: Path, driven: DrivenPolicy, profile: RobotProfile, device: RobotDevice) -> EpisodeRecorder:
     """Begin an episode in the LeRobot dataset `folder`, a new one or one that was recorded like this.
 
     ConfigError for a rate that is not an integer, which LeRobot's format does not have; DatasetError for a folder with
@@ -181,9 +232,9 @@ def open_recorder(folder: Path, driven: DrivenRun, profile: RobotProfile, device
         raise ConfigError(what, where="--record", got=f"{profile.fps:g} steps/s", expected=expected)
     sizes = camera_sizes(device)
     cameras = {name: sizes[name] for name in profile.cameras}
-    robot = driven.facts.robot if driven.facts is not None else "robot"
     names = profile.state_names, profile.action_names
-    return EpisodeRecorder(LeRobotWriter(folder, round(profile.fps), robot, cameras, *names, flags=(INTERVENTION,)))
+    writer = LeRobotWriter(folder, round(profile.fps), driven.robot, cameras, *names, flags=(INTERVENTION,))
+    return EpisodeRecorder(writer)
 
 
 def succeeded(device: RobotDevice) -> bool | None:

@@ -68,7 +68,7 @@ class Chart:
     @property
     def box(self) -> tuple[int, int, int, int]:
         """Left, top, right and bottom of the area between the axes."""
-        return 48, 24, self.width - 8, self.height - 36
+        return 54, 24, self.width - 8, self.height - 36
 
     def at_x(self, value: float) -> float:
         """The horizontal position of a value."""

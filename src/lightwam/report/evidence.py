@@ -12,6 +12,7 @@ from jaxtyping import Float, UInt8
 
 from lightwam.config.schema import Recipe
 from lightwam.config.strict_json import added, from_dict, stored_as, to_dict
+from lightwam.data.facts import DatasetFacts
 from lightwam.errors import CheckpointError
 from lightwam.evaluation.episodes import EpisodeRow, read_episodes
 from lightwam.evaluation.probe import Probe, read_probe
@@ -25,7 +26,9 @@ from lightwam.evaluation.result_files import (
     read_result,
 )
 from lightwam.evaluation.statistics import wilson
+from lightwam.policy.run_directory import read_facts
 from lightwam.policy.tensor_files import num_values
+from lightwam.report.open_loop import OpenLoop, read_open_loop
 from lightwam.report.watch_evidence import WatchResult, read_canvases
 
 LOG_KEYS = (
@@ -141,13 +144,16 @@ class Evidence:
     episodes_truncated: bool
     """whether the last line was incomplete and left out"""
     planned_episodes: int
-    """episodes of the evaluation when it is finished"""
+    """episodes of the evaluation when it is finished; 0 without a simulator"""
     result: EvaluationResult | None
     protocol: Protocol | None
     """the result's"""
     demo: DemoResult | None
     swap: SwapResult | None
     probe: Probe | None
+    facts: DatasetFacts | None
+    """of the training dataset; older runs have none"""
+    open_loop: OpenLoop | None
     watch: WatchResult | None
     watch_canvases: Mapping[str, UInt8[np.ndarray, "observations height width 3"]]
     """of the watch's example of each kind of disturbance"""
@@ -157,7 +163,9 @@ def read_evidence(run: Path) -> Evidence:
     """Read `run`. CheckpointError, naming the file and line or key, for a broken file or a directory that is no run."""
     recipe, folder = _read_recipe(run), run / "eval"
     weights = sorted((run / "checkpoints").glob(f"step_{8 * '[0-9]'}/model.safetensors"))
-    plan = read_result(Protocol, folder / "protocol.json") or Protocol(recipe.simulation, to_dict(recipe.eval))
+    plan = read_result(Protocol, folder / "protocol.json")
+    if plan is None and recipe.sim is not None:
+        plan = Protocol(recipe.sim, to_dict(recipe.eval))
     episodes, truncated = _read_episodes(folder)
     result = read_result(EvaluationResult, folder / "result.json")
     watch = read_result(WatchResult, run / "watch" / "result.json")
@@ -169,12 +177,14 @@ def read_evidence(run: Path) -> Evidence:
         log=_read_log(run / "log.jsonl"),
         episodes=episodes,
         episodes_truncated=truncated,
-        planned_episodes=plan.eval["trials"] * len(plan.sim.tasks),
+        planned_episodes=plan.eval["trials"] * len(plan.sim.tasks) if plan else 0,
         result=result,
         protocol=read_part(Protocol, result.protocol, f"{folder / 'result.json'}.protocol") if result else None,
         demo=read_result(DemoResult, run / "result.json"),
         swap=read_result(SwapResult, folder / "swap.json"),
         probe=read_probe(folder / "probe.npz"),
+        facts=read_facts(run),
+        open_loop=read_open_loop(run),
         watch=watch,
         watch_canvases=read_canvases(run / "watch" / "examples.npz", watch.examples) if watch else {},
     )

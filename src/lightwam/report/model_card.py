@@ -11,21 +11,24 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lightwam import __version__
 from lightwam.config.schema import Recipe
 from lightwam.config.strict_json import added
 from lightwam.data.codec import Codec
-from lightwam.encoders.weight_files import REPO
 from lightwam.evaluation.result_files import Count, Protocol, read_part
 from lightwam.policy import run_directory
-from lightwam.policy.hub import hub_errors
 from lightwam.policy.tensor_files import num_values
 from lightwam.report.evidence import DatasetRecord, EvaluationResult, Evidence, SuccessRate, read_evidence
 from lightwam.report.formatting import plural, render, simulator_title
+from lightwam.report.open_loop import OpenLoopResult
 from lightwam.sim.registry import robot_units
 from lightwam.sim.simulator import RobotUnits
+from lightwam.system.hub import REPO, hub_errors
 
+Units = Mapping[str, str]
+"""name -> unit"""
 LICENSE = "apache-2.0"
 """lightwam's own, as the Hub spells it"""
 
@@ -90,7 +93,30 @@ class Card:
         """Control steps per second, None when the run's files do not say."""
         if self.evidence.probe:
             return self.evidence.probe.fps
-        return self.robot.steps_per_second / self.recipe.simulation.action_repeat if self.robot else None
+        if self.robot:
+            return self.robot.steps_per_second / self.recipe.simulation.action_repeat
+        return self.evidence.facts.fps if self.evidence.facts else None
+
+    @property
+    def units(self) -> tuple[Units, Units]:
+        """Units of state and action by name, the simulator's or the dataset's; empty where the names are not known."""
+        if self.robot:
+            return self.robot.state, self.robot.action
+        if not self.evidence.facts:
+            return {}, {}
+        facts = self.evidence.facts
+        action = dict(zip(facts.action_names, facts.units or [""] * len(facts.action_names), strict=True))
+        state = {name: action.get(name, "") for name in facts.state_names}
+        return (
+            state if len(state) == self.codec.state.dim else {},
+            action if len(action) == self.codec.action.dim else {},
+        )
+
+    @property
+    def open_loop(self) -> OpenLoopResult | None:
+        """The errors on recorded episodes, if they are of these weights."""
+        found = self.evidence.open_loop
+        return found.result if found and found.result.policy.get("checkpoint_step") == self.step else None
 
     @property
     def machine(self) -> str:
@@ -104,14 +130,15 @@ class Card:
 def model_card(
     run: Path, step: int | None = None, *, repo: str = "OWNER/NAME", license: str = LICENSE, dataset: str = ""
 ) -> str:
-    """Return the card of a run's checkpoint (the newest by default): Markdown, with the Hub's YAML on top.
+    """Return the card of a run's checkpoint (by default that of `default_step`): Markdown, with the Hub's YAML on top.
 
     `repo` is the name that it will get, `dataset` the Hub id of the dataset that it was trained on, if that is public.
     CheckpointError without the `hub` extra, for a directory that is no run, and for a broken file, naming it.
     """
     evidence, folder = read_evidence(run), run_directory.checkpoint_dir(run, step)
     frozen, result, recipe = run / run_directory.FROZEN, evidence.result, evidence.recipe
-    robot, sizes = robot_units(recipe.simulation.name), (recipe.model.state_dim, recipe.model.action_dim)
+    robot = robot_units(recipe.sim.name) if recipe.sim else None
+    sizes = recipe.model.state_dim, recipe.model.action_dim
     if robot and (len(robot.state), len(robot.action)) != sizes:
         robot = None  # it is not the model's
     card = Card(
@@ -136,10 +163,9 @@ def model_card(
         protocol=card.protocol,
         result=result,
         metadata=_metadata(card),
-        features=[  # title, statistics, and units by name, if known
-            ("State", card.codec.state, robot.state if robot else {}),
-            ("Action", card.codec.action, robot.action if robot else {}),
-        ],
+        facts=evidence.facts,
+        measured=card.open_loop,
+        features=[("State", card.codec.state, card.units[0]), ("Action", card.codec.action, card.units[1])],
         in_words=_in_words,
         version=__version__,
     )
@@ -155,7 +181,8 @@ def _metadata(card: Card) -> str:
         tasks = card.own_result.tasks
         rows = [("all", f"all {len(tasks)} tasks", card.own_result)] if len(tasks) > 1 else []
         rows += [(name, name, task) for name, task in tasks.items()]
-    sim = card.protocol.sim.name if card.protocol else card.recipe.simulation.name
+    own = card.recipe.sim.name if card.recipe.sim else card.evidence.facts.robot if card.evidence.facts else ""
+    sim = card.protocol.sim.name if card.protocol else own
     results = [
         EvalResult(
             task_type="robotics",
@@ -169,17 +196,33 @@ def _metadata(card: Card) -> str:
         )
         for config, title, success in rows
     ]
+    if measured := card.open_loop if card.recipe.sim is None else None:
+        results.append(_open_loop_result(measured, EvalResult))
     data = ModelCardData(
         license=card.license,
         library_name="lightwam",
         pipeline_tag="robotics",
-        tags=["robotics", "lightwam", "world-action-model", "imitation-learning", card.recipe.simulation.name],
+        tags=["robotics", "lightwam", "world-action-model", "imitation-learning", *([own] if own else [])],
         datasets=[card.hub_dataset] if card.hub_dataset else None,
         base_model=card.weights or None,
         model_name=card.name if results else None,
         eval_results=results or None,
     )
     return data.to_yaml()
+
+
+def _open_loop_result(measured: OpenLoopResult, kind: Any) -> Any:
+    """Return the error on recorded episodes as the Hub's `kind` of result."""
+    which = "held-out" if measured.held_out else "training"
+    return kind(
+        task_type="robotics",
+        task_name="open-loop action prediction",
+        dataset_type=measured.dataset,
+        dataset_name=f"{measured.dataset}, {plural(len(measured.episodes), f'{which} episode')}",
+        metric_type="mae",
+        metric_name=f"mean absolute error of chunks{f', {measured.unit}' if measured.unit else ''}",
+        metric_value=round(measured.overall["policy"], 4),
+    )
 
 
 def _in_words(success: SuccessRate) -> str:

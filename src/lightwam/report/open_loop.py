@@ -95,6 +95,14 @@ class Joint:
 
 
 @dataclass(frozen=True)
+class Way:
+    """A way of playing chunks: its error, and its jump at a new chunk as a multiple of what was recorded there."""
+
+    error: float
+    jump: float
+
+
+@dataclass(frozen=True)
 class EpisodePlot:
     """A recorded episode: a chart for each number of the action."""
 
@@ -111,6 +119,9 @@ class OpenLoop:
     result: OpenLoopResult
     joints: tuple[Joint, ...]
     by_step: Chart
+    joinings: list[str]
+    ways: tuple[tuple[int, tuple[Way, ...]], ...]
+    """replan, and a cell for each of `joinings`"""
     shown: tuple[EpisodePlot, ...]
     """an episode of each sentence"""
     others: tuple[EpisodePlot, ...]
@@ -130,7 +141,21 @@ def read_open_loop(run: Path) -> OpenLoop | None:
     first = {plot.instruction: plot for plot in reversed(plots)}
     shown = tuple(plot for plot in plots if plot in first.values())
     others = tuple(plot for plot in plots if plot not in shown)
-    return OpenLoop(result, joints, _step_chart(result), shown, others, TITLES)
+    joinings, ways = _ways(result)
+    return OpenLoop(result, joints, _step_chart(result), joinings, ways, shown, others, TITLES)
+
+
+def _ways(result: OpenLoopResult) -> tuple[list[str], tuple[tuple[int, tuple[Way, ...]], ...]]:
+    """Return the ways of joining, and for each replan a cell for each of them."""
+    joinings = list(dict.fromkeys(row.joining for row in result.replays))
+    cells = {
+        (row.replan, row.joining): Way(
+            float(np.mean(row.error)), _ratio(result.mean(row.jump), result.mean(row.recorded_jump))
+        )
+        for row in result.replays
+    }
+    replans = dict.fromkeys(row.replan for row in result.replays)
+    return joinings, tuple((replan, tuple(cells[replan, name] for name in joinings)) for replan in replans)
 
 
 def _step_chart(result: OpenLoopResult) -> Chart:
@@ -146,6 +171,10 @@ def _step_chart(result: OpenLoopResult) -> Chart:
         width=520,
         height=260,
     )
+
+
+def _ratio(value: float, reference: float) -> float:
+    return value / reference if reference else float("inf") if value else 1.0
 
 
 @dataclass(frozen=True)

@@ -15,22 +15,33 @@ from lightwam.report.formatting import render
 from lightwam.report.rollouts import rollouts
 from lightwam.report.watch_evidence import DETECTORS
 
+SECTIONS = (
+    *(("success", "Success"), ("open_loop", "Errors"), ("rollouts", "Rollouts"), ("imagination", "Predictions")),
+    *(("attention", "Attention"), ("swap", "Instructions"), ("watch", "Watch"), ("curves", "Training")),
+    *(("time", "Time"), ("reproduce", "Config")),
+)
+"""template and title, in the order of the page"""
+SIMULATED = ("success", "rollouts", "swap", "watch")
+"""those that need a simulator"""
+
 
 def page(evidence: Evidence) -> str:
     """Return the report as HTML."""
     recipe, log, probe = evidence.recipe, evidence.log, evidence.probe
     demonstrations = evidence.dataset.episodes if evidence.dataset else None
-    if demonstrations is None and not log:
-        demonstrations = sum(recipe.demonstrations.demos(task) for task in recipe.simulation.tasks)
+    if demonstrations is None and not log and recipe.sim is not None and recipe.collect is not None:
+        demonstrations = sum(recipe.collect.demos(task) for task in recipe.sim.tasks)
     examples = evidence.watch.examples if evidence.watch else ()
     return render(
         "page.html",
         run=evidence,
         recipe=recipe,
         name=evidence.run.resolve().name,
+        sections=[section for section in SECTIONS if _is_shown(section, evidence)],
         commands=commands(recipe, evidence.run),
         demonstrations=demonstrations,
-        rollouts=rollouts(evidence),
+        rollouts=rollouts(evidence) if recipe.sim else [],
+        open_loop=evidence.open_loop,
         futures=imagination.futures(probe) if probe else None,
         attention=imagination.attention(probe) if probe else None,
         roc_charts=watch.roc_charts(evidence.watch) if evidence.watch else [],
@@ -50,13 +61,29 @@ def page(evidence: Evidence) -> str:
     )
 
 
+def _is_shown(section: tuple[str, str], evidence: Evidence) -> bool:
+    """Tell whether a section is on the page: some need a simulator, errors on recorded episodes stand in for it."""
+    if section[0] == "open_loop":
+        return evidence.open_loop is not None or evidence.recipe.sim is None
+    return evidence.recipe.sim is not None or section[0] not in SIMULATED
+
+
 def commands(recipe: Recipe, run: Path) -> dict[str, str]:
     """Return the commands that make each part of a run."""
     path, data = shlex.quote(str(run)), f"data/{recipe.name}"
+    if recipe.sim is None:
+        return {
+            "train": f"lightwam train {path}",
+            "eval": f"lightwam eval {path}",
+            "open_loop": f"lightwam eval {path}",
+            "report": f"lightwam report {path}",
+            "imagine": f"lightwam report {path} --imagine",
+        }
     return {
         "collect": f"lightwam collect {recipe.name} --dataset {data}",
         "train": f"lightwam train {recipe.name} --dataset {data} --run {path}",
         "eval": f"lightwam eval {path}",
+        "open_loop": f"lightwam eval {path} --open-loop",
         "report": f"lightwam report {path}",
         "demo": f"lightwam demo {recipe.name} --run {path}",
         "imagine": f"lightwam report {path} --imagine",

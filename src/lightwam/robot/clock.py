@@ -30,6 +30,27 @@ class WallClock:
             time.sleep(seconds)
 
 
+class SimulatedClock:
+    """The time of a simulator: it passes with `sleep` alone, so a step may take as long as it takes.
+
+    It runs no faster than the machine's.
+    """
+
+    def __init__(self) -> None:
+        self._seconds, self._due = 0.0, time.monotonic()
+
+    def now(self) -> float:
+        """Return the time in seconds."""
+        return self._seconds
+
+    def sleep(self, seconds: float) -> None:
+        """Let time pass, waiting for what the work since the last call has left of it."""
+        if seconds > 0:
+            self._seconds += seconds
+            self._due = max(self._due + seconds, time.monotonic())
+            time.sleep(max(0.0, self._due - time.monotonic()))
+
+
 class Pace:
     """Steps at a constant rate; a late step delays the ones after it, so that none are made in a burst."""
 

@@ -13,7 +13,7 @@ ROUNDING = 1e-5
 """relative difference up to which a command does not count as limited"""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class RobotProfile:
     """The robot that a policy was trained on: names and sizes from its dataset, ranges and steps measured on it.
 
@@ -28,23 +28,30 @@ class RobotProfile:
     action_names: tuple[str, ...]
     motion_dims: tuple[int, ...]
     """dimensions of the action that are motions; all others are targets"""
-    state_low: np.ndarray
-    """(P,) smallest and largest state in the data"""
-    state_high: np.ndarray
-    action_low: np.ndarray
-    """(A,) smallest and largest action in the data"""
-    action_high: np.ndarray
-    action_step: np.ndarray
-    """(A,) largest change from one action to the next in the data; not used for motions"""
+    state_low: tuple[float, ...]
+    """smallest and largest state in the data: P numbers"""
+    state_high: tuple[float, ...]
+    action_low: tuple[float, ...]
+    """smallest and largest action in the data: A numbers"""
+    action_high: tuple[float, ...]
+    action_step: tuple[float, ...]
+    """largest change from one action to the next in the data, infinite if not known; not used for motions"""
     sentences: tuple[str, ...] = ()
     """the dataset's tasks"""
+
+    @property
+    def is_consistent(self) -> bool:
+        """Whether every range has a number for each name, and motions are dimensions of the action."""
+        states = {len(self.state_names), len(self.state_low), len(self.state_high)}
+        actions = {len(self.action_names), len(self.action_low), len(self.action_high), len(self.action_step)}
+        return len(states) == len(actions) == 1 and {*self.motion_dims} <= {*range(len(self.action_names))}
 
     def with_max_step(self, limits: Sequence[str]) -> RobotProfile:
         """Return the profile with other largest steps: "5" for every dimension, "gripper.pos=30" for one.
 
         ConfigError for a word that is neither, or an unknown name.
         """
-        steps = self.action_step.copy()
+        steps = list(self.action_step)
         for word in limits:
             name, equals, number = word.rpartition("=")
             try:
@@ -54,13 +61,16 @@ class RobotProfile:
             if not step > 0 or (equals and name not in self.action_names):
                 expected, known = "a positive number, or NAME=NUMBER", ", ".join(self.action_names)
                 raise ConfigError("--max-step must be " + expected, got=word, next_step=f"names: {known}")
-            steps[self.action_names.index(name) if equals else slice(None)] = step
-        return replace(self, action_step=steps)
+            steps = [
+                step if not equals or name == joint else old
+                for joint, old in zip(self.action_names, steps, strict=True)
+            ]
+        return replace(self, action_step=tuple(steps))
 
     def check_steps(self) -> None:
         """Raise ConfigError unless every target has a largest step: an older run does not have its data's."""
         names = [name for i, name in enumerate(self.action_names) if i not in self.motion_dims]
-        if not np.isfinite(np.delete(self.action_step, self.motion_dims)).all():
+        if not np.isfinite(np.delete(np.array(self.action_step), list(self.motion_dims))).all():
             what, step = "the largest step of a target must be known", "--max-step 5, in the robot's units"
             raise ConfigError(what, where=", ".join(names), next_step=step)
 
@@ -80,12 +90,12 @@ class Limits:
         `in_range=False` leaves out the range: a person may go where the data never went.
         """
         profile = self.profile
-        low, high = profile.action_low.astype(np.float32), profile.action_high.astype(np.float32)
+        low, high = (np.array(row, np.float32) for row in (profile.action_low, profile.action_high))
         if not in_range:
             low, high = np.full_like(low, -np.inf), np.full_like(high, np.inf)
         target = np.isfinite(last)
         target[list(profile.motion_dims)] = False
-        step = profile.action_step.astype(np.float32)
+        step = np.array(profile.action_step, np.float32)
         bounded = np.clip(wanted, low, high)
         # the step counts most: a robot that begins outside the range comes into it slowly
         allowed = np.where(target, np.clip(bounded, last - step, last + step), bounded).astype(np.float32)
@@ -97,7 +107,7 @@ class Limits:
         profile, lines = self.profile, []
         width = max(map(len, profile.action_names))
         for i, name in enumerate(profile.action_names):
-            low, high, step = (float(row[i]) for row in (profile.action_low, profile.action_high, profile.action_step))
+            low, high, step = profile.action_low[i], profile.action_high[i], profile.action_step[i]
             limit = "a motion" if i in profile.motion_dims else f"at most {step:.4g} a step, {step * profile.fps:.4g}/s"
             lines.append(f"  {name:{width}}  {low:9.4g} to {high:9.4g}  {limit}")
         return lines

@@ -54,10 +54,12 @@ def _require_names(kind: str, wanted: object, present: object, step: str) -> Non
 
 def pose_problems(profile: RobotProfile, state: np.ndarray) -> list[str]:
     """Return a line for each joint whose position is outside its range in the data by more than POSE_MARGIN of it."""
-    margin = POSE_MARGIN * (profile.state_high - profile.state_low)
-    outside = (state < profile.state_low - margin) | (state > profile.state_high + margin)
-    rows = zip(profile.state_names, state.tolist(), profile.state_low, profile.state_high, outside, strict=True)
-    return [f"{name} {at:.4g}, in the data {low:.4g} to {high:.4g}" for name, at, low, high, is_out in rows if is_out]
+    rows = zip(profile.state_names, state.tolist(), profile.state_low, profile.state_high, strict=True)
+    return [
+        f"{name} {at:.4g}, in the data {low:.4g} to {high:.4g}"
+        for name, at, low, high in rows
+        if not low - POSE_MARGIN * (high - low) <= at <= high + POSE_MARGIN * (high - low)
+    ]
 
 
 def check_pose(profile: RobotProfile, state: np.ndarray) -> None:

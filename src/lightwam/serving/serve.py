@@ -10,6 +10,7 @@ from typing import Any
 
 from lightwam.errors import ConfigError
 from lightwam.policy import hub, run_directory
+from lightwam.policy.driving import greeting
 from lightwam.policy.policy import Policy
 from lightwam.serving import access, logs
 from lightwam.serving.batcher import Act
@@ -45,8 +46,8 @@ def serve(
     load = partial(Policy.load, found, device=device, weights=weights, engine=engine, int8=int8)
 
     def newer(step: int) -> NewWeights | None:
-        newest = max(run_directory.steps(found), default=step)
-        return None if newest <= step else NewWeights(playable(load(newest)), newest)
+        chosen = run_directory.default_step(found)
+        return None if chosen is None or chosen <= step else NewWeights(playable(load(chosen)), chosen)
 
     policy = load(step)
     model, cameras = policy.recipe.model, policy.codec.cameras
@@ -94,4 +95,5 @@ def metadata(policy: Policy, settings: Serving) -> dict[str, Any]:
         "horizon": recipe.model.supervised_prefix,
         "replan": recipe.eval.replan,
         MESSAGE_BYTES: settings.limits.message_bytes,
+        **greeting(policy),
     }

@@ -144,8 +144,10 @@ def _changes(old: Codec, new: Codec, *, beyond: bool) -> Iterator[tuple[float, s
     dims, were = (list(codec.config.relative_action_dims) for codec in (new, old))
     if dims != were:
         yield np.inf, f"relative actions: dims {dims}, were {were}"
-    for name in ("state", "action", *(["relative"] if dims and dims == were else [])):
-        before, after = getattr(old, name), getattr(new, name)
+    ranges = [("state", old.state, new.state), ("action", old.action, new.action)]
+    if dims and dims == were:
+        ranges.append(("the chunk's last relative action", old.relative[-1], new.relative[-1]))
+    for name, before, after in ranges:
         if before.dim != after.dim:  # another robot
             yield np.inf, f"{name}: {after.dim} dims, were {before.dim}"
             continue
