@@ -153,8 +153,8 @@ class Sheet:
         part += cover * (np.array(colour, np.float32) - part)
 
 
-def demonstration(robot: TwoArms, side: str) -> Iterator[np.ndarray]:
-    """Yield the targets [14] of a demonstration: above the ball, down, close, lift."""
+def demonstration(robot: TwoArms, side: str, pace: float = 1.0) -> Iterator[np.ndarray]:
+    """Yield the targets [14] of a demonstration: above the ball, down, close, lift; `pace` 2 in half the time."""
     rest = robot.joints.copy()
     first = 7 * SIDES.index(side)
     heights = ((0.1, 1.0, 40), (0.0, 1.0, 20), (0.0, 0.0, 14), (0.16, 0.0, 26))  # above the ball, gripper, steps
@@ -162,20 +162,20 @@ def demonstration(robot: TwoArms, side: str) -> Iterator[np.ndarray]:
     point = robot.ball.copy()
     for height, gripper, steps in heights:
         goal = joints_for(side, point + np.array([0, 0, height]), gripper)
-        for share in (np.arange(steps) + 1) / steps:
+        for share in np.linspace(0, 1, 1 + round(steps / pace))[1:]:
             target = rest.copy()
             target[first : first + 7] = last + (3 * share**2 - 2 * share**3) * (goal - last)
             yield target
         last = goal
 
 
-def record(root: Path, episodes: int = 40, size: tuple[int, int] = (120, 160)) -> Path:
+def record(root: Path, episodes: int = 40, size: tuple[int, int] = (120, 160), pace: float = 1.0) -> Path:
     """Write demonstrations, every second one with each arm."""
     with LeRobotWriter(root, FPS, "aloha", dict.fromkeys(CAMERAS, size), NAMES, NAMES) as writer:
         for episode in range(episodes):
             side, robot = SIDES[episode % 2], TwoArms(episode, size)
             states, actions, clips = [], [], {camera: list[np.ndarray]() for camera in CAMERAS}
-            for target in demonstration(robot, side):
+            for target in demonstration(robot, side, pace):
                 for camera, picture in robot.pictures().items():
                     clips[camera].append(picture)
                 states.append(robot.joints)

@@ -7,7 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from lightwam.config.strict_json import added, from_dict, to_dict
+from lightwam.data.inspection.numbers import target_units
 from lightwam.data.lerobot.hub import hub_id
 from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.data.ranges import RobotRanges
@@ -32,7 +35,7 @@ class DatasetFacts:
     num_episodes: int
     num_frames: int
     units: tuple[str, ...] = added(())
-    """of the action's dimensions, such as "degrees"; "" where unknown, empty if none is known"""
+    """of the action's dimensions, guessed from names and range: "degrees", "radians", "" where unknown; or empty"""
     ranges: RobotRanges | None = added(None)
     """where its robot moves, and its largest steps; None for an older run"""
 
@@ -50,6 +53,7 @@ class DatasetFacts:
             sentences=dict(Counter(dataset.tasks[task] for task in first)),
             num_episodes=dataset.num_episodes,
             num_frames=dataset.num_frames,
+            units=target_units(dataset.state_names, dataset.action_names, dataset.vectors.action.astype(np.float64)),
             ranges=RobotRanges.of(dataset),
         )
 

@@ -72,7 +72,7 @@ def unit_word(names: Sequence[str], values: Rows) -> str:
 
     Only dimensions with a joint's name count: other numbers of the same size may be metres or pixels.
     """
-    joints = [i for i, name in enumerate(names) if JOINT.search(name) and not GRIPPER.search(name)]
+    joints = [i for i, name in enumerate(names) if is_joint(name)]
     if not joints:
         return ""
     size, span = np.abs(values[:, joints]).max(0), np.ptp(values[:, joints], axis=0)
@@ -84,6 +84,22 @@ def unit_word(names: Sequence[str], values: Rows) -> str:
         clipped = (size > 99.5) & (size < 100.05)
         return "-100..100" if clipped.any() else "degrees or -100..100"
     return "radians"
+
+
+def is_joint(name: str) -> bool:
+    """Return whether a dimension is a joint's angle, by its name."""
+    return bool(JOINT.search(name)) and not GRIPPER.search(name)
+
+
+def target_units(state_names: Sequence[str], action_names: Sequence[str], actions: Rows) -> tuple[str, ...]:
+    """Return the unit of each dimension of joint targets, "" for others; empty where it is not clear.
+
+    Targets have the state's names: without them, the actions may be motions.
+    """
+    word = unit_word(action_names, actions) if len(actions) and list(state_names) == list(action_names) else ""
+    if word not in ("degrees", "radians"):
+        return ()
+    return tuple(word if is_joint(name) else "" for name in action_names)
 
 
 def scale_problems(tracks: Tracks, dims: Sequence[Dim]) -> Iterator[str]:
