@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from lightwam.config.strict_json import added, from_dict, to_dict
-from lightwam.data.inspection.numbers import target_units
+from lightwam.data.inspection.dims import action_dims
+from lightwam.data.inspection.numbers import action_units
+from lightwam.data.inspection.tracks import read_tracks
 from lightwam.data.lerobot.hub import hub_id
 from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.data.ranges import RobotRanges
@@ -35,13 +35,14 @@ class DatasetFacts:
     num_episodes: int
     num_frames: int
     units: tuple[str, ...] = added(())
-    """of the action's dimensions, guessed from names and range: "degrees", "radians", "" where unknown; or empty"""
+    """of the action's dimensions, such as "degrees"; "" where unknown, empty if none is known"""
     ranges: RobotRanges | None = added(None)
     """where its robot moves, and its largest steps; None for an older run"""
 
     @classmethod
     def of(cls, dataset: LeRobotDataset, name: str | None = None) -> DatasetFacts:
         """Read the facts of an open dataset; DatasetError when its tables are broken."""
+        tracks = read_tracks(dataset)
         first = dataset.vectors.frame_task[dataset.episode_start[:-1]].tolist()
         return cls(
             name=name or hub_id(dataset.root).partition("@")[0] or dataset.root.resolve().name,
@@ -53,7 +54,7 @@ class DatasetFacts:
             sentences=dict(Counter(dataset.tasks[task] for task in first)),
             num_episodes=dataset.num_episodes,
             num_frames=dataset.num_frames,
-            units=target_units(dataset.state_names, dataset.action_names, dataset.vectors.action.astype(np.float64)),
+            units=action_units(tracks, action_dims(tracks)),
             ranges=RobotRanges.of(dataset),
         )
 
