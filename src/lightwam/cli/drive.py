@@ -18,7 +18,8 @@ from lightwam.robot.background import BackgroundRequester
 from lightwam.robot.client import Client
 from lightwam.robot.clock import SimulatedClock, WallClock
 from lightwam.robot.device import RenamedRobot, RenamedTeleoperator, RobotDevice, Teleoperator
-from lightwam.robot.driving import DriveSettings, drive
+from lightwam.robot.drive_settings import DriveSettings
+from lightwam.robot.driving import drive
 from lightwam.robot.lerobot_devices import merged, nested_options, opencv_cameras
 
 if TYPE_CHECKING:
