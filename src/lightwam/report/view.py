@@ -267,7 +267,7 @@ def _path(joint: Joint, line: str) -> str:
 def _first_of_each(data: LeRobotDataset) -> dict[int, str]:
     """Return the first episodes, of different sentences if there are several: episode -> sentence."""
     sentences = _sentences(data)
-    first = {sentence: number for number, sentence in reversed(sentences.items())}
+    first = {sentence: number for number, sentence in reversed([*sentences.items()])}
     chosen = [*sorted(first.values()), *(number for number in sentences if number not in first.values())]
     return {number: sentences[number] for number in sorted(chosen[:MAX_EPISODES])}
 
