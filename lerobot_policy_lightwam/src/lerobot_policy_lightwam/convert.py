@@ -31,7 +31,7 @@ class ConvertOptions:
     out: Annotated[Path, tyro.conf.Positional]
     """a new folder, for --policy.path"""
     step: int | None = None
-    """the checkpoint; the newest by default"""
+    """the checkpoint; by default the best on held-out episodes, or the newest if none are held out"""
     ema: bool = True
     """the average of the weights, if training kept one"""
 

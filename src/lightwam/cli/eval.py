@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from lightwam.cli.open_loop import OPTION, run_open_loop
-from lightwam.cli.options import PolicyOptions, RayOptions, given, named_recipe, parse, positionals, wants_help
+from lightwam.cli.options import (
+    PolicyOptions,
+    RayOptions,
+    given,
+    named_recipe,
+    parse,
+    positionals,
+    print_step,
+    wants_help,
+)
 from lightwam.config.checks import check_recipe
 from lightwam.config.libero_protocols import with_suite_and_protocol
 from lightwam.config.recipe_files import recipe
@@ -109,6 +118,7 @@ def _eval_run(run: Path, arguments: Sequence[str]) -> dict[str, Any]:
 
     check_recipe(with_simulator(recipe, sim, settings))  # before a model is loaded
     keep_memory()
+    print_step(run, options.step)
     policy = Policy.load(
         run, options.step, device=options.device, weights=options.weights, engine=options.engine, int8=options.int8
     )

@@ -16,7 +16,7 @@ class ExportOptions:
     to: Path | None = None
     """the .pt file to write; default: RUN/published.pt"""
     step: int | None = None
-    """the checkpoint; the newest by default"""
+    """the checkpoint; by default the best on held-out episodes, or the newest if none are held out"""
     ema: bool = True
     """the average of the weights, if training kept one"""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from lightwam.cli.options import Flat, JsonOptions, PolicyOptions, parse, print_progress, print_result
+from lightwam.cli.options import Flat, JsonOptions, PolicyOptions, parse, print_progress, print_result, print_step
 from lightwam.config.commands import OpenLoopSettings
 
 OPTION = "--open-loop"
@@ -30,6 +30,7 @@ def run_open_loop(run: Path, arguments: Sequence[str]) -> None:
     from lightwam.evaluation.open_loop_text import tables
     from lightwam.policy.policy import Policy
 
+    print_step(run, options.step)
     policy = Policy.load(run, options.step, device=options.device, weights=options.weights)
     result = evaluate_open_loop(run, options.settings, policy=policy, dataset=options.dataset, say=print_progress)
     print_result(result, tables, options)

@@ -99,7 +99,7 @@ class PolicyOptions(DeviceOptions):
     """Options of commands that load a run's policy."""
 
     step: int | None = None
-    """the checkpoint; the newest by default"""
+    """the checkpoint; by default the best on held-out episodes, or the newest if none are held out"""
     weights: str | None = None
     """where the pretrained encoders are now, if not where the recipe says"""
 
@@ -280,6 +280,14 @@ def subcommand(
 def print_result(result: Any, table: Callable[[Any], str], options: JsonOptions) -> None:
     """Print a command's result as JSON or by `table`."""
     print(json.dumps(result, indent=2) if options.json else table(result))
+
+
+def print_step(run: Path | str, step: int | None) -> None:
+    """Print which checkpoint acts if no `step` is asked for, where a run has errors on held-out episodes."""
+    from lightwam.policy.run_directory import best_line
+
+    if step is None and (line := best_line(Path(run))):
+        print_progress(line)
 
 
 def print_progress(line: str) -> None:

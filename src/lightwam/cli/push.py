@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightwam.cli.options import RUN, run_command
+from lightwam.cli.options import RUN, print_step, run_command
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class PushOptions:
     """Publish one checkpoint of a run, its evaluation's result and a model card, with the token of `hf auth login`."""
 
     step: int | None = None
-    """the checkpoint; the newest by default"""
+    """the checkpoint; by default the best on held-out episodes, or the newest if none are held out"""
     private: bool = False
     """create a private repo"""
     license: str = "apache-2.0"
@@ -31,6 +31,7 @@ def run(arguments: Sequence[str]) -> None:
     (run, repo), options = run_command(PushOptions, arguments, "push", names)
     from lightwam.report import publish
 
+    print_step(run, options.step)
     about = {"license": options.license, "dataset": options.dataset}
     if options.to is not None:
         print(publish.stage(Path(run), options.to, repo, options.step, **about))

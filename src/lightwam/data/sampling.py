@@ -41,6 +41,8 @@ class Sampling:
     """whether a window that begins there is part of the video loss"""
     has_state: Bool[np.ndarray, " N"]
     """False: the model's input is a state of zeros (normalised)"""
+    held_out: tuple[int, ...] = ()
+    """episodes of which no window is drawn, so that a policy's error is measured on them"""
 
     @classmethod
     def everything(cls, num_steps: int) -> Sampling:

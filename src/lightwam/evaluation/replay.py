@@ -97,7 +97,7 @@ def replay(chunks: Float32[np.ndarray, "T H A"], play: Play, latency: int = 0) -
 
 
 def smoothness(
-    episodes: Sequence[Replayed], recorded: Sequence[Float32[np.ndarray, "T A"]], switch_dims: tuple[int, ...]
+    episodes: Sequence[Replayed], recorded: Sequence[Float32[np.ndarray, "_T A"]], switch_dims: tuple[int, ...]
 ) -> Smoothness:
     """Measure replayed episodes against the recorded actions of each."""
     errors = [np.abs(each.action - action)[each.played] for each, action in zip(episodes, recorded, strict=True)]

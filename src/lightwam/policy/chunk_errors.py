@@ -32,7 +32,7 @@ class RecordedWindows:
     action: Float32[np.ndarray, "W H A"]
     """the recorded chunk; past the episode's end its last action"""
     valid: Bool[np.ndarray, "W H"]
-    """False past the episode's end"""
+    """whether the step counts: False past the episode's end"""
 
 
 @dataclass(frozen=True)
@@ -75,14 +75,17 @@ def windows_of(
     horizon: int,
     most: int = MAX_WINDOWS,
     every: int = 1,
+    taught: Bool[np.ndarray, " N"] | None = None,
 ) -> RecordedWindows:
     """Return at most `most` moments, evenly spaced over each `every`-th step of `episodes`.
 
-    The arrays are a dataset's or a cache's, in robot units. An episode's first step is left out, as no action came
-    before it. There are no moments if no episode has two steps.
+    The arrays are a dataset's or a cache's, in robot units; `taught` says at which control steps the action counts, by
+    default at all. An episode's first step is left out, as no action came before it. There are no moments if no episode
+    has two steps.
     """
+    taught = np.ones(len(action), np.bool_) if taught is None else taught
     spans = [(int(episode_start[episode]) + 1, int(episode_start[episode + 1])) for episode in episodes]
-    pairs = [(step, end - 1) for begin, end in spans for step in range(begin, end, every)]
+    pairs = [(step, end - 1) for begin, end in spans for step in range(begin, end, every) if taught[step]]
     if len(pairs) > most:
         pairs = [pairs[i] for i in np.linspace(0, len(pairs) - 1, most).round().astype(int)]
     steps, last = np.array(pairs, np.int64).reshape(-1, 2).T
@@ -92,16 +95,17 @@ def windows_of(
         state=np.asarray(state[steps], np.float32),
         previous=np.asarray(action[steps - 1], np.float32),
         action=np.asarray(action[np.minimum(ahead, last[:, None])], np.float32),
-        valid=ahead <= last[:, None],
+        valid=(ahead <= last[:, None]) & taught[np.minimum(ahead, last[:, None])],
     )
 
 
 def state_dims(
     config: CodecConfig, state_names: Sequence[str] | None = None, action_names: Sequence[str] | None = None
 ) -> dict[int, int]:
-    """Return action dim -> the dim of the state that it is a target for: of the same name."""
+    """Return action dim -> the dim of the state that it is a target for: of the same name, or relative to it."""
     named = {name: dim for dim, name in enumerate(state_names or ())}
     dims = {dim: named[name] for dim, name in enumerate(action_names or ()) if name in named}
+    dims |= {dim: dim for dim in config.relative_action_dims}
     return {dim: at for dim, at in dims.items() if dim not in config.delta_action_dims}
 
 

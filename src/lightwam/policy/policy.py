@@ -86,8 +86,9 @@ class Policy:
         int8: bool = False,
         precision: str | None = None,
     ) -> Policy:
-        """Load the policy of a run directory, or of a run on the Hugging Face Hub, at `step` (default: the newest).
+        """Load the policy of a run directory, or of a run on the Hugging Face Hub, at `step`.
 
+        step: by default the best on held-out episodes, if the run has any, else the newest.
         run: a path, or a Hub id OWNER/NAME or OWNER/NAME@REVISION, which needs the extra `hub`: the files are fetched
             once and kept in the Hub's cache. A string is a Hub id if it has that form and no such path exists.
         ema: use the moving average of the weights if training kept one.

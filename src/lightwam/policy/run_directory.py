@@ -44,8 +44,8 @@ FORMAT = 1
 FROZEN, PROMPTS, TRAINING = "frozen.safetensors", "prompts.safetensors", "training.pt"
 FACTS = "facts.json"
 """what a run knows of its robot and data; older runs have none"""
-MUTABLE_SETTINGS = ("notes", "weights", "train.micro_batch", "train.checkpointing", "train.loggers")
-"""settings that may change when training resumes: they do not affect what is learnt"""
+MUTABLE_SETTINGS = ("notes", "weights", "train.steps", "train.micro_batch", "train.checkpointing", "train.loggers")
+"""settings that may change when training resumes: they do not affect what is learnt; train.steps may only be raised"""
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,8 @@ class Checkpoint:
     ema: Weights | None
     training: dict[str, Any]
     """optimiser, loader and counters; tensors and plain values only"""
+    held_out: Mapping[str, float] | None = None
+    """errors on held-out episodes (`training.validation`), of the average if there is one: policy, hold, repeat, ..."""
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -84,10 +86,14 @@ def read_table(path: Path, names: tuple[str, ...], optional: tuple[str, ...] = (
 def start_run(run: Path, recipe: Recipe) -> None:
     """Write the recipe into a run directory; CheckpointError, naming the differences, if it holds another recipe.
 
-    MUTABLE_SETTINGS are not compared, and are updated.
+    MUTABLE_SETTINGS are not compared, and are updated. train.steps may be raised: the run is extended.
     """
     wanted = _as_json(recipe)
     saved = _as_json(read_recipe(run)) if (run / "recipe.json").exists() else None
+    if saved is not None and (had := saved["train"]["steps"]) > (asked := wanted["train"]["steps"]):
+        what = "train.steps must not be lowered: the learning rates so far were those of the longer training"
+        step = f"--train.steps {had} or more, or leave the option out with `lightwam train --run {run}`"
+        raise CheckpointError(what, where=run, got=asked, expected=f"at least {had}", next_step=step)
     if saved is not None and (changed := changes(saved, wanted)):
         step = "use the same recipe to resume, choose another --run, or delete this one"
         got = "; ".join(changed[:8])
@@ -146,8 +152,41 @@ def steps(run: Path) -> list[int]:
     return sorted(int(match[1]) for path, match in named if match and path.is_dir())
 
 
+def held_out_errors(run: Path) -> dict[int, dict[str, float]]:
+    """Return step -> errors on held-out episodes, of the checkpoints that have them."""
+    metas = {step: _step_folder(run, step) / "meta.json" for step in steps(run)}
+    read = {step: read_json(path) for step, path in metas.items() if path.is_file()}
+    return {step: meta["held_out"] for step, meta in read.items() if isinstance(meta, dict) and meta.get("held_out")}
+
+
+def best_step(run: Path) -> int | None:
+    """Return the step with the least error on held-out episodes, the first of equal ones; None if none is measured."""
+    errors = held_out_errors(run)
+    return min(errors, key=lambda step: (errors[step]["policy"], step), default=None)
+
+
+def default_step(run: Path) -> int | None:
+    """Return the step that acts unless another is asked for: the best on held-out episodes, else the newest.
+
+    None if there is no checkpoint.
+    """
+    best = best_step(run)
+    return max(steps(run), default=None) if best is None else best
+
+
+def best_line(run: Path) -> str | None:
+    """Return a line on the step with the least held-out error, and on the newest; None if none is measured."""
+    errors, best = held_out_errors(run), best_step(run)
+    if best is None:
+        return None
+    newest = max(steps(run))
+    known = f"{errors[newest]['policy']:.4g}" if newest in errors else "no measurement"
+    other = "the newest" if newest == best else f"the newest, step {newest}: {known}"
+    return f"best on held-out episodes is step {best}: {errors[best]['policy']:.4g} ({other}); it acts by default"
+
+
 def save(run: Path, checkpoint: Checkpoint, keep: int = 2) -> Path:
-    """Write a checkpoint, then delete all but the newest `keep`; return its folder.
+    """Write a checkpoint, then delete all but the newest `keep` and the best on held-out episodes; return its folder.
 
     CheckpointError on a full disk, which leaves the older checkpoints.
     """
@@ -166,6 +205,7 @@ def save(run: Path, checkpoint: Checkpoint, keep: int = 2) -> Path:
                 torch.save(checkpoint.training, file)
             files = {path.name: _digest(path) for path in sorted(temporary.iterdir())}
             meta = {"format": FORMAT, "step": checkpoint.step, "files": files, "frozen": _frozen_digest(run)}
+            meta |= {} if checkpoint.held_out is None else {"held_out": dict(checkpoint.held_out)}
             (temporary / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
             for path in temporary.iterdir():
                 with path.open("rb") as written:
@@ -175,18 +215,22 @@ def save(run: Path, checkpoint: Checkpoint, keep: int = 2) -> Path:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     with explain_disk_errors(folder.parent):
+        best = best_step(run)
         for old in steps(run)[:-keep]:
-            shutil.rmtree(_step_folder(run, old))
+            if old != best:
+                shutil.rmtree(_step_folder(run, old))
     return folder
 
 
 def checkpoint_dir(run: Path, step: int | None = None, where: object = None) -> Path:
-    """Return the folder of a step's checkpoint (default: the newest); CheckpointError, at `where`, if there is none."""
+    """Return the folder of a step's checkpoint (default: `default_step`); CheckpointError, at `where`, without one."""
     known = steps(run)
     if not known or (step is not None and step not in known):
         expected = known or "at least one step, as `lightwam train` saves them"
         raise CheckpointError("no such checkpoint", where=where or run, got=step, expected=expected)
-    return _step_folder(run, known[-1] if step is None else step)
+    chosen = default_step(run) if step is None else step
+    assert chosen is not None
+    return _step_folder(run, chosen)
 
 
 def verify(run: Path, step: int | None = None, *, training: bool = True) -> tuple[Path, dict[str, Any]]:
@@ -200,7 +244,7 @@ def verify(run: Path, step: int | None = None, *, training: bool = True) -> tupl
     form = meta.get("format") if isinstance(meta, dict) else type(meta).__name__
     if form != FORMAT:
         raise CheckpointError("unknown checkpoint format", where=folder, got=form, expected=FORMAT)
-    _check_keys(meta, folder / "meta.json", ("files", "format", "step"), ("frozen",))
+    _check_keys(meta, folder / "meta.json", ("files", "format", "step"), ("frozen", "held_out"))
     digests = {folder / name: digest for name, digest in meta["files"].items() if training or name != TRAINING}
     if meta.get("frozen"):
         digests[run / FROZEN] = meta["frozen"]
@@ -214,7 +258,7 @@ def verify(run: Path, step: int | None = None, *, training: bool = True) -> tupl
 
 
 def load(run: Path, step: int | None = None, *, training: bool = True) -> Checkpoint:
-    """Load the checkpoint of `step` (default: the newest), checked by `verify`.
+    """Load the checkpoint of `step` (default: `default_step`), checked by `verify`.
 
     `training=False` leaves out the optimiser's state. CheckpointError also when tensors contain NaN or inf.
     """

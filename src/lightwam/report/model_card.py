@@ -131,7 +131,7 @@ class Card:
 def model_card(
     run: Path, step: int | None = None, *, repo: str = "OWNER/NAME", license: str = LICENSE, dataset: str = ""
 ) -> str:
-    """Return the card of a run's checkpoint (the newest by default): Markdown, with the Hub's YAML on top.
+    """Return the card of a run's checkpoint (by default that of `default_step`): Markdown, with the Hub's YAML on top.
 
     `repo` is the name that it will get, `dataset` the Hub id of the dataset that it was trained on, if that is public.
     CheckpointError without the `hub` extra, for a directory that is no run, and for a broken file, naming it.

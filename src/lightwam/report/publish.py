@@ -27,7 +27,7 @@ def push(
     license: str = LICENSE,
     dataset: str = "",
 ) -> str:
-    """Upload the run's checkpoint of `step` (the newest by default) as `repo`, OWNER/NAME; returns its address.
+    """Upload the run's checkpoint of `step` (default: `default_step`) as `repo`, OWNER/NAME; returns its address.
 
     A missing repo is created, `private` or public; an existing public one is refused when `private` is asked for. The
     run in it is replaced in a single commit; other files stay. `token` is the Hub's, by default that of `hf auth login`

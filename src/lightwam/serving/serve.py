@@ -46,8 +46,8 @@ def serve(
     load = partial(Policy.load, found, device=device, weights=weights, engine=engine, int8=int8)
 
     def newer(step: int) -> NewWeights | None:
-        newest = max(run_directory.steps(found), default=step)
-        return None if newest <= step else NewWeights(playable(load(newest)), newest)
+        chosen = run_directory.default_step(found)
+        return None if chosen is None or chosen <= step else NewWeights(playable(load(chosen)), chosen)
 
     policy = load(step)
     model, cameras = policy.recipe.model, policy.codec.cameras

@@ -53,6 +53,13 @@ class Progress:
         else:
             self.say(f"{self.line()}  {note}")
 
+    def tell(self, line: str) -> None:
+        """Report a line of its own."""
+        if self.live:
+            sys.stderr.write("\r\033[K")
+            sys.stderr.flush()
+        self.say(line)
+
     def update(self, done: int, total: int) -> None:
         """Set how much is done, and the total where it was not known; time counts from the first call."""
         if not self.total:

@@ -24,7 +24,7 @@ from lightwam.training.published import Published
 
 
 def export(run: Path | str, to: Path | str, step: int | None = None, *, ema: bool = True) -> Path:
-    """Write the weights of a run's checkpoint (the newest by default) as a published one; return `to`.
+    """Write the weights of a run's checkpoint (by default that of `default_step`) as a published one; return `to`.
 
     Tensors keep the run's dtypes. Raises CheckpointError when the run is missing or damaged, or the disk is full.
     """

@@ -18,8 +18,10 @@ from lightwam.config.schema import Recipe
 from lightwam.data.cache.base import Cache
 from lightwam.data.codec import Codec
 from lightwam.data.facts import DatasetFacts
+from lightwam.data.held_out import episode_sentences, held_out_episodes
 from lightwam.data.lerobot.features import parse_names
 from lightwam.data.lerobot.reader import LeRobotDataset
+from lightwam.data.sampling import Part, Sampling
 from lightwam.encoders.frozen import Prompts, check_vae, encode_clip, open_latents
 from lightwam.errors import CheckpointError, first_few
 from lightwam.policy import run_directory
@@ -94,6 +96,18 @@ def open_training_data(
     prompts = states.new_zeros(len(cache.tasks), *states.shape[1:])
     prompts[torch.from_numpy(used)] = states
     return cache, BatchEncoder(codec, latents, prompts)
+
+
+def without_held_out(recipe: Recipe, cache: Cache) -> Sampling | None:
+    """Return what is drawn of a dataset some of whose episodes are held out; None if all of it is."""
+    sentences = episode_sentences(cache.episode_start, cache.task_index, cache.tasks)
+    listed = recipe.sources[0].held_out if len(recipe.sources) == 1 else ()
+    episodes = held_out_episodes(sentences, recipe.held_out.share, recipe.held_out.seed, listed)
+    if not episodes:
+        return None
+    everything = Sampling.everything(cache.num_steps)
+    kept = np.repeat(~np.isin(np.arange(cache.num_episodes), episodes), np.diff(cache.episode_start))
+    return replace(everything, parts=(Part(np.flatnonzero(kept)),), held_out=episodes)
 
 
 def _resume(caches: DatasetCaches, run: Path) -> tuple[Codec, Any, Weights]:

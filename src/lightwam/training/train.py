@@ -28,13 +28,14 @@ from lightwam.system.cpu import fast_matmuls
 from lightwam.system.devices import oom_as_config_error
 from lightwam.system.files import append_line, complete_lines, write_file
 from lightwam.system.progress import Progress, Say
-from lightwam.training import distributed, loggers
+from lightwam.training import distributed, loggers, validation
 from lightwam.training.caches import DatasetSource
-from lightwam.training.dataset import BatchEncoder, open_training_data
+from lightwam.training.dataset import BatchEncoder, open_training_data, without_held_out
 from lightwam.training.distributed import Parallel, World
 from lightwam.training.loggers import Logger, open_loggers
 from lightwam.training.optimizer import Optimizer
 from lightwam.training.start import Start, Statistics, load_start
+from lightwam.training.validation import Validation
 from lightwam.training.wan_backbone import load_backbone
 from lightwam.types import Batch
 
@@ -88,6 +89,8 @@ def train(
             Progress("train", last, session.step, "step", say, silent=not world.is_main) as progress,
         ):
             _loop(session, last, opened_loggers, progress)
+        if world.is_main and (line := run_directory.best_line(run)):
+            say(line)
     return run
 
 
@@ -109,7 +112,8 @@ class Session:
         self.dtype: torch.dtype = getattr(torch, settings.precision)
         self.step, self.seconds = 0, 0.0
         model = LightWAM(recipe.model)
-        saved = run_directory.load(run) if world.broadcast(bool(run_directory.steps(run))) else None
+        known = run_directory.steps(run)
+        saved = run_directory.load(run, known[-1]) if world.broadcast(bool(known)) else None
         if saved is not None:
             run_directory.load_strict(model, run_directory.run_weights(run, saved, ema=False), run)
         elif start is not None:
@@ -124,7 +128,14 @@ class Session:
         self.trained = self.optimizer.masters
         self.ema: Weights = {name: p.detach().clone() for name, p in self.trained.items()} if settings.ema_decay else {}
         horizon, batch_size, shift = recipe.model.horizon, settings.batch_size, settings.shift_pixels
-        self.loader = WindowLoader(cache, batch_encoder.codec, horizon, batch_size, settings.seed, shift, world.process)
+        drawn = without_held_out(recipe, cache)
+        self.loader = WindowLoader(
+            cache, batch_encoder.codec, horizon, batch_size, settings.seed, shift, world.process, drawn
+        )
+        drawn = self.loader.sampling
+        self.validates, self.validation = bool(drawn.held_out), None
+        if self.validates and world.is_main:
+            self.validation = Validation.open(recipe, run, cache, batch_encoder, drawn)
         if saved is not None:
             self._resume(saved)
 
@@ -181,8 +192,11 @@ class Session:
                 means += weight * torch.stack([loss.detach().float() for loss in losses])
         return means
 
-    def save(self) -> None:
-        """Write a checkpoint, gathered from all processes (each has to call it), and once the frozen weights."""
+    def checkpoint(self) -> Checkpoint:
+        """Return a checkpoint, gathered from all processes (each has to call it); write the frozen weights once.
+
+        The main process measures the error on held-out episodes.
+        """
         main, run = self.world.is_main, self.run
         first = self.world.broadcast(not run_directory.steps(run))
         model = distributed.gather({name: p.detach() for name, p in self.trained.items()}, main)
@@ -194,33 +208,46 @@ class Session:
         }
         frozen = {name: p.detach() for name, p in self.model.named_parameters() if first and not p.requires_grad}
         frozen = {name: value.to(self.dtype) for name, value in distributed.gather(frozen, main).items()}
-        if main:
-            if frozen:
-                run_directory.write_tensors(run / run_directory.FROZEN, frozen)
-            run_directory.save(run, Checkpoint(self.step, model, ema, training))
+        if main and frozen:
+            run_directory.write_tensors(run / run_directory.FROZEN, frozen)
+        held_out = self.validation.measure(ema or model, self.world.device) if self.validation is not None else None
+        return Checkpoint(self.step, model, ema, training, held_out)
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint; all processes have to call it."""
+        if self.world.is_main:
+            run_directory.save(self.run, checkpoint)
         self.world.barrier()
 
 
 def _loop(session: Session, last: int, opened_loggers: list[Logger], progress: Progress) -> None:
     """Train to step `last`: advance, log, save."""
     settings, loader = session.recipe.train, session.loader
-    since, waited, step_then = time.perf_counter(), loader.wait_seconds, session.step
+    since, waited, step_then, paused = time.perf_counter(), loader.wait_seconds, session.step, 0.0
     while session.step < last:
         row = session.advance()
-        if session.step % settings.log_every == 0 or session.step == last:
-            now = time.perf_counter()
+        saves = session.step % settings.save_every == 0 or session.step == last
+        logs = session.step % settings.log_every == 0 or session.step == last or (saves and session.validates)
+        now = time.perf_counter()
+        if logs:
+            working = now - since - paused
             session.seconds += now - since
-            row["samples_per_second"] = settings.batch_size * (session.step - step_then) / (now - since)
-            row["wait_share"] = (loader.wait_seconds - waited) / (now - since)
+            row["samples_per_second"] = settings.batch_size * (session.step - step_then) / working
+            row["wait_share"] = (loader.wait_seconds - waited) / working
             row["seconds"] = session.seconds
-            since, waited, step_then = now, loader.wait_seconds, session.step
-            if session.world.is_main:
-                append_line(session.run / "log.jsonl", json.dumps({"step": session.step, **row}))
-            for logger in opened_loggers:
-                logger(session.step, row)
+            since, waited, step_then, paused = now, loader.wait_seconds, session.step, 0.0
+        checkpoint = session.checkpoint() if saves else None
+        if checkpoint is not None and checkpoint.held_out is not None:
+            row |= validation.log_row(checkpoint.held_out)
+            progress.tell(f"step {session.step}: {validation.describe(checkpoint.held_out)}")
+        paused += time.perf_counter() - now
+        if logs and session.world.is_main:
+            append_line(session.run / "log.jsonl", json.dumps({"step": session.step, **row}))
+        for logger in opened_loggers if logs else ():
+            logger(session.step, row)
         progress.advance(f"loss {row['loss']:.4f}  action {row['loss_action']:.4f}  video {row['loss_video']:.4f}")
-        if session.step % settings.save_every == 0 or session.step == last:
-            session.save()
+        if checkpoint is not None:
+            session.save(checkpoint)
 
 
 def flow_draw(
