@@ -104,7 +104,7 @@ $(LEROBOT)/.ready: pyproject.toml lerobot_policy_lightwam/pyproject.toml
 	@echo "installing LeRobot into $(LEROBOT) (6 GB, minutes)"
 	@test -x $(LEROBOT)/bin/python || "$(LEROBOT_PYTHON)" -m venv $(LEROBOT)
 	@$(LEROBOT)/bin/python -m pip install --quiet --disable-pip-version-check 'pytest>=8' 'pytest-timeout>=2.3' 'beartype>=0.20' \
-		--editable . --editable './lerobot_policy_lightwam[commands]' --editable lerobot_policy_lightwam/tests/lerobot_env_point
+		--editable . --editable './lerobot_policy_lightwam[commands,dev]'
 	@touch $@
 
 $(LOWEST)/.ready: pyproject.toml .ci/lowest

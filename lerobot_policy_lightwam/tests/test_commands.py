@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +12,13 @@ import pytest
 import torch
 from lerobot.policies import make_pre_post_processors
 
+from commands import command
 from lerobot_policy_lightwam import LightWAMPolicy
+from lerobot_policy_lightwam.convert import ConvertOptions, convert
 from lightwam.sim.point import PointSimulator
 
 pytestmark = pytest.mark.slow
 STEPS = 120
-
-
-def command(name: str, *arguments: str) -> str:
-    """What it said; the test fails with it when it fails."""
-    done = subprocess.run([Path(sys.executable).parent / name, *arguments], capture_output=True, text=True)
-    said = done.stdout + done.stderr
-    assert done.returncode == 0, said[-6000:]
-    return said
 
 
 def losses(said: str) -> list[float]:
@@ -70,9 +62,8 @@ def test_training_resumes_from_a_checkpoint(tiny: Any, tmp_path: Path) -> None:
 def test_lerobot_eval_drives_the_policy(trained: tuple[Path, str], tmp_path: Path) -> None:
     last = trained[0] / "checkpoints" / "last" / "pretrained_model"
     command(
-        "lerobot-eval", f"--policy.path={last}", "--policy.device=cpu", "--env.type=point", "--env.task=blue",
-        "--eval.n_episodes=4", "--eval.batch_size=2", "--eval.use_async_envs=false", f"--output_dir={tmp_path}",
-        "--seed=5",
+        "lerobot-eval", f"--policy.path={last}", "--policy.device=cpu", "--env.type=lightwam", "--env.recipe=point",
+        "--env.task=blue", "--eval.n_episodes=4", "--eval.batch_size=2", f"--output_dir={tmp_path}", "--seed=5",
     )  # fmt: skip
     info = json.loads((tmp_path / "eval_info.json").read_text())
     assert info["overall"]["n_episodes"] == 4 and 0 <= info["overall"]["pc_success"] <= 100
@@ -89,7 +80,7 @@ def first_picture(seed: int, task: str) -> Any:
     from lightwam.config.recipes import point
 
     simulator = PointSimulator(point().sim, task)
-    simulator.reset(seed)
+    simulator.reset(point().eval.first_seed + seed)
     return simulator.observe().frames["top"]
 
 
@@ -123,9 +114,11 @@ def expected_inputs(policy: LightWAMPolicy, batch: dict[str, Any]) -> Any:
 
 
 def test_a_converted_run_is_evaluated(tiny: Any, tmp_path: Path) -> None:
-    command("lightwam-to-lerobot", str(tiny.run), str(tmp_path / "policy"))
+    """One episode of each of the recipe's tasks."""
+    convert(ConvertOptions(tiny.run, tmp_path / "policy"))
     command(
-        "lerobot-eval", f"--policy.path={tmp_path}/policy", "--policy.device=cpu", "--env.type=point",
-        "--eval.n_episodes=1", "--eval.batch_size=1", f"--output_dir={tmp_path}/eval",
+        "lerobot-eval", f"--policy.path={tmp_path}/policy", "--policy.device=cpu", "--env.type=lightwam",
+        "--env.recipe=point", "--eval.n_episodes=1", "--eval.batch_size=1", f"--output_dir={tmp_path}/eval",
     )  # fmt: skip
-    assert json.loads((tmp_path / "eval" / "eval_info.json").read_text())["overall"]["n_episodes"] == 1
+    info = json.loads((tmp_path / "eval" / "eval_info.json").read_text())
+    assert {task: group["n_episodes"] for task, group in info["per_group"].items()} == {"red": 1, "blue": 1}

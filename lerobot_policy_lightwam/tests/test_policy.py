@@ -24,7 +24,7 @@ from lightwam.errors import CheckpointError, ConfigError, DatasetError, WireErro
 from lightwam.policy import run_directory
 from lightwam.policy.policy import Policy
 from lightwam.training.dataset import open_training_data
-from lightwam.training.train import flow_draw
+from lightwam.training.train import flow_draw, train
 from lightwam.types import Observation
 
 INPUTS = {
@@ -82,6 +82,25 @@ def test_a_converted_run_acts_the_same_through_lerobots_own_steps(tiny: Any, tmp
     np.testing.assert_allclose(got.numpy(), Policy.load(tiny.run).act_batch(several), rtol=0, atol=2e-6)
     with pytest.raises(CheckpointError, match="not empty"):
         convert(ConvertOptions(tiny.run, tmp_path / "out"))
+
+
+def test_relative_actions_are_relative_to_the_state_that_began_the_chunk(tiny: Any, tmp_path: Path) -> None:
+    """A run with one relative dimension: targets equal the core's to rounding, also later in a chunk."""
+    base = run_directory.read_recipe(tiny.run)
+    codec = replace(base.codec, relative_action_dims=(1,), state_norm="z_score", delta_action_dims=())
+    train(replace(base, codec=codec), tiny.dataset, tmp_path / "run", say=lambda line: None, device="cpu")
+    convert(ConvertOptions(tmp_path / "run", tmp_path / "out"))
+    loaded = LightWAMPolicy.from_pretrained(tmp_path / "out")
+    before, after = make_pre_post_processors(loaded.config, pretrained_path=str(tmp_path / "out"))
+    several = [observation(seed) for seed in range(3)]
+    expected = Policy.load(tmp_path / "run").act_batch(several)
+    np.testing.assert_allclose(after(loaded.predict_action_chunk(before(seen(*several)))), expected, rtol=0, atol=2e-6)
+    steps = [after(loaded.select_action(before(seen(one))))[0] for one in several]  # another state at every step
+    np.testing.assert_allclose(np.stack(steps), expected[0, :3], rtol=0, atol=2e-6)
+    with pytest.raises(ConfigError, match="relative actions"):
+        loaded.train().forward({})
+    with pytest.raises(ConfigError, match="relative actions"):
+        policy(overrides={"codec.relative_action_dims": [0]})
 
 
 def test_batches_and_losses_are_those_of_the_core(tiny: Any) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # for type checkers and editors; tests hold that _MODULES lis
     from lightwam.config.recipe_files import recipe_names as recipe_names
     from lightwam.config.schema import Recipe as Recipe
     from lightwam.data.collect import collect as collect
+    from lightwam.data.lerobot.hub import find_dataset as find_dataset
     from lightwam.data.lerobot.reader import LeRobotDataset as LeRobotDataset
     from lightwam.data.lerobot.writer import LeRobotWriter as LeRobotWriter
     from lightwam.errors import CheckpointError as CheckpointError
@@ -67,6 +68,7 @@ _MODULES = {
     "collect": "lightwam.data.collect",
     "compare": "lightwam.evaluation.compare",
     "evaluate": "lightwam.evaluation.evaluate",
+    "find_dataset": "lightwam.data.lerobot.hub",
     "from_gymnasium": "lightwam.sim.gymnasium",
     "make_simulator": "lightwam.sim.registry",
     "push": "lightwam.report.publish",

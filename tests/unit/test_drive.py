@@ -17,7 +17,8 @@ from lightwam.errors import ConfigError, LightwamError, WireError
 from lightwam.robot.background import Disconnected
 from lightwam.robot.clock import SimulatedClock
 from lightwam.robot.device import RenamedRobot, RenamedTeleoperator
-from lightwam.robot.driving import DriveResult, DriveSettings, drive
+from lightwam.robot.drive_settings import DriveResult, DriveSettings
+from lightwam.robot.driving import drive
 from lightwam.robot.errors import ConnectionLost, RobotError
 from lightwam.robot.limits import Limits, RobotProfile
 
@@ -181,10 +182,16 @@ def test_ctrl_c_stops_as_a_key_does(number: signal.Signals) -> None:
 def test_the_robot_goes_back_to_where_it_began_when_the_time_is_over() -> None:
     robot = FakeRobot()
     go(robot, toward((10.0, 80.0)), replace(SETTINGS, return_to_start=True))
-    assert path(robot)[-6:] == [10, 8, 6, 4, 2, 0] and robot.pose["gripper.pos"] == 50
+    assert path(robot)[-31:] == pytest.approx(np.linspace(10, 0, 31), abs=1e-4) and robot.pose["gripper.pos"] == 50
+    robot = FakeRobot()
+    go(robot, toward((80.0, 50.0)), replace(SETTINGS, return_to_start=True, seconds=4.95))
+    assert path(robot)[-41:] == pytest.approx(np.linspace(80, 0, 41), abs=1e-4), "no faster than the largest step"
     robot = FakeRobot()
     go(robot, toward((10.0, 80.0)), replace(SETTINGS, return_to_start=True), person=FakePerson({9: "q"}))
     assert robot.pose["shoulder.pos"] == 10, "not after a stop"
+    robot = FakeRobot()
+    go(robot, toward((10.0, 80.0)), replace(SETTINGS, return_to_start=True), person=FakePerson({40: "q"}))
+    assert 0 < robot.pose["shoulder.pos"] < 10, "a key stops the way back"
 
 
 def test_a_pause_holds_and_asks_anew() -> None:

@@ -71,6 +71,13 @@ class LightWAMConfig(PreTrainedConfig):
     """the complete recipe of a created policy, so that a checkpoint does not change with the recipes. Not an option."""
     measured: dict[str, Any] | None = None
     """the DCT's statistics, or the identity of the VAE. Not an option."""
+    facts: dict[str, Any] | None = None
+    """what the run of a converted policy knows of its robot and data (`lightwam.data.facts`). Not an option."""
+    action_feature_names: list[str] | None = None
+    """names of the numbers in an action, by which lerobot-rollout checks the robot. Not an option."""
+    relative: dict[str, Any] | None = None
+    """the codec of a converted run with relative actions (`lightwam.data.codec`), which needs more than LeRobot's
+    statistics. Not an option."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -153,9 +160,8 @@ class LightWAMConfig(PreTrainedConfig):
 
     def _check_fit(self, recipe: Recipe) -> None:
         """ConfigError when the features are not those of the recipe, as when a checkpoint meets another robot."""
-        if recipe.codec.relative_action_dims:
-            # LeRobot's processors normalise before the policy sees the state; they would decode other actions
-            what, step = "relative actions are not supported in LeRobot yet", "serve the run with lightwam serve"
+        if recipe.codec.relative_action_dims and self.relative is None:
+            what, step = "relative actions cannot be trained by LeRobot", "lightwam train, then lightwam-to-lerobot"
             got = recipe.codec.relative_action_dims
             raise ConfigError(what, where="codec.relative_action_dims", got=got, next_step=step)
         state, action = self.robot_state_feature, self.action_feature

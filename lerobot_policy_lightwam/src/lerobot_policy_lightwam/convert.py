@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sys
 from dataclasses import dataclass, replace
@@ -17,7 +18,9 @@ from lerobot_policy_lightwam.configuration_lightwam import LightWAMConfig
 from lerobot_policy_lightwam.modeling_lightwam import LightWAMPolicy
 from lerobot_policy_lightwam.processor_lightwam import make_lightwam_pre_post_processors
 from lightwam import CheckpointError, LightwamError
+from lightwam.config.schema import Recipe
 from lightwam.config.strict_json import to_dict
+from lightwam.data.facts import DatasetFacts
 from lightwam.policy import run_directory
 from lightwam.system.files import explain_disk_errors
 
@@ -47,8 +50,9 @@ def convert(options: ConvertOptions) -> LightWAMPolicy:
         raise CheckpointError("the output folder is not empty", where=out, expected="a new folder")
     recipe = run_directory.read_recipe(run)
     codec, measured = run_directory.read_processing(run)
-    shape = (3, recipe.simulation.height, recipe.simulation.width)
-    inputs = {f"{OBS_IMAGES}.{camera}": PolicyFeature(FeatureType.VISUAL, shape) for camera in codec.cameras}
+    facts = run_directory.read_facts(run)
+    sizes = picture_sizes(recipe, facts)
+    inputs = {f"{OBS_IMAGES}.{name}": PolicyFeature(FeatureType.VISUAL, (3, *size)) for name, size in sizes.items()}
     inputs[OBS_STATE] = PolicyFeature(FeatureType.STATE, (recipe.model.state_dim,))
     config = LightWAMConfig(
         recipe=recipe.name,
@@ -56,6 +60,9 @@ def convert(options: ConvertOptions) -> LightWAMPolicy:
         output_features={ACTION: PolicyFeature(FeatureType.ACTION, (recipe.model.action_dim,))},
         settled=to_dict(replace(recipe, codec=codec.config)),
         measured=measured,
+        facts=facts and facts.to_dict(),
+        action_feature_names=list(facts.action_names) if facts else None,
+        relative=codec.to_dict() if codec.relative else None,
         device="cpu",
     )
     policy = LightWAMPolicy(config)
@@ -74,11 +81,35 @@ def convert(options: ConvertOptions) -> LightWAMPolicy:
     return policy.eval()
 
 
+def picture_sizes(recipe: Recipe, facts: DatasetFacts | None) -> dict[str, tuple[int, int]]:
+    """Return height and width of each camera's pictures: the dataset's, in older runs the simulator's."""
+    sizes = {place.camera: (place.height, place.width) for place in recipe.codec.places}
+    if facts is not None:
+        return {camera: facts.cameras.get(camera, size) for camera, size in sizes.items()}
+    return dict.fromkeys(sizes, (recipe.simulation.height, recipe.simulation.width))
+
+
 def main() -> None:
     """Run the command."""
     try:
         options = tyro.cli(ConvertOptions, prog="lightwam-to-lerobot")
-        convert(options)
+        policy = convert(options)
     except LightwamError as error:
         sys.exit(f"lightwam-to-lerobot: {error}")
-    print(f"{options.out}: for --policy.path")
+    print(f"{options.out}: for --policy.path of LeRobot's commands")
+    if policy.config.facts is not None:
+        print(rollout_command(options.out, DatasetFacts.from_dict(policy.config.facts)))
+
+
+def rollout_command(policy: Path, facts: DatasetFacts) -> str:
+    """Return the command that drives a robot like the dataset's; what the dataset does not know is in capitals."""
+    fps, sentence = round(facts.fps), next(iter(facts.sentences), "SENTENCE")
+    cameras = ", ".join(
+        f"{name}: {{type: opencv, index_or_path: NUMBER, width: {width}, height: {height}, fps: {fps}}}"
+        for name, (height, width) in facts.cameras.items()
+    )
+    values = {"policy.path": policy, "fps": fps, "task": sentence, "robot.type": "TYPE", "robot.port": "PORT"}
+    words = [f"--{name}={shlex.quote(str(value))}" for name, value in values.items()]
+    return " \\\n  ".join(
+        [f"lerobot-rollout {' '.join(words[:3])}", " ".join(words[3:]), f"--robot.cameras='{{{cameras}}}'"]
+    )

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 import torch.distributed
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from lerobot_policy_lightwam.configuration_lightwam import LightWAMConfig
 from lightwam import ConfigError, LightWAM, WireError
-from lightwam.data.codec import compose_canvas, to_pictures
+from lightwam.data.codec import Codec, affine, compose_canvas, to_pictures
 from lightwam.encoders.dct import DctLatents
 from lightwam.encoders.frozen import Prompts, encode_clip, open_latents, vae_identity
 from lightwam.engine.packed_step import packed_loss
@@ -54,6 +55,7 @@ class LightWAMPolicy(PreTrainedPolicy):
         self._prompts = Prompts(self.recipe, {}, config.device)
         if fresh and dataset_meta is not None:
             self._prompts.states([str(task) for task in dataset_meta.tasks.index])  # one too long is refused now
+        self._codec = None if config.relative is None else Codec.from_dict(config.relative, "policy.relative")
         self._latents: LatentCodec | None = None
         self.last_predicted_latents: Float[Tensor, "B C T h2 w2"] | None = None
         self._queue: deque[Tensor] = deque()
@@ -77,6 +79,9 @@ class LightWAMPolicy(PreTrainedPolicy):
 
     def forward(self, batch: Mapping[str, Any]) -> tuple[Float[Tensor, ""], dict[str, float]]:
         """Return the joint loss of a batch of windows, and its two parts; its noise depends on seed and step only."""
+        if self.config.relative is not None:
+            what, step = "relative actions cannot be trained by LeRobot", "lightwam train --start-from RUN"
+            raise ConfigError(what, where="policy.relative", next_step=step)
         windows = self.windows(batch)
         (seed, step), (rank, size) = self.drawn.tolist(), processes()
         u, noise = flow_draw(seed, step, size * len(windows.state), windows.clip, rank)
@@ -123,7 +128,18 @@ class LightWAMPolicy(PreTrainedPolicy):
             raise WireError("the state is not finite", where=OBS_STATE, got=state.tolist(), expected="finite numbers")
         if self.config.save_predicted_video:
             self.last_predicted_latents = self._imagine(latent, context, state)
-        return self.model.act(latent, context, state)[:, : self.recipe.model.supervised_prefix].float()
+        chunk = self.model.act(latent, context, state)[:, : self.recipe.model.supervised_prefix].float()
+        return self._targets(chunk, state)
+
+    def _targets(self, chunk: Float[Tensor, "B prefix A"], state: Float[Tensor, "B P"]) -> Float[Tensor, "B prefix A"]:
+        """Convert relative actions to targets, all normalised: they are relative to the state that began the chunk."""
+        if self._codec is None:
+            return chunk
+        offset, scale = affine(self._codec.config.state_norm, self._codec.state)
+        robot_state = (state.double().cpu().numpy() * scale + offset).astype(np.float32)
+        targets = self._codec.decode_action(chunk.cpu().numpy(), robot_state)
+        offset, scale = affine(self._codec.config.action_norm, self._codec.action)
+        return torch.from_numpy((targets - offset) / scale).to(chunk)
 
     @torch.no_grad()
     def select_action(self, batch: Mapping[str, Any]) -> Float[Tensor, "B A"]:

@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 USAGE = """usage: lightwam check sim RECIPE [--task NAME]   every task of the recipe's simulator, or one
        lightwam check expert RECIPE [OPTIONS]    how often its scripted expert solves each task
        lightwam check dataset PATH              every file, type, shape and number of a dataset, and of its latents;
-                                                PATH may also be LIBERO's own *_demo.hdf5, one or a folder of them
+                                                PATH may also be a dataset's OWNER/NAME on the Hugging Face Hub, or
+                                                LIBERO's own *_demo.hdf5, one or a folder of them
        lightwam check client RUN [OPTIONS]       listens as the server would: what does a robot's client send?"""
 
 
@@ -60,8 +61,8 @@ class ExpertOptions(JsonOptions, RayOptions, RecipeOptions):
 class CheckDatasetOptions(CacheOptions, NamesOptions):
     """Check a LeRobot dataset, v3.0 or v2: every file, type, shape and number of it, and of its latent cache.
 
-    Lists all problems at once, each with its fix, and harmless oddities as notes. PATH may also be LIBERO's own HDF5
-    files.
+    Lists all problems at once, each with its fix, and harmless oddities as notes. PATH may also be a dataset on the
+    Hugging Face Hub, OWNER/NAME[@REVISION], or LIBERO's own HDF5 files.
     """
 
     path: Annotated[Path, tyro.conf.Positional]
@@ -154,13 +155,15 @@ def _check_dataset(arguments: Sequence[str]) -> None:
     from lightwam.data.cache.location import cache_home
     from lightwam.data.lerobot.check import check_dataset
     from lightwam.data.lerobot.features import parse_names
+    from lightwam.data.lerobot.hub import find_dataset
     from lightwam.data.libero import hdf5
 
-    if not (options.path / "meta").is_dir() and (files := hdf5.demo_files(options.path)):
-        _check_demonstrations(options.path, files)
+    root = find_dataset(options.path)
+    if not (root / "meta").is_dir() and (files := hdf5.demo_files(root)):
+        _check_demonstrations(root, files)
         return
     with Progress("check", unit="picture") as progress:
-        findings = check_dataset(options.path, parse_names(options.names), progress.update)
+        findings = check_dataset(root, parse_names(options.names), progress.update)
     for note in findings.notes:
         print(f"note: {note}")
     if len(findings.problems) == 1:
@@ -175,7 +178,7 @@ def _check_dataset(arguments: Sequence[str]) -> None:
         f"{options.path}: sound; {dataset.num_episodes} episodes, {dataset.num_frames} frames, "
         f"cameras {', '.join(dataset.cameras)}, {len(dataset.tasks)} tasks"
     )
-    for home in dict.fromkeys([cache_home(options.path, options.cache), options.path]):
+    for home in dict.fromkeys([cache_home(root, options.cache), root]):
         for path in find_latent_caches(home / LATENTS):
             _check_latents(dataset, path)
 

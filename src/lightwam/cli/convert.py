@@ -26,7 +26,8 @@ class LiberoOptions(NamesOptions):
     """
 
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
-    """one *_demo.hdf5, a folder of them (a suite), a folder of suites, or a LeRobot dataset (v2.0, v2.1, v3.0)"""
+    """one *_demo.hdf5, a folder of them (a suite), a folder of suites, or a LeRobot dataset (v2.0, v2.1, v3.0), which
+    may be OWNER/NAME[@REVISION] on the Hugging Face Hub"""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """the new dataset's directory; an unfinished dataset is resumed"""
     config: Annotated[ConvertConfig, Flat] = field(default_factory=ConvertConfig)
@@ -40,9 +41,10 @@ def run(arguments: Sequence[str]) -> None:
 def _libero(arguments: Sequence[str]) -> None:
     options = parse(LiberoOptions, arguments, "convert libero")
     from lightwam.data.lerobot.features import parse_names
+    from lightwam.data.lerobot.hub import find_dataset
     from lightwam.data.libero.convert import convert
 
-    done = convert(options.source, options.out, options.config, names=parse_names(options.names))
+    done = convert(find_dataset(options.source), options.out, options.config, names=parse_names(options.names))
     print(
         f"{done.root}: {done.episodes} episodes, {done.frames} frames; {done.no_ops} no-op steps removed, "
         f"{done.skipped} demonstrations skipped; {done.new_episodes} of the episodes are new"

@@ -18,7 +18,8 @@ from lightwam.robot.background import BackgroundRequester
 from lightwam.robot.client import Client
 from lightwam.robot.clock import SimulatedClock, WallClock
 from lightwam.robot.device import RenamedRobot, RenamedTeleoperator, RobotDevice, Teleoperator
-from lightwam.robot.driving import DriveSettings, drive
+from lightwam.robot.drive_settings import DriveSettings
+from lightwam.robot.driving import drive
 from lightwam.robot.lerobot_devices import merged, nested_options, opencv_cameras
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def run(arguments: Sequence[str]) -> None:
     requester, computes = _requester(options, profile, client, run)
     print(f"{word}: {computes}\n{task!r} for {settings.seconds:g} s, a new chunk after {settings.replan} steps")
     recorder = open_recorder(options.record, driven, profile, device) if options.record else None
-    with terminal(KEYS) as operator:
+    with terminal(KEYS, falls=not is_simulated(options.robot)) as operator:
         result = drive(
             device,
             requester,

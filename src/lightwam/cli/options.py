@@ -84,7 +84,8 @@ class DatasetOptions(NamesOptions, CacheOptions):
     """Options of commands that train on a dataset, or prepare that."""
 
     dataset: Path | None = None
-    """a LeRobot dataset, v3.0 or v2.1; by default the recipe's sources"""
+    """a LeRobot dataset, v3.0 or v2.1: a folder, or OWNER/NAME[@REVISION] on the Hugging Face Hub; by default the
+    recipe's sources"""
 
     def source(self) -> DatasetSource:
         """Return the dataset with its names and cache."""
@@ -170,10 +171,11 @@ def recipe_command(kind: type[Options], arguments: Sequence[str], command: str, 
 
 
 def _trained_on(run: Path) -> Path:
-    """Return the path of the dataset that a run was trained on."""
+    """Return the path or Hub id of the dataset that a run was trained on."""
     path = run / "dataset.json"
     try:
-        return Path(json.loads(path.read_text(encoding="utf-8"))["path"])
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return Path(record["hub"]["id"] if "hub" in record else record["path"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         step = "pass --dataset"
         raise ConfigError(

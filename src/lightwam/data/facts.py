@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightwam.config.strict_json import added, from_dict, to_dict
+from lightwam.data.lerobot.hub import hub_id
 from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.data.ranges import RobotRanges
 
@@ -40,7 +41,7 @@ class DatasetFacts:
         """Read the facts of an open dataset; DatasetError when its tables are broken."""
         first = dataset.vectors.frame_task[dataset.episode_start[:-1]].tolist()
         return cls(
-            name=name or dataset.root.resolve().name,
+            name=name or hub_id(dataset.root).partition("@")[0] or dataset.root.resolve().name,
             robot=dataset.robot_type,
             fps=dataset.fps,
             state_names=tuple(dataset.state_names),

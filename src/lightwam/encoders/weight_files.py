@@ -23,6 +23,7 @@ from torch import Tensor
 
 from lightwam.errors import CheckpointError, first_few
 from lightwam.system.file_damage import likely_cause
+from lightwam.system.hub import REPO
 
 Part = Literal["backbone", "vae", "text_encoder", "tokenizer"]
 
@@ -36,7 +37,6 @@ OFFICIAL: dict[Part, tuple[str, ...]] = {
     "tokenizer": ("google/umt5-xxl/*",),
 }
 DIFFUSERS: dict[Part, str] = {part: part for part in OFFICIAL} | {"backbone": "transformer"}
-REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 SHARD = re.compile(r"-\d+-of-\d+\.")
 NUM_LISTED = 12
 FETCH = "fetch it again: it may be torn"

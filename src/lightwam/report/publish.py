@@ -7,12 +7,12 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from lightwam.encoders.weight_files import REPO
 from lightwam.errors import CheckpointError, ConfigError
 from lightwam.policy import run_directory
-from lightwam.policy.hub import CARD, OPTIONAL_FILES, REQUIRED_FILES, WEIGHTS, hub_errors
+from lightwam.policy.hub import CARD, OPTIONAL_FILES, REQUIRED_FILES, WEIGHTS
 from lightwam.report.model_card import LICENSE, model_card
 from lightwam.system.files import explain_disk_errors
+from lightwam.system.hub import REPO, hub_errors
 
 RETRY = "push again; TMPDIR may name another disk"
 

@@ -7,7 +7,8 @@ from lightwam.robot.background import BackgroundRequester
 from lightwam.robot.chunks import Crossfade, Ensemble
 from lightwam.robot.client import Client
 from lightwam.robot.device import RobotDevice, Teleoperator
-from lightwam.robot.driving import DriveResult, DriveSettings, drive
+from lightwam.robot.drive_settings import DriveResult, DriveSettings
+from lightwam.robot.driving import drive
 from lightwam.robot.errors import CannotConnect, ConnectionLost, Refused, RobotError
 from lightwam.robot.limits import RobotProfile
 from lightwam.robot.player import BlockingPlayer, ChunkPlayer, Play, hold_still

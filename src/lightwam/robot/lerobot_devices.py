@@ -59,12 +59,12 @@ def nested_options(pairs: Sequence[str], option: str) -> dict[str, Any]:
     for pair in pairs:
         key, equals, value = pair.partition("=")
         *path, last = key.split(".")
-        if not equals or not all((*path, last)):
+        place: Any = table
+        for part in path:
+            place = place.setdefault(part, {}) if isinstance(place, dict) else None
+        if not equals or not all((*path, last)) or not isinstance(place, dict):
             step = f"for example {option} use_degrees=false"
             raise ConfigError(f"{option} takes pairs KEY=VALUE", got=pair, next_step=step)
-        place = table
-        for part in path:
-            place = place.setdefault(part, {})
         place[last] = _value(value)
     return table
 

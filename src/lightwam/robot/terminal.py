@@ -57,9 +57,12 @@ ReadKey = Callable[[float], str]
 class Terminal:
     """The keys of this process's terminal; use `terminal()`."""
 
-    def __init__(self, open_keys: Callable[[], ReadKey]) -> None:
-        """`open_keys` is called when a key is first asked for: until then lines can be read, as LeRobot may."""
-        self._open_keys = open_keys
+    def __init__(self, open_keys: Callable[[], ReadKey], *, falls: bool = True) -> None:
+        """`open_keys` is called when a key is first asked for: until then lines can be read, as LeRobot may.
+
+        `falls=False`: a robot that can be released without a person, such as a simulated one.
+        """
+        self._open_keys, self._falls = open_keys, falls
         self._read: ReadKey | None = None
 
     def _read_key(self, seconds: float) -> str:
@@ -77,6 +80,8 @@ class Terminal:
 
     def wait_to_release(self, why: str) -> None:
         """Wait for a key, as an arm without torque falls."""
+        if not self._falls:
+            return
         self.say(f"{why}\nthe robot holds its position; support it, then press any key to release it")
         while self.key():  # pressed before the question
             pass
@@ -85,10 +90,10 @@ class Terminal:
 
 
 @contextlib.contextmanager
-def terminal(keys: str = "") -> Iterator[Operator]:
+def terminal(keys: str = "", *, falls: bool = True) -> Iterator[Operator]:
     """Read single keys from the terminal inside the context; without a terminal there are none.
 
-    `keys` is shown when keys are first read.
+    `keys` is shown when keys are first read; `falls` is that of `Terminal`.
     """
     with contextlib.ExitStack() as stack:
 
@@ -96,7 +101,7 @@ def terminal(keys: str = "") -> Iterator[Operator]:
             print(keys, flush=True)
             return _windows_key if sys.platform == "win32" else _posix_keys(stack)
 
-        yield Terminal(open_keys) if sys.stdin.isatty() else Unattended()
+        yield Terminal(open_keys, falls=falls) if sys.stdin.isatty() else Unattended()
 
 
 def _posix_keys(stack: contextlib.ExitStack) -> ReadKey:

@@ -39,9 +39,7 @@ def serve(
     if step is not None and settings.follow_seconds > 0:
         got = f"{step}, {settings.follow_seconds}"
         raise ConfigError("a fixed step cannot follow a training", where="--step, --follow-seconds", got=got)
-    keys = access.read_keys(settings.api_keys, os.environ.get(access.KEYS_VARIABLE))
-    access.check_exposure(settings.host, keys, anyone=settings.allow_anyone)
-    access.tls(settings.tls_certificate, settings.tls_key)
+    keys = accepted_keys(settings)
     found = hub.find_run(run, step)
     load = partial(Policy.load, found, device=device, weights=weights, engine=engine, int8=int8)
 
@@ -56,6 +54,19 @@ def serve(
     check = sentence_check(policy.recipe, policy.prompts.known)
     about = metadata(policy, settings)
     server = Server(playable(policy), policy.step, schemas, about, settings, keys, newer, check_sentence=check)
+    return run_server(server)
+
+
+def accepted_keys(settings: Serving) -> access.Keys:
+    """Return the API keys of the settings and of the environment; ConfigError if a server must not start like that."""
+    keys = access.read_keys(settings.api_keys, os.environ.get(access.KEYS_VARIABLE))
+    access.check_exposure(settings.host, keys, anyone=settings.allow_anyone)
+    access.tls(settings.tls_certificate, settings.tls_key)
+    return keys
+
+
+def run_server(server: Server) -> bool:
+    """Serve until SIGTERM or Ctrl-C; returns False when the policy was still computing at the end."""
     asyncio.run(until_signalled(server))
     return not server.drain_timed_out
 

@@ -15,6 +15,7 @@ from lightwam.data.cache.frames import FrameCache, frames_folder, is_current, te
 from lightwam.data.cache.latents import LatentCache, find_latent_caches, latents_folder
 from lightwam.data.cache.location import cache_home, remove_leftovers
 from lightwam.data.lerobot.features import FeatureNames, parse_names
+from lightwam.data.lerobot.hub import find_dataset, hub_id
 from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.encoders.dct import DctLatents
 from lightwam.encoders.frozen import vae_identity
@@ -36,11 +37,13 @@ class DatasetSource:
     """A LeRobot dataset, the names of its features if they are not LeRobot's, and the folder for its caches."""
 
     path: Path | None
-    """None: the recipe's source"""
+    """a folder, or a Hub id as `find_dataset` takes it; None: the recipe's source"""
     names: FeatureNames | None = None
     """a run keeps the names it was begun with"""
     cache: Path | None = None
     """None: $LIGHTWAM_CACHE, else the user's cache folder; the dataset's own folder: inside it"""
+    commit: str = ""
+    """of a Hub id: the commit that the run was begun with"""
 
     @property
     def folder(self) -> Path:
@@ -69,6 +72,8 @@ class DatasetCaches:
     recipe: Recipe
     data: LeRobotDataset
     home: Path
+    asked: str = ""
+    """the dataset as it was asked for: its path or Hub id"""
 
     @cached_property
     def files(self) -> dict[str, str]:
@@ -164,13 +169,14 @@ class DatasetCaches:
 def open_caches(
     recipe: Recipe, dataset: Path | str | DatasetSource | None, say: Say = print, *, sentences: bool = True
 ) -> DatasetCaches:
-    """Return a dataset's caches; raise as `check_data` and, with `sentences`, `check_tasks`."""
-    source = DatasetSource.of(dataset, recipe)
-    data = LeRobotDataset(source.folder, source.names)
+    """Return a dataset's caches; raise as `find_dataset`, `check_data` and, with `sentences`, `check_tasks`."""
+    source, cameras = DatasetSource.of(dataset, recipe), {place.camera for place in recipe.codec.places}
+    root = find_dataset(source.folder, cameras, source.names, commit=source.commit, say=say)
+    data = LeRobotDataset(root, source.names, used=cameras if hub_id(root) else None)
     check_data(recipe, data)
     if sentences:
         check_tasks(recipe, data, say)
-    return DatasetCaches(recipe, data, cache_home(data.root, source.cache))
+    return DatasetCaches(recipe, data, cache_home(data.root, source.cache), str(source.path))
 
 
 def check_data(recipe: Recipe, data: LeRobotDataset) -> None:

@@ -20,6 +20,7 @@ from lightwam.data.codec import Codec
 from lightwam.data.facts import DatasetFacts
 from lightwam.data.held_out import episode_sentences, held_out_episodes
 from lightwam.data.lerobot.features import parse_names
+from lightwam.data.lerobot.hub import hub_id
 from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.data.sampling import Part, Sampling
 from lightwam.encoders.frozen import Prompts, check_vae, encode_clip, open_latents
@@ -31,8 +32,9 @@ from lightwam.training.caches import DatasetCaches, DatasetSource, open_caches
 from lightwam.training.start import Start, record_start
 from lightwam.types import Batch, LatentCodec, Latents, Windows, to_pixels
 
-KEYS, OPTIONAL_KEYS = ("fingerprint", "path"), ("episodes", "names")
-"""keys of dataset.json; older runs lack "episodes", and runs whose features have LeRobot's names lack names"""
+KEYS, OPTIONAL_KEYS = ("fingerprint", "path"), ("episodes", "names", "hub")
+"""keys of dataset.json; older runs lack "episodes", runs whose features have LeRobot's names lack "names", and those on
+a folder lack "hub": {"id": OWNER/NAME or OWNER/NAME@REVISION, as asked for, "commit": the commit that was used}"""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ def open_training_data(
     be written; CheckpointError when the run holds another recipe, or began with another dataset or VAE.
     """
     source = DatasetSource.of(dataset, recipe)
+    source = replace(source, commit=source.commit or hub_commit(run, str(source.path)))
     names = parse_names(feature_names(run, () if source.names is None else source.names.pairs()))
     # `lightwam cache` has checked the sentences for a pretrained encoder
     caches = open_caches(recipe, replace(source, names=names), say, sentences=not recipe.text.pretrained)
@@ -140,7 +143,7 @@ def _begin(caches: DatasetCaches, cache: Cache, run: Path, start: Start | None, 
 def begin_run(caches: DatasetCaches, run: Path, codec: Codec, measured: Any, prompts: Weights) -> None:
     """Write into a run all that it needs of its dataset; `measured` is what `open_latents` takes."""
     data = caches.data
-    write_dataset(run, data.root, data.num_episodes, caches.files, data.names.pairs())
+    write_dataset(run, data.root, data.num_episodes, caches.files, data.names.pairs(), caches.asked)
     run_directory.write_facts(run, DatasetFacts.of(data))
     if prompts:
         run_directory.write_tensors(run / run_directory.PROMPTS, prompts)
@@ -154,14 +157,33 @@ def fit_codec(recipe: Recipe, data: LeRobotDataset) -> Codec:
 
 
 def write_dataset(
-    run: Path, dataset: Path, episodes: int, fingerprint: Mapping[str, str], names: Sequence[str] = ()
+    run: Path,
+    dataset: Path,
+    episodes: int,
+    fingerprint: Mapping[str, str],
+    names: Sequence[str] = (),
+    asked: str = "",
 ) -> None:
     """Record what a new run is trained on. `fingerprint`: size and hash of every file of the dataset.
 
-    `names`: the pairs FEATURE=NAME of a dataset whose features do not have LeRobot's names.
+    `names`: the pairs FEATURE=NAME of a dataset whose features do not have LeRobot's names. `asked`: the Hub id of a
+    dataset that was fetched.
     """
-    data = {"path": str(dataset.absolute()), "episodes": episodes, "fingerprint": dict(fingerprint)}
-    write_json(run / "dataset.json", data | ({"names": list(names)} if names else {}))
+    data: dict[str, Any] = {"path": str(dataset.absolute()), "episodes": episodes, "fingerprint": dict(fingerprint)}
+    if names:
+        data["names"] = list(names)
+    if fetched := hub_id(dataset):
+        data["hub"] = {"id": asked or fetched, "commit": fetched.partition("@")[2]}
+    write_json(run / "dataset.json", data)
+
+
+def hub_commit(run: Path, asked: str) -> str:
+    """Return the commit that the run was begun with, if `asked` is the same Hub id or lacks a revision; else ""."""
+    path = run / "dataset.json"
+    record = read_table(path, KEYS, OPTIONAL_KEYS).get("hub") if path.is_file() else None
+    if not record or asked not in (record["id"], record["id"].partition("@")[0]):
+        return ""
+    return str(record["commit"])
 
 
 def feature_names(run: Path, asked: Sequence[str] = ()) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lightwam.data.lerobot.hub import hub_id
 from lightwam.errors import DatasetError
 
 VARIABLE = "LIGHTWAM_CACHE"
@@ -43,7 +44,7 @@ def cache_home(root: Path, cache: Path | None = None) -> Path:
         raise DatasetError("the cache must be in a folder", where=folder, got="a file", next_step=CACHE_HINT)
     if folder.resolve() == root.resolve():
         return root
-    return folder / f"{_plain(root.resolve().name)}.lightwam"
+    return folder / f"{_plain(hub_id(root).partition('@')[0] or root.resolve().name)}.lightwam"
 
 
 def _user_folder() -> Path:

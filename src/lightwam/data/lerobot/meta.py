@@ -149,6 +149,18 @@ def _integer(value: int | float, where: object) -> int:
     return int(value)
 
 
+def read_version(root: Path, info: Mapping[str, Any]) -> str:
+    """Read the layout's version from info.json, such as v3.0; DatasetError for one that is not supported."""
+    version = info.get("codebase_version")
+    if not isinstance(version, str):
+        raise bad_info_key(root, "codebase_version", version, "text")
+    version = f"v{version.removeprefix('v')}"
+    if version not in ("v3.0", "v2.1", "v2.0"):
+        what, step = "codebase_version must be v3.0, v2.1 or v2.0", "convert it with LeRobot's own converters"
+        raise DatasetError(what, where=root / "meta" / "info.json", got=version, next_step=step)
+    return version
+
+
 def read_tasks(root: Path, version: str) -> dict[int, str]:
     """Read the task sentences by their index, in the table's order; indices may have gaps where a task was removed."""
     if version.startswith("v2"):
@@ -236,7 +248,7 @@ def _v30_clips(root: Path, info: Mapping[str, Any], key: str, path: Path, known:
     columns: dict[str, ColumnKind] = {f"videos/{key}/{part}": "integer" for part in FILE_NUMBERS}
     columns |= {start: "number", end: "number"} if end in known else {start: "number"}
     for row in read_table(path, columns).to_pylist():
-        video = _path_of(root, info, "video_path", video_key=key, **_file_numbers(row, f"videos/{key}", path))
+        video = path_of(root, info, "video_path", video_key=key, **_file_numbers(row, f"videos/{key}", path))
         yield Clip(video, float(row[start]), None if row.get(end) is None else float(row[end]))
 
 
@@ -252,7 +264,7 @@ def _v30_episode(
     numbers = {key: _integer(row[key], f"{path} {key}") for key in parts if key in row}
     rows = (numbers[ROW_RANGE[0]], numbers[ROW_RANGE[1]]) if numbers.keys() >= {*ROW_RANGE} else None
     length = numbers["length"] if "length" in numbers or rows is None else rows[1] - rows[0]
-    data_path = _path_of(root, info, "data_path", **_file_numbers(row, "data", path))
+    data_path = path_of(root, info, "data_path", **_file_numbers(row, "data", path))
     try:
         extra = json.loads(row.get(EXTRA, "{}"))
     except ValueError as error:
@@ -278,15 +290,16 @@ def _v2_episodes(root: Path, info: Mapping[str, Any], videos: Mapping[str, str])
         clips = {}
         for camera, key in videos.items():
             try:
-                clips[camera] = Clip(_path_of(root, info, "video_path", video_key=key, **parts), 0.0)
+                clips[camera] = Clip(path_of(root, info, "video_path", video_key=key, **parts), 0.0)
             except DatasetError as error:
                 broken.setdefault(camera, error)
-        data_path = _path_of(root, info, "data_path", **parts)
+        data_path = path_of(root, info, "data_path", **parts)
         episodes.append((where, EpisodeRow(index, row["length"], tuple(map(str, tasks)), data_path, clips, {})))
     return episodes, broken
 
 
-def _path_of(root: Path, info: Mapping[str, Any], key: str, **parts: Any) -> Path:
+def path_of(root: Path, info: Mapping[str, Any], key: str, **parts: Any) -> Path:
+    """Fill in a path pattern of info.json, `data_path` or `video_path`; DatasetError when it cannot be one."""
     pattern = info.get(key)
     if not isinstance(pattern, str):
         raise bad_info_key(root, key, pattern, "a path")

@@ -6,7 +6,7 @@ layouts are in docs/data.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,15 @@ from jaxtyping import Float64, Int64, UInt8
 from lightwam.data.lerobot import columns
 from lightwam.data.lerobot.decoder import FrameDecoder
 from lightwam.data.lerobot.features import ACTION, STATE, FeatureNames, proposal, read_cameras, vector_feature
-from lightwam.data.lerobot.meta import EpisodeRow, bad_info_key, missing_file, read_episodes, read_tasks, tables_in
+from lightwam.data.lerobot.meta import (
+    EpisodeRow,
+    bad_info_key,
+    missing_file,
+    read_episodes,
+    read_tasks,
+    read_version,
+    tables_in,
+)
 from lightwam.data.lerobot.rows import Layout, OnProblem, Rows, Vectors, raise_problem, read_rows
 from lightwam.data.statistics import FeatureStats, measure
 from lightwam.errors import DatasetError, did_you_mean
@@ -35,22 +43,24 @@ class LeRobotDataset:
     (cameras that cannot be used), state_dim, state_names, action_dim, action_names, tasks (sentences by index, ""
     where an index is missing), episodes. `names`: for datasets without LeRobot's feature names. A camera's files are
     checked when it is used. `on_problem` gets every problem after which reading can continue, and by default raises it.
+    `used`: the only cameras whose files are part of the fingerprint, as the others may not have been fetched.
     """
 
     def __init__(
-        self, root: Path | str, names: FeatureNames | None = None, on_problem: OnProblem = raise_problem
+        self,
+        root: Path | str,
+        names: FeatureNames | None = None,
+        on_problem: OnProblem = raise_problem,
+        used: Collection[str] | None = None,
     ) -> None:
-        self.root, self.names = Path(root), names or FeatureNames()
+        self.root, self.names, self._used = Path(root), names or FeatureNames(), used
         info_path = self.root / "meta" / "info.json"
         if not info_path.is_file():
             unfinished = (self.root / "incoming").is_dir()
             step = "collect again: its writer was not closed" if unfinished else "give the folder that holds meta/"
             raise DatasetError("no dataset here", where=self.root, expected="meta/info.json", next_step=step)
         self.info = read_json(info_path)
-        self.version = f"v{str(self._info('codebase_version', str, 'text')).removeprefix('v')}"
-        if self.version not in ("v3.0", "v2.1", "v2.0"):
-            what, step = "codebase_version must be v3.0, v2.1 or v2.0", "convert it with LeRobot's own converters"
-            raise DatasetError(what, where=info_path, got=self.version, next_step=step)
+        self.version = read_version(self.root, self.info)
         self.fps = float(self._info("fps", (int, float), "a number"))
         if not 0 < self.fps < float("inf"):
             raise bad_info_key(self.root, "fps", self.fps, "frames a second, above 0")
@@ -178,7 +188,7 @@ class LeRobotDataset:
                     progress(done, len(self.cameras) * self.num_frames)
 
     def fingerprint(self) -> dict[str, str]:
-        """Return every file of tables and pictures with its size and hash.
+        """Return every file of tables and pictures with its size and hash; of pictures those of the cameras in `used`.
 
         It also includes --names, and whether pictures are selected by uneven timestamps: caches made by versions
         without either hold other pictures.
@@ -208,9 +218,10 @@ class LeRobotDataset:
         meta = self.root / "meta"
         paths = {meta / "info.json", *meta.glob("tasks.*"), *meta.glob("episodes.jsonl")}
         paths |= {*tables_in(meta / "episodes")}
+        videos = [name for name, camera in self._cameras.items() if camera.stored == "video"]
+        videos = [name for name in videos if self._used is None or name in self._used]
         for episode in self.episodes:
-            clips = (episode.clips[name] for name, camera in self._cameras.items() if camera.stored == "video")
-            paths |= {episode.data_path, *(clip.path for clip in clips)}
+            paths |= {episode.data_path, *(episode.clips[name].path for name in videos)}
         return paths
 
     def _uneven(self) -> bool:

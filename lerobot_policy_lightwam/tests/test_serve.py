@@ -1,0 +1,105 @@
+"""`lightwam-serve-lerobot` and `lightwam eval ws://...` as a user runs them: the episodes of LeRobot's own loop."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lerobot_policy_lightwam.serve import ServeOptions, main, serve
+from lightwam.cli.main import main as lightwam
+from lightwam.config.recipes import point
+from lightwam.errors import ConfigError
+from lightwam.serving.settings import Serving
+from lightwam.sim.point import PointSimulator
+from lightwam.types import Observation
+from tiny_policies import EXECUTED, lerobots_actions, save_policy
+
+MAX_STEPS, SECONDS = 8, 120
+
+
+@contextmanager
+def server(folder: Path) -> Iterator[str]:
+    """The command; yields its address once it listens, and stops it as a service manager does."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    program = Path(sys.executable).parent / "lightwam-serve-lerobot"
+    words = [program, folder, "--port", str(port), "--xpolicylab-port", "None", "--device", "cpu"]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            deadline = time.monotonic() + SECONDS
+            while not is_healthy(port):
+                assert process.poll() is None and time.monotonic() < deadline, process.stderr and process.stderr.read()
+                time.sleep(0.1)
+            yield f"ws://127.0.0.1:{port}"
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(SECONDS) == 0
+        finally:
+            process.kill()
+
+
+def is_healthy(port: int) -> bool:
+    try:
+        return urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5).status == 200
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("kind, asked", [("act", None), ("diffusion", 2)])
+def test_lightwam_evaluates_a_policy_of_lerobots(
+    kind: str, asked: int | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"n_obs_steps": asked} if asked else {}
+    folder, out = save_policy(kind, tmp_path / "policy", **settings), tmp_path / "run"
+    with server(folder) as address:
+        words = ["--robot-schema", "light-wam", "--run", str(out), "--label", kind, "--sim.max-steps", str(MAX_STEPS)]
+        words += ["--eval.trials", "2", "--eval.replan", str(EXECUTED), "--eval.workers", "1"]
+        assert lightwam(["eval", address, "point", *words, "--eval.videos-per-task", "0"]) == 0, capsys.readouterr().err
+    greeting = json.loads((out / "eval" / "protocol.json").read_text())["server"]
+    assert (greeting["policy"], greeting["cameras"], greeting["replan"]) == (kind, ["top"], EXECUTED)
+    assert greeting.get("n_obs_steps") == asked and greeting["weights"].split()[0] == str(
+        (folder / "model.safetensors").stat().st_size
+    )
+    recipe = point()
+    for task in recipe.sim.tasks:
+        for seed in (recipe.eval.first_seed, recipe.eval.first_seed + 1):
+            got = np.load(out / "eval" / "actions" / f"{task}-{seed}.npy")
+            np.testing.assert_array_equal(got, lerobots_episode(folder, task, seed))
+
+
+def lerobots_episode(folder: Path, task: str, seed: int) -> np.ndarray:
+    simulator, actions = PointSimulator(point().sim, task), list[np.ndarray]()
+    simulator.reset(seed)
+
+    def observations() -> Iterator[Observation]:
+        for step in range(MAX_STEPS):
+            yield replace(simulator.observe(), step=step)
+
+    for action in lerobots_actions(folder, observations()):
+        actions.append(action)
+        if simulator.step(action).success:
+            break
+    return np.stack(actions)
+
+
+def test_a_server_that_others_can_reach_needs_a_key() -> None:
+    """Found out before the policy is loaded, which is not there."""
+    with pytest.raises(ConfigError, match="API key"):
+        serve(ServeOptions("no/policy/here", Serving(host="0.0.0.0")))
+
+
+def test_a_missing_policy_is_a_line(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"^lightwam-serve-lerobot: .*no policy"):
+        main([str(tmp_path)])
