@@ -52,7 +52,7 @@ def result_of(policy: Policy, recorded: Recorded, predicted: Predicted) -> dict[
 
 
 def test_episodes_are_those_held_out_of_training(policy: Policy, recorded: Recorded, arm_once: Any) -> None:
-    sampling = without_held_out(arm_once.recipe, open_caches(arm_once.recipe, arm_once.dataset).open())
+    sampling = without_held_out(arm_once.recipe, open_caches(arm_once.recipe, arm_once.dataset).open(lambda line: None))
     assert sampling is not None and sampling.held_out == tuple(each.index for each in recorded.episodes)
     assert recorded.held_out and len(recorded.episodes) == 2 and recorded.num_steps == 2 * STEPS
     assert sorted(each.instruction for each in recorded.episodes) == sorted(SENTENCES) == list(recorded.sentences)
