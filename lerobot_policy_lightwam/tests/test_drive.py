@@ -126,6 +126,8 @@ def test_an_so101_is_made_from_the_options_of_the_command_line(pretended: None, 
     assert (config.port, config.id, config.use_degrees, config.max_relative_target) == ("/dev/ttyACM0", "arm", False, 5)
     assert config.cameras["front"].rotation == 180 and config.cameras["front"].index_or_path == 0
     assert str(config.cameras["wrist"].index_or_path) == "/dev/video2"
+    old = make_lerobot_robot("so101_follower", {"port": "x", "calibration_dir": str(tmp_path)}, unit="-100..100")
+    assert old.config.use_degrees is False
     leader = make_lerobot_teleoperator("so101_leader", {"port": "/dev/ttyACM1", "calibration_dir": str(tmp_path)})
     assert isinstance(leader, Teleoperator) and tuple(leader.action_features) == JOINTS
 

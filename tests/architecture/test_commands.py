@@ -27,7 +27,7 @@ KINDS = {"check": ("sim", "expert", "dataset", "client"), "convert": ("libero",)
          "bench": ("train", "act", "eval", "serve", "control")}  # fmt: skip
 RECIPE_FIRST = {("demo",), ("collect",), ("cache",), ("train",), ("adopt",), ("show",), ("check", "sim"),
                 ("check", "expert"), ("bench", "train"), ("bench", "act"), ("bench", "eval")}  # fmt: skip
-VALUES = ("1", "x", "auto", "demo")
+VALUES = ("1", "x", "auto", "demo", "runs/demo")
 """values to try for a placeholder"""
 COMMAND = re.compile(
     rf"(?:(?P<torchrun>torchrun [^\n`]*?)|\b)lightwam (?P<rest>(?:{'|'.join(cli.COMMANDS)})\b[^\n`<]*)"
@@ -48,14 +48,15 @@ class Parsed(BaseException):
 
 @pytest.fixture
 def parse_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Stop commands after parsing; runs/demo is a run, so101.toml a recipe file."""
+    """Stop commands after parsing; runs/demo and runs/mine are runs, so101.toml a recipe file."""
     import tyro
 
     from lightwam.policy import run_directory
 
-    (tmp_path / "runs" / "demo").mkdir(parents=True)
-    (tmp_path / "runs" / "demo" / "recipe.json").write_text(json.dumps(to_dict(recipes.demo())))
-    (tmp_path / "runs" / "demo" / "dataset.json").write_text('{"path": "data/demo"}')
+    for run in (tmp_path / "runs" / "demo", tmp_path / "runs" / "mine"):
+        run.mkdir(parents=True)
+        (run / "recipe.json").write_text(json.dumps(to_dict(recipes.demo())))
+        (run / "dataset.json").write_text('{"path": "data/demo"}')
     (tmp_path / "so101.toml").write_text('base = "demo"')
     monkeypatch.chdir(tmp_path)
     real = tyro.cli

@@ -94,7 +94,7 @@ def setting(recipe: Any, name: str) -> Any:
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """No step is timed."""
-    monkeypatch.setattr("lightwam.training.new_recipe.time_step", lambda recipe, device: 0.5)
+    monkeypatch.setattr("lightwam.training.new_recipe.timed_step", lambda recipe, device: 0.5)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -110,7 +110,7 @@ def test_each_dataset_gets_a_recipe_and_trains(
     recipe = read_recipe_file("mine.toml")
     held_out = expected.pop("held_out", None)
     assert {name: setting(recipe, name) for name in expected} == expected
-    assert held_out is None or f"held out  {held_out} episodes" in said
+    assert held_out is None or f"held out  {held_out or 'none'}" in said
     with Image.open("mine.png") as picture:
         assert min(picture.size) > 100
     few = ["--train.steps", "2", "--train.batch-size", "2", "--train.log-every", "1", "--train.save-every", "2"]
@@ -118,3 +118,78 @@ def test_each_dataset_gets_a_recipe_and_trains(
     assert run_directory.steps(Path("runs/mine")) == [2]
     losses = [json.loads(line)["loss"] for line in Path("runs/mine/log.jsonl").read_text().splitlines()]
     assert len(losses) == 2 and np.isfinite(losses).all()
+
+
+# Refusals
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_robot(tmp_path_factory.mktemp("two") / "set", replace(SO101, episodes=2, motions=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--to", "mine.json"], "a recipe file must end in .toml"),
+        (["--to", "there.toml"], "there is such a recipe already"),
+        (["--cameras", "frnt"], "did you mean 'front'"),
+        (["--relative", "yes"], "relative actions must be targets"),
+        (["--names", "observation.images.front=action"], "a feature must be a vector"),
+        (["--size", "huge"], "invalid choice"),
+    ],
+)
+def test_a_wish_that_cannot_be_fulfilled_is_refused(
+    two: Path, options: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], at_once: None,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    Path("there.toml").write_text("mine", encoding="utf-8")
+    try:
+        assert main(["init", str(two), *options]) == 2
+    except SystemExit as stopped:
+        assert stopped.code == 2
+    assert words in " ".join(capsys.readouterr().err.split())
+    assert [path.name for path in tmp_path.iterdir()] == ["there.toml"]
+
+
+def test_no_dataset_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["init", str(tmp_path / "nothing")]) == 2
+    assert "nothing" in capsys.readouterr().err
+
+
+def test_an_episode_without_a_sentence_is_refused(
+    two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = as_v21(two, tmp_path / "set")
+    tasks = root / "meta" / "tasks.jsonl"
+    tasks.write_text(tasks.read_text().replace("put the cube on the blue plate", " "))
+    episodes = root / "meta" / "episodes.jsonl"
+    episodes.write_text(episodes.read_text().replace("put the cube on the blue plate", " "))
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", "set"]) == 2
+    assert "1 of 2 episodes without one" in capsys.readouterr().err
+    assert not Path("set.toml").exists()
+
+
+def test_wishes_are_fulfilled(
+    two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], at_once: None
+) -> None:
+    """Other cameras, height, kind of actions and time; a step of the small size takes 0.5 s here."""
+    monkeypatch.chdir(tmp_path)
+    wishes = ["--cameras", "wrist", "--height", "64", "--actions", "targets", "--relative", "no", "--hours", "0.05"]
+    assert main(["init", str(two), "--to", "a.toml", *wishes]) == 0, capsys.readouterr().err
+    recipe = read_recipe_file("a.toml")
+    assert [(p.camera, p.height, p.width) for p in recipe.codec.places] == [("wrist", 64, 80)]
+    assert (recipe.codec.delta_action_dims, recipe.codec.relative_action_dims) == ((), ())
+    assert (recipe.train.steps, recipe.eval.replan) == (400, 24)
+    assert Path(recipe.sources[0].path) == two
+
+
+def test_a_step_is_timed(two: Path) -> None:
+    from lightwam.config.fit import RobotData, fitted
+    from lightwam.config.sizes import SIZES
+    from lightwam.training.benchmark import time_step
+
+    robot = RobotData(10.0, {"front": (32, 32)}, 2, 2, 3, are_motions=True)
+    assert 0 < time_step(fitted(SIZES["small"].recipe(), robot, 32, "mine"), "cpu") < 60

@@ -497,6 +497,17 @@ def test_show_for_the_eye(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert "8 actions, 8 supervised, 5 frames of 32x32 pixels" in out
     assert "KiB" in out
+    assert "time of 2,000 steps of 64\n  here" in out
+
+
+def test_show_calculates_the_hours_of_large_models(capsys: pytest.CaptureFixture[str]) -> None:
+    """As facts of the packed step say: 16 samples of libero-10 are 58 TFLOP, 0.75 s on an RTX 4090."""
+    assert main(["show", "libero-10", "--json", "--train.batch-size", "16", "--train.steps", "4800"]) == 0
+    training = json.loads(capsys.readouterr().out)["training"]
+    assert training["tflop_per_step"] == pytest.approx(57.9, rel=0.1)
+    assert "here" not in training["hours"]
+    assert training["hours"]["RTX 4090"] == pytest.approx(1.0, rel=0.15)
+    assert training["hours"]["H100"] == pytest.approx(0.27, rel=0.15)
 
 
 def test_the_old_name_of_a_setting_is_accepted_with_a_line_on_stderr(

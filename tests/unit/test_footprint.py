@@ -4,11 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from lightwam.config import recipes
 from lightwam.engine import packed_step
 from lightwam.policy.benchmark import random_model
-from lightwam.training.footprint import activation_bytes, num_tokens
+from lightwam.training.footprint import activation_bytes, num_tokens, step_tflop
+from lightwam.types import Batch
 
 
 def test_windows_and_tokens_of_a_design() -> None:
@@ -59,3 +61,22 @@ def test_activations_are_what_autograd_keeps() -> None:
         )
     assert kept
     assert sum(saved.values()) == pytest.approx(activation_bytes(recipe), rel=0.2)
+
+
+def test_the_work_of_a_step_is_what_torch_counts() -> None:
+    """Of a small model with other proportions than the paper's, forward and backward."""
+    small = recipes.libero_object_small()
+    expert = replace(small.model.expert, layer_width=32, trunk_width=32)
+    recipe = replace(small, model=replace(small.model, expert=expert), train=replace(small.train, batch_size=2))
+    model = random_model(recipe, torch.device("cpu"), torch.float32)
+    channels, frames, height, width = recipe.latent_shape
+    batch = Batch(
+        present=torch.randn(2, channels, 1, height, width), clip=torch.randn(2, *recipe.pooled_shape),
+        context=torch.randn(2, recipe.text.num_tokens, recipe.text.dim), state=torch.randn(2, recipe.model.state_dim),
+        action=torch.randn(2, recipe.model.horizon, recipe.model.action_dim),
+        action_is_pad=torch.zeros(2, recipe.model.horizon, dtype=torch.bool),
+        frame_is_pad=torch.zeros(2, recipe.num_frames, dtype=torch.bool),
+    )  # fmt: skip
+    with FlopCounterMode(display=False) as counter:
+        packed_step.packed_loss(model, batch, torch.rand(2), torch.randn_like(batch.clip)).total.backward()
+    assert frames > 1 and counter.get_total_flops() / 1e12 == pytest.approx(step_tflop(recipe), rel=0.25)

@@ -15,6 +15,7 @@ import pytest
 from hub_server import HubServer, served_hub
 
 from lightwam.cli.main import main
+from lightwam.config.recipe_files import read_recipe_file
 from lightwam.data.cache.location import cache_home
 from lightwam.data.facts import DatasetFacts
 from lightwam.data.lerobot.features import parse_names
@@ -225,3 +226,15 @@ def test_the_command_checks_a_dataset_of_the_hub(
     assert main(["check", "dataset", ID]) == 0
     out = capsys.readouterr().out
     assert f"{ID}@{commit[:12]}: fetching 3 files" in out and f"{ID}: sound; 2 episodes" in out
+
+
+def test_init_pins_the_commit_and_fetches_the_cameras_it_uses(
+    hub: HubServer, written: Path, tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("lightwam.training.new_recipe.timed_step", lambda recipe, device: None)
+    commit = hub.push(ID, written)
+    assert main(["init", ID, "--to", str(tmp_path / "a.toml"), "--cameras", "front"]) == 0, capsys.readouterr().err
+    recipe = read_recipe_file(tmp_path / "a.toml")
+    assert [source.path for source in recipe.sources] == [f"{ID}@{commit}"]
+    assert TABLE in hub.fetched() and FRONT in hub.fetched() and WRIST not in hub.fetched()
+    assert "the action never moves at all" in capsys.readouterr().out

@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 
 from lightwam.errors import ConfigError, SetupError
-from lightwam.robot.lerobot_devices import make_lerobot_robot, merged, nested_options, opencv_cameras
+from lightwam.robot.lerobot_devices import (
+    make_lerobot_robot,
+    merged,
+    nested_options,
+    opencv_cameras,
+    with_unit,
+)
 
 
 def test_cameras_have_the_size_of_the_data() -> None:
@@ -42,6 +48,17 @@ def test_options_are_nested_and_merged() -> None:
             nested_options((word,), "--robot-options")
     with pytest.raises(ConfigError, match="--robot-options takes pairs"):
         nested_options(("cameras=1", "cameras.front.fps=30"), "--robot-options")
+
+
+def test_the_unit_is_that_of_the_data() -> None:
+    """LeRobot's default is degrees; older datasets have -100 to 100, and a robot would go elsewhere."""
+    assert with_unit({"port": "x"}, "-100..100") == {"port": "x", "use_degrees": False}
+    assert with_unit({"use_degrees": True}, "degrees") == with_unit({}, "degrees") == {"use_degrees": True}
+    assert with_unit({}, "") == with_unit({}, "radians") == {}
+    with pytest.raises(
+        ConfigError, match=r"the data's unit\n  got: use_degrees=True\n  expected: -100\.\.100"
+    ):
+        with_unit({"use_degrees": True}, "-100..100")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("lerobot") is not None, reason="LeRobot is installed")

@@ -65,6 +65,12 @@ def test_only_what_differs_is_written_with_its_comment() -> None:
     ]  # fmt: skip
 
 
+def test_a_setting_may_be_written_in_any_case() -> None:
+    small = SIZES["small"].recipe()
+    text = recipe_file(small, small, always=("train.steps",))
+    assert text == f'base = "small"\n\n[train]\nsteps = {small.train.steps}\n'
+
+
 def test_rows_of_lists_have_no_default_settings() -> None:
     text = recipe_file(mine(), SIZES["small"].recipe())
     assert "actions" not in text.replace("action_dim", "").replace("relative_actions", "") and "episodes" not in text

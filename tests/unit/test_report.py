@@ -186,6 +186,17 @@ def test_an_incomplete_last_line_is_left_out_and_reported(run: Path) -> None:
     assert "last line of log.jsonl was incomplete" in read and "last line of episodes.jsonl was incomplete" in read
 
 
+def test_the_error_on_held_out_episodes_is_drawn(run: Path) -> None:
+    assert "Held-out error" not in report(run)[0]
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    for row, error in zip(rows[9::10], (4.5, 2.25, 3.0), strict=True):
+        row |= {"held_out": error, "held_out_hold": 13.75, "held_out_repeat": 11.5}
+    (run / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    html = report(run)[0]
+    assert "Held-out error; standing still 13.8, repeating 11.5" in html
+    assert "Held-out error over 300 training steps: from 4.5 to 3; standing still has 13.8" in html
+
+
 def test_diverged_training_is_reported(run: Path) -> None:
     with (run / "log.jsonl").open("a") as log:
         row = json.loads((run / "log.jsonl").read_text().splitlines()[-1])

@@ -93,7 +93,7 @@ def run(arguments: Sequence[str]) -> None:
     device = _robot(options, driven, profile, task, names)
     profile = with_device_names(profile, device).with_max_step(options.max_step)
     profile.check_steps()
-    teleoperator = _teleoperator(options, names)
+    teleoperator = _teleoperator(options, profile, names)
     check_device(profile, device, teleoperator)  # before a model is loaded
     requester, computes = _requester(options, profile, client, run)
     print(f"{word}: {computes}\n{task!r} for {settings.seconds:g} s, a new chunk after {settings.replan} steps")
@@ -157,13 +157,13 @@ def _config(port: str | None, name: str | None, pairs: Sequence[str], option: st
     return {key: value for key, value in given.items() if value is not None} | nested_options(pairs, option)
 
 
-def _teleoperator(options: DriveOptions, names: Mapping[str, str]) -> Teleoperator | None:
+def _teleoperator(options: DriveOptions, profile: RobotProfile, names: Mapping[str, str]) -> Teleoperator | None:
     if options.teleop is None:
         return None
     from lightwam.policy.driving import open_teleoperator
 
     config = _config(options.teleop_port, options.teleop_id, options.teleop_options, "--teleop-options")
-    device: Teleoperator = open_teleoperator(options.teleop, config)
+    device: Teleoperator = open_teleoperator(options.teleop, config, profile.unit)
     return RenamedTeleoperator(device, names) if names else device
 
 

@@ -59,7 +59,7 @@ def run(arguments: Sequence[str]) -> None:
         raise ConfigError("a recipe file must end in .toml", where="--to", got=path, next_step=f"--to {path}.toml")
     if path.exists() and not options.overwrite:
         raise ConfigError("there is such a recipe already", where=path, next_step="--overwrite, or another --to")
-    data, guessed = open_dataset(Path(options.dataset), options.names)
+    data, guessed = open_dataset(options.dataset, options.names, options.cameras)
     if guessed:
         print(f"{options.dataset}: features with other names, read as --names {' '.join(guessed)}")
     wishes = Wishes(
@@ -84,7 +84,7 @@ def run(arguments: Sequence[str]) -> None:
     print(f"next: lightwam train {path}")
 
 
-SIZES_HINT = ("Only what differs from the size `base` is here; `lightwam show FILE` prints sizes, memory and hours.",)
+SIZES_HINT = ("Only settings that differ from base are here; `lightwam show FILE` prints sizes, memory and hours.",)
 
 
 def header_lines(data: LeRobotDataset, made: NewRecipe) -> Iterator[str]:
@@ -99,12 +99,14 @@ def header_lines(data: LeRobotDataset, made: NewRecipe) -> Iterator[str]:
 
 def dataset_lines(name: str, data: LeRobotDataset, made: NewRecipe) -> Iterator[str]:
     """Yield what was found in the dataset."""
+    from lightwam.data.inspection.sentences import short
+
     found, megabytes = made.inspection, data.num_bytes() / 1e6
     yield (
         f"{name}  LeRobot {data.version}, {data.robot_type}, {data.num_episodes} episodes, {data.num_frames:,} frames "
         f"at {data.fps:g} fps ({data.num_frames / data.fps / 60:.1f} min), {megabytes:,.0f} MB"
     )
-    yield "  " + first_few([f'"{sentence}" {count}' for sentence, count in found.sentences.items()], 4)
+    yield "  " + first_few([f'"{short(sentence)}" {number}' for sentence, number in found.sentences.items()], 4)
     yield "  " + ", ".join(f"{camera} {height}x{width}" for camera, (height, width) in data.cameras.items())
     if left := [f"{camera} ({why.reason.what})" for camera, why in data.left_out.items()]:
         yield f"  left out: {', '.join(left)}"
@@ -141,8 +143,9 @@ def recipe_lines(made: NewRecipe) -> Iterator[str]:
     places = ", ".join(f"{place.camera} {place.height}x{place.width}" for place in recipe.codec.places)
     yield f"  cameras   {places}: canvas {height}x{width}, {made.num_tokens} tokens"
     yield f"  actions   {_handling(made)}"
-    listed = first_few([*map(str, made.held_out)], 8) or "none: too few episodes"
-    yield f"  held out  {len(made.held_out)} episodes to measure the error on: {listed} (seed {recipe.held_out.seed})"
+    listed = f"{first_few([*map(str, made.held_out)], 8)} (seed {recipe.held_out.seed})"
+    held_out = f"{len(made.held_out)} episodes to measure the error on: {listed}"
+    yield f"  held out  {held_out if made.held_out else 'none: there are too few episodes'}"
     time = "not timed here" if made.hours is None else f"about {duration(made.hours)} here"
     yield (
         f"  size      {made.base.name}: {count(made.parameters)} parameters, {recipe.train.steps:,} steps of "

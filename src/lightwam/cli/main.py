@@ -32,7 +32,7 @@ COMMANDS = {
     "adopt": "convert a published Light-WAM checkpoint to a run",
     "export": "write a run's weights in the format of the published checkpoints",
     "push": "publish a run on the Hugging Face Hub, with a model card",
-    "show": "print a recipe's sizes, parameters and memory",
+    "show": "print a recipe's sizes, parameters, memory and hours",
     "check": "check a dataset, a simulator, an expert or a client",
     "bench": "measure speed",
 }

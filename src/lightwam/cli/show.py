@@ -1,4 +1,4 @@
-"""`lightwam show`: a recipe's sizes, parameters and memory, before anything is run."""
+"""`lightwam show`: a recipe's sizes, parameters, memory and training time, before anything is run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lightwam.system.tables import table_lines
 
 @dataclass(frozen=True, kw_only=True)
 class ShowOptions(JsonOptions, RecipeOptions):
-    """Print a recipe's window, latents and tokens, its parameters by part, and the memory of training it."""
+    """Print a recipe's window, latents and tokens, its parameters by part, and the memory and time of training it."""
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -26,8 +26,13 @@ def run(arguments: Sequence[str]) -> None:
 def describe(recipe: Recipe) -> dict[str, Any]:
     """Return all of it as JSON values; the model is built on the meta device, without memory."""
     from lightwam.training import footprint
+    from lightwam.training.benchmark import timed_step
 
-    parts = footprint.num_parameters(recipe.model)
+    parts, train = footprint.num_parameters(recipe.model), recipe.train
+    step = {card.name: footprint.step_seconds_on(card, recipe) for card in footprint.CARDS}
+    here = timed_step(recipe)
+    if here is not None:
+        step = {"here": here} | (step if train.precision == "bfloat16" else {})
     return {
         "name": recipe.name,
         "window": {  # steps, video frames, and latents as [C, T, h, w]
@@ -41,6 +46,12 @@ def describe(recipe: Recipe) -> dict[str, Any]:
         "tokens": footprint.num_tokens(recipe),
         "parameters": parts,
         "memory_bytes": footprint.memory_bytes(parts, recipe),
+        "training": {
+            "steps": train.steps,
+            "batch_size": train.batch_size,
+            "tflop_per_step": footprint.step_tflop(recipe),
+            "hours": {where: seconds * train.steps / 3600 for where, seconds in step.items()},  # of GPUs: calculated
+        },
     }
 
 
@@ -50,6 +61,10 @@ def table(described: Mapping[str, Any]) -> str:
     parameters = [["parameters", "all", "trainable"]]
     parameters += [[part, f"{n['total']:,}", f"{n['trainable']:,}"] for part, n in described["parameters"].items()]
     memory = [[part, size(num_bytes)] for part, num_bytes in described["memory_bytes"].items()]
+    training = described["training"]
+    hours = [
+        [where, duration(each), "" if where == "here" else "calculated"] for where, each in training["hours"].items()
+    ]
     lines = [
         described["name"],
         f"  window      {shape['horizon']} actions, {shape['supervised_prefix']} supervised, "
@@ -60,6 +75,8 @@ def table(described: Mapping[str, Any]) -> str:
         *table_lines(parameters),
         "\n  memory of a training step on one device",
         *table_lines(memory),
+        f"\n  time of {training['steps']:,} steps of {training['batch_size']}",
+        *table_lines(hours, "<><"),
     ]
     return "\n".join(lines)
 

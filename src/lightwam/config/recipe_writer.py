@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from lightwam.config.schema import Recipe
@@ -15,16 +15,25 @@ Table = dict[str, Any]
 COMMENT_COLUMN = 40
 
 
-def recipe_file(recipe: Recipe, base: Recipe, header: str = "", comments: Mapping[str, str] | None = None) -> str:
+def recipe_file(
+    recipe: Recipe,
+    base: Recipe,
+    header: str = "",
+    comments: Mapping[str, str] | None = None,
+    always: Collection[str] = (),
+) -> str:
     """Return a recipe file's text: `base`'s name and every setting of `recipe` that differs, except name and notes.
 
     `header` is a comment above, of one or several lines; `comments`: dotted name ("model.horizon", "codec.places",
-    "base") -> the comment after it.
+    "base") -> the comment after it; `always`: dotted names of settings that are written in any case.
     """
     about = comments or {}
     changes = differences(_plain(recipe), _plain(base))
     for own in ("name", "notes"):
         changes.pop(own, None)
+    for name in always:
+        section, _, key = name.rpartition(".")
+        changes.setdefault(section, {})[key] = to_dict(getattr(getattr(recipe, section), key))
     changes = {key: changes[key] for key in sorted(changes, key=lambda key: key != "sources")}
     lines = [f"# {line}".rstrip() for line in header.splitlines()]
     lines += [_setting("base", base.name, about.get("base", ""))]

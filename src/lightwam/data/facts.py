@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightwam.config.strict_json import added, from_dict, to_dict
+from lightwam.data.inspection.dims import action_dims
+from lightwam.data.inspection.numbers import action_units
+from lightwam.data.inspection.tracks import read_tracks
 from lightwam.data.lerobot.hub import hub_id
 from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.data.ranges import RobotRanges
@@ -39,6 +42,7 @@ class DatasetFacts:
     @classmethod
     def of(cls, dataset: LeRobotDataset, name: str | None = None) -> DatasetFacts:
         """Read the facts of an open dataset; DatasetError when its tables are broken."""
+        tracks = read_tracks(dataset)
         first = dataset.vectors.frame_task[dataset.episode_start[:-1]].tolist()
         return cls(
             name=name or hub_id(dataset.root).partition("@")[0] or dataset.root.resolve().name,
@@ -50,6 +54,7 @@ class DatasetFacts:
             sentences=dict(Counter(dataset.tasks[task] for task in first)),
             num_episodes=dataset.num_episodes,
             num_frames=dataset.num_frames,
+            units=action_units(tracks, action_dims(tracks)),
             ranges=RobotRanges.of(dataset),
         )
 

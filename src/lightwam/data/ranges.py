@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,4 +28,17 @@ class RobotRanges:
         steps = np.abs(np.diff(action, axis=0))
         steps[dataset.episode_start[1:-1] - 1] = 0  # from one episode to the next
         rows = (state.min(0), state.max(0), action.min(0), action.max(0), steps.max(0, initial=0.0))
+        return cls(*(tuple(row.tolist()) for row in rows))
+
+    @classmethod
+    def joined(cls, parts: Sequence[tuple[RobotRanges, float]], fps: float) -> RobotRanges:
+        """Return the ranges of several datasets, each with its own rate, for a robot that is driven at `fps`."""
+        steps = [np.array(part.action_step) * rate / fps for part, rate in parts]
+        rows = (
+            np.min([part.state_low for part, _ in parts], axis=0),
+            np.max([part.state_high for part, _ in parts], axis=0),
+            np.min([part.action_low for part, _ in parts], axis=0),
+            np.max([part.action_high for part, _ in parts], axis=0),
+            np.max(steps, axis=0),
+        )
         return cls(*(tuple(row.tolist()) for row in rows))

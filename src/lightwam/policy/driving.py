@@ -116,6 +116,7 @@ def robot_profile(recipe: Recipe, codec: Codec, facts: DatasetFacts | None, fps:
         ranges.action_high,
         ranges.action_step,
         sentences=() if facts is None else tuple(facts.sentences),
+        units=() if facts is None else facts.units,
     )
 
 
@@ -184,7 +185,7 @@ def open_robot(word: str, options: Mapping[str, Any], driven: DrivenPolicy, task
     kind, _, name = word.partition(":")
     if kind == SIMULATED:
         return _simulated(driven, name, task, seed)
-    return _imported(kind, name, options) if name else make_lerobot_robot(word, options)
+    return _imported(kind, name, options) if name else make_lerobot_robot(word, options, driven.profile.unit)
 
 
 def _simulated(driven: DrivenPolicy, name: str, task: str, seed: int) -> SimulatedRobot:
@@ -201,10 +202,13 @@ def _simulated(driven: DrivenPolicy, name: str, task: str, seed: int) -> Simulat
     return simulated_robot(sim, name or task, seed)
 
 
-def open_teleoperator(word: str, options: Mapping[str, Any]) -> Any:
-    """Make a teleoperator, not connected yet: LeRobot's type, such as "so101_leader", or "MODULE:NAME"."""
+def open_teleoperator(word: str, options: Mapping[str, Any], unit: str = "") -> Any:
+    """Make a teleoperator, not connected yet: LeRobot's type, such as "so101_leader", or "MODULE:NAME".
+
+    `unit`: the data's, `RobotProfile.unit`.
+    """
     kind, _, name = word.partition(":")
-    return _imported(kind, name, options) if name else make_lerobot_teleoperator(word, options)
+    return _imported(kind, name, options) if name else make_lerobot_teleoperator(word, options, unit)
 
 
 def _imported(module: str, name: str, options: Mapping[str, Any]) -> Any:

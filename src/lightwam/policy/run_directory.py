@@ -92,7 +92,7 @@ def start_run(run: Path, recipe: Recipe) -> None:
     saved = _as_json(read_recipe(run)) if (run / "recipe.json").exists() else None
     if saved is not None and (had := saved["train"]["steps"]) > (asked := wanted["train"]["steps"]):
         what = "train.steps must not be lowered: the learning rates so far were those of the longer training"
-        step = f"--train.steps {had} or more, or leave the option out with `lightwam train --run {run}`"
+        step = f"--train.steps {had} or more; without a recipe and this option a run goes on as it is"
         raise CheckpointError(what, where=run, got=asked, expected=f"at least {had}", next_step=step)
     if saved is not None and (changed := changes(saved, wanted)):
         step = "use the same recipe to resume, choose another --run, or delete this one"

@@ -109,6 +109,20 @@ def training_chart(name: str, unit: str, step: Values, value: Values, scheduled:
     )
 
 
+def held_out_chart(step: Values, policy: Values, hold: Values, repeat: Values) -> Chart:
+    """Chart the error on held-out episodes, with thin lines for standing still and repeating the last action."""
+    first, last, still, repeated = (short_number(value) for value in (policy[0], policy[-1], hold[-1], repeat[-1]))
+    baselines = f"standing still has {still}, repeating the last action {repeated}"
+    highest = max(float(values.max()) for values in (policy, hold, repeat))
+    return Chart(
+        title=f"Held-out error over {short_number(step[-1])} training steps: from {first} to {last}; {baselines}",
+        x=Axis(float(step[0]), float(step[-1]), "training step", num_ticks=4),
+        y=Axis(0.0, 1.05 * highest or 1.0, "mean absolute error"),
+        lines=(Line("raw", step, hold), Line("raw", step, repeat), Line("smooth", step, policy)),
+        dots=(("dot", float(step[0]), float(policy[0])),) if len(step) == 1 else (),
+    )
+
+
 def roc_chart(name: str, detectors: Mapping[str, DetectorResult], css: dict[str, str]) -> Chart:
     """Chart the detectors' ROC curves, `css` giving their names and classes; the diagonal is chance."""
     ends = np.array([0.0, 100.0])

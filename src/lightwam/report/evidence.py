@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,6 +35,8 @@ LOG_KEYS = (
     *("step", "loss", "loss_video", "loss_action", "grad_norm", "learning_rate"),
     *("samples_per_second", "seconds", "wait_share"),
 )
+HELD_OUT_KEYS = ("held_out", "held_out_hold", "held_out_repeat")
+"""in the lines of checkpoints of a run with held-out episodes"""
 Interval = Annotated[tuple[float, float], lambda ends: 0 <= ends[0] <= ends[1] <= 1, "[low, high] within 0..1"]
 Latency = Annotated[Mapping[str, Duration], lambda ms: {"p50", "p95", "p99"} <= ms.keys(), "percentiles p50, p95, p99"]
 WallSeconds = Annotated[Mapping[str, Duration], lambda seconds: "total" in seconds, "seconds by stage, with a total"]
@@ -128,6 +130,8 @@ class Log:
     columns: dict[str, Float[np.ndarray, " N"]]
     truncated: bool
     """whether the last line was incomplete and left out"""
+    held_out: dict[str, Float[np.ndarray, " M"]]
+    """an array for each of HELD_OUT_KEYS and "step", at the checkpoints; {} without held-out episodes"""
 
 
 @dataclass(frozen=True)
@@ -201,8 +205,19 @@ def _read_recipe(run: Path) -> Recipe:
 def _read_log(path: Path) -> Log | None:
     lines, truncated = read_lines(path, LOG_KEYS) if path.is_file() else ([], False)
     rows = {line["step"]: [line[key] for key in LOG_KEYS] for line in lines}
+    if not rows:
+        return None
     values = np.asarray([rows[step] for step in sorted(rows)], np.float64)
-    return Log({key: values[:, i] for i, key in enumerate(LOG_KEYS)}, truncated) if rows else None
+    columns = {key: values[:, i] for i, key in enumerate(LOG_KEYS)}
+    return Log(columns, truncated, _held_out(lines))
+
+
+def _held_out(lines: Sequence[Mapping[str, Any]]) -> dict[str, Float[np.ndarray, " M"]]:
+    keys = ("step", *HELD_OUT_KEYS)
+    measured = (line for line in lines if all(type(line.get(key)) in (int, float) for key in keys))
+    rows = {line["step"]: [float(line[key]) for key in keys] for line in measured}
+    values = np.asarray([rows[step] for step in sorted(rows)], np.float64)
+    return {key: values[:, i] for i, key in enumerate(keys)} if rows else {}
 
 
 def _read_episodes(folder: Path) -> tuple[tuple[EpisodeRow, ...], bool]:

@@ -6,8 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from lightwam.report.charts import Chart, training_chart
-from lightwam.report.evidence import Evidence, Log
+from lightwam.report.charts import Chart, held_out_chart, training_chart
+from lightwam.report.evidence import HELD_OUT_KEYS, Evidence, Log
+from lightwam.report.formatting import short_number
 
 CURVES = (
     ("loss", "Joint loss", "", False),
@@ -21,9 +22,17 @@ CURVES = (
 
 
 def training_charts(log: Log) -> list[tuple[str, Chart | None]]:
-    """Draw every curve with its title."""
-    step = log.columns["step"]
-    return [(name, training_chart(name, unit, step, log.columns[key], fixed)) for key, name, unit, fixed in CURVES]
+    """Draw every curve with its title; first the error on held-out episodes, if there are any."""
+    step, charts = log.columns["step"], list[tuple[str, Chart | None]]()
+    if log.held_out:
+        columns = [log.held_out[key] for key in ("step", *HELD_OUT_KEYS)]
+        title = (
+            f"Held-out error; standing still {short_number(columns[2][-1])}, repeating {short_number(columns[3][-1])}"
+        )
+        charts.append((title, held_out_chart(*columns)))
+    return charts + [
+        (name, training_chart(name, unit, step, log.columns[key], fixed)) for key, name, unit, fixed in CURVES
+    ]
 
 
 def wall_time(wall_seconds: Mapping[str, float]) -> tuple[list[tuple[str, float]], float]:

@@ -16,18 +16,19 @@ from lightwam.errors import ConfigError, SetupError, did_you_mean
 CAMERA_FPS = 30
 
 
-def make_lerobot_robot(kind: str, options: Mapping[str, Any]) -> Any:
+def make_lerobot_robot(kind: str, options: Mapping[str, Any], unit: str = "") -> Any:
     """Make the LeRobot robot of type `kind`, such as "so101_follower", not connected yet.
 
-    `options` are fields of its config, nested for parts of it: {"port": ..., "cameras": {"front": {...}}}. SetupError
-    if LeRobot or what this robot needs is not installed, ConfigError for an unknown type or option.
+    `options` are fields of its config, nested for parts of it: {"port": ..., "cameras": {"front": {...}}}. `unit`: that
+    of the data's joints, "degrees" or "-100..100", decides `use_degrees` of a robot that has it. SetupError if LeRobot
+    or what this robot needs is not installed, ConfigError for an unknown type or option, or one against the unit.
     """
-    return _make("robots", "RobotConfig", "make_robot_from_config", kind, options)
+    return _make("robots", ("RobotConfig", "make_robot_from_config"), kind, options, unit)
 
 
-def make_lerobot_teleoperator(kind: str, options: Mapping[str, Any]) -> Any:
+def make_lerobot_teleoperator(kind: str, options: Mapping[str, Any], unit: str = "") -> Any:
     """Make the LeRobot teleoperator of type `kind`, such as "so101_leader"; raises as `make_lerobot_robot`."""
-    return _make("teleoperators", "TeleoperatorConfig", "make_teleoperator_from_config", kind, options)
+    return _make("teleoperators", ("TeleoperatorConfig", "make_teleoperator_from_config"), kind, options, unit)
 
 
 def opencv_cameras(cameras: Sequence[str], sizes: Mapping[str, tuple[int, int]], fps: int) -> dict[str, Any]:
@@ -91,7 +92,19 @@ def _value(text: str) -> Any:
     return text
 
 
-def _make(package: str, base: str, factory: str, kind: str, options: Mapping[str, Any]) -> Any:
+def with_unit(options: Mapping[str, Any], unit: str) -> dict[str, Any]:
+    """Return the options with `use_degrees` as the data's unit needs it; ConfigError if they say the opposite."""
+    if unit not in ("degrees", "-100..100"):
+        return dict(options)
+    wanted = unit == "degrees"
+    if options.get("use_degrees", wanted) != wanted:
+        what, got = "the robot's joints must have the data's unit", f"use_degrees={options['use_degrees']}"
+        raise ConfigError(what, got=got, expected=unit, next_step=f"use_degrees={str(wanted).lower()}, or leave it out")
+    return {**options, "use_degrees": wanted}
+
+
+def _make(package: str, names: tuple[str, str], kind: str, options: Mapping[str, Any], unit: str) -> Any:
+    """`names`: of the config's base class, and of the function that makes the device."""
     if importlib.util.find_spec("lerobot") is None:
         step = "pip install 'lightwam[robot]' (Python 3.12 or newer)"
         raise SetupError("LeRobot's robots need a package that is not installed", got="lerobot", next_step=step)
@@ -101,14 +114,15 @@ def _make(package: str, base: str, factory: str, kind: str, options: Mapping[str
 
         module = importlib.import_module(f"lerobot.{package}")
         failed = _register(package, kind)
-        choices = getattr(module, base)
+        choices, make = (getattr(module, name) for name in names)
         known = choices.get_known_choices()
         if kind not in known:
             step = did_you_mean(kind, known)
             step += "".join(f"; lerobot.{package}.{name} cannot be imported: {why}" for name, why in failed.items())
             raise ConfigError(f"unknown type of LeRobot's {package}", got=repr(kind), next_step=step)
-        config = draccus.decode(choices, {"type": kind, **options})
-        return getattr(module, factory)(config)
+        if "use_degrees" in known[kind].__dataclass_fields__:
+            options = with_unit(options, unit)
+        return make(draccus.decode(choices, {"type": kind, **options}))
     except ImportError as error:
         raise SetupError(f"{kind} needs a package that is not installed", got=error, next_step=step) from error
     except (draccus.utils.DecodingError, TypeError, ValueError) as error:

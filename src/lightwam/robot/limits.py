@@ -38,6 +38,14 @@ class RobotProfile:
     """largest change from one action to the next in the data, infinite if not known; not used for motions"""
     sentences: tuple[str, ...] = ()
     """the dataset's tasks"""
+    units: tuple[str, ...] = ()
+    """of the dimensions of the action, such as "degrees"; "" where unknown, empty if none is known"""
+
+    @property
+    def unit(self) -> str:
+        """The unit of the joints; "" if it is not known, or they have several."""
+        known = {unit for unit in self.units if unit}
+        return known.pop() if len(known) == 1 else ""
 
     @property
     def is_consistent(self) -> bool:
@@ -109,5 +117,6 @@ class Limits:
         for i, name in enumerate(profile.action_names):
             low, high, step = profile.action_low[i], profile.action_high[i], profile.action_step[i]
             limit = "a motion" if i in profile.motion_dims else f"at most {step:.4g} a step, {step * profile.fps:.4g}/s"
-            lines.append(f"  {name:{width}}  {low:9.4g} to {high:9.4g}  {limit}")
+            unit = profile.units[i] if i < len(profile.units) else ""
+            lines.append(f"  {name:{width}}  {low:9.4g} to {high:9.4g}  {limit}  {unit}".rstrip())
         return lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -20,6 +21,7 @@ from lightwam.system.cpu import fast_matmuls
 from lightwam.system.devices import resolve_device
 from lightwam.system.tables import table_lines
 from lightwam.system.timing import conditions, conditions_line, in_turns, now
+from lightwam.training.footprint import memory_bytes, num_parameters, step_tflop
 from lightwam.training.optimizer import Optimizer
 from lightwam.training.train import flow_draw
 from lightwam.types import Batch, Latents, Losses, to_pixels
@@ -28,6 +30,8 @@ REPETITIONS, LONG_STEP_S, FEW_REPETITIONS = 8, 5.0, 4
 """steps of more than LONG_STEP_S seconds are repeated FEW_REPETITIONS times"""
 TIMED_SAMPLES, SHARED = 16, 0.8
 """of `time_step`; n threads are n ** SHARED times as fast as one"""
+CPU_TFLOP = 3.0
+"""a larger step is not timed on a CPU"""
 PARTS = ("encode", "forward", "backward", "optimiser")
 Step = dict[str, float]
 """seconds of each part, their sum "step", and "peak_bytes" of the GPU's memory"""
@@ -109,6 +113,19 @@ def time_step(recipe: Recipe, device: str = "auto") -> float:
         torch.set_num_threads(threads)
     shared = threads**SHARED if target.type == "cpu" else 1.0
     return min(seconds[1:]) * train.batch_size / size / shared
+
+
+def timed_step(recipe: Recipe, device: str = "auto") -> float | None:
+    """Return `time_step`; None if a step would take a CPU over a minute, or more memory than there is."""
+    target = resolve_device(device)
+    if target.type == "cuda":
+        memory = torch.cuda.get_device_properties(target).total_memory
+    elif step_tflop(recipe) > CPU_TFLOP:
+        return None
+    else:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    needed = memory_bytes(num_parameters(recipe.model), recipe)["all"]
+    return time_step(recipe, device) if needed < 0.8 * memory else None
 
 
 def _encoder(recipe: Recipe, size: int, device: torch.device) -> Callable[[], Latents]:

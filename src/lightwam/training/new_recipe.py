@@ -21,18 +21,17 @@ from lightwam.data.inspection.dims import ActionKind
 from lightwam.data.inspection.drawing import draw_canvases
 from lightwam.data.inspection.inspect import Inspection, inspect_dataset
 from lightwam.data.lerobot.features import parse_names
+from lightwam.data.lerobot.hub import find_dataset, hub_id
 from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.encoders.hashed_text import words
 from lightwam.errors import ConfigError, DatasetError, did_you_mean
 from lightwam.system.devices import resolve_device
 from lightwam.system.files import write_file
-from lightwam.system.progress import OnProgress, no_progress
-from lightwam.training.benchmark import time_step
-from lightwam.training.footprint import CARDS, memory_bytes, num_parameters, num_tokens, step_seconds_on, step_tflop
+from lightwam.system.progress import OnProgress, Say, no_progress
+from lightwam.training.benchmark import timed_step
+from lightwam.training.footprint import CARDS, memory_bytes, num_parameters, num_tokens, step_seconds_on
 
 SizeName = Literal["auto", "small", "base", "paper"]
-CPU_TFLOP = 3.0
-"""largest step that is timed on a CPU: about a minute of two cores"""
 NORM_WORDS = {"z_score": "mean and deviation", "min_max": "range", "quantile": "1 % to 99 %, as there are outliers"}
 BASE_GB = 20
 """memory of a GPU from which `base` is chosen"""
@@ -117,7 +116,7 @@ class NewRecipe:
 
     def text(self, header: str) -> str:
         """Return the recipe file."""
-        return recipe_file(self.recipe, self.base, header, self.reasons)
+        return recipe_file(self.recipe, self.base, header, self.reasons, always=("train.steps",))
 
     def picture(self) -> bytes:
         """Draw what the model sees; return a PNG."""
@@ -153,10 +152,8 @@ def new_recipe(
     """
     wishes = wishes or Wishes()
     cameras = _cameras(data, wishes.cameras)
+    _check_sentences(data)
     inspection = inspect_dataset(data, tuple(cameras), wishes.actions, progress)
-    if not any(sentence.strip() for sentence in inspection.sentences):
-        step = "describe the task in meta/tasks, or with LeRobot's tools"
-        raise DatasetError("a dataset must have a task sentence", where=data.root, got="none", next_step=step)
     size_name = _size(wishes.size, device)
     size = SIZES[size_name]
     base = size.recipe()
@@ -165,7 +162,7 @@ def new_recipe(
     if wishes.weights:
         recipe = replace(recipe, weights=wishes.weights)
     check_recipe(recipe)
-    step_seconds = _timed(recipe, device)
+    step_seconds = timed_step(recipe, device)
     limit = wishes.hours or size.hours
     seconds = step_seconds or (step_seconds_on(CARDS[0], recipe) if size_name != "small" else None)
     of_episode = episode_sentences(data.episode_start, data.vectors.frame_task, data.tasks)
@@ -173,38 +170,42 @@ def new_recipe(
     windows = _num_windows(data, held_out)
     steps = steps_of(windows, size.epochs, recipe.train.batch_size, seconds, limit)
     recipe = check_recipe(with_steps(recipe, steps))
-    short = (
-        f"; {size.epochs} would not fit {limit:g} h"
-        if steps * recipe.train.batch_size < 0.95 * size.epochs * windows
-        else ""
-    )
-    timed = "" if step_seconds is None else f", about {step_seconds:.2g} s each here"
-    passes = f"{steps * recipe.train.batch_size / windows:.3g} passes over {windows:,} windows{timed}{short}"
-    reasons = _reasons(recipe, fit, inspection) | {"train.steps": passes}
+    passes = steps * recipe.train.batch_size / windows
+    words = f"{passes:.3g} passes over {windows:,} windows"
+    words += "" if step_seconds is None else f", about {step_seconds:.2g} s a step here"
+    words += f"; {size.epochs} would not fit {limit:g} h" if passes < 0.95 * size.epochs else ""
+    reasons = _reasons(recipe, fit, inspection) | {"train.steps": words}
     return NewRecipe(recipe, base, data, fit, inspection, reasons, held_out, step_seconds)
 
 
-def open_dataset(path: Path, names: Sequence[str]) -> tuple[LeRobotDataset, tuple[str, ...]]:
-    """Open a dataset; return it and, if its features needed names that were not given, the names that were guessed.
+def open_dataset(
+    name: str, names: Sequence[str] = (), cameras: Sequence[str] = (), say: Say = print
+) -> tuple[LeRobotDataset, tuple[str, ...]]:
+    """Open a dataset, a folder or a Hub id; return it and the names of features that were guessed, if they had to be.
 
-    DatasetError when it is broken, or its features cannot be guessed.
+    Of a dataset on the Hub only the videos of `cameras` are fetched, if any are named. DatasetError when the dataset is
+    broken, or its features cannot be guessed.
     """
-    if names:
-        return LeRobotDataset(path, parse_names(names)), ()
+    wanted = tuple(cameras) or None
+
+    def opened(pairs: Sequence[str]) -> LeRobotDataset:
+        known = parse_names(pairs) if pairs else None
+        return LeRobotDataset(find_dataset(name, wanted, known, say=say), known)
+
     try:
-        return LeRobotDataset(path), ()
+        return opened(names), ()
     except DatasetError as error:
         _, marker, proposed = error.next_step.partition("--names ")
-        if not marker:
+        if names or not marker:
             raise
         guessed = tuple(proposed.split())
-    return LeRobotDataset(path, parse_names(guessed)), guessed
+    return opened(guessed), guessed
 
 
 def source_of(name: str, data: LeRobotDataset, folder: Path) -> SourceConfig:
-    """Return the source for a recipe file in `folder`: a local dataset's path from there, or a Hub id as it is."""
+    """Return the source for a recipe file in `folder`: a local path from there, or a Hub id with its commit."""
     local = Path(name).expanduser()
-    path = os.path.relpath(local, folder) if local.is_dir() and not local.is_absolute() else name
+    path = hub_id(data.root) or (name if local.is_absolute() else os.path.relpath(local, folder))
     return SourceConfig(path, names=data.names.pairs())
 
 
@@ -212,6 +213,15 @@ def write_new_recipe(made: NewRecipe, path: Path, picture: Path, header: str) ->
     """Write the recipe file and its picture."""
     write_file(picture, made.picture(), ConfigError)
     write_file(path, made.text(header), ConfigError)
+
+
+def _check_sentences(data: LeRobotDataset) -> None:
+    """Raise DatasetError, as training would, if an episode has no sentence."""
+    if empty := [index for index in data.used_tasks if not data.tasks[index].strip()]:
+        many = int(np.isin(data.vectors.task_index, empty).sum())
+        what, got = "every episode must have a task sentence", f"{many} of {data.num_episodes} episodes without one"
+        step = "describe the task in the dataset's table of tasks (meta/tasks)"
+        raise DatasetError(what, where=f"{data.root} task {empty[0]}", got=got, next_step=step)
 
 
 def _cameras(data: LeRobotDataset, wanted: tuple[str, ...]) -> dict[str, tuple[int, int]]:
@@ -269,21 +279,6 @@ def _resting(data: LeRobotDataset, inspection: Inspection) -> tuple[int, ...]:
     """Return the still dimensions that are always 0: motions that never happen."""
     still = inspection.of_kind("still")
     return tuple(dim for dim in still if not np.any(data.vectors.action[:, dim]))
-
-
-def _timed(recipe: Recipe, device: str) -> float | None:
-    """Return the seconds of a step here, the fastest of two; None if it would take too long or too much memory."""
-    target = resolve_device(device)
-    parts = num_parameters(recipe.model)
-    if target.type == "cpu":
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        if step_tflop(recipe) > CPU_TFLOP:
-            return None
-    else:
-        memory = torch.cuda.get_device_properties(target).total_memory
-    if memory_bytes(parts, recipe)["all"] > 0.8 * memory:
-        return None
-    return time_step(recipe, device)
 
 
 def _reasons(recipe: Recipe, fit: RobotData, inspection: Inspection) -> dict[str, str]:

@@ -26,7 +26,7 @@ from lightwam.policy import run_directory
 from lightwam.policy.run_directory import Checkpoint, Weights
 from lightwam.system.cpu import fast_matmuls
 from lightwam.system.devices import oom_as_config_error
-from lightwam.system.files import append_line, complete_lines, write_file
+from lightwam.system.files import append_line
 from lightwam.system.progress import Progress, Say
 from lightwam.training import distributed, loggers, validation
 from lightwam.training.caches import DatasetSource
@@ -34,6 +34,7 @@ from lightwam.training.dataset import BatchEncoder, open_training_data, without_
 from lightwam.training.distributed import Parallel, World
 from lightwam.training.loggers import Logger, open_loggers
 from lightwam.training.optimizer import Optimizer
+from lightwam.training.run_log import truncate_log
 from lightwam.training.start import Start, Statistics, load_start
 from lightwam.training.validation import Validation
 from lightwam.training.wan_backbone import load_backbone
@@ -81,7 +82,7 @@ def train(
         if session.step and world.is_main:
             say(f"resuming at step {session.step}")
         world.barrier()
-        logged = _truncate_log(run / "log.jsonl", session.step) if world.is_main else 0
+        logged = truncate_log(run / "log.jsonl", session.step) if world.is_main else 0
         last = min(recipe.train.steps, recipe.train.steps if stop_after is None else stop_after)
         with (
             open_loggers(recipe, run, world.is_main, begun=session.step, logged=logged, say=say) as opened_loggers,
@@ -285,27 +286,3 @@ def _memory_advice(train: TrainConfig, micro: int) -> str:
     options = [f"--train.micro-batch {smaller[-1]}"] if smaller else ["--parallel fsdp over more GPUs"]
     options += [] if train.checkpointing else ["--train.checkpointing"]
     return f"{' or '.join(options)}; the run resumes where it stopped"
-
-
-def _truncate_log(path: Path, step: int) -> int:
-    """Drop the lines after `step`, which a killed process wrote after its last checkpoint: they will be written again.
-
-    Return the last step that was logged, 0 for none. An incomplete last line is dropped; CheckpointError names any
-    other broken line.
-    """
-    if not path.exists():
-        return 0
-    lines = [(_step_of(line, f"{path}:{number}"), line) for number, line in enumerate(complete_lines(path), 1)]
-    kept = "".join(f"{line}\n" for at, line in lines if at <= step)
-    if kept.encode() != path.read_bytes():
-        write_file(path, kept)
-    return max((at for at, _ in lines), default=0)
-
-
-def _step_of(line: str, where: str) -> int:
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError) as error:
-        what = 'a line of the log must be {"step": 20, ...}'
-        got = f"{type(error).__name__}: {error}"
-        raise CheckpointError(what, where=where, got=got, next_step="delete this line") from error

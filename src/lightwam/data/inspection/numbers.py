@@ -86,10 +86,19 @@ def unit_word(names: Sequence[str], values: Rows) -> str:
     return "radians"
 
 
+def action_units(tracks: Tracks, dims: Sequence[Dim]) -> tuple[str, ...]:
+    """Return the unit of each dimension of the action; "" where it is not known, () if none is."""
+    word = unit_word(tracks.action_names, tracks.action)
+    known = word if word in ("degrees", "radians", "-100..100") else ""
+    joints = [dim.kind in ("target", "position", "still") and JOINT.search(dim.name) is not None for dim in dims]
+    return tuple(known if joint else "" for joint in joints) if known and any(joints) else ()
+
+
 def scale_problems(tracks: Tracks, dims: Sequence[Dim]) -> Iterator[str]:
     """Yield where state and action have other units: the same course, but another scale, or the opposite sign."""
     state, action = tracks.state, tracks.action
     factors: dict[str, list[str]] = {}
+    offsets: list[str] = []
     for dim in dims:
         if dim.index >= state.shape[1] or dim.kind in ("motion", "still"):
             continue
@@ -103,12 +112,16 @@ def scale_problems(tracks: Tracks, dims: Sequence[Dim]) -> Iterator[str]:
                 )
         elif alike < -ALIKE:
             factors.setdefault("the opposite sign", []).append(dim.name)
+        elif alike > 0.99 and 0.9 < factor < 1.1 and abs(offset := float((said - measured).mean())) > np.ptp(measured):
+            offsets.append(f"{dim.name} {offset:+.4g}")
         elif alike > ALIKE and not 1 / 3 < factor < 3:
             near = math.isclose(max(factor, 1 / factor), 180 / math.pi, rel_tol=0.1)
             words = "degrees in one and radians in the other" if near else f"{factor:.3g} times the scale"
             factors.setdefault(words, []).append(dim.name)
     for words, names in factors.items():
         yield f"state and action follow the same course with {words}: {first_few(names)}"
+    if offsets:
+        yield f"state and action follow the same course with other zero points: {first_few(offsets)}"
 
 
 def still_problems(tracks: Tracks) -> Iterator[str]:

@@ -23,17 +23,20 @@ def episodes_by_sentence(dataset: LeRobotDataset) -> dict[str, int]:
     return found
 
 
+def short(sentence: str, most: int = 60) -> str:
+    """Return a sentence, cut to `most` characters."""
+    return sentence if len(sentence) <= most else f"{sentence[: most - 1]}…"
+
+
 def sentence_problems(episodes: Mapping[str, int]) -> Iterator[str]:
-    """Yield sentences that are empty, that differ in spelling only, or that few episodes have."""
-    if empty := sum(count for sentence, count in episodes.items() if not sentence.strip()):
-        yield f"{empty} episodes have no sentence, which training refuses: describe the task in meta/tasks"
+    """Yield sentences that differ in spelling only, or that few episodes have."""
     spellings: dict[str, list[str]] = {}
     for sentence in episodes:
         spellings.setdefault(" ".join(re.findall(r"\w+", sentence.lower())), []).append(sentence)
     for alike in spellings.values():
         if len(alike) > 1:
-            yield f"one task with {len(alike)} spellings: {first_few([*map(repr, alike)], 3)}"
-    few = [f"{sentence!r} {count}" for sentence, count in episodes.items() if count < FEW_EPISODES]
+            yield f"one task with {len(alike)} spellings: {first_few([repr(short(sentence)) for sentence in alike], 3)}"
+    few = [f"{short(sentence)!r} {count}" for sentence, count in episodes.items() if count < FEW_EPISODES]
     if few:
         yield f"few episodes: {first_few(few, 3)}; under {FEW_EPISODES} of a task are hardly enough to learn it"
 
