@@ -18,7 +18,7 @@ BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
 GL_PACKAGES := libegl1 libgl1 libgl1-mesa-dri libopengl0
 INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: help demo report test slow gpu lerobot lowest lint types format gl browser clean
+.PHONY: help demo report test slow gpu lerobot lowest view lint types format gl browser clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -44,6 +44,10 @@ lerobot: $(LEROBOT)/.ready  ## the LeRobot plugin with LeRobot itself (Python 3.
 
 lowest: $(LOWEST)/.ready  ## the core's tests with the lowest versions allowed; LOWEST_TORCH=2.13.0 takes another torch
 	@$(LOWEST)/bin/python -m pytest tests/unit tests/e2e
+
+view: $(DEV)  ## the tests of `lightwam view` with Rerun (a download of 170 MB)
+	@$(INSTALL) '.[view]'
+	@$(BIN)/python -m pytest tests/unit/test_view.py
 
 lint: $(DEV)  ## ruff
 	@$(BIN)/ruff check .

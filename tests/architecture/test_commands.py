@@ -38,7 +38,7 @@ SENTENCE = ("and", "instead", "is", "lists", "needs", "or", "says", "to", "with"
 PLACEHOLDER = re.compile(rf"(?:ws://)?[A-Z][A-Z_]*(?:[/|:.][A-Z_a-z]+)*|.*{HOLE}.*|\.\.\.")
 OTHERS = {"--recipe.train.steps", "--train.max-steps", "--local-dir",
           "--address", "--no-deps", "--constraint", "--editable", "--help", "--version", "--head", "--num-cpus",
-          "--nproc-per-node", "--nnodes", "--rdzv-endpoint", "--dry-run"}  # fmt: skip
+          "--nproc-per-node", "--nnodes", "--rdzv-endpoint", "--dry-run", "--serve-web", "--bind"}  # fmt: skip
 """options of other programs, and two that a text gives as wrong examples"""
 
 

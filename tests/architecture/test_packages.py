@@ -16,6 +16,7 @@ IMPORT_NAMES = {
     "pillow": "PIL",
     "prometheus-client": "prometheus_client",
     "pyopengl": "OpenGL",
+    "rerun-sdk": "rerun",
 }
 """where the name to install differs from the name to import"""
 

@@ -43,7 +43,7 @@ def test_the_six_commands_take_a_robot_of_four_cameras_from_its_dataset_to_drivi
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("lightwam.training.new_recipe.time_step", lambda recipe, device: 0.5)
+    monkeypatch.setattr("lightwam.training.new_recipe.timed_step", lambda recipe, device: 0.5)
     record(Path("data/two_arms"), episodes=4, size=SIZE, pace=1.4)
 
     said = lightwam(capsys, "init", "data/two_arms", "--to", "arms.toml")

@@ -80,6 +80,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["trian", "demo"], "did you mean 'train'"),
         (["train", "dmeo"], "did you mean 'demo'"),
         (["show", "libero-1"], "did you mean 'libero-10'"),
+        (["show", "base"], "lightwam init DATASET --size base"),
         (["train"], "needs a recipe"),
         (["eval"], "needs a run directory"),
         (["eval", "--eval.trials", "3"], "needs a run directory"),

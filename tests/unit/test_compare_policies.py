@@ -74,7 +74,7 @@ def test_means_over_seeds_and_paired_tests(runs: Path) -> None:
     assert act["tasks"]["blue"]["rates"] == [0.0, 1 / 3]
     assert wam["budgets"][1] == {"seed": 1, "steps": 100, "parameters": 17, "hours": 1.0}
     assert found["matters"] == {} and set(found["differs"]) == {"eval.replan"}
-    first, *_ = found["pairs"]
+    first, second, _ = found["pairs"]
     assert [(pair["first"], pair["second"]) for pair in found["pairs"]] == [
         ("wam", "act"),
         ("wam", "dp"),
@@ -82,6 +82,7 @@ def test_means_over_seeds_and_paired_tests(runs: Path) -> None:
     ]
     # red 10: 2 of 3 against 2 of 2, ...
     assert first["p_value"] == sign_flip_test([2 * 2 - 2 * 3, 3 * 2 - 1 * 3, 3 * 2, 3 * 2, 2 * 2, 0])
+    assert second["p_value"] == sign_flip_test([2 - 3, 3 - 3, 3, 3 - 3, 2, 0])
     assert first["difference"] == pytest.approx(13 / 18 - 3 / 12)
     assert first["p_holm"] >= first["p_value"]
     alone = compare_policies(named_policies(["dp=runs/dp/eval", "act=runs/act-0/eval"]))["pairs"][0]

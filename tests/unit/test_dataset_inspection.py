@@ -69,6 +69,12 @@ def test_numbers_that_the_state_has_at_another_place_are_positions() -> None:
     assert kinds(tracks(state, state[:, ::-1])) == ["position", "target", "position"]
 
 
+def test_the_same_course_in_another_unit_is_no_motion() -> None:
+    fast = 50 * np.sin(np.arange(300)[:, None] * 0.9 + np.arange(2))
+    assert kinds(tracks(np.radians(fast), fast)) == ["position", "position"]
+    assert kinds(tracks(fast[:, :0], fast)) == ["motion", "motion"], "without the state it cannot be told"
+
+
 def test_motions_are_recognised_with_a_state_of_other_numbers_and_without_one() -> None:
     place = swing(dims=2)
     motion = np.diff(place, axis=0, append=place[-1:])
@@ -173,6 +179,7 @@ def test_idle_rows_and_still_dimensions_are_said(tmp_path: Path) -> None:
     def rest(episode: int, clips: dict[str, np.ndarray], state: np.ndarray, action: np.ndarray) -> None:
         state[:, 4] = action[:, 4] = 12.5
         state[:24], action[:24] = state[24], action[24]
+        action[:24:2, 0] += 1e-3  # a joint that trembles stands still
 
     found = inspected(tmp_path / "set", change=rest)
     assert "3 of 3 episodes begin with more than 0.5 s without motion (median 0.8 s)" in said(found.problems)
@@ -237,6 +244,13 @@ def frozen(clip: np.ndarray) -> None:
 def test_faults_of_pictures_are_said(tmp_path: Path, fault: Callable[[np.ndarray], None], words: str) -> None:
     found = inspected(tmp_path / "set", change=lambda episode, clips, state, action: fault(clips["front"]))
     assert words in said(found.problems)
+
+
+def test_pictures_repeat_while_the_robot_rests(tmp_path: Path) -> None:
+    def rest(episode: int, clips: dict[str, np.ndarray], state: np.ndarray, action: np.ndarray) -> None:
+        state[20:40], clips["front"][20:40] = state[20], clips["front"][20]
+
+    assert not any("repeat" in line for line in inspected(tmp_path / "set", change=rest).problems)
 
 
 def test_pictures_of_every_sentence_are_shown(tmp_path: Path) -> None:

@@ -55,9 +55,7 @@ def test_the_unit_is_that_of_the_data() -> None:
     assert with_unit({"port": "x"}, "-100..100") == {"port": "x", "use_degrees": False}
     assert with_unit({"use_degrees": True}, "degrees") == with_unit({}, "degrees") == {"use_degrees": True}
     assert with_unit({}, "") == with_unit({}, "radians") == {}
-    with pytest.raises(
-        ConfigError, match=r"the data's unit\n  got: use_degrees=True\n  expected: -100\.\.100"
-    ):
+    with pytest.raises(ConfigError, match=r"the data's unit\n  got: use_degrees=True\n  expected: -100\.\.100"):
         with_unit({"use_degrees": True}, "-100..100")
 
 

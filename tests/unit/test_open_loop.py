@@ -22,6 +22,8 @@ from lightwam.evaluation.replay import replay, smoothness, switch_dims
 from lightwam.policy.policy import Policy
 from lightwam.robot.chunks import Crossfade, Ensemble
 from lightwam.robot.player import Play
+from lightwam.training.caches import open_caches
+from lightwam.training.dataset import without_held_out
 
 REPLANS = [2, 4, 8]
 
@@ -49,7 +51,9 @@ def result_of(policy: Policy, recorded: Recorded, predicted: Predicted) -> dict[
     return measure(policy, recorded, predicted, OpenLoopSettings(blend=2), REPLANS)
 
 
-def test_episodes_are_those_held_out_of_training(policy: Policy, recorded: Recorded) -> None:
+def test_episodes_are_those_held_out_of_training(policy: Policy, recorded: Recorded, arm_once: Any) -> None:
+    sampling = without_held_out(arm_once.recipe, open_caches(arm_once.recipe, arm_once.dataset).open(lambda line: None))
+    assert sampling is not None and sampling.held_out == tuple(each.index for each in recorded.episodes)
     assert recorded.held_out and len(recorded.episodes) == 2 and recorded.num_steps == 2 * STEPS
     assert sorted(each.instruction for each in recorded.episodes) == sorted(SENTENCES) == list(recorded.sentences)
     for each in recorded.episodes:

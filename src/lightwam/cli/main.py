@@ -28,6 +28,7 @@ COMMANDS = {
     "serve": "answer robots over openpi's websocket, XPolicyLab's and HTTP",
     "compare": "compare evaluations, episode by episode",
     "watch": "calibrate a policy's surprise score, and measure how well it detects disturbances",
+    "view": "look at a dataset or a run in Rerun: pictures, joints, chunks, imagined futures",
     "report": "write a run's report.html",
     "adopt": "convert a published Light-WAM checkpoint to a run",
     "export": "write a run's weights in the format of the published checkpoints",

@@ -47,6 +47,9 @@ def recipe(word: str | Path) -> Recipe:
         return read_recipe_file(path)
     if (path / "recipe.json").is_file():
         return read_run_recipe(path)
+    if str(word) in SIZES:
+        what, step = "a size needs a robot's dataset to become a recipe", f"lightwam init DATASET --size {word}"
+        raise ConfigError(what, got=repr(str(word)), next_step=step)
     if str(word) not in RECIPES:
         step = f"{did_you_mean(str(word), RECIPES)}; or a recipe file, or a run directory"
         raise ConfigError("unknown recipe", got=repr(str(word)), next_step=step)

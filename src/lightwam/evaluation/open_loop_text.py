@@ -13,7 +13,7 @@ LEARNED, LITTLE = 0.5, 0.9
 """error of the policy, as a share of the better baseline's, up to which it learned, and learned a little"""
 READS, IGNORES = 1.25, 1.05
 """error with another sentence, as a multiple of that with its own, from which it reads, and below which it does not"""
-AS_GOOD = 1.1
+AS_GOOD = 1.25
 """ways of playing whose error is within this factor of the least count as equally good, and the smoothest is named"""
 ROUGH = 2.0
 """a chunk's border is rough where the command changes by this multiple of what was recorded there"""

@@ -40,6 +40,12 @@ class Video:
 
 
 def jpeg(picture: UInt8[np.ndarray, "height width 3"], quality: int = 3) -> Image:
+    """Encode a picture as `jpeg_bytes` does."""
+    height, width = picture.shape[:2]
+    return Image(_uri("image/jpeg", jpeg_bytes(picture, quality)), width, height)
+
+
+def jpeg_bytes(picture: UInt8[np.ndarray, "height width 3"], quality: int = 3) -> bytes:
     """Encode a picture without chroma subsampling; `quality` is the quantiser, 2 is the finest."""
     import av
 
@@ -49,8 +55,7 @@ def jpeg(picture: UInt8[np.ndarray, "height width 3"], quality: int = 3) -> Imag
     encoder.qmin = encoder.qmax = quality
     frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24").reformat(format="yuvj444p")
     frame.pts = 0
-    data = b"".join(bytes(packet) for packet in [*encoder.encode(frame), *encoder.encode(None)])
-    return Image(_uri("image/jpeg", data), encoder.width, encoder.height)
+    return b"".join(bytes(packet) for packet in [*encoder.encode(frame), *encoder.encode(None)])
 
 
 def read_video(path: Path) -> Video:
