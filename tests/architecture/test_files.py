@@ -12,6 +12,7 @@ UNGUARDED = {
     "system.files": "the guarded writer itself",
     "data.cache.frames": "inside `_disk_errors`, which gives its OSErrors to `disk_error`",
     "data.cache.shards": "bytes in memory; files of latent_cache, which has such a guard too",
+    "data.lerobot.footage": "`_write` is called inside `explain_disk_errors`",
     "data.lerobot.merge": "called by LeRobotWriter inside `explain_disk_errors`",
     "data.lerobot.video": "called by LeRobotWriter inside `explain_disk_errors`, and by rollouts in a temporary folder",
 }
