@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature, PreTr
 
 from lerobot_policy_lightwam import LightWAMConfig
 from lightwam.config import recipes
+from lightwam.config.fit import WHOLE
 from lightwam.errors import ConfigError
 
 
@@ -26,7 +28,7 @@ def config(*cameras: str, action: int = 2, recipe: str = "point", state: int = 2
 
 
 def test_unset_fields_are_the_recipes() -> None:
-    base, made = recipes.demo(), LightWAMConfig(device="cpu")
+    base, made = recipes.demo(), LightWAMConfig(recipe="demo", device="cpu")
     assert (made.horizon, made.n_action_steps, made.video_stride) == (8, base.eval.replan, base.codec.video_stride)
     assert made.optimizer_lr == made.get_optimizer_preset().lr == base.train.learning_rate
     assert made.get_scheduler_preset().num_warmup_steps == base.train.warmup_steps
@@ -36,11 +38,32 @@ def test_unset_fields_are_the_recipes() -> None:
 def test_the_recipe_is_fitted_to_the_features() -> None:
     made = config("left", "right", state=5, action=7).settle()
     assert (made.model.state_dim, made.model.action_dim) == (5, 7)
-    assert made.codec.canvas == (32, 64)
+    assert made.codec.canvas == (32, 96) and made.sim is None, "48x64 pixels keep their aspect"
     assert [(place.camera, place.left, place.width) for place in made.codec.places] == [
-        ("left", 0, 32),
-        ("right", 32, 32),
+        ("left", 0, 48),
+        ("right", 48, 48),
     ]
+
+
+def test_a_size_is_fitted_to_the_cameras_and_the_rate() -> None:
+    """What `lightwam init` derives: nothing comes from another robot."""
+    made = config("front", "wrist", recipe="small", state=6, action=6)
+    assert (made.horizon, made.video_stride, made.n_action_steps) == (32, 4, 16)
+    recipe = made.settle(30.0)
+    assert recipe.codec.canvas == (96, 256) and all(place.crop == WHOLE for place in recipe.codec.places)
+    with pytest.raises(ConfigError, match=r"--policy.horizon=56 --policy.video_stride=7"):
+        config("front", recipe="small").settle(50.0)
+    fast = config("front", recipe="small", horizon=56, video_stride=7)
+    assert fast.settle(50.0).model.supervised_prefix == 56 and fast.n_action_steps == 28
+
+
+def test_a_recipe_of_a_robot_with_another_rate_is_refused(tmp_path: Path) -> None:
+    assert config(recipe="demo").settle(27.0).model.horizon == 8  # its own
+    with pytest.raises(ConfigError, match="8 actions, a frame every 2, at 50 steps"):
+        config(recipe="demo").settle(50.0)
+    (tmp_path / "mine.toml").write_text('base = "small"\n[model]\nhorizon = 16\nsupervised_prefix = 16\n')
+    made = config(recipe=str(tmp_path / "mine.toml"))
+    assert made.settle(11.0).name == made.recipe == "mine", "a recipe file is written for its dataset"
 
 
 def test_a_recipe_with_just_these_cameras_places_them_itself() -> None:
@@ -67,7 +90,7 @@ def test_a_config_is_saved_and_loaded(tmp_path: Path, monkeypatch: pytest.Monkey
     recipe = made.settle()
     made.measured = {"mean": [0.1] * 8, "std": [1.0] * 8}
     made.save_pretrained(tmp_path)
-    monkeypatch.setattr("lerobot_policy_lightwam.configuration_lightwam.RECIPES", {})
+    monkeypatch.setattr("lerobot_policy_lightwam.configuration_lightwam.read_recipe", None)
     again = PreTrainedConfig.from_pretrained(tmp_path)
     assert isinstance(again, LightWAMConfig) and again.settle() == recipe and again == made
     fewer = PreTrainedConfig.from_pretrained(tmp_path, cli_overrides=["--n_action_steps=2", "--device=cpu"])
@@ -122,6 +145,6 @@ def test_a_checkpoint_keeps_its_robot_and_its_cameras() -> None:
         ({"camera_size": (64, 64)}, "places already"),
         ({"recipe": "demo"}, "another recipe"),
     ):
-        other = LightWAMConfig(**{**vars(made), **settings}) if "recipe" not in settings else None
+        other = replace(made, **settings) if "recipe" not in settings else None
         with pytest.raises(ConfigError, match=said):
             (other or LightWAMConfig(recipe="demo", settled=made.settled, device="cpu")).settle()

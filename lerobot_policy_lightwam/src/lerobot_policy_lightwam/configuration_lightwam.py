@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import logging
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,10 +13,12 @@ from lerobot.utils.constants import OBS_IMAGES, OBS_PREFIX
 
 from lightwam import ConfigError, Recipe
 from lightwam.config.checks import check_recipe
-from lightwam.config.recipes import RECIPES
-from lightwam.config.schema import CameraPlace, CodecConfig, NormKind, with_simulator
+from lightwam.config.fit import canvas_grain, chunk_of, height_of, place_cameras, placed, replan_of, with_settings
+from lightwam.config.recipe_files import recipe as read_recipe
+from lightwam.config.schema import CodecConfig, NormKind
+from lightwam.config.sizes import SIZES
 from lightwam.config.strict_json import from_dict, to_dict
-from lightwam.errors import did_you_mean
+from lightwam.sim.registry import robot_units
 
 NORMS: dict[NormKind, NormalizationMode] = {
     "min_max": NormalizationMode.MIN_MAX,
@@ -24,6 +26,8 @@ NORMS: dict[NormKind, NormalizationMode] = {
     "quantile": NormalizationMode.QUANTILES,
     "identity": NormalizationMode.IDENTITY,
 }
+USUAL_FPS = 30.0
+"""of lerobot-record"""
 SETTINGS = {
     "horizon": "model.horizon",
     "supervised_prefix": "model.supervised_prefix",
@@ -41,20 +45,23 @@ SETTINGS = {
 class LightWAMConfig(PreTrainedConfig):
     """A recipe, adapted to the features of a dataset or an environment when the policy is created."""
 
-    recipe: str = "demo"
-    """one of `lightwam.recipe_names()`; it has the settings that are not set here"""
+    recipe: str = "small"
+    """has the settings that are not set here: a size (small, base, paper), a recipe's name, a recipe file of `lightwam
+    init`, or a run directory"""
     overrides: dict[str, Any] = field(default_factory=dict)
     """further settings of the recipe by their dotted names, such as {"text.num_tokens": 32}"""
     horizon: int | None = None
-    """actions in a chunk; a multiple of 4 * video_stride. None, here and below: the recipe's"""
+    """actions in a chunk; a multiple of 4 * video_stride. None, here and below: the recipe's, if the rate fits it"""
     supervised_prefix: int | None = None
     """the first steps of a chunk that are trained; where a recipe trains all of them, this follows `horizon`"""
     n_action_steps: int | None = None
-    """executed steps of a chunk before the next one is computed; at most supervised_prefix"""
+    """executed steps of a chunk before the next one is computed; at most supervised_prefix. None: the recipe's share of
+    the horizon"""
     video_stride: int | None = None
     """steps from one frame of the future video to the next"""
     camera_size: tuple[int, int] | None = None
-    """height and width, in pixels, of every camera on the canvas; the cameras are side by side"""
+    """height and width, in pixels, of every camera on the canvas; the cameras are side by side. None: the recipe's
+    places for its own cameras, else places that keep each camera's aspect"""
     weights: str | None = None
     """pretrained Wan2.1: a folder or a Hub repo id"""
     optimizer_lr: float | None = None
@@ -83,6 +90,7 @@ class LightWAMConfig(PreTrainedConfig):
         super().__post_init__()
         if self.use_amp:
             raise ConfigError("mixed precision is not supported", where="policy.use_amp", got=True, expected=False)
+        self._given = {name for name in SETTINGS if getattr(self, name) is not None}
         recipe = self.wanted()
         for name, setting in SETTINGS.items():
             setattr(self, name, _value(recipe, setting))
@@ -99,23 +107,24 @@ class LightWAMConfig(PreTrainedConfig):
                 raise ConfigError("this setting has a field of its own", where=where, next_step=step)
             if getattr(self, name) is not None:
                 settings[f"policy.{name}"] = (setting, getattr(self, name))
-        whole = base.model.supervised_prefix == base.model.horizon
-        if whole and self.horizon is not None and self.supervised_prefix is None:
-            settings["policy.horizon"] = ("model.horizon", self.horizon)
-            settings["policy.supervised_prefix"] = ("model.supervised_prefix", self.horizon)
-        return self._normalised(changed(base, settings))
+        horizon, most = self.horizon or base.model.horizon, base.model.horizon
+        if base.model.supervised_prefix == most and self.supervised_prefix is None:
+            settings["policy.horizon, the whole chunk"] = ("model.supervised_prefix", horizon)
+        if self.n_action_steps is None:
+            replan = max(1, base.eval.replan * horizon // most)
+            settings["policy.horizon, the share executed"] = ("eval.replan", replan)
+        return self._normalised(with_settings(base, settings))
 
     def _base(self) -> Recipe:
-        if self.settled is not None:
-            recipe = from_dict(Recipe, self.settled, "policy.settled")
-            if recipe.name != self.recipe:
-                what = "this policy was created from another recipe"
-                raise ConfigError(what, where="policy.recipe", got=self.recipe, expected=recipe.name)
-            return recipe
-        if self.recipe not in RECIPES:
-            step = did_you_mean(self.recipe, RECIPES)
-            raise ConfigError("unknown recipe", where="policy.recipe", got=repr(self.recipe), next_step=step)
-        return RECIPES[self.recipe]()
+        if self.settled is None and self.recipe in SIZES:
+            return _of_size(SIZES[self.recipe].recipe())
+        if self.settled is None:
+            return read_recipe(self.recipe)
+        recipe = from_dict(Recipe, self.settled, "policy.settled")
+        if recipe.name != self.recipe:
+            what = "this policy was created from another recipe"
+            raise ConfigError(what, where="policy.recipe", got=self.recipe, expected=recipe.name)
+        return recipe
 
     def _normalised(self, recipe: Recipe) -> Recipe:
         """Return the recipe with the norms of `normalization_mapping`, if it has some."""
@@ -136,33 +145,65 @@ class LightWAMConfig(PreTrainedConfig):
             codec=replace(codec, state_norm=state or codec.state_norm, action_norm=action or codec.action_norm),
         )
 
-    def settle(self) -> Recipe:
-        """Return the recipe adapted to the features, checked; the config keeps it as `settled`."""
+    def settle(self, fps: float | None = None) -> Recipe:
+        """Return the recipe adapted to the features, checked; the config keeps it as `settled`.
+
+        `fps` is the rate of the dataset that a new policy will be trained on. ConfigError if the recipe's chunk is of a
+        robot with another rate.
+        """
         self.validate_features()
-        recipe, cameras = self.wanted(), self.cameras
+        recipe = self.wanted()
         if self.settled is None:
-            recipe = self._fitted(recipe, tuple(cameras))
+            if fps is not None:
+                self._check_rate(recipe, fps)
+            recipe = self._fitted(recipe)
+            logging.info("lightwam: %s", summary(recipe, self.sizes, fps))
         self._check_fit(recipe)
-        self.settled = to_dict(check_recipe(recipe))
+        self.recipe, self.settled = recipe.name, to_dict(check_recipe(recipe))
         return recipe
 
-    def _fitted(self, recipe: Recipe, cameras: tuple[str, ...]) -> Recipe:
+    def _check_rate(self, recipe: Recipe, fps: float) -> None:
+        """ConfigError for a chunk that nobody chose for this rate; a recipe file was written for its dataset."""
+        stride, horizon = recipe.codec.video_stride, recipe.model.horizon
+        units = None if recipe.sim is None else robot_units(recipe.sim.name)
+        own = None if recipe.sim is None or units is None else units.steps_per_second / recipe.sim.action_repeat
+        is_chosen = {"horizon", "video_stride"} & self._given or (recipe.sim is None and self.recipe not in SIZES)
+        if is_chosen or (stride, horizon) == chunk_of(fps) or (own is not None and abs(own - fps) < 1):
+            return
+        what, where = "the chunk must be chosen for the dataset's rate", f"policy.recipe {self.recipe}"
+        got = f"{horizon} actions, a frame every {stride}, at {fps:g} steps a second"
+        stride, horizon = chunk_of(fps)
+        step = f"--policy.horizon={horizon} --policy.video_stride={stride}: about a second"
+        raise ConfigError(what, where=where, got=got, next_step=step)
+
+    def _fitted(self, recipe: Recipe) -> Recipe:
         state, action = self.robot_state_feature, self.action_feature
         assert state is not None and action is not None
         codec = recipe.codec
         if not self.overrides.keys() & {"codec.canvas", "codec.places"}:
-            codec = placed(codec, cameras, self.camera_size)
+            codec = self._placed(recipe)
         # padded steps are left out of the loss, so it does not matter which actions mean "no motion"
         codec = replace(codec, delta_action_dims=())
-        sim = replace(recipe.simulation, name="lerobot", tasks=("lerobot",), cameras=cameras, protocol="")
         model = replace(recipe.model, state_dim=state.shape[0], action_dim=action.shape[0])
-        return replace(with_simulator(recipe, sim, recipe.eval), model=model, codec=codec)
+        return replace(recipe, model=model, codec=codec, sim=None, collect=None, sources=())
+
+    def _placed(self, recipe: Recipe) -> CodecConfig:
+        codec, sizes = recipe.codec, self.sizes
+        if self.camera_size is not None or {place.camera for place in codec.places} == set(sizes):
+            return placed(codec, tuple(sizes), self.camera_size)
+        if codec.places:
+            height = codec.places[0].height
+        else:
+            size = SIZES.get(self.recipe, SIZES["small"])
+            height = height_of(recipe, sizes, size.heights, size.max_tokens)
+        canvas, places = place_cameras(sizes, height, canvas_grain(recipe))
+        return replace(codec, canvas=canvas, places=places)
 
     def _check_fit(self, recipe: Recipe) -> None:
         """ConfigError when the features are not those of the recipe, as when a checkpoint meets another robot."""
         if recipe.codec.relative_action_dims and self.relative is None:
-            what, step = "relative actions cannot be trained by LeRobot", "lightwam train, then lightwam-to-lerobot"
-            got = recipe.codec.relative_action_dims
+            what, got = "relative actions cannot be trained by LeRobot", recipe.codec.relative_action_dims
+            step = "lightwam train, then lightwam-to-lerobot; or overrides codec.relative_action_dims []"
             raise ConfigError(what, where="codec.relative_action_dims", got=got, next_step=step)
         state, action = self.robot_state_feature, self.action_feature
         assert state is not None and action is not None
@@ -185,6 +226,12 @@ class LightWAMConfig(PreTrainedConfig):
         """Return camera -> feature, in the features' order; observation.images.top is the camera top."""
         keys = list(self.image_features)
         return {key.removeprefix(f"{OBS_IMAGES}.").removeprefix(OBS_PREFIX): key for key in keys}
+
+    @property
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        """Return camera -> height and width of its pictures."""
+        shapes = {camera: self.image_features[key].shape for camera, key in self.cameras.items()}
+        return {camera: (shape[1], shape[2]) for camera, shape in shapes.items()}
 
     def validate_features(self) -> None:
         """Raise ConfigError if pictures, state or action are missing or of unsupported shapes."""
@@ -236,34 +283,28 @@ def is_rgb(feature: PolicyFeature) -> bool:
     return len(feature.shape) == 3 and feature.shape[0] == 3
 
 
-def placed(codec: CodecConfig, cameras: tuple[str, ...], size: tuple[int, int] | None) -> CodecConfig:
-    """Return the codec with all cameras on its canvas: at the recipe's places if it has the same, else side by side."""
-    if size is None and {place.camera for place in codec.places} == set(cameras):
-        return codec
-    height, width = size or (codec.places[0].height, codec.places[0].width)
-    places = tuple(CameraPlace(camera, 0, i * width, height, width) for i, camera in enumerate(cameras))
-    return replace(codec, canvas=(height, width * len(places)), places=places)
+def _of_size(size: Recipe) -> Recipe:
+    """Return a size's recipe with chunks for LeRobot's usual rate, as a dataset's is not known before it is opened.
+
+    Neither is whether actions are motions, so the share executed is the smaller of the two.
+    """
+    stride, horizon = chunk_of(USUAL_FPS)
+    model = replace(size.model, horizon=horizon, supervised_prefix=horizon)
+    settings = replace(size.eval, replan=replan_of(horizon, are_motions=True))
+    return replace(size, model=model, codec=replace(size.codec, video_stride=stride), eval=settings)
 
 
-def changed(recipe: Recipe, settings: Mapping[str, tuple[str, Any]]) -> Recipe:
-    """Return the recipe with the settings (origin -> dotted name, value); ConfigError for an unknown name."""
-    data = to_dict(recipe)
-    for where, (name, value) in settings.items():
-        *sections, last = name.split(".")
-        table = data
-        for section in sections:
-            table = table.get(section) if isinstance(table, dict) else None
-        if not isinstance(table, dict) or last not in table:
-            raise ConfigError("unknown setting", where=where, got=name, next_step=did_you_mean(name, _names(data)))
-        table[last] = value
-    return from_dict(Recipe, data, "policy")
-
-
-def _names(data: Any, above: str = "") -> Iterator[str]:
-    for name, value in data.items():
-        yield above + name
-        if isinstance(value, dict):
-            yield from _names(value, f"{above}{name}.")
+def summary(recipe: Recipe, sizes: dict[str, tuple[int, int]], fps: float | None) -> str:
+    """Return what a new policy sees and does, in a line."""
+    cameras = []
+    for place in recipe.codec.places:
+        part = "" if place.crop == (0, 0, 1, 1) else f" cropped to {place.crop}"
+        height, width = sizes[place.camera]
+        cameras.append(f"{place.camera} {height}x{width}{part} as {place.height}x{place.width}")
+    horizon, stride = recipe.model.horizon, recipe.codec.video_stride
+    seconds = "" if fps is None else f", {horizon / fps:.2g} s"
+    chunk = f"chunks of {horizon} actions{seconds}, {recipe.eval.replan} of them executed, a frame every {stride}"
+    return f"recipe {recipe.name}: {', '.join(cameras)}; {chunk}"
 
 
 def _value(recipe: Recipe, setting: str) -> Any:

@@ -39,13 +39,13 @@ class LightWAMPolicy(PreTrainedPolicy):
     name = "lightwam"
 
     def __init__(self, config: LightWAMConfig, dataset_stats: Any = None, dataset_meta: Any = None) -> None:
-        """Check the sentences of `dataset_meta`; `dataset_stats` are the processor's and are not used.
+        """Check rate and sentences of `dataset_meta`; `dataset_stats` are the processor's and are not used.
 
         A new policy gets its backbone from the recipe's pretrained weights, if it names some.
         """
         super().__init__(config)
         fresh = config.settled is None
-        self.recipe = config.settle()
+        self.recipe = config.settle(None if dataset_meta is None else float(dataset_meta.fps))
         self.model = LightWAM(self.recipe.model)
         if fresh and self.recipe.weights:
             load_backbone(self.model.dit, self.recipe.weights)
