@@ -54,7 +54,7 @@ def test_the_six_commands_take_a_robot_of_four_cameras_from_its_dataset_to_drivi
     assert recipe.codec.relative_action_dims == tuple(i for i, name in enumerate(NAMES) if "gripper" not in name)
 
     few = ["--train.steps", "3", "--train.batch-size", "4", "--train.save-every", "3"]
-    lightwam(capsys, "train", "arms.toml", *few)
+    assert lightwam(capsys, "train", "arms.toml", *few).splitlines()[-1] == "next: lightwam eval runs/arms"
     run = Path("runs/arms")
     facts = read_facts(run)
     assert facts is not None and (facts.fps, facts.action_names) == (50, NAMES)
