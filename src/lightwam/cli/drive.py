@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from lightwam.cli.eval import KEY_VARIABLE
-from lightwam.cli.options import Flat, PolicyOptions, given, run_command
+from lightwam.cli.options import Flat, PolicyOptions, given, print_step, run_command
 from lightwam.errors import ConfigError
 from lightwam.robot.background import BackgroundRequester
 from lightwam.robot.client import Client
@@ -221,5 +221,6 @@ def _requester(
     from lightwam.system.cpu import keep_memory
 
     keep_memory()
+    print_step(run, options.step)
     policy = Policy.load(run, options.step, device=options.device, weights=options.weights, engine=options.engine)
     return BackgroundRequester(policy_chunks(policy)), f"step {policy.step}, {policy.computes}"

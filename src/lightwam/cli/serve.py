@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from lightwam.cli.options import Flat, PolicyOptions, run_command
+from lightwam.cli.options import Flat, PolicyOptions, print_step, run_command
 from lightwam.serving.settings import Serving
 
 
@@ -29,6 +29,7 @@ def run(arguments: Sequence[str]) -> None:
     from lightwam.system.cpu import keep_memory
 
     keep_memory()
+    print_step(run, options.step)
     stopped = serve(
         run,
         options.serving,

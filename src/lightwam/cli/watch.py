@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from lightwam.cli.options import Flat, PolicyOptions, RayOptions, run_command
+from lightwam.cli.options import Flat, PolicyOptions, RayOptions, print_step, run_command
 from lightwam.errors import ConfigError
 from lightwam.evaluation.watch.settings import WatchConfig
 from lightwam.system.tables import table_lines
@@ -32,6 +32,7 @@ def run(arguments: Sequence[str]) -> None:
     from lightwam.system.cpu import keep_memory
 
     keep_memory()
+    print_step(run, options.step)
     policy = Policy.load(run, options.step, device=options.device, weights=options.weights)
     print(table(watch(Path(run), settings, policy=policy, pool_factory=options.pool_factory())))
 
