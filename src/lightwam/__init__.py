@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # for type checkers and editors; tests hold that _MODULES lis
     from lightwam.errors import WireError as WireError
     from lightwam.evaluation.compare import compare as compare
     from lightwam.evaluation.evaluate import evaluate as evaluate
+    from lightwam.evaluation.open_loop import evaluate_open_loop as evaluate_open_loop
     from lightwam.evaluation.watch.surprise import SurpriseWatch as SurpriseWatch
     from lightwam.model.light_wam import LightWAM as LightWAM
     from lightwam.policy.episode import Episode as Episode
@@ -68,6 +69,7 @@ _MODULES = {
     "collect": "lightwam.data.collect",
     "compare": "lightwam.evaluation.compare",
     "evaluate": "lightwam.evaluation.evaluate",
+    "evaluate_open_loop": "lightwam.evaluation.open_loop",
     "find_dataset": "lightwam.data.lerobot.hub",
     "from_gymnasium": "lightwam.sim.gymnasium",
     "make_simulator": "lightwam.sim.registry",
