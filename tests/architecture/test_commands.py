@@ -133,7 +133,7 @@ def filled(words: list[str]) -> Iterator[list[str]]:
                 choices.append((word,))
         elif after_option and open_:
             choices.append(VALUES)
-        elif i == 0 and takes_recipe and open_:
+        elif word == "RECIPE" or (i == 0 and takes_recipe and open_):
             choices.append(("demo",))
         elif word != "...":
             choices.append((word.replace(HOLE, "x"),))

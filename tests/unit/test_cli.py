@@ -25,6 +25,7 @@ from lightwam.config import recipes
 from lightwam.config.commands import ControlSettings
 from lightwam.config.schema import EvalConfig, Recipe, Umt5Config
 from lightwam.errors import DatasetError
+from lightwam.policy import run_directory
 from lightwam.policy.policy import Policy
 from lightwam.training.caches import DatasetSource
 
@@ -553,3 +554,22 @@ def test_text_of_the_command_line_is_utf_8_where_the_locale_is_not(tmp_path: Pat
     assert (options.notes, options.prompt) == ("gr\u00fcn", "\\xff{task}")
     there.mkdir()
     assert parse(Recipe, ["--weights", str(there), "--notes", "\udcff"], "show", recipe).weights == str(there)
+
+
+def test_a_run_is_evaluated_in_the_simulator_of_a_recipe_with_its_own_replan(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    own = replace(recipes.point(), sim=None, collect=None, eval=replace(recipes.point().eval, replan=2))
+    run_directory.start_run(tmp_path, own)
+    calls: list[tuple[Any, ...]] = []
+    monkeypatch.setattr("lightwam.cli.eval.print_step", lambda *given: None)
+    monkeypatch.setattr("lightwam.policy.policy.Policy.load", lambda *given, **named: None)
+    monkeypatch.setattr(
+        "lightwam.evaluation.evaluate.evaluate",
+        lambda run, settings, sim, **named: (
+            calls.append((settings, sim)) or {"tasks": {}, "successes": 0, "trials": 1, "interval_95": [0, 1]}
+        ),
+    )
+    assert main(["eval", str(tmp_path), "point", "--eval.trials", "3"]) == 0
+    settings, sim = calls.pop()
+    assert (settings.trials, settings.replan, sim) == (3, 2, recipes.point().sim)

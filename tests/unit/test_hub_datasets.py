@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hub_server import HubServer, served_hub
 
+from lightwam import Policy
 from lightwam.cli.main import main
 from lightwam.config.recipe_files import read_recipe_file
 from lightwam.data.cache.location import cache_home
@@ -23,6 +24,7 @@ from lightwam.data.lerobot.hub import find_dataset, hub_id
 from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.data.lerobot.writer import LeRobotWriter
 from lightwam.errors import CheckpointError, DatasetError
+from lightwam.evaluation.recorded import recorded_episodes
 from lightwam.training.train import train
 
 ID = "someone/plates"
@@ -203,6 +205,7 @@ def test_a_run_keeps_its_commit(hub: HubServer, tiny: Any, tmp_path: Path) -> No
     assert DatasetFacts.from_dict(json.loads((run / "facts.json").read_text())).name == ID
     newest = "checkpoints/step_00000006/model.safetensors"
     assert (run / newest).read_bytes() == (tiny.run / newest).read_bytes()
+    assert len(recorded_episodes(Policy.load(run), f"{ID}@{first}").sentences) == len(tiny.recipe.sim.tasks)
     assert second not in "".join(hub.requests)
     with pytest.raises((CheckpointError, DatasetError)):
         train(tiny.recipe, f"{ID}@{second}", run, say=quiet)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ KEY_VARIABLE = "LIGHTWAM_API_KEY"
 """environment variable with the server's key; on the command line everyone would see it in `ps`"""
 EXAMPLE = "demo"
 USAGE = f"""usage: lightwam eval RUN [OPTIONS]                         a trained run's policy in its simulator
+       lightwam eval RUN RECIPE [OPTIONS]                  in the simulator of a recipe
        lightwam eval RUN --open-loop [OPTIONS]             on recorded episodes; so without a simulator
        lightwam eval ws://HOST:PORT RECIPE --run OUT [...]  the policy of any server that speaks openpi's protocol
 
@@ -83,7 +84,7 @@ class ServerOptions(WorldOptions):
 
 
 def run(arguments: Sequence[str]) -> None:
-    """`lightwam eval RUN [...]` or `lightwam eval ws://HOST:PORT RECIPE --run OUT [...]`."""
+    """`lightwam eval RUN [RECIPE] [...]` or `lightwam eval ws://HOST:PORT RECIPE --run OUT [...]`."""
     if wants_help(arguments):
         print(USAGE)
         example = recipe(EXAMPLE)
@@ -94,10 +95,14 @@ def run(arguments: Sequence[str]) -> None:
     elif "://" in subject:
         expected, step = "ws://HOST:PORT or wss://HOST:PORT", "lightwam eval ws://HOST:PORT RECIPE --run OUT"
         raise ConfigError("not the address of a websocket", where=subject, expected=expected, next_step=step)
-    elif OPTION in rest or not _has_simulator(Path(subject)):
+    elif OPTION in rest or not (_names_recipe(rest) or _has_simulator(Path(subject))):
         run_open_loop(Path(subject), rest)
     else:
         print(table(_eval_run(Path(subject), rest)))
+
+
+def _names_recipe(arguments: Sequence[str]) -> bool:
+    return bool(arguments) and not arguments[0].startswith("-")
 
 
 def _has_simulator(run: Path) -> bool:
@@ -110,7 +115,12 @@ def _eval_run(run: Path, arguments: Sequence[str]) -> dict[str, Any]:
     from lightwam.policy.run_directory import read_recipe
 
     recipe = read_recipe(run)
-    options = parse(EvalOptions, arguments, f"eval {run}", EvalOptions(eval=recipe.eval, sim=recipe.simulation))
+    sim, settings = recipe.sim, recipe.eval
+    if _names_recipe(arguments):  # the simulator of another recipe, in which the run keeps its own replan
+        world_of, arguments = named_recipe(arguments, f"eval {run}")
+        sim, settings = world_of.simulation, replace(world_of.eval, replan=settings.replan)
+    assert sim is not None
+    options = parse(EvalOptions, arguments, f"eval {run}", EvalOptions(eval=settings, sim=sim))
     sim, settings = world(options, given(arguments))
     from lightwam.evaluation.evaluate import evaluate
     from lightwam.policy.policy import Policy

@@ -16,6 +16,7 @@ from jaxtyping import Float32, Int64
 from lightwam.config.schema import Recipe
 from lightwam.data.held_out import episode_sentences, held_out_episodes
 from lightwam.data.lerobot.features import parse_names
+from lightwam.data.lerobot.hub import find_dataset
 from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.errors import CheckpointError, ConfigError, DatasetError
 from lightwam.policy import run_directory
@@ -113,7 +114,7 @@ def recorded_episodes(policy: Policy, dataset: Path | str | None = None, most_st
     when it is missing, was changed or has other widths than the policy.
     """
     if dataset is not None:
-        data = LeRobotDataset(dataset)
+        data = LeRobotDataset(find_dataset(dataset, policy.cameras))
         sentences = _sentences(data)
         chosen, held_out = [RecordedEpisode(data, number, sentences[number]) for number in sentences], True
     else:
@@ -184,6 +185,7 @@ def _sources(policy: Policy) -> list[_Source]:
 
 
 def _open(path: Path, names: Sequence[str]) -> LeRobotDataset:
+    path = find_dataset(path, names=parse_names(names))  # a Hub id, if its files are no longer where they were
     if not path.is_dir():
         what, step = "the dataset of the run is not there", "--dataset with one that the run was not trained on"
         raise DatasetError(what, where=path, next_step=step)
