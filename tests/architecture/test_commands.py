@@ -48,16 +48,17 @@ class Parsed(BaseException):
 
 @pytest.fixture
 def parse_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Stop commands after parsing; runs/demo and runs/mine are runs, so101.toml a recipe file."""
+    """Stop commands after parsing; some runs are there, and the recipe files of docs/own_robot.md."""
     import tyro
 
     from lightwam.policy import run_directory
 
-    for run in (tmp_path / "runs" / "demo", tmp_path / "runs" / "mine"):
+    for run in (tmp_path / "runs" / name for name in ("demo", "mine", "so101")):
         run.mkdir(parents=True)
         (run / "recipe.json").write_text(json.dumps(to_dict(recipes.demo())))
         (run / "dataset.json").write_text('{"path": "data/demo"}')
-    (tmp_path / "so101.toml").write_text('base = "demo"')
+    for name in ("so101", "so101_2", "two_arms"):
+        (tmp_path / f"{name}.toml").write_text('base = "demo"')
     monkeypatch.chdir(tmp_path)
     real = tyro.cli
 

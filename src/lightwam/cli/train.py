@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,3 +53,5 @@ def run(arguments: Sequence[str]) -> None:
         start_from=options.start_from,
         statistics=options.statistics,
     )
+    if os.environ.get("RANK", "0") == "0":  # of torchrun's processes
+        print(f"next: lightwam eval {shlex.quote(str(options.run))}")

@@ -256,7 +256,8 @@ class _Loop:
         at = dict(zip(self.profile.state_names, state.tolist(), strict=True))
         pairs = zip(self.profile.action_names, self.last.tolist(), strict=True)
         words = [f"{name} {at[name]:.4g} -> {to:.4g}" if name in at else f"{name} {to:.4g}" for name, to in pairs]
-        self.operator.say(f"{passed:5.1f} s  would send  " + "  ".join(words))
+        rows = ["  ".join(words[first : first + 3]) for first in range(0, len(words), 3)]
+        self.operator.say(f"{passed:5.1f} s  would send  " + f"\n{'':21}".join(rows))
 
     def hold(self) -> None:
         """Command the robot to stand still, once; a failure is only shown, as the robot stops or has failed."""

@@ -107,7 +107,9 @@ def picture_problems(pictures: Pictures) -> Iterator[str]:
             continue
         same = float((changes < min(SAME * usual, SAME_LEVELS)).mean())
         if same > FEW:
-            rate = f", so it ran at about {1 - same:.0%} of the rows' rate" if same > 0.2 else ""
+            rate = ": nothing moved in its view, or frames were dropped"
+            if same > 0.2:
+                rate = f", so it ran at about {1 - same:.0%} of the rows' rate"
             yield f"{same:.0%} of the sampled pictures of camera {camera} repeat the one before{rate}"
         jumps = float((changes > 6 * usual).mean())
         if jumps > FEW:
