@@ -95,7 +95,7 @@ def start_run(run: Path, recipe: Recipe) -> None:
         step = f"--train.steps {had} or more; without a recipe and this option a run goes on as it is"
         raise CheckpointError(what, where=run, got=asked, expected=f"at least {had}", next_step=step)
     if saved is not None and (changed := changes(saved, wanted)):
-        step = "use the same recipe to resume, choose another --run, or delete this one"
+        step = f"`lightwam train --run {run}` resumes it as it is; or choose another --run, or delete this one"
         got = "; ".join(changed[:8])
         raise CheckpointError("the run directory belongs to another config", where=run, got=got, next_step=step)
     if saved != wanted:
