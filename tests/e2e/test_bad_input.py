@@ -71,7 +71,7 @@ def test_no_dataset_at_all(tiny: Any, tmp_path: Path, told: Told) -> None:
 
 @pytest.mark.parametrize(("dim", "feature"), [("state-dim", "observation.state"), ("action-dim", "action")])
 def test_a_dataset_of_other_shapes(tiny: Any, tmp_path: Path, told: Told, dim: str, feature: str) -> None:
-    text = told(*train_words(tiny, tmp_path / "new"), f"--model.{dim}", "3")
+    text = told(*train_words(tiny, tmp_path / "new"), f"--model.{dim}", "3", "--codec.delta-action-dims", "0", "1")
     assert feature in text
     assert "got: 2" in text
     assert "expected: 3" in text
