@@ -74,7 +74,7 @@ def test_relative_actions_are_decoded_from_the_state_of_each_observation(
     policy = Policy.load(tiny_once.run)
     config = replace(policy.codec.config, delta_action_dims=(), relative_action_dims=(1,))
     plain = policy.act_batch(seen)
-    policy.codec = Codec(config, policy.codec.state, policy.codec.action, measure(np.float32([[-1], [2]])))
+    policy.codec = Codec(config, policy.codec.state, policy.codec.action, [measure(np.float32([[-1], [2]]))])
     relative, states = policy.act_batch(seen), np.stack([observation.state for observation in seen])
     np.testing.assert_array_equal(relative[..., 0], plain[..., 0])
     normalised = policy.codec.encode_action(relative, states)
