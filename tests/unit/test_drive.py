@@ -396,7 +396,7 @@ def test_a_slow_simulator_has_its_own_time() -> None:
     result = drive(robot, toward((40.0, 50.0)), profile, "x", settings, operator=person, clock=SimulatedClock())
     assert result.steps == 20 and result.late_steps == 0
     late = drive(FakeRobot(fails=robot.fails), toward((40.0, 50.0)), profile, "x", settings, operator=person)
-    assert late.steps < 15 and late.late_steps > 5
+    assert late.steps < 15 and late.late_steps > 0
 
 
 def test_names_of_the_robot_may_differ() -> None:
