@@ -2,8 +2,8 @@
 
 import importlib.metadata
 import json
-import shutil
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
