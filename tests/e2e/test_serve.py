@@ -529,7 +529,7 @@ def test_a_client_that_does_not_read_is_cut_off(caplog: pytest.LogCaptureFixture
     caplog.set_level("WARNING", "lightwam.serve")
 
     def flood(server: Server) -> socket.socket:
-        """Asks for pongs and never reads one."""
+        """Ask for pongs and never read one; the server's own buffer is small, so that it is full at once."""
         deaf = socket.create_connection(("127.0.0.1", server.ports["openpi"]), timeout=10)
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         deaf.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -539,8 +539,12 @@ def test_a_client_that_does_not_read_is_cut_off(caplog: pytest.LogCaptureFixture
         deadline = time.monotonic() + 30
         while not any(one.get_write_buffer_size() for one in server._sockets.values()):
             assert time.monotonic() < deadline
-            with contextlib.suppress(BlockingIOError):
+            for one in list(server._sockets.values()):
+                one.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            try:
                 left = left[deaf.send(left) :] or pings * 500
+            except BlockingIOError:
+                time.sleep(0.01)
         return deaf
 
     with serving(heartbeat_seconds=60.0) as server, flood(server):
