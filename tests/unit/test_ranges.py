@@ -31,3 +31,12 @@ def test_several_datasets_have_the_range_of_all_and_steps_at_one_rate(tmp_path: 
     slow, fast = measured(tmp_path / "slow", [0, 4]), measured(tmp_path / "fast", [10, 11])
     joined = RobotRanges.joined(((slow, 10.0), (fast, 50.0)), fps=20.0)
     assert joined == RobotRanges((0.0,), (10.0,), (0.0,), (11.0,), (2.5,))
+
+
+def test_a_motion_a_step_is_smaller_where_steps_are_shorter(tmp_path: Path) -> None:
+    slow, fast = measured(tmp_path / "slow", [-1, 4]), measured(tmp_path / "fast", [-1, 2])
+    joined = RobotRanges.joined(((slow, 10.0), (fast, 20.0)), fps=20.0, motions=(0,))
+    assert (joined.action_low, joined.action_high) == ((-1.0,), (2.0,))
+    slower = RobotRanges.joined(((slow, 10.0), (fast, 20.0)), fps=10.0, motions=(0,))
+    assert (slower.action_low, slower.action_high) == ((-2.0,), (4.0,))
+    assert slower.state_low == (-1.0,) and slower.state_high == (-1.0,)  # the state is no motion

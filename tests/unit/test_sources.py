@@ -174,6 +174,36 @@ def test_held_out_episodes_are_in_no_window_and_in_no_statistic(tiny: Any, tmp_p
     assert 0 < other.sampling.num_windows < data.num_frames
 
 
+def test_statistics_by_step_are_of_every_source_that_has_the_step(tiny: Any, tmp_path: Path) -> None:
+    """Relative actions: a source of episodes of 3 frames has no fourth step; it must not shorten the others'."""
+    long, short = write(tmp_path / "long", 10), tmp_path / "short"
+    with LeRobotWriter(short, 10, "arm", {"top": (16, 16)}, ["m0", "m1"], ["m0", "m1"]) as out:
+        for episode in range(3):
+            vectors = np.full((3, 2), episode, np.float32)
+            out.add_episode({"top": np.zeros((3, 16, 16, 3), np.uint8)}, vectors, vectors, "stay")
+    codec = replace(tiny.recipe.codec, relative_action_dims=(0, 1), delta_action_dims=())
+    recipe = replace(tiny.recipe, codec=codec, sources=(SourceConfig(str(long)), SourceConfig(str(short))))
+    _, encoder = open_training_data(recipe, None, tmp_path / "mine", quiet)
+    _, alone = open_training_data(only(recipe, long), None, tmp_path / "alone", quiet)
+    assert len(encoder.codec.relative) == len(alone.codec.relative) > 3
+    assert encoder.codec.relative[3:] == alone.codec.relative[3:]
+    assert encoder.codec.relative[2].count == alone.codec.relative[2].count + 3
+
+
+def test_the_limits_of_motions_are_those_at_the_common_rate(tiny: Any, tmp_path: Path) -> None:
+    fps = int(LeRobotDataset(tiny.dataset).fps)
+    slow = write(tmp_path / "slow", 2 * fps)
+    edit_table(slow, lambda table: table.set_column(
+        table.schema.get_field_index("action"), table.schema.field("action"),
+        pa.array([[40.0, 40.0]] * table.num_rows, table.schema.field("action").type)))  # fmt: skip
+    recipe = replace(tiny.recipe, sources=(SourceConfig(str(tiny.dataset)), SourceConfig(str(slow))))
+    assert recipe.codec.delta_action_dims == (0, 1)
+    cache, _ = open_training_data(recipe, None, tmp_path / "mine", quiet)
+    facts = run_directory.read_facts(tmp_path / "mine")
+    assert facts is not None and facts.ranges is not None and facts.ranges.action_high == (80.0, 80.0)
+    assert cache.action.max() == 80
+
+
 def test_tasks_and_episodes_are_selected(tiny: Any, tmp_path: Path) -> None:
     data = LeRobotDataset(tiny.dataset)
     recipe = only(tiny.recipe, tiny.dataset, tasks=(data.tasks[1],), episodes=tuple(range(data.num_episodes - 1)))
@@ -186,6 +216,7 @@ def test_tasks_and_episodes_are_selected(tiny: Any, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="something to train on"):
         all_of = tuple(range(data.num_episodes))
         open_training_data(only(tiny.recipe, tiny.dataset, held_out=all_of), None, tmp_path / "new", quiet)
+    assert not (tmp_path / "new").exists()
 
 
 def test_cameras_are_mapped_or_black_if_that_is_said(tiny: Any, tmp_path: Path) -> None:
@@ -212,6 +243,10 @@ def test_widths_are_checked_before_anything_is_decoded(mixed: Recipe, tmp_path: 
     unmarked = write(tmp_path / "unmarked", 10)
     with pytest.raises(DatasetError, match=r"a column is missing(.|\n)*intervention"):
         train(source(mixed, 2, path=str(unmarked)), None, tmp_path / "mine", say=quiet)
+    never = mark(write(tmp_path / "never", 10), "other")
+    edit_table(never, lambda table: table.append_column("intervention", pa.array([False] * table.num_rows)))
+    with pytest.raises(DatasetError, match=r"something to train on(.|\n)*no step with a correction"):
+        train(source(mixed, 2, path=str(never)), None, tmp_path / "mine", say=quiet)
     assert not cache_folder.exists() and not (tmp_path / "mine").exists()
 
 

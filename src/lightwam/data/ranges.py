@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,14 +31,21 @@ class RobotRanges:
         return cls(*(tuple(row.tolist()) for row in rows))
 
     @classmethod
-    def joined(cls, parts: Sequence[tuple[RobotRanges, float]], fps: float) -> RobotRanges:
-        """Return the ranges of several datasets, each with its own rate, for a robot that is driven at `fps`."""
+    def joined(
+        cls, parts: Sequence[tuple[RobotRanges, float]], fps: float, motions: Collection[int] = ()
+    ) -> RobotRanges:
+        """Return the ranges of several datasets, each with its own rate, for a robot that is driven at `fps`.
+
+        `motions`: the dimensions of the action that are motions a step, which are larger where steps are longer.
+        """
         steps = [np.array(part.action_step) * rate / fps for part, rate in parts]
+        is_motion = np.isin(np.arange(len(parts[0][0].action_low)), [*motions])
+        scales = [np.where(is_motion, rate / fps, 1.0) for _, rate in parts]
         rows = (
             np.min([part.state_low for part, _ in parts], axis=0),
             np.max([part.state_high for part, _ in parts], axis=0),
-            np.min([part.action_low for part, _ in parts], axis=0),
-            np.max([part.action_high for part, _ in parts], axis=0),
+            np.min([part.action_low * scale for (part, _), scale in zip(parts, scales, strict=True)], axis=0),
+            np.max([part.action_high * scale for (part, _), scale in zip(parts, scales, strict=True)], axis=0),
             np.max(steps, axis=0),
         )
         return cls(*(tuple(row.tolist()) for row in rows))

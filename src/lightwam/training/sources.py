@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import zip_longest
 
 import numpy as np
 from jaxtyping import Bool, Int64
@@ -72,6 +73,22 @@ class TrainingSource:
         whole = len(self.trained) == self.caches.data.num_episodes
         return whole and self.settings.actions == "all" and self.settings.video
 
+    def check(self) -> None:
+        """Raise what would prevent training on it, before anything is decoded.
+
+        ConfigError for episodes, tasks or held-out episodes that it lacks; DatasetError when corrections are not marked,
+        or nothing is left to train on.
+        """
+        start, trained = self.caches.data.episode_start, self.trained
+        if not trained or not (self.settings.video or any(self.taught[slice(*start[i : i + 2])].any() for i in trained)):
+            raise self.is_empty()
+
+    def is_empty(self) -> DatasetError:
+        """Return the error for a source that has nothing to train on."""
+        what, got = "a source must have something to train on", f"{len(self.held_out)} episodes held out"
+        got += "" if self.settings.video else ", no step with a correction in the others"
+        return DatasetError(what, where=self.caches.data.root, got=got)
+
 
 @dataclass(frozen=True, eq=False)
 class SourceCache:
@@ -99,9 +116,7 @@ class SourceCache:
             count = np.concatenate([[0], np.cumsum(self.taught)])
             steps = steps[(count[np.minimum(steps + prefix, last[steps])] - count[steps]) > 0]
         if not len(steps):
-            what, got = "a source must have something to train on", f"{len(self.source.held_out)} episodes held out"
-            got += "" if self.source.settings.video else ", no step with a correction in the others"
-            raise DatasetError(what, where=self.source.caches.data.root, got=got)
+            raise self.source.is_empty()
         return steps
 
 
@@ -110,8 +125,8 @@ def open_sources(
 ) -> list[TrainingSource]:
     """Open the sources of a run (`DatasetSource.all_of`); nothing is decoded.
 
-    Raises as `open_caches`; ConfigError for cameras, episodes or tasks that do not fit a source; DatasetError when
-    latents of a pretrained VAE would have to be resampled.
+    Raises as `open_caches` and `TrainingSource.check`; ConfigError for cameras that do not fit a source; DatasetError
+    when latents of a pretrained VAE would have to be resampled.
     """
     opened = []
     for asked in wanted:
@@ -125,7 +140,7 @@ def open_sources(
         if recipe.latents.pretrained and data.fps != fps:
             what, step = "sources of cached latents must have one rate", "record or convert it at that rate"
             raise DatasetError(what, where=data.root, got=f"{data.fps:g} fps", expected=f"{fps:g} fps", next_step=step)
-        assert len(source.trained) <= len(source.taught)  # both are read now: refused before anything is decoded
+        source.check()
     return opened
 
 
@@ -206,8 +221,10 @@ def fit_sources(recipe: Recipe, opened: Sequence[SourceCache]) -> Codec:
             codecs.append(Codec.fit(recipe.codec, state, action, starts, recipe.model.horizon))
             weights.append(each.source.settings.weight)
     states, actions = ([getattr(codec, name) for codec in codecs] for name in ("state", "action"))
-    steps = zip(*(codec.relative for codec in codecs), strict=False)  # of a chunk, as far as all sources have them
-    relative = [combine(step, weights) for step in steps]
+    relative = []
+    for step in zip_longest(*(codec.relative for codec in codecs)):  # a source of short episodes lacks the last ones
+        known = {number: stats for number, stats in enumerate(step) if stats is not None}
+        relative.append(combine([*known.values()], [weights[number] for number in known]))
     return Codec(recipe.codec, combine(states, weights), combine(actions, weights), relative)
 
 
@@ -224,11 +241,12 @@ def source_facts(sources: Sequence[TrainingSource]) -> DatasetFacts:
             counts[sentence] = counts.get(sentence, 0) + count
     names = dict(pair.split("=", 1) for pair in own[0].settings.cameras)
     ranges = [(each.ranges, each.fps) for each in facts if each.ranges is not None]
+    motions = own[0].caches.recipe.codec.delta_action_dims
     return replace(
         facts[0],
         cameras={names.get(camera, camera): size for camera, size in facts[0].cameras.items()},
         sentences=counts,
         num_episodes=sum(each.num_episodes for each in facts),
         num_frames=sum(each.num_frames for each in facts),
-        ranges=RobotRanges.joined(ranges, facts[0].fps) if len(ranges) > 1 else facts[0].ranges,
+        ranges=RobotRanges.joined(ranges, facts[0].fps, motions) if len(ranges) > 1 else facts[0].ranges,
     )
