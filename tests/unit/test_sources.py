@@ -226,8 +226,14 @@ def test_cameras_are_mapped_or_black_if_that_is_said(tiny: Any, tmp_path: Path) 
         replace(place, camera="wrist", top=place.height // 2, height=place.height // 2),
     )
     recipe = replace(tiny.recipe, codec=replace(tiny.recipe.codec, places=two))
-    with pytest.raises(DatasetError, match="lacks a camera"):
+    with pytest.raises(DatasetError, match=r'lacks a camera(.|\n)*next: cameras = \["=wrist"\] in its \[\[sources'):
         open_training_data(only(recipe, tiny.dataset), None, tmp_path / "mine", quiet)
+    left = write(tmp_path / "left", 10, camera="left")
+    for pairs, line in (((), '["left=top", "=wrist"]'), (("up=top", "=wrist"), '["=wrist", "left=top"]')):
+        with pytest.raises(DatasetError, match="lacks a camera") as caught:
+            open_training_data(only(recipe, left, cameras=pairs), None, tmp_path / "new", quiet)
+        assert caught.value.next_step.startswith(f"cameras = {line} in its [[sources]]")
+    open_training_data(only(recipe, left, cameras=("left=top", "=wrist")), None, tmp_path / "left run", quiet)
     cache, _ = open_training_data(only(recipe, tiny.dataset, cameras=("=wrist",)), None, tmp_path / "mine", quiet)
     picture = cache.video(np.array([[0]]))[0, 0]
     assert picture[: place.height // 2].any() and not picture[place.height // 2 :].any()

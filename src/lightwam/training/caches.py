@@ -212,15 +212,20 @@ def open_caches(
         root = footage_dataset(root, home)
     optional, used = (STATE,) if with_actions else (STATE, ACTION), cameras if hub_id(root) else None
     data = LeRobotDataset(root, source.names, optional=optional, used=used)
-    check_data(recipe, data, with_actions)
+    check_data(recipe, data, with_actions, source.settings)
     if sentences:
         check_tasks(recipe, data, say)
     return DatasetCaches(recipe, data, home, str(source.path))
 
 
-def check_data(recipe: Recipe, data: LeRobotDataset, with_actions: bool = True) -> None:
-    """Raise DatasetError when the dataset lacks a camera of the recipe, or its state or action has another width."""
-    check_cameras(data, recipe.codec)
+def check_data(
+    recipe: Recipe, data: LeRobotDataset, with_actions: bool = True, source: SourceConfig | None = None
+) -> None:
+    """Raise DatasetError when the dataset lacks a camera of the recipe, or its state or action has another width.
+
+    `source`: the part of the recipe that the dataset is, if any.
+    """
+    check_cameras(data, recipe.codec, source)
     for name, option, got, expected in (
         ("observation.state", "--model.state-dim", data.state_dim, recipe.model.state_dim),
         ("action", "--model.action-dim", data.action_dim, recipe.model.action_dim),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
+import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -13,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 
-from lightwam.config.schema import CodecConfig
+from lightwam.config.schema import CodecConfig, SourceConfig
 from lightwam.config.strict_json import to_dict
 from lightwam.data.codec import compose_canvas
 from lightwam.data.lerobot.reader import LeRobotDataset
@@ -90,14 +92,35 @@ def read_tables(path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def check_cameras(dataset: LeRobotDataset, config: CodecConfig) -> None:
-    """Raise DatasetError when the codec places a camera that the dataset lacks, or one with a problem."""
+def check_cameras(dataset: LeRobotDataset, config: CodecConfig, source: SourceConfig | None = None) -> None:
+    """Raise DatasetError when the codec places a camera that the dataset lacks, or one with a problem.
+
+    `source`: the part of a recipe that the dataset is, whose `cameras` the codec has; the error then says how to change
+    them.
+    """
     for camera in dict.fromkeys(place.camera for place in config.places):
         if camera not in dataset.cameras and camera not in dataset.left_out:
             got, rename = sorted(dataset.cameras), f"--names {dataset.feature_of(min(dataset.cameras))}={camera}"
             what, step = "the dataset lacks a camera of the codec", f"{did_you_mean(camera, got)}; or {rename}"
+            step = step if source is None else _camera_line(dataset, config, source)
             raise DatasetError(what, where=dataset.root, got=", ".join(got), expected=camera, next_step=step)
         dataset.check_camera(camera)
+
+
+def _camera_line(dataset: LeRobotDataset, config: CodecConfig, source: SourceConfig) -> str:
+    """Return the line of a source's table that maps the cameras of the dataset to those that it lacks."""
+    pairs = [pair.split("=", 1) for pair in source.cameras]
+    names, known = {camera: name for camera, name in pairs if camera}, [*dataset.cameras, *dataset.left_out]
+    placed = list(dict.fromkeys(place.camera for place in config.places))
+    free = [camera for camera in dataset.cameras if camera not in placed]
+    wanted = [f"{camera}={name}" for camera, name in pairs if not camera or camera in known]
+    lacking = [camera for camera in placed if camera not in known]
+    for camera in lacking:
+        near = [*difflib.get_close_matches(camera, free, n=1), *free, ""][0]
+        free = [other for other in free if other != near]
+        wanted.append(f"{near}={names.get(camera, camera)}")
+    black = names.get(lacking[0], lacking[0])
+    return f'cameras = {json.dumps(wanted)} in its [[sources]]; "={black}" leaves the place of {black} black'
 
 
 class CanvasReader:
