@@ -45,8 +45,11 @@ def in_tables(root: Path) -> Path:
 
 def other_names(root: Path) -> Path:
     """openpi's names for features."""
-    write_robot(root, replace(SO101, episodes=2))
-    pairs = {"observation.state": "state", "action": "actions"}
+    return renamed(write_robot(root, replace(SO101, episodes=2)), {"observation.state": "state", "action": "actions"})
+
+
+def renamed(root: Path, pairs: dict[str, str]) -> Path:
+    """Rename features."""
     info = json.loads((root / "meta/info.json").read_text())
     info["features"] = {pairs.get(key, key): value for key, value in info["features"].items()}
     (root / "meta/info.json").write_text(json.dumps(info))
@@ -151,6 +154,22 @@ def test_a_wish_that_cannot_be_fulfilled_is_refused(
         assert stopped.code == 2
     assert words in " ".join(capsys.readouterr().err.split())
     assert [path.name for path in tmp_path.iterdir()] == ["there.toml"]
+
+
+def test_a_state_of_another_name_looks_wrong(
+    two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], at_once: None
+) -> None:
+    """It is not left out silently; with the option that is printed it is read."""
+    renamed(Path(shutil.copytree(two, tmp_path / "set")), {"observation.state": "observation.qpos"})
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", "set"]) == 0
+    option = "--names observation.qpos=observation.state"
+    assert "looks wrong: there is no observation.state: the policy will not know" in (said := capsys.readouterr().out)
+    assert option in said and option in Path("set.toml").read_text(encoding="utf-8")
+    assert read_recipe_file("set.toml").model.state_dim == 0
+    assert main(["init", "set", "--to", "read.toml", *option.split()]) == 0
+    assert "no observation.state" not in capsys.readouterr().out
+    assert read_recipe_file("read.toml").model.state_dim == 6
 
 
 def test_no_dataset_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -60,14 +60,17 @@ def test_it_is_made_once_and_again_when_a_file_changes(folder: Path, tmp_path: P
 def test_what_is_wrong_is_named(folder: Path, tmp_path: Path) -> None:
     good = {"file_name": "a.mp4", "task": "nod"}
     for row, words in (
-        ({"file_name": "a.mp4"}, r"metadata\.jsonl:2"),
+        ({"file_name": "a.mp4"}, r"metadata\.jsonl:2(.|\n)*'task': 'str'"),
         (["a.mp4", "nod"], r"metadata\.jsonl:2"),
-        (good, r"metadata\.jsonl:2"),
+        (good, r"one line(.|\n)*metadata\.jsonl:2"),
         ({"file_name": "c.mp4", "task": "nod"}, r"missing(.|\n)*a\.mp4, b\.mp4(.|\n)*c\.mp4"),
     ):
         describe(folder, [good, row])
         with pytest.raises(DatasetError, match=words):
             footage_dataset(folder, tmp_path / "home")
+    (folder / "metadata.jsonl").write_bytes(b'{"file_name": "a.mp4", "task": "\xe4"}\n')
+    with pytest.raises(DatasetError, match="not UTF-8"):
+        footage_dataset(folder, tmp_path / "home")
     describe(folder, [])
     with pytest.raises(DatasetError, match="no lines"):
         footage_dataset(folder, tmp_path / "home")

@@ -1,9 +1,12 @@
 """data/held_out.py: which episodes are never trained on."""
 
-import numpy as np
+from pathlib import Path
+
 import pytest
+from robot_data import BLUE, RED, Robot, write_robot
 
 from lightwam.data.held_out import episode_sentences, held_out_episodes
+from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.errors import ConfigError
 
 TWO_TASKS = {episode: "left" if episode < 20 else "right" for episode in range(30)}
@@ -41,6 +44,6 @@ def test_listed_episodes_win() -> None:
         held_out_episodes(TWO_TASKS, 0.2, listed=(99, 30, 1))
 
 
-def test_the_sentence_of_an_episode_is_that_of_its_first_step() -> None:
-    start, task = np.array([0, 2, 5]), np.array([1, 0, 0, 1, 1])
-    assert episode_sentences(start, task, ("a", "b")) == {0: "b", 1: "a"}
+def test_the_sentences_of_a_dataset_are_by_episode(tmp_path: Path) -> None:
+    root = write_robot(tmp_path / "set", Robot(cameras={"front": (16, 16)}, episodes=3, steps=4))
+    assert episode_sentences(LeRobotDataset(root)) == {0: RED, 1: BLUE, 2: RED}

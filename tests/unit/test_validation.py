@@ -34,8 +34,7 @@ def holding_out(recipe: Recipe, **settings: Any) -> Recipe:
 
 def held_out_of(recipe: Recipe, dataset: Path) -> tuple[LeRobotDataset, tuple[int, ...]]:
     data = LeRobotDataset(dataset)
-    sentences = episode_sentences(data.episode_start, data.vectors.frame_task, data.tasks)
-    return data, held_out_episodes(sentences, recipe.held_out.share)
+    return data, held_out_episodes(episode_sentences(data), recipe.held_out.share)
 
 
 def bits(run: Path, step: int) -> dict[str, bytes]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightwam.config.strict_json import added, from_dict, to_dict
+from lightwam.data.held_out import episode_sentences
 from lightwam.data.inspection.dims import action_dims
 from lightwam.data.inspection.numbers import action_units
 from lightwam.data.inspection.tracks import read_tracks
@@ -43,7 +44,6 @@ class DatasetFacts:
     def of(cls, dataset: LeRobotDataset, name: str | None = None) -> DatasetFacts:
         """Read the facts of an open dataset; DatasetError when its tables are broken."""
         tracks = read_tracks(dataset)
-        first = dataset.vectors.frame_task[dataset.episode_start[:-1]].tolist()
         return cls(
             name=name or hub_id(dataset.root).partition("@")[0] or dataset.root.resolve().name,
             robot=dataset.robot_type,
@@ -51,7 +51,7 @@ class DatasetFacts:
             state_names=tuple(dataset.state_names),
             action_names=tuple(dataset.action_names),
             cameras=dict(dataset.cameras),
-            sentences=dict(Counter(dataset.tasks[task] for task in first)),
+            sentences=dict(Counter(episode_sentences(dataset).values())),
             num_episodes=dataset.num_episodes,
             num_frames=dataset.num_frames,
             units=action_units(tracks, action_dims(tracks)),

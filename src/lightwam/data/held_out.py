@@ -6,10 +6,8 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-from jaxtyping import Int64
-
 from lightwam.config.schema import SourceConfig
+from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.errors import ConfigError, did_you_mean, first_few
 
 FEW = 4
@@ -47,11 +45,9 @@ def held_out_episodes(
     return tuple(sorted(chosen))
 
 
-def episode_sentences(
-    episode_start: Int64[np.ndarray, " episodes_and_1"], task_index: Int64[np.ndarray, " N"], tasks: Sequence[str]
-) -> dict[int, str]:
-    """Return episode -> the instruction of its first step, from the arrays of a cache or a dataset's vectors."""
-    return {episode: tasks[task] for episode, task in enumerate(task_index[episode_start[:-1]].tolist())}
+def episode_sentences(dataset: LeRobotDataset) -> dict[int, str]:
+    """Return episode -> the instruction of its first step; DatasetError when the dataset's tables are broken."""
+    return {episode: dataset.tasks[task] for episode, task in enumerate(dataset.vectors.task_index.tolist())}
 
 
 def episodes_in_use(sentences: Mapping[int, str], source: SourceConfig) -> dict[int, str]:

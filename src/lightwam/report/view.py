@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,7 @@ def write_view(
     policy = None
     if (Path(source) / "recipe.json").is_file():
         policy = Policy.load(source, step, device=device)
-        recorded = recorded_episodes(policy, dataset, MOST_STEPS)
+        recorded = recorded_episodes(policy, dataset, MOST_STEPS, say)
         chosen = list(recorded.episodes)
         say(f"{source}: {'held-out' if recorded.held_out else 'training'} episodes of {chosen[0].dataset.root}")
     else:
@@ -266,19 +266,15 @@ def _path(joint: Joint, line: str) -> str:
 
 def _first_of_each(data: LeRobotDataset) -> dict[int, str]:
     """Return the first episodes, of different sentences if there are several: episode -> sentence."""
-    sentences = _sentences(data)
+    sentences = episode_sentences(data)
     first = {sentence: number for number, sentence in reversed([*sentences.items()])}
     chosen = [*sorted(first.values()), *(number for number in sentences if number not in first.values())]
     return {number: sentences[number] for number in sorted(chosen[:MAX_EPISODES])}
 
 
-def _sentences(data: LeRobotDataset) -> Mapping[int, str]:
-    return episode_sentences(data.episode_start, data.vectors.frame_task, data.tasks)
-
-
 def _episode(like: RecordedEpisode, number: int) -> RecordedEpisode:
     """Return another episode of the same dataset; ConfigError if there is none."""
-    data, sentences = like.dataset, _sentences(like.dataset)
+    data, sentences = like.dataset, episode_sentences(like.dataset)
     if number not in sentences:
         expected = f"0 to {data.num_episodes - 1}"
         raise ConfigError("no such episode", where=data.root, got=number, expected=expected)

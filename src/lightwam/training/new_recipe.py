@@ -24,7 +24,7 @@ from lightwam.data.lerobot.features import parse_names
 from lightwam.data.lerobot.hub import find_dataset, hub_id
 from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.encoders.hashed_text import words
-from lightwam.errors import ConfigError, DatasetError, did_you_mean
+from lightwam.errors import ConfigError, DatasetError, FeatureNameError, did_you_mean
 from lightwam.system.devices import resolve_device
 from lightwam.system.files import write_file
 from lightwam.system.progress import OnProgress, Say, no_progress
@@ -165,8 +165,7 @@ def new_recipe(
     step_seconds = timed_step(recipe, device)
     limit = wishes.hours or size.hours
     seconds = step_seconds or (step_seconds_on(CARDS[0], recipe) if size_name != "small" else None)
-    of_episode = episode_sentences(data.episode_start, data.vectors.frame_task, data.tasks)
-    held_out = held_out_episodes(of_episode, recipe.held_out.share, recipe.held_out.seed)
+    held_out = held_out_episodes(episode_sentences(data), recipe.held_out.share, recipe.held_out.seed)
     windows = _num_windows(data, held_out)
     steps = steps_of(windows, size.epochs, recipe.train.batch_size, seconds, limit)
     recipe = check_recipe(with_steps(recipe, steps))
@@ -194,11 +193,10 @@ def open_dataset(
 
     try:
         return opened(names), ()
-    except DatasetError as error:
-        _, marker, proposed = error.next_step.partition("--names ")
-        if names or not marker:
+    except FeatureNameError as error:
+        if names or not error.names:
             raise
-        guessed = tuple(proposed.split())
+        guessed = error.names
     return opened(guessed), guessed
 
 

@@ -38,9 +38,7 @@ class TrainingSource:
     @cached_property
     def sentences(self) -> dict[int, str]:
         """The episodes that are used, held-out ones included, and their instructions."""
-        data = self.caches.data
-        known = episode_sentences(data.episode_start, data.vectors.frame_task, data.tasks)
-        return episodes_in_use(known, self.settings)
+        return episodes_in_use(episode_sentences(self.caches.data), self.settings)
 
     @cached_property
     def held_out(self) -> tuple[int, ...]:
@@ -76,11 +74,13 @@ class TrainingSource:
     def check(self) -> None:
         """Raise what would prevent training on it, before anything is decoded.
 
-        ConfigError for episodes, tasks or held-out episodes that it lacks; DatasetError when corrections are not marked,
-        or nothing is left to train on.
+        ConfigError for episodes, tasks or held-out episodes that it lacks; DatasetError when corrections are not
+        marked, or nothing is left to train on.
         """
         start, trained = self.caches.data.episode_start, self.trained
-        if not trained or not (self.settings.video or any(self.taught[slice(*start[i : i + 2])].any() for i in trained)):
+        if not trained or not (
+            self.settings.video or any(self.taught[slice(*start[i : i + 2])].any() for i in trained)
+        ):
             raise self.is_empty()
 
     def is_empty(self) -> DatasetError:

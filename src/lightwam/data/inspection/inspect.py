@@ -80,6 +80,9 @@ def _problems(
     found: Mapping[str, int],
     views: Pictures,
 ) -> Iterator[str]:
+    if not dataset.state_dim:
+        more = f"; if the dataset has one, {step}" if (step := dataset.state_proposal()) else ""
+        yield f"there is no observation.state: the policy will not know where the robot is{more}"
     yield from sentences.sentence_problems(found)
     yield from sentences.length_problems(dataset)
     yield from numbers.lead_problems(tracks, dims, lead)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from lightwam.data.held_out import episode_sentences
 from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.errors import first_few
 
@@ -15,12 +17,7 @@ FEW_EPISODES = 10
 
 def episodes_by_sentence(dataset: LeRobotDataset) -> dict[str, int]:
     """Count the episodes of every sentence, by their first rows; the most frequent first."""
-    indices, counts = np.unique(dataset.vectors.task_index, return_counts=True)
-    pairs = sorted(zip(counts.tolist(), indices.tolist(), strict=True), key=lambda pair: (-pair[0], pair[1]))
-    found: dict[str, int] = {}
-    for count, index in pairs:  # two indices may have one sentence
-        found[dataset.tasks[index]] = found.get(dataset.tasks[index], 0) + count
-    return found
+    return dict(Counter(episode_sentences(dataset).values()).most_common())
 
 
 def short(sentence: str, most: int = 60) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from lightwam.errors import ConfigError, DatasetError, did_you_mean
+from lightwam.errors import ConfigError, DatasetError, FeatureNameError, did_you_mean
 
 STATE, ACTION, CAMERA_PREFIX = "observation.state", "action", "observation.images."
 LEROBOT_FEATURES = ("timestamp", "frame_index", "episode_index", "index", "task_index")
@@ -81,7 +81,7 @@ def vector_feature(
     if key in optional and key not in features:
         return 0, ()
     if key not in features:
-        raise _missing_feature(key, features, where, proposal(features, names))
+        raise _missing_feature(key, features, where, guessed_names(features, names))
     feature, where = features[key], f"{where} {key}"
     shape = feature.get("shape") if isinstance(feature, dict) else None
     if not isinstance(shape, list) or len(shape) != 1 or type(shape[0]) is not int or shape[0] < 1:
@@ -93,9 +93,11 @@ def vector_feature(
     return shape[0], _dim_names(feature.get("names"), shape[0])
 
 
-def _missing_feature(key: str, features: Mapping[str, Any], where: str, step: str = "") -> DatasetError:
-    got, step = ", ".join(sorted(features)), step or did_you_mean(key, features)
-    return DatasetError("a feature is missing", where=where, got=got, expected=key, next_step=step)
+def _missing_feature(
+    key: str, features: Mapping[str, Any], where: str, guessed: Sequence[str] = ()
+) -> FeatureNameError:
+    got, step = ", ".join(sorted(features)), names_step(guessed) or did_you_mean(key, features)
+    return FeatureNameError("a feature is missing", guessed, where=where, got=got, expected=key, next_step=step)
 
 
 def _dim_names(names: Any, dims: int) -> tuple[str, ...]:
@@ -130,8 +132,9 @@ def read_cameras(
     left = {name: camera for name, camera in declared.items() if isinstance(camera, UnusableCamera)}
     if not cameras:
         got = "; ".join(f"{name}: {camera.reason.what}" for name, camera in left.items()) or ", ".join(sorted(features))
-        what, step = "a dataset without a camera", proposal(features, names) or "record pictures, or declare them there"
-        raise DatasetError(what, where=where, got=got, expected=CAMERA_PREFIX + "NAME", next_step=step)
+        guessed = guessed_names(features, names)
+        what, step = "a dataset without a camera", names_step(guessed) or "record pictures, or declare them there"
+        raise FeatureNameError(what, guessed, where=where, got=got, expected=CAMERA_PREFIX + "NAME", next_step=step)
     return cameras, left
 
 
@@ -157,8 +160,8 @@ def _is_depth(feature: Mapping[str, Any]) -> bool:
     return any(about.get(key) is True for key in ("is_depth_map", "video.is_depth_map"))
 
 
-def proposal(features: Mapping[str, Any], names: FeatureNames) -> str:
-    """Guess a `--names` option for features that `names` does not cover; "" without a guess."""
+def guessed_names(features: Mapping[str, Any], names: FeatureNames) -> tuple[str, ...]:
+    """Guess pairs FEATURE=NAME, those of `names` first, for features that it does not cover; () without a guess."""
     guessed = {feature: name for feature, _, name in (pair.partition("=") for pair in names.pairs())}
     guessed = {feature: name for feature, name in guessed.items() if feature in features}
     known = len(guessed)
@@ -172,9 +175,12 @@ def proposal(features: Mapping[str, Any], names: FeatureNames) -> str:
         distinctive = re.sub(r"(observation|images?|rgb)(?=[\W_]|$)", "", key)
         camera = re.sub(r"[\W_]+", "_", distinctive).strip("_") or "front"
         guessed[key] = f"{camera}_{len(guessed)}" if camera in guessed.values() else camera
-    if len(guessed) == known:
-        return ""
-    return "name the features, for example --names " + " ".join(f"{key}={name}" for key, name in guessed.items())
+    return tuple(f"{key}={name}" for key, name in guessed.items()) if len(guessed) > known else ()
+
+
+def names_step(pairs: Sequence[str]) -> str:
+    """Return the next step that gives features their names by `--names`; "" without pairs."""
+    return f"name the features, for example --names {' '.join(pairs)}" if pairs else ""
 
 
 def _looks_like_vector(feature: Any) -> bool:

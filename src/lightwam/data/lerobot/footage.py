@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float64
 
 from lightwam.data.lerobot.features import CAMERA_PREFIX
+from lightwam.data.lerobot.meta import read_json_lines
 from lightwam.errors import DatasetError, first_few
 from lightwam.system.files import explain_disk_errors, file_fingerprint
 
@@ -80,23 +81,14 @@ def footage_dataset(folder: Path, home: Path) -> Path:
 def _read_metadata(folder: Path) -> dict[str, str]:
     """Read file name -> sentence."""
     rows: dict[str, str] = {}
-    for number, line in enumerate((folder / METADATA).read_text(encoding="utf-8-sig").split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            name, task = row["file_name"], row["task"]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            name, task = None, None
-        where, expected = f"{folder / METADATA}:{number}", '{"file_name": "a.mp4", "task": "..."}'
-        if not isinstance(name, str) or not isinstance(task, str) or name in rows:
-            raise DatasetError(
-                "a line must name a video and its sentence", where=where, got=line[:200], expected=expected
-            )
+    for where, row in read_json_lines(folder / METADATA, folder, {"file_name": str, "task": str}):
+        name = row["file_name"]
+        if name in rows:
+            raise DatasetError("a video must have one line", where=where, got=name, next_step="delete one of its lines")
         if not (folder / name).is_file():
             others = first_few(sorted(path.name for path in folder.glob("*.mp4")))
             raise DatasetError("a video is missing", where=where, got=others or "no mp4 file here", expected=name)
-        rows[name] = task
+        rows[name] = row["task"]
     if not rows:
         raise DatasetError("a folder of videos must have a line for each", where=folder / METADATA, got="no lines")
     return rows

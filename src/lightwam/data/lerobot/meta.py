@@ -165,7 +165,7 @@ def read_tasks(root: Path, version: str) -> dict[int, str]:
     """Read the task sentences by their index, in the table's order; indices may have gaps where a task was removed."""
     if version.startswith("v2"):
         path = root / "meta" / "tasks.jsonl"
-        lines = _json_lines(path, root, {"task_index": int, "task": str})
+        lines = read_json_lines(path, root, {"task_index": int, "task": str})
         pairs = [(row["task_index"], row["task"]) for _, row in lines]
     else:
         path = root / "meta" / "tasks.parquet"
@@ -281,7 +281,7 @@ def _v2_episodes(root: Path, info: Mapping[str, Any], videos: Mapping[str, str])
         raise bad_info_key(root, "chunks_size", per_chunk, "int >= 1")
     episodes: list[tuple[str, EpisodeRow]] = []
     broken: dict[str, DatasetError] = {}
-    for where, row in _json_lines(root / "meta" / "episodes.jsonl", root, {"episode_index": int, "length": int}):
+    for where, row in read_json_lines(root / "meta" / "episodes.jsonl", root, {"episode_index": int, "length": int}):
         index, tasks = row["episode_index"], row.get("tasks") or []
         tasks = [tasks] if isinstance(tasks, str) else tasks
         if not isinstance(tasks, list):
@@ -315,8 +315,11 @@ def path_of(root: Path, info: Mapping[str, Any], key: str, **parts: Any) -> Path
     return root / path
 
 
-def _json_lines(path: Path, root: Path, kinds: Mapping[str, type]) -> list[tuple[str, dict[str, Any]]]:
-    r"""Read every line's location and object. Only \n ends a line: a sentence may contain U+2028 and the like."""
+def read_json_lines(path: Path, root: Path, kinds: Mapping[str, type]) -> list[tuple[str, dict[str, Any]]]:
+    r"""Read every line's location and object, which has values of these `kinds`; `root`: the dataset's folder.
+
+    Only \n ends a line: a sentence may contain U+2028 and the like. DatasetError when the file is missing or broken.
+    """
     if not path.is_file():
         raise missing_file(path, root)
     try:
@@ -328,7 +331,7 @@ def _json_lines(path: Path, root: Path, kinds: Mapping[str, type]) -> list[tuple
     for where, line in ((f"{path}:{number}", line) for number, line in enumerate(lines, 1) if line.strip()):
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             got = likely_cause(path) or repr(line[:100])
             raise DatasetError("a line is not JSON", where=where, got=got, next_step="copy the file again") from error
         if not isinstance(row, dict) or not all(isinstance(row.get(key), kind) for key, kind in kinds.items()):

@@ -17,7 +17,15 @@ from jaxtyping import Bool, Float64, Int64, UInt8
 
 from lightwam.data.lerobot import columns
 from lightwam.data.lerobot.decoder import FrameDecoder
-from lightwam.data.lerobot.features import ACTION, STATE, FeatureNames, proposal, read_cameras, vector_feature
+from lightwam.data.lerobot.features import (
+    ACTION,
+    STATE,
+    FeatureNames,
+    guessed_names,
+    names_step,
+    read_cameras,
+    vector_feature,
+)
 from lightwam.data.lerobot.meta import (
     EpisodeRow,
     bad_info_key,
@@ -220,7 +228,8 @@ class LeRobotDataset:
 
     def state_proposal(self) -> str:
         """Guess the `--names` option that would give a missing state; "" without a guess."""
-        return "" if self.state_dim else proposal(self.info["features"], self.names)
+        guessed = () if self.state_dim else guessed_names(self.info["features"], self.names)
+        return names_step(guessed) if any(pair.endswith(f"={STATE}") for pair in guessed) else ""
 
     def _files(self) -> set[Path]:
         meta = self.root / "meta"
