@@ -17,6 +17,7 @@ from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.data.lerobot.video import encode_video
 from lightwam.data.lerobot.writer import LeRobotWriter
 from lightwam.errors import CheckpointError, ConfigError, DatasetError
+from lightwam.evaluation.open_loop import evaluate_open_loop
 from lightwam.evaluation.recorded import recorded_episodes
 from lightwam.policy import run_directory
 from lightwam.policy.policy import Policy
@@ -254,6 +255,26 @@ def test_widths_are_checked_before_anything_is_decoded(mixed: Recipe, tmp_path: 
     with pytest.raises(DatasetError, match=r"something to train on(.|\n)*no step with a correction"):
         train(source(mixed, 2, path=str(never)), None, tmp_path / "mine", say=quiet)
     assert not cache_folder.exists() and not (tmp_path / "mine").exists()
+
+
+def test_open_loop_compares_with_what_the_sources_teach(tiny: Any, tmp_path: Path) -> None:
+    """A source of another rate is left out, and said to be; of corrections only the marked steps count."""
+    fps = int(LeRobotDataset(tiny.dataset).fps)
+    corrected = mark(write(tmp_path / "corrected", fps, task="corrected"))
+    sources = (
+        SourceConfig(str(corrected), actions="corrections", held_out=(1,)),
+        SourceConfig(str(write(tmp_path / "faster", 2 * fps)), held_out=(0,)),
+    )
+    recipe, run = replace(tiny.recipe, sources=sources), tmp_path / "mine"
+    train(recipe, None, run, stop_after=2, say=quiet)
+    said: list[str] = []
+    policy = Policy.load(run)
+    recorded = recorded_episodes(policy, say=said.append)
+    assert [each.dataset.root.name for each in recorded.episodes] == ["corrected"]
+    assert said == [f"{tmp_path / 'faster'}: left out of the open loop: {2 * fps} fps, the policy has {fps}"]
+    assert recorded.sentences == ("corrected",) and np.flatnonzero(recorded.taught).tolist() == [3, 4, 5]
+    result = evaluate_open_loop(run, policy=policy, say=quiet)
+    assert result["windows"] == 3 and result["counts"][:4] == [3, 2, 1, 0]
 
 
 def test_corrections_of_lerobots_column_are_read(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ def evaluate_open_loop(
     keep_memory()
     policy = policy or Policy.load(run)
     replans = _replans(settings, policy)
-    recorded = recorded_episodes(policy, dataset, settings.most_steps)
+    recorded = recorded_episodes(policy, dataset, settings.most_steps, say)
     predicted = predict(policy, recorded, say)
     result = measure(policy, recorded, predicted, settings, replans)
     result |= {"wall_seconds": time.monotonic() - began, "versions": versions()}
@@ -87,7 +87,7 @@ def predict(policy: Policy, recorded: Recorded, say: Say = print) -> Predicted:
     with Progress("open loop", recorded.num_steps, unit="step", say=say) as progress:
         for episode in recorded.episodes:
             seen = episode.observations(policy.cameras)
-            while batch := [observation for _, observation in zip(range(BATCH), seen, strict=False)]:
+            while batch := list(islice(seen, BATCH)):
                 chunks.append(policy.act_batch(batch))
                 told = [another(seen_, recorded.sentences) for i, seen_ in enumerate(batch) if step + i in asked]
                 others += [policy.act_batch(told)] if told else []
@@ -112,9 +112,11 @@ def measure(
     names, starts = tuple(first.action_names), recorded.episode_start
     targets = state_dims(codec, first.state_names if policy.recipe.model.state_dim else (), names)
     episodes, prefix = range(len(recorded.episodes)), predicted.chunks.shape[1]
-    windows = windows_of(recorded.state, recorded.action, starts, episodes, prefix, recorded.num_steps)
+    taught = recorded.taught
+    windows = windows_of(recorded.state, recorded.action, starts, episodes, prefix, recorded.num_steps, taught=taught)
     if not len(windows.start):
-        raise DatasetError("an episode must have at least two steps", where=first.root, got="only shorter ones")
+        what, got = "an episode must have a step to measure, after its first one", f"none in {len(episodes)} episodes"
+        raise DatasetError(what, where=first.root, got=got, next_step="--dataset with another one")
     errors = chunk_errors(predicted.chunks[windows.start], windows, codec, targets)
     switches = switch_dims(codec, names)
     units = policy.facts.units if policy.facts else ()
@@ -151,7 +153,8 @@ def replayed(recorded: Recorded, predicted: Predicted, play: Play, latency: int 
 
 def _row(recorded: Recorded, predicted: Predicted, play: Play, switches: tuple[int, ...]) -> dict[str, Any]:
     episodes = replayed(recorded, predicted, play)
-    values = smoothness(episodes, [each.action for each in recorded.episodes], switches)
+    taught = [each.taught for each in recorded.episodes]
+    values = smoothness(episodes, [each.action for each in recorded.episodes], switches, taught)
     return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in vars(values).items()}
 
 
@@ -193,7 +196,6 @@ def _plots(policy: Policy, recorded: Recorded, predicted: Predicted) -> dict[str
         "episodes": np.array([each.index for each in recorded.episodes]),
         "instructions": np.array([each.instruction for each in recorded.episodes]),
         "episode_start": recorded.episode_start,
-        "state": recorded.state,
         "action": recorded.action,
         "chunk_start": starts,
         "chunks": predicted.chunks[starts],

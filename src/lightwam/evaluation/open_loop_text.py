@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,8 @@ READS, IGNORES = 1.25, 1.05
 AS_GOOD = 1.25
 """ways of playing whose error is within this factor of the least count as equally good, and the smoothest is named"""
 ROUGH = 2.0
-"""a chunk's border is rough where the command changes by this multiple of what was recorded there"""
+"""a chunk's border is rough where the command changes by this multiple of what was recorded there, and a way of playing
+whose jitter is this multiple of the recording's"""
 
 
 def verdict(result: Mapping[str, Any]) -> list[str]:
@@ -31,7 +32,7 @@ def _learned(result: Mapping[str, Any]) -> str:
     error, hold, repeat = (result["overall"][name] for name in ("policy", "hold", "repeat"))
     share = error / max(min(hold, repeat), 1e-12)
     baselines = f"holding still {_number(hold)}, repeating the last action {_number(repeat)}"
-    beside = f"error {_number(error)}{_unit(result)}, {baselines}"
+    beside = f"error {_number(error)} {common_unit(result['units'])}".rstrip() + f", {baselines}"
     if share <= LEARNED:
         return f"It learned: {beside}."
     if share <= LITTLE:
@@ -60,7 +61,7 @@ def _reads(result: Mapping[str, Any]) -> str:
 
 def _borders(result: Mapping[str, Any]) -> str:
     row = next((row for row in result["replays"] if row["replan"] == result["replan"]), result["replays"][0])
-    jump, recorded = _moved(result, row["jump"]), _moved(result, row["recorded_jump"])
+    jump, recorded = (mean_moved(row[name], result["switch_dims"]) for name in ("jump", "recorded_jump"))
     how = "jumps" if jump > ROUGH * recorded else "is smooth"
     return (
         f"At a new chunk the command {how}: it changes by {_number(jump)} on average, {_number(recorded)} in the "
@@ -68,19 +69,28 @@ def _borders(result: Mapping[str, Any]) -> str:
     )
 
 
-def best_way(result: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the smoothest of the replays whose error is within AS_GOOD of the least."""
-    least = min(np.mean(row["error"]) for row in result["replays"])
-    good = [row for row in result["replays"] if np.mean(row["error"]) <= AS_GOOD * least]
-    return min(good, key=lambda row: float(row["jitter"]))
+def best_way(result: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return the smoothest of the replays whose error is within AS_GOOD of the least.
+
+    Those whose jitter is more than ROUGH times the recording's do not count; None if none is left.
+    """
+    smooth = [row for row in result["replays"] if row["jitter"] <= ROUGH]
+    least = min((np.mean(row["error"]) for row in smooth), default=0.0)
+    good = [row for row in smooth if np.mean(row["error"]) <= AS_GOOD * least]
+    return min(good, key=lambda row: float(row["jitter"]), default=None)
 
 
 def _best(result: Mapping[str, Any]) -> str:
-    row = best_way(result)
-    return (
-        f"Smoothest with about the lowest error: replan {row['replan']}, {row['joining']} (error "
-        f"{_number(float(np.mean(row['error'])))}, jitter {_number(row['jitter'])} times the recording's)."
-    )
+    if (row := best_way(result)) is not None:
+        return f"Try first: {_way(row)}."
+    row = min(result["replays"], key=lambda row: float(row["jitter"]))
+    return f"No way of playing is smooth: the least jitter is that of {_way(row)}."
+
+
+def _way(row: Mapping[str, Any]) -> str:
+    error = _number(float(np.mean(row["error"])))
+    jitter = f"jitter {_number(row['jitter'])} times the recording's"
+    return f"replan {row['replan']}, {row['joining']} (error {error}, {jitter})"
 
 
 def tables(result: Mapping[str, Any]) -> str:
@@ -120,23 +130,22 @@ def _errors_by_step(result: Mapping[str, Any]) -> list[str]:
 def _replays(result: Mapping[str, Any]) -> list[str]:
     rows = [["replan", "chunks joined", "error", "jump at a new chunk", "recorded there", "jitter"]]
     for row in result["replays"]:
-        jumps = (_number(_moved(result, row[name])) for name in ("jump", "recorded_jump"))
+        jumps = (_number(mean_moved(row[name], result["switch_dims"])) for name in ("jump", "recorded_jump"))
         rows.append(
             [f"{row['replan']}", row["joining"], _number(float(np.mean(row["error"]))), *jumps, f"{row['jitter']:.2f}"]
         )
     return table_lines(rows, "><>", indent=0)
 
 
-def _moved(result: Mapping[str, Any], values: Sequence[float]) -> float:
-    """Return the mean over the dimensions that are no switches."""
-    kept = [value for dim, value in enumerate(values) if dim not in result["switch_dims"]]
+def mean_moved(values: Sequence[float], switch_dims: Collection[int]) -> float:
+    """Return the mean over the dimensions that are no switches; over all if there is no other."""
+    kept = [value for dim, value in enumerate(values) if dim not in switch_dims]
     return float(np.mean(kept or values))
 
 
-def _unit(result: Mapping[str, Any]) -> str:
-    """Return the unit of all numbers of the action, if they have one."""
-    units = set(result["units"])
-    return f" {units.pop()}" if len(units) == 1 and "" not in units else ""
+def common_unit(units: Sequence[str]) -> str:
+    """Return the unit of all numbers of the action; "" if they have several, or it is unknown."""
+    return units[0] if len(set(units)) == 1 else ""
 
 
 def _number(value: float) -> str:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Bool, Float32, Int64
 
 from lightwam.config.schema import Recipe, SourceConfig
 from lightwam.data.held_out import episode_sentences, episodes_in_use, held_out_episodes
@@ -19,8 +20,10 @@ from lightwam.data.lerobot.features import parse_names
 from lightwam.data.lerobot.hub import find_dataset
 from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.errors import CheckpointError, ConfigError, DatasetError
-from lightwam.policy import run_directory
 from lightwam.policy.policy import Policy
+from lightwam.system.progress import Say
+from lightwam.training.dataset import read_records
+from lightwam.training.sources import CORRECTION_COLUMNS
 from lightwam.types import Observation
 
 DECODED_TOGETHER = 16
@@ -38,6 +41,8 @@ class RecordedEpisode:
     """of its first step"""
     cameras: Mapping[str, str] = field(default_factory=dict)
     """the codec's name of a camera -> the dataset's, if that is another one; "" for one that it lacks: black"""
+    taught_rows: Bool[np.ndarray, " N"] | None = None
+    """control steps of the dataset whose actions count; None: all"""
 
     @property
     def rows(self) -> slice:
@@ -53,6 +58,11 @@ class RecordedEpisode:
     def action(self) -> Float32[np.ndarray, "T A"]:
         """The recorded action of each step."""
         return self.dataset.vectors.action[self.rows].astype(np.float32)
+
+    @property
+    def taught(self) -> Bool[np.ndarray, " T"]:
+        """Whether the recorded action of each step is one to learn: of a source of corrections, a person's."""
+        return np.ones(len(self), np.bool_) if self.taught_rows is None else self.taught_rows[self.rows]
 
     def __len__(self) -> int:
         return self.rows.stop - self.rows.start
@@ -101,28 +111,45 @@ class Recorded:
         """The recorded actions of all episodes."""
         return np.concatenate([episode.action for episode in self.episodes])
 
+    @cached_property
+    def taught(self) -> Bool[np.ndarray, " N"]:
+        """Whether the action of each step is one to learn."""
+        return np.concatenate([episode.taught for episode in self.episodes])
+
     @property
     def num_steps(self) -> int:
         """Control steps of all episodes."""
         return int(self.episode_start[-1])
 
 
-def recorded_episodes(policy: Policy, dataset: Path | str | None = None, most_steps: int = 3000) -> Recorded:
+def recorded_episodes(
+    policy: Policy, dataset: Path | str | None = None, most_steps: int = 3000, say: Say = print
+) -> Recorded:
     """Return episodes to measure the policy on: whole ones, of all instructions in turn, up to `most_steps` (or one).
 
     Those that its run held out; without any, those it was trained on. All episodes of `dataset`, if that is given: the
-    run must not have been trained on it. CheckpointError when the run does not say where its dataset is, DatasetError
-    when it is missing, was changed or has other widths than the policy.
+    run must not have been trained on it. `say` is told which sources of the run are left out. CheckpointError when the
+    run does not say where its datasets are, or has others than its recipe; DatasetError when one is missing, was
+    changed or has other widths than the policy.
     """
     if dataset is not None:
-        data = LeRobotDataset(find_dataset(dataset, policy.cameras))
-        sentences = _sentences(data)
-        chosen, held_out = [RecordedEpisode(data, number, sentences[number]) for number in sentences], True
+        data = LeRobotDataset(find_dataset(dataset, policy.cameras, say=say))
+        sources = [_Source(data, episode_sentences(data))]
     else:
-        chosen, held_out = _own_episodes(policy)
-    for data in dict.fromkeys(episode.dataset for episode in chosen):
-        _check_widths(policy.recipe, data)
-    instructions = sorted({sentence for each in chosen for sentence in _sentences(each.dataset).values()})
+        sources = _of_one_rate(_sources(policy, say), say)
+    for source in sources:
+        _check_widths(policy.recipe, source.dataset)
+    settings = policy.recipe.held_out
+    numbers = [held_out_episodes(each.sentences, settings.share, settings.seed, each.listed) for each in sources]
+    held_out = dataset is not None or any(numbers)
+    if dataset is not None or not held_out:
+        numbers = [tuple(each.sentences) for each in sources]
+    chosen = [
+        RecordedEpisode(each.dataset, number, each.sentences[number], each.cameras, each.taught)
+        for each, some in zip(sources, numbers, strict=True)
+        for number in some
+    ]
+    instructions = sorted({sentence for each in sources for sentence in each.sentences.values()})
     return Recorded(tuple(_some(chosen, most_steps)), held_out, tuple(instructions))
 
 
@@ -136,62 +163,60 @@ class _Source:
     listed: tuple[int, ...] = ()
     """episodes to hold out, if they were chosen by hand"""
     cameras: Mapping[str, str] = field(default_factory=dict)
+    taught: Bool[np.ndarray, " N"] | None = None
+    """steps whose actions are learnt; None: all"""
 
 
-def _own_episodes(policy: Policy) -> tuple[list[RecordedEpisode], bool]:
-    """Return the episodes that the policy's run held out, or else all it was trained on; and whether they are held out.
-
-    Sources without actions have nothing to compare with; those and sources of another rate are left out.
-    """
-    settings, sources = policy.recipe.held_out, _sources(policy)
-    chosen = [held_out_episodes(each.sentences, settings.share, settings.seed, each.listed) for each in sources]
-    held_out = any(chosen)
-    numbers = chosen if held_out else [tuple(each.sentences) for each in sources]
-    episodes = [
-        RecordedEpisode(each.dataset, number, each.sentences[number], each.cameras)
-        for each, some in zip(sources, numbers, strict=True)
-        for number in some
-    ]
-    return episodes, held_out
-
-
-def _sources(policy: Policy) -> list[_Source]:
-    """Open the datasets with actions that the policy's run was trained on, those of the first one's rate."""
+def _sources(policy: Policy, say: Say) -> list[_Source]:
+    """Open the datasets that the policy's run was trained on, without those that have no actions to compare with."""
     if policy.run is None:
         raise ConfigError("a policy without a run has no recorded episodes", next_step="pass dataset=")
     path = policy.run / "dataset.json"
     if not path.is_file():
         what, step = "the run does not say what it was trained on", "pass a dataset that it was not trained on"
         raise CheckpointError(what, where=path, got="no such file", next_step=f"--dataset: {step}")
-    first = run_directory.read_json(path)
-    records = [first, *first.get("others", ())]
+    records = read_records(policy.run)
+    settings = policy.recipe.sources or (SourceConfig(records[0]["path"]),)
+    if len(records) != len(settings):
+        what, step = "a run must have the datasets of its recipe", "copy the run again, or pass --dataset with another"
+        expected = f"{len(settings)}, as in recipe.json"
+        raise CheckpointError(what, where=path, got=f"{len(records)} datasets", expected=expected, next_step=step)
     sources: list[_Source] = []
-    for source, record in zip(policy.recipe.sources or (SourceConfig(first["path"]),), records, strict=False):
+    for source, record in zip(settings, records, strict=True):
         if source.actions == "none":
             continue
-        folder = Path(record["path"])
-        data = _open(folder if folder.is_dir() else Path(source.path), record.get("names", ()))
+        renames = {name: camera for camera, _, name in (pair.partition("=") for pair in source.cameras)}
+        cameras = {renames.get(camera, camera) for camera in policy.cameras} - {""}
+        data = _open(record, source.path, cameras, say)
         if (known := record.get("episodes", data.num_episodes)) != data.num_episodes:
             what, step = "the dataset must be as it was when the run began", "--dataset with another dataset"
             raise DatasetError(
                 what, where=data.root, got=data.num_episodes, expected=f"{known} episodes", next_step=step
             )
-        if not sources or data.fps == sources[0].dataset.fps:
-            renames = {name: camera for camera, _, name in (pair.partition("=") for pair in source.cameras)}
-            sources.append(_Source(data, episodes_in_use(_sentences(data), source), source.held_out, renames))
+        taught = data.flag(CORRECTION_COLUMNS) if source.actions == "corrections" else None
+        used = episodes_in_use(episode_sentences(data), source)
+        sources.append(_Source(data, used, source.held_out, renames, taught))
     return sources
 
 
-def _open(path: Path, names: Sequence[str]) -> LeRobotDataset:
-    path = find_dataset(path, names=parse_names(names))  # a Hub id, if its files are no longer where they were
+def _of_one_rate(sources: Sequence[_Source], say: Say) -> list[_Source]:
+    """Return the sources of the first one's rate, which is the policy's; `say` is told of the others."""
+    fps = sources[0].dataset.fps
+    for each in sources:
+        if each.dataset.fps != fps:
+            say(f"{each.dataset.root}: left out of the open loop: {each.dataset.fps:g} fps, the policy has {fps:g}")
+    return [each for each in sources if each.dataset.fps == fps]
+
+
+def _open(record: Mapping[str, Any], asked: str, cameras: Collection[str], say: Say) -> LeRobotDataset:
+    """Open a dataset of a run, from the Hub if its files are no longer where they were."""
+    path, names, hub = Path(record["path"]), parse_names(record.get("names", ())), record.get("hub", {})
+    if not path.is_dir():
+        path = find_dataset(hub.get("id", asked), cameras, names, commit=hub.get("commit", ""), say=say)
     if not path.is_dir():
         what, step = "the dataset of the run is not there", "--dataset with one that the run was not trained on"
         raise DatasetError(what, where=path, next_step=step)
-    return LeRobotDataset(path, parse_names(names))
-
-
-def _sentences(data: LeRobotDataset) -> dict[int, str]:
-    return episode_sentences(data.episode_start, data.vectors.frame_task, data.tasks)
+    return LeRobotDataset(path, names)
 
 
 def _check_widths(recipe: Recipe, data: LeRobotDataset) -> None:

@@ -10,11 +10,10 @@ from collections.abc import Mapping
 from itertools import product
 from typing import Any
 
-import numpy as np
-
 from lightwam.config.commands import ControlSettings
 from lightwam.errors import ConfigError
 from lightwam.evaluation.open_loop import predict, replayed
+from lightwam.evaluation.open_loop_text import mean_moved
 from lightwam.evaluation.recorded import recorded_episodes
 from lightwam.evaluation.rehearsal import latency_steps
 from lightwam.evaluation.replay import smoothness, switch_dims
@@ -31,17 +30,18 @@ def bench_recorded_control(policy: Policy, settings: ControlSettings, replan: in
 
     Returns plain JSON values, see `table`. ConfigError for other rates than the dataset's, which cannot be replayed.
     """
-    recorded = recorded_episodes(policy)
+    recorded = recorded_episodes(policy, say=say)
     if set(settings.rates_hz) - {recorded.fps}:
         what, expected = "recorded episodes have one rate", f"{recorded.fps:g}, or nothing"
         raise ConfigError(what, where="--rates-hz", got=settings.rates_hz, expected=expected)
     names = recorded.episodes[0].dataset.action_names
     switches = switch_dims(policy.codec.config, tuple(names))
     predicted, actions = predict(policy, recorded, say), [each.action for each in recorded.episodes]
+    taught = [each.taught for each in recorded.episodes]
     rows = []
     for latency_ms, (way, play) in product(settings.latencies_ms, _plays(replan, settings, switches).items()):
         late = latency_steps(latency_ms, recorded.fps)
-        measured = smoothness(replayed(recorded, predicted, play, late), actions, switches)
+        measured = smoothness(replayed(recorded, predicted, play, late), actions, switches, taught)
         rows.append(
             {
                 "latency_ms": latency_ms,
@@ -49,8 +49,8 @@ def bench_recorded_control(policy: Policy, settings: ControlSettings, replan: in
                 "way": way,
                 "age_steps": measured.age,
                 "error": float(measured.error.mean()),
-                "jump": _moved(measured.jump, switches),
-                "recorded_jump": _moved(measured.recorded_jump, switches),
+                "jump": mean_moved(measured.jump.tolist(), switches),
+                "recorded_jump": mean_moved(measured.recorded_jump.tolist(), switches),
                 "jitter": measured.jitter,
                 "held_share": measured.held,
             }
@@ -75,10 +75,6 @@ def _plays(replan: int, settings: ControlSettings, switches: tuple[int, ...]) ->
         f"+ blend {settings.blend}": Play(replan, Crossfade(settings.blend), switches),
         f"+ ensemble {settings.decay:g}": Play(1, Ensemble(settings.decay), switches),
     }
-
-
-def _moved(values: np.ndarray, switches: tuple[int, ...]) -> float:
-    return float(np.delete(values, switches).mean()) if len(switches) < len(values) else float(values.mean())
 
 
 def table(result: Mapping[str, Any]) -> str:

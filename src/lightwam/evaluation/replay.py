@@ -38,7 +38,7 @@ class Smoothness:
     """How a way of playing did on all episodes; the rows of errors are in robot units, by dimension of the action."""
 
     error: Float64[np.ndarray, " A"]
-    """mean absolute difference to the recorded action, over the steps that were played"""
+    """mean absolute difference to the recorded action, over the steps that were played and count"""
     jump: Float64[np.ndarray, " A"]
     """mean absolute change of the command from the step before a new chunk to the chunk's first"""
     recorded_jump: Float64[np.ndarray, " A"]
@@ -97,10 +97,21 @@ def replay(chunks: Float32[np.ndarray, "T H A"], play: Play, latency: int = 0) -
 
 
 def smoothness(
-    episodes: Sequence[Replayed], recorded: Sequence[Float32[np.ndarray, "_T A"]], switch_dims: tuple[int, ...]
+    episodes: Sequence[Replayed],
+    recorded: Sequence[Float32[np.ndarray, "_T A"]],
+    switch_dims: tuple[int, ...],
+    taught: Sequence[Bool[np.ndarray, " _T"]] | None = None,
 ) -> Smoothness:
-    """Measure replayed episodes against the recorded actions of each."""
-    errors = [np.abs(each.action - action)[each.played] for each, action in zip(episodes, recorded, strict=True)]
+    """Measure replayed episodes against the recorded actions of each.
+
+    `taught`: at which steps the recorded action counts for the error; by default at all.
+    """
+    counted = [each.played for each in episodes]
+    if taught is not None:
+        counted = [played & steps for played, steps in zip(counted, taught, strict=True)]
+    errors = [
+        np.abs(each.action - action)[steps] for each, action, steps in zip(episodes, recorded, counted, strict=True)
+    ]
     jumps, others = (
         [np.abs(np.diff(action, axis=0))[each.border[1:]] for each, action in zip(episodes, actions, strict=True)]
         for actions in ([each.action for each in episodes], recorded)

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int, Shaped, jaxtyped
 
 from lightwam.config.strict_json import added
 from lightwam.errors import CheckpointError
+from lightwam.evaluation.open_loop_text import common_unit, mean_moved
 from lightwam.evaluation.result_files import Count, Duration, read_arrays, read_result
 from lightwam.report.charts import Axis, Chart, Line
 
@@ -72,12 +73,11 @@ class OpenLoopResult:
     @property
     def unit(self) -> str:
         """The unit of all numbers of the action, "" if they have several or it is unknown."""
-        return self.units[0] if len(set(self.units)) == 1 else ""
+        return common_unit(self.units)
 
     def mean(self, values: Row) -> float:
         """Return the mean over the dimensions that are no switches."""
-        kept = [value for dim, value in enumerate(values) if dim not in self.switch_dims]
-        return float(np.mean(kept or values))
+        return mean_moved(values, self.switch_dims)
 
 
 @dataclass(frozen=True)

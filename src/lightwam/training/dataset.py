@@ -179,14 +179,16 @@ def hub_commit(run: Path, asked: str, number: int = 0) -> str:
     `asked` is source `number` of the recipe.
     """
     path = run / "dataset.json"
-    records = _records(read_table(path, KEYS, OPTIONAL_KEYS)) if path.is_file() else []
+    records = read_records(run) if path.is_file() else []
     record = records[number].get("hub") if number < len(records) else None
     if not record or asked not in (record["id"], record["id"].partition("@")[0]):
         return ""
     return str(record["commit"])
 
 
-def _records(saved: dict[str, Any]) -> list[dict[str, Any]]:
+def read_records(run: Path) -> list[dict[str, Any]]:
+    """Read what a run keeps of its datasets (KEYS), in its recipe's order; CheckpointError for a broken file."""
+    saved = read_table(run / "dataset.json", KEYS, OPTIONAL_KEYS)
     return [saved, *saved.get("others", ())]
 
 
@@ -212,9 +214,7 @@ def check_dataset(run: Path, dataset: Path, fingerprint: Mapping[str, str], numb
 
     `fingerprint`: size and hash of every file of the dataset, which is source `number` of the recipe.
     """
-    path = run / "dataset.json"
-    saved = read_table(path, KEYS, OPTIONAL_KEYS)
-    records = _records(saved)
+    records = read_records(run)
     saved = records[number] if number < len(records) else {"path": "no such source", "fingerprint": {}}
     if found := changes(saved["fingerprint"], dict(fingerprint)):
         what, got = "the run was trained on another dataset", f"{dataset.absolute()} ({first_few(found, 4, '; ')})"
