@@ -39,26 +39,6 @@ class DatasetError(LightwamError):
     """A dataset that is missing, broken or not of the declared layout."""
 
 
-class FeatureNameError(DatasetError):
-    """A feature that a dataset lacks under LeRobot's name.
-
-    `names` are pairs FEATURE=NAME that may give it, as `--names` takes them; () without a guess.
-    """
-
-    def __init__(
-        self,
-        what: str,
-        names: Sequence[str] = (),
-        *,
-        where: object = None,
-        got: object = None,
-        expected: object = None,
-        next_step: str = "",
-    ) -> None:
-        super().__init__(what, where=where, got=got, expected=expected, next_step=next_step)
-        self.names = tuple(names)
-
-
 class CheckpointError(LightwamError):
     """A run directory or weights file that is missing, broken or of another model."""
 

@@ -252,7 +252,7 @@ BREAKAGES = {
     "result interval": (lambda run: edit(run / "eval/result.json", interval_95=[0.9, 0.1]), "interval_95"),
     "wall": (lambda run: edit(run / "result.json", wall_seconds={"train": -1, "total": 3}), "wall_seconds.train"),
     "swap": (lambda run: edit(run / "eval/swap.json", tasks={"red": {}}), "swap.json.tasks.red"),
-    "recipe": (lambda run: edit(run / "recipe.json", colour="red"), "recipe.json: recipe"),
+    "recipe": (lambda run: edit(run / "recipe.json", colour="red"), "recipe.json"),
     "probe cut": (lambda run: cut(run / "eval/probe.npz"), "probe.npz"),
     "probe keys": (lambda run: np.savez(run / "eval/probe.npz", tasks=np.zeros(3)), "probe.npz"),
     "video": (lambda run: cut(run / "eval/videos/red-1000001-success.mp4"), "red-1000001-success.mp4"),

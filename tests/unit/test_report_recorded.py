@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from arm import NAMES, SENTENCES
 from huggingface_hub import ModelCard
+from report_run import TASKS, moving_square, write_evaluation
 
 from lightwam.cli.main import main
 from lightwam.errors import CheckpointError
@@ -71,6 +72,21 @@ def test_what_is_missing_is_named_with_its_command(arm_once: Any, tmp_path: Path
     text = text_of(write_report(run).read_text())
     assert "has not been evaluated yet" in text and f"lightwam eval {run}" in text and "--imagine" in text
     assert "Closed loop" not in text
+
+
+def test_a_run_without_a_simulator_shows_what_it_did_in_that_of_another_recipe(run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "run"
+    shutil.copytree(run, other)
+    write_evaluation(other, TASKS, {task: moving_square(i, 12) for i, task in enumerate(TASKS)})
+    (other / "result.json").unlink()
+    page = write_report(other).read_text()
+    text = text_of(page)
+    for words in ("succeeds in 9 of 10 episodes", "Success by task", "Rollouts", "Error on recorded episodes", *NAMES):
+        assert words in text, words
+    assert 'href="#success"' in page and 'href="#watch"' not in page
+    (other / "eval" / "result.json").unlink()
+    text = text_of(write_report(other).read_text())
+    assert "10 of 10 episodes are done" in text and f"lightwam eval {other} RECIPE" in text
 
 
 def test_a_broken_result_is_refused_by_name(run: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from disk import largest_file
 
 from lightwam.config import recipes
-from lightwam.errors import CheckpointError, ConfigError, LightwamError
+from lightwam.errors import CheckpointError, LightwamError
 from lightwam.evaluation import result_files
 from lightwam.policy import run_directory
 from lightwam.policy.run_directory import Checkpoint, open_processing
@@ -228,7 +228,7 @@ def test_a_run_whose_recipe_is_gone_or_broken(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not JSON"):
         run_directory.read_recipe(tmp_path)
     (tmp_path / "recipe.json").write_text('{"name": "x"}')
-    with pytest.raises(ConfigError, match="missing"):
+    with pytest.raises(CheckpointError, match="missing"):
         run_directory.read_recipe(tmp_path)
 
 

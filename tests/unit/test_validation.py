@@ -11,13 +11,16 @@ import pytest
 import torch
 
 from lightwam.config.schema import HeldOutConfig, Recipe
+from lightwam.data.cache.frames import FrameCache
 from lightwam.data.held_out import episode_sentences, held_out_episodes
 from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.data.loader import WindowLoader
 from lightwam.errors import CheckpointError
 from lightwam.evaluation.open_loop import evaluate_open_loop
+from lightwam.model.light_wam import LightWAM
 from lightwam.policy import run_directory
 from lightwam.policy.policy import Policy
+from lightwam.training.dataset import open_training_data
 from lightwam.training.train import learning_rate, train
 from lightwam.training.validation import Validation
 
@@ -106,6 +109,19 @@ def test_measuring_changes_no_bit_and_resuming_measures_the_same(
     train(recipe, tiny_once.dataset, tmp_path / "parts", say=quiet)
     assert bits(tmp_path / "parts", 30) == bits(run, 30)
     assert run_directory.held_out_errors(tmp_path / "parts")[30] == run_directory.held_out_errors(run)[30]
+
+
+def test_only_the_pictures_that_the_policy_sees_are_read(
+    tiny_once: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, read, video = holding_out(tiny_once.recipe, steps=1), set[int](), FrameCache.video
+    monkeypatch.setattr(FrameCache, "video", lambda self, frame: (read.add(frame.shape[1]), video(self, frame))[1])
+    cache, encoder = open_training_data(recipe, tiny_once.dataset, tmp_path / "run", quiet)
+    validation = Validation.open(recipe, tmp_path / "run", cache, encoder, cache.sampling)
+    assert validation is not None
+    read.clear()
+    validation.measure(LightWAM(recipe.model).state_dict(), torch.device("cpu"))
+    assert read == {1}
 
 
 def test_the_best_checkpoint_is_kept_and_acts(tiny_once: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ from lightwam.config.recipes import RECIPES
 from lightwam.config.schema import DctConfig, HashedTextConfig, Recipe, Umt5Config, WanVaeConfig
 from lightwam.config.sizes import SIZES
 from lightwam.config.strict_json import from_dict, to_dict
-from lightwam.errors import ConfigError, did_you_mean
+from lightwam.errors import CheckpointError, ConfigError, did_you_mean
 
 KINDS = {kind.kind: kind for kind in (DctConfig, WanVaeConfig, HashedTextConfig, Umt5Config)}
 """sections that are one of several classes, by their `kind`"""
@@ -40,13 +40,14 @@ def recipe_names() -> tuple[str, ...]:
 def recipe(word: str | Path) -> Recipe:
     """Return a recipe by its name, from a recipe file (.toml), or of a run directory.
 
-    ConfigError for an unknown name, with the nearest ones, and for a file that cannot be read as a recipe.
+    ConfigError for an unknown name, with the nearest ones, and for a file that cannot be read as a recipe;
+    CheckpointError for that of a run directory.
     """
     path = Path(word)
     if path.suffix == ".toml":
         return read_recipe_file(path)
     if (path / "recipe.json").is_file():
-        return read_run_recipe(path)
+        return read_recipe(path)
     if str(word) in SIZES:
         what, step = "a size needs a robot's dataset to become a recipe", f"lightwam init DATASET --size {word}"
         raise ConfigError(what, got=repr(str(word)), next_step=step)
@@ -56,14 +57,18 @@ def recipe(word: str | Path) -> Recipe:
     return RECIPES[str(word)]()
 
 
-def read_run_recipe(run: Path) -> Recipe:
-    """Return the recipe of a run directory; ConfigError when the file is broken."""
+def read_recipe(run: Path) -> Recipe:
+    """Read the recipe of a run directory; CheckpointError when it is missing or broken."""
     path = run / "recipe.json"
+    if not path.is_file():
+        step = "train first (`lightwam train --help`), or name another directory"
+        raise CheckpointError("this is not a run directory", where=run, got="no recipe.json", next_step=step)
     try:
         data = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise ConfigError("a recipe must be JSON", where=path, got=error, next_step="copy the run again") from error
-    return from_dict(Recipe, data, str(path))
+        what, got = "a file of the run is not JSON", error if path.stat().st_size else "an empty file"
+        raise CheckpointError(what, where=path, got=got, next_step="copy the run again") from error
+    return from_dict(Recipe, data, str(path), CheckpointError)
 
 
 def read_recipe_file(path: Path | str) -> Recipe:

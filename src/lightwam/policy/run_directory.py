@@ -22,8 +22,9 @@ from typing import Any
 import safetensors.torch
 import torch
 
+from lightwam.config.recipe_files import read_recipe as read_recipe
 from lightwam.config.schema import Recipe
-from lightwam.config.strict_json import from_dict, to_dict
+from lightwam.config.strict_json import to_dict
 from lightwam.data.codec import Codec
 from lightwam.data.facts import DatasetFacts
 from lightwam.encoders.frozen import open_latents
@@ -106,11 +107,6 @@ def changes(old: Any, new: Any) -> list[str]:
     """Return a line for every value that differs in nested dictionaries, MUTABLE_SETTINGS left out."""
     lines = differences(old, new, ignored=MUTABLE_SETTINGS)
     return [f"{name}: run has {before!r}, asked {after!r}" for name, before, after in lines]
-
-
-def read_recipe(run: Path) -> Recipe:
-    """Read the recipe of a run; CheckpointError or ConfigError when it is missing or broken."""
-    return from_dict(Recipe, read_json(run / "recipe.json"), where=str(run / "recipe.json"))
 
 
 def write_processing(run: Path, codec: Codec, latents: Mapping[str, Any]) -> None:

@@ -13,7 +13,6 @@ from jaxtyping import Float, UInt8
 from lightwam.config.schema import Recipe
 from lightwam.config.strict_json import added, from_dict, stored_as, to_dict
 from lightwam.data.facts import DatasetFacts
-from lightwam.errors import CheckpointError
 from lightwam.evaluation.episodes import EpisodeRow, read_episodes
 from lightwam.evaluation.probe import Probe, read_probe
 from lightwam.evaluation.result_files import (
@@ -21,12 +20,11 @@ from lightwam.evaluation.result_files import (
     Duration,
     Protocol,
     read_lines,
-    read_object,
     read_part,
     read_result,
 )
 from lightwam.evaluation.statistics import wilson
-from lightwam.policy.run_directory import read_facts
+from lightwam.policy.run_directory import read_facts, read_recipe
 from lightwam.policy.tensor_files import num_values
 from lightwam.report.open_loop import OpenLoop, read_open_loop
 from lightwam.report.watch_evidence import WatchResult, read_canvases
@@ -165,7 +163,7 @@ class Evidence:
 
 def read_evidence(run: Path) -> Evidence:
     """Read `run`. CheckpointError, naming the file and line or key, for a broken file or a directory that is no run."""
-    recipe, folder = _read_recipe(run), run / "eval"
+    recipe, folder = read_recipe(run), run / "eval"
     weights = sorted((run / "checkpoints").glob(f"step_{8 * '[0-9]'}/model.safetensors"))
     plan = read_result(Protocol, folder / "protocol.json")
     if plan is None and recipe.sim is not None:
@@ -192,14 +190,6 @@ def read_evidence(run: Path) -> Evidence:
         watch=watch,
         watch_canvases=read_canvases(run / "watch" / "examples.npz", watch.examples) if watch else {},
     )
-
-
-def _read_recipe(run: Path) -> Recipe:
-    path = run / "recipe.json"
-    if not path.is_file():
-        step = "train first (`lightwam train --help`), or name another directory"
-        raise CheckpointError("this is not a run directory", where=run, got="no recipe.json", next_step=step)
-    return from_dict(Recipe, read_object(path), f"{path}: recipe", CheckpointError)
 
 
 def _read_log(path: Path) -> Log | None:

@@ -21,8 +21,6 @@ SECTIONS = (
     *(("time", "Time"), ("reproduce", "Config")),
 )
 """template and title, in the order of the page"""
-SIMULATED = ("success", "rollouts", "swap", "watch")
-"""those that need a simulator"""
 
 
 def page(evidence: Evidence) -> str:
@@ -40,7 +38,7 @@ def page(evidence: Evidence) -> str:
         sections=[section for section in SECTIONS if _is_shown(section, evidence)],
         commands=commands(recipe, evidence.run),
         demonstrations=demonstrations,
-        rollouts=rollouts(evidence) if recipe.sim else [],
+        rollouts=rollouts(evidence),
         open_loop=evidence.open_loop,
         futures=imagination.futures(probe) if probe else None,
         attention=imagination.attention(probe) if probe else None,
@@ -62,10 +60,19 @@ def page(evidence: Evidence) -> str:
 
 
 def _is_shown(section: tuple[str, str], evidence: Evidence) -> bool:
-    """Tell whether a section is on the page: some need a simulator, errors on recorded episodes stand in for it."""
-    if section[0] == "open_loop":
-        return evidence.open_loop is not None or evidence.recipe.sim is None
-    return evidence.recipe.sim is not None or section[0] not in SIMULATED
+    """Tell whether a section is on the page: some need a simulator, errors on recorded episodes stand in for it.
+
+    A run whose recipe has none may have been evaluated in that of another one.
+    """
+    has_simulator = evidence.recipe.sim is not None
+    evaluated = has_simulator or evidence.result is not None or bool(evidence.episodes)
+    return {
+        "open_loop": evidence.open_loop is not None or not has_simulator,
+        "success": evaluated,
+        "rollouts": evaluated,
+        "swap": has_simulator or evidence.swap is not None,
+        "watch": has_simulator,
+    }.get(section[0], True)
 
 
 def commands(recipe: Recipe, run: Path) -> dict[str, str]:
@@ -76,6 +83,7 @@ def commands(recipe: Recipe, run: Path) -> dict[str, str]:
             "train": f"lightwam train {path}",
             "eval": f"lightwam eval {path}",
             "open_loop": f"lightwam eval {path}",
+            "closed_loop": f"lightwam eval {path} RECIPE",
             "report": f"lightwam report {path}",
             "imagine": f"lightwam report {path} --imagine",
         }
@@ -84,6 +92,7 @@ def commands(recipe: Recipe, run: Path) -> dict[str, str]:
         "train": f"lightwam train {recipe.name} --dataset {data} --run {path}",
         "eval": f"lightwam eval {path}",
         "open_loop": f"lightwam eval {path} --open-loop",
+        "closed_loop": f"lightwam eval {path}",
         "report": f"lightwam report {path}",
         "demo": f"lightwam demo {recipe.name} --run {path}",
         "imagine": f"lightwam report {path} --imagine",

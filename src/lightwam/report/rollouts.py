@@ -36,10 +36,11 @@ class TaskRollouts:
 
 
 def rollouts(evidence: Evidence) -> list[TaskRollouts]:
-    """Return the recorded episodes by task, in the recipe's order of tasks."""
+    """Return the recorded episodes by task, in the order of the simulator's tasks in the result or the recipe."""
     folder, recorded = evidence.run / "eval", [episode for episode in evidence.episodes if episode.video]
     videos = _read_videos(folder, recorded)
-    order = {task: i for i, task in enumerate(evidence.recipe.simulation.tasks)}
+    sim = evidence.protocol.sim if evidence.protocol else evidence.recipe.sim
+    order = {task: i for i, task in enumerate(sim.tasks if sim else ())}
     parts = []
     for task in sorted({episode.task for episode in recorded}, key=lambda name: (order.get(name, len(order)), name)):
         clips = tuple(

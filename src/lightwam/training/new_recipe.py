@@ -20,11 +20,11 @@ from lightwam.data.held_out import episode_sentences, held_out_episodes
 from lightwam.data.inspection.dims import ActionKind
 from lightwam.data.inspection.drawing import draw_canvases
 from lightwam.data.inspection.inspect import Inspection, inspect_dataset
-from lightwam.data.lerobot.features import parse_names
+from lightwam.data.lerobot.features import FeatureNameError, parse_names
 from lightwam.data.lerobot.hub import find_dataset, hub_id
 from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.encoders.hashed_text import words
-from lightwam.errors import ConfigError, DatasetError, FeatureNameError, did_you_mean
+from lightwam.errors import ConfigError, DatasetError, did_you_mean
 from lightwam.system.devices import resolve_device
 from lightwam.system.files import write_file
 from lightwam.system.progress import OnProgress, Say, no_progress

@@ -82,10 +82,11 @@ class Validation:
         cache, codec, weight = self.cache, self.encoder.codec, next(model.parameters())
         last = cache.episode_start[np.searchsorted(cache.episode_start, start, side="right")] - 1
         frames = start[:, None] + np.arange(0, self.recipe.model.horizon + 1, codec.config.video_stride)
+        frames = frames if self.encoder.latents is None else frames[:, :1]  # cached latents are of whole windows
         video = cache.video(np.minimum(frames, last[:, None]))
         if not isinstance(video, Latents):
             assert self.encoder.latents is not None
-            present = self.encoder.latents.encode(to_pixels(video[:, :1]))
+            present = self.encoder.latents.encode(to_pixels(video))
         else:
             present = video.present
         context = self.encoder.prompts[torch.from_numpy(cache.task_index[start])]

@@ -7,11 +7,31 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from lightwam.errors import ConfigError, DatasetError, FeatureNameError, did_you_mean
+from lightwam.errors import ConfigError, DatasetError, did_you_mean
 
 STATE, ACTION, CAMERA_PREFIX = "observation.state", "action", "observation.images."
 LEROBOT_FEATURES = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 """features that LeRobot adds itself"""
+
+
+class FeatureNameError(DatasetError):
+    """A feature that a dataset lacks under LeRobot's name.
+
+    `names` are pairs FEATURE=NAME that may give it, as `--names` takes them; () without a guess.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        names: Sequence[str] = (),
+        *,
+        where: object = None,
+        got: object = None,
+        expected: object = None,
+        next_step: str = "",
+    ) -> None:
+        super().__init__(what, where=where, got=got, expected=expected, next_step=next_step)
+        self.names = tuple(names)
 
 
 @dataclass(frozen=True)
