@@ -75,6 +75,40 @@ def test_a_simulated_robot_is_released_without_asking(keyboard: int) -> None:
         operator.wait_to_release("the time is over")  # returns
 
 
+def test_a_terminal_that_is_gone_has_no_keys_and_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A lost ssh session: reading fails, and so does restoring the terminal's modes."""
+    master, slave = pty.openpty()
+    with os.fdopen(slave, "r", encoding="utf-8") as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        with terminal() as operator:
+            assert operator.key() == ""
+            os.close(master)
+            operator.wait_to_release("stopped by a signal")  # returns
+            assert operator.key() == ""
+
+
+def test_a_line_that_nobody_reads_is_no_error(keyboard: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(sys, "stdout", Gone())
+    with terminal() as operator:
+        operator.say("a line")
+    Unattended().say("a line")
+
+
+@pytest.mark.parametrize("stdin", [None, "closed"])
+def test_a_process_without_standard_input_has_no_keys(stdin: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = io.StringIO()
+    closed.close()
+    monkeypatch.setattr(sys, "stdin", closed if stdin else None)
+    with terminal() as operator:
+        assert isinstance(operator, Unattended)
+
+
 def test_without_a_terminal_there_are_no_keys(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

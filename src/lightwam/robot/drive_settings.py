@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import tyro
 
 from lightwam.robot.chunks import require
 from lightwam.robot.player import Stats
@@ -36,6 +37,9 @@ class DriveSettings:
     """longest time for the first answer, before anything moves"""
     max_age_seconds: float = 3.0
     """an action is not executed later than this after its observation"""
+
+    n_obs_steps: tyro.conf.Suppress[int] = 0
+    """control steps that the policy acts on, the last of which are sent as a history; 0: the present alone"""
 
     def __post_init__(self) -> None:
         for name in ("seconds", "patience_seconds", "first_chunk_seconds", "max_age_seconds"):

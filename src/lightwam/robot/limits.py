@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lightwam.errors import ConfigError
+from lightwam.robot.errors import RobotError
 
 ROUNDING = 1e-5
 """relative difference up to which a command does not count as limited"""
@@ -47,12 +48,29 @@ class RobotProfile:
         known = {unit for unit in self.units if unit}
         return known.pop() if len(known) == 1 else ""
 
-    @property
-    def is_consistent(self) -> bool:
-        """Whether every range has a number for each name, and motions are dimensions of the action."""
-        states = {len(self.state_names), len(self.state_low), len(self.state_high)}
-        actions = {len(self.action_names), len(self.action_low), len(self.action_high), len(self.action_step)}
-        return len(states) == len(actions) == 1 and {*self.motion_dims} <= {*range(len(self.action_names))}
+    def check(self, where: object = None) -> None:
+        """Raise ConfigError unless rate and largest steps are possible and every name has a range, low to high."""
+        if not 0 < self.fps < np.inf:
+            raise ConfigError("the rate must be a positive number of steps a second", where=where, got=self.fps)
+        for kind, names, *rows in (
+            ("state", self.state_names, self.state_low, self.state_high),
+            ("action", self.action_names, self.action_low, self.action_high, self.action_step),
+        ):
+            if any(len(row) != len(names) for row in rows):
+                what, got = (
+                    f"every {kind} must have a range",
+                    f"{len(names)} names, {[len(row) for row in rows]} numbers",
+                )
+                raise ConfigError(what, where=where, got=got)
+            for name, low, high in zip(names, rows[0], rows[1], strict=True):
+                if not low <= high:  # also NaN
+                    what, got = "a range must be from low to high", f"{low:g} to {high:g}"
+                    raise ConfigError(what, where=name if where is None else f"{where}: {name}", got=got)
+        if not all(step >= 0 for step in self.action_step):
+            raise ConfigError("the largest steps must be 0 or more", where=where, got=self.action_step)
+        if not {*self.motion_dims} <= {*range(len(self.action_names))}:
+            what, expected = "motions must be dimensions of the action", f"0 to {len(self.action_names) - 1}"
+            raise ConfigError(what, where=where, got=self.motion_dims, expected=expected)
 
     def with_max_step(self, limits: Sequence[str]) -> RobotProfile:
         """Return the profile with other largest steps: "5" for every dimension, "gripper.pos=30" for one.
@@ -85,9 +103,15 @@ class RobotProfile:
 
 @dataclass(frozen=True, eq=False)
 class Limits:
-    """Limits on commands: the range of the data, and for targets the largest step from the last command."""
+    """Limits on commands: the range of the data, and for targets the largest step from the last command.
+
+    ConfigError for a profile that is not consistent (`RobotProfile.check`).
+    """
 
     profile: RobotProfile
+
+    def __post_init__(self) -> None:
+        self.profile.check()
 
     def apply(
         self, wanted: np.ndarray, last: np.ndarray, *, in_range: bool = True
@@ -95,9 +119,13 @@ class Limits:
         """Return the nearest allowed command (A,), and the dimensions that were limited.
 
         `last` (A,) is the command before; NaN where there is none yet, and then there is no limit on the step.
-        `in_range=False` leaves out the range: a person may go where the data never went.
+        `in_range=False` leaves out the range: a person may go where the data never went. RobotError for a command that
+        is not finite.
         """
         profile = self.profile
+        if not np.isfinite(wanted).all():
+            names = [name for name, number in zip(profile.action_names, wanted, strict=True) if not np.isfinite(number)]
+            raise RobotError("a command must be finite", where=", ".join(names), got="NaN or infinity")
         low, high = (np.array(row, np.float32) for row in (profile.action_low, profile.action_high))
         if not in_range:
             low, high = np.full_like(low, -np.inf), np.full_like(high, np.inf)

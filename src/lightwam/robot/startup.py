@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 
 import numpy as np
 
@@ -81,11 +82,17 @@ def sentence_note(profile: RobotProfile, task: str) -> str:
 
 
 def first_chunk(
-    requester: ChunkRequester, observation: object, profile: RobotProfile, seconds: float, clock: Clock
-) -> np.ndarray:
+    requester: ChunkRequester,
+    observation: object,
+    profile: RobotProfile,
+    seconds: float,
+    clock: Clock,
+    is_stopped: Callable[[], bool] = lambda: False,
+) -> np.ndarray | None:
     """Ask for a chunk and wait for it, before anything moves: (H, A); the first answer of a model is its slowest.
 
-    RobotError after `seconds`; the requester's own errors, and WireError if the chunk does not fit the robot.
+    None when `is_stopped`, which is asked while there is no answer. RobotError after `seconds`; the requester's own
+    errors, and WireError if the chunk does not fit the robot.
     """
     end, problem = clock.now() + seconds, ""
     requester.ask(0, observation)
@@ -100,5 +107,7 @@ def first_chunk(
                     requester.ask(0, observation)
                 case Disconnected(lost):
                     problem = str(lost)
+        if is_stopped():
+            return None
         clock.sleep(POLL_SECONDS)
     raise RobotError(f"the policy must answer within {seconds:g} s", got=problem or "no answer")
