@@ -19,10 +19,11 @@ from lightwam.data.lerobot.check import check_dataset
 from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.errors import ConfigError
 from lightwam.policy import run_directory
-from lightwam.policy.driving import DrivenPolicy, open_robot, with_device_names
+from lightwam.policy.driving import DrivenPolicy, open_robot, succeeded, with_device_names
 from lightwam.policy.policy import Policy
 from lightwam.robot import DriveSettings, RobotDevice, RobotProfile, drive
 from lightwam.robot.client import Client
+from lightwam.robot.device import RenamedRobot
 from lightwam.serving.serve import metadata, playable
 from lightwam.serving.settings import Serving
 from lightwam.sim.device import SimulatedRobot, simulated_robot
@@ -63,13 +64,16 @@ def test_a_run_drives_its_own_simulator_and_records_it(
     assert length >= 5 and np.allclose(state[1:], moved, atol=1e-5), "what was sent is what happened"
 
 
-def test_through_a_server_a_users_robot_gets_the_same_actions(run: Path) -> None:
-    policy = Policy.load(run, device="cpu")
-    words = (*ARM, "--seconds", "1.0", "--no-engine", "--blend", "0", "--port", "/dev/ttyACM0")
+def test_through_a_server_a_users_robot_gets_the_same_actions(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, closed = Policy.load(run, device="cpu"), list[Client]()
+    monkeypatch.setattr(Client, "close", lambda client, close=Client.close: (closed.append(client), close(client)))
+    words = (*ARM, "--seconds", "1.0", "--blend", "0", "--port", "/dev/ttyACM0")
     with serving(playable(policy), schemas_of=schemas_for((), policy.cameras, 2, 2, {})) as server:
-        assert drive_command(run, *words, "--server", f"ws://127.0.0.1:{server.ports['openpi']}") == 0
+        address = f"ws://127.0.0.1:{server.ports['openpi']}"
+        assert main(["drive", str(run), *words, "--server", address]) == 0
+    assert len(closed) == 1
     there = PointArm.made[-1]
-    assert drive_command(run, *words, "--robot-options", "speed=2", "colour.body=red") == 0
+    assert drive_command(run, *words, "--no-engine", "--robot-options", "speed=2", "colour.body=red") == 0
     here = PointArm.made[-1]
     assert here.port == "/dev/ttyACM0" and here.options == {"speed": 2, "colour": {"body": "red"}}
     assert here.log == there.log == ["connect", "disconnect"]
@@ -112,7 +116,7 @@ def test_a_server_that_dies_stops_the_robot(
         monkeypatch.setattr(PointArm, "get_observation", dies)
         address = f"ws://127.0.0.1:{server.ports['openpi']}"
         words = ("--server", address, "--seconds", "60", "--patience-seconds", "0.5")
-        assert drive_command(run, *ARM, *words) == 2
+        assert main(["drive", str(run), *ARM, *words]) == 2
     assert "must not leave the robot without an action for 0.5 s" in (said := capsys.readouterr()).err
     assert "no answer from the policy server" in said.err
     arm = PointArm.made[-1]
@@ -141,8 +145,22 @@ def test_dry_shows_commands_of_a_users_robot_and_sends_none(run: Path, capsys: p
         ((*ARM, "--camera", "front=0"), "size of a camera"),
         ((*ARM, "--camera-size", "big", "--camera", "front=0"), "--camera-size must be WIDTHxHEIGHT"),
         ((*ARM, "--robot-options", "speed"), "--robot-options takes pairs"),
-        ((*ARM, "--fps", "7.5", "--record", "x"), "must have an integer rate"),
-        ((*ARM, "--server", "http://x"), "ws://HOST:PORT"),
+        ((*ARM, "--fps", "10.4", "--record", "x"), "must have an integer rate"),
+        ((*ARM, "--fps", "9"), "got: 9 steps a second\n  expected: 10, within 5%\n  next: leave it out"),
+        ((*ARM, "--fps", "0"), "the rate must be that of the policy's data"),
+        ((*ARM, "--rename", "x=x_axis", "x=y_axis"), "--rename must give each name once"),
+        ((*ARM, "--camera-size", "0x0", "--camera", "front=0"), "--camera-size must be WIDTHxHEIGHT"),
+        ((*ARM, "--camera-size", "32x32", "--camera", "a=0", "--camera", "b=0"), "--camera must give each camera once"),
+        ((*ARM, "--camera-size", "32x32", "--camera", "a=0", "--camera", "a=1"), "--camera must give each camera once"),
+        ((*ARM, "--camera-fps", "60"), "--camera-fps must be left out\n  got: there is no --camera"),
+        ((*ARM, "--teleop-port", "/dev/x"), "--teleop-port must be left out\n  got: there is no --teleop"),
+        ((*ARM, "--seed", "1"), "--seed must be left out\n  got: the robot is not simulated"),
+        ((*ARM, "--robot-schema", "yam"), "--robot-schema must be left out\n  got: no server computes"),
+        ((*ARM, "--port", "/x", "--teleop", "so101_leader", "--teleop-port", "/x"), "must have different ports"),
+        (("--robot", "simulated", "--port", "x"), "--port must be left out\n  got: a simulated robot has none of it"),
+        ((*ARM, "--server", "ws://x"), "--device must be left out\n  got: the server computes"),
+        (("--robot", "fake_robot:FakeClock", "--task", "x"), "fake_robot:FakeClock must have LeRobot's methods"),
+        ((*ARM, "--teleop", "fake_robot:FakeRobot"), "got: no get_action"),
     ],
 )
 def test_what_cannot_be_driven_is_refused(
@@ -221,3 +239,39 @@ def test_a_run_on_data_alone_is_tried_in_a_simulator_by_its_name(tiny: Any) -> N
     assert robot.observation_features["top"] == (32, 32, 3)
     with pytest.raises(ConfigError, match="no simulator of its own"):
         open_robot("simulated", {}, alone, SENTENCE)
+    faster = replace(alone, profile=replace(alone.profile, fps=30.0))
+    with pytest.raises(
+        ConfigError, match=r"where: simulator point\n  got: 10 steps a second\n  expected: 30, within 5%"
+    ):
+        open_robot("simulated:point/blue", {}, faster, "anything")
+
+
+def test_a_server_of_another_robot_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    policy = Policy.load(run, device="cpu")
+    about = metadata(policy, Serving())
+    about["robot"] = {**about["robot"], "action_names": ["left", "right"]}
+    with serving(playable(policy), schemas_of=schemas_for((), policy.cameras, 2, 2, {}), metadata=about) as server:
+        address = f"ws://127.0.0.1:{server.ports['openpi']}"
+        assert main(["drive", str(run), *ARM, "--server", address]) == 2
+    assert "the server's policy must be of the run's robot" in capsys.readouterr().err
+
+
+def test_a_servers_policy_gets_the_history_that_it_asks_for(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    policy, seen = Policy.load(run, device="cpu"), list[Any]()
+
+    def act(observations: Any) -> np.ndarray:
+        seen.extend(observations)
+        return playable(policy)(observations)
+
+    for num_steps, code in ((3, 0), (1, 2)):
+        with serving(act, schemas_of=schemas_for((), policy.cameras, 2, 2, {}, num_steps)) as server:
+            address = f"ws://127.0.0.1:{server.ports['openpi']}"
+            assert main(["drive", str(run), *ARM, "--seconds", "0.5", "--server", address]) == code
+    assert len(seen) > 1 and seen[-1].step > 0 and {len(each.history) for each in seen} == {2}
+    assert [each.step for each in seen[-1].history] == [max(0, seen[-1].step - 2), max(0, seen[-1].step - 1)]
+    assert "n_obs_steps\n  got: 1: at every step" in capsys.readouterr().err
+
+
+def test_a_simulated_robot_with_other_names_also_says_whether_it_succeeded() -> None:
+    robot = simulated_robot(recipes.point().simulation, SENTENCE)
+    assert succeeded(RenamedRobot(robot, {"a": "x"})) is False

@@ -143,6 +143,15 @@ def plain(observation: Observation) -> dict[str, Any]:
     }
 
 
+def test_the_states_are_read_once_a_call(
+    trained: Policy, seen: list[Observation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, read = [], lightwam.policy.policy.read_states
+    monkeypatch.setattr(lightwam.policy.policy, "read_states", lambda *words: (calls.append(1), read(*words))[1])
+    trained.act_batch(seen)
+    assert len(calls) == 1
+
+
 def test_mapping_of_plain_values_is_an_observation(trained: Policy, seen: list[Observation]) -> None:
     assert np.array_equal(trained.act(plain(seen[0])), trained.act(seen[0]))
     assert np.array_equal(trained.act_batch([seen[1], plain(seen[0])]), trained.act_batch([seen[1], seen[0]]))

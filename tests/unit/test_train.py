@@ -57,7 +57,10 @@ def test_two_steps_and_two_more_are_four(tiny: Any, tmp_path: Path) -> None:
 def test_a_finished_run_is_left_alone(tiny: Any) -> None:
     before = {path: path.stat().st_mtime_ns for path in (tiny.run / "checkpoints").rglob("*")}
     log = (tiny.run / "log.jsonl").read_text()
-    train(tiny.recipe, tiny.dataset, tiny.run, say=quiet)
+    said: list[str] = []
+    train(tiny.recipe, tiny.dataset, tiny.run, say=said.append)
+    assert "done: all 6 steps are trained; a larger --train.steps goes on" in said
+    assert not any("resuming" in line for line in said)
     assert {path: path.stat().st_mtime_ns for path in (tiny.run / "checkpoints").rglob("*")} == before
     assert (tiny.run / "log.jsonl").read_text() == log
 

@@ -18,7 +18,7 @@ from lightwam.config.recipe_files import recipe as read_recipe
 from lightwam.config.schema import CodecConfig, NormKind
 from lightwam.config.sizes import SIZES
 from lightwam.config.strict_json import from_dict, to_dict
-from lightwam.sim.registry import robot_units
+from lightwam.sim.registry import control_rate
 
 NORMS: dict[NormKind, NormalizationMode] = {
     "min_max": NormalizationMode.MIN_MAX,
@@ -165,8 +165,7 @@ class LightWAMConfig(PreTrainedConfig):
     def _check_rate(self, recipe: Recipe, fps: float) -> None:
         """ConfigError for a chunk that nobody chose for this rate; a recipe file was written for its dataset."""
         stride, horizon = recipe.codec.video_stride, recipe.model.horizon
-        units = None if recipe.sim is None else robot_units(recipe.sim.name)
-        own = None if recipe.sim is None or units is None else units.steps_per_second / recipe.sim.action_repeat
+        own = None if recipe.sim is None else control_rate(recipe.sim)
         is_chosen = {"horizon", "video_stride"} & self._given or (recipe.sim is None and self.recipe not in SIZES)
         if is_chosen or (stride, horizon) == chunk_of(fps) or (own is not None and abs(own - fps) < 1):
             return

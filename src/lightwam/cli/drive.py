@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,13 @@ if TYPE_CHECKING:
     from lightwam.robot.limits import RobotProfile
 
 KEYS = "keys: q stop, space hold and continue, t teleoperator and back, x stop without saving"
+COMPUTING = frozenset({"--device", "--weights", "--step", "--engine", "--no-engine"})
+"""options of the machine that computes"""
+SERVER = frozenset({"--robot-schema"})
+CAMERAS = frozenset({"--camera-size", "--camera-fps"})
+HARDWARE = frozenset({"--port", "--robot-id", "--camera", "--robot-options"}) | CAMERAS
+SIMULATED = frozenset({"--seed"})
+TELEOPERATOR = frozenset({"--teleop-port", "--teleop-id", "--teleop-options"})
 Repeated = tyro.conf.UseAppendAction[tuple[str, ...]]
 
 
@@ -81,13 +89,21 @@ class DriveOptions(PolicyOptions):
 def run(arguments: Sequence[str]) -> None:
     """`lightwam drive RUN|ws://HOST:PORT --robot TYPE [--port P] [--camera NAME=INDEX ...] --task SENTENCE [...]`."""
     (word,), options = run_command(DriveOptions, arguments, "drive")
+    words = given(arguments)
+    _check_options(options, words, by_server="://" in word or options.server is not None)
+    with contextlib.ExitStack() as stack:
+        if (client := _client(word, options)) is not None:
+            stack.enter_context(client)
+        _drive(word, options, words, client)
+
+
+def _drive(word: str, options: DriveOptions, words: frozenset[str], client: Client | None) -> None:
     from lightwam.policy.driving import open_recorder, succeeded, with_device_names
     from lightwam.robot.startup import check_device
     from lightwam.robot.terminal import terminal
 
-    client = _client(word, options)
     driven, run = _driven(word, options, client)
-    settings = _settings(options, driven, given(arguments))
+    settings = _settings(options, driven, words, client)
     profile, names = driven.profile, _pairs(options.rename)
     task = options.task or _only_sentence(profile)
     device = _robot(options, driven, profile, task, names)
@@ -120,9 +136,35 @@ def is_simulated(robot: str) -> bool:
     return robot.partition(":")[0] == "simulated"
 
 
-def _settings(options: DriveOptions, driven: DrivenPolicy, words: frozenset[str]) -> DriveSettings:
-    """Return the settings with the run's replan; a simulator's pictures have no noise, and it need not go back."""
+def _check_options(options: DriveOptions, words: frozenset[str], *, by_server: bool) -> None:
+    """Raise ConfigError for an option of `words` that would be ignored."""
+    simulated = is_simulated(options.robot)
+    for is_ignored, group, why in (
+        (by_server, COMPUTING, "the server computes"),
+        (not by_server, SERVER, "no server computes"),
+        (simulated, HARDWARE, "a simulated robot has none of it"),
+        (not simulated, SIMULATED, "the robot is not simulated"),
+        (not options.camera, CAMERAS, "there is no --camera"),
+        (options.teleop is None, TELEOPERATOR, "there is no --teleop"),
+    ):
+        if is_ignored and (found := sorted(words & group)):
+            raise ConfigError(f"{', '.join(found)} must be left out", got=why)
+    if options.port is not None and options.port == options.teleop_port:
+        raise ConfigError("robot and teleoperator must have different ports", where="--teleop-port", got=options.port)
+
+
+def _settings(
+    options: DriveOptions, driven: DrivenPolicy, words: frozenset[str], client: Client | None
+) -> DriveSettings:
+    """Return the settings with the run's replan and the history that a server asks for.
+
+    A simulator's pictures have no noise, and it need not go back.
+    """
     settings, most = options.drive, driven.horizon
+    if client is not None:
+        from lightwam.policy.driving import asked_obs_steps
+
+        settings = dataclasses.replace(settings, n_obs_steps=asked_obs_steps(client))
     if settings.dry and options.record:
         raise ConfigError("a dry drive records nothing", where="--record", next_step="leave out --dry or --record")
     if "--replan" not in words:
@@ -141,7 +183,10 @@ def _pairs(words: Sequence[str]) -> dict[str, str]:
     pairs = [word.partition("=") for word in words]
     if wrong := [word for word, (name, equals, other) in zip(words, pairs, strict=True) if not (name and other)]:
         raise ConfigError("--rename takes pairs DATASET=ROBOT of names", got=" ".join(wrong))
-    return {name: other for name, _, other in pairs}
+    names = {name: other for name, _, other in pairs}
+    if len(names) < len(pairs):
+        raise ConfigError("--rename must give each name once", got=" ".join(words))
+    return names
 
 
 def _only_sentence(profile: RobotProfile) -> str:
@@ -175,7 +220,7 @@ def _robot(
     sizes = {names.get(name, name): size for name, size in profile.cameras.items() if size is not None}
     if options.camera_size:
         width, _, height = options.camera_size.partition("x")
-        if not (width.isdecimal() and height.isdecimal()):
+        if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
             raise ConfigError("--camera-size must be WIDTHxHEIGHT", got=options.camera_size, expected="640x480")
         sizes = {word.partition("=")[0]: (int(height), int(width)) for word in options.camera}
     config: dict[str, Any] = {}
@@ -202,7 +247,10 @@ def _driven(word: str, options: DriveOptions, client: Client | None) -> tuple[Dr
     if client is not None and "://" in word:
         return DrivenPolicy.of_server(client, options.fps), None
     run = hub.find_run(word, options.step)
-    return DrivenPolicy.of_run(run, options.fps), run
+    driven = DrivenPolicy.of_run(run, options.fps)
+    if client is not None:
+        driven.check_server(client)
+    return driven, run
 
 
 def _requester(

@@ -17,11 +17,8 @@ from lightwam.robot.client import Client
 from lightwam.robot.player import check_chunk
 from lightwam.sim import registry
 from lightwam.types import Observation
-from lightwam.wire.openpi import MESSAGE_BYTES, N_OBS_STEPS
+from lightwam.wire.openpi import MESSAGE_BYTES, obs_steps
 from lightwam.wire.robot_schema import GUIDE, RobotSchema, fit_schema
-
-MAX_OBS_STEPS = 64
-"""the longest history sent to a server"""
 
 
 class RemotePolicy:
@@ -71,7 +68,7 @@ class RemotePolicy:
         check_simulation(sim, settings)
         simulator = registry.make_simulator(sim, sim.tasks[0])
         schema = fit_schema(self._declared, sim.cameras, simulator.state_dim, simulator.action_dim, self._renames)
-        self._schema = replace(schema, n_obs_steps=self._asked_steps())
+        self._schema = replace(schema, n_obs_steps=obs_steps(self._metadata(), self._client.url))
 
     def act_batch(self, observations: Sequence[Observation]) -> Float32[np.ndarray, "B H A"]:
         """Return the server's chunks, in the simulator's units.
@@ -85,14 +82,6 @@ class RemotePolicy:
             raise WireError("the server's chunks must have one length", where=self._client.url, got=sorted(lengths))
         self._metadata()
         return np.stack(chunks)
-
-    def _asked_steps(self) -> int:
-        """Return `n_obs_steps` of the greeting; 0 for a server that knows nothing of episodes."""
-        steps = self._metadata().get(N_OBS_STEPS, 0)
-        if type(steps) is not int or not 0 <= steps <= MAX_OBS_STEPS:
-            what = f"{N_OBS_STEPS} of the server's greeting must be an integer from 1 to {MAX_OBS_STEPS}"
-            raise WireError(what, where=self._client.url, got=steps)
-        return steps
 
     def _metadata(self) -> Any:
         """Return how the server describes itself; WireError if that has changed, as another policy may answer then."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -24,13 +24,14 @@ from lightwam.policy import run_directory
 from lightwam.policy.policy import Policy
 from lightwam.robot.background import Act
 from lightwam.robot.client import Client
-from lightwam.robot.device import RobotDevice, camera_sizes
+from lightwam.robot.device import RenamedRobot, RobotDevice, Teleoperator, camera_sizes
 from lightwam.robot.lerobot_devices import make_lerobot_robot, make_lerobot_teleoperator
 from lightwam.robot.limits import RobotProfile
 from lightwam.sim import registry
 from lightwam.sim.device import SimulatedRobot, simulated_robot
 from lightwam.types import Observation
-from lightwam.wire.robot_schema import fit_schema
+from lightwam.wire.openpi import N_OBS_STEPS, obs_steps
+from lightwam.wire.robot_schema import HISTORY, fit_schema
 from lightwam.wire.robot_schemas import load_schema
 
 ROBOT = "robot"
@@ -39,6 +40,8 @@ MAX_SENTENCES = 500
 """sentences in a server's greeting, at most"""
 SIMULATED = "simulated"
 """the word for a simulator in place of a robot"""
+RATE_TOLERANCE = 0.05
+"""share by which a robot's rate may differ from that of the policy's data"""
 DEFAULT_SIZE = (240, 320)
 """of simulated pictures, where the data's is not known"""
 
@@ -80,21 +83,34 @@ class DrivenPolicy:
         table = dict(greeting[ROBOT])
         robot = str(table.pop("type", "robot"))
         profile = from_dict(RobotProfile, table, where)
-        if not profile.is_consistent:
-            raise ConfigError("a robot's ranges must have a number for each of its names", where=where, got=table)
-        profile = profile if fps is None else dataclasses.replace(profile, fps=fps)
+        profile.check(where)
+        profile = dataclasses.replace(profile, fps=_asked_rate(profile.fps, fps))
         return cls(profile, int(greeting["replan"]), int(greeting["horizon"]), robot)
+
+    def check_server(self, client: Client) -> None:
+        """Raise ConfigError if the server's greeting describes another robot than this policy's. Connects."""
+        table = client.metadata.get(ROBOT)
+        if not isinstance(table, Mapping):
+            return
+        ours = to_dict(self.profile)
+        for name in ("cameras", "state_names", "action_names", "motion_dims"):
+            here, there = (list(value) if value is not None else None for value in (ours[name], table.get(name)))
+            if here != there:
+                what, where = "the server's policy must be of the run's robot", f"{client.url}: {name}"
+                step = "the server's address in place of the run"
+                raise ConfigError(what, where=where, got=there, expected=here, next_step=step)
 
 
 def robot_profile(recipe: Recipe, codec: Codec, facts: DatasetFacts | None, fps: float | None = None) -> RobotProfile:
     """Return the robot that a policy was trained on: its data's names, rate, ranges and largest steps.
 
     A run of an older version has no facts: names and rate are then its simulator's, and steps are infinite. ConfigError
-    if nothing has the rate and `fps` is None, or an older run has relative actions.
+    if nothing has the rate and `fps` is None, `fps` is another rate, or an older run has relative actions.
     """
     state_dim, action_dim = recipe.model.state_dim, recipe.model.action_dim
     state_names, action_names, rate = _names_and_rate(recipe, facts)
-    if (rate := fps or rate) is None:
+    rate = fps if rate is None else _asked_rate(rate, fps)
+    if rate is None:
         what, step = "the run does not have its data's rate", "--fps, the control steps in a second of its dataset"
         raise ConfigError(what, where=f"recipe {recipe.name}", next_step=step)
     ranges = facts.ranges if facts is not None else None
@@ -127,9 +143,28 @@ def _names_and_rate(
         return facts.state_names, facts.action_names, facts.fps
     units = None if recipe.sim is None else registry.robot_units(recipe.sim.name)
     if recipe.sim is not None and units is not None:
-        return tuple(units.state), tuple(units.action), units.steps_per_second / recipe.sim.action_repeat
+        return tuple(units.state), tuple(units.action), registry.control_rate(recipe.sim)
     numbers = [tuple(map(str, range(n))) for n in (recipe.model.state_dim, recipe.model.action_dim)]
     return numbers[0], numbers[1], None
+
+
+def _asked_rate(own: float, fps: float | None) -> float:
+    """Return the rate of --fps, else the data's, `own`; ConfigError if they differ."""
+    if fps is None:
+        return own
+    _at_rate(own, fps, "--fps", "leave it out, or train on data of that rate")
+    return fps
+
+
+def _at_rate(own: float, rate: float, where: str, step: str) -> None:
+    """Raise ConfigError unless a robot's rate is that of the policy's data: actions would be too fast or too slow.
+
+    A dataset's rate is an integer, so a simulator's may be rounded.
+    """
+    if abs(rate / own - 1) > RATE_TOLERANCE and round(rate) != own:
+        got, expected = f"{rate:g} steps a second", f"{own:g}, within {RATE_TOLERANCE:.0%}"
+        what = "the rate must be that of the policy's data"
+        raise ConfigError(what, where=where, got=got, expected=expected, next_step=step)
 
 
 def greeting(policy: Policy) -> dict[str, Any]:
@@ -171,7 +206,25 @@ def server_chunks(client: Client, profile: RobotProfile, robot_schema: str = "li
     """
     sizes = len(profile.state_names), len(profile.action_names)
     schema = fit_schema(load_schema(robot_schema), tuple(profile.cameras), *sizes)
-    return lambda observation: schema.chunk(client.act(schema.message(Observation(**observation))))
+    schema = dataclasses.replace(schema, n_obs_steps=asked_obs_steps(client))
+
+    def act(observation: Mapping[str, Any]) -> np.ndarray:
+        history = tuple(Observation(**each) for each in observation.get(HISTORY, ()))
+        return schema.chunk(client.act(schema.message(Observation(**{**observation, HISTORY: history}))))
+
+    return act
+
+
+def asked_obs_steps(client: Client) -> int:
+    """Return the control steps that a server's policy acts on, 0 if it needs no history (`DriveSettings.n_obs_steps`).
+
+    Connects. ConfigError for a policy that must be asked at every step, which no loop can that moves on meanwhile.
+    """
+    steps = obs_steps(client.metadata, client.url)
+    if steps == 1:
+        what, step = "a policy that is asked once a chunk is needed", "serve it without temporal ensembling"
+        raise ConfigError(what, where=f"{client.url}: {N_OBS_STEPS}", got="1: at every step", next_step=step)
+    return steps
 
 
 def open_robot(word: str, options: Mapping[str, Any], driven: DrivenPolicy, task: str, seed: int = 0) -> RobotDevice:
@@ -185,7 +238,9 @@ def open_robot(word: str, options: Mapping[str, Any], driven: DrivenPolicy, task
     kind, _, name = word.partition(":")
     if kind == SIMULATED:
         return _simulated(driven, name, task, seed)
-    return _imported(kind, name, options) if name else make_lerobot_robot(word, options, driven.profile.unit)
+    if name:
+        return cast(RobotDevice, _imported(kind, name, options, vars(RobotDevice)))
+    return make_lerobot_robot(word, options, driven.profile.unit)
 
 
 def _simulated(driven: DrivenPolicy, name: str, task: str, seed: int) -> SimulatedRobot:
@@ -194,12 +249,13 @@ def _simulated(driven: DrivenPolicy, name: str, task: str, seed: int) -> Simulat
         cameras = driven.profile.cameras
         height, width = next((size for size in cameras.values() if size is not None), DEFAULT_SIZE)
         sim = SimConfig(other, (task_name,), tuple(cameras), height, width, max_steps=1)
-        return simulated_robot(sim, task_name, seed)
     if sim is None:
         step = "--robot simulated:SIMULATOR/TASK, or a robot"
         what = "the policy has no simulator of its own"
         raise ConfigError(what, where="--robot", got=name or SIMULATED, next_step=step)
-    return simulated_robot(sim, name or task, seed)
+    if (rate := registry.control_rate(sim)) is not None:
+        _at_rate(driven.profile.fps, rate, f"simulator {sim.name}", "a simulator of that rate, or data of this one")
+    return simulated_robot(sim, sim.tasks[0] if sim is not driven.sim else name or task, seed)
 
 
 def open_teleoperator(word: str, options: Mapping[str, Any], unit: str = "") -> Any:
@@ -208,10 +264,13 @@ def open_teleoperator(word: str, options: Mapping[str, Any], unit: str = "") -> 
     `unit`: the data's, `RobotProfile.unit`.
     """
     kind, _, name = word.partition(":")
-    return _imported(kind, name, options) if name else make_lerobot_teleoperator(word, options, unit)
+    if name:
+        return _imported(kind, name, options, vars(Teleoperator))
+    return make_lerobot_teleoperator(word, options, unit)
 
 
-def _imported(module: str, name: str, options: Mapping[str, Any]) -> Any:
+def _imported(module: str, name: str, options: Mapping[str, Any], members: Iterable[str]) -> Any:
+    """Import a robot or teleoperator and make it; ConfigError unless it has the public ones of `members`."""
     if "" not in sys.path:  # a module beside the user, as `python -m` finds it
         sys.path.insert(0, "")
     try:
@@ -220,9 +279,14 @@ def _imported(module: str, name: str, options: Mapping[str, Any]) -> Any:
         expected = "MODULE:NAME of a class or function that can be imported"
         raise ConfigError("a robot cannot be imported", got=f"{module}:{name}: {error}", expected=expected) from error
     try:
-        return make(**options)
+        device = make(**options)
     except TypeError as error:
         raise ConfigError(f"{module}:{name} refuses the options", got=error) from error
+    needed = {member for member in members if not member.startswith("_")}
+    if missing := sorted(needed - set(dir(device))):
+        what, expected = f"{module}:{name} must have LeRobot's methods and properties", ", ".join(sorted(needed))
+        raise ConfigError(what, got=f"no {', '.join(missing)}", expected=expected, next_step="docs/robot.md")
+    return device
 
 
 def open_recorder(folder: Path, driven: DrivenPolicy, profile: RobotProfile, device: RobotDevice) -> EpisodeRecorder:
@@ -243,4 +307,5 @@ def open_recorder(folder: Path, driven: DrivenPolicy, profile: RobotProfile, dev
 
 def succeeded(device: RobotDevice) -> bool | None:
     """Return whether a simulated robot's task was solved; None for a real robot."""
+    device = device.device if isinstance(device, RenamedRobot) else device
     return device.success if isinstance(device, SimulatedRobot) else None

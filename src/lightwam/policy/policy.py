@@ -176,9 +176,8 @@ class Policy:
     @torch.inference_mode()
     def act_batch(self, observations: Sequence[ObservationLike]) -> Float32[np.ndarray, "B H A"]:
         """Return one chunk of actions for each of several robots."""
-        fields = self._fields(observations)
-        action = self.actor.act(*self._inputs(fields))
-        states = read_states([each["state"] for each in fields], self.recipe.model.state_dim)
+        fields, states = self._read(observations)
+        action = self.actor.act(*self._inputs(fields, states))
         return self.codec.decode_action(action.float().cpu().numpy(), states)
 
     @torch.inference_mode()
@@ -225,15 +224,17 @@ class Policy:
         self, observations: Sequence[ObservationLike]
     ) -> tuple[UInt8[Tensor, "B height width 3"], list[str], Float[Tensor, "B P"]]:
         """Return canvases, instructions and normalised states; WireError for an observation that does not fit."""
-        return self._inputs(self._fields(observations))
+        return self._inputs(*self._read(observations))
 
-    def _fields(self, observations: Sequence[ObservationLike]) -> list[Mapping[str, Any]]:
-        return [observation_fields(observation, self.recipe.model.state_dim) for observation in observations]
+    def _read(self, seen: Sequence[ObservationLike]) -> tuple[list[Mapping[str, Any]], Float32[np.ndarray, "B P"]]:
+        """Return the observations' fields, and their states in robot units."""
+        state_dim = self.recipe.model.state_dim
+        fields = [observation_fields(observation, state_dim) for observation in seen]
+        return fields, read_states([each["state"] for each in fields], state_dim)
 
     def _inputs(
-        self, fields: Sequence[Mapping[str, Any]]
+        self, fields: Sequence[Mapping[str, Any]], states: Float32[np.ndarray, "B P"]
     ) -> tuple[UInt8[Tensor, "B height width 3"], list[str], Float[Tensor, "B P"]]:
         canvases = np.stack([self.codec.canvas(each["frames"]) for each in fields])
-        states = read_states([each["state"] for each in fields], self.recipe.model.state_dim)
         normalised = torch.from_numpy(encode_states(self.codec, states))
         return torch.from_numpy(canvases), [each["instruction"] for each in fields], normalised

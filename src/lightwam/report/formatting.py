@@ -9,6 +9,8 @@ import re
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
+from lightwam.system.tables import plural
+
 THIN = "\u202f"
 """narrow no-break space, between a number and its unit"""
 
@@ -77,12 +79,6 @@ def parameter_count(count: int) -> str:
     if count >= 10**9:
         return f"{count / 1e9:.3g}B"
     return f"{count / 1e6:.3g}M" if count >= 10**6 else f"{count / 1e3:.3g}k"
-
-
-def plural(count: int, noun: str) -> str:
-    """1 task, 4 tasks, 2 successes."""
-    ending = "" if count == 1 else "es" if noun.endswith("s") else "s"
-    return f"{count:,} {noun}{ending}"
 
 
 def simulator_title(name: str) -> str:

@@ -21,11 +21,12 @@ from lightwam.evaluation.result_files import Count, Protocol, read_part
 from lightwam.policy import run_directory
 from lightwam.policy.tensor_files import num_values
 from lightwam.report.evidence import DatasetRecord, EvaluationResult, Evidence, SuccessRate, read_evidence
-from lightwam.report.formatting import plural, render, simulator_title
+from lightwam.report.formatting import render, simulator_title
 from lightwam.report.open_loop import OpenLoopResult
 from lightwam.sim.registry import robot_units
 from lightwam.sim.simulator import RobotUnits
 from lightwam.system.hub import REPO, hub_errors
+from lightwam.system.tables import plural
 
 Units = Mapping[str, str]
 """name -> unit"""

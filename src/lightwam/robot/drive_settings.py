@@ -44,6 +44,8 @@ class DriveSettings:
     def __post_init__(self) -> None:
         for name in ("seconds", "patience_seconds", "first_chunk_seconds", "max_age_seconds"):
             require(getattr(self, name) > 0, name, getattr(self, name), "positive")
+        require(self.replan >= 1, "replan", self.replan, "1 or more")
+        require(self.blend >= 0, "blend", self.blend, "0 or more")
         require(self.frozen_seconds >= 0, "frozen_seconds", self.frozen_seconds, "0 or more")
 
 

@@ -34,9 +34,9 @@ def make_lerobot_teleoperator(kind: str, options: Mapping[str, Any], unit: str =
 def opencv_cameras(cameras: Sequence[str], sizes: Mapping[str, tuple[int, int]], fps: int) -> dict[str, Any]:
     """Return the configs of cameras given as NAME=INDEX or NAME=PATH, of these sizes (height, width).
 
-    ConfigError for a word of another form, or a camera without a size.
+    ConfigError for a word of another form, a camera without a size, or a name or place that is given twice.
     """
-    configs = {}
+    configs: dict[str, Any] = {}
     for word in cameras:
         name, equals, place = word.partition("=")
         if not (name and equals and place):
@@ -47,6 +47,8 @@ def opencv_cameras(cameras: Sequence[str], sizes: Mapping[str, tuple[int, int]],
             raise ConfigError(what, where=f"camera {name}", next_step="--camera-size WIDTHxHEIGHT")
         height, width = sizes[name]
         index = int(place) if place.isdecimal() else place
+        if name in configs or index in [config["index_or_path"] for config in configs.values()]:
+            raise ConfigError("--camera must give each camera once", got=" ".join(cameras))
         configs[name] = {"type": "opencv", "index_or_path": index, "width": width, "height": height, "fps": fps}
     return configs
 

@@ -57,11 +57,8 @@ class RobotProfile:
             ("action", self.action_names, self.action_low, self.action_high, self.action_step),
         ):
             if any(len(row) != len(names) for row in rows):
-                what, got = (
-                    f"every {kind} must have a range",
-                    f"{len(names)} names, {[len(row) for row in rows]} numbers",
-                )
-                raise ConfigError(what, where=where, got=got)
+                got = f"{len(names)} names, {', '.join(str(len(row)) for row in rows)} numbers"
+                raise ConfigError(f"every {kind} must have a range", where=where, got=got)
             for name, low, high in zip(names, rows[0], rows[1], strict=True):
                 if not low <= high:  # also NaN
                     what, got = "a range must be from low to high", f"{low:g} to {high:g}"

@@ -24,7 +24,8 @@ POLL_SECONDS = 0.01
 def check_device(profile: RobotProfile, device: RobotDevice, teleoperator: Teleoperator | None = None) -> None:
     """Raise RobotError unless the robot has the policy's cameras and joints, and takes exactly its actions.
 
-    A camera's picture must have the same ratio of sides as in the data. Needs no connection.
+    A camera's picture must have the same ratio of sides as in the data. Needs no connection. ConfigError for a profile
+    that is not consistent.
     """
     features, cameras = device.observation_features, camera_sizes(device)
     _require_names("camera", profile.cameras, cameras, "--camera NAME=INDEX, or --rename DATASET=ROBOT")
@@ -43,6 +44,7 @@ def check_device(profile: RobotProfile, device: RobotDevice, teleoperator: Teleo
     if teleoperator is not None:
         joints = list(teleoperator.action_features)
         _require_names("joint of the teleoperator", profile.action_names, joints, "another --teleop")
+    profile.check()
 
 
 def _require_names(kind: str, wanted: object, present: object, step: str) -> None:

@@ -74,6 +74,12 @@ def robot_units(name: str) -> RobotUnits | None:
     return vars(module).get("UNITS")
 
 
+def control_rate(sim: SimConfig) -> float | None:
+    """Return the control steps a second of a recipe's simulator; None where its adapter has no UNITS."""
+    units = robot_units(sim.name)
+    return None if units is None else units.steps_per_second / sim.action_repeat
+
+
 def _module(name: str, *, expert: bool) -> ModuleType:
     if name not in _ADAPTERS and "." not in name:
         step = did_you_mean(name, _ADAPTERS) + "; or the import path of your own adapter, with a dot"

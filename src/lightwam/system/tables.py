@@ -21,6 +21,12 @@ def table_lines(rows: Sequence[Sequence[str]], align: str = "<>", indent: int = 
     return lines
 
 
+def plural(count: int, noun: str) -> str:
+    """Return a count of things: 1 task, 4 tasks, 2 successes."""
+    ending = "" if count == 1 else "es" if noun.endswith("s") else "s"
+    return f"{count:,} {noun}{ending}"
+
+
 def rate_cells(row: Mapping[str, Any]) -> list[str]:
     """Return successes of trials, and their 95 % interval, as two cells."""
     low, high = row["interval_95"]

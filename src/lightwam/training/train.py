@@ -80,7 +80,8 @@ def train(
             session = Session(recipe, run, cache, batch_encoder, world, parallel, start)
         del start  # the model has its weights now
         if session.step and world.is_main:
-            say(f"resuming at step {session.step}")
+            done = f"done: all {session.step} steps are trained; a larger --train.steps goes on"
+            say(done if session.step >= recipe.train.steps else f"resuming at step {session.step}")
         world.barrier()
         logged = truncate_log(run / "log.jsonl", session.step) if world.is_main else 0
         last = min(recipe.train.steps, recipe.train.steps if stop_after is None else stop_after)

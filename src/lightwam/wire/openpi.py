@@ -6,10 +6,12 @@ The server speaks first, with a map of metadata. Then every message is an observ
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from lightwam.errors import WireError
 from lightwam.wire.limits import LIMITS, Limits
 from lightwam.wire.msgpack_arrays import pack_msgpack, unpack_msgpack
 
@@ -17,6 +19,17 @@ MESSAGE_BYTES = "message_bytes"
 """key of our servers' greeting: the largest message they accept"""
 N_OBS_STEPS = "n_obs_steps"
 """key of a greeting: control steps that the policy acts on, which messages must then have (docs/serving.md)"""
+MAX_OBS_STEPS = 64
+"""the longest history sent to a server"""
+
+
+def obs_steps(greeting: Mapping[str, Any], url: str) -> int:
+    """Return `n_obs_steps` of a server's greeting, 0 if it knows nothing of episodes; WireError if impossible."""
+    steps = greeting.get(N_OBS_STEPS, 0)
+    if type(steps) is not int or not 0 <= steps <= MAX_OBS_STEPS:
+        what = f"{N_OBS_STEPS} of the server's greeting must be an integer from 1 to {MAX_OBS_STEPS}"
+        raise WireError(what, where=url, got=steps)
+    return steps
 
 
 def pack(tree: Any) -> bytes:
