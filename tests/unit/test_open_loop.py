@@ -14,7 +14,7 @@ from lightwam.cli.main import main
 from lightwam.config.commands import ControlSettings, OpenLoopSettings
 from lightwam.config.schema import CodecConfig
 from lightwam.errors import CheckpointError, ConfigError, DatasetError
-from lightwam.evaluation.open_loop import Predicted, evaluate_open_loop, measure
+from lightwam.evaluation.open_loop import Predicted, evaluate_open_loop, measure, predict
 from lightwam.evaluation.open_loop_text import best_way, tables, verdict
 from lightwam.evaluation.recorded import Recorded, recorded_episodes
 from lightwam.evaluation.recorded_latency import bench_recorded_control
@@ -63,8 +63,22 @@ def test_episodes_are_those_held_out_of_training(policy: Policy, recorded: Recor
         assert np.abs(last.frames["front"].astype(int) - first.frames["front"]).max() > 50
 
 
-def test_of_long_datasets_some_episodes_of_each_sentence_are_used(policy: Policy, arm_once: Any) -> None:
-    other = recorded_episodes(policy, arm_once.dataset, most_steps=3 * STEPS + 5)
+def test_the_dataset_of_training_is_not_held_out(policy: Policy, arm_once: Any) -> None:
+    everything = recorded_episodes(policy, arm_once.dataset)
+    assert not everything.held_out and len(everything.episodes) == EPISODES
+
+
+def test_of_a_chunk_the_supervised_steps_are_measured(policy: Policy, recorded: Recorded) -> None:
+    shorter = Policy.load(policy.run)
+    shorter.recipe = replace(policy.recipe, model=replace(policy.recipe.model, supervised_prefix=5))
+    predicted = predict(shorter, recorded, lambda line: None)
+    assert predicted.chunks.shape == (recorded.num_steps, 5, 3) and predicted.other.shape[1:] == (5, 3)
+
+
+def test_of_long_datasets_some_episodes_of_each_sentence_are_used(
+    policy: Policy, arm_once: Any, tmp_path: Path
+) -> None:
+    other = recorded_episodes(policy, shutil.copytree(arm_once.dataset, tmp_path / "copy"), most_steps=3 * STEPS + 5)
     assert other.held_out and [each.index for each in other.episodes] == [0, 1, 2]
     assert len(recorded_episodes(policy, arm_once.dataset, most_steps=1).episodes) == 1
 

@@ -27,6 +27,12 @@ def test_a_step_is_within_an_episode(tmp_path: Path) -> None:
     assert measured(tmp_path / "one", [7]).action_step == (0.0,)
 
 
+def test_episodes_that_are_not_used_do_not_count(tmp_path: Path) -> None:
+    measured(tmp_path, [0, 1, 3], [50, 99], [-20, -20.5])
+    ranges = RobotRanges.of(LeRobotDataset(tmp_path), (0, 2))
+    assert ranges == RobotRanges((-20.0,), (1.0,), (-20.5,), (3.0,), (2.0,))
+
+
 def test_several_datasets_have_the_range_of_all_and_steps_at_one_rate(tmp_path: Path) -> None:
     slow, fast = measured(tmp_path / "slow", [0, 4]), measured(tmp_path / "fast", [10, 11])
     joined = RobotRanges.joined(((slow, 10.0), (fast, 50.0)), fps=20.0)

@@ -16,6 +16,7 @@ from lightwam.data.cache.joined import JoinedCache
 from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.data.lerobot.video import encode_video
 from lightwam.data.lerobot.writer import LeRobotWriter
+from lightwam.data.ranges import RobotRanges
 from lightwam.errors import CheckpointError, ConfigError, DatasetError
 from lightwam.evaluation.open_loop import evaluate_open_loop
 from lightwam.evaluation.recorded import recorded_episodes
@@ -211,6 +212,10 @@ def test_tasks_and_episodes_are_selected(tiny: Any, tmp_path: Path) -> None:
     cache, _ = open_training_data(recipe, None, tmp_path / "mine", quiet)
     found = np.searchsorted(data.episode_start, cache.sampling.parts[0].windows, side="right") - 1
     assert set(cache.task_index[cache.sampling.parts[0].windows]) == {1} and data.num_episodes - 1 not in found
+    facts = run_directory.read_facts(tmp_path / "mine")
+    assert facts is not None and facts.sentences == {data.tasks[1]: len(set(found.tolist()))}
+    assert facts.num_episodes == len(set(found.tolist())) and facts.num_frames == len(found)
+    assert facts.ranges == RobotRanges.of(data, set(found.tolist()))
     for wrong, words in (({"episodes": (99,)}, "99"), ({"tasks": ("fly",)}, "fly"), ({"held_out": (98,)}, "98")):
         with pytest.raises(ConfigError, match=words):
             open_training_data(only(tiny.recipe, tiny.dataset, **wrong), None, tmp_path / "new", quiet)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from lightwam.config.strict_json import added, from_dict, to_dict
 from lightwam.data.held_out import episode_sentences
@@ -41,21 +43,22 @@ class DatasetFacts:
     """where its robot moves, and its largest steps; None for an older run"""
 
     @classmethod
-    def of(cls, dataset: LeRobotDataset, name: str | None = None) -> DatasetFacts:
-        """Read the facts of an open dataset; DatasetError when its tables are broken."""
-        tracks = read_tracks(dataset)
+    def of(cls, dataset: LeRobotDataset, episodes: Collection[int] | None = None) -> DatasetFacts:
+        """Read the facts of an open dataset, of the `episodes` in use (None: all); DatasetError for a broken table."""
+        tracks, sentences, lengths = read_tracks(dataset), episode_sentences(dataset), np.diff(dataset.episode_start)
+        used = [*sentences] if episodes is None else sorted(episodes)
         return cls(
-            name=name or hub_id(dataset.root).partition("@")[0] or dataset.root.resolve().name,
+            name=hub_id(dataset.root).partition("@")[0] or dataset.root.resolve().name,
             robot=dataset.robot_type,
             fps=dataset.fps,
             state_names=tuple(dataset.state_names),
             action_names=tuple(dataset.action_names),
             cameras=dict(dataset.cameras),
-            sentences=dict(Counter(episode_sentences(dataset).values())),
-            num_episodes=dataset.num_episodes,
-            num_frames=dataset.num_frames,
+            sentences=dict(Counter(sentences[number] for number in used)),
+            num_episodes=len(used),
+            num_frames=int(lengths[used].sum()),
             units=action_units(tracks, action_dims(tracks)),
-            ranges=RobotRanges.of(dataset),
+            ranges=RobotRanges.of(dataset, used),
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -22,11 +22,12 @@ class RobotRanges:
     """largest change from one action to the next of the same episode; 0 if no episode has two"""
 
     @classmethod
-    def of(cls, dataset: LeRobotDataset) -> RobotRanges:
-        """Measure all rows of an open dataset; DatasetError when its tables are broken."""
-        state, action = dataset.vectors.state, dataset.vectors.action
-        steps = np.abs(np.diff(action, axis=0))
-        steps[dataset.episode_start[1:-1] - 1] = 0  # from one episode to the next
+    def of(cls, dataset: LeRobotDataset, episodes: Collection[int] | None = None) -> RobotRanges:
+        """Measure `episodes` of an open dataset (None: all); DatasetError when its tables are broken."""
+        number = np.repeat(np.arange(dataset.num_episodes), np.diff(dataset.episode_start))
+        used = np.ones(len(number), np.bool_) if episodes is None else np.isin(number, [*episodes])
+        state, action, number = dataset.vectors.state[used], dataset.vectors.action[used], number[used]
+        steps = np.abs(np.diff(action, axis=0))[np.diff(number) == 0]  # not from one episode to the next
         rows = (state.min(0), state.max(0), action.min(0), action.max(0), steps.max(0, initial=0.0))
         return cls(*(tuple(row.tolist()) for row in rows))
 

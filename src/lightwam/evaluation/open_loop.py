@@ -94,8 +94,7 @@ def predict(policy: Policy, recorded: Recorded, say: Say = print) -> Predicted:
                 step += len(batch)
                 progress.advance(count=len(batch))
     prefix = policy.recipe.model.supervised_prefix
-    everything = np.concatenate(chunks)[:, :prefix]
-    return Predicted(everything, other_at, np.concatenate([everything[:0], *others])[:, :prefix])
+    return Predicted(np.concatenate(chunks)[:, :prefix], other_at, np.concatenate([chunks[0][:0], *others])[:, :prefix])
 
 
 def another(observation: Observation, sentences: Sequence[str]) -> Observation:

@@ -127,10 +127,10 @@ def recorded_episodes(
 ) -> Recorded:
     """Return episodes to measure the policy on: whole ones, of all instructions in turn, up to `most_steps` (or one).
 
-    Those that its run held out; without any, those it was trained on. All episodes of `dataset`, if that is given: the
-    run must not have been trained on it. `say` is told which sources of the run are left out. CheckpointError when the
-    run does not say where its datasets are, or has others than its recipe; DatasetError when one is missing, was
-    changed or has other widths than the policy.
+    Those that its run held out; without any, those it was trained on. All episodes of `dataset`, if that is given; they
+    are not called held out if the run was trained on that dataset. `say` is told which sources of the run are left out.
+    CheckpointError when the run does not say where its datasets are, or has others than its recipe; DatasetError when
+    one is missing, was changed or has other widths than the policy.
     """
     if dataset is not None:
         data = LeRobotDataset(find_dataset(dataset, policy.cameras, say=say))
@@ -141,7 +141,7 @@ def recorded_episodes(
         _check_widths(policy.recipe, source.dataset)
     settings = policy.recipe.held_out
     numbers = [held_out_episodes(each.sentences, settings.share, settings.seed, each.listed) for each in sources]
-    held_out = dataset is not None or any(numbers)
+    held_out = any(numbers) if dataset is None else not _was_trained_on(policy, sources[0].dataset)
     if dataset is not None or not held_out:
         numbers = [tuple(each.sentences) for each in sources]
     chosen = [
@@ -165,6 +165,13 @@ class _Source:
     cameras: Mapping[str, str] = field(default_factory=dict)
     taught: Bool[np.ndarray, " N"] | None = None
     """steps whose actions are learnt; None: all"""
+
+
+def _was_trained_on(policy: Policy, data: LeRobotDataset) -> bool:
+    """Return whether the policy's run was trained on the dataset at this place, as far as the run says."""
+    if policy.run is None or not (policy.run / "dataset.json").is_file():
+        return False
+    return data.root.resolve() in [Path(record["path"]).resolve() for record in read_records(policy.run)]
 
 
 def _sources(policy: Policy, say: Say) -> list[_Source]:

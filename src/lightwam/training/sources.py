@@ -231,10 +231,10 @@ def fit_sources(recipe: Recipe, opened: Sequence[SourceCache]) -> Codec:
 def source_facts(sources: Sequence[TrainingSource]) -> DatasetFacts:
     """Return the facts of the run: of the first source with actions, with the codec's names of its cameras.
 
-    Sentences, ranges and numbers of episodes and frames are those of all sources with actions.
+    Sentences, ranges and numbers of episodes and frames are those of the episodes in use of all sources with actions.
     """
     own = [source for source in sources if source.has_actions]
-    facts = [DatasetFacts.of(source.caches.data) for source in own]
+    facts = [DatasetFacts.of(source.caches.data, source.sentences) for source in own]
     counts: dict[str, int] = {}
     for each in facts:
         for sentence, count in each.sentences.items():

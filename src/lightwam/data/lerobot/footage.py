@@ -107,8 +107,9 @@ def _probe(path: Path, task: str) -> _Video:
     except (av.FFmpegError, IndexError) as error:
         what = "a video cannot be read"
         raise DatasetError(what, where=path, got=error, next_step="copy it again, or leave it out") from error
-    if len(times) < 2:
-        raise DatasetError("a video must have at least two frames", where=path, got=len(times))
+    if len(set(times)) < 2:
+        what, step = "a video must have frames at two times at least", "leave it out"
+        raise DatasetError(what, where=path, got=f"{len(times)} frames at {len(set(times))} times", next_step=step)
     return _Video(path, task, size, np.sort(np.array(times)))
 
 
