@@ -225,6 +225,19 @@ def test_tasks_and_episodes_are_selected(tiny: Any, tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
+def test_sentences_of_episodes_that_are_left_out_need_not_fit(tiny: Any, tmp_path: Path) -> None:
+    """Leaving out an episode is how to train on a dataset of which one has no sentence."""
+    root, names = tmp_path / "set", ["m0", "m1"]
+    with LeRobotWriter(root, 10, "arm", {"top": (16, 16)}, names, names) as out:
+        for task in ("look around", "word " * 99, "look around"):
+            vectors = np.random.default_rng(0).normal(size=(9, 2)).astype(np.float32)
+            out.add_episode({"top": np.zeros((9, 16, 16, 3), np.uint8)}, vectors, vectors, task)
+    with pytest.raises(DatasetError, match="must fit the text encoder"):
+        train(only(tiny.recipe, root), None, tmp_path / "all", stop_after=1, say=quiet)
+    for number, settings in enumerate(({"tasks": ("look around",)}, {"episodes": (0, 2)})):
+        train(only(tiny.recipe, root, **settings), None, tmp_path / str(number), stop_after=1, say=quiet)
+
+
 def test_cameras_are_mapped_or_black_if_that_is_said(tiny: Any, tmp_path: Path) -> None:
     (place,) = tiny.recipe.codec.places
     two = (

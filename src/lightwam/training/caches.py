@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ from lightwam.data.cache.base import Cache, check_cameras
 from lightwam.data.cache.frames import FrameCache, frames_folder, is_current, temporary_frames
 from lightwam.data.cache.latents import LatentCache, find_latent_caches, latents_folder
 from lightwam.data.cache.location import cache_home, remove_leftovers
+from lightwam.data.held_out import episode_sentences, episodes_in_use
 from lightwam.data.lerobot.features import ACTION, STATE, FeatureNames, parse_names
 from lightwam.data.lerobot.footage import footage_dataset, is_footage
 from lightwam.data.lerobot.hub import find_dataset, hub_id
@@ -99,6 +101,13 @@ class DatasetCaches:
     home: Path
     asked: str = ""
     """the dataset as it was asked for: its path or Hub id"""
+    settings: SourceConfig | None = None
+    """the part of the recipe that it is, if any"""
+
+    @cached_property
+    def tasks(self) -> tuple[int, ...]:
+        """The indices of the sentences that the episodes in use have."""
+        return tasks_in_use(self.data, self.settings)
 
     @cached_property
     def files(self) -> dict[str, str]:
@@ -178,8 +187,8 @@ class DatasetCaches:
 
     @property
     def wanted_prompts(self) -> list[str]:
-        """The prompts of the dataset's tasks."""
-        return [self.recipe.prompt.format(task=self.data.tasks[index]) for index in self.data.used_tasks]
+        """The prompts of the tasks of the episodes in use."""
+        return [self.recipe.prompt.format(task=self.data.tasks[index]) for index in self.tasks]
 
     @property
     def _homes(self) -> list[Path]:
@@ -213,9 +222,19 @@ def open_caches(
     optional, used = (STATE,) if with_actions else (STATE, ACTION), cameras if hub_id(root) else None
     data = LeRobotDataset(root, source.names, optional=optional, used=used)
     check_data(recipe, data, with_actions, source.settings)
+    caches = DatasetCaches(recipe, data, home, str(source.path), source.settings)
     if sentences:
-        check_tasks(recipe, data, say)
-    return DatasetCaches(recipe, data, home, str(source.path))
+        check_tasks(recipe, data, say, caches.tasks)
+    return caches
+
+
+def tasks_in_use(data: LeRobotDataset, source: SourceConfig | None) -> tuple[int, ...]:
+    """Return the indices of the sentences that the episodes which a source uses have; ConfigError if it has no such."""
+    if source is None or not (source.tasks or source.episodes):
+        return data.used_tasks
+    used = [*episodes_in_use(episode_sentences(data), source)]
+    number = np.repeat(np.arange(data.num_episodes), np.diff(data.episode_start))
+    return tuple(np.unique(data.vectors.frame_task[np.isin(number, used)]).tolist())
 
 
 def check_data(
@@ -236,14 +255,14 @@ def check_data(
             raise DatasetError(what, where=where, got=got or "no such feature", expected=expected, next_step=step)
 
 
-def check_tasks(recipe: Recipe, data: LeRobotDataset, say: Say = print) -> None:
-    """Raise DatasetError when a task sentence does not fit the recipe's text encoder; report truncated ones to `say`.
+def check_tasks(recipe: Recipe, data: LeRobotDataset, say: Say, tasks: Sequence[int]) -> None:
+    """Raise DatasetError when a sentence does not fit the recipe's text encoder; report truncated ones to `say`.
 
-    Raises also what `PromptCheck` raises: UMT5 needs its tokenizer.
+    `tasks`: the indices of the sentences to check. Raises also what `PromptCheck` raises: UMT5 needs its tokenizer.
     """
     sentences, table = PromptCheck(recipe), "the dataset's table of tasks"
     shorten = f"shorten it in {table}, or give --text.num-tokens or --text.truncate"
-    for index in data.used_tasks:
+    for index in tasks:
         task = data.tasks[index]
         try:
             truncated = sentences.check(task)

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -111,10 +110,11 @@ def open_training_data(
         codec, measured, known = _begin(sources, cache, fitted, run, start, say)
     where = f"{run / 'processing.json'} latents"
     latents = None if recipe.latents.pretrained else open_latents(recipe, measured, where)
-    used = np.unique(cache.task_index)  # unused sentences of the table need not fit the encoder
+    in_use = {source.caches.data.tasks[index] for source in sources for index in source.caches.tasks}
+    used = [index for index, task in enumerate(cache.tasks) if task in in_use]  # others need not fit the encoder
     states = Prompts(recipe, known).states([cache.tasks[task] for task in used])
     prompts = states.new_zeros(len(cache.tasks), *states.shape[1:])
-    prompts[torch.from_numpy(used)] = states
+    prompts[used] = states
     return cache, BatchEncoder(codec, latents, prompts)
 
 
