@@ -13,11 +13,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from lerobot_policy_lightwam.serve import ServeOptions, main, serve
+from lerobot_policy_lightwam.serve import ServeOptions, greeting, main, serve
+from lerobot_policy_lightwam.served_policy import ServedPolicy
 from lightwam.cli.main import main as lightwam
 from lightwam.config.recipes import point
 from lightwam.errors import ConfigError
@@ -30,13 +32,13 @@ MAX_STEPS, SECONDS = 8, 120
 
 
 @contextmanager
-def server(folder: Path) -> Iterator[str]:
+def server(folder: Path, *more: str) -> Iterator[str]:
     """The command; yields its address once it listens, and stops it as a service manager does."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     program = Path(sys.executable).parent / "lightwam-serve-lerobot"
-    words = [program, folder, "--port", str(port), "--xpolicylab-port", "None", "--device", "cpu"]
+    words = [program, folder, "--port", str(port), "--xpolicylab-port", "None", "--device", "cpu", *more]
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
         try:
             deadline = time.monotonic() + SECONDS
@@ -92,6 +94,26 @@ def lerobots_episode(folder: Path, task: str, seed: int) -> np.ndarray:
         if simulator.step(action).success:
             break
     return np.stack(actions)
+
+
+def test_lightwam_drives_a_robot_by_a_policy_of_several_observations(
+    tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The greeting has the rate, names and limits of the policy's dataset; the loop sends the history."""
+    folder = save_policy("diffusion", tmp_path / "policy", n_obs_steps=2)
+    words = ["--robot", "simulated:point/red", "--task", "move to the red dot", "--seconds", "1"]
+    with server(folder, "--dataset", str(tiny.dataset)) as address:
+        assert lightwam(["drive", address, *words]) == 0, capsys.readouterr().err
+    said = capsys.readouterr().out
+    assert "the time is over" in said and "diffusion on ws://" in said
+    assert "velocity_x" in said and "a motion" in said and "answers in" in said
+
+
+def test_a_dataset_of_another_robot_is_refused(tiny: Any, tmp_path: Path) -> None:
+    policy = ServedPolicy.load(str(save_policy("act", tmp_path / "policy")), "cpu")
+    policy.action_dim = 7
+    with pytest.raises(ConfigError, match="the dataset must be the policy's"):
+        greeting(policy, Serving(), tiny.dataset)
 
 
 def test_a_server_that_others_can_reach_needs_a_key() -> None:

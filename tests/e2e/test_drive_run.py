@@ -19,7 +19,7 @@ from lightwam.data.lerobot.check import check_dataset
 from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.errors import ConfigError
 from lightwam.policy import run_directory
-from lightwam.policy.driving import DrivenPolicy, open_robot, succeeded, with_device_names
+from lightwam.policy.driving import DrivenPolicy, dataset_greeting, greeting, open_robot, succeeded, with_device_names
 from lightwam.policy.policy import Policy
 from lightwam.robot import DriveSettings, RobotDevice, RobotProfile, drive
 from lightwam.robot.client import Client
@@ -254,6 +254,16 @@ def test_a_server_of_another_robot_is_refused(run: Path, capsys: pytest.CaptureF
         address = f"ws://127.0.0.1:{server.ports['openpi']}"
         assert main(["drive", str(run), *ARM, "--server", address]) == 2
     assert "the server's policy must be of the run's robot" in capsys.readouterr().err
+
+
+def test_a_dataset_describes_the_robot_of_a_policy_that_was_trained_elsewhere(tiny_once: Any) -> None:
+    """As a run that was trained on it does."""
+    described = dataset_greeting(tiny_once.dataset, ("top",), 2, 2)
+    assert described == greeting(Policy.load(tiny_once.run, device="cpu"))
+    assert dataset_greeting(tiny_once.dataset, ("top",), 0, 2)["robot"]["state_names"] == []
+    for cameras, state_dim, action_dim in ((("wrist",), 2, 2), (("top",), 3, 2), (("top",), 2, 7)):
+        with pytest.raises(ConfigError, match="the dataset must be the policy's"):
+            dataset_greeting(tiny_once.dataset, cameras, state_dim, action_dim)
 
 
 def test_a_servers_policy_gets_the_history_that_it_asks_for(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -256,10 +256,12 @@ def test_a_policy_of_several_observations_gets_them() -> None:
     go(FakeRobot(), chunks, replace(SETTINGS, n_obs_steps=3))
     first, second = chunks.asked[0], chunks.asked[2]
     assert [seen["state"][0] for seen in first["history"]] == [0, 0] and first["step"] == 0
-    assert second["step"] == 5 and second["episode"] == 0
+    assert second["step"] == 5 and second["episode"] == first["episode"]
     assert [seen["state"][0] for seen in (*second["history"], second)] == [4, 6, 8]
     assert {seen["instruction"] for seen in second["history"]} == {"put it there"}
     assert [int(seen["frames"]["front"][0, 0, 0]) for seen in second["history"]] == [4, 5]
+    go(FakeRobot(), chunks, replace(SETTINGS, n_obs_steps=3))
+    assert chunks.asked[-1]["episode"] != first["episode"], "another drive is another episode"
     chunks = toward((40.0, 50.0))
     go(FakeRobot(), chunks)
     assert set(chunks.asked[0]) == {"frames", "state", "instruction"}

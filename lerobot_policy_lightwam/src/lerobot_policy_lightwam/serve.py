@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -15,6 +16,7 @@ from lerobot.utils.import_utils import register_third_party_plugins
 from lerobot_policy_lightwam.served_policy import ServedPolicy
 from lightwam import LightwamError, __version__
 from lightwam.cli.options import Flat
+from lightwam.policy.driving import dataset_greeting
 from lightwam.serving import logs
 from lightwam.serving.serve import accepted_keys, run_server
 from lightwam.serving.server import Server
@@ -34,6 +36,9 @@ class ServeOptions:
     """auto: a GPU if there is one"""
     overrides: dict[str, str] = field(default_factory=dict)
     """pairs of a field of the policy's config and its value: --overrides n_action_steps 8 num_inference_steps 10"""
+    dataset: Path | None = None
+    """the LeRobot dataset that it was trained on, for the greeting: rate, names, ranges and largest steps, which
+    `lightwam drive` needs"""
     seed: int = 0
     """of the noise of policies that draw some"""
 
@@ -52,13 +57,20 @@ def serve(options: ServeOptions) -> bool:
         settings.robot_schemas, tuple(policy.cameras), policy.state_dim, policy.action_dim, settings.renames
     )
     schemas = [replace(schema, n_obs_steps=policy.n_obs_steps) for schema in schemas]
-    return run_server(Server(policy.act_batch, 0, schemas, greeting(policy, settings), settings, keys))
+    about = greeting(policy, settings, options.dataset)
+    return run_server(Server(policy.act_batch, 0, schemas, about, settings, keys))
 
 
-def greeting(policy: ServedPolicy, settings: Serving) -> dict[str, Any]:
-    """Return the metadata sent to openpi's clients: what the policy expects and returns, and the server's limits."""
+def greeting(policy: ServedPolicy, settings: Serving, dataset: Path | None = None) -> dict[str, Any]:
+    """Return the metadata sent to openpi's clients: what the policy expects and returns, and the server's limits.
+
+    With its dataset also the robot, as `lightwam serve` says it; DatasetError or ConfigError if it is not the policy's.
+    """
     server = f"lightwam {__version__}, LeRobot {version('lerobot')}"
-    return {"server": server, **policy.identity(), MESSAGE_BYTES: settings.limits.message_bytes}
+    about = {"server": server, **policy.identity(), MESSAGE_BYTES: settings.limits.message_bytes}
+    if dataset is not None:
+        about |= dataset_greeting(dataset, tuple(policy.cameras), policy.state_dim, policy.action_dim)
+    return about
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -261,7 +261,8 @@ def _requester(
         from lightwam.policy.driving import server_chunks
 
         act, about = server_chunks(client, profile, options.robot_schema), client.metadata
-        computes = f"step {about.get('step', '?')} on {client.url}, {about.get('computes', 'another server')}"
+        policy = f"step {about['step']}" if "step" in about else about.get("policy", "a policy")
+        computes = f"{policy} on {client.url}, {about.get('computes', 'another server')}"
         return BackgroundRequester(act, client.connect), computes
     assert run is not None, "without a server there is a run"
     from lightwam.policy.driving import policy_chunks

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +16,9 @@ from lightwam.config.schema import Recipe, SimConfig
 from lightwam.config.strict_json import from_dict, to_dict
 from lightwam.data.codec import Codec
 from lightwam.data.facts import DatasetFacts
+from lightwam.data.inspection.dims import action_dims
+from lightwam.data.inspection.tracks import read_tracks
+from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.data.lerobot.recorder import INTERVENTION, EpisodeRecorder
 from lightwam.data.lerobot.writer import LeRobotWriter
 from lightwam.data.ranges import RobotRanges
@@ -172,10 +175,43 @@ def greeting(policy: Policy) -> dict[str, Any]:
     facts = policy.facts
     if facts is None or facts.ranges is None:
         return {}
-    profile = robot_profile(policy.recipe, policy.codec, facts)
+    return _described(robot_profile(policy.recipe, policy.codec, facts), facts.robot)
+
+
+def dataset_greeting(dataset: Path, cameras: Sequence[str], state_dim: int, action_dim: int) -> dict[str, Any]:
+    """Return what `greeting` does for a policy that was trained elsewhere, from its LeRobot dataset.
+
+    `cameras` and sizes are the policy's: ConfigError if the dataset has others. DatasetError for a broken dataset.
+    """
+    data = LeRobotDataset(dataset)
+    facts, ranges = DatasetFacts.of(data), RobotRanges.of(data)
+    got = f"cameras {', '.join(facts.cameras)}, {len(facts.state_names)} of state, {len(facts.action_names)} of action"
+    expected = f"{', '.join(cameras)}, {state_dim} and {action_dim}"
+    has_state = state_dim in (0, len(facts.state_names))
+    if not (set(cameras) <= set(facts.cameras) and has_state and action_dim == len(facts.action_names)):
+        raise ConfigError("the dataset must be the policy's", where=dataset, got=got, expected=expected)
+    motions = tuple(dim.index for dim in action_dims(read_tracks(data)) if dim.kind == "motion")
+    profile = RobotProfile(
+        facts.fps,
+        {name: facts.cameras[name] for name in cameras},
+        facts.state_names[:state_dim],
+        facts.action_names,
+        motions,
+        ranges.state_low[:state_dim],
+        ranges.state_high[:state_dim],
+        ranges.action_low,
+        ranges.action_high,
+        ranges.action_step,
+        sentences=tuple(facts.sentences),
+        units=facts.units,
+    )
+    return _described(profile, facts.robot)
+
+
+def _described(profile: RobotProfile, robot: str) -> dict[str, Any]:
     if len(profile.sentences) > MAX_SENTENCES:  # of which a part would be misleading
         profile = dataclasses.replace(profile, sentences=())
-    return {ROBOT: {"type": facts.robot, **to_dict(profile)}}
+    return {ROBOT: {"type": robot, **to_dict(profile)}}
 
 
 def with_device_names(profile: RobotProfile, device: RobotDevice) -> RobotProfile:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
@@ -15,6 +16,8 @@ class History:
     def __init__(self, num_steps: int) -> None:
         """`num_steps`: 0 for a policy that needs neither a step nor a history."""
         self.num_steps, self.step = num_steps, -1
+        self.episode = secrets.randbits(31)
+        """that of no other drive, of any robot that a server knows"""
         self._recent: deque[dict[str, Any]] = deque(maxlen=max(1, num_steps))
 
     def add(self, frames: Mapping[str, np.ndarray], state: np.ndarray) -> None:
@@ -33,4 +36,4 @@ class History:
         recent = [{**each, "instruction": task} for each in self._recent]
         missing = self.num_steps - len(recent)
         history = (*missing * recent[:1], *recent[:-1])
-        return {"episode": 0, "step": self.step, "history": history}
+        return {"episode": self.episode, "step": self.step, "history": history}
