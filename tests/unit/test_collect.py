@@ -225,10 +225,26 @@ def test_rows_are_from_before_the_action_and_noise_is_not_stored() -> None:
 
 def test_noise_hits_its_share_of_steps_with_its_strength() -> None:
     demonstrator = Demonstrator(recipe().sim, replace(recipe().collect, noise_std=0.2, noise_probability=0.25))
-    rng, action = np.random.default_rng(0), np.zeros(2, np.float32)
-    noise = np.array([demonstrator._with_noise(action, rng) for _ in range(4000)])
+    rng = np.random.default_rng(0)
+    noise = np.array([demonstrator._noise(2, rng) for _ in range(4000)])
     hit = (noise != 0).any(axis=1)
     assert abs(hit.mean() - 0.25) < 0.03 and abs(noise[hit].std() - 0.2) < 0.01
+
+
+def test_a_draw_of_noise_lasts_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    noisy = recipe(noise_std=0.2, noise_steps=4, extra_steps=8)
+    demonstrator = Demonstrator(noisy.sim, noisy.collect)
+    simulator = registry.make_simulator(noisy.sim, "red")
+    demonstrator.simulators["red"] = simulator
+    executed: list[np.ndarray] = []
+    step = simulator.step
+    monkeypatch.setattr(simulator, "step", lambda action: (executed.append(action), step(action))[1])
+    episode = demonstrator(Trial("red", 0))
+    assert episode is not None
+    noise = np.array(executed) - episode.action
+    draws = noise[::4]
+    assert np.allclose(noise, np.repeat(draws, 4, axis=0)[: len(noise)], atol=1e-6)
+    assert len(np.unique(draws.round(4), axis=0)) == len(draws) > 2
 
 
 def test_episodes_stop_at_max_steps_and_differ_between_seeds_and_tasks() -> None:

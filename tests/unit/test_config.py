@@ -206,6 +206,7 @@ BAD = [
     ("collect.demos_per_turn", 0, "collect.demos_per_turn"),
     ("collect.noise_std", -0.1, "collect.noise_std"),
     ("collect.noise_probability", 1.1, "collect.noise_probability"),
+    ("collect.noise_steps", 0, "collect.noise_steps"),
     ("collect.extra_steps", -1, "collect.extra_steps"),
     ("eval.trials", 0, "eval.trials"),
     ("eval.replan", 0, "eval.replan"),

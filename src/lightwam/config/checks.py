@@ -117,7 +117,7 @@ def _check_libero(sim: SimConfig, evaluation: EvalConfig) -> None:
 
 
 def _check_demonstrations(sim: SimConfig, collect: CollectConfig, evaluation: EvalConfig) -> None:
-    _require_least(1, "collect", collect, "demos_per_task", "demos_per_turn", "workers")
+    _require_least(1, "collect", collect, "demos_per_task", "demos_per_turn", "noise_steps", "workers")
     _require_least(0, "collect", collect, "noise_std", "wander_steps", "extra_steps", "first_seed")
     _require(0 <= collect.noise_probability <= 1, "collect.noise_probability", collect.noise_probability, "in [0, 1]")
     expected = f"a task of {sim.tasks} and a count >= 0"

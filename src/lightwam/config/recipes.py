@@ -193,7 +193,8 @@ def so101() -> Recipe:
         model=replace(base.model, backbone=backbone, state_dim=6, action_dim=6, horizon=32, supervised_prefix=32),
         codec=CodecConfig(canvas=(height, 2 * width), places=places, video_stride=4),
         sim=SimConfig("so101", ("red", "blue"), cameras=("front", "wrist"), height=240, width=320, max_steps=300),
-        collect=CollectConfig(demos_per_task=25, extra_steps=10),
+        # a third of a second at a time, as a hand errs: without it no demonstration shows how to return to the cube
+        collect=CollectConfig(demos_per_task=25, noise_std=3.0, noise_probability=0.3, noise_steps=10, extra_steps=10),
         train=replace(base.train, steps=2400, ema_decay=0.995, save_every=400),
         eval=EvalConfig(trials=20, replan=24),
     )

@@ -240,7 +240,10 @@ class CollectConfig:
     noise_std: float = 0.0
     """Gaussian noise added to executed actions, in action units; the expert's own action is recorded"""
     noise_probability: float = 1.0
-    """fraction of steps that are executed with noise"""
+    """fraction of draws of noise that are used; the others are 0"""
+    noise_steps: int = added(1)
+    """steps that a draw of noise lasts: with 1 a step's noise is soon undone, with more the robot leaves its path, and
+    the demonstration shows how to return"""
     wander_steps: int = 0
     """at most this many unrecorded steps in a random direction before a demonstration begins, so that the hand's
     position does not reveal the goal"""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Float64, UInt8
 
 from lightwam.config.checks import check_seed
 from lightwam.config.schema import CollectConfig, Recipe, SimConfig
@@ -180,10 +180,13 @@ class Demonstrator:
         actions: list[np.ndarray] = []
         steps_to_success: int | None = None
         last_step = self.sim.max_steps
+        noise = np.zeros(simulator.action_dim)
         while len(actions) < last_step:
+            if len(actions) % self.collect.noise_steps == 0:
+                noise = self._noise(simulator.action_dim, rng)
             observations.append(simulator.observe())
             actions.append(expert.action())
-            outcome = simulator.step(self._with_noise(actions[-1], rng))
+            outcome = simulator.step((actions[-1] + noise).astype(np.float32))
             if outcome.success and steps_to_success is None:
                 steps_to_success = len(actions)
                 last_step = min(last_step, steps_to_success + self.collect.extra_steps)
@@ -195,12 +198,10 @@ class Demonstrator:
         state = np.stack([seen.state for seen in observations])
         return Demonstration(frames, state, np.stack(actions).astype(np.float32), steps_to_success)
 
-    def _with_noise(self, action: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def _noise(self, action_dim: int, rng: np.random.Generator) -> Float64[np.ndarray, " A"]:
         # drawn even where it is not used, so that noise_probability does not shift the generator
-        noise, draw = rng.normal(0.0, 1.0, action.shape), rng.random()
-        if draw >= self.collect.noise_probability:
-            return action
-        return (action + self.collect.noise_std * noise).astype(np.float32)
+        noise, draw = rng.normal(0.0, 1.0, action_dim), rng.random()
+        return self.collect.noise_std * noise * (draw < self.collect.noise_probability)
 
 
 @dataclass
@@ -337,4 +338,6 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
     sim = {name: getattr(recipe.simulation, name) for name in ("max_steps", "action_repeat", "protocol")}
     names = ("noise_std", "noise_probability", "wander_steps", "extra_steps", "first_seed")
     collect = {name: getattr(recipe.demonstrations, name) for name in names}
+    if recipe.demonstrations.noise_steps > 1:  # datasets from before this setting lack it
+        collect["noise_steps"] = recipe.demonstrations.noise_steps
     return {"simulator": recipe.simulation.name, **sim, **collect, "turn": recipe.demonstrations.demos_per_turn}

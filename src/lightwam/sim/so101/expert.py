@@ -63,7 +63,11 @@ class So101Expert:
         own.qpos[:] = data.qpos
         mujoco.mj_forward(model, own)
         point = control_point(own, self._site, self._offset)
-        *motion, opening = self._controller.act(point, self._simulator.cube, self._simulator.goal)
+        where = point, self._simulator.cube, self._simulator.goal
+        *motion, opening = self._controller.act(*where)
+        # it waits a second for the jaws: half is enough, and a policy cannot see how long it has waited
+        if not any(motion):
+            *motion, opening = self._controller.act(*where)
         if self._target is None or not (any(motion) or self._holds):  # a hold begins where the gripper is
             self._target = point
         self._holds = not any(motion)
