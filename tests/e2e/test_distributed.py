@@ -56,7 +56,7 @@ def difference(one: Path, other: Path) -> float:
     return max(float((a[name] - b[name]).abs().max()) for name in a)
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("parallel", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp"])
 def test_frozen_weights_and_masters_are_shared_too(
     paper_recipe: Recipe, tiny_once: Any, tmp_path: Path, parallel: str
 ) -> None:

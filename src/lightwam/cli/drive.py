@@ -38,6 +38,13 @@ TELEOPERATOR = frozenset({"--teleop-port", "--teleop-id", "--teleop-options"})
 Repeated = tyro.conf.UseAppendAction[tuple[str, ...]]
 
 
+@dataclass(frozen=True)
+class SettingsOptions(DriveSettings):
+    """How a robot is driven; the history is what the policy asks for."""
+
+    n_obs_steps: tyro.conf.Suppress[int] = 0
+
+
 @dataclass(frozen=True, kw_only=True)
 class DriveOptions(PolicyOptions):
     """Drive a robot by a run's policy: at its data's rate, within its ranges and largest steps. q or Ctrl-C stops."""
@@ -73,7 +80,7 @@ class DriveOptions(PolicyOptions):
     """ws://HOST:PORT of a `lightwam serve` that computes instead of this machine"""
     robot_schema: str = "light-wam"
     """how observations are sent to the server (docs/serving_robots.md)"""
-    drive: Annotated[DriveSettings, Flat] = field(default_factory=DriveSettings)
+    drive: Annotated[SettingsOptions, Flat] = field(default_factory=SettingsOptions)
     max_step: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NUMBER|JOINT=NUMBER")] = ()
     """largest change of a target from one step to the next, in the robot's units, instead of the data's"""
     fps: float | None = None

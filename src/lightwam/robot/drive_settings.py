@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-import tyro
 
 from lightwam.robot.chunks import require
 from lightwam.robot.player import Stats
@@ -37,8 +36,7 @@ class DriveSettings:
     """longest time for the first answer, before anything moves"""
     max_age_seconds: float = 3.0
     """an action is not executed later than this after its observation"""
-
-    n_obs_steps: tyro.conf.Suppress[int] = 0
+    n_obs_steps: int = 0
     """control steps that the policy acts on, the last of which are sent as a history; 0: the present alone"""
 
     def __post_init__(self) -> None:
