@@ -9,7 +9,7 @@ import pytest
 
 from lightwam.config import recipes
 from lightwam.config.checks import check_recipe
-from lightwam.config.schema import CameraPlace, Recipe
+from lightwam.config.schema import CameraPlace, Recipe, SourceConfig
 from lightwam.config.strict_json import from_dict, old_names, stored_as, to_dict
 from lightwam.errors import ConfigError, DatasetError
 
@@ -271,6 +271,16 @@ def test_libero_may_draw_any_number_of_states() -> None:
 def test_settings_that_contradict_are_refused_by_name(recipe: Recipe, path: str, value: object, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         check_recipe(changed(recipe, path, value))
+
+
+@pytest.mark.parametrize("others", [{"checkpointing": True}, {}], ids=["checkpointing", "videos alone"])
+def test_a_share_of_the_videos_needs_what_it_can_skip(recipe: Recipe, others: dict[str, bool]) -> None:
+    """With the share of 1 the same settings pass."""
+    sources = () if others else (SourceConfig(path="mine"), SourceConfig(path="clips", actions="none"))
+    whole = replace(recipe, sources=sources, train=replace(recipe.train, **others))
+    check_recipe(whole)
+    with pytest.raises(ConfigError, match=r"train\.video_share must be 1 with"):
+        check_recipe(replace(whole, train=replace(whole.train, video_share=0.5)))
 
 
 def test_a_recipe_that_fits_comes_back_as_it_was(recipe: Recipe) -> None:

@@ -16,12 +16,12 @@ from PIL import Image
 
 from lightwam.config import recipes
 from lightwam.config.robotwin_protocols import BOX_TASKS
-from lightwam.config.robotwin_tasks import STEP_LIMITS
+from lightwam.config.robotwin_tasks import PHYSICS_HZ, STEP_LIMITS
 from lightwam.config.schema import SimConfig
 from lightwam.errors import SimulatorError
 from lightwam.sim import registry
 from lightwam.sim.check import check_simulator
-from lightwam.sim.robotwin import installation, runtime, sentences
+from lightwam.sim.robotwin import installation, planner, runtime, sentences
 from lightwam.sim.robotwin import simulator as robotwin
 from lightwam.sim.robotwin.lavapipe import DRIVER_FILE
 from lightwam.sim.robotwin.simulator import ARMS, RobotwinSimulator
@@ -125,6 +125,25 @@ def test_the_state_is_the_last_command_and_absurd_targets_are_cut(blocks: Robotw
     wild[2] = 1e12
     blocks.step(wild)
     assert blocks.observe().state[2] == pytest.approx(2 * np.pi)
+
+
+def test_the_arms_move_on_after_a_success(blocks: RobotwinSimulator) -> None:
+    """RoboTwin's own `take_action` does nothing once `eval_success` is set."""
+    blocks.reset(0)
+    blocks.world.env.eval_success = True
+    blocks.step(ACTIONS[0])
+    np.testing.assert_allclose(blocks.observe().state[ARMS], ACTIONS[0][ARMS], atol=1e-6)
+
+
+@pytest.mark.parametrize(("distance", "seconds"), [(0.5, 2 * 0.5**0.5), (2.0, 3.0)])
+def test_a_motion_is_the_fastest_from_rest_to_rest(distance: float, seconds: float) -> None:
+    """At 1 rad/s and 1 rad/s^2: below 1 rad speeding up and slowing down, above it full speed between."""
+    path = np.array([np.zeros(6), [distance, *np.zeros(5)]])
+    at, position, velocity, acceleration, duration = planner.time_path(path)
+    assert duration == pytest.approx(seconds, rel=1e-2)
+    assert len(at) == len(position) == int(duration * PHYSICS_HZ)
+    assert np.abs(velocity).max() <= 1 + 1e-6 and np.abs(acceleration).max() <= 1 + 1e-6
+    np.testing.assert_allclose(position[[0, -1]], path, atol=1e-3)
 
 
 def test_nothing_of_a_process_changes(blocks: RobotwinSimulator, capfd: pytest.CaptureFixture[str]) -> None:

@@ -16,11 +16,12 @@ import torch
 from runs import bits
 
 from lightwam.config.schema import Recipe, TrainConfig
+from lightwam.engine.packed_step import PackedLoss
 from lightwam.errors import CheckpointError, ConfigError, DatasetError, LightwamError
 from lightwam.policy import run_directory
 from lightwam.training.caches import DatasetSource
 from lightwam.training.train import ema_decay, flow_draw, learning_rate, open_training_data, train
-from lightwam.types import Batch
+from lightwam.types import Batch, Losses
 
 
 def quiet(line: str) -> None:
@@ -320,6 +321,24 @@ def test_micro_batches_change_nothing_but_rounding(tiny: Any, tmp_path: Path) ->
             assert other[name] == pytest.approx(one[name], rel=1e-4), name
     # and neither setting binds a run
     train(shorter(recipe, micro_batch=2), tiny.dataset, parts, say=quiet)
+
+
+@pytest.mark.parametrize(("share", "micro_batch", "videos"), [(1.0, 0, [4]), (0.5, 0, [2]), (0.5, 2, [1, 1])])
+def test_a_share_of_the_samples_has_the_video_pass(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float, micro_batch: int, videos: list[int]
+) -> None:
+    seen: list[int] = []
+    forward = PackedLoss.forward
+
+    def watched(self: PackedLoss, batch: Batch, u: torch.Tensor, noise: torch.Tensor) -> Losses:
+        assert len(u) == len(noise)
+        seen.append(len(u))
+        return forward(self, batch, u, noise)
+
+    monkeypatch.setattr(PackedLoss, "forward", watched)
+    recipe = shorter(tiny.recipe, video_share=share, micro_batch=micro_batch)
+    train(recipe, tiny.dataset, tmp_path / "mine", stop_after=1, say=quiet)
+    assert seen == videos
 
 
 def test_training_lowers_the_loss(tiny: Any, tmp_path: Path) -> None:

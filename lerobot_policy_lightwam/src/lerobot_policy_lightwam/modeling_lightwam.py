@@ -23,6 +23,7 @@ from lightwam.encoders.dct import DctLatents
 from lightwam.encoders.frozen import Prompts, encode_clip, open_latents, vae_identity
 from lightwam.engine.packed_step import packed_loss
 from lightwam.policy.run_directory import load_strict
+from lightwam.training.footprint import num_with_video
 from lightwam.training.train import flow_draw
 from lightwam.training.wan_backbone import load_backbone
 from lightwam.types import SINGLE_PROCESS, Batch, LatentCodec, Rank, to_pixels
@@ -86,8 +87,8 @@ class LightWAMPolicy(PreTrainedPolicy):
         (seed, step), (rank, size) = self.drawn.tolist(), processes()
         u, noise = flow_draw(seed, step, size * len(windows.state), windows.clip, rank)
         self.drawn[1] += self.training
-        checkpointing = self.recipe.train.checkpointing
-        losses = packed_loss(self.model, windows, u, noise, checkpointing=checkpointing)
+        train, videos = self.recipe.train, slice(num_with_video(self.recipe.train, len(u)))
+        losses = packed_loss(self.model, windows, u[videos], noise[videos], checkpointing=train.checkpointing)
         return losses.total, {
             "loss_video": float(losses.video.detach()),
             "loss_action": float(losses.action.detach()),

@@ -197,10 +197,7 @@ def _check_demonstrations(path: Path, files: Sequence[Path]) -> None:
         for file in files:
             scans.append(hdf5.scan(file, pictures=True))
             progress.advance(file.name)
-    if problems := [problem for scan in scans for problem in scan.problems]:
-        print("\n".join(problems))
-        got, step = f"{len(problems)} problems, listed above", "copy those files again, or leave them out"
-        raise DatasetError("the demonstrations are broken", where=path, got=got, next_step=step)
+    _refuse(path, [problem for scan in scans for problem in scan.problems])
     lengths = [length for scan in scans for length in scan.lengths.values()]
     failures = sum(len(scan.failures) for scan in scans)
     print(
@@ -213,15 +210,20 @@ def _check_robotwin(path: Path) -> None:
     from lightwam.data.robotwin.sources import check_source, find_episodes
 
     report = check_source(find_episodes(path))
-    if report.problems:
-        print("\n".join(report.problems))
-        got, step = f"{len(report.problems)} problems, listed above", "copy those files again, or leave them out"
-        raise DatasetError("the demonstrations are broken", where=path, got=got, next_step=step)
+    _refuse(path, report.problems)
     cameras = ", ".join(f"{name} {height}x{width}" for name, (height, width) in report.cameras.items())
     print(
         f"{path}: sound; {sum(report.episodes.values())} demonstrations of {len(report.episodes)} tasks, "
         f"{report.frames} frames with an action, cameras {cameras}"
     )
+
+
+def _refuse(path: Path, problems: Sequence[str]) -> None:
+    """Print all problems of a benchmark's own files and raise DatasetError, if there are any."""
+    if problems:
+        print("\n".join(problems))
+        got, step = f"{len(problems)} problems, listed above", "copy those files again, or leave them out"
+        raise DatasetError("the demonstrations are broken", where=path, got=got, next_step=step)
 
 
 def _check_latents(dataset: LeRobotDataset, path: Path) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from lightwam.config.robotwin_protocols import BOX_TASKS, FIRST_EVALUATION_SEED
-from lightwam.config.robotwin_tasks import CAMERAS, STEP_LIMITS
+from lightwam.config.robotwin_tasks import ARM_DIMS, CAMERAS, JOINT_NAMES, STEP_LIMITS
 from lightwam.config.schema import (
     BackboneConfig,
     CameraPlace,
@@ -209,19 +209,18 @@ def robotwin_blocks_small() -> Recipe:
     head camera is cropped to the part of the table where blocks lie. Joint targets are learnt relative to the state:
     they span 2 rad, and a grasp needs 0.01.
     """
-    base, text = demo(), HashedTextConfig(num_tokens=24, dim=64)
+    base, text, dim = demo(), HashedTextConfig(num_tokens=24, dim=64), len(JOINT_NAMES)
     backbone = replace(base.model.backbone, width=96, ffn_width=192, num_heads=4)
     places = (
         CameraPlace("head_camera", 0, 0, 80, 128, crop=(0.09, 0.0, 0.92, 1.0)),
         CameraPlace("left_camera", 80, 0, 48, 64),
         CameraPlace("right_camera", 80, 64, 48, 64),
     )
-    arms = tuple(i for i in range(14) if i not in (6, 13))
     return replace(
         base,
         name="robotwin-blocks-small",
-        model=replace(base.model, backbone=backbone, state_dim=14, action_dim=14, horizon=16, supervised_prefix=16),
-        codec=CodecConfig(canvas=(128, 128), places=places, video_stride=4, relative_action_dims=arms),
+        model=replace(base.model, backbone=backbone, state_dim=dim, action_dim=dim, horizon=16, supervised_prefix=16),
+        codec=CodecConfig(canvas=(128, 128), places=places, video_stride=4, relative_action_dims=ARM_DIMS),
         text=text,
         sim=SimConfig(
             "robotwin", BOX_TASKS, CAMERAS, height=168, width=224, max_steps=240, action_repeat=4, protocol="plain"
@@ -333,11 +332,7 @@ def robotwin() -> Recipe:
         model=replace(paper_libero_model(), state_dim=14, action_dim=14, supervised_prefix=24),
         codec=CodecConfig(canvas=(384, 320), places=places, state_norm="z_score", action_norm="z_score"),
         sim=SimConfig(
-            *("robotwin", tuple(STEP_LIMITS), CAMERAS),
-            height=240,
-            width=320,
-            max_steps=max(STEP_LIMITS.values()),
-            protocol="robotwin-2026-06",
+            "robotwin", tuple(STEP_LIMITS), CAMERAS, 240, 320, max(STEP_LIMITS.values()), protocol="robotwin-2026-06"
         ),
         collect=CollectConfig(demos_per_task=50),
         train=_paper_training(460_000, batch_size=128),

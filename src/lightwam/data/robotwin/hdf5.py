@@ -18,7 +18,8 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from lightwam.config.robotwin_tasks import SIDES
+from lightwam.config.robotwin_tasks import CAMERAS, SIDES
+from lightwam.data.hdf5_files import UNREADABLE, open_hdf5
 from lightwam.errors import DatasetError, first_few
 from lightwam.system.images import PictureError, decode
 
@@ -26,8 +27,6 @@ Split = Literal["seen", "unseen"]
 """sentences made of templates for training, or of those kept for evaluation"""
 EPISODE = re.compile(r"episode_?(\d+)")
 """the stem of a file's name"""
-UNREADABLE = (OSError, RuntimeError, KeyError, ValueError)
-"""what h5py raises for damaged files"""
 MAX_BYTES = 1 << 28
 """of one decoded picture"""
 
@@ -55,7 +54,7 @@ OLDER = Layout(
     name="RoboTwin HDF5",
     joints=("{side}_arm", "{side}_gripper"),
     groups=("joint_action",),
-    cameras={camera: f"observation/{camera}/rgb" for camera in ("head_camera", "left_camera", "right_camera")},
+    cameras={camera: f"observation/{camera}/rgb" for camera in CAMERAS},
     folders=(2, 1),
 )
 """TASK/CONFIG/data/episodeN.hdf5"""
@@ -163,13 +162,8 @@ def episode_number(path: Path) -> int:
 
 
 def open_file(path: Path) -> Any:
-    """Open an HDF5 file for reading; DatasetError without h5py."""
-    try:
-        import h5py
-    except ImportError as error:
-        step = "pip install 'lightwam[robotwin]'"
-        raise DatasetError("RoboTwin's own files need h5py", where=path, got=error, next_step=step) from error
-    return h5py.File(path, "r")
+    """Open an episode's file for reading."""
+    return open_hdf5(path, "robotwin")
 
 
 def layout_of(path: Path) -> Layout | None:

@@ -51,11 +51,8 @@ def unpack_driver() -> Path:
         _run(["dpkg", "-x", package.name, "root"], folder)
         (library,) = folder.glob(f"root/usr/lib/*/{LIBRARY}")
         if missing := re.findall(r"(\S+) => not found", _run(["ldd", str(library)], folder)):
-            what, step = (
-                "libraries of the Vulkan driver are missing",
-                f"apt install, of these, what is missing: {NEEDED}",
-            )
-            raise SetupError(what, got=", ".join(missing), next_step=step)
+            step = f"apt install, of these, what is missing: {NEEDED}"
+            raise SetupError("libraries of the Vulkan driver are missing", got=", ".join(missing), next_step=step)
         with replace_file(FOLDER / LIBRARY, SetupError) as beside:
             beside.write_bytes(library.read_bytes())
     described = {"library_path": str(FOLDER / LIBRARY), "api_version": "1.4.305"}

@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
+from lightwam.config.robotwin_tasks import PHYSICS_HZ
+
 Path = Float64[np.ndarray, "points dof"]
 
 SPEED_LIMIT = 1.0
 """of a joint's velocity, rad/s, and acceleration, rad/s^2: as mplib's defaults"""
-STEP = 1 / 250
+STEP = 1 / PHYSICS_HZ
 """seconds of a physics step"""
 NUM_STARTS = 8
 """fixed postures from which inverse kinematics starts when the present one does not lead to the pose"""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lightwam.config.robotwin_protocols import robotwin_protocol
-from lightwam.config.robotwin_tasks import CAMERAS, FRAME_HZ, JOINT_NAMES, STEP_LIMITS
+from lightwam.config.robotwin_tasks import ARM_DIMS, CAMERAS, FRAME_HZ, JOINT_NAMES, STEP_LIMITS
 from lightwam.config.schema import SimConfig
 from lightwam.sim.robotwin import installation
 from lightwam.sim.robotwin.robot import stand_in_looks
@@ -35,7 +35,7 @@ TESTED = {
     "sapien": PackageVersions(("3.0.3",), "its physics and pictures may differ"),
     "toppra": PackageVersions(("0.6.10",), "motions may differ in their last bits"),
 }
-ARMS = np.array([i for i, name in enumerate(JOINT_NAMES) if "gripper" not in name])
+ARMS = list(ARM_DIMS)
 FARTHEST = 2 * np.pi
 """radians: targets beyond it are cut, as RoboTwin would spend hours on the way to one of 1e9"""
 
