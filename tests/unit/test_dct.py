@@ -2,12 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightwam.config.schema import DctConfig
 from lightwam.encoders.dct import DctLatents, analysis
+from lightwam.encoders.frozen import encode_clips
 from lightwam.errors import ConfigError
 from lightwam.types import LatentCodec
 
@@ -142,6 +144,16 @@ def test_counts_that_a_block_does_not_have_are_refused(luma: int, chroma: int) -
     channels = max(0, luma + 2 * chroma)
     with pytest.raises(ConfigError, match="channels"):
         DctLatents(config, [0.0] * channels, [1.0] * channels)
+
+
+def test_samples_without_a_video_pass_have_the_present_and_no_clip() -> None:
+    video = np.random.default_rng(0).integers(0, 256, (4, 5, 16, 16, 3), np.uint8)
+    marked = np.array([True, False, True, False])
+    encoder = latents_of()
+    whole, part = encode_clips(encoder, video), encode_clips(encoder, video, marked)
+    torch.testing.assert_close(part.present, whole.present)
+    torch.testing.assert_close(part.clip[marked], whole.clip[marked])
+    assert not part.clip[~marked].any() and part.clip.shape == whole.clip.shape
 
 
 def test_the_encoder_is_a_latent_codec() -> None:

@@ -46,7 +46,7 @@ def test_a_chunk_is_about_a_second(fps: float, stride: int, horizon: int) -> Non
 
 
 def test_targets_are_followed_for_longer_than_motions() -> None:
-    assert (replan_of(32, False), replan_of(32, True), replan_of(1, True)) == (24, 16, 1)
+    assert (replan_of(32, False), replan_of(32, True), replan_of(1, True)) == (8, 16, 1)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7])
@@ -73,7 +73,7 @@ def test_every_size_fits_any_robot(name: str, fps: float, count: int) -> None:
 
 def test_the_settings_of_a_robot() -> None:
     recipe = fitted(SIZES["small"].recipe(), SO101, 96, "mine")
-    assert (recipe.codec.canvas, recipe.codec.video_stride, recipe.eval.replan) == ((96, 256), 4, 24)
+    assert (recipe.codec.canvas, recipe.codec.video_stride, recipe.eval.replan) == ((96, 256), 4, 8)
     assert (recipe.model.state_dim, recipe.model.action_dim, recipe.text.num_tokens) == (6, 6, 13)
     assert recipe.codec.relative_action_dims == (0, 1, 2, 3, 4) and recipe.codec.delta_action_dims == ()
     assert recipe.codec.action_norm == "z_score" and recipe.held_out.share > 0

@@ -7,9 +7,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightwam.config import recipes
+from lightwam.config.schema import TrainConfig
 from lightwam.engine import packed_step
 from lightwam.policy.benchmark import random_model
-from lightwam.training.footprint import activation_bytes, num_tokens, step_tflop
+from lightwam.training.footprint import activation_bytes, has_video, num_tokens, step_tflop
 from lightwam.types import Batch
 
 
@@ -80,3 +81,10 @@ def test_the_work_of_a_step_is_what_torch_counts() -> None:
     with FlopCounterMode(display=False) as counter:
         packed_step.packed_loss(model, batch, torch.rand(2), torch.randn_like(batch.clip)).total.backward()
     assert frames > 1 and counter.get_total_flops() / 1e12 == pytest.approx(step_tflop(recipe), rel=0.25)
+
+
+def test_the_first_samples_of_each_micro_batch_have_the_video_pass() -> None:
+    train = TrainConfig(steps=1, batch_size=10, video_share=0.5, micro_batch=4)
+    marked = has_video(train, 10)
+    assert marked is not None and marked.tolist() == [1, 1, 0, 0, 1, 1, 0, 0, 1, 0]
+    assert has_video(replace(train, video_share=1.0), 10) is None

@@ -186,14 +186,25 @@ def test_an_invalid_state_is_refused(make: type, state: dict[str, object]) -> No
         loader.load_state_dict(loader.state_dict() | state if len(state) and state["batches"] != 3 else state)
 
 
+def test_later_pictures_are_read_only_for_samples_with_a_video_pass(make: type) -> None:
+    marked = np.array([True, False, False])
+    whole, part = make(shift_pixels=2), make(shift_pixels=2, has_video=marked)
+    for _ in range(4):
+        all_of_it, some = whole.next(), part.next()
+        np.testing.assert_array_equal(some.video[:, 0], all_of_it.video[:, 0])
+        np.testing.assert_array_equal(some.video[0], all_of_it.video[0])
+        assert not some.video[1:, 1:].any()
+        assert equal(dataclasses.replace(some, video=all_of_it.video), all_of_it)
+
+
 def test_errors_in_the_thread_are_raised_by_next(make: type, monkeypatch: pytest.MonkeyPatch) -> None:
     loader = make()
     gather = loader._gather
 
-    def failing(start: np.ndarray) -> Windows:
+    def failing(*rows: np.ndarray) -> Windows:
         if loader.state_dict()["batches"] >= 0 and next(calls) == 2:
             raise RuntimeError("the disk is gone")
-        return gather(start)
+        return gather(*rows)
 
     calls = iter(range(100))
     monkeypatch.setattr(loader, "_gather", failing)

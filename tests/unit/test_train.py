@@ -332,6 +332,8 @@ def test_a_share_of_the_samples_has_the_video_pass(
 
     def watched(self: PackedLoss, batch: Batch, u: torch.Tensor, noise: torch.Tensor) -> Losses:
         assert len(u) == len(noise)
+        has_clip = batch.clip.flatten(1).any(dim=1).tolist()  # a clip that is not needed is not read
+        assert has_clip == [row < len(u) for row in range(len(has_clip))]
         seen.append(len(u))
         return forward(self, batch, u, noise)
 

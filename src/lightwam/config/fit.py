@@ -16,8 +16,8 @@ from lightwam.errors import ConfigError, did_you_mean
 
 VIDEO_HZ, CHUNK_S = 7.5, 1.0
 """about the video's frames a second, and the seconds of a chunk"""
-REPLAN_TARGETS, REPLAN_MOTIONS = 0.75, 0.5
-"""share of a chunk that is executed: targets may be followed for longer, motions add up their errors"""
+REPLAN_TARGETS, REPLAN_MOTIONS = 0.25, 0.5
+"""share of a chunk that is executed, of targets (docs/results/own_robot.md) and of motions"""
 ONE_ROW = 3
 """more cameras than this stand in two rows"""
 WIDTH_GRAIN = 16

@@ -29,7 +29,15 @@ def small() -> Recipe:
     return replace(
         _without_robot(base, "small"),
         model=_without_dims(base.model),
-        train=replace(base.train, steps=2400, ema_decay=0.995, warmup_steps=60, save_every=500, shift_pixels=4),
+        train=replace(
+            base.train,
+            steps=2400,
+            ema_decay=0.995,
+            warmup_steps=60,
+            save_every=500,
+            shift_pixels=4,
+            video_share=0.25,
+        ),
     )
 
 
@@ -109,7 +117,7 @@ class Size:
 
 
 SIZES: Mapping[str, Size] = {
-    "small": Size(small, (96, 64), 160, 20, 1.0),
+    "small": Size(small, (96, 64), 160, 60, 1.0),
     "base": Size(base, (128, 96), 400, 60, 4.0),
     "paper": Size(paper, (224,), 1200, 20, 20.0),
 }

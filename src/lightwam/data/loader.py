@@ -13,13 +13,13 @@ import time
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, Int64, UInt8
+from jaxtyping import Bool, Int, Int64, UInt8
 
 from lightwam.data.cache.base import Cache
 from lightwam.data.codec import Codec
 from lightwam.data.sampling import WindowOrder
 from lightwam.errors import CheckpointError, ConfigError
-from lightwam.types import SINGLE_PROCESS, Rank, Windows
+from lightwam.types import SINGLE_PROCESS, Latents, Rank, Windows
 
 PREFETCHED = 3
 """batches"""
@@ -31,7 +31,9 @@ class WindowLoader:
     `batch_size` counts the samples of all processes; process `share.rank` of `share.size` reads its equal part, the
     rows from rank * batch_size / size on. `shift_pixels`: each camera's pictures in a window are moved by the same
     random amount of up to that many canvas pixels each way, and the edge is repeated. `wait_seconds` is the time that
-    `next` waited for the thread. The cache's `sampling` says which windows are drawn and what they teach.
+    `next` waited for the thread. The cache's `sampling` says which windows are drawn and what they teach. `has_video`
+    marks the rows of this process that have a video pass: later pictures of the others are 0, unless they come from a
+    cache of latents. None: all rows have one.
     """
 
     def __init__(
@@ -43,9 +45,11 @@ class WindowLoader:
         seed: int,
         shift_pixels: int = 0,
         share: Rank = SINGLE_PROCESS,
+        has_video: Bool[np.ndarray, " rows"] | None = None,
     ) -> None:
         self.cache, self.codec, self.horizon, self.batch_size, self.seed = cache, codec, horizon, batch_size, seed
         self.shift_pixels, self.stride, self.share = shift_pixels, codec.config.video_stride, share
+        self.has_video = has_video
         self._check_arguments()
         self.sampling = cache.sampling
         self.num_windows = self.sampling.num_windows
@@ -123,13 +127,13 @@ class WindowLoader:
         size = self.batch_size // self.share.size
         positions = number * self.batch_size + self.share.rank * size + np.arange(size)
         index, shifts = self._order.at(positions)
-        windows = self._gather(index)
+        windows = self._gather(index, self.has_video)
         if self.shift_pixels:
             assert isinstance(windows.video, np.ndarray)  # check_window refuses to shift latents
             self._shift(windows.video, shifts)
         return windows
 
-    def _gather(self, start: Int64[np.ndarray, " B"]) -> Windows:
+    def _gather(self, start: Int64[np.ndarray, " B"], has_video: Bool[np.ndarray, " B"] | None = None) -> Windows:
         last = self._last[start][:, None]
         frame = start[:, None] + np.arange(0, self.horizon + 1, self.stride)
         step = start[:, None] + np.arange(self.horizon)
@@ -137,14 +141,30 @@ class WindowLoader:
         for dim in self.codec.config.delta_action_dims:
             action[..., dim] = np.where(step > last, 0, action[..., dim])
         action = self.codec.encode_action(action, self.cache.state[start])
-        video = self.cache.video(np.minimum(frame, last))
+        video = self._video(np.minimum(frame, last), has_video)
         untaught_action = ~self.sampling.teaches_action[np.minimum(step, last)]
         untaught_video = ~self.sampling.teaches_video[start][:, None]
         action_is_pad, frame_is_pad = (step > last) | untaught_action, (frame > last) | untaught_video
         return Windows(video, self._state[start], action, action_is_pad, frame_is_pad, self._task[start])
 
+    def _video(
+        self, frame: Int64[np.ndarray, "B F"], has_video: Bool[np.ndarray, " B"] | None
+    ) -> UInt8[np.ndarray, "B F height width 3"] | Latents:
+        if has_video is None:
+            return self.cache.video(frame)
+        clips = self.cache.video(frame[has_video])
+        if isinstance(clips, Latents):
+            return self.cache.video(frame)
+        video = np.zeros((*frame.shape, *clips.shape[2:]), np.uint8)
+        video[has_video] = clips
+        if not has_video.all():
+            video[~has_video, :1] = self.cache.video(frame[~has_video, :1])
+        return video
+
     def _shift(self, frames: UInt8[np.ndarray, "B F height width 3"], shifts: Int[np.ndarray, "B places 2"]) -> None:
-        for window, moves in zip(frames, shifts, strict=True):
+        for number, (window, moves) in enumerate(zip(frames, shifts, strict=True)):
+            if self.has_video is not None and not self.has_video[number]:
+                window = window[:1]
             for place, (down, right) in zip(self.codec.config.places, moves.tolist(), strict=True):
                 view = window[:, place.top : place.top + place.height, place.left : place.left + place.width]
                 _move(view, down, right)

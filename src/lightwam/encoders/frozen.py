@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from lightwam.config.schema import DctConfig, HashedTextConfig, Recipe
@@ -19,7 +20,7 @@ from lightwam.encoders.dct import DctLatents
 from lightwam.encoders.hashed_text import HashedText
 from lightwam.encoders.weight_files import digest, locate
 from lightwam.errors import CheckpointError, PromptError
-from lightwam.types import LatentCodec, Latents, TextEncoder, pool
+from lightwam.types import LatentCodec, Latents, TextEncoder, pool, to_pixels
 
 MAX_PROMPTS = 256
 """prompts other than the run's own whose states are cached"""
@@ -54,6 +55,21 @@ def encode_clip(latents: LatentCodec, pixels: Float[Tensor, "B 3 F height width"
     """Encode a clip for the loss: latents of the first frame, and of all frames averaged 2x2 in space."""
     z = latents.encode(pixels)
     return Latents(z[:, :, :1], pool(z))
+
+
+def encode_clips(
+    latents: LatentCodec,
+    video: UInt8[np.ndarray, "B F height width 3"],
+    has_video: Bool[np.ndarray, " B"] | None = None,
+) -> Latents:
+    """Encode canvases for the loss; of samples without a video pass only the first one, and their clip is 0."""
+    if has_video is None or has_video.all():
+        return encode_clip(latents, to_pixels(video))
+    whole, single = encode_clip(latents, to_pixels(video[has_video])), latents.encode(to_pixels(video[~has_video, :1]))
+    present = single.new_zeros(len(video), *single.shape[1:])
+    clip = single.new_zeros(len(video), *whole.clip.shape[1:])
+    present[has_video], present[~has_video], clip[has_video] = whole.present, single, whole.clip
+    return Latents(present, clip)
 
 
 def open_text(recipe: Recipe, device: torch.device | str = "cpu") -> TextEncoder:

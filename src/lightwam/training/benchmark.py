@@ -10,21 +10,22 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 
 from lightwam.config.checks import check_recipe
 from lightwam.config.schema import Recipe, TrainConfig
-from lightwam.encoders.frozen import encode_clip
+from lightwam.encoders.frozen import encode_clips
 from lightwam.engine.packed_step import packed_loss
 from lightwam.policy.benchmark import random_context, random_latents, random_model
 from lightwam.system.cpu import fast_matmuls
 from lightwam.system.devices import resolve_device
 from lightwam.system.tables import table_lines
 from lightwam.system.timing import conditions, conditions_line, in_turns, now
-from lightwam.training.footprint import memory_bytes, num_parameters, num_with_video, step_tflop
+from lightwam.training.footprint import has_video, memory_bytes, num_parameters, num_with_video, step_tflop
 from lightwam.training.optimizer import Optimizer
 from lightwam.training.train import flow_draw
-from lightwam.types import Batch, Latents, Losses, to_pixels
+from lightwam.types import Batch, Latents, Losses
 
 REPETITIONS, LONG_STEP_S, FEW_REPETITIONS = 8, 5.0, 4
 """steps of more than LONG_STEP_S seconds are repeated FEW_REPETITIONS times"""
@@ -132,8 +133,9 @@ def _encoder(recipe: Recipe, size: int, device: torch.device) -> Callable[[], La
     """Return a function to random pictures encoded by the DCT or, for a recipe that caches latents, random latents."""
     if not recipe.latents.pretrained:
         dct = random_latents(recipe, device)
-        pictures = torch.randint(0, 256, (size, recipe.num_frames, *recipe.codec.canvas, 3), dtype=torch.uint8)
-        return lambda: encode_clip(dct, to_pixels(pictures))
+        shape, videos = (size, recipe.num_frames, *recipe.codec.canvas, 3), has_video(recipe.train, size)
+        pictures = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+        return lambda: encode_clips(dct, pictures, videos)
     channels, _, height, width = recipe.latent_shape
     present = torch.randn(size, channels, 1, height, width, device=device)
     latents = Latents(present, torch.randn(size, *recipe.pooled_shape, device=device))

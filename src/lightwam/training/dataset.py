@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lightwam.config.schema import Recipe
@@ -19,7 +20,7 @@ from lightwam.data.codec import Codec
 from lightwam.data.lerobot.features import parse_names
 from lightwam.data.lerobot.hub import hub_id
 from lightwam.data.lerobot.reader import LeRobotDataset
-from lightwam.encoders.frozen import Prompts, check_vae, encode_clip, open_latents
+from lightwam.encoders.frozen import Prompts, check_vae, encode_clips, open_latents
 from lightwam.errors import CheckpointError, first_few
 from lightwam.policy import run_directory
 from lightwam.policy.run_directory import Weights, changes, read_table, write_json
@@ -34,7 +35,7 @@ from lightwam.training.sources import (
     source_facts,
 )
 from lightwam.training.start import Start, record_start
-from lightwam.types import Batch, LatentCodec, Latents, Windows, to_pixels
+from lightwam.types import Batch, LatentCodec, Latents, Windows
 
 KEYS, OPTIONAL_KEYS = ("fingerprint", "path"), ("episodes", "names", "hub", "others")
 """keys of dataset.json; older runs lack "episodes", runs whose features have LeRobot's names lack "names", and those on
@@ -52,12 +53,15 @@ class BatchEncoder:
     prompts: Float[Tensor, "tasks L E"]
     """text states of every task sentence of the dataset"""
 
-    def encode(self, windows: Windows) -> Batch:
-        """Encode the loader's windows as the model's input: pictures to latents, task indices to text states."""
+    def encode(self, windows: Windows, has_video: Bool[np.ndarray, " B"] | None = None) -> Batch:
+        """Encode the loader's windows as the model's input: pictures to latents, task indices to text states.
+
+        `has_video` is the loader's: clips of the other samples are 0. None: all samples have a video pass.
+        """
         video = windows.video
         if not isinstance(video, Latents):
             assert self.latents is not None
-            video = encode_clip(self.latents, to_pixels(video))
+            video = encode_clips(self.latents, video, has_video)
         return Batch(
             present=video.present,
             clip=video.clip,

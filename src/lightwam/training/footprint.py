@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from jaxtyping import Bool
 
 from lightwam.config.schema import ModelConfig, Recipe, TrainConfig
 from lightwam.model.light_wam import LightWAM
@@ -86,6 +88,16 @@ def activation_bytes(recipe: Recipe) -> int:
 def num_with_video(train: TrainConfig, num_samples: int) -> int:
     """Return how many of so many samples have the video pass: the first ones, at least one."""
     return max(1, round(train.video_share * num_samples))
+
+
+def has_video(train: TrainConfig, num_samples: int) -> Bool[np.ndarray, " samples"] | None:
+    """Return which of so many samples have the video pass, a micro batch at a time; None: all."""
+    if train.video_share == 1:
+        return None
+    micro = min(train.micro_batch or num_samples, num_samples)
+    starts = range(0, num_samples, micro)
+    sizes = [min(micro, num_samples - start) for start in starts]
+    return np.concatenate([np.arange(size) < num_with_video(train, size) for size in sizes])
 
 
 def step_tflop(recipe: Recipe) -> float:

@@ -32,7 +32,7 @@ from lightwam.training import distributed, loggers, validation
 from lightwam.training.caches import DatasetSource
 from lightwam.training.dataset import BatchEncoder, open_training_data
 from lightwam.training.distributed import Parallel, World
-from lightwam.training.footprint import num_with_video
+from lightwam.training.footprint import has_video, num_with_video
 from lightwam.training.loggers import Logger, open_loggers
 from lightwam.training.optimizer import Optimizer
 from lightwam.training.run_log import truncate_log
@@ -131,7 +131,8 @@ class Session:
         self.trained = self.optimizer.masters
         self.ema: Weights = {name: p.detach().clone() for name, p in self.trained.items()} if settings.ema_decay else {}
         horizon, batch_size, shift = recipe.model.horizon, settings.batch_size, settings.shift_pixels
-        self.loader = WindowLoader(cache, batch_encoder.codec, horizon, batch_size, settings.seed, shift, world.process)
+        rank, videos = world.process, has_video(settings, batch_size // world.process.size)
+        self.loader = WindowLoader(cache, batch_encoder.codec, horizon, batch_size, settings.seed, shift, rank, videos)
         drawn = self.loader.sampling
         self.validates, self.validation = bool(drawn.held_out), None
         if self.validates and world.is_main:
@@ -158,7 +159,7 @@ class Session:
     def advance(self) -> dict[str, float]:
         """Make one optimiser step; return its losses, gradient norm and learning rate."""
         settings, world = self.recipe.train, self.world
-        batch = self.batch_encoder.encode(self.loader.next()).to(world.device)
+        batch = self.batch_encoder.encode(self.loader.next(), self.loader.has_video).to(world.device)
         u, noise = flow_draw(settings.seed, self.step, settings.batch_size, batch.clip, world.process.rank)
         total, video, action = world.mean(self._accumulate_gradients(batch, u, noise)).tolist()
         norm = float(distributed.gather(self.optimizer.clip(settings.clip_norm)))

@@ -13,6 +13,9 @@ DECISION_SECONDS = 0.1
 its target moves on while the servos lag"""
 REACH_METRES = 0.018
 """longest move of the gripper's target in one decision"""
+FIXED_JAW_CLEARANCE = 0.018
+"""metres that the way down is moved to the fixed jaw's side. The controller leaves 4 mm between that jaw and the cube,
+and 48 mm at the other jaw, which pushes the cube over"""
 GRIPPER_OPEN = 70.0
 """opening where the controller asks for a fully open gripper, whose jaw would reach far to the side"""
 GRIPPER_SPEED = 240.0
@@ -63,7 +66,7 @@ class So101Expert:
         own.qpos[:] = data.qpos
         mujoco.mj_forward(model, own)
         point = control_point(own, self._site, self._offset)
-        where = point, self._simulator.cube, self._simulator.goal
+        where = point, self._cube_to_reach(), self._simulator.goal
         *motion, opening = self._controller.act(*where)
         # it waits a second for the jaws: half is enough, and a policy cannot see how long it has waited
         if not any(motion):
@@ -91,6 +94,15 @@ class So101Expert:
         step, last = GRIPPER_SPEED * self._seconds, self._next[-1]
         targets[-1] = np.clip(opening * GRIPPER_OPEN, last - step, last + step)
         return targets
+
+    def _cube_to_reach(self) -> Float64[np.ndarray, " 3"]:
+        """Return the cube's position; on the way down, one beside it that leaves both jaws room."""
+        from lerobot_env_so101.scripted.pick_place import Phase
+
+        cube = self._simulator.cube
+        if self._controller.phase in (Phase.HOVER, Phase.DESCEND):
+            return cube - FIXED_JAW_CLEARANCE * np.array(JAW_DIRECTION)
+        return cube
 
 
 make_expert = So101Expert
