@@ -153,10 +153,28 @@ def test_cache_export_and_adopt_pass_their_options(
     record: Callable[..., Calls], capsys: pytest.CaptureFixture[str]
 ) -> None:
     cached = record("lightwam.training.precompute", "make_cache")
-    assert main(["cache", "libero-10", "--dataset", "d", "--weights", "w", "--device", "cpu", "--cache", "c"]) == 0
+    assert (
+        main(
+            [
+                "cache",
+                "libero-10",
+                "--dataset",
+                "d",
+                "--weights",
+                "w",
+                "--device",
+                "cpu",
+                "--cache",
+                "c",
+                "--batch-size",
+                "2",
+            ]
+        )
+        == 0
+    )
     recipe, data, options = cached[0]
     source = DatasetSource(Path("d"), cache=Path("c"))
-    assert (recipe.weights, data, options) == ("w", source, {"device": "cpu"})
+    assert (recipe.weights, data, options) == ("w", source, {"batch_size": 2, "device": "cpu"})
 
     exported = record("lightwam.training.adopt", "export", Path("x.pt"))
     assert main(["export", "runs/x", "--to", "x.pt", "--step", "5", "--no-ema"]) == 0

@@ -1,6 +1,9 @@
 """The engine: folded weights, updates that rounding would swallow, kept sentences, and a policy's use of it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,8 +14,8 @@ from torch import Tensor, nn
 from lightwam.config.schema import BackboneConfig, ExpertConfig, FlowConfig, ModelConfig
 from lightwam.engine import engine as engines
 from lightwam.engine import folding
-from lightwam.engine.engine import Engine
-from lightwam.engine.folded_model import FoldedWAM
+from lightwam.engine.engine import Engine, Graph
+from lightwam.engine.folded_model import ContextKV, FoldedWAM, padding_bias
 from lightwam.engine.folding import Folded, Int8, Packed, Placement, fold, stack, tensors
 from lightwam.errors import ConfigError, WireError
 from lightwam.model.light_wam import LightWAM
@@ -268,6 +271,75 @@ def test_policy_with_engine_acts_the_same(tiny_once: Any) -> None:
     assert Policy.load(tiny_once.run, device="cpu", precision="bfloat16").computes == "bfloat16 on cpu"
     with pytest.raises(ConfigError, match="only the engine"):
         Policy.load(tiny_once.run, int8=True)
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.bfloat16, 3e-4), (torch.float32, 1e-6), (torch.float64, 1e-14)])
+def test_keys_for_the_padding_weigh_as_much_as_all_of_it(dtype: torch.dtype, most: float) -> None:
+    for count in range(513):
+        bias = padding_bias(count, dtype)
+        assert bias.dtype == dtype and len(bias) <= (2 if dtype == torch.bfloat16 else 1)
+        assert float(bias.double().exp().sum()) == pytest.approx(count, rel=most)
+
+
+class IdleGraph(torch.cuda.CUDAGraph):
+    """A graph that does nothing; torch's own cannot be made without CUDA."""
+
+    def __new__(cls) -> "IdleGraph":
+        return object.__new__(cls)
+
+    def __init__(self) -> None:
+        pass
+
+    def replay(self) -> None:
+        pass
+
+
+class Captures:
+    """What `Graph` does with streams and the capture, in place of `torch.cuda`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, failing: bool = False) -> None:
+        self.current, self.captured_on, self.mode, self.failing = "main", "", "", failing
+        fakes = {
+            "Stream": lambda: SimpleNamespace(wait_stream=lambda other: None, name="side"),
+            "current_stream": lambda: SimpleNamespace(wait_stream=lambda other: None),
+            "CUDAGraph": IdleGraph,
+            "stream": self.stream,
+            "graph": self.graph,
+        }
+        for name, fake in fakes.items():
+            monkeypatch.setattr(torch.cuda, name, fake)
+
+    @contextmanager
+    def stream(self, stream: Any) -> Iterator[None]:
+        before, self.current = self.current, stream.name
+        try:
+            yield
+        finally:
+            self.current = before
+
+    @contextmanager
+    def graph(self, graph: Any, stream: Any, capture_error_mode: str) -> Iterator[None]:
+        self.captured_on, self.mode = stream.name, capture_error_mode
+        yield
+        if self.failing:
+            self.current = "lost"  # as torch leaves it when the capture ends with an error
+            raise RuntimeError("capture failed")
+
+
+def test_a_graph_is_captured_beside_threads_that_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda, on = Captures(monkeypatch), []
+    inputs = torch.zeros(1), ContextKV(torch.zeros(1), torch.zeros(1), torch.zeros(1)), torch.ones(1, 1, 1)
+    graph = Graph(lambda image, context, state: (on.append(cuda.current), state + 1)[1])
+    assert graph(*inputs).item() == 2
+    assert on == ["side"] * 4 and (cuda.captured_on, cuda.mode, cuda.current) == ("side", "thread_local", "main")
+
+
+def test_a_failed_capture_leaves_the_stream_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = Captures(monkeypatch, failing=True)
+    inputs = torch.zeros(1), ContextKV(torch.zeros(1), torch.zeros(1), torch.zeros(1)), torch.ones(1, 1, 1)
+    with pytest.raises(RuntimeError, match="capture failed"):
+        Graph(lambda image, context, state: state)(*inputs)
+    assert cuda.current == "main"
 
 
 @pytest.mark.gpu

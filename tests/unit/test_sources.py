@@ -314,6 +314,8 @@ def test_a_dataset_replaces_one_source_only(mixed: Recipe, tiny: Any, tmp_path: 
 
 def test_every_source_is_cached_once_for_all_recipes(mixed: Recipe, tmp_path: Path, cache_folder: Path) -> None:
     said: list[str] = []
+    with pytest.raises(ConfigError, match="batch-size must be >= 1"):
+        make_cache(mixed, None, batch_size=0)
     make_cache(mixed, None, say=said.append)
     assert len(list(cache_folder.glob("*.lightwam/cache/*/frames.npy"))) == 2  # the third is in the tiny dataset
     train(source(mixed, 1, weight=3.0), None, tmp_path / "mine", stop_after=1, say=said.append)

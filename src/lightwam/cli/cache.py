@@ -16,10 +16,13 @@ class MakeCacheOptions(DeviceOptions, DatasetOptions, RecipeOptions):
     For a recipe without pretrained encoders it decodes the pictures, which `lightwam train` would do by itself.
     """
 
+    batch_size: int = 8
+    """windows that are encoded at once; fewer need less memory"""
+
 
 def run(arguments: Sequence[str]) -> None:
     """`lightwam cache RECIPE [--dataset PATH] [--weights PATH] [OPTIONS]`."""
     options = recipe_command(MakeCacheOptions, arguments, "cache")
     from lightwam.training.precompute import make_cache
 
-    make_cache(options.recipe, options.source(), device=options.device)
+    make_cache(options.recipe, options.source(), batch_size=options.batch_size, device=options.device)

@@ -71,10 +71,17 @@ class Engine:
 
         Canvases are moved to the engine's device as bytes, a quarter of their size in float32.
         """
-        context_kv, canvas, state = self.context_kv(tuple(instructions)), canvas.to(self.device), state.to(self.device)
         if self.device.type != "cuda":
-            return self._run(canvas, context_kv, state)
+            return self.act_eagerly(canvas, instructions, state)
+        context_kv, canvas, state = self.context_kv(tuple(instructions)), canvas.to(self.device), state.to(self.device)
         return self._graph(*canvas.shape, context_kv.score_bias.shape[-1])(canvas, context_kv, state)
+
+    @torch.inference_mode()
+    def act_eagerly(
+        self, canvas: UInt8[Tensor, "B height width 3"], instructions: Sequence[str], state: Float[Tensor, "B P"]
+    ) -> Float[Tensor, "B H A"]:
+        """Act without a CUDA graph: each kernel is launched by itself, so that it can be counted."""
+        return self._run(canvas.to(self.device), self.context_kv(tuple(instructions)), state.to(self.device))
 
 
 class Graph:
@@ -103,13 +110,13 @@ class Graph:
         self, image: Tensor, context_kv: ContextKV, state: Tensor
     ) -> tuple[torch.cuda.CUDAGraph, Tensor, ContextKV, Tensor, Tensor]:
         inputs = image.clone(), ContextKV(*(part.clone() for part in context_kv)), state.clone()
-        side = torch.cuda.Stream()
+        graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # libraries choose their kernels and workspaces before the capture
-            for _ in range(3):
+        with torch.cuda.stream(side):  # which a failed capture would otherwise leave current
+            for _ in range(3):  # libraries choose their kernels and workspaces before the capture, on its stream
                 self._run(*inputs)
+            # thread_local: another thread, which loads the next checkpoint, may allocate memory meanwhile
+            with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+                action = self._run(*inputs)
         torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            action = self._run(*inputs)
         return graph, *inputs, action

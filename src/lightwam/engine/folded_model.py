@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from lightwam.engine.folded_expert import FoldedExpert
 from lightwam.engine.folding import Folded, Placement, fold, stack
 from lightwam.model.dit import Block, ResidualAdapter
-from lightwam.model.layers import EPS, apply_rope, at_least_float32, attention, gelu, layer_norm, rope_3d
+from lightwam.model.layers import EPS, apply_rope, at_least_float32, attention, gelu, layer_norm, patches, rope_3d
 from lightwam.model.light_wam import LightWAM
 
 
 class PromptKV(NamedTuple):
-    """Keys and values of a prompt for every block; the padding positions, all alike, are a single key."""
+    """Keys and values of a prompt for every block; padding positions, all alike, are one key, or two in bfloat16."""
 
     keys: Float[Tensor, "N K heads d"]
     values: Float[Tensor, "N K heads d"]
@@ -95,12 +95,12 @@ class FoldedWAM:
         """Fold `model` to compute at `placement`, which need not be the model's; sums are in at least float32."""
         dit = model.dit
         assert dit.config.patch[0] == 1
-        self.placement, self.patch = placement, dit.config.patch[1:]
+        self.placement, self.patch = placement, dit.config.patch
         self.num_heads, self.head_dim = dit.config.num_heads, dit.config.width // dit.config.num_heads
         embedder = copy.deepcopy(dit.condition_embedder).to(at_least_float32(dit.scale_shift_table).dtype)
         modulation = embedder.time(torch.zeros(1, device=dit.scale_shift_table.device))[1][0]
         blocks = [cast(Block, block) for block in dit.blocks[: dit.config.taps[-1] + 1]]
-        self.patch_weight = placement.put(dit.patch_embedding.weight[:, :, 0])
+        self.patch_weight = placement.put(dit.patch_embedding.weight.flatten(1))
         self.patch_bias = placement.put(cast(Tensor, dit.patch_embedding.bias))
         self.blocks = [FoldedBlock(block, modulation, placement) for block in blocks]
         self.adapters = {
@@ -124,12 +124,11 @@ class FoldedWAM:
         """Return keys and values of a prompt's token states (padding: zeros), to be used at every step."""
         is_token = states.any(dim=1)
         rows, num_padding = states[is_token], int((~is_token).sum())
-        score_bias = torch.zeros(len(rows), device=states.device, dtype=torch.float64)
-        if num_padding:
-            rows = torch.cat((rows, rows.new_zeros(1, rows.shape[1])))
-            score_bias = torch.cat((score_bias, score_bias.new_tensor([num_padding]).log()))
+        padding = padding_bias(num_padding, self.placement.dtype).to(states.device)
+        score_bias = torch.cat((padding.new_zeros(len(rows)), padding))
+        rows = torch.cat((rows, rows.new_zeros(len(padding), rows.shape[1])))
         keys, values = self._keys_values(self.embed1(rows.to(self.placement.dtype)))
-        return PromptKV(keys, values, score_bias.to(self.placement.dtype))
+        return PromptKV(keys, values, score_bias)
 
     @torch.inference_mode()
     def batch_prompts(self, prompts: Sequence[PromptKV]) -> ContextKV:
@@ -151,12 +150,12 @@ class FoldedWAM:
         """Return one chunk of normalised actions a sample; overwrites the last key of `context_kv`."""
         keys, values = self._keys_values(self.embed_state(state.to(self.placement.dtype)))
         context_kv.keys[:, :, -1], context_kv.values[:, :, -1] = keys, values
-        patches = F.conv2d(latent[:, :, 0].to(self.placement.dtype), self.patch_weight, self.patch_bias, self.patch)
-        rows, columns = patches.shape[2:]
+        cut = patches(latent.to(self.placement.dtype), self.patch)
+        rows, columns = cut.shape[2:4]
         if (rows, columns) not in self.ropes:
             self.ropes[rows, columns] = rope_3d(1, rows, columns, self.head_dim, latent.device, self.placement.dtype)
         rope = self.ropes[rows, columns]
-        x = patches.flatten(2).mT.contiguous()
+        x = F.linear(cut.flatten(1, 3), self.patch_weight, self.patch_bias)
         pooled: list[Tensor] = []
         for i, block in enumerate(self.blocks):
             x = block(x, rope, context_kv.keys[i], context_kv.values[i], context_kv.score_bias)
@@ -170,6 +169,23 @@ class FoldedWAM:
         k, v = self.to_kv(self.embed2(gelu(hidden))).chunk(2, dim=-1)
         k = F.rms_norm(k, k.shape[-1:], None, EPS) * self.norm_k
         return k.unflatten(-1, (self.num_heads, -1)), v.unflatten(-1, (self.num_heads, -1))
+
+
+def padding_bias(count: int, dtype: torch.dtype) -> Float[Tensor, " keys"]:
+    """Return biases of equal keys that weigh as much as `count` keys without one: the sum of e^bias is `count`.
+
+    log(count) is rounded in bfloat16 by up to 1.6 % of `count`, so there a second key has what the first one lacks.
+    """
+    if count == 0:
+        return torch.zeros(0, dtype=dtype)
+    exact = torch.tensor(float(count), dtype=torch.float64).log()
+    first = exact.to(dtype)
+    if dtype in (torch.float32, torch.float64) or first == exact:
+        return first[None]
+    if first > exact:
+        first = (exact - 2.0 ** (torch.frexp(exact).exponent - 8)).to(dtype)  # bfloat16 has 8 bits
+    rest = count - first.double().exp()
+    return torch.stack((first, rest.log().to(dtype)))
 
 
 def _merge_linears(first: nn.Linear, second: nn.Linear, placement: Placement) -> Folded:

@@ -150,10 +150,9 @@ def tokens(
     weight, parts, ropes = dit.scale_shift_table, [], []
     head_dim = dit.config.width // dit.config.num_heads
     for latents in (present, noisy):
-        patches = dit.patch_embedding(latents.to(weight.dtype))
-        frames, rows, columns = patches.shape[2:]
-        parts.append(patches.flatten(2).transpose(1, 2))
-        ropes.append(rope_3d(frames, rows, columns, head_dim, weight.device, weight.dtype))
+        x, (rows, columns) = dit.embed_patches(latents)
+        parts.append(x.flatten(1, 2))
+        ropes.append(rope_3d(x.shape[1], rows, columns, head_dim, weight.device, weight.dtype))
     first = rows * columns
     layout = Layout(parts[0].shape[1], first, parts[1].shape[1] - first)
     return torch.cat(parts, dim=1), torch.cat(ropes), layout, (rows, columns)

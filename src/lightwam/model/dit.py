@@ -18,7 +18,17 @@ from jaxtyping import Complex, Float
 from torch import Tensor, nn
 
 from lightwam.config.schema import BackboneConfig
-from lightwam.model.layers import Attention, FeedForward, apply_rope, attention, gelu, layer_norm, rope_3d, sinusoid
+from lightwam.model.layers import (
+    Attention,
+    FeedForward,
+    apply_rope,
+    attention,
+    gelu,
+    layer_norm,
+    patches,
+    rope_3d,
+    sinusoid,
+)
 
 KeyValue = tuple[Float[Tensor, "B L heads d"], Float[Tensor, "B L heads d"]]
 """keys and values of the context for one block's cross-attention"""
@@ -176,11 +186,9 @@ class DiT(nn.Module):
         blocks after the last tap, and so the velocity.
         """
         config = self.config
-        x = self.patch_embedding(latents.to(self.scale_shift_table.dtype))
-        frames, rows, columns = x.shape[2:]
+        x, (rows, columns) = self.embed_patches(latents)
+        frames = x.shape[1]
         assert (later_time is None) == (frames == 1), "later frames, and only they, have a time"
-        # Contiguous, because the residual stream inherits this layout through all blocks.
-        x = x.flatten(3).permute(0, 2, 3, 1).contiguous()
         embedding, modulation = self.frame_times(later_time, frames)
         rope = rope_3d(frames, rows, columns, config.width // config.num_heads, x.device, x.dtype)
         taps = []
@@ -190,6 +198,12 @@ class DiT(nn.Module):
                 x = self.adapters[str(i)](x)
                 taps.append(x.flatten(1, 2))
         return DiTOutput(None if stop_at_last_tap else self.head(x, embedding, rows, columns), tuple(taps))
+
+    def embed_patches(self, latents: Float[Tensor, "B C T2 h w"]) -> tuple[Float[Tensor, "B T n D"], tuple[int, int]]:
+        """Return the tokens that enter the first block, by frames, and the rows and columns of a frame."""
+        layer = self.patch_embedding
+        cut = patches(latents.to(layer.weight.dtype), self.config.patch)
+        return nn.functional.linear(cut, layer.weight.flatten(1), layer.bias).flatten(2, 3), cut.shape[2:4]
 
     def frame_times(
         self, later_time: Float[Tensor, " B"] | None, frames: int

@@ -86,6 +86,18 @@ def apply_rope(x: Float[Tensor, "B S heads d"], rope: Complex[Tensor, "S 1 pairs
     return torch.view_as_real(pairs * rope).flatten(-2).to(x.dtype)
 
 
+def patches(
+    latents: Float[Tensor, "B C T2 h w"], size: tuple[int, int, int]
+) -> Float[Tensor, "B T rows columns values"]:
+    """Cut latents into patches, with the values in the order of a convolution's weight.
+
+    A convolution whose stride is its kernel is a linear layer of these, which no library computes in lower precision.
+    cuDNN has had wrong results for such convolutions in bfloat16 (pytorch #163539).
+    """
+    cut = latents.unflatten(4, (-1, size[2])).unflatten(3, (-1, size[1])).unflatten(2, (-1, size[0]))
+    return cut.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4)
+
+
 def attention(
     q: Float[Tensor, "B S heads d"],
     k: Float[Tensor, "B L heads d"],

@@ -134,10 +134,11 @@ def bench_act(
         calls, differences, engines = variants(policy, observations, dtype, int8=int8)
         engine = engines["engine"]
         stages = {stage: time_interleaved(calls[stage], target, say) for stage in STAGES}
-        work = {name: count_gmac(call) for name, call in calls[STAGES[1]].items()}
+        inputs = policy.inputs(observations[:1])
+        eager: dict[str, Call] = {name: partial(each.act_eagerly, *inputs) for name, each in engines.items()}
+        work = {name: count_gmac(eager.get(name, call)) for name, call in calls[STAGES[1]].items()}
         bound = roofline_ms(work["engine"], size(engine), target, engine.folded.placement.dtype)
         parts = parts_ms(policy, observations[0], engine, target)
-        parts["backbone"] = stages[STAGES[0]]["engine"]["p50_ms"] - parts["action expert"]
     complete = stages[STAGES[-1]]
     result: dict[str, Any] = {
         "subject": recipe.name if isinstance(subject, Recipe) else str(subject),
@@ -158,6 +159,7 @@ def bench_act(
         "peak_memory_gib": None,
     }
     if target.type == "cuda" and not int8:  # with two engines on the device it would be that of both
+        calls[STAGES[0]].clear()  # and with them a second graph's memory
         result["peak_memory_gib"] = peak_memory_gib(policy.model, calls[STAGES[1]]["engine"])
     return result
 
@@ -252,18 +254,24 @@ def _acting(engine: Engine, latent: Tensor, state: Tensor, sentence: str) -> Cal
 
 @torch.inference_mode()
 def parts_ms(policy: Policy, observation: Observation, engine: Engine, device: torch.device) -> dict[str, float]:
-    """Return medians of `PARTS` but the backbone; on a GPU without the graph, each kernel launched by itself."""
+    """Return medians of `PARTS`; on a GPU without the graph, each kernel launched by itself.
+
+    The backbone is what the engine's model takes beyond the action expert.
+    """
     codec, config = policy.codec, policy.recipe.model.backbone
     canvas = torch.from_numpy(codec.canvas(observation.frames)[None, None]).to(device)
     _, height, width = (side // patch for side, patch in zip(policy.recipe.latent_shape[1:], config.patch, strict=True))
     tokens = torch.randn(1, height * width, config.width, device=device).to(engine.folded.placement.dtype)
-    expert = engine.folded.expert
+    expert, (latent, _, state) = engine.folded.expert, policy.plain.encode(*policy.inputs([observation]))
+    context_kv = engine.context_kv((observation.instruction,))
     calls: dict[str, Call] = {
         "cameras to canvas": lambda: codec.canvas(observation.frames),
         "canvas to latent": lambda: policy.latents.encode(to_pixels(canvas)),
         "action expert": lambda: expert([expert.pool_tap(tap, tokens) for tap in range(len(config.taps))]),
+        "both": lambda: engine.folded.act(latent, context_kv, state),
     }
-    return {part: row["p50_ms"] for part, row in time_interleaved(calls, device).items()}
+    parts = {part: row["p50_ms"] for part, row in time_interleaved(calls, device).items()}
+    return parts | {"backbone": parts["both"] - parts["action expert"]}
 
 
 def size(engine: Engine) -> int:

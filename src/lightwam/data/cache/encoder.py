@@ -23,6 +23,8 @@ from lightwam.types import Latents, pool
 Encode = Callable[[UInt8[np.ndarray, "B F height width 3"]], Latents]
 """canvases -> latents in float32, the clip pooled in float32; on any device"""
 
+WINDOWS_AT_ONCE = 8
+
 
 @dataclass(frozen=True)
 class ClipEncoder:
@@ -33,7 +35,7 @@ class ClipEncoder:
     """JSON values that distinguish it from other encoders: kind, digest of the weights, ..."""
     dtype: torch.dtype = torch.bfloat16
     """of the stored numbers"""
-    batch_size: int = 8
+    batch_size: int = WINDOWS_AT_ONCE
 
 
 class WindowEncoder:
