@@ -93,7 +93,7 @@ def test_packages_installed_by_make_are_pinned(repository: Any) -> None:
 
 def test_torch_has_no_upper_bound(repository: Any) -> None:
     (torch,) = (line for line in project(repository.root)["dependencies"] if line.startswith("torch"))
-    assert torch == "torch>=2.7"
+    assert torch == "torch>=2.9"
 
 
 def test_make_lowest_installs_the_lowest_allowed_versions(repository: Any) -> None:

@@ -26,7 +26,7 @@ from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.data.lerobot.writer import LeRobotWriter
 from lightwam.errors import CheckpointError, ConfigError, DatasetError
 from lightwam.policy import run_directory
-from lightwam.training import dataset
+from lightwam.training import dataset_record
 from lightwam.training.caches import DatasetSource
 from lightwam.training.dataset import open_training_data
 
@@ -131,15 +131,19 @@ def test_malformed_names_are_refused(pairs: list[str]) -> None:
 
 
 def test_a_run_keeps_its_names(tmp_path: Path) -> None:
-    assert dataset.feature_names(tmp_path, ("image=front",)) == ("image=front",)
+    assert dataset_record.feature_names(tmp_path, ("image=front",)) == ("image=front",)
     record = {"path": "set", "episodes": 2, "fingerprint": {"a": "1"}}
     run_directory.write_json(tmp_path / "dataset.json", record | {"names": ["image=front"]})
-    dataset.check_dataset(tmp_path, Path("set"), {"a": "1"})
-    assert dataset.feature_names(tmp_path) == dataset.feature_names(tmp_path, ("image=front",)) == ("image=front",)
+    dataset_record.check(tmp_path, Path("set"), {"a": "1"})
+    assert (
+        dataset_record.feature_names(tmp_path)
+        == dataset_record.feature_names(tmp_path, ("image=front",))
+        == ("image=front",)
+    )
     with pytest.raises(CheckpointError, match=r"--names must be those(.|\n)*image=top(.|\n)*image=front"):
-        dataset.feature_names(tmp_path, ("image=top",))
+        dataset_record.feature_names(tmp_path, ("image=top",))
     run_directory.write_json(tmp_path / "dataset.json", record)
-    assert dataset.feature_names(tmp_path) == ()
+    assert dataset_record.feature_names(tmp_path) == ()
 
 
 def test_two_cameras_are_not_called_alike(root: Path) -> None:

@@ -22,7 +22,7 @@ from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.errors import CheckpointError, ConfigError, DatasetError
 from lightwam.policy.policy import Policy
 from lightwam.system.progress import Say
-from lightwam.training.dataset import read_records
+from lightwam.training.dataset_record import read_records
 from lightwam.training.sources import CORRECTION_COLUMNS
 from lightwam.types import Observation
 

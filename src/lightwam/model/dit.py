@@ -203,7 +203,8 @@ class DiT(nn.Module):
         """Return the tokens that enter the first block, by frames, and the rows and columns of a frame."""
         layer = self.patch_embedding
         cut = patches(latents.to(layer.weight.dtype), self.config.patch)
-        return nn.functional.linear(cut, layer.weight.flatten(1), layer.bias).flatten(2, 3), cut.shape[2:4]
+        x = nn.functional.linear(cut, layer.weight.flatten(1), layer.bias)
+        return x.flatten(2, 3), (x.shape[2], x.shape[3])
 
     def frame_times(
         self, later_time: Float[Tensor, " B"] | None, frames: int

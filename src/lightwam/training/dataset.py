@@ -1,10 +1,8 @@
-"""A run's dataset: opened for training, converted to the model's batches, and recorded in the run's dataset.json.
-
-The record has path, size and hash of every file: a run uses no other data."""
+"""A run's dataset: opened for training, and converted to the model's batches."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +16,13 @@ from lightwam.config.schema import Recipe
 from lightwam.data.cache.base import Cache
 from lightwam.data.codec import Codec
 from lightwam.data.lerobot.features import parse_names
-from lightwam.data.lerobot.hub import hub_id
 from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.encoders.frozen import Prompts, check_vae, encode_clips, open_latents
-from lightwam.errors import CheckpointError, first_few
+from lightwam.errors import CheckpointError
 from lightwam.policy import run_directory
-from lightwam.policy.run_directory import Weights, changes, read_table, write_json
+from lightwam.policy.run_directory import Weights
 from lightwam.system.progress import Say
+from lightwam.training import dataset_record
 from lightwam.training.caches import DatasetCaches, DatasetSource
 from lightwam.training.sources import (
     TrainingSource,
@@ -36,11 +34,6 @@ from lightwam.training.sources import (
 )
 from lightwam.training.start import Start, record_start
 from lightwam.types import Batch, LatentCodec, Latents, Windows
-
-KEYS, OPTIONAL_KEYS = ("fingerprint", "path"), ("episodes", "names", "hub", "others")
-"""keys of dataset.json; older runs lack "episodes", runs whose features have LeRobot's names lack "names", and those on
-a folder lack "hub": {"id": OWNER/NAME or OWNER/NAME@REVISION, as asked for, "commit": the commit that was used}. Of a
-recipe with several sources, "others" has the same of the second and the following ones."""
 
 
 @dataclass(frozen=True)
@@ -87,10 +80,10 @@ def open_training_data(
     """
     asked = dataset if isinstance(dataset, DatasetSource) else DatasetSource(None if dataset is None else Path(dataset))
     if len(recipe.sources) <= 1:
-        names = feature_names(run, () if asked.names is None else asked.names.pairs())
+        names = dataset_record.feature_names(run, () if asked.names is None else asked.names.pairs())
         asked = replace(asked, names=parse_names(names) if names else asked.names)
     wanted = [
-        replace(source, commit=source.commit or hub_commit(run, str(source.path), number))
+        replace(source, commit=source.commit or dataset_record.hub_commit(run, str(source.path), number))
         for number, source in enumerate(DatasetSource.all_of(asked, recipe))
     ]
     # `lightwam cache` has checked the sentences for a pretrained encoder
@@ -99,7 +92,7 @@ def open_training_data(
     resumed = (run / "processing.json").exists()
     for number, source in enumerate(sources):
         if resumed:
-            check_dataset(run, source.caches.data.root, source.caches.files, number)
+            dataset_record.check(run, source.caches.data.root, source.caches.files, number)
         source.caches.check(prompts=not resumed)
     if start is not None and start.statistics == "kept" and recipe.latents.pretrained:
         check_vae(start.measured, caches.vae, start.run)
@@ -152,8 +145,7 @@ def _begin(
 
 def begin_run(sources: Sequence[TrainingSource], run: Path, codec: Codec, measured: Any, prompts: Weights) -> None:
     """Write into a run all that it needs of its datasets; `measured` is what `open_latents` takes."""
-    records = [_record(source.caches) for source in sources]
-    write_json(run / "dataset.json", records[0] | ({"others": records[1:]} if len(records) > 1 else {}))
+    dataset_record.write(run, [source.caches for source in sources])
     run_directory.write_facts(run, source_facts(sources))
     if prompts:
         run_directory.write_tensors(run / run_directory.PROMPTS, prompts)
@@ -164,63 +156,3 @@ def fit_codec(recipe: Recipe, data: LeRobotDataset) -> Codec:
     """Return the recipe's codec with the dataset's statistics; those of the state are empty with `state_dim` 0."""
     state = data.vectors.state if recipe.model.state_dim else data.vectors.state[:, :0]
     return Codec.fit(recipe.codec, state, data.vectors.action, data.episode_start, recipe.model.horizon)
-
-
-def _record(caches: DatasetCaches) -> dict[str, Any]:
-    """Return what a run keeps of a dataset: a value for each of KEYS and, where there is one, OPTIONAL_KEYS."""
-    data, names = caches.data, caches.data.names.pairs()
-    record = {"path": str(data.root.absolute()), "episodes": data.num_episodes, "fingerprint": caches.files}
-    if names:
-        record["names"] = list(names)
-    if fetched := hub_id(data.root):
-        record["hub"] = {"id": caches.asked or fetched, "commit": fetched.partition("@")[2]}
-    return record
-
-
-def hub_commit(run: Path, asked: str, number: int = 0) -> str:
-    """Return the commit that the run was begun with, if `asked` is the same Hub id or lacks a revision; else "".
-
-    `asked` is source `number` of the recipe.
-    """
-    path = run / "dataset.json"
-    records = read_records(run) if path.is_file() else []
-    record = records[number].get("hub") if number < len(records) else None
-    if not record or asked not in (record["id"], record["id"].partition("@")[0]):
-        return ""
-    return str(record["commit"])
-
-
-def read_records(run: Path) -> list[dict[str, Any]]:
-    """Read what a run keeps of its datasets (KEYS), in its recipe's order; CheckpointError for a broken file."""
-    saved = read_table(run / "dataset.json", KEYS, OPTIONAL_KEYS)
-    return [saved, *saved.get("others", ())]
-
-
-def feature_names(run: Path, asked: Sequence[str] = ()) -> tuple[str, ...]:
-    """Return the pairs FEATURE=NAME that the run uses: its own, or `asked` for a new run.
-
-    CheckpointError when `asked` differs from the run's own.
-    """
-    path = run / "dataset.json"
-    if not path.is_file():
-        return tuple(asked)
-    known = tuple(read_table(path, KEYS, OPTIONAL_KEYS).get("names", ()))
-    if asked and tuple(asked) != known:
-        what, got = "--names must be those the run was trained with", "--names " + " ".join(asked)
-        step = "omit --names: the run keeps its own"
-        expected = " ".join(known) or "LeRobot's own names"
-        raise CheckpointError(what, where=path, got=got, expected=expected, next_step=step)
-    return known
-
-
-def check_dataset(run: Path, dataset: Path, fingerprint: Mapping[str, str], number: int = 0) -> None:
-    """Raise CheckpointError unless the dataset is the one that the run began with; its path may have changed.
-
-    `fingerprint`: size and hash of every file of the dataset, which is source `number` of the recipe.
-    """
-    records = read_records(run)
-    saved = records[number] if number < len(records) else {"path": "no such source", "fingerprint": {}}
-    if found := changes(saved["fingerprint"], dict(fingerprint)):
-        what, got = "the run was trained on another dataset", f"{dataset.absolute()} ({first_few(found, 4, '; ')})"
-        expected, step = f"{saved['path']}, as it was when the run began", "pass that dataset, or choose another --run"
-        raise CheckpointError(what, where=run, got=got, expected=expected, next_step=step)
