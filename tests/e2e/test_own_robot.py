@@ -92,7 +92,7 @@ def test_the_simulated_so101_is_learnt_and_driven(
     small = ["--sim.height", "96", "--sim.width", "128", "--collect.demos-per-task", "10"]
     lightwam(capsys, "collect", "so101", "--dataset", "data/plates", *small)
     said = lightwam(capsys, "init", "data/plates", "--to", "plates.toml")
-    assert "targets in degrees" in said and "replan after 24 = 0.80 s" in said
+    assert "targets in degrees" in said and "replan after 8 = 0.27 s" in said
     lightwam(capsys, "train", "plates.toml", "--train.steps", "100", "--train.warmup-steps", "10")
     lightwam(capsys, "eval", "runs/plates")
     errors = json.loads(Path("runs/plates/eval/open_loop.json").read_text())["overall"]

@@ -64,6 +64,25 @@ def test_the_expert_puts_the_cube_on_each_plate(seed: int, red: So101Simulator, 
         assert np.linalg.norm((simulator.cube - simulator.goal)[:2]) < 0.01
 
 
+def test_the_expert_comes_down_with_room_at_both_jaws(red: So101Simulator) -> None:
+    """A small error of a policy that imitates it must not put a jaw on the cube."""
+    from lerobot_env_so101.ik_control import control_point
+    from lerobot_env_so101.mujoco_env import grasp_point_offset
+
+    red.reset(3)
+    expert, (model, data) = registry.make_expert(CONFIG, red), red.world
+    site = model.site("gripperframe").id
+    offset, opened = grasp_point_offset(model, site), False
+    for _ in range(150):
+        action = expert.action()
+        opened = opened or action[-1] > 60
+        if opened and action[-1] < 60:  # the jaws begin to close
+            break
+        red.step(action)
+    beside = control_point(data, site, offset)[1] - red.cube[1]
+    assert -0.022 < beside < -0.014
+
+
 def test_the_expert_of_the_other_task_does_not_count(red: So101Simulator, blue: So101Simulator) -> None:
     red.reset(0)
     blue.reset(0)
