@@ -66,7 +66,7 @@ CASES: dict[str, tuple[Callable[[Path], Path], dict[str, Any]]] = {
     "LeRobot v3.0": (
         lambda root: write_robot(root, SO101),
         {"model.horizon": 32, "codec.canvas": (96, 256), "codec.relative_action_dims": (0, 1, 2, 3, 4),
-         "eval.replan": 24, "held_out": 2, "text.num_tokens": 11},
+         "eval.replan": 8, "held_out": 2, "text.num_tokens": 11},
     ),
     "LeRobot v2.1": (older, {"model.horizon": 32, "held_out": 2}),
     "ALOHA": (
@@ -201,7 +201,7 @@ def test_wishes_are_fulfilled(
     recipe = read_recipe_file("a.toml")
     assert [(p.camera, p.height, p.width) for p in recipe.codec.places] == [("wrist", 64, 80)]
     assert (recipe.codec.delta_action_dims, recipe.codec.relative_action_dims) == ((), ())
-    assert (recipe.train.steps, recipe.eval.replan) == (400, 24)
+    assert (recipe.train.steps, recipe.eval.replan) == (400, 8)
     assert Path(recipe.sources[0].path) == two
 
 

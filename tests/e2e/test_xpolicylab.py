@@ -304,6 +304,7 @@ def test_the_older_dialect_gets_as_many_actions() -> None:
 def test_a_check_of_a_client_reports_what_update_obs_has() -> None:
     told: list[str] = []
     refused: list[str] = []
+    threads: list[threading.Thread] = []
 
     def client(port: int) -> None:
         with XPolicyLabClient(port) as client:
@@ -315,11 +316,13 @@ def test_a_check_of_a_client_reports_what_update_obs_has() -> None:
 
     async def check() -> bool:
         def ready(server: Any) -> None:
-            threading.Thread(target=client, args=(server.ports["xpolicylab"],)).start()
+            threads.append(threading.Thread(target=client, args=(server.ports["xpolicylab"],)))
+            threads[0].start()
 
         settings = Serving(port=0, xpolicylab_port=0)
         return await inspect_client(SCHEMAS, settings, Keys(), 1, told.append, ready)
 
     assert asyncio.run(check())
+    threads[0].join(10)  # the check ends with the message, and the client may read its answer later
     assert "camera head_camera" in told[0] and "vision > cam_head > color" in told[0]
     assert "this is a check" in refused[0]

@@ -55,7 +55,9 @@ def held(tiny_once: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[A
     gather = WindowLoader._gather
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            WindowLoader, "_gather", lambda self, start: (starts.update(start.tolist()), gather(self, start))[1]
+            WindowLoader,
+            "_gather",
+            lambda self, start, *marks: (starts.update(start.tolist()), gather(self, start, *marks))[1],
         )
         recipe, run = (
             holding_out(tiny_once.recipe, steps=30, save_every=10, log_every=4),
