@@ -84,6 +84,7 @@ def test_the_six_commands_take_a_robot_of_four_cameras_from_its_dataset_to_drivi
 
 @pytest.mark.slow
 @pytest.mark.sim
+@pytest.mark.timeout(1800)
 def test_the_simulated_so101_is_learnt_and_driven(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
