@@ -86,12 +86,12 @@ def activation_bytes(recipe: Recipe) -> int:
 
 
 def num_with_video(train: TrainConfig, num_samples: int) -> int:
-    """Return how many of so many samples have the video pass: the first ones, at least one."""
+    """Return how many samples of a micro batch have the video pass: its first ones, at least one."""
     return max(1, round(train.video_share * num_samples))
 
 
 def has_video(train: TrainConfig, num_samples: int) -> Bool[np.ndarray, " samples"] | None:
-    """Return which of so many samples have the video pass, a micro batch at a time; None: all."""
+    """Return which samples of a batch have the video pass: the first ones of each micro batch. None if all have it."""
     if train.video_share == 1:
         return None
     micro = min(train.micro_batch or num_samples, num_samples)
