@@ -23,8 +23,9 @@ from lightwam.engine.packed_step import packed_loss
 from lightwam.errors import CheckpointError, ConfigError, DatasetError, WireError
 from lightwam.policy import run_directory
 from lightwam.policy.policy import Policy
+from lightwam.training.batches import flow_draw
 from lightwam.training.dataset import open_training_data
-from lightwam.training.train import flow_draw, train
+from lightwam.training.train import train
 from lightwam.types import Observation
 
 INPUTS = {

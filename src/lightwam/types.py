@@ -6,7 +6,7 @@ C latent channels, h w latent height and width, L text tokens, E text width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -86,14 +86,25 @@ class Batch:
     """steps that are not part of the action loss; where all are, the sample's loss is 0 and the others' is the same"""
     frame_is_pad: Bool[Tensor, "B F"]
     """frames that are not part of the video loss, likewise"""
+    is_token: Bool[Tensor, "B L"] | None = None
+    """positions of `context` that are not padding. It stays on the CPU, where sizes follow from it without waiting for
+    a GPU. None: they are read from `context`."""
 
     def to(self, device: torch.device | str) -> Batch:
-        """Return the batch on `device`."""
-        return Batch(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
+        """Return the batch on `device`; `is_token` stays where it is."""
+        return self._each(lambda name, value: value if name == "is_token" else value.to(device, non_blocking=True))
 
     def rows(self, start: int, stop: int) -> Batch:
         """Return the samples from `start` to `stop`."""
-        return Batch(*(getattr(self, field.name)[start:stop] for field in fields(self)))
+        return self._each(lambda name, value: value[start:stop])
+
+    def pin_memory(self) -> Batch:
+        """Return the batch in memory from which a GPU copies while the program goes on."""
+        return self._each(lambda name, value: value.pin_memory() if value.device.type == "cpu" else value)
+
+    def _each(self, change: Callable[[str, Tensor], Tensor]) -> Batch:
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Batch(**{name: change(name, value) for name, value in given.items() if value is not None})
 
 
 class Losses(NamedTuple):

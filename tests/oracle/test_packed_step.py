@@ -1,6 +1,7 @@
 """The packed training step against the plain one: the same losses and the same gradients, padding included."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import fields, replace
 
 import pytest
@@ -55,7 +56,7 @@ def batch_of(dtype: torch.dtype = torch.float64, size: int = 3) -> tuple[Batch, 
     batch = Batch(
         latents[:, :, :1], pool(latents), context, torch.randn(size, 2), torch.randn(size, 8, 3), action, frame
     )
-    floats = [getattr(batch, field.name) for field in fields(batch)]
+    floats = [value for field in fields(batch) if (value := getattr(batch, field.name)) is not None]
     batch = Batch(*(value.to(dtype) if value.is_floating_point() else value for value in floats))
     return batch, torch.rand(size, dtype=torch.float64), torch.randn(size, 3, 3, 4, 6).to(dtype)
 
@@ -204,11 +205,27 @@ def test_padding_is_encoded_once() -> None:
     batch, _, _ = batch_of()
     model = model_of(FROZEN)
     context = model.append_proprio(batch.context, batch.state)
-    rows, keep = packed_step.drop_padding(context, batch.context)
-    assert len(rows) == 3 + 1 + 5 + 3 + 1, "tokens of three prompts, three states, one padding"
-    assert torch.equal(packed_step.restore_padding(rows[:, :, None], keep)[..., 0], context)
+    place, flat = packed_step.token_places(batch), context.flatten(0, 1)
+    assert len(place) == 3 + 1 + 5 + 3, "tokens of three prompts, three states"
+    rows = torch.cat((flat[place], torch.zeros_like(flat[:1])))
+    assert torch.equal(packed_step.restore_padding(rows[:, :, None], place, context.shape[:2])[..., 0], context)
+    marked = replace(batch, is_token=batch.context.any(dim=2))
+    assert torch.equal(packed_step.token_places(marked), place)
+    assert torch.equal(packed_step.token_places(marked.rows(1, 3)), packed_step.token_places(batch.rows(1, 3)))
     for ours, plain in zip(packed_step.encode_context(model, batch), model.dit.encode_context(context), strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-14)
+
+
+def test_a_step_needs_no_number_from_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the meta device, where there are none: on a GPU the step would wait for each of them."""
+    batch, u, noise = batch_of()
+    marked = replace(batch, is_token=batch.context.any(dim=2))
+    model, given = model_of(FROZEN).to("meta"), (marked.to("meta"), u.to("meta"), noise.to("meta"))
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # which knows no such device
+    packed_loss(model, *given).total.backward()
+    assert model.expert.fused_proj.weight.grad is not None
+    with pytest.raises((NotImplementedError, RuntimeError)):
+        packed_loss(model, batch.to("meta"), *given[1:])
 
 
 def test_state_of_zeros_is_not_padding() -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lightwam.config.schema import BackboneConfig, ExpertConfig, FlowConfig, ModelConfig
-from lightwam.model.light_wam import LightWAM
+from lightwam.model.light_wam import LightWAM, dtype_of
 from lightwam.training.footprint import num_parameters
 from lightwam.types import Batch, pool
 
@@ -182,7 +182,10 @@ def test_losses_are_means_over_samples() -> None:
     batch, (u, noise) = batch_of(), draws()
     whole = MODEL.loss(batch, u, noise)
     ones = [slice(i, i + 1) for i in range(3)]
-    parts = [MODEL.loss(Batch(*(value[one] for value in vars(batch).values())), u[one], noise[one]) for one in ones]
+    parts = [
+        MODEL.loss(Batch(*(value[one] for value in vars(batch).values() if value is not None)), u[one], noise[one])
+        for one in ones
+    ]
     for name in ("video", "action", "total"):
         mean = torch.stack([getattr(part, name) for part in parts]).mean()
         torch.testing.assert_close(getattr(whole, name), mean)
@@ -274,3 +277,22 @@ def test_a_step_in_bfloat16_is_near_full_precision() -> None:
     assert half.total.dtype == torch.float32
     torch.testing.assert_close(half.total, full.total, rtol=3e-2, atol=0)
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+@torch.no_grad()
+def test_times_are_embedded_in_float32_whatever_the_weights_are() -> None:
+    exact, rounded = model_of(), model_of().place("cpu", torch.bfloat16)
+    assert rounded.dtype == torch.bfloat16
+    kinds = {dtype_of(name, torch.bfloat16) for name, _ in rounded.named_parameters()}
+    assert kinds == {torch.bfloat16, torch.float32}
+    for name, parameter in rounded.named_parameters():
+        assert parameter.dtype == dtype_of(name, torch.bfloat16), name
+    time = torch.tensor([0.0, 17.0, 999.0])
+    ours, theirs = (model.dit.condition_embedder.time(time) for model in (rounded, exact))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    assert torch.equal(rounded.dit.blocks[0].scale_shift_table, exact.dit.blocks[0].scale_shift_table)
+    batch = batch_of()
+    chunk = rounded.act(batch.present.bfloat16(), batch.context, batch.state)
+    assert chunk.dtype == torch.bfloat16
+    torch.testing.assert_close(chunk.float(), exact.act(batch.present, batch.context, batch.state), rtol=0.1, atol=0.1)
+    assert model_of().double().place("cpu", torch.float64).dit.scale_shift_table.dtype == torch.float64

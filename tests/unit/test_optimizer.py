@@ -103,3 +103,22 @@ def test_a_saved_optimizer_resumes_to_the_same_bits(tiny_recipe: Recipe) -> None
     second.load_state_dict(first.state_dict())
     run(broken, second, range(2, 4))
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), broken.parameters(), strict=True))
+
+
+def test_gradients_of_micro_batches_are_added_up_in_float32() -> None:
+    """A sum in bfloat16 would stay at 256: its next number is 258."""
+    weight = torch.nn.Parameter(torch.zeros(4, dtype=torch.bfloat16))
+    other = torch.nn.Parameter(torch.zeros(2, dtype=torch.bfloat16))  # gets its first gradient later
+    optimizer = Optimizer({"weight": weight, "other": other}, replace(SETTINGS, muon_learning_rate=0.0))
+    for number in range(3):
+        weight.grad = torch.full_like(weight, 256.0 if number == 0 else 1.0)
+        if number:
+            other.grad = torch.ones_like(other)
+        optimizer.collect()
+        assert weight.grad is None and other.grad is None
+    assert float(optimizer.clip(1e9)) == pytest.approx((4 * 258.0**2 + 2 * 2.0**2) ** 0.5)
+    gradient = optimizer.masters["weight"].grad
+    assert gradient is not None and gradient.tolist() == [258.0] * 4
+    optimizer.step(1.0)
+    assert optimizer.masters["weight"].grad is None
+    assert torch.equal(weight, optimizer.masters["weight"].to(torch.bfloat16)) and weight.any()

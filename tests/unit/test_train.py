@@ -19,8 +19,9 @@ from lightwam.config.schema import Recipe, TrainConfig
 from lightwam.engine.packed_step import PackedLoss
 from lightwam.errors import CheckpointError, ConfigError, DatasetError, LightwamError
 from lightwam.policy import run_directory
+from lightwam.training.batches import flow_draw
 from lightwam.training.caches import DatasetSource
-from lightwam.training.train import ema_decay, flow_draw, learning_rate, open_training_data, train
+from lightwam.training.train import ema_decay, learning_rate, open_training_data, train
 from lightwam.types import Batch, Losses
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lightwam.config.schema import Recipe
-from lightwam.model.light_wam import LightWAM
+from lightwam.model.light_wam import LightWAM, dtype_of
 from lightwam.policy.benchmark import random_model
 from lightwam.training import benchmark as bench
 from lightwam.training.benchmark import PARTS, bench_train, table
@@ -57,8 +57,8 @@ def test_a_micro_batch_is_what_is_measured_and_long_steps_are_repeated_less(
 def test_random_weights_are_finite_and_in_the_recipes_precision(tiny_recipe: Recipe) -> None:
     recipe = replace(tiny_recipe, train=replace(tiny_recipe.train, precision="bfloat16"))
     model = random_model(recipe, torch.device("cpu"), torch.bfloat16)
-    for parameter in model.parameters():
-        assert parameter.dtype == torch.bfloat16
+    for name, parameter in model.named_parameters():
+        assert parameter.dtype == dtype_of(name, torch.bfloat16)
         assert parameter.isfinite().all()
     assert model.dit.blocks[0].norm2.weight.eq(1).all()
 

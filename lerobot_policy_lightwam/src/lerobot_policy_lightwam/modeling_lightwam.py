@@ -23,8 +23,8 @@ from lightwam.encoders.dct import DctLatents
 from lightwam.encoders.frozen import Prompts, encode_clip, open_latents, vae_identity
 from lightwam.engine.packed_step import packed_loss
 from lightwam.policy.run_directory import load_strict
+from lightwam.training.batches import flow_draw
 from lightwam.training.footprint import num_with_video
-from lightwam.training.train import flow_draw
 from lightwam.training.wan_backbone import load_backbone
 from lightwam.types import SINGLE_PROCESS, Batch, LatentCodec, Rank, to_pixels
 

@@ -302,7 +302,7 @@ def libero_10_24gb() -> Recipe:
     """libero-10 on one GPU of 24 GB: 64 samples a step, 4 at a time.
 
     `lightwam show libero-10-24gb` estimates the memory; `--train.checkpointing` helps on smaller cards. Deviations:
-    libero-10's; the gradients of 16 micro batches are added up in bfloat16.
+    libero-10's; the gradients of 16 micro batches are added up, in float32.
     """
     base = libero_10()
     return replace(base, name="libero-10-24gb", train=replace(base.train, micro_batch=4))

@@ -61,15 +61,26 @@ def encode_clips(
     latents: LatentCodec,
     video: UInt8[np.ndarray, "B F height width 3"],
     has_video: Bool[np.ndarray, " B"] | None = None,
+    device: torch.device | str = "cpu",
 ) -> Latents:
-    """Encode canvases for the loss; of samples without a video pass only the first one, and their clip is 0."""
+    """Encode canvases for the loss, on `device`.
+
+    Of samples without a video pass only the first canvas is encoded, and their clip is 0.
+    """
+
+    def pixels(canvases: UInt8[np.ndarray, "n F2 height width 3"]) -> Float[Tensor, "n 3 F2 height width"]:
+        if torch.device(device).type == "cpu":
+            return to_pixels(canvases)
+        return to_pixels(torch.from_numpy(np.ascontiguousarray(canvases)).to(device, non_blocking=True))
+
     if has_video is None or has_video.all():
-        return encode_clip(latents, to_pixels(video))
-    whole, single = encode_clip(latents, to_pixels(video[has_video])), latents.encode(to_pixels(video[~has_video, :1]))
+        return encode_clip(latents, pixels(video))
+    with_video, without = (torch.from_numpy(np.flatnonzero(part)).to(device) for part in (has_video, ~has_video))
+    whole, single = encode_clip(latents, pixels(video[has_video])), latents.encode(pixels(video[~has_video, :1]))
     present = single.new_zeros(len(video), *single.shape[1:])
     clip = single.new_zeros(len(video), *whole.clip.shape[1:])
-    present[has_video], present[~has_video], clip[has_video] = whole.present, single, whole.clip
-    return Latents(present, clip)
+    present.index_copy_(0, with_video, whole.present).index_copy_(0, without, single)
+    return Latents(present, clip.index_copy_(0, with_video, whole.clip))
 
 
 def open_text(recipe: Recipe, device: torch.device | str = "cpu") -> TextEncoder:

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 import torch
-from jaxtyping import Bool, Complex, Float
+from jaxtyping import Complex, Float, Int64
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -88,33 +88,35 @@ def packed_loss(
 def encode_context(model: LightWAM, batch: Batch) -> tuple[KeyValue, ...]:
     """Return `model.dit.encode_context` of the batch; all padding positions, which are equal, are computed once."""
     context = model.append_proprio(batch.context, batch.state)
-    rows, keep = drop_padding(context, batch.context)
+    size, place = context.shape[:2], token_places(batch)
+    rows = torch.cat((context.flatten(0, 1).index_select(0, place), context.new_zeros(1, context.shape[2])))
     dit = model.dit
     tokens = dit.condition_embedder.text(rows)
     context_kv = []
     for block in dit.blocks:
         k, v = cast(Block, block).attn2.key_value(tokens, linear)
-        context_kv.append((restore_padding(k, keep), restore_padding(v, keep)))
+        context_kv.append((restore_padding(k, place, size), restore_padding(v, place, size)))
     return tuple(context_kv)
 
 
-def drop_padding(
-    context: Float[Tensor, "B L1 E"], text: Float[Tensor, "B L E"]
-) -> tuple[Float[Tensor, "n E"], Bool[Tensor, "B L1"]]:
-    """Return the tokens that are not padding plus a single zero row for those that are, and the mask of the former.
+def token_places(batch: Batch) -> Int64[Tensor, " n"]:
+    """Return where in the flattened context, proprioception tokens included, a token is not padding.
 
-    Padding is text states that are all zero; the proprioception token, the last, never counts as padding.
+    Padding is text states that are all zero. The places are found on the CPU, as their number is the size of tensors:
+    a GPU would have to be waited for.
     """
-    keep: Bool[Tensor, "B L1"] = torch.ones(context.shape[:2], dtype=torch.bool, device=context.device)
-    keep[:, :-1] = text.any(dim=2)
-    return torch.cat((context[keep], context.new_zeros(1, context.shape[2]))), keep
+    text = batch.context.any(dim=2).cpu() if batch.is_token is None else batch.is_token
+    keep = torch.cat((text, torch.ones(len(text), 1, dtype=torch.bool)), dim=1)
+    return keep.flatten().nonzero()[:, 0].to(batch.context.device, non_blocking=True)
 
 
-def restore_padding(rows: Float[Tensor, "n heads d"], keep: Bool[Tensor, "B L1"]) -> Float[Tensor, "B L1 heads d"]:
-    """Undo `drop_padding` for rows computed from its tokens: one row for every token of the context."""
+def restore_padding(
+    rows: Float[Tensor, "n1 heads d"], place: Int64[Tensor, " n"], size: tuple[int, ...]
+) -> Float[Tensor, "B L1 heads d"]:
+    """Return one row for every token of the context of `size` [B, L1]; the last of `rows` is the padding's."""
     # The padding's row is expanded, not gathered: the gradient of a gather would add its many terms in bfloat16.
     tokens, padding = rows.split((len(rows) - 1, 1))
-    return padding.expand(*keep.shape, *rows.shape[1:]).index_put((keep,), tokens)
+    return padding.expand(size[0] * size[1], *rows.shape[1:]).index_copy(0, place, tokens).unflatten(0, size)
 
 
 def forward(
@@ -210,12 +212,13 @@ def without_first(x: Tensor, layout: Layout) -> Tensor:
 def modulate(
     x: Float[Tensor, "B S D"], clean: Sequence[Tensor], later: Sequence[Tensor], layout: Layout
 ) -> Float[Tensor, "B S D"]:
-    """Return norm(x) (1 + scale) + shift, with the shift and scale of each token's time."""
+    """Return norm(x) (1 + scale) + shift, with the shift and scale of each token's time, rounded to x's dtype."""
+    (shift0, scale0), (shift1, scale1) = ((s.to(x.dtype), (1 + c).to(x.dtype)) for s, c in (clean, later))
     present, future = x.split((layout.clean, layout.later), dim=1)
-    changed = torch.addcmul(later[0][:, None], layer_norm(future), 1 + later[1][:, None])
+    changed = torch.addcmul(shift1[:, None], layer_norm(future), scale1[:, None])
     if not layout.clean:
         return changed
-    return torch.cat((layer_norm(present, 1 + clean[1][0], clean[0][0]), changed), dim=1)
+    return torch.cat((layer_norm(present, scale0[0], shift0[0]), changed), dim=1)
 
 
 def gated(
@@ -224,5 +227,5 @@ def gated(
     """Return x + gate * update, with the gate of each token's time."""
     # split, not slices: its backward pass is one concatenation instead of a tensor of zeros each
     sizes = layout.clean, layout.later
-    halves = zip(x.split(sizes, dim=1), update.split(sizes, dim=1), (clean, later), strict=True)
+    halves = zip(x.split(sizes, dim=1), update.split(sizes, dim=1), (clean.to(x.dtype), later.to(x.dtype)), strict=True)
     return torch.cat([torch.addcmul(a, gate[:, None], b) for a, b, gate in halves if a.shape[1]], dim=1)

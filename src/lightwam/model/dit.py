@@ -99,10 +99,10 @@ class Block(nn.Module):
         """Apply the block to tokens by frames, with one modulation a frame (or one for all: Bm = Tm = 1)."""
         shift1, scale1, gate1, shift2, scale2, gate2 = (modulation + self.scale_shift_table).unbind(2)
         attended = self.self_attention(modulate(x, shift1, scale1), rope)
-        x = torch.addcmul(x, gate1[:, :, None], attended.to(x.dtype))
+        x = torch.addcmul(x, gate1[:, :, None].to(x.dtype), attended.to(x.dtype))
         tokens = self.norm2(x).flatten(1, 2)
         x = x + self.attn2.out(attention(self.attn2.query(tokens), *context)).view_as(x)
-        return torch.addcmul(x, gate2[:, :, None], self.ffn(modulate(x, shift2, scale2)).to(x.dtype))
+        return torch.addcmul(x, gate2[:, :, None].to(x.dtype), self.ffn(modulate(x, shift2, scale2)).to(x.dtype))
 
     def self_attention(
         self, x: Float[Tensor, "B T n D"], rope: Complex[Tensor, "S 1 pairs"]
@@ -121,10 +121,14 @@ class Block(nn.Module):
 def modulate(
     x: Float[Tensor, "B T n D"], shift: Float[Tensor, "Bm Tm D"], scale: Float[Tensor, "Bm Tm D"]
 ) -> Float[Tensor, "B T n D"]:
-    """Return norm(x) (1 + scale) + shift; in a single LayerNorm when all tokens share one time."""
+    """Return norm(x) (1 + scale) + shift; in a single LayerNorm when all tokens share one time.
+
+    Shift and scale may be more precise than x; they are rounded to its dtype.
+    """
+    shift, scale = shift.to(x.dtype), (1 + scale).to(x.dtype)
     if scale.shape[:2] == (1, 1):
-        return layer_norm(x, 1 + scale[0, 0], shift[0, 0])
-    return torch.addcmul(shift[:, :, None], layer_norm(x), 1 + scale[:, :, None])
+        return layer_norm(x, scale[0, 0], shift[0, 0])
+    return torch.addcmul(shift[:, :, None], layer_norm(x), scale[:, :, None])
 
 
 class ResidualAdapter(nn.Module):

@@ -27,6 +27,9 @@ from lightwam.model.dit import DiT, KeyValue
 from lightwam.model.layers import at_least_float32
 from lightwam.types import Batch, Losses, pool
 
+FLOAT32_PARTS = ("time_embedder", "time_proj", "scale_shift_table")
+"""the embedding of times, and the tables added to it: in float32 at least"""
+
 
 class LightWAM(nn.Module):
     """The world-action model: `act` returns a chunk of actions, `imagine` a future, `loss` the joint objective."""
@@ -37,6 +40,18 @@ class LightWAM(nn.Module):
         self.dit = DiT(config.backbone)
         self.expert = StateFusionActionExpert(config)
         self.proprio_encoder = _proprio_encoder(config.state_dim, config.backbone.text_dim)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of most weights, and of the tokens."""
+        return self.dit.patch_embedding.weight.dtype
+
+    def place(self, device: torch.device | str, dtype: torch.dtype) -> LightWAM:
+        """Move the model to `device` and round its weights to `dtype`, but for those of `dtype_of`; return it."""
+        self.to(device)
+        for name, parameter in self.named_parameters():
+            parameter.data = parameter.data.to(dtype_of(name, dtype))
+        return self
 
     def act(
         self, latent: Float[Tensor, "B C 1 h w"], context: Float[Tensor, "B L E"], state: Float[Tensor, "B P"]
@@ -129,6 +144,16 @@ class LightWAM(nn.Module):
         weight = self.proprio_encoder.weight
         token = self.proprio_encoder(state.to(weight.dtype))[:, None]
         return torch.cat((context.to(weight.dtype), token), dim=1)
+
+
+def dtype_of(name: str, dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of a weight in a model of `dtype`: float32 for what times become, else `dtype`.
+
+    A time's few numbers shift and scale all tokens alike, so that their rounding would not average out. Wan's published
+    weights are in float32 there too.
+    """
+    is_time = any(part in FLOAT32_PARTS for part in name.split("."))
+    return torch.promote_types(dtype, torch.float32) if is_time else dtype
 
 
 def _proprio_encoder(state_dim: int, width: int) -> nn.Linear:

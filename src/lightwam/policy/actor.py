@@ -41,9 +41,8 @@ class PlainActor:
     ) -> None:
         """`model` is used where it is, in its dtype. `states` returns the token states of instructions."""
         self.model, self.latents, self.states = model.eval(), latents, states
-        weight = next(model.parameters())
-        self.device = weight.device
-        self.description = f"{str(weight.dtype).removeprefix('torch.')} on {weight.device.type}"
+        self.device = next(model.parameters()).device
+        self.description = f"{str(model.dtype).removeprefix('torch.')} on {self.device.type}"
 
     @property
     def plain(self) -> PlainActor:

@@ -53,7 +53,7 @@ def random_model(recipe: Recipe, device: torch.device, dtype: torch.dtype) -> Li
     """
     with torch.device("meta"):
         model = LightWAM(recipe.model)
-    model = model.to(dtype).to_empty(device=device)
+    model = model.place("meta", dtype).to_empty(device=device)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("norm.weight") or ".norm" in name:
@@ -214,7 +214,7 @@ def variants(
         name: Engine(plain.model, plain.latents, states, plain.device, dtype, int8=name == "int8")
         for name in ("engine", *(INT8 if int8 else ()))
     }
-    model = plain.model.to(dtype)
+    model = plain.model.place(plain.device, dtype)
     with torch.inference_mode():
         actions = {"plain": published(model, *inputs), "model": model.act(*inputs)}
         for name, engine in engines.items():

@@ -117,7 +117,7 @@ class Policy:
         if engine:  # folded from the weights as saved, before they are rounded to `dtype`
             actor = Engine(model, latents, prompts.states, target, dtype, int8=int8)
         else:
-            actor = PlainActor(model.to(target, dtype), latents, prompts.states)
+            actor = PlainActor(model.place(target, dtype), latents, prompts.states)
         averaged = ema and saved.ema is not None
         facts = run_directory.read_facts(run)
         return cls(recipe, codec, latents, prompts, actor, saved.step, run, averaged=averaged, facts=facts)

@@ -22,9 +22,9 @@ from lightwam.system.cpu import fast_matmuls
 from lightwam.system.devices import resolve_device
 from lightwam.system.tables import table_lines
 from lightwam.system.timing import conditions, conditions_line, in_turns, now
+from lightwam.training.batches import flow_draw
 from lightwam.training.footprint import has_video, memory_bytes, num_parameters, num_with_video, step_tflop
 from lightwam.training.optimizer import Optimizer
-from lightwam.training.train import flow_draw
 from lightwam.types import Batch, Latents, Losses
 
 REPETITIONS, LONG_STEP_S, FEW_REPETITIONS = 8, 5.0, 4

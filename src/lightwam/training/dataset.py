@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
 
 from lightwam.config.schema import Recipe
 from lightwam.data.cache.base import Cache
 from lightwam.data.codec import Codec
 from lightwam.data.lerobot.features import parse_names
 from lightwam.data.lerobot.reader import LeRobotDataset
-from lightwam.encoders.frozen import Prompts, check_vae, encode_clips, open_latents
+from lightwam.encoders.frozen import Prompts, check_vae, open_latents
 from lightwam.errors import CheckpointError
 from lightwam.policy import run_directory
 from lightwam.policy.run_directory import Weights
 from lightwam.system.progress import Say
 from lightwam.training import dataset_record
+from lightwam.training.batches import BatchEncoder
 from lightwam.training.caches import DatasetCaches, DatasetSource
 from lightwam.training.sources import (
     TrainingSource,
@@ -33,37 +29,6 @@ from lightwam.training.sources import (
     source_facts,
 )
 from lightwam.training.start import Start, record_start
-from lightwam.types import Batch, LatentCodec, Latents, Windows
-
-
-@dataclass(frozen=True)
-class BatchEncoder:
-    """Encodes the loader's windows as the model's batches."""
-
-    codec: Codec
-    latents: LatentCodec | None
-    """None if the windows come from a cache of latents"""
-    prompts: Float[Tensor, "tasks L E"]
-    """text states of every task sentence of the dataset"""
-
-    def encode(self, windows: Windows, has_video: Bool[np.ndarray, " B"] | None = None) -> Batch:
-        """Encode the loader's windows as the model's input: pictures to latents, task indices to text states.
-
-        `has_video` is the loader's: clips of the other samples are 0. None: all samples have a video pass.
-        """
-        video = windows.video
-        if not isinstance(video, Latents):
-            assert self.latents is not None
-            video = encode_clips(self.latents, video, has_video)
-        return Batch(
-            present=video.present,
-            clip=video.clip,
-            context=self.prompts[torch.from_numpy(windows.task)],
-            state=torch.from_numpy(windows.state),
-            action=torch.from_numpy(windows.action),
-            action_is_pad=torch.from_numpy(windows.action_is_pad),
-            frame_is_pad=torch.from_numpy(windows.frame_is_pad),
-        )
 
 
 def open_training_data(
@@ -112,7 +77,7 @@ def open_training_data(
     states = Prompts(recipe, known).states([cache.tasks[task] for task in used])
     prompts = states.new_zeros(len(cache.tasks), *states.shape[1:])
     prompts[used] = states
-    return cache, BatchEncoder(codec, latents, prompts)
+    return cache, BatchEncoder.of(codec, latents, prompts)
 
 
 def _resume(caches: DatasetCaches, run: Path) -> tuple[Codec, Any, Weights]:

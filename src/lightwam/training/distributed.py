@@ -130,10 +130,15 @@ def gather(tree: Any, keep: bool = True) -> Any:
     """
 
     def gathered(value: Tensor) -> Tensor:
-        full = value.full_tensor() if isinstance(value, DTensor) else value
+        full = whole(value)
         return full.detach().cpu() if keep else torch.empty(0)
 
     return tree_map_only(Tensor, gathered, tree)
+
+
+def whole(value: Tensor) -> Tensor:
+    """Return a tensor gathered from its shards, on its device; all processes have to call it."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def sharded_like(value: Tensor, target: Tensor) -> Tensor:

@@ -50,15 +50,16 @@ def _part_of(name: str) -> str:
 def memory_bytes(parts: Mapping[str, Mapping[str, int]], recipe: Recipe) -> dict[str, int]:
     """Estimate the bytes that a training step holds on one device at its peak; `parts` is from `num_parameters`.
 
-    Trained weights have float32 masters when the weights are bfloat16; AdamW's two moments and the EMA are float32.
-    `activations` are those of one micro batch.
+    Trained weights have float32 masters when the weights are bfloat16, and the gradients of micro batches are added up
+    in float32; AdamW's two moments and the EMA are float32. `activations` are those of one micro batch.
     """
     total, trainable, train = parts["all"]["total"], parts["all"]["trainable"], recipe.train
     width = 2 if train.precision == "bfloat16" else 4
+    sums = width == 2 and (train.micro_batch or train.batch_size) < train.batch_size
     held = {
         "weights": width * total,
         "masters": 4 * trainable * (width == 2),
-        "gradients": width * trainable,
+        "gradients": (width + 4 * sums) * trainable,
         "optimiser": 8 * trainable,
         "ema": 4 * trainable * (train.ema_decay > 0),
         "activations": (train.micro_batch or train.batch_size) * activation_bytes(recipe),

@@ -40,11 +40,28 @@ class Optimizer:
         for group in self._groups():
             group["peak"] = group["lr"]
 
-    def clip(self, max_norm: float) -> Float[Tensor, ""]:
-        """Scale the gradients down to a joint norm of at most `max_norm`; return the norm before."""
+    @torch.no_grad()
+    def collect(self) -> None:
+        """Add the weights' gradients to their masters', in float32, and drop them."""
+        first: tuple[list[Tensor], list[Tensor]] = ([], [])
+        later: tuple[list[Tensor], list[Tensor]] = ([], [])
         for weight, master in self._copies:
-            master.grad = None if weight.grad is None else weight.grad.float()
+            if weight.grad is None:
+                continue
+            own, gradients = first if master.grad is None else later
+            if master.grad is None:
+                master.grad = torch.empty_like(master)
+            own.append(master.grad)
+            gradients.append(weight.grad)
             weight.grad = None
+        if first[0]:
+            torch._foreach_copy_(*first)
+        if later[0]:
+            torch._foreach_add_(*later)
+
+    def clip(self, max_norm: float) -> Float[Tensor, ""]:
+        """Collect the gradients and scale them down to a joint norm of at most `max_norm`; return the norm before."""
+        self.collect()
         return torch.nn.utils.clip_grad_norm_(self.masters.values(), max_norm)
 
     def step(self, scale: float) -> None:
@@ -54,9 +71,9 @@ class Optimizer:
         for part in self._parts:
             part.step()
             part.zero_grad()
-        with torch.no_grad():
-            for weight, master in self._copies:
-                weight.copy_(master)  # rounded
+        if self._copies:
+            with torch.no_grad():  # rounded
+                torch._foreach_copy_([weight for weight, _ in self._copies], [master for _, master in self._copies])
 
     def state_dict(self) -> list[dict[str, Any]]:
         """Return one entry for each optimiser."""

@@ -21,7 +21,7 @@ from lightwam.data.cache.base import Cache
 from lightwam.data.loader import WindowLoader
 from lightwam.engine.packed_step import PackedLoss
 from lightwam.errors import CheckpointError, ConfigError, DatasetError
-from lightwam.model.light_wam import LightWAM
+from lightwam.model.light_wam import LightWAM, dtype_of
 from lightwam.policy import run_directory
 from lightwam.policy.run_directory import Checkpoint, Weights
 from lightwam.system.cpu import fast_matmuls
@@ -29,8 +29,10 @@ from lightwam.system.devices import oom_as_config_error
 from lightwam.system.files import append_line
 from lightwam.system.progress import Progress, Say
 from lightwam.training import distributed, loggers, validation
+from lightwam.training.batches import BatchEncoder, BatchStream, StepInput
 from lightwam.training.caches import DatasetSource
-from lightwam.training.dataset import BatchEncoder, open_training_data
+from lightwam.training.checkpoint_writer import CheckpointWriter
+from lightwam.training.dataset import open_training_data
 from lightwam.training.distributed import Parallel, World
 from lightwam.training.footprint import has_video, num_with_video
 from lightwam.training.loggers import Logger, open_loggers
@@ -39,7 +41,6 @@ from lightwam.training.run_log import truncate_log
 from lightwam.training.start import Start, Statistics, load_start
 from lightwam.training.validation import Validation
 from lightwam.training.wan_backbone import load_backbone
-from lightwam.types import Batch
 
 
 def train(
@@ -88,10 +89,11 @@ def train(
         last = min(recipe.train.steps, recipe.train.steps if stop_after is None else stop_after)
         with (
             open_loggers(recipe, run, world.is_main, begun=session.step, logged=logged, say=say) as opened_loggers,
-            session.loader,
+            session,
             Progress("train", last, session.step, "step", say, silent=not world.is_main) as progress,
         ):
             _loop(session, last, opened_loggers, progress)
+        world.barrier()  # until the last checkpoint is written
         if world.is_main and (line := run_directory.best_line(run)):
             say(line)
     return run
@@ -111,7 +113,7 @@ class Session:
         start: Start | None = None,
     ) -> None:
         settings = recipe.train
-        self.recipe, self.run, self.batch_encoder, self.world = recipe, run, batch_encoder, world
+        self.recipe, self.run, self.world = recipe, run, world
         self.dtype: torch.dtype = getattr(torch, settings.precision)
         self.step, self.seconds = 0, 0.0
         model = LightWAM(recipe.model)
@@ -124,7 +126,7 @@ class Session:
         elif recipe.weights:
             load_backbone(model.dit, recipe.weights)
         sharded = parallel == "fsdp" and world.size > 1  # shards are float32, and gathered in `dtype`
-        self.model = model.to(world.device, torch.float32 if sharded else self.dtype)
+        self.model = model.place(world.device, torch.float32 if sharded else self.dtype)
         loss, all_used = PackedLoss(self.model, settings.checkpointing), recipe.model.video_loss_weight > 0
         self.loss = distributed.parallelise(loss, world, parallel, self.dtype, all_used=all_used)
         self.optimizer = Optimizer({name: p for name, p in self.model.named_parameters() if p.requires_grad}, settings)
@@ -132,8 +134,10 @@ class Session:
         self.ema: Weights = {name: p.detach().clone() for name, p in self.trained.items()} if settings.ema_decay else {}
         horizon, batch_size, shift = recipe.model.horizon, settings.batch_size, settings.shift_pixels
         rank, videos = world.process, has_video(settings, batch_size // world.process.size)
-        self.loader = WindowLoader(cache, batch_encoder.codec, horizon, batch_size, settings.seed, shift, rank, videos)
-        drawn = self.loader.sampling
+        loader = WindowLoader(cache, batch_encoder.codec, horizon, batch_size, settings.seed, shift, rank, videos)
+        self.stream = BatchStream(loader, batch_encoder, settings, world)
+        self.writer = CheckpointWriter(run, world)
+        drawn = loader.sampling
         self.validates, self.validation = bool(drawn.held_out), None
         if self.validates and world.is_main:
             self.validation = Validation.open(recipe, run, cache, batch_encoder, drawn)
@@ -152,33 +156,35 @@ class Session:
             for name, value in ours.items():
                 value.data.copy_(distributed.sharded_like(theirs[name], value.data))
         self.optimizer.load_state_dict(saved.training["optimizer"])
-        self.loader.load_state_dict(saved.training["loader"])
+        self.stream.load_state_dict(saved.training["loader"])
         self.step = saved.step
         self.seconds = saved.training["seconds"]
 
     def advance(self) -> dict[str, float]:
-        """Make one optimiser step; return its losses, gradient norm and learning rate."""
-        settings, world = self.recipe.train, self.world
-        batch = self.batch_encoder.encode(self.loader.next(), self.loader.has_video).to(world.device)
-        u, noise = flow_draw(settings.seed, self.step, settings.batch_size, batch.clip, world.process.rank)
-        total, video, action = world.mean(self._accumulate_gradients(batch, u, noise)).tolist()
-        norm = float(distributed.gather(self.optimizer.clip(settings.clip_norm)))
+        """Make one optimiser step; return its losses, gradient norm and learning rate.
+
+        The step is handed to the device as a whole before its losses are read, so that a GPU waits for nothing.
+        """
+        settings = self.recipe.train
+        losses = self.world.mean(self._accumulate_gradients(self.stream.next(self.step)))
+        norm = distributed.whole(self.optimizer.clip(settings.clip_norm))
         rate = learning_rate(self.step, settings)
-        row = {"loss": total, "loss_video": video, "loss_action": action, "grad_norm": norm, "learning_rate": rate}
-        if not math.isfinite(total) or not math.isfinite(norm):
+        self.optimizer.step(rate / settings.learning_rate)
+        if self.ema:
+            decay = ema_decay(self.step + 1, settings.ema_decay)
+            torch._foreach_lerp_(list(self.ema.values()), [p.detach() for p in self.trained.values()], 1 - decay)
+        numbers = torch.cat((losses, norm.to(losses)[None])).tolist()
+        row = dict(zip(("loss", "loss_video", "loss_action", "grad_norm"), numbers, strict=True))
+        row["learning_rate"] = rate
+        if not all(math.isfinite(number) for number in numbers):
             where, step = f"step {self.step}", "lower train.learning_rate, or check the data: `lightwam check dataset`"
             raise DatasetError("the loss and its gradient must be finite", where=where, got=row, next_step=step)
-        self.optimizer.step(rate / settings.learning_rate)
         self.step += 1
-        if self.ema:
-            decay = ema_decay(self.step, settings.ema_decay)
-            torch._foreach_lerp_(list(self.ema.values()), [p.detach() for p in self.trained.values()], 1 - decay)
         return row
 
-    def _accumulate_gradients(
-        self, batch: Batch, u: Float[Tensor, " B"], noise: Float[Tensor, "B C T h2 w2"]
-    ) -> Float[Tensor, " 3"]:
+    def _accumulate_gradients(self, given: StepInput) -> Float[Tensor, " 3"]:
         """Add up the gradients of this process's rows, a micro batch at a time; return the mean losses."""
+        batch, u, noise = given
         size, train, device = len(u), self.recipe.train, self.world.device
         micro = min(train.micro_batch or size, size)
         means = torch.zeros(3, device=u.device)
@@ -191,6 +197,8 @@ class Session:
                     videos = slice(start, start + num_with_video(train, stop - start))
                     losses = self.loss(batch.rows(start, stop), u[videos], noise[videos])
                     (losses.total * weight).backward()
+                if self.world.size == 1:
+                    self.optimizer.collect()  # several processes add up theirs first, in the weights' precision
                 means += weight * torch.stack([loss.detach().float() for loss in losses])
         return means
 
@@ -199,34 +207,38 @@ class Session:
 
         The main process measures the error on held-out episodes.
         """
+        self.writer.wait()  # the frozen weights are written once, before the first
         main, run = self.world.is_main, self.run
         first = self.world.broadcast(not run_directory.steps(run))
         model = distributed.gather({name: p.detach() for name, p in self.trained.items()}, main)
         ema = distributed.gather(self.ema, main) if self.ema else None
         training = {
             "optimizer": distributed.gather(self.optimizer.state_dict(), main),
-            "loader": self.loader.state_dict(),
+            "loader": self.stream.state_dict(),
             "seconds": self.seconds,
         }
         frozen = {name: p.detach() for name, p in self.model.named_parameters() if first and not p.requires_grad}
-        frozen = {name: value.to(self.dtype) for name, value in distributed.gather(frozen, main).items()}
+        gathered = distributed.gather(frozen, main)
+        frozen = {name: value.to(dtype_of(name, self.dtype)) for name, value in gathered.items()}
         if main and frozen:
             run_directory.write_tensors(run / run_directory.FROZEN, frozen)
         held_out = self.validation.measure(ema or model, self.world.device) if self.validation is not None else None
         return Checkpoint(self.step, model, ema, training, held_out)
 
-    def save(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint; all processes have to call it."""
-        if self.world.is_main:
-            run_directory.save(self.run, checkpoint)
-        self.world.barrier()
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.stream.close()
+        self.writer.close(raises=kind is None)
 
 
 def _loop(session: Session, last: int, opened_loggers: list[Logger], progress: Progress) -> None:
     """Train to step `last`: advance, log, save."""
-    settings, loader = session.recipe.train, session.loader
-    since, waited, step_then, paused = time.perf_counter(), loader.wait_seconds, session.step, 0.0
+    settings, stream = session.recipe.train, session.stream
+    since, waited, step_then, paused = time.perf_counter(), stream.wait_seconds, session.step, 0.0
     while session.step < last:
+        session.writer.check()
         row = session.advance()
         saves = session.step % settings.save_every == 0 or session.step == last
         logs = session.step % settings.log_every == 0 or session.step == last or (saves and session.validates)
@@ -235,9 +247,9 @@ def _loop(session: Session, last: int, opened_loggers: list[Logger], progress: P
             working = now - since - paused
             session.seconds += now - since
             row["samples_per_second"] = settings.batch_size * (session.step - step_then) / working
-            row["wait_share"] = (loader.wait_seconds - waited) / working
+            row["wait_share"] = (stream.wait_seconds - waited) / working
             row["seconds"] = session.seconds
-            since, waited, step_then, paused = now, loader.wait_seconds, session.step, 0.0
+            since, waited, step_then, paused = now, stream.wait_seconds, session.step, 0.0
         checkpoint = session.checkpoint() if saves else None
         if checkpoint is not None and checkpoint.held_out is not None:
             row |= validation.log_row(checkpoint.held_out)
@@ -249,22 +261,7 @@ def _loop(session: Session, last: int, opened_loggers: list[Logger], progress: P
             logger(session.step, row)
         progress.advance(f"loss {row['loss']:.4f}  action {row['loss_action']:.4f}  video {row['loss_video']:.4f}")
         if checkpoint is not None:
-            session.save(checkpoint)
-
-
-def flow_draw(
-    seed: int, step: int, batch_size: int, clip: Float[Tensor, "B C T h2 w2"], rank: int = 0
-) -> tuple[Float[Tensor, " B"], Float[Tensor, "B C T h2 w2"]]:
-    """Draw the flow's uniform numbers (stratified over the batch: every step has all noise levels) and its noise.
-
-    They are drawn for all `batch_size` samples of the step; process `rank` gets the rows of its `clip`.
-    """
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-    u = (torch.arange(batch_size) + torch.rand(batch_size, generator=generator)) / batch_size
-    u = u[torch.randperm(batch_size, generator=generator)].clamp(1e-4, 1 - 1e-4)
-    noise = torch.randn(batch_size, *clip.shape[1:], generator=generator)
-    ours = slice(rank * len(clip), (rank + 1) * len(clip))
-    return u[ours].to(clip.device), noise[ours].to(clip.device)
+            session.writer.save(checkpoint)
 
 
 def learning_rate(step: int, settings: TrainConfig) -> float:

@@ -23,7 +23,7 @@ from lightwam.policy import run_directory
 from lightwam.policy.chunk_errors import RecordedWindows, chunk_errors, state_dims, windows_of
 from lightwam.policy.run_directory import Weights
 from lightwam.system.cpu import fast_matmuls
-from lightwam.training.dataset import BatchEncoder
+from lightwam.training.batches import BatchEncoder
 from lightwam.types import Latents, to_pixels
 
 BATCH = 16
@@ -67,7 +67,7 @@ class Validation:
             model = LightWAM(self.recipe.model)
         frozen = run_directory.read_tensors(self.run / run_directory.FROZEN)
         run_directory.load_strict(model, frozen | weights, self.run)
-        model = model.to(device, dtype).eval()
+        model = model.place(device, dtype).eval()
         starts = self.windows.start
         with torch.inference_mode(), fast_matmuls(device, dtype):
             chunks = [self._chunks(model, starts[i : i + BATCH]) for i in range(0, len(starts), BATCH)]
@@ -79,7 +79,7 @@ class Validation:
 
     def _chunks(self, model: LightWAM, start: Int64[np.ndarray, " B"]) -> Float32[np.ndarray, "B H A"]:
         """Return the supervised steps of the model's chunks at these control steps, in robot units."""
-        cache, codec, weight = self.cache, self.encoder.codec, next(model.parameters())
+        cache, codec, weight = self.cache, self.encoder.codec, model.proprio_encoder.weight
         last = cache.episode_start[np.searchsorted(cache.episode_start, start, side="right")] - 1
         frames = start[:, None] + np.arange(0, self.recipe.model.horizon + 1, codec.config.video_stride)
         frames = frames if self.encoder.latents is None else frames[:, :1]  # cached latents are of whole windows
