@@ -21,7 +21,7 @@ from caches import decoded_cache
 from lightwam.config.schema import CameraPlace, CodecConfig, DctConfig
 from lightwam.data.cache import base, latents, shards
 from lightwam.data.cache.base import Cache
-from lightwam.data.cache.encoder import ClipEncoder, Encode
+from lightwam.data.cache.encoder import AHEAD, ClipEncoder, Encode
 from lightwam.data.cache.frames import FrameCache
 from lightwam.data.cache.latents import LatentCache, find_latent_caches, latents_folder
 from lightwam.data.cache.record import decode_record, encode_record
@@ -306,7 +306,7 @@ def test_too_little_disk_space_is_refused_after_the_first_batch(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=9))
     with pytest.raises(DatasetError, match=r"fit on the disk(.|\n)*got: 0.0 MiB free(.|\n)*--cache DIR"):
         build(encode=noted)
-    assert len(batches) == 1
+    assert 1 <= len(batches) <= 2 + AHEAD, "those that were encoded ahead"
 
 
 # --- never broken by a kill, never half

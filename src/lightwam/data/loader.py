@@ -7,8 +7,7 @@ read the same rows as one process, and their number may change when they resume.
 
 from __future__ import annotations
 
-import queue
-import threading
+import itertools
 import time
 from typing import Any
 
@@ -19,6 +18,7 @@ from lightwam.data.cache.base import Cache
 from lightwam.data.codec import Codec
 from lightwam.data.sampling import WindowOrder
 from lightwam.errors import CheckpointError, ConfigError
+from lightwam.system.read_ahead import ReadAhead
 from lightwam.types import SINGLE_PROCESS, Latents, Rank, Windows
 
 PREFETCHED = 3
@@ -61,14 +61,14 @@ class WindowLoader:
         self._task = cache.task_index
         self._count = 0
         self.wait_seconds = 0.0
-        self._thread: _Prefetch | None = None
+        self._ahead: ReadAhead[Windows] | None = None
 
     def next(self) -> Windows:
         """Return the next batch; raises any exception of the thread."""
-        if self._thread is None:
-            self._thread = _Prefetch(self, self._count)
+        if self._ahead is None:
+            self._ahead = ReadAhead(map(self._batch, itertools.count(self._count)), PREFETCHED, "windows")
         begin = time.perf_counter()
-        windows = self._thread.take()
+        windows = next(self._ahead)
         self.wait_seconds += time.perf_counter() - begin
         self._count += 1
         return windows
@@ -92,9 +92,9 @@ class WindowLoader:
 
     def close(self) -> None:
         """Stop the thread; a later `next` starts it again."""
-        if self._thread is not None:
-            self._thread.stop()
-            self._thread = None
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None
 
     def __enter__(self) -> WindowLoader:
         return self
@@ -183,37 +183,3 @@ def _move(clip: UInt8[np.ndarray, "F height width 3"], down: int, right: int) ->
     clip[:, rows, columns.stop :] = source[:, :, -1:]
     clip[:, : rows.start] = clip[:, rows.start : rows.start + 1]
     clip[:, rows.stop :] = clip[:, rows.stop - 1 : rows.stop]
-
-
-class _Prefetch:
-    """A thread that makes batches from `first` on and keeps up to PREFETCHED ready."""
-
-    def __init__(self, loader: WindowLoader, first: int) -> None:
-        self._queue: queue.Queue[Windows | BaseException] = queue.Queue(PREFETCHED)
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._work, args=(loader, first), name="windows", daemon=True)
-        self._thread.start()
-
-    def take(self) -> Windows:
-        result = self._queue.get()
-        if isinstance(result, BaseException):
-            self._queue.put(result)  # later calls fail in the same way, instead of waiting for ever
-            raise result
-        return result
-
-    def stop(self) -> None:
-        self._stopped.set()
-        while self._thread.is_alive():
-            try:
-                self._queue.get_nowait()
-            except queue.Empty:
-                self._thread.join(0.01)
-
-    def _work(self, loader: WindowLoader, first: int) -> None:
-        number = first
-        try:
-            while not self._stopped.is_set():
-                self._queue.put(loader._batch(number))
-                number += 1
-        except BaseException as error:
-            self._queue.put(error)

@@ -18,12 +18,15 @@ from lightwam.data.cache.record import encode_record
 from lightwam.data.cache.shards import SampleShape
 from lightwam.data.lerobot.reader import LeRobotDataset
 from lightwam.errors import DatasetError
+from lightwam.system.read_ahead import ReadAhead
 from lightwam.types import Latents, pool
 
 Encode = Callable[[UInt8[np.ndarray, "B F height width 3"]], Latents]
 """canvases -> latents in float32, the clip pooled in float32; on any device"""
 
 WINDOWS_AT_ONCE = 8
+AHEAD = 2
+"""batches of windows that are decoded, and encoded, before they are needed"""
 
 
 @dataclass(frozen=True)
@@ -47,17 +50,30 @@ class WindowEncoder:
         self.shape: SampleShape | None = None
 
     def records(self, episodes: Sequence[int]) -> Iterator[list[bytes]]:
-        """Yield records in batches, which end with their episode: they must not depend on how shards are shared out."""
+        """Yield records in batches, which end with their episode: they must not depend on how shards are shared out.
+
+        One thread decodes pictures, another encodes them, and this one packs the records.
+        """
+        with (
+            ReadAhead(self._canvases(episodes), AHEAD, "pictures") as canvases,
+            ReadAhead(
+                ((episode, begin, self._values(clips)) for episode, begin, clips in canvases), AHEAD, "latents"
+            ) as encoded,
+        ):
+            for episode, begin, values in encoded:
+                if len(bad := torch.nonzero(~values.isfinite().all(dim=1))):
+                    where = f"{self._dataset.root} episode {episode} frame {begin + int(bad[0])}"
+                    what, step = "the encoder's numbers are not finite", "check the weights, or use float32"
+                    raise DatasetError(what, where=where, got=self._dtype, next_step=step)
+                first = int(self._dataset.episode_start[episode]) + begin
+                yield [encode_record(row, first + number) for number, row in enumerate(values)]
+
+    def _canvases(self, episodes: Sequence[int]) -> Iterator[tuple[int, int, UInt8[np.ndarray, "B F height width 3"]]]:
+        """Yield batches of windows, each with its episode and first frame."""
         with closing(CanvasReader(self._dataset, self._config)) as canvases:
             for episode in episodes:
-                first = int(self._dataset.episode_start[episode])
                 for begin, clips in self._clips(canvases, episode):
-                    values = self._values(clips)
-                    if len(bad := torch.nonzero(~values.isfinite().all(dim=1))):
-                        where = f"{self._dataset.root} episode {episode} frame {begin + int(bad[0])}"
-                        what, step = "the encoder's numbers are not finite", "check the weights, or use float32"
-                        raise DatasetError(what, where=where, got=self._dtype, next_step=step)
-                    yield [encode_record(row, first + begin + number) for number, row in enumerate(values)]
+                    yield episode, begin, clips
 
     def _clips(
         self, canvases: CanvasReader, episode: int
