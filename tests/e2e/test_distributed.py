@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from lightwam.config.schema import Recipe, SourceConfig
+from lightwam.model.light_wam import dtype_of
 from lightwam.policy import run_directory
 from lightwam.training.precompute import make_cache
 from lightwam.training.train import train
@@ -20,6 +21,7 @@ from lightwam.training.train import train
 SCRIPT = """
 import sys
 from pathlib import Path
+from lightwam.model.light_wam import dtype_of
 from lightwam.policy import run_directory
 from lightwam.training.train import train
 recipe = run_directory.read_recipe(Path(sys.argv[1]))
