@@ -16,9 +16,11 @@ from lerobot.policies import make_policy, make_pre_post_processors
 
 from lerobot_policy_lightwam import LightWAMConfig, LightWAMPolicy, make_lightwam_pre_post_processors
 from lerobot_policy_lightwam.convert import ConvertOptions, convert
+from lerobot_policy_lightwam.step_inputs import DrawCount, PromptTable
 from lightwam.data.codec import Codec
 from lightwam.data.loader import WindowLoader
 from lightwam.data.statistics import measure
+from lightwam.encoders.frozen import Prompts
 from lightwam.engine.packed_step import packed_loss
 from lightwam.errors import CheckpointError, ConfigError, DatasetError, WireError
 from lightwam.policy import run_directory
@@ -126,7 +128,7 @@ def test_batches_and_losses_are_those_of_the_core(tiny: Any) -> None:
     for index in (0, 5, int(ends[0]) - 3, int(ends[1]), int(ends[-1])):
         item = torch.utils.data.default_collate([data[index]])
         got, expected = ours.windows(before(item)), processing.encode(loader.window(index))
-        for name in ("present", "clip", "context", "action_is_pad", "frame_is_pad"):
+        for name in ("present", "clip", "context", "is_token", "action_is_pad", "frame_is_pad"):
             assert torch.equal(getattr(got, name), getattr(expected, name)), (index, name)
         torch.testing.assert_close(got.state, expected.state, rtol=0, atol=1e-6)
         kept = ~expected.action_is_pad
@@ -172,6 +174,32 @@ def test_random_numbers_go_on_with_a_checkpoint(tmp_path: Path) -> None:
     again = LightWAMPolicy.from_pretrained(tmp_path).train()
     assert torch.equal(again.forward(clip)[0], second) and not torch.equal(first, second)
     assert torch.equal(made.forward(clip)[0], held_out)
+
+
+def test_the_number_of_a_draw_is_read_only_when_the_buffer_was_changed() -> None:
+    class Buffer(torch.Tensor):
+        reads = 0
+
+        def tolist(self) -> list[int]:
+            Buffer.reads += 1
+            return super().tolist()
+
+    drawn, count = torch.tensor([7, 3]).as_subclass(Buffer), DrawCount()
+    assert [count.next(drawn, True) for _ in range(3)] == [(7, 3), (7, 4), (7, 5)] and Buffer.reads == 1
+    assert count.next(drawn, False) == count.next(drawn, False) == (7, 6)
+    drawn.copy_(torch.tensor([8, 0]))
+    assert count.next(drawn, True) == (8, 0) and Buffer.reads == 2
+    assert drawn.data.tolist() == [8, 1]
+
+
+def test_each_sentence_is_encoded_once(tiny: Any) -> None:
+    recipe = run_directory.read_recipe(tiny.run)
+    encoder = Prompts(recipe, {})
+    table, sentences = PromptTable(encoder), ["move to the red dot", "stop", "move to the red dot"]
+    rows = table.rows(sentences)
+    assert rows.tolist() == [0, 1, 0] and table.rows(["go", "stop"]).tolist() == [2, 1]
+    assert torch.equal(table.context(rows, torch.device("cpu")), encoder.states(sentences))
+    assert torch.equal(table.is_token[rows], encoder.states(sentences).any(dim=2))
 
 
 def test_missing_statistics_are_named() -> None:

@@ -17,6 +17,7 @@ from lerobot.utils.constants import ACTION, OBS_STATE
 from torch import Tensor
 
 from lerobot_policy_lightwam.configuration_lightwam import LightWAMConfig
+from lerobot_policy_lightwam.step_inputs import DrawCount, PromptTable
 from lightwam import ConfigError, LightWAM, WireError
 from lightwam.data.codec import Codec, affine, compose_canvas, to_pictures
 from lightwam.encoders.dct import DctLatents
@@ -53,9 +54,11 @@ class LightWAMPolicy(PreTrainedPolicy):
         # with the weights, so that training goes on from a checkpoint with the random numbers that would have followed
         self.drawn: Tensor
         self.register_buffer("drawn", torch.tensor([torch.initial_seed() % 2**31, 0]))
-        self._prompts = Prompts(self.recipe, {}, config.device)
+        self._draw_count = DrawCount()
+        self._parts: Tensor | None = None
+        self._prompts = PromptTable(Prompts(self.recipe, {}, config.device))
         if fresh and dataset_meta is not None:
-            self._prompts.states([str(task) for task in dataset_meta.tasks.index])  # one too long is refused now
+            self._prompts.rows([str(task) for task in dataset_meta.tasks.index])  # one too long is refused now
         self._codec = None if config.relative is None else Codec.from_dict(config.relative, "policy.relative")
         self._latents: LatentCodec | None = None
         self.last_predicted_latents: Float[Tensor, "B C T h2 w2"] | None = None
@@ -79,20 +82,22 @@ class LightWAMPolicy(PreTrainedPolicy):
         self.last_predicted_latents = None
 
     def forward(self, batch: Mapping[str, Any]) -> tuple[Float[Tensor, ""], dict[str, float]]:
-        """Return the joint loss of a batch of windows, and its two parts; its noise depends on seed and step only."""
+        """Return the joint loss of a batch of windows, and its two parts; its noise depends on seed and step only.
+
+        On a GPU the parts are those of the call before: this one's are not there yet, and would be waited for.
+        """
         if self.config.relative is not None:
             what, step = "relative actions cannot be trained by LeRobot", "lightwam train --start-from RUN"
             raise ConfigError(what, where="policy.relative", next_step=step)
         windows = self.windows(batch)
-        (seed, step), (rank, size) = self.drawn.tolist(), processes()
+        (seed, step), (rank, size) = self._draw_count.next(self.drawn, self.training), processes()
         u, noise = flow_draw(seed, step, size * len(windows.state), windows.clip, rank)
-        self.drawn[1] += self.training
         train, videos = self.recipe.train, slice(num_with_video(self.recipe.train, len(u)))
         losses = packed_loss(self.model, windows, u[videos], noise[videos], checkpointing=train.checkpointing)
-        return losses.total, {
-            "loss_video": float(losses.video.detach()),
-            "loss_action": float(losses.action.detach()),
-        }
+        parts = torch.stack((losses.video, losses.action)).detach()
+        shown = parts if self._parts is None or parts.device.type == "cpu" else self._parts
+        self._parts = parts
+        return losses.total, dict(zip(("loss_video", "loss_action"), shown.tolist(), strict=True))
 
     def windows(self, batch: Mapping[str, Any]) -> Batch:
         """Convert LeRobot's batch, which the processor has normalised, to lightwam's; encode its pictures."""
@@ -105,10 +110,12 @@ class LightWAMPolicy(PreTrainedPolicy):
         with torch.no_grad():
             pixels = to_pixels(canvas)
             video = encode_clip(self.latents(pixels), pixels)
+        rows = self._prompts.rows(_tasks(batch))
         return Batch(
             present=video.present,
             clip=video.clip,
-            context=self._context(batch).to(pixels.device),
+            context=self._prompts.context(rows, pixels.device),
+            is_token=self._prompts.is_token[rows],
             state=self._state(batch),
             action=_of(batch, ACTION),
             action_is_pad=_of(batch, f"{ACTION}_is_pad"),
@@ -123,7 +130,8 @@ class LightWAMPolicy(PreTrainedPolicy):
         """
         canvas = self.canvases(batch)[:, :1]
         pixels = to_pixels(canvas)
-        latent, context = self.latents(pixels).encode(pixels), self._context(batch).to(pixels.device)
+        latent = self.latents(pixels).encode(pixels)
+        context = self._prompts.context(self._prompts.rows(_tasks(batch)), pixels.device)
         state = self._state(batch)
         if not state.isfinite().all():
             raise WireError("the state is not finite", where=OBS_STATE, got=state.tolist(), expected="finite numbers")
@@ -206,12 +214,13 @@ class LightWAMPolicy(PreTrainedPolicy):
         """Return the device of the weights."""
         return next(self.parameters()).device
 
-    def _context(self, batch: Mapping[str, Any]) -> Float[Tensor, "B L E"]:
-        return self._prompts.states([str(task) for task in _of(batch, TASK)])
-
     def _state(self, batch: Mapping[str, Any]) -> Float[Tensor, "B P"]:
         state: Tensor = _of(batch, OBS_STATE)
         return state[:, 0] if state.ndim == 3 else state
+
+
+def _tasks(batch: Mapping[str, Any]) -> list[str]:
+    return [str(task) for task in _of(batch, TASK)]
 
 
 def _of(batch: Mapping[str, Any], key: str) -> Any:
