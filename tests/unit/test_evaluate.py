@@ -16,9 +16,10 @@ from in_here import InHere
 from lightwam.cli import eval as eval_command
 from lightwam.config.checks import check_recipe
 from lightwam.config.schema import EvalConfig, Recipe, SimConfig, with_simulator
+from lightwam.config.strict_json import from_dict
 from lightwam.errors import CheckpointError, ConfigError, SimulatorError
 from lightwam.evaluation import evaluate as module
-from lightwam.evaluation.episodes import read_episodes, task_files
+from lightwam.evaluation.episodes import EpisodeRow, read_episodes, task_files
 from lightwam.evaluation.evaluate import evaluate, require_members
 from lightwam.evaluation.rollouts import EpisodeJob, StepResult, run_episodes
 from lightwam.evaluation.statistics import wilson
@@ -119,6 +120,22 @@ def test_a_policy_that_sees_scores_what_the_expert_scores(tmp_path: Path, seeing
         assert row["steps"] == row["steps_to_success"]
         # a picture of 32 pixels is a little less exact than knowing the target
         assert abs(row["steps"] - expert_steps(seeing.recipe, task, seed)) <= 2
+
+
+def test_stages_that_a_simulator_tells_are_counted(
+    tmp_path: Path, seeing: Seeing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    near = property(lambda self: {"moved": True, "near": self._at[0] > 0})
+    monkeypatch.setattr(PointSimulator, "progress", near)
+    result = evaluate(tmp_path, say=quiet)
+    rows = [json.loads(line) for line in (tmp_path / "eval" / "episodes.jsonl").read_text().splitlines()]
+    for task, row in result["tasks"].items():
+        count = sum(each["progress"]["near"] for each in rows if each["task"] == task)
+        assert row["progress"] == {"moved": 2, "near": count}
+        assert f"moved 2, near {count}" in eval_command.table(result)
+    assert all(from_dict(EpisodeRow, row).progress == row["progress"] for row in rows)
+    del rows[0]["progress"]
+    assert from_dict(EpisodeRow, rows[0]).progress is None
 
 
 def test_another_tasks_sentence_leads_elsewhere(tmp_path: Path, seeing: Seeing) -> None:

@@ -173,6 +173,9 @@ def world(options: WorldOptions, explicit: frozenset[str]) -> tuple[SimConfig, E
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """Return successes of trials by task and in total, with their Wilson 95 % intervals."""
-    rows = [[name, *rate_cells(row)] for name, row in [*result["tasks"].items(), ("all", result)]]
-    return "\n".join(table_lines(rows, indent=0))
+    """Return successes of trials by task and in total, with their Wilson 95 % intervals, and the stages reached."""
+    rows = []
+    for name, row in [*result["tasks"].items(), ("all", result)]:
+        stages = ", ".join(f"{stage} {count}" for stage, count in row.get("progress", {}).items())
+        rows.append([name, *rate_cells(row), stages])
+    return "\n".join(line.rstrip() for line in table_lines(rows, indent=0))

@@ -37,6 +37,8 @@ class EpisodeRow:
     """its path in the folder"""
     instruction: str = added("")
     """the sentence that the policy was told"""
+    progress: Mapping[str, bool] | None = added(None)
+    """stage of the task -> whether it was reached; None where the simulator has no stages"""
 
 
 def open_episodes(

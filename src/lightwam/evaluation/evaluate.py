@@ -243,6 +243,7 @@ class ClosedLoop:
             "infer_ms": infer_ms,
             "video": None,
             "instruction": told.instruction,
+            **({"progress": dict(result.progress)} if result.progress else {}),
         }
         append_line(self.folder / "episodes.jsonl", json.dumps(row))
 
@@ -272,10 +273,14 @@ def _extended_from(before: Mapping[str, Any], trials: int) -> list[int]:
 
 
 def summary(episodes: Sequence[Mapping[str, Any]], recipe: Recipe) -> dict[str, Any]:
-    """Count successes, with Wilson's 95 % interval, in all and by task."""
+    """Count successes, with Wilson's 95 % interval, in all and by task, and the episodes that reached each stage."""
     tasks = {}
     for task in recipe.simulation.tasks:
-        outcomes = [row["success"] for row in episodes if row["task"] == task]
+        rows = [row for row in episodes if row["task"] == task]
+        outcomes = [row["success"] for row in rows]
         instruction = registry.make_simulator(recipe.simulation, task).instruction
         tasks[task] = success_rate(sum(outcomes), len(outcomes)) | {"instruction": instruction}
+        stages = [row["progress"] for row in rows if row.get("progress")]
+        if stages:
+            tasks[task]["progress"] = {stage: sum(each[stage] for each in stages) for stage in stages[0]}
     return success_rate(sum(row["success"] for row in episodes), len(episodes)) | {"tasks": tasks}

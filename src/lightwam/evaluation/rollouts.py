@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -86,6 +86,8 @@ class StepResult:
     steps: int
     """control steps since the reset"""
     success: bool
+    progress: Mapping[str, bool] = field(default_factory=dict)
+    """the simulator's, when the episode is over"""
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ class StepJob:
             outcome = simulator.step(action)
             worker.steps += 1
             if outcome.success or outcome.ended or worker.steps >= worker.sim.max_steps:
-                return StepResult(None, worker.steps, outcome.success)
+                return StepResult(None, worker.steps, outcome.success, simulator.progress)
             if left < worker.n_obs_steps:
                 worker.observe()
         return StepResult(worker.observation(), worker.steps, False)

@@ -60,6 +60,11 @@ class Disturbed(Simulator):
         """Return the wrapped simulator's."""
         return self.wrapped.constants
 
+    @property
+    def progress(self) -> dict[str, bool]:
+        """Return the wrapped simulator's."""
+        return self.wrapped.progress
+
     def reset(self, seed: int) -> None:
         """Begin the episode."""
         self.wrapped.reset(seed)

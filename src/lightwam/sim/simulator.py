@@ -72,6 +72,11 @@ class Simulator(ABC):
         return {}
 
     @property
+    def progress(self) -> dict[str, bool]:
+        """Which stages of the task this episode has reached so far, in their order; {} where a simulator has none."""
+        return {}
+
+    @property
     def state_dim(self) -> int:
         """P."""
         return len(self.state_names)
