@@ -81,14 +81,18 @@ def test_the_engine_equals_the_model(
     config = config_of(sizes, expert, state_dim, action_dim)
     model, (latent, context, state) = model_of(config, seed), inputs_of(config, lengths, seed)
     folded = FoldedWAM(model, Placement(torch.device("cpu"), torch.float64))
-    context_kv = folded.batch_prompts([folded.encode_prompt(states) for states in context])
+    prompts = [folded.encode_prompt(states) for states in context]
+    context_kv = folded.batch_prompts(prompts)
     expected = model.act(latent, context, state).detach()
     torch.testing.assert_close(
         folded.act(latent, context_kv, state), expected, rtol=0, atol=1e-12 * max(1, expected.abs().max())
     )
-    # the memory serves again, whatever the robot's state was
+    # the memory serves again, whatever the robot's state was; more keys, as graphs have, change nothing
     other = torch.randn_like(state)
     expected = model.act(latent, context, other).detach()
-    torch.testing.assert_close(
-        folded.act(latent, context_kv, other), expected, rtol=0, atol=1e-12 * max(1, expected.abs().max())
-    )
+    padded_kv = folded.batch_prompts(prompts, 16)
+    assert padded_kv.score_bias.shape[-1] % 16 == 0 and padded_kv.keys.shape[2] == padded_kv.score_bias.shape[-1]
+    for each in (context_kv, padded_kv):
+        torch.testing.assert_close(
+            folded.act(latent, each, other), expected, rtol=0, atol=1e-12 * max(1, expected.abs().max())
+        )

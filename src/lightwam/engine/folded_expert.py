@@ -26,16 +26,16 @@ class FoldedPooler:
 
     def __init__(self, pooler: Pooler, placement: Placement) -> None:
         norm, self.num_heads, width = pooler.token_norm, pooler.num_heads, pooler.token_norm.weight.numel()
-        weight, bias = at_least_float32(pooler.attn.in_proj_weight), at_least_float32(pooler.attn.in_proj_bias)
-        query = F.linear(at_least_float32(pooler.query_tokens), weight[:width], bias[:width])
+        weight, bias = placement.wide(pooler.attn.in_proj_weight), placement.wide(pooler.attn.in_proj_bias)
+        query = F.linear(placement.wide(pooler.query_tokens), weight[:width], bias[:width])
         query = query.unflatten(1, (self.num_heads, -1))
         keys = weight[width : 2 * width].unflatten(0, (self.num_heads, -1))
-        scores = torch.einsum("qhd,hdn->hqn", query, keys) * query.shape[-1] ** -0.5 * at_least_float32(norm.weight)
+        scores = torch.einsum("qhd,hdn->hqn", query, keys) * query.shape[-1] ** -0.5 * placement.wide(norm.weight)
         self.scores = placement.put(scores.flatten(0, 1))
-        self.merge = placement.put_float32(at_least_float32(pooler.query_merge_logits).softmax(0))
+        self.merge = placement.put_float32(placement.wide(pooler.query_merge_logits).softmax(0))
         value = weight[2 * width :]
-        bias = bias[2 * width :] + value @ at_least_float32(norm.bias)
-        value = (value * at_least_float32(norm.weight)).unflatten(0, (self.num_heads, -1))
+        bias = bias[2 * width :] + value @ placement.wide(norm.bias)
+        value = (value * placement.wide(norm.weight)).unflatten(0, (self.num_heads, -1))
         self.value = placement.put(value)
         self.bias = placement.put(bias.unflatten(0, (self.num_heads, 1, -1)))
         self.out = fold([(pooler.attn.out_proj, None)], placement)
@@ -71,11 +71,11 @@ class FoldedExpert:
         self.fused = fold([(expert.fused_proj, None)], placement, scale=fused.weight, shift=fused.bias)
         self.trunk = [FoldedPair(cast(NormedPair, block), placement) for block in expert.trunk]
         first, _, last = cast(tuple[nn.Linear, nn.GELU, nn.Linear], tuple(expert.output))
-        weight = at_least_float32(first.weight) * at_least_float32(expert.output_norm.weight)
-        codes = _centred(_step_codes(expert))
+        weight = placement.wide(first.weight) * placement.wide(expert.output_norm.weight)
+        codes = _centred(_step_codes(expert, placement.device))
         self.codes, self.projected_codes = placement.put_float32(codes), placement.put_float32(codes @ weight.t())
-        shift = at_least_float32(first.weight) @ at_least_float32(expert.output_norm.bias)
-        self.bias = placement.put_float32(at_least_float32(first.bias) + shift)
+        shift = placement.wide(first.weight) @ placement.wide(expert.output_norm.bias)
+        self.bias = placement.put_float32(placement.wide(first.bias) + shift)
         self.output1 = placement.put(weight)
         self.output2 = fold([(last, None)], placement, plain=True)  # rounding here would be an error of the actions
 
@@ -96,12 +96,12 @@ class FoldedExpert:
         return self.output2(gelu(hidden).to(state.dtype))
 
 
-def _step_codes(expert: StateFusionActionExpert) -> Float[Tensor, "H W"]:
-    """Return `expert.step_codes()`, computed in at least float32."""
+def _step_codes(expert: StateFusionActionExpert, device: torch.device) -> Float[Tensor, "H W"]:
+    """Return `expert.step_codes()`, computed in at least float32 on `device`."""
     weight = expert.fused_proj.weight
     dtype = torch.promote_types(weight.dtype, torch.float32)
-    steps = torch.arange(expert.horizon, dtype=torch.float64, device=weight.device)
-    return copy.deepcopy(expert.step_pos_proj).to(dtype)(sinusoid(steps, expert.step_code_dim).to(dtype))
+    steps = torch.arange(expert.horizon, dtype=torch.float64, device=device)
+    return copy.deepcopy(expert.step_pos_proj).to(device, dtype)(sinusoid(steps, expert.step_code_dim).to(dtype))
 
 
 def _centred(x: Float[Tensor, "*batch W"]) -> Float[Tensor, "*batch W"]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lightwam.engine.folded_expert import FoldedExpert
 from lightwam.engine.folding import Folded, Placement, fold, stack
 from lightwam.model.dit import Block, ResidualAdapter
-from lightwam.model.layers import EPS, apply_rope, at_least_float32, attention, gelu, layer_norm, patches, rope_3d
+from lightwam.model.layers import EPS, apply_rope, attention, gelu, layer_norm, patches, rope_3d
 from lightwam.model.light_wam import LightWAM
 
 
@@ -44,7 +44,7 @@ class FoldedBlock:
     """`Block` at time 0 on one frame."""
 
     def __init__(self, block: Block, modulation: Float[Tensor, "6 D"], placement: Placement) -> None:
-        shift1, scale1, gate1, shift2, scale2, gate2 = modulation + at_least_float32(block.scale_shift_table[0])
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation + placement.wide(block.scale_shift_table[0])
         attn1, attn2, ffn = block.attn1, block.attn2, block.ffn
         qkv = [(attn1.to_q, attn1.lora_q), (attn1.to_k, attn1.lora_k), (attn1.to_v, attn1.lora_v)]
         self.num_heads = attn1.num_heads
@@ -97,8 +97,9 @@ class FoldedWAM:
         assert dit.config.patch[0] == 1
         self.placement, self.patch = placement, dit.config.patch
         self.num_heads, self.head_dim = dit.config.num_heads, dit.config.width // dit.config.num_heads
-        embedder = copy.deepcopy(dit.condition_embedder).to(at_least_float32(dit.scale_shift_table).dtype)
-        modulation = embedder.time(torch.zeros(1, device=dit.scale_shift_table.device))[1][0]
+        wide = placement.wide(dit.scale_shift_table)
+        embedder = copy.deepcopy(dit.condition_embedder).to(wide)
+        modulation = embedder.time(torch.zeros(1, device=wide.device))[1][0]
         blocks = [cast(Block, block) for block in dit.blocks[: dit.config.taps[-1] + 1]]
         self.patch_weight = placement.put(dit.patch_embedding.weight.flatten(1))
         self.patch_bias = placement.put(cast(Tensor, dit.patch_embedding.bias))
@@ -131,9 +132,10 @@ class FoldedWAM:
         return PromptKV(keys, values, score_bias)
 
     @torch.inference_mode()
-    def batch_prompts(self, prompts: Sequence[PromptKV]) -> ContextKV:
-        """Join one prompt a sample, padded to the longest, with room for the proprioception token."""
+    def batch_prompts(self, prompts: Sequence[PromptKV], multiple: int = 1) -> ContextKV:
+        """Join one prompt a sample, with room for the proprioception token, padded to a `multiple` of keys."""
         length = 1 + max(len(prompt.score_bias) for prompt in prompts)
+        length += -length % multiple
         keys, values = (
             torch.stack([F.pad(part, (0, 0, 0, 0, 0, length - part.shape[1])) for part in parts], dim=1)
             for parts in ([p.keys for p in prompts], [p.values for p in prompts])
@@ -190,6 +192,6 @@ def padding_bias(count: int, dtype: torch.dtype) -> Float[Tensor, " keys"]:
 
 def _merge_linears(first: nn.Linear, second: nn.Linear, placement: Placement) -> Folded:
     """Merge two consecutive linear layers into one."""
-    weight = at_least_float32(second.weight)
-    bias = weight @ at_least_float32(first.bias) + at_least_float32(second.bias)
-    return Folded(placement.put(weight @ at_least_float32(first.weight)), placement.put(bias))
+    weight = placement.wide(second.weight)
+    bias = weight @ placement.wide(first.bias) + placement.wide(second.bias)
+    return Folded(placement.put(weight @ placement.wide(first.weight)), placement.put(bias))

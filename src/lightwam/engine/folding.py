@@ -44,6 +44,10 @@ class Placement(NamedTuple):
     int8: bool = False
     """keep the weights of linear layers in 8 bits, which is not exact"""
 
+    def wide(self, x: Tensor) -> Tensor:
+        """Return x on the engine's device in at least float32: folding computes there, a layer at a time."""
+        return at_least_float32(x.detach().to(self.device))
+
     def put(self, x: Tensor) -> Tensor:
         """Return a copy in the engine's dtype on its device."""
         return x.detach().to(self.device, self.dtype, copy=True)
@@ -116,13 +120,13 @@ def fold(
 
     `plain`: neither packed nor in 8 bits, as `stack` requires.
     """
-    weight = torch.cat([at_least_float32(layer.weight.detach()) for layer, _ in parts])
-    bias = torch.cat([at_least_float32(layer.bias.detach()) for layer, _ in parts])
+    weight = torch.cat([placement.wide(layer.weight) for layer, _ in parts])
+    bias = torch.cat([placement.wide(layer.bias) for layer, _ in parts])
     updates = low_rank([lora for _, lora in parts], weight)
-    scale = torch.ones_like(weight[0]) if scale is None else at_least_float32(scale.detach())
-    gate = torch.ones_like(bias) if gate is None else at_least_float32(gate.detach())
+    scale = torch.ones_like(weight[0]) if scale is None else placement.wide(scale)
+    gate = torch.ones_like(bias) if gate is None else placement.wide(gate)
     if shift is not None:
-        shift = at_least_float32(shift.detach())
+        shift = placement.wide(shift)
         bias = bias + weight @ shift
         if updates is not None:
             bias = bias + updates[1] @ (updates[0] @ shift)
@@ -175,8 +179,12 @@ def low_rank(
     if not present:
         return None
     empty = weight.new_zeros(len(weight) // len(updates), 0)
-    ups = [empty if lora is None else at_least_float32(lora.up.weight.detach()) * lora.scale for lora in updates]
-    return torch.cat([at_least_float32(lora.down.weight.detach()) for lora in present]), torch.block_diag(*ups)
+    downs = [at_least_float32(lora.down.weight.detach().to(weight.device)) for lora in present]
+    ups = [
+        empty if lora is None else at_least_float32(lora.up.weight.detach().to(weight.device)) * lora.scale
+        for lora in updates
+    ]
+    return torch.cat(downs), torch.block_diag(*ups)
 
 
 def survives_rounding(placement: Placement, base: Float[Tensor, "m n"], update: Float[Tensor, "m n"]) -> bool:
