@@ -42,6 +42,7 @@ def serving(act: Any = mirror, keys: Sequence[str] = (), load_newer: Any = None,
     replan = settings.pop("replan", None)
     options = Serving(**{"port": 0, "xpolicylab_port": 0} | settings)
     server = Server(act, 1, schemas, metadata, options, Keys(keys), load_newer, check_sentence=check, replan=replan)
+    del act  # so that only the server keeps it
     listening, failures = threading.Event(), list[BaseException]()
 
     def run() -> None:

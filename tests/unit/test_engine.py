@@ -1,24 +1,21 @@
 """The engine: folded weights, updates that rounding would swallow, kept sentences, and a policy's use of it."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from types import SimpleNamespace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from small_model import Same, canvas_of, inputs_of, model_of
 from torch import Tensor, nn
 
-from lightwam.config.schema import BackboneConfig, ExpertConfig, FlowConfig, ModelConfig
 from lightwam.engine import engine as engines
 from lightwam.engine import folding
-from lightwam.engine.engine import Engine, Graph
-from lightwam.engine.folded_model import ContextKV, FoldedWAM, padding_bias
+from lightwam.engine.engine import Engine
+from lightwam.engine.folded_model import FoldedWAM, padding_bias
 from lightwam.engine.folding import Folded, Int8, Packed, Placement, fold, stack, tensors
 from lightwam.errors import ConfigError, WireError
-from lightwam.model.light_wam import LightWAM
 from lightwam.model.lora import LoRA, linear_with_lora
 from lightwam.policy.policy import Policy
 from lightwam.sim import registry
@@ -26,33 +23,6 @@ from lightwam.system import cpu
 from lightwam.types import to_pixels
 
 SINGLE, HALF = (Placement(torch.device("cpu"), dtype) for dtype in (torch.float32, torch.bfloat16))
-CONFIG = ModelConfig(
-    BackboneConfig(
-        width=48, ffn_width=64, num_heads=2, num_blocks=5, latent_channels=3, text_dim=10, time_code_dim=16,
-        taps=(0, 3), adapter_width=6, lora_rank=3, lora_alpha=6.0,
-    ),
-    ExpertConfig(num_queries=3, num_pool_heads=2, layer_width=12, trunk_width=16, step_code_dim=8),
-    FlowConfig(), state_dim=2, action_dim=3, horizon=8,
-)  # fmt: skip
-
-
-def model_of(seed: int = 0, noise: float = 0.1) -> LightWAM:
-    torch.manual_seed(seed)
-    model = LightWAM(CONFIG)
-    for parameter in model.parameters():
-        parameter.data += noise * torch.randn_like(parameter)
-    return model
-
-
-def inputs_of(size: int = 2, seed: int = 1) -> tuple[Tensor, Tensor, Tensor]:
-    torch.manual_seed(seed)
-    context = torch.randn(size, 6, 10)
-    context[:, 4:] = 0
-    return torch.randn(size, 3, 1, 8, 12), context, torch.randn(size, 2)
-
-
-def canvas_of(size: int, seed: int = 1) -> Tensor:
-    return torch.randint(256, (size, 8, 12, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
 
 
 def acted(folded: FoldedWAM, latent: Tensor, context: Tensor, state: Tensor) -> Tensor:
@@ -203,21 +173,6 @@ def test_fold_of_several_layers_with_scale_shift_and_gate() -> None:
     torch.testing.assert_close(folded(x), expected, rtol=1e-5, atol=1e-5)
 
 
-class Same:
-    """Latents that are the pixels."""
-
-    channels, spatial_stride, temporal_stride = 3, 1, 4
-
-    def encode(self, pixels: Tensor) -> Tensor:
-        return pixels
-
-    def decode(self, latents: Tensor) -> Tensor:
-        return latents
-
-    def decode_pooled(self, latents: Tensor) -> Tensor:
-        return latents
-
-
 def counted() -> tuple[Engine, list[str]]:
     """An engine, and the sentences that it had encoded."""
     asked: list[str] = []
@@ -281,71 +236,11 @@ def test_keys_for_the_padding_weigh_as_much_as_all_of_it(dtype: torch.dtype, mos
         assert float(bias.double().exp().sum()) == pytest.approx(count, rel=most)
 
 
-class IdleGraph(torch.cuda.CUDAGraph):
-    """A graph that does nothing; torch's own cannot be made without CUDA."""
-
-    def __new__(cls) -> "IdleGraph":
-        return object.__new__(cls)
-
-    def __init__(self) -> None:
-        pass
-
-    def replay(self) -> None:
-        pass
-
-
-class Captures:
-    """What `Graph` does with streams and the capture, in place of `torch.cuda`."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, failing: bool = False) -> None:
-        self.current, self.captured_on, self.mode, self.failing = "main", "", "", failing
-        fakes = {
-            "Stream": lambda: SimpleNamespace(wait_stream=lambda other: None, name="side"),
-            "current_stream": lambda: SimpleNamespace(wait_stream=lambda other: None),
-            "CUDAGraph": IdleGraph,
-            "stream": self.stream,
-            "graph": self.graph,
-        }
-        for name, fake in fakes.items():
-            monkeypatch.setattr(torch.cuda, name, fake)
-
-    @contextmanager
-    def stream(self, stream: Any) -> Iterator[None]:
-        before, self.current = self.current, stream.name
-        try:
-            yield
-        finally:
-            self.current = before
-
-    @contextmanager
-    def graph(self, graph: Any, stream: Any, capture_error_mode: str) -> Iterator[None]:
-        self.captured_on, self.mode = stream.name, capture_error_mode
-        yield
-        if self.failing:
-            self.current = "lost"  # as torch leaves it when the capture ends with an error
-            raise RuntimeError("capture failed")
-
-
-def test_a_graph_is_captured_beside_threads_that_load(monkeypatch: pytest.MonkeyPatch) -> None:
-    cuda, on = Captures(monkeypatch), []
-    inputs = torch.zeros(1), ContextKV(torch.zeros(1), torch.zeros(1), torch.zeros(1)), torch.ones(1, 1, 1)
-    graph = Graph(lambda image, context, state: (on.append(cuda.current), state + 1)[1])
-    assert graph(*inputs).item() == 2
-    assert on == ["side"] * 4 and (cuda.captured_on, cuda.mode, cuda.current) == ("side", "thread_local", "main")
-
-
-def test_a_failed_capture_leaves_the_stream_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    cuda = Captures(monkeypatch, failing=True)
-    inputs = torch.zeros(1), ContextKV(torch.zeros(1), torch.zeros(1), torch.zeros(1)), torch.ones(1, 1, 1)
-    with pytest.raises(RuntimeError, match="capture failed"):
-        Graph(lambda image, context, state: state)(*inputs)
-    assert cuda.current == "main"
-
-
 @pytest.mark.gpu
 def test_policy_with_engine_on_a_gpu_uses_a_graph(tiny_once: Any) -> None:
     """From pixels on, latents included."""
-    plain, fast = (Policy.load(tiny_once.run, device="cuda", engine=engine) for engine in (False, True))
+    load = partial(Policy.load, tiny_once.run, device="cuda", precision="float32")
+    plain, fast = load(), load(engine=True)
     simulator = registry.make_simulator(tiny_once.recipe.sim, "red")
     for seed in range(3):
         simulator.reset(seed)
@@ -360,5 +255,6 @@ def test_a_graph_replays_what_was_captured() -> None:
     engine = Engine(model, Same(), lambda sentences: context, device, torch.float32)
     for seed in range(3):
         canvas, (_, _, state) = canvas_of(1, seed), inputs_of(1, seed)
-        expected = model.act(to_pixels(canvas[:, None]), context, state)
+        with torch.no_grad():
+            expected = model.act(to_pixels(canvas[:, None]), context, state)
         torch.testing.assert_close(engine.act(canvas, ["x"], state).cpu(), expected, rtol=0, atol=1e-5)

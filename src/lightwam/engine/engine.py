@@ -1,24 +1,31 @@
-"""Fast inference from pictures to actions: the folded model, prompts encoded once, and on a GPU one CUDA graph."""
+"""Fast inference from pictures to actions: the folded model, prompts encoded once, and on a GPU CUDA graphs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import lru_cache
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lightwam.engine.folded_model import ContextKV, FoldedWAM, PromptKV
 from lightwam.engine.folding import Placement
+from lightwam.engine.graphs import Graphs
 from lightwam.model.light_wam import LightWAM
 from lightwam.system.cpu import matmul_dtype
 from lightwam.types import LatentCodec, to_pixels
 
 MAX_SENTENCES = 64
 """sentences whose keys and values are cached; about 6 MiB each at the paper's sizes in bfloat16"""
-MAX_GRAPHS = 8
-"""combinations of batch size and prompt length whose CUDA graphs are cached"""
+KEYS_MULTIPLE = 16
+"""a graph's number of keys is a multiple of this: few graphs, and no pass that pads the scores' biases"""
+GRAPHS_ON = "cuda"
+"""kind of device where graphs are used"""
+ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""on a GPU, in this order: cuDNN's, which torch prefers, builds a plan for every new batch size and number of keys"""
 
 
 class Engine:
@@ -47,6 +54,7 @@ class Engine:
         self.folded = folded = FoldedWAM(model, Placement(device, dtype, int8))
         bits = ", weights in 8 bits" if int8 else ""
         self.description = f"{str(dtype).removeprefix('torch.')} on {device.type}, by the engine{bits}"
+        captures = device.type == GRAPHS_ON
 
         # The caches are closures without `self`, so an engine's memory is freed as soon as nobody refers to it.
         @lru_cache(MAX_SENTENCES)
@@ -55,13 +63,35 @@ class Engine:
 
         @lru_cache(1)
         def context_kv(instructions: tuple[str, ...]) -> ContextKV:
-            return folded.batch_prompts([prompt_kv(sentence) for sentence in instructions])
+            prompts = [prompt_kv(sentence) for sentence in instructions]
+            return folded.batch_prompts(prompts, KEYS_MULTIPLE if captures else 1)
 
         def run(canvas: Tensor, context_kv: ContextKV, state: Tensor) -> Tensor:
-            return folded.act(latents.encode(to_pixels(canvas[:, None])), context_kv, state)
+            with sdpa_kernel(ATTENTION, set_priority=True) if device.type == "cuda" else nullcontext():
+                return folded.act(latents.encode(to_pixels(canvas[:, None])), context_kv, state)
 
         self.context_kv, self._run = context_kv, run
-        self._graph = lru_cache(MAX_GRAPHS)(lambda *sizes: Graph(run))
+        self._graphs = Graphs(run) if captures else None
+
+    def warm(
+        self,
+        batch_sizes: Sequence[int],
+        canvas: UInt8[Tensor, "1 height width 3"],
+        instructions: Sequence[str],
+        state: Float[Tensor, "1 P"],
+    ) -> None:
+        """Capture a graph for each of these batch sizes and of the instructions' numbers of keys; nothing on a CPU.
+
+        Keys and values of the instructions are computed as well, up to MAX_SENTENCES.
+        """
+        if self._graphs is None:
+            return
+        self._graphs.add_sizes(batch_sizes)
+        kept = instructions[:MAX_SENTENCES]
+        by_length = {self.context_kv((sentence,)).score_bias.shape[-1]: sentence for sentence in kept}
+        for sentence in by_length.values():
+            for size in batch_sizes:
+                self.act(canvas.expand(size, -1, -1, -1), [sentence] * size, state.expand(size, -1))
 
     @torch.inference_mode()
     def act(
@@ -71,10 +101,10 @@ class Engine:
 
         Canvases are moved to the engine's device as bytes, a quarter of their size in float32.
         """
-        if self.device.type != "cuda":
+        if self._graphs is None:
             return self.act_eagerly(canvas, instructions, state)
-        context_kv, canvas, state = self.context_kv(tuple(instructions)), canvas.to(self.device), state.to(self.device)
-        return self._graph(*canvas.shape, context_kv.score_bias.shape[-1])(canvas, context_kv, state)
+        padding = self._graphs.padded(len(canvas)) - len(canvas)
+        return self._graphs(canvas, self.context_kv((*instructions, *[instructions[0]] * padding)), state)
 
     @torch.inference_mode()
     def act_eagerly(
@@ -82,41 +112,3 @@ class Engine:
     ) -> Float[Tensor, "B H A"]:
         """Act without a CUDA graph: each kernel is launched by itself, so that it can be counted."""
         return self._run(canvas.to(self.device), self.context_kv(tuple(instructions)), state.to(self.device))
-
-
-class Graph:
-    """`run`, captured in a CUDA graph at the first call, for inputs of one shape; a call is then a single launch."""
-
-    def __init__(self, run: Callable[..., Tensor]) -> None:
-        self._run = run
-        self._captured: tuple[torch.cuda.CUDAGraph, Tensor, ContextKV, Tensor, Tensor] | None = None
-        self._copied: ContextKV | None = None
-
-    def __call__(self, image: Tensor, context_kv: ContextKV, state: Tensor) -> Float[Tensor, "B H A"]:
-        """Return `run(image, context_kv, state)`."""
-        if self._captured is None:
-            self._captured = self._capture(image, context_kv, state)
-        graph, own_image, own_context_kv, own_state, action = self._captured
-        if context_kv is not self._copied:
-            for own, other in zip(own_context_kv, context_kv, strict=True):
-                own.copy_(other)
-            self._copied = context_kv
-        own_image.copy_(image, non_blocking=True)
-        own_state.copy_(state, non_blocking=True)
-        graph.replay()
-        return action.clone()
-
-    def _capture(
-        self, image: Tensor, context_kv: ContextKV, state: Tensor
-    ) -> tuple[torch.cuda.CUDAGraph, Tensor, ContextKV, Tensor, Tensor]:
-        inputs = image.clone(), ContextKV(*(part.clone() for part in context_kv)), state.clone()
-        graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # which a failed capture would otherwise leave current
-            for _ in range(3):  # libraries choose their kernels and workspaces before the capture, on its stream
-                self._run(*inputs)
-            # thread_local: another thread, which loads the next checkpoint, may allocate memory meanwhile
-            with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
-                action = self._run(*inputs)
-        torch.cuda.current_stream().wait_stream(side)
-        return graph, *inputs, action

@@ -32,6 +32,16 @@ class Actor(Protocol):
         """Return one chunk a sample. Canvases and states may lie on any device."""
         ...
 
+    def warm(
+        self,
+        batch_sizes: Sequence[int],
+        canvas: UInt8[Tensor, "1 height width 3"],
+        instructions: Sequence[str],
+        state: Float[Tensor, "1 P"],
+    ) -> None:
+        """Do what a GPU would otherwise do when the first batches of these sizes arrive."""
+        ...
+
 
 class PlainActor:
     """The plain model with its encoders."""
@@ -55,6 +65,18 @@ class PlainActor:
     ) -> Float[Tensor, "B H A"]:
         """Return one chunk a sample."""
         return self.model.act(*self.encode(canvas, instructions, state))
+
+    def warm(
+        self,
+        batch_sizes: Sequence[int],
+        canvas: UInt8[Tensor, "1 height width 3"],
+        instructions: Sequence[str],
+        state: Float[Tensor, "1 P"],
+    ) -> None:
+        """Act once for each batch size on a GPU, where libraries start and choose kernels then; nothing on a CPU."""
+        if self.device.type != "cpu" and instructions:
+            for size in batch_sizes:
+                self.act(canvas.expand(size, -1, -1, -1), [instructions[0]] * size, state.expand(size, -1))
 
     def encode(
         self, canvas: UInt8[Tensor, "B height width 3"], instructions: Sequence[str], state: Float[Tensor, "B P"]

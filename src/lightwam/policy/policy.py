@@ -27,7 +27,7 @@ from lightwam.policy import hub, run_directory
 from lightwam.policy.actor import Actor, PlainActor
 from lightwam.policy.episode import Episode
 from lightwam.policy.observations import ObservationLike, encode_states, observation_fields, read_states
-from lightwam.system.devices import resolve_device
+from lightwam.system.devices import resolve_device, use_gpu
 from lightwam.types import LatentCodec
 
 
@@ -112,6 +112,7 @@ class Policy:
         model = LightWAM(recipe.model)
         run_directory.load_strict(model, run_directory.run_weights(run, saved, ema=ema), run)
         dtype = getattr(torch, precision or (recipe.train.precision if target.type == "cuda" else "float32"))
+        use_gpu(target, dtype)
         prompts = Prompts(recipe, run_directory.read_tensors(run / run_directory.PROMPTS), target)
         actor: Actor
         if engine:  # folded from the weights as saved, before they are rounded to `dtype`
@@ -179,6 +180,15 @@ class Policy:
         fields, states = self._read(observations)
         action = self.actor.act(*self._inputs(fields, states))
         return self.codec.decode_action(action.float().cpu().numpy(), states)
+
+    def warm(self, batch_sizes: Sequence[int]) -> None:
+        """Prepare a GPU for batches of these sizes, whose first ones would take seconds each; nothing on a CPU."""
+        before, _, after = self.recipe.prompt.partition("{task}")
+        sentences = [prompt.removeprefix(before).removesuffix(after) for prompt in self.prompts.known]
+        if not sentences and self.facts is not None:
+            sentences = [*self.facts.sentences]
+        canvas = torch.zeros(1, *self.recipe.codec.canvas, 3, dtype=torch.uint8)
+        self.actor.warm(batch_sizes, canvas, sentences, torch.zeros(1, self.recipe.model.state_dim))
 
     @torch.inference_mode()
     def imagine(

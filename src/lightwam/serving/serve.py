@@ -5,15 +5,20 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+from lightwam.engine.graphs import batch_sizes
 from lightwam.errors import ConfigError
 from lightwam.policy import hub, run_directory
 from lightwam.policy.driving import greeting
 from lightwam.policy.policy import Policy
 from lightwam.serving import access, logs
 from lightwam.serving.batcher import Act
+from lightwam.serving.logs import log_event
 from lightwam.serving.sentences import sentence_check
 from lightwam.serving.server import NewWeights, Server
 from lightwam.serving.settings import Serving
@@ -42,10 +47,24 @@ def serve(
     keys = accepted_keys(settings)
     found = hub.find_run(run, step)
     load = partial(Policy.load, found, device=device, weights=weights, engine=engine, int8=int8)
+    return run_server(make_server(found, load, settings, keys, step))
+
+
+def make_server(
+    run: Path, load: Callable[[int | None], Policy], settings: Serving, keys: access.Keys, step: int | None = None
+) -> Server:
+    """Load a run's policy by `load(step)` and return its server, not listening yet.
+
+    Only the server's batcher keeps the policy, so that its memory is free once a newer one has taken over.
+    """
 
     def newer(step: int) -> NewWeights | None:
-        chosen = run_directory.default_step(found)
-        return None if chosen is None or chosen <= step else NewWeights(playable(load(chosen)), chosen)
+        chosen = run_directory.default_step(run)
+        if chosen is None or chosen <= step:
+            return None
+        policy = load(chosen)
+        warm(policy, settings.max_batch)
+        return NewWeights(playable(policy), chosen)
 
     policy = load(step)
     model, cameras = policy.recipe.model, policy.codec.cameras
@@ -53,9 +72,18 @@ def serve(
     logs.configure(settings.log)
     check = sentence_check(policy.recipe, policy.prompts.known)
     about = metadata(policy, settings)
+    warm(policy, settings.max_batch)
     act, replan = playable(policy), policy.recipe.eval.replan
-    server = Server(act, policy.step, schemas, about, settings, keys, newer, check_sentence=check, replan=replan)
-    return run_server(server)
+    return Server(act, policy.step, schemas, about, settings, keys, newer, check_sentence=check, replan=replan)
+
+
+def warm(policy: Policy, max_batch: int) -> None:
+    """Prepare a GPU for batches of up to `max_batch`, before the first robot asks, and log how long that took."""
+    if policy.device.type != "cpu":
+        sizes, began = batch_sizes(max_batch), time.perf_counter()
+        policy.warm(sizes)
+        seconds = f"{time.perf_counter() - began:.1f}"
+        log_event("ready for batches", step=policy.step, sizes=sizes, device=policy.device, seconds=seconds)
 
 
 def accepted_keys(settings: Serving) -> access.Keys:

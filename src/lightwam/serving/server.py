@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -53,10 +53,11 @@ class Server:
 
     `metadata` is the greeting of openpi's protocol. `load_newer(step)` returns weights of a later step or None; it runs
     in its own thread every `settings.follow_seconds`. `on_message` is called first with every message, or with the
-    WireError that says why it cannot be decoded, and the protocol; its exception is sent to the client.
+    WireError that says why it cannot be decoded, and the protocol; its exception is sent to the client. `act` is
+    kept by the batcher alone, so that a policy's memory is free once a newer one has taken over.
     """
 
-    act: Act
+    act: InitVar[Act]
     step: int
     schemas: Sequence[RobotSchema]
     metadata: Mapping[str, Any]
@@ -71,9 +72,9 @@ class Server:
     replan: int | None = None
     """actions of a chunk that XPolicyLab's clients get, as they execute every one that they get; None: all"""
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, act: Act) -> None:
         self.metrics, self.refusals = Metrics(), RefusalLog(self.on_refusal)
-        self.batcher = batcher = Batcher(self.act, self.step, self.settings)
+        self.batcher = batcher = Batcher(act, self.step, self.settings)
         if steps := max((schema.n_obs_steps for schema in self.schemas), default=0):
             self.metadata = {**self.metadata, N_OBS_STEPS: steps}
         checks = (self.on_message, self.check_sentence, self.refusals)

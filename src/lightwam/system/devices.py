@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import os
+import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
 from lightwam.errors import ConfigError
+
+DEVICE_WIDE = threading.Lock()
+"""held while a CUDA graph is captured, and by what concerns the whole device, such as `torch.cuda.empty_cache`: in a
+process torch allows one capture at a time, and forbids that to every thread meanwhile"""
+BFLOAT16_FROM = (8, 0)
+"""compute capability, that of Ampere, from which on GPUs have units for bfloat16"""
 
 
 def resolve_device(name: str) -> torch.device:
@@ -27,6 +35,20 @@ def resolve_device(name: str) -> torch.device:
         step = f"torchrun --nproc-per-node {count}"
         raise ConfigError(f"processes must be at most {count}, one per GPU", got=index + 1, next_step=step)
     return torch.device("cuda", index)
+
+
+def use_gpu(device: torch.device, dtype: torch.dtype) -> None:
+    """Make a GPU the current one of this thread, where Triton's kernels start; warn if `dtype` is slow on it.
+
+    Nothing happens for a CPU.
+    """
+    if device.type != "cuda":
+        return
+    torch.cuda.set_device(device)
+    if dtype == torch.bfloat16 and (capability := torch.cuda.get_device_capability(device)) < BFLOAT16_FROM:
+        name, (major, minor) = torch.cuda.get_device_name(device), capability
+        got = f"{name} of compute capability {major}.{minor}, which has no units for it"
+        warnings.warn(f"bfloat16 is slow on {got}; float32 is faster (precision)", RuntimeWarning, stacklevel=2)
 
 
 @contextmanager
