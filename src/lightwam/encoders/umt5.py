@@ -11,17 +11,20 @@ import html
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.func import functional_call
 
 from lightwam.config.schema import Umt5Config
 from lightwam.encoders.tensor_check import describe_names, describe_not_finite, mismatch_error, tensor_differences
 from lightwam.encoders.weight_files import locate, read_config, read_tensors
 from lightwam.errors import CheckpointError, ConfigError, PromptError
+from lightwam.system.devices import DEVICE_WIDE
 from lightwam.system.file_damage import likely_cause
 
 UNIT = "tokens, including the end token"
@@ -53,8 +56,8 @@ _OFFICIAL = {
 class Umt5Text:
     """Implements `TextEncoder`. States are float32, on the CPU.
 
-    There the encoder rests, too: it is on its device only while it reads sentences that are new, so that a GPU's memory
-    is the policy's.
+    There the encoder's weights stay, too: its device has a copy of them only while it reads sentences that are new, so
+    that a GPU's memory is the policy's.
     """
 
     def __init__(self, encoder: Any, tokenizer: Any, config: Umt5Config, device: torch.device | str = "cpu") -> None:
@@ -110,8 +113,8 @@ class Umt5Text:
         """
         sentences = [cleaned(instruction) for instruction in instructions]
         tokens = {sentence: self._tokens(sentence) for sentence in dict.fromkeys(sentences)}
-        with self._on_device():
-            encoded = {sentence: self._states(ids) for sentence, ids in tokens.items()}
+        with self._device_weights() as weights:
+            encoded = {sentence: self._states(ids, weights) for sentence, ids in tokens.items()}
         states = torch.zeros(len(sentences), self.num_tokens, self.dim)
         for row, sentence in enumerate(sentences):
             states[row, : len(encoded[sentence])] = encoded[sentence]
@@ -128,23 +131,26 @@ class Umt5Text:
         return ids
 
     @contextmanager
-    def _on_device(self) -> Iterator[None]:
-        """Keep the encoder on its device inside the `with` block only."""
+    def _device_weights(self) -> Iterator[dict[str, Tensor]]:
+        """Yield copies of the weights on the device, which are dropped after the `with` block; none for a CPU."""
         if self.device.type == "cpu":
-            yield
+            yield {}
             return
+        tensors = chain(self.encoder.named_parameters(), self.encoder.named_buffers())
+        weights = {name: tensor.detach().to(self.device) for name, tensor in tensors}
         try:
-            self.encoder.to(self.device)
-            yield
+            yield weights
         finally:
-            self.encoder.to("cpu")
+            weights.clear()
             if self.device.type == "cuda":
-                torch.cuda.empty_cache()  # simulators may draw on this GPU
+                with DEVICE_WIDE:
+                    torch.cuda.empty_cache()  # simulators may draw on this GPU
 
     @torch.no_grad()
-    def _states(self, ids: list[int]) -> Float[Tensor, "n E"]:
-        row = torch.tensor([ids], device=self.encoder.device)
-        states: Tensor = self.encoder(input_ids=row, attention_mask=torch.ones_like(row)).last_hidden_state
+    def _states(self, ids: list[int], weights: dict[str, Tensor]) -> Float[Tensor, "n E"]:
+        row = torch.tensor([ids], device=self.device)
+        inputs = {"input_ids": row, "attention_mask": torch.ones_like(row)}
+        states: Tensor = functional_call(self.encoder, weights, (), inputs).last_hidden_state
         return states[0].cpu()
 
 
