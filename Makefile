@@ -107,6 +107,7 @@ $(DEV): pyproject.toml constraints.txt | $(BIN)/python
 	@$(INSTALL) '.[dev,metaworld,libero,so101,robotwin]'
 	@$(NO_DEPS) openpi-client gym-aloha dm-control dm-env dm-tree wrapt
 	@$(NO_DEPS) --ignore-requires-python rlinf-robotwin-runtime
+	@test "$$(uname)" != Linux || $(NO_DEPS) triton
 	@touch $@ $(USE)
 
 $(RAY): $(DEV)

@@ -8,7 +8,7 @@ from typing import Any
 LAYERS = (
     ("errors", "types"),
     ("system", "config"),
-    ("wire",),
+    ("wire", "kernels"),
     ("model", "encoders", "sim", "robot"),
     ("data", "engine"),
     ("policy",),
