@@ -1,26 +1,21 @@
 """The packed training step against the plain one: the same losses and the same gradients, padding included."""
 
-from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import pytest
 import torch
+from lora_models import FROZEN, batch_of, gradients, model_of, worst
 from torch import Tensor
 
-from lightwam.config.schema import BackboneConfig, ExpertConfig, FlowConfig, ModelConfig
-from lightwam.engine import packed_step
+from lightwam.engine import fused_block, packed_step
 from lightwam.engine.fused_lora import LoraFeedForward, LoraLinear
 from lightwam.engine.packed_step import PackedLoss, packed_loss
+from lightwam.kernels import choice
 from lightwam.model.layers import FeedForward
-from lightwam.model.light_wam import LightWAM
 from lightwam.model.lora import LoRA
-from lightwam.types import Batch, Losses, pool
+from lightwam.types import Batch, Losses
 
-FROZEN = BackboneConfig(
-    width=48, ffn_width=64, num_heads=2, num_blocks=4, latent_channels=3, text_dim=10, time_code_dim=16, taps=(0, 2),
-    adapter_width=6, lora_rank=3, lora_alpha=6.0,
-)  # fmt: skip
 SCRATCH = replace(FROZEN, lora_rank=0, frozen=False)
 BACKBONES = {
     "frozen with LoRA": FROZEN,
@@ -29,48 +24,6 @@ BACKBONES = {
     "a tap at the last block": replace(FROZEN, taps=(1, 3)),
     "one block": replace(SCRATCH, num_blocks=1, taps=(0,)),
 }
-
-
-def model_of(backbone: BackboneConfig, dtype: torch.dtype = torch.float64, **settings: float) -> LightWAM:
-    """A model without zeros and with queries that differ, so that every gradient is well above rounding."""
-    torch.manual_seed(1)
-    expert = ExpertConfig(num_queries=3, num_pool_heads=2, layer_width=12, trunk_width=16, step_code_dim=8)
-    model = LightWAM(
-        ModelConfig(
-            backbone, expert, FlowConfig(), state_dim=2, action_dim=3, horizon=8, supervised_prefix=6, **settings
-        )
-    )
-    for name, parameter in model.named_parameters():
-        if "query" in name or not parameter.any():
-            torch.nn.init.normal_(parameter, std=1.0 if "query" in name else 0.2)
-    return model.to(dtype)
-
-
-def batch_of(dtype: torch.dtype = torch.float64, size: int = 3) -> tuple[Batch, Tensor, Tensor]:
-    """Two rows of prompts are padded, one episode has ended; and the draws of the step."""
-    torch.manual_seed(2)
-    latents, context = torch.randn(size, 3, 3, 8, 12), torch.randn(size, 5, 10)
-    context[0, 3:], context[1, 1:] = 0, 0
-    action, frame = torch.zeros(size, 8, dtype=torch.bool), torch.zeros(size, 9, dtype=torch.bool)
-    action[-1, 4:], frame[-1, 4:] = True, True
-    batch = Batch(
-        latents[:, :, :1], pool(latents), context, torch.randn(size, 2), torch.randn(size, 8, 3), action, frame
-    )
-    floats = [value for field in fields(batch) if (value := getattr(batch, field.name)) is not None]
-    batch = Batch(*(value.to(dtype) if value.is_floating_point() else value for value in floats))
-    return batch, torch.rand(size, dtype=torch.float64), torch.randn(size, 3, 3, 4, 6).to(dtype)
-
-
-def gradients(model: LightWAM, losses: Losses) -> Mapping[str, Tensor]:
-    model.zero_grad()
-    losses.total.backward()
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
-
-def worst(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> float:
-    """The largest relative difference of a gradient."""
-    assert ours.keys() == theirs.keys()
-    return max(float((ours[name] - theirs[name]).norm() / theirs[name].norm()) for name in theirs)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -91,6 +44,31 @@ def masked(batch: Batch, action: list[bool], video: list[bool]) -> Batch:
         action_is_pad=batch.action_is_pad | ~torch.tensor(action)[:, None],
         frame_is_pad=batch.frame_is_pad | ~torch.tensor(video)[:, None],
     )
+
+
+@pytest.fixture
+def kernels(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The functions around the kernels, with plain torch in the kernels' place; layouts of the blocks that ran."""
+    layouts: list[int] = []
+    block = fused_block.run_block
+    monkeypatch.setattr(choice, "on", lambda device: True)
+    monkeypatch.setattr(fused_block, "run_block", lambda *given: (layouts.append(given[3]), block(*given))[1])
+    return layouts
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("name", BACKBONES)
+def test_with_kernels_too(name: str, checkpointing: bool, kernels: list[int]) -> None:
+    """Blocks whose weights are all frozen and have LoRA take them; the others do not."""
+    model, given = model_of(BACKBONES[name]), batch_of()
+    plain, ours = model.loss(*given), packed_loss(model, *given, checkpointing=checkpointing)
+    torch.testing.assert_close(tuple(ours), tuple(plain), rtol=1e-12, atol=0)
+    assert worst(gradients(model, ours), gradients(model, plain)) < 1e-12
+    assert bool(kernels) == (name in ("frozen with LoRA", "a tap at the last block"))
+    batch, u, noise = given
+    plain, ours = model.loss(batch, u[:2], noise[:2]), packed_loss(model, batch, u[:2], noise[:2])
+    torch.testing.assert_close(tuple(ours), tuple(plain), rtol=1e-12, atol=0)
+    assert worst(gradients(model, ours), gradients(model, plain)) < 1e-12
 
 
 @pytest.mark.parametrize("action", [[True, False, True], [False, True, False], [False, False, False]])
@@ -149,7 +127,7 @@ def test_on_a_gpu() -> None:
 
 
 def test_half_precision_is_as_near_to_single_as_the_plain_step_is() -> None:
-    given, errors = batch_of(torch.float32), {"plain": 0.0, "packed": 0.0}
+    given, errors = batch_of(torch.float32), {"plain": 0.0, "packed": 0.0, "kernels": 0.0}
     for seed in range(4):
         exact, rounded = model_of(FROZEN, torch.float32), model_of(FROZEN, torch.float32)
         torch.manual_seed(seed)
@@ -158,12 +136,16 @@ def test_half_precision_is_as_near_to_single_as_the_plain_step_is() -> None:
         rounded = rounded.to(torch.bfloat16)
         exact.load_state_dict(rounded.state_dict())
         expected = gradients(exact, exact.loss(*given))
-        for name, losses in (("plain", rounded.loss(*given)), ("packed", packed_loss(rounded, *given))):
-            found = gradients(rounded, losses)
+        for name in errors:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(choice, "on", lambda device, on=name == "kernels": on)
+                losses = rounded.loss(*given) if name == "plain" else packed_loss(rounded, *given)
+                found = gradients(rounded, losses)
             off = [(found[key] - expected[key]).norm() / expected[key].norm() for key in expected]
             errors[name] += float(torch.stack(off).mean()) / 4
     assert errors["plain"] > 1e-3, "this is about rounding"
     assert errors["packed"] < 1.25 * errors["plain"]
+    assert errors["kernels"] < errors["packed"], "each step between products rounds once"
 
 
 def test_much_padding_keeps_its_gradient_in_half_precision() -> None:

@@ -1,6 +1,8 @@
 """LoRA over frozen weights with little memory traffic: two autograd functions that add in place.
 
 Neither computes a gradient for the frozen weight, and the feed-forward keeps one hidden activation instead of two.
+The update as further columns of one product, as in fused_block.py, took 1.03 to 1.06 of this time on a CPU, even where
+x and weight lay ready for it.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ class LoraLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
         # x [N, n], weight [m, n], bias [m], down [r, n], up [m, r] -> [N, m]
-        y, low = _forward(x, weight, bias, down, up, scale)
+        y, low = low_rank_forward(x, weight, bias, down, up, scale)
         ctx.save_for_backward(x, low, weight, down, up)
         ctx.scale = scale
         return y
@@ -52,7 +54,9 @@ class LoraLinear(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Grads:
         """Return one gradient an input."""
         x, low, weight, down, up = ctx.saved_tensors
-        grad_x, grad_down, grad_up = _backward(grads[0], x, low, weight, down, up, ctx.scale, ctx.needs_input_grad[0])
+        grad_x, grad_down, grad_up = low_rank_backward(
+            grads[0], x, low, weight, down, up, ctx.scale, ctx.needs_input_grad[0]
+        )
         return grad_x, None, None, grad_down, grad_up, None
 
 
@@ -63,8 +67,8 @@ class LoraFeedForward(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, *parts: Any) -> Tensor:
         # x [N, n] and, for each linear, weight, bias, down, up, scale -> [N, n]
         first, second = parts[:5], parts[5:]
-        hidden, low1 = _forward(x, *first)
-        y, low2 = _forward(gelu(hidden), *second)
+        hidden, low1 = low_rank_forward(x, *first)
+        y, low2 = low_rank_forward(gelu(hidden), *second)
         ctx.save_for_backward(x, low1, hidden, low2, first[0], *first[2:4], second[0], *second[2:4])
         ctx.scales = first[4], second[4]
         return y
@@ -75,14 +79,16 @@ class LoraFeedForward(torch.autograd.Function):
         x, low1, hidden, low2, weight1, down1, up1, weight2, down2, up2 = ctx.saved_tensors
         scale1, scale2 = ctx.scales
         after = gelu(hidden)
-        grad, grad_down2, grad_up2 = _backward(grads[0], after, low2, weight2, down2, up2, scale2, True)
+        grad, grad_down2, grad_up2 = low_rank_backward(grads[0], after, low2, weight2, down2, up2, scale2, True)
         del after
         grad = torch.ops.aten.gelu_backward(grad, hidden, approximate="tanh")
-        grad_x, grad_down1, grad_up1 = _backward(grad, x, low1, weight1, down1, up1, scale1, ctx.needs_input_grad[0])
+        grad_x, grad_down1, grad_up1 = low_rank_backward(
+            grad, x, low1, weight1, down1, up1, scale1, ctx.needs_input_grad[0]
+        )
         return grad_x, None, None, grad_down1, grad_up1, None, None, None, grad_down2, grad_up2, None
 
 
-def _forward(
+def low_rank_forward(
     x: Tensor, weight: Tensor, bias: Tensor, down: Tensor, up: Tensor, scale: float
 ) -> tuple[Float[Tensor, "N m"], Float[Tensor, "N r"]]:
     """Return the layer's output, and the low-rank activation that its backward pass needs."""
@@ -90,13 +96,19 @@ def _forward(
     return _product(x, weight.t(), bias, low, up.t(), scale), low
 
 
-def _backward(
+def low_rank_backward(
     grad: Tensor, x: Tensor, low: Tensor, weight: Tensor, down: Tensor, up: Tensor, scale: float, wants_x: bool
 ) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Return the gradients of x (or None), down and up."""
     grad = grad.contiguous()
-    grad_low = _product(grad, up * scale)
+    grad_low = _scaled(grad, up, scale)
     grad_x = _product(grad, weight, None, grad_low, down, 1.0) if wants_x else None
-    return grad_x, _product(grad_low.t(), x), _product(grad.t(), low) * scale
+    return grad_x, _product(grad_low.t(), x), _scaled(grad.t(), low, scale)
+
+
+def _scaled(a: Float[Tensor, "N n"], b: Float[Tensor, "n m"], scale: float) -> Float[Tensor, "N m"]:
+    """Return scale a b in one product."""
+    return a.new_empty(len(a), b.shape[1]).addmm_(a, b, beta=0, alpha=scale)
 
 
 def _product(

@@ -14,7 +14,7 @@ as nothing depends on its output.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -22,6 +22,7 @@ from jaxtyping import Complex, Float, Int64
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from lightwam.engine import fused_block
 from lightwam.engine.fused_lora import feed_forward, linear
 from lightwam.model import flow
 from lightwam.model.dit import Block, DiT, KeyValue
@@ -76,9 +77,10 @@ def packed_loss(
     sigma, size = flow.shifted(u, config.flow.shift), len(u)
     noisy, time = flow.mix(batch.clip[:size], noise, sigma), config.flow.num_times * sigma
     context_kv = encode_context(model, batch)
-    first = [(k[:size], v[:size]) for k, v in context_kv]
+    some = size < len(batch.present)
+    first = [(k[:size], v[:size]) for k, v in context_kv] if some else context_kv
     velocity, taps = forward(model.dit, batch.present[:size], noisy, time, first, checkpointing)
-    if size < len(batch.present):
+    if some:
         rest = [(k[size:], v[size:]) for k, v in context_kv]
         alone = model.dit(batch.present[size:], None, rest, stop_at_last_tap=True).taps
         taps = [torch.cat(pair) for pair in zip(taps, alone, strict=True)]
@@ -131,9 +133,12 @@ def forward(
     x, rope, layout, (rows, columns) = tokens(dit, present, noisy)
     embedding, modulation = time_modulation(dit, time)
     last, taps = dit.config.num_blocks - 1, []
+    fused = fused_block.fits(dit, x)
+    run: Callable[..., Tensor] = fused_block.run_block if fused else run_block
+    vectors = torch.cat(modulation) if fused else modulation
     for i, block in enumerate(dit.blocks):
-        arguments = (cast(Block, block), x, rope, layout, modulation, context_kv[i], i < last)
-        x = checkpoint(run_block, *arguments, use_reentrant=False) if checkpointing else run_block(*arguments)
+        arguments = (cast(Block, block), x, rope, layout, vectors, context_kv[i], i < last)
+        x = checkpoint(run, *arguments, use_reentrant=False) if checkpointing else run(*arguments)
         if i == last:
             layout = layout._replace(first=0)
         if i in dit.config.taps:
