@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lightwam.encoders.dct import analysis
+from lightwam.kernels import choice
 from lightwam.model.layers import rope_3d
 
 CUDA = torch.device("cuda", 0)
@@ -51,6 +52,7 @@ def fake_gpu(folder: Path) -> Iterator[FakeTensorMode]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nn.Module, "_apply", _apply)  # torch's would swap tensors in place, which fake ones forbid
         patch.setattr(FakeTensorMode, "__deepcopy__", lambda self, memo: self, raising=False)
+        patch.setattr(choice, "on", lambda device: device.type == "cuda")  # which would run kernels to tell
         try:
             _forget_tables()
             yield mode

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lightwam.kernels import choice
+
 WINOGRAD_FROM = 192
 """channels; with fewer, moving the numbers costs what the products save"""
 STRIPE = 160 * 1024
@@ -39,8 +41,8 @@ class FrameEncoder(nn.Module):
         middle = ("mid_block.resnets.0.", "mid_block.attentions.0.", "mid_block.resnets.1.")
         blocks = (*(f"down_blocks.{i}." for i in range(num_blocks)), *middle)
         first, last = _conv(state, "conv_in"), _mean_conv(state, vae.quant_conv.state_dict())
-        norm = _Norm(state["norm_out.gamma"])
-        return cls([first, *(_block(_part(state, name)) for name in blocks), norm, nn.SiLU(), last])
+        norm = _Norm(state["norm_out.gamma"], silu=True)
+        return cls([first, *(_block(_part(state, name)) for name in blocks), norm, last])
 
     def forward(self, frame: Float[Tensor, "B 3 height width"]) -> Float[Tensor, "B C h w"]:
         return self.layers(frame.contiguous(memory_format=torch.channels_last))
@@ -99,26 +101,29 @@ def _sums(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Norm(nn.Module):
-    """Every place's channels at length sqrt(number of channels), then scaled; in fp32 at least."""
+    """Every place's channels at length sqrt(number of channels), then scaled, and perhaps SiLU; in fp32 at least."""
 
-    def __init__(self, gamma: Tensor) -> None:
+    def __init__(self, gamma: Tensor, silu: bool) -> None:
         super().__init__()
-        self.gamma = nn.Parameter(gamma.detach().clone().view(1, -1, 1, 1), requires_grad=False)
+        weight = gamma.detach().view(1, -1, 1, 1) * gamma.numel() ** 0.5
+        self.weight, self.silu = nn.Parameter(weight, requires_grad=False), silu
 
     def forward(self, x: Float[Tensor, "B c h w"]) -> Float[Tensor, "B c h w"]:
-        return F.normalize(precise(x), dim=1).to(x.dtype).mul_(self.gamma * x.shape[1] ** 0.5)
+        if choice.on(x.device):
+            return torch.ops.lightwam.norm_silu(x, self.weight.flatten(), self.silu)
+        normed = F.normalize(precise(x), dim=1).to(x.dtype).mul_(self.weight)
+        return F.silu(normed, inplace=True) if self.silu else normed
 
 
 class _Residual(nn.Module):
     def __init__(self, part: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self.norm1, self.conv1 = _Norm(part["norm1.gamma"]), _conv(part, "conv1")
-        self.norm2, self.conv2 = _Norm(part["norm2.gamma"]), _conv(part, "conv2")
+        self.norm1, self.conv1 = _Norm(part["norm1.gamma"], silu=True), _conv(part, "conv1")
+        self.norm2, self.conv2 = _Norm(part["norm2.gamma"], silu=True), _conv(part, "conv2")
         self.shortcut = _conv(part, "conv_shortcut") if "conv_shortcut.weight" in part else nn.Identity()
 
     def forward(self, x: Float[Tensor, "B c h w"]) -> Float[Tensor, "B c2 h w"]:
-        inside = self.conv1(F.silu(self.norm1(x), inplace=True))
-        return self.conv2(F.silu(self.norm2(inside), inplace=True)).add_(self.shortcut(x))
+        return self.conv2(self.norm2(self.conv1(self.norm1(x)))).add_(self.shortcut(x))
 
 
 class _Attention(nn.Module):
@@ -126,7 +131,8 @@ class _Attention(nn.Module):
 
     def __init__(self, part: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self.norm, self.to_qkv, self.proj = _Norm(part["norm.gamma"]), _conv(part, "to_qkv"), _conv(part, "proj")
+        self.norm = _Norm(part["norm.gamma"], silu=False)
+        self.to_qkv, self.proj = _conv(part, "to_qkv"), _conv(part, "proj")
 
     def forward(self, x: Float[Tensor, "B c h w"]) -> Float[Tensor, "B c h w"]:
         q, k, v = self.to_qkv(self.norm(x)).flatten(2).transpose(1, 2)[:, None].chunk(3, dim=-1)

@@ -18,9 +18,12 @@ from torch import Tensor, nn
 
 from lightwam.engine.folded_expert import FoldedExpert
 from lightwam.engine.folding import Folded, Placement, fold, stack
+from lightwam.kernels import choice
 from lightwam.model.dit import Block, ResidualAdapter
 from lightwam.model.layers import EPS, apply_rope, attention, gelu, layer_norm, patches, rope_3d
 from lightwam.model.light_wam import LightWAM
+
+ops = torch.ops.lightwam
 
 
 class PromptKV(NamedTuple):
@@ -75,6 +78,24 @@ class FoldedBlock:
         x = x + self.out2(attention(q, keys, values, score_bias))
         return x + self.down(gelu(self.up(layer_norm(x))))
 
+    def with_kernels(
+        self, x: Float[Tensor, "B S D"], normed: Float[Tensor, "B S D"], rope: Complex[Tensor, "S 1 pairs"],
+        keys: Tensor, values: Tensor, score_bias: Tensor,
+    ) -> tuple[Float[Tensor, "B S D"], Float[Tensor, "B S D"]]:  # fmt: skip
+        """Compute the same by lightwam.kernels: from tokens and their norm, to tokens and their norm."""
+        qkv, heads = self.qkv(normed), self.num_heads
+        q, k = ops.head_norm(qkv, self.norm_qk, torch.view_as_real(rope), heads).unbind(2)
+        v = qkv[..., 2 * x.shape[-1] :].unflatten(-1, (heads, -1))
+        x, normed = add_norm(x, self.out(attention(q, k, v)))
+        q = ops.head_norm(self.query(normed), self.norm_query[None], None, heads)[:, :, 0]
+        x, normed = add_norm(x, self.out2(attention(q, keys, values, score_bias)))
+        return add_norm(x, self.down(gelu(self.up(normed))))
+
+
+def add_norm(x: Float[Tensor, "B S D"], update: Float[Tensor, "B S D"]) -> tuple[Tensor, Tensor]:
+    """Return x + update and its LayerNorm, by a kernel."""
+    return ops.add_norm(x, update, None, None, None, 0.0, 0, 0)[:2]
+
 
 class FoldedAdapter:
     """`ResidualAdapter`."""
@@ -84,7 +105,11 @@ class FoldedAdapter:
         self.up = fold([(adapter.up, None)], placement)
 
     def __call__(self, x: Float[Tensor, "B S D"]) -> Float[Tensor, "B S D"]:
-        return x + self.up(gelu(self.down(layer_norm(x))))
+        return x + self.update(layer_norm(x))
+
+    def update(self, normed: Float[Tensor, "B S D"]) -> Float[Tensor, "B S D"]:
+        """Return what is added to tokens of this norm."""
+        return self.up(gelu(self.down(normed)))
 
 
 class FoldedWAM:
@@ -96,6 +121,7 @@ class FoldedWAM:
         dit = model.dit
         assert dit.config.patch[0] == 1
         self.placement, self.patch = placement, dit.config.patch
+        self.uses_kernels = choice.on(placement.device)
         self.num_heads, self.head_dim = dit.config.num_heads, dit.config.width // dit.config.num_heads
         wide = placement.wide(dit.scale_shift_table)
         embedder = copy.deepcopy(dit.condition_embedder).to(wide)
@@ -159,10 +185,15 @@ class FoldedWAM:
         rope = self.ropes[rows, columns]
         x = F.linear(cut.flatten(1, 3), self.patch_weight, self.patch_bias)
         pooled: list[Tensor] = []
+        normed = ops.norm(x, None, None, 0.0, 0, 0)[0] if self.uses_kernels else x
         for i, block in enumerate(self.blocks):
-            x = block(x, rope, context_kv.keys[i], context_kv.values[i], context_kv.score_bias)
-            if i in self.adapters:
-                x = self.adapters[i](x)
+            kv = context_kv.keys[i], context_kv.values[i], context_kv.score_bias
+            if self.uses_kernels:
+                x, normed = block.with_kernels(x, normed, rope, *kv)
+            else:
+                x = block(x, rope, *kv)
+            if (adapter := self.adapters.get(i)) is not None:
+                x, normed = add_norm(x, adapter.update(normed)) if self.uses_kernels else (adapter(x), x)
                 pooled.append(self.expert.pool_tap(len(pooled), x))
         return self.expert(pooled)
 
