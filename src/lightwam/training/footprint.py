@@ -68,21 +68,23 @@ def memory_bytes(parts: Mapping[str, Mapping[str, int]], recipe: Recipe) -> dict
 
 
 def activation_bytes(recipe: Recipe) -> int:
-    """Estimate what the packed step keeps of one sample for its backward pass; leaves out the action expert's few rows.
+    """Count what the packed step keeps of one sample for its backward pass, on a GPU with its kernels.
 
-    In multiples of the width a block keeps of every token: its input, the modulated input, queries, keys and values
-    (and queries and keys before their norms), the attention's output twice, the residual stream twice more, the normed
-    input of the cross-attention, its queries twice, its output, the modulated input of the feed-forward: 17 in all. In
-    addition the hidden layer, once over frozen weights and else twice. With checkpointing a block keeps its input only,
-    and one block at a time has everything.
+    In multiples of the width, a block over frozen weights with LoRA keeps of every token: its input; queries, keys and
+    values, and queries and keys before their norms; the attention's output; the residual stream twice more; the
+    queries of the cross-attention twice, and its output: 12 in all, and the hidden layer before its GELU. Other blocks
+    keep modulated inputs, updates and normed tokens as well, and the hidden layer twice. Context and taps are added.
+    With checkpointing a block keeps its input only, and one block at a time has everything.
     """
     backbone, count = recipe.model.backbone, num_tokens(recipe)
-    hidden = backbone.ffn_width * (1 if backbone.frozen and backbone.lora_rank else 2)
-    token = 17 * backbone.width + hidden
+    width, lora = backbone.width, backbone.frozen and backbone.lora_rank > 0
+    token = 12 * width + backbone.ffn_width if lora else 22 * width + 2 * backbone.ffn_width
     both, video = count["action_pass"] + count["video_pass"], count["video_pass"]
     until_tap, after = backbone.taps[-1] + 1, backbone.num_blocks - backbone.taps[-1] - 1
     rows = both * until_tap + video * after
-    numbers = rows * backbone.width + both * token if recipe.train.checkpointing else rows * token
+    numbers = rows * width + both * token if recipe.train.checkpointing else rows * token
+    numbers += 2 * width * count["context"] * backbone.num_blocks
+    numbers += len(backbone.taps) * (both * 2 * (width + backbone.adapter_width) + count["action_pass"] * 3 * width)
     return numbers * (2 if recipe.train.precision == "bfloat16" else 4)
 
 
