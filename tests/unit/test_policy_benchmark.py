@@ -22,6 +22,7 @@ CPU = torch.device("cpu")
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "REPETITIONS", 3)
     monkeypatch.setattr(timing, "WARM_UP", 1)
+    monkeypatch.setitem(timing.LARGE, "cpu", (256, 2**16))
 
 
 def random_variants(recipe: Recipe) -> Any:
@@ -112,6 +113,27 @@ def test_ways_take_turns_and_slow_calls_are_few(monkeypatch: pytest.MonkeyPatch)
     assert rows["a"]["repetitions"] == timing.FEWEST and rows["a"]["warm_up"] == 2
     turns = ("ab", "ba") * timing.FEWEST
     assert "".join(order) == "".join(turns[: timing.FEWEST + 2])
+
+
+def test_the_faster_kind_of_product_is_the_ceiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MKL's, by `@`, takes half of an AMD processor's width; the engine's own layers do not."""
+    took = iter([1e-3] * 10 + [5e-4] * 10 + [1.0] * 10)
+    monkeypatch.setattr(timing, "seconds", lambda call, device: next(took))
+    monkeypatch.setitem(timing.LARGE, "cpu", (100, 2**20))
+    rates = timing.ceilings(CPU, torch.float32)
+    assert rates == {"gmac_per_second": pytest.approx(2.0), "gb_per_second": pytest.approx(2**22 / 1e9)}
+    slower = {"gmac_per_second": 1.0, "gb_per_second": 4.0}
+    floor = timing.floor_ms(3.0, 8_000_000, slower, rates)
+    assert floor == {"gmac_per_second": 2.0, "gb_per_second": 4.0, "products_ms": 1500.0, "weights_ms": 2.0}
+
+
+def test_a_floor_above_what_was_measured_is_an_error(
+    few: None, tiny_recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = {"gmac_per_second": 1e-6, "gb_per_second": 1.0}
+    monkeypatch.setattr(bench, "ceilings", lambda device, dtype: rates)
+    with pytest.raises(RuntimeError, match=r"the benchmark is wrong: .* ms for products that need .* at 1e-06 GMAC/s"):
+        bench_act(tiny_recipe, device="cpu")
 
 
 def test_a_slow_first_call_costs_no_repetitions(monkeypatch: pytest.MonkeyPatch) -> None:

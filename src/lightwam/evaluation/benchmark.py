@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,10 +15,9 @@ import torch
 from jaxtyping import Float32
 
 from lightwam.config.schema import EvalConfig, Recipe
-from lightwam.engine.engine import Engine
 from lightwam.evaluation.episodes import read_episodes, task_files
 from lightwam.evaluation.evaluate import evaluate
-from lightwam.policy.benchmark import INSTRUCTION, random_policy
+from lightwam.policy.benchmark import random_engine, random_policy
 from lightwam.policy.policy import Policy
 from lightwam.sim import registry
 from lightwam.sim.simulator import Trial
@@ -39,13 +38,7 @@ def bench_eval(recipe: Recipe) -> dict[str, Any]:
     time; each turn makes new simulators. Both run the same episodes and must end them alike. SimulatorError if the
     simulator cannot run.
     """
-    random = random_policy(recipe, CPU)
-
-    def states(sentences: Sequence[str]) -> torch.Tensor:
-        return random.prompts.states([INSTRUCTION])  # the only prompt with token states
-
-    engine = Engine(random.model, random.latents, states, CPU, torch.float32)
-    policy = Policy(recipe, random.codec, random.latents, random.prompts, engine, 0)
+    policy = random_engine(random_policy(recipe, CPU), torch.float32)
     turns, variants = halves(recipe.eval), {"every_step": every_step, "eval": by_evaluate}
     with tempfile.TemporaryDirectory() as folder:
 

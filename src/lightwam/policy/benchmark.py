@@ -29,7 +29,16 @@ from lightwam.sim import registry
 from lightwam.system.cpu import fast_matmuls
 from lightwam.system.devices import resolve_device
 from lightwam.system.tables import table_lines
-from lightwam.system.timing import CPU, Call, conditions, conditions_line, count_gmac, roofline_ms, time_interleaved
+from lightwam.system.timing import (
+    Call,
+    ceilings,
+    check_floor,
+    conditions,
+    conditions_line,
+    count_gmac,
+    floor_ms,
+    time_interleaved,
+)
 from lightwam.types import LatentCodec, Observation, to_pixels
 
 VARIANTS = {
@@ -100,9 +109,28 @@ def random_policy(recipe: Recipe, device: torch.device) -> Policy:
     prompts = Prompts(recipe, {recipe.prompt.format(task=INSTRUCTION): random_context(recipe, 1)[0]}, device)
     widths = recipe.model.state_dim, recipe.model.action_dim
     state, action = (np.random.default_rng(0).normal(size=(99, width)).astype(np.float32) for width in widths)
-    model, latents = random_model(recipe, CPU, torch.float32).to(device), random_latents(recipe, device)
+    model, latents = random_model(recipe, device, torch.float32), random_latents(recipe, device)
     codec = Codec.fit(recipe.codec, state, action, np.array([0, 99]), recipe.model.horizon)
     return Policy(recipe, codec, latents, prompts, PlainActor(model, latents, prompts.states), 0)
+
+
+def acting_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
+    """Return what a policy computes in: the precision of its training on a GPU, float32 on a CPU."""
+    return getattr(torch, recipe.train.precision if device.type == "cuda" else "float32")
+
+
+def random_engine(policy: Policy, dtype: torch.dtype) -> Policy:
+    """Return a random policy by the engine, which keeps nothing of the plain model.
+
+    Every sentence has the token states of INSTRUCTION, the only one that has any.
+    """
+    recipe, latents, prompts = policy.recipe, policy.latents, policy.prompts
+
+    def states(sentences: Sequence[str]) -> Float[Tensor, "B L E"]:
+        return prompts.states([INSTRUCTION] * len(sentences))
+
+    engine = Engine(policy.model, latents, states, policy.device, dtype)
+    return Policy(recipe, policy.codec, latents, prompts, engine, 0)
 
 
 def bench_act(
@@ -130,15 +158,18 @@ def bench_act(
         policy = Policy.load(subject, device=device, precision="float32")
         observations, pictures = first_observations(policy)
     recipe = policy.recipe
-    dtype = getattr(torch, precision or (recipe.train.precision if target.type == "cuda" else "float32"))
+    dtype = getattr(torch, precision) if precision else acting_dtype(recipe, target)
     with fast_matmuls(target, dtype):
         calls, differences, engines = variants(policy, observations, dtype, int8=int8)
         engine = engines["engine"]
+        computes = engine.folded.placement.dtype
+        before = ceilings(target, computes)
         stages = {stage: time_interleaved(calls[stage], target, say) for stage in STAGES}
         inputs = policy.inputs(observations[:1])
         eager: dict[str, Call] = {name: partial(each.act_eagerly, *inputs) for name, each in engines.items()}
         work = {name: count_gmac(eager.get(name, call)) for name, call in calls[STAGES[1]].items()}
-        bound = roofline_ms(work["engine"], size(engine), target, engine.folded.placement.dtype)
+        bound = floor_ms(work["engine"], size(engine), before, ceilings(target, computes))
+        check_floor(bound, stages[STAGES[1]]["engine"]["p50_ms"])
         parts = parts_ms(policy, observations[0], engine, target)
     complete = stages[STAGES[-1]]
     result: dict[str, Any] = {

@@ -21,6 +21,8 @@ SECONDS, FEWEST = 20.0, 5
 """time for each call's repetitions; of slow calls FEWEST are made even if they take longer"""
 LONG_S = 2.0
 """each call that takes longer is reported"""
+LARGE = {"cuda": (8192, 2**28), "cpu": (1024, 2**25)}
+"""side of a large product, and numbers of a block that no cache holds"""
 CPU = torch.device("cpu")
 Call = Callable[[], Any]
 T = TypeVar("T")
@@ -62,9 +64,17 @@ def in_turns(calls: Mapping[str, Callable[[int], T]], numbers: range) -> dict[st
 
 @torch.inference_mode()
 def time_interleaved(
-    calls: Mapping[str, Call], device: torch.device, say: Callable[[str], None] = lambda line: None
+    calls: Mapping[str, Call],
+    device: torch.device,
+    say: Callable[[str], None] = lambda line: None,
+    *,
+    limit_s: float | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Return milliseconds of each call: percentiles over the repetitions, and their standard deviation."""
+    """Return milliseconds of each call: percentiles over the repetitions, and their standard deviation.
+
+    `limit_s` is the time for each call's repetitions, SECONDS by default.
+    """
+    limit = SECONDS if limit_s is None else limit_s
 
     def timed(name: str, number: int) -> float:
         took = seconds(calls[name], device)
@@ -75,8 +85,8 @@ def time_interleaved(
     timers = {name: partial(timed, name) for name in calls}
     # on a GPU the first call starts libraries, loads kernels and captures a graph: it tells nothing of the next ones
     slowest = max(took for _, took in in_turns(timers, range(2)).values())
-    warm_up = 2 + min(WARM_UP, int(SECONDS / 4 / slowest))
-    repetitions = min(REPETITIONS, max(FEWEST, int(SECONDS / slowest)))
+    warm_up = 2 + min(WARM_UP, int(limit / 4 / slowest))
+    repetitions = min(REPETITIONS, max(FEWEST, int(limit / slowest)))
     times = in_turns(timers, range(2, warm_up + repetitions))
     counts = {"repetitions": repetitions, "warm_up": warm_up}
     rows = {name: [1000 * took for took in turns[warm_up - 2 :]] for name, turns in times.items()}
@@ -116,17 +126,66 @@ if torch.backends.mkldnn.is_available():
 
 
 @torch.inference_mode()
-def roofline_ms(work: float, size: int, device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-    """Measure this machine's bounds: `work` GMAC at the speed of a large product, `size` bytes of weights read once."""
-    side, block_size = (8192, 2**28) if device.type == "cuda" else (1024, 2**25)
-    a, b = torch.randn(side, side, device=device).to(dtype), torch.randn(side, side, device=device).to(dtype)
-    product = min(seconds(lambda: a @ b, device) for _ in range(10))
+def ceilings(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
+    """Measure what this machine can do: billions of multiply-adds a second in a large product, GB a second read.
+
+    On a CPU the product runs both ways that layers do, as `@` and with weights in oneDNN's layout, and the faster
+    counts: torch's `@` is MKL's, which uses half of the width of an AMD processor with AVX-512.
+    """
+    side, block_size = LARGE[device.type]
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    products: list[Call] = [lambda: a @ b]
+    if device.type == "cpu" and dtype == torch.float32 and torch.backends.mkldnn.is_available():
+        packed = torch.ops.mkldnn._reorder_linear_weight(b)
+        products.append(lambda: torch.ops.mkldnn._linear_pointwise(a, packed, None, "none", [], ""))
+    product = min(seconds(call, device) for call in products for _ in range(10))
     block = torch.randn(block_size, device=device)
-    copying = min(seconds(block.sum, device) for _ in range(10))
-    rate, bandwidth = side**3 / product, block.numel() * 4 / copying
+    reading = min(seconds(block.sum, device) for _ in range(10))
+    return {"gmac_per_second": side**3 / product / 1e9, "gb_per_second": block.numel() * 4 / reading / 1e9}
+
+
+def floor_ms(work: float, size: int, *measured: Mapping[str, float]) -> dict[str, float]:
+    """Return the least time for `work` GMAC and for reading `size` bytes of weights once, by the best of `ceilings`."""
+    best = {rate: max(each[rate] for each in measured) for rate in measured[0]}
+    products_ms, weights_ms = 1e3 * work / best["gmac_per_second"], size / 1e6 / best["gb_per_second"]
+    return best | {"products_ms": products_ms, "weights_ms": weights_ms}
+
+
+def check_floor(floor: Mapping[str, float], measured_ms: float) -> None:
+    """Raise RuntimeError if products took less time than is possible: then the ceiling was measured wrongly."""
+    if (least := floor["products_ms"]) > measured_ms:
+        rate = f"{floor['gmac_per_second']:.4g} GMAC/s"
+        raise RuntimeError(f"the benchmark is wrong: {measured_ms:.4g} ms for products that need {least:.4g} at {rate}")
+
+
+@torch.inference_mode()
+def time_kernels(
+    calls: Mapping[str, Call], device: torch.device, inner: int, limit_s: float
+) -> dict[str, dict[str, float]]:
+    """Return `time_interleaved` of calls that are too short to be timed singly; each is made `inner` times in a row.
+
+    On a GPU these are one CUDA graph, so the time is the device's, not that of launching.
+    """
+    repeated = {name: _repeated(call, device, inner) for name, call in calls.items()}
+    rows = time_interleaved(repeated, device, limit_s=limit_s)
     return {
-        "gmac_per_second": rate / 1e9,
-        "gb_per_second": bandwidth / 1e9,
-        "products_ms": 1000 * work * 1e9 / rate,
-        "weights_ms": 1000 * size / bandwidth,
+        name: {key: value / inner if key.endswith("_ms") else value for key, value in row.items()} | {"inner": inner}
+        for name, row in rows.items()
     }
+
+
+def _repeated(call: Call, device: torch.device, inner: int) -> Call:
+    def run() -> None:
+        for _ in range(inner):
+            call()
+
+    if device.type != "cuda":
+        return run
+    graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
+    side.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(side):
+        run()  # libraries choose their kernels and workspaces before the capture, on its stream
+        with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+            run()
+    torch.cuda.current_stream(device).wait_stream(side)
+    return graph.replay
