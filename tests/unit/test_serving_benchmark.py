@@ -40,6 +40,11 @@ def test_the_measured_round_trip_is_one_chunk_and_as_long_as_the_policy_computes
     assert answer["actions"].shape == (HORIZON, ACTION_DIM)
 
 
+def test_a_server_that_does_not_start_is_an_error() -> None:
+    with pytest.raises(RuntimeError, match="ended before it listened"), benchmark._process(int, "no port"):
+        pass
+
+
 def test_round_trips_and_bare_sockets_take_turns_and_the_first_do_not_count(
     few: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

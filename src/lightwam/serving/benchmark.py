@@ -1,4 +1,7 @@
-"""What serving adds to acting: round trips with a policy that does nothing, and /healthz while one computes."""
+"""What serving adds to acting: round trips with a policy that does nothing, and /healthz while one computes.
+
+`bench_robots` serves a real engine, with random weights, to several robots at once.
+"""
 
 from __future__ import annotations
 
@@ -8,28 +11,40 @@ import multiprocessing
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection
+from threading import Barrier
 from typing import Any
 
 import numpy as np
+import torch
 import websockets.sync.client
 from jaxtyping import Float32
 
+from lightwam.config.schema import Recipe
+from lightwam.policy.benchmark import acting_dtype, random_engine, random_observation, random_policy
+from lightwam.robot.client import Client
+from lightwam.serving.serve import warm
 from lightwam.serving.server import Server
 from lightwam.serving.settings import Serving
 from lightwam.system.machine import machine, versions
 from lightwam.system.tables import table_lines
-from lightwam.system.timing import in_turns, percentiles, seconds
+from lightwam.system.timing import FEWEST, in_turns, percentiles, seconds
 from lightwam.system.workers import require_main_guard
 from lightwam.types import Observation
 from lightwam.wire.openpi import pack, unpack
+from lightwam.wire.robot_schema import RobotSchema
 from lightwam.wire.robot_schemas import schemas_for
 
 WARM_UP, ROUND_TRIPS, HEALTH_CHECKS = 100, 2000, 100
 THINKING_SECONDS = 1.0
+ROBOT_WARM_UP, ROBOT_ROUND_TRIPS, ROBOT_SECONDS = 30, 300, 6.0
+"""of each robot of `bench_robots`; the first round trips warm every size of batch that occurs"""
+FIRST_ANSWER_SECONDS = 120.0
+"""a first answer of a batch's size may capture a graph"""
 HORIZON, ACTION_DIM, STATE_DIM = 32, 7, 8
 
 
@@ -61,6 +76,57 @@ def bench_serve() -> dict[str, Any]:
     }
 
 
+def bench_robots(recipe: Recipe, counts: Sequence[int], device: torch.device) -> dict[str, dict[str, float]]:
+    """Serve an engine with random weights to several robots, each of which asks again as soon as it is answered.
+
+    The server is a process of its own; the robots are threads of this one, with the client of `lightwam.robot`. Of each
+    number of robots: milliseconds of a round trip, from observation to chunk, and the chunks a second of all robots.
+    """
+    require_main_guard()
+    schema, *_ = _schemas(recipe)
+    message = schema.message(random_observation(recipe))
+    results = {}
+    with _process(_serve_engine, recipe, device) as port:
+        for count in counts:
+            ready = Barrier(count)
+            ask = partial(_robot, port, message, ready)
+            with ThreadPoolExecutor(count) as pool:
+                robots = [robot.result() for robot in [pool.submit(ask) for _ in range(count)]]
+            trips = [took for robot in robots for took in robot]
+            row = percentiles(trips, "_ms") | {"chunks_per_second": 1000 * sum(len(r) / sum(r) for r in robots)}
+            results[str(count)] = row | {"warm_up": ROBOT_WARM_UP, "repetitions": len(trips)}
+    return results
+
+
+def _robot(port: int, message: Mapping[str, Any], ready: Barrier) -> list[float]:
+    """Return milliseconds of a robot's round trips, which it begins when all are warm."""
+    with Client(f"ws://127.0.0.1:{port}", timeout_seconds=FIRST_ANSWER_SECONDS) as client:
+        try:
+            for _ in range(ROBOT_WARM_UP):
+                client.act(message)
+        except BaseException:
+            ready.abort()  # the others must not wait for this one
+            raise
+        ready.wait()
+        until, trips = time.perf_counter() + ROBOT_SECONDS, list[float]()
+        while len(trips) < ROBOT_ROUND_TRIPS and (len(trips) < FEWEST or time.perf_counter() < until):
+            trips.append(_milliseconds(partial(client.act, message)))
+    return trips
+
+
+def _schemas(recipe: Recipe) -> list[RobotSchema]:
+    model, cameras = recipe.model, [place.camera for place in recipe.codec.places]
+    return schemas_for(("light-wam",), cameras, model.state_dim, model.action_dim, {})
+
+
+def _serve_engine(recipe: Recipe, device: torch.device, ready: Connection) -> None:
+    policy = random_engine(random_policy(recipe, device), acting_dtype(recipe, device))
+    settings = Serving(port=0, xpolicylab_port=None)
+    warm(policy, settings.max_batch)
+    server = Server(policy.act_batch, 0, _schemas(recipe), {"policy": "random weights"}, settings)
+    asyncio.run(server.run(lambda started: ready.send(started.ports["openpi"])))
+
+
 def table(result: Mapping[str, Any]) -> str:
     """Return the result as text."""
     heads = ("p50", "p95", "p99", "max")
@@ -84,8 +150,13 @@ def _process(target: Callable[..., None], *arguments: Any) -> Iterator[int]:
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=target, args=(*arguments, theirs), daemon=True)
     process.start()
+    theirs.close()  # so that `recv` ends with a process that ends early
     try:
-        yield ours.recv()
+        try:
+            port = ours.recv()
+        except EOFError:
+            raise RuntimeError("the server's process ended before it listened; stderr has its error") from None
+        yield port
     finally:
         process.terminate()
         process.join()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import pairwise
@@ -129,6 +130,39 @@ def timed_step(recipe: Recipe, device: str = "auto") -> float | None:
     return time_step(recipe, device) if needed < 0.8 * memory else None
 
 
+def passes(recipe: Recipe, device: torch.device) -> dict[str, Callable[[], None]]:
+    """Return a forward and backward pass of one micro batch, plain and packed, on the same random weights and data."""
+    train = recipe.train
+    size, dtype = train.micro_batch or train.batch_size, getattr(torch, train.precision)
+    model = random_model(recipe, device, dtype)
+    batch = _random_batch(recipe, _encoder(recipe, size, device)()).to(device)
+    u, noise = flow_draw(0, 0, size, batch.clip)
+    with_video = num_with_video(train, size)
+    u, noise = u[:with_video], noise[:with_video]
+
+    def run(loss: Callable[..., Losses]) -> None:
+        model.zero_grad()
+        with fast_matmuls(device, dtype):
+            loss(batch, u, noise).total.backward()
+
+    packed = partial(packed_loss, model, checkpointing=train.checkpointing)
+    return {"plain": partial(run, model.loss), "packed": partial(run, packed)}
+
+
+def host_syncs(call: Callable[[], None]) -> int:
+    """Count how often the host waits for the GPU in a call, after a first call; the GPU must be there."""
+    call()
+    torch.cuda.synchronize()
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            call()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return sum("synchroniz" in str(warning.message) for warning in seen)
+
+
 def _encoder(recipe: Recipe, size: int, device: torch.device) -> Callable[[], Latents]:
     """Return a function to random pictures encoded by the DCT or, for a recipe that caches latents, random latents."""
     if not recipe.latents.pretrained:
@@ -144,14 +178,16 @@ def _encoder(recipe: Recipe, size: int, device: torch.device) -> Callable[[], La
 
 def _random_batch(recipe: Recipe, video: Latents) -> Batch:
     model, size = recipe.model, len(video.present)
+    context = random_context(recipe, size)
     return Batch(
         present=video.present,
         clip=video.clip,
-        context=random_context(recipe, size),
+        context=context,
         state=torch.randn(size, model.state_dim),
         action=torch.randn(size, model.horizon, model.action_dim),
         action_is_pad=torch.zeros(size, model.horizon, dtype=torch.bool),
         frame_is_pad=torch.zeros(size, recipe.num_frames, dtype=torch.bool),
+        is_token=context.any(dim=2),
     )
 
 

@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 
 from lightwam.config.checks import check_recipe
 from lightwam.config.schema import LATENTS, Recipe
-from lightwam.data.cache.encoder import WINDOWS_AT_ONCE, ClipEncoder
+from lightwam.data.cache.encoder import WINDOWS_AT_ONCE, ClipEncoder, Encode
 from lightwam.data.cache.latents import LatentCache
 from lightwam.data.cache.location import check_free_space
 from lightwam.encoders.frozen import encode_clip, open_latents, open_text
@@ -23,7 +23,7 @@ from lightwam.training import distributed
 from lightwam.training.caches import DatasetCaches, DatasetSource
 from lightwam.training.distributed import World
 from lightwam.training.sources import open_sources
-from lightwam.types import Latents, to_pixels
+from lightwam.types import LatentCodec, Latents, to_pixels
 
 
 def make_cache(
@@ -64,17 +64,23 @@ def _cache_latents(caches: DatasetCaches, world: World, batch_size: int, say: Sa
     recipe = caches.recipe
     latents = open_latents(recipe, caches.vae, recipe.weights, world.device)
 
+    encoder = ClipEncoder(clip_encoder(latents, world.device), caches.encoder_identity, batch_size=batch_size)
+    horizon, path = recipe.model.horizon, caches.latents(caches.home)
+    with Progress("encode", unit="window", say=say, silent=not world.is_main) as progress:
+        LatentCache.build(caches.data, recipe.codec, horizon, encoder, path, progress.update, world.process)
+
+
+def clip_encoder(latents: LatentCodec, device: torch.device) -> Encode:
+    """Return the function from canvases to latents that caches are made with."""
+
     @torch.inference_mode()
     def encode(canvases: UInt8[np.ndarray, "B F height width 3"]) -> Latents:
         # TF32's error, 3e-4, is a fifth of what storing in bfloat16 costs; `flags` would switch cuDNN off by default
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
-            encoded = encode_clip(latents, to_pixels(torch.from_numpy(canvases).to(world.device)))
+            encoded = encode_clip(latents, to_pixels(torch.from_numpy(canvases).to(device)))
         return Latents(encoded.present.cpu(), encoded.clip.cpu())
 
-    encoder = ClipEncoder(encode, caches.encoder_identity, batch_size=batch_size)
-    horizon, path = recipe.model.horizon, caches.latents(caches.home)
-    with Progress("encode", unit="window", say=say, silent=not world.is_main) as progress:
-        LatentCache.build(caches.data, recipe.codec, horizon, encoder, path, progress.update, world.process)
+    return encode
 
 
 def cache_prompts(caches: DatasetCaches, device: torch.device | str) -> None:
