@@ -15,16 +15,21 @@ LOWEST := .venv-lowest
 LOWEST_TORCH ?=
 LOWEST_TOOLS := 'pytest>=8' 'pytest-timeout>=2.3' 'hypothesis>=6.100' 'beartype>=0.20' 'h5py>=3.11' 'huggingface-hub>=0.25' \
 	'pillow>=10' 'msgpack-numpy>=0.4.8' 'json-numpy>=2.1' 'inspect-robots-xpolicylab==0.1.0'
+# What a machine with a GPU may have already: torch, transformers and pytest with what they need (docs/results/gpu.md).
+GPU_PACKAGES := tyro docstring-parser typeguard websockets beartype diffusers importlib-metadata zipp av
+GPU_PLATFORMS := _2_28 _2_17 2014 _2_5 1
+GPU_PYTHON ?= python3
+GPU_SITE := .gpu-site
 BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
 GL_PACKAGES := libegl1 libgl1 libgl1-mesa-dri libopengl0
 INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt --editable
 NO_DEPS := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-deps --constraint constraints.txt
 
-.PHONY: help demo report robotwin test slow gpu lerobot lowest view lint types format gl vulkan browser clean
+.PHONY: help demo report robotwin test slow gpu gpu-figures gpu-wheels lerobot lowest view lint types format gl vulkan browser clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
 demo: $(USE) gl  ## collect, train, evaluate and report: runs/demo/report.html
 	@$(BIN)/lightwam demo --run $(RUN)
@@ -44,8 +49,19 @@ test: $(DEV) gl vulkan browser  ## every test that takes seconds, a file on each
 slow: $(DEV) $(RAY) gl vulkan  ## the tests that take minutes, a cluster of two nodes among them
 	@$(BIN)/python -m pytest -m "slow and not gpu" --timeout 3600
 
-gpu: $(DEV)  ## the tests that need a CUDA device
-	@$(BIN)/python -m pytest -m gpu
+gpu: $(GPU_SITE)  ## the tests that need a CUDA device, by GPU_PYTHON, which has torch; installs nothing from a registry
+	@PYTHONPATH=$(GPU_SITE):src $(GPU_PYTHON) -m pytest -m gpu -o filterwarnings=default --continue-on-collection-errors \
+		$$(grep --recursive --files-with-matches --include='test_*.py' 'pytest.mark.gpu' tests)
+
+gpu-figures: $(GPU_SITE)  ## every figure of a GPU, by GPU_PYTHON: gpu/figures.jsonl (docs/results/gpu.md)
+	@PYTHONPATH=$(GPU_SITE):src $(GPU_PYTHON) -m lightwam bench gpu --out gpu
+
+gpu-wheels:  ## what a machine with a GPU and without a network lacks, to take along: .gpu-wheels
+	@"$(PYTHON)" -m pip download --quiet --quiet --disable-pip-version-check --no-deps --only-binary=:all: --python-version 3.12 \
+		--implementation cp $(GPU_PLATFORMS:%=--platform manylinux%_x86_64) --constraint constraints.txt \
+		--dest .gpu-wheels $(GPU_PACKAGES)
+	@git rev-parse --short HEAD > .gpu-wheels/commit
+	@du --apparent-size --human-readable --summarize .gpu-wheels
 
 lerobot: $(LEROBOT)/.ready  ## the LeRobot plugin with LeRobot itself (Python 3.12, a download of 6 GB)
 	@$(LEROBOT)/bin/python -m pytest -c lerobot_policy_lightwam/pyproject.toml lerobot_policy_lightwam
@@ -90,7 +106,7 @@ browser:  ## Chromium for the report's tests; installed where that needs no pass
 	fi
 
 clean:  ## forget the virtual environment and the tools' caches; runs/ and data/ stay
-	@rm -rf $(VENV) $(LEROBOT) $(LOWEST) .pytest_cache .hypothesis .ruff_cache .mypy_cache
+	@rm -rf $(VENV) $(LEROBOT) $(LOWEST) $(GPU_SITE) .gpu-wheels .pytest_cache .hypothesis .ruff_cache .mypy_cache
 
 $(BIN)/python:
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -109,6 +125,10 @@ $(DEV): pyproject.toml constraints.txt | $(BIN)/python
 	@$(NO_DEPS) --ignore-requires-python rlinf-robotwin-runtime
 	@test "$$(uname)" != Linux || $(NO_DEPS) triton
 	@touch $@ $(USE)
+
+$(GPU_SITE):
+	@test -d .gpu-wheels || { echo "There are no wheels. Next: make gpu-wheels, where there is a network" >&2; exit 1; }
+	@$(GPU_PYTHON) -m pip install --quiet --no-index --no-deps --target $@ .gpu-wheels/*.whl
 
 $(RAY): $(DEV)
 	@echo "installing Ray into $(VENV)"

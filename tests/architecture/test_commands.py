@@ -24,9 +24,9 @@ from lightwam.errors import LightwamError
 HOLE = "\x00"
 """stands for an f-string's values"""
 KINDS = {"check": ("sim", "expert", "dataset", "client"), "convert": ("libero", "robotwin"),
-         "bench": ("train", "act", "eval", "serve", "control")}  # fmt: skip
+         "bench": ("train", "act", "gpu", "eval", "serve", "control")}  # fmt: skip
 RECIPE_FIRST = {("demo",), ("collect",), ("cache",), ("train",), ("adopt",), ("show",), ("check", "sim"),
-                ("check", "expert"), ("bench", "train"), ("bench", "act"), ("bench", "eval")}  # fmt: skip
+                ("check", "expert"), *(("bench", kind) for kind in ("train", "act", "gpu", "eval"))}  # fmt: skip
 VALUES = ("1", "x", "auto", "demo", "runs/demo")
 """values to try for a placeholder"""
 COMMAND = re.compile(
@@ -37,7 +37,8 @@ LINE_START = re.compile(r"(\$ )?([A-Z_]+=\S+ )*(\S*python\S* -m )?")
 SENTENCE = ("and", "instead", "is", "lists", "needs", "or", "says", "to", "with")
 PLACEHOLDER = re.compile(rf"(?:ws://)?[A-Z][A-Z_]*(?:[/|:.][A-Z_a-z]+)*|.*{HOLE}.*|\.\.\.")
 OTHERS = {"--recipe.train.steps", "--train.max-steps", "--local-dir", "--output",
-          "--ignore-requires-python",
+          "--ignore-requires-python", "--no-index", "--target", "--short",
+          "--junitxml", "--continue-on-collection-errors", "--id", "--query-gpu", "--format", "--loop-ms",
           "--address", "--no-deps", "--constraint", "--editable", "--help", "--version", "--head", "--num-cpus",
           "--same-index-action",
           "--nproc-per-node", "--nnodes", "--rdzv-endpoint", "--dry-run", "--serve-web", "--bind"}  # fmt: skip

@@ -82,6 +82,7 @@ def test_the_documents_import_names_that_exist_by_their_public_path(repository: 
         "lint",
         "types",
         "slow",
+        "gpu-wheels",
         "lerobot",
         "lowest",
         "report",

@@ -24,6 +24,7 @@ from lightwam.config.schema import Recipe
 
 USAGE = """usage: lightwam bench train RECIPE [OPTIONS]     training samples a second, and the share of time by part
        lightwam bench act RECIPE|RUN [OPTIONS]    milliseconds an action chunk, plain and by the engine
+       lightwam bench gpu [RECIPE] [OPTIONS]      every figure of a GPU, each written at once; --device cpu: a dry run
        lightwam bench eval RECIPE [OPTIONS]      wall time of an evaluation, against one process that draws every step
        lightwam bench serve [OPTIONS]            milliseconds that serving adds: round trips over loopback
        lightwam bench control RUN [OPTIONS]      success and jitter under latency, by how chunks are played"""
@@ -51,14 +52,32 @@ class BenchActRecipe(BenchActOptions, RecipeOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class BenchGpuOptions(RecipeOptions):
+    """Measure what only a GPU can tell, with random weights: ceilings, acting, training, the latent cache, attention,
+    serving, the tests that need a GPU, and the capture of graphs. Each figure is written as soon as it is measured."""
+
+    device: Literal["cuda", "cpu"] = "cuda"
+    """cpu: a dry run; choose a small recipe"""
+    out: Path = Path("gpu")
+    """folder of figures.jsonl, profiles and the tests' log"""
+    only: str = ""
+    """sections to measure, divided by commas; by default all"""
+    minutes: float = 9.0
+    """no figure is begun after this time"""
+    page: tuple[Path, ...] | None = None
+    """print docs/results/gpu.md from these files of figures instead; without files, what is not measured"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class BenchEvalOptions(JsonOptions, RecipeOptions):
     """Measure closed-loop evaluation of a random policy on all tasks of a recipe, `--eval.trials` episodes of each: one
-    process that draws every step, and `lightwam eval`."""
+    process that draws every step, and `lightwam eval`. The policy computes on the CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchServeOptions(JsonOptions):
-    """Measure what serving adds to acting: round trips of a policy that does nothing, and /healthz while one thinks."""
+    """Measure what serving adds to acting: round trips of a policy that does nothing, and /healthz while one thinks.
+    No model is served; `lightwam bench gpu RECIPE --only serve` serves an engine to several robots."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +90,8 @@ class BenchControlOptions(JsonOptions):
 
 
 def run(arguments: Sequence[str]) -> None:
-    """`lightwam bench train RECIPE`, `act RECIPE|RUN`, `eval RECIPE`, `serve`, `control RUN`."""
-    commands = {"train": _train, "act": _act, "eval": _eval, "serve": _serve, "control": _control}
+    """`lightwam bench train RECIPE`, `act RECIPE|RUN`, `gpu RECIPE`, `eval RECIPE`, `serve`, `control RUN`."""
+    commands = {"train": _train, "act": _act, "gpu": _gpu, "eval": _eval, "serve": _serve, "control": _control}
     subcommand(arguments, commands, USAGE, "cannot measure that")
 
 
@@ -101,6 +120,22 @@ def _act(arguments: Sequence[str]) -> None:
     precision = None if options.precision == "auto" else options.precision
     result = bench_act(subject, device=options.device, precision=precision, int8=options.int8, say=print_progress)
     print_result(result, table, options)
+
+
+def _gpu(arguments: Sequence[str]) -> None:
+    options = recipe_command(BenchGpuOptions, arguments, "bench gpu", "libero-10")
+    if options.page is not None:
+        from lightwam.report.gpu_page import gpu_page
+
+        print(gpu_page(options.page), end="")
+        return
+    from lightwam.evaluation.gpu_figures.measure import measure, table
+    from lightwam.system.cpu import keep_memory
+
+    keep_memory()
+    only = tuple(filter(None, options.only.split(",")))
+    device, out, minutes = options.device, options.out, options.minutes
+    print(table(measure(options.recipe, device=device, out=out, only=only, minutes=minutes, say=print_progress)))
 
 
 def _eval(arguments: Sequence[str]) -> None:
