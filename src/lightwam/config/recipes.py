@@ -212,23 +212,23 @@ def robotwin_blocks_small() -> Recipe:
     base, text, dim = demo(), HashedTextConfig(num_tokens=24, dim=64), len(JOINT_NAMES)
     backbone = replace(base.model.backbone, width=96, ffn_width=192, num_heads=4)
     places = (
-        CameraPlace("head_camera", 0, 0, 80, 128, crop=(0.09, 0.0, 0.92, 1.0)),
-        CameraPlace("left_camera", 80, 0, 48, 64),
-        CameraPlace("right_camera", 80, 64, 48, 64),
+        CameraPlace("head_camera", 0, 0, 96, 160, crop=(0.09, 0.0, 0.92, 1.0)),
+        CameraPlace("left_camera", 96, 0, 64, 80),
+        CameraPlace("right_camera", 96, 80, 64, 80),
     )
     return replace(
         base,
         name="robotwin-blocks-small",
         model=replace(base.model, backbone=backbone, state_dim=dim, action_dim=dim, horizon=16, supervised_prefix=16),
-        codec=CodecConfig(canvas=(128, 128), places=places, video_stride=4, relative_action_dims=ARM_DIMS),
+        codec=CodecConfig(canvas=(160, 160), places=places, video_stride=4, relative_action_dims=ARM_DIMS),
         text=text,
         sim=SimConfig(
             "robotwin", BOX_TASKS, CAMERAS, height=168, width=224, max_steps=240, action_repeat=4, protocol="plain"
         ),
         # the expert's targets are absolute: the next one takes the arm back to its path
         collect=CollectConfig(demos_per_task=150, noise_std=0.01, noise_probability=0.5, extra_steps=2),
-        train=replace(base.train, steps=12_000, ema_decay=0.999, save_every=1000),
-        eval=EvalConfig(trials=50, replan=8, first_seed=FIRST_EVALUATION_SEED),
+        train=replace(base.train, steps=12_000, ema_decay=0.999, save_every=1000, shift_pixels=4, video_share=0.25),
+        eval=EvalConfig(trials=50, replan=4, first_seed=FIRST_EVALUATION_SEED),
     )
 
 
