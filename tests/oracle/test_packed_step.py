@@ -199,8 +199,10 @@ def test_padding_is_encoded_once() -> None:
     marked = replace(batch, is_token=batch.context.any(dim=2))
     assert torch.equal(packed_step.token_places(marked), place)
     assert torch.equal(packed_step.token_places(marked.rows(1, 3)), packed_step.token_places(batch.rows(1, 3)))
-    for ours, plain in zip(packed_step.encode_context(model, batch), model.dit.encode_context(context), strict=True):
-        torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-14)
+    embedded = packed_step.embed_context(model, batch)
+    assert len(embedded.tokens) == len(place) + 1
+    for block, plain in zip(model.dit.blocks, model.dit.encode_context(context), strict=True):
+        torch.testing.assert_close(embedded.key_value(block), plain, rtol=1e-12, atol=1e-14)
 
 
 def test_a_step_needs_no_number_from_the_device(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ as nothing depends on its output.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple, cast
 
 import torch
@@ -44,8 +45,8 @@ class Layout(NamedTuple):
         return self.action + self.first
 
 
-Modulation = tuple[Float[Tensor, "1 6 D"], Float[Tensor, "B 6 D"]]
-"""the six modulation vectors, for tokens of time 0 and for later ones"""
+Modulation = Float[Tensor, "rows 6 D"]
+"""the six modulation vectors: a row for tokens of time 0, then one for each sample's later tokens"""
 
 
 class PackedLoss(nn.Module):
@@ -76,29 +77,31 @@ def packed_loss(
         return model.loss(batch, u, noise)
     sigma, size = flow.shifted(u, config.flow.shift), len(u)
     noisy, time = flow.mix(batch.clip[:size], noise, sigma), config.flow.num_times * sigma
-    context_kv = encode_context(model, batch)
-    some = size < len(batch.present)
-    first = [(k[:size], v[:size]) for k, v in context_kv] if some else context_kv
-    velocity, taps = forward(model.dit, batch.present[:size], noisy, time, first, checkpointing)
-    if some:
-        rest = [(k[size:], v[size:]) for k, v in context_kv]
-        alone = model.dit(batch.present[size:], None, rest, stop_at_last_tap=True).taps
-        taps = [torch.cat(pair) for pair in zip(taps, alone, strict=True)]
+    velocity, taps = forward(model.dit, batch.present, noisy, time, embed_context(model, batch), checkpointing)
     return model.losses(model.expert(taps), velocity, batch, noise, sigma)
 
 
-def encode_context(model: LightWAM, batch: Batch) -> tuple[KeyValue, ...]:
-    """Return `model.dit.encode_context` of the batch; all padding positions, which are equal, are computed once."""
-    context = model.append_proprio(batch.context, batch.state)
-    size, place = context.shape[:2], token_places(batch)
+class Context(NamedTuple):
+    """A batch's context, of which each block makes its keys and values when it runs."""
+
+    tokens: Float[Tensor, "n1 D"]
+    """embedded tokens that are not padding, proprioception included, and one row for all that is padding"""
+    place: Int64[Tensor, " n"]
+    """of the tokens in the flattened context"""
+    size: tuple[int, ...]
+    """of the context: B, L1"""
+
+    def key_value(self, block: Block) -> KeyValue:
+        """Return the block's keys and values, as `DiT.encode_context` does."""
+        k, v = block.attn2.key_value(self.tokens, linear)
+        return restore_padding(k, self.place, self.size), restore_padding(v, self.place, self.size)
+
+
+def embed_context(model: LightWAM, batch: Batch) -> Context:
+    """Embed text and state of a batch; all padding positions, which are equal, are computed once."""
+    context, place = model.append_proprio(batch.context, batch.state), token_places(batch)
     rows = torch.cat((context.flatten(0, 1).index_select(0, place), context.new_zeros(1, context.shape[2])))
-    dit = model.dit
-    tokens = dit.condition_embedder.text(rows)
-    context_kv = []
-    for block in dit.blocks:
-        k, v = cast(Block, block).attn2.key_value(tokens, linear)
-        context_kv.append((restore_padding(k, place, size), restore_padding(v, place, size)))
-    return tuple(context_kv)
+    return Context(model.dit.condition_embedder.text(rows), place, tuple(context.shape[:2]))
 
 
 def token_places(batch: Batch) -> Int64[Tensor, " n"]:
@@ -124,30 +127,58 @@ def restore_padding(
 def forward(
     dit: DiT,
     present: Float[Tensor, "B C 1 h w"],
-    noisy: Float[Tensor, "B C T h2 w2"],
-    time: Float[Tensor, " B"],
-    context_kv: Sequence[KeyValue],
+    noisy: Float[Tensor, "V C T h2 w2"],
+    time: Float[Tensor, " V"],
+    context: Context,
     checkpointing: bool,
-) -> tuple[Float[Tensor, "B C later h2 w2"], list[Float[Tensor, "B action D"]]]:
-    """Return the velocity of the later frames, and the tokens of the action pass at every tap."""
-    x, rope, layout, (rows, columns) = tokens(dit, present, noisy)
+) -> tuple[Float[Tensor, "V C later h2 w2"], list[Float[Tensor, "B action D"]]]:
+    """Return the velocity of the later frames, and the tokens of the action pass at every tap.
+
+    The first V samples have both passes, packed; the others the action pass `alone`.
+    """
+    size = len(noisy)
+    x, rope, layout, (rows, columns) = tokens(dit, present[:size], noisy)
+    alone = dit.embed_patches(present[size:])[0] if size < len(present) else None
     embedding, modulation = time_modulation(dit, time)
     last, taps = dit.config.num_blocks - 1, []
-    fused = fused_block.fits(dit, x)
-    run: Callable[..., Tensor] = fused_block.run_block if fused else run_block
-    vectors = torch.cat(modulation) if fused else modulation
+    packed = fused_block.run_block if fused_block.fits(dit, x) else run_block
+    run = partial(checkpoint, run_both, use_reentrant=False) if checkpointing else run_both
     for i, block in enumerate(dit.blocks):
-        arguments = (cast(Block, block), x, rope, layout, vectors, context_kv[i], i < last)
-        x = checkpoint(run, *arguments, use_reentrant=False) if checkpointing else run(*arguments)
+        x, alone = cast(Block, block).run(run, packed, x, alone, rope, layout, modulation, context, i < last)
         if i == last:
             layout = layout._replace(first=0)
         if i in dit.config.taps:
             x = dit.adapters[str(i)](x)
             taps.append(x[:, : layout.action])
+            if alone is not None:
+                alone = dit.adapters[str(i)](alone)
+                taps[-1] = torch.cat((taps[-1], alone.flatten(1, 2)))
         if i == dit.config.taps[-1]:
+            alone = None
             x, rope, layout = x[:, layout.action :], rope[layout.action :], layout._replace(action=0)
     x = x.unflatten(1, (noisy.shape[2] - 1, -1))
     return dit.head(x, embedding[:, None], rows, columns), taps
+
+
+def run_both(
+    block: Block,
+    packed: Callable[..., Tensor],
+    x: Float[Tensor, "V S D"],
+    alone: Float[Tensor, "rest 1 n D"] | None,
+    rope: Complex[Tensor, "S 1 pairs"],
+    layout: Layout,
+    modulation: Modulation,
+    context: Context,
+    keeps_first: bool,
+) -> tuple[Float[Tensor, "V S2 D"], Float[Tensor, "rest 1 n D"] | None]:
+    """Apply a block to the packed tokens, by `packed`, and to those of samples that have the action pass alone."""
+    k, v = context.key_value(block)
+    size = len(x)
+    first = (k, v) if len(k) == size else (k[:size], v[:size])
+    x = packed(block, x, rope, layout, modulation, first, keeps_first)
+    if alone is not None:
+        alone = block.forward(alone, modulation[:1, None], (k[size:], v[size:]), rope[: layout.action])
+    return x, alone
 
 
 def tokens(
@@ -169,7 +200,7 @@ def time_modulation(dit: DiT, time: Float[Tensor, " B"]) -> tuple[Float[Tensor, 
     """Return the later frames' time embedding, and the modulation of all tokens."""
     clean = torch.zeros(1, device=time.device, dtype=time.dtype)
     embedding, vectors = dit.condition_embedder.time(torch.cat((clean, time)))
-    return embedding[1:], (vectors[:1], vectors[1:])
+    return embedding[1:], vectors
 
 
 def run_block(
@@ -182,7 +213,8 @@ def run_block(
     keeps_first: bool,
 ) -> Float[Tensor, "B S2 D"]:
     """Apply `Block` to packed tokens; `keeps_first=False` uses those of the first frame for keys and values only."""
-    clean, later = ((part + block.scale_shift_table).unbind(1) for part in modulation)
+    parts = modulation.split((1, len(modulation) - 1))
+    clean, later = ((part + block.scale_shift_table).unbind(1) for part in parts)
     attended = self_attention(block.attn1, modulate(x, clean[:2], later[:2], layout), rope, layout, keeps_first)
     if not keeps_first:
         x, layout = without_first(x, layout), layout._replace(first=0)

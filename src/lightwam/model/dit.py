@@ -10,8 +10,8 @@ are added.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple, cast
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Complex, Float
@@ -103,6 +103,10 @@ class Block(nn.Module):
         tokens = self.norm2(x).flatten(1, 2)
         x = x + self.attn2.out(attention(self.attn2.query(tokens), *context)).view_as(x)
         return torch.addcmul(x, gate2[:, :, None].to(x.dtype), self.ffn(modulate(x, shift2, scale2)).to(x.dtype))
+
+    def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Return function(self, *arguments). Where blocks are sharded, this one's weights are gathered for the call."""
+        return function(self, *arguments)
 
     def self_attention(
         self, x: Float[Tensor, "B T n D"], rope: Complex[Tensor, "S 1 pairs"]

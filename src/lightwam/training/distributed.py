@@ -7,7 +7,7 @@ with another way of sharing the work.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -93,22 +93,32 @@ def process_group(device: str = "auto") -> Iterator[World]:
 
 
 def parallelise(
-    module: nn.Module, world: World, parallel: Parallel, compute_dtype: torch.dtype, *, all_used: bool = True
+    module: nn.Module,
+    world: World,
+    parallel: Parallel,
+    compute_dtype: torch.dtype,
+    *,
+    all_used: bool = True,
+    parts: Iterable[nn.Module] = (),
 ) -> nn.Module:
     """Wrap `module` for training by all processes of `world`.
 
     ddp adds up gradients in the weights' dtype; `all_used` says that every step uses every trained weight. fsdp keeps
-    float32 shards and gathers them in `compute_dtype`.
+    float32 shards and gathers them in `compute_dtype`: those of each of `parts` while its method `run` is called, so
+    that the next one's are on their way meanwhile, and all others' for the whole step.
     """
     if world.size == 1:
         return module
     if parallel == "ddp":
         return nn.parallel.DistributedDataParallel(module, find_unused_parameters=not all_used)
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
     policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     mesh = init_device_mesh(world.device.type, (world.size,))
+    for part in parts:
+        fully_shard(part, mesh=mesh, mp_policy=policy)
+        register_fsdp_forward_method(part, "run")
     return cast(nn.Module, fully_shard(module, mesh=mesh, mp_policy=policy))
 
 

@@ -128,7 +128,8 @@ class Session:
         sharded = parallel == "fsdp" and world.size > 1  # shards are float32, and gathered in `dtype`
         self.model = model.place(world.device, torch.float32 if sharded else self.dtype)
         loss, all_used = PackedLoss(self.model, settings.checkpointing), recipe.model.video_loss_weight > 0
-        self.loss = distributed.parallelise(loss, world, parallel, self.dtype, all_used=all_used)
+        parts = self.model.dit.blocks if all_used else ()  # the action pass alone is not packed
+        self.loss = distributed.parallelise(loss, world, parallel, self.dtype, all_used=all_used, parts=parts)
         self.optimizer = Optimizer({name: p for name, p in self.model.named_parameters() if p.requires_grad}, settings)
         self.trained = self.optimizer.masters
         self.ema: Weights = {name: p.detach().clone() for name, p in self.trained.items()} if settings.ema_decay else {}
