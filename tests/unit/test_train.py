@@ -21,7 +21,8 @@ from lightwam.errors import CheckpointError, ConfigError, DatasetError, Lightwam
 from lightwam.policy import run_directory
 from lightwam.training.batches import flow_draw
 from lightwam.training.caches import DatasetSource
-from lightwam.training.train import ema_decay, learning_rate, open_training_data, train
+from lightwam.training.optimizer import ema_decay, learning_rate
+from lightwam.training.train import open_training_data, train
 from lightwam.types import Batch, Losses
 
 

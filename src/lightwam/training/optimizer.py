@@ -1,7 +1,8 @@
-"""Optimizers: AdamW, plus Muon for the backbone's matrices."""
+"""Optimizers: AdamW, plus Muon for the backbone's matrices; and the schedules of their rate and of the average."""
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -148,3 +149,17 @@ def weight_groups(parameters: Mapping[str, nn.Parameter], weight_decay: float) -
     ids = {id(p) for p in matrices}
     others = [p for p in parameters.values() if id(p) not in ids]
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+def learning_rate(step: int, settings: TrainConfig) -> float:
+    """Return a step's learning rate: linear warm-up, then half a cosine to `final_learning_rate` at the last step."""
+    if step < settings.warmup_steps:
+        return settings.learning_rate * (step + 1) / settings.warmup_steps
+    share = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
+    low = settings.final_learning_rate
+    return low + (settings.learning_rate - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+
+
+def ema_decay(step: int, decay: float) -> float:
+    """Return a step's decay of the average: lower at first, to forget the random initial weights soon."""
+    return min(decay, (1 + step) / (10 + step))

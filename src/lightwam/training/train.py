@@ -36,7 +36,7 @@ from lightwam.training.dataset import open_training_data
 from lightwam.training.distributed import Parallel, World
 from lightwam.training.footprint import has_video, num_with_video
 from lightwam.training.loggers import Logger, open_loggers
-from lightwam.training.optimizer import Optimizer
+from lightwam.training.optimizer import Optimizer, ema_decay, learning_rate
 from lightwam.training.run_log import truncate_log
 from lightwam.training.start import Start, Statistics, load_start
 from lightwam.training.validation import Validation
@@ -263,20 +263,6 @@ def _loop(session: Session, last: int, opened_loggers: list[Logger], progress: P
         progress.advance(f"loss {row['loss']:.4f}  action {row['loss_action']:.4f}  video {row['loss_video']:.4f}")
         if checkpoint is not None:
             session.writer.save(checkpoint)
-
-
-def learning_rate(step: int, settings: TrainConfig) -> float:
-    """Return a step's learning rate: linear warm-up, then half a cosine to `final_learning_rate` at the last step."""
-    if step < settings.warmup_steps:
-        return settings.learning_rate * (step + 1) / settings.warmup_steps
-    share = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
-    low = settings.final_learning_rate
-    return low + (settings.learning_rate - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
-
-
-def ema_decay(step: int, decay: float) -> float:
-    """Return a step's decay of the average: lower at first, to forget the random initial weights soon."""
-    return min(decay, (1 + step) / (10 + step))
 
 
 def _memory_advice(train: TrainConfig, micro: int) -> str:
