@@ -21,7 +21,8 @@ from lightwam.model.light_wam import LightWAM
 from lightwam.policy import run_directory
 from lightwam.policy.policy import Policy
 from lightwam.training.dataset import open_training_data
-from lightwam.training.train import learning_rate, train
+from lightwam.training.optimizer import learning_rate
+from lightwam.training.train import train
 from lightwam.training.validation import Validation
 
 NAMES = {"policy", "hold", "repeat", "first", "first_hold", "first_repeat", "windows"}

@@ -88,6 +88,14 @@ def activation_bytes(recipe: Recipe) -> int:
     return numbers * (2 if recipe.train.precision == "bfloat16" else 4)
 
 
+def memory_advice(train: TrainConfig, micro: int) -> str:
+    """Return what to change when `micro` samples at a time do not fit."""
+    smaller = [size for size in range(1, micro) if train.batch_size % size == 0]
+    options = [f"--train.micro-batch {smaller[-1]}"] if smaller else ["--parallel fsdp over more GPUs"]
+    options += [] if train.checkpointing else ["--train.checkpointing"]
+    return f"{' or '.join(options)}; the run resumes where it stopped"
+
+
 def num_with_video(train: TrainConfig, num_samples: int) -> int:
     """Return how many samples of a micro batch have the video pass: its first ones, at least one."""
     return max(1, round(train.video_share * num_samples))

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightwam.config.checks import check_recipe
-from lightwam.config.schema import Recipe, TrainConfig
+from lightwam.config.schema import Recipe
 from lightwam.data.cache.base import Cache
 from lightwam.data.loader import WindowLoader
 from lightwam.engine.packed_step import PackedLoss
@@ -34,7 +34,7 @@ from lightwam.training.caches import DatasetSource
 from lightwam.training.checkpoint_writer import CheckpointWriter
 from lightwam.training.dataset import open_training_data
 from lightwam.training.distributed import Parallel, World
-from lightwam.training.footprint import has_video, num_with_video
+from lightwam.training.footprint import has_video, memory_advice, num_with_video
 from lightwam.training.loggers import Logger, open_loggers
 from lightwam.training.optimizer import Optimizer, ema_decay, learning_rate
 from lightwam.training.run_log import truncate_log
@@ -190,7 +190,7 @@ class Session:
         micro = min(train.micro_batch or size, size)
         means = torch.zeros(3, device=u.device)
         running = f"step {self.step}, {micro} samples at a time on {device}"
-        with oom_as_config_error(running, _memory_advice(train, micro)), fast_matmuls(device, self.dtype):
+        with oom_as_config_error(running, memory_advice(train, micro)), fast_matmuls(device, self.dtype):
             for start in range(0, size, micro):
                 stop = min(start + micro, size)
                 weight = (stop - start) / size
@@ -263,11 +263,3 @@ def _loop(session: Session, last: int, opened_loggers: list[Logger], progress: P
         progress.advance(f"loss {row['loss']:.4f}  action {row['loss_action']:.4f}  video {row['loss_video']:.4f}")
         if checkpoint is not None:
             session.writer.save(checkpoint)
-
-
-def _memory_advice(train: TrainConfig, micro: int) -> str:
-    """Return what to change when `micro` samples at a time do not fit."""
-    smaller = [size for size in range(1, micro) if train.batch_size % size == 0]
-    options = [f"--train.micro-batch {smaller[-1]}"] if smaller else ["--parallel fsdp over more GPUs"]
-    options += [] if train.checkpointing else ["--train.checkpointing"]
-    return f"{' or '.join(options)}; the run resumes where it stopped"
