@@ -86,7 +86,10 @@ def process_group(device: str = "auto") -> Iterator[World]:
     if size == 1:
         yield World(local)
         return
-    dist.init_process_group("nccl" if local.type == "cuda" else "gloo", timeout=TIMEOUT)
+    if local.type == "cuda":
+        dist.init_process_group("nccl", timeout=TIMEOUT, device_id=local)
+    else:
+        dist.init_process_group("gloo", timeout=TIMEOUT)
     yield World(local, Rank(dist.get_rank(), size))
     # Not after an exception: the others may wait in a collective forever, and the error has to be printed.
     dist.destroy_process_group()
