@@ -159,10 +159,9 @@ def test_after_warming_nothing_is_captured(both: tuple[Engine, Engine], cuda: Cu
     eager, captured = both
     captured.warm(batch_sizes(6), canvas_of(1), SENTENCES, torch.zeros(1, 2))
     assert len(cuda.captures) == 4 * 2  # sizes and numbers of keys, 16 and 32
-    for size in range(1, 7):
-        for seed in range(4):
-            given_ = inputs(size, seed)
-            torch.testing.assert_close(captured.act(*given_), eager.act(*given_), rtol=0, atol=1e-12)
+    for seed, size in enumerate((1, 3, 5, 6, 2, 1, 6)):
+        given_ = inputs(size, seed)
+        torch.testing.assert_close(captured.act(*given_), eager.act(*given_), rtol=0, atol=1e-12)
     assert len(cuda.captures) == 4 * 2
     assert {(each["pool"], each["stream"], each["mode"]) for each in cuda.captures} == {
         ((0, 1), "side", "thread_local")
