@@ -508,7 +508,8 @@ def test_the_24_gb_recipe_fits_with_memory_to_spare(capsys: pytest.CaptureFixtur
     paper, small, smaller = held.values()
     assert paper["all"] < 30 * 2**30, "16 samples at once"
     assert small["all"] < 18 * 2**30, "the sum leaves 6 GiB for what it does not count"
-    assert small["masters"] == 2 * small["gradients"] == small["optimiser"] / 2
+    assert small["masters"] == small["optimiser"] / 2
+    assert small["gradients"] == 1.5 * small["masters"], "in bfloat16, and their sum over micro batches in float32"
     assert smaller["activations"] < small["activations"] / 8
 
 

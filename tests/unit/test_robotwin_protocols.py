@@ -63,4 +63,4 @@ def test_a_protocol_brings_its_size_limit_and_replan_unless_options_set_them() -
     assert (sim.height, sim.width, sim.max_steps, settings.replan) == (240, 320, 1200, 24)
     explicit = frozenset({"--sim.height", "--sim.max-steps", "--eval.replan"})
     sim, settings = with_robotwin_protocol(recipe.simulation, recipe.eval, "robotwin-2026-06", explicit)
-    assert (sim.height, sim.max_steps, settings.replan) == (168, 240, 8)
+    assert (sim.height, sim.max_steps, settings.replan) == (168, 240, 4)
