@@ -510,7 +510,7 @@ def test_the_24_gb_recipe_fits_with_memory_to_spare(capsys: pytest.CaptureFixtur
     assert small["all"] < 18 * 2**30, "the sum leaves 6 GiB for what it does not count"
     assert small["masters"] == small["optimiser"] / 2
     assert small["gradients"] == 1.5 * small["masters"], "in bfloat16, and their sum over micro batches in float32"
-    assert smaller["activations"] < small["activations"] / 8
+    assert smaller["activations"] < small["activations"] / 7
 
 
 def test_show_for_the_eye(capsys: pytest.CaptureFixture[str]) -> None:
