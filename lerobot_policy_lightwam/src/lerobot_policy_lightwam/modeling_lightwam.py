@@ -17,7 +17,7 @@ from lerobot.utils.constants import ACTION, OBS_STATE
 from torch import Tensor
 
 from lerobot_policy_lightwam.configuration_lightwam import LightWAMConfig
-from lerobot_policy_lightwam.step_inputs import DrawCount, PromptTable
+from lerobot_policy_lightwam.step_inputs import DrawCount, LastNumbers, PromptTable
 from lightwam import ConfigError, LightWAM, WireError
 from lightwam.data.codec import Codec, affine, compose_canvas, to_pictures
 from lightwam.encoders.dct import DctLatents
@@ -55,7 +55,7 @@ class LightWAMPolicy(PreTrainedPolicy):
         self.drawn: Tensor
         self.register_buffer("drawn", torch.tensor([torch.initial_seed() % 2**31, 0]))
         self._draw_count = DrawCount()
-        self._parts: Tensor | None = None
+        self._parts = LastNumbers()
         self._prompts = PromptTable(Prompts(self.recipe, {}, config.device))
         if fresh and dataset_meta is not None:
             self._prompts.rows([str(task) for task in dataset_meta.tasks.index])  # one too long is refused now
@@ -94,10 +94,8 @@ class LightWAMPolicy(PreTrainedPolicy):
         u, noise = flow_draw(seed, step, size * len(windows.state), windows.clip, rank)
         train, videos = self.recipe.train, slice(num_with_video(self.recipe.train, len(u)))
         losses = packed_loss(self.model, windows, u[videos], noise[videos], checkpointing=train.checkpointing)
-        parts = torch.stack((losses.video, losses.action)).detach()
-        shown = parts if self._parts is None or parts.device.type == "cpu" else self._parts
-        self._parts = parts
-        return losses.total, dict(zip(("loss_video", "loss_action"), shown.tolist(), strict=True))
+        shown = self._parts.next(torch.stack((losses.video, losses.action)).detach())
+        return losses.total, dict(zip(("loss_video", "loss_action"), shown, strict=True))
 
     def windows(self, batch: Mapping[str, Any]) -> Batch:
         """Convert LeRobot's batch, which the processor has normalised, to lightwam's; encode its pictures."""

@@ -1,4 +1,4 @@
-"""What a step needs besides LeRobot's batch, without waiting for a GPU: the number of its draw, and its prompts."""
+"""What a step needs and tells besides LeRobot's batch, without waiting for a GPU: draws, prompts, losses."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from lightwam.encoders.frozen import Prompts
+from lightwam.training.batches import ON_DEVICE
 
 
 class DrawCount:
@@ -47,7 +48,27 @@ class PromptTable:
         return torch.tensor([self._row_of[sentence] for sentence in sentences])
 
     def context(self, rows: Int64[Tensor, " B"], device: torch.device) -> Float[Tensor, "B L E"]:
-        """Return the states of these rows on `device`, where the table then stays."""
+        """Return the states of these rows on `device`, where the table then stays if it is not large."""
         assert self._states is not None
+        if self._states.numel() * self._states.element_size() > ON_DEVICE:
+            self._states = self._states.cpu()
+            return self._states.index_select(0, rows).to(device)
         self._states = self._states.to(device)
         return self._states.index_select(0, rows.to(device, non_blocking=True))
+
+
+class LastNumbers:
+    """Numbers of the call before. A GPU's are copied to the CPU while it goes on: this call's would be waited for."""
+
+    def __init__(self) -> None:
+        self._sent: tuple[Tensor, torch.cuda.Event] | None = None
+
+    def next(self, numbers: Tensor) -> list[float]:
+        """Return the numbers of the call before; `numbers` themselves at the first call, and on a CPU."""
+        if numbers.device.type != "cuda":
+            return [float(number) for number in numbers]
+        sent = numbers.to("cpu", non_blocking=True), torch.cuda.Event()
+        sent[1].record(torch.cuda.current_stream(numbers.device))
+        (known, copied), self._sent = self._sent or sent, sent
+        copied.synchronize()
+        return [float(number) for number in known]

@@ -51,7 +51,7 @@ class WindowLoader:
         self.shift_pixels, self.stride, self.share = shift_pixels, codec.config.video_stride, share
         self.has_video = has_video
         self._check_arguments()
-        self.sampling = cache.sampling
+        self.sampling, self._digest = cache.sampling, cache.sampling.digest()
         self.num_windows = self.sampling.num_windows
         self._order = WindowOrder(self.sampling.parts, seed, len(codec.config.places), shift_pixels)
         self._state = codec.encode_state(cache.state)
@@ -104,8 +104,7 @@ class WindowLoader:
 
     def _identity(self) -> dict[str, Any]:
         names = ("seed", "batch_size", "horizon", "stride", "shift_pixels", "num_windows")
-        digest = self.sampling.digest()
-        return {name: getattr(self, name) for name in names} | ({"sampling": digest} if digest else {})
+        return {name: getattr(self, name) for name in names} | ({"sampling": self._digest} if self._digest else {})
 
     def _check_arguments(self) -> None:
         if self.horizon < 1 or self.horizon % self.stride:

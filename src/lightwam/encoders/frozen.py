@@ -75,7 +75,9 @@ def encode_clips(
 
     if has_video is None or has_video.all():
         return encode_clip(latents, pixels(video))
-    with_video, without = (torch.from_numpy(np.flatnonzero(part)).to(device) for part in (has_video, ~has_video))
+    with_video, without = (
+        torch.from_numpy(np.flatnonzero(part)).to(device, non_blocking=True) for part in (has_video, ~has_video)
+    )
     whole, single = encode_clip(latents, pixels(video[has_video])), latents.encode(pixels(video[~has_video, :1]))
     present = single.new_zeros(len(video), *single.shape[1:])
     clip = single.new_zeros(len(video), *whole.clip.shape[1:])

@@ -66,11 +66,14 @@ class Engine:
             prompts = [prompt_kv(sentence) for sentence in instructions]
             return folded.batch_prompts(prompts, KEYS_MULTIPLE if captures else 1)
 
-        def run(canvas: Tensor, context_kv: ContextKV, state: Tensor) -> Tensor:
+        def act_on_latent(latent: Tensor, context_kv: ContextKV, state: Tensor) -> Tensor:
             with sdpa_kernel(ATTENTION, set_priority=True) if device.type == "cuda" else nullcontext():
-                return folded.act(latents.encode(to_pixels(canvas[:, None])), context_kv, state)
+                return folded.act(latent, context_kv, state)
 
-        self.context_kv, self._run = context_kv, run
+        def run(canvas: Tensor, context_kv: ContextKV, state: Tensor) -> Tensor:
+            return act_on_latent(latents.encode(to_pixels(canvas[:, None])), context_kv, state)
+
+        self.context_kv, self.act_on_latent, self._run = context_kv, act_on_latent, run
         self._graphs = Graphs(run) if captures else None
 
     def warm(

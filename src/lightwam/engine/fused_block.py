@@ -68,7 +68,8 @@ def run_block(
     call = Call(block, layout, vectors, torch.view_as_real(rope))
     attn1, attn2, ffn = block.attn1, block.attn2, block.ffn
     x, *qkv = Enter.apply(x.contiguous(), call, *_weights(attn1.lora_q, attn1.lora_k, attn1.lora_v))
-    parts = [attention(q, k, v) for q, k, v in zip(qkv[:3], qkv[3:6], qkv[6:], strict=True)]
+    given = zip(qkv[:3], qkv[3:6], qkv[6:], strict=True)
+    parts = [attention(q, k, v) if q.shape[1] else q.flatten(2) for q, k, v in given]
     if not keeps_first:
         action, _, later = x.split(layout, dim=1)
         x, call = torch.cat((action, later), dim=1), call._replace(layout=(layout[0], 0, layout[2]))

@@ -37,6 +37,11 @@ class Graph:
         self._captured: tuple[torch.cuda.CUDAGraph, Tensor, ContextKV, Tensor, Tensor] | None = None
         self._copied: Callable[[], Tensor | None] = lambda: None
 
+    @property
+    def is_captured(self) -> bool:
+        """Whether it can be replayed."""
+        return self._captured is not None
+
     def __call__(self, image: Tensor, context_kv: ContextKV, state: Tensor) -> Float[Tensor, "B H A"]:
         """Return `run(image, context_kv, state)`; `context_kv` may have more samples than the others, and is copied
         only when it is not that of the call before."""
@@ -114,4 +119,10 @@ class Graphs:
                 del self._graphs[next(iter(self._graphs))]  # its memory is free before the new one needs some
             graph = self._make(self._run, self._memory)
         self._graphs[key] = graph
-        return graph(image, context_kv, state)
+        try:
+            return graph(image, context_kv, state)
+        except RuntimeError:
+            if not graph.is_captured:  # torch refuses the memory of a capture that failed
+                del self._graphs[key]
+                self._memory = GraphMemory()
+            raise

@@ -253,7 +253,7 @@ def variants(
     with torch.inference_mode():
         actions = {"plain": published(model, *inputs), "model": model.act(*inputs)}
         for name, engine in engines.items():
-            actions[name] = engine.folded.act(inputs[0], engine.context_kv(instructions), inputs[2])
+            actions[name] = engine.act_on_latent(inputs[0], engine.context_kv(instructions), inputs[2])
         differences = {name: float((chunks - exact).abs().max()) for name, chunks in actions.items()}
     return _calls(policy, observations[0], engines), differences, engines
 
@@ -283,7 +283,7 @@ def _calls(policy: Policy, observation: Observation, engines: dict[str, Engine])
 
 def _acting(engine: Engine, latent: Tensor, state: Tensor, sentence: str) -> Call:
     """Return a call of the engine's model alone; on a GPU, as a graph of its own."""
-    act = Graph(engine.folded.act) if engine.device.type == "cuda" else engine.folded.act
+    act = Graph(engine.act_on_latent) if engine.device.type == "cuda" else engine.act_on_latent
     return partial(act, latent, engine.context_kv((sentence,)), state)
 
 
@@ -303,7 +303,7 @@ def parts_ms(policy: Policy, observation: Observation, engine: Engine, device: t
         "cameras to canvas": lambda: codec.canvas(observation.frames),
         "canvas to latent": lambda: policy.latents.encode(to_pixels(canvas)),
         "action expert": lambda: expert([expert.pool_tap(tap, tokens) for tap in range(len(config.taps))]),
-        "both": lambda: engine.folded.act(latent, context_kv, state),
+        "both": lambda: engine.act_on_latent(latent, context_kv, state),
     }
     parts = {part: row["p50_ms"] for part, row in time_interleaved(calls, device).items()}
     return parts | {"backbone": parts["both"] - parts["action expert"]}

@@ -19,6 +19,9 @@ from lightwam.encoders.frozen import encode_clips
 from lightwam.training.distributed import World
 from lightwam.types import Batch, LatentCodec, Latents, Windows
 
+ON_DEVICE = 2**30
+"""bytes of text states that a GPU keeps; nearly every episode may have its own sentence, of 1 MiB with UMT5"""
+
 
 @dataclass(frozen=True)
 class BatchEncoder:
@@ -31,6 +34,8 @@ class BatchEncoder:
     """text states of every task sentence of the dataset"""
     is_token: Bool[Tensor, "tasks L"]
     """which of them are not padding, on the CPU"""
+    device: torch.device | str = "cpu"
+    """where latents are made, and text states are gathered if they are few"""
 
     @classmethod
     def of(cls, codec: Codec, latents: LatentCodec | None, prompts: Float[Tensor, "tasks L E"]) -> BatchEncoder:
@@ -38,19 +43,21 @@ class BatchEncoder:
         return cls(codec, latents, prompts, prompts.any(dim=2))
 
     def to(self, device: torch.device, dtype: torch.dtype) -> BatchEncoder:
-        """Return an encoder that makes latents and text states on `device`, the latter in `dtype`."""
-        return replace(self, prompts=self.prompts.to(device, dtype))
+        """Return an encoder for `device`, with text states in `dtype`; more than ON_DEVICE of these stay on the CPU."""
+        prompts = self.prompts.to(dtype)
+        few = prompts.numel() * prompts.element_size() <= ON_DEVICE
+        return replace(self, prompts=prompts.to(device) if few else prompts, device=device)
 
     def encode(self, windows: Windows, has_video: Bool[np.ndarray, " B"] | None = None) -> Batch:
         """Encode the loader's windows as the model's input: pictures to latents, task indices to text states.
 
-        `has_video` is the loader's: clips of the other samples are 0. None: all samples have a video pass. Latents and
-        text states are on the device of `prompts`, the rest on the CPU.
+        `has_video` is the loader's: clips of the other samples are 0. None: all samples have a video pass. New
+        latents are on `device`, text states on that of `prompts`, all else is on the CPU.
         """
         video, task = windows.video, torch.from_numpy(windows.task)
         if not isinstance(video, Latents):
             assert self.latents is not None
-            video = encode_clips(self.latents, video, has_video, self.prompts.device)
+            video = encode_clips(self.latents, video, has_video, self.device)
         return Batch(
             present=video.present,
             clip=video.clip,

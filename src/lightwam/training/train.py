@@ -168,7 +168,10 @@ class Session:
         The step is handed to the device as a whole before its losses are read, so that a GPU waits for nothing.
         """
         settings = self.recipe.train
-        losses = self.world.mean(self._accumulate_gradients(self.stream.next(self.step)))
+        advice = memory_advice(settings, settings.micro_batch or settings.batch_size)
+        with oom_as_config_error(f"the input of step {self.step}, on {self.world.device}", advice):
+            given = self.stream.next(self.step)
+        losses = self.world.mean(self._accumulate_gradients(given))
         norm = distributed.whole(self.optimizer.clip(settings.clip_norm))
         rate = learning_rate(self.step, settings)
         self.optimizer.step(rate / settings.learning_rate)

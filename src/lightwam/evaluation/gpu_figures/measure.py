@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import json
@@ -71,7 +72,8 @@ def measure(
                 write({"section": section, "figure": name, **result, **about})
             gc.collect()
             if target.type == "cuda":
-                torch.cuda.empty_cache()
+                with contextlib.suppress(RuntimeError):  # of a broken context: some sections have their own process
+                    torch.cuda.empty_cache()
     summary["took_s"] = time.perf_counter() - began
     write(summary)
     return summary

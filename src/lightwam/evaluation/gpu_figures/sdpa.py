@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -81,6 +82,8 @@ def _attention(setup: Setup, shape: Shape) -> dict[str, Any]:
         try:
             with contextlib.nullcontext() if backend is None else sdpa_kernel(backend):
                 error = relative(call(), exact)
+                if not math.isfinite(error):
+                    raise RuntimeError("its numbers are not finite")
                 ways[name] = time_kernels({name: call}, setup.device, INNER, LIMIT_S)[name] | {"error": error}
         except RuntimeError as refusal:
             ways[name] = {"refused": str(refusal).split("\n")[0][:120]}

@@ -40,8 +40,12 @@ def run_tests(root: Path, out: Path, limit_s: float) -> dict[str, Any]:
     report = out.resolve() / "tests.xml"
     options = ["-m", "gpu", "-q", "-o", "filterwarnings=default", "-p", "no:cacheprovider", f"--junitxml={report}"]
     command = [sys.executable, "-m", "pytest", *options, "--continue-on-collection-errors", *map(str, files)]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, encoding="utf-8", timeout=limit_s)
-    write_file(out / "tests.txt", done.stdout + done.stderr)
+    try:
+        done = subprocess.run(command, cwd=root, capture_output=True, timeout=limit_s)
+    except subprocess.TimeoutExpired as late:
+        write_file(out / "tests.txt", (late.stdout or b"").decode(errors="replace"))
+        raise
+    write_file(out / "tests.txt", (done.stdout + done.stderr).decode(errors="replace"))
     cases = list(ElementTree.parse(report).iter("testcase"))
     report.unlink()
     bad = {
