@@ -113,7 +113,9 @@ def parallelise(
     if world.size == 1:
         return module
     if parallel == "ddp":
-        return nn.parallel.DistributedDataParallel(module, find_unused_parameters=not all_used)
+        return nn.parallel.DistributedDataParallel(
+            module, find_unused_parameters=not all_used, gradient_as_bucket_view=True
+        )
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
