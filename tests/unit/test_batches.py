@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lightwam.data.loader import WindowLoader
+from lightwam.training import batches
 from lightwam.training.batches import BatchEncoder, BatchStream, StepInput
 from lightwam.training.dataset import open_training_data
 from lightwam.training.distributed import World
@@ -47,7 +48,9 @@ def test_the_thread_changes_nothing_and_a_resumed_stream_goes_on_where_it_was(op
         for step in range(2):
             assert_equal(stream.next(step), expected[step])
         states.append(stream.state_dict())
-        assert stream.loader.state_dict()["batches"] > 2 or stream._next is not None
+        assert stream._next is not None
+        stream._next.result()
+        assert stream.loader.state_dict()["batches"] == 3, "one is ready"
     assert (states[0]["batches"], states[1]["batches"]) == (4, 2), "what was returned, not what is ready"
     with stream_of(opened, ahead=True) as stream:
         stream.load_state_dict(states[1])
@@ -80,10 +83,16 @@ def test_tokens_are_marked_as_the_prompts_have_them(opened: Any) -> None:
     assert kept.is_token is batch.is_token and kept.context.device.type == "meta"
 
 
-def test_an_encoder_on_a_device_puts_latents_and_prompts_there_in_the_weights_dtype(opened: Any) -> None:
+def test_an_encoder_on_a_device_has_prompts_there_in_the_weights_dtype(
+    opened: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe, cache, encoder = opened
     loader = WindowLoader(cache, encoder.codec, recipe.model.horizon, 2, 0)
     windows, moved = loader.window(0), encoder.to(torch.device("cpu"), torch.bfloat16)
     assert moved.encode(windows).context.dtype == torch.bfloat16
+    monkeypatch.setattr(batches, "ON_DEVICE", 0)
+    assert encoder.to(torch.device("meta"), torch.float32).prompts.device.type == "cpu", "too many for a GPU"
+    monkeypatch.setattr(batches, "ON_DEVICE", 2**30)
+    assert encoder.to(torch.device("meta"), torch.float32).prompts.device.type == "meta"
     some = np.array([True])
     assert torch.equal(moved.encode(windows, some).clip, encoder.encode(windows).clip)

@@ -219,6 +219,27 @@ def test_the_least_recently_used_graph_is_freed_before_another_is_captured(
     assert len(made) == 5
 
 
+def test_a_capture_that_fails_leaves_nothing_behind(cuda: Cuda) -> None:
+    """Torch refuses to capture into the memory of a capture that failed."""
+    memories: list[GraphMemory] = []
+
+    def make(run: Callable[..., Tensor], memory: GraphMemory) -> Graph:
+        memories.append(memory)
+        return cuda.make(run, memory)
+
+    def run(image: Tensor, context: ContextKV, state: Tensor) -> Tensor:
+        if len(memories) == 1:
+            raise torch.OutOfMemoryError("full")
+        return state + 1
+
+    each = Graphs(run, make=make)
+    given = torch.zeros(1, 1), context_of(1), torch.ones(1, 1, 1)
+    with pytest.raises(torch.OutOfMemoryError):
+        each(*given)
+    assert each(*given).tolist() == [[[2]]]
+    assert len(memories) == 2 and memories[0] is not memories[1]
+
+
 def test_prompts_are_copied_again_only_when_they_change(cuda: Cuda) -> None:
     graph = Graph(cuda.recorded(lambda image, context, state: state + context.keys[0, :, :1, 0]))
     one, other = context_of(1), context_of(1)._replace(keys=torch.full((1, 1, 2, 1, 1), 5.0))

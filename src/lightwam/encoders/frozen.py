@@ -6,7 +6,7 @@ the dataset nor, for sentences it was trained on, the text encoder.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -95,6 +95,12 @@ def open_text(recipe: Recipe, device: torch.device | str = "cpu") -> TextEncoder
     return Umt5Text.load(recipe.weights, recipe.text, device, dtype)
 
 
+def sentences_of(recipe: Recipe, prompts: Iterable[str]) -> list[str]:
+    """Return the sentences that the recipe made into these prompts."""
+    before, _, after = recipe.prompt.partition("{task}")
+    return [prompt.removeprefix(before).removesuffix(after) for prompt in prompts]
+
+
 class Prompts:
     """Instructions -> token states. `known` holds states by prompt; for others the text encoder is opened, once."""
 
@@ -104,6 +110,10 @@ class Prompts:
         self.recipe, self.known = recipe, dict(known)
         encoder = lru_cache(1)(lambda: open_text(recipe, device))
         self._encoded = lru_cache(MAX_PROMPTS)(lambda prompt: encoder().encode([prompt])[0])
+
+    def sentences(self) -> list[str]:
+        """Return the sentences whose prompts are known."""
+        return sentences_of(self.recipe, self.known)
 
     def states(self, instructions: Sequence[str]) -> Float[Tensor, "B L E"]:
         """Return one row of float32 states an instruction, on the CPU; PromptError for one that does not fit."""

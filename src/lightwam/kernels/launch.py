@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightwam.kernels import gpu_code
+from lightwam.kernels import gpu_code, plain
 from lightwam.kernels.plain import EPS
 
 GELU_BLOCK = 1024
@@ -26,7 +26,7 @@ def norm(
     x: Tensor, shift: Tensor | None, scale: Tensor | None, offset: float, clean: int, extra: int
 ) -> tuple[Tensor, Tensor]:
     """Run `add_norm` without an update."""
-    return _add_norm(x, None, None, shift, scale, offset, clean, extra)[1:]
+    return add_norm(x, None, None, shift, scale, offset, clean, extra)[1:]
 
 
 def add(x: Tensor, update: Tensor, gate: Tensor | None, clean: int) -> Tensor:
@@ -40,20 +40,6 @@ def add(x: Tensor, update: Tensor, gate: Tensor | None, clean: int) -> Tensor:
 
 def add_norm(
     x: Tensor,
-    update: Tensor,
-    gate: Tensor | None,
-    shift: Tensor | None,
-    scale: Tensor | None,
-    offset: float,
-    clean: int,
-    extra: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Run `add_norm`."""
-    return _add_norm(x, update, gate, shift, scale, offset, clean, extra)
-
-
-def _add_norm(
-    x: Tensor,
     update: Tensor | None,
     gate: Tensor | None,
     shift: Tensor | None,
@@ -62,9 +48,10 @@ def _add_norm(
     clean: int,
     extra: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Run `add_norm`; without an update the total is x itself."""
     x, update = x.contiguous(), None if update is None else update.contiguous()
     total = x if update is None else torch.empty_like(x)
-    normed, stats = _wide(x, extra), x.new_empty(*x.shape[:-1], 2, dtype=torch.promote_types(x.dtype, torch.float32))
+    normed, stats = plain.wide(x, extra), plain.new_stats(x)
     given = (
         *(x, update, gate, shift, scale, total, normed, stats),
         *(x.shape[1], clean, _stride(gate), _stride(scale), normed.stride(-2)),
@@ -86,7 +73,7 @@ def norm_backward(
 ) -> tuple[Tensor, Tensor]:
     """Run `norm_backward`."""
     grad, x, residual = grad.contiguous(), x.contiguous(), residual.contiguous()
-    grad_x, normed = torch.empty_like(x), _wide(x, extra)
+    grad_x, normed = torch.empty_like(x), plain.wide(x, extra)
     given = (
         *(grad, x, stats, shift, scale, residual, grad_x, normed),
         *(x.shape[1], clean, _stride(scale), normed.stride(-2)),
@@ -98,7 +85,7 @@ def norm_backward(
 def gated(x: Tensor, gate: Tensor, clean: int, extra: int) -> Tensor:
     """Run `gated`."""
     x = x.contiguous()
-    out = _wide(x, extra)
+    out = plain.wide(x, extra)
     run(gpu_code.gated, (_rows(x),), (x, gate, out, x.shape[1], clean, _stride(gate), out.stride(-2)), _columns(x))
     return out
 
@@ -131,7 +118,7 @@ def head_norm_backward(
 def gelu_backward(grad: Tensor, hidden: Tensor, extra: int) -> tuple[Tensor, Tensor]:
     """Run `gelu_backward`."""
     grad, hidden = grad.contiguous(), hidden.contiguous()
-    after, grad_hidden = _wide(hidden, extra), _wide(hidden, extra)
+    after, grad_hidden = plain.wide(hidden, extra), plain.wide(hidden, extra)
     width = hidden.shape[-1]
     block = min(GELU_BLOCK, triton.next_power_of_2(width))
     given, constants = (grad, hidden, after, grad_hidden, after.stride(-2)), {"WIDTH": width, "BLOCK": block}
@@ -159,10 +146,6 @@ def run(kernel: Any, grid: tuple[int, ...], given: Sequence[Any], constants: Map
             kernel[grid](*given, **constants, COMPUTE=compute)
     else:
         kernel[grid](*given, **constants, COMPUTE=compute)
-
-
-def _wide(x: Tensor, extra: int) -> Tensor:
-    return x.new_empty(*x.shape[:-1], x.shape[-1] + extra)
 
 
 def _rows(x: Tensor) -> int:

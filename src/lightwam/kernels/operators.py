@@ -47,14 +47,6 @@ def _launched(name: str) -> Callable[..., Any]:
     return call
 
 
-def _wide(x: Tensor, extra: int) -> Tensor:
-    return x.new_empty(*x.shape[:-1], x.shape[-1] + extra)
-
-
-def _stats(x: Tensor) -> Tensor:
-    return x.new_empty(*x.shape[:-1], 2, dtype=torch.promote_types(x.dtype, torch.float32))
-
-
 def _fake_head_norm(x: Tensor, weight: Tensor, rope: Tensor | None, num_heads: int) -> Tensor:
     return x.new_empty(*x.shape[:-1], len(weight), num_heads, weight.shape[1] // num_heads)
 
@@ -66,18 +58,18 @@ def _fake_head_norm_backward(
 
 
 FAKES: dict[str, Callable[..., Any]] = {
-    "norm": lambda x, shift, scale, offset, clean, extra: (_wide(x, extra), _stats(x)),
+    "norm": lambda x, shift, scale, offset, clean, extra: (plain.wide(x, extra), plain.new_stats(x)),
     "add": lambda x, *others: x.new_empty(x.shape),
     "add_norm": lambda x, update, gate, shift, scale, offset, clean, extra: (
-        x.new_empty(x.shape), _wide(x, extra), _stats(x)
+        x.new_empty(x.shape), plain.wide(x, extra), plain.new_stats(x)
     ),
     "norm_backward": lambda grad, x, stats, shift, scale, offset, residual, clean, extra: (
-        x.new_empty(x.shape), _wide(x, extra)
+        x.new_empty(x.shape), plain.wide(x, extra)
     ),
-    "gated": lambda x, gate, clean, extra: _wide(x, extra),
+    "gated": lambda x, gate, clean, extra: plain.wide(x, extra),
     "head_norm": _fake_head_norm,
     "head_norm_backward": _fake_head_norm_backward,
-    "gelu_backward": lambda grad, hidden, extra: (_wide(hidden, extra), _wide(hidden, extra)),
+    "gelu_backward": lambda grad, hidden, extra: (plain.wide(hidden, extra), plain.wide(hidden, extra)),
     "norm_silu": lambda x, weight, silu: torch.empty_like(x, memory_format=torch.channels_last),
 }  # fmt: skip
 """tensors like the results, without their values"""

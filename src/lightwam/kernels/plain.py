@@ -131,6 +131,16 @@ def norm_silu(x: Float[Tensor, "B c h w"], weight: Float[Tensor, " c"], silu: bo
     return (F.silu(normed) if silu else normed).to(x.dtype)
 
 
+def wide(x: Tensor, extra: int) -> Tensor:
+    """Return room for a result of x's rows with `extra` more columns."""
+    return x.new_empty(*x.shape[:-1], x.shape[-1] + extra)
+
+
+def new_stats(x: Tensor) -> Tensor:
+    """Return room for each token's mean and inverse deviation."""
+    return x.new_empty(*x.shape[:-1], 2, dtype=torch.promote_types(x.dtype, torch.float32))
+
+
 def _widened(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 

@@ -205,8 +205,7 @@ def first_observations(policy: Policy) -> tuple[list[Observation], str]:
                 simulator.reset(recipe.eval.first_seed)
                 observations.append(simulator.observe())
     except SimulatorError as error:  # measuring speed needs no simulator
-        before, after = recipe.prompt.split("{task}")
-        sentences = (prompt.removeprefix(before).removesuffix(after) for prompt in policy.prompts.known)
+        sentences = iter(policy.prompts.sentences())
         pictures = f"random pictures, as its simulator did not start: {' '.join(str(error).split())}"
         return [random_observation(recipe, next(sentences, "reach the goal"))], pictures
     return observations, f"the first pictures of {len(observations)} tasks, seed {recipe.eval.first_seed}"

@@ -183,10 +183,7 @@ class Policy:
 
     def warm(self, batch_sizes: Sequence[int]) -> None:
         """Prepare a GPU for batches of these sizes, whose first ones would take seconds each; nothing on a CPU."""
-        before, _, after = self.recipe.prompt.partition("{task}")
-        sentences = [prompt.removeprefix(before).removesuffix(after) for prompt in self.prompts.known]
-        if not sentences and self.facts is not None:
-            sentences = [*self.facts.sentences]
+        sentences = self.prompts.sentences() or ([*self.facts.sentences] if self.facts is not None else [])
         canvas = torch.zeros(1, *self.recipe.codec.canvas, 3, dtype=torch.uint8)
         self.actor.warm(batch_sizes, canvas, sentences, torch.zeros(1, self.recipe.model.state_dim))
 

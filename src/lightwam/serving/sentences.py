@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 
 from lightwam.config.schema import Recipe
+from lightwam.encoders.frozen import sentences_of
 from lightwam.encoders.prompt_check import PromptCheck
 from lightwam.errors import CheckpointError, ConfigError, WireError
 from lightwam.serving.logs import log_event
@@ -45,7 +46,6 @@ def sentence_check(recipe: Recipe, known: Collection[str]) -> CheckSentence:
 
     if recipe.text.truncate:
         log_event("longer sentences are truncated", 30, tokens=recipe.text.num_tokens, setting="text.truncate")
-        before, _, after = recipe.prompt.partition("{task}")
-        for prompt in known if sentences is not None else ():
-            check(prompt.removeprefix(before).removesuffix(after))
+        for sentence in sentences_of(recipe, known) if sentences is not None else ():
+            check(sentence)
     return check

@@ -63,5 +63,7 @@ class Clocks:
     def seen(self) -> dict[str, Any]:
         """Return the least and the largest of each reading since `restart`; {} if there was none."""
         with self._lock:
+            if not self._readings:
+                return {}
             columns = zip(*self._readings, strict=True)
-            return {name: [min(column), max(column)] for name, column in zip(FIELDS.values(), columns, strict=False)}
+            return {name: [min(column), max(column)] for name, column in zip(FIELDS.values(), columns, strict=True)}

@@ -16,7 +16,6 @@ from lightwam.config.robotwin_protocols import robotwin_protocol
 from lightwam.config.robotwin_tasks import ARM_DIMS, CAMERAS, FRAME_HZ, JOINT_NAMES, STEP_LIMITS
 from lightwam.config.schema import SimConfig
 from lightwam.sim.robotwin import installation
-from lightwam.sim.robotwin.progress import Progress
 from lightwam.sim.robotwin.robot import stand_in_looks
 from lightwam.sim.robotwin.runtime import DEPTH, SAMPLES, SHADOW_MAP
 from lightwam.sim.robotwin.sentences import draw_sentence, template
@@ -62,7 +61,6 @@ class RobotwinSimulator(Simulator):
         self.stride, self.fps = config.action_repeat, UNITS.steps_per_second / config.action_repeat
         self._size = config.height, config.width
         self._world: World | None = None
-        self._progress: Progress | None = None
         self._steps = self._seed = 0
 
     def reset(self, seed: int) -> None:
@@ -73,7 +71,6 @@ class RobotwinSimulator(Simulator):
         world = World(self.task, seed, self.protocol, *self._size)
         _open.append(self)
         self._world, self._seed, self._steps = world, seed, 0
-        self._progress = Progress(world.env)
         if self.protocol.sentences != "template":
             self.instruction = draw_sentence(self.task, self.protocol.sentences, world.words(), seed)
 
@@ -88,8 +85,6 @@ class RobotwinSimulator(Simulator):
         target = finite_action(action, self.action_dim, f"robotwin/{self.task}").astype(np.float64)
         target[ARMS] = target[ARMS].clip(-FARTHEST, FARTHEST)
         success = world.take_action(target) and world.stable
-        if self._progress is not None:
-            self._progress.update()
         self._steps += 1
         at_limit = self.protocol.published and self._steps >= STEP_LIMITS[self.task]
         return StepOutcome(success, at_limit or not world.stable)
@@ -98,7 +93,7 @@ class RobotwinSimulator(Simulator):
         """Free the world; SAPIEN's renderer stays for the next one."""
         if self._world is not None:
             self._world.close()
-            self._world = self._progress = None
+            self._world = None
         if self in _open:
             _open.remove(self)
 
@@ -117,7 +112,7 @@ class RobotwinSimulator(Simulator):
     @property
     def progress(self) -> dict[str, bool]:
         """Whether anything was reached, grasped, lifted, placed (`progress.STAGES`)."""
-        return {} if self._progress is None else self._progress.stages()
+        return {} if self._world is None else self._world.progress.stages()
 
     @property
     def constants(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from jaxtyping import Float32, Float64, UInt8
 from lightwam.config.robotwin_protocols import FIRST_EVALUATION_SEED, RobotwinProtocol
 from lightwam.config.robotwin_tasks import STEPS_A_FRAME
 from lightwam.sim.robotwin import runtime
+from lightwam.sim.robotwin.progress import Progress
 
 NO_LIMIT = 10**9
 
@@ -35,6 +36,7 @@ class World:
         if not self.env.crazy_random_light:
             self.env._update_render = lambda: None
         self.env.get_obs = lambda: self.env._update_render()
+        self.progress = Progress(self.env)
 
     def _note_stability(self, settle: Any) -> tuple[bool, list[str]]:
         """Let objects settle; RoboTwin would raise an error in a world whose objects fall over."""
@@ -46,6 +48,7 @@ class World:
         self.env.eval_success = False  # after a success it would not move
         with self._stream(), runtime.quiet():
             self.env.take_action(target)
+        self.progress.update()
         return bool(self.env.eval_success)
 
     def perform(self) -> tuple[list[Float64[np.ndarray, " A"]], bool]:
