@@ -223,10 +223,17 @@ def robotwin_blocks_small() -> Recipe:
         codec=CodecConfig(canvas=(160, 160), places=places, video_stride=4, relative_action_dims=ARM_DIMS),
         text=text,
         sim=SimConfig(
-            "robotwin", BOX_TASKS, CAMERAS, height=168, width=224, max_steps=240, action_repeat=4, protocol="plain"
+            "robotwin", BOX_TASKS, CAMERAS, height=168, width=224, max_steps=240, action_repeat=4, protocol="plain/no-shadows"
         ),
         # the expert's targets are absolute: the next one takes the arm back to its path
-        collect=CollectConfig(demos_per_task=150, noise_std=0.01, noise_probability=0.5, extra_steps=2),
+        collect=CollectConfig(
+            demos_per_task=40,
+            more_demos=(("stack_blocks_two", 160),),
+            noise_std=0.03,
+            noise_probability=0.3,
+            noise_steps=4,
+            extra_steps=2,
+        ),
         train=replace(base.train, steps=12_000, ema_decay=0.999, save_every=1000, shift_pixels=4, video_share=0.25),
         eval=EvalConfig(trials=50, replan=4, first_seed=FIRST_EVALUATION_SEED),
     )

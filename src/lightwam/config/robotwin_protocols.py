@@ -22,7 +22,7 @@ FIRST_EVALUATION_SEED = 100_000
 
 Scene = Literal["demo_clean", "demo_randomized"]
 Sentences = Literal["template", "seen", "unseen"]
-Pictures = Literal["rasterised", "ray-traced"]
+Pictures = Literal["rasterised", "no-shadows", "ray-traced"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ WORDS: Mapping[str, Mapping[str, str]] = {
     "seen": {"sentences": "seen"},
     "unseen": {"sentences": "unseen"},
     "rasterised": {"pictures": "rasterised"},
+    "no-shadows": {"pictures": "no-shadows"},
     "ray-traced": {"pictures": "ray-traced"},
 }
 """what may follow a base, after a slash each -> what it changes"""

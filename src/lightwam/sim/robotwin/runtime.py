@@ -110,9 +110,9 @@ def making(pictures: Pictures, height: int, width: int) -> Iterator[None]:
         (camera, "load_task_config", lambda _: {"D435": d435}),
     ]
     if not traced:
+        shadows = {"shadow": False} if pictures == "no-shadows" else {"shadow_map_size": SHADOW_MAP}
         for name in ("add_directional_light", "add_point_light"):
-            add = functools.partial(getattr(Scene, name), shadow_map_size=SHADOW_MAP)
-            replaced.append((Scene, name, _method(add)))
+            replaced.append((Scene, name, _with(getattr(Scene, name), shadows)))
     before = [(owner, name, getattr(owner, name)) for owner, name, _ in replaced]
     for owner, name, value in replaced:
         setattr(owner, name, value)
@@ -246,6 +246,6 @@ def _stand_in() -> tuple[Path, tempfile.TemporaryDirectory[str]]:
     return write_stand_in(Path(folder.name)), folder
 
 
-def _method(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a method of a partial function, which Python does not bind."""
-    return lambda self, *args, **options: function(self, *args, **options)
+def _with(method: Callable[..., Any], fixed: Mapping[str, Any]) -> Callable[..., Any]:
+    """Return the method with these options, whatever its caller gives for them."""
+    return lambda self, *args, **options: method(self, *args, **options | fixed)

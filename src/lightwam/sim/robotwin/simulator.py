@@ -117,12 +117,16 @@ class RobotwinSimulator(Simulator):
     @property
     def constants(self) -> dict[str, Any]:
         """The protocol's constants, the robot, and how pictures are drawn."""
-        drawn = {"ray-traced": f"{SAMPLES} samples, depth {DEPTH}, no denoiser"}
+        drawn = {
+            "ray-traced": f"{SAMPLES} samples, depth {DEPTH}, no denoiser",
+            "no-shadows": "without shadows",
+            "rasterised": f"shadow maps of {SHADOW_MAP}",
+        }
         return self.protocol.to_dict() | {
             "robot": self.robot,
             "robot_looks": stand_in_looks() if self.robot == "robotwin-stand-in" else "its own",
             "planner": "lightwam's",
-            "drawing": drawn.get(self.protocol.pictures, f"shadow maps of {SHADOW_MAP}"),
+            "drawing": drawn[self.protocol.pictures],
             "stride": self.stride,
         }
 
