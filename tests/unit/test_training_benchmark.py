@@ -77,6 +77,7 @@ def test_the_table_says_it_in_milliseconds() -> None:
     assert lines[3].split() == ["encode", "250.0", "ms", "125.0", "ms", "25.0%"]
     assert lines[4].split() == ["backward", "750.0", "ms", "375.0", "ms", "75.0%"]
     assert "0.500 of the plain step" in lines[-1]
+    assert "compiled takes 0.400 of the plain" in table(result | {"compiled_ratio": 0.4})
     result |= {"peak_gib": {"plain": 30.0, "packed": 20.0}}
     assert "30.0 GiB plain, 20.0 packed" in table(result)
     assert "bfloat16 (products in float32)" in table(result | {"precision": "bfloat16"})

@@ -93,7 +93,8 @@ class LightWAMPolicy(PreTrainedPolicy):
         (seed, step), (rank, size) = self._draw_count.next(self.drawn, self.training), processes()
         u, noise = flow_draw(seed, step, size * len(windows.state), windows.clip, rank)
         train, videos = self.recipe.train, slice(num_with_video(self.recipe.train, len(u)))
-        losses = packed_loss(self.model, windows, u[videos], noise[videos], checkpointing=train.checkpointing)
+        settings = {"checkpointing": train.checkpointing, "compiled": train.compile}
+        losses = packed_loss(self.model, windows, u[videos], noise[videos], **settings)
         shown = self._parts.next(torch.stack((losses.video, losses.action)).detach())
         return losses.total, dict(zip(("loss_video", "loss_action"), shown, strict=True))
 

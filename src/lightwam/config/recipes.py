@@ -223,7 +223,14 @@ def robotwin_blocks_small() -> Recipe:
         codec=CodecConfig(canvas=(160, 160), places=places, video_stride=4, relative_action_dims=ARM_DIMS),
         text=text,
         sim=SimConfig(
-            "robotwin", BOX_TASKS, CAMERAS, height=168, width=224, max_steps=240, action_repeat=4, protocol="plain/no-shadows"
+            "robotwin",
+            BOX_TASKS,
+            CAMERAS,
+            height=168,
+            width=224,
+            max_steps=240,
+            action_repeat=4,
+            protocol="plain/no-shadows",
         ),
         # the expert's targets are absolute: the next one takes the arm back to its path
         collect=CollectConfig(

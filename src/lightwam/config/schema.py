@@ -282,6 +282,8 @@ class TrainConfig:
     """samples in one forward and backward pass, to save memory; gradients are added up; 0: the batch in one pass"""
     checkpointing: bool = False
     """keep only the blocks' inputs for the backward pass and compute the rest again: less memory, slower"""
+    compile: bool = added(False)
+    """run the blocks as torch.compile makes them, which takes minutes at the start; needs a C++ compiler or Triton"""
     seed: int = 0
     log_every: int = 20
     save_every: int = 500

@@ -30,12 +30,12 @@ ops = torch.ops.lightwam
 Grads = tuple[Tensor | None, ...]
 
 
-def fits(dit: DiT, x: Tensor) -> bool:
-    """Tell whether tokens `x` take these functions: where kernels run, weights are frozen and all have LoRA."""
+def fits(dit: DiT, device: torch.device) -> bool:
+    """Tell whether tokens take these functions: where kernels run, weights are frozen and all have LoRA."""
     config = dit.config
-    if not (config.frozen and config.lora_rank > 0 and choice.on(x.device)):
+    if not (config.frozen and config.lora_rank > 0 and choice.on(device)):
         return False
-    return x.dtype == dit.patch_embedding.weight.dtype and not torch.is_autocast_enabled(x.device.type)
+    return not torch.is_autocast_enabled(device.type)
 
 
 class Call(NamedTuple):

@@ -9,13 +9,13 @@ this order (letters as in model/dit.py):
 
 They share all weights and the encoded context. Only self-attention separates them, in three calls without a mask:
 action over action, first over first, later over first and later. The last block uses `first` for keys and values only,
-as nothing depends on its output.
+as nothing depends on its output. A sample without a video pass has action tokens alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple, cast
 
 import torch
@@ -24,11 +24,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lightwam.engine import fused_block
+from lightwam.engine.cpu_attention import attention
 from lightwam.engine.fused_lora import feed_forward, linear
 from lightwam.model import flow
 from lightwam.model.dit import Block, DiT, KeyValue
-from lightwam.model.layers import Attention, apply_rope, attention, layer_norm, rope_3d
+from lightwam.model.layers import Attention, apply_rope, layer_norm, rope_3d
 from lightwam.model.light_wam import LightWAM
+from lightwam.system.devices import check_compiler
 from lightwam.types import Batch, Losses
 
 
@@ -52,12 +54,12 @@ Modulation = Float[Tensor, "rows 6 D"]
 class PackedLoss(nn.Module):
     """`packed_loss` as a module, for DistributedDataParallel and FSDP to wrap."""
 
-    def __init__(self, model: LightWAM, checkpointing: bool = False) -> None:
+    def __init__(self, model: LightWAM, checkpointing: bool = False, compiled: bool = False) -> None:
         super().__init__()
-        self.model, self.checkpointing = model, checkpointing
+        self.model, self.checkpointing, self.compiled = model, checkpointing, compiled
 
     def forward(self, batch: Batch, u: Float[Tensor, " V"], noise: Float[Tensor, "V C T h2 w2"]) -> Losses:
-        return packed_loss(self.model, batch, u, noise, checkpointing=self.checkpointing)
+        return packed_loss(self.model, batch, u, noise, checkpointing=self.checkpointing, compiled=self.compiled)
 
 
 def packed_loss(
@@ -67,17 +69,22 @@ def packed_loss(
     noise: Float[Tensor, "V C T h2 w2"],
     *,
     checkpointing: bool = False,
+    compiled: bool = False,
 ) -> Losses:
     """Return `model.loss(batch, u, noise)`, in one pass; samples after the first V have the action pass alone.
 
-    `checkpointing` keeps only the input of each block and computes blocks again in the backward pass.
+    `checkpointing` keeps only the input of each block and computes blocks again in the backward pass. `compiled` runs
+    blocks as torch.compile makes them, on a GPU instead of the kernels.
     """
     config = model.config
     if config.video_loss_weight == 0:
         return model.loss(batch, u, noise)
     sigma, size = flow.shifted(u, config.flow.shift), len(u)
     noisy, time = flow.mix(batch.clip[:size], noise, sigma), config.flow.num_times * sigma
-    velocity, taps = forward(model.dit, batch.present, noisy, time, embed_context(model, batch), checkpointing)
+    run = partial(run_both, block_functions(model.dit, noisy.device, compiled))
+    if checkpointing:
+        run = partial(checkpoint, run, use_reentrant=False)
+    velocity, taps = forward(model.dit, batch.present, noisy, time, embed_context(model, batch), run)
     return model.losses(model.expert(taps), velocity, batch, noise, sigma)
 
 
@@ -130,21 +137,19 @@ def forward(
     noisy: Float[Tensor, "V C T h2 w2"],
     time: Float[Tensor, " V"],
     context: Context,
-    checkpointing: bool,
+    run: Callable[..., tuple[Tensor, Tensor | None]],
 ) -> tuple[Float[Tensor, "V C later h2 w2"], list[Float[Tensor, "B action D"]]]:
     """Return the velocity of the later frames, and the tokens of the action pass at every tap.
 
-    The first V samples have both passes, packed; the others the action pass `alone`.
+    The first V samples have both passes, packed; the others the action pass `alone`. `run` is `run_both`.
     """
     size = len(noisy)
     x, rope, layout, (rows, columns) = tokens(dit, present[:size], noisy)
-    alone = dit.embed_patches(present[size:])[0] if size < len(present) else None
+    alone = dit.embed_patches(present[size:])[0].flatten(1, 2) if size < len(present) else None
     embedding, modulation = time_modulation(dit, time)
     last, taps = dit.config.num_blocks - 1, []
-    packed = fused_block.run_block if fused_block.fits(dit, x) else run_block
-    run = partial(checkpoint, run_both, use_reentrant=False) if checkpointing else run_both
     for i, block in enumerate(dit.blocks):
-        x, alone = cast(Block, block).run(run, packed, x, alone, rope, layout, modulation, context, i < last)
+        x, alone = cast(Block, block).run(run, x, alone, rope, layout, modulation, context, i < last)
         if i == last:
             layout = layout._replace(first=0)
         if i in dit.config.taps:
@@ -152,7 +157,7 @@ def forward(
             taps.append(x[:, : layout.action])
             if alone is not None:
                 alone = dit.adapters[str(i)](alone)
-                taps[-1] = torch.cat((taps[-1], alone.flatten(1, 2)))
+                taps[-1] = torch.cat((taps[-1], alone))
         if i == dit.config.taps[-1]:
             alone = None
             x, rope, layout = x[:, layout.action :], rope[layout.action :], layout._replace(action=0)
@@ -160,25 +165,41 @@ def forward(
     return dit.head(x, embedding[:, None], rows, columns), taps
 
 
+class Functions(NamedTuple):
+    """What applies a block to the tokens of samples with both passes, and of those with the action pass alone."""
+
+    packed: Callable[..., Tensor]
+    alone: Callable[..., Tensor]
+
+
+def block_functions(dit: DiT, device: torch.device, compiled: bool) -> Functions:
+    """Return torch.compile's if they are asked for, else the kernels' where they run, else plain torch."""
+    if compiled:
+        return Functions(compiled_block, compiled_block)
+    return Functions(fused_block.run_block if fused_block.fits(dit, device) else run_block, run_block)
+
+
 def run_both(
+    functions: Functions,
     block: Block,
-    packed: Callable[..., Tensor],
     x: Float[Tensor, "V S D"],
-    alone: Float[Tensor, "rest 1 n D"] | None,
+    alone: Float[Tensor, "rest n D"] | None,
     rope: Complex[Tensor, "S 1 pairs"],
     layout: Layout,
     modulation: Modulation,
     context: Context,
     keeps_first: bool,
-) -> tuple[Float[Tensor, "V S2 D"], Float[Tensor, "rest 1 n D"] | None]:
-    """Apply a block to the packed tokens, by `packed`, and to those of samples that have the action pass alone."""
+) -> tuple[Float[Tensor, "V S2 D"], Float[Tensor, "rest n D"] | None]:
+    """Apply a block to the packed tokens, and to those of samples that have the action pass alone."""
     k, v = context.key_value(block)
-    size = len(x)
-    first = (k, v) if len(k) == size else (k[:size], v[:size])
-    x = packed(block, x, rope, layout, modulation, first, keeps_first)
-    if alone is not None:
-        alone = block.forward(alone, modulation[:1, None], (k[size:], v[size:]), rope[: layout.action])
-    return x, alone
+    # split, not slices: its backward pass is one concatenation instead of a tensor of zeros each
+    sizes = len(x), len(k) - len(x)
+    both, rest = zip(k.split(sizes), v.split(sizes), strict=True)
+    x = functions.packed(block, x, rope, layout, modulation, both, keeps_first)
+    if alone is None:
+        return x, None
+    layout = Layout(layout.action, 0, 0)
+    return x, functions.alone(block, alone, rope[: layout.action], layout, modulation[:1], rest, True)
 
 
 def tokens(
@@ -206,7 +227,7 @@ def time_modulation(dit: DiT, time: Float[Tensor, " B"]) -> tuple[Float[Tensor, 
 def run_block(
     block: Block,
     x: Float[Tensor, "B S D"],
-    rope: Complex[Tensor, "S 1 pairs"],
+    rope: Complex[Tensor, "S 1 pairs"] | Float[Tensor, "S 1 pairs 2"],
     layout: Layout,
     modulation: Modulation,
     context_kv: KeyValue,
@@ -225,10 +246,39 @@ def run_block(
     return gated(x, hidden, clean[5], later[5], layout)
 
 
-def self_attention(
-    layer: Attention, x: Float[Tensor, "B S D"], rope: Complex[Tensor, "S 1 pairs"], layout: Layout, keeps_first: bool
+def compiled_block(
+    block: Block,
+    x: Float[Tensor, "B S D"],
+    rope: Complex[Tensor, "S 1 pairs"],
+    layout: Layout,
+    modulation: Modulation,
+    context_kv: KeyValue,
+    keeps_first: bool,
 ) -> Float[Tensor, "B S2 D"]:
-    """Apply self-attention to each kind of tokens, in three unmasked calls."""
+    """Compute `run_block` as torch.compile makes it: once for all blocks of a kind and all sizes of batches.
+
+    RoPE is in real numbers, as torch.compile has no complex ones. ConfigError without a compiler.
+    """
+    for tensor in (x, modulation, *context_kv):
+        torch._dynamo.maybe_mark_dynamic(tensor, 0)
+    compiled = _compiled(x.device.type)
+    return compiled(block, x, torch.view_as_real(rope), layout, modulation, context_kv, keeps_first)
+
+
+@lru_cache
+def _compiled(device: str) -> Callable[..., Tensor]:
+    check_compiler(device)
+    return cast(Callable[..., Tensor], torch.compile(run_block, fullgraph=True))
+
+
+def self_attention(
+    layer: Attention,
+    x: Float[Tensor, "B S D"],
+    rope: Complex[Tensor, "S 1 pairs"] | Float[Tensor, "S 1 pairs 2"],
+    layout: Layout,
+    keeps_first: bool,
+) -> Float[Tensor, "B S2 D"]:
+    """Apply self-attention to each kind of tokens, in at most three unmasked calls."""
     k, v = layer.key_value(x, linear)
     keys, values = apply_rope(k, rope).split(layout, dim=1), v.split(layout, dim=1)
     if not keeps_first:
@@ -236,7 +286,8 @@ def self_attention(
         layout = layout._replace(first=0)
     queries = apply_rope(layer.query(x, linear), rope).split(layout, dim=1)
     mixed = [attention(q, k, v) for q, k, v in zip(queries[:2], keys[:2], values[:2], strict=True) if q.shape[1]]
-    mixed.append(attention(queries[2], torch.cat(keys[1:], dim=1), torch.cat(values[1:], dim=1)))
+    if layout.later:
+        mixed.append(attention(queries[2], torch.cat(keys[1:], dim=1), torch.cat(values[1:], dim=1)))
     return layer.out(torch.cat(mixed, dim=1), linear)
 
 
@@ -252,6 +303,8 @@ def modulate(
     """Return norm(x) (1 + scale) + shift, with the shift and scale of each token's time, rounded to x's dtype."""
     (shift0, scale0), (shift1, scale1) = ((s.to(x.dtype), (1 + c).to(x.dtype)) for s, c in (clean, later))
     present, future = x.split((layout.clean, layout.later), dim=1)
+    if not layout.later:
+        return layer_norm(present, scale0[0], shift0[0])
     changed = torch.addcmul(shift1[:, None], layer_norm(future), scale1[:, None])
     if not layout.clean:
         return changed
@@ -262,7 +315,6 @@ def gated(
     x: Float[Tensor, "B S D"], update: Float[Tensor, "B S D"], clean: Tensor, later: Tensor, layout: Layout
 ) -> Float[Tensor, "B S D"]:
     """Return x + gate * update, with the gate of each token's time."""
-    # split, not slices: its backward pass is one concatenation instead of a tensor of zeros each
-    sizes = layout.clean, layout.later
+    sizes = layout.clean, layout.later  # split, not slices, here too
     halves = zip(x.split(sizes, dim=1), update.split(sizes, dim=1), (clean.to(x.dtype), later.to(x.dtype)), strict=True)
     return torch.cat([torch.addcmul(a, gate[:, None], b) for a, b, gate in halves if a.shape[1]], dim=1)

@@ -45,7 +45,15 @@ FORMAT = 1
 FROZEN, PROMPTS, TRAINING = "frozen.safetensors", "prompts.safetensors", "training.pt"
 FACTS = "facts.json"
 """what a run knows of its robot and data; older runs have none"""
-MUTABLE_SETTINGS = ("notes", "weights", "train.steps", "train.micro_batch", "train.checkpointing", "train.loggers")
+MUTABLE_SETTINGS = (
+    "notes",
+    "weights",
+    "train.steps",
+    "train.micro_batch",
+    "train.checkpointing",
+    "train.compile",
+    "train.loggers",
+)
 """settings that may change when training resumes: they do not affect what is learnt; train.steps may only be raised"""
 
 

@@ -189,9 +189,9 @@ def training(run: Run) -> list[Table]:
     """Return the steps, and how often they make the host wait."""
     lines, rows, waits = run.of("train"), [], []
     for figure, line in lines.items():
-        for name in ("plain", "packed") if "samples_per_second" in line else ():
+        for name, rate in line.get("samples_per_second", {}).items():
             peak, calls = line.get("peak_gib", {}).get(name), f"{line['repetitions']} after {line['warm_up']}"
-            rate, took = line["samples_per_second"][name], 1000 * line[f"{name}_s"]
+            took = 1000 * line[f"{name}_s"]
             rows.append(
                 [f"{figure}: {name}", f"{took:.4g}", f"{rate:.3g}", "" if peak is None else f"{peak:.1f}", calls]
             )

@@ -1,8 +1,11 @@
-"""Choosing a device by name, and running out of its memory."""
+"""Choosing a device by name, what its compiler needs, and running out of its memory."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import shutil
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -49,6 +52,19 @@ def use_gpu(device: torch.device, dtype: torch.dtype) -> None:
         name, (major, minor) = torch.cuda.get_device_name(device), capability
         got = f"{name} of compute capability {major}.{minor}, which has no units for it"
         warnings.warn(f"bfloat16 is slow on {got}; float32 is faster (precision)", RuntimeWarning, stacklevel=2)
+
+
+def check_compiler(device: str) -> None:
+    """Raise ConfigError where torch.compile has nothing to compile with: a C++ compiler on a CPU, Triton on a GPU."""
+    if device == "cuda":
+        missing = "" if importlib.util.find_spec("triton") else "Triton"
+        step = "pip install triton, or leave train.compile False"
+    else:
+        command = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+        missing = "" if shutil.which(command) else f"a C++ compiler: {command}"
+        step = "apt-get install g++, set CXX to another compiler, or leave train.compile False"
+    if missing:
+        raise ConfigError("torch.compile needs " + missing, where="train.compile", got="none found", next_step=step)
 
 
 @contextmanager

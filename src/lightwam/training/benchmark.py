@@ -43,9 +43,9 @@ def bench_train(recipe: Recipe, *, device: str = "auto", say: Callable[[str], No
     """Time complete training steps, plain and packed in turns; returns plain JSON values, see `table`.
 
     The batch is the recipe's, or its micro batch. A first step of each is not counted; medians are of 8 further steps
-    of each, or of 4 if a step takes over 5 s (`say` reports each of those). Parts: encode (pictures to latents, unless
-    they are cached), forward, backward, optimiser. The loader is left out: log.jsonl's `wait_share` says how long a run
-    waits for it.
+    of each, or of 4 if a step takes over 5 s (`say` reports each of those). With train.compile the packed step is timed
+    compiled too. Parts: encode (pictures to latents, unless they are cached), forward, backward, optimiser. The loader
+    is left out: log.jsonl's `wait_share` says how long a run waits for it.
     """
     check_recipe(recipe)
     torch.manual_seed(0)
@@ -66,7 +66,10 @@ def bench_train(recipe: Recipe, *, device: str = "auto", say: Callable[[str], No
         return row
 
     packed = partial(packed_loss, model, checkpointing=train.checkpointing)
-    steps = {"plain": partial(step, "plain", model.loss), "packed": partial(step, "packed", packed)}
+    losses = {"plain": model.loss, "packed": packed}
+    if train.compile:
+        losses["compiled"] = partial(packed, compiled=True)
+    steps = {name: partial(step, name, loss) for name, loss in losses.items()}
     fastest = min(row["step"] for (row,) in in_turns(steps, range(1)).values())
     repetitions = FEW_REPETITIONS if fastest > LONG_STEP_S else REPETITIONS
     rows = in_turns(steps, range(1, 1 + repetitions))
@@ -82,6 +85,7 @@ def bench_train(recipe: Recipe, *, device: str = "auto", say: Callable[[str], No
         "repetitions": repetitions,
         **{f"{name}_s": value for name, value in seconds.items()},
         "ratio": seconds["packed"] / seconds["plain"],
+        **({"compiled_ratio": seconds["compiled"] / seconds["plain"]} if train.compile else {}),
         "samples_per_second": {name: size / value for name, value in seconds.items()},
         "parts_s": medians,
         **({"peak_gib": peaks} if target.type == "cuda" else {}),
@@ -103,7 +107,8 @@ def time_step(recipe: Recipe, device: str = "auto") -> float:
         size, clock = min(size, TIMED_SAMPLES), time.process_time
     model = random_model(recipe, target, getattr(torch, train.precision))
     optimizer = Optimizer({name: p for name, p in model.named_parameters() if p.requires_grad}, train)
-    encode, loss = _encoder(recipe, size, target), partial(packed_loss, model, checkpointing=train.checkpointing)
+    encode = _encoder(recipe, size, target)
+    loss = partial(packed_loss, model, checkpointing=train.checkpointing, compiled=train.compile)
     seconds = []
     torch.set_num_threads(1)
     try:
@@ -214,11 +219,11 @@ def _step(optimizer: Optimizer, train: TrainConfig, batch: Batch, loss: Callable
 
 def table(result: Mapping[str, Any]) -> str:
     """Return the result as text."""
-    plain, packed = ({**result["parts_s"][name], "step": result[f"{name}_s"]} for name in ("plain", "packed"))
-    rows = [["", "plain", "packed", "of the step"]]
+    steps = {name: {**parts, "step": result[f"{name}_s"]} for name, parts in result["parts_s"].items()}
+    rows, packed = [["", *steps, "of the packed step"]], steps["packed"]
     for part, took in packed.items():
         share = f"{took / packed['step']:.1%}" if part != "step" else ""
-        rows.append([part, *(f"{1000 * seconds:.1f} ms" for seconds in (plain[part], took)), share])
+        rows.append([part, *(f"{1000 * parts[part]:.1f} ms" for parts in steps.values()), share])
     lines = [
         f"{result['recipe']}: {result['samples_per_second']['packed']:.3g} samples/s packed, batch "
         f"{result['batch_size']}, {conditions_line(result)}",
@@ -226,6 +231,8 @@ def table(result: Mapping[str, Any]) -> str:
         *table_lines(rows),
         f"  packed takes {result['ratio']:.3f} of the plain step's time",
     ]
+    if "compiled_ratio" in result:
+        lines.append(f"  compiled takes {result['compiled_ratio']:.3f} of the plain step's time")
     if "peak_gib" in result:
         peak = result["peak_gib"]
         lines.append(f"  peak memory  {peak['plain']:.1f} GiB plain, {peak['packed']:.1f} packed")

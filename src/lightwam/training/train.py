@@ -25,7 +25,7 @@ from lightwam.model.light_wam import LightWAM, dtype_of
 from lightwam.policy import run_directory
 from lightwam.policy.run_directory import Checkpoint, Weights
 from lightwam.system.cpu import fast_matmuls
-from lightwam.system.devices import oom_as_config_error, use_gpu
+from lightwam.system.devices import check_compiler, oom_as_config_error, use_gpu
 from lightwam.system.files import append_line
 from lightwam.system.progress import Progress, Say
 from lightwam.training import distributed, loggers, validation
@@ -128,7 +128,10 @@ class Session:
         sharded = parallel == "fsdp" and world.size > 1  # shards are float32, and gathered in `dtype`
         use_gpu(world.device, self.dtype)
         self.model = model.place(world.device, torch.float32 if sharded else self.dtype)
-        loss, all_used = PackedLoss(self.model, settings.checkpointing), recipe.model.video_loss_weight > 0
+        if settings.compile:
+            check_compiler(world.device.type)
+        loss = PackedLoss(self.model, settings.checkpointing, settings.compile)
+        all_used = recipe.model.video_loss_weight > 0
         parts = self.model.dit.blocks if all_used else ()  # the action pass alone is not packed
         self.loss = distributed.parallelise(loss, world, parallel, self.dtype, all_used=all_used, parts=parts)
         self.optimizer = Optimizer({name: p for name, p in self.model.named_parameters() if p.requires_grad}, settings)

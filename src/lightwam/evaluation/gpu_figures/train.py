@@ -23,6 +23,7 @@ def figures(setup: Setup) -> Mapping[str, Figure]:
     return {
         f"{size} samples": partial(_step, setup, size),
         f"{size} samples, without kernels": setup.on_gpu_only(partial(_without_kernels, setup, size)),
+        f"{size} samples, compiled": setup.on_gpu_only(partial(_step, setup, size, compile=True)),
         f"{few} samples": partial(_step, setup, few),
         f"{size} samples, checkpointing": partial(_step, setup, size, checkpointing=True),
         "host synchronisations": setup.on_gpu_only(partial(_host_syncs, setup, size)),
