@@ -8,7 +8,7 @@ import torch
 from lora_models import FROZEN, batch_of, gradients, model_of, worst
 from torch import Tensor
 
-from lightwam.engine import fused_block, packed_step
+from lightwam.engine import fused_block, packed_block, packed_step
 from lightwam.engine.fused_lora import LoraFeedForward, LoraLinear
 from lightwam.engine.packed_step import PackedLoss, packed_loss
 from lightwam.kernels import choice
@@ -181,8 +181,8 @@ def test_packed_loss_weights(weights: dict[str, float]) -> None:
 def test_first_frame_is_dropped_before_the_last_feed_forward(monkeypatch: pytest.MonkeyPatch) -> None:
     model, given = model_of(FROZEN), batch_of()
     widths: list[int] = []
-    plain = packed_step.feed_forward
-    monkeypatch.setattr(packed_step, "feed_forward", lambda ffn, x: (widths.append(x.shape[1]), plain(ffn, x))[1])
+    plain = packed_block.feed_forward
+    monkeypatch.setattr(packed_block, "feed_forward", lambda ffn, x: (widths.append(x.shape[1]), plain(ffn, x))[1])
     packed_loss(model, *given)
     action, first, later = 4 * 6, 2 * 3, 2 * 2 * 3
     assert widths == [action + first + later] * 3 + [later]

@@ -209,7 +209,7 @@ def robotwin_blocks_small() -> Recipe:
     head camera is cropped to the part of the table where blocks lie. Joint targets are learnt relative to the state:
     they span 2 rad, and a grasp needs 0.01.
     """
-    base, text, dim = demo(), HashedTextConfig(num_tokens=24, dim=64), len(JOINT_NAMES)
+    base, text, dim, words = demo(), HashedTextConfig(num_tokens=24, dim=64), len(JOINT_NAMES), "plain/no-shadows"
     backbone = replace(base.model.backbone, width=96, ffn_width=192, num_heads=4)
     places = (
         CameraPlace("head_camera", 0, 0, 96, 160, crop=(0.09, 0.0, 0.92, 1.0)),
@@ -222,16 +222,7 @@ def robotwin_blocks_small() -> Recipe:
         model=replace(base.model, backbone=backbone, state_dim=dim, action_dim=dim, horizon=16, supervised_prefix=16),
         codec=CodecConfig(canvas=(160, 160), places=places, video_stride=4, relative_action_dims=ARM_DIMS),
         text=text,
-        sim=SimConfig(
-            "robotwin",
-            BOX_TASKS,
-            CAMERAS,
-            height=168,
-            width=224,
-            max_steps=240,
-            action_repeat=4,
-            protocol="plain/no-shadows",
-        ),
+        sim=SimConfig("robotwin", BOX_TASKS, CAMERAS, 168, 224, max_steps=240, action_repeat=4, protocol=words),
         # the expert's targets are absolute: the next one takes the arm back to its path
         collect=CollectConfig(
             demos_per_task=40,

@@ -8,7 +8,7 @@ tokens and hidden activations after the GELU are computed again in the backward 
     middle   output of the self-attention, gate, residual, norm, query of the cross-attention
     leave    output of the cross-attention, residual, norm, modulation, feed-forward, gate, residual
 
-`packed_step.run_block` computes the same in plain torch, and tests compare the two. N rows of tokens, r rank.
+`packed_block.run_block` computes the same in plain torch, and tests compare the two. N rows of tokens, r rank.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def run_block(
     context_kv: KeyValue,
     keeps_first: bool,
 ) -> Float[Tensor, "B S2 D"]:
-    """Compute `packed_step.run_block`; `modulation` has a row for time 0, then one for each sample's later tokens."""
+    """Compute `packed_block.run_block`; `modulation` has a row for time 0, then one for each sample's later tokens."""
     vectors = (modulation + block.scale_shift_table).unbind(1)
     call = Call(block, layout, vectors, torch.view_as_real(rope))
     attn1, attn2, ffn = block.attn1, block.attn2, block.ffn

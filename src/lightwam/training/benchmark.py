@@ -66,7 +66,7 @@ def bench_train(recipe: Recipe, *, device: str = "auto", say: Callable[[str], No
         return row
 
     packed = partial(packed_loss, model, checkpointing=train.checkpointing)
-    losses = {"plain": model.loss, "packed": packed}
+    losses: dict[str, Callable[..., Losses]] = {"plain": model.loss, "packed": packed}
     if train.compile:
         losses["compiled"] = partial(packed, compiled=True)
     steps = {name: partial(step, name, loss) for name, loss in losses.items()}

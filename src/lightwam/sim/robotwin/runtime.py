@@ -110,7 +110,7 @@ def making(pictures: Pictures, height: int, width: int) -> Iterator[None]:
         (camera, "load_task_config", lambda _: {"D435": d435}),
     ]
     if not traced:
-        shadows = {"shadow": False} if pictures == "no-shadows" else {"shadow_map_size": SHADOW_MAP}
+        shadows: dict[str, Any] = {"shadow": False} if pictures == "no-shadows" else {"shadow_map_size": SHADOW_MAP}
         for name in ("add_directional_light", "add_point_light"):
             replaced.append((Scene, name, _with(getattr(Scene, name), shadows)))
     before = [(owner, name, getattr(owner, name)) for owner, name, _ in replaced]
@@ -246,6 +246,6 @@ def _stand_in() -> tuple[Path, tempfile.TemporaryDirectory[str]]:
     return write_stand_in(Path(folder.name)), folder
 
 
-def _with(method: Callable[..., Any], fixed: Mapping[str, Any]) -> Callable[..., Any]:
+def _with(method: Callable[..., Any], fixed: dict[str, Any]) -> Callable[..., Any]:
     """Return the method with these options, whatever its caller gives for them."""
     return lambda self, *args, **options: method(self, *args, **options | fixed)
