@@ -134,6 +134,10 @@ class LatentCodec(Protocol):
         """Decode standardised latents to pixels, F = 1 + 4(T - 1)."""
         ...
 
+    def with_frames_in(self, dtype: torch.dtype) -> LatentCodec:
+        """Return the same latents with single frames encoded in `dtype`, where that is faster."""
+        ...
+
     def decode_pooled(self, latents: Float[Tensor, "B C T h2 w2"]) -> Float[Tensor, "B 3 F height width"]:
         """Decode latents averaged 2x2 in space, as the world model predicts them, at the full picture size."""
         ...

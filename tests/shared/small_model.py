@@ -43,6 +43,9 @@ class Same:
     def encode(self, pixels: Tensor) -> Tensor:
         return pixels
 
+    def with_frames_in(self, dtype: torch.dtype) -> "Same":
+        return self
+
     def decode(self, latents: Tensor) -> Tensor:
         return latents
 

@@ -91,6 +91,10 @@ class DctLatents:
         latents = F.conv2d(clip.flatten(0, 1), *self._kernel(pixels), stride=BLOCK)
         return latents.unflatten(0, clip.shape[:2]).transpose(1, 2)
 
+    def with_frames_in(self, dtype: torch.dtype) -> DctLatents:
+        """Return these latents: a frame is one small product."""
+        return self
+
     def decode(self, latents: Float[Tensor, "B C T h w"]) -> Float[Tensor, "B 3 F height width"]:
         """Decode standardised latents to pixels: the inverse of `encode` on the kept frequencies."""
         raw = self._raw(latents)

@@ -6,6 +6,7 @@ Acting needs single frames only; their encoder is in wan_vae_frame.py.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 import re
@@ -96,10 +97,19 @@ class WanVaeLatents:
             got = f"{frames} frames of {height}x{width}"
             raise ConfigError("a clip must have 1 + 4k frames, sides multiples of 8", where="latents", got=got)
         clip, single = pixels.to(self.vae.device, self.vae.dtype), frames == 1
-        raw = self.frame_encoder(clip[:, :, 0])[:, :, None] if single else self.vae.encode(clip).latent_dist.mode()
+        if single:
+            raw = self.frame_encoder(clip[:, :, 0].to(self.frame_encoder.dtype))[:, :, None]
+        else:
+            raw = self.vae.encode(clip).latent_dist.mode()
         raw = precise(raw)
         mean, std = self._statistics(raw)
         return ((raw - mean) / std).to(pixels)
+
+    def with_frames_in(self, dtype: torch.dtype) -> WanVaeLatents:
+        """Return the same latents with single frames encoded in `dtype`; clips and decoding stay in the VAE's."""
+        other = copy.copy(self)
+        other.frame_encoder = FrameEncoder.from_vae(self.vae, dtype)
+        return other
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "B C T h w"]) -> Float[Tensor, "B 3 F height width"]:

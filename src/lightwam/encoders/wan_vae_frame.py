@@ -34,15 +34,21 @@ class FrameEncoder(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     @classmethod
-    def from_vae(cls, vae: Any) -> FrameEncoder:
-        """The encoder of diffusers' AutoencoderKLWan; what it needs of the weights is copied, in their dtype."""
-        state = vae.encoder.state_dict()
+    def from_vae(cls, vae: Any, dtype: torch.dtype | None = None) -> FrameEncoder:
+        """The encoder of diffusers' AutoencoderKLWan; the weights that it needs are copied, in `dtype` or their own."""
+        exact = vae.encoder.state_dict()
+        state = exact if dtype is None else {name: tensor.to(dtype) for name, tensor in exact.items()}
         num_blocks = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("down_blocks."))
         middle = ("mid_block.resnets.0.", "mid_block.attentions.0.", "mid_block.resnets.1.")
         blocks = (*(f"down_blocks.{i}." for i in range(num_blocks)), *middle)
-        first, last = _conv(state, "conv_in"), _mean_conv(state, vae.quant_conv.state_dict())
+        first, last = _conv(state, "conv_in"), _mean_conv(exact, vae.quant_conv.state_dict()).to(dtype)
         norm = _Norm(state["norm_out.gamma"], silu=True)
         return cls([first, *(_block(_part(state, name)) for name in blocks), norm, last])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the convolutions and of what is between them; norms are in float32 at least."""
+        return next(self.parameters()).dtype
 
     def forward(self, frame: Float[Tensor, "B 3 height width"]) -> Float[Tensor, "B C h w"]:
         return self.layers(frame.contiguous(memory_format=torch.channels_last))

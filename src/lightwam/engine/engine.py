@@ -15,7 +15,7 @@ from lightwam.engine.folded_model import ContextKV, FoldedWAM, PromptKV
 from lightwam.engine.folding import Placement
 from lightwam.engine.graphs import Graphs
 from lightwam.model.light_wam import LightWAM
-from lightwam.system.cpu import matmul_dtype
+from lightwam.system.cpu import has_bfloat16, matmul_dtype
 from lightwam.types import LatentCodec, to_pixels
 
 MAX_SENTENCES = 64
@@ -47,12 +47,18 @@ class Engine:
         """Fold the model to compute in `dtype` on `device`; the model itself is not changed.
 
         A CPU without bfloat16 units computes in float32 instead. `states` returns the token states of instructions.
-        `int8` keeps the weights of linear layers in 8 bits: less memory, and actions that differ slightly.
+        `int8` keeps the weights of linear layers in 8 bits, and a CPU with units for it multiplies in 8 bits: less
+        memory and perhaps time, and actions that differ slightly. Where actions are not float32's anyway, a CPU with
+        bfloat16 units encodes pictures in bfloat16.
         """
         dtype = getattr(torch, matmul_dtype(device, dtype))
         self.device = device
-        self.folded = folded = FoldedWAM(model, Placement(device, dtype, int8))
-        bits = ", weights in 8 bits" if int8 else ""
+        if device.type == "cpu" and (int8 or dtype == torch.bfloat16) and has_bfloat16():
+            latents = latents.with_frames_in(torch.bfloat16)
+        self.latents = latents
+        placement = Placement(device, dtype, int8)
+        self.folded = folded = FoldedWAM(model, placement)
+        bits = f", {'products' if placement.multiplies_int8 else 'weights'} in 8 bits" if int8 else ""
         self.description = f"{str(dtype).removeprefix('torch.')} on {device.type}, by the engine{bits}"
         captures = device.type == GRAPHS_ON
 

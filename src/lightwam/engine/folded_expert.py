@@ -58,7 +58,7 @@ class FoldedPair:
         self.fc2 = fold([(pair.fc2, None)], placement)
 
     def __call__(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch m"]:
-        return self.fc2(gelu(self.fc1(F.layer_norm(x, x.shape[-1:]))))
+        return self.fc2(self.fc1.gelu(F.layer_norm(x, x.shape[-1:])))
 
 
 class FoldedExpert:

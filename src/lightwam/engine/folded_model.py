@@ -20,7 +20,7 @@ from lightwam.engine.folded_expert import FoldedExpert
 from lightwam.engine.folding import Folded, Placement, fold, stack
 from lightwam.kernels import choice
 from lightwam.model.dit import Block, ResidualAdapter
-from lightwam.model.layers import EPS, apply_rope, attention, gelu, layer_norm, patches, rope_3d
+from lightwam.model.layers import EPS, apply_rope, at_least_float32, attention, gelu, layer_norm, patches, rope_3d
 from lightwam.model.light_wam import LightWAM
 
 ops = torch.ops.lightwam
@@ -71,12 +71,12 @@ class FoldedBlock:
     ) -> Float[Tensor, "B S D"]:
         heads, width = (self.num_heads, -1), x.shape[-1]
         both, v = self.qkv(layer_norm(x)).split((2 * width, width), dim=-1)
-        normed = F.rms_norm(both.unflatten(-1, (2, width)), (width,), None, EPS) * self.norm_qk
-        q, k = apply_rope(normed.flatten(2).unflatten(-1, (2 * heads[0], -1)), rope).chunk(2, dim=2)
+        normed = rms_norm(both.unflatten(-1, (2, width)), self.norm_qk).flatten(2).unflatten(-1, (2 * heads[0], -1))
+        q, k = apply_rope(normed, rope).to(x.dtype).chunk(2, dim=2)
         x = x + self.out(attention(q, k, v.unflatten(-1, heads)))
-        q = F.rms_norm(self.query(layer_norm(x)), (width,), self.norm_query, EPS).unflatten(-1, heads)
+        q = rms_norm(self.query(layer_norm(x)), self.norm_query).to(x.dtype).unflatten(-1, heads)
         x = x + self.out2(attention(q, keys, values, score_bias))
-        return x + self.down(gelu(self.up(layer_norm(x))))
+        return x + self.down(self.up.gelu(layer_norm(x)))
 
     def with_kernels(
         self, x: Float[Tensor, "B S D"], normed: Float[Tensor, "B S D"], rope: Complex[Tensor, "S 1 pairs"],
@@ -89,7 +89,14 @@ class FoldedBlock:
         x, normed = add_norm(x, self.out(attention(q, k, v)))
         q = ops.head_norm(self.query(normed), self.norm_query[None], None, heads)[:, :, 0]
         x, normed = add_norm(x, self.out2(attention(q, keys, values, score_bias)))
-        return add_norm(x, self.down(gelu(self.up(normed))))
+        return add_norm(x, self.down(self.up.gelu(normed)))
+
+
+def rms_norm(x: Float[Tensor, "*batch D"], weight: Float[Tensor, "*parts D"]) -> Float[Tensor, "*batch D"]:
+    """Return RMSNorm(x) weight in at least float32; on a CPU in half of the time of torch's own."""
+    wide = at_least_float32(x)
+    mean_square = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_() / x.shape[-1]
+    return (wide * mean_square.add_(EPS).rsqrt_()).mul_(weight)
 
 
 def add_norm(x: Float[Tensor, "B S D"], update: Float[Tensor, "B S D"]) -> tuple[Tensor, Tensor]:
@@ -109,7 +116,7 @@ class FoldedAdapter:
 
     def update(self, normed: Float[Tensor, "B S D"]) -> Float[Tensor, "B S D"]:
         """Return what is added to tokens of this norm."""
-        return self.up(gelu(self.down(normed)))
+        return self.up(self.down.gelu(normed))
 
 
 class FoldedWAM:

@@ -4,7 +4,7 @@ The algebra is exact, summed in at least float32 and rounded once, to the dtype 
 
     gate * (W (scale * x + shift) + b + up(down(scale * x + shift)))  =  W' x + b'
 
-With weights in 8 bits (`Int8`) the rounding is coarser, and the engine no longer exact. A LoRA update too small to
+In 8 bits (`Int8`, `Int8Product`) the rounding is coarser, and the engine no longer exact. A LoRA update too small to
 survive rounding is kept unmerged. Folded layers are plain objects: a small model on a CPU would spend half its time in
 the attribute lookups of nn.Module.
 """
@@ -16,12 +16,13 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from jaxtyping import Int8 as Int8Tensor
 from torch import Tensor, nn
 
-from lightwam.model.layers import at_least_float32
+from lightwam.model.layers import at_least_float32, gelu
 from lightwam.model.lora import LoRA
+from lightwam.system import cpu
 
 MIN_EFFECT_KEPT = 0.95
 """an update is merged if rounding leaves at least this share of its effect, and at most the inverse"""
@@ -44,6 +45,18 @@ class Placement(NamedTuple):
     int8: bool = False
     """keep the weights of linear layers in 8 bits, which is not exact"""
 
+    @property
+    def packs(self) -> bool:
+        """Whether oneDNN's own layout makes products faster: on a CPU, in a dtype that it multiplies in hardware."""
+        if self.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+            return False
+        return self.dtype == torch.float32 or (self.dtype == torch.bfloat16 and cpu.has_bfloat16())
+
+    @property
+    def multiplies_int8(self) -> bool:
+        """Whether layers in 8 bits multiply integers, rather than convert their weights to floats at every call."""
+        return self.int8 and self.packs and cpu.has_int8_products()
+
     def wide(self, x: Tensor) -> Tensor:
         """Return x on the engine's device in at least float32: folding computes there, a layer at a time."""
         return at_least_float32(x.detach().to(self.device))
@@ -62,7 +75,7 @@ class Folded:
 
     def __init__(
         self,
-        weight: Float[Tensor, "*stack m n"] | Int8Tensor[Tensor, "m n"],
+        weight: Float[Tensor, "*stack m n"] | Int8Tensor[Tensor, "_ _"],
         bias: Float[Tensor, "*stack m"],
         down: Float[Tensor, "*stack r n"] | None = None,
         up: Float[Tensor, "*stack m r"] | None = None,
@@ -72,16 +85,26 @@ class Folded:
     def __call__(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch m"]:
         return self._with_update(F.linear(x, self.weight, self.bias), x)
 
+    def gelu(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch m"]:
+        """Return GELU of the layer's output."""
+        return gelu(self(x))
+
     def _with_update(self, y: Float[Tensor, "*batch m"], x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch m"]:
         return y if self.down is None or self.up is None else y + F.linear(F.linear(x, self.down), self.up)
 
 
 class Packed(Folded):
-    """`Folded` with its weight in oneDNN's own layout, on a CPU: 10 % faster at the paper's sizes."""
+    """`Folded` with its weight in oneDNN's own layout, on a CPU: 10 % faster at the paper's sizes, more in bfloat16."""
 
     def __call__(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch m"]:
         y = torch.ops.mkldnn._linear_pointwise(x.contiguous(), self.weight, self.bias, "none", [], "")
         return self._with_update(y, x)
+
+    def gelu(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch m"]:
+        """Return GELU of the layer's output; in bfloat16 within the product, as torch's own takes as long."""
+        if self.down is not None or x.dtype != torch.bfloat16:
+            return super().gelu(x)
+        return torch.ops.mkldnn._linear_pointwise(x.contiguous(), self.weight, self.bias, "gelu", [], "tanh")
 
 
 class Int8(Folded):
@@ -96,6 +119,30 @@ class Int8(Folded):
 
     def __call__(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch m"]:
         return self._with_update(F.linear(x, self.weight.to(x.dtype)).mul_(self.scale).add_(self.bias), x)
+
+
+class Int8Product(Folded):
+    """`Folded` as a product of integers, on a CPU: weights as in `Int8`, each token rounded with a scale of its own."""
+
+    def __init__(
+        self, placement: Placement, weight: Float[Tensor, "m n"], bias: Float[Tensor, " m"], *update: Tensor
+    ) -> None:
+        integers, scale = to_int8(weight)
+        super().__init__(cpu.pack_int8(integers), bias, *update)
+        self.scale = placement.put_float32(scale)
+
+    def __call__(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch m"]:
+        integers, scale = round_tokens(x.flatten(0, -2))
+        y = torch.addcmul(self.bias, cpu.int8_product(integers, self.weight, self.scale, x.dtype), scale)
+        return self._with_update(y.view(*x.shape[:-1], -1), x)
+
+    def gelu(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch m"]:
+        """Return GELU of the layer's output, in the form with erf.
+
+        It takes a fifth of the other's time and differs by at most 5e-4: the result is rounded to steps 20 times as
+        large.
+        """
+        return F.gelu(self(x))
 
 
 class Stack(Folded):
@@ -146,10 +193,9 @@ def make_linear(
 ) -> Folded:
     """Return the folded layer of the fitting kind: in 8 bits, packed where that is faster, or plain."""
     if placement.int8:
-        return Int8(placement, weight, bias, *update)
+        return (Int8Product if placement.multiplies_int8 else Int8)(placement, weight, bias, *update)
     weight = placement.put(weight)
-    large = not plain and weight.numel() >= PACKED_FROM and placement[:2] == (torch.device("cpu"), torch.float32)
-    if large and torch.backends.mkldnn.is_available():
+    if not plain and weight.numel() >= PACKED_FROM and placement.packs:
         return Packed(torch.ops.mkldnn._reorder_linear_weight(weight), bias, *update)
     return Folded(weight, bias, *update)
 
@@ -158,6 +204,14 @@ def to_int8(weight: Float[Tensor, "m n"]) -> tuple[Int8Tensor[Tensor, "m n"], Fl
     """Return the nearest integers, and the scale of each row."""
     scale = weight.abs().amax(dim=1).clamp_min(torch.finfo(weight.dtype).tiny) / 127
     return (weight / scale[:, None]).round().to(torch.int8), scale
+
+
+def round_tokens(x: Float[Tensor, "tokens n"]) -> tuple[UInt8[Tensor, "tokens n"], Float[Tensor, "tokens 1"]]:
+    """Return the nearest integers, 128 added to each, and the scale of each token; both in few passes over x."""
+    inverse = 127 / x.abs().amax(dim=1, keepdim=True).clamp_min(1e-30)  # rounded to x's dtype, it is at most 127.25
+    integers = (x * inverse).round_().to(torch.int8)
+    # torch's conversion to int8 is vectorised, that to uint8 is not
+    return integers.bitwise_xor_(-128).view(torch.uint8), 1 / inverse
 
 
 def stack(layers: Sequence[Folded]) -> Stack:

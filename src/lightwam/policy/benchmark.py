@@ -46,7 +46,8 @@ VARIANTS = {
     "model": "LightWAM.act: stops after the last tap, a frame's own encoder",
     "engine": "folded once; on a CPU without bfloat16 units, in float32",
 }
-INT8 = {"int8": "the engine with weights in 8 bits, which is not exact"}
+INT8 = "int8"
+"""the variant that is an engine in 8 bits, and not exact"""
 STAGES = ("latent to action", "canvas to action", "camera bytes to robot units")
 """each includes the one before"""
 PARTS = ("cameras to canvas", "canvas to latent", "backbone", "action expert")
@@ -177,7 +178,7 @@ def bench_act(
         "batch_size": 1,
         "canvas": list(recipe.codec.canvas),
         **conditions(target, dtype),
-        "ways": VARIANTS | (INT8 if int8 else {}),
+        "ways": VARIANTS | {name: each.description for name, each in engines.items() if name == INT8},
         "stages": stages,
         **{f"{name}_ms": row["p50_ms"] for name, row in complete.items()},
         "ratio": complete["engine"]["p50_ms"] / complete["plain"]["p50_ms"],
@@ -240,19 +241,18 @@ def variants(
     """Return calls by stage and variant with the first observation, the largest differences of normalised actions from
     float32 on all observations, and the engines. The policy's model is left in `dtype`."""
     plain, states = policy.plain, policy.prompts.states
-    instructions = tuple(observation.instruction for observation in observations)
     inputs = plain.encode(*policy.inputs(observations))
     with torch.inference_mode():
         exact = plain.model.act(*inputs)
     engines = {
-        name: Engine(plain.model, plain.latents, states, plain.device, dtype, int8=name == "int8")
-        for name in ("engine", *(INT8 if int8 else ()))
+        name: Engine(plain.model, plain.latents, states, plain.device, dtype, int8=name == INT8)
+        for name in ("engine", *((INT8,) if int8 else ()))
     }
     model = plain.model.place(plain.device, dtype)
     with torch.inference_mode():
         actions = {"plain": published(model, *inputs), "model": model.act(*inputs)}
         for name, engine in engines.items():
-            actions[name] = engine.act_on_latent(inputs[0], engine.context_kv(instructions), inputs[2])
+            actions[name] = engine.act_eagerly(*policy.inputs(observations))  # whose frame encoder may differ as well
         differences = {name: float((chunks - exact).abs().max()) for name, chunks in actions.items()}
     return _calls(policy, observations[0], engines), differences, engines
 
@@ -300,7 +300,7 @@ def parts_ms(policy: Policy, observation: Observation, engine: Engine, device: t
     context_kv = engine.context_kv((observation.instruction,))
     calls: dict[str, Call] = {
         "cameras to canvas": lambda: codec.canvas(observation.frames),
-        "canvas to latent": lambda: policy.latents.encode(to_pixels(canvas)),
+        "canvas to latent": lambda: engine.latents.encode(to_pixels(canvas)),
         "action expert": lambda: expert([expert.pool_tap(tap, tokens) for tap in range(len(config.taps))]),
         "both": lambda: engine.act_on_latent(latent, context_kv, state),
     }

@@ -123,6 +123,10 @@ UNKNOWN_TO_TORCH: dict[Any, Any] = {
 """CPU operators that torch's counter does not know -> functions that count their operations from shapes"""
 if torch.backends.mkldnn.is_available():
     UNKNOWN_TO_TORCH[torch.ops.mkldnn._linear_pointwise] = lambda x, weight, *_, **__: 2 * math.prod(x) * weight[0]
+    if hasattr(torch.ops.onednn, "qlinear_pointwise"):  # whose packed weight has its columns last
+        UNKNOWN_TO_TORCH[torch.ops.onednn.qlinear_pointwise] = lambda x, _, __, weight, *___, **____: (
+            2 * math.prod(x) * weight[1]
+        )
 
 
 @torch.inference_mode()
@@ -135,7 +139,7 @@ def ceilings(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
     side, block_size = LARGE[device.type]
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     products: list[Call] = [lambda: a @ b]
-    if device.type == "cpu" and dtype == torch.float32 and torch.backends.mkldnn.is_available():
+    if device.type == "cpu" and dtype in (torch.float32, torch.bfloat16) and torch.backends.mkldnn.is_available():
         packed = torch.ops.mkldnn._reorder_linear_weight(b)
         products.append(lambda: torch.ops.mkldnn._linear_pointwise(a, packed, None, "none", [], ""))
     product = min(seconds(call, device) for call in products for _ in range(10))
