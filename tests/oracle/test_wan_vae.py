@@ -196,6 +196,14 @@ def test_other_clips_are_refused(latents: WanVaeLatents, frames: int, height: in
         latents.encode(torch.zeros(1, 3, frames, height, width))
 
 
+def test_frames_in_bfloat16_leave_clips_and_the_codec_as_they_are(latents: WanVaeLatents) -> None:
+    frame, clip = noise(2, 3, 1, 32, 48), noise(1, 3, 5, 32, 48)
+    half, before = latents.with_frames_in(torch.bfloat16), latents.encode(frame)
+    assert half.frame_encoder.dtype == torch.bfloat16 and half.encode(frame).dtype == torch.float32
+    assert 1e-4 < float((half.encode(frame) - before).norm() / before.norm()) < 0.05
+    assert torch.equal(half.encode(clip), latents.encode(clip)) and torch.equal(latents.encode(frame), before)
+
+
 def test_the_encoder_is_a_latent_codec(latents: WanVaeLatents) -> None:
     assert isinstance(latents, LatentCodec)
     assert (latents.channels, latents.spatial_stride, latents.temporal_stride) == (16, 8, 4)

@@ -46,8 +46,15 @@ def test_packed_weights_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> Non
     torch.testing.assert_close(acted(packed, *given), acted(plain, *given), rtol=0, atol=2e-6)
 
 
-def test_int8_weights_are_close_and_small(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def weights_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In 8 bits, as on CPUs without units for products of 8-bit integers."""
+    monkeypatch.setattr(cpu, "has_int8_products", lambda: False)
     monkeypatch.setattr(folding, "INT8_FROM", 1)
+
+
+@pytest.mark.usefixtures("weights_alone")
+def test_int8_weights_are_close_and_small() -> None:
     model, given = model_of(), inputs_of()
     whole, exact = FoldedWAM(model, SINGLE._replace(int8=True)), FoldedWAM(model, SINGLE)
     with torch.no_grad():
@@ -69,9 +76,9 @@ def test_int8_rounds_to_the_nearest_with_a_scale_a_row() -> None:
 
 
 @torch.no_grad()
-def test_lora_update_lost_by_int8_rounding_is_kept_unmerged(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("weights_alone")
+def test_lora_update_lost_by_int8_rounding_is_kept_unmerged() -> None:
     """Where all of an update is under half a step of its row, rounding takes it away."""
-    monkeypatch.setattr(folding, "INT8_FROM", 1)
     layer, lora = nn.Linear(40, 40), LoRA(40, 40, 2, 2.0)
     layer.weight.data = torch.randint(-127, 128, (40, 40)).float()
     layer.weight.data[:, 0] = 127

@@ -207,8 +207,12 @@ def to_int8(weight: Float[Tensor, "m n"]) -> tuple[Int8Tensor[Tensor, "m n"], Fl
 
 
 def round_tokens(x: Float[Tensor, "tokens n"]) -> tuple[UInt8[Tensor, "tokens n"], Float[Tensor, "tokens 1"]]:
-    """Return the nearest integers, 128 added to each, and the scale of each token; both in few passes over x."""
-    inverse = 127 / x.abs().amax(dim=1, keepdim=True).clamp_min(1e-30)  # rounded to x's dtype, it is at most 127.25
+    """Return the nearest integers, 128 added to each, and the scale of each token, in few passes over x.
+
+    The largest number of a token becomes about 126: in bfloat16 the scale may be rounded by 1/256 of itself, and with
+    127 the largest integer would then be 128, which int8 does not have.
+    """
+    inverse = 126 / x.abs().amax(dim=1, keepdim=True).clamp_min(1e-30)
     integers = (x * inverse).round_().to(torch.int8)
     # torch's conversion to int8 is vectorised, that to uint8 is not
     return integers.bitwise_xor_(-128).view(torch.uint8), 1 / inverse
