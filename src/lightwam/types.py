@@ -128,19 +128,15 @@ class LatentCodec(Protocol):
 
     def encode(self, pixels: Float[Tensor, "B 3 F height width"]) -> Float[Tensor, "B C T h w"]:
         """Encode pixels in [-1, 1] as standardised latents; F = 1 + 4k frames give T = 1 + k."""
-        ...
 
     def decode(self, latents: Float[Tensor, "B C T h w"]) -> Float[Tensor, "B 3 F height width"]:
         """Decode standardised latents to pixels, F = 1 + 4(T - 1)."""
-        ...
 
     def with_frames_in(self, dtype: torch.dtype) -> LatentCodec:
         """Return the same latents with single frames encoded in `dtype`, where that is faster."""
-        ...
 
     def decode_pooled(self, latents: Float[Tensor, "B C T h2 w2"]) -> Float[Tensor, "B 3 F height width"]:
         """Decode latents averaged 2x2 in space, as the world model predicts them, at the full picture size."""
-        ...
 
 
 @runtime_checkable

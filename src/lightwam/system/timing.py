@@ -123,10 +123,7 @@ UNKNOWN_TO_TORCH: dict[Any, Any] = {
 """CPU operators that torch's counter does not know -> functions that count their operations from shapes"""
 if torch.backends.mkldnn.is_available():
     UNKNOWN_TO_TORCH[torch.ops.mkldnn._linear_pointwise] = lambda x, weight, *_, **__: 2 * math.prod(x) * weight[0]
-    if hasattr(torch.ops.onednn, "qlinear_pointwise"):  # whose packed weight has its columns last
-        UNKNOWN_TO_TORCH[torch.ops.onednn.qlinear_pointwise] = lambda x, _, __, weight, *___, **____: (
-            2 * math.prod(x) * weight[1]
-        )
+    UNKNOWN_TO_TORCH[torch.ops.onednn.qlinear_pointwise] = lambda x, *given, **_: 2 * math.prod(x) * given[2][1]
 
 
 @torch.inference_mode()
