@@ -14,7 +14,7 @@ LEROBOT_PYTHON ?= python3.12
 LOWEST := .venv-lowest
 LOWEST_TORCH ?=
 LOWEST_TOOLS := 'pytest>=8' 'pytest-timeout>=2.3' 'hypothesis>=6.100' 'beartype>=0.20' 'h5py>=3.11' 'huggingface-hub>=0.25' \
-	'pillow>=10' 'msgpack-numpy>=0.4.8' 'json-numpy>=2.1' 'inspect-robots-xpolicylab==0.1.0'
+	'pillow>=10' 'msgpack-numpy>=0.4.8' 'json-numpy>=2.1' 'inspect-robots-xpolicylab==0.1.0' 'anyio>=4'
 # What a machine with a GPU may have already: torch, transformers and pytest with what they need (docs/results/gpu.md).
 GPU_PACKAGES := tyro docstring-parser typeguard websockets beartype diffusers importlib-metadata zipp av
 GPU_PLATFORMS := _2_28 _2_17 2014 _2_5 1
@@ -121,7 +121,7 @@ $(USE): pyproject.toml constraints.txt | $(BIN)/python
 $(DEV): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing lightwam with its development tools into $(VENV) (minutes the first time)"
 	@$(INSTALL) '.[dev,metaworld,libero,so101,robotwin]'
-	@$(NO_DEPS) openpi-client gym-aloha dm-control dm-env dm-tree wrapt
+	@$(NO_DEPS) openpi-client vla-eval gym-aloha dm-control dm-env dm-tree wrapt
 	@$(NO_DEPS) --ignore-requires-python rlinf-robotwin-runtime
 	@test "$$(uname)" != Linux || $(NO_DEPS) triton
 	@touch $@ $(USE)
@@ -150,5 +150,5 @@ $(LOWEST)/.ready: pyproject.toml .ci/lowest
 	@"$(PYTHON)" .ci/lowest $(LOWEST_TORCH) > $(LOWEST)/pins.txt
 	@$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(LOWEST)/pins.txt \
 		--requirement $(LOWEST)/pins.txt $(LOWEST_TOOLS) --editable .
-	@$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --constraint constraints.txt openpi-client
+	@$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --constraint constraints.txt openpi-client vla-eval
 	@touch $@

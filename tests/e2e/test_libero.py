@@ -1,11 +1,15 @@
 """LIBERO end to end: the harness loses nothing, and demonstrations become a dataset. Minutes: `make slow`."""
 
+import asyncio
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from serving import serving
 
 from lightwam.config import recipes
 from lightwam.config.libero_protocols import FIRST_STATE
@@ -16,6 +20,7 @@ from lightwam.evaluation.episodes import read_episodes
 from lightwam.evaluation.evaluate import evaluate
 from lightwam.sim import registry
 from lightwam.types import Observation
+from lightwam.wire.robot_schemas import schemas_for
 
 pytestmark = [pytest.mark.sim, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 pytest.importorskip("libero")
@@ -74,6 +79,37 @@ def test_the_expert_scores_as_a_policy_what_it_scores(tmp_path: Path) -> None:
     assert result["successes"] == len(expected) == 6
     assert result["protocol"]["constants"]["settle_steps"] == 30
     assert len(list((tmp_path / "eval" / "videos").iterdir())) == 3
+
+
+def test_vla_evals_libero_is_the_same_world(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its benchmark and its runner, on a server: each state that the policy gets is known to the bit, and each action
+    has the same effect, gripper included."""
+    monkeypatch.setattr(torch, "load", torch.load)  # their benchmark replaces it
+    from vla_eval.benchmarks.libero.benchmark import LIBEROBenchmark
+    from vla_eval.connection import Connection
+    from vla_eval.runners.sync_runner import SyncEpisodeRunner
+
+    recipe = recipe_of(TASKS[:1])
+    assert recipe.sim is not None
+    recipe = replace(recipe, sim=replace(recipe.sim, protocol="openpi", height=224, width=224))
+    policy = Remembering(recipe)
+    expected = policy.watch(TASKS[0], FIRST_STATE)
+    monkeypatch.setenv("MUJOCO_GL", os.environ.get("MUJOCO_GL", "egl"))
+
+    async def episode(port: int) -> tuple[bool, int]:
+        async with Connection(f"ws://127.0.0.1:{port}/vla-eval", timeout=120) as connection:
+            benchmark = LIBEROBenchmark("libero_object", **connection.server_info["observation_params"])
+            try:
+                task = benchmark.get_tasks()[1]
+                result = await SyncEpisodeRunner().run_episode(benchmark, task, connection, max_steps=280)
+            finally:
+                benchmark.cleanup()
+            return result["metrics"]["success"], result["steps"]
+
+    schemas = schemas_for((), recipe.sim.cameras, 8, 7, {})
+    with serving(policy.act_batch, schemas_of=schemas, replan=recipe.eval.replan) as server:
+        assert asyncio.run(episode(server.ports["openpi"])) == expected
+    assert expected[0]
 
 
 def test_demonstrations_become_a_dataset(tmp_path: Path) -> None:

@@ -25,6 +25,8 @@ from serving import message
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
+from lightwam.wire.vla_eval import PATH
+
 # openpi's and XPolicyLab's clients, and some tests, connect in the way of before websockets 17
 pytestmark = pytest.mark.filterwarnings(r"ignore:connect\(\) must be used as a context manager:DeprecationWarning")
 GROWTH_MIB = 48
@@ -126,6 +128,29 @@ def spoiled_call(chance: random.Random) -> bytes:
     return bytes(whole)
 
 
+def spoiled_harness(chance: random.Random) -> bytes:
+    """A message of vla-eval's that nobody can answer."""
+    png = b"\x89PNG\r\n\x1a\n" + chance.randbytes(40)
+    form = chance.choice(["png", "jpeg", "raw", "webp", 7])
+    images: list[Any] = [
+        {"__image__": True, "format": form, "data": png, "shape": [4, 4, 3]},
+        {"__image__": True, "format": "raw", "data": png, "dtype": chance.choice(["|u1", "|O", 7]), "shape": [1 << 40]},
+        {"__image__": chance.choice([1, None]), "format": "png", "data": png, "shape": [-1]},
+        {"__ndarray__": True, "data": b"x" * 48, "dtype": "|u1", "shape": [4, 4, 4]},
+        [7] * 48,
+        None,
+    ]
+    seen = {"observation/image": chance.choice(images), "observation/state": [1.0] * 8, "prompt": "x"}
+    frame = {"type": "observation", "payload": seen, "seq": chance.choice([1, -1, 1 << 62]), "timestamp": 0.0}
+    odd = [
+        {"type": chance.choice(["action", "nothing", 7, None, ["hello"]])},
+        {"type": "hello", "payload": {"protocol_version": chance.choice([2, "1", [], None])}},
+        {"payload": chance.choice([[], 3, None])},
+        {"seq": chance.choice(["1", None, 1.5, []])},
+    ]
+    return msgpack.packb(frame if chance.random() < 0.6 else frame | chance.choice(odd))
+
+
 def flipped(whole: bytes, chance: random.Random) -> bytes:
     """A valid message with an array's header spoiled."""
     spoilt = bytearray(whole)
@@ -141,6 +166,18 @@ def array(dtype: bytes, shape: list[int], data: bytes) -> bytes:
 
 def message_without_state() -> dict[str, Any]:
     return {"prompt": "x"}
+
+
+def over_vla_eval(server: ServedProcess, chance: random.Random) -> None:
+    """A bad message; the server must say so, and answers a good one on the same connection."""
+    with connect(f"ws://127.0.0.1:{server.openpi}{PATH}", compression=None, max_size=None, close_timeout=2) as client:
+        client.send("text" if chance.random() < 0.05 else chance.choice([spoiled, spoiled_harness])(chance))
+        told = msgpack.unpackb(client.recv(timeout=20))
+        assert (told["type"], told["payload"]["code"]) == ("error", "bad_message"), told
+        seen = {"type": "observation", "payload": message(3), "seq": 5, "timestamp": 0.0}
+        client.send(msgpack_numpy.packb(seen))
+        told = msgpack.unpackb(client.recv(timeout=20))
+        assert (told["type"], told["seq"]) == ("action", 5), told
 
 
 def over_websocket(server: ServedProcess, chance: random.Random, port: int) -> None:
@@ -202,6 +239,7 @@ def hostile(server: ServedProcess, count: int, seed: int) -> None:
     ways: list[Callable[[], Any]] = [
         *[lambda: over_websocket(server, chance, server.openpi)] * 5,
         *[lambda: over_websocket(server, chance, server.xpolicylab)] * 2,
+        *[lambda: over_vla_eval(server, chance)] * 2,
         lambda: over_http(server, chance),
         lambda: broken_frames(server, chance),
         lambda: over_tcp(server.openpi, chance.randbytes(60), wait=False),

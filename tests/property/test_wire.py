@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as arrays
 
 from lightwam.errors import WireError
 from lightwam.types import Observation
-from lightwam.wire import json_arrays, openpi, robot_schemas, xpolicylab
+from lightwam.wire import json_arrays, openpi, robot_schemas, vla_eval, xpolicylab
 from lightwam.wire.inspection import inspect
 from lightwam.wire.robot_schema import fit_schema
 from lightwam.wire.xpolicylab import Envelope
@@ -48,9 +48,15 @@ def through_xpolicylab(value: Any) -> Any:
 WAYS: dict[str, Callable[[Any], Any]] = {
     "openpi": lambda value: openpi.unpack(openpi.pack(value)),
     "xpolicylab": through_xpolicylab,
+    "vla-eval": lambda value: vla_eval.unpack(vla_eval.pack(vla_eval.Message("action", {"x": value}))).payload["x"],
     "json": lambda value: json_arrays.loads(json_arrays.dumps(value)),
 }
-READERS = {"openpi": openpi.unpack, "xpolicylab": xpolicylab.unpack, "json": json_arrays.loads}
+READERS = {
+    "openpi": openpi.unpack,
+    "xpolicylab": xpolicylab.unpack,
+    "vla-eval": vla_eval.unpack,
+    "json": json_arrays.loads,
+}
 
 
 def depth(value: Any) -> int:
@@ -88,6 +94,7 @@ VALID = {
     "xpolicylab": xpolicylab.pack(
         Envelope("infer", "1", "2", payload={"image": np.zeros((2, 3, 3), np.uint8), "one": np.float32(1), "n": [1.5]})
     ),
+    "vla-eval": vla_eval.pack(vla_eval.Message("observation", {"image": np.zeros((2, 3, 3), np.uint8), "n": [1.5]}, 3)),
     "json": json_arrays.dumps({"image": np.zeros((2, 3, 3), np.uint8), "one": np.float32(1), "state": [1.5, None]}),
 }
 
@@ -112,13 +119,15 @@ def test_no_message_can_be_cut_short(reader: str) -> None:
 odd = st.recursive(
     leaf
     | st.floats()
-    | st.sampled_from(["O", "|O", "V8", "f4,f4", "<f4", ">f4", "|u1", "uint8", "S4", b"", b"abcd", 1 << 62, -1]),
+    | st.sampled_from(["O", "|O", "V8", "f4,f4", "<f4", ">f4", "|u1", "uint8", "S4", b"", b"abcd", 1 << 62, -1])
+    | st.sampled_from(["raw", "png", "jpeg", b"\x89PNG\r\n\x1a\n"]),
     lambda one: st.lists(one, max_size=3),
     max_leaves=4,
 )
 MARKS = {
     "openpi": [b"__ndarray__", "__ndarray__", b"__npgeneric__", b"data", "data", b"dtype", "dtype", b"shape", "shape"],
     "xpolicylab": [b"nd", "nd", b"type", "type", b"kind", b"shape", "shape", b"data", "data", b"complex"],
+    "vla-eval": ["__image__", "__ndarray__", "format", "data", "dtype", "shape"],
 }
 
 
@@ -130,6 +139,8 @@ def test_a_hostile_array_is_an_array_or_refused(reader: str, draw: st.DataObject
     value: Any = {"x": fields}
     if reader == "xpolicylab":
         value = {"message_type": "infer", "message_id": "1", "evaluation_id": "2", "payload": value}
+    if reader == "vla-eval":
+        value = {"type": "observation", "payload": value, "seq": 1}
     # arrays inside have no encoding of their own here, so they become lists of numbers
     survives(reader, msgpack.packb(value, default=lambda one: one.tolist()))
 
@@ -151,8 +162,11 @@ def test_any_call_is_a_call_or_refused(function: Any, obs: Any) -> None:
 FITTED = [
     fit_schema(robot_schemas.load_schema("light-wam"), ("top",), 2, 2),
     fit_schema(robot_schemas.load_schema("xpolicylab"), ("top",), 14, 14),
+    fit_schema(robot_schemas.load_schema("vla-eval"), ("top",), 2, 2),
 ]
-KEYS = st.sampled_from(["images", "top", "state", "prompt", "vision", "color", "instruction", "left_arm_joint_state"])
+KEYS = st.sampled_from(
+    ["images", "top", "state", "states", "prompt", "vision", "color", "instruction", "left_arm_joint_state"]
+)
 near = st.recursive(
     leaf | st.floats() | st.just(np.zeros((2, 2, 3), np.uint8)) | st.just(np.zeros(2, np.float32)),
     lambda one: st.dictionaries(KEYS, one, max_size=4) | st.lists(one, max_size=2),

@@ -1,5 +1,6 @@
 """Nobody is let in who should not be."""
 
+import base64
 import subprocess
 from pathlib import Path
 
@@ -11,12 +12,21 @@ from lightwam.serving.access import Keys, check_exposure, is_loopback, read_keys
 KEY, OTHER = "a" * 32, "b" * 32
 
 
-@pytest.mark.parametrize("header", [None, "", KEY, f"Basic {KEY}", f"Api-Key {OTHER}", f"Api-Key {KEY}x", "Api-Key "])
+def basic(credentials: str) -> str:
+    return f"Basic {base64.b64encode(credentials.encode()).decode()}"
+
+
+WRONG = [None, "", KEY, f"Basic {KEY}", basic(KEY), basic(f"{KEY}:"), basic(f"me:{KEY}x"), "Basic é", "Basic /w=="]
+
+
+@pytest.mark.parametrize("header", [*WRONG, f"Api-Key {OTHER}", f"Api-Key {KEY}x", "Api-Key "])
 def test_a_wrong_or_missing_key_is_refused(header: str | None) -> None:
     assert not Keys([KEY]).admit(header)
 
 
-@pytest.mark.parametrize("header", [f"Api-Key {KEY}", f"Bearer {KEY}", f"api-key {KEY}", f"Api-Key {OTHER}"])
+@pytest.mark.parametrize(
+    "header", [f"Api-Key {KEY}", f"Bearer {KEY}", f"api-key {KEY}", f"Api-Key {OTHER}", basic(f"me:{KEY}")]
+)
 def test_every_configured_key_is_accepted(header: str) -> None:
     assert Keys([KEY, OTHER]).admit(header)
 

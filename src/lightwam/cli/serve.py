@@ -1,4 +1,4 @@
-"""`lightwam serve`: a trained policy for robots, over openpi's websocket, XPolicyLab's, and HTTP."""
+"""`lightwam serve`: a trained policy for robots, over the websockets of openpi, XPolicyLab and vla-eval, and HTTP."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightwam.serving.settings import Serving
 
 @dataclass(frozen=True, kw_only=True)
 class ServeOptions(PolicyOptions):
-    """Answer robots: openpi's websocket and HTTP on one port, XPolicyLab's websocket on another."""
+    """Answer robots: websockets of openpi and vla-eval and HTTP on one port, XPolicyLab's websocket on another."""
 
     serving: Annotated[Serving, Flat] = field(default_factory=Serving)
     engine: bool = True

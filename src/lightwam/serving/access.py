@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import binascii
 import hashlib
 import hmac
 import ipaddress
@@ -35,16 +36,27 @@ class Keys:
         return bool(self._digests)
 
     def admit(self, authorization: str | None) -> bool:
-        """Return whether an Authorization header is accepted: `Api-Key KEY`, as openpi's clients send, or `Bearer KEY`.
+        """Return whether an Authorization header is accepted: `Api-Key KEY`, as openpi's clients send, `Bearer KEY`, or
+        `Basic`, which clients send for an address with a name and the key before its host.
 
         Takes constant time, so that timing reveals nothing about the keys.
         """
         if not self._digests:
             return True
         scheme, _, key = (authorization or "").partition(" ")
+        if scheme.lower() == "basic":
+            key = _password(key)
         digest = hashlib.sha256(key.strip().encode(errors="replace")).digest()
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
-        return scheme.lower() in ("api-key", "bearer") and any(matches)
+        return scheme.lower() in ("api-key", "bearer", "basic") and any(matches)
+
+
+def _password(credentials: str) -> str:
+    """Return the password of Basic credentials, "" if they are none."""
+    try:
+        return binascii.a2b_base64(credentials.strip(), strict_mode=True).decode().partition(":")[2]
+    except ValueError:  # neither base64 nor UTF-8
+        return ""
 
 
 def read_keys(file: Path | None, variable: str | None) -> Keys:

@@ -93,7 +93,7 @@ class Connection(web.RequestHandler):
 class Socket(web.WebSocketResponse):
     """aiohttp's websocket that says why a message is too large, also to a client that is still sending."""
 
-    def __init__(self, message_bytes: int, heartbeat_seconds: float) -> None:
+    def __init__(self, message_bytes: int, heartbeat_seconds: float | None) -> None:
         super().__init__(max_msg_size=message_bytes, heartbeat=heartbeat_seconds, compress=False, timeout=2.0)
         self._too_large = f"a message may have at most {message_bytes} bytes (the server's --limits.message-bytes)"
         self.is_too_large = False

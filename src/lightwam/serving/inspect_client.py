@@ -15,7 +15,7 @@ from lightwam.serving.server import Server
 from lightwam.serving.settings import Serving
 from lightwam.types import Observation
 from lightwam.wire.inspection import inspect
-from lightwam.wire.robot_schema import RobotSchema
+from lightwam.wire.robot_schema import RobotSchema, schemas_of
 
 
 async def inspect_client(
@@ -34,7 +34,7 @@ async def inspect_client(
         if isinstance(message, WireError):
             fit, lines = False, ["it cannot be decoded:", *str(message).splitlines()]
         else:
-            checks = [inspect(message, schema, check_sentence) for schema in schemas]
+            checks = [inspect(message, schema, check_sentence) for schema in schemas_of(schemas, protocol)]
             check = min(checks, key=lambda check: (sum(bool(field.error) for field in check.fields), len(check.unused)))
             fit, lines = check.fits, check.lines()
         fits.append(fit)

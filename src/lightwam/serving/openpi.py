@@ -13,6 +13,7 @@ from lightwam.errors import WireError
 from lightwam.serving.service import RequestQueue, Service, frame_bytes
 from lightwam.wire.limits import Limits, short
 from lightwam.wire.openpi import pack, unpack
+from lightwam.wire.vla_eval import PATH
 
 
 async def talk(
@@ -63,5 +64,9 @@ def _decode(data: bytes, limits: Limits) -> dict[str, Any]:
     if {"message_type", "payload"} <= set(message):
         what, step = "this is XPolicyLab's protocol on openpi's port", "connect to --xpolicylab-port, 19000 by default"
         got, expected = short(message["message_type"]), "openpi's observation"
+        raise WireError(what, where="the message", got=got, expected=expected, next_step=step)
+    if {"type", "payload", "seq"} <= set(message):
+        what, step = "this is vla-eval's protocol at openpi's address", f"server url ws://HOST:PORT{PATH}"
+        got, expected = short(message["type"]), "openpi's observation"
         raise WireError(what, where="the message", got=got, expected=expected, next_step=step)
     return message

@@ -1,15 +1,16 @@
-"""The server: ports, admission, routes and life cycle. The protocols are in `openpi`, `xpolicylab` and `http`.
+"""The server: ports, admission, routes and life cycle. The protocols are in `openpi`, `xpolicylab`, `vla_eval`, `http`.
 
-There are two ports, because openpi's server speaks first and XPolicyLab's client does. Routes are four `if`s and not an
-aiohttp `Application`: any path may become a websocket, and `Application` has no place for our `Connection`, which
-answers invalid HTTP with our errors and knows when bytes last arrived.
+There are two ports, because openpi's server speaks first and XPolicyLab's client does; vla-eval's client does too, and
+has a path on openpi's. Routes are a few `if`s and not an aiohttp `Application`: any other path may become openpi's
+websocket, and `Application` has no place for our `Connection`, which answers invalid HTTP with our errors and knows
+when bytes last arrived.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import InitVar, dataclass, field
+from dataclasses import InitVar, dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ import aiohttp
 from aiohttp import web
 
 from lightwam.errors import ConfigError
-from lightwam.serving import http, openpi
+from lightwam.serving import http, openpi, vla_eval
 from lightwam.serving.access import Keys, tls
 from lightwam.serving.batcher import Act, Batcher
 from lightwam.serving.connection import Connection, Socket, error_response
@@ -29,7 +30,8 @@ from lightwam.serving.service import OnMessage, Refusal, Service
 from lightwam.serving.settings import Serving
 from lightwam.serving.xpolicylab import XPolicyLab
 from lightwam.wire.openpi import N_OBS_STEPS
-from lightwam.wire.robot_schema import RobotSchema
+from lightwam.wire.robot_schema import RobotSchema, schemas_of
+from lightwam.wire.vla_eval import PATH
 
 GOODBYE_SECONDS = 2.0
 """how long a stopping server waits for clients to close"""
@@ -70,7 +72,7 @@ class Server:
     on_refusal: Callable[[str], None] | None = None
     """called with every logged refusal of a client"""
     replan: int | None = None
-    """actions of a chunk that XPolicyLab's clients get, as they execute every one that they get; None: all"""
+    """actions of a chunk that XPolicyLab's and vla-eval's clients get, as they execute all that they get; None: all"""
 
     def __post_init__(self, act: Act) -> None:
         self.metrics, self.refusals = Metrics(), RefusalLog(self.on_refusal)
@@ -78,7 +80,8 @@ class Server:
         if steps := max((schema.n_obs_steps for schema in self.schemas), default=0):
             self.metadata = {**self.metadata, N_OBS_STEPS: steps}
         checks = (self.on_message, self.check_sentence, self.refusals)
-        self.service = Service(batcher, self.schemas, self.metrics, *checks)
+        self.service = Service(batcher, schemas_of(self.schemas, "openpi"), self.metrics, *checks)
+        self.vla_eval = replace(self.service, schemas=schemas_of(self.schemas, vla_eval.NAME))
         self.xpolicylab = XPolicyLab(self.service, self.settings, self.replan)
         self.ports: dict[str, int] = {}
         """protocol -> its port, while the server listens"""
@@ -205,7 +208,8 @@ class Server:
 
     async def _route(self, protocol: str, request: web.BaseRequest) -> web.StreamResponse:
         if request.headers.get("Upgrade", "").lower() == "websocket":
-            return await self._websocket(request, protocol)
+            is_vla_eval = protocol == "openpi" and request.path == PATH
+            return await self._websocket(request, vla_eval.NAME if is_vla_eval else protocol)
         if protocol == "xpolicylab":
             what, expected = "this port speaks XPolicyLab's websocket only", f"HTTP on port {self.ports['openpi']}"
             why = Refusal("bad_message", request.path[:200], what, expected)
@@ -228,7 +232,9 @@ class Server:
         if self.draining:
             return error_response(503, Refusal("closing", "the server", "the server is stopping", ""))
         limits = self.settings.limits
-        socket = Socket(limits.message_bytes, self.settings.heartbeat_seconds)
+        # vla-eval's harness answers no ping while it steps or loads its simulator, which may take an hour
+        heartbeat_seconds = None if protocol == vla_eval.NAME else self.settings.heartbeat_seconds
+        socket = Socket(limits.message_bytes, heartbeat_seconds)
         try:
             await socket.prepare(request)
         except ConnectionError:  # the client left during the handshake
@@ -244,6 +250,8 @@ class Server:
         try:
             if protocol == "openpi":
                 await openpi.talk(socket, client, self.service, self.metadata, limits)
+            elif protocol == vla_eval.NAME:
+                await vla_eval.talk(socket, client, self.vla_eval, self.metadata, limits, self.replan)
             else:
                 await self.xpolicylab.talk(socket, client)
             if socket.is_too_large:

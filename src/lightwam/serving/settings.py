@@ -28,7 +28,7 @@ class Serving:
     host: str = "127.0.0.1"
     """127.0.0.1: this machine alone; 0.0.0.0: every network, which needs a key"""
     port: int = 8000
-    """port of openpi's websocket, HTTP /act, /healthz and /metrics; 0: any free port"""
+    """port of openpi's websocket, vla-eval's at /vla-eval, HTTP /act, /healthz and /metrics; 0: any free port"""
     xpolicylab_port: int | None = 19000
     """port of XPolicyLab's websocket; None: not served"""
     api_keys: Path | None = None

@@ -1,7 +1,7 @@
-"""msgpack under limits: what openpi's and XPolicyLab's messages have in common.
+"""msgpack under limits: what the messages of openpi, XPolicyLab and vla-eval have in common.
 
-Either protocol may use either encoding of arrays, openpi's (`__ndarray__`) or that of PyPI `msgpack-numpy` (`nd`). The
-keys are bytes when Python wrote them, and texts when another language or codec did.
+Each protocol may use every encoding of arrays: openpi's (`__ndarray__`), that of PyPI `msgpack-numpy` (`nd`), and
+vla-eval's of pictures (`__image__`). The keys are bytes or texts, as the other side's language or codec has them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from lightwam.wire.limits import (
     too_many_entries,
 )
 
-MARKS = (b"__ndarray__", "__ndarray__", b"__npgeneric__", "__npgeneric__", b"nd", "nd")
+MARKS = (b"__ndarray__", "__ndarray__", b"__npgeneric__", "__npgeneric__", b"nd", "nd", b"__image__", "__image__")
 """keys by which a map stands for an array or a number"""
 
 
@@ -92,6 +92,8 @@ def read_array(table: Mapping[Any, Any], where: str, limits: Limits) -> np.ndarr
         raise duplicate_key(list(table), where)
     if "nd" in fields:
         return _msgpack_numpy(fields, where, limits)
+    if "__image__" in fields:
+        return _picture(fields, where, limits)
     names = ("__npgeneric__",) if "__npgeneric__" in fields else ("__ndarray__", "shape")
     mark, *shape, data, dtype = fields_of(fields, (*names, "data", "dtype"), where)
     if mark is not True:
@@ -114,3 +116,16 @@ def _msgpack_numpy(fields: Mapping[str, Any], where: str, limits: Limits) -> np.
         got, expected = f"nd {short(mark)}, kind {short(kind)}", "nd true, kind empty"
         raise WireError("an array must be one of numbers", where=where, got=got, expected=expected, next_step=CONVERT)
     return array(dtype, shape, data, where, limits)
+
+
+def _picture(fields: Mapping[str, Any], where: str, limits: Limits) -> np.ndarray:
+    """Return vla-eval's picture; of an encoded one its bytes as a vector, which `TreeReader` recognises."""
+    mark, form, data, shape = fields_of(fields, ("__image__", "format", "data", "shape"), where, optional="dtype")
+    if mark is not True or form not in ("png", "jpeg", "raw"):
+        got, expected = f"__image__ {short(mark)}, format {short(form)}", "__image__ true, format png, jpeg or raw"
+        raise WireError("a picture must be encoded as vla-eval does", where=where, got=got, expected=expected)
+    if form == "raw":
+        return array(fields.get("dtype"), shape, data, where, limits)
+    if not isinstance(data, bytes) or not is_encoded(data):
+        raise WireError("a picture's data must be a PNG or JPEG", where=where, got=short(data))
+    return np.frombuffer(data, np.uint8)

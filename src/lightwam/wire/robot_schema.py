@@ -90,6 +90,8 @@ class RobotSchema:
     n_obs_steps: int = 0
     """control steps that the policy acts on: messages then have "episode", "step" and the "history" of the n - 1 steps
     before; 0: they have none of these"""
+    protocol: str | None = None
+    """the only protocol in which clients send such messages; None: any that has no schemas of its own"""
 
     def matches(self, message: Any) -> bool:
         """Return whether the message has all the cameras, whatever their values are."""
@@ -252,6 +254,14 @@ def fit_schema(
             text = f"a unit's dim must be 0 to {dim - 1}, as in the run"
             raise ConfigError(text, where=f"{schema.name}: {what}_units", got=wrong)
     return replace(schema, cameras=paths, state=parts, action_dim=action_dim)
+
+
+def schemas_of(schemas: Sequence[RobotSchema], protocol: str) -> list[RobotSchema]:
+    """Return the schemas for a protocol's messages: its own, else those of no protocol, else all that a server has."""
+    for wanted in (protocol, None):
+        if found := [schema for schema in schemas if schema.protocol == wanted]:
+            return found
+    return list(schemas)
 
 
 def _no_fit(schema: RobotSchema, kind: str, dim: int, expected: object) -> ConfigError:

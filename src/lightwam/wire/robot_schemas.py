@@ -1,7 +1,7 @@
 """Robot schemas: those of clients in use, and TOML files that declare others.
 
-Sources: openpi-client 0.1.2 and the clients around it, inspect-robots-xpolicylab 0.1.0, inspect-robots-yam 0.37.0, and
-Light-WAM's robot client.
+Sources: openpi-client 0.1.2 and the clients around it, inspect-robots-xpolicylab 0.1.0, inspect-robots-yam 0.37.0,
+vla-eval 0.8.0's benchmarks, and Light-WAM's robot client.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from lightwam.wire.robot_schema import CAMERA, GUIDE, ActionPart, KeyPath, Robot
 
 _ARMS = tuple((f"{side}_{part}_joint_state", n) for side in ("left", "right") for part, n in (("arm", 6), ("ee", 1)))
 _ALOHA = ("cam_high", "cam_low", "cam_left_wrist", "cam_right_wrist")
+_LIBERO_GRIPPER = Unit(6, -2.0, 1.0)
+"""policies have 1 open and 0 closed, LIBERO -1 open and 1 closed"""
 _VISION = {"head_camera": "cam_head", "left_camera": "cam_left_wrist", "right_camera": "cam_right_wrist"}
 
 BUILTIN_SCHEMAS: Mapping[str, RobotSchema] = {
@@ -37,8 +39,7 @@ BUILTIN_SCHEMAS: Mapping[str, RobotSchema] = {
             # the client has turned them already, because LIBERO renders upside down
             cameras={"agentview": ("observation/image",), "wrist": ("observation/wrist_image",)},
             action_dim=7,
-            # gripper: policies have 1 open and 0 closed, LIBERO -1 open and 1 closed
-            action_units=(Unit(6, -2.0, 1.0),),
+            action_units=(_LIBERO_GRIPPER,),
         ),
         RobotSchema(
             "aloha",
@@ -64,6 +65,30 @@ BUILTIN_SCHEMAS: Mapping[str, RobotSchema] = {
             action=tuple(ActionPart(key, length) for key, length in _ARMS),
         ),
         RobotSchema("yam", prompt=(("instruction",),), state=(StatePart(("state",)),), any_camera=(CAMERA,)),
+        RobotSchema(
+            "vla-eval-libero",
+            prompt=(("task_description",),),
+            state=(StatePart(("states",)),),  # no length, so that a run without a state gets LIBERO's gripper, too
+            cameras={camera: ("images", camera) for camera in ("agentview", "wrist")},
+            action_dim=7,
+            action_units=(_LIBERO_GRIPPER,),
+            protocol="vla-eval",
+        ),
+        RobotSchema(
+            "vla-eval-robotwin",
+            prompt=(("task_description",),),
+            state=(StatePart(("joint_state",)),),
+            cameras={camera: ("images", camera) for camera in _VISION},
+            action_dim=14,
+            protocol="vla-eval",
+        ),
+        RobotSchema(
+            "vla-eval",
+            prompt=(("task_description",),),
+            state=(StatePart(("states",)),),
+            any_camera=("images", CAMERA),
+            protocol="vla-eval",
+        ),
     )
 }
 
