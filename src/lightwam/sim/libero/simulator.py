@@ -25,11 +25,12 @@ from lightwam.errors import SimulatorError
 from lightwam.sim.libero import files
 from lightwam.sim.libero.conversion import apply_treatment, axis_angle, to_libero_gripper
 from lightwam.sim.libero.files import LiberoTask
-from lightwam.sim.libero.plus import View, joints, moved_camera
+from lightwam.sim.libero.plus import PACKAGE, View, joints, moved_camera
 from lightwam.sim.mujoco_renderer import MujocoRenderer
 from lightwam.sim.opengl import choose_gl
 from lightwam.sim.simulator import RobotUnits, Simulator, StepOutcome, check_seed, finite_action, not_reset
 from lightwam.sim.versions import PackageVersions
+from lightwam.system.machine import versions
 from lightwam.types import Observation
 
 TASKS = tuple(f"{suite}/{i}" for suite, count in SUITES.items() for i in range(count))
@@ -164,8 +165,12 @@ class LiberoSimulator(Simulator):
 
     @property
     def constants(self) -> dict[str, Any]:
-        """The protocol's constants; for LIBERO-plus also where sentences are from: others take the tasks' names."""
-        return self.protocol.to_dict() | ({"sentence": "bddl"} if self._files.variant else {})
+        """The protocol's constants.
+
+        For LIBERO-plus also its package's version, and where sentences are from: others take the tasks' names.
+        """
+        own = {"sentence": "bddl", PACKAGE: versions((PACKAGE,)).get(PACKAGE)} if self._files.variant else {}
+        return self.protocol.to_dict() | own
 
     def _world(self, seed: int) -> Any:
         if self._env is None:
