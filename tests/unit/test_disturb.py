@@ -31,7 +31,7 @@ def same(a: list[np.ndarray], b: list[np.ndarray]) -> list[bool]:
 
 def test_without_a_disturbance_it_equals_the_wrapped_simulator() -> None:
     inside = registry.make_simulator(SIM, "red")
-    wrapped = Disturbed(inside, None)
+    wrapped = Disturbed(inside)
     assert isinstance(wrapped, Simulator)
     assert (wrapped.state_dim, wrapped.action_dim, wrapped.constants) == (2, 2, inside.constants)
     assert all(same(seen(wrapped), seen(registry.make_simulator(SIM, "red"))))
@@ -67,8 +67,31 @@ def test_the_seed_decides_the_disturbance() -> None:
     assert not all(same(seen(one), seen(two)))
 
 
+def test_a_disturbance_now_equals_one_that_was_planned() -> None:
+    planned = Disturbed(registry.make_simulator(SIM, "red"), Disturbance("object", 1, 5), Disturbance("camera", 1, 6))
+    now = Disturbed(registry.make_simulator(SIM, "red"))
+    for simulator in (planned, now):
+        simulator.reset(4)
+        simulator.step(np.zeros(2, np.float32))
+    now.disturb("object", 5)
+    now.disturb("camera", 6)
+    assert all((now.observe().frames[camera] == planned.observe().frames[camera]).all() for camera in SIM.cameras)
+
+
+def test_a_second_freeze_lets_pictures_go_on() -> None:
+    disturbed, free = Disturbed(registry.make_simulator(SIM, "red")), registry.make_simulator(SIM, "red")
+    for simulator in (disturbed, free):
+        simulator.reset(1)
+    disturbed.disturb("frozen", 0)
+    for simulator in (disturbed, free):
+        simulator.step(np.array([1, 0], np.float32))
+    assert (disturbed.observe().frames["top"] != free.observe().frames["top"]).any()
+    disturbed.disturb("frozen", 0)
+    assert (disturbed.observe().frames["top"] == free.observe().frames["top"]).all()
+
+
 def test_use_before_reset_and_after_close_is_refused() -> None:
-    disturbed = Disturbed(registry.make_simulator(SIM, "red"), None)
+    disturbed = Disturbed(registry.make_simulator(SIM, "red"))
     with pytest.raises(SimulatorError, match="not in an episode"):
         disturbed.step(np.zeros(2, np.float32))
     disturbed.reset(0)

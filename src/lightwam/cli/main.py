@@ -24,6 +24,7 @@ COMMANDS = {
     "cache": "encode a dataset once: latents and prompts for recipes with pretrained encoders",
     "train": "train a policy on a dataset; the same command resumes it",
     "eval": "run a policy, a run's or a server's, in closed loop on unseen seeds",
+    "play": "open a page to watch a policy in its simulator, talk to it and disturb it",
     "drive": "move a robot of LeRobot's, or a simulated one, by a run's policy",
     "serve": "answer robots over openpi's websocket, XPolicyLab's and HTTP",
     "robotwin-policy": "write a policy folder for RoboTwin's evaluation, which asks a server",

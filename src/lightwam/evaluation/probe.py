@@ -188,13 +188,13 @@ def _moment(
         "steps": step,
         "imagined": policy.imagine(observation, seed, imagine_steps),
         "real": real,
-        "real_coded": _through_latents(policy, real),
+        "real_coded": through_latents(policy, real),
         "real_is_pad": [time > last for time in times],
         "attention": np.stack(policy.attention(observation)).astype(np.float32),
     }
 
 
-def _through_latents(
+def through_latents(
     policy: Policy, frames: UInt8[np.ndarray, "F height width 3"]
 ) -> UInt8[np.ndarray, "F height width 3"]:
     """Return the frames as the world model could at best show them: encoded, averaged 2x2, decoded."""

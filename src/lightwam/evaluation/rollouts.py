@@ -139,13 +139,14 @@ class FilmJob:
     task: str
     seed: int
     actions: Float32[np.ndarray, "steps A"]
+    disturbances: tuple[Disturbance, ...] = ()
 
     def __str__(self) -> str:
         return f"film of task {self.task!r}, seed {self.seed}"
 
     def run(self, worker: SimulatorWorker) -> bytes:
         """Return the MP4 file; the parent writes it, as the worker may be on another machine."""
-        simulator = worker.simulator(self.task, film=True)
+        simulator = Disturbed(worker.simulator(self.task, film=True), *self.disturbances)
         camera = simulator.cameras[0]
         simulator.reset(self.seed)
         pictures = [simulator.observe().frames[camera]]

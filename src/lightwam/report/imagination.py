@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, UInt8
 
 from lightwam.evaluation.probe import Probe
 from lightwam.report.formatting import THIN, short_number
@@ -83,7 +83,7 @@ class Attention:
 
 def futures(probe: Probe) -> Futures:
     """Return the recorded moments; of every task the one with the most motion is shown first."""
-    motion = _pixel_error(probe.real_coded[:, :1], probe.real_coded)
+    motion = pixel_error(probe.real_coded[:, :1], probe.real_coded)
     groups = ([i for i, task in enumerate(probe.tasks) if task == name] for name in dict.fromkeys(probe.tasks))
     shown = [max(group, key=lambda i: motion[i]) for group in groups]
     others = [i for i in range(len(probe.tasks)) if i not in shown]
@@ -93,20 +93,24 @@ def futures(probe: Probe) -> Futures:
 
 def distinct_frames(probe: Probe) -> list[tuple[int, int]]:
     """Return (first, last) frame of each column: frames that share a latent share a column; at most MAX_COLUMNS."""
-    both = np.stack([probe.imagined, probe.real_coded])
-    num_frames = both.shape[2]
-    changes = [k for k in range(2, num_frames) if not np.array_equal(both[:, :, k], both[:, :, k - 1])]
-    starts = [0, 1, *changes]
-    spans = list(zip(starts, [k - 1 for k in starts[1:]] + [num_frames - 1], strict=True))
+    spans = frame_spans(np.concatenate([probe.imagined, probe.real_coded]))
     kept = np.linspace(0, len(spans) - 1, min(len(spans), MAX_COLUMNS)).round().astype(int).tolist()
     return [spans[i] for i in kept]
+
+
+def frame_spans(videos: UInt8[np.ndarray, "videos F height width 3"]) -> list[tuple[int, int]]:
+    """Return (first, last) of the frames that are equal in each of the videos; the present, frame 0, is alone."""
+    num_frames = videos.shape[1]
+    changes = [k for k in range(2, num_frames) if not np.array_equal(videos[:, k], videos[:, k - 1])]
+    starts = [0, 1, *changes]
+    return list(zip(starts, [k - 1 for k in starts[1:]] + [num_frames - 1], strict=True))
 
 
 def _moment(probe: Probe, i: int) -> Moment:
     def frames(array: np.ndarray, real: bool = True) -> tuple[Frame, ...]:
         return tuple(
             Frame(
-                _time(*span, probe.video_stride / probe.fps), jpeg(array[i, k]), real and bool(probe.real_is_pad[i, k])
+                time_span(*span, probe.video_stride / probe.fps), jpeg(array[i, k]), real and bool(probe.real_is_pad[i, k])
             )
             for span in distinct_frames(probe)
             for k in [(sum(span) + 1) // 2]
@@ -120,19 +124,20 @@ def _moment(probe: Probe, i: int) -> Moment:
         predicted=frames(probe.imagined, real=False),
         reconstructed=frames(probe.real_coded),
         real=frames(probe.real),
-        prediction_error=float(_pixel_error(probe.imagined[i : i + 1], truth)[0]),
-        present_error=float(_pixel_error(truth[:, :1], truth)[0]),
+        prediction_error=float(pixel_error(probe.imagined[i : i + 1], truth)[0]),
+        present_error=float(pixel_error(truth[:, :1], truth)[0]),
     )
 
 
-def _time(first: int, last: int, seconds: float) -> str:
+def time_span(first: int, last: int, seconds: float) -> str:
+    """Return when frames are shown, `seconds` apart: now, +0.3 s, +0.1 to +0.3 s."""
     if last == 0:
         return "now"
     end = f"{short_number(last * seconds)}{THIN}s"
     return f"+{end}" if first == last else f"+{short_number(first * seconds)} to {end}"
 
 
-def _pixel_error(guess: np.ndarray, truth: np.ndarray) -> Float[np.ndarray, " M"]:
+def pixel_error(guess: np.ndarray, truth: np.ndarray) -> Float[np.ndarray, " M"]:
     """Mean absolute difference over the future frames, in levels of 255."""
     future = np.broadcast_to(guess, truth.shape)[:, 1:].astype(np.float32)
     return np.abs(future - truth[:, 1:].astype(np.float32)).mean(axis=(1, 2, 3, 4))

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -96,21 +96,21 @@ def accepted_keys(settings: Serving) -> access.Keys:
 
 def run_server(server: Server) -> bool:
     """Serve until SIGTERM or Ctrl-C; returns False when the policy was still computing at the end."""
-    asyncio.run(until_signalled(server))
+    asyncio.run(until_signalled(server.stopping, server.run()))
     return not server.drain_timed_out
 
 
-async def until_signalled(server: Server) -> None:
-    """Serve until SIGTERM or Ctrl-C; a second one ends the process at once."""
+async def until_signalled(stopping: asyncio.Event, serving: Coroutine[Any, Any, None]) -> None:
+    """Await `serving`, and set `stopping` on SIGTERM or Ctrl-C; a second one ends the process at once."""
     loop = asyncio.get_running_loop()
 
     def stop(number: int) -> None:
         loop.remove_signal_handler(number)
-        server.stopping.set()
+        stopping.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop, number)
-    await server.run()
+    await serving
 
 
 def playable(policy: Policy) -> Act:

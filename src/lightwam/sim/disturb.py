@@ -38,15 +38,13 @@ class Disturbance:
 
 
 class Disturbed(Simulator):
-    """A simulator with at most one disturbance an episode; without one it equals what it wraps, bit for bit."""
+    """A simulator with disturbances in its episodes; without any it equals what it wraps, bit for bit."""
 
-    def __init__(self, simulator: Simulator, disturbance: Disturbance | None) -> None:
-        """SimulatorError when `simulator` does not have the kind of disturbance."""
-        if disturbance is not None and disturbance.kind not in kinds(simulator):
-            what, where = f"this simulator has no disturbance {disturbance.kind!r}", type(simulator).__name__
-            step = "write its method and name it in Simulator.disturbances, or use frozen frames only"
-            raise SimulatorError(what, where=where, next_step=step)
-        self.wrapped, self.disturbance = simulator, disturbance
+    def __init__(self, simulator: Simulator, *disturbances: Disturbance) -> None:
+        """`disturbances` happen in every episode, each at its step; SimulatorError as for `disturb`."""
+        for disturbance in disturbances:
+            _check_kind(simulator, disturbance.kind)
+        self.wrapped, self.disturbances = simulator, disturbances
         self.task, self.instruction, self.robot = simulator.task, simulator.instruction, simulator.robot
         self.cameras, self.fps = simulator.cameras, simulator.fps
         self.state_names, self.action_names = simulator.state_names, simulator.action_names
@@ -90,15 +88,29 @@ class Disturbed(Simulator):
         self._steps, self._frozen = None, None
         self.wrapped.close()
 
+    def disturb(self, kind: Kind, seed: int) -> None:
+        """Disturb the running episode now, before the next `observe`; frames that are frozen go on.
+
+        `seed` decides size and direction. SimulatorError when the simulator does not have the kind of disturbance.
+        """
+        _check_kind(self.wrapped, kind)
+        if kind == "frozen":
+            self._frozen, self.size = None if self._frozen else self.wrapped.observe().frames, 0.0
+            return
+        move = self.wrapped.move_object if kind == "object" else self.wrapped.bump_camera
+        self.size = move(np.random.default_rng(seed))
+
     def _disturb(self) -> None:
-        if self.disturbance is None or self._steps != self.disturbance.step:
-            return
-        rng = np.random.default_rng(self.disturbance.seed)
-        if self.disturbance.kind == "frozen":
-            self._frozen, self.size = self.wrapped.observe().frames, 0.0
-            return
-        move = self.wrapped.move_object if self.disturbance.kind == "object" else self.wrapped.bump_camera
-        self.size = move(rng)
+        for disturbance in self.disturbances:
+            if disturbance.step == self._steps:
+                self.disturb(disturbance.kind, disturbance.seed)
+
+
+def _check_kind(simulator: Simulator, kind: Kind) -> None:
+    if kind not in kinds(simulator):
+        what, where = f"this simulator has no disturbance {kind!r}", type(simulator).__name__
+        step = "write its method and name it in Simulator.disturbances, or use frozen frames only"
+        raise SimulatorError(what, where=where, next_step=step)
 
 
 def turn_cameras(rotations: np.ndarray, degrees: float, rng: np.random.Generator) -> None:

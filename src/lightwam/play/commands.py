@@ -1,0 +1,141 @@
+"""What a page can ask for, as JSON: {"kind": "begin", "task": "red", "seed": 7}."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from lightwam.config.strict_json import from_dict
+from lightwam.errors import WireError
+from lightwam.sim.disturb import Kind
+
+SPEEDS = (0.25, 0.5, 1.0, 2.0, 0.0)
+"""times the control rate; 0: as fast as the machine can"""
+MAX_TEXT, MAX_EVENTS = 1000, 1000
+
+Count = Annotated[int, lambda number: 0 <= number < 2**53, "an integer from 0 to 2^53, JSON's largest exact one"]
+Text = Annotated[str, lambda text: len(text) <= MAX_TEXT, f"at most {MAX_TEXT} characters"]
+
+Times = Annotated[float, lambda times: times in SPEEDS, f"one of {', '.join(f'{each:g}' for each in SPEEDS)}"]
+
+
+def _is_short(events: Sequence[object] | None) -> bool:
+    return events is None or len(events) <= MAX_EVENTS
+
+
+@dataclass(frozen=True)
+class Event:
+    """A change in the middle of an episode, made after `step` control steps."""
+
+    step: Count
+    what: Literal["sentence", "replan", "engine", "object", "camera", "frozen"]
+    text: Text = ""
+    """the new sentence"""
+    number: Count = 0
+    """the new replan; 1 for the engine, 0 for the plain model; a disturbance's seed"""
+
+
+@dataclass(frozen=True)
+class Begin:
+    """Begin an episode; with the sentence and the `events` of an earlier one it is repeated."""
+
+    task: Text
+    seed: Count
+    sentence: Text | None = None
+    """None: the task's own"""
+    events: Annotated[tuple[Event, ...] | None, _is_short, f"at most {MAX_EVENTS}"] = None
+    """None: the session's replan and engine stay; else the recipe's replan and the plain model, unless they say other"""
+    playing: bool | None = None
+    """whether it then plays; None: as before"""
+    kind: Literal["begin"] = "begin"
+
+
+@dataclass(frozen=True)
+class Transport:
+    """Play, pause, or pause after one step."""
+
+    action: Literal["play", "pause", "step"]
+    kind: Literal["transport"] = "transport"
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """Tell the policy another sentence, from the present step on."""
+
+    text: Text
+    kind: Literal["sentence"] = "sentence"
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Change the speed."""
+
+    times: Times
+    kind: Literal["speed"] = "speed"
+
+
+@dataclass(frozen=True)
+class Replan:
+    """Execute this many steps of a chunk, from the next one on."""
+
+    steps: Count
+    kind: Literal["replan"] = "replan"
+
+
+@dataclass(frozen=True)
+class Switch:
+    """Turn something on or off."""
+
+    name: Literal["engine", "imagine", "surprise", "attention", "next_seed"]
+    on: bool
+    kind: Literal["switch"] = "switch"
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Choose what the overlay shows: a layer by its place among the taps, and a query; None: the mean of all."""
+
+    layer: Count
+    query: Count | None = None
+    kind: Literal["attention"] = "attention"
+
+
+@dataclass(frozen=True)
+class Disturb:
+    """Disturb the simulator now."""
+
+    what: Kind
+    kind: Literal["disturb"] = "disturb"
+
+
+@dataclass(frozen=True)
+class Restart:
+    """Start the simulator again after its process died."""
+
+    kind: Literal["restart"] = "restart"
+
+
+@dataclass(frozen=True)
+class Save:
+    """Save the episode so far with its film."""
+
+    kind: Literal["save"] = "save"
+
+
+Command = Begin | Transport | Sentence | Speed | Replan | Switch | Attention | Disturb | Restart | Save
+
+
+@dataclass(frozen=True)
+class _Message:
+    command: Command
+
+
+def parse(text: str) -> Command:
+    """Read a command; WireError for anything else."""
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise WireError("a command must be JSON", got=str(error)) from error
+    return from_dict(_Message, {"command": data}, "page", WireError, defaults=True).command
