@@ -75,6 +75,15 @@ class Tab:
         shot = self.call("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)
         path.write_bytes(base64.b64decode(shot["data"]))
 
+    @contextlib.contextmanager
+    def another(self) -> Iterator[Tab]:
+        """Open a second tab of the same browser; it closes with the context."""
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        port = self.connection.remote_address[1]
+        with connect(f"ws://127.0.0.1:{port}/devtools/page/{target}", max_size=None) as connection:
+            yield Tab(connection)
+        self.call("Target.closeTarget", targetId=target)
+
     def _receive(self) -> dict[str, Any]:
         return json.loads(self.connection.recv(timeout=TIMEOUT_SECONDS))
 
