@@ -15,6 +15,7 @@ LAYERS = (
     ("training", "serving"),
     ("evaluation",),
     ("report",),
+    ("play",),
     ("cli",),
     ("__main__",),
 )

@@ -1,4 +1,4 @@
-"""The live page in a real Chromium: watch, talk, disturb; two viewers; a simulator that dies, a server that is restarted."""
+"""The live page in a real Chromium: watch, talk, disturb; two viewers; a simulator that dies, a restarted server."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ def until(tab: Tab, expression: str) -> None:
 
 
 def errors(tab: Tab) -> list[str]:
-    return [json.dumps(event)[:500] for event in tab.events if event["method"] in ERRORS or "consoleAPI" in event["method"]]
+    return [
+        json.dumps(event)[:500] for event in tab.events if event["method"] in ERRORS or "consoleAPI" in event["method"]
+    ]
 
 
 def press(tab: Tab, key: str) -> None:

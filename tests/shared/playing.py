@@ -11,8 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lightwam.evaluation.recorded import recorded_episodes
 from lightwam.play.board import Board
 from lightwam.play.commands import Begin, Command, Transport
+from lightwam.play.recorded import RecordedSession
 from lightwam.play.session import Session
 from lightwam.policy.policy import Policy
 from lightwam.serving.sentences import sentence_check
@@ -35,7 +37,7 @@ def read(message: bytes) -> dict[str, Any]:
 class Driven:
     """A running session; `refused` are the reasons that it gave."""
 
-    def __init__(self, session: Session, board: Board) -> None:
+    def __init__(self, session: Any, board: Board) -> None:
         self.session, self.board, self.refused = session, board, list[str]()
 
     def parts(self) -> dict[str, Any]:
@@ -79,24 +81,42 @@ def driven(run: Path, num_workers: int = 0, **settings: Any) -> Iterator[Driven]
     """Run a session of a run's policy until the block ends; by default the simulator is in this process."""
     policy, board = Policy.load(run, device="cpu"), Board()
     check = sentence_check(policy.recipe, policy.prompts.known)
-    engine = lambda: Policy.load(run, device="cpu", engine=True)  # noqa: E731
-    session = Session(policy, engine, check, board, num_workers=num_workers, **settings)
+    session = Session(policy, engine_of(run), check, board, num_workers=num_workers, **settings)
+    with running(Driven(session, board)) as one:
+        yield one
+
+
+@contextmanager
+def scrubbed(run: Path) -> Iterator[Driven]:
+    """Run a session on the recorded episodes of a run until the block ends."""
+    policy, board = Policy.load(run, device="cpu"), Board()
+    check = sentence_check(policy.recipe, policy.prompts.known)
+    recorded = recorded_episodes(policy, say=lambda line: None)
+    with running(Driven(RecordedSession(policy, recorded, engine_of(run), check, board), board)) as one:
+        yield one
+
+
+def engine_of(run: Path) -> Callable[[], Policy]:
+    return lambda: Policy.load(run, device="cpu", engine=True)
+
+
+@contextmanager
+def running(one: Driven) -> Iterator[Driven]:
     failures = list[BaseException]()
 
     def play() -> None:
         try:
-            session.run()
+            one.session.run()
         except BaseException as error:
             failures.append(error)
 
     thread = threading.Thread(target=play)
     thread.start()
     try:
-        one = Driven(session, board)
         one.until(lambda status: status["phase"] in ("ready", "failed"))
         yield one
     finally:
-        session.stop()
+        one.session.stop()
         thread.join(TIMEOUT_SECONDS)
     assert not thread.is_alive()
     if failures:

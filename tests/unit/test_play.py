@@ -47,7 +47,7 @@ def test_the_actions_are_those_of_an_evaluation_bit_for_bit(
     session: Driven, run: Path, tmp_path: Path, engine: bool
 ) -> None:
     policy = Policy.load(run, device="cpu", engine=engine)
-    settings = replace(policy.recipe.eval, trials=1, videos_per_task=0, workers=0)
+    settings = replace(policy.recipe.eval, trials=1, videos_per_task=0)
     evaluate(tmp_path, settings, policy=policy, say=lambda line: None)
     seed = settings.first_seed
     for task in policy.recipe.simulation.tasks[:2]:

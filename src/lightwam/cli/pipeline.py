@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -67,6 +68,7 @@ def demo(recipe: Recipe, run: Path, say: Callable[[str], None] = print, cache: P
         f"(95 % interval {low:.0%} to {high:.0%}), {timer.seconds()['total'] / 60:.1f} minutes in all"
     )
     say(f"open {report}")
+    say(f"play with the policy: lightwam play {shlex.quote(str(run))}")
     return result
 
 

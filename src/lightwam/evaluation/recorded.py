@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float32, Int64
 
 from lightwam.config.schema import Recipe, SourceConfig
 from lightwam.data.held_out import episode_sentences, episodes_in_use, held_out_episodes
+from lightwam.data.lerobot.decoder import FrameDecoder
 from lightwam.data.lerobot.features import parse_names
 from lightwam.data.lerobot.hub import find_dataset
 from lightwam.data.lerobot.reader import LeRobotDataset
@@ -66,6 +67,22 @@ class RecordedEpisode:
 
     def __len__(self) -> int:
         return self.rows.stop - self.rows.start
+
+    def pick(self, decoder: FrameDecoder, cameras: Sequence[str], steps: Sequence[int]) -> list[Observation]:
+        """Return what a policy would have seen at some steps, which must rise, without decoding all others.
+
+        `decoder` is one of the dataset's; `cameras` are the codec's names.
+        """
+        episode, rows = self.dataset.episodes[self.index], np.asarray(steps, np.int64)
+        tasks, black = self.dataset.vectors.frame_task[self.rows], np.zeros((len(rows), 1, 1, 3), np.uint8)
+        owned = {camera: self.cameras.get(camera, camera) for camera in cameras}
+        clips = {name: decoder.pick(episode, own, rows) if own else black for name, own in owned.items()}
+        return [
+            Observation(
+                {name: clip[i] for name, clip in clips.items()}, self.state[step], self.dataset.tasks[tasks[step]]
+            )
+            for i, step in enumerate(rows.tolist())
+        ]
 
     def observations(self, cameras: Sequence[str]) -> Iterator[Observation]:
         """Yield what a policy would have seen at each step, in order; `cameras` are the codec's names."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import queue
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -14,6 +15,10 @@ from lightwam.sim.disturb import Kind
 SPEEDS = (0.25, 0.5, 1.0, 2.0, 0.0)
 """times the control rate; 0: as fast as the machine can"""
 MAX_TEXT, MAX_EVENTS = 1000, 1000
+MAX_QUEUE = 64
+"""commands that wait for the present step"""
+Reply = Callable[[str], None]
+"""tells the page that sent a command why it was refused"""
 
 Count = Annotated[int, lambda number: 0 <= number < 2**53, "an integer from 0 to 2^53, JSON's largest exact one"]
 Text = Annotated[str, lambda text: len(text) <= MAX_TEXT, f"at most {MAX_TEXT} characters"]
@@ -46,7 +51,7 @@ class Begin:
     sentence: Text | None = None
     """None: the task's own"""
     events: Annotated[tuple[Event, ...] | None, _is_short, f"at most {MAX_EVENTS}"] = None
-    """None: the session's replan and engine stay; else the recipe's replan and the plain model, unless they say other"""
+    """None: replan and engine stay as they are; else they are the recipe's and off, until an event changes them"""
     playing: bool | None = None
     """whether it then plays; None: as before"""
     kind: Literal["begin"] = "begin"
@@ -103,6 +108,22 @@ class Attention:
 
 
 @dataclass(frozen=True)
+class OpenEpisode:
+    """Open a recorded episode, by its place in the list."""
+
+    place: Count
+    kind: Literal["open"] = "open"
+
+
+@dataclass(frozen=True)
+class Seek:
+    """Go to a control step of a recorded episode."""
+
+    step: Count
+    kind: Literal["seek"] = "seek"
+
+
+@dataclass(frozen=True)
 class Disturb:
     """Disturb the simulator now."""
 
@@ -124,12 +145,41 @@ class Save:
     kind: Literal["save"] = "save"
 
 
-Command = Begin | Transport | Sentence | Speed | Replan | Switch | Attention | Disturb | Restart | Save
+InSimulator = Begin | Disturb | Restart | Save
+InRecording = OpenEpisode | Seek
+InBoth = Transport | Sentence | Speed | Replan | Switch | Attention
+Command = InSimulator | InRecording | InBoth
 
 
 @dataclass(frozen=True)
 class _Message:
     command: Command
+
+
+class CommandQueue:
+    """The commands that wait for a session, which asks for them in its own thread."""
+
+    def __init__(self) -> None:
+        self._queue: queue.Queue[tuple[Command, Reply]] = queue.Queue(MAX_QUEUE)
+
+    def put(self, command: Command, reply: Reply) -> None:
+        """Add a command; `reply` is called with the reason if it is refused, now or later."""
+        try:
+            self._queue.put_nowait((command, reply))
+        except queue.Full:
+            reply("the session is busy; try again in a moment")
+
+    def next(self, seconds: float) -> tuple[Command, Reply] | None:
+        """Return the next command, after waiting up to `seconds` for it."""
+        try:
+            return self._queue.get(timeout=seconds) if seconds > 0 else self._queue.get_nowait()
+        except queue.Empty:
+            return None
+
+
+def one_line(error: Exception) -> str:
+    """Return an error's text in one line, for a page."""
+    return "; ".join(line.strip() for line in str(error).split("\n"))
 
 
 def parse(text: str) -> Command:

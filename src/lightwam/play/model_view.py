@@ -64,6 +64,15 @@ class ModelView:
         self._board.drop("came/")
         self._board.put({"chunk": None, "future": None, "attended": None, "surprise": self._surprise()})
 
+    def leave(self) -> None:
+        """Go elsewhere in the episode, so that what was imagined and the surprise do not go on."""
+        self.leave_future()
+        self._episode, self._scores = self._watch.episode() if self._watch else None, []
+
+    def leave_future(self) -> None:
+        """Let the next chunk begin another future, also if not all of this one came."""
+        self._future = None
+
     def asked(self, step: int, observation: Observation, chunk: Float32[np.ndarray, "H A"], replan: int) -> None:
         """Show what the policy returned for an observation, and what it imagines and attends to there."""
         rounded = chunk.round(DIGITS).astype(float).tolist()
@@ -114,11 +123,11 @@ class ModelView:
         self._board.put({"attention": picture, "attended": about})
 
     def hide(self) -> None:
-        """Forget what was turned off."""
-        if not self.imagines and self._future is not None:
+        """Take what was turned off from the page."""
+        if not self.imagines:
             self._future = None
             self._board.put({"future": None})
-        if not self.attends and self._attention is not None:
+        if not self.attends:
             self._attention = None
             self._board.put({"attended": None})
         if not self.watches:
@@ -135,7 +144,9 @@ class ModelView:
         self._board.put({"surprise": self._surprise()})
 
     def _surprise(self) -> dict[str, Any] | None:
-        return self._watch and {"threshold": self._watch.calibration.threshold, "scores": self._scores}
+        if self._watch is None:
+            return None
+        return {"threshold": self._watch.calibration.threshold, "scores": self._scores}
 
     def _show_imagined(self, future: Future) -> None:
         self._board.drop("came/")

@@ -9,9 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from lightwam.evaluation.recorded import recorded_episodes
 from lightwam.play.board import Board
-from lightwam.play.commands import Begin
-from lightwam.play.server import PlayServer
+from lightwam.play.recorded import RecordedSession
+from lightwam.play.server import Playable, PlayServer
 from lightwam.play.session import Session
 from lightwam.play.settings import PlaySettings
 from lightwam.policy import hub
@@ -21,6 +22,9 @@ from lightwam.serving.sentences import sentence_check
 from lightwam.serving.serve import until_signalled
 from lightwam.system.workers import require_main_guard
 
+MOST_STEPS = 20_000
+"""control steps of the recorded episodes that can be chosen"""
+
 
 def play(
     run: Path | str,
@@ -29,14 +33,16 @@ def play(
     *,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     weights: str | None = None,
-    first: Begin | None = None,
+    recorded: bool = False,
+    dataset: Path | str | None = None,
     say: Callable[[str], None] = print,
 ) -> None:
     """Serve the page of a run directory or Hub id until SIGTERM or Ctrl-C; `say` gets its address.
 
-    `first`: the episode to begin with. The other arguments are those of `Policy.load`, whose errors it raises;
-    ConfigError for a run without a simulator, for settings that would let other machines in without a key, or in a
-    script without a main guard.
+    The policy acts in the run's simulator. Without one, with `recorded` or with a `dataset`, recorded episodes are
+    shown: those of `dataset`, else those that the run held out, else those it was trained on. The other arguments are
+    those of `Policy.load`. Raises its errors and those of `recorded_episodes`; ConfigError for settings that would let
+    other machines in without a key, or in a script without a main guard.
     """
     settings = settings or PlaySettings()
     require_main_guard()
@@ -48,9 +54,13 @@ def play(
     policy, board = load(), Board()
     logs.configure("text")
     check = sentence_check(policy.recipe, policy.prompts.known)
-    session = Session(
-        policy, partial(load, engine=True), check, board, first=first, imagine_steps=settings.imagine_steps
-    )
+    engine = partial(load, engine=True)
+    session: Playable
+    if recorded or dataset is not None or policy.recipe.sim is None:
+        episodes = recorded_episodes(policy, dataset, MOST_STEPS, say)
+        session = RecordedSession(policy, episodes, engine, check, board, imagine_steps=settings.imagine_steps)
+    else:
+        session = Session(policy, engine, check, board, imagine_steps=settings.imagine_steps)
     scheme = "https" if settings.tls_certificate else "http"
     name = f"[{settings.host}]" if ":" in settings.host else settings.host
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
+from lightwam.errors import ConfigError
 from lightwam.evaluation.rollouts import EpisodeJob
 from lightwam.play import commands
 from lightwam.play.commands import Begin, Event
@@ -70,6 +71,14 @@ class Controls:
         """Control steps a second lately, 0 if unknown."""
         times = self.step_times
         return (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 and times[-1] > times[0] else 0.0
+
+
+def check_replan(policy: Policy, steps: int) -> None:
+    """Raise ConfigError for a number of steps that cannot be executed of a chunk."""
+    most = policy.recipe.model.supervised_prefix
+    if not 1 <= steps <= most:
+        expected = f"1 to {most}, the steps that training supervised"
+        raise ConfigError("replan is out of range", got=steps, expected=expected)
 
 
 def about(policy: Policy, view: ModelView) -> dict[str, Any]:

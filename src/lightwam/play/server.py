@@ -26,7 +26,7 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from lightwam.errors import ConfigError, WireError
 from lightwam.play.board import Board
-from lightwam.play.commands import Command, parse
+from lightwam.play.commands import Command, Reply, one_line, parse
 from lightwam.play.saving import FILM, FOLDER
 from lightwam.play.settings import PlaySettings
 from lightwam.serving.access import Keys, is_loopback, tls
@@ -48,7 +48,7 @@ class Playable(Protocol):
         """Play until `stop`."""
         ...
 
-    def ask(self, command: Command, reply: Callable[[str], None]) -> None:
+    def ask(self, command: Command, reply: Reply) -> None:
         """Queue a command; `reply` is called, in any thread, with the reason if it is refused."""
         ...
 
@@ -227,7 +227,7 @@ class PlayServer:
         try:
             self._session.ask(parse(text), refuse)
         except WireError as error:
-            refuse("; ".join(line.strip() for line in str(error).split("\n")))
+            refuse(one_line(error))
 
     def _wake(self) -> None:
         for viewer in self._viewers:

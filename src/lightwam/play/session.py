@@ -6,7 +6,6 @@ engine the actions are the same, bit for bit, whatever is paused, shown or imagi
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
 from collections.abc import Callable
@@ -20,10 +19,10 @@ from lightwam.errors import ConfigError, LightwamError, SimulatorError
 from lightwam.evaluation.rollouts import EpisodeJob, SimulatorWorker
 from lightwam.play import commands
 from lightwam.play.board import Board
-from lightwam.play.commands import Attention, Begin, Command, Event
+from lightwam.play.commands import Attention, Begin, Command, CommandQueue, Event, Reply, one_line
 from lightwam.play.model_view import ModelView
 from lightwam.play.saving import FOLDER, PlayedEpisode, save
-from lightwam.play.scene import Controls, Scene, about, status
+from lightwam.play.scene import Controls, Scene, about, check_replan, status
 from lightwam.play.world import DisturbJob, IdleJob, OneStepJob, PlayWorker, ResetJob, WorldJob
 from lightwam.policy.episode import Episode
 from lightwam.policy.observations import ObservationLike
@@ -33,10 +32,6 @@ from lightwam.system.cpu import one_thread
 from lightwam.system.workers import WorkerDied, Workers
 from lightwam.types import Observation
 
-Reply = Callable[[str], None]
-"""tells the page that sent a command why it was refused"""
-MAX_QUEUE = 64
-"""commands that wait for the present step"""
 PAUSE_SECONDS = 1.0
 """between an episode's end and the next seed"""
 WAIT_SECONDS = 0.2
@@ -73,7 +68,7 @@ class Session:
         self._engine: Policy | None = None
         self._board, self._num_workers = board, num_workers
         self._pool: Workers[WorldJob, Any] | None = None
-        self._queue: queue.Queue[tuple[Command, Reply]] = queue.Queue(MAX_QUEUE)
+        self._commands = CommandQueue()
         self._stopping, self._due, self._idle_since = threading.Event(), 0.0, 0.0
         self.view = ModelView(policy, board, imagine_steps)
         self.scene: Scene | None = None
@@ -84,10 +79,7 @@ class Session:
 
     def ask(self, command: Command, reply: Reply) -> None:
         """Queue a command; it is obeyed between two control steps."""
-        try:
-            self._queue.put_nowait((command, reply))
-        except queue.Full:
-            reply("the session is busy; try again in a moment")
+        self._commands.put(command, reply)
 
     def stop(self) -> None:
         """End the session soon."""
@@ -111,12 +103,12 @@ class Session:
     def _obey(self) -> None:
         """Do what a page asks for; waits for it until the next step is due."""
         seconds = max(0.0, self._due - time.monotonic()) if self.controls.playing else WAIT_SECONDS
-        try:
-            command, reply = self._queue.get(timeout=min(seconds, WAIT_SECONDS)) if seconds else self._queue.get(False)
-        except queue.Empty:
+        asked = self._commands.next(min(seconds, WAIT_SECONDS))
+        if asked is None:
             if not self.controls.playing and time.monotonic() > self._idle_since + IDLE_SECONDS:
                 self._guard(self._check_alive, self._tell_all)
             return
+        command, reply = asked
         self._guard(lambda: self._do(command), reply)
 
     def _guard(self, do: Callable[[], None], reply: Reply) -> None:
@@ -127,7 +119,7 @@ class Session:
             self.controls.playing = False
             self._show("died", f"The simulator's process ended: {death}.")
         except LightwamError as error:
-            reply("; ".join(line.strip() for line in str(error).split("\n")))
+            reply(one_line(error))
 
     def _tell_all(self, message: str) -> None:
         self.controls.playing = False
@@ -157,6 +149,8 @@ class Session:
                 self._make(Event(self._running().seen.steps, command.what, number=seed))
             case commands.Save():
                 self._save()
+            case _:
+                raise ConfigError("there is no recorded episode here", next_step="lightwam play RUN --recorded")
         self._show()
 
     def _transport(self, action: str) -> None:
@@ -225,10 +219,8 @@ class Session:
     def _check_event(self, event: Event) -> None:
         if event.what == "sentence":
             self._check_sentence(event.text)
-        most = self.recipe.model.supervised_prefix
-        if event.what == "replan" and not 1 <= event.number <= most:
-            expected = f"1 to {most}, the steps that training supervised"
-            raise ConfigError("replan is out of range", got=event.number, expected=expected)
+        if event.what == "replan":
+            check_replan(self._plain, event.number)
 
     def _running(self) -> Scene:
         if self.scene is None or self.controls.phase == "died":

@@ -110,7 +110,9 @@ def _moment(probe: Probe, i: int) -> Moment:
     def frames(array: np.ndarray, real: bool = True) -> tuple[Frame, ...]:
         return tuple(
             Frame(
-                time_span(*span, probe.video_stride / probe.fps), jpeg(array[i, k]), real and bool(probe.real_is_pad[i, k])
+                time_span(*span, probe.video_stride / probe.fps),
+                jpeg(array[i, k]),
+                real and bool(probe.real_is_pad[i, k]),
             )
             for span in distinct_frames(probe)
             for k in [(sum(span) + 1) // 2]

@@ -44,9 +44,9 @@ class Disturbed(Simulator):
         """`disturbances` happen in every episode, each at its step; SimulatorError as for `disturb`."""
         for disturbance in disturbances:
             _check_kind(simulator, disturbance.kind)
-        self.wrapped, self.disturbances = simulator, disturbances
+        self.wrapped, self.planned = simulator, disturbances
         self.task, self.instruction, self.robot = simulator.task, simulator.instruction, simulator.robot
-        self.cameras, self.fps = simulator.cameras, simulator.fps
+        self.cameras, self.fps, self.disturbances = simulator.cameras, simulator.fps, simulator.disturbances
         self.state_names, self.action_names = simulator.state_names, simulator.action_names
         self.size: float | None = None
         """what `move_object` or `bump_camera` returned; None before it happened, 0 for frozen frames"""
@@ -101,7 +101,7 @@ class Disturbed(Simulator):
         self.size = move(np.random.default_rng(seed))
 
     def _disturb(self) -> None:
-        for disturbance in self.disturbances:
+        for disturbance in self.planned:
             if disturbance.step == self._steps:
                 self.disturb(disturbance.kind, disturbance.seed)
 

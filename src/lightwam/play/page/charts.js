@@ -20,22 +20,21 @@ function add(parent, kind, attributes, text) {
 const path = points => points.map(([x, y], i) => `${i ? 'L' : 'M'}${x.toFixed(1)} ${y.toFixed(1)}`).join('');
 const short = value => Number(value.toPrecision(3)).toString();
 
-// The executed actions and the present chunk of one dimension of the action; `range` is [low, high], kept by the caller.
-function actionChart(name, rows, first, chunk, range, dim) {
+// The executed (or recorded) actions and the present chunk of one dimension; `range` is [low, high], kept by the caller.
+function actionChart(name, {rows, first, now = first + rows.length}, chunk, range, dim) {
   const [width, height, left, top, bottom] = [260, 84, 6, 16, 6];
   const past = rows.map((row, i) => [first + i, row[dim]]);
-  const now = first + rows.length;
   const future = chunk ? chunk.actions.map((row, i) => [chunk.step + i, row[dim]]) : [];
   for (const [, value] of [...past, ...future]) {
     range[0] = Math.min(range[0], value);
     range[1] = Math.max(range[1], value);
   }
-  const end = Math.max(now, chunk ? chunk.step + chunk.actions.length : 0);
+  const end = Math.max(first + rows.length, chunk ? chunk.step + chunk.actions.length : 0);
   const begin = Math.max(0, end - 48);
   const span = Math.max(range[1] - range[0], 1e-6);
   const x = step => left + (step - begin) / Math.max(16, end - begin) * (width - 2 * left);
   const y = value => top + (range[1] - value) / span * (height - top - bottom);
-  const chart = svg(width, height, `${name}: executed actions and the present chunk`);
+  const chart = svg(width, height, `${name}: actions and the present chunk`);
   add(chart, 'text', {x: left, y: 11, class: 'name'}, name);
   add(chart, 'text', {x: width - left, y: 11, 'text-anchor': 'end'}, `${short(range[0])} to ${short(range[1])}`);
   if (range[0] < 0 && range[1] > 0) add(chart, 'line', {x1: left, x2: width - left, y1: y(0), y2: y(0), class: 'grid'});
@@ -43,7 +42,7 @@ function actionChart(name, rows, first, chunk, range, dim) {
   if (chunk) {
     const last = chunk.step + chunk.replan;
     const todo = future.filter(([step]) => step >= now && step < last);
-    const join = past.length && chunk.step <= now && todo.length ? past.slice(-1) : [];
+    const join = past.length && now > chunk.step && now === first + rows.length && todo.length ? past.slice(-1) : [];
     add(chart, 'path', {d: path(points([...todo.slice(-1), ...future.filter(([step]) => step >= last)])), class: 'rest'});
     add(chart, 'path', {d: path(points([...join, ...todo])), class: 'todo'});
   }

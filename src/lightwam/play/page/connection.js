@@ -53,6 +53,7 @@ function meetServer() {
 function draw(canvas, picture) {
   if (canvas.width !== picture.width || canvas.height !== picture.height) {
     [canvas.width, canvas.height] = [picture.width, picture.height];
+    canvas.classList.toggle('small', picture.height < 64);
   }
   canvas.getContext('2d').drawImage(picture, 0, 0);
 }

@@ -10,7 +10,9 @@ drawers.about = about => {
   document.title = `${about.run}: lightwam play`;
   at('run').textContent = about.run;
   at('about').textContent = `${about.recipe}, training step ${about.step.toLocaleString('en')}, ${about.computes}`;
-  fill(at('task'), about.tasks.map(task => [task, task]));
+  document.body.dataset.mode = about.mode;
+  fill(at('task'), (about.tasks ?? []).map(task => [task, task]));
+  fill(at('episode'), (about.episodes ?? []).map(({number, sentence}, place) => [place, `${number}: ${sentence}`]));
   fill(at('speed'), about.speeds.map(speed => [speed, SPEEDS[speed]]));
   fill(at('layer'), about.taps.map((block, place) => [place, block]));
   fill(at('query'), [['', 'mean of all'], ...Array.from({length: about.num_queries}, (_, query) => [query, query])]);
@@ -19,8 +21,28 @@ drawers.about = about => {
   at('surprise').disabled = !parts.surprise && Boolean(about.no_watch);
 };
 
-drawers.status = status => {
+function showShared(status) {
   at('play').textContent = status.playing ? 'Pause' : 'Play';
+  set('speed', 'value', String(status.speed));
+  set('sentence', 'value', status.sentence);
+  set('replan', 'value', status.replan);
+  set('layer', 'value', status.layer);
+  set('query', 'value', status.query ?? '');
+  for (const name of ['engine', 'imagine', 'attention']) at(name).checked = status[name];
+  at('surprise').checked = status.surprise && !at('surprise').disabled;
+  at('rate').textContent = status.rate && status.playing ? `${status.rate.toFixed(1)} steps a second` : '';
+}
+
+drawers.status = status => {
+  showShared(status);
+  if (parts.about.mode === 'recorded') {
+    set('episode', 'value', status.place);
+    at('scrub').max = status.steps - 1;
+    if (sought === null) at('scrub').value = status.step;
+    else if (sought !== status.step) send({kind: 'seek', step: sought});
+    if (sought === status.step) sought = null;
+    return showRecording(status);
+  }
   const ready = status.phase === 'ready';
   for (const id of ['play', 'step']) at(id).disabled = !ready || status.over;
   for (const id of ['reset', 'next', 'save', 'repeat']) at(id).disabled = !ready;
@@ -30,16 +52,9 @@ drawers.status = status => {
     button.disabled = !ready || status.over || !(parts.world?.disturbances ?? []).includes(kind);
     if (kind === 'frozen') button.setAttribute('aria-pressed', isFrozen());
   }
-  set('speed', 'value', String(status.speed));
-  set('sentence', 'value', status.sentence);
   set('task', 'value', status.task);
   set('seed', 'value', status.seed);
-  set('replan', 'value', status.replan);
-  set('layer', 'value', status.layer);
-  set('query', 'value', status.query ?? '');
-  for (const name of ['engine', 'next_seed', 'imagine', 'attention']) at(name).checked = status[name];
-  at('surprise').checked = status.surprise && !at('surprise').disabled;
-  at('rate').textContent = status.rate && status.playing ? `${status.rate.toFixed(1)} steps a second` : '';
+  at('next_seed').checked = status.next_seed;
   if (!ready && status.phase !== 'loading') notify(status.message || 'The simulator is not running.', 'simulator');
   else if (at('notice').dataset.about === 'simulator') notify('');
   showOutcome(status);
@@ -83,6 +98,17 @@ at('save').onclick = () => send({kind: 'save'});
 at('restart').onclick = () => send({kind: 'restart'});
 at('dismiss').onclick = () => notify('');
 at('help').onclick = () => at('keys').showModal();
+// While the slider moves, the next step is asked for when the one before is shown.
+let sought = null;
+function seek(step) {
+  const idle = sought === null;
+  sought = Math.max(0, Math.min(parts.status.steps - 1, step));
+  if (idle && sought !== parts.status.step) send({kind: 'seek', step: sought});
+  else if (idle) sought = null;
+}
+
+at('scrub').oninput = () => seek(Number(at('scrub').value));
+at('episode').onchange = () => send({kind: 'open', place: Number(at('episode').value)});
 at('speed').onchange = () => send({kind: 'speed', times: Number(at('speed').value)});
 at('replan').onchange = () => send({kind: 'replan', steps: Number(at('replan').value)});
 at('layer').onchange = at('query').onchange = () => {
@@ -116,7 +142,7 @@ at('key-form').onsubmit = event => {
 
 document.onkeydown = event => {
   if (event.ctrlKey || event.metaKey || event.altKey || at('keys').open) return;
-  if (event.target.matches('input:not([type=checkbox]), select, textarea')) {
+  if (event.target.matches('input:not([type=checkbox], [type=range]), select, textarea')) {
     if (event.key === 'Escape') event.target.blur();
     return;
   }
@@ -125,8 +151,10 @@ document.onkeydown = event => {
   const disturbs = {o: 'object', c: 'camera', f: 'frozen'};
   const target = event.key in buttons ? at(buttons[event.key])
     : event.key in disturbs ? document.querySelector(`[data-disturb=${disturbs[event.key]}]`) : null;
-  if (event.key === '/') at('sentence').select();
-  else if (target) target.click();
+  const arrows = {ArrowLeft: -1, ArrowRight: 1};
+  if (event.key in arrows && parts.about.mode === 'recorded') seek(parts.status.step + arrows[event.key]);
+  else if (event.key === '/') at('sentence').select();
+  else if (target?.offsetParent) target.click();
   else return;
   event.preventDefault();
 };
@@ -165,7 +193,7 @@ function followLink() {
 }
 
 function replay(words) {
-  if (!words.has('task') || !words.has('seed')) return;
+  if (!words.has('task') || !words.has('seed') || parts.about.mode !== 'simulator') return;
   let events;
   try {
     events = JSON.parse(words.get('events') ?? '[]');

@@ -49,6 +49,7 @@ drawers['camera/'] = (picture, name) => {
   draw(figure.querySelector('canvas'), picture);
 };
 
+const most = () => parts.about.max_steps ?? parts.status?.steps ?? 1;
 const isFrozen = () => (parts.status?.events ?? []).filter(event => event.what === 'frozen').length % 2 === 1;
 
 function showFrozen() {
@@ -59,6 +60,13 @@ const CHANGES = {
   object: () => 'the object moved', camera: () => 'the cameras turned', frozen: () => 'pictures frozen or freed',
   sentence: event => `told “${event.text}”`, replan: event => `replan ${event.number}`, engine: event => event.number ? 'engine' : 'plain model',
 };
+
+function showRecording(status) {
+  const {held_out: heldOut, dataset, episodes} = parts.about;
+  const told = status.sentence !== episodes[status.place].sentence ? ', told another sentence' : '';
+  at('outcome').replaceChildren(status.message || `step ${status.step} of ${status.steps - 1}${told}`,
+    element('small', `recorded in ${dataset}, ${heldOut ? 'held out of training' : 'part of training'}`));
+}
 
 function showOutcome(status) {
   const outcome = at('outcome');
@@ -80,14 +88,14 @@ function showOutcome(status) {
 
 function showActions() {
   const names = parts.world?.action_names;
-  const {rows, first} = parts.actions ?? {rows: [], first: 0};
-  if (!names || (!rows.length && !parts.chunk)) {
+  const actions = parts.actions ?? {rows: [], first: 0};
+  if (!names || (!actions.rows.length && !parts.chunk)) {
     ranges.length = 0;
     at('actions').replaceChildren(element('p', 'No chunk yet: play or step.', 'empty'));
     return;
   }
   names.forEach((_, dim) => ranges[dim] ??= [Infinity, -Infinity]);
-  at('actions').replaceChildren(...names.map((name, dim) => actionChart(name, rows, first, parts.chunk, ranges[dim], dim)));
+  at('actions').replaceChildren(...names.map((name, dim) => actionChart(name, actions, parts.chunk, ranges[dim], dim)));
 }
 drawers.actions = drawers.chunk = showActions;
 drawers.world = () => { ranges.length = 0; };
@@ -150,7 +158,7 @@ drawers.surprise = surprise => {
     at('surprise-text').textContent = parts.about?.no_watch ?? '';
     return;
   }
-  chart.replaceChildren(scoreChart(surprise.scores, surprise.threshold, parts.about.max_steps));
+  chart.replaceChildren(scoreChart(surprise.scores, surprise.threshold, most()));
   const last = surprise.scores.at(-1);
   const what = last && (last.missed ? 'an expected change is missing' : 'an unexpected change');
   at('surprise-text').textContent = !last ? 'The second chunk has the first score.'
