@@ -194,6 +194,29 @@ def test_the_death_of_the_simulator_is_said_and_a_restart_offered(page: Tab, ser
     assert not errors(page)
 
 
+def test_recorded_episodes_are_scrubbed(tab: Tab, arm_once: Any) -> None:
+    with played_process(arm_once.run, free_port()) as served:
+        tab.events.clear()
+        tab.show(1200)
+        tab.open(served.address)
+        until(tab, "parts.status?.phase === 'ready' && document.querySelector('#cameras canvas')")
+        assert not tab.evaluate("at('save').offsetParent || at('seed').offsetParent") and tab.evaluate(
+            "at('scrub').max > 1"
+        )
+        first = tab.evaluate(PICTURE)
+        tab.evaluate("at('imagine').click()")
+        for step in (2, 9):
+            tab.evaluate(f"at('scrub').value = {step}; at('scrub').oninput()")
+        until(tab, "parts.status.step === 9 && parts.chunk.step === 9 && parts.future?.step === 9")
+        until(tab, f"{PICTURE} !== {first!r}")
+        assert tab.evaluate("document.querySelectorAll('#actions svg').length") > 0
+        press(tab, "ArrowLeft")
+        until(tab, "parts.status.step === 8")
+        tab.evaluate("at('episode').value = '1'; at('episode').onchange()")
+        until(tab, "parts.status.place === 1 && parts.status.step === 0")
+        assert not errors(tab)
+
+
 @pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (1200, "dark")])
 def test_nothing_is_wider_than_the_window(page: Tab, width: int, scheme: str) -> None:
     page.evaluate("begin({playing: true})")

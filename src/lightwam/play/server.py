@@ -134,24 +134,24 @@ class PlayServer:
         """Refuse pages of other origins, and names of other machines on a server without keys (DNS rebinding)."""
         origin, host = request.headers.get("Origin"), request.headers.get("Host", "")
         if origin is not None and urlsplit(origin).netloc != host:
-            raise web.HTTPForbidden(text="a page of another origin must not drive this one\n")
+            return refusal(403, "a page of another origin must not drive this one")
         name = urlsplit(f"//{host}").hostname or ""
         if not (self._keys or self._settings.allow_anyone or is_loopback(name)):
-            raise web.HTTPForbidden(text="without an API key, the page is at http://127.0.0.1\n")
+            return refusal(403, "without an API key, the page is at http://127.0.0.1")
         return await handler(request)
 
     async def _page(self, request: web.Request) -> web.Response:
         html, policy = page()
         headers = {"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
-        return web.Response(text=html, content_type="text/html", headers=headers)
+        return web.Response(body=html.encode(), content_type="text/html", charset="utf-8", headers=headers)
 
     async def _film(self, request: web.Request) -> web.StreamResponse:
         if not self._keys.admit(request.headers.get("Authorization")):
-            raise web.HTTPUnauthorized(text="no valid API key\n")
+            return refusal(401, "no valid API key")
         name = request.match_info["name"]
         path = self._run / FOLDER / name / FILM
         if not re.fullmatch(r"[\w .+~-]+", name) or name.startswith(".") or not path.is_file():
-            raise web.HTTPNotFound(text="no such film\n")
+            return refusal(404, "no such film")
         return web.FileResponse(path, headers={"Content-Type": "video/mp4"})
 
     # viewers
@@ -235,6 +235,11 @@ class PlayServer:
 
     def _count(self) -> None:
         self._board.put({"viewers": len(self._viewers)})
+
+
+def refusal(status: int, why: str) -> web.Response:
+    """Make an HTTP error."""
+    return web.Response(status=status, body=f"{why}\n".encode(), content_type="text/plain", charset="utf-8")
 
 
 @cache

@@ -141,7 +141,7 @@ class Session:
                 self.view.choice = command
                 self.view.show_attention()
             case commands.Sentence():
-                self._make(Event(self._running().seen.steps, "sentence", text=command.text))
+                self._make(Event(self._running().seen.steps, "sentence", command.text))
             case commands.Replan():
                 self._make(Event(self._running().seen.steps, "replan", number=command.steps))
             case commands.Disturb():
