@@ -44,7 +44,7 @@ def errors(tab: Tab) -> list[str]:
 
 def press(tab: Tab, key: str) -> None:
     for kind in ("keyDown", "keyUp"):
-        tab.call("Input.dispatchKeyEvent", type=kind, key=key, text=key if kind == "keyDown" else "")
+        tab.call("Input.dispatchKeyEvent", type=kind, key=key, text=key if kind == "keyDown" and len(key) == 1 else "")
 
 
 def type_text(tab: Tab, text: str) -> None:

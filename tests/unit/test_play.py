@@ -1,16 +1,18 @@
 """play/session.py and its parts: the actions are those of an evaluation, changes are repeated, refusals say why."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from playing import Driven, driven
+from playing import Driven, driven, read
 
 from lightwam.errors import WireError
 from lightwam.evaluation.evaluate import evaluate
+from lightwam.evaluation.watch.surprise import Predictions, calibrate
 from lightwam.play import commands
 from lightwam.play.board import Board
 from lightwam.play.commands import Attention, Begin, Disturb, Event, Replan, Save, Sentence, Speed, Switch, parse
@@ -22,8 +24,6 @@ FAST = Speed(0.0)
 @pytest.fixture(scope="module")
 def run(tiny_once: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny run in a folder that may be written to."""
-    import shutil
-
     copy = tmp_path_factory.mktemp("played") / "run"
     shutil.copytree(tiny_once.run, copy)
     return copy
@@ -150,6 +150,31 @@ def test_the_next_seed_follows_where_asked_for(session: Driven, monkeypatch: pyt
     session.begin("red", 5, events=(), playing=False)
 
 
+def test_surprise_is_scored_at_every_chunk_of_a_calibrated_run(run: Path, tmp_path: Path) -> None:
+    policy = Policy.load(run, device="cpu")
+    rows, columns = (side // (2 * policy.latents.spatial_stride) for side in policy.codec.config.canvas)
+    rng = np.random.default_rng(0)
+    episodes = [
+        Predictions(*rng.normal(size=(2, 5, policy.latents.channels, rows, columns)).astype(np.float32))
+        for _ in range(12)
+    ]
+    calibration = calibrate(episodes, {"red": 12}, executed=4, step=policy.step, false_alarms=0.2)
+    shutil.copytree(run, tmp_path / "run")
+    calibration.write(tmp_path / "run")
+    with driven(tmp_path / "run") as session:
+        session.ask(FAST)
+        session.step(9)
+        surprise = session.parts()["surprise"]
+        assert surprise["threshold"] == calibration.threshold
+        assert [score["step"] for score in surprise["scores"]] == [4, 8]
+        session.ask(Replan(2))
+        session.ask(Switch("surprise", False))
+        session.step(4)
+        assert len(session.parts()["surprise"]["scores"]) == 2
+        session.begin("red", 5)
+        assert session.parts()["surprise"]["scores"] == []
+
+
 @pytest.mark.parametrize(
     ("command", "why"),
     [
@@ -225,8 +250,6 @@ def test_a_viewer_gets_the_newest_of_what_it_lacks() -> None:
     board.put({"a": 3})
     board.put({"a": 4, "c": b"\xff"})
     assert first is not None
-    from playing import read
-
     assert read(first.message) == {"a": 1, "b": 2}
     second = board.news(first.version)
     assert second is not None
