@@ -150,6 +150,26 @@ def test_the_next_seed_follows_where_asked_for(session: Driven, monkeypatch: pyt
     session.begin("red", 5, events=(), playing=False)
 
 
+def test_larger_pictures_are_of_the_same_episode(session: Driven, run: Path) -> None:
+    def pictures(one: Driven) -> tuple[np.ndarray, np.ndarray]:
+        assert one.session.scene is not None
+        seen = one.session.scene.seen
+        return seen.observation.frames["top"], seen.pictures["top"]
+
+    with driven(run, view_height=96) as larger:
+        for one in (larger, session):
+            one.begin("red", 5, events=())
+            one.step(2)
+            one.ask(Disturb("object"))
+            one.ask(Disturb("camera"))
+            one.step(2)
+        assert np.array_equal(actions(larger), actions(session))
+        (own, shown), (expected, _) = pictures(larger), pictures(session)
+        assert np.array_equal(own, expected) and shown.shape == (96, 96, 3)
+        middles = shown[1::3, 1::3].astype(int)  # a pixel of 32 is the middle of three of 96
+        assert np.array_equal(middles, own)
+
+
 def test_surprise_is_scored_at_every_chunk_of_a_calibrated_run(run: Path, tmp_path: Path) -> None:
     policy = Policy.load(run, device="cpu")
     rows, columns = (side // (2 * policy.latents.spatial_stride) for side in policy.codec.config.canvas)

@@ -60,7 +60,8 @@ def play(
         episodes = recorded_episodes(policy, dataset, MOST_STEPS, say)
         session = RecordedSession(policy, episodes, engine, check, board, imagine_steps=settings.imagine_steps)
     else:
-        session = Session(policy, engine, check, board, imagine_steps=settings.imagine_steps)
+        steps, height = settings.imagine_steps, settings.view_height
+        session = Session(policy, engine, check, board, imagine_steps=steps, view_height=height)
     scheme = "https" if settings.tls_certificate else "http"
     name = f"[{settings.host}]" if ":" in settings.host else settings.host
 

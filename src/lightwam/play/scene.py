@@ -40,7 +40,7 @@ class Scene:
 
     def pictures(self) -> dict[str, Any]:
         """Return the parts of the board that change at every step."""
-        pictures = {f"camera/{name}": jpeg_bytes(frame, 2) for name, frame in self.seen.observation.frames.items()}
+        pictures = {f"camera/{name}": jpeg_bytes(frame, 2) for name, frame in self.seen.pictures.items()}
         rows = np.stack(self.actions[-MOST_SHOWN:]).round(DIGITS).astype(float).tolist() if self.actions else []
         return pictures | {"actions": {"first": len(self.actions) - len(rows), "rows": rows}}
 

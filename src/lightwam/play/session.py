@@ -54,25 +54,25 @@ class Session:
         check_sentence: CheckSentence,
         board: Board,
         *,
-        first: Begin | None = None,
         imagine_steps: int = 20,
+        view_height: int = 0,
         num_workers: int = 1,
     ) -> None:
         """`policy` is the plain one; `load_engine` is called when a page first asks for the engine.
 
-        `first`: the episode to begin with. With `num_workers` 0 the simulator runs in this process, for tests.
-        ConfigError for a run without a simulator.
+        `view_height`: of larger pictures; 0: the pages show the policy's own. With `num_workers` 0 the simulator runs
+        in this process, for tests. ConfigError for a run without a simulator.
         """
         self.recipe, self.sim = policy.recipe, policy.recipe.simulation
         self._plain, self._load_engine, self._check_sentence = policy, load_engine, check_sentence
         self._engine: Policy | None = None
-        self._board, self._num_workers = board, num_workers
+        self._board, self._num_workers, self._view_height = board, num_workers, view_height
         self._pool: Workers[WorldJob, Any] | None = None
         self._commands = CommandQueue()
         self._stopping, self._due, self._idle_since = threading.Event(), 0.0, 0.0
         self.view = ModelView(policy, board, imagine_steps)
         self.scene: Scene | None = None
-        first = first or Begin(self.sim.tasks[0], self.recipe.eval.first_seed)
+        first = Begin(self.sim.tasks[0], self.recipe.eval.first_seed)
         self.controls = Controls(self.recipe.eval.replan, first)
         world = {"mode": "simulator", "tasks": list(self.sim.tasks), "max_steps": self.sim.max_steps}
         self._board.put({"about": about(policy, self.view) | world})
@@ -87,7 +87,7 @@ class Session:
 
     def run(self) -> None:
         """Play until `stop`; an error that is not a user's is raised, and ends the session."""
-        worker = PlayWorker(SimulatorWorker(self.sim, self._plain.n_obs_steps))
+        worker = PlayWorker(SimulatorWorker(self.sim, self._plain.n_obs_steps), self._view_height)
         with one_thread(), Workers(self._num_workers, worker) as self._pool:  # the simulator has the other cores
             try:
                 self._guard(lambda: self._begin(self.controls.begun), self._tell_all)

@@ -26,6 +26,8 @@ class PlaySettings:
     """PEM file of the private key, if it is not in the certificate's file"""
     max_viewers: int = 16
     """pages that may be open at a time"""
+    view_height: int = 0
+    """pixels of larger pictures, which a second simulator draws with the same actions: slower; 0: the policy's own"""
     imagine_steps: int = 20
     """Euler steps of an imagined future"""
     handshake_seconds: float = 10.0
@@ -39,6 +41,8 @@ class PlaySettings:
         for name in ("max_viewers", "imagine_steps"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} must be at least 1", got=getattr(self, name))
+        if self.view_height and not 16 <= self.view_height <= 1080:
+            raise ConfigError("--view-height must be 0, or 16 to 1080", got=self.view_height)
         if min(self.handshake_seconds, self.heartbeat_seconds) < 0.05:
             got = f"{self.handshake_seconds:g}, {self.heartbeat_seconds:g}"
             raise ConfigError("--handshake-seconds and --heartbeat-seconds must be at least 0.05", got=got)
