@@ -142,6 +142,9 @@ class PlayServer:
 
     async def _page(self, request: web.Request) -> web.Response:
         html, policy = page()
+        host = request.headers.get("Host", "")
+        if re.fullmatch(r"[\w.:\[\]-]+", host):  # some browsers do not count a websocket as 'self'
+            policy = policy.replace("connect-src 'self'", f"connect-src 'self' ws://{host} wss://{host}")
         headers = {"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
         return web.Response(body=html.encode(), content_type="text/html", charset="utf-8", headers=headers)
 

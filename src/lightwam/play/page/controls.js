@@ -22,7 +22,7 @@ drawers.about = about => {
 };
 
 function showShared(status) {
-  at('play').textContent = status.playing ? 'Pause' : 'Play';
+  at('play').textContent = status.playing ? 'Pause' : status.over ? 'Play again' : 'Play';
   set('speed', 'value', String(status.speed));
   set('sentence', 'value', status.sentence);
   set('replan', 'value', status.replan);
@@ -44,8 +44,8 @@ drawers.status = status => {
     return showRecording(status);
   }
   const ready = status.phase === 'ready';
-  for (const id of ['play', 'step']) at(id).disabled = !ready || status.over;
-  for (const id of ['reset', 'next', 'save', 'repeat']) at(id).disabled = !ready;
+  at('step').disabled = !ready || status.over;
+  for (const id of ['play', 'reset', 'next', 'save', 'repeat']) at(id).disabled = !ready;
   at('restart').hidden = ready || status.phase === 'loading';
   for (const button of document.querySelectorAll('[data-disturb]')) {
     const kind = button.dataset.disturb;
@@ -89,7 +89,8 @@ function transport(action) {
   send({kind: 'transport', action});
 }
 
-at('play').onclick = () => transport(parts.status.playing ? 'pause' : 'play');
+at('play').onclick = () => parts.status.over && !parts.status.playing ? begin({playing: true})
+  : transport(parts.status.playing ? 'pause' : 'play');
 at('step').onclick = () => transport('step');
 at('reset').onclick = () => begin();
 at('next').onclick = () => begin({seed: parts.status.seed + 1});

@@ -75,8 +75,12 @@ function showOutcome(status) {
   outcome.replaceChildren();
   if (status.phase === 'loading') outcome.append(status.message || 'resetting the simulator');
   else if (status.phase !== 'ready') outcome.append('no simulator');
-  else if (!status.over) outcome.append(status.message || `${status.playing ? 'playing' : 'paused'}, ${step}`);
+  else if (status.message) outcome.append(status.message);
+  else if (!status.over) outcome.append(`${status.playing ? 'playing' : 'paused'}, ${step}`);
   else outcome.append(element('span', status.success ? `✔ success at step ${status.step}` : `✘ not solved in ${status.step} steps`, status.success ? 'good' : 'bad'));
+  if (at('said').textContent !== outcome.textContent && !(status.phase === 'ready' && !status.over)) {
+    at('said').textContent = outcome.textContent;  // for screen readers, which should not read every step
+  }
   if (count) outcome.append(element('small', count));
   const stages = Object.entries(status.progress);
   at('stages').hidden = !stages.length;
