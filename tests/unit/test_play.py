@@ -78,6 +78,7 @@ def test_changes_in_the_middle_are_repeated_bit_for_bit(session: Driven) -> None
     assert status["sentence"] == "move to the blue dot"
     first = actions(session)
     session.ask(Replan(3))
+    session.until(lambda status: status["replan"] == 3)
     events = tuple(Event(**event) for event in status["events"])
     session.ask(Begin("red", 5, None, events, True))
     again = session.until(lambda status: status["over"] and status["replan"] == 2)
@@ -87,6 +88,15 @@ def test_changes_in_the_middle_are_repeated_bit_for_bit(session: Driven) -> None
     session.play()
     assert not np.array_equal(actions(session)[: len(first)], first)
     assert session.parts()["status"]["replan"] == session.session.recipe.eval.replan
+
+
+def test_a_sentence_is_acted_on_at_the_next_step(session: Driven) -> None:
+    session.begin("red", 5, events=())
+    session.step(2)
+    assert session.parts()["chunk"]["step"] == 0
+    session.ask(Sentence("move to the blue dot"))
+    session.step()
+    assert session.parts()["chunk"]["step"] == 2
 
 
 def test_a_setting_of_the_session_is_part_of_the_next_episodes_changes(session: Driven) -> None:
