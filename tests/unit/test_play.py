@@ -10,12 +10,25 @@ import numpy as np
 import pytest
 from playing import Driven, driven, read
 
-from lightwam.errors import WireError
+from lightwam.errors import SimulatorError, WireError
 from lightwam.evaluation.evaluate import evaluate
 from lightwam.evaluation.watch.surprise import Predictions, calibrate
 from lightwam.play import commands
 from lightwam.play.board import Board
-from lightwam.play.commands import Attention, Begin, Disturb, Event, Replan, Save, Sentence, Speed, Switch, parse
+from lightwam.play.commands import (
+    Attention,
+    Begin,
+    Disturb,
+    Event,
+    Replan,
+    Restart,
+    Save,
+    Sentence,
+    Speed,
+    Switch,
+    Transport,
+    parse,
+)
 from lightwam.policy.policy import Policy
 
 FAST = Speed(0.0)
@@ -226,6 +239,36 @@ def test_what_cannot_be_done_is_refused_and_the_episode_stays(
     session.step()
     assert len(session.refused) == 1 and why in session.refused[0]
     assert session.parts()["status"]["task"] == before["task"]
+
+
+def test_a_simulator_that_cannot_be_reset_is_said_and_can_be_restarted(
+    session: Driven, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(simulator: Any, seed: int) -> None:
+        raise SimulatorError("no driver")
+
+    session.refused.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr("lightwam.sim.point.PointSimulator.reset", broken)
+        session.ask(Begin("red", 5))
+        status = session.until(lambda status: status["phase"] == "failed")
+        assert session.refused == ["no driver"] and status["message"] == "no driver"
+        session.ask(Save())
+        session.until(lambda status: len(session.refused) == 2)
+        assert "no episode is running" in session.refused[1]
+    session.ask(Restart())
+    session.until(lambda status: status["phase"] == "ready" and not status["message"])
+    session.step()
+
+
+def test_actions_that_are_not_finite_are_not_executed(session: Driven, monkeypatch: pytest.MonkeyPatch) -> None:
+    session.begin("red", 5, events=(), playing=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(Policy, "act", lambda policy, observation: np.full((8, 2), np.nan, np.float32))
+        session.ask(Transport("play"))
+        status = session.until(lambda status: "must be finite" in status["message"])
+    assert (status["playing"], status["step"]) == (False, 0)
+    session.step()
 
 
 def test_a_saved_episode_has_its_actions_and_film(session: Driven, run: Path) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -120,6 +121,8 @@ class Session:
             self._show("died", f"The simulator's process ended: {death}.")
         except LightwamError as error:
             reply(one_line(error))
+            if self.scene is None:
+                self._show("failed", one_line(error))
 
     def _tell_all(self, message: str) -> None:
         self.controls.playing = False
@@ -155,7 +158,7 @@ class Session:
 
     def _transport(self, action: str) -> None:
         is_over = self._running().seen.is_over
-        self.controls.playing = action == "play" and not is_over
+        self.controls.playing, self.controls.message = action == "play" and not is_over, ""
         self._due = time.monotonic()
         if action == "step" and not is_over:
             self._advance()
@@ -238,9 +241,8 @@ class Session:
             self.controls.replan = scene.player.replan = event.number
         elif event.what == "engine":
             if event.number and self._engine is None:
-                self._show(message="Folding the engine.")
-                self._engine = self._load_engine()
-                self._show(message="")
+                with self._saying("Folding the engine."):
+                    self._engine = self._load_engine()
             self.controls.uses_engine = bool(event.number)
         elif scene.seen.is_over:
             raise SimulatorError("the episode is over", next_step="reset it first")
@@ -289,6 +291,9 @@ class Session:
             told = replace(told, instruction=scene.sentence)
         policy = self._engine if self.controls.uses_engine and self._engine is not None else self._plain
         chunk = policy.act(told)
+        if not np.isfinite(chunk).all():
+            where = f"{scene.job}, step {scene.seen.steps}"
+            raise SimulatorError("the policy's actions must be finite", where=where, got=chunk.tolist())
         self.view.asked(scene.seen.steps, told, chunk, scene.player.replan)
         return chunk
 
@@ -311,14 +316,20 @@ class Session:
         scene = self._running()
         if not scene.actions or self._plain.run is None:
             raise SimulatorError("there is nothing to save yet", next_step="play or step first")
-        self._show(message="Filming: the episode is executed again.")
         actions, sentence = np.stack(scene.actions), self.controls.begun.sentence
         played = PlayedEpisode(scene.job, sentence, tuple(scene.events), scene.seen, actions)
-        try:
+        with self._saying("Filming: the episode is executed again."):
             name = save(self._plain, played, lambda job: self._wait(job, scene.job))
+        self._board.put({"saved": {"name": name, "folder": str(self._plain.run / FOLDER / name)}})
+
+    @contextmanager
+    def _saying(self, message: str) -> Iterator[None]:
+        """Show a message while something takes long."""
+        self._show(message=message)
+        try:
+            yield
         finally:
             self.controls.message = ""
-        self._board.put({"saved": {"name": name, "folder": str(self._plain.run / FOLDER / name)}})
 
     def _show(self, phase: str | None = None, message: str | None = None) -> None:
         """Show the session's state, with another phase or message if one is given."""
