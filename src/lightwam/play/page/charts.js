@@ -52,8 +52,8 @@ function actionChart(name, {rows, first, now = first + rows.length}, chunk, rang
 }
 
 // Scores over control steps, with the threshold; alarms are marked by a sign.
-function scoreChart(scores, threshold, most) {
-  const [width, height, left, right, top, bottom] = [560, 130, 28, 8, 8, 20];
+function scoreChart(scores, threshold, most, width) {
+  const [height, left, right, top, bottom] = [130, 28, 8, 8, 20];
   const high = Math.max(threshold * 1.25, ...scores.map(row => row.score)), low = Math.min(-2, ...scores.map(row => row.score));
   const x = step => left + step / Math.max(1, most) * (width - left - right);
   const y = score => top + (high - score) / (high - low) * (height - top - bottom);

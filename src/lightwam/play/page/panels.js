@@ -50,14 +50,16 @@ drawers['camera/'] = (picture, name) => {
 };
 
 const most = () => parts.about.max_steps ?? parts.status?.steps ?? 1;
-const isFrozen = () => (parts.status?.events ?? []).filter(event => event.what === 'frozen').length % 2 === 1;
+// whether the pictures are frozen after the changes: a second freeze lets them go on
+const isFrozen = (events = parts.status?.events ?? []) => events.filter(event => event.what === 'frozen').length % 2 === 1;
 
 function showFrozen() {
   document.querySelectorAll('.stamp').forEach(stamp => stamp.hidden = !isFrozen());
 }
 
 const CHANGES = {
-  object: () => 'the object moved', camera: () => 'the cameras turned', frozen: () => 'pictures frozen or freed',
+  object: () => 'the object moved', camera: () => 'the cameras turned',
+  frozen: (event, events) => isFrozen(events) ? 'the pictures frozen' : 'the pictures go on',
   sentence: event => `told “${event.text}”`, replan: event => `replan ${event.number}`, engine: event => event.number ? 'engine' : 'plain model',
 };
 
@@ -86,7 +88,8 @@ function showOutcome(status) {
   at('stages').hidden = !stages.length;
   at('stages').textContent = stages.map(([name, reached]) => `${reached ? '✔' : '○'} ${name}`).join('  ');
   at('changes').hidden = !status.events.length;
-  at('changes').textContent = status.events.map(event => `step ${event.step}: ${CHANGES[event.what](event)}`).join('; ');
+  at('changes').textContent = status.events
+    .map((event, i, all) => `step ${event.step}: ${CHANGES[event.what](event, all.slice(0, i + 1))}`).join('; ');
   showFrozen();
 }
 
@@ -162,7 +165,7 @@ drawers.surprise = surprise => {
     at('surprise-text').textContent = parts.about?.no_watch ?? '';
     return;
   }
-  chart.replaceChildren(scoreChart(surprise.scores, surprise.threshold, most()));
+  chart.replaceChildren(scoreChart(surprise.scores, surprise.threshold, most(), Math.max(260, chart.clientWidth)));
   const last = surprise.scores.at(-1);
   const what = last && (last.missed ? 'an expected change is missing' : 'an unexpected change');
   at('surprise-text').textContent = !last ? 'The second chunk has the first score.'
