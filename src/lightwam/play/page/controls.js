@@ -38,6 +38,7 @@ drawers.status = status => {
   if (parts.about.mode === 'recorded') {
     set('episode', 'value', status.place);
     at('scrub').max = status.steps - 1;
+    if (sought !== null) sought = Math.min(sought, status.steps - 1);  // another episode may be shorter
     if (sought === null) at('scrub').value = status.step;
     else if (sought !== status.step) send({kind: 'seek', step: sought});
     if (sought === status.step) sought = null;
