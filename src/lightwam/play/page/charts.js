@@ -51,8 +51,8 @@ function actionChart(name, {rows, first, now = first + rows.length}, chunk, rang
   return chart;
 }
 
-// Scores over control steps, with the threshold; alarms are marked by a sign.
-function scoreChart(scores, threshold, most, width) {
+// Scores over control steps, with the threshold; alarms are marked by a sign, disturbances by a line with their name.
+function scoreChart(scores, threshold, most, width, disturbances) {
   const [height, left, right, top, bottom] = [130, 28, 8, 8, 20];
   const high = Math.max(threshold * 1.25, ...scores.map(row => row.score)), low = Math.min(-2, ...scores.map(row => row.score));
   const x = step => left + step / Math.max(1, most) * (width - left - right);
@@ -65,6 +65,10 @@ function scoreChart(scores, threshold, most, width) {
   add(chart, 'text', {x: width - right, y: y(threshold) - 4, 'text-anchor': 'end'}, 'threshold');
   add(chart, 'text', {x: left, y: height - 4}, 'step 0');
   add(chart, 'text', {x: width - right, y: height - 4, 'text-anchor': 'end'}, String(most));
+  for (const {step, what} of disturbances) {
+    add(chart, 'line', {x1: x(step), x2: x(step), y1: top, y2: height - bottom, class: 'now'});
+    add(chart, 'text', {x: x(step) + 4, y: height - bottom - 2}, what);
+  }
   add(chart, 'path', {d: path(scores.map(row => [x(row.step), y(row.score)])), class: 'score'});
   for (const row of scores) {
     if (row.alarm) add(chart, 'text', {x: x(row.step), y: y(row.score) + 5, 'text-anchor': 'middle', class: 'alarm'}, '▲');

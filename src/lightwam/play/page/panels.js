@@ -165,7 +165,9 @@ drawers.surprise = surprise => {
     at('surprise-text').textContent = parts.about?.no_watch ?? '';
     return;
   }
-  chart.replaceChildren(scoreChart(surprise.scores, surprise.threshold, most(), Math.max(260, chart.clientWidth)));
+  const disturbances = (parts.status?.events ?? []).filter(event => ['object', 'camera', 'frozen'].includes(event.what));
+  const width = Math.max(260, chart.clientWidth);
+  chart.replaceChildren(scoreChart(surprise.scores, surprise.threshold, most(), width, disturbances));
   const last = surprise.scores.at(-1);
   const what = last && (last.missed ? 'an expected change is missing' : 'an unexpected change');
   at('surprise-text').textContent = !last ? 'The second chunk has the first score.'
