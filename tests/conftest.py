@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import shutil
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
+with contextlib.suppress(ImportError):  # before OpenGL's LLVM is loaded: a process that loads Triton's after it crashes
+    import triton  # noqa: F401
 install_import_hook("lightwam", "beartype.beartype")
 settings.register_profile("lightwam", deadline=None)  # timings never decide a test
 settings.load_profile("lightwam")
