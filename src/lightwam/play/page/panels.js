@@ -175,3 +175,5 @@ drawers.surprise = surprise => {
     : `Step ${last.step}: ${last.score.toFixed(1)}; alarms are above ${surprise.threshold.toFixed(1)}.`
       + (last.valid ? '' : ' Not calibrated for this replan.');
 };
+
+window.onresize = () => parts.surprise && drawers.surprise(parts.surprise);
