@@ -81,8 +81,25 @@ def test_names_rate_robot_and_constants(blocks: RobotwinSimulator) -> None:
     assert blocks.fps == pytest.approx(250 / 15 / 4)
     constants = blocks.constants
     assert constants["robot"] == blocks.robot == "robotwin-stand-in"
-    assert (constants["drawing"], constants["stride"]) == ("shadow maps of 512", 4)
+    assert (constants["drawing"], constants["stride"]) == ("without shadows", 4)
+    assert make("stack_blocks_two", protocol="plain").constants["drawing"] == "shadow maps of 512"
     assert make("stack_blocks_two", protocol="plain/ray-traced").constants["drawing"].startswith("32 samples")
+
+
+def test_shadows_can_be_left_out_and_change_nothing_else() -> None:
+    seen = {}
+    for words in ("plain", "plain/no-shadows"):
+        simulator = make("stack_blocks_two", protocol=words)
+        simulator.reset(4)
+        seen[words] = simulator.observe(), poses(simulator.world.env)
+        drawing = simulator.constants["drawing"]
+        simulator.close()
+    assert drawing == "without shadows"
+    (shaded, before), (bright, after) = seen.values()
+    assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+    assert np.array_equal(shaded.state, bright.state)
+    a, b = (np.stack(list(one.frames.values())).astype(int) for one in (shaded, bright))
+    assert (b >= a - 1).all() and (b > a + 20).any(), "some places are brighter, none is darker"
 
 
 @pytest.mark.parametrize(

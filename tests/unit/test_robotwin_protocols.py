@@ -16,6 +16,7 @@ from lightwam.errors import ConfigError
         ("", "demo_clean", "template", "rasterised", None),
         ("plain", "demo_clean", "template", "rasterised", None),
         ("plain/randomized/seen", "demo_randomized", "seen", "rasterised", None),
+        ("plain/no-shadows", "demo_clean", "template", "no-shadows", None),
         ("plain/ray-traced", "demo_clean", "template", "ray-traced", None),
         ("robotwin-2026-06", "demo_clean", "unseen", "ray-traced", 24),
         ("robotwin-2026-06/randomized", "demo_randomized", "unseen", "ray-traced", 24),

@@ -34,3 +34,10 @@ def test_a_disturbance_is_of_its_episode_alone(tiny_recipe: Recipe) -> None:
     plain, disturbed = after_two(None), after_two(Disturbance("object", 1, 0))
     assert (plain != disturbed).any()
     assert np.array_equal(after_two(None), plain)
+
+
+def test_films_show_all_that_the_camera_sees(tiny_recipe: Recipe) -> None:
+    sim = replace(tiny_recipe.sim, height=30, width=40)
+    film = SimulatorWorker(sim).simulator("red", film=True)
+    film.reset(1)
+    assert film.observe().frames["top"].shape == (240, 320, 3)

@@ -23,8 +23,8 @@ from lightwam.system.jobs import Finished, JobRunner, job_runner
 from lightwam.system.workers import PoolFactory
 from lightwam.types import Observation
 
-VIDEO_SIZE = 240
-"""height and width of rollout videos, pixels"""
+VIDEO_HEIGHT = 240
+"""of rollout videos, pixels; they are as wide as shows all that the first camera sees"""
 
 
 @dataclass
@@ -47,11 +47,12 @@ class SimulatorWorker:
         return job.run(self)
 
     def simulator(self, task: str, film: bool = False) -> Simulator:
-        """Return a task's simulator; for films the one with its first camera alone, in VIDEO_SIZE."""
+        """Return a task's simulator; for films the one with its first camera alone, in VIDEO_HEIGHT."""
         if (task, film) not in self.simulators:
             sim = self.sim
             if film:
-                sim = replace(sim, cameras=sim.cameras[:1], height=VIDEO_SIZE, width=VIDEO_SIZE)
+                width = 2 * round(VIDEO_HEIGHT * sim.width / sim.height / 2)  # even, as H.264 needs
+                sim = replace(sim, cameras=sim.cameras[:1], height=VIDEO_HEIGHT, width=width)
             self.simulators[task, film] = registry.make_simulator(sim, task)
         return self.simulators[task, film]
 
