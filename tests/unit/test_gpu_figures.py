@@ -87,6 +87,7 @@ def test_every_section_writes_its_figures(dry_run: Path) -> None:
         ("act", "batch 1, without kernels"),
         ("act", "memory"),
         ("train", "4 samples, without kernels"),
+        ("train", "4 samples, compiled"),
         ("train", "host synchronisations"),
         ("tests", "gpu tests"),
         ("capture", "beside a busy thread"),

@@ -107,7 +107,7 @@ def test_shadows_can_be_left_out_and_change_nothing_else() -> None:
 )
 def test_states_equal_robotwins_own_bit_for_bit(task: str) -> None:
     """RoboTwin's loop with its updates of the renderer, its pictures and its generator, against ours without them."""
-    seed, simulator = 100_003, make(task, height=240, width=320)
+    seed, simulator = 100_003, make(task, height=240, width=320, protocol="plain")
     simulator.reset(seed)
     before = np.random.get_state()
     try:
