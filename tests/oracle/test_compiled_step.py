@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lightwam.engine.cpu_attention import KeptAttention
 from lightwam.errors import ConfigError
-from lightwam.system import devices
+from lightwam.system import cpu, devices
 
 SHARED = Path(__file__).parents[1] / "shared"
 PROGRAM = """
@@ -31,9 +31,9 @@ from lightwam.engine.packed_step import packed_loss
 
 backbone = replace(FROZEN, **json.loads(sys.argv[1]), taps=(0,), num_blocks=int(sys.argv[2]))
 graphs, errors = [], []
-for size in (3, 2, 5):
-    model, (batch, u, noise) = model_of(backbone), batch_of(size=size)
-    given = batch, u[:int(sys.argv[3]) or size], noise[:int(sys.argv[3]) or size]
+for size in (3, 2, 1):
+    model, (batch, u, noise) = model_of(backbone), batch_of()
+    given = batch.rows(0, size), u[:int(sys.argv[3]) or size], noise[:int(sys.argv[3]) or size]
     plain, ours = model.loss(*given), packed_loss(model, *given, compiled=True)
     torch.testing.assert_close(tuple(ours), tuple(plain), rtol=1e-12, atol=0)
     errors.append(worst(gradients(model, ours), gradients(model, plain)))
@@ -55,9 +55,10 @@ def run(backbone: dict[str, object], blocks: int, videos: int, backend: str) -> 
 
 
 def test_one_graph_serves_batches_of_any_size() -> None:
+    """Of two samples or more; one alone has a graph of its own."""
     found = run({}, blocks=1, videos=0, backend="aot_eager")
     assert max(found["errors"]) < 1e-12
-    assert found["graphs"] == [1, 1, 1]
+    assert found["graphs"] == [1, 1, 2]
 
 
 @pytest.mark.slow
@@ -65,15 +66,20 @@ def test_one_graph_serves_batches_of_any_size() -> None:
 @pytest.mark.parametrize("backbone", [{}, SCRATCH], ids=["LoRA", "scratch"])
 def test_four_kinds_of_blocks_in_inductors_code(backbone: dict[str, object]) -> None:
     """With all tokens, after the last tap, the last block, and the action pass alone."""
-    found = run(backbone, blocks=3, videos=2, backend="inductor")
+    found = run(backbone, blocks=3, videos=1, backend="inductor")
     assert max(found["errors"]) < 1e-12
-    assert found["graphs"][1] == found["graphs"][2]
 
 
 def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(ConfigError, match=r"(?s)a C\+\+ compiler: no-such-compiler.*apt-get install"):
-        devices.check_compiler("cpu")
+    monkeypatch.setenv("CXX", "no-such-compiler -m64")
+    with pytest.raises(ConfigError, match=r"(?s)needs a compiler.*no no-such-compiler\n"):
+        devices.check_compiler(torch.device("cpu"), torch.float32)
+
+
+def test_bfloat16_without_units_for_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "has_bfloat16", lambda: False)
+    with pytest.raises(ConfigError, match=r"train\.precision float32"):
+        devices.check_compiler(torch.device("cpu"), torch.bfloat16)
 
 
 @pytest.mark.parametrize("size", [1, 3])

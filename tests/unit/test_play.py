@@ -300,6 +300,8 @@ def test_a_saved_episode_has_its_actions_and_film(session: Driven, run: Path) ->
         '{"kind": "speed", "times": 3}',
         '{"kind": "disturb", "what": "gravity"}',
         '{"kind": "begin", "task": "red", "seed": 1, "events": [{"step": 1, "what": "dance"}]}',
+        '{"kind": "begin", "task": "\\ud800", "seed": 1}',
+        '{"kind": "begin", "task": "red", "seed": 1, "events": [{"step": 0, "what": "frozen", "text": "\\ud800"}]}',
         "[" * 100_000,
     ],
 )

@@ -39,6 +39,14 @@ def seek(session: Driven, step: int) -> dict[str, Any]:
     return session.until(lambda status: status["step"] == step)
 
 
+def test_a_chunk_that_is_not_finite_is_told(session: Driven, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Policy, "act", lambda self, observation: np.full((8, 6), np.nan, np.float32))
+        session.ask(Seek(3))
+        session.until(lambda status: any("must be finite" in reason for reason in session.refused))
+    seek(session, 2)
+
+
 def test_the_chunk_is_the_policys_at_that_step_and_the_actions_are_the_recorded_ones(
     session: Driven, policy: Policy
 ) -> None:

@@ -19,6 +19,9 @@ from lightwam.model.dit import Block, KeyValue
 from lightwam.model.layers import Attention, apply_rope, layer_norm
 from lightwam.system.devices import check_compiler
 
+MOST_GRAPHS = 64
+"""of one process: kinds of blocks, times dtypes, sizes of models, and batches of one or of more; torch allows 8"""
+
 
 class Layout(NamedTuple):
     """Number of tokens of each kind; those of time 0 come first."""
@@ -68,19 +71,20 @@ def compiled_block(
     context_kv: KeyValue,
     keeps_first: bool,
 ) -> Float[Tensor, "B S2 D"]:
-    """Compute `run_block` as torch.compile makes it: once for all blocks of a kind and all sizes of batches.
+    """Compute `run_block` as torch.compile makes it: once for all blocks of a kind and all batches of two or more.
 
-    RoPE is in real numbers, as torch.compile has no complex ones. ConfigError without a compiler.
+    RoPE is in real numbers, as torch.compile has no complex ones. ConfigError where it cannot be compiled.
     """
     for tensor in (x, modulation, *context_kv):
         torch._dynamo.maybe_mark_dynamic(tensor, 0)
-    compiled = _compiled(x.device.type)
+    compiled = _compiled(x.device, x.dtype)
     return compiled(block, x, torch.view_as_real(rope), layout, modulation, context_kv, keeps_first)
 
 
 @lru_cache
-def _compiled(device: str) -> Callable[..., Tensor]:
-    check_compiler(device)
+def _compiled(device: torch.device, dtype: torch.dtype) -> Callable[..., Tensor]:
+    check_compiler(device, dtype)
+    torch._dynamo.config.recompile_limit = max(MOST_GRAPHS, torch._dynamo.config.recompile_limit)
     return cast(Callable[..., Tensor], torch.compile(run_block, fullgraph=True))
 
 

@@ -21,9 +21,14 @@ Reply = Callable[[str], None]
 """tells the page that sent a command why it was refused"""
 
 Count = Annotated[int, lambda number: 0 <= number < 2**53, "an integer from 0 to 2^53, JSON's largest exact one"]
-Text = Annotated[str, lambda text: len(text) <= MAX_TEXT, f"at most {MAX_TEXT} characters"]
-
 Times = Annotated[float, lambda times: times in SPEEDS, f"one of {', '.join(f'{each:g}' for each in SPEEDS)}"]
+
+
+def _is_text(text: str) -> bool:
+    return len(text) <= MAX_TEXT and not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+Text = Annotated[str, _is_text, f"at most {MAX_TEXT} characters, no surrogates, which UTF-8 does not have"]
 
 
 def _is_short(events: Sequence[object] | None) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from lightwam.errors import CheckpointError, ConfigError
+from lightwam.errors import CheckpointError, ConfigError, SimulatorError
 from lightwam.evaluation.probe import through_latents
 from lightwam.evaluation.watch.surprise import FILE, EpisodeWatch, SurpriseWatch
 from lightwam.play.board import Board
@@ -20,6 +20,13 @@ from lightwam.types import Observation
 
 DIGITS = 4
 """decimals of the numbers that are drawn"""
+
+
+def finite_chunk(chunk: Float32[np.ndarray, "H A"], where: str) -> Float32[np.ndarray, "H A"]:
+    """Return the chunk; SimulatorError, naming `where`, if numbers of it are not finite."""
+    if not np.isfinite(chunk).all():
+        raise SimulatorError("the policy's actions must be finite", where=where, got=chunk.tolist())
+    return chunk
 
 
 @dataclass

@@ -14,7 +14,7 @@ from lightwam.evaluation.recorded import Recorded, RecordedEpisode
 from lightwam.play import commands
 from lightwam.play.board import Board
 from lightwam.play.commands import Attention, Command, CommandQueue, Reply, one_line
-from lightwam.play.model_view import DIGITS, ModelView
+from lightwam.play.model_view import DIGITS, ModelView, finite_chunk
 from lightwam.play.scene import MOST_SHOWN, about, check_replan
 from lightwam.policy.policy import Policy
 from lightwam.report.images import jpeg_bytes
@@ -170,7 +170,8 @@ class RecordedSession:
         """Show the policy's chunk at the present step, and the recorded future beside the imagined one."""
         self.asked_at = self.step
         policy = self._engine if self.uses_engine and self._engine is not None else self._plain
-        self.view.asked(self.step, observation, policy.act(observation), self.replan)
+        chunk = finite_chunk(policy.act(observation), f"recorded episode {self.episode.index}, step {self.step}")
+        self.view.asked(self.step, observation, chunk, self.replan)
         if self.view.imagines:
             horizon, stride = self._plain.recipe.model.horizon, self._plain.recipe.codec.video_stride
             steps = [step for step in range(self.step, self.step + horizon + 1, stride) if step < len(self.episode)]

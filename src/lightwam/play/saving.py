@@ -42,13 +42,13 @@ def save(policy: Policy, played: PlayedEpisode, do: Callable[[PlayFilmJob], Any]
     """
     assert policy.run is not None
     stem = f"{task_files(policy.recipe.simulation.tasks)[played.job.task]}-{played.job.seed}"
-    folder = _new_folder(policy.run / FOLDER, stem)
     disturbances = tuple(
         Disturbance(event.what, event.step, event.number)
         for event in played.events
         if event.what in ("object", "camera", "frozen")
     )
     film = do(PlayFilmJob(FilmJob(played.job.task, played.job.seed, played.actions, disturbances)))
+    folder = _new_folder(policy.run / FOLDER, stem)
     write_file(folder / FILM, film)
     with replace_file(folder / "actions.npy") as draft, draft.open("wb") as file:
         np.save(file, played.actions)

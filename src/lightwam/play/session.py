@@ -21,7 +21,7 @@ from lightwam.evaluation.rollouts import EpisodeJob, SimulatorWorker
 from lightwam.play import commands
 from lightwam.play.board import Board
 from lightwam.play.commands import Attention, Begin, Command, CommandQueue, Event, Reply, one_line
-from lightwam.play.model_view import ModelView
+from lightwam.play.model_view import ModelView, finite_chunk
 from lightwam.play.saving import FOLDER, PlayedEpisode, save
 from lightwam.play.scene import Controls, Scene, about, check_replan, status
 from lightwam.play.world import DisturbJob, IdleJob, OneStepJob, PlayWorker, ResetJob, WorldJob
@@ -122,6 +122,7 @@ class Session:
         except LightwamError as error:
             reply(one_line(error))
             if self.scene is None:
+                self.controls.playing = False
                 self._show("failed", one_line(error))
 
     def _tell_all(self, message: str) -> None:
@@ -290,10 +291,7 @@ class Session:
         if scene.sentence != told.instruction:
             told = replace(told, instruction=scene.sentence)
         policy = self._engine if self.controls.uses_engine and self._engine is not None else self._plain
-        chunk = policy.act(told)
-        if not np.isfinite(chunk).all():
-            where = f"{scene.job}, step {scene.seen.steps}"
-            raise SimulatorError("the policy's actions must be finite", where=where, got=chunk.tolist())
+        chunk = finite_chunk(policy.act(told), f"{scene.job}, step {scene.seen.steps}")
         self.view.asked(scene.seen.steps, told, chunk, scene.player.replan)
         return chunk
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable
 from http import HTTPStatus
 
@@ -88,6 +89,21 @@ class Connection(web.RequestHandler):
         return error_response(status, why)
 
     handle_error = answer_error  # aiohttp's name
+
+
+KEEP_ALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 20, "TCP_KEEPCNT": 3}
+"""seconds of silence before the kernel asks, between its questions, and how many stay unanswered until it gives up"""
+
+
+def keep_alive(transport: asyncio.BaseTransport) -> None:
+    """Let the kernel notice a client that is gone: it answers for a client that is too busy for pings."""
+    connection = transport.get_extra_info("socket")
+    if connection is None:
+        return
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in KEEP_ALIVE.items():
+        if (option := getattr(socket, name, None)) is not None:
+            connection.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 class Socket(web.WebSocketResponse):

@@ -21,7 +21,7 @@ from lightwam.errors import ConfigError
 from lightwam.serving import http, openpi, vla_eval
 from lightwam.serving.access import Keys, tls
 from lightwam.serving.batcher import Act, Batcher
-from lightwam.serving.connection import Connection, Socket, error_response
+from lightwam.serving.connection import Connection, Socket, error_response, keep_alive
 from lightwam.serving.logs import log_event
 from lightwam.serving.metrics import Metrics
 from lightwam.serving.refusals import SETTINGS, RefusalLog
@@ -242,6 +242,8 @@ class Server:
         client = f"{request.remote}/{id(socket) & 0xFFFFFF:06x}"
         log = partial(log_event, client=client, protocol=protocol)
         assert request.transport is not None
+        if heartbeat_seconds is None:
+            keep_alive(request.transport)
         self._sockets[socket] = request.transport
         self.batcher.num_clients += 1
         gauge = self.metrics.clients.labels(protocol)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shlex
 import shutil
-import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -14,6 +14,7 @@ from contextlib import contextmanager
 import torch
 
 from lightwam.errors import ConfigError
+from lightwam.system.cpu import matmul_dtype
 
 DEVICE_WIDE = threading.Lock()
 """held while a CUDA graph is captured, and by what concerns the whole device, such as `torch.cuda.empty_cache`: in a
@@ -54,17 +55,23 @@ def use_gpu(device: torch.device, dtype: torch.dtype) -> None:
         warnings.warn(f"bfloat16 is slow on {got}; float32 is faster (precision)", RuntimeWarning, stacklevel=2)
 
 
-def check_compiler(device: str) -> None:
-    """Raise ConfigError where torch.compile has nothing to compile with: a C++ compiler on a CPU, Triton on a GPU."""
-    if device == "cuda":
-        missing = "" if importlib.util.find_spec("triton") else "Triton"
-        step = "pip install triton, or leave train.compile False"
-    else:
-        command = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
-        missing = "" if shutil.which(command) else f"a C++ compiler: {command}"
-        step = "apt-get install g++, set CXX to another compiler, or leave train.compile False"
-    if missing:
-        raise ConfigError("torch.compile needs " + missing, where="train.compile", got="none found", next_step=step)
+def check_compiler(device: torch.device, dtype: torch.dtype) -> None:
+    """Raise ConfigError where torch.compile cannot work: on a CPU it needs a C++ compiler, on a GPU Triton and a C one.
+
+    Nor can it where a CPU without units for bfloat16 computes in float32 (`cpu.fast_matmuls`).
+    """
+    if matmul_dtype(device, dtype) != str(dtype).removeprefix("torch."):
+        what, step = "torch.compile needs units for bfloat16 on a CPU", "train.precision float32"
+        raise ConfigError(what, where="train.compile", got="bfloat16 on a CPU without", next_step=step)
+    needed = {"CC": ("gcc", "clang")} if device.type == "cuda" else {"CXX": ("g++", "clang++")}
+    for variable, names in needed.items():
+        given = shlex.split(os.environ.get(variable, ""))[:1]
+        if not any(map(shutil.which, given or names)):
+            what, step = "torch.compile needs a compiler", f"apt-get install g++, or set {variable} to another one"
+            raise ConfigError(what, where="train.compile", got=f"no {' or '.join(given or names)}", next_step=step)
+    if device.type == "cuda" and not importlib.util.find_spec("triton"):
+        what, step = "torch.compile needs Triton on a GPU", "pip install triton"
+        raise ConfigError(what, where="train.compile", got="none", next_step=step)
 
 
 @contextmanager

@@ -129,7 +129,7 @@ class Session:
         use_gpu(world.device, self.dtype)
         self.model = model.place(world.device, torch.float32 if sharded else self.dtype)
         if settings.compile:
-            check_compiler(world.device.type)
+            check_compiler(world.device, self.dtype)
         loss = PackedLoss(self.model, settings.checkpointing, settings.compile)
         all_used = recipe.model.video_loss_weight > 0
         parts = self.model.dit.blocks if all_used else ()  # the action pass alone is not packed
