@@ -283,7 +283,7 @@ class TrainConfig:
     checkpointing: bool = False
     """keep only the blocks' inputs for the backward pass and compute the rest again: less memory, slower"""
     compile: bool = added(False)
-    """run the blocks as torch.compile makes them, which takes minutes at the start; needs a C++ compiler or Triton"""
+    """run the blocks as torch.compile makes them, which takes a minute or more at first; needs a compiler"""
     seed: int = 0
     log_every: int = 20
     save_every: int = 500
