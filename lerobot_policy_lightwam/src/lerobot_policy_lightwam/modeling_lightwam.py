@@ -19,9 +19,10 @@ from torch import Tensor
 from lerobot_policy_lightwam.configuration_lightwam import LightWAMConfig
 from lerobot_policy_lightwam.step_inputs import DrawCount, LastNumbers, PromptTable
 from lightwam import ConfigError, LightWAM, WireError
+from lightwam.config.schema import PcaConfig
 from lightwam.data.codec import Codec, affine, compose_canvas, to_pictures
 from lightwam.encoders.dct import DctLatents
-from lightwam.encoders.frozen import Prompts, encode_clip, open_latents, vae_identity
+from lightwam.encoders.frozen import Prompts, encode_clip, fit_latents, open_latents, vae_identity
 from lightwam.engine.packed_step import packed_loss
 from lightwam.policy.run_directory import load_strict
 from lightwam.training.batches import flow_draw
@@ -192,6 +193,8 @@ class LightWAMPolicy(PreTrainedPolicy):
         if not self.training:
             what, step = "this policy was never trained", "lerobot-train, or --policy.path of a checkpoint"
             raise ConfigError(what, where="policy.measured", got="no statistics of latents", next_step=step)
+        if isinstance(self.recipe.latents, PcaConfig):
+            return fit_latents(self.recipe.latents, to_pictures(pixels))
         pictures = pixels.transpose(1, 2).flatten(0, 1)[:FIT_FRAMES]
         return dict(DctLatents.fit(self.recipe.latents, pictures).to_dict())
 

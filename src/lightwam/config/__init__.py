@@ -11,6 +11,7 @@ from lightwam.config.schema import ExpertConfig as ExpertConfig
 from lightwam.config.schema import FlowConfig as FlowConfig
 from lightwam.config.schema import HashedTextConfig as HashedTextConfig
 from lightwam.config.schema import ModelConfig as ModelConfig
+from lightwam.config.schema import PcaConfig as PcaConfig
 from lightwam.config.schema import Recipe as Recipe
 from lightwam.config.schema import SimConfig as SimConfig
 from lightwam.config.schema import TrainConfig as TrainConfig

@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from lightwam.config.recipes import RECIPES
-from lightwam.config.schema import DctConfig, HashedTextConfig, Recipe, Umt5Config, WanVaeConfig
+from lightwam.config.schema import DctConfig, HashedTextConfig, PcaConfig, Recipe, Umt5Config, WanVaeConfig
 from lightwam.config.sizes import SIZES
 from lightwam.config.strict_json import from_dict, to_dict
 from lightwam.errors import CheckpointError, ConfigError, did_you_mean
 
-KINDS = {kind.kind: kind for kind in (DctConfig, WanVaeConfig, HashedTextConfig, Umt5Config)}
+KINDS = {kind.kind: kind for kind in (DctConfig, PcaConfig, WanVaeConfig, HashedTextConfig, Umt5Config)}
 """sections that are one of several classes, by their `kind`"""
 
 

@@ -134,6 +134,20 @@ class DctConfig:
 
 
 @dataclass(frozen=True)
+class PcaConfig:
+    """Latents without pretrained weights, fitted on the dataset: principal components of 8x8 blocks over four frames."""
+
+    channels: int = 18
+    motion_channels: int = 6
+    """the last channels of a latent of four frames, which hold how these differ instead of finer detail"""
+    kind: Literal["pca"] = "pca"
+
+    pretrained: ClassVar[bool] = False
+    spatial_stride: ClassVar[int] = 8
+    temporal_stride: ClassVar[int] = 4
+
+
+@dataclass(frozen=True)
 class WanVaeConfig:
     """Wan2.1's video VAE, from the folder or Hub repo in the recipe's `weights`."""
 
@@ -316,7 +330,7 @@ class Recipe:
     name: str
     model: ModelConfig
     codec: CodecConfig
-    latents: DctConfig | WanVaeConfig
+    latents: DctConfig | PcaConfig | WanVaeConfig
     text: HashedTextConfig | Umt5Config
     sim: SimConfig | None
     """None: there is no simulator, the policy is of a robot whose data are given"""

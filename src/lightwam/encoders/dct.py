@@ -114,6 +114,10 @@ class DctLatents:
         pictures = F.pixel_shuffle(F.conv2d(around, weight), 2 * BLOCK)
         return _clip(pictures.unflatten(0, (raw.shape[0], raw.shape[2])))
 
+    def hold(self, present: Float[Tensor, "B C 1 h w"]) -> Float[Tensor, "B C 1 h w"]:
+        """Return the later latents of a clip that stays as it is: those of its first frame."""
+        return present
+
     def _kernel(self, like: Tensor) -> tuple[Float[Tensor, "C 3 8 8"], Float[Tensor, " C"]]:
         """Return weight and bias of `encode`, cached by device and dtype: a CUDA graph must not copy from the CPU."""
         key = like.device, like.dtype

@@ -15,9 +15,10 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from lightwam.config.schema import DctConfig, HashedTextConfig, Recipe
+from lightwam.config.schema import DctConfig, HashedTextConfig, PcaConfig, Recipe
 from lightwam.encoders.dct import DctLatents
 from lightwam.encoders.hashed_text import HashedText
+from lightwam.encoders.pca import PcaLatents
 from lightwam.encoders.weight_files import digest, locate
 from lightwam.errors import CheckpointError, PromptError
 from lightwam.types import LatentCodec, Latents, TextEncoder, pool, to_pixels
@@ -32,16 +33,25 @@ def vae_identity(recipe: Recipe) -> dict[str, str]:
 
 
 def open_latents(recipe: Recipe, measured: Any, where: str, device: torch.device | str = "cpu") -> LatentCodec:
-    """Return a run's latents from `measured`, the statistics of the DCT or the identity of the VAE.
+    """Return a run's latents from `measured`, what `fit_latents` measured or the identity of the VAE.
 
     CheckpointError when the VAE is another one by now; `where` names the source of `measured` in errors.
     """
     if isinstance(recipe.latents, DctConfig):
         return DctLatents.from_dict(recipe.latents, measured, where)
+    if isinstance(recipe.latents, PcaConfig):
+        return PcaLatents.from_dict(recipe.latents, measured, where)
     from lightwam.encoders.wan_vae import WanVaeLatents
 
     check_vae(measured, vae_identity(recipe), where)
     return WanVaeLatents.load(recipe.weights, device)
+
+
+def fit_latents(config: DctConfig | PcaConfig, canvases: UInt8[np.ndarray, "N F height width 3"]) -> dict[str, Any]:
+    """Return what `open_latents` takes as `measured`, fitted on clips: PCA on five frames, the DCT on the first."""
+    if isinstance(config, PcaConfig):
+        return dict(PcaLatents.fit(config, canvases[:, : 1 + config.temporal_stride]).to_dict())
+    return dict(DctLatents.fit(config, to_pixels(canvases[:, :1])[:, :, 0]).to_dict())
 
 
 def check_vae(measured: Any, now: Mapping[str, str], where: object) -> None:

@@ -10,15 +10,15 @@ from typing import Any, get_type_hints
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Shaped, UInt8, jaxtyped
-from torch.nn.functional import avg_pool3d
 
 from lightwam.data.codec import to_pictures
+from lightwam.encoders.future import decode_future
 from lightwam.errors import CheckpointError, ConfigError
 from lightwam.evaluation.recorded import Recorded, RecordedEpisode
 from lightwam.evaluation.result_files import read_arrays, write_arrays
 from lightwam.policy.policy import Policy
 from lightwam.sim.simulator import Simulator
-from lightwam.types import Observation, to_pixels
+from lightwam.types import Observation, pool, to_pixels
 
 MAX_EPISODES = 4
 """recorded episodes that are shown without a simulator"""
@@ -199,5 +199,5 @@ def through_latents(
 ) -> UInt8[np.ndarray, "F height width 3"]:
     """Return the frames as the world model could at best show them: encoded, averaged 2x2, decoded."""
     with torch.inference_mode():
-        latents = policy.latents.encode(to_pixels(frames[None]))
-        return to_pictures(policy.latents.decode_pooled(avg_pool3d(latents, (1, 2, 2))))[0]
+        pixels = to_pixels(frames[None])
+        return to_pictures(decode_future(policy.latents, pixels[:, :, :1], pool(policy.latents.encode(pixels))))[0]

@@ -20,6 +20,7 @@ from lightwam.config.schema import EvalConfig, Recipe, SimConfig, with_simulator
 from lightwam.data.codec import Codec, to_pictures
 from lightwam.data.facts import DatasetFacts
 from lightwam.encoders.frozen import Prompts
+from lightwam.encoders.future import decode_future
 from lightwam.engine.engine import Engine
 from lightwam.errors import ConfigError
 from lightwam.model.light_wam import LightWAM
@@ -28,7 +29,11 @@ from lightwam.policy.actor import Actor, PlainActor
 from lightwam.policy.episode import Episode
 from lightwam.policy.observations import ObservationLike, encode_states, observation_fields, read_states
 from lightwam.system.devices import resolve_device, use_gpu
-from lightwam.types import LatentCodec
+from lightwam.types import LatentCodec, to_pixels
+
+
+Inputs = tuple[UInt8[Tensor, "B height width 3"], list[str], Float[Tensor, "B P"]]
+"""canvases, instructions and normalised states"""
 
 
 class Policy:
@@ -189,26 +194,39 @@ class Policy:
 
     @torch.inference_mode()
     def imagine(
-        self, observation: ObservationLike, seed: int = 0, num_steps: int = 20
+        self, observation: ObservationLike, seed: int = 0, num_steps: int = 20, num_chunks: int = 1
     ) -> UInt8[np.ndarray, "F height width 3"]:
         """Return a possible future as canvases `video_stride` control steps apart, the present first.
 
-        Different seeds give different futures; `num_steps` is the number of Euler steps from noise.
+        Different seeds give different futures; `num_steps` is the number of Euler steps from noise. A future is as long
+        as a chunk of actions. With more `num_chunks`, each further one begins at the last imagined canvas. Its state
+        is then the chunk's last target in the codec's `relative_action_dims`, and the observation's in others.
         """
-        future = self._future([observation], self.recipe.latent_shape[1], seed, num_steps)
-        return to_pictures(self.latents.decode_pooled(future))[0]
+        fields, states = self._read([observation])
+        canvas, instruction, _ = self._inputs(fields, states)
+        clips = [canvas[:, None].numpy()]
+        for number in range(num_chunks):
+            inputs = torch.from_numpy(clips[-1][:, -1]), instruction, self._normalised(states)
+            future = self._future(inputs, self.recipe.latent_shape[1], seed + number, num_steps)
+            present = to_pixels(inputs[0][:, None]).to(future)
+            clips.append(to_pictures(decode_future(self.latents, present, future))[:, 1:])
+            if number + 1 < num_chunks:
+                states = self._state_after(inputs, states)
+        return np.concatenate(clips, axis=1)[0]
 
     @torch.inference_mode()
     def predict_next(
         self, observations: Sequence[ObservationLike]
     ) -> tuple[Float32[np.ndarray, "B C h2 w2"], Float32[np.ndarray, "B C h2 w2"]]:
-        """Return the present's pooled latents, and the video pass's prediction of the next latent frame.
+        """Return the present's pooled latents, and these plus the change that the video pass predicts next.
 
         One Euler step from a fixed noise: from pure noise, the velocity leads to the mean of the futures that the model
         considers possible. The surprise watch compares it with the frames that follow.
         """
-        future = self._future(observations, 2, 0, 1).float().cpu().numpy()
-        return future[:, :, 0], future[:, :, 1]
+        future = self._future(self.inputs(observations), 2, 0, 1).float()
+        present = future[:, :, :1]
+        expected = present + (future[:, :, 1:] - self.latents.hold(present))
+        return present[:, :, 0].cpu().numpy(), expected[:, :, 0].cpu().numpy()
 
     @torch.inference_mode()
     def attention(self, observation: ObservationLike) -> list[Float32[np.ndarray, "queries rows cols"]]:
@@ -219,17 +237,23 @@ class Policy:
         return [a[0].mean(0).unflatten(-1, (rows, columns)).float().cpu().numpy() for a in maps]
 
     def _future(
-        self, observations: Sequence[ObservationLike], num_frames: int, seed: int, num_steps: int
+        self, inputs: Inputs, num_frames: int, seed: int, num_steps: int
     ) -> Float[Tensor, "B C T h2 w2"]:
-        """Sample futures of the observations, all from the same noise."""
-        latent, context, state = self.plain.encode(*self.inputs(observations))
+        """Sample futures of what `inputs` returned, all from the same noise."""
+        latent, context, state = self.plain.encode(*inputs)
         shape = (1, latent.shape[1], num_frames, latent.shape[3] // 2, latent.shape[4] // 2)
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(latent)
         return self.model.imagine(latent, context, state, noise.expand(len(latent), -1, -1, -1, -1), num_steps)
 
-    def inputs(
-        self, observations: Sequence[ObservationLike]
-    ) -> tuple[UInt8[Tensor, "B height width 3"], list[str], Float[Tensor, "B P"]]:
+    def _state_after(self, inputs: Inputs, states: Float32[np.ndarray, "B P"]) -> Float32[np.ndarray, "B P"]:
+        """Return the states, in robot units, after the chunk of these inputs, as far as its targets tell them."""
+        dims, after = list(self.codec.config.relative_action_dims), states.copy()
+        if dims:
+            action = self.codec.decode_action(self.actor.act(*inputs).float().cpu().numpy(), states)
+            after[:, dims] = action[:, -1, dims]
+        return after
+
+    def inputs(self, observations: Sequence[ObservationLike]) -> Inputs:
         """Return canvases, instructions and normalised states; WireError for an observation that does not fit."""
         return self._inputs(*self._read(observations))
 
@@ -239,9 +263,9 @@ class Policy:
         fields = [observation_fields(observation, state_dim) for observation in seen]
         return fields, read_states([each["state"] for each in fields], state_dim)
 
-    def _inputs(
-        self, fields: Sequence[Mapping[str, Any]], states: Float32[np.ndarray, "B P"]
-    ) -> tuple[UInt8[Tensor, "B height width 3"], list[str], Float[Tensor, "B P"]]:
+    def _inputs(self, fields: Sequence[Mapping[str, Any]], states: Float32[np.ndarray, "B P"]) -> Inputs:
         canvases = np.stack([self.codec.canvas(each["frames"]) for each in fields])
-        normalised = torch.from_numpy(encode_states(self.codec, states))
-        return torch.from_numpy(canvases), [each["instruction"] for each in fields], normalised
+        return torch.from_numpy(canvases), [each["instruction"] for each in fields], self._normalised(states)
+
+    def _normalised(self, states: Float32[np.ndarray, "B P"]) -> Float[Tensor, "B P"]:
+        return torch.from_numpy(encode_states(self.codec, states))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lightwam.config.schema import LATENTS, DctConfig, Recipe, SourceConfig
+from lightwam.config.schema import LATENTS, Recipe, SourceConfig, WanVaeConfig
 from lightwam.data.cache.base import Cache, check_cameras
 from lightwam.data.cache.frames import FrameCache, frames_folder, is_current, temporary_frames
 from lightwam.data.cache.latents import LatentCache, find_latent_caches, latents_folder
@@ -21,19 +21,17 @@ from lightwam.data.lerobot.features import ACTION, STATE, FeatureNames, parse_na
 from lightwam.data.lerobot.footage import footage_dataset, is_footage
 from lightwam.data.lerobot.hub import find_dataset, hub_id
 from lightwam.data.lerobot.reader import LeRobotDataset
-from lightwam.encoders.dct import DctLatents
-from lightwam.encoders.frozen import vae_identity
+from lightwam.encoders.frozen import fit_latents, vae_identity
 from lightwam.encoders.prompt_check import PromptCheck
 from lightwam.errors import ConfigError, DatasetError, PromptError
 from lightwam.policy import run_directory
 from lightwam.policy.run_directory import Weights
 from lightwam.system.progress import Progress, Say
-from lightwam.types import to_pixels
 
 FRAMES = "cache"
 """subfolder of a dataset for its decoded pictures"""
-FIT_FRAMES = 256
-"""number of pictures, evenly spaced over the dataset, that the DCT's statistics are measured on"""
+FIT_CLIPS = 256
+"""clips, evenly spaced over the dataset, that latents without weights are fitted on"""
 
 
 @dataclass(frozen=True)
@@ -158,15 +156,17 @@ class DatasetCaches:
         return FrameCache.open(self.frames)
 
     def measure(self, cache: Cache) -> dict[str, Any]:
-        """Return the VAE's identity, or the DCT's statistics over pictures at which windows of `cache` begin."""
-        if self.recipe.latents.pretrained:
+        """Return the VAE's identity, or what latents without weights measure on windows of `cache`."""
+        latents, stride = self.recipe.latents, self.recipe.codec.video_stride
+        if isinstance(latents, WanVaeConfig):
             return dict(self.vae)
-        assert isinstance(self.recipe.latents, DctConfig)
         steps = np.concatenate([part.windows for part in cache.sampling.parts])
-        rows = torch.linspace(0, len(steps) - 1, min(FIT_FRAMES, len(steps))).long().numpy()
-        pictures = cache.video(steps[rows][:, None])
-        assert isinstance(pictures, np.ndarray)
-        return dict(DctLatents.fit(self.recipe.latents, to_pixels(pictures)[:, :, 0]).to_dict())
+        rows = torch.linspace(0, len(steps) - 1, min(FIT_CLIPS, len(steps))).long().numpy()
+        frames = steps[rows][:, None] + stride * np.arange(1 + latents.temporal_stride)
+        last = np.repeat(cache.episode_start[1:] - 1, np.diff(cache.episode_start))[steps[rows]]
+        clips = cache.video(np.minimum(frames, last[:, None]))
+        assert isinstance(clips, np.ndarray)
+        return fit_latents(latents, clips)
 
     def prompts(self) -> Weights:
         """Read the prompts' states of a pretrained text encoder from the cache; DatasetError when one is missing."""
