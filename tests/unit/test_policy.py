@@ -14,7 +14,7 @@ import torch
 from in_here import InHere
 
 import lightwam.policy.policy
-from lightwam.data.codec import Codec, to_pictures
+from lightwam.data.codec import Codec
 from lightwam.data.statistics import measure
 from lightwam.encoders import frozen
 from lightwam.encoders.frozen import Prompts
@@ -24,7 +24,7 @@ from lightwam.policy import run_directory
 from lightwam.policy.episode import Episode
 from lightwam.policy.policy import Policy
 from lightwam.sim import registry
-from lightwam.types import Observation, to_pixels
+from lightwam.types import Observation
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +184,15 @@ def test_imagine(trained: Policy, seen: list[Observation]) -> None:
     assert np.array_equal(video, trained.imagine(seen[0], seed=4, num_steps=2))
     assert not np.array_equal(video, trained.imagine(seen[0], seed=5, num_steps=2))
     assert np.array_equal(video[0], trained.codec.canvas(seen[0].frames))  # the present
+
+
+def test_each_further_chunk_begins_at_the_last_imagined_picture(trained: Policy, seen: list[Observation]) -> None:
+    one, three = (trained.imagine(seen[0], seed=4, num_steps=2, num_chunks=count) for count in (1, 3))
+    assert three.shape == (13, *one.shape[1:])
+    assert np.array_equal(three[:5], one)
+    again = replace(seen[0], frames={"top": one[-1]})
+    assert np.array_equal(three[5:9], trained.imagine(again, seed=5, num_steps=2)[1:])
+    assert not np.array_equal(three[5:9], three[9:])
 
 
 def test_attention(trained: Policy, seen: list[Observation]) -> None:

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from report_run import FRAMES, PLAN, SIZE, TASKS, write_run
 
-from lightwam.errors import ConfigError
+from lightwam.errors import CheckpointError, ConfigError
+from lightwam.evaluation.future_errors import Far, measure_futures, read_futures
 from lightwam.policy.policy import Policy
 from lightwam.report import write_report
 from lightwam.report.evidence import read_evidence
+from lightwam.sim.registry import make_simulator
 
 
 @pytest.fixture
@@ -26,14 +28,14 @@ class FakePolicy(Policy):
     def __init__(self, codec: object, latents: object) -> None:
         self.recipe = replace(PLAN, eval=replace(PLAN.eval, replan=3))
         self.codec, self.latents = codec, latents
-        self.asked = 0
+        self.asked, self.step = 0, 7
 
     def act(self, observation: object) -> np.ndarray:
         self.asked += 1
         return np.tile(np.asarray([0.5, 0.0], np.float32), (8, 1))
 
-    def imagine(self, observation: object, seed: int, num_steps: int) -> np.ndarray:
-        return self.codec.canvas(observation.frames)[None].repeat(FRAMES, 0)
+    def imagine(self, observation: object, seed: int, num_steps: int, num_chunks: int = 1) -> np.ndarray:
+        return self.codec.canvas(observation.frames)[None].repeat(1 + (FRAMES - 1) * num_chunks, 0)
 
     def attention(self, observation: object) -> list[np.ndarray]:
         return [np.full((4, 2, 2), 0.25, np.float32)] * 2
@@ -94,3 +96,44 @@ def test_an_episode_that_ends_early_is_marked(policy: FakePolicy, run: Path) -> 
     assert (probe.real[0, 3] == probe.real[0, 2]).all() and (probe.real[0, 2] != probe.real[0, 0]).any()
     with pytest.raises(ConfigError, match="no moment"):
         record_probe(policy, {}, run / "eval" / "probe.npz")
+
+
+def test_errors_are_means_over_all_moments_by_chunk(policy: FakePolicy, run: Path) -> None:
+    """The policy imagines that nothing moves, so that its error is the frozen picture's."""
+    plan = policy.recipe
+    policy.recipe = replace(plan, sim=replace(plan.simulation, max_steps=20))
+    simulators = {task: make_simulator(policy.recipe.simulation, task) for task in TASKS}
+    errors = measure_futures(policy, simulators, run / "eval", Far(2, 2, 1), say=lambda line: None)
+    found = read_futures(run / "eval")
+    assert found is not None and found[0] == errors
+    assert errors.first_seed == plan.eval.first_seed and errors.held_out and errors.horizon == 8
+    assert {row.task for row in errors.rows} == set(TASKS)
+
+    alone, canvases = simulators["red"], []
+    alone.reset(plan.eval.first_seed)
+    for _ in range(21):
+        canvases.append(policy.codec.canvas(alone.observe().frames).astype(np.float64))
+        if (outcome := alone.step(np.asarray([0.5, 0.0], np.float32))).success or outcome.ended:
+            break
+    first, second = (row for row in errors.rows if row.task == "red")
+    assert (first.chunk, first.episodes, second.chunk) == (1, 2, 2) and first.moments > second.moments
+    assert first.imagined == first.frozen and first.closer == 0 and first.gain_95 == (0, 0)
+    assert first.coded is not None and second.coded is None
+    one = replace(policy.recipe, sim=replace(plan.simulation, max_steps=8))
+    policy.recipe = one
+    (row, *_) = measure_futures(policy, {"red": alone}, run / "eval", Far(1, 2, 1), say=lambda line: None).rows
+    expected = np.sqrt(np.mean([np.square(canvases[k] - canvases[0]) for k in (2, 4, 6, 8)]))
+    assert row.moments == 1 and row.gain_95 is None and abs(row.frozen - expected) < 0.01
+    html = write_report(run).read_text()
+    assert "How near, over all moments" in html and "one episode" in html
+
+
+def test_without_a_whole_chunk_there_is_nothing_to_measure(policy: FakePolicy, run: Path) -> None:
+    policy.recipe = replace(policy.recipe, sim=replace(policy.recipe.simulation, max_steps=7))
+    simulator = make_simulator(policy.recipe.simulation, "red")
+    with pytest.raises(ConfigError, match="whole chunk"):
+        measure_futures(policy, {"red": simulator}, run / "eval", Far(1), say=lambda line: None)
+    assert read_futures(run / "eval") is None
+    (run / "eval" / "futures.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"futures\.json"):
+        read_futures(run / "eval")

@@ -17,6 +17,7 @@ from lightwam.data.collect import collect
 from lightwam.encoders.prompt_check import check_prompts
 from lightwam.errors import ConfigError
 from lightwam.evaluation.evaluate import evaluate
+from lightwam.evaluation.future_errors import Far, measure_futures, measure_recorded_futures
 from lightwam.evaluation.probe import record_dataset_probe, record_probe
 from lightwam.evaluation.recorded import recorded_episodes
 from lightwam.evaluation.sentence_swap import swap_sentences
@@ -28,6 +29,9 @@ from lightwam.system.machine import machine
 from lightwam.training import loggers
 from lightwam.training.caches import DatasetSource
 from lightwam.training.train import train
+
+PROBE_EPISODES = 2
+"""episodes of each task that errors of imagined futures are averaged over"""
 
 
 def demo(recipe: Recipe, run: Path, say: Callable[[str], None] = print, cache: Path | None = None) -> dict[str, Any]:
@@ -55,7 +59,7 @@ def demo(recipe: Recipe, run: Path, say: Callable[[str], None] = print, cache: P
         with timer.part("swap"):
             swap_sentences(run, say)
     with timer.part("probe"):
-        probe(run)
+        probe(run, say=say)
     write_json(run / "result.json", result | {"wall_seconds": timer.seconds(), "machine": machine()})
     with timer.part("report"):
         report = write_report(run)
@@ -91,18 +95,26 @@ def check_simulation(recipe: Recipe, say: Callable[[str], None] = print) -> None
                     raise ConfigError(what, where=option, got=expected, expected=simulated)
 
 
-def probe(run: Path) -> None:
-    """Record what the policy imagines, and its attention, in its simulator or, without one, in recorded episodes."""
-    policy, path = Policy.load(run), run / "eval" / "probe.npz"
+def probe(run: Path, num_episodes: int = PROBE_EPISODES, say: Callable[[str], None] = print) -> None:
+    """Record what the policy imagines, and its attention, in its simulator or, without one, in recorded episodes.
+
+    Errors of imagined futures are means over `num_episodes` of each task.
+    """
+    policy, folder = Policy.load(run), run / "eval"
+    far = Far(num_episodes)
     if policy.recipe.sim is None:
-        return record_dataset_probe(policy, recorded_episodes(policy), path)
+        recorded = recorded_episodes(policy)
+        record_dataset_probe(policy, recorded, folder / "probe.npz")
+        measure_recorded_futures(policy, recorded, folder, far, say)
+        return
     with contextlib.ExitStack() as stack:
         simulators = {
             task: registry.make_simulator(policy.recipe.simulation, task) for task in policy.recipe.simulation.tasks
         }
         for simulator in simulators.values():
             stack.callback(simulator.close)
-        record_probe(policy, simulators, path)
+        record_probe(policy, simulators, folder / "probe.npz")
+        measure_futures(policy, simulators, folder, far, say)
 
 
 class Timer:

@@ -14,7 +14,9 @@ class ReportOptions:
     """Write RUN/report.html: success by task, learning curves, rollouts, imagined futures, attention, latency."""
 
     imagine: bool = False
-    """first record what the policy imagines, and its attention, in an unseen episode of each task"""
+    """first record what the policy imagines, and its attention, in unseen episodes of each task"""
+    imagine_episodes: int = 2
+    """episodes of each task that errors of imagined futures are averaged over, with --imagine"""
     swap: bool = False
     """first evaluate with the tasks' sentences exchanged, which shows whether the policy reads them"""
 
@@ -29,5 +31,5 @@ def run(arguments: Sequence[str]) -> None:
     if options.swap:
         swap_sentences(Path(run))
     if options.imagine:
-        probe(Path(run))
+        probe(Path(run), options.imagine_episodes)
     print(write_report(run))

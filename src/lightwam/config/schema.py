@@ -135,7 +135,7 @@ class DctConfig:
 
 @dataclass(frozen=True)
 class PcaConfig:
-    """Latents without pretrained weights, fitted on the dataset: principal components of 8x8 blocks over four frames."""
+    """Latents fitted on the dataset, without pretrained weights: principal components of 8x8 blocks of four frames."""
 
     channels: int = 18
     motion_channels: int = 6

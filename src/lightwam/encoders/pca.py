@@ -86,7 +86,9 @@ class PcaLatents:
             numbers = getattr(components, name)
             if tuple(numbers.shape) != shape or not numbers.isfinite().all():
                 got = f"{name} {tuple(numbers.shape)}, finite: {bool(numbers.isfinite().all())}"
-                raise ConfigError("components must be finite and fit the channels", where=where, got=got, expected=shape)
+                raise ConfigError(
+                    "components must be finite and fit the channels", where=where, got=got, expected=shape
+                )
         if (smallest := min(float(components.std.min()), float(components.motion_std.min()))) <= 0:
             raise ConfigError("deviations must be positive", where=where, got=smallest)
         self._cached: dict[tuple[torch.device, torch.dtype], _Kernels] = {}
@@ -99,7 +101,7 @@ class PcaLatents:
         spatial, power = single.principal()
         lifted = (spatial[:kept] / math.sqrt(STRIDE)).repeat(1, STRIDE)
         centre = single.mean.repeat(STRIDE)
-        rest = _Moments.of((x - (x @ lifted.T) @ lifted for x in (blocks - centre for blocks in _later_blocks(clips))))
+        rest = _Moments.of(x - (x @ lifted.T) @ lifted for x in (blocks - centre for blocks in _later_blocks(clips)))
         change = rest.principal()[0][: config.motion_channels]
         motion = _upright(torch.linalg.qr(torch.cat((lifted, change)).T).Q.T[kept:])
         numbers = {

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from lightwam.errors import CheckpointError, ConfigError, SimulatorError
-from lightwam.evaluation.probe import through_latents
+from lightwam.evaluation.future_errors import read_futures
 from lightwam.evaluation.watch.surprise import FILE, EpisodeWatch, SurpriseWatch
 from lightwam.play.board import Board
 from lightwam.play.commands import Attention
@@ -57,11 +57,12 @@ class ModelView:
         self.choice = Attention(len(policy.recipe.model.backbone.taps) - 1)
         self._watch, self.why_no_watch = _load_watch(policy)
         self._errors: list[tuple[float, float]] = []
+        self._measured = _measured_futures(policy)
         self.begin(1.0)
 
-    def begin(self, fps: float) -> None:
-        """Begin an episode of this many control steps a second."""
-        self._fps = fps
+    def begin(self, fps: float, task: str = "") -> None:
+        """Begin an episode of this many control steps a second; `task`: as the run's report calls it."""
+        self._fps, self._task = fps, task
         self._future: Future | None = None
         self._episode: EpisodeWatch | None = self._watch.episode() if self._watch else None
         self._watched_at = 0
@@ -174,12 +175,21 @@ class ModelView:
             "errors": [round(error, 2) for error in self._errors[-1]] if future.is_complete else None,
             "mean_errors": means,
             "count": len(self._errors),
+            "measured": self._measured.get(self._task),
         }
 
     def _measure(self, future: Future) -> tuple[float, float]:
         """Return the pixel errors, of 255, of the imagined frames and of the present repeated."""
-        real = through_latents(self.policy, np.stack([future.came[index] for index in range(len(future.frames))]))[None]
+        real = np.stack([future.came[index] for index in range(len(future.frames))])[None]
         return float(pixel_error(future.frames[None], real)[0]), float(pixel_error(real[:, :1], real)[0])
+
+
+def _measured_futures(policy: Policy) -> dict[str, dict[str, Any]]:
+    """Return what the run's report measured of each task's futures, one chunk far."""
+    found = read_futures(policy.run / "eval") if policy.run is not None else None
+    names = ("imagined", "frozen", "moments", "episodes")
+    rows = found[0].rows if found is not None else ()
+    return {row.task: {name: getattr(row, name) for name in names} for row in rows if row.chunk == 1}
 
 
 def _load_watch(policy: Policy) -> tuple[SurpriseWatch | None, str]:

@@ -132,7 +132,7 @@ class RecordedSession:
 
     def _open(self, place: int) -> None:
         self.place, self.sentence = place, None
-        self.view.begin(self._recorded.fps)
+        self.view.begin(self._recorded.fps, self._recorded.episodes[place].instruction)
         self._board.put({"world": {"action_names": list(self.episode.dataset.action_names), "disturbances": []}})
         self._seek(0)
         self._show()

@@ -194,7 +194,7 @@ class Session:
         pending = sorted((*kept, *(asked.events or ())), key=lambda event: event.step)
         player = Episode(self._ask_policy, controls.replan)
         self.scene = Scene(job, sentence, world, seen, player, pending=pending)
-        self.view.begin(world.fps)
+        self.view.begin(world.fps, asked.task)
         controls.step_times.clear()
         self._board.put({"world": asdict(world)} | self.scene.pictures())
         self._due = time.monotonic()

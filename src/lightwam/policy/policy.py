@@ -31,7 +31,6 @@ from lightwam.policy.observations import ObservationLike, encode_states, observa
 from lightwam.system.devices import resolve_device, use_gpu
 from lightwam.types import LatentCodec, to_pixels
 
-
 Inputs = tuple[UInt8[Tensor, "B height width 3"], list[str], Float[Tensor, "B P"]]
 """canvases, instructions and normalised states"""
 
@@ -236,9 +235,7 @@ class Policy:
         maps = self.model.attention(latent, context, state)
         return [a[0].mean(0).unflatten(-1, (rows, columns)).float().cpu().numpy() for a in maps]
 
-    def _future(
-        self, inputs: Inputs, num_frames: int, seed: int, num_steps: int
-    ) -> Float[Tensor, "B C T h2 w2"]:
+    def _future(self, inputs: Inputs, num_frames: int, seed: int, num_steps: int) -> Float[Tensor, "B C T h2 w2"]:
         """Sample futures of what `inputs` returned, all from the same noise."""
         latent, context, state = self.plain.encode(*inputs)
         shape = (1, latent.shape[1], num_frames, latent.shape[3] // 2, latent.shape[4] // 2)

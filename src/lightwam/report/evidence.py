@@ -14,6 +14,7 @@ from lightwam.config.schema import Recipe
 from lightwam.config.strict_json import added, from_dict, stored_as, to_dict
 from lightwam.data.facts import DatasetFacts
 from lightwam.evaluation.episodes import EpisodeRow, read_episodes
+from lightwam.evaluation.future_errors import FutureErrors, Pictures, read_futures
 from lightwam.evaluation.probe import Probe, read_probe
 from lightwam.evaluation.result_files import (
     Count,
@@ -153,6 +154,8 @@ class Evidence:
     demo: DemoResult | None
     swap: SwapResult | None
     probe: Probe | None
+    futures: tuple[FutureErrors, Pictures] | None
+    """errors of imagined futures; None in older runs"""
     facts: DatasetFacts | None
     """of the training dataset; older runs have none"""
     open_loop: OpenLoop | None
@@ -185,6 +188,7 @@ def read_evidence(run: Path) -> Evidence:
         demo=read_result(DemoResult, run / "result.json"),
         swap=read_result(SwapResult, folder / "swap.json"),
         probe=read_probe(folder / "probe.npz"),
+        futures=read_futures(folder),
         facts=read_facts(run),
         open_loop=read_open_loop(run),
         watch=watch,

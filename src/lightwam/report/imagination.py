@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
+from lightwam.evaluation.future_errors import FutureErrors, Pictures, Row
 from lightwam.evaluation.probe import Probe
 from lightwam.report.formatting import THIN, short_number
 from lightwam.report.images import Image, heat, jpeg, overlay
@@ -36,9 +37,10 @@ class Moment:
     reconstructed: tuple[Frame, ...]
     real: tuple[Frame, ...]
     prediction_error: float
-    """mean absolute difference to the reconstructed future, of 255"""
+    """root mean square difference to the real future, of 255"""
     present_error: float
     """the same when the present frame is repeated"""
+    reconstruction_error: float
 
 
 @dataclass(frozen=True)
@@ -83,12 +85,49 @@ class Attention:
 
 def futures(probe: Probe) -> Futures:
     """Return the recorded moments; of every task the one with the most motion is shown first."""
-    motion = pixel_error(probe.real_coded[:, :1], probe.real_coded)
+    motion = pixel_error(probe.real[:, :1], probe.real)
     groups = ([i for i, task in enumerate(probe.tasks) if task == name] for name in dict.fromkeys(probe.tasks))
     shown = [max(group, key=lambda i: motion[i]) for group in groups]
     others = [i for i in range(len(probe.tasks)) if i not in shown]
     shared_latents = any(first != last for first, last in distinct_frames(probe))
     return Futures([_moment(probe, i) for i in shown], [_moment(probe, i) for i in others], shared_latents)
+
+
+@dataclass(frozen=True)
+class Strip:
+    """A future several chunks long: the present, and the last frame of each chunk."""
+
+    task: str
+    times: tuple[str, ...]
+    imagined: tuple[Image, ...]
+    real: tuple[Image, ...]
+
+
+@dataclass(frozen=True)
+class FarFutures:
+    """Errors over all moments of held-out episodes, and a future of each task."""
+
+    errors: FutureErrors
+    tasks: tuple[tuple[str, tuple[Row, ...]], ...]
+    """of each task, a row a chunk"""
+    ends: tuple[str, ...]
+    """when each chunk ends"""
+    strips: tuple[Strip, ...]
+
+
+def far_futures(errors: FutureErrors, pictures: Pictures) -> FarFutures:
+    """Return what is shown of the errors by chunk."""
+    by_task = {row.task: tuple(each for each in errors.rows if each.task == row.task) for row in errors.rows}
+    seconds = errors.horizon / errors.fps
+    most = max(row.chunk for row in errors.rows)
+    ends = tuple(f"+{short_number(chunk * seconds)}{THIN}s" for chunk in range(1, most + 1))
+    strips = tuple(
+        Strip(task, ("now", *ends[: length - 1]), tuple(map(jpeg, seen[:length])), tuple(map(jpeg, real[:length])))
+        for task, length, seen, real in zip(
+            pictures.tasks, pictures.lengths, pictures.imagined, pictures.real, strict=True
+        )
+    )
+    return FarFutures(errors, tuple(by_task.items()), ends, strips)
 
 
 def distinct_frames(probe: Probe) -> list[tuple[int, int]]:
@@ -118,7 +157,7 @@ def _moment(probe: Probe, i: int) -> Moment:
             for k in [(sum(span) + 1) // 2]
         )
 
-    truth = probe.real_coded[i : i + 1]
+    truth = probe.real[i : i + 1]
     return Moment(
         task=probe.tasks[i],
         instruction=probe.instructions[i],
@@ -128,6 +167,7 @@ def _moment(probe: Probe, i: int) -> Moment:
         real=frames(probe.real),
         prediction_error=float(pixel_error(probe.imagined[i : i + 1], truth)[0]),
         present_error=float(pixel_error(truth[:, :1], truth)[0]),
+        reconstruction_error=float(pixel_error(probe.real_coded[i : i + 1], truth)[0]),
     )
 
 
@@ -140,9 +180,9 @@ def time_span(first: int, last: int, seconds: float) -> str:
 
 
 def pixel_error(guess: np.ndarray, truth: np.ndarray) -> Float[np.ndarray, " M"]:
-    """Mean absolute difference over the future frames, in levels of 255."""
+    """Return the root mean square difference over the future frames, in levels of 255."""
     future = np.broadcast_to(guess, truth.shape)[:, 1:].astype(np.float32)
-    return np.abs(future - truth[:, 1:].astype(np.float32)).mean(axis=(1, 2, 3, 4))
+    return np.sqrt(np.square(future - truth[:, 1:].astype(np.float32)).mean(axis=(1, 2, 3, 4)))
 
 
 def attention(probe: Probe) -> Attention:

@@ -41,6 +41,7 @@ def page(evidence: Evidence) -> str:
         rollouts=rollouts(evidence),
         open_loop=evidence.open_loop,
         futures=imagination.futures(probe) if probe else None,
+        far=imagination.far_futures(*evidence.futures) if evidence.futures else None,
         attention=imagination.attention(probe) if probe else None,
         roc_charts=watch.roc_charts(evidence.watch) if evidence.watch else [],
         examples=[watch.example_view(example, evidence.watch_canvases[example.kind]) for example in examples],

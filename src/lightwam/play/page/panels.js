@@ -145,6 +145,8 @@ drawers.future = future => {
   const text = [`From step ${future.step}.`];
   if (future.errors) text.push(`Off by ${future.errors[0].toFixed(1)} of 255; the present repeated: ${future.errors[1].toFixed(1)}.`);
   if (future.mean_errors) text.push(`Mean of ${future.count} future${future.count > 1 ? 's' : ''}: ${future.mean_errors[0].toFixed(1)}, repeated ${future.mean_errors[1].toFixed(1)}.`);
+  const measured = future.measured;
+  if (measured) text.push(`The report's mean of ${measured.moments} moments of ${measured.episodes} episodes: ${measured.imagined.toFixed(1)}, repeated ${measured.frozen.toFixed(1)}.`);
   at('future-text').textContent = text.join(' ');
 };
 
