@@ -90,7 +90,7 @@ def test_averaged_latents_show_the_picture(latents: PcaLatents) -> None:
     pixels = to_pixels(clips_of(16, seed=2))
     shown = latents.decode_pooled(pool(latents.encode(pixels)))
     assert shown.shape == pixels.shape
-    assert rms(shown, pixels) < 0.3 * float(pixels.std())
+    assert rms(shown, pixels) < 0.4 * float(pixels.std())
 
 
 def test_the_present_stays_and_so_does_what_does_not_move(latents: PcaLatents) -> None:
