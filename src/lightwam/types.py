@@ -138,7 +138,7 @@ class LatentCodec(Protocol):
     def decode_pooled(self, latents: Float[Tensor, "B C T h2 w2"]) -> Float[Tensor, "B 3 F height width"]:
         """Decode latents averaged 2x2 in space, as the world model predicts them, at the full picture size."""
 
-    def hold(self, present: Float[Tensor, "B C 1 h w"]) -> Float[Tensor, "B C 1 h w"]:
+    def motionless(self, present: Float[Tensor, "B C 1 h w"]) -> Float[Tensor, "B C 1 h w"]:
         """Return the later latents of a clip that stays as it is, averaged or not, from those of its first frame."""
 
 

@@ -52,5 +52,5 @@ class Same:
     def decode_pooled(self, latents: Tensor) -> Tensor:
         return latents
 
-    def hold(self, present: Tensor) -> Tensor:
+    def motionless(self, present: Tensor) -> Tensor:
         return present

@@ -67,10 +67,10 @@ def test_channels_have_about_deviation_1(latents: PcaLatents) -> None:
     torch.testing.assert_close(motion, torch.ones(len(motion)), atol=0.01, rtol=0)
 
 
-def test_a_clip_without_motion_has_the_latents_that_hold_says(latents: PcaLatents) -> None:
+def test_a_clip_without_motion_has_the_latents_that_motionless_says(latents: PcaLatents) -> None:
     pixels = to_pixels(clips_of(4, seed=1)[:, :1].repeat(5, axis=1))
     z = latents.encode(pixels)
-    held = latents.hold(z[:, :, :1])
+    held = latents.motionless(z[:, :, :1])
     kept = CONFIG.channels - CONFIG.motion_channels
     torch.testing.assert_close(z[:, :kept, 1:], held[:, :kept], atol=1e-4, rtol=0)
     assert z[:, kept:, 1:].abs().mean() < 0.3
@@ -100,7 +100,7 @@ def test_the_present_stays_and_so_does_what_does_not_move(latents: PcaLatents) -
     future, plain = decode_future(latents, pixels[:, :, :1], z), latents.decode_pooled(z)
     assert torch.equal(future[:, :, :1], pixels[:, :, :1])
     assert rms(future, pixels) < 0.9 * rms(plain, pixels)
-    held = torch.cat((z[:, :, :1], *[latents.hold(z[:, :, :1])] * 2), dim=2)
+    held = torch.cat((z[:, :, :1], *[latents.motionless(z[:, :, :1])] * 2), dim=2)
     still = decode_future(latents, pixels[:, :, :1], held)
     torch.testing.assert_close(still, pixels[:, :, :1].expand(-1, -1, 9, -1, -1), atol=1e-5, rtol=0)
     assert torch.equal(decode_future(latents, pixels[:, :, :1], z[:, :, :1]), pixels[:, :, :1])

@@ -32,7 +32,7 @@ from lightwam.types import SINGLE_PROCESS, Batch, LatentCodec, Rank, to_pixels
 
 TASK = "task"
 FIT_FRAMES = 256
-"""pictures of the first batch, at most, that the DCT's statistics are measured on"""
+"""pictures of the first batch, at most, that the DCT's statistics are measured on; PCA takes all its clips"""
 
 
 class LightWAMPolicy(PreTrainedPolicy):

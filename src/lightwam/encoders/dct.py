@@ -114,7 +114,7 @@ class DctLatents:
         pictures = F.pixel_shuffle(F.conv2d(around, weight), 2 * BLOCK)
         return _clip(pictures.unflatten(0, (raw.shape[0], raw.shape[2])))
 
-    def hold(self, present: Float[Tensor, "B C 1 h w"]) -> Float[Tensor, "B C 1 h w"]:
+    def motionless(self, present: Float[Tensor, "B C 1 h w"]) -> Float[Tensor, "B C 1 h w"]:
         """Return the later latents of a clip that stays as it is: those of its first frame."""
         return present
 

@@ -25,7 +25,7 @@ def decode_future(
     later = latents.decode_pooled(clip)[:, :, 1:]
     if not later.shape[2]:
         return present
-    still = torch.cat((clip[:, :, :1], latents.hold(clip[:, :, :1])), dim=2)
+    still = torch.cat((clip[:, :, :1], latents.motionless(clip[:, :, :1])), dim=2)
     still_pixels = latents.decode_pooled(still)[:, :, 1:].repeat(1, 1, clip.shape[2] - 1, 1, 1)
     change = F.avg_pool2d((later - still_pixels).abs().mean(dim=1), 3, 1, 1, count_include_pad=False)
     kept = torch.exp(-(change / CHANGE).square())[:, None]

@@ -172,7 +172,7 @@ class PcaLatents:
         parts = [_upsampled(latents[:, :, :1], first), _upsampled(latents[:, :, 1:], later)]
         return self.decode(torch.cat(parts, dim=2))
 
-    def hold(self, present: Float[Tensor, "B C 1 h w"]) -> Float[Tensor, "B C 1 h w"]:
+    def motionless(self, present: Float[Tensor, "B C 1 h w"]) -> Float[Tensor, "B C 1 h w"]:
         """Return the later latents of a clip that stays as it is: no motion in place of the finer detail."""
         kept = self.channels - self.config.motion_channels
         return torch.cat((present[:, :kept], torch.zeros_like(present[:, kept:])), dim=1)

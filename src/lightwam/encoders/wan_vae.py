@@ -128,7 +128,7 @@ class WanVaeLatents:
         pictures = F.interpolate(small.transpose(1, 2).flatten(0, 1), scale_factor=2, mode="bilinear")
         return pictures.unflatten(0, (small.shape[0], small.shape[2])).transpose(1, 2)
 
-    def hold(self, present: Float[Tensor, "B C 1 h w"]) -> Float[Tensor, "B C 1 h w"]:
+    def motionless(self, present: Float[Tensor, "B C 1 h w"]) -> Float[Tensor, "B C 1 h w"]:
         """Return the later latents of a clip that stays as it is: about those of its first frame."""
         return present
 

@@ -224,7 +224,7 @@ class Policy:
         """
         future = self._future(self.inputs(observations), 2, 0, 1).float()
         present = future[:, :, :1]
-        expected = present + (future[:, :, 1:] - self.latents.hold(present))
+        expected = present + (future[:, :, 1:] - self.latents.motionless(present))
         return present[:, :, 0].cpu().numpy(), expected[:, :, 0].cpu().numpy()
 
     @torch.inference_mode()
