@@ -181,6 +181,8 @@ def _check_windows(recipe: Recipe) -> None:
     grain = recipe.latents.temporal_stride * stride
     why = "a chunk has a number of complete latent frames, of codec.video_stride each"
     _require(stride >= 1 and model.horizon % grain == 0, "model.horizon", model.horizon, f"a multiple of {grain}", why)
+    later, why = model.horizon // grain, "a chunk has this number of later latent frames"
+    _require(0 <= model.foresight <= later, "model.foresight", model.foresight, f"0..{later}", why)
     expected, why = f"1..{model.supervised_prefix} (model.supervised_prefix)", "later steps are never supervised"
     step = "lower eval.replan, or raise model.supervised_prefix and train again"
     _require(1 <= replan <= model.supervised_prefix, "eval.replan", replan, expected, why, step)

@@ -79,6 +79,8 @@ class ModelConfig:
     """the paper's lambda"""
     video_loss_weight: float = 1.0
     """1 in the paper; 0 leaves out the video pass (an ablation)"""
+    foresight: int = added(0)
+    """latent frames after the present whose tokens, pooled and at noise level 1, the action expert reads too; 0: none"""
 
 
 @dataclass(frozen=True)

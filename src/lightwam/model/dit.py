@@ -17,7 +17,8 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor, nn
 
-from lightwam.config.schema import BackboneConfig
+from lightwam.config.schema import POOL, BackboneConfig
+from lightwam.model.foresight import append_foreseen, foreseen
 from lightwam.model.layers import (
     Attention,
     FeedForward,
@@ -95,10 +96,14 @@ class Block(nn.Module):
         modulation: Float[Tensor, "Bm Tm 6 D"],
         context: KeyValue,
         rope: Complex[Tensor, "S 1 pairs"],
+        present: int = 1,
     ) -> Float[Tensor, "B T n D"]:
-        """Apply the block to tokens by frames, with one modulation a frame (or one for all: Bm = Tm = 1)."""
+        """Apply the block to tokens by frames, with one modulation a frame (or one for all: Bm = Tm = 1).
+
+        The first frame may be given in several parts of n tokens, `present` of them.
+        """
         shift1, scale1, gate1, shift2, scale2, gate2 = (modulation + self.scale_shift_table).unbind(2)
-        attended = self.self_attention(modulate(x, shift1, scale1), rope)
+        attended = self.self_attention(modulate(x, shift1, scale1), rope, present)
         x = torch.addcmul(x, gate1[:, :, None].to(x.dtype), attended.to(x.dtype))
         tokens = self.norm2(x).flatten(1, 2)
         x = x + self.attn2.out(attention(self.attn2.query(tokens), *context)).view_as(x)
@@ -109,15 +114,15 @@ class Block(nn.Module):
         return function(self, *arguments)
 
     def self_attention(
-        self, x: Float[Tensor, "B T n D"], rope: Complex[Tensor, "S 1 pairs"]
+        self, x: Float[Tensor, "B T n D"], rope: Complex[Tensor, "S 1 pairs"], present: int
     ) -> Float[Tensor, "B T n D"]:
         """Let the first frame attend to itself and later frames to all frames, in two unmasked attentions."""
-        tokens, n = x.flatten(1, 2), x.shape[2]
+        tokens, n = x.flatten(1, 2), present * x.shape[2]
         q = apply_rope(self.attn1.query(tokens), rope)
         k, v = self.attn1.key_value(tokens)
         k = apply_rope(k, rope)
         mixed = attention(q[:, :n], k[:, :n], v[:, :n])
-        if x.shape[1] > 1:
+        if x.shape[1] > present:
             mixed = torch.cat((mixed, attention(q[:, n:], k, v)), dim=1)
         return self.attn1.out(mixed).view_as(x)
 
@@ -187,21 +192,26 @@ class DiT(nn.Module):
         context_kv: Sequence[KeyValue],
         *,
         stop_at_last_tap: bool = False,
+        foresight: int = 0,
     ) -> DiTOutput:
         """Return velocity and taps of latents: the first frame clean, at time 0, later ones noised, at `later_time`.
 
         `context_kv` comes from `encode_context`. `later_time` is None for a single frame. `stop_at_last_tap` skips the
-        blocks after the last tap, and so the velocity.
+        blocks after the last tap, and so the velocity. `foresight` appends that many foreseen frames to a single one.
         """
-        config = self.config
+        config, head_dim = self.config, self.config.width // self.config.num_heads
         x, (rows, columns) = self.embed_patches(latents)
-        frames = x.shape[1]
-        assert (later_time is None) == (frames == 1), "later frames, and only they, have a time"
-        embedding, modulation = self.frame_times(later_time, frames)
-        rope = rope_3d(frames, rows, columns, config.width // config.num_heads, x.device, x.dtype)
+        frames, present = x.shape[1], 1
+        assert (later_time is None) == (frames + foresight == 1), "later frames, and only they, have a time"
+        rope = rope_3d(frames, rows, columns, head_dim, x.device, x.dtype)
+        if foresight:
+            assert stop_at_last_tap and frames == 1, "foreseen frames have no velocity"
+            future = foreseen(cast(Tensor, self.patch_embedding.bias), foresight, rows, columns, head_dim)
+            (x, rope), present = append_foreseen(x, rope, future), POOL**2
+        embedding, modulation = self.frame_times(later_time, present, x.shape[1] - present)
         taps = []
         for i in range(config.taps[-1] + 1 if stop_at_last_tap else config.num_blocks):
-            x = self.blocks[i](x, modulation, context_kv[i], rope)
+            x = self.blocks[i](x, modulation, context_kv[i], rope, present)
             if i in config.taps:
                 x = self.adapters[str(i)](x)
                 taps.append(x.flatten(1, 2))
@@ -215,18 +225,18 @@ class DiT(nn.Module):
         return x.flatten(2, 3), (x.shape[2], x.shape[3])
 
     def frame_times(
-        self, later_time: Float[Tensor, " B"] | None, frames: int
+        self, later_time: Float[Tensor, " B"] | None, present: int, later: int
     ) -> tuple[Float[Tensor, "Bm Tm D"], Float[Tensor, "Bm Tm 6 D"]]:
-        """Return time embedding and modulation of every frame; at most two times a sample are embedded."""
+        """Return time embedding and modulation of the parts of each frame; at most two times a sample are embedded."""
         zero = torch.zeros(1, device=self.scale_shift_table.device)
         if later_time is None:
             embedding, modulation = self.condition_embedder.time(zero)
             return embedding[None], modulation[None]
         rows = self.condition_embedder.time(torch.cat((zero.to(later_time.dtype), later_time)))
         batch = len(later_time)
-        first = (row[:1, None].expand(batch, 1, *row.shape[1:]) for row in rows)
-        later = (row[1:, None].expand(batch, frames - 1, *row.shape[1:]) for row in rows)
-        embedding, modulation = (torch.cat(pair, dim=1) for pair in zip(first, later, strict=True))
+        first = (row[:1, None].expand(batch, present, *row.shape[1:]) for row in rows)
+        others = (row[1:, None].expand(batch, later, *row.shape[1:]) for row in rows)
+        embedding, modulation = (torch.cat(pair, dim=1) for pair in zip(first, others, strict=True))
         return embedding, modulation
 
     def head(

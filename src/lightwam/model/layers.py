@@ -62,16 +62,19 @@ def sinusoid(position: Float[Tensor, " n"], dim: int) -> Float[Tensor, "n dim"]:
 
 @lru_cache(maxsize=32)
 def rope_3d(
-    frames: int, rows: int, columns: int, head_dim: int, device: torch.device, dtype: torch.dtype = torch.float32
-) -> Complex[Tensor, "S 1 pairs"]:
+    frames: int, rows: int, columns: int, head_dim: int, device: torch.device, dtype: torch.dtype = torch.float32,
+    *, first_frame: int = 0, pool: int = 1,
+) -> Complex[Tensor, "S 1 pairs"]:  # fmt: skip
     """Return the 3-D rotary embedding of a grid of tokens: one rotation a token and pair of a head's dims.
 
     Rotations are complex numbers of length 1, complex128 for float64 weights, else complex64. Of the dims, the last
-    third rotates with the column, the third before with the row, and the rest, which come first, with time.
+    third rotates with the column, the third before with the row, and the rest, which come first, with time. A token that covers `pool` x `pool` others has
+    the position of their centre.
     """
     third, angles = head_dim // 3, []
     with torch.inference_mode(False):  # the result is cached, and training may use it later
-        grid = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in (frames, rows, columns)), indexing="ij")
+        time, *places = (torch.arange(n, dtype=torch.float64) for n in (frames, rows, columns))
+        grid = torch.meshgrid(time + first_frame, *(pool * n + (pool - 1) / 2 for n in places), indexing="ij")
         for position, dim in zip(grid, (head_dim - 2 * third, third, third), strict=True):
             frequency = 10000.0 ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
             angles.append(position.reshape(-1, 1) * frequency)

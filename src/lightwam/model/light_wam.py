@@ -8,7 +8,8 @@ noise        standard normal, mixed in at level sigma in [0, 1];  time = 1000 si
 v            velocity noise - z, predicted by the video pass
 
 Two passes share the weights:
-  action pass   the present at full resolution, time 0, up to the last tap; the action expert decodes a from the taps
+  action pass   the present at full resolution, time 0, up to the last tap; the action expert decodes a from the taps.
+                With `foresight` they read unseen frames after it too (model/foresight.py)
   video pass    the clip averaged 2x2 in space, its future noised to sigma; only for training and imagination
 """
 
@@ -91,7 +92,7 @@ class LightWAM(nn.Module):
         config = self.config
         context = self.append_proprio(batch.context, batch.state)
         context_kv = self.dit.encode_context(context, stop_at_last_tap=config.video_loss_weight == 0)
-        a = self.expert(self.dit(batch.present, None, context_kv, stop_at_last_tap=True).taps)
+        a = self.expert(self.action_pass(batch.present, context_kv))
         if config.video_loss_weight == 0:
             action = self.action_error(a, batch).mean()
             return Losses(config.action_loss_weight * action, torch.zeros_like(action), action)
@@ -127,9 +128,17 @@ class LightWAM(nn.Module):
     def tapped_tokens(
         self, latent: Float[Tensor, "B C 1 h w"], context: Float[Tensor, "B L E"], state: Float[Tensor, "B P"]
     ) -> tuple[Float[Tensor, "B S D"], ...]:
-        """Run the action pass up to the last tap and return the tokens of every tap."""
+        """Run the action pass up to the last tap; return the tokens of every tap, the present's, then foreseen ones."""
         context_kv = self.dit.encode_context(self.append_proprio(context, state), stop_at_last_tap=True)
-        return self.dit(latent, None, context_kv, stop_at_last_tap=True).taps
+        return self.action_pass(latent, context_kv)
+
+    def action_pass(
+        self, latent: Float[Tensor, "B C 1 h w"], context_kv: tuple[KeyValue, ...]
+    ) -> tuple[Float[Tensor, "B S D"], ...]:
+        """Return the tapped tokens, given the encoded context."""
+        foresight = self.config.foresight
+        time = torch.full((1,), float(self.config.flow.num_times), device=latent.device) if foresight else None
+        return self.dit(latent, time, context_kv, stop_at_last_tap=True, foresight=foresight).taps
 
     def velocity(
         self, z: Float[Tensor, "B C T h w"], sigma: Float[Tensor, " B"], context_kv: tuple[KeyValue, ...]
