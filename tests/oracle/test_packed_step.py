@@ -114,6 +114,30 @@ def test_samples_without_a_video_pass(num_video: int, kernels: list[int], monkey
     torch.testing.assert_close(ours.video, model.loss(batch.rows(0, num_video), *given).video)
 
 
+@pytest.mark.parametrize(
+    ("name", "num_video", "checkpointing", "video_loss_weight"),
+    [
+        ("frozen with LoRA", 3, True, 1.0),
+        ("from scratch", 2, False, 1.0),
+        ("a tap at the last block", 1, False, 1.0),
+        ("frozen with LoRA", 3, False, 0.0),
+    ],
+)
+def test_with_foresight(
+    name: str, num_video: int, checkpointing: bool, video_loss_weight: float, kernels: list[int]
+) -> None:
+    """Where kernels run, too: they do not have these tokens, so plain torch computes them."""
+    model = model_of(BACKBONES[name], foresight=2, video_loss_weight=video_loss_weight)
+    batch, u, noise = batch_of()
+    given = batch, u[:num_video], noise[:num_video]
+    plain, ours = model.loss(*given), packed_loss(model, *given, checkpointing=checkpointing)
+    torch.testing.assert_close(tuple(ours), tuple(plain), rtol=1e-12, atol=0)
+    assert worst(gradients(model, ours), gradients(model, plain)) < 1e-12
+    assert not kernels
+    without = model_of(BACKBONES[name], video_loss_weight=video_loss_weight).loss(*given)
+    assert plain.video == without.video and not torch.isclose(plain.action, without.action, rtol=1e-3)
+
+
 def test_in_single_precision_too() -> None:
     model, given = model_of(FROZEN, torch.float32), batch_of(torch.float32)
     plain, packed_ = model.loss(*given), packed_loss(model, *given)

@@ -36,14 +36,15 @@ EXPERT = st.fixed_dictionaries(
 )
 
 
-def config_of(sizes: dict[str, Any], expert: dict[str, Any], state_dim: int, action_dim: int) -> ModelConfig:
+def config_of(
+    sizes: dict[str, Any], expert: dict[str, Any], state_dim: int, action_dim: int, foresight: int
+) -> ModelConfig:
     sizes = dict(sizes)
     width, taps = sizes.pop("head_dim") * sizes["num_heads"], tuple(sorted(sizes.pop("taps")))
     num_blocks = taps[-1] + 1 + sizes.pop("spare_blocks")
     backbone = BackboneConfig(width=width, num_blocks=num_blocks, taps=taps, time_code_dim=8, **sizes)
-    return ModelConfig(
-        backbone, ExpertConfig(step_code_dim=8, **expert), FlowConfig(), state_dim, action_dim, horizon=8
-    )
+    expert_config = ExpertConfig(step_code_dim=8, **expert)
+    return ModelConfig(backbone, expert_config, FlowConfig(), state_dim, action_dim, horizon=8, foresight=foresight)
 
 
 def model_of(config: ModelConfig, seed: int = 0) -> LightWAM:
@@ -62,7 +63,7 @@ def inputs_of(config: ModelConfig, lengths: list[int], seed: int) -> tuple[Tenso
     context = torch.randn(size, 6, backbone.text_dim).double()
     for row, length in enumerate(lengths):
         context[row, length:] = 0
-    latent = torch.randn(size, backbone.latent_channels, 1, 4, 6).double()
+    latent = torch.randn(size, backbone.latent_channels, 1, 4, 8).double()
     return latent, context, torch.randn(size, config.state_dim).double()
 
 
@@ -73,12 +74,14 @@ def inputs_of(config: ModelConfig, lengths: list[int], seed: int) -> tuple[Tenso
     st.integers(1, 5),
     st.integers(1, 4),
     st.lists(st.integers(0, 6), min_size=1, max_size=4),
+    st.integers(0, 2),
     st.integers(0, 2**20),
 )
 def test_the_engine_equals_the_model(
-    sizes: dict[str, Any], expert: dict[str, Any], state_dim: int, action_dim: int, lengths: list[int], seed: int
-) -> None:
-    config = config_of(sizes, expert, state_dim, action_dim)
+    sizes: dict[str, Any], expert: dict[str, Any], state_dim: int, action_dim: int, lengths: list[int],
+    foresight: int, seed: int,
+) -> None:  # fmt: skip
+    config = config_of(sizes, expert, state_dim, action_dim, foresight)
     model, (latent, context, state) = model_of(config, seed), inputs_of(config, lengths, seed)
     folded = FoldedWAM(model, Placement(torch.device("cpu"), torch.float64))
     prompts = [folded.encode_prompt(states) for states in context]

@@ -80,7 +80,7 @@ class ModelConfig:
     video_loss_weight: float = 1.0
     """1 in the paper; 0 leaves out the video pass (an ablation)"""
     foresight: int = added(0)
-    """latent frames after the present whose tokens, pooled and at noise level 1, the action expert reads too; 0: none"""
+    """latent frames after the present that the action expert reads too, from noise, in the same pass; 0 in the paper"""
 
 
 @dataclass(frozen=True)

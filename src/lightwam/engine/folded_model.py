@@ -1,7 +1,8 @@
 """A trained LightWAM, folded once to act faster: the same actions as `LightWAM.act`, up to rounding.
 
-Only what acting needs: blocks up to the last tap, at time 0, on one frame. What does not depend on the camera is
-computed when the model is folded (modulation, step codes, the poolers' queries) or once a sentence (`encode_prompt`).
+Only what acting needs: blocks up to the last tap, on one frame at time 0 and the foreseen ones after it. What does not
+depend on the camera is computed when the model is folded (modulation, step codes, the poolers' queries) or once a
+sentence (`encode_prompt`).
 Letters as in model/dit.py and model/action_expert.py; N blocks up to the last tap, K keys a sentence.
 """
 
@@ -17,9 +18,11 @@ from jaxtyping import Complex, Float
 from torch import Tensor, nn
 
 from lightwam.engine.folded_expert import FoldedExpert
+from lightwam.engine.folded_times import split_modulation
 from lightwam.engine.folding import Folded, Placement, fold, stack
 from lightwam.kernels import choice
 from lightwam.model.dit import Block, ResidualAdapter
+from lightwam.model.foresight import foreseen
 from lightwam.model.layers import EPS, apply_rope, at_least_float32, attention, gelu, layer_norm, patches, rope_3d
 from lightwam.model.light_wam import LightWAM
 
@@ -44,20 +47,21 @@ class ContextKV(NamedTuple):
 
 
 class FoldedBlock:
-    """`Block` at time 0 on one frame."""
+    """`Block` at time 0 on one frame, or at R = 2 times on one and the foreseen ones after it."""
 
-    def __init__(self, block: Block, modulation: Float[Tensor, "6 D"], placement: Placement) -> None:
-        shift1, scale1, gate1, shift2, scale2, gate2 = modulation + placement.wide(block.scale_shift_table[0])
+    def __init__(self, block: Block, modulation: Float[Tensor, "R 6 D"], placement: Placement) -> None:
+        vectors = (modulation + placement.wide(block.scale_shift_table)).unbind(1)
+        (given, self.first), (given2, self.second) = (split_modulation(*vectors[i : i + 3], placement) for i in (0, 3))
         attn1, attn2, ffn = block.attn1, block.attn2, block.ffn
         qkv = [(attn1.to_q, attn1.lora_q), (attn1.to_k, attn1.lora_k), (attn1.to_v, attn1.lora_v)]
         self.num_heads = attn1.num_heads
-        self.qkv = fold(qkv, placement, scale=1 + scale1, shift=shift1)
-        self.out = fold([(cast(nn.Linear, attn1.to_out[0]), attn1.lora_out)], placement, gate=gate1)
+        self.qkv = fold(qkv, placement, scale=given.scale, shift=given.shift)
+        self.out = fold([(cast(nn.Linear, attn1.to_out[0]), attn1.lora_out)], placement, gate=given.gate)
         self.query = fold([(attn2.to_q, attn2.lora_q)], placement, scale=block.norm2.weight, shift=block.norm2.bias)
         self.out2 = fold([(cast(nn.Linear, attn2.to_out[0]), attn2.lora_out)], placement)
         first, second = ffn.linears
-        self.up = fold([(first, ffn.lora_in)], placement, scale=1 + scale2, shift=shift2)
-        self.down = fold([(second, ffn.lora_out)], placement, gate=gate2)
+        self.up = fold([(first, ffn.lora_in)], placement, scale=given2.scale, shift=given2.shift)
+        self.down = fold([(second, ffn.lora_out)], placement, gate=given2.gate)
         self.norm_qk = placement.put(torch.stack((attn1.norm_q.weight, attn1.norm_k.weight)))
         self.norm_query = placement.put(attn2.norm_q.weight)
 
@@ -68,15 +72,23 @@ class FoldedBlock:
         keys: Float[Tensor, "B K heads d"],
         values: Float[Tensor, "B K heads d"],
         score_bias: Float[Tensor, "B 1 1 K"],
+        present: int,
     ) -> Float[Tensor, "B S D"]:
+        """Apply the block; the first `present` tokens are the present's."""
         heads, width = (self.num_heads, -1), x.shape[-1]
-        both, v = self.qkv(layer_norm(x)).split((2 * width, width), dim=-1)
+        both, v = self.qkv(self.first.norm(x, present)).split((2 * width, width), dim=-1)
         normed = rms_norm(both.unflatten(-1, (2, width)), self.norm_qk).flatten(2).unflatten(-1, (2 * heads[0], -1))
         q, k = apply_rope(normed, rope).to(x.dtype).chunk(2, dim=2)
-        x = x + self.out(attention(q, k, v.unflatten(-1, heads)))
+        v = v.unflatten(-1, heads)
+        if x.shape[1] == present:
+            mixed = attention(q, k, v)
+        else:
+            seen = attention(*(part[:, :present] for part in (q, k, v)))
+            mixed = torch.cat((seen, attention(q[:, present:], k, v)), dim=1)
+        x = self.first.add(x, self.out(mixed), present)
         q = rms_norm(self.query(layer_norm(x)), self.norm_query).to(x.dtype).unflatten(-1, heads)
         x = x + self.out2(attention(q, keys, values, score_bias))
-        return x + self.down(self.up.gelu(layer_norm(x)))
+        return self.second.add(x, self.down(self.up.gelu(self.second.norm(x, present))), present)
 
     def with_kernels(
         self, x: Float[Tensor, "B S D"], normed: Float[Tensor, "B S D"], rope: Complex[Tensor, "S 1 pairs"],
@@ -128,11 +140,13 @@ class FoldedWAM:
         dit = model.dit
         assert dit.config.patch[0] == 1
         self.placement, self.patch = placement, dit.config.patch
-        self.uses_kernels = choice.on(placement.device)
+        self.foresight = model.config.foresight
+        self.uses_kernels = choice.on(placement.device) and not self.foresight  # a block of theirs has one time
         self.num_heads, self.head_dim = dit.config.num_heads, dit.config.width // dit.config.num_heads
         wide = placement.wide(dit.scale_shift_table)
         embedder = copy.deepcopy(dit.condition_embedder).to(wide)
-        modulation = embedder.time(torch.zeros(1, device=wide.device))[1][0]
+        times = [0.0, float(model.config.flow.num_times)][: 2 if self.foresight else 1]
+        modulation = embedder.time(torch.tensor(times, device=wide.device))[1]
         blocks = [cast(Block, block) for block in dit.blocks[: dit.config.taps[-1] + 1]]
         self.patch_weight = placement.put(dit.patch_embedding.weight.flatten(1))
         self.patch_bias = placement.put(cast(Tensor, dit.patch_embedding.bias))
@@ -187,10 +201,10 @@ class FoldedWAM:
         context_kv.keys[:, :, -1], context_kv.values[:, :, -1] = keys, values
         cut = patches(latent.to(self.placement.dtype), self.patch)
         rows, columns = cut.shape[2:4]
-        if (rows, columns) not in self.ropes:
-            self.ropes[rows, columns] = rope_3d(1, rows, columns, self.head_dim, latent.device, self.placement.dtype)
-        rope = self.ropes[rows, columns]
-        x = F.linear(cut.flatten(1, 3), self.patch_weight, self.patch_bias)
+        rope = self._rope(rows, columns)
+        x, present = F.linear(cut.flatten(1, 3), self.patch_weight, self.patch_bias), rows * columns
+        if self.foresight:
+            x = torch.cat((x, self.patch_bias.expand(len(x), len(rope) - present, -1)), dim=1)
         pooled: list[Tensor] = []
         normed = ops.norm(x, None, None, 0.0, 0, 0)[0] if self.uses_kernels else x
         for i, block in enumerate(self.blocks):
@@ -198,11 +212,21 @@ class FoldedWAM:
             if self.uses_kernels:
                 x, normed = block.with_kernels(x, normed, rope, *kv)
             else:
-                x = block(x, rope, *kv)
+                x = block(x, rope, *kv, present)
             if (adapter := self.adapters.get(i)) is not None:
                 x, normed = add_norm(x, adapter.update(normed)) if self.uses_kernels else (adapter(x), x)
                 pooled.append(self.expert.pool_tap(len(pooled), x))
         return self.expert(pooled)
+
+    def _rope(self, rows: int, columns: int) -> Complex[Tensor, "S 1 pairs"]:
+        """Return the RoPE of the tokens of a present of rows x columns, then of the foreseen frames."""
+        if (rows, columns) not in self.ropes:
+            rope = rope_3d(1, rows, columns, self.head_dim, self.placement.device, self.placement.dtype)
+            if self.foresight:
+                future = foreseen(self.patch_bias, self.foresight, rows, columns, self.head_dim)[1]
+                rope = torch.cat((rope, future))
+            self.ropes[rows, columns] = rope
+        return self.ropes[rows, columns]
 
     def _keys_values(self, hidden: Float[Tensor, "n D"]) -> tuple[Tensor, Tensor]:
         """Return keys and values [N, n, heads, d] for every block, of tokens before the text embedder's GELU."""

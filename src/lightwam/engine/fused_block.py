@@ -58,13 +58,17 @@ def run_block(
     block: Block,
     x: Float[Tensor, "B S D"],
     rope: Complex[Tensor, "S 1 pairs"],
-    layout: tuple[int, int, int],
+    layout: tuple[int, int, int, int],
     modulation: Float[Tensor, "rows 6 D"],
     context_kv: KeyValue,
     keeps_first: bool,
 ) -> Float[Tensor, "B S2 D"]:
-    """Compute `packed_block.run_block`; `modulation` has a row for time 0, then one for each sample's later tokens."""
-    vectors = (modulation + block.scale_shift_table).unbind(1)
+    """Compute `packed_block.run_block` without foreseen tokens.
+
+    `modulation` has a row for time 0, then one for each sample's later tokens.
+    """
+    assert not layout[3], "block_functions takes plain torch for these"
+    vectors, layout = (modulation + block.scale_shift_table).unbind(1), layout[:3]
     call = Call(block, layout, vectors, torch.view_as_real(rope))
     attn1, attn2, ffn = block.attn1, block.attn2, block.ffn
     x, *qkv = Enter.apply(x.contiguous(), call, *_weights(attn1.lora_q, attn1.lora_k, attn1.lora_v))

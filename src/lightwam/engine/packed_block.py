@@ -29,15 +29,21 @@ class Layout(NamedTuple):
     action: int
     first: int
     later: int
+    foreseen: int = 0
 
     @property
     def clean(self) -> int:
         """Number of tokens of time 0."""
         return self.action + self.first
 
+    @property
+    def by_time(self) -> tuple[int, int, int]:
+        """Number of tokens of time 0, of the later tokens' times, and of noise level 1."""
+        return self.clean, self.later, self.foreseen
+
 
 Modulation = Float[Tensor, "rows 6 D"]
-"""the six modulation vectors: a row for tokens of time 0, then one for each sample's later tokens"""
+"""the six modulation vectors: a row for tokens of time 0, one for each sample's later tokens, one for foreseen ones"""
 
 
 def run_block(
@@ -50,16 +56,17 @@ def run_block(
     keeps_first: bool,
 ) -> Float[Tensor, "B S2 D"]:
     """Apply `Block` to packed tokens; `keeps_first=False` uses those of the first frame for keys and values only."""
-    parts = modulation.split((1, len(modulation) - 1))
-    clean, later = ((part + block.scale_shift_table).unbind(1) for part in parts)
-    attended = self_attention(block.attn1, modulate(x, clean[:2], later[:2], layout), rope, layout, keeps_first)
+    last = int(layout.foreseen > 0)
+    parts = modulation.split((1, len(modulation) - 1 - last, last))
+    vectors = list(zip(*((part + block.scale_shift_table).unbind(1) for part in parts), strict=True))
+    attended = self_attention(block.attn1, modulate(x, *vectors[:2], layout), rope, layout, keeps_first)
     if not keeps_first:
         x, layout = without_first(x, layout), layout._replace(first=0)
-    x = gated(x, attended, clean[2], later[2], layout)
+    x = gated(x, attended, vectors[2], layout)
     query = block.attn2.query(block.norm2(x), linear)
     x = x + block.attn2.out(attention(query, *context_kv), linear)
-    hidden = feed_forward(block.ffn, modulate(x, clean[3:5], later[3:5], layout))
-    return gated(x, hidden, clean[5], later[5], layout)
+    hidden = feed_forward(block.ffn, modulate(x, *vectors[3:5], layout))
+    return gated(x, hidden, vectors[5], layout)
 
 
 def compiled_block(
@@ -95,7 +102,7 @@ def self_attention(
     layout: Layout,
     keeps_first: bool,
 ) -> Float[Tensor, "B S2 D"]:
-    """Apply self-attention to each kind of tokens, in at most three unmasked calls."""
+    """Apply self-attention to each kind of tokens, in at most four unmasked calls."""
     k, v = layer.key_value(x, linear)
     keys, values = apply_rope(k, rope).split(layout, dim=1), v.split(layout, dim=1)
     if not keeps_first:
@@ -104,34 +111,45 @@ def self_attention(
     queries = apply_rope(layer.query(x, linear), rope).split(layout, dim=1)
     mixed = [attention(q, k, v) for q, k, v in zip(queries[:2], keys[:2], values[:2], strict=True) if q.shape[1]]
     if layout.later:
-        mixed.append(attention(queries[2], torch.cat(keys[1:], dim=1), torch.cat(values[1:], dim=1)))
+        mixed.append(attention(queries[2], *(torch.cat(part[1:3], dim=1) for part in (keys, values))))
+    if layout.foreseen:
+        mixed.append(attention(queries[3], *(torch.cat((part[0], part[3]), dim=1) for part in (keys, values))))
     return layer.out(torch.cat(mixed, dim=1), linear)
 
 
 def without_first(x: Tensor, layout: Layout) -> Tensor:
     """Drop the tokens of the first frame."""
-    action, _, later = x.split(layout, dim=1)
-    return torch.cat((action, later), dim=1) if layout.action else later
+    action, _, *others = x.split(layout, dim=1)
+    return _joined([action, *others])
 
 
 def modulate(
-    x: Float[Tensor, "B S D"], clean: Sequence[Tensor], later: Sequence[Tensor], layout: Layout
+    x: Float[Tensor, "B S D"], shifts: Sequence[Tensor], scales: Sequence[Tensor], layout: Layout
 ) -> Float[Tensor, "B S D"]:
-    """Return norm(x) (1 + scale) + shift, with the shift and scale of each token's time, rounded to x's dtype."""
-    (shift0, scale0), (shift1, scale1) = ((s.to(x.dtype), (1 + c).to(x.dtype)) for s, c in (clean, later))
-    present, future = x.split((layout.clean, layout.later), dim=1)
-    if not layout.later:
-        return layer_norm(present, scale0[0], shift0[0])
-    changed = torch.addcmul(shift1[:, None], layer_norm(future), scale1[:, None])
-    if not layout.clean:
-        return changed
-    return torch.cat((layer_norm(present, scale0[0], shift0[0]), changed), dim=1)
+    """Return norm(x) (1 + scale) + shift, with the shift and scale of each token's time, rounded to x's dtype.
+
+    Shifts and scales are [rows D] for each of `layout.by_time`.
+    """
+    clean, later, foreseen = x.split(layout.by_time, dim=1)
+    shifts, scales = [shift.to(x.dtype) for shift in shifts], [(1 + scale).to(x.dtype) for scale in scales]
+    parts = [layer_norm(clean, scales[0][0], shifts[0][0])] if layout.clean else []
+    if layout.later:
+        parts.append(torch.addcmul(shifts[1][:, None], layer_norm(later), scales[1][:, None]))
+    if layout.foreseen:
+        parts.append(layer_norm(foreseen, scales[2][0], shifts[2][0]))
+    return _joined(parts)
 
 
 def gated(
-    x: Float[Tensor, "B S D"], update: Float[Tensor, "B S D"], clean: Tensor, later: Tensor, layout: Layout
+    x: Float[Tensor, "B S D"], update: Float[Tensor, "B S D"], gates: Sequence[Tensor], layout: Layout
 ) -> Float[Tensor, "B S D"]:
-    """Return x + gate * update, with the gate of each token's time."""
-    sizes = layout.clean, layout.later  # split, not slices, here too
-    halves = zip(x.split(sizes, dim=1), update.split(sizes, dim=1), (clean.to(x.dtype), later.to(x.dtype)), strict=True)
-    return torch.cat([torch.addcmul(a, gate[:, None], b) for a, b, gate in halves if a.shape[1]], dim=1)
+    """Return x + gate * update, with the gate of each token's time, one of `gates` for each of `layout.by_time`."""
+    parts = (y.split(layout.by_time, dim=1) for y in (x, update))  # split, not slices, here too
+    given = [(*pair, gate.to(x.dtype)) for *pair, gate in zip(*parts, gates, strict=True)]
+    return _joined([torch.addcmul(a, gate[:, None], b) for a, b, gate in given if a.shape[1]])
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """Join tokens; parts without any are left out."""
+    parts = [part for part in parts if part.shape[1]]
+    return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]

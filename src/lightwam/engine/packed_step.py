@@ -6,10 +6,11 @@ this order (letters as in model/dit.py):
     action   the present at full resolution     time 0     dropped after the last tap
     first    the present, averaged 2x2          time 0
     later    the noised future, averaged 2x2    time t
+    foreseen the frames of model/foresight.py   time of noise level 1, dropped with action
 
-They share all weights and the encoded context. Only self-attention separates them, in three calls without a mask:
-action over action, first over first, later over first and later. The last block uses `first` for keys and values only,
-as nothing depends on its output. A sample without a video pass has action tokens alone.
+They share all weights and the encoded context. Only self-attention separates them, in calls without a mask: action over
+action, first over first, later over first and later, foreseen over action and foreseen. The last block uses `first` for
+keys and values only, as nothing depends on its output. A sample without a video pass has action and foreseen tokens.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from torch.utils.checkpoint import checkpoint
 from lightwam.engine import fused_block
 from lightwam.engine.fused_lora import linear
 from lightwam.engine.packed_block import Layout, Modulation, compiled_block, run_block
+from lightwam.engine.packed_tokens import acting, acting_rows, time_modulation, tokens
 from lightwam.model import flow
-from lightwam.model.dit import Block, DiT, KeyValue
-from lightwam.model.layers import rope_3d
+from lightwam.model.dit import Block, KeyValue
 from lightwam.model.light_wam import LightWAM
 from lightwam.types import Batch, Losses
 
@@ -63,10 +64,10 @@ def packed_loss(
         return model.loss(batch, u, noise)
     sigma, size = flow.shifted(u, config.flow.shift), len(u)
     noisy, time = flow.mix(batch.clip[:size], noise, sigma), config.flow.num_times * sigma
-    run = partial(run_both, block_functions(model.dit, noisy.device, compiled))
+    run = partial(run_both, block_functions(model, noisy.device, compiled))
     if checkpointing:
         run = partial(checkpoint, run, use_reentrant=False)
-    velocity, taps = forward(model.dit, batch.present, noisy, time, embed_context(model, batch), run)
+    velocity, taps = forward(model, batch.present, noisy, time, embed_context(model, batch), run)
     return model.losses(model.expert(taps), velocity, batch, noise, sigma)
 
 
@@ -114,21 +115,23 @@ def restore_padding(
 
 
 def forward(
-    dit: DiT,
+    model: LightWAM,
     present: Float[Tensor, "B C 1 h w"],
     noisy: Float[Tensor, "V C T h2 w2"],
     time: Float[Tensor, " V"],
     context: Context,
     run: Callable[..., tuple[Tensor, Tensor | None]],
-) -> tuple[Float[Tensor, "V C later h2 w2"], list[Float[Tensor, "B action D"]]]:
+) -> tuple[Float[Tensor, "V C later h2 w2"], list[Float[Tensor, "B acting D"]]]:
     """Return the velocity of the later frames, and the tokens of the action pass at every tap.
 
     The first V samples have both passes, packed; the others the action pass `alone`. `run` is `run_both`.
     """
-    size = len(noisy)
-    x, rope, layout, (rows, columns) = tokens(dit, present[:size], noisy)
+    dit, size = model.dit, len(noisy)
+    x, rope, layout, (rows, columns) = tokens(model, present[:size], noisy)
     alone = dit.embed_patches(present[size:])[0].flatten(1, 2) if size < len(present) else None
-    embedding, modulation = time_modulation(dit, time)
+    if alone is not None and layout.foreseen:
+        alone = torch.cat((alone, x[:1, -layout.foreseen :].expand(len(alone), -1, -1)), dim=1)
+    embedding, modulation = time_modulation(model, time)
     last, taps = dit.config.num_blocks - 1, []
     for i, block in enumerate(dit.blocks):
         x, alone = cast(Block, block).run(run, x, alone, rope, layout, modulation, context, i < last)
@@ -136,13 +139,14 @@ def forward(
             layout = layout._replace(first=0)
         if i in dit.config.taps:
             x = dit.adapters[str(i)](x)
-            taps.append(x[:, : layout.action])
+            taps.append(acting(x, layout))
             if alone is not None:
                 alone = dit.adapters[str(i)](alone)
                 taps[-1] = torch.cat((taps[-1], alone))
         if i == dit.config.taps[-1]:
-            alone = None
-            x, rope, layout = x[:, layout.action :], rope[layout.action :], layout._replace(action=0)
+            x, rope = (part[:, layout.action : part.shape[1] - layout.foreseen] for part in (x, rope[None]))
+            rope, modulation = rope[0], modulation[: 1 + size]
+            alone, layout = None, layout._replace(action=0, foreseen=0)
     x = x.unflatten(1, (noisy.shape[2] - 1, -1))
     return dit.head(x, embedding[:, None], rows, columns), taps
 
@@ -154,11 +158,15 @@ class Functions(NamedTuple):
     alone: Callable[..., Tensor]
 
 
-def block_functions(dit: DiT, device: torch.device, compiled: bool) -> Functions:
-    """Return torch.compile's if they are asked for, else the kernels' where they run, else plain torch."""
+def block_functions(model: LightWAM, device: torch.device, compiled: bool) -> Functions:
+    """Return torch.compile's if they are asked for, else the kernels' where they run, else plain torch.
+
+    The kernels have no third time, so a model with foresight takes plain torch.
+    """
     if compiled:
         return Functions(compiled_block, compiled_block)
-    return Functions(fused_block.run_block if fused_block.fits(dit, device) else run_block, run_block)
+    by_kernels = not model.config.foresight and fused_block.fits(model.dit, device)
+    return Functions(fused_block.run_block if by_kernels else run_block, run_block)
 
 
 def run_both(
@@ -181,27 +189,5 @@ def run_both(
     x = functions.packed(block, x, rope, layout, modulation, both, keeps_first)
     if alone is None:
         return x, None
-    layout = Layout(layout.action, 0, 0)
-    return x, functions.alone(block, alone, rope[: layout.action], layout, modulation[:1], rest, True)
-
-
-def tokens(
-    dit: DiT, present: Float[Tensor, "B C 1 h w"], noisy: Float[Tensor, "B C T h2 w2"]
-) -> tuple[Float[Tensor, "B S D"], Complex[Tensor, "S 1 pairs"], Layout, tuple[int, int]]:
-    """Return all tokens, their RoPE, how many of each kind, and the later frames' rows and columns."""
-    weight, parts, ropes = dit.scale_shift_table, [], []
-    head_dim = dit.config.width // dit.config.num_heads
-    for latents in (present, noisy):
-        x, (rows, columns) = dit.embed_patches(latents)
-        parts.append(x.flatten(1, 2))
-        ropes.append(rope_3d(x.shape[1], rows, columns, head_dim, weight.device, weight.dtype))
-    first = rows * columns
-    layout = Layout(parts[0].shape[1], first, parts[1].shape[1] - first)
-    return torch.cat(parts, dim=1), torch.cat(ropes), layout, (rows, columns)
-
-
-def time_modulation(dit: DiT, time: Float[Tensor, " B"]) -> tuple[Float[Tensor, "B D"], Modulation]:
-    """Return the later frames' time embedding, and the modulation of all tokens."""
-    clean = torch.zeros(1, device=time.device, dtype=time.dtype)
-    embedding, vectors = dit.condition_embedder.time(torch.cat((clean, time)))
-    return embedding[1:], vectors
+    rope, layout = acting(rope[None], layout)[0], layout._replace(first=0, later=0)
+    return x, functions.alone(block, alone, rope, layout, acting_rows(modulation, layout), rest, True)

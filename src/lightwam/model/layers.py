@@ -68,8 +68,8 @@ def rope_3d(
     """Return the 3-D rotary embedding of a grid of tokens: one rotation a token and pair of a head's dims.
 
     Rotations are complex numbers of length 1, complex128 for float64 weights, else complex64. Of the dims, the last
-    third rotates with the column, the third before with the row, and the rest, which come first, with time. A token that covers `pool` x `pool` others has
-    the position of their centre.
+    third rotates with the column, the third before with the row, and the rest, which come first, with time. A token
+    that covers `pool` x `pool` others has the position of their centre.
     """
     third, angles = head_dim // 3, []
     with torch.inference_mode(False):  # the result is cached, and training may use it later
