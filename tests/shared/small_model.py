@@ -1,5 +1,7 @@
 """A LightWAM of a few thousand weights, and inputs for it."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -16,9 +18,9 @@ CONFIG = ModelConfig(
 )  # fmt: skip
 
 
-def model_of(seed: int = 0, noise: float = 0.1) -> LightWAM:
+def model_of(seed: int = 0, noise: float = 0.1, foresight: int = 0) -> LightWAM:
     torch.manual_seed(seed)
-    model = LightWAM(CONFIG)
+    model = LightWAM(replace(CONFIG, foresight=foresight))
     for parameter in model.parameters():
         parameter.data += noise * torch.randn_like(parameter)
     return model

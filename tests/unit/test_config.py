@@ -220,6 +220,8 @@ BAD = [
     ("model.supervised_prefix", 0, "model.supervised_prefix"),
     ("model.horizon", 12, "model.horizon"),
     ("model.state_dim", -1, "model.state_dim"),
+    ("model.foresight", -1, r"model.foresight must be 0\.\.1"),
+    ("model.foresight", 2, r"model.foresight must be 0\.\.1"),
     ("model.video_loss_weight", -1.0, "model.video_loss_weight"),
     ("model.backbone.num_heads", 5, "model.backbone.num_heads"),
     ("model.backbone.num_heads", 3, "RoPE"),

@@ -213,6 +213,34 @@ def test_clip_equals_diffusers_with_a_time_a_token_and_a_mask() -> None:
 
 
 @torch.no_grad()
+def test_foreseen_frames_equal_diffusers_with_a_mask() -> None:
+    """Two frames of zeros after a present of 2x4 tokens; a row of times a token, positions by hand, a dense mask."""
+    theirs = wan(CONFIG)
+    shake(theirs)
+    ours, latent, context = loaded(theirs, CONFIG), torch.randn(2, 4, 1, 4, 8), torch.randn(2, 5, 10)
+    found = ours(latent, torch.tensor([1000.0]), ours.encode_context(context), stop_at_last_tap=True, foresight=2).taps
+    from diffusers.models.embeddings import get_1d_rotary_pos_embed
+
+    given = latent, torch.zeros(2, 4, 2, 2, 4)
+    x = torch.cat([theirs.patch_embedding(part).flatten(2).transpose(1, 2) for part in given], dim=1)
+    places = [(0, row, column) for row in range(2) for column in range(4)]
+    places += [(frame, 0.5, column) for frame in (1, 2) for column in (0.5, 2.5)]
+    positions = torch.tensor(places, dtype=torch.float64)
+    rows = [get_1d_rotary_pos_embed(8, positions[:, i], use_real=True, repeat_interleave_real=True) for i in range(3)]
+    rope = tuple(torch.cat(part, dim=1)[None, :, None].float() for part in zip(*rows, strict=True))
+    times = torch.tensor([0.0] * 8 + [1000.0] * 4).expand(2, -1)
+    _, vectors, text, _ = theirs.condition_embedder(times.flatten(), context, None, timestep_seq_len=12)
+    sees = torch.ones(12, 12, dtype=torch.bool)
+    sees[:8, 8:] = False
+    for i in range(2):
+        block = theirs.blocks[i]
+        plain = block.attn1.processor
+        block.attn1.processor = lambda attn, x, c, mask, rope, plain=plain: plain(attn, x, c, sees, rope)
+        x = block(x, text, vectors.unflatten(2, (6, -1)), rope)
+        torch.testing.assert_close(found[i], x, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
 def test_block_equals_diffusers() -> None:
     theirs = wan(CONFIG)
     shake(theirs)

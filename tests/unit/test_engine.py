@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from lightwam.model.lora import LoRA, linear_with_lora
 from lightwam.policy.policy import Policy
 from lightwam.sim import registry
 from lightwam.system import cpu
+from lightwam.training.caches import DatasetSource
+from lightwam.training.train import train
 from lightwam.types import to_pixels
 
 SINGLE, HALF = (Placement(torch.device("cpu"), dtype) for dtype in (torch.float32, torch.bfloat16))
@@ -33,6 +36,17 @@ def test_folded_model_equals_the_plain_model_in_float32() -> None:
     model, given = model_of(), inputs_of()
     with torch.no_grad():
         torch.testing.assert_close(acted(FoldedWAM(model, SINGLE), *given), model.act(*given), rtol=0, atol=2e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("place", [SINGLE, HALF, SINGLE._replace(int8=True)], ids=["float32", "bfloat16", "int8"])
+def test_a_model_with_foresight(place: Placement) -> None:
+    """At the sizes of the plain one's tests, where bfloat16 and 8 bits round; in float64: test_folded_model.py."""
+    model, given = model_of(foresight=2), inputs_of()
+    expected, without = model.act(*given), model_of().act(*given)
+    limit = 2e-6 if place == SINGLE else 0.3 * float(expected.std())
+    assert float((acted(FoldedWAM(model, place), *given) - expected).abs().max()) < limit
+    assert float((expected - without).abs().max()) > 0.01 * float(expected.std())
 
 
 def test_packed_weights_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,6 +227,24 @@ def test_the_least_recently_used_sentence_is_evicted(monkeypatch: pytest.MonkeyP
     for sentence in ("a", "ab", "a", "abc", "a", "ab"):
         engine.act(canvas, [sentence], state)
     assert asked == ["a", "ab", "abc", "ab"]
+
+
+def test_a_run_with_foresight_is_trained_saved_and_acts(tiny_once: Any, tmp_path: Path) -> None:
+    recipe = replace(
+        tiny_once.recipe,
+        model=replace(tiny_once.recipe.model, foresight=1),
+        train=replace(tiny_once.recipe.train, steps=2),
+    )
+    train(recipe, DatasetSource(tiny_once.dataset, cache=tiny_once.dataset), tmp_path / "run", say=lambda line: None)
+    plain, fast = Policy.load(tmp_path / "run"), Policy.load(tmp_path / "run", engine=True)
+    assert plain.recipe.model.foresight == plain.model.config.foresight == 1
+    simulator = registry.make_simulator(recipe.sim, "red")
+    simulator.reset(0)
+    seen = simulator.observe()
+    np.testing.assert_allclose(fast.act(seen), plain.act(seen), rtol=0, atol=5e-6)
+    maps = plain.attention(seen)
+    assert maps[0].shape == (4, 2, 2), "of the picture alone"
+    np.testing.assert_allclose(maps[0].sum((1, 2)), 1, atol=1e-5)
 
 
 def test_policy_with_engine_acts_the_same(tiny_once: Any) -> None:

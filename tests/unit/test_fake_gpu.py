@@ -50,12 +50,12 @@ def fake_tensors(mode: FakeTensorMode) -> Iterator[None]:
         yield
 
 
-def model_on(device: torch.device, dtype: torch.dtype) -> LightWAM:
+def model_on(device: torch.device, dtype: torch.dtype, foresight: int = 0) -> LightWAM:
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with device:
-            return LightWAM(CONFIG)
+            return LightWAM(replace(CONFIG, foresight=foresight))
     finally:
         torch.set_default_dtype(before)
 
@@ -117,9 +117,10 @@ def test_a_batch_moves_as_a_whole() -> None:
     assert on_gpu(moved.action_is_pad, moved.frame_is_pad)
 
 
-def test_the_losses(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("foresight", [0, 2])
+def test_the_losses(foresight: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Forward only. Places of tokens are numbers of the CPU's, found before."""
-    model, batch = model_on(CUDA, torch.bfloat16), batch_of().to(CUDA)
+    model, batch = model_on(CUDA, torch.bfloat16, foresight), batch_of().to(CUDA)
     u, noise = torch.rand(2, device=CUDA), torch.randn(2, 3, 3, 4, 6, device=CUDA)
     monkeypatch.setattr(packed_step, "token_places", lambda batch: torch.arange(15, device=CUDA))
     assert on_gpu(*model.loss(batch, u, noise))  # makes tables
@@ -201,15 +202,17 @@ def test_latents_of_frames_and_clips_both_ways(make: Any) -> None:
     assert on_gpu(z, latents.encode(frame), latents.decode(z), latents.decode_pooled(z))
 
 
-@pytest.mark.parametrize(("make", "dtype"), [(wan_vae, torch.bfloat16), (dct, torch.float32)])
+@pytest.mark.parametrize(
+    ("make", "dtype", "foresight"), [(wan_vae, torch.bfloat16, 0), (dct, torch.float32, 0), (dct, torch.bfloat16, 2)]
+)
 @torch.inference_mode()
 def test_the_second_call_of_an_engine_touches_nothing_on_the_cpu(
-    make: Any, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    make: Any, dtype: torch.dtype, foresight: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a CUDA graph holds: bytes of a canvas to actions. The first call makes tables."""
     monkeypatch.setattr(folding, "survives_rounding", lambda *_: True)
     latents: LatentCodec = make()
-    folded = folded_on(model_on(CPU, torch.float32), dtype)
+    folded = folded_on(model_on(CPU, torch.float32, foresight), dtype)
     context_kv = folded.batch_prompts([prompt_of(folded, 5)], 16)
     canvas, state = torch.zeros(1, 32, 64, 3, dtype=torch.uint8, device=CUDA), torch.randn(1, 2, device=CUDA)
     for call in range(2):

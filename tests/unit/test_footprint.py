@@ -39,6 +39,7 @@ def test_windows_and_tokens_of_a_design() -> None:
     assert recipe.latent_shape == (channels, 2, 12, 16)
     assert recipe.pooled_shape == (channels, 2, 6, 8)
     assert num_tokens(recipe) == {"action_pass": 48, "video_pass": 24, "context": 17}
+    assert num_tokens(replace(recipe, model=replace(recipe.model, foresight=1)))["action_pass"] == 48 + 12
 
 
 def test_windows_and_tokens_of_the_paper() -> None:
@@ -49,8 +50,8 @@ def test_windows_and_tokens_of_the_paper() -> None:
     assert (recipes.libero_10().num_frames, recipes.libero_10().latent_shape[1]) == (9, 3)
 
 
-@pytest.mark.parametrize("lora", [True, False])
-def test_activations_are_what_autograd_keeps(lora: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("lora", "foresight"), [(True, 0), (False, 0), (True, 2)])
+def test_activations_are_what_autograd_keeps(lora: bool, foresight: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Counted at a small size, with the kernels' functions; test_gpu_counts.py counts at the paper's."""
     monkeypatch.setattr(choice, "on", lambda device: True)
     recipe = recipes.libero_10()
@@ -60,7 +61,8 @@ def test_activations_are_what_autograd_keeps(lora: bool, monkeypatch: pytest.Mon
     )  # fmt: skip
     expert = replace(recipe.model.expert, layer_width=32, trunk_width=32, num_pool_heads=2)
     recipe = replace(
-        recipe, model=replace(recipe.model, backbone=backbone, expert=expert), text=replace(recipe.text, dim=32),
+        recipe, model=replace(recipe.model, backbone=backbone, expert=expert, foresight=foresight),
+        text=replace(recipe.text, dim=32),
         train=replace(recipe.train, precision="float32"),
     )  # fmt: skip
     model, saved = random_model(recipe, torch.device("cpu"), torch.float32), dict[int, int]()
@@ -79,11 +81,13 @@ def test_activations_are_what_autograd_keeps(lora: bool, monkeypatch: pytest.Mon
     assert sum(saved.values()) == pytest.approx(activation_bytes(recipe), rel=0.1)
 
 
-def test_the_work_of_a_step_is_what_torch_counts() -> None:
+@pytest.mark.parametrize("foresight", [0, 2])
+def test_the_work_of_a_step_is_what_torch_counts(foresight: int) -> None:
     """Of a small model with other proportions than the paper's, forward and backward."""
     small = recipes.libero_object_small()
     expert = replace(small.model.expert, layer_width=32, trunk_width=32)
-    recipe = replace(small, model=replace(small.model, expert=expert), train=replace(small.train, batch_size=2))
+    changed = replace(small.model, expert=expert, foresight=foresight)
+    recipe = replace(small, model=changed, train=replace(small.train, batch_size=2))
     model = random_model(recipe, torch.device("cpu"), torch.float32)
     batch = random_batch(recipe, 2)
     with FlopCounterMode(display=False) as counter:

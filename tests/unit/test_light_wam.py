@@ -93,7 +93,8 @@ def test_every_parameter_of_a_backbone_from_scratch_is_trained() -> None:
 
 
 def test_a_gradient_reaches_every_trained_parameter() -> None:
-    for config in (CONFIG, replace(CONFIG, backbone=replace(CONFIG.backbone, lora_rank=2, frozen=True))):
+    lora = replace(CONFIG, backbone=replace(CONFIG.backbone, lora_rank=2, frozen=True))
+    for config in (CONFIG, lora, replace(CONFIG, foresight=2)):
         model = model_of(config)
         model.loss(batch_of(), *draws()).total.backward()
         for name, parameter in model.named_parameters():
@@ -241,6 +242,20 @@ def test_imagination_walks_the_shifted_schedule_down_to_zero(monkeypatch: pytest
     future = MODEL.imagine(batch.present, batch.context, batch.state, noise, num_steps=4)
     assert seen == pytest.approx([5 * u / (1 + 4 * u) for u in (1.0, 0.75, 0.5, 0.25)])
     torch.testing.assert_close(future[:, :, 1:], noise[:, :, 1:] - 1)
+
+
+@torch.no_grad()
+def test_foresight_adds_tokens_and_changes_nothing_of_the_present() -> None:
+    batch, model = batch_of(), model_of(replace(CONFIG, foresight=2))
+    given = batch.present, batch.context, batch.state
+    plain, ours = MODEL.tapped_tokens(*given), model.tapped_tokens(*given)
+    for without, tokens in zip(plain, ours, strict=True):
+        assert tokens.shape == (3, 16 + 2 * 4, 24)
+        torch.testing.assert_close(tokens[:, :16], without)
+    others = model.tapped_tokens(batch.present.roll(1, 0), *given[1:])
+    assert (ours[0] - others[0])[:, 16:].abs().amax(dim=2).min() > 1e-5, "foreseen tokens see the present"
+    assert [look.shape for look in model.attention(*given)] == [(3, 2, 2, 24)] * 2
+    assert (model.act(*given) - MODEL.act(*given)).abs().max() > 1e-4
 
 
 @torch.no_grad()

@@ -142,6 +142,15 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
         published.read(tmp_path / "none.pt", CONFIG)
 
 
+def test_a_model_with_foresight_is_refused(path: Path) -> None:
+    config = replace(CONFIG, foresight=2)
+    read = published.read(path, CONFIG)
+    with pytest.raises(CheckpointError, match="foresight"):
+        published.read(path, config)
+    with pytest.raises(CheckpointError, match="foresight"):
+        published.write(path, read, config)
+
+
 def test_another_layout_is_refused(path: Path) -> None:
     rewrite(path, lambda content: content.pop("step"))
     with pytest.raises(CheckpointError, match="must have the published layout"):

@@ -50,8 +50,8 @@ class FoldedBlock:
     """`Block` at time 0 on one frame, or at R = 2 times on one and the foreseen ones after it."""
 
     def __init__(self, block: Block, modulation: Float[Tensor, "R 6 D"], placement: Placement) -> None:
-        vectors = (modulation + placement.wide(block.scale_shift_table)).unbind(1)
-        (given, self.first), (given2, self.second) = (split_modulation(*vectors[i : i + 3], placement) for i in (0, 3))
+        vectors = modulation + placement.wide(block.scale_shift_table)
+        (given, self.first), (given2, self.second) = (split_modulation(v, placement) for v in vectors.split(3, dim=1))
         attn1, attn2, ffn = block.attn1, block.attn2, block.ffn
         qkv = [(attn1.to_q, attn1.lora_q), (attn1.to_k, attn1.lora_k), (attn1.to_v, attn1.lora_v)]
         self.num_heads = attn1.num_heads
@@ -145,8 +145,8 @@ class FoldedWAM:
         self.num_heads, self.head_dim = dit.config.num_heads, dit.config.width // dit.config.num_heads
         wide = placement.wide(dit.scale_shift_table)
         embedder = copy.deepcopy(dit.condition_embedder).to(wide)
-        times = [0.0, float(model.config.flow.num_times)][: 2 if self.foresight else 1]
-        modulation = embedder.time(torch.tensor(times, device=wide.device))[1]
+        times = torch.arange(2 if self.foresight else 1, device=wide.device) * float(model.config.flow.num_times)
+        modulation = embedder.time(times)[1]
         blocks = [cast(Block, block) for block in dit.blocks[: dit.config.taps[-1] + 1]]
         self.patch_weight = placement.put(dit.patch_embedding.weight.flatten(1))
         self.patch_bias = placement.put(cast(Tensor, dit.patch_embedding.bias))

@@ -47,11 +47,10 @@ class Modulation(NamedTuple):
         return x + update
 
 
-def split_modulation(
-    shift: Float[Tensor, "R D"], scale: Float[Tensor, "R D"], gate: Float[Tensor, "R D"], placement: Placement
-) -> tuple[ToFold, Modulation]:
-    """Return what to fold and what to apply of a block's vectors, of which each time has a row."""
-    if len(shift) == 1:
+def split_modulation(vectors: Float[Tensor, "R 3 D"], placement: Placement) -> tuple[ToFold, Modulation]:
+    """Return what to fold and what to apply of a shift, a scale and a gate at each of R times."""
+    shift, scale, gate = vectors.unbind(1)
+    if len(vectors) == 1:
         return ToFold(1 + scale[0], shift[0], gate[0]), Modulation((), ())
     norms = tuple((placement.put(1 + one), placement.put(two)) for one, two in zip(scale, shift, strict=True))
     return ToFold(None, None, None), Modulation(norms, tuple(placement.put(row) for row in gate))

@@ -68,14 +68,14 @@ def run_block(
     `modulation` has a row for time 0, then one for each sample's later tokens.
     """
     assert not layout[3], "block_functions takes plain torch for these"
-    vectors, layout = (modulation + block.scale_shift_table).unbind(1), layout[:3]
-    call = Call(block, layout, vectors, torch.view_as_real(rope))
+    vectors, kinds = (modulation + block.scale_shift_table).unbind(1), layout[:3]
+    call = Call(block, kinds, vectors, torch.view_as_real(rope))
     attn1, attn2, ffn = block.attn1, block.attn2, block.ffn
     x, *qkv = Enter.apply(x.contiguous(), call, *_weights(attn1.lora_q, attn1.lora_k, attn1.lora_v))
     given = zip(qkv[:3], qkv[3:6], qkv[6:], strict=True)
     parts = [attention(q, k, v) if q.shape[1] else q.flatten(2) for q, k, v in given]
     if not keeps_first:
-        action, _, later = x.split(layout, dim=1)
+        action, _, later = x.split(kinds, dim=1)
         x, call = torch.cat((action, later), dim=1), call._replace(layout=(layout[0], 0, layout[2]))
         parts[1] = parts[1][:, :0]
     x, query = Middle.apply(x, *parts, call, *_weights(attn1.lora_out, attn2.lora_q))

@@ -58,15 +58,16 @@ def run_block(
     """Apply `Block` to packed tokens; `keeps_first=False` uses those of the first frame for keys and values only."""
     last = int(layout.foreseen > 0)
     parts = modulation.split((1, len(modulation) - 1 - last, last))
-    vectors = list(zip(*((part + block.scale_shift_table).unbind(1) for part in parts), strict=True))
-    attended = self_attention(block.attn1, modulate(x, *vectors[:2], layout), rope, layout, keeps_first)
+    by_time = ((part + block.scale_shift_table).unbind(1) for part in parts)
+    shift1, scale1, gate1, shift2, scale2, gate2 = zip(*by_time, strict=True)
+    attended = self_attention(block.attn1, modulate(x, shift1, scale1, layout), rope, layout, keeps_first)
     if not keeps_first:
         x, layout = without_first(x, layout), layout._replace(first=0)
-    x = gated(x, attended, vectors[2], layout)
+    x = gated(x, attended, gate1, layout)
     query = block.attn2.query(block.norm2(x), linear)
     x = x + block.attn2.out(attention(query, *context_kv), linear)
-    hidden = feed_forward(block.ffn, modulate(x, *vectors[3:5], layout))
-    return gated(x, hidden, vectors[5], layout)
+    hidden = feed_forward(block.ffn, modulate(x, shift2, scale2, layout))
+    return gated(x, hidden, gate2, layout)
 
 
 def compiled_block(

@@ -197,8 +197,8 @@ class DiT(nn.Module):
         """Return velocity and taps of latents: the first frame clean, at time 0, later ones noised, at `later_time`.
 
         `context_kv` comes from `encode_context`. `later_time` is None for a single frame. `stop_at_last_tap` skips the
-        blocks after the last tap, and so the velocity. `foresight` appends that many foreseen frames to a single one, at
-        one time for all samples (Bt = 1).
+        blocks after the last tap, and so the velocity. `foresight` appends that many foreseen frames to a single one;
+        they have one time for all samples (Bt = 1).
         """
         config, head_dim = self.config, self.config.width // self.config.num_heads
         x, (rows, columns) = self.embed_patches(latents)

@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from lightwam.config.checks import check_recipe
-from lightwam.config.schema import Recipe
+from lightwam.config.schema import POOL, Recipe
 from lightwam.data.codec import Codec
 from lightwam.encoders.frozen import Prompts, open_latents
 from lightwam.engine.engine import Engine
@@ -295,7 +295,8 @@ def parts_ms(policy: Policy, observation: Observation, engine: Engine, device: t
     codec, config = policy.codec, policy.recipe.model.backbone
     canvas = torch.from_numpy(codec.canvas(observation.frames)[None, None]).to(device)
     _, height, width = (side // patch for side, patch in zip(policy.recipe.latent_shape[1:], config.patch, strict=True))
-    tokens = torch.randn(1, height * width, config.width, device=device).to(engine.folded.placement.dtype)
+    count = height * width * (POOL**2 + policy.recipe.model.foresight) // POOL**2
+    tokens = torch.randn(1, count, config.width, device=device).to(engine.folded.placement.dtype)
     expert, (latent, _, state) = engine.folded.expert, policy.plain.encode(*policy.inputs([observation]))
     context_kv = engine.context_kv((observation.instruction,))
     calls: dict[str, Call] = {
@@ -317,7 +318,12 @@ def size(engine: Engine) -> int:
 def published(
     model: LightWAM, latent: Float[Tensor, "B C 1 h w"], context: Float[Tensor, "B L E"], state: Float[Tensor, "B P"]
 ) -> Float[Tensor, "B H A"]:
-    """Compute `model.act` with the published code's work: all blocks and the head run, and their output is dropped."""
+    """Compute `model.act` with the published code's work: all blocks and the head run, and their output is dropped.
+
+    That code has no foresight: a model with it stops at its last tap.
+    """
+    if model.config.foresight:
+        return model.act(latent, context, state)
     context_kv = model.dit.encode_context(model.append_proprio(context, state))
     return model.expert(model.dit(latent, None, context_kv).taps)
 

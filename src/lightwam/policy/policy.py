@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from lightwam.config.checks import check_recipe
 from lightwam.config.schema import EvalConfig, Recipe, SimConfig, with_simulator
@@ -229,11 +230,14 @@ class Policy:
 
     @torch.inference_mode()
     def attention(self, observation: ObservationLike) -> list[Float32[np.ndarray, "queries rows cols"]]:
-        """Return, for every tap, the attention of its queries over the picture's tokens: mean over heads, sums to 1."""
+        """Return, for every tap, the attention of its queries over the picture's tokens: mean over heads, sums to 1.
+
+        With model.foresight, what foreseen tokens get is left out.
+        """
         latent, context, state = self.plain.encode(*self.inputs([observation]))
         rows, columns = (s // p for s, p in zip(latent.shape[3:], self.recipe.model.backbone.patch[1:], strict=True))
-        maps = self.model.attention(latent, context, state)
-        return [a[0].mean(0).unflatten(-1, (rows, columns)).float().cpu().numpy() for a in maps]
+        maps = [a[0, ..., : rows * columns].mean(0).float() for a in self.model.attention(latent, context, state)]
+        return [normalize(a, p=1, dim=-1).unflatten(-1, (rows, columns)).cpu().numpy() for a in maps]
 
     def _future(self, inputs: Inputs, num_frames: int, seed: int, num_steps: int) -> Float[Tensor, "B C T h2 w2"]:
         """Sample futures of what `inputs` returned, all from the same noise."""

@@ -9,18 +9,20 @@ import numpy as np
 import torch
 from jaxtyping import Bool
 
-from lightwam.config.schema import ModelConfig, Recipe, TrainConfig
+from lightwam.config.schema import POOL, ModelConfig, Recipe, TrainConfig
 from lightwam.model.light_wam import LightWAM
 
 
 def num_tokens(recipe: Recipe) -> dict[str, int]:
-    """Count a sample's tokens: action pass (the present, full resolution), video pass (pooled), and context."""
+    """Count a sample's tokens: action pass (the present, full resolution; pooled foreseen frames), video pass (pooled),
+    and context."""
     patch = recipe.model.backbone.patch
     _, _, height, width = recipe.latent_shape
     _, frames, pooled_height, pooled_width = recipe.pooled_shape
+    pooled = pooled_height // patch[1] * (pooled_width // patch[2])
     return {
-        "action_pass": height // patch[1] * (width // patch[2]),
-        "video_pass": frames // patch[0] * (pooled_height // patch[1]) * (pooled_width // patch[2]),
+        "action_pass": height // patch[1] * (width // patch[2]) + recipe.model.foresight * pooled,
+        "video_pass": frames // patch[0] * pooled,
         "context": recipe.text.num_tokens + 1,
     }
 
@@ -77,7 +79,7 @@ def activation_bytes(recipe: Recipe) -> int:
     With checkpointing a block keeps its input only, and one block at a time has everything.
     """
     backbone, count = recipe.model.backbone, num_tokens(recipe)
-    width, lora = backbone.width, backbone.frozen and backbone.lora_rank > 0
+    width, lora = backbone.width, backbone.frozen and backbone.lora_rank > 0 and not recipe.model.foresight
     token = 12 * width + backbone.ffn_width if lora else 22 * width + 2 * backbone.ffn_width
     both, video = count["action_pass"] + count["video_pass"], count["video_pass"]
     until_tap, after = backbone.taps[-1] + 1, backbone.num_blocks - backbone.taps[-1] - 1
@@ -117,14 +119,16 @@ def step_tflop(recipe: Recipe) -> float:
     The products of the blocks, their attention and the context's keys and values, in multiply-adds a token; twice that
     again for the backward pass, once if most weights are frozen. Leaves out the action expert's few rows.
     """
-    backbone, count = recipe.model.backbone, num_tokens(recipe)
+    backbone, count, foresight = recipe.model.backbone, num_tokens(recipe), recipe.model.foresight
     width, action, context = backbone.width, count["action_pass"], count["context"]
+    foreseen = action * foresight // (POOL**2 + foresight)
+    pairs = (action - foreseen) ** 2 + foreseen * action
     video = recipe.train.video_share * count["video_pass"]
     until_tap = backbone.taps[-1] + 1
     video_blocks = backbone.num_blocks if recipe.model.video_loss_weight else 0
     token = 6 * width**2 + 2 * width * backbone.ffn_width
     products = token * (action * until_tap + video * video_blocks) + 2 * width**2 * context * backbone.num_blocks
-    attention = action * (action + context) * until_tap + video * (video + context) * video_blocks
+    attention = (pairs + action * context) * until_tap + video * (video + context) * video_blocks
     adapters = 2 * width * backbone.adapter_width * action * len(backbone.taps)
     forward = products + 2 * width * attention + adapters
     return 2 * forward * (2 if backbone.frozen else 3) * recipe.train.batch_size / 1e12
