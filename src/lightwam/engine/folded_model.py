@@ -47,7 +47,7 @@ class ContextKV(NamedTuple):
 
 
 class FoldedBlock:
-    """`Block` at time 0 on one frame, or at R = 2 times on one and the foreseen ones after it."""
+    """`Block` on one frame at time 0; with foresight, at R = 2 times, on that frame and the foreseen ones."""
 
     def __init__(self, block: Block, modulation: Float[Tensor, "R 6 D"], placement: Placement) -> None:
         vectors = modulation + placement.wide(block.scale_shift_table)
@@ -141,7 +141,7 @@ class FoldedWAM:
         assert dit.config.patch[0] == 1
         self.placement, self.patch = placement, dit.config.patch
         self.foresight = model.config.foresight
-        self.uses_kernels = choice.on(placement.device) and not self.foresight  # a block of theirs has one time
+        self.uses_kernels = choice.on(placement.device) and not self.foresight  # their blocks have one time
         self.num_heads, self.head_dim = dit.config.num_heads, dit.config.width // dit.config.num_heads
         wide = placement.wide(dit.scale_shift_table)
         embedder = copy.deepcopy(dit.condition_embedder).to(wide)

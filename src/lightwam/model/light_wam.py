@@ -9,7 +9,7 @@ v            velocity noise - z, predicted by the video pass
 
 Two passes share the weights:
   action pass   the present at full resolution, time 0, up to the last tap; the action expert decodes a from the taps.
-                With `foresight` they read unseen frames after it too (model/foresight.py)
+                With `foresight` the expert also reads tokens of the frames after it (model/foresight.py)
   video pass    the clip averaged 2x2 in space, its future noised to sigma; only for training and imagination
 """
 
