@@ -78,15 +78,17 @@ def cropped(size: int) -> tuple[Batch, Tensor, Tensor]:
 
 
 def test_packed_step_equals_the_plain_model(launched: list[str]) -> None:
-    model, given = model_of(replace(FROZEN, num_blocks=2, taps=(0,))), cropped(2)
+    """With foresight, whose tokens have further calls of the same kernels."""
+    model, given = model_of(replace(FROZEN, num_blocks=2, taps=(0,)), foresight=1), cropped(2)
     plain_losses, packed = model.loss(*given), packed_loss(model, *given)
     torch.testing.assert_close(tuple(packed), tuple(plain_losses), rtol=1e-12, atol=0)
     assert worst(gradients(model, packed), gradients(model, plain_losses)) < 1e-12
     assert {"add_norm", "norm_backward", "gated", "head_norm", "head_norm_backward", "gelu_backward"} == set(launched)
 
 
-def test_engine_equals_the_plain_model(launched: list[str]) -> None:
-    model, (batch, _, _) = model_of(replace(FROZEN, num_blocks=2, taps=(0, 1))), cropped(2)
+@pytest.mark.parametrize("foresight", [0, 2])
+def test_engine_equals_the_plain_model(foresight: int, launched: list[str]) -> None:
+    model, (batch, _, _) = model_of(replace(FROZEN, num_blocks=3, taps=(0, 2)), foresight=foresight), cropped(2)
     folded = FoldedWAM(model, Placement(CPU, torch.float64))
     context_kv = folded.batch_prompts([folded.encode_prompt(states) for states in batch.context])
     with torch.inference_mode():

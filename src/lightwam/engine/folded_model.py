@@ -18,7 +18,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor, nn
 
 from lightwam.engine.folded_expert import FoldedExpert
-from lightwam.engine.folded_times import split_modulation
+from lightwam.engine.folded_times import Tables, split_modulation
 from lightwam.engine.folding import Folded, Placement, fold, stack
 from lightwam.kernels import choice
 from lightwam.model.dit import Block, ResidualAdapter
@@ -79,12 +79,7 @@ class FoldedBlock:
         both, v = self.qkv(self.first.norm(x, present)).split((2 * width, width), dim=-1)
         normed = rms_norm(both.unflatten(-1, (2, width)), self.norm_qk).flatten(2).unflatten(-1, (2 * heads[0], -1))
         q, k = apply_rope(normed, rope).to(x.dtype).chunk(2, dim=2)
-        v = v.unflatten(-1, heads)
-        if x.shape[1] == present:
-            mixed = attention(q, k, v)
-        else:
-            seen = attention(*(part[:, :present] for part in (q, k, v)))
-            mixed = torch.cat((seen, attention(q[:, present:], k, v)), dim=1)
+        mixed = frame_attention(q, k, v.unflatten(-1, heads), present)
         x = self.first.add(x, self.out(mixed), present)
         q = rms_norm(self.query(layer_norm(x)), self.norm_query).to(x.dtype).unflatten(-1, heads)
         x = x + self.out2(attention(q, keys, values, score_bias))
@@ -92,16 +87,20 @@ class FoldedBlock:
 
     def with_kernels(
         self, x: Float[Tensor, "B S D"], normed: Float[Tensor, "B S D"], rope: Complex[Tensor, "S 1 pairs"],
-        keys: Tensor, values: Tensor, score_bias: Tensor,
+        keys: Tensor, values: Tensor, score_bias: Tensor, present: int, own: tuple[Tables, Tables], after: Tables,
     ) -> tuple[Float[Tensor, "B S D"], Float[Tensor, "B S D"]]:  # fmt: skip
-        """Compute the same by lightwam.kernels: from tokens and their norm, to tokens and their norm."""
+        """Compute the same by lightwam.kernels: from tokens and their norm, to tokens and their norm.
+
+        `own` are the block's tables; `after` is for the norm that the block returns.
+        """
+        first, second = own
         qkv, heads = self.qkv(normed), self.num_heads
         q, k = ops.head_norm(qkv, self.norm_qk, torch.view_as_real(rope), heads).unbind(2)
         v = qkv[..., 2 * x.shape[-1] :].unflatten(-1, (heads, -1))
-        x, normed = add_norm(x, self.out(attention(q, k, v)))
+        x, normed = add_norm(x, self.out(frame_attention(q, k, v, present)), first.gate, clean=present)
         q = ops.head_norm(self.query(normed), self.norm_query[None], None, heads)[:, :, 0]
-        x, normed = add_norm(x, self.out2(attention(q, keys, values, score_bias)))
-        return add_norm(x, self.down(self.up.gelu(normed)))
+        x, normed = add_norm(x, self.out2(attention(q, keys, values, score_bias)), None, second, present)
+        return add_norm(x, self.down(self.up.gelu(normed)), second.gate, after, present)
 
 
 def rms_norm(x: Float[Tensor, "*batch D"], weight: Float[Tensor, "*parts D"]) -> Float[Tensor, "*batch D"]:
@@ -111,9 +110,25 @@ def rms_norm(x: Float[Tensor, "*batch D"], weight: Float[Tensor, "*parts D"]) ->
     return (wide * mean_square.add_(EPS).rsqrt_()).mul_(weight)
 
 
-def add_norm(x: Float[Tensor, "B S D"], update: Float[Tensor, "B S D"]) -> tuple[Tensor, Tensor]:
-    """Return x + update and its LayerNorm, by a kernel."""
-    return ops.add_norm(x, update, None, None, None, 0.0, 0, 0)[:2]
+def frame_attention(
+    q: Float[Tensor, "B S heads d"], k: Float[Tensor, "B S heads d"], v: Float[Tensor, "B S heads d"], present: int
+) -> Float[Tensor, "B S D"]:
+    """Let the present's tokens, the first ones, attend to themselves and foreseen ones to all."""
+    if q.shape[1] == present:
+        return attention(q, k, v)
+    seen = attention(*(part[:, :present] for part in (q, k, v)))
+    return torch.cat((seen, attention(q[:, present:], k, v)), dim=1)
+
+
+def add_norm(
+    x: Float[Tensor, "B S D"],
+    update: Float[Tensor, "B S D"],
+    gate: Float[Tensor, "rows D"] | None = None,
+    norm: Tables = Tables(),  # noqa: B008
+    clean: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """Return x + gate * update and its LayerNorm, modulated by the tables, by a kernel."""
+    return ops.add_norm(x, update, gate, norm.shift, norm.scale, 0.0, clean, 0)[:2]
 
 
 class FoldedAdapter:
@@ -140,8 +155,7 @@ class FoldedWAM:
         dit = model.dit
         assert dit.config.patch[0] == 1
         self.placement, self.patch = placement, dit.config.patch
-        self.foresight = model.config.foresight
-        self.uses_kernels = choice.on(placement.device) and not self.foresight  # their blocks have one time
+        self.uses_kernels, self.foresight = choice.on(placement.device), model.config.foresight
         self.num_heads, self.head_dim = dit.config.num_heads, dit.config.width // dit.config.num_heads
         wide = placement.wide(dit.scale_shift_table)
         embedder = copy.deepcopy(dit.condition_embedder).to(wide)
@@ -166,6 +180,7 @@ class FoldedWAM:
         self.to_kv = stack([fold(parts, placement, plain=True) for parts in key_value])
         self.norm_k = placement.put(torch.stack([attn.norm_k.weight for attn in cross])[:, None])
         self.ropes: dict[tuple[int, int], Tensor] = {}  # kept here, as a CUDA graph refers to their memory
+        self.tables: dict[int, list[tuple[Tables, Tables]]] = {}  # likewise, by batch size
 
     @torch.inference_mode()
     def encode_prompt(self, states: Float[Tensor, "L E"]) -> PromptKV:
@@ -206,15 +221,30 @@ class FoldedWAM:
         if self.foresight:
             x = torch.cat((x, self.patch_bias.expand(len(x), len(rope) - present, -1)), dim=1)
         pooled: list[Tensor] = []
-        normed = ops.norm(x, None, None, 0.0, 0, 0)[0] if self.uses_kernels else x
+        if self.uses_kernels:
+            return self._act_with_kernels(x, present, rope, context_kv)
         for i, block in enumerate(self.blocks):
-            kv = context_kv.keys[i], context_kv.values[i], context_kv.score_bias
-            if self.uses_kernels:
-                x, normed = block.with_kernels(x, normed, rope, *kv)
-            else:
-                x = block(x, rope, *kv, present)
+            x = block(x, rope, context_kv.keys[i], context_kv.values[i], context_kv.score_bias, present)
             if (adapter := self.adapters.get(i)) is not None:
-                x, normed = add_norm(x, adapter.update(normed)) if self.uses_kernels else (adapter(x), x)
+                x = adapter(x)
+                pooled.append(self.expert.pool_tap(len(pooled), x))
+        return self.expert(pooled)
+
+    def _act_with_kernels(
+        self, x: Float[Tensor, "B S D"], present: int, rope: Complex[Tensor, "S 1 pairs"], context_kv: ContextKV
+    ) -> Float[Tensor, "B H A"]:
+        """Run blocks and expert; a kernel that ends a part of them also makes the norm that begins the next one."""
+        if len(x) not in self.tables:
+            self.tables[len(x)] = [(block.first.tables(len(x)), block.second.tables(len(x))) for block in self.blocks]
+        tables, pooled = self.tables[len(x)], list[Tensor]()
+        begins = [first for first, _ in tables] + [Tables()]
+        normed = ops.norm(x, begins[0].shift, begins[0].scale, 0.0, present, 0)[0]
+        for i, block in enumerate(self.blocks):
+            kv, adapter = (context_kv.keys[i], context_kv.values[i], context_kv.score_bias), self.adapters.get(i)
+            after = begins[i + 1] if adapter is None else Tables()
+            x, normed = block.with_kernels(x, normed, rope, *kv, present, tables[i], after)
+            if adapter is not None:
+                x, normed = add_norm(x, adapter.update(normed), None, begins[i + 1], present)
                 pooled.append(self.expert.pool_tap(len(pooled), x))
         return self.expert(pooled)
 

@@ -25,6 +25,14 @@ class ToFold(NamedTuple):
     gate: Float[Tensor, " D"] | None
 
 
+class Tables(NamedTuple):
+    """`Modulation` for kernels: a row for tokens of time 0, then one for each sample's others; None where folded."""
+
+    shift: Float[Tensor, "rows D"] | None = None
+    scale: Float[Tensor, "rows D"] | None = None
+    gate: Float[Tensor, "rows D"] | None = None
+
+
 class Modulation(NamedTuple):
     """What is applied to the tokens of each of two times; empty where it is in the weights."""
 
@@ -45,6 +53,14 @@ class Modulation(NamedTuple):
             for part, gate in zip((update[:, :present], update[:, present:]), self.gates, strict=True):
                 part.mul_(gate)
         return x + update
+
+    def tables(self, size: int) -> Tables:
+        """Return the vectors for a batch of `size`."""
+        if not self.norms:
+            return Tables()
+        scales, shifts = zip(*self.norms, strict=True)
+        pairs = (shifts, scales, self.gates)
+        return Tables(*(torch.cat((one[None], two.expand(size, -1))) for one, two in pairs))
 
 
 def split_modulation(vectors: Float[Tensor, "R 3 D"], placement: Placement) -> tuple[ToFold, Modulation]:

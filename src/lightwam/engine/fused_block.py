@@ -63,21 +63,42 @@ def run_block(
     context_kv: KeyValue,
     keeps_first: bool,
 ) -> Float[Tensor, "B S2 D"]:
-    """Compute `packed_block.run_block` without foreseen tokens.
+    """Compute `packed_block.run_block`; `modulation` has a row for time 0, then one for each sample's later tokens.
 
-    `modulation` has a row for time 0, then one for each sample's later tokens.
+    With foreseen tokens there is one more row, theirs. The kernels have two times a sample, so these tokens have calls
+    of their own.
     """
-    assert not layout[3], "block_functions takes plain torch for these"
-    vectors, kinds = (modulation + block.scale_shift_table).unbind(1), layout[:3]
-    call = Call(block, kinds, vectors, torch.view_as_real(rope))
-    attn1, attn2, ffn = block.attn1, block.attn2, block.ffn
-    x, *qkv = Enter.apply(x.contiguous(), call, *_weights(attn1.lora_q, attn1.lora_k, attn1.lora_v))
+    *kinds, foreseen = layout
+    table, turns, size = modulation + block.scale_shift_table, torch.view_as_real(rope), x.shape[1] - foreseen
+    call = Call(block, (kinds[0], kinds[1], kinds[2]), table[: len(table) - (foreseen > 0)].unbind(1), turns[:size])
+    x, future = x.split((size, foreseen), dim=1) if foreseen else (x, x)
+    x, *qkv = _enter(x, call)
     given = zip(qkv[:3], qkv[3:6], qkv[6:], strict=True)
     parts = [attention(q, k, v) if q.shape[1] else q.flatten(2) for q, k, v in given]
     if not keeps_first:
         action, _, later = x.split(kinds, dim=1)
-        x, call = torch.cat((action, later), dim=1), call._replace(layout=(layout[0], 0, layout[2]))
+        x, call = torch.cat((action, later), dim=1), call._replace(layout=(kinds[0], 0, kinds[2]))
         parts[1] = parts[1][:, :0]
+    x = _leave(x, parts, call, context_kv)
+    if not foreseen:
+        return x
+    call = Call(block, (0, 0, foreseen), table[-1:].unbind(1), turns[size:])
+    future, *own = _enter(future, call)
+    mixed = attention(own[2], torch.cat((qkv[3], own[5]), dim=1), torch.cat((qkv[6], own[8]), dim=1))
+    empty = mixed[:, :0]
+    return torch.cat((x, _leave(future, [empty, empty, mixed], call, context_kv)), dim=1)
+
+
+def _enter(x: Float[Tensor, "B S D"], call: Call) -> tuple[Tensor, ...]:
+    attn = call.block.attn1
+    return cast(tuple[Tensor, ...], Enter.apply(x.contiguous(), call, *_weights(attn.lora_q, attn.lora_k, attn.lora_v)))
+
+
+def _leave(
+    x: Float[Tensor, "B S D"], parts: Sequence[Tensor], call: Call, context_kv: KeyValue
+) -> Float[Tensor, "B S D"]:
+    """Return the block's result from tokens and the three parts of their self-attention."""
+    attn1, attn2, ffn = call.block.attn1, call.block.attn2, call.block.ffn
     x, query = Middle.apply(x, *parts, call, *_weights(attn1.lora_out, attn2.lora_q))
     attended = attention(query, *context_kv)
     return cast(Tensor, Leave.apply(x, attended, call, *_weights(attn2.lora_out, ffn.lora_in, ffn.lora_out)))

@@ -29,7 +29,7 @@ from lightwam.engine.fused_lora import linear
 from lightwam.engine.packed_block import Layout, Modulation, compiled_block, run_block
 from lightwam.engine.packed_tokens import acting, acting_rows, time_modulation, tokens
 from lightwam.model import flow
-from lightwam.model.dit import Block, KeyValue
+from lightwam.model.dit import Block, DiT, KeyValue
 from lightwam.model.light_wam import LightWAM
 from lightwam.types import Batch, Losses
 
@@ -64,7 +64,7 @@ def packed_loss(
         return model.loss(batch, u, noise)
     sigma, size = flow.shifted(u, config.flow.shift), len(u)
     noisy, time = flow.mix(batch.clip[:size], noise, sigma), config.flow.num_times * sigma
-    run = partial(run_both, block_functions(model, noisy.device, compiled))
+    run = partial(run_both, block_functions(model.dit, noisy.device, compiled))
     if checkpointing:
         run = partial(checkpoint, run, use_reentrant=False)
     velocity, taps = forward(model, batch.present, noisy, time, embed_context(model, batch), run)
@@ -158,15 +158,11 @@ class Functions(NamedTuple):
     alone: Callable[..., Tensor]
 
 
-def block_functions(model: LightWAM, device: torch.device, compiled: bool) -> Functions:
-    """Return torch.compile's if they are asked for, else the kernels' where they run, else plain torch.
-
-    The kernels have no third time, so a model with foresight takes plain torch.
-    """
+def block_functions(dit: DiT, device: torch.device, compiled: bool) -> Functions:
+    """Return torch.compile's if they are asked for, else the kernels' where they run, else plain torch."""
     if compiled:
         return Functions(compiled_block, compiled_block)
-    by_kernels = not model.config.foresight and fused_block.fits(model.dit, device)
-    return Functions(fused_block.run_block if by_kernels else run_block, run_block)
+    return Functions(fused_block.run_block if fused_block.fits(dit, device) else run_block, run_block)
 
 
 def run_both(

@@ -75,17 +75,19 @@ def activation_bytes(recipe: Recipe) -> int:
     In multiples of the width, a block over frozen weights with LoRA keeps of every token: its input; queries, keys and
     values, and queries and keys before their norms; the attention's output; the residual stream twice more; the
     queries of the cross-attention twice, and its output: 12 in all, and the hidden layer before its GELU. Other blocks
-    keep modulated inputs, updates and normed tokens as well, and the hidden layer twice. Context and taps are added.
+    keep modulated inputs, updates and normed tokens as well, and the hidden layer twice. Context and taps are added;
+    with foresight also the keys and values of the action pass once more, joined for the foreseen tokens.
     With checkpointing a block keeps its input only, and one block at a time has everything.
     """
     backbone, count = recipe.model.backbone, num_tokens(recipe)
-    width, lora = backbone.width, backbone.frozen and backbone.lora_rank > 0 and not recipe.model.foresight
+    width, lora = backbone.width, backbone.frozen and backbone.lora_rank > 0
     token = 12 * width + backbone.ffn_width if lora else 22 * width + 2 * backbone.ffn_width
     both, video = count["action_pass"] + count["video_pass"], count["video_pass"]
     until_tap, after = backbone.taps[-1] + 1, backbone.num_blocks - backbone.taps[-1] - 1
     rows = both * until_tap + video * after
     numbers = rows * width + both * token if recipe.train.checkpointing else rows * token
     numbers += 2 * width * count["context"] * backbone.num_blocks
+    numbers += 2 * width * count["action_pass"] * until_tap if recipe.model.foresight else 0
     numbers += len(backbone.taps) * (both * 2 * (width + backbone.adapter_width) + count["action_pass"] * 3 * width)
     return numbers * (2 if recipe.train.precision == "bfloat16" else 4)
 
