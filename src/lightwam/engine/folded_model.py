@@ -18,7 +18,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor, nn
 
 from lightwam.engine.folded_expert import FoldedExpert
-from lightwam.engine.folded_times import Tables, split_modulation
+from lightwam.engine.folded_times import FOLDED, Tables, split_modulation
 from lightwam.engine.folding import Folded, Placement, fold, stack
 from lightwam.kernels import choice
 from lightwam.model.dit import Block, ResidualAdapter
@@ -124,7 +124,7 @@ def add_norm(
     x: Float[Tensor, "B S D"],
     update: Float[Tensor, "B S D"],
     gate: Float[Tensor, "rows D"] | None = None,
-    norm: Tables = Tables(),  # noqa: B008
+    norm: Tables = FOLDED,
     clean: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Return x + gate * update and its LayerNorm, modulated by the tables, by a kernel."""
@@ -237,11 +237,11 @@ class FoldedWAM:
         if len(x) not in self.tables:
             self.tables[len(x)] = [(block.first.tables(len(x)), block.second.tables(len(x))) for block in self.blocks]
         tables, pooled = self.tables[len(x)], list[Tensor]()
-        begins = [first for first, _ in tables] + [Tables()]
+        begins = [first for first, _ in tables] + [FOLDED]
         normed = ops.norm(x, begins[0].shift, begins[0].scale, 0.0, present, 0)[0]
         for i, block in enumerate(self.blocks):
             kv, adapter = (context_kv.keys[i], context_kv.values[i], context_kv.score_bias), self.adapters.get(i)
-            after = begins[i + 1] if adapter is None else Tables()
+            after = begins[i + 1] if adapter is None else FOLDED
             x, normed = block.with_kernels(x, normed, rope, *kv, present, tables[i], after)
             if adapter is not None:
                 x, normed = add_norm(x, adapter.update(normed), None, begins[i + 1], present)

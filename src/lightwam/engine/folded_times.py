@@ -33,6 +33,10 @@ class Tables(NamedTuple):
     gate: Float[Tensor, "rows D"] | None = None
 
 
+FOLDED = Tables()
+"""of a modulation that is in the weights, or of a norm that has none"""
+
+
 class Modulation(NamedTuple):
     """What is applied to the tokens of each of two times; empty where it is in the weights."""
 
@@ -57,9 +61,9 @@ class Modulation(NamedTuple):
     def tables(self, size: int) -> Tables:
         """Return the vectors for a batch of `size`."""
         if not self.norms:
-            return Tables()
-        scales, shifts = zip(*self.norms, strict=True)
-        pairs = (shifts, scales, self.gates)
+            return FOLDED
+        (scale1, shift1), (scale2, shift2) = self.norms
+        pairs = (shift1, shift2), (scale1, scale2), self.gates
         return Tables(*(torch.cat((one[None], two.expand(size, -1))) for one, two in pairs))
 
 
