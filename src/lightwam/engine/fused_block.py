@@ -45,7 +45,7 @@ class Call(NamedTuple):
     layout: tuple[int, int, int]
     """number of action, first and later tokens"""
     vectors: tuple[Tensor, ...]
-    """shift, scale and gate of self-attention, then of the feed-forward, [1+B D] or [1 D], as lightwam.kernels has them"""
+    """shift, scale and gate of self-attention, then of the feed-forward: [1+B D] or [1 D], as in lightwam.kernels"""
     rope: Float[Tensor, "S 1 pairs 2"]
 
     @property
