@@ -37,9 +37,14 @@ class Layout(NamedTuple):
         return self.action + self.first
 
     @property
-    def by_time(self) -> tuple[int, int, int]:
-        """Number of tokens of time 0, of the later tokens' times, and of noise level 1."""
-        return self.clean, self.later, self.foreseen
+    def kinds(self) -> tuple[int, ...]:
+        """The numbers in order, without `foreseen` where it is 0: splitting off no tokens has a cost, too."""
+        return self if self.foreseen else self[:3]
+
+    @property
+    def by_time(self) -> tuple[int, ...]:
+        """Number of tokens of time 0, of the later tokens' times, and of noise level 1 if there are any."""
+        return (self.clean, *self.kinds[2:])
 
 
 Modulation = Float[Tensor, "rows 6 D"]
@@ -56,8 +61,8 @@ def run_block(
     keeps_first: bool,
 ) -> Float[Tensor, "B S2 D"]:
     """Apply `Block` to packed tokens; `keeps_first=False` uses those of the first frame for keys and values only."""
-    last = int(layout.foreseen > 0)
-    parts = modulation.split((1, len(modulation) - 1 - last, last))
+    last = (1,) * (layout.foreseen > 0)
+    parts = modulation.split((1, len(modulation) - 1 - len(last), *last))
     by_time = ((part + block.scale_shift_table).unbind(1) for part in parts)
     shift1, scale1, gate1, shift2, scale2, gate2 = zip(*by_time, strict=True)
     attended = self_attention(block.attn1, modulate(x, shift1, scale1, layout), rope, layout, keeps_first)
@@ -105,11 +110,11 @@ def self_attention(
 ) -> Float[Tensor, "B S2 D"]:
     """Apply self-attention to each kind of tokens, in at most four unmasked calls."""
     k, v = layer.key_value(x, linear)
-    keys, values = apply_rope(k, rope).split(layout, dim=1), v.split(layout, dim=1)
+    keys, values = apply_rope(k, rope).split(layout.kinds, dim=1), v.split(layout.kinds, dim=1)
     if not keeps_first:
         x, rope = without_first(x, layout), without_first(rope[None], layout)[0]
         layout = layout._replace(first=0)
-    queries = apply_rope(layer.query(x, linear), rope).split(layout, dim=1)
+    queries = apply_rope(layer.query(x, linear), rope).split(layout.kinds, dim=1)
     mixed = [attention(q, k, v) for q, k, v in zip(queries[:2], keys[:2], values[:2], strict=True) if q.shape[1]]
     if layout.later:
         mixed.append(attention(queries[2], *(torch.cat(part[1:3], dim=1) for part in (keys, values))))
@@ -120,7 +125,7 @@ def self_attention(
 
 def without_first(x: Tensor, layout: Layout) -> Tensor:
     """Drop the tokens of the first frame."""
-    action, _, *others = x.split(layout, dim=1)
+    action, _, *others = x.split(layout.kinds, dim=1)
     return _joined([action, *others])
 
 
@@ -131,14 +136,12 @@ def modulate(
 
     Shifts and scales are [rows D] for each of `layout.by_time`.
     """
-    clean, later, foreseen = x.split(layout.by_time, dim=1)
+    clean, later, *foreseen = x.split(layout.by_time, dim=1)
     shifts, scales = [shift.to(x.dtype) for shift in shifts], [(1 + scale).to(x.dtype) for scale in scales]
     parts = [layer_norm(clean, scales[0][0], shifts[0][0])] if layout.clean else []
     if layout.later:
         parts.append(torch.addcmul(shifts[1][:, None], layer_norm(later), scales[1][:, None]))
-    if layout.foreseen:
-        parts.append(layer_norm(foreseen, scales[2][0], shifts[2][0]))
-    return _joined(parts)
+    return _joined(parts + [layer_norm(part, scales[2][0], shifts[2][0]) for part in foreseen])
 
 
 def gated(
