@@ -13,9 +13,10 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
+from lightwam.engine import fused_block
 from lightwam.engine.cpu_attention import attention
 from lightwam.engine.fused_lora import feed_forward, linear
-from lightwam.model.dit import Block, KeyValue
+from lightwam.model.dit import Block, DiT, KeyValue
 from lightwam.model.layers import Attention, apply_rope, layer_norm
 from lightwam.system.devices import check_compiler
 
@@ -99,6 +100,20 @@ def _compiled(device: torch.device, dtype: torch.dtype) -> Callable[..., Tensor]
     check_compiler(device, dtype)
     torch._dynamo.config.recompile_limit = max(MOST_GRAPHS, torch._dynamo.config.recompile_limit)
     return cast(Callable[..., Tensor], torch.compile(run_block, fullgraph=True))
+
+
+class Functions(NamedTuple):
+    """What applies a block to the tokens of samples with both passes, and of those with the action pass alone."""
+
+    packed: Callable[..., Tensor]
+    alone: Callable[..., Tensor]
+
+
+def block_functions(dit: DiT, device: torch.device, compiled: bool) -> Functions:
+    """Return torch.compile's if they are asked for, else the kernels' where they run, else plain torch."""
+    if compiled:
+        return Functions(compiled_block, compiled_block)
+    return Functions(fused_block.run_block if fused_block.fits(dit, device) else run_block, run_block)
 
 
 def self_attention(

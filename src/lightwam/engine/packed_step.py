@@ -24,12 +24,11 @@ from jaxtyping import Complex, Float, Int64
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lightwam.engine import fused_block
 from lightwam.engine.fused_lora import linear
-from lightwam.engine.packed_block import Layout, Modulation, compiled_block, run_block
+from lightwam.engine.packed_block import Functions, Layout, Modulation, block_functions
 from lightwam.engine.packed_tokens import acting, acting_rows, time_modulation, tokens
 from lightwam.model import flow
-from lightwam.model.dit import Block, DiT, KeyValue
+from lightwam.model.dit import Block, KeyValue
 from lightwam.model.light_wam import LightWAM
 from lightwam.types import Batch, Losses
 
@@ -149,20 +148,6 @@ def forward(
             alone, layout = None, layout._replace(action=0, foreseen=0)
     x = x.unflatten(1, (noisy.shape[2] - 1, -1))
     return dit.head(x, embedding[:, None], rows, columns), taps
-
-
-class Functions(NamedTuple):
-    """What applies a block to the tokens of samples with both passes, and of those with the action pass alone."""
-
-    packed: Callable[..., Tensor]
-    alone: Callable[..., Tensor]
-
-
-def block_functions(dit: DiT, device: torch.device, compiled: bool) -> Functions:
-    """Return torch.compile's if they are asked for, else the kernels' where they run, else plain torch."""
-    if compiled:
-        return Functions(compiled_block, compiled_block)
-    return Functions(fused_block.run_block if fused_block.fits(dit, device) else run_block, run_block)
 
 
 def run_both(
