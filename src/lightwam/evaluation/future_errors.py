@@ -303,7 +303,8 @@ def _write(
         policy.recipe.latents.kind,
         tuple(_rows(moments, far)),
     )
-    shown = {each.task: each for each in sorted(moments, key=lambda each: (len(each.imagined), each.frozen[-1]))}
+    best = {each.task: each for each in sorted(moments, key=lambda each: (len(each.imagined), each.frozen[-1]))}
+    shown = {each.task: best[each.task] for each in moments}
     most = max(len(each.shown[0]) for each in shown.values())
     columns = [[min(k, len(each.imagined)) for k in range(most)] for each in shown.values()]
     arrays = {
