@@ -33,7 +33,7 @@ class Repository:
 
     def documents(self) -> list[Path]:
         """Return every Markdown page."""
-        return sorted(path for path in (*self.root.glob("*.md"), *self.root.glob("docs/**/*.md")))
+        return sorted(path for place in ("*.md", "docs/**/*.md", "examples/**/*.md") for path in self.root.glob(place))
 
     def templates(self) -> list[Path]:
         """Markdown that lightwam fills in and that a person then reads."""

@@ -95,8 +95,8 @@ def unguarded(tree: ast.AST, inside: bool = False) -> Iterator[ast.Call]:
 
 
 def files(repository: Any, *folders: str) -> Iterator[tuple[str, ast.AST]]:
-    """Yield every source file, the plugin's and tests/shared included; or the files of `folders`."""
-    for folder in folders or ("src", PLUGIN, "tests/shared"):
+    """Yield every source file, the plugin's, examples and tests/shared included; or the files of `folders`."""
+    for folder in folders or ("src", PLUGIN, "examples", "tests/shared"):
         for path in sorted((repository.root / folder).rglob("*.py")):
             yield str(path.relative_to(repository.root)), ast.parse(path.read_text(encoding="utf-8"))
 
