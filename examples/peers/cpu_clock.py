@@ -2,8 +2,8 @@
 
     python examples/peers/cpu_clock.py lightwam train demo > train.log
 
-Two trainings that share a machine with other work have had the same budget when these seconds are equal, whatever a clock on
-the wall says. Processes that the command starts, such as a loader's workers, are included.
+On a machine that does other work too, two trainings have had the same budget when these seconds are equal; wall time
+depends on the other work. Processes that the command starts, such as a loader's workers, are included.
 """
 
 from __future__ import annotations
@@ -35,14 +35,11 @@ def cpu_seconds(pid: int) -> float:
 
 def main(command: Sequence[str]) -> int:
     """Run the command and return its exit status."""
-    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-    output = subprocess.PIPE
-    with subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment) as process:
+    environment, pipe = os.environ | {"PYTHONUNBUFFERED": "1"}, subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=subprocess.STDOUT, env=environment) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            stamp = f"{cpu_seconds(process.pid):9.1f}  "
-            sys.stdout.write(stamp + line.decode(errors="replace"))
-            sys.stdout.flush()
+            print(f"{cpu_seconds(process.pid):9.1f}  {line.decode(errors='replace')}", end="", flush=True)
     return process.returncode
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # LeRobot's policies beside lightwam's, trained on the same demonstrations: one command a row (README.md).
 #   peers.sh data                                         the demo's 810 demonstrations
-#   peers.sh lightwam                                     train and evaluate the demo's policy
+#   peers.sh lightwam [STEPS]                             train and evaluate the demo's policy
 #   peers.sh act|act-short|diffusion STEPS SAVE_EVERY     train a policy of LeRobot's
 #   peers.sh evaluate NAME CHECKPOINT REPLAN              of a policy of LeRobot's: evaluate act 000150 8
 #   peers.sh latency NAME=PATH ...                        a chunk's time and the memory, side by side
@@ -41,8 +41,9 @@ evaluate() {
 case ${1:-} in
   data) "$LIGHTWAM/lightwam" collect demo --dataset "$DATASET" ;;
   lightwam)
-    clocked lightwam "$LIGHTWAM/lightwam" train demo --dataset "$DATASET" --run "$OUT/lightwam"
-    "$LIGHTWAM/lightwam" eval "$OUT/lightwam" --eval.trials "$TRIALS" --eval.workers 1
+    name=lightwam-${2:-1900}
+    clocked "$name" "$LIGHTWAM/lightwam" train demo --dataset "$DATASET" --run "$OUT/$name" --train.steps "${2:-1900}"
+    "$LIGHTWAM/lightwam" eval "$OUT/$name" --eval.trials "$TRIALS" --eval.workers 1 --eval.videos-per-task 0
     ;;
   act) train act "${@:2:2}" --policy.type=act ;; # LeRobot's own settings
   act-short) # for episodes of 20 steps and a short training

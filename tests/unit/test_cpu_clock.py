@@ -8,14 +8,14 @@ import pytest
 
 CLOCK = Path(__file__).parents[2] / "examples" / "peers" / "cpu_clock.py"
 BUSY = "import time; end = time.process_time() + 0.3\nwhile time.process_time() < end: pass\n"
+CHILD = BUSY + "print('child', flush=True); input()"
 SCRIPT = f"""
 import subprocess, sys
 {BUSY}
 print("computed", flush=True)
 time.sleep(0.5)
 print("slept", flush=True)
-child = subprocess.Popen([sys.executable, "-c", {BUSY + "print('child', flush=True); input()"!r}], stdin=subprocess.PIPE)
-child.communicate(b"\\n")
+subprocess.run([sys.executable, "-c", {CHILD!r}], input=b"\\n")
 sys.exit("ended")
 """
 
