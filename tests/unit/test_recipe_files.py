@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lightwam.cli.options import RecipeOptions, recipe_command
+from lightwam.cli.train import TrainOptions
 from lightwam.cli.train import begun
 from lightwam.config.checks import check_recipe
 from lightwam.config.recipe_files import read_recipe_file, recipe
@@ -137,3 +138,12 @@ def test_train_goes_on_with_a_run_that_has_begun(tmp_path: Path) -> None:
     (tmp_path / "recipe.json").write_text(json.dumps(to_dict(point())))
     assert begun(["--run", str(tmp_path)]) == begun(["--device", "cpu", f"--run={tmp_path}"]) == tmp_path
     assert begun(["point", "--run", str(tmp_path)]) is None, "a recipe is named"
+
+
+def test_a_folder_that_happens_to_have_a_recipes_name_is_not_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "point").mkdir()
+    monkeypatch.chdir(tmp_path)
+    options = recipe_command(TrainOptions, ["point"], "train")
+    assert (options.run, options.dataset) == (Path("runs/point"), Path("data/point"))

@@ -160,7 +160,7 @@ def recipe_command(kind: type[Options], arguments: Sequence[str], command: str, 
     directories: dict[str, Any] = {"dataset": Path("data") / recipe.name, "run": Path("runs") / recipe.name}
     if recipe.sources:
         directories["dataset"] = None
-    if len(rest) < len(arguments) and (own := Path(arguments[0])).is_dir():
+    if len(rest) < len(arguments) and ((own := Path(arguments[0])) / "recipe.json").is_file():
         directories |= {"run": own} | ({"dataset": _trained_on(own)} if not recipe.sources else {})
     names = directories.keys() & {field.name for field in fields(make)}
     defaults = make(recipe=recipe, **{name: directories[name] for name in names})
