@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from lightwam.cli.options import RecipeOptions, recipe_command
-from lightwam.cli.train import TrainOptions
-from lightwam.cli.train import begun
+from lightwam.cli.train import TrainOptions, begun
 from lightwam.config.checks import check_recipe
 from lightwam.config.recipe_files import read_recipe_file, recipe
 from lightwam.config.recipes import demo, point
