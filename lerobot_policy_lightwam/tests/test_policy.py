@@ -17,10 +17,12 @@ from lerobot.policies import make_policy, make_pre_post_processors
 from lerobot_policy_lightwam import LightWAMConfig, LightWAMPolicy, make_lightwam_pre_post_processors
 from lerobot_policy_lightwam.convert import ConvertOptions, convert
 from lerobot_policy_lightwam.step_inputs import DrawCount, PromptTable
+from lightwam.config.schema import PcaConfig
 from lightwam.data.codec import Codec
 from lightwam.data.loader import WindowLoader
 from lightwam.data.statistics import measure
 from lightwam.encoders.frozen import Prompts
+from lightwam.encoders.pca import PcaLatents
 from lightwam.engine.packed_step import packed_loss
 from lightwam.errors import CheckpointError, ConfigError, DatasetError, WireError
 from lightwam.policy import run_directory
@@ -28,7 +30,7 @@ from lightwam.policy.policy import Policy
 from lightwam.training.batches import flow_draw
 from lightwam.training.dataset import open_training_data
 from lightwam.training.train import train
-from lightwam.types import Observation
+from lightwam.types import Observation, to_pixels
 
 INPUTS = {
     "observation.images.top": PolicyFeature(FeatureType.VISUAL, (3, 32, 32)),
@@ -232,6 +234,7 @@ def test_imagined_futures_are_the_cores(tiny: Any, tmp_path: Path) -> None:
     core, one = Policy.load(tiny.run), observation()
     batch = seen(one) | {"observation.state": core.inputs([one])[2]}
     ours.predict_action_chunk(batch)
+    ours.predict_action_chunk(batch)
     latents = ours.last_predicted_latents
     expected = core.imagine(one, seed=7, num_steps=4)
     shown = ours.decode_predicted_latents(torch.cat([latents, latents], 2))
@@ -240,6 +243,8 @@ def test_imagined_futures_are_the_cores(tiny: Any, tmp_path: Path) -> None:
     assert torch.equal(shown[:4], shown[4:])
     ours.reset()
     assert ours.last_predicted_latents is None
+    with pytest.raises(ConfigError, match="of the present episode"):
+        ours.decode_predicted_latents(latents)
 
 
 def test_saving_and_loading_is_exact_and_strict(tmp_path: Path) -> None:
@@ -262,13 +267,23 @@ def test_latents_are_measured_on_the_first_training_batch_only() -> None:
     with pytest.raises(ConfigError, match="never trained"):
         made.predict_action_chunk(batch)
     pixels = made.train().canvases(batch)
-    from lightwam.types import to_pixels
-
     z = made.latents(to_pixels(pixels)).encode(to_pixels(pixels))
     assert z.mean(dim=(0, 2, 3, 4)).abs().max() < 1e-4 and (z.std(dim=(0, 2, 3, 4)) - 1).abs().max() < 1e-3
     first = made.config.measured
     made.latents(to_pixels(pixels) * 0.5)
     assert made.config.measured is first
+
+
+def test_components_are_fitted_on_the_first_training_batch() -> None:
+    made = policy()
+    made.recipe = replace(made.recipe, latents=PcaConfig(8, 2))
+    made.config.measured = None
+    pixels = to_pixels(made.train().canvases(seen(observation(0), observation(1)))[:, :1].expand(-1, 5, -1, -1, -1))
+    latents = made.latents(pixels)
+    assert isinstance(latents, PcaLatents)
+    assert torch.equal(
+        latents.encode(pixels), PcaLatents.from_dict(PcaConfig(8, 2), made.config.measured).encode(pixels)
+    )
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from lightwam.config.schema import PcaConfig
 from lightwam.data.codec import Codec, affine, compose_canvas, to_pictures
 from lightwam.encoders.dct import DctLatents
 from lightwam.encoders.frozen import Prompts, encode_clip, fit_latents, open_latents, vae_identity
+from lightwam.encoders.future import decode_future
 from lightwam.engine.packed_step import packed_loss
 from lightwam.policy.run_directory import load_strict
 from lightwam.training.batches import flow_draw
@@ -63,6 +64,7 @@ class LightWAMPolicy(PreTrainedPolicy):
         self._codec = None if config.relative is None else Codec.from_dict(config.relative, "policy.relative")
         self._latents: LatentCodec | None = None
         self.last_predicted_latents: Float[Tensor, "B C T h2 w2"] | None = None
+        self._presents: list[UInt8[Tensor, "1 height width 3"]] = []
         self._queue: deque[Tensor] = deque()
 
     @classmethod
@@ -80,6 +82,7 @@ class LightWAMPolicy(PreTrainedPolicy):
     def reset(self) -> None:
         """Begin a new episode."""
         self._queue.clear()
+        self._presents.clear()
         self.last_predicted_latents = None
 
     def forward(self, batch: Mapping[str, Any]) -> tuple[Float[Tensor, ""], dict[str, float]]:
@@ -137,6 +140,7 @@ class LightWAMPolicy(PreTrainedPolicy):
             raise WireError("the state is not finite", where=OBS_STATE, got=state.tolist(), expected="finite numbers")
         if self.config.save_predicted_video:
             self.last_predicted_latents = self._imagine(latent, context, state)
+            self._presents.append(canvas[0])
         chunk = self.model.act(latent, context, state)[:, : self.recipe.model.supervised_prefix].float()
         return self._targets(chunk, state)
 
@@ -163,12 +167,16 @@ class LightWAMPolicy(PreTrainedPolicy):
         """Decode imagined futures, concatenated in time, to the first robot's video, a picture a control step.
 
         Each future contributes the steps that were executed before the next one, so the video is in step with the
-        episode.
+        episode. The futures must be the newest ones of this episode: the pictures that they began at are shown too.
         """
         each = 1 + self._num_later
         futures = latents[0].unflatten(1, (-1, each)).transpose(0, 1)
+        if len(futures) > len(self._presents):
+            what, got = "these futures must be of the present episode", f"{len(futures)} futures"
+            raise ConfigError(what, where="latents", got=got, expected=f"at most {len(self._presents)}")
         assert self._latents is not None and self.config.n_action_steps is not None
-        clips = to_pictures(self._latents.decode_pooled(futures.to(self.device)))
+        present = to_pixels(torch.stack(self._presents[-len(futures) :])).to(self.device)
+        clips = to_pictures(decode_future(self._latents, present, futures.to(self.device)))
         shown = torch.arange(self.config.n_action_steps) // self.recipe.codec.video_stride
         return torch.from_numpy(clips)[:, shown].flatten(0, 1)
 
