@@ -15,6 +15,8 @@ from lightwam.config.schema import (
     CollectConfig,
     EvalConfig,
     HashedTextConfig,
+    ModelConfig,
+    PcaConfig,
     Recipe,
     SimConfig,
     TrainConfig,
@@ -44,6 +46,7 @@ def values(kind: Any) -> st.SearchStrategy[Any]:
 SECTIONS = (
     BackboneConfig,
     CodecConfig,
+    PcaConfig,
     HashedTextConfig,
     Umt5Config,
     SimConfig,
@@ -79,7 +82,9 @@ def at(data: Any, path: tuple[str | int, ...]) -> Any:
 
 
 TABLES = paths(to_dict(recipes.demo()))
-ADDED = {field.name for kind in (*SECTIONS, Recipe) for field in fields(kind) if field.metadata.get("added")}
+ADDED = {
+    field.name for kind in (*SECTIONS, ModelConfig, Recipe) for field in fields(kind) if field.metadata.get("added")
+}
 
 
 @given(st.sampled_from(TABLES), st.text(max_size=12))
