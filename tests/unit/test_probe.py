@@ -10,7 +10,7 @@ import pytest
 from report_run import FRAMES, PLAN, SIZE, TASKS, write_run
 
 from lightwam.errors import CheckpointError, ConfigError
-from lightwam.evaluation.future_errors import Far, measure_futures, read_futures
+from lightwam.evaluation.future_errors import FutureSettings, measure_futures, read_futures
 from lightwam.policy.policy import Policy
 from lightwam.report import write_report
 from lightwam.report.evidence import read_evidence
@@ -103,7 +103,7 @@ def test_errors_are_means_over_all_moments_by_chunk(policy: FakePolicy, run: Pat
     plan = policy.recipe
     policy.recipe = replace(plan, sim=replace(plan.simulation, max_steps=20))
     simulators = {task: make_simulator(policy.recipe.simulation, task) for task in TASKS}
-    errors = measure_futures(policy, simulators, run / "eval", Far(2, 2, 1), say=lambda line: None)
+    errors = measure_futures(policy, simulators, run / "eval", FutureSettings(2, 2, 1), say=lambda line: None)
     found = read_futures(run / "eval")
     assert found is not None and found[0] == errors
     assert errors.first_seed == plan.eval.first_seed and errors.held_out and errors.horizon == 8
@@ -121,7 +121,9 @@ def test_errors_are_means_over_all_moments_by_chunk(policy: FakePolicy, run: Pat
     assert first.coded is not None and second.coded is None
     one = replace(policy.recipe, sim=replace(plan.simulation, max_steps=8))
     policy.recipe = one
-    (row, *_) = measure_futures(policy, {"red": alone}, run / "eval", Far(1, 2, 1), say=lambda line: None).rows
+    (row, *_) = measure_futures(
+        policy, {"red": alone}, run / "eval", FutureSettings(1, 2, 1), say=lambda line: None
+    ).rows
     expected = np.sqrt(np.mean([np.square(canvases[k] - canvases[0]) for k in (2, 4, 6, 8)]))
     assert row.moments == 1 and row.gain_95 is None and abs(row.frozen - expected) < 0.01
     html = write_report(run).read_text()
@@ -132,7 +134,7 @@ def test_without_a_whole_chunk_there_is_nothing_to_measure(policy: FakePolicy, r
     policy.recipe = replace(policy.recipe, sim=replace(policy.recipe.simulation, max_steps=7))
     simulator = make_simulator(policy.recipe.simulation, "red")
     with pytest.raises(ConfigError, match="whole chunk"):
-        measure_futures(policy, {"red": simulator}, run / "eval", Far(1), say=lambda line: None)
+        measure_futures(policy, {"red": simulator}, run / "eval", FutureSettings(1), say=lambda line: None)
     assert read_futures(run / "eval") is None
     (run / "eval" / "futures.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"futures\.json"):

@@ -17,7 +17,7 @@ from lightwam.data.collect import collect
 from lightwam.encoders.prompt_check import check_prompts
 from lightwam.errors import ConfigError
 from lightwam.evaluation.evaluate import evaluate
-from lightwam.evaluation.future_errors import Far, measure_futures, measure_recorded_futures
+from lightwam.evaluation.future_errors import FutureSettings, measure_futures, measure_recorded_futures
 from lightwam.evaluation.probe import record_dataset_probe, record_probe
 from lightwam.evaluation.recorded import recorded_episodes
 from lightwam.evaluation.sentence_swap import swap_sentences
@@ -101,11 +101,11 @@ def probe(run: Path, num_episodes: int = PROBE_EPISODES, say: Callable[[str], No
     Errors of imagined futures are means over `num_episodes` of each task.
     """
     policy, folder = Policy.load(run), run / "eval"
-    far = Far(num_episodes)
+    settings = FutureSettings(num_episodes)
     if policy.recipe.sim is None:
         recorded = recorded_episodes(policy)
         record_dataset_probe(policy, recorded, folder / "probe.npz")
-        measure_recorded_futures(policy, recorded, folder, far, say)
+        measure_recorded_futures(policy, recorded, folder, settings, say)
         return
     with contextlib.ExitStack() as stack:
         simulators = {
@@ -114,7 +114,7 @@ def probe(run: Path, num_episodes: int = PROBE_EPISODES, say: Callable[[str], No
         for simulator in simulators.values():
             stack.callback(simulator.close)
         record_probe(policy, simulators, folder / "probe.npz")
-        measure_futures(policy, simulators, folder, far, say)
+        measure_futures(policy, simulators, folder, settings, say)
 
 
 class Timer:

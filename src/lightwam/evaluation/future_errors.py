@@ -91,7 +91,7 @@ class Pictures:
 
 
 @dataclass(frozen=True)
-class Far:
+class FutureSettings:
     """How many episodes of each task are imagined in, and how far."""
 
     num_episodes: int = 20
@@ -123,7 +123,11 @@ class _Episode:
 
 
 def measure_futures(
-    policy: Policy, simulators: Mapping[str, Simulator], folder: Path, far: Far = Far(), say: Say = print
+    policy: Policy,
+    simulators: Mapping[str, Simulator],
+    folder: Path,
+    settings: FutureSettings = FutureSettings(),
+    say: Say = print,
 ) -> FutureErrors:
     """Let the policy act in episodes of each simulator, and write and return the errors of imagined futures.
 
@@ -134,22 +138,22 @@ def measure_futures(
     episodes = [
         partial(_act, policy, task, simulator, seed + number)
         for task, simulator in simulators.items()
-        for number in range(far.num_episodes)
+        for number in range(settings.num_episodes)
     ]
-    moments = _moments(policy, episodes, far, say)
-    return _write(policy, moments, folder, far, fps=fps, held_out=True, first_seed=seed)
+    moments = _moments(policy, episodes, settings, say)
+    return _write(policy, moments, folder, settings, fps=fps, held_out=True, first_seed=seed)
 
 
 def measure_recorded_futures(
-    policy: Policy, recorded: Recorded, folder: Path, far: Far = Far(), say: Say = print
+    policy: Policy, recorded: Recorded, folder: Path, settings: FutureSettings = FutureSettings(), say: Say = print
 ) -> FutureErrors:
     """Do the same in recorded episodes of each sentence, which takes the place of a task."""
     by_sentence: dict[str, list[RecordedEpisode]] = defaultdict(list)
     for episode in recorded.episodes:
         by_sentence[episode.instruction].append(episode)
-    chosen = [episode for group in by_sentence.values() for episode in group[: far.num_episodes]]
-    moments = _moments(policy, [partial(_replay, policy, episode) for episode in chosen], far, say)
-    return _write(policy, moments, folder, far, fps=recorded.fps, held_out=recorded.held_out, first_seed=None)
+    chosen = [episode for group in by_sentence.values() for episode in group[: settings.num_episodes]]
+    moments = _moments(policy, [partial(_replay, policy, episode) for episode in chosen], settings, say)
+    return _write(policy, moments, folder, settings, fps=recorded.fps, held_out=recorded.held_out, first_seed=None)
 
 
 def read_futures(folder: Path) -> tuple[FutureErrors, Pictures] | None:
@@ -168,12 +172,14 @@ def read_futures(folder: Path) -> tuple[FutureErrors, Pictures] | None:
         raise CheckpointError(what, where=path, got=repr(error), next_step=step) from error
 
 
-def _moments(policy: Policy, episodes: Sequence[Callable[[], _Episode]], far: Far, say: Say) -> list[_Moment]:
+def _moments(
+    policy: Policy, episodes: Sequence[Callable[[], _Episode]], settings: FutureSettings, say: Say
+) -> list[_Moment]:
     moments = []
     with Progress("imagine", len(episodes), unit="episode", say=say) as progress:
         for run in episodes:
             episode = run()
-            moments += [_moment(policy, episode, step, far) for step in episode.observations]
+            moments += [_moment(policy, episode, step, settings) for step in episode.observations]
             progress.advance()
     if not moments:
         expected = f"an episode of {policy.recipe.model.horizon} control steps or more"
@@ -224,11 +230,11 @@ def _with_a_chunk(
     return {step: observation for step, observation in observations.items() if step + horizon in canvases}
 
 
-def _moment(policy: Policy, episode: _Episode, step: int, far: Far) -> _Moment:
+def _moment(policy: Policy, episode: _Episode, step: int, settings: FutureSettings) -> _Moment:
     horizon, stride, canvases = policy.recipe.model.horizon, policy.recipe.codec.video_stride, episode.canvases
-    chunks = sum(step + horizon * (k + 1) in canvases for k in range(far.num_chunks))
+    chunks = sum(step + horizon * (k + 1) in canvases for k in range(settings.num_chunks))
     size = horizon // stride
-    seen = policy.imagine(episode.observations[step], step, far.imagine_steps, chunks)
+    seen = policy.imagine(episode.observations[step], step, settings.imagine_steps, chunks)
     real = np.stack([canvases[step + stride * k] for k in range(size * chunks + 1)])
     parts = [slice(size * k + 1, size * (k + 1) + 1) for k in range(chunks)]
     ends = [0, *(part.stop - 1 for part in parts)]
@@ -247,8 +253,8 @@ def rms(guess: UInt8[np.ndarray, "_f height width 3"], truth: UInt8[np.ndarray, 
     return float(np.sqrt(np.square(guess.astype(np.float32) - truth).mean()))
 
 
-def _rows(moments: Sequence[_Moment], far: Far) -> Iterator[Row]:
-    for task, chunk in itertools.product(dict.fromkeys(each.task for each in moments), range(far.num_chunks)):
+def _rows(moments: Sequence[_Moment], settings: FutureSettings) -> Iterator[Row]:
+    for task, chunk in itertools.product(dict.fromkeys(each.task for each in moments), range(settings.num_chunks)):
         group = [each for each in moments if each.task == task and len(each.imagined) > chunk]
         if not group:
             continue
@@ -285,7 +291,7 @@ def _write(
     policy: Policy,
     moments: Sequence[_Moment],
     folder: Path,
-    far: Far,
+    settings: FutureSettings,
     *,
     fps: float,
     held_out: bool,
@@ -295,13 +301,13 @@ def _write(
     horizon = policy.recipe.model.horizon
     errors = FutureErrors(
         policy.step,
-        far.imagine_steps,
+        settings.imagine_steps,
         horizon,
         fps,
         held_out,
         first_seed,
         policy.recipe.latents.kind,
-        tuple(_rows(moments, far)),
+        tuple(_rows(moments, settings)),
     )
     best = {each.task: each for each in sorted(moments, key=lambda each: (len(each.imagined), each.frozen[-1]))}
     shown = {each.task: best[each.task] for each in moments}
