@@ -119,12 +119,14 @@ def test_errors_are_means_over_all_moments_by_chunk(policy: FakePolicy, run: Pat
     assert (first.chunk, first.episodes, second.chunk) == (1, 2, 2) and first.moments > second.moments
     assert first.imagined == first.frozen and first.closer == 0 and first.gain_95 == (0, 0)
     assert first.coded is not None and second.coded is None
-    one = replace(policy.recipe, sim=replace(plan.simulation, max_steps=8))
-    policy.recipe = one
+    policy.recipe = replace(policy.recipe, sim=replace(plan.simulation, max_steps=8))
+    step, executed = alone.step, []
+    alone.step = lambda action: executed.append(action) or step(action)
     (row, *_) = measure_futures(
         policy, {"red": alone}, run / "eval", FutureSettings(1, 2, 1), say=lambda line: None
     ).rows
     expected = np.sqrt(np.mean([np.square(canvases[k] - canvases[0]) for k in (2, 4, 6, 8)]))
+    assert len(executed) == 8  # as many as an evaluation executes
     assert row.moments == 1 and row.gain_95 is None and abs(row.frozen - expected) < 0.01
     html = write_report(run).read_text()
     assert "How near, over all moments" in html and "one episode" in html

@@ -204,6 +204,8 @@ def _act(policy: Policy, task: str, simulator: Simulator, seed: int) -> _Episode
                 canvases[step] = policy.codec.canvas(observation.frames)
             if step % horizon == 0:
                 observations[step] = observation
+        if step == recipe.simulation.max_steps:
+            break
         assert chunk is not None
         outcome = simulator.step(chunk[step % replan])
         if outcome.ended or outcome.success:
