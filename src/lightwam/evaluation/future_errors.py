@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,22 +23,20 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float, UInt8
 
 from lightwam.config.strict_json import to_dict
 from lightwam.errors import CheckpointError, ConfigError
-from lightwam.evaluation.probe import through_latents
 from lightwam.evaluation.recorded import Recorded, RecordedEpisode
 from lightwam.evaluation.result_files import read_arrays, read_result, write_arrays
+from lightwam.evaluation.seen import Seen, rms_error, see_recorded, see_simulated, through_latents
 from lightwam.evaluation.statistics import student_quantile
 from lightwam.policy.policy import Policy
 from lightwam.policy.run_directory import write_json
 from lightwam.sim.simulator import Simulator
 from lightwam.system.progress import Progress, Say
-from lightwam.types import Observation
 
 FILE, PICTURES = "futures.json", "futures.npz"
-Canvas = UInt8[np.ndarray, "height width 3"]
 
 
 @dataclass(frozen=True)
@@ -114,12 +113,11 @@ class _Moment:
 
 @dataclass(frozen=True)
 class _Episode:
-    """What was seen in an episode: canvases at every frame of the video, observations at every moment, by step."""
+    """An episode with the canvas of every frame of the video, and the observation of every moment."""
 
     task: str
     number: int
-    canvases: Mapping[int, Canvas]
-    observations: Mapping[int, Observation]
+    seen: Seen
 
 
 def measure_futures(
@@ -178,8 +176,7 @@ def _moments(
     moments = []
     with Progress("imagine", len(episodes), unit="episode", say=say) as progress:
         for run in episodes:
-            episode = run()
-            moments += [_moment(policy, episode, step, settings) for step in episode.observations]
+            moments += _moments_of(policy, run(), settings)
             progress.advance()
     if not moments:
         expected = f"an episode of {policy.recipe.model.horizon} control steps or more"
@@ -188,71 +185,44 @@ def _moments(
 
 
 def _act(policy: Policy, task: str, simulator: Simulator, seed: int) -> _Episode:
-    """Let the policy act until the episode ends; pictures are drawn only at steps that need one."""
-    recipe = policy.recipe
-    horizon, stride, replan = recipe.model.horizon, recipe.codec.video_stride, recipe.eval.replan
-    canvases: dict[int, Canvas] = {}
-    observations: dict[int, Observation] = {}
-    chunk: Float32[np.ndarray, "H A"] | None = None
-    simulator.reset(seed)
-    for step in range(recipe.simulation.max_steps + 1):
-        if step % replan == 0 or step % stride == 0:
-            observation = simulator.observe()
-            if step % replan == 0:
-                chunk = policy.act(observation)
-            if step % stride == 0:
-                canvases[step] = policy.codec.canvas(observation.frames)
-            if step % horizon == 0:
-                observations[step] = observation
-        if step == recipe.simulation.max_steps:
-            break
-        assert chunk is not None
-        outcome = simulator.step(chunk[step % replan])
-        if outcome.ended or outcome.success:
-            break
-    return _Episode(task, seed, canvases, _with_a_chunk(observations, canvases, horizon))
+    steps, last = _steps(policy), policy.recipe.simulation.max_steps
+    seen = see_simulated(policy, simulator, seed, **steps, last_step=last, stop_at_success=True)
+    return _Episode(task, seed, seen)
 
 
 def _replay(policy: Policy, episode: RecordedEpisode) -> _Episode:
+    return _Episode(episode.instruction, episode.index, see_recorded(policy, episode, **_steps(policy)))
+
+
+def _steps(policy: Policy) -> dict[str, range]:
+    """Return the control steps of the video's frames and of the moments."""
     horizon, stride = policy.recipe.model.horizon, policy.recipe.codec.video_stride
-    canvases: dict[int, Canvas] = {}
-    observations: dict[int, Observation] = {}
-    for step, observation in enumerate(episode.observations(policy.cameras)):
-        if step % stride == 0:
-            canvases[step] = policy.codec.canvas(observation.frames)
-        if step % horizon == 0:
-            observations[step] = observation
-    observations = _with_a_chunk(observations, canvases, horizon)
-    return _Episode(episode.instruction, episode.index, canvases, observations)
+    return {"canvases": range(0, sys.maxsize, stride), "observations": range(0, sys.maxsize, horizon)}
 
 
-def _with_a_chunk(
-    observations: Mapping[int, Observation], canvases: Mapping[int, Canvas], horizon: int
-) -> dict[int, Observation]:
-    return {step: observation for step, observation in observations.items() if step + horizon in canvases}
+def _moments_of(policy: Policy, episode: _Episode, settings: FutureSettings) -> list[_Moment]:
+    """Return the errors at every moment with a whole chunk after it."""
+    horizon, seen = policy.recipe.model.horizon, episode.seen
+    steps = [step for step in seen.observations if step + horizon in seen.canvases]
+    return [_moment(policy, episode, step, settings) for step in steps]
 
 
 def _moment(policy: Policy, episode: _Episode, step: int, settings: FutureSettings) -> _Moment:
-    horizon, stride, canvases = policy.recipe.model.horizon, policy.recipe.codec.video_stride, episode.canvases
+    horizon, stride, canvases = policy.recipe.model.horizon, policy.recipe.codec.video_stride, episode.seen.canvases
     chunks = sum(step + horizon * (k + 1) in canvases for k in range(settings.num_chunks))
     size = horizon // stride
-    seen = policy.imagine(episode.observations[step], step, settings.imagine_steps, chunks)
+    seen = policy.imagine(episode.seen.observations[step], step, settings.imagine_steps, chunks)
     real = np.stack([canvases[step + stride * k] for k in range(size * chunks + 1)])
     parts = [slice(size * k + 1, size * (k + 1) + 1) for k in range(chunks)]
     ends = [0, *(part.stop - 1 for part in parts)]
     return _Moment(
         task=episode.task,
         episode=episode.number,
-        imagined=[rms(seen[part], real[part]) for part in parts],
-        frozen=[rms(real[:1], real[part]) for part in parts],
-        coded=rms(through_latents(policy, real[: size + 1])[1:], real[parts[0]]),
+        imagined=[float(rms_error(seen[part], real[part])) for part in parts],
+        frozen=[float(rms_error(real[:1], real[part])) for part in parts],
+        coded=float(rms_error(through_latents(policy, real[: size + 1])[1:], real[parts[0]])),
         shown=(seen[ends], real[ends]),
     )
-
-
-def rms(guess: UInt8[np.ndarray, "_f height width 3"], truth: UInt8[np.ndarray, "F height width 3"]) -> float:
-    """Return the root mean square difference of pictures, in levels of 255."""
-    return float(np.sqrt(np.square(guess.astype(np.float32) - truth).mean()))
 
 
 def _rows(moments: Sequence[_Moment], settings: FutureSettings) -> Iterator[Row]:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Int, Shaped, UInt8, jaxtyped
 
-from lightwam.data.codec import to_pictures
-from lightwam.encoders.future import decode_future
 from lightwam.errors import CheckpointError, ConfigError
 from lightwam.evaluation.recorded import Recorded, RecordedEpisode
 from lightwam.evaluation.result_files import read_arrays, write_arrays
+from lightwam.evaluation.seen import Seen, see_recorded, see_simulated, through_latents
 from lightwam.policy.policy import Policy
 from lightwam.sim.simulator import Simulator
-from lightwam.types import Observation, pool, to_pixels
+from lightwam.types import Observation
 
 MAX_EPISODES = 4
 """recorded episodes that are shown without a simulator"""
@@ -85,7 +83,7 @@ def record_probe(
     recorded = [
         moment
         for task, simulator in simulators.items()
-        for moment in _episode(policy, task, simulator, sorted(set(moments)), imagine_steps)
+        for moment in _simulated_moments(policy, task, simulator, set(moments), imagine_steps)
     ]
     if not recorded:
         expected = "at least one simulator and one moment within its episodes"
@@ -106,21 +104,10 @@ def record_dataset_probe(policy: Policy, recorded: Recorded, path: Path, *, imag
 
 def _recorded_moments(policy: Policy, episode: RecordedEpisode, imagine_steps: int) -> list[dict[str, Any]]:
     """Return the arrays of `Probe` for moments a quarter and half way through an episode."""
-    horizon, stride = policy.recipe.model.horizon, policy.recipe.codec.video_stride
-    moments = sorted({len(episode) * share // 4 for share in (1, 2)})
-    wanted = {moment + k for moment in moments for k in range(0, horizon + 1, stride)} | {len(episode) - 1}
-    canvases: dict[int, UInt8[np.ndarray, "height width 3"]] = {}
-    observations: dict[int, Observation] = {}
-    for step, observation in enumerate(episode.observations(policy.cameras)):
-        if step in wanted:
-            canvases[step] = policy.codec.canvas(observation.frames)
-        if step in moments:
-            observations[step] = observation
-    name = f"episode {episode.index}"
-    return [
-        _moment(policy, observation, canvases, task=name, seed=episode.index, step=step, imagine_steps=imagine_steps)
-        for step, observation in observations.items()
-    ]
+    moments = {len(episode) * share // 4 for share in (1, 2)}
+    frames = _frames(policy, moments) | {len(episode) - 1}
+    seen = see_recorded(policy, episode, canvases=frames, observations=moments)
+    return _moments(policy, seen, task=f"episode {episode.index}", seed=episode.index, imagine_steps=imagine_steps)
 
 
 def _write(path: Path, policy: Policy, moments: Sequence[Mapping[str, Any]], fps: float, imagine_steps: int) -> None:
@@ -134,36 +121,28 @@ def _write(path: Path, policy: Policy, moments: Sequence[Mapping[str, Any]], fps
     write_arrays(path, arrays)
 
 
-def _episode(
-    policy: Policy, task: str, simulator: Simulator, moments: Sequence[int], imagine_steps: int
+def _simulated_moments(
+    policy: Policy, task: str, simulator: Simulator, moments: Set[int], imagine_steps: int
 ) -> list[dict[str, Any]]:
-    """Run one episode, as long as the last moment's future; pictures are rendered only at steps that need one.
+    """Return the arrays of `Probe` for moments of an episode, which goes on after success to the last one's future."""
+    seed, last = policy.recipe.eval.first_seed, max(moments, default=0) + policy.recipe.model.horizon
+    frames = _frames(policy, moments)
+    seen = see_simulated(
+        policy, simulator, seed, canvases=frames, observations=moments, last_step=last, stop_at_success=False
+    )
+    return _moments(policy, seen, task=task, seed=seed, imagine_steps=imagine_steps)
 
-    Returns the arrays of `Probe` for each moment, without the leading dimension M.
-    """
-    recipe, seed = policy.recipe, policy.recipe.eval.first_seed
-    horizon, stride, replan = recipe.model.horizon, recipe.codec.video_stride, recipe.eval.replan
-    canvases: dict[int, UInt8[np.ndarray, "height width 3"]] = {}
-    observations: dict[int, Observation] = {}
-    chunk, ended = None, False
-    wanted = {moment + k for moment in moments for k in range(0, horizon + 1, stride)}
-    simulator.reset(seed)
-    for step in range(max(moments, default=-horizon - 1) + horizon + 1):
-        if step % replan == 0 or step in wanted:
-            observation = simulator.observe()
-            if step % replan == 0:
-                chunk = policy.act(observation)
-            if step in wanted:
-                canvases[step] = policy.codec.canvas(observation.frames)
-            if step in moments:
-                observations[step] = observation
-        if ended:
-            break
-        assert chunk is not None
-        ended = simulator.step(chunk[step % replan]).ended
+
+def _frames(policy: Policy, moments: Set[int]) -> set[int]:
+    """Return the control steps of the frames that are imagined from these moments."""
+    later = range(0, policy.recipe.model.horizon + 1, policy.recipe.codec.video_stride)
+    return {moment + k for moment in moments for k in later}
+
+
+def _moments(policy: Policy, seen: Seen, *, task: str, seed: int, imagine_steps: int) -> list[dict[str, Any]]:
     return [
-        _moment(policy, observation, canvases, task=task, seed=seed, step=step, imagine_steps=imagine_steps)
-        for step, observation in observations.items()
+        _moment(policy, observation, seen.canvases, task=task, seed=seed, step=step, imagine_steps=imagine_steps)
+        for step, observation in seen.observations.items()
     ]
 
 
@@ -192,12 +171,3 @@ def _moment(
         "real_is_pad": [time > last for time in times],
         "attention": np.stack(policy.attention(observation)).astype(np.float32),
     }
-
-
-def through_latents(
-    policy: Policy, frames: UInt8[np.ndarray, "F height width 3"]
-) -> UInt8[np.ndarray, "F height width 3"]:
-    """Return the frames as the world model could at best show them: encoded, averaged 2x2, decoded."""
-    with torch.inference_mode():
-        pixels = to_pixels(frames[None])
-        return to_pictures(decode_future(policy.latents, pixels[:, :, :1], pool(policy.latents.encode(pixels))))[0]

@@ -10,12 +10,13 @@ from jaxtyping import Float32, UInt8
 
 from lightwam.errors import CheckpointError, ConfigError, SimulatorError
 from lightwam.evaluation.future_errors import read_futures
+from lightwam.evaluation.seen import rms_error
 from lightwam.evaluation.watch.surprise import FILE, EpisodeWatch, SurpriseWatch
 from lightwam.play.board import Board
 from lightwam.play.commands import Attention
 from lightwam.policy.policy import Policy
 from lightwam.report.images import jpeg_bytes, overlay
-from lightwam.report.imagination import frame_spans, pixel_error, time_span
+from lightwam.report.imagination import frame_spans, time_span
 from lightwam.types import Observation
 
 DIGITS = 4
@@ -180,8 +181,8 @@ class ModelView:
 
     def _measure(self, future: Future) -> tuple[float, float]:
         """Return the pixel errors, of 255, of the imagined frames and of the present repeated."""
-        real = np.stack([future.came[index] for index in range(len(future.frames))])[None]
-        return float(pixel_error(future.frames[None], real)[0]), float(pixel_error(real[:, :1], real)[0])
+        real = np.stack([future.came[index] for index in range(len(future.frames))])
+        return float(rms_error(future.frames[1:], real[1:])), float(rms_error(real[:1], real[1:]))
 
 
 def _measured_futures(policy: Policy) -> dict[str, dict[str, Any]]:

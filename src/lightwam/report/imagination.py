@@ -9,6 +9,7 @@ from jaxtyping import Float, Float32, UInt8
 
 from lightwam.evaluation.future_errors import FutureErrors, Pictures, Row
 from lightwam.evaluation.probe import Probe
+from lightwam.evaluation.seen import rms_error
 from lightwam.report.formatting import THIN, short_number
 from lightwam.report.images import Image, heat, jpeg, overlay
 
@@ -85,7 +86,7 @@ class Attention:
 
 def futures(probe: Probe) -> Futures:
     """Return the recorded moments; of every task the one with the most motion is shown first."""
-    motion = pixel_error(probe.real[:, :1], probe.real)
+    motion = rms_error(probe.real[:, :1], probe.real[:, 1:])
     groups = ([i for i, task in enumerate(probe.tasks) if task == name] for name in dict.fromkeys(probe.tasks))
     shown = [max(group, key=lambda i: motion[i]) for group in groups]
     others = [i for i in range(len(probe.tasks)) if i not in shown]
@@ -157,7 +158,7 @@ def _moment(probe: Probe, i: int) -> Moment:
             for k in [(sum(span) + 1) // 2]
         )
 
-    truth = probe.real[i : i + 1]
+    real = probe.real[i]
     return Moment(
         task=probe.tasks[i],
         instruction=probe.instructions[i],
@@ -165,9 +166,9 @@ def _moment(probe: Probe, i: int) -> Moment:
         predicted=frames(probe.imagined, real=False),
         reconstructed=frames(probe.real_coded),
         real=frames(probe.real),
-        prediction_error=float(pixel_error(probe.imagined[i : i + 1], truth)[0]),
-        present_error=float(pixel_error(truth[:, :1], truth)[0]),
-        reconstruction_error=float(pixel_error(probe.real_coded[i : i + 1], truth)[0]),
+        prediction_error=float(rms_error(probe.imagined[i, 1:], real[1:])),
+        present_error=float(rms_error(real[:1], real[1:])),
+        reconstruction_error=float(rms_error(probe.real_coded[i, 1:], real[1:])),
     )
 
 
@@ -177,12 +178,6 @@ def time_span(first: int, last: int, seconds: float) -> str:
         return "now"
     end = f"{short_number(last * seconds)}{THIN}s"
     return f"+{end}" if first == last else f"+{short_number(first * seconds)} to {end}"
-
-
-def pixel_error(guess: np.ndarray, truth: np.ndarray) -> Float[np.ndarray, " M"]:
-    """Return the root mean square difference over the future frames, in levels of 255."""
-    future = np.broadcast_to(guess, truth.shape)[:, 1:].astype(np.float32)
-    return np.sqrt(np.square(future - truth[:, 1:].astype(np.float32)).mean(axis=(1, 2, 3, 4)))
 
 
 def attention(probe: Probe) -> Attention:
