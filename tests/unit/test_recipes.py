@@ -1,8 +1,8 @@
-"""config/recipes.py: every name gives a recipe that fits together, and the paper's sizes are the paper's."""
+"""config/recipes.py, paper_recipes.py: every name gives a recipe that fits together, the paper's sizes are the paper's."""
 
 import pytest
 
-from lightwam.config import recipes
+from lightwam.config import paper_recipes, recipes
 from lightwam.config.checks import check_recipe
 from lightwam.config.recipe_files import recipe
 from lightwam.config.robotwin_tasks import STEP_LIMITS
@@ -28,11 +28,11 @@ def test_the_demo_has_four_metaworld_tasks() -> None:
 
 
 def test_the_papers_model_supervises_what_its_evaluation_executes() -> None:
-    assert recipes.paper_libero_model().supervised_prefix == 10
+    assert paper_recipes.paper_libero_model().supervised_prefix == 10
 
 
 def test_robotwin_has_its_fifty_tasks_and_the_published_settings() -> None:
-    recipe = recipes.robotwin()
+    recipe = paper_recipes.robotwin()
     assert len(recipe.simulation.tasks) == 50 and {"stack_blocks_two", "turn_switch"} <= set(recipe.simulation.tasks)
     assert STEP_LIMITS["stack_blocks_two"] == 800 and recipe.simulation.max_steps == STEP_LIMITS["put_bottles_dustbin"]
     model, codec, train = recipe.model, recipe.codec, recipe.train

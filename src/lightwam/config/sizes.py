@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from lightwam.config import recipes
+from lightwam.config import paper_recipes, recipes
 from lightwam.config.schema import (
     BackboneConfig,
     CodecConfig,
@@ -88,7 +88,7 @@ def paper() -> Recipe:
 
     Deviations: those of the recipe libero-10-24gb; all steps of a chunk are supervised.
     """
-    source = recipes.libero_10_24gb()
+    source = paper_recipes.libero_10_24gb()
     return replace(_without_robot(source, "paper"), model=_without_dims(source.model))
 
 
