@@ -38,12 +38,24 @@ class PromptKV(NamedTuple):
     """added to a key's score: the log of the number of tokens that it stands for"""
 
 
+class BlockKV(NamedTuple):
+    """Keys and values of a batch for one block: the last arguments of `layers.attention`."""
+
+    keys: Float[Tensor, "B K heads d"]
+    values: Float[Tensor, "B K heads d"]
+    score_bias: Float[Tensor, "B 1 1 K"]
+
+
 class ContextKV(NamedTuple):
     """Keys and values of a batch; the last key is the proprioception token's, written at every step."""
 
     keys: Float[Tensor, "N B K heads d"]
     values: Float[Tensor, "N B K heads d"]
     score_bias: Float[Tensor, "B 1 1 K"]
+
+    def of_block(self, i: int) -> BlockKV:
+        """Return block `i`'s part, a view."""
+        return BlockKV(self.keys[i], self.values[i], self.score_bias)
 
 
 class FoldedBlock:
@@ -69,9 +81,7 @@ class FoldedBlock:
         self,
         x: Float[Tensor, "B S D"],
         rope: Complex[Tensor, "S 1 pairs"],
-        keys: Float[Tensor, "B K heads d"],
-        values: Float[Tensor, "B K heads d"],
-        score_bias: Float[Tensor, "B 1 1 K"],
+        context: BlockKV,
         present: int,
     ) -> Float[Tensor, "B S D"]:
         """Apply the block; the first `present` tokens are the present's."""
@@ -82,13 +92,19 @@ class FoldedBlock:
         mixed = frame_attention(q, k, v.unflatten(-1, heads), present)
         x = self.first.add(x, self.out(mixed), present)
         q = rms_norm(self.query(layer_norm(x)), self.norm_query).to(x.dtype).unflatten(-1, heads)
-        x = x + self.out2(attention(q, keys, values, score_bias))
+        x = x + self.out2(attention(q, *context))
         return self.second.add(x, self.down(self.up.gelu(self.second.norm(x, present))), present)
 
     def with_kernels(
-        self, x: Float[Tensor, "B S D"], normed: Float[Tensor, "B S D"], rope: Complex[Tensor, "S 1 pairs"],
-        keys: Tensor, values: Tensor, score_bias: Tensor, present: int, own: tuple[Tables, Tables], after: Tables,
-    ) -> tuple[Float[Tensor, "B S D"], Float[Tensor, "B S D"]]:  # fmt: skip
+        self,
+        x: Float[Tensor, "B S D"],
+        normed: Float[Tensor, "B S D"],
+        rope: Complex[Tensor, "S 1 pairs"],
+        context: BlockKV,
+        present: int,
+        own: tuple[Tables, Tables],
+        after: Tables,
+    ) -> tuple[Float[Tensor, "B S D"], Float[Tensor, "B S D"]]:
         """Compute the same by lightwam.kernels: from tokens and their norm, to tokens and their norm.
 
         `own` are the block's tables; `after` is for the norm that the block returns.
@@ -99,7 +115,7 @@ class FoldedBlock:
         v = qkv[..., 2 * x.shape[-1] :].unflatten(-1, (heads, -1))
         x, normed = add_norm(x, self.out(frame_attention(q, k, v, present)), first.gate, clean=present)
         q = ops.head_norm(self.query(normed), self.norm_query[None], None, heads)[:, :, 0]
-        x, normed = add_norm(x, self.out2(attention(q, keys, values, score_bias)), None, second, present)
+        x, normed = add_norm(x, self.out2(attention(q, *context)), None, second, present)
         return add_norm(x, self.down(self.up.gelu(normed)), second.gate, after, present)
 
 
@@ -224,7 +240,7 @@ class FoldedWAM:
         if self.uses_kernels:
             return self._act_with_kernels(x, present, rope, context_kv)
         for i, block in enumerate(self.blocks):
-            x = block(x, rope, context_kv.keys[i], context_kv.values[i], context_kv.score_bias, present)
+            x = block(x, rope, context_kv.of_block(i), present)
             if (adapter := self.adapters.get(i)) is not None:
                 x = adapter(x)
                 pooled.append(self.expert.pool_tap(len(pooled), x))
@@ -240,9 +256,9 @@ class FoldedWAM:
         begins = [first for first, _ in tables] + [FOLDED]
         normed = ops.norm(x, begins[0].shift, begins[0].scale, 0.0, present, 0)[0]
         for i, block in enumerate(self.blocks):
-            kv, adapter = (context_kv.keys[i], context_kv.values[i], context_kv.score_bias), self.adapters.get(i)
+            adapter = self.adapters.get(i)
             after = begins[i + 1] if adapter is None else FOLDED
-            x, normed = block.with_kernels(x, normed, rope, *kv, present, tables[i], after)
+            x, normed = block.with_kernels(x, normed, rope, context_kv.of_block(i), present, tables[i], after)
             if adapter is not None:
                 x, normed = add_norm(x, adapter.update(normed), None, begins[i + 1], present)
                 pooled.append(self.expert.pool_tap(len(pooled), x))
