@@ -230,6 +230,32 @@ def test_videos_show_the_episode_from_its_first_to_its_last_step(tmp_path: Path,
         assert np.abs(pictures[-1].astype(float) - simulator.observe().frames["top"]).mean() < 4
 
 
+def test_every_episode_can_begin_disturbed(tmp_path: Path, seeing: Seeing) -> None:
+    plain, moved = seeing.recipe.eval, replace(seeing.recipe.eval, disturb="object")
+    result = evaluate(tmp_path, moved, say=quiet)
+    assert result["protocol"]["disturb"] == "object" and result["successes"] == 4  # it sees where the dot is
+    row = read_episodes(tmp_path / "eval")["red", 1_000_000]
+    with av.open(str(tmp_path / "eval" / row["video"])) as container:
+        first = next(container.decode(video=0)).to_ndarray(format="rgb24").astype(float)
+    simulator = registry.make_simulator(replace(seeing.recipe.sim, height=240, width=240), "red")
+    simulator.reset(1_000_000)
+    assert np.abs(first - simulator.observe().frames["top"]).mean() > 4
+    simulator.move_object(np.random.default_rng(1_000_000))
+    assert np.abs(first - simulator.observe().frames["top"]).mean() < 4
+    with pytest.raises(CheckpointError, match="other settings"):
+        evaluate(tmp_path, plain, say=quiet)
+    assert "disturb" not in json.dumps(evaluate(tmp_path, plain, folder="plain", say=quiet)["protocol"])
+
+
+def test_a_disturbance_that_the_simulator_lacks_is_refused_first(
+    tmp_path: Path, seeing: Seeing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PointSimulator, "disturbances", ("camera",))
+    with pytest.raises(SimulatorError, match="no disturbance 'object'") as caught:
+        evaluate(tmp_path, replace(seeing.recipe.eval, disturb="object"), say=quiet)
+    assert "camera or frozen" in str(caught.value) and not seeing.asked
+
+
 def test_only_missing_episodes_are_run(tmp_path: Path, seeing: Seeing) -> None:
     whole = evaluate(tmp_path, say=quiet)
     path = tmp_path / "eval" / "episodes.jsonl"

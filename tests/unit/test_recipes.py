@@ -1,4 +1,4 @@
-"""config/recipes.py, paper_recipes.py: every name gives a recipe that fits together, the paper's sizes are the paper's."""
+"""Every name in recipes.py gives a recipe that fits together, and the paper's sizes are the paper's."""
 
 import pytest
 

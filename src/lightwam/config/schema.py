@@ -323,6 +323,8 @@ class EvalConfig:
     """episode i of a task has seed first_seed + i, which demonstrations must not have"""
     workers: int = 2
     videos_per_task: int = 2
+    disturb: Literal["none", "object", "camera"] = added("none")
+    """at each reset, by the episode's seed: move the task's object, or turn the cameras"""
 
 
 @dataclass(frozen=True)

@@ -26,12 +26,13 @@ from lightwam.config.strict_json import to_dict
 from lightwam.errors import ConfigError
 from lightwam.evaluation.episodes import EpisodeKey, open_episodes, read_episodes, task_files
 from lightwam.evaluation.films import film
-from lightwam.evaluation.rollouts import EpisodeJob, Waiting, run_episodes, simulator_jobs
+from lightwam.evaluation.rollouts import EpisodeJob, Waiting, at_reset, run_episodes, simulator_jobs
 from lightwam.evaluation.seeds import evaluation_seeds
 from lightwam.evaluation.statistics import success_rate
 from lightwam.policy import run_directory
 from lightwam.policy.policy import Policy
 from lightwam.sim import registry
+from lightwam.sim.disturb import check_kind
 from lightwam.system.files import append_line, replace_file
 from lightwam.system.jobs import Finished, JobRunner
 from lightwam.system.machine import versions
@@ -181,8 +182,9 @@ class ClosedLoop:
 
     def episodes(self) -> list[EpisodeJob]:
         """Return all episodes of the evaluation, in the order in which they begin."""
-        tasks = self.recipe.simulation.tasks
-        return [EpisodeJob(task, self.seeds[task][i]) for i in range(self.recipe.eval.trials) for task in tasks]
+        settings, tasks = self.recipe.eval, self.recipe.simulation.tasks
+        seeds = [(task, self.seeds[task][i]) for i in range(settings.trials) for task in tasks]
+        return [EpisodeJob(task, seed, at_reset(settings, seed)) for task, seed in seeds]
 
     def run(
         self,
@@ -251,15 +253,19 @@ class ClosedLoop:
 def describe(recipe: Recipe, policy: EvaluablePolicy, sentences: Mapping[str, str]) -> dict[str, Any]:
     """Return every constant that a success rate depends on: two results compare only if these agree."""
     settings, rule = to_dict(recipe.eval), registry.seed_rule(recipe.simulation.name)
-    counted = {} if rule is None else {"seeds": f"that the expert solves: {rule.depends_on(recipe.simulation)}"}
+    simulator = registry.make_simulator(recipe.simulation, recipe.simulation.tasks[0])
+    special = {} if rule is None else {"seeds": f"that the expert solves: {rule.depends_on(recipe.simulation)}"}
+    if recipe.eval.disturb != "none":  # named only then: folders from before there was the setting are extended
+        check_kind(simulator, recipe.eval.disturb)
+        special |= {"disturb": recipe.eval.disturb}
     return {
         "sim": to_dict(recipe.simulation),
-        "constants": registry.make_simulator(recipe.simulation, recipe.simulation.tasks[0]).constants,
-        "eval": {key: settings[key] for key in settings if key not in ("workers", "videos_per_task")},
+        "constants": simulator.constants,
+        "eval": {key: settings[key] for key in settings if key not in ("workers", "videos_per_task", "disturb")},
         **policy.identity(),
         "sentences": dict(sentences),
         "success": "at any control step",
-        **counted,
+        **special,
         "versions": versions() | registry.installed_versions(recipe.simulation.name),
     }
 

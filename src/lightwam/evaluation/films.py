@@ -10,7 +10,7 @@ import numpy as np
 
 from lightwam.config.schema import Recipe
 from lightwam.evaluation.episodes import read_episodes, task_files
-from lightwam.evaluation.rollouts import FilmJob
+from lightwam.evaluation.rollouts import FilmJob, at_reset
 from lightwam.system.files import explain_disk_errors, write_file
 from lightwam.system.jobs import JobRunner
 
@@ -26,7 +26,8 @@ def film(jobs: JobRunner, recipe: Recipe, folder: Path, say: Callable[[str], Non
                 stem = f"{names[task]}-{seed}"
                 rows[task, seed]["video"] = f"videos/{stem}-{outcome}.mp4"
                 if not (folder / rows[task, seed]["video"]).exists():
-                    todo.append(FilmJob(task, seed, np.load(folder / "actions" / f"{stem}.npy")))
+                    actions, disturbance = np.load(folder / "actions" / f"{stem}.npy"), at_reset(recipe.eval, seed)
+                    todo.append(FilmJob(task, seed, actions, (disturbance,) if disturbance else ()))
     with explain_disk_errors(folder / "videos"):
         (folder / "videos").mkdir(exist_ok=True)
     if todo:

@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 
 from lightwam.config.schema import SimConfig
-from lightwam.config.strict_json import from_dict
+from lightwam.config.strict_json import added, from_dict
 from lightwam.errors import CheckpointError
 from lightwam.system.files import replace_file
 
@@ -34,12 +34,14 @@ REWRITE = "write the file again with the command that made it, or delete it: the
 broken = partial(CheckpointError, next_step=REWRITE)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Protocol:
     """What reports name of an evaluation's constants."""
 
     sim: SimConfig
     eval: EvalSettings
+    disturb: Literal["none", "object", "camera"] = added("none")
+    """`eval.disturb`"""
 
 
 def read_result(kind: type[Result], path: Path) -> Result | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
-from lightwam.config.schema import SimConfig
+from lightwam.config.schema import EvalConfig, SimConfig
 from lightwam.data.lerobot.video import write_video
 from lightwam.sim import registry
 from lightwam.sim.disturb import Disturbance, Disturbed
@@ -107,6 +107,11 @@ class EpisodeJob:
         simulator = worker.simulator(self.task)
         episode = Disturbed(simulator, self.disturbance) if self.disturbance else simulator
         return StepResult(worker.begin(episode, self.seed), 0, False)
+
+
+def at_reset(settings: EvalConfig, seed: int) -> Disturbance | None:
+    """Return what `eval.disturb` does to the episode of a seed."""
+    return None if settings.disturb == "none" else Disturbance(settings.disturb, 0, seed)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ TRIALS = 5
 COUNTS = ("successes", "trials")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SwapProtocol(Protocol):
     """The constants of the evaluation to compare with."""
 
@@ -38,7 +38,7 @@ def swap_sentences(run: Path, say: Callable[[str], None] = print) -> None:
         raise CheckpointError("there is no evaluation to compare with", where=path, next_step=f"lightwam eval {run}")
     right = read_object(path)
     protocol = read_part(SwapProtocol, right.get("protocol"), f"{path}.protocol")
-    sim, settings = protocol.sim, to_dict(read_recipe(run).eval) | dict(protocol.eval)
+    sim, settings = protocol.sim, to_dict(read_recipe(run).eval) | dict(protocol.eval) | {"disturb": protocol.disturb}
     settings = from_dict(EvalConfig, settings, f"{path}.protocol.eval")
     others = zip(sim.tasks, sim.tasks[1:] + sim.tasks[:1], strict=True)
     sentences = {task: registry.make_simulator(sim, other).instruction for task, other in others}

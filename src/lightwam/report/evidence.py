@@ -170,7 +170,7 @@ def read_evidence(run: Path) -> Evidence:
     weights = sorted((run / "checkpoints").glob(f"step_{8 * '[0-9]'}/model.safetensors"))
     plan = read_result(Protocol, folder / "protocol.json")
     if plan is None and recipe.sim is not None:
-        plan = Protocol(recipe.sim, to_dict(recipe.eval))
+        plan = Protocol(sim=recipe.sim, eval=to_dict(recipe.eval), disturb=recipe.eval.disturb)
     episodes, truncated = _read_episodes(folder)
     result = read_result(EvaluationResult, folder / "result.json")
     watch = read_result(WatchResult, run / "watch" / "result.json")

@@ -43,7 +43,7 @@ class Disturbed(Simulator):
     def __init__(self, simulator: Simulator, *disturbances: Disturbance) -> None:
         """`disturbances` happen in every episode, each at its step; SimulatorError as for `disturb`."""
         for disturbance in disturbances:
-            _check_kind(simulator, disturbance.kind)
+            check_kind(simulator, disturbance.kind)
         self.wrapped, self.planned = simulator, disturbances
         self.task, self.instruction, self.robot = simulator.task, simulator.instruction, simulator.robot
         self.cameras, self.fps, self.disturbances = simulator.cameras, simulator.fps, simulator.disturbances
@@ -93,7 +93,7 @@ class Disturbed(Simulator):
 
         `seed` decides size and direction. SimulatorError when the simulator does not have the kind of disturbance.
         """
-        _check_kind(self.wrapped, kind)
+        check_kind(self.wrapped, kind)
         if kind == "frozen":
             self._frozen, self.size = None if self._frozen else self.wrapped.observe().frames, 0.0
             return
@@ -106,11 +106,12 @@ class Disturbed(Simulator):
                 self.disturb(disturbance.kind, disturbance.seed)
 
 
-def _check_kind(simulator: Simulator, kind: Kind) -> None:
-    if kind not in kinds(simulator):
+def check_kind(simulator: Simulator, kind: Kind) -> None:
+    """Raise SimulatorError unless the disturbance is possible in `simulator`."""
+    if kind not in (possible := kinds(simulator)):
         what, where = f"this simulator has no disturbance {kind!r}", type(simulator).__name__
-        step = "write its method and name it in Simulator.disturbances, or use frozen frames only"
-        raise SimulatorError(what, where=where, next_step=step)
+        step = "write its method and name it in Simulator.disturbances"
+        raise SimulatorError(what, where=where, expected=" or ".join(possible), next_step=step)
 
 
 def turn_cameras(rotations: np.ndarray, degrees: float, rng: np.random.Generator) -> None:
