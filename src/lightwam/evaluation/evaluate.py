@@ -26,13 +26,12 @@ from lightwam.config.strict_json import to_dict
 from lightwam.errors import ConfigError
 from lightwam.evaluation.episodes import EpisodeKey, open_episodes, read_episodes, task_files
 from lightwam.evaluation.films import film
-from lightwam.evaluation.rollouts import EpisodeJob, Waiting, at_reset, run_episodes, simulator_jobs
+from lightwam.evaluation.rollouts import EpisodeJob, Waiting, at_reset, record_of, run_episodes, simulator_jobs
 from lightwam.evaluation.seeds import evaluation_seeds
 from lightwam.evaluation.statistics import success_rate
 from lightwam.policy import run_directory
 from lightwam.policy.policy import Policy
 from lightwam.sim import registry
-from lightwam.sim.disturb import check_kind
 from lightwam.system.files import append_line, replace_file
 from lightwam.system.jobs import Finished, JobRunner
 from lightwam.system.machine import versions
@@ -182,9 +181,8 @@ class ClosedLoop:
 
     def episodes(self) -> list[EpisodeJob]:
         """Return all episodes of the evaluation, in the order in which they begin."""
-        settings, tasks = self.recipe.eval, self.recipe.simulation.tasks
-        seeds = [(task, self.seeds[task][i]) for i in range(settings.trials) for task in tasks]
-        return [EpisodeJob(task, seed, at_reset(settings, seed)) for task, seed in seeds]
+        keys = ((task, seeds[i]) for i in range(self.recipe.eval.trials) for task, seeds in self.seeds.items())
+        return [EpisodeJob(task, seed, at_reset(self.recipe.eval, seed)) for task, seed in keys]
 
     def run(
         self,
@@ -252,21 +250,19 @@ class ClosedLoop:
 
 def describe(recipe: Recipe, policy: EvaluablePolicy, sentences: Mapping[str, str]) -> dict[str, Any]:
     """Return every constant that a success rate depends on: two results compare only if these agree."""
-    settings, rule = to_dict(recipe.eval), registry.seed_rule(recipe.simulation.name)
-    simulator = registry.make_simulator(recipe.simulation, recipe.simulation.tasks[0])
-    special = {} if rule is None else {"seeds": f"that the expert solves: {rule.depends_on(recipe.simulation)}"}
-    if recipe.eval.disturb != "none":  # named only then: folders from before there was the setting are extended
-        check_kind(simulator, recipe.eval.disturb)
-        special |= {"disturb": recipe.eval.disturb}
+    sim, rule = recipe.simulation, registry.seed_rule(recipe.simulation.name)
+    simulator = registry.make_simulator(sim, sim.tasks[0])
+    counted = {} if rule is None else {"seeds": f"that the expert solves: {rule.depends_on(sim)}"}
     return {
-        "sim": to_dict(recipe.simulation),
+        "sim": to_dict(sim),
         "constants": simulator.constants,
-        "eval": {key: settings[key] for key in settings if key not in ("workers", "videos_per_task", "disturb")},
+        "eval": {k: v for k, v in to_dict(recipe.eval).items() if k not in ("workers", "videos_per_task", "disturb")},
         **policy.identity(),
         "sentences": dict(sentences),
         "success": "at any control step",
-        **special,
-        "versions": versions() | registry.installed_versions(recipe.simulation.name),
+        **counted,
+        **record_of(recipe.eval, simulator),
+        "versions": versions() | registry.installed_versions(sim.name),
     }
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Float32
 from lightwam.config.schema import EvalConfig, SimConfig
 from lightwam.data.lerobot.video import write_video
 from lightwam.sim import registry
-from lightwam.sim.disturb import Disturbance, Disturbed
+from lightwam.sim.disturb import Disturbance, Disturbed, check_kind
 from lightwam.sim.simulator import Simulator
 from lightwam.system.cpu import one_thread
 from lightwam.system.files import explain_disk_errors
@@ -112,6 +112,17 @@ class EpisodeJob:
 def at_reset(settings: EvalConfig, seed: int) -> Disturbance | None:
     """Return what `eval.disturb` does to the episode of a seed."""
     return None if settings.disturb == "none" else Disturbance(settings.disturb, 0, seed)
+
+
+def record_of(settings: EvalConfig, simulator: Simulator) -> dict[str, str]:
+    """Return `eval.disturb` for a protocol: nothing for none, as in the folders from before there was the setting.
+
+    SimulatorError if the simulator does not have the disturbance.
+    """
+    if settings.disturb == "none":
+        return {}
+    check_kind(simulator, settings.disturb)
+    return {"disturb": settings.disturb}
 
 
 @dataclass(frozen=True)
