@@ -31,7 +31,7 @@ def run(arguments: Sequence[str]) -> None:
     if wants_help(arguments):
         parse(CompareOptions, arguments, "compare FIRST SECOND [MORE ...]")
     words = list(takewhile(lambda word: not word.startswith("-"), arguments))
-    positionals(words, "compare", FOLDERS)  # refuses fewer than two
+    positionals(arguments, "compare", FOLDERS)  # refuses fewer than two
     options = parse(CompareOptions, arguments[len(words) :], " ".join(["compare", *words]))
     from lightwam.evaluation.compare import compare
     from lightwam.evaluation.compare_policies import compare_policies, named_policies

@@ -189,7 +189,8 @@ def positionals(arguments: Sequence[str], command: str, names: Mapping[str, str]
     if len(words) < len(names):
         missing = list(names)[len(words) :]
         usage = f"lightwam {command} {' '.join([*words, *missing])}"
-        raise ConfigError(f"lightwam {command} needs {names[missing[0]]}", got=" ".join(words) or None, next_step=usage)
+        what = f"lightwam {command} needs {names[missing[0]]}" + (", before its options" if len(words) < len(arguments) else "")
+        raise ConfigError(what, got=" ".join(arguments) or None, next_step=usage)
     return words, list(arguments[len(names) :])
 
 
