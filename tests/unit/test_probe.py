@@ -1,4 +1,4 @@
-"""evaluation/probe.py: predicted frames, real frames and attention are recorded at moments of an episode."""
+"""evaluation/probe.py, seen.py: predicted frames, real frames and attention are recorded at moments of an episode."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ from report_run import FRAMES, PLAN, SIZE, TASKS, write_run
 
 from lightwam.errors import CheckpointError, ConfigError
 from lightwam.evaluation.future_errors import FutureSettings, measure_futures, read_futures
+from lightwam.evaluation.seen import rms_error, see_simulated
 from lightwam.policy.policy import Policy
 from lightwam.report import write_report
 from lightwam.report.evidence import read_evidence
+from lightwam.sim.point import PointSimulator
 from lightwam.sim.registry import make_simulator
+from lightwam.sim.simulator import StepOutcome
+from lightwam.types import Observation
 
 
 @pytest.fixture
@@ -41,6 +45,23 @@ class FakePolicy(Policy):
         return [np.full((4, 2, 2), 0.25, np.float32)] * 2
 
 
+class Counting(PointSimulator):
+    """Notes at which steps it was drawn, and succeeds with the fourth."""
+
+    def reset(self, seed: int) -> None:
+        super().reset(seed)
+        self.steps, self.drawn = 0, list[int]()
+
+    def observe(self) -> Observation:
+        self.drawn.append(self.steps)
+        return super().observe()
+
+    def step(self, action: np.ndarray) -> StepOutcome:
+        super().step(action)
+        self.steps += 1
+        return StepOutcome(self.steps == 4)
+
+
 @pytest.fixture
 def policy() -> FakePolicy:
     import torch
@@ -53,6 +74,38 @@ def policy() -> FakePolicy:
     both = measure(np.random.default_rng(0).uniform(-1, 1, (50, 2)).astype(np.float32))
     latents = DctLatents.fit(plan.latents, torch.rand(4, 3, SIZE, SIZE) * 2 - 1)
     return FakePolicy(Codec(plan.codec, both, both), latents)
+
+
+@pytest.mark.parametrize(
+    ("stop_at_success", "canvases", "drawn", "asked"),
+    [(True, [0, 2, 4], [0, 2, 3, 4], 2), (False, [0, 2, 4, 6, 8], [0, 2, 3, 4, 6, 8], 3)],
+)
+def test_an_episode_is_seen_up_to_its_end(
+    policy: FakePolicy, stop_at_success: bool, canvases: list[int], drawn: list[int], asked: int
+) -> None:
+    """Success comes with the fourth step, the policy is asked every three."""
+    simulator = Counting(PLAN.sim, "red")
+    seen = see_simulated(
+        policy,
+        simulator,
+        1,
+        canvases=range(0, 99, 2),
+        observations=[2],
+        last_step=8,
+        stop_at_success=stop_at_success,
+    )
+    assert list(seen.canvases) == canvases and list(seen.observations) == [2]
+    assert simulator.drawn == drawn and policy.asked == asked
+
+
+def test_pictures_errors_are_root_mean_squares() -> None:
+    black, grey = np.zeros((2, 3, 4, 4, 3), np.uint8), np.full((2, 3, 4, 4, 3), 6, np.uint8)
+    grey[1] += 4
+    assert rms_error(black, grey).tolist() == [6, 10]
+    assert rms_error(black[:, :1], grey).tolist() == [6, 10]
+    half = black[0].copy()
+    half[:, :2] = 8
+    assert float(rms_error(half, black[0])) == pytest.approx(np.sqrt(32))
 
 
 def test_moments_are_recorded_with_the_real_future(policy: FakePolicy, run: Path) -> None:
