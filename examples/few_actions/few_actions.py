@@ -17,8 +17,7 @@ from collections import defaultdict
 from collections.abc import Collection
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
+from lightwam.data.lerobot.meta import read_parquet
 from lightwam.sim.metaworld.simulator import INSTRUCTIONS
 
 ARMS = ("actions", "video", "more-video", "no-loss")
@@ -61,7 +60,7 @@ def recipe_text(dataset: Path, sentences: Collection[str], arm: str, demos: int,
     """Return a recipe file: `demos` demonstrations of each sentence with actions, the others as the arm says."""
     episodes: dict[str, list[int]] = defaultdict(list)
     for file in sorted((dataset / "meta/episodes").rglob("*.parquet")):
-        table = pq.read_table(file, columns=["episode_index", "tasks"], use_threads=False)
+        table = read_parquet(file, ["episode_index", "tasks"])
         for episode, tasks in zip(table["episode_index"].to_pylist(), table["tasks"].to_pylist(), strict=True):
             if tasks[0] in sentences:
                 episodes[tasks[0]].append(episode)
