@@ -20,7 +20,7 @@ COMMANDS = {
     "init": "look at a dataset of your robot, and write a recipe for it",
     "demo": "collect, train, evaluate and report in one go",
     "collect": "record demonstrations by scripted experts as a LeRobot v3.0 dataset",
-    "convert": "convert published demonstrations of LIBERO to such a dataset",
+    "convert": "convert published demonstrations of LIBERO or RoboTwin to such a dataset",
     "cache": "encode a dataset once: latents and prompts for recipes with pretrained encoders",
     "train": "train a policy on a dataset; the same command resumes it",
     "eval": "run a policy, a run's or a server's, in closed loop on unseen seeds",
