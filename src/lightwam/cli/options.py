@@ -189,7 +189,8 @@ def positionals(arguments: Sequence[str], command: str, names: Mapping[str, str]
     if len(words) < len(names):
         missing = list(names)[len(words) :]
         usage = f"lightwam {command} {' '.join([*words, *missing])}"
-        what = f"lightwam {command} needs {names[missing[0]]}" + (", before its options" if len(words) < len(arguments) else "")
+        before = ", before its options" if len(words) < len(arguments) else ""
+        what = f"lightwam {command} needs {names[missing[0]]}{before}"
         raise ConfigError(what, got=" ".join(arguments) or None, next_step=usage)
     return words, list(arguments[len(names) :])
 
