@@ -139,9 +139,10 @@ def test_a_run_without_an_evaluation(tiny_once: Any) -> None:
     [
         (4, {}, "at step 6; these weights are of step 4"),
         (None, {"sentences": {"red": "move to the blue dot"}}, "other instructions than the tasks' own"),
+        (None, {"disturb": "camera"}, "in disturbed worlds: at each reset the cameras are turned."),
     ],
 )
-def test_an_evaluation_of_other_weights_or_instructions_is_marked(
+def test_an_evaluation_of_other_weights_instructions_or_worlds_is_marked(
     tiny: Any, step: Any, protocol: Any, told: str
 ) -> None:
     card = model_card(evaluated(tiny.run, **protocol), step, repo=ID)

@@ -160,6 +160,16 @@ def test_numbers_come_from_the_run_and_not_from_its_recipe(run: Path) -> None:
     assert "10 of 9 episodes are done" in plain(report(run)[0])
 
 
+def test_a_disturbed_evaluation_says_so(run: Path) -> None:
+    assert "At each reset" not in plain(report(run)[0])
+    for name in ("protocol.json", "result.json"):
+        path = run / "eval" / name
+        data = json.loads(path.read_text())
+        (data if name == "protocol.json" else data["protocol"])["disturb"] = "camera"
+        path.write_text(json.dumps(data))
+    assert "At each reset the cameras are turned. Intervals" in plain(report(run)[0])
+
+
 def test_an_evaluation_without_latencies(run: Path) -> None:
     edit(run / "eval" / "result.json", latency_ms=None)
     assert "not measured: every episode was finished before" in plain(report(run)[0])

@@ -43,6 +43,11 @@ class Protocol:
     disturb: Literal["none", "object", "camera"] = added("none")
     """`eval.disturb`"""
 
+    @property
+    def what_is_disturbed(self) -> str:
+        """What happens at each reset, in words; "" for nothing."""
+        return {"none": "", "object": "the task's object is moved", "camera": "the cameras are turned"}[self.disturb]
+
 
 def read_result(kind: type[Result], path: Path) -> Result | None:
     """Read the JSON object in `path` as the dataclass `kind`, ignoring other keys; None without the file."""

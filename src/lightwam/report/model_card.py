@@ -85,9 +85,11 @@ class Card:
 
     @property
     def own_result(self) -> EvaluationResult | None:
-        """The evaluation, if it was of these weights with the tasks' own instructions."""
+        """The evaluation, if it was of these weights with the tasks' own instructions, and nothing was disturbed."""
         asked = self.protocol
-        return self.evidence.result if asked and asked.checkpoint_step == self.step and not asked.sentences else None
+        if asked is None or asked.checkpoint_step != self.step or asked.sentences or asked.what_is_disturbed:
+            return None
+        return self.evidence.result
 
     @property
     def steps_per_second(self) -> float | None:
