@@ -138,6 +138,15 @@ def test_with_foresight(
     assert plain.video == without.video and not torch.isclose(plain.action, without.action, rtol=1e-3)
 
 
+@pytest.mark.parametrize("name", ["frozen with LoRA", "from scratch"])
+def test_with_an_expert_that_reads_the_state(name: str) -> None:
+    model, given = model_of(BACKBONES[name], state_frequencies=3), batch_of()
+    plain, ours = model.loss(*given), packed_loss(model, *given)
+    torch.testing.assert_close(tuple(ours), tuple(plain), rtol=1e-12, atol=0)
+    found = gradients(model, ours)
+    assert worst(found, gradients(model, plain)) < 1e-12 and found["expert.state_reader.proj.weight"].all()
+
+
 def test_in_single_precision_too() -> None:
     model, given = model_of(FROZEN, torch.float32), batch_of(torch.float32)
     plain, packed_ = model.loss(*given), packed_loss(model, *given)

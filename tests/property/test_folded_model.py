@@ -32,6 +32,7 @@ EXPERT = st.fixed_dictionaries(
         "num_pool_heads": st.sampled_from([1, 2]),
         "layer_width": st.integers(6, 16),
         "trunk_width": st.integers(8, 24),
+        "state_frequencies": st.sampled_from([0, 0, 3]),
     }
 )
 

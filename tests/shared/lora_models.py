@@ -19,10 +19,12 @@ FROZEN = BackboneConfig(
 )  # fmt: skip
 
 
-def model_of(backbone: BackboneConfig, dtype: torch.dtype = torch.float64, **settings: Any) -> LightWAM:
+def model_of(
+    backbone: BackboneConfig, dtype: torch.dtype = torch.float64, state_frequencies: int = 0, **settings: Any
+) -> LightWAM:
     """A model without zeros and with queries that differ, so that every gradient is well above rounding."""
     torch.manual_seed(1)
-    expert = ExpertConfig(num_queries=3, num_pool_heads=2, layer_width=12, trunk_width=16, step_code_dim=8)
+    expert = ExpertConfig(3, 2, layer_width=12, trunk_width=16, step_code_dim=8, state_frequencies=state_frequencies)
     model = LightWAM(
         ModelConfig(
             backbone, expert, FlowConfig(), state_dim=2, action_dim=3, horizon=8, supervised_prefix=6, **settings

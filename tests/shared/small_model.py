@@ -18,9 +18,14 @@ CONFIG = ModelConfig(
 )  # fmt: skip
 
 
+def config_of(foresight: int = 0) -> ModelConfig:
+    """With foresight, the other addition to the published model too: an expert that reads the state."""
+    return replace(CONFIG, foresight=foresight, expert=replace(CONFIG.expert, state_frequencies=foresight))
+
+
 def model_of(seed: int = 0, noise: float = 0.1, foresight: int = 0) -> LightWAM:
     torch.manual_seed(seed)
-    model = LightWAM(replace(CONFIG, foresight=foresight))
+    model = LightWAM(config_of(foresight))
     for parameter in model.parameters():
         parameter.data += noise * torch.randn_like(parameter)
     return model

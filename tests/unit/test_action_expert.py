@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
 from lightwam.config.schema import BackboneConfig, ExpertConfig, FlowConfig, ModelConfig
 from lightwam.model.action_expert import Pooler, StateFusionActionExpert
+from lightwam.model.state_reader import state_features
 
 CONFIG = ModelConfig(
     backbone=BackboneConfig(width=24, num_heads=1, num_blocks=3, taps=(0, 2)),
@@ -50,11 +53,11 @@ def test_pooling_does_not_depend_on_the_order_of_tokens() -> None:
 def test_every_tap_and_every_step_counts() -> None:
     torch.manual_seed(0)
     expert, taps = shaken(StateFusionActionExpert(CONFIG)), [torch.randn(2, 7, 24) for _ in range(2)]
-    chunk = expert(taps)
+    chunk = expert(taps, torch.zeros(2, 2))
     assert chunk.shape == (2, 6, 5)
     for tap in range(2):
         other = [tokens + (i == tap) * torch.randn_like(tokens) for i, tokens in enumerate(taps)]
-        assert (expert(other) - chunk).abs().max() > 1e-3
+        assert (expert(other, torch.zeros(2, 2)) - chunk).abs().max() > 1e-3
     assert (chunk[:, 1:] - chunk[:, :-1]).abs().amax(dim=(0, 2)).min() > 1e-3, "steps are told apart"
 
 
@@ -64,3 +67,22 @@ def test_attention_is_one_map_a_tap_and_sums_to_one() -> None:
     assert [look.shape for look in looks] == [(2, 2, 3, 7)] * 2
     for look in looks:
         torch.testing.assert_close(look.sum(-1), torch.ones(2, 2, 3))
+
+
+def test_the_state_is_read_where_asked_and_nothing_changes_before_training() -> None:
+    torch.manual_seed(0)
+    reads = replace(CONFIG, expert=replace(CONFIG.expert, state_frequencies=3))
+    expert, taps, state = StateFusionActionExpert(reads), [torch.randn(2, 7, 24) for _ in range(2)], torch.rand(2, 2)
+    without = StateFusionActionExpert(CONFIG)
+    without.load_state_dict({k: v for k, v in expert.state_dict().items() if not k.startswith("state_reader.")})
+    torch.testing.assert_close(expert(taps, state), without(taps, state), rtol=0, atol=0)
+    shaken(expert)
+    assert (expert(taps, state + 1e-3) - expert(taps, state)).abs().max() > 1e-3
+    assert torch.equal(without(taps, state + 1), without(taps, state)), "as published"
+
+
+def test_the_features_of_a_state() -> None:
+    features = state_features(torch.tensor([[0.5, -0.25]]), 2)
+    sines, cosines = [1.0, -(0.5**0.5), 0.0, -1.0], [0.0, 0.5**0.5, -1.0, 0.0]
+    torch.testing.assert_close(features, torch.tensor([[0.5, -0.25, *sines, *cosines]]))
+    assert state_features(torch.zeros(1, 2, dtype=torch.float64), 2).dtype == torch.float64

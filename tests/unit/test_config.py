@@ -220,6 +220,7 @@ BAD = [
     ("model.supervised_prefix", 0, "model.supervised_prefix"),
     ("model.horizon", 12, "model.horizon"),
     ("model.state_dim", -1, "model.state_dim"),
+    ("model.expert.state_frequencies", -1, r"model.expert.state_frequencies must be 0\.\.16"),
     ("model.foresight", -1, r"model.foresight must be 0\.\.1"),
     ("model.foresight", 2, r"model.foresight must be 0\.\.1"),
     ("model.video_loss_weight", -1.0, "model.video_loss_weight"),

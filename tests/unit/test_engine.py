@@ -229,15 +229,17 @@ def test_the_least_recently_used_sentence_is_evicted(monkeypatch: pytest.MonkeyP
     assert asked == ["a", "ab", "abc", "ab"]
 
 
-def test_a_run_with_foresight_is_trained_saved_and_acts(tiny_once: Any, tmp_path: Path) -> None:
+def test_a_run_with_foresight_and_state_is_trained_saved_and_acts(tiny_once: Any, tmp_path: Path) -> None:
+    expert = tiny_once.recipe.model.expert
     recipe = replace(
         tiny_once.recipe,
-        model=replace(tiny_once.recipe.model, foresight=1),
+        model=replace(tiny_once.recipe.model, foresight=1, expert=replace(expert, state_frequencies=4)),
         train=replace(tiny_once.recipe.train, steps=2),
     )
     train(recipe, DatasetSource(tiny_once.dataset, cache=tiny_once.dataset), tmp_path / "run", say=lambda line: None)
     plain, fast = Policy.load(tmp_path / "run"), Policy.load(tmp_path / "run", engine=True)
     assert plain.recipe.model.foresight == plain.model.config.foresight == 1
+    assert plain.model.expert.state_reader is not None and plain.model.expert.state_reader.proj.weight.any()
     simulator = registry.make_simulator(recipe.sim, "red")
     simulator.reset(0)
     seen = simulator.observe()

@@ -55,7 +55,7 @@ def model_on(device: torch.device, dtype: torch.dtype, foresight: int = 0) -> Li
     torch.set_default_dtype(dtype)
     try:
         with device:
-            return LightWAM(replace(CONFIG, foresight=foresight))
+            return LightWAM(replace(small_model.config_of(foresight), backbone=CONFIG.backbone))
     finally:
         torch.set_default_dtype(before)
 

@@ -142,12 +142,18 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
         published.read(tmp_path / "none.pt", CONFIG)
 
 
-def test_a_model_with_foresight_is_refused(path: Path) -> None:
-    config = replace(CONFIG, foresight=2)
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        (replace(CONFIG, foresight=2), "foresight"),
+        (replace(CONFIG, expert=replace(CONFIG.expert, state_frequencies=2)), "expert.state_frequencies"),
+    ],
+)
+def test_a_model_whose_expert_reads_more_is_refused(config: ModelConfig, name: str, path: Path) -> None:
     read = published.read(path, CONFIG)
-    with pytest.raises(CheckpointError, match="foresight"):
+    with pytest.raises(CheckpointError, match=f"model.{name} must be 0"):
         published.read(path, config)
-    with pytest.raises(CheckpointError, match="foresight"):
+    with pytest.raises(CheckpointError, match=f"model.{name} must be 0"):
         published.write(path, read, config)
 
 

@@ -97,15 +97,22 @@ def test_a_resumed_run_keeps_its_statistics(two: Two, tmp_path: Path) -> None:
     assert (run / "processing.json").read_bytes() == before
 
 
-def test_the_first_weights_are_those_of_the_run_even_after_a_kill(two: Two, tmp_path: Path) -> None:
-    """Learning nothing, the run ends with the weights that it began with."""
+@pytest.mark.parametrize("state_frequencies", [0, 2])
+def test_the_first_weights_are_those_of_the_run_even_after_a_kill(
+    state_frequencies: int, two: Two, tmp_path: Path
+) -> None:
+    """Learning nothing, the run ends with the weights that it began with; an expert's new ones are zero."""
     frozen = replace(two.recipe.train, learning_rate=1e-30, muon_learning_rate=0.0, steps=1)
-    still = replace(two, recipe=replace(two.recipe, train=frozen))
-    begin(still, tmp_path / "new", start_from=two.old)
-    train(still.recipe, two.dataset, tmp_path / "new", say=lambda line: None)
+    expert = replace(two.recipe.model.expert, state_frequencies=state_frequencies)
+    still = replace(two.recipe, train=frozen, model=replace(two.recipe.model, expert=expert))
+    begin(replace(two, recipe=still), tmp_path / "new", start_from=two.old)
+    train(still, two.dataset, tmp_path / "new", say=lambda line: None)
     given = run_directory.run_weights(two.old, run_directory.load(two.old))
-    for name, value in run_directory.load(tmp_path / "new").model.items():
-        torch.testing.assert_close(value, given[name])
+    found = run_directory.load(tmp_path / "new").model
+    new = set(found) - set(given)
+    assert new == ({"expert.state_reader.proj.weight", "expert.state_reader.proj.bias"} if state_frequencies else set())
+    for name, value in found.items():
+        torch.testing.assert_close(value, torch.zeros_like(value) if name in new else given[name])
 
 
 def test_statistics_that_do_not_fit_are_refused_before_the_run_exists(two: Two, tmp_path: Path) -> None:

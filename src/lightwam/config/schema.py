@@ -51,6 +51,8 @@ class ExpertConfig:
     layer_width: int = 4608
     trunk_width: int = 6144
     step_code_dim: int = 256
+    state_frequencies: int = added(0)
+    """of sines and cosines by which the expert reads the state itself; 0 in the paper: it does not (state_reader.py)"""
 
 
 @dataclass(frozen=True)

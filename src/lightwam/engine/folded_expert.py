@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from lightwam.engine.folding import Placement, fold
 from lightwam.model.action_expert import NormedPair, Pooler, StateFusionActionExpert
 from lightwam.model.layers import at_least_float32, gelu, sinusoid
+from lightwam.model.state_reader import state_features
 
 
 class FoldedPooler:
@@ -69,6 +70,9 @@ class FoldedExpert:
         self.compressors = [FoldedPair(cast(NormedPair, pair), placement) for pair in expert.layer_compressors]
         fused = expert.fused_norm
         self.fused = fold([(expert.fused_proj, None)], placement, scale=fused.weight, shift=fused.bias)
+        reader = expert.state_reader
+        self.state_proj = fold([(reader.proj, None)], placement, plain=True) if reader is not None else None
+        self.state_frequencies = reader.frequencies if reader is not None else 0
         self.trunk = [FoldedPair(cast(NormedPair, block), placement) for block in expert.trunk]
         first, _, last = cast(tuple[nn.Linear, nn.GELU, nn.Linear], tuple(expert.output))
         weight = placement.wide(first.weight) * placement.wide(expert.output_norm.weight)
@@ -83,10 +87,14 @@ class FoldedExpert:
         """Pool and compress the adapted tokens of tap number `tap`."""
         return self.compressors[tap](self.poolers[tap](tokens))
 
-    def __call__(self, layers: Sequence[Float[Tensor, "B D2"]]) -> Float[Tensor, "B H A"]:
-        """Map the pooled taps to a chunk of normalised actions."""
+    def __call__(
+        self, layers: Sequence[Float[Tensor, "B D2"]], proprio: Float[Tensor, "B P"]
+    ) -> Float[Tensor, "B H A"]:
+        """Map the pooled taps and the normalised robot state to a chunk of normalised actions."""
         joined = torch.cat(tuple(layers), dim=-1)
         state = self.fused(F.layer_norm(joined, joined.shape[-1:]))
+        if self.state_proj is not None:
+            state = state + self.state_proj(state_features(proprio, self.state_frequencies).to(state.dtype))
         for block in self.trunk:
             state = state + block(state)
         centred = _centred(at_least_float32(state))

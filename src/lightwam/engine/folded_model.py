@@ -238,16 +238,21 @@ class FoldedWAM:
             x = torch.cat((x, self.patch_bias.expand(len(x), len(rope) - present, -1)), dim=1)
         pooled: list[Tensor] = []
         if self.uses_kernels:
-            return self._act_with_kernels(x, present, rope, context_kv)
+            return self._act_with_kernels(x, present, rope, context_kv, state)
         for i, block in enumerate(self.blocks):
             x = block(x, rope, context_kv.of_block(i), present)
             if (adapter := self.adapters.get(i)) is not None:
                 x = adapter(x)
                 pooled.append(self.expert.pool_tap(len(pooled), x))
-        return self.expert(pooled)
+        return self.expert(pooled, state)
 
     def _act_with_kernels(
-        self, x: Float[Tensor, "B S D"], present: int, rope: Complex[Tensor, "S 1 pairs"], context_kv: ContextKV
+        self,
+        x: Float[Tensor, "B S D"],
+        present: int,
+        rope: Complex[Tensor, "S 1 pairs"],
+        context_kv: ContextKV,
+        state: Float[Tensor, "B P"],
     ) -> Float[Tensor, "B H A"]:
         """Run blocks and expert; a kernel that ends a part of them also makes the norm that begins the next one."""
         if len(x) not in self.tables:
@@ -262,7 +267,7 @@ class FoldedWAM:
             if adapter is not None:
                 x, normed = add_norm(x, adapter.update(normed), None, begins[i + 1], present)
                 pooled.append(self.expert.pool_tap(len(pooled), x))
-        return self.expert(pooled)
+        return self.expert(pooled, state)
 
     def _rope(self, rows: int, columns: int) -> Complex[Tensor, "S 1 pairs"]:
         """Return the RoPE of the tokens of a present of rows x columns, then of the foreseen frames."""

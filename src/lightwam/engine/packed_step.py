@@ -67,7 +67,7 @@ def packed_loss(
     if checkpointing:
         run = partial(checkpoint, run, use_reentrant=False)
     velocity, taps = forward(model, batch.present, noisy, time, embed_context(model, batch), run)
-    return model.losses(model.expert(taps), velocity, batch, noise, sigma)
+    return model.losses(model.expert(taps, batch.state), velocity, batch, noise, sigma)
 
 
 class Context(NamedTuple):

@@ -1,6 +1,6 @@
 """StateFusionActionExpert: tapped tokens of the present frame -> one chunk of actions, all steps at once.
 
-B batch, S tokens, D backbone width, Q learned queries a tap, H horizon, A action dims, W trunk width.
+B batch, S tokens, D backbone width, Q learned queries a tap, H horizon, A action dims, W trunk width, P state dims.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lightwam.config.schema import ModelConfig
 from lightwam.model.layers import attention, gelu, sinusoid
+from lightwam.model.state_reader import StateReader
 
 
 class Pooler(nn.Module):
@@ -69,31 +70,28 @@ class StateFusionActionExpert(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         expert, width, num_taps = config.expert, config.backbone.width, len(config.backbone.taps)
-        trunk = expert.trunk_width
-        self.horizon, self.step_code_dim = config.horizon, expert.step_code_dim
-        self.layer_poolers = nn.ModuleList(
-            Pooler(width, expert.num_queries, expert.num_pool_heads) for _ in range(num_taps)
-        )
+        trunk, code, frequencies = expert.trunk_width, expert.step_code_dim, expert.state_frequencies
+        self.horizon, self.step_code_dim, queries = config.horizon, code, expert.num_queries
+        self.layer_poolers = nn.ModuleList(Pooler(width, queries, expert.num_pool_heads) for _ in range(num_taps))
         self.layer_compressors = nn.ModuleList(NormedPair(width, expert.layer_width) for _ in range(num_taps))
         self.fused_norm = nn.LayerNorm(num_taps * expert.layer_width)
         self.fused_proj = nn.Linear(num_taps * expert.layer_width, trunk)
+        self.state_reader = StateReader(config.state_dim, frequencies, trunk) if frequencies else None
         self.trunk = nn.ModuleList([NormedPair(trunk, trunk)])
         self.step_pos_proj = nn.Sequential(
-            nn.LayerNorm(expert.step_code_dim),
-            nn.Linear(expert.step_code_dim, trunk),
-            nn.GELU(approximate="tanh"),
-            nn.Linear(trunk, trunk),
+            nn.LayerNorm(code), nn.Linear(code, trunk), nn.GELU(approximate="tanh"), nn.Linear(trunk, trunk)
         )
         self.output_norm = nn.LayerNorm(trunk)
         self.output = nn.Sequential(
             nn.Linear(trunk, trunk), nn.GELU(approximate="tanh"), nn.Linear(trunk, config.action_dim)
         )
 
-    def forward(self, taps: Sequence[Float[Tensor, "B S D"]]) -> Float[Tensor, "B H A"]:
-        """Map the adapted tokens of every tap to a chunk of normalised actions."""
+    def forward(self, taps: Sequence[Float[Tensor, "B S D"]], proprio: Float[Tensor, "B P"]) -> Float[Tensor, "B H A"]:
+        """Map the adapted tokens of every tap, and the normalised robot state, to a chunk of normalised actions."""
         pairs = zip(self.layer_poolers, self.layer_compressors, taps, strict=True)
         layers = [compressor(pooler(tokens)) for pooler, compressor, tokens in pairs]
         state = self.fused_proj(self.fused_norm(torch.cat(layers, dim=-1)))
+        state = state if self.state_reader is None else state + self.state_reader(proprio)
         for block in self.trunk:
             state = state + block(state)
         return self.output(self.output_norm(state[:, None] + self.step_codes()))

@@ -9,7 +9,7 @@ v            velocity noise - z, predicted by the video pass
 
 Two passes share the weights:
   action pass   the present at full resolution, time 0, up to the last tap; the action expert decodes a from the taps.
-                With `foresight` the expert also reads tokens of the frames after it (model/foresight.py)
+                In other models than the paper's it also reads foresight.py's tokens, or the state (state_reader.py)
   video pass    the clip averaged 2x2 in space, its future noised to sigma; only for training and imagination
 """
 
@@ -58,7 +58,7 @@ class LightWAM(nn.Module):
         self, latent: Float[Tensor, "B C 1 h w"], context: Float[Tensor, "B L E"], state: Float[Tensor, "B P"]
     ) -> Float[Tensor, "B H A"]:
         """Return one chunk of normalised actions: a single action pass, without sampling."""
-        return self.expert(self.tapped_tokens(latent, context, state))
+        return self.expert(self.tapped_tokens(latent, context, state), state)
 
     def attention(
         self, latent: Float[Tensor, "B C 1 h w"], context: Float[Tensor, "B L E"], state: Float[Tensor, "B P"]
@@ -92,7 +92,7 @@ class LightWAM(nn.Module):
         config = self.config
         context = self.append_proprio(batch.context, batch.state)
         context_kv = self.dit.encode_context(context, stop_at_last_tap=config.video_loss_weight == 0)
-        a = self.expert(self.action_pass(batch.present, context_kv))
+        a = self.expert(self.action_pass(batch.present, context_kv), batch.state)
         if config.video_loss_weight == 0:
             action = self.action_error(a, batch).mean()
             return Losses(config.action_loss_weight * action, torch.zeros_like(action), action)

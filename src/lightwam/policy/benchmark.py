@@ -302,7 +302,7 @@ def parts_ms(policy: Policy, observation: Observation, engine: Engine, device: t
     calls: dict[str, Call] = {
         "cameras to canvas": lambda: codec.canvas(observation.frames),
         "canvas to latent": lambda: engine.latents.encode(to_pixels(canvas)),
-        "action expert": lambda: expert([expert.pool_tap(tap, tokens) for tap in range(len(config.taps))]),
+        "action expert": lambda: expert([expert.pool_tap(tap, tokens) for tap in range(len(config.taps))], state),
         "both": lambda: engine.act_on_latent(latent, context_kv, state),
     }
     parts = {part: row["p50_ms"] for part, row in time_interleaved(calls, device).items()}
@@ -325,7 +325,7 @@ def published(
     if model.config.foresight:
         return model.act(latent, context, state)
     context_kv = model.dit.encode_context(model.append_proprio(context, state))
-    return model.expert(model.dit(latent, None, context_kv).taps)
+    return model.expert(model.dit(latent, None, context_kv).taps, state)
 
 
 def library_encode(wan: Any, pixels: Float[Tensor, "B 3 1 height width"]) -> Float[Tensor, "B C 1 h w"]:

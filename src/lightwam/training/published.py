@@ -53,7 +53,7 @@ def read(path: Path | str, config: ModelConfig) -> Published:
     Raises CheckpointError when the file is no published checkpoint, and when tensors, which it lists, are missing,
     unknown, of other shapes than in `config`'s model, or not finite.
     """
-    _check_foresight(config, path)
+    _check_inputs(config, path)
     content = read_pickled(Path(path))
     _check_layout(content, path)
     shapes, faults = _shapes(config), list[str]()
@@ -74,7 +74,7 @@ def write(path: Path | str, published: Published, config: ModelConfig) -> None:
 
     Raises CheckpointError when the state is not that of `config`'s model, or writing fails.
     """
-    _check_foresight(config, path)
+    _check_inputs(config, path)
     check_tensors("the state is of another model", path, published.state, _shapes(config), NEXT_STEP)
     sections = {
         section: OrderedDict((theirs, published.state[ours]) for theirs, ours in names.items())
@@ -138,11 +138,13 @@ def _shapes(config: ModelConfig) -> dict[str, torch.Size]:
         return {name: tensor.shape for name, tensor in LightWAM(config).state_dict().items()}
 
 
-def _check_foresight(config: ModelConfig, path: Path | str) -> None:
-    if config.foresight:
-        what = "model.foresight must be 0: the published model's expert reads the present alone"
-        step = "to train with it from published weights, adopt them without, then train --start-from that run"
-        raise CheckpointError(what, where=path, got=config.foresight, next_step=step)
+def _check_inputs(config: ModelConfig, path: Path | str) -> None:
+    """Refuse a model whose expert reads what the published one does not."""
+    step = "to train with it from published weights, adopt them without, then train --start-from that run"
+    for name, got in (("foresight", config.foresight), ("expert.state_frequencies", config.expert.state_frequencies)):
+        if got:
+            what = f"model.{name} must be 0: the published model's expert reads the present's tokens alone"
+            raise CheckpointError(what, where=path, got=got, expected=0, next_step=step)
 
 
 def _check_layout(content: Any, path: Path | str) -> None:
