@@ -1,4 +1,5 @@
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
@@ -123,12 +124,13 @@ def test_without_a_video_loss_there_is_no_video_pass(monkeypatch: pytest.MonkeyP
 
 
 @torch.no_grad()
-def test_action_loss_computed_by_hand() -> None:
-    batch = batch_of()
-    chunk = MODEL.act(batch.present, batch.context, batch.state)
+@pytest.mark.parametrize(("kind", "power"), [("mse", 2), ("l1", 1)])
+def test_action_loss_computed_by_hand(kind: Literal["mse", "l1"], power: int) -> None:
+    batch, model = batch_of(), model_of(replace(CONFIG, action_loss=kind))
+    chunk = model.act(batch.present, batch.context, batch.state)
     steps = [6, 6, 4]
-    rows = [(chunk[i, :n] - batch.action[i, :n]).square().mean() for i, n in enumerate(steps)]
-    torch.testing.assert_close(MODEL.loss(batch, *draws()).action, torch.stack(rows).mean())
+    rows = [(chunk[i, :n] - batch.action[i, :n]).abs().pow(power).mean() for i, n in enumerate(steps)]
+    torch.testing.assert_close(model.loss(batch, *draws()).action, torch.stack(rows).mean())
 
 
 @torch.no_grad()

@@ -81,6 +81,8 @@ class ModelConfig:
     """the paper's lambda"""
     video_loss_weight: float = 1.0
     """1 in the paper; 0 leaves out the video pass (an ablation)"""
+    action_loss: Literal["mse", "l1"] = added("mse")
+    """mean squared or absolute error of normalised actions; the paper's is mse"""
     foresight: int = added(0)
     """latent frames after the present that the action expert reads too, from noise, in the same pass; 0 in the paper"""
 

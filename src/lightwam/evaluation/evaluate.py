@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -35,7 +35,7 @@ from lightwam.sim import registry
 from lightwam.system.files import append_line, replace_file
 from lightwam.system.jobs import Finished, JobRunner
 from lightwam.system.machine import versions
-from lightwam.system.progress import Progress
+from lightwam.system.progress import Progress, Say
 from lightwam.system.timing import percentiles
 from lightwam.system.workers import PoolFactory, require_main_guard
 from lightwam.types import Observation
@@ -84,7 +84,7 @@ def evaluate(
     folder: str = "eval",
     sentences: Mapping[str, str] | None = None,
     pool_factory: PoolFactory | None = None,
-    say: Callable[[str], None] = print,
+    say: Say = print,
 ) -> dict[str, Any]:
     """Evaluate a policy, write RUN/`folder`/result.json and return its content; finished episodes are not run again.
 
@@ -185,11 +185,7 @@ class ClosedLoop:
         return [EpisodeJob(task, seed, at_reset(self.recipe.eval, seed)) for task, seed in keys]
 
     def run(
-        self,
-        jobs: JobRunner,
-        todo: list[EpisodeJob],
-        done: Mapping[EpisodeKey, Mapping[str, Any]],
-        say: Callable[[str], None],
+        self, jobs: JobRunner, todo: list[EpisodeJob], done: Mapping[EpisodeKey, Mapping[str, Any]], say: Say
     ) -> None:
         """Run the episodes `todo` and record each; `done` are those of earlier attempts."""
         outcomes = [done[key]["success"] for job in self.episodes() if (key := (job.task, job.seed)) in done]

@@ -120,8 +120,9 @@ class LightWAM(nn.Module):
         return Losses(total, video, action)
 
     def action_error(self, a: Float[Tensor, "B H A"], batch: Batch) -> Float[Tensor, " B"]:
-        """Return each sample's mean squared error of actions, over steps that are supervised and not padding."""
-        error = (at_least_float32(a) - batch.action).square().mean(dim=2)
+        """Return each sample's error of actions, squared or absolute, over supervised steps that are not padding."""
+        difference = at_least_float32(a) - batch.action
+        error = (difference.abs() if self.config.action_loss == "l1" else difference.square()).mean(dim=2)
         step = torch.arange(error.shape[1], device=error.device)
         return flow.masked_mean(error, ~batch.action_is_pad & (step < self.config.supervised_prefix))
 

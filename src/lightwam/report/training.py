@@ -12,7 +12,7 @@ from lightwam.report.formatting import short_number
 
 CURVES = (
     ("loss", "Joint loss", "", False),
-    ("loss_action", "Action loss", "squared error", False),
+    ("loss_action", "Action loss", "of normalised actions", False),
     ("loss_video", "Video loss", "weighted squared error", False),
     ("learning_rate", "Learning rate", "", True),
     ("grad_norm", "Gradient norm", "before clipping", False),
