@@ -14,6 +14,7 @@ from lightwam.config.schema import (
     CodecConfig,
     CollectConfig,
     EvalConfig,
+    ExpertConfig,
     HashedTextConfig,
     ModelConfig,
     PcaConfig,
@@ -53,6 +54,7 @@ SECTIONS = (
     CollectConfig,
     TrainConfig,
     EvalConfig,
+    ExpertConfig,
 )
 
 
@@ -83,7 +85,10 @@ def at(data: Any, path: tuple[str | int, ...]) -> Any:
 
 TABLES = paths(to_dict(recipes.demo()))
 ADDED = {
-    field.name for kind in (*SECTIONS, ModelConfig, Recipe) for field in fields(kind) if field.metadata.get("added")
+    field.name
+    for kind in (*SECTIONS, ModelConfig, ExpertConfig, Recipe)
+    for field in fields(kind)
+    if field.metadata.get("added")
 }
 
 
