@@ -60,7 +60,7 @@ def parse_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         run.mkdir(parents=True)
         (run / "recipe.json").write_text(json.dumps(to_dict(recipes.demo())))
         (run / "dataset.json").write_text('{"path": "data/demo"}')
-    for name in ("so101", "so101_2", "two_arms"):
+    for name in ("so101", "so101_2", "two_arms", "two"):
         (tmp_path / f"{name}.toml").write_text('base = "demo"')
     monkeypatch.chdir(tmp_path)
     real = tyro.cli
