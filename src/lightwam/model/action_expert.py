@@ -91,7 +91,8 @@ class StateFusionActionExpert(nn.Module):
         pairs = zip(self.layer_poolers, self.layer_compressors, taps, strict=True)
         layers = [compressor(pooler(tokens)) for pooler, compressor, tokens in pairs]
         state = self.fused_proj(self.fused_norm(torch.cat(layers, dim=-1)))
-        state = state if self.state_reader is None else state + self.state_reader(proprio)
+        if self.state_reader is not None:
+            state = state + self.state_reader(proprio)
         for block in self.trunk:
             state = state + block(state)
         return self.output(self.output_norm(state[:, None] + self.step_codes()))
