@@ -131,7 +131,7 @@ def test_a_run_without_an_evaluation(tiny_once: Any) -> None:
     assert "**The success rate of these weights was not measured.**" in card and "The run holds no evaluation" in card
     assert "- Success of these weights." in card and "- Latency." in card
     assert ModelCard(card).data.eval_results is None
-    assert "%, 95 %" not in card
+    assert "%, 95 %" not in card and "action (mse) + 1 video" in card
 
 
 @pytest.mark.parametrize(

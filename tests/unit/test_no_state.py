@@ -103,6 +103,12 @@ def test_statistics_of_no_numbers_survive() -> None:
     assert FeatureStats.from_dict(stats.to_dict()) == stats
 
 
+def test_there_is_none_that_the_expert_could_read(recipe: Recipe) -> None:
+    expert = replace(recipe.model.expert, state_frequencies=2)
+    with pytest.raises(ConfigError, match=r"(?s)state_frequencies must be 0\.\.0.*there is no state"):
+        checks.check_recipe(replace(recipe, model=replace(recipe.model, expert=expert)))
+
+
 def test_a_negative_count_is_refused(recipe: Recipe) -> None:
     with pytest.raises(ConfigError, match=r"model\.state_dim"):
         checks.check_recipe(replace(recipe, model=replace(recipe.model, state_dim=-1)))

@@ -172,8 +172,8 @@ def _check_model(model: ModelConfig) -> None:
     _require(1 <= prefix <= model.horizon, "model.supervised_prefix", prefix, f"1..{model.horizon} (model.horizon)")
     _require_least(1, "model", model, "action_dim", "horizon")
     _require_least(0, "model", model, "state_dim", "video_loss_weight", "action_loss_weight")
-    frequencies, why = expert.state_frequencies, "the highest one has 2^15 periods in the range of a state"
-    most = 16 if model.state_dim else 0
+    frequencies = expert.state_frequencies
+    most, why = (16, "the highest has 2^15 periods in a state's range") if model.state_dim else (0, "there is no state")
     _require(0 <= frequencies <= most, "model.expert.state_frequencies", frequencies, f"0..{most}", why)
     trained, why = not backbone.frozen or backbone.lora_rank > 0, "else nothing of the backbone is trained"
     _require(trained, "model.backbone.lora_rank", 0, "> 0 with model.backbone.frozen", why)

@@ -220,9 +220,9 @@ def robotwin_blocks_small() -> Recipe:
     """RoboTwin's five box tasks by one compact policy from scratch, chosen by the sentence: a night of a CPU.
 
     An action spans four of RoboTwin's frames, which makes 90 to 140 decisions of an episode instead of 350 to 550. The
-    head camera is cropped to the part of the table where blocks lie. A grasp needs 0.01 rad: so joint targets are
-    absolute and the expert reads the state itself, else errors of the arm's position are not corrected; and pictures
-    are not shifted, as 4 pixels are a centimetre of the table. Measured in docs/results/robotwin.md.
+    head camera is cropped to the part of the table where blocks lie. A grasp needs 0.01 rad. So joint targets are
+    absolute: with relative ones, errors of the arm's position were not corrected. The expert reads the state itself,
+    which makes the next actions more exact (docs/results/robotwin.md). Pictures are not shifted: a pixel is 3 mm.
     """
     base, text, dim, words = demo(), HashedTextConfig(num_tokens=24, dim=64), len(JOINT_NAMES), "plain/no-shadows"
     backbone = replace(base.model.backbone, width=96, ffn_width=192, num_heads=4)

@@ -1,7 +1,8 @@
 """What the action expert reads of the robot's state itself, beside the tokens; an addition to the published model.
 
-There the state is one token of the context, which picture tokens attend to, and the expert pools those. Little of a
-small change of the state comes through, so that a policy does not correct it. Sines and cosines make it large.
+There the state is one token of the context, which picture tokens attend to, and the expert pools those. In a small
+model from scratch little of a small change of the state came through, so that the policy did not correct it
+(docs/results/robotwin.md). Sines and cosines make it large.
 """
 
 from __future__ import annotations

@@ -86,10 +86,10 @@ class Card:
     @property
     def own_result(self) -> EvaluationResult | None:
         """The evaluation, if it was of these weights with the tasks' own instructions, and nothing was disturbed."""
-        asked = self.protocol
-        if asked is None or asked.checkpoint_step != self.step or asked.sentences or asked.what_is_disturbed:
+        protocol = self.protocol
+        if protocol is None or protocol.checkpoint_step != self.step:
             return None
-        return self.evidence.result
+        return None if protocol.sentences or protocol.what_is_disturbed else self.evidence.result
 
     @property
     def steps_per_second(self) -> float | None:

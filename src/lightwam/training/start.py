@@ -96,8 +96,9 @@ def _load(run: Path, step: int | None, statistics: Statistics, recipe: Recipe) -
     weights = run_directory.run_weights(run, saved)
     with torch.device("meta"):
         wanted = {name: value.shape for name, value in LightWAM(recipe.model).state_dict().items()}
-    state_reader = {name: shape for name, shape in wanted.items() if name.startswith("expert.state_reader.")}
-    weights = {name: torch.zeros(shape) for name, shape in state_reader.items()} | weights  # if that run has none
+    if not theirs.model.expert.state_frequencies:  # then it has no reader, and a new one begins at zero
+        new = {name: shape for name, shape in wanted.items() if name.startswith("expert.state_reader.")}
+        weights = {name: torch.zeros(shape) for name, shape in new.items()} | weights
     check_tensors("the weights to start from are of another model", run, weights, wanted, "pass the recipe of that run")
     kept = Codec(recipe.codec, codec.state, codec.action, codec.relative) if statistics == "kept" else codec
     return Start(run, saved.step, statistics, weights, kept, measured)
